@@ -25,13 +25,16 @@ class Rows:
     """Takes the place of an embedding table in training: the rows that a batch names, read by the same ids."""
 
     table: Array  # float32 [size, D]
-    slot: Array  # int32 [N] position in `table` of every id of the batch; undefined for others
+    ids: Array  # int32 [size] the id of each row, N where there is none
+    slot: Array  # int32 [N] position in `table` of every id of the batch; anything for others
 
     def read(self, ids: jax.Array) -> jax.Array:
-        """Rows [..., D] of ids [...] of the batch; ids out of range read row 0."""
-        known = (ids >= 0) & (ids < self.slot.shape[0])
-        positions = jnp.asarray(self.slot).at[jnp.where(known, ids, 0)].get(mode="promise_in_bounds")
-        return jnp.asarray(self.table).at[positions].get(mode="promise_in_bounds")
+        """Rows [..., D] of ids [...] of the batch, NaN for other ids; ids out of range read row 0."""
+        asked = jnp.where((ids >= 0) & (ids < self.slot.shape[0]), ids, 0)
+        positions = jnp.asarray(self.slot).at[asked].get(mode="promise_in_bounds")
+        there = jnp.asarray(self.ids).at[positions].get(mode="clip") == asked
+        # no select over [..., D]: a position past the end is NaN, and its gradient goes nowhere
+        return jnp.asarray(self.table).at[jnp.where(there, positions, len(self.ids))].get(mode="fill", fill_value=jnp.nan)
 
 
 class _MLP(nn.Module):

@@ -111,7 +111,8 @@ def assemble(
 
     Each component's `init(key, config)` gives the parameter group of its name (the interaction's is "head"); `apply` sees all
     groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
-    `aif_jax.interaction` do.
+    `aif_jax.interaction` do. One that reads embedding rows of other ids than those of its features trains with `sparse=None`,
+    see `train.make_step`.
     """
     user_fn = partial(user.apply, config=config)
     item_fn = partial(item.apply, config=config)
@@ -145,6 +146,15 @@ def assemble(
 
     memory = partial(new_user, config), partial(update_user, config=config)
     return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint, *memory)
+
+
+def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
+    """The model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
+    parts = {"user": USER, "item": ITEM, "interaction": INTERACTION}
+    others = [part for part, ours in parts.items() if getattr(getattr(model, part), "func", None) is not ours.apply]
+    way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
+    expect(not others, name, "a model of `build`", f"one of `assemble` with {', '.join(others)} from elsewhere; {way_out}")
+    return build(config)
 
 
 def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:

@@ -34,7 +34,7 @@ from aif_jax.train.edits import Edit, Form
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
 from aif_jax.train.loop import LogWriter
-from aif_jax.train.losses import Loss, SequenceLoss, as_loss, distill_listwise
+from aif_jax.train.losses import Loss, SequenceLoss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task
@@ -205,8 +205,9 @@ class Run:
     ) -> Run:
         """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
 
-        Its version is another, so an index is built after it. Nothing is written: `save` writes the whole model into another
-        folder, `save_calibration` the calibration into the run's.
+        Its version is another, so an index is built after it. `metrics` are those that a calibration leaves as they are.
+        Nothing is written: `save` writes the whole model into another folder, `save_calibration` the calibration into the
+        run's.
 
         Args:
           data: data set of the run.
@@ -221,7 +222,8 @@ class Run:
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
         given = {"calibration_negatives": self.settings.task.calibration_negatives, "form": form, "rate": rate} | options
-        return dataclasses.replace(self, trained=edits.calibration(validation, **given)(self.trained, data))
+        trained = edits.calibration(validation, **given)(self.trained, data)
+        return dataclasses.replace(self, trained=trained, metrics=training.of_ranking(self.metrics))
 
     def save_calibration(self) -> None:
         """Writes the calibration of these parameters into the run's folder, in place of an earlier one: `Run.load` reads it.
@@ -392,7 +394,7 @@ def fit(
     """
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     training.expect_labels(task, data, model.config.objectives)
-    given = as_loss(loss) or loss or task.loss or Goals.of(model.config.objectives)
+    given = loss or task.loss or Goals.of(model.config.objectives)
     if teacher is not None:
         given = with_teacher(given, distill, model.config.objectives)
     repeats = bool(data.repeats if repeats is None else repeats)

@@ -26,6 +26,7 @@ from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
 USER_STATE = Path("experiments/results/user_state/record.json")
+WITHIN_DAY = Path("experiments/results/refresh/within_day/record.json")
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
@@ -82,22 +83,31 @@ def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None
         _legend(axis, loc="lower right")
 
 
-def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
-    """What an old model costs, and what a refresh costs."""
-    worlds = record["worlds"]
-    with drawing(
-        path, 3.6, "A model that is not refreshed falls behind;\na warm start costs a tenth of a training or less"
-    ) as axis:
+def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Path) -> None:
+    """What an old model costs, what a refresh costs, and what deltas lose: `within` is the record of trainings by hour."""
+    worlds, hourly = record["worlds"], within["worlds"]
+    title = "A model that is not refreshed falls behind; a warm start costs a tenth of a training or less"
+    with drawing(path, 3.9, title, width=13, panels=2) as (daily, by_hour):
         for at, (name, world) in enumerate(worlds.items()):
             lost, (low, high) = world["stale_loss_gauc_points"], world["stale_loss_interval"]
-            axis.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
+            daily.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
             share = f"refresh: {100 * world['warm_cost_share']:.0f} % of the CPU"
-            axis.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
-        axis.axvline(0, color="black", lw=1)
-        axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
-        axis.set_ylim(len(worlds) - 0.5, -0.5)
-        axis.set_xlim(-0.5, 1.7 * max(world["stale_loss_interval"][1] for world in worlds.values()))
-        axis.set_xlabel(f"GAUC points behind a model refreshed {next(iter(worlds.values()))['days']} times")
+            daily.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
+        daily.set_xlim(-0.5, 2.0 * max(world["stale_loss_interval"][1] for world in worlds.values()))
+        daily.set_xlabel(f"GAUC points behind a model refreshed {next(iter(worlds.values()))['days']} times")
+        for at, (name, world) in enumerate(hourly.items()):
+            for shift, arm, marker in ((-0.13, "delta", "o"), (0.13, "frozen", "s")):
+                lost, high, low = (-end for end in world["last_day_intervals"][arm])
+                error = [[lost - low], [high - lost]]
+                by_hour.errorbar(lost, at + shift, xerr=error, fmt=marker, color=COLOURS[name])
+        for label, marker in (("deltas, and a refresh every day", "o"), ("deltas alone", "s")):
+            by_hour.plot([], [], marker, color="dimgray", label=label)
+        by_hour.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        by_hour.set_xlabel("GAUC points behind training all, 8 times a day")
+        for axis, shown in ((daily, worlds), (by_hour, hourly)):
+            axis.axvline(0, color="black", lw=1)
+            axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])
+            axis.set_ylim(len(shown) - 0.5, -0.5)
 
 
 def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
@@ -105,7 +115,8 @@ def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int
     found, log = records.read(results), data.dataset.log
     events = np.bincount(log.user)
     of_model = {
-        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc") for name in (BASE, *MODELS)
+        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc_trained")
+        for name in (BASE, *MODELS)
     }
     made: dict[str, list[tuple[int, Interval]]] = {name: [] for name in MODELS}
     for low, high in BINS:
@@ -156,14 +167,14 @@ def draw_user_state(record: Mapping[str, Any], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, height: float, title: str) -> Iterator[Any]:
-    """One panel in the style, saved when the block ends."""
+def drawing(path: Path, height: float, title: str, *, width: float = 8, panels: int = 1) -> Iterator[Any]:
+    """Panels in the style, saved when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, height), layout="constrained")
-        yield figure.subplots()
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(1, panels)
         figure.suptitle(title, x=0.02, ha="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -182,9 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
     parser.add_argument("--refresh", metavar="FILE", type=Path, default=REFRESH, help="record (default %(default)s)")
+    text = "record of trainings by hour (default %(default)s)"
+    parser.add_argument("--within-day", metavar="FILE", type=Path, default=WITHIN_DAY, help=text)
     options = parser.parse_args(arguments)
     draw_blocks(blocks(options.results), options.out / "blocks.png")
-    draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
+    refreshed = [json.loads(file.read_text(encoding="utf-8")) for file in (options.refresh, options.within_day)]
+    draw_refresh(*refreshed, options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
     if options.data is not None:

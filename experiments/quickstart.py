@@ -145,7 +145,6 @@ def parse(arguments: list[str] | None):
     parser.add_argument("--load", action="store_true", help="measure requests a second of 64 callers too, half a minute")
     parser.add_argument("--out", metavar="DIR", type=Path, help="keep the run of the AIF model there: checkpoints and logs")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument(
         "--figure", metavar="PNG", type=Path, default=Path("quickstart_timelines.png"), help="default %(default)s"
     )

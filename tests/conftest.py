@@ -14,7 +14,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.store import compiled
 from aif_jax.types import Params
-from tests import demo, lanes, light
+from tests import demo, lanes, light, servers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +46,15 @@ LONGEST = (
     "tests/test_experiments.py::test_user_state", "tests/test_experiments.py::test_cascade",
     "tests/test_user_table.py::test_kills",
 )  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file without a test for this run is not imported, unless the command names it."""
+    file = collection_path.relative_to(ROOT).as_posix() if collection_path.is_relative_to(ROOT) else ""
+    named = any(
+        Path(config.invocation_params.dir, word.partition("::")[0]).resolve() == collection_path for word in config.args
+    )
+    return True if not named and lanes.leaves_out(file, config.option.markexpr) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -148,6 +157,21 @@ def light_compilation(pytestconfig: pytest.Config) -> Iterator[None]:
 def tiny_model() -> tuple[aif.PreRanker, Params]:
     """`(model, params)` with every approximation at a small size, initialised once for all tests."""
     return demo.build()
+
+
+@pytest.fixture(scope="session")
+def data() -> aif.Dataset:
+    """30 users with 40 events each on 90 items, for modules without data of their own; no test changes it."""
+    from experiments.datasets.synthetic import synthetic_world
+
+    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[dict[str, Any]]:
+    """Options of an S3 server, one for all tests of a process; each writes below a name of its own."""
+    with servers.s3() as options:
+        yield options
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ class Decay(Block):
       ValueError: fewer than one decay; a schema without content.
     """
 
+    per_item = ("unusual",)
     rates: int = 2
 
     def __post_init__(self):

@@ -23,8 +23,10 @@ from aif_jax.run import Run, fit
 from aif_jax.scores import probabilities
 from aif_jax.serving import Request
 from aif_jax.store.sealed import seal
+from aif_jax.train import edits
 from aif_jax.train.edits import KNOTS, fit_calibration, stack_calibrations
 from aif_jax.train.evaluate import list_scores
+from aif_jax.train.fit import of_ranking
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -128,10 +130,15 @@ def test_a_sampled_log_is_corrected_analytically(form):
     np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
 
 
-def test_several_objectives_have_a_calibration_each():
+def with_knots(monkeypatch, knots, *given, **options):
+    monkeypatch.setattr(edits, "KNOTS", knots)
+    return fit_calibration(*given, **options)
+
+
+def test_several_objectives_have_a_calibration_each(monkeypatch):
     for form in ("logistic", "isotonic"):
         pairs = [drawn(5000, lambda s: s), drawn(3000, lambda s: 2 * s - 1, seed=1)]
-        parts = [fit_calibration(*pair, form=form, knots=knots) for pair, knots in zip(pairs, (9, 6), strict=True)]
+        parts = [with_knots(monkeypatch, knots, *pair, form=form) for pair, knots in zip(pairs, (9, 6), strict=True)]
         scores = np.stack([pairs[0][0][:3000], pairs[1][0]], axis=1)
         both = apply(stack_calibrations(parts), scores)
         for place, made in enumerate(parts):
@@ -145,10 +152,10 @@ def test_several_objectives_have_a_calibration_each():
     ("offset", "size"),
     [(0.0, 1e-9), (0.0, 1.0), (-1000.0, 1.0), (-1000.0, 1e-3), (3e4, 0.01), (1e9, 1e3), (1e9, 1e6), (-1e30, 1e25), (0.0, 8e37)],
 )
-def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size):
+def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size, monkeypatch):
     scores, labels = drawn(3000, lambda s: 3 * s)
     scores = (offset + size * np.clip(scores, -2, 2)).astype(np.float32)
-    made, few = (fit_calibration(scores, labels, form="isotonic", knots=knots) for knots in (32, 5))
+    made, few = (with_knots(monkeypatch, knots, scores, labels, form="isotonic") for knots in (32, 5))
     several = stack_calibrations([made, few])
     for name in ("x", "y"):
         assert np.isfinite(several[name]).all() and (np.diff(several[name]) > 0).all(), name
@@ -268,6 +275,11 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     assert got.log_loss < raw.log_loss and (got.auc, got.gauc) == (raw.auc, raw.gauc)
     assert len(got.deciles.predicted) == 10 and got.deciles.worst < raw.deciles.worst
     assert fingerprint_of(fitted) != fingerprint_of(run)
+    ranking = {"auc", "gauc", "gauc_mean"}
+    assert run.metrics.keys() == ranking | {"log_loss", "calibration", "calibration_error"}
+    assert fitted.metrics == {name: run.metrics[name] for name in ranking}  # the others were of the logits before
+    several = {"click.log_loss": 1.0, "click.gauc": 0.5, "click.calibration": 2.0, "hr@10": 0.1}
+    assert of_ranking(several) == {"click.gauc": 0.5, "hr@10": 0.1}
     assert fingerprint_of(Run.load(run.folder)) == fingerprint_of(run) and not (run.folder / "calibration.json").exists()
     with pytest.raises(ValueError, match="save_calibration: expected a calibrated run, got one without"):
         run.save_calibration()
@@ -276,7 +288,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     fitted.save_calibration()
     loaded = Run.load(run.folder)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), loaded.params, fitted.params)
-    assert jax.tree.all(same)
+    assert jax.tree.all(same) and loaded.metrics == fitted.metrics
     again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
     shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
     assert shift == pytest.approx(np.log(0.5), abs=1e-5)

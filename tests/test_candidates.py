@@ -75,9 +75,45 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
     assert found.rows.tolist() == [[1, 2, 3], [2, 0, 0], [4, 0, 0], [5, 6, 0], [1, 0, 0]]  # item 0 is none of the catalogue
     assert found.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert (found.rows.dtype, found.labels.dtype, found.log_q) == (np.int32, np.float32, None)
-    assert impressions(dataset, candidates=2, threshold=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
     several = impressions(dataset, candidates=3, threshold={"shown": 1, "click": 2})(np.array([0, 3]), DRAW).labels
     assert several["click"].tolist() == [[0, 1, 0], [1, 0, 0]] and several["shown"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def shown(items, actions) -> Dataset:
+    """One request of user 1, a list of these items, and one of another item before it."""
+    schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=2)), actions=4)
+    log = EventLog.from_arrays([1] * (1 + len(items)), [8, *items], [1, *actions], [5, *[9] * len(items)], users=2)
+    catalogue = Catalogue.from_items(schema, np.arange(8), ids={"category": [1] * 8})
+    users, ids = Vocabulary([10]), Vocabulary(np.arange(8))
+    floats = np.zeros([2, 0], np.float32)
+    return Dataset(
+        name="list", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=ids
+    )
+
+
+def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():
+    data = shown([1, 2, 3, 4, 5, 6, 7, 0], [1, 1, 1, 1, 1, 3, 2, 3])
+    source = impressions(data, candidates=3, threshold={"click": 2, "like": 3})
+    drawn = set()
+    for step in range(30):
+        rows, labels, _ = source(np.array([0, 1]), SampleKey(0, 0, step))
+        assert rows[0].tolist() == [8, 0, 0] and rows[1, 1:].tolist() == [6, 7]  # in the order of the log
+        assert labels["click"][1].tolist() == [0, 1, 1] and labels["like"][1].tolist() == [0, 1, 0]
+        np.testing.assert_array_equal(source(np.array([0, 1]), SampleKey(0, 0, step)).rows, rows)
+        drawn.add(int(rows[1, 0]))
+    assert drawn == {1, 2, 3, 4, 5}
+    many = impressions(data, candidates=1, threshold=2)
+    assert {int(many(np.array([1]), SampleKey(0, 0, step)).rows[0, 0]) for step in range(30)} == {6, 7}
+    assert impressions(data, candidates=8, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0]]
+    assert impressions(data, candidates=7, threshold=2)(np.array([1]), DRAW).rows.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("candidates", [3, 4, 6])
+def test_an_item_that_is_logged_twice_in_a_request_is_one_candidate(candidates):
+    data = shown([2, 1, 2, 1], [1, 2, 2, 2])
+    rows, labels, _ = impressions(data, candidates=candidates, threshold=2)(np.array([1]), DRAW)
+    there = rows[0] > 0
+    assert rows[0][there].tolist() == [1, 2] and labels[0][there].tolist() == [1, 1]
 
 
 def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
@@ -110,9 +146,6 @@ def test_sampled_lists_have_the_positive_first():
     assert not (rows[:, 1:] == rows[:, :1]).any()
     assert labels[:, 0].tolist() == [1, 1, 1] and not labels[:, 1:].any()
     assert set(rows[1, 1:]) == {1, 2, 4}  # the counted items but the target; the user's other item among them
-    seen = SeenPairs(data.log, [0, 1, 3, 4])
-    rows = sampled_negatives(data, sampler=sampler, negatives=50, seen=seen)([0, 3, 4], DRAW).rows
-    assert [set(row) for row in rows[:, 1:].tolist()] == [{3, 4}, {1, 2}, {1, 2}]
     with pytest.raises(ValueError, match="unknown item at position 5"):
         sampled_negatives(data, sampler=sampler, negatives=1)([0, 5], DRAW)
 
@@ -133,8 +166,15 @@ def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
     back = dataclasses.replace(data, repeats=True)
     assert sampled_negatives(back, sampler=sampler, negatives=50).description == plain.description
     np.testing.assert_array_equal(sampled_negatives(back, sampler=sampler, negatives=50)(at, DRAW).rows, plain(at, DRAW).rows)
-    with pytest.raises(ValueError, match="expected seen or repeats=False, got both"):
-        sampled_negatives(data, sampler=sampler, negatives=1, seen=SeenPairs(data.log, [0]), repeats=False)
+
+
+def test_a_user_who_has_met_all_that_can_be_drawn_has_no_negatives():
+    data = test_sampling.dataset()
+    sampler = NegativeSampler([0, 1, 1, 0, 0])
+    source = sampled_negatives(data, sampler=sampler, negatives=3, repeats=False, logq_correction=True)
+    found = source(np.array([0, 2]), DRAW)  # item 3 of user 1, who has met 1 and 2
+    assert found.rows[0].tolist() == [1, 2, 2, 2] and found.rows[1].tolist() == [3, 0, 0, 0]
+    assert found.log_q is not None and np.isfinite(found.log_q).all() and found.labels[1].tolist() == [1, 0, 0, 0]
 
 
 def test_sampled_carries_the_correction_of_its_sampler(dataset):
@@ -207,8 +247,7 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
                 for n in (1, 2)
                 for c in (False, True)
             ),
-            sampled_negatives(dataset, sampler=one, negatives=1, seen=SeenPairs(dataset.log, [0, 1])),
-            sampled_negatives(dataset, sampler=one, negatives=1, seen=SeenPairs(dataset.log, [0, 4])),
+            sampled_negatives(dataset, sampler=one, negatives=1, repeats=False),
             retrieved(dataset, retrieval=table, candidates=3),
             retrieved(dataset, retrieval=table + 1, candidates=3),
             retrieved(dataset, retrieval=lambda positions: table[positions], candidates=3),
@@ -258,7 +297,7 @@ def test_what_was_met_before_is_what_a_loop_finds(seed):
     user, item = rng.integers(1, 5, 60), rng.integers(0, 9, 60)
     log = EventLog.from_arrays(user, item, np.ones(60, int), rng.integers(0, 20, 60))
     at = rng.integers(0, 60, 12)
-    seen = SeenPairs.before(log, at)
+    seen = SeenPairs(log, at)
     for place, position in enumerate(at):
         earlier = (log.user == log.user[position]) & (log.time < log.time[position])
         met = set(log.item[earlier].tolist())

@@ -14,7 +14,7 @@ import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.blocks.item_offset import with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
-from aif_jax.data.candidates import NegativeSampler
+from aif_jax.data.candidates import NegativeSampler, SampleKey
 from aif_jax.encoding.capacity import Capacity, add_counts, assign, new_rows
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
@@ -25,6 +25,7 @@ from aif_jax.readers import admit
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.train.edits import carry_over, carry_over_state
 from aif_jax.train.evaluate import catalogue_scores
+from aif_jax.train.tasks import NextItem
 from aif_jax.user_table import UserTable
 from tests import demo
 from tests.light import lightly_compiled
@@ -433,6 +434,10 @@ def test_free_rows_are_no_candidates(world):
     assert np.isneginf(scores[:, free]).all() and np.isfinite(np.delete(scores, free, axis=1)).all()
     sampler = NegativeSampler(np.zeros(9), uniform=1.0, rows=world.data.catalogue.rows)
     assert set(np.flatnonzero(sampler.probabilities)) == set(world.encoder.vocabularies["item"].rows)
+    for held_out in (False, True):  # uniform candidates: 0 ** 0 is 1
+        source = NextItem(power=0, negatives=99).source(world.data, before=BASE + 9999, held_out=held_out, repeats=True)
+        rows = source(np.array([0, 3]), SampleKey(0, 0, 0)).rows
+        assert not np.isin(rows, free).any() and len(np.unique(rows)) == 7
     assert "7 items" in repr(world.data)
     with pytest.raises(ValueError, match=r"Catalogue\.rows"):
         dataclasses.replace(world.data.catalogue, rows=np.zeros(7, np.int32))

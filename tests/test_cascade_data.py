@@ -59,6 +59,18 @@ def test_lines_become_requests(plain, caplog):
     assert few.cascade.rows.shape == (2, 2) and few.cascade.stage[0].tolist() == [0, 1]
 
 
+def test_of_a_long_request_the_furthest_stages_are_kept_then_the_order_of_the_lines(plain, caplog):
+    given = dict(user=[1] * 4 + [2], time=[20] * 4 + [30], stage=[1, 1, 0, 1, 0], labels={"x": [0.1, 0.2, 0.3, 0.4, 0.5]})
+    made, without, cut = from_columns(plain.log, **given, rows=[3, 2, 4, 1, 1], candidates=3)
+    assert (without, cut) == (0, 1) and made.rows.tolist() == [[4, 2, 3], [1, 0, 0]]  # row 1 came last; by row in a stage
+    assert made.stage[0].tolist() == [0, 1, 1] and made.labels["x"][0].tolist() == pytest.approx([0.3, 0.2, 0.1])
+    assert from_columns(plain.log, **given, rows=[3, 2, 4, 1, 1], candidates=4)[0].rows[0].tolist() == [4, 1, 2, 3]
+    lines = {"user": ["ann"] * 3, "item": [9, 8, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "ranked"]}
+    few = aif.read_cascade(lines, plain, candidates=2).cascade
+    assert few.rows.tolist() == [plain.items.encode([9, 8]).tolist()]
+    assert "1 candidates of requests with more than candidates=2 are left out" in caplog.text
+
+
 def test_a_csv_has_empty_values_where_the_log_does_not_know(plain, tmp_path):
     rows = ["user,item,time,stage,score", "ann,9,20,exposed,3", "ann,8,20,ranked,", "bob,7,30,exposed,1.5"]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
@@ -252,7 +264,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
     data, cascade = made.dataset, made.dataset.cascade
     assert data.repeats
     at, once = cascade.positions[:60], dataclasses.replace(made.dataset, repeats=False)
-    met = sources.SeenPairs.before(data.log, at)
+    met = sources.SeenPairs(data.log, at)
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()

@@ -114,9 +114,10 @@ def test_masked_entries_leave_no_trace_and_parts_add_up(loss):
     assert float(sum(parts)) == pytest.approx(float(clean), rel=1e-5)
     nothing = loss(scores, targets, where=np.zeros_like(where))
     assert float(nothing) == 0
-    broken = scores.copy()
-    broken[0, np.flatnonzero(where[0])[0]] = np.nan
-    assert np.isnan(loss(broken, targets, where=where))
+    for name in ("scores", "targets"):
+        given = {"scores": scores.copy(), "targets": targets.astype(np.float32)}
+        given[name][0, np.flatnonzero(where[0])[0]] = np.nan
+        assert np.isnan(loss(given["scores"], given["targets"], where=where)), name
 
 
 def test_descending_a_loss_finds_the_rankers_order():

@@ -12,21 +12,14 @@ import pytest
 import aif_jax as aif
 from aif_jax import metrics, train
 from aif_jax.data.candidates import CandidateLists, SampleKey, SeenPairs, impressions, pointwise_candidates
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
 evaluation = importlib.import_module("aif_jax.train.evaluate")  # the function of this name hides it
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +189,7 @@ def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, traine
     once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
     sample = np.arange(len(positions))[:, None]
     rows = sampled_before(once, positions)(positions, SampleKey(0, 0, 0)).rows
-    assert not SeenPairs.before(data.log, positions).contains(sample, rows[:, 1:]).any()
+    assert not SeenPairs(data.log, positions).contains(sample, rows[:, 1:]).any()
     by_data = train.evaluate(model, params, once, positions, **given)
     by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
     usual = train.evaluate(model, params, data, positions, **given)

@@ -13,24 +13,17 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.data.candidates import SampleKey, SeenPairs
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.store.version import EncodingMismatch
-from aif_jax.train.fit import FitSettings, begin, held_out, settings_in
+from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 from tests.test_sparse import SMALL
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
-
-
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +204,6 @@ def test_a_killed_run_ends_as_one_that_was_not(data, model, run, tmp_path):
     assert values[0] == values[1]
 
 
-@lightly_compiled()
 def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
     given = GIVEN | dict(out=run.folder, learning_rate=0.03)
     with pytest.raises(ValueError, match=r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"):
@@ -234,7 +226,6 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
     assert again.folder == tmp_path / "fresh"
 
 
-@lightly_compiled()
 @pytest.mark.parametrize("task", [Liked(threshold=2), Impressions(candidates=3, threshold=2)])
 def test_other_tasks_train_and_do_not_rank_the_catalogue(data, model, task):
     run = fit(model, data, **GIVEN | dict(task=task, epochs=1))
@@ -244,7 +235,6 @@ def test_other_tasks_train_and_do_not_rank_the_catalogue(data, model, task):
     assert FitSettings.from_json(run.settings.to_json()) == run.settings
 
 
-@lightly_compiled()
 def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model):
     def mine(scores, labels, *, where):
         return train.losses.pointwise_bce(scores, labels, where=where)
@@ -277,8 +267,17 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     seen = dataclasses.replace(
         data, log=data.log.from_arrays(data.log.user, data.log.item, np.ones_like(data.log.action), data.log.time)
     )
-    with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': no user"):
+    with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
         fit(model, seen, **GIVEN | dict(task=Liked(threshold=2)))
+    liked = (data.log.user % 2 + 1).astype(np.int32)  # every user likes all or nothing: an AUC over all is defined
+    apart = dataclasses.replace(data, log=data.log.from_arrays(data.log.user, data.log.item, liked, data.log.time))
+    settings = FitSettings(task=Liked(threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
+                           loss="", optimizer="", k=None, keep_best="auc")  # fmt: skip
+    validation(model, apart, settings, progress=False)
+    with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or False"):
+        validation(model, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
+    with pytest.raises(ValueError, match="got 'auc': its .* samples do not have .* of both labels; give keep_best='log_loss'"):
+        validation(model, seen, settings, progress=False)
     with pytest.raises(ValueError, match="NextItem.negatives: expected at least 1, got 0"):
         NextItem(negatives=0)
 
@@ -299,7 +298,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
-    assert not SeenPairs.before(data.log, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
+    assert not SeenPairs(data.log, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
     assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True

@@ -16,9 +16,9 @@ from aif_jax.train.fit import FitSettings, cuts, note, samples_line, samples_of,
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 from tests.test_sparse import SMALL
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 DAY = 86_400
 TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2), Cascaded()]
 
@@ -52,6 +52,11 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     line = samples_line(samples, settings)
     assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
     why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
+    if isinstance(task, Impressions):
+        users, sizes = np.unique(np.stack([data.log.user, data.log.time]), axis=1, return_counts=True)
+        eight = int((sizes > 3).sum())
+        assert samples.longer == eight > 0 and users.shape[1] == len(times)
+        why += f"; {eight:,} lists have more than `candidates` items: positives are kept"
     assert line.endswith(f"left out: {why}")
 
 
@@ -113,7 +118,6 @@ def test_an_integer_is_in_the_unit_of_the_columns():
     assert cuts_of_samples(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
 
 
-@lightly_compiled()
 def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, capsys, caplog):
     world = synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8)
     data = world.dataset

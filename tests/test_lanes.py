@@ -98,6 +98,34 @@ def test_left_out(expression, out):
     assert lanes.left_out(expression) == out
 
 
+@pytest.mark.parametrize(
+    ("file", "expression", "out"),
+    [
+        ("tests/test_study.py", "not docs and not experiments and not standing and not reliability and not engines", True),
+        ("tests/test_study.py", "docs or experiments", False),
+        ("tests/test_study.py", "", False),
+        ("tests/test_index_files.py", "experiments", False),  # two of its tests have lines, the others are in the default lane
+        ("tests/reliability/test_kills.py", "default", True),
+        ("tests/reliability/test_kills.py", "reliability", False),
+        ("tests/test_model.py", "experiments", False),  # a fixture may put a test into another lane
+    ],
+)
+def test_files_without_a_test_for_the_run(file, expression, out):
+    assert lanes.leaves_out(file, expression) == out
+
+
+def test_a_file_that_a_run_does_not_import_has_no_test_for_it():
+    """Every file is imported in some lane, and left out only where all of its tests are."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    expressions = [options[options.index("-m") + 1], *lanes.LANES, " or ".join(lanes.LANDING)]
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        assert any(not lanes.leaves_out(file, lane) for lane in lanes.LANES), file
+        of_tests = {lanes.lane_of(f"{file}::{name}") for name in functions(path) if name.startswith("test_")}
+        for expression in expressions:
+            assert not lanes.leaves_out(file, expression) or of_tests <= set(lanes.left_out(expression)), (file, expression)
+
+
 def test_notice():
     assert lanes.notice("") == []
     assert lanes.notice("not docs and not standing and not reliability and not engines") == [

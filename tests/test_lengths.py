@@ -14,11 +14,10 @@ from aif_jax.run import fit
 from aif_jax.train import fit as fitting
 from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 from tests.test_sparse import SMALL
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 GIVEN = dict(batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
 LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16, 12, 8, 8, 1])
 
@@ -71,11 +70,6 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
 
 
 @pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
 def model(data):
     return aif.build(demo.config(schema=data.schema, **(SMALL | {"long_length": 24})))
 
@@ -86,8 +80,6 @@ def small_world(monkeypatch):
     monkeypatch.setattr(lengths, "SHORTEST_LENGTH", 4)
     monkeypatch.setattr(lengths, "COMPILE", 10)
     monkeypatch.setattr(lengths, "FEW_STEPS", 10)
-    with lightly_compiled():
-        yield
 
 
 def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model, small_world, monkeypatch, tmp_path, capsys):

@@ -18,7 +18,6 @@ from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
 from aif_jax.train.step import loss_and_gradient
 from aif_jax.train.tasks import Goal, Goals
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.serving_world import World, bids_for, run
 from tests.test_sparse import SMALL
@@ -158,11 +157,6 @@ def test_wrong_goals_are_refused():
 
 
 # training and evaluation
-
-
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
 def labelled(data, at, draw):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax import checkpoint
+from aif_jax.connectors import SnapshotStore
 from aif_jax.data.cascade import STAGES, open_samples
 from aif_jax.data.pipeline import Pipeline, make_batch
 from aif_jax.encoding.capacity import Capacity
@@ -20,6 +22,9 @@ from aif_jax.jobs import outcomes as module
 from aif_jax.jobs.outcomes import join_outcomes
 from aif_jax.readers import admit
 from aif_jax.readers.read import read_samples
+from aif_jax.refreshing import GateConfig
+from aif_jax.refreshing.watch import Outcomes
+from aif_jax.scores import with_calibration
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
@@ -94,6 +99,30 @@ def test_samples_say_which_version_served_them(served, tmp_path, monkeypatch):
     seconds = arrays["time"][arrays["positions"]].tolist()
     served_by = {int(each.time): each.version for each in records}
     assert [record["versions"][code] for code in arrays["version"]] == [served_by[second] for second in seconds]
+
+
+def test_what_a_version_showed_has_the_calibrated_logit_of_its_first_objective(tmp_path):
+    trained, data = world(("click", "conversion"))
+    made = {"scale": np.array([0.5, 1], np.float32), "bias": np.array([-1, 0], np.float32)}
+    served = trained.replace(params=with_calibration(trained.params, made))
+    checkpoint.save(tmp_path / "model", served)
+    name = (store := SnapshotStore(tmp_path / "store")).publish(tmp_path / "model")
+    records = [record(served, data, place) for place in range(6)]
+    records[5] = records[5]._replace(version="f" * 64)
+    log, windows = write_log(tmp_path / "log", records), {"conversion": 3600, "click": 600}  # the objective's is not the first
+    rows = [(each.id, each.ids[1], int(each.time) + 5, "click") for each in records]
+    rows.append((records[0].id, records[0].ids[0], int(records[0].time) + 5, "conversion"))
+    options = {"encoder": served.encoder, "windows": windows, "until": LATER}
+    join_outcomes(log, outcomes(*rows), tmp_path / "samples" / "first", **options)
+    (tmp_path / "samples" / ".second").mkdir()
+    (tmp_path / "samples" / ".second" / "samples.json").write_text("not yet")
+    shown = Outcomes(tmp_path / "samples", store, [name]).shown(name, {served.version[:12], "0" * 12})
+    wanted = sorted((0.5 * each.logits[2 * at] - 1, float(at == 1)) for each in records[:5] for at in range(4))
+    found = sorted(zip(shown.logits.tolist(), shown.labels.tolist(), strict=True))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert len(np.unique(shown.users)) == 5 and len(shown.users) == 20
+    other = Outcomes(tmp_path / "samples" / "first", store, [name]).shown(name, {"f" * 12})
+    assert len(other.users) == 4 and other.labels.sum() == 1
 
 
 def test_everything_that_is_no_sample_is_counted(served, tmp_path):
@@ -293,6 +322,23 @@ def test_fit_trains_on_served_requests(served, tmp_path):
     task = Impressions(candidates=4, threshold=2)
     run = aif.fit(trained.model, made, task=task, batch_size=8, epochs=1, validation=0.2, test=0.2, progress=False)
     assert run.encoder.version == trained.encoder.version and 0 <= run.metrics["gauc"] <= 1
+
+
+def test_a_refresh_trains_on_served_requests(served, tmp_path):
+    """The next model comes from the log alone: joined samples, trained on, judged and published as files are."""
+    trained, data, _ = served
+    records = [record(trained, data, place) for place in range(120)]
+    log = write_log(tmp_path / "log", records)
+    options = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
+    join_outcomes(log, outcomes(*clicks(records, every=1)), tmp_path / "samples", **options)
+    made, task = read_samples(tmp_path / "samples", data), Impressions(candidates=4, threshold=2)
+    bounds = GateConfig(users=2, gauc=1.0, hit_rate=1.0, log_loss=5.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
+    given = {"task": task, "batch_size": 8, "gate": bounds, "platforms": ("cpu",), "progress": False, "held_out": 0.2}
+    refreshed = aif.refresh(trained, made, out=tmp_path / "store", since=NOW + 60 * 40, **given)
+    assert refreshed.status == "published" and refreshed.report["data"]["samples"] > 40
+    assert refreshed.trained.encoding == trained.encoding and refreshed.trained.version != trained.version
+    again = aif.refresh(tmp_path / "store", made, out=tmp_path / "store", **given)
+    assert again.status == "nothing new"
 
 
 def test_bad_input_is_refused_and_leaves_nothing(served, tmp_path):

@@ -19,7 +19,8 @@ from aif_jax.data.split import eligible_positions
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def same(a, b) -> bool:
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
-SHAPES = [{}, {"buckets": (8, 16), "window": 4}, {"block": 10, "block_window": 8}]
+SHAPES = [{}, {"buckets": (8, 16), "window": 4}, {"block": 2}]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -80,7 +81,6 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
         "seed": ({"seed": 1}, "pipeline.seed: expected 1, the cursor has 0"),
         "batch size": ({"batch_size": 24}, "pipeline.batch_size: expected 24, the cursor has 48"),
         "block": ({"block": 10}, "pipeline.block: expected 10, the cursor has 0"),
-        "block window": ({"block_window": 8}, "pipeline.block_window: expected 8, the cursor has 64"),
         "buckets": ({"buckets": (8, 16)}, r"pipeline.buckets: expected \[8, 16\], the cursor has \[\]"),
         "window": ({"window": 4}, "pipeline.window: expected 4, the cursor has 16"),
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
@@ -212,7 +212,7 @@ def test_buckets_cut_padding_and_lose_no_event(dataset):
         lengths.append(places.shape[1])
         np.testing.assert_array_equal(places.sum(axis=1), history)
         assert lengths[-1] == min(length for length in cut.lengths if length >= history.max())
-        assert fed.padding == pytest.approx(1 - history.sum() / (48 * lengths[-1]))
+        assert (fed.events, fed.places) == (history.sum(), 48 * lengths[-1])
     assert set(lengths) == {8, 16, 32}
     assert lengths != sorted(lengths)  # short and long batches are mixed
     places = [sum(fed.places for fed in feed.batches()) for feed in (plain, cut)]
@@ -221,7 +221,6 @@ def test_buckets_cut_padding_and_lose_no_event(dataset):
     assert padding[1] < 0.65 * padding[0], padding
 
 
-@lightly_compiled()
 def test_the_loss_of_a_sample_does_not_depend_on_its_bucket(dataset):
     """Buckets shorter and longer than the short history."""
     config = demo.config(schema=dataset.schema, long_length=32)
@@ -266,7 +265,7 @@ def test_a_thread_on_the_way_to_the_device_changes_nothing(dataset):
     with to_device(feed.batches()) as batches:
         for fed, plain in zip(batches, feed.batches(), strict=True):
             assert isinstance(fed.batch.labels, jax.Array) and same(fed.batch, plain.batch)
-            assert (fed.cursor, fed.padding, fed.place) == (plain.cursor, plain.padding, plain.place)
+            assert (fed.cursor, fed.events, fed.place) == (plain.cursor, plain.events, plain.place)
 
 
 def damaged(dataset, tmp_path, *, column: str, at: int, value: int):
@@ -347,7 +346,6 @@ def test_problems_of_a_batch(dataset):
         ({"epochs": 0}, "Pipeline.epochs: expected at least 1"),
         ({"window": 0}, "Pipeline.window: expected at least 1"),
         ({"block": -1}, "Pipeline.block: expected at least 0"),
-        ({"block_window": 0}, "Pipeline.block_window: expected at least 1"),
     ],
 )
 def test_a_wrong_pipeline_is_refused(dataset, wrong, message):

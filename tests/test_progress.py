@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import re
+import select
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -17,13 +21,11 @@ from aif_jax.index import ItemIndex
 from aif_jax.output import Bar, hidden, say, track
 from aif_jax.run import fit
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.light import lightly_compiled
 from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
-from tests.test_docs import website
 from tests.test_sparse import SMALL as SMALL_MODEL
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
 
 
@@ -123,6 +125,18 @@ def test_a_terminal_shows_one_bar_at_a_time(terminal):
     assert "\x1b[A" not in terminal.getvalue(), "the cursor never leaves the line"
 
 
+def test_a_terminal_that_tells_no_size_shows_bars_too(monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as file, Bar(4, label="train", unit="steps", file=file) as bar:
+        time.sleep(0.02)
+        bar.update(1)
+        bar.note(loss=0.7)
+        shown = os.read(reader, 1000).decode() if select.select([reader], [], [], 5)[0] else ""
+    os.close(reader)
+    assert "train:" in shown and "| 1/4 [" in shown
+
+
 def test_a_line_that_is_said_stands_above_the_bar(terminal):
     with Bar(4, label="train", unit="steps", file=terminal) as bar:
         bar.note(loss=0.7)
@@ -156,12 +170,6 @@ def test_nothing_is_shown_where_nobody_wants_it(clock, monkeypatch, file):
     assert "train" in file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-
-
-@lightly_compiled()
 def test_fit_evaluate_index_and_users_say_lines_without_a_terminal_and_nothing_when_silent(data, monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     model = aif.build(demo.config(schema=data.schema, **SMALL_MODEL))
@@ -195,9 +203,8 @@ def jobs(world, tmp_path_factory):  # noqa: F811
     small = [word for word in SMALL if word != "--quiet"]
     train = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, *small, "--out"]
     build = ["index", "build", "--checkpoint", out / "run", "--items", folder / "items", "--out"]
-    with lightly_compiled():
-        for words in ([*train, out / "run"], [*build, out / "index"]):
-            assert cli.main([*map(str, words), "--quiet"]) == 0
+    for words in ([*train, out / "run"], [*build, out / "index"]):
+        assert cli.main([*map(str, words), "--quiet"]) == 0
     return {
         "train": (["train", "--evaluate", *train[1:]], "train: "),
         "check": (["check", *files(folder), *FLAGS], "rows"),
@@ -208,7 +215,6 @@ def jobs(world, tmp_path_factory):  # noqa: F811
     }
 
 
-@lightly_compiled()
 def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, monkeypatch, tmp_path):  # noqa: F811
     """Of every job: without a terminal lines on stderr and JSON on stdout; with --quiet nothing but the result."""
     monkeypatch.setattr(progress, "EVERY", 0.0)
@@ -223,7 +229,6 @@ def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, monkeypatch, tmp
     assert json.loads(out)["items"] == 90
 
 
-@lightly_compiled()
 def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path):  # noqa: F811
     """Bars that were drawn within another one are gone, and none is left half."""
     monkeypatch.setattr(progress, "DELAY", 0)
@@ -238,6 +243,8 @@ def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path): 
 
 def test_every_job_has_json_and_quiet():
     """What ends by itself and has a result that people read; other commands print JSON alone, or serve until they are told."""
+    from tests.test_docs import website  # which imports much
+
     both = {
         " ".join(words)
         for words, one in website("reference").commands(cli.parser_of())

@@ -41,6 +41,7 @@ from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
 from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
+from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
 from aif_jax.user_table import UserTable
@@ -59,7 +60,11 @@ def run(tmp_path_factory) -> aif.Run:
 def served(run, tmp_path_factory) -> Path:
     """A checkpoint of it with SVD term, popularity correction and calibration."""
     days = world.data(4)
-    whole = run.with_svd(days, width=3).with_popularity_correction(days, untrained=None).calibrate(days, progress=False)
+    whole = (
+        run.with_svd(days, width=3, deviation=1.0)
+        .with_popularity_correction(days, untrained=None)
+        .calibrate(days, progress=False)
+    )
     whole.save(folder := tmp_path_factory.mktemp("served") / "model")
     return folder
 
@@ -89,6 +94,11 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
     assert len(trained.encoder.vocabularies["item"]) == 1 + world.ITEMS == len(old.encoder.vocabularies["item"]) + world.NEW
     assert [block.name for block in trained.config.blocks] == [block.name for block in old.config.blocks]
     assert "calibration" in trained.params["fitted"] and "popularity correction" in made.report["additions"]
+    days = world.data(5)
+    before = days.log.time < int(np.quantile(days.log.time, 0.9))
+    factors, term = (np.asarray(trained.params["fitted"]["pure_svd"]["table"]), trained.config.blocks[-2])
+    spread = svd_deviation(factors, days.log.user[before], days.log.item[before], block=term)
+    assert spread == pytest.approx(1.0, rel=0.2)  # as the served term, whose deviation is not the default
     index = aif.export.restore(fetched).index
     assert np.array_equal(np.sort(index.ids), np.arange(100, 100 + world.ITEMS))
     rebuilt = aif.ItemIndex.build(trained, world.items(5), progress=False)

@@ -27,18 +27,11 @@ from aif_jax.scores import with_calibration
 from aif_jax.service.client import ServiceError
 from aif_jax.service.log import RequestLog, read_log
 from aif_jax.service.models import Mirror
-from tests import demo, servers
+from tests import demo
 from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
 
 LONG = {"item": [17, 1017] * 4, "time": [1_700_000_000 + n for n in range(8)]}
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """Options of an S3 server."""
-    with servers.s3() as options:
-        yield options
 
 
 @pytest.fixture(params=["disk", "s3"])

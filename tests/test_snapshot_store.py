@@ -25,13 +25,6 @@ CONTEXT.set_forkserver_preload(["tests.test_snapshot_store"])
 SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    """Options of an S3 server."""
-    with servers.s3() as options:
-        yield options
-
-
 @pytest.fixture(params=["disk", "s3"])
 def place(request, tmp_path):
     """URL and options of an empty store."""

@@ -193,7 +193,7 @@ def test_profile_by_hand():
     missing = aif.check(events, items=items, columns=Columns(item_attributes=("brand",))).profile.columns[-1]
     assert (missing.column, missing.values, missing.missing, missing.unknown) == ("brand", 1, 0.5, 0)
     assert str(report).splitlines()[-1].startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
-    assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them repeated" in str(report)
+    assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them duplicates" in str(report)
 
 
 def test_counts_and_quantiles_in_blocks(monkeypatch):

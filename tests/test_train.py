@@ -135,6 +135,16 @@ def test_predict_gives_joint_scores_and_compiles_once(model, params, batch):
     np.testing.assert_array_equal(first, second)
 
 
+def test_a_short_run_trains_from_its_first_step_and_a_longer_one_warms_up():
+    def first(steps):
+        optimizer, weights = train.default_optimizer(steps, learning_rate=0.5), {"w": jnp.ones(3)}
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update({"w": jnp.ones(3)}, optimizer.init(weights), weights)[0]["w"]
+
+    for steps, change in ((1, 0.5), (19, 0.5), (20, 0.0), (100, 0.0)):
+        np.testing.assert_allclose(-first(steps), change, rtol=1e-4)
+
+
 def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params, batch):
     """The default optimizer's schedule divides integers: that is allowed inside the step, and nowhere else."""
     optimizer = train.default_optimizer(20)

@@ -28,11 +28,6 @@ QUIET = dict(batch_size=64, progress=False)
 
 
 @pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> aif.Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
     sizes = dict(epochs=3, batch_size=64, learning_rate=0.02, requests=60, k=5, progress=False)
@@ -144,6 +139,20 @@ def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, d
     with pytest.raises(aif.EncodingMismatch):
         encoded = aif.Trained(trained.model, trained.params, data.encoder)
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
+
+
+def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
+    """A model of `assemble`: built from its config it would be another one."""
+    calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
+    model = aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls))
+    own = aif.Trained(model, trained.params, trained.encoder)
+    for name in ("svd_term", "popularity_correction"):
+        change = getattr(edits, name)(before=int(data.log.time.max()))
+        text = rf"{name}: expected a model of `build`, got .* with item from elsewhere.*assemble\("
+        with pytest.raises(ValueError, match=text):
+            change(own, data)
+    unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
+    assert unseen.model is model  # an edit of parameters keeps the functions
 
 
 def test_jobs_carry_the_model_in_their_pickle_or_its_folder(trained, tmp_path):

@@ -705,4 +705,4 @@ def test_streams_of_other_forms_are_named(trained, tmp_path, capsys, stream, mes
 def test_a_directory_without_a_snapshot_needs_an_index(trained, valkey_url, tmp_path, capsys):
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", f"{valkey_url}/x"]
     assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
-    assert "expected --index, to start from, got none" in capsys.readouterr().err
+    assert "expected --index, to start from, got neither" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """Warm start of a grown vocabulary."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import CosineTiers, LshDin, SimTierCodes
+from aif_jax.blocks import Block, CosineTiers, LshDin, SimTierCodes
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.train.edits import grow_vocabulary, unseen_as_unknown
 from tests import demo
@@ -114,6 +116,35 @@ def test_a_field_that_grows_renames_its_ids(model, getkey):
     old, new = ({**p["fitted"], "fields": None} for p in (params, grown))
     jax.tree.map(np.testing.assert_array_equal, old, new)
     assert config.schema.item_attribute("category").size == 9
+
+
+def test_attributes_that_share_a_table_grow_with_it(params, getkey):
+    last = aif.Attribute(name="last_item", size=ITEMS, table="item")
+    config = CONFIG.replace(schema=dataclasses.replace(SCHEMA, user_attributes=(*SCHEMA.user_attributes, last)))
+    _, larger = grow_vocabulary(params, "item", 60, getkey(), config=config)
+    assert larger.schema.user_attribute("last_item").size == larger.schema.item_attribute("item").size == 60
+    with pytest.raises(KeyError, match="which have a table, got 'last_item'"):
+        grow_vocabulary(params, "last_item", 60, getkey(), config=config)
+
+
+def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
+    """As many codes as items: centres and the tiers of code pairs stay, where their length alone would move them."""
+    _, params, raw = model
+    config = CONFIG.replace(blocks=(SimTierCodes(codes=ITEMS, tiers=3, nearest=2),))
+    fitted = {"fields": params["fitted"]["fields"], "simtier_codes": {
+        "centres": jnp.ones((ITEMS, 12)), "between": jnp.ones((ITEMS, ITEMS), jnp.uint8), "code": jnp.arange(ITEMS),
+        "nearest": jnp.ones((ITEMS, 2), jnp.int32), "weights": jnp.ones((ITEMS, 2)),
+    }}  # fmt: skip
+    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=config)
+    sizes = {name: len(array) for name, array in grown["fitted"]["simtier_codes"].items()}
+    assert sizes == {"centres": ITEMS, "between": ITEMS, "code": 60, "nearest": 60, "weights": 60}
+
+    undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
+    unsure = CONFIG.replace(blocks=())
+    object.__setattr__(unsure, "blocks", (undeclared,))
+    with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level'\] may be such"):
+        fitted = {"fields": params["fitted"]["fields"], "undeclared": {"level": jnp.ones(ITEMS), "scale": jnp.ones(3)}}
+        grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=unsure)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +183,11 @@ class Block:
     Attributes:
       needs_towers: whether it reads the item vector.
       streams: whether it has `empty` and `update`.
+      per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. A block
+        that fits something must say it before that.
+
+    `user` and `item` read embedding rows of ids that the features of the request hold. One that reads others trains with
+    `sparse=None` alone, see `train.make_step`: under sparse updates these rows are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -204,6 +209,7 @@ class Block:
 
     needs_towers = False
     streams = False
+    per_item: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def name(self) -> str:

@@ -31,6 +31,8 @@ class ItemOffset(Block):
     - When: candidates come from the whole catalogue and negatives were drawn by popularity.
     """
 
+    per_item = ("table",)
+
     def recent(self, config: Config) -> int:
         return 0
 

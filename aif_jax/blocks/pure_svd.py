@@ -39,6 +39,7 @@ class PureSvd(Block):
       ValueError: sizes below 1, a decay below 0.
     """
 
+    per_item = ("table",)
     width: int = 64
     length: int = 512
     decay: float = 0.7

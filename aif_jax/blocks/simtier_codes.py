@@ -39,6 +39,7 @@ class SimTierCodes(Tiers):
       ValueError: sizes out of range; a schema without content.
     """
 
+    per_item = ("code", "nearest", "weights")
     codes: int = 256
     nearest: int = 1
 

@@ -187,8 +187,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
-    nothing = "index follow: expected --index, to start from, got none"
-    writer = _writer(IndexWriter, trained, options, saved=options.index, nothing=nothing)
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -209,8 +208,7 @@ def run_users_follow(options: argparse.Namespace) -> int:
     if not remote:
         stream, store = _stream(options), _store(options)
         empty = UserTable(trained, storage=options.storage) if options.empty else None
-        nothing = "users follow: expected --table or --empty, got neither"
-        writer = _writer(UserTableWriter, trained, options, saved=options.table, nothing=nothing, empty=empty)
+        writer = _writer(UserTableWriter, trained, options, saved=options.table, start="--table or --empty", empty=empty)
         return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
     with shared.as_usage("--rows" if options.rows else "--features"):
         client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
@@ -227,9 +225,9 @@ def run_users_follow(options: argparse.Namespace) -> int:
 
 
 def _writer(
-    kind: type[Writer], trained: Trained, options: argparse.Namespace, *, saved: Path | None, nothing: str, empty: Any = None
+    kind: type[Writer], trained: Trained, options: argparse.Namespace, *, saved: Path | None, start: str, empty: Any = None
 ) -> Writer:
-    """The writer of the directory: resumed, or started from a saved or an empty table; `nothing` says that there is neither."""
+    """The writer of the directory: resumed, or started from a saved or an empty table; `start` names the options of these."""
     every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
         return kind.resume(options.directory, trained, takeover=options.takeover, **every)
@@ -237,7 +235,7 @@ def _writer(
         table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
         return kind.start(options.directory, table, positions=positions, **every)
     if empty is None:
-        raise UsageError(f"{nothing}, and {options.directory} has no snapshot")
+        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
     return kind.start(options.directory, empty, **every)
 
 

@@ -22,7 +22,8 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.store.version import digest
 
-NEGATIVES = 1  # stream of random numbers: the order of samples (`order.ORDER`, 0) must not change with the negatives
+NEGATIVES = 1  # stream of random numbers: the order of samples (`pipeline.ORDER`, 0) must not change with the negatives
+CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long list, which of other samples
 ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution is worked out
 
 
@@ -45,55 +46,15 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 class SeenPairs:
-    """Which (user, item) pairs occur among training positions, for leaving them out of the negatives.
+    """What each sample's user has met strictly before it; samples are places in `positions` [B].
+
+    Of each user's pairs the first event counts, which later samples share.
 
     Example:
-      >>> log = EventLog.from_arrays([1, 1, 2], [4, 5, 6], [1, 1, 1], [10, 20, 30])
-      >>> SeenPairs(log, [0, 1, 2]).contains([1, 1, 2], [5, 6, 6]).tolist()
-      [True, False, True]
+      >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
+      >>> SeenPairs(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
+      [[True, False], [True, True]]
     """
-
-    def __init__(self, log: EventLog, positions: Any):
-        at = expect_integers(positions, "positions", size=len(log))
-        pairs = np.sort(_pair(log.user[at], log.item[at]))  # several times faster than np.unique
-        self._pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
-
-    @classmethod
-    def before(cls, log: EventLog, positions: Any) -> SeenPairs:
-        """What each sample's user has met strictly before it; a "user" is then a sample's place in `positions` [B].
-
-        Example:
-          >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
-          >>> SeenPairs.before(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
-          [[True, False], [True, True]]
-        """
-        return _Before(log, positions)
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the pairs."""
-        return digest(self._pairs).sha256
-
-    def contains(self, users: Any, items: Any) -> np.ndarray:
-        """bool, of the broadcast shape of the two arrays of rows: whether the user has an event with the item."""
-        pairs = _pair(np.asarray(users), np.asarray(items))
-        if not len(self._pairs):
-            return np.zeros(pairs.shape, np.bool_)
-        at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
-        return self._pairs[at] == pairs
-
-    def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
-        """Rows [B, C] with 0 for what the sample of `before` has met, unless `kept` [B, C] is true."""
-        return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
-
-    def items(self, user: int) -> np.ndarray:
-        """int64, the item rows of one user, ascending."""
-        first, last = np.searchsorted(self._pairs, _pair(np.array([user, user + 1]), np.zeros(2, np.int64)))
-        return self._pairs[first:last] & 0xFFFFFFFF
-
-
-class _Before(SeenPairs):
-    """What samples' users have met before them: of each user's pairs the first event, which later samples share."""
 
     def __init__(self, log: EventLog, positions: Any):
         at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
@@ -109,22 +70,24 @@ class _Before(SeenPairs):
         first = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)])
         self._pairs, self._first = pairs[first], np.minimum.reduceat(places[order], first) if len(first) else first
 
-    @cached_property
-    def digest(self) -> str:
-        return digest(np.concatenate([self._pairs, self._first, self._owner, self._end])).sha256
-
-    def contains(self, users: Any, items: Any) -> np.ndarray:
-        sample, items = np.broadcast_arrays(users, items)
+    def contains(self, samples: Any, items: Any) -> np.ndarray:
+        """bool, of the broadcast shape of the two arrays: whether the sample's user has met the item row before it."""
+        sample, items = np.broadcast_arrays(samples, items)
         pairs = _pair(self._owner[sample], items)
         if not len(self._pairs):
             return np.zeros(pairs.shape, np.bool_)
         at = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
         return (self._pairs[at] == pairs) & (self._first[at] < self._end[sample])
 
-    def items(self, user: int) -> np.ndarray:
-        owner = self._owner[user]
+    def items(self, sample: int) -> np.ndarray:
+        """int64, the item rows that the user of one sample has met before it, ascending."""
+        owner = self._owner[sample]
         first, last = np.searchsorted(self._pairs, _pair(np.array([owner, owner + 1]), np.zeros(2, np.int64)))
-        return self._pairs[first:last][self._first[first:last] < self._end[user]] & 0xFFFFFFFF
+        return self._pairs[first:last][self._first[first:last] < self._end[sample]] & 0xFFFFFFFF
+
+    def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
+        """Rows [B, C] with 0 for what the user of each sample has met, unless `kept` [B, C] is true."""
+        return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
 
 
 class NegativeSampler:
@@ -191,7 +154,6 @@ class NegativeSampler:
         epoch: int,
         step: int,
         avoid: Any = None,
-        users: Any = None,
         seen: SeenPairs | None = None,
     ) -> np.ndarray:
         """Draws with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
@@ -201,12 +163,13 @@ class NegativeSampler:
           negatives: n, rows for each list.
           seed, epoch, step: 0 or more; the same three give the same rows.
           avoid: integer rows [B] or [B, A] that the list must not hold, such as its target.
+          seen: what the user of each list has met, which it must not hold either.
 
         Returns:
-          int32 [B, n] item rows.
+          int32 [B, n] item rows; 0 in lists for which every item that can be drawn must be avoided.
 
         Raises:
-          ValueError: wrong shapes, or a list for which every item must be avoided.
+          ValueError: wrong shapes.
         """
         size = len(self.probabilities)
         expect(min(seed, epoch, step) >= 0, "sample", "seed, epoch and step of at least 0", (seed, epoch, step))
@@ -214,9 +177,6 @@ class NegativeSampler:
         fits = avoided.ndim in (1, 2) and len(avoided) == lists
         expect(fits, "avoid", f"shape [{lists}] or [{lists}, A]", list(avoided.shape))
         avoided = avoided.reshape(lists, avoided.size // max(lists, 1)).astype(np.int64)
-        expect((users is None) == (seen is None), "sample", "users and seen together", "one of them")
-        owners = np.zeros(lists, np.int64) if users is None else expect_integers(users, "users", size=2**31)
-        expect(owners.shape == (lists,), "users", f"shape [{lists}]", list(owners.shape))
 
         random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NEGATIVES, epoch, step)))
         rows = self._rows(random.random(lists * negatives)).reshape(lists, negatives)
@@ -225,7 +185,7 @@ class NegativeSampler:
         for round_ in range(ROUNDS + 1):
             bad = (flat[at, None] == avoided[list_of[at]]).any(axis=1)
             if seen is not None:
-                bad |= seen.contains(owners[list_of[at]], flat[at])
+                bad |= seen.contains(list_of[at], flat[at])
             at = at[bad]
             if not len(at) or round_ == ROUNDS:
                 break
@@ -235,10 +195,9 @@ class NegativeSampler:
             left = self.probabilities.copy()
             left[avoided[row]] = 0
             if seen is not None:
-                left[seen.items(int(owners[row]))] = 0
-            expect(left.any(), "sample", f"an item that list {row} need not avoid", f"none of {size}")
+                left[seen.items(row)] = 0
             here = at[list_of[at] == row]
-            flat[here] = random.choice(size, len(here), p=left / left.sum())
+            flat[here] = random.choice(size, len(here), p=left / left.sum()) if left.any() else 0
         return rows
 
     def log_q(self, rows: Any, draws: int) -> np.ndarray:
@@ -390,7 +349,6 @@ def sampled_negatives(
     *,
     sampler: NegativeSampler,
     negatives: int,
-    seen: SeenPairs | None = None,
     logq_correction: bool = False,
     repeats: bool | None = None,
 ) -> CandidateSource:
@@ -398,48 +356,44 @@ def sampled_negatives(
 
     Args:
       sampler: sampler of negatives, from training counts.
-      negatives: n; C = 1 + n.
-      seen: pairs that are no negatives either; the event's item itself never is one.
+      negatives: n; C = 1 + n. The event's item itself never is one.
       logq_correction: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of
         the whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
         sampler never draws, as held-out events may have it, gets 0.
-      repeats: whether users come back to items; None takes `dataset.repeats`, or True where `seen` is given. If not, an item
-        that the user has met strictly before the event is no negative: it would only teach the model to recognise what a
-        filter leaves out in serving.
+      repeats: whether users come back to items; None takes `dataset.repeats`. If not, an item that the user has met strictly
+        before the event is no negative: it would only teach the model to recognise what a filter leaves out in serving. The
+        list of a user who has met everything that can be drawn has its event's item alone.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
     """
-    repeats = (seen is not None or dataset.repeats) if repeats is None else repeats
-    expect(repeats or seen is None, "sampled", "seen or repeats=False", "both; leave one out")
+    repeats = dataset.repeats if repeats is None else repeats
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = _targets(dataset, at)
-        users = None if seen is None else dataset.log.user[at]
-        left_out = seen
-        if not repeats:
-            users, left_out = np.arange(len(at)), SeenPairs.before(dataset.log, at)
-        drawn = sampler.sample(len(target), negatives, avoid=target, users=users, seen=left_out, **draw._asdict())
+        seen = None if repeats else SeenPairs(dataset.log, at)
+        drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = 1
         if not logq_correction:
             return CandidateLists(rows, labels)
         log_q = sampler.log_q(rows, negatives)
-        log_q[:, 0] = np.where(np.isneginf(log_q[:, 0]), 0, log_q[:, 0])
+        log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
     settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
     settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
-    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None if seen is None else seen.digest})
+    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None})
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
     """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
-    A request is the events of one user at one time, so every member of the list has the same history. Of longer lists the first
-    `candidates` events count; items that the catalogue lacks are left out.
+    A request is the events of one user at one time, so every member of the list has the same history. An item that comes twice
+    in a request is one candidate, with the higher action; items that the catalogue lacks are left out. Of longer lists the
+    positives are kept (with several labels: what has any), and the rest is drawn at random, as `staged` does.
 
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
@@ -456,15 +410,25 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
     for name, least in threshold.items() if isinstance(threshold, Mapping) else [("", threshold)]:
         _expect_row(dataset, least, f"threshold[{name!r}]" if name else "threshold", least=1)
 
+    lowest = min(threshold.values()) if isinstance(threshold, Mapping) else threshold
+
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         log = dataset.log
-        at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)[:, None] + np.arange(candidates)
-        inside = at < len(log)
-        at = np.minimum(at, len(log) - 1)
-        first = at[:, :1]
-        inside &= (log.user[at] == log.user[first]) & (log.time[at] == log.time[first])
+        first = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
+        ends = log.request_end(first)
+        at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
+        inside = np.arange(candidates) < (ends - first)[:, None]
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(CHOICE, draw.epoch, draw.step)))
+        for row in np.flatnonzero(ends - first > candidates):
+            span = np.arange(first[row], ends[row])
+            item, action = log.item[span], log.action[span]
+            apart = (item != 0) & ~_repeated(item, action)
+            order = np.where(apart, np.where(action >= lowest, 0.0, 1.0) + rng.random(len(span)), 2.0)
+            some = np.sort(np.argsort(order)[:candidates])
+            at[row], inside[row] = span[some], apart[some]
         rows = log.item[at] * inside
         dataset.expect_intact("item", at, rows, len(dataset.catalogue))
+        rows[_repeated(rows, log.action[at])] = 0
 
         def reached(least: int) -> np.ndarray:
             return ((log.action[at] >= least) & inside).astype(np.float32)
@@ -510,12 +474,8 @@ def retrieved(
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
-            rows = SeenPairs.before(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
-        order = np.argsort(rows, axis=1, kind="stable")
-        ascending = np.take_along_axis(rows, order, axis=1)
-        repeated = np.zeros(rows.shape, np.bool_)
-        np.put_along_axis(repeated, order[:, 1:], ascending[:, 1:] == ascending[:, :-1], axis=1)
-        rows[repeated] = 0
+            rows = SeenPairs(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
+        rows[_repeated(rows, np.zeros_like(rows))] = 0
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = rows[:, 0] > 0
         return CandidateLists(rows, labels)
@@ -542,6 +502,14 @@ def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:
     expect(good, name, f"an action row in [{least}, {actions}){rows}", repr(row))
 
 
+def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
+    """bool [..., C], true for all entries of a row of a list but the one with the highest action, the first of several."""
+    order = np.lexsort((-action, rows))
+    ascending, repeated = np.take_along_axis(rows, order, axis=-1), np.zeros(rows.shape, np.bool_)
+    np.put_along_axis(repeated, order[..., 1:], ascending[..., 1:] == ascending[..., :-1], axis=-1)
+    return repeated
+
+
 def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     """int32 [B] the items of samples, all of them known."""
     target = dataset.log.item[positions]
@@ -558,9 +526,6 @@ def name_of(function: Any) -> str:
     inner = getattr(function, "func", function)  # of a partial
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-CHOICE = 4  # stream of random numbers: which candidates of a stage, which of other samples
 
 
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
@@ -652,7 +617,7 @@ def _cascade(dataset: Dataset) -> Cascade:
 
 def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
     """Rows [B, M] without the candidates that were not shown and that the user has met before; and what each user has met."""
-    met = SeenPairs.before(dataset.log, cascade.positions[at])
+    met = SeenPairs(dataset.log, cascade.positions[at])
     return met.dropped(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
 
 

@@ -1,6 +1,6 @@
 """The cascade: logged requests with what retrieval found, how far each candidate came, and what the ranker said of it.
 
-Pre-ranking sees what retrieval found, not what was shown. `stages.staged` makes lists for training of a cascade.
+Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` makes lists for training of a cascade.
 
 Samples of requests that a service answered: features as they were served, from arrays on disk.
 
@@ -98,12 +98,13 @@ def _requests_at(known: np.ndarray, positions: Any, expected: str, way_out: str 
 def from_columns(
     log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
     names: Callable[[int, int], tuple[str, str, str]] | None = None,
-) -> tuple[Cascade, int]:  # fmt: skip
-    """A cascade from one line for each candidate, and how many requests have no event in the log, so no history: left out.
+) -> tuple[Cascade, int, int]:  # fmt: skip
+    """A cascade from one line for each candidate; how many requests have no event in the log, so no history: left out; and how
+    many candidates of the others are.
 
     A request is the events of one user at one time. Lines of row 0 are left out; of more than `candidates` the furthest stages
-    are kept. Where a candidate comes twice in a request, the message has what `names(line, other line)` calls the item, the
-    request and the lines; by default rows, seconds, and lines counted from 1.
+    are kept, then those whose lines come first. Where a candidate comes twice in a request, the message has what
+    `names(line, other line)` calls the item, the request and the lines; by default rows, seconds, and lines counted from 1.
 
     Raises:
       TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice
@@ -142,9 +143,12 @@ def from_columns(
     kept = kept[np.argsort(ends[kept], kind="stable")]
     place_of = np.full(len(first), -1, np.int64)
     place_of[kept] = np.arange(len(kept))
-    column = np.arange(len(user)) - first[request]
-    here = (place_of[request] >= 0) & (column < candidates)
-    at = place_of[request][here], column[here]
+    by_line = np.lexsort((order, stage, request))
+    rank = np.empty_like(by_line)
+    rank[by_line] = np.arange(len(user)) - first[request]  # requests lie together in both orders
+    there, here = place_of[request] >= 0, (place_of[request] >= 0) & (rank < candidates)
+    before = np.cumsum(here) - here
+    at = place_of[request][here], (before - before[first][request])[here]
 
     def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
         made = np.full((len(kept), candidates), fill, dtype)
@@ -157,7 +161,7 @@ def from_columns(
         stage=table(stage, np.int8, 0),
         labels={name: table(np.asarray(values, np.float32)[order], np.float32, np.nan) for name, values in labels.items()},
     )
-    return made, len(first) - len(kept)
+    return made, len(first) - len(kept), int(np.count_nonzero(there & ~here))
 
 
 RECORD = "samples.json"

@@ -149,6 +149,12 @@ class EventLog:
         at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
         return self._first_not_earlier(self.offsets[self.user[at]], at, self.time[at])
 
+    def request_end(self, positions: Any) -> np.ndarray:
+        """Where the request of each sample ends, the events of one user at one time: its first later event, int64 [B]."""
+        at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
+        row = np.clip(self.user[at], 0, self.users - 1).astype(np.int64)  # a damaged one is reported with the user's features
+        return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
+
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
         """The same for user rows [B] at integer `times` [B] in seconds; user 0, the unknown one, has no history.
 

@@ -36,6 +36,7 @@ from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 
 ORDER = 0  # stream of random numbers: the order must not change with anything else that is drawn
 ROUNDS = 6  # even, so that halves of different width end where they began
+BLOCK_WINDOW = 64  # blocks that are mixed with each other
 SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits does not mix evenly
 
 
@@ -51,7 +52,7 @@ class EpochOrder:
       block: neighbouring positions that stay together; 0 mixes all of them.
     """
 
-    def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = 64):
+    def __init__(self, positions: Any, *, seed: int, epoch: int, block: int = 0, window: int = BLOCK_WINDOW):
         for field, value, least in (("seed", seed, 0), ("epoch", epoch, 0), ("block", block, 0), ("window", window, 1)):
             expect_integer(value, f"EpochOrder.{field}", least=least)
         if isinstance(positions, range):
@@ -120,7 +121,7 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden
 NAMED = 8  # positions of samples that a message names
-SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see order.ORDER
+SHUFFLE = 2  # stream of random numbers: the order of the batches of a window, see ORDER
 END: Any = object()
 T = TypeVar("T")
 
@@ -168,11 +169,6 @@ class PrefetchedBatch:
     problem: str | None = None
 
     @property
-    def padding(self) -> float:
-        """Share of the places of the histories without an event."""
-        return 1 - self.events / self.places if self.places else 0.0
-
-    @property
     def origin(self) -> str:
         """Which batch this is, and which samples, as the end of a message; "" where neither is known."""
         parts = [] if self.place is None else [f"batch {self.place[1]} of epoch {self.place[0]}"]
@@ -210,7 +206,6 @@ class Pipeline:
       epochs: how often every sample comes.
       seed: seed of order and candidates.
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
-      block_window: blocks that are mixed with each other.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
@@ -246,7 +241,6 @@ class Pipeline:
     epochs: int = 1
     seed: int = 0
     block: int = 0
-    block_window: int = 64
     buckets: tuple[int, ...] = ()
     window: int = 16
     id_dropout: float = 0.0
@@ -254,7 +248,7 @@ class Pipeline:
     process_count: int = 1
 
     def __post_init__(self):
-        limits = dict(batch_size=1, epochs=1, seed=0, block=0, block_window=1, window=1, process_count=1)
+        limits = dict(batch_size=1, epochs=1, seed=0, block=0, window=1, process_count=1)
         for field, least in limits.items():
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
@@ -293,7 +287,8 @@ class Pipeline:
             "positions": {**content, "count": len(positions)},
             "candidates": describe(self.candidates),
             "history_length": self.config.history_length,
-            **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "block_window", "buckets", "window")},
+            **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "buckets", "window")},
+            "block_window": BLOCK_WINDOW,
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
             "process_count": 1,  # whatever the processes: cursors from before candidates were drawn for all of them are refused
         }
@@ -336,7 +331,7 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
-            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block, window=self.block_window)
+            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block)
             for first in range(step - step % self.window, self.steps_per_epoch, self.window):
                 samples, lengths = self._window(order, current, first)
                 for number in range(max(step, first), first + len(samples)):

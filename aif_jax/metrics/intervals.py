@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.metrics.entries import Deciles, Weighting, bin_of, calibration, flat_entries, groups_auc, probabilities_of
+from aif_jax.metrics.entries import Deciles, bin_of, calibration, flat_entries, groups_auc, probabilities_of
 
 DRAWS = 2000
 CHUNK = 64  # draws at a time
@@ -52,14 +52,14 @@ class Interval(NamedTuple):
     high: float
 
 
-def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None, weighting: Weighting = "impressions") -> ByUser:
+def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
     """`gauc` before it is averaged; users with one class only are left out. Arguments as for `gauc`.
 
     Example:
       >>> gauc_by_user([0.2, 0.9, 0.3, 0.3], [0, 1, 0, 1], [7, 7, 8, 8]).values.tolist()
       [1.0, 0.5]
     """
-    return ByUser(*groups_auc(scores, labels, users, where=where, weighting=weighting)[:3])
+    return ByUser(*groups_auc(scores, labels, users, where=where, weighting="impressions")[:3])
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:

@@ -19,6 +19,7 @@ EVERY = 5.0
 """Seconds between two lines where there is no terminal; what ends earlier prints none."""
 DELAY = 0.5
 """Seconds before a bar is drawn."""
+COLUMNS = 80  # of a terminal that tells no size
 SCALED = 100_000  # a bar of so many shows thousands as k
 T = TypeVar("T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
@@ -164,6 +165,8 @@ class _Drawn(tqdm):
         self._outer = _bars()
         many = (options["total"] or 0) >= SCALED
         super().__init__(position=0, delay=DELAY, dynamic_ncols=True, unit_scale=many, **options)
+        if self.ncols is not None and self.ncols < 1:  # no size, as of `script` in a job: tqdm draws nothing there
+            self.dynamic_ncols, self.ncols, self.nrows = False, COLUMNS, None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Draws, unless a later bar is open; clears the bars before it first."""
@@ -175,11 +178,7 @@ class _Drawn(tqdm):
         self._outer = []
         return super().display(msg, pos)
 
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    __eq__, __hash__ = object.__eq__, object.__hash__  # tqdm's bars are equal by position
 
 
 def _bars() -> list[_Drawn]:

@@ -79,7 +79,7 @@ class Profile:
             [f"{c.file}, {c.column!r}", "" if c.values is None else f"{c.values:,}", _percent(c.missing), _percent(c.unknown)]
             for c in self.columns
         ]
-        title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them repeated"
+        title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them duplicates"
         return "\n".join([title, *_aligned(numbers), *_aligned(shares)])
 
 
@@ -363,7 +363,7 @@ def check(
         events, row 2, column 'time': null: expected a time, got nothing
       negative id: 1
         events, row 2, column 'item': negative id: expected 0 or more, got -8
-      profile: 2 events, 2020-09-13 12:26:40 to 2020-09-13 12:27:40 (UTC), 0 % of them repeated
+      profile: 2 events, 2020-09-13 12:26:40 to 2020-09-13 12:27:40 (UTC), 0 % of them duplicates
                            min  1 %  25 %  median  75 %  99 %  max
         events of a user     1    1     1       1     1     1    1
         events of an item    2    2     2       2     2     2    2

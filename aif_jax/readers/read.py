@@ -452,7 +452,7 @@ def read_cascade(
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.read" counts
-    them, and lines of unknown items.
+    them, lines of unknown items, and candidates beyond M.
 
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
@@ -460,7 +460,7 @@ def read_cascade(
       stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved".
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
-      candidates: M, of a request at most; the furthest stages are kept.
+      candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
       columns: for the unit of times; None takes those of the data's encoder.
 
     Raises:
@@ -496,7 +496,7 @@ def read_cascade(
         places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
         return f"item {what!r}", f"user {who!r} at {lines.time(time, one)}", places
 
-    made, without = from_columns(
+    made, without, cut = from_columns(
         data.log,
         user=users,
         time=table[time],
@@ -511,6 +511,8 @@ def read_cascade(
         logger.warning(
             "cascade: %d requests without an event in the log and %d lines of unknown ids are left out", without, lost
         )
+    if cut:
+        logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
     return dataclasses.replace(data, cascade=made)
 
 

@@ -333,7 +333,7 @@ def judge_outcomes(
     The hours of the two versions differ unless both serve at once (a canary by share).
 
     Args:
-      new, old: of both versions, after the window of the outcome.
+      new, old: items that each version showed, after the window of the outcome.
       calibration: how much further from 1 predicted over observed may be, as a factor: 0.2 lets 1.1 become 1.32 or 0.76.
       log_loss: what may be added to the normalized entropy.
       users: users of each version that a verdict needs; with fewer, or without an outcome, there is none.

@@ -327,8 +327,11 @@ class _Steps:
         """What the served model has that is fitted after training, fitted again."""
         settings, old = self.settings(), self.served.trained
         changes: dict[str, edits.Edit] = {}
-        if pure_svd.present(old.config):
-            changes["SVD term"] = edits.svd_term(before=settings.first_validation)
+        if (term := pure_svd.present(old.config)) is not None:
+            log, factors = self.data.log, np.asarray(old.params["fitted"][term.name]["table"])
+            known, before = self._own_rows("item"), log.time < self.since
+            deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
+            changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
         if (block := item_offset.present(old.config)) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))
             changes["popularity correction"] = edits.popularity_correction(
@@ -389,8 +392,12 @@ class _Steps:
 
     def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
         """bool [n] which rows of the data the served model's vocabulary lacks."""
+        return self._own_rows(name)[rows] <= 0
+
+    def _own_rows(self, name: str) -> np.ndarray:
+        """The row that each row of the data has in the served model's vocabulary, 0 or -1 for none."""
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
-        return new_rows(self.data.encoder.vocabularies[name], own)[rows] <= 0  # type: ignore[union-attr]
+        return new_rows(self.data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
     def tables(self, trained: Trained, items: Any, *, user_table: bool) -> None:
         """Index and user table: both are of one version of the model, so every row is new."""

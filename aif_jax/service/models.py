@@ -59,11 +59,17 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ExportEntry(NamedTuple):
-    """One version that serves."""
+    """One version that serves.
 
-    folder: str  # its name within the root; "" for the root
-    sha256: str | None = None  # of its manifest, where it is pinned
-    share: float = 0.0  # of the users
+    Attributes:
+      folder: name of the export within the served folder; "" for the served folder itself.
+      sha256: digest that `export.save` returned, which pins every byte, so no delta is applied; None takes any.
+      share: share of the users, 0 to 1; `publish` gives the rest to its first entry.
+    """
+
+    folder: str
+    sha256: str | None = None
+    share: float = 0.0
 
 
 def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
@@ -168,9 +174,7 @@ class Mirror:
       (True, True)
     """
 
-    def __init__(
-        self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None
-    ):
+    def __init__(self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None):
         expect(keep >= 1, "keep", "at least 1", keep)
         expect(poll > 0, "poll", "more than 0 seconds", poll)
         self.store, self.folder, self.failures = store, Path(folder), 0

@@ -44,7 +44,7 @@ from aif_jax.data.candidates import SampleKey, SourceFn, counts_before, populati
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.model import PreRanker, build
+from aif_jax.model import PreRanker, rebuilt
 from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
@@ -134,7 +134,6 @@ def fit_calibration(
     weights: Any = None,
     rate: float = 1.0,
     form: Form = "logistic",
-    knots: int = KNOTS,
 ) -> dict[str, np.ndarray]:
     """Fits a calibration of one objective on held-out entries, on the host in float64.
 
@@ -161,7 +160,6 @@ def fit_calibration(
     """
     expect(form in get_args(Form), "calibration form", f"one of {get_args(Form)}", repr(form))
     expect(0 < rate <= 1, "calibration rate", "a share above 0 and at most 1", rate)
-    expect(knots >= 4, "calibration knots", "at least 4", knots)
     s, y, w = _entries(scores, labels, where, weights)
     total, positives = w.sum(), (w * y).sum()
     expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
@@ -173,7 +171,7 @@ def fit_calibration(
         normal = made["scale"] >= np.finfo(np.float32).tiny
         expect(normal, "calibration scores", "smaller logits, that float32 can scale", f"a scale of {scale:.3g}")
         return made
-    x, line = _pooled(s, y, w, max(2, knots - 2))
+    x, line = _pooled(s, y, w, KNOTS - 2)
     return {"x": _rising(x), "y": _rising(line + shift)}
 
 
@@ -283,10 +281,12 @@ def _pooled(s: np.ndarray, y: np.ndarray, w: np.ndarray, knots: int) -> tuple[np
     return np.concatenate([ends[:1], x, ends[1:]]), np.concatenate([outer[:1], line, outer[1:]])
 
 
+DEVIATION = 0.4
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
 Edit = Callable[[Trained, Dataset], Trained]
-"""Raises EncodingMismatch for data that another encoder than the model's made."""
+"""Raises EncodingMismatch for data that another encoder than the model's made, and ValueError where it adds to the config of a
+model of `assemble`, whose functions it would replace."""
 
 
 def chain(*edits: Edit) -> Edit:
@@ -313,7 +313,7 @@ def svd_term(*, before: int, **options: Any) -> Edit:
         training = data.log.time < before
         user, item = data.log.user[training], data.log.item[training]
         params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
-        return Trained(build(config), params, trained.encoder)
+        return Trained(rebuilt(trained.model, config, "svd_term"), params, trained.encoder)
 
     return edit
 
@@ -329,7 +329,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
     def edit(trained: Trained, data: Dataset) -> Trained:
         table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
         params, config = with_item_offset(trained.params, table, config=trained.config)
-        return Trained(build(config), params, trained.encoder)
+        return Trained(rebuilt(trained.model, config, "popularity_correction"), params, trained.encoder)
 
     return edit
 
@@ -375,7 +375,7 @@ def _edit(change: Edit) -> Edit:
     return edit
 
 
-def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = 0.4) -> np.ndarray:
+def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
     """Factors of training events, for `with_pure_svd`: float32 [size, R].
 
     Args:
@@ -410,13 +410,19 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     met.data[:] = 1.0  # repeats count once
     vectors, known = _right_vectors(met, block.width), np.unique(item)
     factors[known, : vectors.shape[1]] = vectors[known]
-    term = _sums(row, factors[item], block) @ factors[known].T
-    spread = float(term.std())
+    spread = svd_deviation(factors, user, item, block=block)
     return factors * np.float32(np.sqrt(deviation / spread)) if spread > 0 else factors
 
 
+def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, block: PureSvd) -> float:
+    """The `deviation` that factors [N, R] have over the users and items of events; arguments as `svd_factors`."""
+    row = np.unique(user[item > 0], return_inverse=True)[1]
+    term = _sums(row, factors[item[item > 0]], block) @ factors[np.unique(item[item > 0])].T
+    return float(term.std()) if term.size else 0.0
+
+
 def fit_pure_svd(
-    params: Params, user: Any, item: Any, *, config: Config, deviation: float = 0.4, **sizes: Any
+    params: Params, user: Any, item: Any, *, config: Config, deviation: float = DEVIATION, **sizes: Any
 ) -> tuple[Params, Config]:
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
@@ -471,7 +477,8 @@ def grow_vocabulary(
     `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
-      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows.
+      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows, and with it every attribute that
+        reads the table too.
       size: rows of the new vocabulary, the unknown row 0 included.
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
@@ -481,8 +488,9 @@ def grow_vocabulary(
       (params, config) of the new vocabulary.
 
     Raises:
-      KeyError: no such attribute.
-      ValueError: a smaller size without `rows`, or `rows` that are not distinct rows of the new table with row 0 first.
+      KeyError: no attribute with such a table.
+      ValueError: a smaller size without `rows`, or `rows` that are not distinct rows of the new table with row 0 first; a block
+        that does not say which of its fitted arrays have a row for each item (`Block.per_item`).
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -495,9 +503,9 @@ def grow_vocabulary(
     """
     schema = config.schema
     groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
-    known = [attribute.name for group in groups.values() for attribute in group]
+    known = list(schema.table_sizes)
     if name not in known:
-        raise KeyError(f"attribute: expected one of {known}, got {name!r}")
+        raise KeyError(f"attribute: expected one of {known}, which have a table, got {name!r}")
     table = jnp.asarray(params["embedding"][name])
     old = table.shape[0]
     if size < old and rows is None:
@@ -509,7 +517,7 @@ def grow_vocabulary(
         raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
     larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in group)
+        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in group)
         for field, group in groups.items()
     }
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
@@ -530,11 +538,12 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     With vocabularies of fixed size the config stays but for the encoder's version, and so do compiled programs.
 
     Args:
-      trained: model of the encoder before, not changed; not one of `assemble`, whose functions this cannot build.
+      trained: model of the encoder before, not changed.
       encoder: encoder of the same columns, such as from `readers.admit`, or from reading newer files.
 
     Raises:
-      ValueError: a model without an encoder, an encoder of other columns, actions or scales.
+      ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
+        columns, actions or scales; a block as for `grow_vocabulary`.
     """
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
     same = before.columns == encoder.columns and before.scales == encoder.scales
@@ -548,7 +557,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
         size = max(len(after), 2)  # of an attribute without any value
         rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
-    return Trained(build(config.with_encoding(encoder.version)), params, encoder.with_length(before.length))
+    model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
+    return Trained(model, params, encoder.with_length(before.length))
 
 
 def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, before: Trained, after: Trained) -> Any:
@@ -619,14 +629,15 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
     if name != "item":
         moved = {name: jnp.asarray(np.maximum(place, 0), jnp.int32)[fields[name]]} if name in fields else {}
         return {**fitted, "fields": {**fields, **moved}}
-    tables = {table.name for table in config.tables}
-    return {
-        group: values_by_name
-        if group == GROUP
-        else {
-            # A table's values are per item by contract; in a block's group those with the vocabulary's length are.
-            leaf: grow(values) if (leaf == "table" if group in tables else len(values) == len(place)) else values
-            for leaf, values in values_by_name.items()
-        }
-        for group, values_by_name in fitted.items()
-    }
+    names: dict[str, Any] = {block.name: block.per_item for block in config.blocks} | {GROUP: (), "fields": tuple(fields)}
+    names |= {table.name: ("table",) for table in config.tables}
+
+    def moved_group(group: str, values: Params) -> Params:
+        per_item = names.get(group)
+        if per_item is None:
+            doubtful = sorted(leaf for leaf, array in values.items() if np.shape(array)[:1] == place.shape)
+            expected, got = "names of the fitted arrays with a row for each item, () for none", f"None; {doubtful} may be such"
+            checks.expect(not doubtful, f"block {group!r}, per_item", expected, got)
+        return {leaf: grow(array) if leaf in per_item else array for leaf, array in values.items()} if per_item else values
+
+    return {group: moved_group(group, values) for group, values in fitted.items()}

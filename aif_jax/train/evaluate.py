@@ -24,12 +24,9 @@ from aif_jax.checks import expect, expect_integers
 from aif_jax.data.candidates import (
     CandidateLists,
     Labels,
-    NegativeSampler,
     SampleKey,
     SourceFn,
-    counts_before,
     population_weights,
-    sampled_negatives,
     take,
 )
 from aif_jax.data.dataset import Dataset
@@ -42,6 +39,7 @@ from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.version import check_encoding, digest
 from aif_jax.train.step import score
+from aif_jax.train.tasks import NextItem
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
@@ -96,8 +94,6 @@ def _bytes(variable: Any) -> int:
     return math.prod(shape) * getattr(dtype, "itemsize", 8)
 
 
-NEGATIVES = 99
-"""Sampled candidates of a request, unless another source is given."""
 ITEMS = 1024  # items in one run of the item function
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
 
@@ -330,12 +326,9 @@ def _figures(
     )
 
 
-def sampled_before(
-    data: Dataset, positions: np.ndarray, *, negatives: int = NEGATIVES, repeats: bool | None = None
-) -> SourceFn:
-    """The event's item and negatives by popularity among the events before the first one in `positions`: none is later."""
-    counts = counts_before(data, int(data.log.time[positions].min()))
-    return sampled_negatives(data, sampler=NegativeSampler(counts), negatives=negatives, repeats=repeats)
+def sampled_before(data: Dataset, positions: np.ndarray, *, repeats: bool | None = None) -> SourceFn:
+    """The event's item and 99 negatives by popularity among the events before the first one in `positions`: none is later."""
+    return NextItem().source(data, before=int(data.log.time[positions].min()), held_out=True, repeats=repeats)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
@@ -428,16 +421,19 @@ def catalogue_scores(
     """
     repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length
-    rows = item_rows(model, params, data.catalogue, progress=progress)
+    make_rows = partial(item_rows, model, params)
+    rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
     one = data.user_features(positions[:1], length=length)
     most = max(1, min(batch_size, SCORES // total))
     size = fitting(most, lambda n: widest(users, shaped_like(one, n)))
     state = jax.eval_shape(users, shaped_like(one, 1))
 
+    item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
+    shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
+
     def width_of(users: int, items: int) -> int:
-        ranked = partial(score_some, count=items)
-        return widest(lambda states, start: ranked(states, rows, start), shaped_like(state, users), np.int32(0))
+        return widest(partial(score_some, count=items), shaped_like(state, users), shapes, np.int32(0))
 
     if width_of(size, total) > ARRAY:
         size = fitting(size, lambda n: width_of(n, 1))
@@ -448,7 +444,7 @@ def catalogue_scores(
         at = order[places]
         here = positions[at]
         if data.statistics:
-            rows = item_rows(model, params, data.catalogue_at(log.time[here[0]]), progress=False)
+            rows = make_rows(data.catalogue_at(log.time[here[0]]), progress=False)
         states = users(data.user_features(here, length=length))
         scores = np.empty((size, total), np.float32)
         for start in range(0, total, count):

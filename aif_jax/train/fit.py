@@ -129,6 +129,7 @@ class Samples(NamedTuple):
     earlier: int  # before `since`
     short: int  # whose user has too few earlier events
     unknown: int  # events that are no sample of the task
+    longer: int = 0  # lists with more than `Impressions.candidates` items
 
 
 def samples_of(data: Dataset, settings: Any) -> Samples:
@@ -136,12 +137,15 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     task, span = settings.task, {"since": settings.since, "before": None}
     everything = task.positions(data, min_history=0, since=None, before=None)
     inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
-    times = data.log.time[task.positions(data, min_history=settings.min_history, **span)]
+    positions = task.positions(data, min_history=settings.min_history, **span)
+    times, longer = data.log.time[positions], 0
+    if isinstance(task, Impressions):
+        longer = int(np.count_nonzero(data.log.request_end(positions) - positions > task.candidates))
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
     return Samples(
         train=len(times) - validation, validation=validation - test, test=test,
         earlier=len(everything) - len(inside), short=len(inside) - len(times),
-        unknown=len(data.log) - len(everything) if task.samples == "events" else 0,
+        unknown=len(data.log) - len(everything) if task.samples == "events" else 0, longer=longer,
     )  # fmt: skip
 
 
@@ -155,10 +159,11 @@ def samples_line(samples: Samples, settings: Any) -> str:
         task.no_sample: samples.unknown,
     }
     why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
+    cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
     return (
         f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
         f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
-        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}"
+        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}{cut}"
     )
 
 
@@ -534,8 +539,10 @@ def validation(
         _, _, _, labels = next(by_objective(model, none, none, labels))
         where &= ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
-    defined = settings.keep_best not in ("auc", "gauc", "gauc_mean") or of_users.used > 0
-    why = f"no user of its {len(positions)} samples has candidates of both labels; give keep_best='log_loss' or False"
+    whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
+    defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0}.get(settings.keep_best or "", True)
+    lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
+    why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or False"
     expect(defined, "fit keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
     options = evaluation_options(settings) | {"candidates": source, "progress": progress}
 
@@ -624,4 +631,11 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
     if record["version"] != saved.version:
         raise CheckpointError(f"{file}: expected that of version {saved.version}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
-    return dataclasses.replace(saved, params=params, version=fingerprint(params, saved.config, saved.encoder))
+    version, metrics = fingerprint(params, saved.config, saved.encoder), of_ranking(saved.metrics or {})
+    return dataclasses.replace(saved, params=params, version=version, metrics=metrics or None)
+
+
+def of_ranking(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures that a calibration does not change: those without log-loss and calibration, of objectives either."""
+    changed = ("log_loss", "calibration", "calibration_error")
+    return {name: value for name, value in figures.items() if name.rpartition(".")[2] not in changed}

@@ -162,6 +162,7 @@ class TensorBoard:
             self._writer = None
 
 
+OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=None"
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
@@ -195,7 +196,6 @@ def loop(
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     writers: Sequence[LogWriter] = (),
     max_skipped: int = 10,
-    max_grad_norm: float = math.inf,
     on_bad_batch: Literal["stop", "skip"] = "stop",
     checkpoints: Checkpoints | None = None,
     config: Config | None = None,
@@ -212,8 +212,6 @@ def loop(
     | event | done | counted as |
     |---|---|---|
     | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
-    | gradient norm above `make_step(max_grad_norm=)` | the same | `skipped` |
-    | gradient norm above `loop(max_grad_norm=)` | the run ends at the next log entry, before anything is saved | |
     | no candidate in the batch | skipped, without a step | `empty_batches` |
     | a corrupt record in the batch | `on_bad_batch`: the run ends, or skips it, at most `max_skipped` times | `bad_batches` |
 
@@ -234,7 +232,6 @@ def loop(
         The first entry's rates include compile time.
       writers: receive the same, see `aif_jax.train.loop`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient, or more bad batches, end the run.
-      max_grad_norm: a gradient norm above it ends the run.
       on_bad_batch: what to do with a batch whose records are corrupt.
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
       config, encoder: config and encoder of model and data; go into the checkpoints.
@@ -246,7 +243,7 @@ def loop(
       The state after the last batch.
 
     Raises:
-      FloatingPointError: too many steps were skipped, or the gradient exploded; the message names the step and the samples.
+      FloatingPointError: too many steps were skipped; the message names the step and the samples.
       BadBatch: a corrupt record under "stop", or more than `max_skipped` under "skip".
       ProcessError: one of several processes cannot go on, or has another state or batch than process 0; raised in all.
       ValueError: checkpoints without a config, or a policy that does not exist.
@@ -270,8 +267,7 @@ def loop(
         def log(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
                 return
-            values = _values(state, recent, max_skipped=max_skipped, max_grad_norm=max_grad_norm)
-            values |= figures or {}
+            values = _values(state, recent, max_skipped=max_skipped) | dict(figures or {})
             bar.note(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
@@ -287,10 +283,12 @@ def loop(
                 return
             figures = {}
             if evaluate is not None:
+                jax.block_until_ready(state.step)  # so that the evaluation waits for no step
+                began = time.perf_counter()
                 figures = processes.together("evaluate", partial(evaluate, state))
-                figures = json.loads(
-                    processes.from_first(json.dumps(dict(figures)))
-                )  # so that all keep the same best checkpoint
+                plain = json.dumps({name: float(value) for name, value in figures.items()})
+                figures = json.loads(processes.from_first(plain))  # so that all keep the same best checkpoint
+                recent.started += time.perf_counter() - began
             log(figures)
             checkpoints.save_async(
                 number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
@@ -299,16 +297,20 @@ def loop(
             recent.restart()
 
         try:
-            due = False  # an entry waits for the next batch: if none comes, the last entry also has what `evaluate` gives
+            due = False  # an entry waits for the next step: if none comes, the last entry also has what `evaluate` gives
             while (fed := _next(source, recent)) is not None:
-                if due:
-                    log()
                 bar.update(1)
                 cursor = fed.cursor
                 if fed.batch is None or fed.problem is not None:
-                    due = False
-                    _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
+                    try:
+                        _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
+                    except BadBatch:
+                        if due:
+                            log()
+                        raise
                     continue
+                if due:
+                    log()
                 state, metrics = step(state, fed.batch)
                 number += 1
                 recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
@@ -367,26 +369,22 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in names}
 
 
-def _values(state: TrainState, recent: _Recent, *, max_skipped: int, max_grad_norm: float) -> dict[str, float]:
+def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str, float]:
     """Waits for the steps since the last log entry, reports what went wrong in them, and sums them up."""
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
     seconds = time.perf_counter() - recent.started
     for (number, fed, _), metrics in zip(recent.pending, fetched, strict=True):
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm) and metrics.get("applied", True)):
-            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s", number, loss, norm, fed.origin)
-        elif norm > max_grad_norm:
-            raise FloatingPointError(
-                f"step {number}: expected a gradient norm of at most {max_grad_norm:g}, got {norm:g} at loss {loss:g}"
-                f"{fed.origin}; look at these samples, then at the learning rate"
-            )
-    last = {name: float(value) for name, value in fetched[-1].items() if name != "applied"}
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            way_out = f"; {OUTSIDE}" if math.isnan(loss) else ""
+            logger.warning("step %d changed nothing: loss %g, gradient norm %g%s%s", number, loss, norm, fed.origin, way_out)
+    last = {name: float(value) for name, value in fetched[-1].items()}
     number, fed, _ = recent.pending[-1]
     if skipped > max_skipped:
         raise FloatingPointError(
-            f"{skipped} of {number} steps had a loss or gradient that was not finite or too large (allowed: {max_skipped}); "
-            f"the last loss is {last['loss']}{fed.origin}: look at the inputs, then at the learning rate"
+            f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
+            f"is {last['loss']}{fed.origin}: look at the inputs, then at the learning rate; {OUTSIDE}"
         )
     counts = ("samples", "places", "events")
     samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)

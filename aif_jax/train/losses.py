@@ -52,8 +52,8 @@ from aif_jax.model import PreRanker
 from aif_jax.types import Array, Behaviours, Params
 
 __all__ = [
-    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise",
-    "Loss", "term", "entries", "lists", "lists_with_a_positive", "as_loss",
+    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise", "pairwise_ndcg", "lcron", "margin_info_nce",
+    "Loss", "term", "entries", "lists", "lists_with_a_positive",
 ]  # fmt: skip
 
 
@@ -66,20 +66,12 @@ class Term:
         scores; masked scores and targets are 0; log_q is 0 where there is none.
       counts: (targets, where) -> bool, true for the entries or lists that the mean is over. It does not see the scores.
       targets: what the targets are called in messages.
-      maps: functions that make this term's targets from the batch's, in order, see `Loss.of`.
     """
 
     values: Callable[..., jax.Array]
     counts: Callable[[jax.Array, jax.Array], jax.Array]
     targets: str = "labels"
     options: tuple[tuple[str, Any], ...] = ()
-    maps: tuple[Callable[[jax.Array], jax.Array], ...] = ()
-
-    def mapped(self, targets: jax.Array, where: jax.Array) -> jax.Array:
-        """This term's targets, 0 where masked."""
-        for f in self.maps:
-            targets = jnp.where(where, f(targets).astype(targets.dtype), jnp.zeros((), targets.dtype))
-        return targets
 
 
 @dataclasses.dataclass(unsafe_hash=True, repr=False)
@@ -136,24 +128,12 @@ class Loss:
             shown.append(name if weight == 1 else f"{weight:g} * {name}")
         return " + ".join(shown)
 
-    def of(self, f: Callable[[jax.Array], jax.Array]) -> Loss:
-        """The same loss of f(targets) [..., C], each list by itself, for a sum whose terms read different targets.
-
-        Example:
-          >>> from aif_jax.train.losses import distill_listwise, pointwise_bce
-          >>> clicked = lambda teacher: (teacher > 0).astype(jnp.float32)
-          >>> loss = distill_listwise + pointwise_bce.of(clicked)
-          >>> round(float(loss(jnp.zeros((1, 2)), jnp.zeros((1, 2)))), 4)
-          0.6931
-        """
-        return Loss(tuple((weight, dataclasses.replace(term, maps=(f, *term.maps))) for weight, term in self.terms))
-
     def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
         """What each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
         targets = jnp.asarray(targets)
         valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
         targets = jnp.where(valid, targets, jnp.zeros((), targets.dtype))
-        counts = (jnp.sum(term.counts(term.mapped(targets, valid), valid), dtype=jnp.int32) for _, term in self.terms)
+        counts = (jnp.sum(term.counts(targets, valid), dtype=jnp.int32) for _, term in self.terms)
         return tuple(jnp.maximum(count, 1) for count in counts)
 
     def part(
@@ -163,9 +143,8 @@ class Loss:
         scores, targets, valid, log_q = self._checked(scores, targets, where, log_q)
         total = jnp.zeros((), scores.dtype)
         for (weight, term), norm in zip(self.terms, norms or self.norms(targets, valid), strict=True):
-            own = term.mapped(targets, valid)
-            values = term.values(scores, own, valid, log_q, **dict(term.options))
-            counted = jnp.where(term.counts(own, valid), values, jnp.zeros((), values.dtype))
+            values = term.values(scores, targets, valid, log_q, **dict(term.options))
+            counted = jnp.where(term.counts(targets, valid), values, jnp.zeros((), values.dtype))
             total += weight * jnp.sum(counted) / norm.astype(scores.dtype)
         return total
 
@@ -228,13 +207,6 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
         return loss
 
     return make
-
-
-def as_loss(loss: Any) -> Loss | None:
-    """The `Loss` behind a callable: itself, or a `functools.partial` of one with options; None for any other."""
-    if isinstance(loss, partial) and isinstance(loss.func, Loss) and not loss.args:
-        return loss.func(**loss.keywords)
-    return loss if isinstance(loss, Loss) else None
 
 
 def entries(targets: jax.Array, where: jax.Array) -> jax.Array:
@@ -412,7 +384,7 @@ def pairwise_ndcg(
     gap = (scores[..., :, None] - scores[..., None, :]) / temperature
     total = jnp.sum(weight, axis=(-1, -2))
     lost = jnp.sum(weight * -jax.nn.log_sigmoid(gap), axis=(-1, -2))
-    return lost / jnp.where(total > 0, total, jnp.ones_like(total))
+    return _nan_if_any(teacher, lost / jnp.where(total > 0, total, jnp.ones_like(total)))
 
 
 @term(lists, targets="teacher_scores")
@@ -512,7 +484,12 @@ def margin_info_nce(
     lost = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own
     count = jnp.sum(has_any, axis=-1).astype(s.dtype)
     total = jnp.sum(jnp.where(has_any, lost, jnp.zeros_like(lost)), axis=-1)
-    return total / jnp.maximum(count, jnp.ones_like(count))
+    return _nan_if_any(stages, total / jnp.maximum(count, jnp.ones_like(count)))
+
+
+def _nan_if_any(targets: jax.Array, values: jax.Array) -> jax.Array:
+    """Values [...] of lists, NaN where a target [..., C] is: comparisons do not carry it on."""
+    return jnp.where(jnp.isnan(targets).any(axis=-1), jnp.nan, values)
 
 
 class Shared(NamedTuple):

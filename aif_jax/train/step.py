@@ -13,7 +13,6 @@ answers for batch n + 1 are sent before step n is dispatched and read after it, 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
@@ -29,7 +28,7 @@ from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.sharding.processes import ProcessError, in_order
-from aif_jax.train.losses import Loss, SequenceLoss, as_loss
+from aif_jax.train.losses import Loss, SequenceLoss
 from aif_jax.train.optimizers import (
     Slots,
     SparseConfig,
@@ -261,7 +260,7 @@ class TrainState:
 
 
 class StepFn(Protocol):
-    """`step(state, batch) -> (state, {"loss": [], "grad_norm": [], "applied": bool []})`; the state given is consumed."""
+    """`step(state, batch) -> (state, {"loss": [], "grad_norm": []})`; the state given is consumed."""
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]: ...
 
@@ -313,11 +312,10 @@ def make_step(
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     part: int | Literal["auto"] | None = "auto",
     compute_dtype: Any = jnp.float32,
-    max_grad_norm: float = math.inf,
 ) -> StepFn:
     """The compiled training step of a model.
 
-    A step whose loss or gradient is not finite, or whose gradient is too large, changes nothing and counts in `state.skipped`.
+    A step whose loss or gradient is not finite changes nothing and counts in `state.skipped`.
     It is dispatched without waiting for its result; with sparse tables it waits once: the number of unique ids is fetched to
     the host, because it chooses the compiled size of the update.
 
@@ -327,12 +325,12 @@ def make_step(
         has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
         `loss_and_gradient`.
       sequence_loss: added to it: next item at every place of the short history; None for none.
-      sparse: which embedding tables get sparse updates; None updates every table whole. The state is the same, so a run may
-        resume from a checkpoint with another choice.
+      sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
+        tower reads embedding rows that no feature of its batch names: under sparse updates those are NaN. The state is the
+        same, so a run may resume from a checkpoint with another choice.
       part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
       compute_dtype: dtype of activations: parameters and float features are cast, ages and logits stay float32, and so do the
         parameters of the state (mixed precision with `jnp.bfloat16`).
-      max_grad_norm: a gradient norm above it makes the step change nothing; to end the run instead, see `loop`.
 
     Example:
       >>> import aif_jax as aif
@@ -342,9 +340,9 @@ def make_step(
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
     tables = sparse_tables(model.config.schema, sparse)
-    objective, dtype = as_loss(loss) or loss, jnp.dtype(compute_dtype)
-    if isinstance(objective, Goals):
-        objective = objective.bind(model.config.objectives)
+    dtype = jnp.dtype(compute_dtype)
+    if isinstance(loss, Goals):
+        loss = loss.bind(model.config.objectives)
     if sequence_loss is not None:
         sequence_loss = sequence_loss.bind(model)
 
@@ -357,7 +355,8 @@ def make_step(
 
         def whole_params(params: tuple[Params, dict[str, jax.Array]]) -> Params:
             dense, rows = params
-            return join_tables(dense, {name: Rows(table=rows[name], slot=slots[name]) for name in tables}) | state.fitted
+            taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
+            return join_tables(dense, taken) | state.fitted
 
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             return score(model, whole_params(params), batch, compute_dtype=dtype)
@@ -368,12 +367,12 @@ def make_step(
             return of_sequence(_cast_params(whole_params(params), dtype), batch)
 
         value, (gradient, row_gradients) = loss_and_gradient(
-            scores_of, (dense, rows), batch, objective, part=part, auxiliary=auxiliary
+            scores_of, (dense, rows), batch, loss, part=part, auxiliary=auxiliary
         )
 
         def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
             norm = optax.tree.norm(gradient)
-            finite = jnp.isfinite(value) & jnp.isfinite(norm) & (norm <= max_grad_norm)
+            finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
             def change(trained: Params, opt_state: Any) -> tuple[Any, Any]:
                 with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
@@ -385,7 +384,7 @@ def make_step(
         trained, opt_state, (norm, finite) = update_rows(update, state.trained, state.opt_state, gradient, ids, row_gradients)
         skipped = state.skipped + jnp.where(finite, 0, 1)
         after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=trained, opt_state=opt_state)
-        return after, {"loss": value, "grad_norm": norm, "applied": finite}
+        return after, {"loss": value, "grad_norm": norm}
 
     compiled = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
     count = jax.jit(partial(unique_ids, config=model.config), donate_argnums=0)

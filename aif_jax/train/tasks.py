@@ -90,7 +90,7 @@ class NextItem:
         """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
         counts = counts_before(data, before)
         if held_out:
-            sampler = NegativeSampler(counts, power=self.power)
+            sampler = NegativeSampler(counts, power=self.power, rows=data.catalogue.rows)
             return sampled_negatives(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
         sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform, rows=data.catalogue.rows)
         options: dict[str, Any] = {"negatives": self.negatives, "logq_correction": self.logq_correction, "repeats": repeats}
@@ -131,7 +131,7 @@ class Impressions:
     """Which of the items that were shown does the user click? The log holds impressions; a request is a sample.
 
     Attributes:
-      candidates: C, items of a list that count, the first ones.
+      candidates: C, items of a list that count: of longer lists the positives and a random draw of the rest.
       threshold: the least action row that counts as a click; action rows must be in ascending order (seen, clicked). Of
         several objectives one by name, {"click": 2, "like": 3}: the default loss is then binary cross-entropy of each.
     """
@@ -212,10 +212,12 @@ class Cascaded:
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """Candidates by stage; held out, all of a request; `repeats` as for `stages.staged`."""
+        """Candidates by stage; held out, all of a request; `repeats` as for `candidates.staged`."""
         if held_out:
             return logged(data, repeats=repeats)
-        sampler = NegativeSampler(counts_before(data, before), power=self.power) if self.sampled else None
+        sampler = None
+        if self.sampled:
+            sampler = NegativeSampler(counts_before(data, before), power=self.power, rows=data.catalogue.rows)
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
 
 

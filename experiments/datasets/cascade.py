@@ -102,7 +102,7 @@ def synthetic_cascade(
         lines[WHOLE].append(ranker)
     table = {name: np.concatenate(parts) for name, parts in lines.items()}
     labels = {name: table[name].astype(np.float32) for name in ("click", "long_view", RANKER, WHOLE)}
-    made, without = from_columns(
+    made, without, _ = from_columns(
         log, **{name: table[name] for name in ("user", "time", "rows", "stage")}, labels=labels, candidates=candidates
     )
     assert not without  # every request is at an event

@@ -94,7 +94,7 @@ def _cascade(table: Mapping[str, np.ndarray], data: Dataset, candidates: int) ->
     shown, ranked = stage == LOGGED.index("exposed"), flags[1]
     labels = {name: np.where(shown, table[name] > 0, np.nan) for name in FEEDBACK}
     labels["ranker"] = np.where(ranked, -table["rank_index"].astype(np.float64), np.nan)
-    made, _ = from_columns(
+    made, *_ = from_columns(
         data.log,
         user=data.users.encode(table["user_id"])[order],
         time=seconds[order],

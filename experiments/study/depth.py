@@ -1,13 +1,11 @@
 """What a second depth for the hardest tenth of the candidates is worth: a stronger model rescores the best of a lighter one.
 
 Claim     Full attention on the preset's best tenth ranks as full attention on all candidates does, for a part of its time.
-Command   python -m experiments.study.depth --data DIR --work DIR, then --report; --times on a quiet machine
-          (--work holds the models of `python -m experiments.study.question --data DIR --plan test --work DIR`; none is trained)
+Command   python -m experiments.study.depth --data DIR --work DIR, with the models of `question`'s --plan test; then --times
 Protocol  That of `question`, test split: the same requests, candidates, met items, models, and offsets of popularity. After HAP
           (arXiv 2603.03770), reconstructed from its abstract: light models score all candidates, stronger ones the hard ones.
-          Here the hard ones are the tenth that the first model scores highest, of the catalogue for HR@k and of the sampled
-          candidates for GAUC, met items left out where the data leave them out. HAP's sampling and losses by kind of sample
-          are not reconstructed: every model is trained alone on all samples.
+          Here the hard ones are the tenth that the first model scores highest: of the catalogue for HR@k, of the sampled
+          candidates for GAUC. HAP's sampling and losses by kind of sample are not reconstructed: each model is trained alone.
           The rescored candidates exchange their places among themselves, so that the best tenth stays ahead of the others: by
           the second model's scores, or ("mean") by the mean of both models' scores, each standardised over them. The control
           rescores as many candidates drawn at random. Intervals are 95 % over users, of means over seeds; differences paired.
@@ -24,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from aif_jax import checkpoint, metrics
@@ -43,7 +40,6 @@ MODELS = (BASE, AIF, FULL)
 CASCADES = ((AIF, FULL), (BASE, AIF))  # which model scores all candidates, and which one rescores some
 BEST, MEAN, RANDOM = "the best tenth", "the best tenth, mean", "a random tenth"
 SHARE = 10  # one candidate in so many is rescored
-CANDIDATES = 10_000  # of a timed request, at most
 
 
 def rescored(first: np.ndarray, second: np.ndarray, where: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -82,10 +78,9 @@ def evaluate(data: datasets.StudyData, seed: int, *, kept: Path, work: Path) -> 
         sampled[name] = sampled_scores(model, params, data.dataset, requests, progress=False)
         offset = popularity_offset(counts, untrained=question.chosen(found, found[trial.id]))
         every[name] = np.empty((len(at), len(counts)), np.float32)
-        given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4)
-        for rows, scores in catalogue_scores(model, params, data.dataset, at, **given):
+        for rows, scores in catalogue_scores(model, params, data.dataset, at, batch_size=4):
             every[name][rows] = scores + offset
-    met = SeenPairs.before(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
     where, users, made = ~met | data.repeats, log.user[requests.positions][:, None], {}
     for name, scores in ways(sampled, where):
         made[name] = {"gauc": metrics.gauc_by_user(scores, requests.labels, users, where=where)}
@@ -107,22 +102,21 @@ def record_of(name: str, seeds: list[int], made: list[dict[str, dict[str, ByUser
 
 def after(first: Way, second: Way) -> Way:
     """The way in which the second model scores what the first one found best."""
-    return Way(*(partial(_both, one, other) for one, other in zip(first, second, strict=True)))
 
+    def both(one: Callable[..., Any], other: Callable[..., Any]) -> Callable[[int, np.ndarray], Any]:
+        return lambda i, found: other(i, found[np.asarray(one(i, found)[1])])
 
-def _both(one: Callable[..., Any], other: Callable[..., Any], i: int, found: np.ndarray) -> Any:
-    return other(i, found[np.asarray(one(i, found)[1])])
+    return Way(*map(both, first, second))
 
 
 def measure_times(data: datasets.StudyData, work: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds p50 of one request, C=10,000 or the whole catalogue, ways in turn, as `question.measure_times` does."""
-    positions, rows = critical.longest(data.dataset, CANDIDATES)
+    positions, rows = critical.longest(data.dataset, 10_000)
     tenth = len(rows[0]) // SHARE
 
     def way(model: str, k: int = min(100, tenth), make: Callable[..., Way] = critical.staged) -> Way:
         trial = Trial(dataset=data.name, model=model, split="test", epochs=question.EPOCHS)
-        params = checkpoint.load(work / trial.file).params
-        return make(question.config_of(trial, data), data.dataset, positions, k, params)
+        return make(question.config_of(trial, data), data.dataset, positions, k, checkpoint.load(work / trial.file).params)
 
     full, ready = way(FULL, make=critical.sequential), way(FULL)
     timed = {
@@ -163,10 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
         made = measure_times(datasets.load(options.dataset[0], options.data), options.work, options.rounds)
         return common.write_json(options.results / question.TIMES, records.rounded({"rounds": options.rounds, "ways": made}))
     for name in () if options.report else options.dataset:
-        data, given = datasets.load(name, options.data), {"kept": options.kept, "work": options.work}
-        found = [evaluate(data, seed, **given) for seed in options.seed]
+        data = datasets.load(name, options.data)
+        found = [evaluate(data, seed, kept=options.kept, work=options.work) for seed in options.seed]
         records.append(options.results, record_of(name, options.seed, found) | {"commit": common.machine()["commit"]})
-        jax.clear_caches()
     print("\n".join(map(report, records.read(options.results).values())))
 
 

@@ -86,7 +86,7 @@ def drawn_so_far(dataset: Dataset, *, negatives: int, repeats: bool, tries: int 
         good = rng.random(tried.shape) < np.maximum(count, 1) ** -0.25
         good &= (tried != target[:, None]) & (tried > 0)
         if not repeats:
-            good &= ~SeenPairs.before(log, positions).contains(np.arange(len(positions))[:, None], tried)
+            good &= ~SeenPairs(log, positions).contains(np.arange(len(positions))[:, None], tried)
         first = np.argsort(~good, axis=1, kind="stable")[:, :negatives]
         chosen = np.where(np.take_along_axis(good, first, 1), np.take_along_axis(tried, first, 1), 0)
         rows = np.concatenate([target[:, None], chosen], 1).astype(np.int32)
@@ -104,7 +104,7 @@ def evaluate(
     requests = question.requests_of(trial, part, data)
     at, users = requests.positions, log.user[requests.positions][:, None]
     counts, statistics = item_counts(dataset, part.seen), counts_at(dataset)
-    met = SeenPairs.before(log, at).contains(np.arange(len(at))[:, None], requests.rows)
+    met = SeenPairs(log, at).contains(np.arange(len(at))[:, None], requests.rows)
     kept = np.full(met.shape, True) if data.repeats else ~met
     lists = CandidateLists(requests.rows, requests.labels)
     scores = list_scores(model, params, dataset, at, lists, progress=progress)

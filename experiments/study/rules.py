@@ -45,7 +45,7 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
     """The metrics of `question.evaluate`, by user."""
     log, requests = data.dataset.log, question.requests_of(trial, part, data)
     popularity = item_counts(data.dataset, part.seen)
-    met = SeenPairs.before(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
     users = log.user[requests.positions][:, None]
     step = 100  # requests whose whole catalogue is in memory
     sampled = np.concatenate([
@@ -66,7 +66,7 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
         every[:, 0] = -np.inf  # no item
         target = log.item[at[i : i + step]]
         if not data.repeats:
-            seen = SeenPairs.before(log, at[i : i + step]).contains(np.arange(len(every))[:, None], np.arange(every.shape[1]))
+            seen = SeenPairs(log, at[i : i + step]).contains(np.arange(len(every))[:, None], np.arange(every.shape[1]))
             seen[np.arange(len(every)), target] = False
             every[seen] = -np.inf
         ranks.append(rank_of(every, target))

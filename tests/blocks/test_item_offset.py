@@ -15,10 +15,10 @@ from aif_jax.blocks.block import ItemView
 from aif_jax.data.candidates import counts_before
 from aif_jax.store.version import VersionMismatch
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.blocks import parts
-from tests.test_sparse import SMALL
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
 def test_by_hand():
@@ -41,17 +41,6 @@ def test_offsets_by_popularity():
     for counts, power, message in (([0, -1], 1, "counts: expected finite"), ([1, np.nan], 1, "counts"), ([1, 1], -1, "power")):
         with pytest.raises(ValueError, match=message):
             popularity_offset(counts, power=power)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=20, items=90, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
-def run(data):
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
-    return aif.fit(model, data, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=10, progress=False)
 
 
 def test_a_run_for_the_catalogue_adds_the_offset_to_every_score(data, run):

@@ -14,12 +14,11 @@ from aif_jax.blocks import PureSvd, with_pure_svd
 from aif_jax.blocks.block import ItemView
 from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
-from experiments.datasets.synthetic import synthetic_world
-from tests import demo
 from tests.blocks import parts
-from tests.test_sparse import SMALL
 
 TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
 def test_halves_by_hand():
@@ -70,17 +69,6 @@ def test_factors_are_the_leading_singular_vectors(users, width):
 def test_nothing_is_known_without_events():
     assert not svd_factors([], [], size=4, block=PureSvd(width=2)).any()
     assert not svd_factors([1, 1], [0, 0], size=4, block=PureSvd(width=2)).any()
-
-
-@pytest.fixture(scope="module")
-def data():
-    return synthetic_world(0, users=20, items=90, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
-def run(data):
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
-    return aif.fit(model, data, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=10, progress=False)
 
 
 def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data, run, tmp_path):
