@@ -283,6 +283,17 @@ def test_a_fetch_counts_what_happened_and_shares_reads():
     asyncio.run(asyncio.wait_for(test(), 20))
 
 
+def test_a_timeout_of_the_source_itself_keeps_its_text():
+    class Source:
+        async def get(self, user):
+            raise TimeoutError("the server did not answer")
+
+    fetch = Fetch(Source(), ENCODER, timeout=30, now=lambda request: NOW)
+    with pytest.raises(TimeoutError, match="the server did not answer"):
+        asyncio.run(fetch(Request(user="ann")))
+    assert dict(fetch.counters) == {"timeouts": 1}
+
+
 def test_a_read_that_hangs_is_not_shared_for_ever():
     """Later calls read again; a read is cancelled with the last who waits for it, and dropped if it ends."""
 

@@ -39,7 +39,7 @@ PASSED_ON = {
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:engine_checks": "the engine's message", "service/client.py:Client.receive": "the service's message",
     "cli/refresh.py:run_watch.metrics": "the service's message",
-    "service/core.py:Service.prepare": "the message of `Unfetched`",
+    "service/core.py:Service._answered": "the message of `Unfetched`",
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:refusing": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import socket
@@ -23,7 +24,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
-from tests.service_world import EVENTS, IDS, NOW, exports, running
+from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 
 ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 
@@ -294,6 +295,28 @@ def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is(
             assert line.endswith(f" {count}.0"), line
         (line,) = [line for line in text.splitlines() if line.startswith("aif_stage_seconds_count") and 'stage="read"' in line]
         assert line.endswith(" 4.0")
+
+
+def test_a_damaged_record_is_no_fault_of_the_caller():
+    records = {"torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
+
+    class Source:
+        async def get(self, user):
+            if user == "wrong":
+                raise ValueError("a torn row")
+            return records[user]
+
+    config = dataclasses.replace(SERVING, fallback=False)
+    with running(exports().root / "one", source=Source(), config=config) as service, service.client() as client:
+        for user in ("torn", "wrong"):
+            with pytest.raises(ServiceError, match="the service failed: SourceError") as refused:
+                client.rank(user=user, candidates=IDS, k=3)
+            assert refused.value.status == 500
+    with running(exports().root / "one", config=config) as service, service.client() as client:
+        for call in (client.prepare, functools.partial(client.score, candidates=IDS)):
+            with pytest.raises(ServiceError, match="the call brought a user id alone") as refused:
+                call(user="ann")
+            assert (refused.value.status, refused.value.field) == (400, "features")
 
 
 def test_string_ids():
@@ -596,6 +619,13 @@ def test_a_stale_model_is_said_to_be():
 def test_a_pointer_is_checked(text, message):
     with pytest.raises(ValueError, match=message):
         parse_current(text)
+
+
+def test_shares_may_add_up_to_one():
+    """Added as floats one by one, these are more than 1."""
+    shares = [0.2, 0.4, 0.3, 0.1]
+    text = "\n".join(["one", *(f"part{n} share={share}" for n, share in enumerate(shares))])
+    assert [entry.share for entry in parse_current(text)] == [0.0, *shares]
 
 
 def test_publish_writes_what_is_read(tmp_path):

@@ -99,10 +99,10 @@ def test_events_of_the_source_come_on_top_of_the_row(tmp_path):
 
 def test_rows_in_a_server(server):  # noqa: F811
     table = rows_of()
-    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4)
+    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4, prefix="shop")
     table.update({"user": ["ann"] * 2} | EVENTS, position=7)
     port = server.connection_pool.connection_kwargs["port"]
-    nearline = Nearline(users=f"redis://127.0.0.1:{port}/0")
+    nearline = Nearline(users=f"redis://127.0.0.1:{port}/0", prefix="shop")
     with running(exports().root / "one", config=ROWS, nearline=nearline) as service, service.client() as client:
         near(client.score(user="ann", candidates=IDS), client.score(**ANN | {"now": int(time.time())}, candidates=IDS))
         server.set(table.rows.key("bob"), b"torn")

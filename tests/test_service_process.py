@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -19,8 +20,10 @@ import pytest
 
 from aif_jax import Trained, cli
 from aif_jax.service.client import Client, ServiceError
+from aif_jax.service.core import Service
 from aif_jax.service.log import read_log
-from aif_jax.service.process import Listening
+from aif_jax.service.models import Models
+from aif_jax.service.process import Listening, run
 from aif_jax.service.processes import end_with, source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
@@ -183,6 +186,16 @@ def test_a_signal_while_workers_start_ends_all(monkeypatch):
     assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
+def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
+    async def start(models):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)  # compiles
+
+    monkeypatch.setattr(Models, "start", start)
+    asyncio.run(asyncio.wait_for(run(Service(Models(exports().root / "one")), Listening(http_port=0)), 30))
+    assert "ready" not in capsys.readouterr().out
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
 def test_tls_and_a_token_over_http_and_grpc(tmp_path):
     grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
@@ -228,6 +241,8 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
         (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
         (["FOLDER", "--user-table", "s3://bucket/users"], 2, "expected a folder or one of redis://"),
+        (["FOLDER", "--user-table", "unix:///run/redis"], 2, "expected a folder or one of redis://, rediss://, valkey://"),
+        (["FOLDER", "--user-table", "valkey://h:1/x"], 1, "server: expected redis://HOST:PORT"),
         (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),
         (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
     ],

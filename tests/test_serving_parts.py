@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -97,6 +98,40 @@ def test_cache_is_bounded_in_bytes_and_drops_the_least_recently_used():
     assert cache.get(key("e", 1)) is None and len(cache) == 3
     cache.put(key("a", 1), state(5))
     assert cache.bytes == 3 * EACH + 25
+
+
+def test_an_older_computation_leaves_a_newer_state():
+    cache, old, new = StateCache(100_000, clock=lambda: 9.0), state(), state()
+    cache.put(key("a", 2), new, since=2.0)
+    cache.put(key("a", 2), old, since=1.0)
+    assert cache.get(key("a", 2)) is new
+    cache.put(key("a", 1), old, since=1.0)  # of an older feature version, which came later
+    assert cache.stale("a", "v") is new and cache.get(key("a", 1)) is old
+    assert cache.oldest == 7.0 and StateCache(100).oldest == 0.0
+
+
+def test_the_age_of_the_oldest_state_is_read_from_any_thread():
+    cache, stop, errors = StateCache(1 << 30), threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                assert cache.oldest >= 0
+            except Exception as error:
+                errors.append(error)
+
+    for number in range(2000):
+        cache.put(key("a", number), state())
+    thread = threading.Thread(target=read)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    for number in range(2000):
+        cache.keep_version("w") if number % 500 == 499 else cache.put(key("b", number), state())
+    stop.set()
+    thread.join()
+    sys.setswitchinterval(before)
+    assert errors == []
 
 
 def test_cache_keys_hold_feature_version_and_model_version():

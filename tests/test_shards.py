@@ -234,6 +234,28 @@ def test_a_call_that_ran_out_of_time_is_not_sent_again():
             client.prepare(user="ann")
 
 
+def test_further_tries_share_the_time_of_the_first_one():
+    """A host that breaks off, then says nothing: the caller waits once, whatever the timeout of the shard's client."""
+    with scripted(b"") as (address, _), Client(address, timeout=60) as client:
+        with pytest.raises(OSError):
+            client.post("/v1/prepare", {"user": "ann"}, within=0.3)
+        assert client.retried == 1 and client._connection.timeout <= 0.3
+
+
+def test_the_second_try_of_a_shard_has_what_is_left_of_the_time(monkeypatch):
+    left = []
+
+    def post(client, path, fields, *, within):
+        left.append(within)
+        raise TimeoutError("late")
+
+    monkeypatch.setattr(Client, "post", post)
+    with scripted(b"") as (address, _), ShardedClient([address], timeout=60) as client:
+        with pytest.raises(ShardsMissing, match="late"):
+            client.prepare(user="ann")
+    assert len(left) == 1 and left[0] < 60
+
+
 def frames(version: str) -> bytes:
     said = {"id": "", "version": version, "degraded": False, "reason": None, "state_age": None, "non_finite": 0, "stages": {}}
     body = tensors.pack(said | {"logits": np.zeros(1, np.float32), "mask": np.ones(1, bool)})

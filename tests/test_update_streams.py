@@ -291,6 +291,63 @@ def test_partitions_move_within_a_group(kafka_address, tmp_path):
     streams[1].close()
 
 
+def test_metrics_are_read_while_the_follower_runs():
+    follower, errors, stop = Follower(MemoryStream(), SinkTarget(MemoryFeatures(EventLayout()))), [], threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                follower.metrics()
+            except Exception as error:
+                errors.append(error)
+
+    thread, before = threading.Thread(target=read), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    for number in range(20_000):  # as `step` does for new partitions
+        follower.counters[f"new {number % 500}"] += 1
+        follower._age[number % 500] = 0.0
+        if number % 500 == 499:
+            follower._age.clear()
+            follower.counters.clear()
+    stop.set()
+    thread.join()
+    sys.setswitchinterval(before)
+    assert errors == []
+
+
+def test_a_group_never_commits_back():
+    """Another consumer had partition 1 for a while and went further than this one, which still has its old position."""
+    from confluent_kafka import TopicPartition
+
+    class Consumer:
+        offsets, commits = {0: 5, 1: 5}, []
+
+        def committed(self, places, seconds):
+            return [TopicPartition("t", place.partition, self.offsets[place.partition]) for place in places]
+
+        def assign(self, places):
+            pass
+
+        def commit(self, *, offsets, asynchronous):
+            self.commits.append({place.partition: place.offset for place in offsets})
+
+    stream, consumer = KafkaStream("127.0.0.1:1", "t", group="g"), Consumer()
+    stream.close()
+    stream._consumer = consumer
+    places = [TopicPartition("t", 0), TopicPartition("t", 1)]
+    stream._assigned(consumer, places)
+    stream.commit({0: 6, 1: 7})
+    stream._revoked(consumer, places[1:])
+    stream.commit({0: 9, 1: 7})
+    consumer.offsets = {0: 10, 1: 100}
+    stream._assigned(consumer, places)
+    stream.commit({0: 9, 1: 7})
+    stream.commit({0: 12, 1: 7})
+    stream.commit({0: 12, 1: 120})
+    assert consumer.commits == [{0: 7, 1: 8}, {0: 10}, {0: 13}, {1: 121}]
+
+
 @pytest.mark.reliability
 @pytest.mark.timeout(300)
 def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp_path):

@@ -25,7 +25,7 @@ from aif_jax.connectors import (
     UserTarget,
     ValkeyFeatureWriter,
 )
-from aif_jax.connectors.valkey import FORMS, open_client, open_stream
+from aif_jax.connectors.valkey import FORMS, SCHEMES, open_client, open_stream
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter
 from aif_jax.output import Bar
@@ -42,13 +42,12 @@ from aif_jax.store.snapshots import Writer, snapshots
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 
-SERVERS = ("redis://", "rediss://", "unix://")
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 FLAGS: dict[type, Mapping[str, str]] = {
     ServiceSettings: {"only": "version"}
     | {name: name for name in ("keep", "poll", "features", "features_timeout", "log", "log_share", "shadow", "shadow_share")}
     | {"traces": "traces"},
-    Nearline: {"index": "index", "users": "user_table"},
+    Nearline: {"index": "index", "users": "user_table", "prefix": "user_prefix"},
     Policy: {name: name for name in ("max_age", "max_index_age", "max_user_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
     Listening: {"host": "host", "http_port": "port", "grpc_port": "grpc_port"}
@@ -99,7 +98,7 @@ def run_serve(options: argparse.Namespace) -> int:
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
-        nearline = Nearline(index=options.index, users=_users(options))
+        nearline = Nearline(**given[Nearline] | {"users": _users(options)})
         own = given[ServiceSettings]
         settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **own)
         if options.max_user_age is not None and options.user_table is None:
@@ -132,11 +131,11 @@ def run_replay(options: argparse.Namespace) -> int:
 
 def _users(options: argparse.Namespace) -> Path | str | None:
     users = options.user_table
-    if users is None or users.startswith(SERVERS):
-        return users
-    if URL.match(users):
-        raise UsageError(f"--user-table {users}: expected a folder or one of {', '.join(SERVERS)}, got another URL")
-    return Path(users)
+    if users is None or not URL.match(users):
+        return users and Path(users)
+    if users.partition(":")[0] not in SCHEMES:
+        raise UsageError(f"--user-table {users}: expected a folder or one of {'://, '.join(SCHEMES)}://, got another URL")
+    return users
 
 
 def _token(path: Path | None) -> str | None:

@@ -251,9 +251,9 @@ class Follower:
         Age is that of the oldest message of the last batch, from its write to its application, in seconds.
         """
         gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag().values())}
-        gauges["stream_age_seconds"] = max(self._age.values(), default=0.0)
+        gauges["stream_age_seconds"] = max(dict(self._age).values(), default=0.0)
         gauges |= {f"stream_position_{partition}": at for partition, at in self.target.positions.items()}
-        counters = self.counters | Counter(getattr(self.target, "counters", {}))
+        counters = Counter(dict(self.counters)) | Counter(getattr(self.target, "counters", {}))
         return {"counters": {f"stream_{name}": count for name, count in counters.items()}, "gauges": gauges}
 
     def _take(self, partition: int, messages: list[Message]) -> None:

@@ -61,6 +61,7 @@ class KafkaStream(UpdateStream):
         self._consumer = confluent_kafka.Consumer(self._options | settings)
         self._producer: Any = None
         self._next: dict[int, int] = {}  # offset that is read next, by partition
+        self._committed: dict[int, int] = {}  # the same, as committed: of a group, by whoever had the partition before
         self._refreshed = 0.0
         self.rebalances = 0
 
@@ -112,10 +113,13 @@ class KafkaStream(UpdateStream):
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.commit`; of partitions that this consumer has. A commit that is lost repeats messages, no more."""
-        mine = [self._place(partition, at + 1) for partition, at in positions.items() if partition in self._next]
+        """As `UpdateStream.commit`; of partitions that this consumer has, never back. A lost commit repeats messages, no more."""
+        mine = {partition: at + 1 for partition, at in positions.items() if partition in self._next}
+        mine = {partition: at for partition, at in mine.items() if at > self._committed.get(partition, -1)}
         if mine:
-            self._consumer.commit(offsets=mine, asynchronous=self._group is None)
+            places = [self._place(partition, at) for partition, at in mine.items()]
+            self._consumer.commit(offsets=places, asynchronous=self._group is None)
+            self._committed |= mine
 
     def reject(self, message: Message, reason: str) -> None:
         """Writes the message to the topic of rejected ones, place and reason as headers. Raises OSError where it cannot."""
@@ -165,6 +169,7 @@ class KafkaStream(UpdateStream):
         committed = consumer.committed(places, SECONDS) if places else []
         starts = [self._start(place.partition, place.offset - 1 if place.offset >= 0 else None) for place in committed]
         self._next = {place.partition: max(place.offset, 0) for place in committed}
+        self._committed = {place.partition: place.offset for place in committed}
         consumer.assign(starts)
 
     def _revoked(self, consumer: Any, places: list[Any]) -> None:

@@ -401,10 +401,12 @@ class Reads:
     async def _read(self, user: Any) -> Record | None:
         start = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout) as limit:
                 record = await self.source.get(user)
         except TimeoutError:
             self.counters["timeouts"] += 1
+            if not limit.expired():
+                raise  # of the source itself
             raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
         except (TypeError, ValueError):
             self.counters["damaged"] += 1

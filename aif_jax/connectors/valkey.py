@@ -377,6 +377,7 @@ def now() -> int:
 
 
 FORMS = "kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY[,KEY...]"
+SCHEMES = ("redis", "rediss", "valkey")
 SOCKET_SECONDS = 30.0
 
 
@@ -387,7 +388,7 @@ def open_client(url: str, options: Mapping[str, Any] | None = None) -> Any:
     """
     parts = urlsplit(url)
     database = parts.path.strip("/")
-    if parts.scheme not in ("redis", "rediss", "valkey") or not parts.hostname or not (database or "0").isdecimal():
+    if parts.scheme not in SCHEMES or not parts.hostname or not (database or "0").isdecimal():
         raise ValueError(f"server: expected redis://HOST:PORT[/DATABASE], got {redacted(url)!r}")
     with needs_extra("Valkey and Redis need the client redis", "remote"):
         import redis
@@ -416,6 +417,6 @@ def open_stream(url: str, options: Mapping[str, Any] | None = None, *, group: st
     if parts.scheme == "kafka":
         return KafkaStream(parts.netloc, names, group=group, options=options)
     expect(group is None, "group", "None: only topics of Kafka have groups", group)
-    if parts.scheme in ("redis", "rediss", "valkey"):
+    if parts.scheme in SCHEMES:
         return ValkeyStream(open_client(f"{parts.scheme}://{parts.netloc}", options), names.split(","))
     raise ValueError(f"stream: expected {FORMS}, got {redacted(url)!r}")

@@ -105,17 +105,21 @@ class Client:
         """Says that a user is coming."""
         return self.post("/v1/prepare", fields)
 
-    def post(self, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, fields: dict[str, Any], *, within: float | None = None) -> dict[str, Any]:
         """Sends a call in tensors and reads the answer.
+
+        Args:
+          within: seconds for all tries; None gives each `timeout`.
 
         Raises:
           ServiceError: the service, or a proxy before it, answered with an error.
           OSError: no connection, or one that broke or was silent for `timeout` seconds.
         """
+        until = None if within is None else time.monotonic() + within
         for left in range(self._retries, -1, -1):
             try:
-                self.send(path, fields)
-                return self.receive()
+                self.send(path, fields, within=_left(until))
+                return self.receive(within=_left(until))
             except TimeoutError:
                 raise
             except OSError:
@@ -124,12 +128,13 @@ class Client:
             except ServiceError as error:
                 if error.status not in GONE or not left:
                     raise
-                time.sleep(min(error.retry_after or 0.0, LONGEST_PAUSE))
+                time.sleep(min(error.retry_after or 0.0, LONGEST_PAUSE, _left(until) or LONGEST_PAUSE))
             self.retried += 1
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def send(self, path: str, fields: dict[str, Any]) -> None:
+    def send(self, path: str, fields: dict[str, Any], *, within: float | None = None) -> None:
         """Sends a call, for whoever asks several services at once; `receive` reads the answer. Raises OSError."""
+        self._connection.timeout = self._timeout if within is None else min(within, self._timeout)  # of a new connection
         headers = {"content-type": tensors.CONTENT_TYPE}
         if isinstance(user := fields.get("user"), int | str):
             headers[HEADER] = affinity_key(user)
@@ -143,7 +148,7 @@ class Client:
     def receive(self, *, within: float | None = None) -> dict[str, Any]:
         """The answer to what was sent last, once; raises as `post`, without another try."""
         if within is not None and self._connection.sock is not None:
-            self._connection.sock.settimeout(max(within, 1e-3))
+            self._connection.sock.settimeout(within)
         status, kind, body = self._read()
         if within is not None and self._connection.sock is not None:
             self._connection.sock.settimeout(self._timeout)
@@ -170,6 +175,11 @@ class Client:
         except BaseException:
             self.close()  # whatever comes yet belongs to no later call
             raise
+
+
+def _left(until: float | None) -> float | None:
+    """Seconds that are left, a moment at least; None without an end."""
+    return None if until is None else max(until - time.monotonic(), 1e-3)
 
 
 def _error(body: bytes, status: int) -> dict[str, Any]:

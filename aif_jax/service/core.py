@@ -194,19 +194,12 @@ class Service:
 
     async def prepare(self, call: Call) -> Served:
         """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
-        code, served = "OK", None
-        try:
-            served = self._picked(call)
-            await served.engine.prepare(self._request(call, served, prepare=True))
-            return served
-        except Unfetched as error:
-            code = "INVALID_ARGUMENT"
-            raise BadCall("features", str(error)) from None
-        except BaseException as error:
-            code = _code_of(error)
-            raise
-        finally:
-            self._note("prepare", code, served, None)
+        return (await self._answered("prepare", self._prepare(call))).served
+
+    async def _prepare(self, call: Call) -> Reply[Any]:
+        served = self._picked(call)
+        await served.engine.prepare(self._request(call, served, prepare=True))
+        return Reply(None, served)
 
     async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
         served = self._picked(call)
@@ -233,6 +226,9 @@ class Service:
         try:
             reply = await work
             return reply
+        except Unfetched as error:
+            code = "INVALID_ARGUMENT"
+            raise BadCall("features", str(error)) from None
         except BaseException as error:
             code = _code_of(error)
             raise

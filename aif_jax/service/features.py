@@ -41,7 +41,7 @@ class Unfetched(LookupError):
 
 
 class SourceError(RuntimeError):
-    """A record of the feature source that the encoder refuses: no fault of the caller, whose call is answered degraded."""
+    """A record of the feature source, or a row of the user table, that is damaged: no fault of the caller."""
 
 
 class UserSource:
@@ -96,15 +96,19 @@ class UserSource:
                 "the call brought a user id alone: expected features, raw events, or a call of prepare before; or start the "
                 "service with --features or --user-table"
             )
+        if self._encoder is None:
+            raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
         user: Any = request.user  # of a call: an integer or a string
-        record = None if reads is None else await reads.record(user)
-        if (table := self.table) is None:
-            assert reads is not None
-            context.fetched = self._of_record(reads, record)
-        else:  # in a thread: rows may be in a server, and more events than have places are applied
-            raw = (None, None) if record is None else (record.attributes, record.events)
+        try:
+            record = None if reads is None else await reads.record(user)
             with contextlib.nullcontext() if reads is None or record is None else reads.encoding():
-                context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
+                if (table := self.table) is None:
+                    context.fetched = encoded(self._encoder, record, clock(self._encoder))
+                else:  # in a thread: rows may be in a server, and more events than have places are applied
+                    raw = (None, None) if record is None else (record.attributes, record.events)
+                    context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
+        except DAMAGE as error:
+            raise SourceError(f"feature source{'' if self.table is None else ' or user table'}: {error}") from error
         return context.fetched
 
     def clock(self) -> int | None:
@@ -121,15 +125,6 @@ class UserSource:
         except DAMAGE as error:
             field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
             raise BadCall(field, str(error)) from None
-
-    def _of_record(self, reads: Reads, record: Any) -> UserFeatures:
-        if self._encoder is None:
-            raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
-        try:
-            with reads.encoding():
-                return encoded(self._encoder, record, clock(self._encoder))
-        except DAMAGE as error:
-            raise SourceError(f"feature source: {error}") from error
 
     def _of_row(self, table: UserTable, user: Any, record: Any, events: Any) -> UserFeatures:
         columns = table.encoder.columns

@@ -115,9 +115,9 @@ def parse_current(text: str) -> list[ExportEntry]:
         entries.append(ExportEntry(folder, digest, float(share)))
     names = [entry.folder for entry in entries]
     expect(entries and len(set(names)) == len(names), CURRENT, "different folders, at least one", names)
-    rest = 1.0 - sum(entry.share for entry in entries[1:])
+    rest = round(1.0 - sum(entry.share for entry in entries[1:]), 9)
     expect(rest >= 0, CURRENT, "shares of at most 1 in all", 1.0 - rest)
-    return [entries[0]._replace(share=rest), *entries[1:]]
+    return [entries[0]._replace(share=max(0.0, rest)), *entries[1:]]
 
 
 def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
@@ -250,10 +250,12 @@ class Nearline:
         name; None serves the index of the export.
       users: rows of users for calls that bring an id alone: folder of snapshots of a `UserTable`, as for `index`, or redis://
         URL; None for none.
+      prefix: prefix of the keys of `users` in a server, as `aif-jax users follow --rows URL --prefix` has it.
     """
 
     index: Path | None = None
     users: str | Path | None = None
+    prefix: str = "aif"
 
 
 Table = TypeVar("Table", ItemIndex, UserTable)
@@ -474,7 +476,8 @@ class Models:
         if isinstance(users, str):
             client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
             table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
-            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4)
+            width = table.row_bytes // 4
+            table.rows = RemoteRows(client, version=table.version, width=width, prefix=self._nearline.prefix)
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written

@@ -324,15 +324,27 @@ async def listening(
 
 async def run(service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Prints one JSON line with the addresses when it is ready."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def told() -> None:
+        if not (stop.is_set() or service.ready or service.draining):
+            task.cancel()  # nobody is served yet
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     try:
         async with service, listening(service, where, routes=routes, grpc=grpc) as addresses:
             print(json.dumps({"ready": True, **addresses}), flush=True)
             logger.info("ready: %s", addresses)
             await stop.wait()
             logger.info("draining")
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        task.uncancel()
+        logger.info("ended while it started")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)

@@ -185,7 +185,7 @@ class ShardedClient:
         until = time.monotonic() + self._timeout
         for place, is_sent in sent.items():
             try:
-                answers[place] = self._answer(place, path, calls[place], until - time.monotonic(), is_sent)
+                answers[place] = self._answer(place, path, calls[place], until, is_sent)
             except OSError as error:
                 missing[place] = error
             except ServiceError as error:
@@ -199,12 +199,12 @@ class ShardedClient:
             raise wrong
         return answers, missing
 
-    def _answer(self, place: int, path: str, fields: dict[str, Any], left: float, sent: bool) -> dict[str, Any]:
+    def _answer(self, place: int, path: str, fields: dict[str, Any], until: float, sent: bool) -> dict[str, Any]:
         """The answer of a shard, asked again where its connection broke or it was refused."""
         client = self._clients[place]
         if sent:
             try:
-                return client.receive(within=left)
+                return client.receive(within=max(until - time.monotonic(), 1e-3))
             except TimeoutError:
                 raise
             except OSError:
@@ -213,7 +213,7 @@ class ShardedClient:
                 if error.status not in GONE:
                     raise
         client.retried += 1
-        return client.post(path, fields)
+        return client.post(path, fields, within=until - time.monotonic())
 
     def _missing(self, missing: Mapping[int, Exception], places: Mapping[int, np.ndarray]) -> str | None:
         """Why the answer is degraded, None where it is whole; raises ShardsMissing."""

@@ -266,8 +266,8 @@ class AsyncPreRanker:
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
             "cache_evictions": cache.evictions,
-            **{f"compiled_{kind}_functions": count for kind, count in self._programs.compiles.items()},
-            **{f"transfers_{kind}": count for kind, count in self._programs.transfers.items()},
+            **{f"compiled_{kind}_functions": count for kind, count in dict(self._programs.compiles).items()},
+            **{f"transfers_{kind}": count for kind, count in dict(self._programs.transfers).items()},
         }
         values["gauges"] = {
             "pending": len(self._admission),
@@ -282,7 +282,7 @@ class AsyncPreRanker:
         values["callable_errors"] = {
             f"{name} {kind}": count
             for name, call in (("features", self._features), ("retrieval", self._retrieval), ("candidates", self._given))
-            for kind, count in call.errors.items()
+            for kind, count in dict(call.errors).items()
         }
         values["version"] = self._current.name if self._current else None
         return values

@@ -76,6 +76,7 @@ class StateCache:
         self._ttl = unversioned_ttl
         self._clock = clock
         self._entries: OrderedDict[StateKey, CacheEntry] = OrderedDict()
+        self._made: dict[StateKey, float] = {}  # when, in the order of `put`
         self._latest: dict[tuple[Hashable, str], StateKey] = {}
 
     def __len__(self) -> int:
@@ -83,8 +84,11 @@ class StateCache:
 
     @property
     def oldest(self) -> float:
-        """Seconds since the oldest state was made; 0.0 without any. Costs a pass over the cache."""
-        return self._clock() - min((entry.since for entry in self._entries.values()), default=self._clock())
+        """Seconds since the state that was put first was made; 0.0 without any. Read from any thread."""
+        while True:
+            with contextlib.suppress(RuntimeError):  # the cache changed in between
+                now = self._clock()
+                return now - next(iter(self._made.values()), now)
 
     def get(self, key: StateKey) -> Any | None:
         """The state of that key, or None; counts a hit or a miss."""
@@ -109,12 +113,17 @@ class StateCache:
     def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
         """Keeps a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
         size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+        since = self._clock() if since is None else since
         if key in self._entries:
+            if self._made[key] > since:  # of a computation that took longer
+                return
             self._drop(key)
         if size > self.limit:
             return
-        self._entries[key] = CacheEntry(state, size, self._clock() if since is None else since)
-        self._latest[key.user, key.version] = key
+        self._entries[key], self._made[key] = CacheEntry(state, size, since), since
+        latest = self._latest.get((key.user, key.version))
+        if latest is None or self._made[latest] <= since:
+            self._latest[key.user, key.version] = key
         self.bytes += size
         while self.bytes > self.limit:
             self._drop(next(iter(self._entries)))
@@ -140,6 +149,7 @@ class StateCache:
 
     def _drop(self, key: StateKey) -> None:
         self.bytes -= self._entries.pop(key).bytes
+        del self._made[key]
         if self._latest.get((key.user, key.version)) == key:
             del self._latest[key.user, key.version]
 
