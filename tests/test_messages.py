@@ -18,7 +18,6 @@ STATES = {
     "WriterConflict": "another writer", "ShardsMissing": "services that did not answer", "AssertionError": "cannot happen",
     "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",
     "NonFiniteScores": "a model whose scores are NaN", "SourceError": "a record of the feature source", "Skipped": "no error",
-    "Unfetched": "a user whom no source knows",
 }  # fmt: skip
 """Errors of a state, in which no value was given: there is nothing that was expected in its place."""
 PASSED_ON = {
@@ -39,7 +38,6 @@ PASSED_ON = {
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:engine_checks": "the engine's message", "service/client.py:Client.receive": "the service's message",
     "cli/refresh.py:run_watch.metrics": "the service's message",
-    "service/core.py:Service._answered": "the message of `Unfetched`",
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:refusing": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",

@@ -314,7 +314,7 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
             assert refused.value.status == 500
     with running(exports().root / "one", config=config) as service, service.client() as client:
         for call in (client.prepare, functools.partial(client.score, candidates=IDS)):
-            with pytest.raises(ServiceError, match="the call brought a user id alone") as refused:
+            with pytest.raises(ServiceError, match="got a user id alone") as refused:
                 call(user="ann")
             assert (refused.value.status, refused.value.field) == (400, "features")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import shutil
@@ -298,14 +299,18 @@ def test_a_shadow_scores_after_the_answer(tmp_path):
     (tmp_path / "current").write_text("one\ntwo share=0\n")
     found: list[Models] = []
     shadow = Shadow(lambda: found[0].named("two"), share=1.0)
+
+    async def scored():
+        await asyncio.gather(*shadow._running)
+
     with running(tmp_path, observers=(shadow,)) as service, service.client() as client:
         found.append(service.service.models)
         for _ in range(3):
             answer = client.rank(**ANN, candidates=IDS, k=5)
             assert answer["version"] == exports().index["one"].version
-            service.call(shadow.close)
+            service.call(scored)
         unknown = client.rank(user="nobody", candidates=IDS, k=5)  # a user state of neither version: nothing to compare
-        service.call(shadow.close)
+        service.call(scored)
         assert unknown["degraded"] and shadow.counters["shadow_degraded"] == 1
         metrics = client.request("GET", "/metrics")[2].decode()
     one, two = (np.argsort(-exports().logits(name), kind="stable")[:5] for name in ("one", "two"))

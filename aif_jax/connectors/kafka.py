@@ -113,7 +113,7 @@ class KafkaStream(UpdateStream):
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.commit`; of partitions that this consumer has, never back. A lost commit repeats messages, no more."""
+        """As `UpdateStream.commit`; of partitions that this consumer has, never back. A lost commit repeats messages."""
         mine = {partition: at + 1 for partition, at in positions.items() if partition in self._next}
         mine = {partition: at for partition, at in mine.items() if at > self._committed.get(partition, -1)}
         if mine:

@@ -270,16 +270,14 @@ class ValkeyStream(UpdateStream):
     Args:
       client: `redis.Redis` or `valkey.Valkey`, not decoding responses; its `socket_timeout` is above the seconds of a poll.
       keys: keys of the streams, in the order of the partitions, always the same.
-      most_kept: entries that each stream keeps, about, when `send` writes; None keeps all.
 
     Raises:
       ValueError: no key, or one that comes twice.
     """
 
-    def __init__(self, client: Any, keys: Sequence[str], *, most_kept: int | None = None):
+    def __init__(self, client: Any, keys: Sequence[str]):
         expect(keys and len(set(keys)) == len(keys), "keys", "at least one key, each once", keys)
-        expect(most_kept is None or most_kept >= 1, "most_kept", "None or at least 1", most_kept)
-        self._client, self._keys, self._most_kept = client, list(keys), most_kept
+        self._client, self._keys = client, list(keys)
         self._last = ["0-0"] * len(keys)  # id of the last entry that was read
         self._count = client.register_script(COUNT)
 
@@ -290,14 +288,14 @@ class ValkeyStream(UpdateStream):
         """Writes a message; returns its position. No value deletes the item that the key names."""
         fields: dict[Any, Any] = {} if value is None else {b"value": value}
         fields |= {b"key": b"" if key is None else key}
-        return position_of(self._client.xadd(self._keys[partition], fields, maxlen=self._most_kept, approximate=True))
+        return position_of(self._client.xadd(self._keys[partition], fields))
 
     def send_many(self, values: Sequence[bytes], *, partition: int = 0) -> list[int]:
         """Writes messages in one round trip; returns their positions."""
         pipe = self._client.pipeline(transaction=False)
         for value in values:
             fields: dict[Any, Any] = {b"value": value, b"key": b""}
-            pipe.xadd(self._keys[partition], fields, maxlen=self._most_kept, approximate=True)
+            pipe.xadd(self._keys[partition], fields)
         return list(map(position_of, pipe.execute()))
 
     def begin(self, positions: Mapping[int, int]) -> None:

@@ -21,7 +21,7 @@ from aif_jax.config import Config
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
-from aif_jax.service.features import Context, Unfetched, candidates_from
+from aif_jax.service.features import Context, candidates_from
 from aif_jax.service.models import Models, Served
 from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.programs import BID, LOGIT
@@ -226,9 +226,6 @@ class Service:
         try:
             reply = await work
             return reply
-        except Unfetched as error:
-            code = "INVALID_ARGUMENT"
-            raise BadCall("features", str(error)) from None
         except BaseException as error:
             code = _code_of(error)
             raise

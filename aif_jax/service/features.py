@@ -36,10 +36,6 @@ class Context:
     call: Call | None = None  # whose features have not been read, because its user's state was there
 
 
-class Unfetched(LookupError):
-    """A call that brings a user id alone, to a service without a feature source, for a user that was not prepared."""
-
-
 class SourceError(RuntimeError):
     """A record of the feature source, or a row of the user table, that is damaged: no fault of the caller."""
 
@@ -82,7 +78,7 @@ class UserSource:
         return self._raw(call.record, call.events, call.now)
 
     async def fetch(self, request: Request) -> UserFeatures:
-        """The engine's `features`: those of the call, else those of the user's row and of the source; Unfetched without both.
+        """The engine's `features`: those of the call, else those of the user's row and of the source; BadCall without both.
 
         With rows, the events of the source are those that the row may not hold yet.
         """
@@ -92,10 +88,8 @@ class UserSource:
         if context.features is not None:
             return context.features
         if (reads := self._reads) is None and self.table is None:
-            raise Unfetched(
-                "the call brought a user id alone: expected features, raw events, or a call of prepare before; or start the "
-                "service with --features or --user-table"
-            )
+            out = "or start the service with --features or --user-table"
+            raise BadCall("features", f"expected features, raw events or a call of prepare before, got a user id alone; {out}")
         if self._encoder is None:
             raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
         user: Any = request.user  # of a call: an integer or a string

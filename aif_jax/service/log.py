@@ -68,6 +68,9 @@ class LogRecord(NamedTuple):
     exclude_texts: list[str] | None = None
 
 
+FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
+
+
 class RequestLog:
     """Observes a service: `Service(models, observers=(log,))`.
 
@@ -75,8 +78,7 @@ class RequestLog:
       folder: folder of the files; made where it is missing.
       share: share of the calls, 0 to 1, that are logged.
       waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
-      waiting_bytes: the same in bytes of memory, those of the next file among them.
-      rows, seconds: a file is written when it has so many records, or so long after its first, or with half of the bytes.
+      waiting_bytes: the same in bytes of memory, those of the next file, which has at most half of them, included.
 
     Raises:
       ImportError: pyarrow is missing.
@@ -90,14 +92,12 @@ class RequestLog:
         share: float = 1.0,
         waiting: int = 4096,
         waiting_bytes: int = 256 << 20,
-        rows: int = 4096,
-        seconds: float = 5.0,
     ):
         expect(0 <= share <= 1, "log share", "0 to 1", share)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
-        self._share, self._rows, self._seconds = share, rows, seconds
+        self._share = share
         self._schema = log_schema()
         self._waiting: queue.Queue[tuple[Observed, int] | None] = queue.Queue(waiting)
         self._most = waiting_bytes
@@ -139,13 +139,13 @@ class RequestLog:
                     return self._write(records)
             if found is not None:
                 if not size:
-                    due = time.monotonic() + self._seconds
+                    due = time.monotonic() + FILE_SECONDS
                 size += found[1]
                 try:
                     records.append(record_of(found[0]))
                 except Exception as error:  # a log must not end a service
                     self._failed(1, error)
-            if found is None or len(records) >= self._rows or 2 * size >= self._most or time.monotonic() >= due:
+            if found is None or len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
                 self._write(records)
                 self._went += size
                 records, size = [], 0
@@ -469,10 +469,6 @@ class Shadow:
         task = asyncio.get_running_loop().create_task(self._score(seen))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-
-    async def close(self) -> None:
-        """Waits for what runs."""
-        await asyncio.gather(*self._running)
 
     async def _score(self, seen: Observed) -> None:
         try:

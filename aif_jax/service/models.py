@@ -491,12 +491,7 @@ class Models:
         return "; ".join(failing.text for failing in self._failing.values()) or None
 
     async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
-        """Takes one thing over. Where that fails, what was there before serves, and this alone is tried less often.
-
-        Args:
-          what: the thing.
-          each: tries at every look, and says the same error less often.
-        """
+        """Takes one thing over; if that fails, only this is tried less often, or with `each` logged less often."""
         failing = self._failing.get(what)
         due = failing is None or time.monotonic() >= failing.until
         if not due and not each:
@@ -505,9 +500,9 @@ class Models:
             await step(*args)
             self._failing.pop(what, None)
         except Exception as error:  # of folders that others write
-            text = f"{type(error).__name__}: {error}"
+            text, wait = f"{type(error).__name__}: {error}", self._poll if failing is None else failing.wait
             if due or failing is None or failing.text != text:
-                wait = min(2 * (self._poll if failing is None else failing.wait), LONGEST_WAIT)
+                wait = min(2 * wait, LONGEST_WAIT)
                 self._failing[what] = Failing(text, wait, time.monotonic() + wait)
                 self.failures += 1
                 logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
@@ -550,10 +545,8 @@ class Models:
 
     def _within_export(self, served: Served) -> bool:
         """Whether the rows of users are those that were published within the export, which its deltas follow."""
-        written, export = served.table_from, path_of(self.root, served.entry)
-        return written is not None and written.path is not None and (export / USERS).resolve() in (
-            path := written.path.resolve(), *path.parents
-        )  # fmt: skip
+        inside, written = path_of(self.root, served.entry) / USERS, served.table_from
+        return written is not None and written.path is not None and written.path.resolve().is_relative_to(inside.resolve())
 
     def _take(self, place: int, served: Served) -> Served:
         """Serves a version in place of another one of the same export."""
@@ -592,9 +585,8 @@ class Models:
         if root is None:
             return
         try:
-            found = await asyncio.to_thread(
-                newer, ItemIndex, root, served.entry.folder, served.index_from, served.restored.trained
-            )
+            of = served.entry.folder, served.index_from, served.restored.trained
+            found = await asyncio.to_thread(newer, ItemIndex, root, *of)
         except NoSnapshot as error:
             if served.index_from is not None:
                 raise
@@ -612,9 +604,8 @@ class Models:
         if isinstance(users, str) and served.users.table is not None:
             served.table_from = await asyncio.to_thread(progress_in, served.users.table)
         elif isinstance(users, Path):
-            rows = await asyncio.to_thread(
-                newer, UserTable, users, served.entry.folder, served.table_from, served.restored.trained
-            )
+            of = served.entry.folder, served.table_from, served.restored.trained
+            rows = await asyncio.to_thread(newer, UserTable, users, *of)
             if rows is not None:
                 served.users.table, served.table_from = rows
 
@@ -645,9 +636,8 @@ class Models:
     def _close_old(self) -> None:
         """Drains the engines beyond the last `keep` versions and the newest one of each of the last `keep` exports."""
         keep = max(self._keep, len(self.shares))
-        latest = list(dict.fromkeys(served.entry[:2] for served in self.held))[:keep]
-        newest = {served.entry[:2]: served for served in reversed(self.held)}
-        kept = {*self.held[:keep], *(newest[entry] for entry in latest)}
+        newest = [each for at, each in enumerate(self.held) if each.entry[:2] not in {o.entry[:2] for o in self.held[:at]}]
+        kept = {*self.held[:keep], *newest[:keep]}
         for served in [served for served in self.held if served not in kept]:
             self.held.remove(served)
             task = asyncio.get_running_loop().create_task(served.engine.close())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -113,12 +113,6 @@ class MemoryRows(Rows):
         made, used = MemoryRows(self.width, capacity=0), max(1, len(self.of))
         made.of, made._table = dict(self.of), _Table(*(leaf[:used].copy() for leaf in self._table))
         return made
-
-    def batches(self, size: int) -> Iterator[tuple[list[UserId], Stored]]:
-        """All users and their rows, some at a time, in the order in which they came."""
-        users = list(self.of)
-        for start in range(0, len(users), size):
-            yield users[start : start + size], self.get(users[start : start + size])
 
     def _whole(self, table: _Table, at: np.ndarray) -> np.ndarray:
         """Copies of rows [n], none of them half written. A table that was replaced by a longer one is never written again."""
