@@ -150,8 +150,8 @@ def assemble(
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
     """The model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
-    parts = {"user": USER, "item": ITEM, "interaction": INTERACTION}
-    others = [part for part, ours in parts.items() if getattr(getattr(model, part), "func", None) is not ours.apply]
+    parts = (("user", USER), ("item", ITEM), ("interaction", INTERACTION))
+    others = [part for part, ours in parts if getattr(getattr(model, part), "func", None) is not ours.apply]
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
     expect(not others, name, "a model of `build`", f"one of `assemble` with {', '.join(others)} from elsewhere; {way_out}")
     return build(config)

@@ -49,7 +49,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import aif_jax as aif
 from aif_jax.features import SINCE, pack, unpack, user_specs
 from aif_jax.output import Bar
-from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
+from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline, compute_inline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
 from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
@@ -476,4 +476,5 @@ def picture(figures: dict[str, Any], options) -> None:
 
 
 if __name__ == "__main__":
+    compute_inline()  # as `aif-jax serve`
     main()

@@ -32,7 +32,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.output import track
-from aif_jax.serving import DeadlineExceeded, Overloaded
+from aif_jax.serving import DeadlineExceeded, Overloaded, compute_inline
 from experiments import common
 from experiments.latency_services import Bare, Delays, Engine, Model, Sequential, Served, Service, World
 from experiments.timelines import draw
@@ -360,4 +360,5 @@ def pictures(figures: dict[str, Any], answers: dict[str, Served], options) -> No
 
 
 if __name__ == "__main__":
+    compute_inline()  # as `aif-jax serve`
     main()

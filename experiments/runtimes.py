@@ -37,6 +37,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
+from aif_jax.serving import compute_inline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
 from experiments.latency_services import Model, World
@@ -315,4 +316,5 @@ def threads() -> int:
 
 
 if __name__ == "__main__":
+    compute_inline()  # as `aif-jax serve`
     main()

@@ -42,7 +42,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.service import rpc, tensors
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
-from aif_jax.serving import Candidates, Request, ServingConfig
+from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
 from experiments import common
 from experiments.service_clients import Load, caller, load, packed
 
@@ -327,4 +327,5 @@ def resident(process: int) -> int:
 
 
 if __name__ == "__main__":
+    compute_inline()  # as `aif-jax serve`
     main()

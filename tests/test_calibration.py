@@ -191,7 +191,6 @@ def test_logits_that_float32_cannot_hold_are_refused(form, size):
         ({"weights": [1, -1, 1, 1]}, "calibration weights: expected finite weights of 0 or more"),
         ({"labels": [0, 1]}, r"calibration labels: expected the shape of scores \(4,\)"),
         ({"where": np.ones(3, bool)}, "where: expected a shape of the same rank"),
-        ({"knots": 3}, "calibration knots: expected at least 4"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(change, message):

@@ -3,6 +3,9 @@
 import asyncio
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -961,6 +964,26 @@ def test_a_compiled_function_takes_only_the_parameters_that_it_reads_and_equals_
             np.testing.assert_array_equal(leaf, expected, strict=True)
     assert np.any(pruned[0][-1] != pruned[2][-1])  # of other parameters
     assert passed[0][0] < passed[1][0] == passed[1][1] and passed[0][1] < passed[1][1] / 2
+
+
+INLINE = """
+import jax, jax.numpy as jnp
+from aif_jax.cli import main
+assert main(["serve", "no-such-folder"]) == 2
+x = jnp.ones((128, 128))
+step = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda i, y: jnp.tanh(y @ x), x)).lower(x).compile()
+jax.block_until_ready(x)
+ready = step(x).is_ready()
+print(jax.config.read("jax_cpu_enable_async_dispatch"), ready)
+"""
+
+
+@pytest.mark.parametrize(("environment", "shown"), [({}, "False True"), ({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "true"}, "True")])
+def test_a_process_that_serves_computes_in_the_calling_thread(environment, shown):
+    without = {name: value for name, value in os.environ.items() if name != "JAX_CPU_ENABLE_ASYNC_DISPATCH"}
+    words = [sys.executable, "-c", INLINE]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=without | environment)
+    assert done.stdout.startswith(shown), done.stderr
 
 
 def test_what_an_output_depends_on():

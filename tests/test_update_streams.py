@@ -671,7 +671,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--directory", "w"], "expected --table or --empty, got neither"),
+        (["--directory", "w"], "expected --table or --empty, to start from, got none"),
         (["--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
         (["--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
         (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
@@ -705,4 +705,4 @@ def test_streams_of_other_forms_are_named(trained, tmp_path, capsys, stream, mes
 def test_a_directory_without_a_snapshot_needs_an_index(trained, valkey_url, tmp_path, capsys):
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", f"{valkey_url}/x"]
     assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
-    assert "expected --index, to start from, got neither" in capsys.readouterr().err
+    assert "expected --index, to start from, got none" in capsys.readouterr().err

@@ -35,7 +35,7 @@ from aif_jax.service.log import replay
 from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
-from aif_jax.serving import ServingConfig
+from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
 from aif_jax.store.snapshots import Writer, snapshots
@@ -84,6 +84,7 @@ def add_service_commands(commands: Any) -> None:
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
+    compute_inline()
     is_store = URL.match(options.folder) is not None
     if is_store != (options.mirror is not None):
         raise UsageError(
@@ -187,7 +188,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
-    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index, to start from")
+    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index")
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
@@ -235,7 +236,7 @@ def _writer(
         table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
         return kind.start(options.directory, table, positions=positions, **every)
     if empty is None:
-        raise UsageError(f"follow: expected {start}, got neither, and {options.directory} has no snapshot")
+        raise UsageError(f"follow: expected {start}, to start from, got none, and {options.directory} has no snapshot")
     return kind.start(options.directory, empty, **every)
 
 

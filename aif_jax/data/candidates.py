@@ -267,11 +267,6 @@ class CandidateLists(NamedTuple):
     log_q: np.ndarray | None = None
 
 
-def take(labels: Labels, at: Any) -> Labels:
-    """The labels of some samples."""
-    return {name: values[at] for name, values in labels.items()} if isinstance(labels, dict) else labels[at]
-
-
 def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
     """How many entries of the population each candidate stands for, float64 [B, C].
 

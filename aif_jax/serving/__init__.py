@@ -7,6 +7,7 @@ model version of `versions`. The only package that imports asyncio, threads and 
 from aif_jax.serving.config import ServingConfig, geometric
 from aif_jax.serving.engine import AsyncPreRanker
 from aif_jax.serving.metrics import prometheus_text
+from aif_jax.serving.programs import compute_inline
 from aif_jax.serving.requests import (
     Answer,
     CallableError,
@@ -24,7 +25,7 @@ from aif_jax.serving.requests import (
 from aif_jax.serving.users import StateKey, StateStore
 
 __all__ = [
-    "AsyncPreRanker", "ServingConfig", "geometric",
+    "AsyncPreRanker", "ServingConfig", "geometric", "compute_inline",
     "Request", "Candidates", "Ranking", "Scores", "Answer", "Logits",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
     "Timeline", "prometheus_text",

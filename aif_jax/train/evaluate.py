@@ -21,14 +21,7 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_integers
-from aif_jax.data.candidates import (
-    CandidateLists,
-    Labels,
-    SampleKey,
-    SourceFn,
-    population_weights,
-    take,
-)
+from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
@@ -357,7 +350,7 @@ def list_scores(
 
     def batches(columns: slice) -> Iterator[Batch]:
         for at in _filled(len(positions), size, label="score", progress=progress):
-            labels = jax.tree.map(lambda values: values[:, columns], take(lists.labels, at))
+            labels = jax.tree.map(lambda values, at=at: values[at, columns], lists.labels)
             yield make_batch(data, positions[at], lists.rows[at, columns], labels, config=model.config)
 
     columns = [slice(start, start + width) for start in range(0, lists.rows.shape[1], width)]
@@ -429,8 +422,10 @@ def catalogue_scores(
     size = fitting(most, lambda n: widest(users, shaped_like(one, n)))
     state = jax.eval_shape(users, shaped_like(one, 1))
 
-    item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
-    shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
+    shapes: Any = rows
+    if rows is None:
+        item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
+        shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
 
     def width_of(users: int, items: int) -> int:
         return widest(partial(score_some, count=items), shaped_like(state, users), shapes, np.int32(0))
