@@ -129,7 +129,7 @@ def run_replay(options: argparse.Namespace) -> int:
     return FINE
 
 
-def _users(options: argparse.Namespace) -> Path | str | None:
+def _users(options: argparse.Namespace) -> Any:
     users = options.user_table
     if users is None or not URL.match(users):
         return users and Path(users)

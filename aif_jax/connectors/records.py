@@ -399,9 +399,9 @@ class Reads:
         return {"counters": counters, "stages": {"read": self.seconds.values()}}
 
     async def _read(self, user: Any) -> Record | None:
-        start = time.perf_counter()
+        start, limit = time.perf_counter(), asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as limit:
+            async with limit:
                 record = await self.source.get(user)
         except TimeoutError:
             self.counters["timeouts"] += 1
