@@ -50,7 +50,7 @@ def test_lookup_in_the_rows_of_a_batch():
     ids = np.array([[4, 2], [0, 4]], np.int32)
     slot = np.full(6, 77, np.int32)
     slot[[0, 2, 4]] = [0, 1, 2]
-    rows = layers.Rows(table=table[[0, 2, 4]], slot=slot)
+    rows = layers.Rows(table=table[[0, 2, 4]], ids=np.array([0, 2, 4], np.int32), slot=slot)
     np.testing.assert_array_equal(jax.jit(layers.lookup)(rows, ids), table[ids])
     np.testing.assert_array_equal(layers.lookup(rows, jnp.array([-1, 6])), table[[0, 0]])
 

@@ -22,8 +22,8 @@ from aif_jax.train.evaluate import rank_of
 from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
 
-POPULARITY, UNPOPULARITY = "rule: most popular first", "rule: least popular first"
-MET_FIRST, MET_UNPOPULAR = (f"rule: met items, the latest first, then {then} popular" for then in ("most", "least"))
+POPULARITY, UNPOPULARITY = "rule, most popular first", "rule, least popular first"
+MET_FIRST, MET_UNPOPULAR = (f"rule, met items, the latest first, then {then} popular" for then in ("most", "least"))
 RULES = (POPULARITY, UNPOPULARITY, MET_FIRST, MET_UNPOPULAR)
 AHEAD = 1e9
 """What sets a met item ahead of every count of popularity."""
