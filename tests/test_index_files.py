@@ -484,17 +484,21 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(tmp_path):
 CONTEXT.set_forkserver_preload(["tests.test_index_files"])
 
 
-def work(directory: str, log: str) -> None:
-    """A process that applies the stream, from wherever it is, until it is killed."""
+def work(directory: str, log: str, kills: int = 0) -> None:
+    """A process that applies the stream, from wherever it is, until it is killed; of the first `kills` none gets to the end."""
     if snapshots(directory):
         stream = IndexWriter.resume(directory, TRAINED, every_updates=3)
     else:
         stream = IndexWriter.start(directory, build(), every_updates=3)
     with open(log, "a", buffering=1) as lines:
-        lines.write(f"start {stream.positions.get(0, 0)}\n")
-        for position in range(stream.positions.get(0, 0) + 1, UPDATES + 1):
+        start = stream.positions.get(0, 0)
+        lines.write(f"start {start}\n")
+        until = UPDATES if Path(log).read_text().count("start") > kills else start + UPDATES // (kills + 1)
+        for position in range(start + 1, until + 1):
             fresh = apply(stream, position)
             lines.write(f"applied {position} {int(fresh)} {stream.saved_positions.get(0, 0)}\n")
+        while until < UPDATES:
+            signal.pause()
         stream.close()
 
 
@@ -575,14 +579,15 @@ def test_kills_at_random_points_lose_nothing(tmp_path):
     directory, log = str(tmp_path / "w"), tmp_path / "log"
 
     def await_save(number: int, process: Any) -> None:
-        while number % 3 == 2 and process.is_alive() and not saving(directory):  # a third come in the middle of a save
-            time.sleep(0.0005)
+        end = time.monotonic() + 2  # it may have seen no save
+        while number % 3 == 2 and process.is_alive() and not saving(directory) and time.monotonic() < end:
+            time.sleep(0.0005)  # a third come in the middle of a save
 
     def awaited(number: int) -> tuple[str, int]:  # half of the kills come while it compiles
         return ("applied", 1 + 2 * number) if number % 2 else ("start", 1)
 
     options = {"kills": 12, "pause": 0.1, "chance": random.Random(0), "awaited": awaited, "before": await_save}
-    torn = [saving(directory) for _ in killed(work, (directory, str(log)), log, **options)]
+    torn = [saving(directory) for _ in killed(work, (directory, str(log), 12), log, **options)]
     assert last_position(log, first=0) == UPDATES and len(torn) == 12 and any(torn)
     final = IndexWriter.resume(directory, TRAINED)
     assert final.positions == {0: UPDATES} and same(final.index, after(UPDATES)) and not saving(directory)

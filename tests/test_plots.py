@@ -39,7 +39,7 @@ def test_blocks_are_those_of_the_results_page():
 
 def test_history_compares_the_same_users(tmp_path):
     """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
-    users = question.by_user(question.RESULTS, _a_run(), "gauc").users
+    users = question.by_user(question.RESULTS, _a_run(), "gauc_trained").users
     counts = np.zeros(users.max() + 1, np.int64)
     counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
     log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))
