@@ -178,7 +178,11 @@ class _Drawn(tqdm):
         self._outer = []
         return super().display(msg, pos)
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # tqdm's bars are equal by position
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:  # tqdm's bars are equal by position
+        return self is other
 
 
 def _bars() -> list[_Drawn]:
