@@ -295,6 +295,22 @@ def catalogue_requests(requests: Requests) -> np.ndarray:
     return np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
 
 
+def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.StudyData, counts: np.ndarray) -> dict[str, ByUser]:
+    """GAUC by user, see `evaluate`, of scores [R, 1 + n] of the sampled candidates; `counts` [N]: training events of items."""
+    log = data.dataset.log
+    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    trained = counts[requests.rows[:, :1]] > 0
+    where = {
+        "gauc_all": np.ones_like(met),
+        "gauc_unmet": ~met,
+        "gauc_met": met | (requests.labels == 1),
+        "gauc_trained": trained & (True if data.repeats else ~met),
+    }
+    users = log.user[requests.positions][:, None]
+    found = {name: metrics.gauc_by_user(scores, requests.labels, users, where=kept) for name, kept in where.items()}
+    return found | {"gauc": found["gauc_all" if data.repeats else "gauc_unmet"]}
+
+
 def evaluate(
     trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
@@ -305,20 +321,8 @@ def evaluate(
     """
     dataset, requests = data.dataset, requests_of(trial, part, data)
     scores = sampled_scores(model, params, dataset, requests, progress=progress)
-    users = dataset.log.user[requests.positions][:, None]
-    sample = np.arange(len(requests.rows))[:, None]
-    met = SeenPairs(dataset.log, requests.positions).contains(sample, requests.rows)
-    known = (scores, requests.labels, users)
-    against_met = met | (requests.labels == 1)
-    found = {
-        "gauc_all": metrics.gauc_by_user(*known),
-        "gauc_unmet": metrics.gauc_by_user(*known, where=~met),
-        "gauc_met": metrics.gauc_by_user(*known, where=against_met),
-    }
-    found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
     counts = item_counts(dataset, part.seen)
-    of_trained = (counts[requests.rows[:, :1]] > 0) & (True if data.repeats else ~met)
-    found["gauc_trained"] = metrics.gauc_by_user(*known, where=of_trained)
+    found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
     ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)

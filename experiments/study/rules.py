@@ -1,6 +1,6 @@
 """What rules without training get under the protocol of `question`: popularity, and "what you have met, the latest first".
 
-Claim     The lead of a model over a two-tower model is not that of a rule that anybody could write in ten lines.
+Claim     A rule shows what of a model's figures is telling new items, and what is remembering the met ones.
 Command   python -m experiments.study.rules --data DIR
           (then python -m experiments.study.question --report: a row for each rule)
 Protocol  `question`'s: the same requests, candidates, met items and metrics. Rules see what models see: training events for
@@ -45,20 +45,12 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
     """The metrics of `question.evaluate`, by user."""
     log, requests = data.dataset.log, question.requests_of(trial, part, data)
     popularity = item_counts(data.dataset, part.seen)
-    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
-    users = log.user[requests.positions][:, None]
     step = 100  # requests whose whole catalogue is in memory
     sampled = np.concatenate([
         np.take_along_axis(scores(rule, log, requests.positions[i : i + step], popularity), requests.rows[i : i + step], 1)
         for i in range(0, len(requests.rows), step)
     ])  # fmt: skip
-    found = {
-        "gauc_all": metrics.gauc_by_user(sampled, requests.labels, users),
-        "gauc_unmet": metrics.gauc_by_user(sampled, requests.labels, users, where=~met),
-    }
-    found["gauc"] = found["gauc_all" if data.repeats else "gauc_unmet"]
-    of_trained = (popularity[requests.rows[:, :1]] > 0) & (True if data.repeats else ~met)
-    found["gauc_trained"] = metrics.gauc_by_user(sampled, requests.labels, users, where=of_trained)
+    found = question.sampled_metrics(sampled, requests, data, popularity)
     at = question.catalogue_requests(requests)
     ranks, trained_ranks = [], []
     for i in range(0, len(at), step):
