@@ -45,7 +45,6 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
@@ -89,6 +88,8 @@ _SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
 """After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
 SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
+SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif without")), WITH_MATCHING, BASE)
+"""Models that are trained with every seed on the validation split: what each block of the preset is worth."""
 TARQ = tarq.Tarq(dot_product=True)
 QUANTIZED: dict[str, dict[str, Any]] = {
     "aif with TARQ": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TARQ, models.DOT), **WIDE),
@@ -98,11 +99,13 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     ),
 }
 """Quantised target attention against linear attention, and what both approximate."""
+LONGER = {f"{model}, 2,048 events": MODELS[model] | dict(long_length=2048) for model in (WITH_MATCHING, AIF)}
+"""Four times the history, on both sides: the scoring program does not depend on it."""
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= QUANTIZED | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= QUANTIZED | LONGER | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "test", "rolling", "smoke")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
@@ -167,10 +170,11 @@ def plan(name: str) -> list[Trial]:
         first = [Trial(dataset=on, model=model) for model in (BASE, WITH_MATCHING, AIF, "aif before") for on in both]
         others = [Trial(dataset=on, model=model) for model in BY_BLOCKS for on in both]
         kept = [Trial(dataset="movielens", model=model, met="kept") for model in (BASE, "aif before", AIF)]
-        return list(dict.fromkeys([*first, *others, *kept]))
+        seeds = [Trial(dataset=on, model=model, seed=seed) for model in SEEDED for seed in SEEDS for on in both]
+        return list(dict.fromkeys([*first, *others, *kept, *seeds]))
     if name == "worlds":
         tried = [(model, seed) for seed in SEEDS for model in _COMPARED]
-        tried += [(model, 0) for model in BY_BLOCKS if model.startswith("aif without")]
+        tried += [(model, seed) for seed in SEEDS for model in BY_BLOCKS if model.startswith("aif without")]
         return [Trial(dataset=on, model=model, seed=seed) for model, seed in tried for on in WORLDS]
     if name == "tuning":
         tried = (BASE, WITH_MATCHING, AIF)
@@ -185,6 +189,10 @@ def plan(name: str) -> list[Trial]:
     if name == "quantised":
         tried = (*QUANTIZED, WITHOUT_MEMORY)
         return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+    if name == "longer":
+        runs = [("validation", 0), *(("test", seed) for seed in SEEDS)]
+        given = dict(dataset="movielens", epochs=EPOCHS)
+        return [Trial(model=model, split=split, seed=seed, **given) for split, seed in runs for model in LONGER]
     if name in ("test", "rolling"):
         given = dict(split=name, epochs=EPOCHS)
         tried = [(BASE, seed) for seed in SEEDS] + [(model, seed) for seed in SEEDS for model in (AIF, WITH_MATCHING)]
@@ -374,11 +382,6 @@ def run_part(
     """Trains and judges one model of a run; its metrics by user and what is said of the training."""
     model, params, said = trained(trial, part, data, work=work, progress=progress)
     found = evaluate(trial, part, model, params, data, progress=progress)
-    if not data.repeats:
-        log = data.dataset.log
-        with_svd, config = fit_pure_svd(params, log.user[part.seen], log.item[part.seen], config=model.config)
-        added = evaluate(trial, part, aif.build(config), with_svd, data, progress=progress)
-        found |= {f"{name}_svd": value for name, value in added.items()}
     return found, said | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
 
