@@ -101,11 +101,17 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 """Quantised target attention against linear attention, and what both approximate."""
 LONGER = {f"{model}, 2,048 events": MODELS[model] | dict(long_length=2048) for model in (WITH_MATCHING, AIF)}
 """Four times the history, on both sides: the scoring program does not depend on it."""
+HEADS = {
+    f"{model}, head {' '.join(map(str, head))}": MODELS[model] | dict(head=head)
+    for model, heads in ((AIF, ((32, 16), (32,), (16,), (128, 64))), (WITH_MATCHING, ((32, 16), (32,))))
+    for head in heads
+}
+"""Other sizes of the MLP, which is most of the scoring program."""
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= QUANTIZED | LONGER | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= QUANTIZED | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "heads", "test", "rolling", "smoke")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
@@ -189,6 +195,8 @@ def plan(name: str) -> list[Trial]:
     if name == "quantised":
         tried = (*QUANTIZED, WITHOUT_MEMORY)
         return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+    if name == "heads":
+        return [Trial(dataset=on, model=model, epochs=EPOCHS) for model in HEADS for on in both]
     if name == "longer":
         runs = [("validation", 0), *(("test", seed) for seed in SEEDS)]
         given = dict(dataset="movielens", epochs=EPOCHS)
