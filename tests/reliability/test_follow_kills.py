@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,11 @@ def test_a_follower_is_killed_in_every_step(following):
 @pytest.mark.reliability
 @pytest.mark.timeout(7200)
 def test_a_follower_is_killed_anywhere(following):
-    rng, kills, chains = generator("follow"), 0, 0
-    while kills < FULL.follow_kills:
+    rng, kills, chains = generator("follow"), Counter(), 0
+    while kills.total() < FULL.follow_kills:
         root = following.new()
         chains += 1
         while following.start(root, at=int(rng.integers(1, following.points))).killed():
-            kills += 1
+            kills[refresher.working_on(root, refresher.FOLLOWING)] += 1
         following.check(root)
-    print(f"{kills} kills of {chains} chains, {following.points} crash points each")
+    print(f"{kills.total()} kills of {chains} chains, {following.points} crash points each: {dict(kills)}")
