@@ -16,11 +16,11 @@ from aif_jax.encoding.capacity import Capacity
 from aif_jax.export import AdmittedItems, Delta
 from aif_jax.readers import admit, read_items
 from aif_jax.store.trained import Trained
-from aif_jax.train.fit import init_params
 from aif_jax.user_table import UserTable
 from tests import refresh_world as world
 from tests.test_delta import Start, equal, moved, rows_of, start, with_rows
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 NEW = [131, 134]
 CONTENT = (np.arange(100, 136), np.random.default_rng(3).normal(size=(36, 6)).astype(np.float32))
 
@@ -120,7 +120,9 @@ def test_fitted_rows_of_a_new_item_are_what_its_content_gives():
     params, items = base.trained.params, features_of(base.data.encoder, new.ids.raw.tolist())
     before = jax.vmap(base.trained.model.item, (None, 0))(params, items)
     for table in base.trained.config.tables:
-        assert np.array_equal(new.fitted[table.name]["table"], before.fitted[table.name]) and new.fitted[table.name]["table"].any()
+        assert (
+            np.array_equal(new.fitted[table.name]["table"], before.fitted[table.name]) and new.fitted[table.name]["table"].any()
+        )
     codes = new.fitted["simtier_codes"]
     assert np.array_equal(codes["nearest"], before.blocks["simtier_codes"]["codes"])
     assert np.array_equal(codes["code"], codes["nearest"][:, 0])
@@ -141,10 +143,10 @@ def test_a_new_item_ranks_by_its_own_row_after_the_delta():
     now = world.START + 6 * world.DAY
     user = applied.trained.encoder.with_length(8).user({"user": 3}, raw, now)
     assert user.history.item[:3].tolist() == data.items.encode([131, 101, 131]).tolist() and user.history.item[0] > 0
-    items, _ = applied.item_index.take([131, 134, 101])
-    state = applied.trained.model.user(applied.trained.params, user)
-    staged = applied.trained.model.interaction(applied.trained.params, state, items)
-    joint = applied.trained.model.joint(applied.trained.params, user, features_of(data.encoder, [131, 134, 101]))
+    (items, there), model, params = applied.item_index.take([131, 134, 101]), applied.trained.model, applied.trained.params
+    staged = jax.jit(lambda params, user, rows: model.interaction(params, model.user(params, user), rows))(params, user, items)
+    joint = jax.jit(model.joint)(params, user, features_of(data.encoder, [131, 134, 101]))
+    assert there.all()
     np.testing.assert_allclose(staged, joint, atol=1e-5)
 
 

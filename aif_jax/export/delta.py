@@ -223,6 +223,9 @@ class Delta:
         encoding = base.encoding if admitted is None else admitted.encoding
         check_encoding("Catalogue", expected=encoding, got=catalogue.encoding)
         rows = {name: moved for name, moved in rows.items() if len(moved.at)}
+        for name, moved in rows.items():
+            way_out = "row 0; leave it out: items without a row read it, and their index rows are not known here"
+            expect(moved.at[0] > 0, f"Delta.rows {name!r}", "rows from 1 on", way_out)
         made = cls(base=base.version, encoding=base.encoding, number=number, rows=rows, items=Keys(np.zeros(0, np.int64)),
                    item_rows={}, admitted=admitted)  # fmt: skip
         after = made.trained(base)
