@@ -66,10 +66,10 @@ class Admission:
 
     def encode(self, raw: Any) -> np.ndarray:
         """Codes int32 [n] of raw item ids; new ones are noted."""
+        raw = raw.tolist() if isinstance(raw, np.ndarray) else raw
         codes = self.encoder.vocabularies["item"].encode(raw)
         for at in np.flatnonzero(codes == 0):
-            item = raw[at] if isinstance(raw, list) else raw[at].item()
-            codes[at] = self._codes.setdefault(item, self.size + len(self._codes))
+            codes[at] = self._codes.setdefault(raw[at], self.size + len(self._codes))
         return codes
 
     def rows(self, encoder: Encoder) -> np.ndarray:
@@ -89,15 +89,13 @@ class Admission:
         named, codes = Vocabulary.from_arrays(arrays), codes.copy()
         new = codes >= self.size
         if new.any():
-            raw = named.ids_of(codes[new] - self.size + 1)
-            codes[new] = self.encode(raw if raw.dtype.kind == "i" else raw.tolist())
+            codes[new] = self.encode(named.ids_of(codes[new] - self.size + 1))
         return codes
 
     def read(self, events: Source, users: Source | None, *, progress: bool) -> tuple[Dataset, EventLog]:
         """The data under the export's encoder, and its log with codes in place of rows."""
         columns, own = self.encoder.columns, self.encoder.vocabularies["item"]
-        raw = Vocabulary(load_columns(events, {columns.item: "id"}, columns=columns)[columns.item]).raw
-        self.encode(raw if raw.dtype.kind == "i" else raw.tolist())
+        self.encode(Vocabulary(load_columns(events, {columns.item: "id"}, columns=columns)[columns.item]).raw)
         more = np.arange(self.size, self.size + len(self._codes), dtype=np.int32)
         ids = [*own.raw.tolist(), *self._codes]
         wide = Vocabulary(ids, rows=np.append(own.rows, more), size=self.size + len(more))
@@ -119,45 +117,43 @@ class Admission:
           codes, times: of all events.
           trained: model of the last published version.
         """
-        encoder, count = trained.need_encoder("follow"), self.size + len(self._codes)
+        encoder, count, ids = trained.need_encoder("follow"), self.size + len(self._codes), self.ids
         last, counts = np.zeros(count, np.int64), np.bincount(codes, minlength=count)
         np.maximum.at(last, codes, times)
         wanted = self.size + np.flatnonzero(((counts >= self._after) & (self.rows(encoder) == 0))[self.size :])
-        vocabulary, ids = encoder.vocabularies["item"], self.ids
-        if not len(wanted):
-            return None
-        if len(vocabulary.raw) == self.size - 1:
-            self._say(f"refresh: no row is free for {len(wanted):,} new items; they stay unknown until the next full refresh")
-            return None
-        raw = Vocabulary([ids[code - self.size] for code in wanted]).raw.tolist()
-        found, features = self._features(raw)
-        raw = [each for each, there in zip(raw, found, strict=True) if there]
+        raw, features = self._features([ids[code - self.size] for code in wanted])
         if not raw:
             return None
-        wanted = np.array([self._codes[each] for each in raw])
+        at = np.array([self._codes[each] for each in raw])
         rule = Capacity(rows=self.size - 1, admit_after=self._after, when_full="refuse")
-        seen = add_counts(None, raw, last[wanted], counts[wanted])
-        assigned, turnover = assign(vocabulary, seen, rule, now=int(times.max()))
+        seen = add_counts(None, raw, last[at], counts[at])
+        assigned, turnover = assign(encoder.vocabularies["item"], seen, rule, now=int(times.max()))
         if turnover.refused:
-            self._say(f"refresh: no row is free for {turnover.refused:,} of {len(raw):,} new items")
+            way_out = "they stay unknown until the next full refresh"
+            self._say(f"refresh: no row is free for {turnover.refused:,} of {len(raw):,} new items; {way_out}")
         rows = assigned.encode(raw)
-        has_row = rows > 0
-        features = jax.tree.map(lambda leaf: leaf[has_row], features)
-        features = dataclasses.replace(features, ids={**features.ids, "item": rows[has_row]})
-        raw = [each for each, has in zip(raw, has_row, strict=True) if has]
-        return NewItems(AdmittedItems.make(trained, Vocabulary(raw, rows=rows[has_row], size=self.size), features), features)
+        if not rows.any():
+            return None
+        features = dataclasses.replace(features, ids={**features.ids, "item": rows})
+        features = jax.tree.map(lambda leaf: leaf[rows > 0], features)
+        named = [each for each, row in zip(raw, rows, strict=True) if row]
+        more = Vocabulary(named, rows=rows[rows > 0], size=self.size)
+        return NewItems(AdmittedItems.make(trained, more, features), features)
 
-    def _features(self, ids: list[Any]) -> tuple[np.ndarray, Any]:
-        """bool [n] which of ascending ids the items file has, and the features of these."""
-        wanted, found, parts = Vocabulary(ids), np.zeros(len(ids), bool), []
-        for raw, features in read_items(self._items, self.encoder, content=self._content):  # type: ignore[arg-type]
+    def _features(self, ids: list[Any]) -> tuple[list[Any], Any]:
+        """Those of the ids that the items file has, ascending, and their features."""
+        wanted, places, parts = Vocabulary(ids), [], []
+        for raw, features in read_items(self._items, self.encoder, content=self._content) if ids else ():  # type: ignore[arg-type]
             place = wanted.encode(raw)
             at = np.flatnonzero(place)
-            at = at[np.argsort(place[at])]
-            found[place[at] - 1] = True
-            parts.append((place[at], jax.tree.map(lambda leaf, at=at: leaf[at], dataclasses.replace(features, encoding=""))))
-        order = np.argsort(np.concatenate([place for place, _ in parts]))
-        return found, jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(features for _, features in parts))
+            places.append(place[at])
+            parts.append(jax.tree.map(lambda leaf, at=at: leaf[at], dataclasses.replace(features, encoding="")))
+        if not places:
+            return [], None
+        place = np.concatenate(places)
+        order = np.argsort(place)
+        features = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+        return wanted.ids_of(place[order]).tolist(), features
 
 
 def with_items(catalogue: Catalogue, encoder: Encoder, new: NewItems) -> Catalogue:
