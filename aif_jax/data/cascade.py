@@ -263,7 +263,7 @@ def join_samples(folders: Sequence[str | Path]) -> tuple[dict[str, Any], dict[st
     user, time = (arrays[name][arrays["positions"]] for name in ("user", "time"))
     twice = np.flatnonzero((np.diff(user) == 0) & (np.diff(time) == 0))
     if len(twice):
-        one, other = (folders[arrays["run"][at]] for at in (twice[0], twice[0] + 1))
+        one, other = (folders[int(arrays["run"][at])] for at in (twice[0], twice[0] + 1))
         got = f"one at {int(time[twice[0]])} s in {one} and {other} ({len(twice)} in all)"
         expect(
             False, "samples", "each request in one run", f"{got}; give join_outcomes the `until` of the run before as `since`"
