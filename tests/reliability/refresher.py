@@ -58,12 +58,12 @@ def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) 
         _killed_in(step, sealed)
     points = CrashPoints(folder, at)
     there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))
-    options = followed.OPTIONS | {"batches": FOLLOWED - there}
+    options = followed.OPTIONS | {"batches": FOLLOWED - there, "admit_after": 3}
     with contextlib.closing(open_stream(url)) as stream:
         made = aif.refreshing.follow(
             stream, followed.files(), items=world.items(5), out=folder / "store", work=folder / "work", **options
         )
-    end = {"published": made.published, "trained": made.trained, "version": made.version, "points": points.count}
+    end = {"published": made.published, "trained": made.trained, "admitted": made.admitted, "version": made.version, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
 
 

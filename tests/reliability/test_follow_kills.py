@@ -1,4 +1,5 @@
-"""Kills of a process that follows a real stream, in every step: each event is trained on once, each delta published once."""
+"""Kills of a process that follows a real stream and admits new items, in every step: each event is trained on once, each delta
+published once."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Following:
 
     def __init__(self, folder: Path, url: str):
         self.folder, self.url, self.number = folder, f"{url}/events", 0
-        SnapshotStore(folder / "store").publish(world.export_of(folder / "export"))
+        SnapshotStore(folder / "store").publish(world.export_of(folder / "export", rows=37))
         stream = ValkeyStream(redis.Redis.from_url(url), ["events"])
         stream.send_many(world.messages(world.until(folder / "store") - 20_000))
         root = self.new()
@@ -42,7 +43,7 @@ class Following:
         self.points, self.version, self.deltas = end["points"], end["version"], refresher.deltas(root)
         self.samples = world.trained_on(root / "work" / "job")
         assert end["published"] == len(self.deltas) == refresher.FOLLOWED and len(self.samples) == end["trained"] > 0
-        assert len(set(self.samples)) == len(self.samples)  # the world has no event twice in one second
+        assert end["admitted"] == 6 and len(set(self.samples)) == len(self.samples)  # the world has no event twice in one second
 
     def new(self) -> Path:
         """A copy of the store for the next chain."""
