@@ -63,7 +63,7 @@ def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) 
         made = aif.refreshing.follow(
             stream, followed.files(), items=world.items(5), out=folder / "store", work=folder / "work", **options
         )
-    end = {"published": made.published, "trained": made.trained, "admitted": made.admitted, "version": made.version, "points": points.count}
+    end = {name: getattr(made, name) for name in ("published", "trained", "admitted", "version")} | {"points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
 
 
