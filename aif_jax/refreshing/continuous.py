@@ -367,23 +367,22 @@ class Chain:
         known = dict(record["task"])
         task = TASKS[known.pop("name")](**known) if task is None else task
         data, log, admission = history(trained)
-        expect_labels(task, data, trained.config.objectives)
-        of_folder = isinstance(stream, str | Path)
-        wanted = "requests" if of_folder else "events"
-        expect(task.samples == wanted, "follow task", f"one whose samples are {wanted}", type(task).__name__)
-        if of_folder:
-            expect(admission is None, "admit_after", "None with samples, which have no raw ids", "a number; leave it out")
-            ranks = settings.k is None or task.ranks_catalogue
-            expect(ranks, "k", f"None for {type(task).__name__}, which ranks lists", settings.k)
+        objectives, until = trained.config.objectives, record["until"]
+        wanted, name = "requests" if isinstance(stream, str | Path) else "events", type(task).__name__
+        expect(task.samples == wanted, "follow task", f"one whose samples are {wanted}", name)
         if record["users"] and data.log.time.max(initial=-1) < record["newest"]:
             expected = f"files with the events in the rows of users of {root}, the last at {shown(record['newest'])}"
             got = f"none after {shown(data.log.time.max(initial=0))}; give the files that refresh read, or newer ones"
             raise ValueError(f"follow events: expected {expected}, got {got}")
-        arrivals: Any = SampleRuns(stream, data, task, record["until"]) if isinstance(stream, str | Path) else Arrivals(
-            trained.need_encoder("follow"), record["until"], log, clock, admission
-        )  # fmt: skip
+        if isinstance(stream, str | Path):
+            expect(admission is None, "admit_after", "None with samples, which have no raw ids", "a number; leave it out")
+            expect(settings.k is None, "k", f"None for {name}, which ranks lists", settings.k)
+            arrivals: Any = SampleRuns(stream, data, task, objectives, until)
+        else:
+            expect_labels(task, data, objectives)
+            arrivals = Arrivals(trained.need_encoder("follow"), until, log, clock, admission)
         tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
-        loss = task.loss or Goals.of(trained.config.objectives)
+        loss = task.loss or Goals.of(objectives)
         chain = cls(
             job=job, store=store, root=root, data=data, log=log, admission=admission, task=task, settings=settings,
             with_users=record["users"], trained=trained, state=rows_state(trained.params, tables, optimizer),

@@ -12,6 +12,7 @@ from aif_jax.data.cascade import RECORD, join_samples
 from aif_jax.data.dataset import Dataset
 from aif_jax.readers.read import read_samples
 from aif_jax.store.folders import local
+from aif_jax.train.fit import expect_labels
 from aif_jax.train.tasks import Task
 
 
@@ -21,11 +22,12 @@ class SampleRuns:
     A run that is there is whole, so a position is its number of samples by name. Samples without a history, and those from
     before `until`, count as used. Runs whose samples are all used are not read again.
 
-    Raises what `read_samples` raises.
+    Raises what `read_samples` raises; ValueError for samples without a label that the task needs.
     """
 
-    def __init__(self, folder: str | Path, data: Dataset, task: Task, until: int):
+    def __init__(self, folder: str | Path, data: Dataset, task: Task, objectives: tuple[str, ...], until: int):
         self.folder, self.until, self._data, self._task = local(folder, "samples"), until, data, task
+        self._objectives = objectives
         self.positions: dict[str, int] = {}
         self.used = np.zeros(0, bool)
 
@@ -66,6 +68,7 @@ class SampleRuns:
 
     def _add(self, name: str, count: int | None = None) -> None:
         data = read_samples(self.folder / name, self._data)
+        expect_labels(self._task, data, self._objectives)
         usable = self._task.positions(data, min_history=1, since=self.until, before=None)
         used = ~np.isin(data.cascade.positions, usable)  # type: ignore[union-attr]
         self.positions[name], self.used = len(used) if count is None else count, np.append(self.used, used)
