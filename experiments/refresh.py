@@ -25,6 +25,8 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
           day's; "delta" takes the daily warm model at midnight and moves rows of the item ids alone every hour, without replay;
           "frozen" does that from the start on, so towers and head are days old. Events that fill no batch wait for the next
           hour. Each answers the requests of its hour; they are the same requests as those of the other arms.
+          Bytes published a day are those of the arrays: of an export parameters and index rows, of a delta the embedding rows
+          that moved and the index rows of their items. "delta" comes on top of the daily export.
           Delta publishes are measured by `refresh_publish.py` on a catalogue of 100,000 items.
 """
 
@@ -153,6 +155,10 @@ class Arm:
         self.step = make_step(self.model, self.optimizer, loss=LOSS)
         self.rows_optimizer = rows_optimizer(RATE)
         self.rows_step = rows_step(self.model, self.rows_optimizer, loss=LOSS, tables=("item",))
+        params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
+        row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))
+        self.index_row_bytes = _bytes(row)
+        self.export_bytes = _bytes(params) + len(data.catalogue) * self.index_row_bytes
 
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
         """Samples of a span, and a share as many earlier ones."""
@@ -188,10 +194,12 @@ class Arm:
     def hours(self, params: Params, first: int, before: int, *, hours: int, rows: bool, seed: int) -> Iterator[Hour]:
         """A model through a day: for each hour what the hours before it trained, all parameters or item rows alone."""
         state = rows_state(params, ("item",), self.rows_optimizer) if rows else init_state(params, self.optimizer)
-        step, waiting, spent = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0
+        step, waiting, spent, published = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0, 0
         cuts = np.linspace(first, before, hours + 1).astype(np.int64)
         for hour, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            yield Hour(jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent)
+            yield Hour(
+                jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent, published
+            )
             came = TASK.positions(self.data, min_history=1, since=int(start), before=int(end))
             waiting = np.concatenate([waiting, came[np.argsort(self.data.log.time[came], kind="stable")]])
             count = len(waiting) // 128 * 128
@@ -206,12 +214,15 @@ class Arm:
                 dataset=self.data, positions=np.sort(some), config=self.model.config, batch_size=128, seed=seed * 100 + hour,
                 candidates=TASK.source(self.data, before=int(end)),
             )  # fmt: skip
+            old = np.array(state.trained["embedding"]["item"])
             began = time.process_time()
             for fed in feed.batches():
                 state, _ = step(state, fed.batch)
             jax.block_until_ready(state)
             spent += time.process_time() - began
-        yield Hour(whole_params(state) if rows else state.params, before, before, spent)
+            moved = int((np.asarray(state.trained["embedding"]["item"]) != old).any(axis=1).sum())
+            published += moved * (4 + old[0].nbytes + self.index_row_bytes) if rows else self.export_bytes
+        yield Hour(whole_params(state) if rows else state.params, before, before, spent, published)
 
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
         """The model as it serves when it has met the users and items before a moment; others are unknown to it."""
@@ -230,6 +241,7 @@ class Hour(NamedTuple):
     first: int
     before: int
     spent: float  # CPU seconds of its trainings since midnight; the first one's with compilation
+    published: int  # bytes since midnight: of an export parameters and index rows, of a delta those that moved
 
 
 def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
@@ -253,6 +265,10 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
     return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
 
 
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
     """Requests of a day, new users among them."""
     positions = TASK.positions(data, min_history=0, since=first, before=before)
@@ -268,6 +284,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
     params, spent = dict.fromkeys((*ARMS, *WITHIN), base), dict.fromkeys((*ARMS, *WITHIN), 0.0)
+    published = dict.fromkeys(WITHIN, 0)
     new = counts_before(arm.data, world.days[0]) == 0
     by_day: list[dict[str, Any]] = []
     last: dict[str, dict[str, metrics.ByUser]] = {}
@@ -297,6 +314,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
             start = params["warm" if name == "delta" else name]
             through = list(arm.hours(start, first, before, hours=hours, rows=name != "hourly warm", seed=number))
             params[name], spent[name] = through[-1].params, spent[name] + through[-1].spent * bool(number)
+            published[name] += through[-1].published * bool(number)
             last[name] = by_hour(arm, through, lists, whole, new)
             row[name] = {metric: of.mean for metric, of in last[name].items()}
             bar.update(1)
@@ -312,7 +330,8 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     if hours:
         against = {name: metrics.paired_intervals(last[name], last["hourly warm"])["gauc"] for name in ("delta", "frozen")}
         within = {
-            "hours": hours, "cpu_seconds_a_day_within": {name: spent[name] / days for name in WITHIN},
+            "hours": hours, "bytes_published_a_day_within": {name: published[name] / days for name in WITHIN},
+            "cpu_seconds_a_day_within": {name: spent[name] / days for name in WITHIN},
             "hourly_minus_daily_warm_gauc_points": 100 * gain("gauc", "hourly warm", "warm"),
             "delta_minus_daily_warm_gauc_points": 100 * gain("gauc", "delta", "warm"),
             "delta_minus_hourly_gauc_points": 100 * gain("gauc", "delta", "hourly warm"),
@@ -331,6 +350,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
         "warm_minus_scratch_last_day_interval": [100 * end for end in to_scratch["gauc"][1:]],
         "new_item_hr100_gain": gain(of_new, "warm", "never"), "new_item_hr100_scratch_gain": gain(of_new, "scratch", "never"),
         "cpu_seconds_a_day": {name: spent[name] / days for name in ("scratch", "warm")}, "cpu_seconds_start": start_cpu,
+        "bytes_published_a_day": {name: arm.export_bytes for name in ("scratch", "warm")},
         "warm_cost_share": spent["warm"] / spent["scratch"],
     }  # fmt: skip
 

@@ -170,6 +170,8 @@ def test_refresh(tmp_path):
     within = {"hourly warm", "delta", "frozen"}
     assert [set(day) for day in found["by_day"]] == [{"day", "never", "scratch", "warm"} | within] * 3
     assert found["by_day"][0]["delta"]["gauc"] != found["by_day"][0]["warm"]["gauc"] and found["hours"] == 3
+    daily, hourly = found["bytes_published_a_day"]["warm"], found["bytes_published_a_day_within"]
+    assert set(hourly) == within and 0 < hourly["delta"] < hourly["hourly warm"] <= 3 * daily
     assert set(found["cpu_seconds_a_day_within"]) == within and math.isfinite(found["delta_minus_hourly_gauc_points"])
     assert got["publish_failed"] == got["publish_mixed"] == 0 < got["delta_publish_ms_per_1000_items"]
     assert got["delta"]["publishes"] == 20 <= got["delta"]["publish_versions_answered"]

@@ -103,6 +103,10 @@ class Encoder:
         """The same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
 
+    def with_items(self, more: Vocabulary) -> Encoder:
+        """The encoder with further items in free rows of its item vocabulary, see `Vocabulary.with_ids`; another version."""
+        return dataclasses.replace(self, vocabularies={**self.vocabularies, "item": self.vocabularies["item"].with_ids(more)})
+
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
         """Features of ONE user at the moment of a request.
 
@@ -159,7 +163,7 @@ class Encoder:
           TypeError, ValueError: as `user`; content of another width.
         """
         columns = self.columns
-        raw = as_ids(self._as_read(plain(column_of(table, columns.item_id)), columns.item_id, "item"), columns.item_id)
+        raw = self.item_ids(table, columns.item_id)
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
@@ -171,6 +175,10 @@ class Encoder:
         one = len({*lengths.values(), len(raw if content is None else content)}) == 1
         expect(one, "items", "columns of one length", lengths)
         return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
+
+    def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
+        """Raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
+        return as_ids(self._as_read(plain(column_of(table, column)), column, "item"), column)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
         """Features of ONE item from its raw values by column; as `items`."""

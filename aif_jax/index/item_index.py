@@ -361,15 +361,19 @@ class ItemIndex:
             return self
         return self._changed(keys, lambda base: base._program, features)
 
-    def moved(self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray]) -> ItemIndex:
+    def moved(
+        self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray], *, new: np.ndarray | None = None
+    ) -> ItemIndex:
         """A snapshot for the next version of the model, in which some items have new rows and all others keep theirs.
 
-        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out.
+        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out, unless
+        they are `new`.
 
         Args:
           trained: model of the next version, of the same config.
           keys: keys [n] of the items whose rows differ, all different.
           rows: their decoded rows by dotted name [n], such as "vector", as `of_rows` takes them.
+          new: bool [n] which of them are put in where this snapshot lacks them; None for none.
 
         Raises:
           ValueError: an index of another storage than "float32", another config, columns other than those of the model's rows.
@@ -378,8 +382,8 @@ class ItemIndex:
         expect(self.storage == "float32", "index storage", "'float32', in which deltas hold rows", repr(self.storage))
         expect(trained.config == self.trained.config, "index", "a model of the same config", trained.config)
         columns = _tree_of(rows, len(keys.key), program)
-        there = np.flatnonzero(self._view.lookup(keys) >= 0)
-        keys, columns = part((keys, columns), there)
+        there = self._view.lookup(keys) >= 0
+        keys, columns = part((keys, columns), there if new is None else there | new)
         next_program = ItemProgram(trained, storage="float32", batch_size=program.batch_size, mesh=program.mesh)
         return self._changed(keys, lambda _: next_program.packed, columns, program=next_program)
 

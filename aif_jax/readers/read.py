@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
-from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, open_samples
+from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, join_samples, open_samples
 from aif_jax.data.dataset import Dataset, item_statistics
 from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog, out_of_order
@@ -516,26 +516,28 @@ def read_cascade(
     return dataclasses.replace(data, cascade=made)
 
 
-def read_samples(folder: str | Path, data: Dataset) -> Dataset:
+def read_samples(folder: str | Path | Sequence[str | Path], data: Dataset) -> Dataset:
     """The samples that `jobs.outcomes.join_outcomes` wrote, for `fit` with the task `Impressions` or `Cascaded`.
 
-    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk.
+    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk, but those of
+    several runs are copied into memory.
 
     `Impressions(candidates=C, threshold=2)` trains the first outcome: action 1 is an item that was shown, 2 one with the first
     outcome, 3 with the second; threshold={"click": 2, "conversion": 3} is for a later outcome that only follows the earlier.
     `Cascaded` has a label of each outcome, unknown where nothing was shown, and the logit that was served as "served".
 
     Args:
+      folder: folder of samples, or a list of such folders, of runs one after the other.
       data: read with the encoder of the samples, such as `read(events, items=items, encoder=encoder, unknown="skip")`.
 
     Returns:
       Data with the samples in place of events and users. Users are numbered by a hash of their id, to group them.
 
     Raises:
-      FileNotFoundError, ValueError: no folder of samples, or a damaged one.
+      FileNotFoundError, ValueError: no folder of samples, or a damaged one; runs that do not fit together.
       EncodingMismatch: data of another encoder than the samples'.
     """
-    record, arrays = open_samples(folder)
+    record, arrays = open_samples(folder) if isinstance(folder, str | Path) else join_samples(folder)
     check_encoding(str(folder), expected=data.encoding, got=record["encoding"])
     users, schema = Vocabulary(arrays["users"]), data.schema
     parts = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("features.")}
