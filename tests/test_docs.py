@@ -415,13 +415,14 @@ def test_reference_lists_every_public_name_once():
 def test_lists_of_the_reference_become_entries():
     """Every bullet of the page is a list of names; a name that a module hides is taken from its place."""
     entries = website("entries")
-    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="api.md"))
-    shown = entries.on_page_markdown("Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n", page=page)
-    directives = "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n"
-    assert shown == f"Text.\n\n{directives}\nMore.\n"
+    page, other = (types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri)) for uri in ("api.md", "scale.md"))
+    text = "Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n"
+    loop = "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
+    shown = entries.on_page_markdown(text, page=page)
+    assert shown == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
+    assert entries.on_page_markdown(text, page=other) == text
     expanded = entries.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"), page=page)
     assert not re.findall(r"^- .*", expanded, re.M) and expanded.count("::: aif_jax.") == len(reference_entries()) > 300
-    assert entries.on_page_markdown("- `aif_jax`: `fit`\n", page=types.SimpleNamespace(file=types.SimpleNamespace(src_uri="a.md"))) == "- `aif_jax`: `fit`\n"
 
 
 def used_by(page: Path) -> set[str]:
@@ -535,7 +536,8 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     flags = [line for line in lines if line.startswith("- `--")]
     sections = dict(re.findall(r"^## (.*)\n+((?:(?!## ).*\n)*)", page, re.M))
     assert "- `--json`: print the report as JSON\n" in sections["Shared arguments"]
-    assert "`--quiet` ([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)" in sections["aif-jax train"]
+    links = "`--quiet` ([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)"
+    assert links in sections["aif-jax train"]
     assert "- `--json`: print the figures as JSON\n" in sections["aif-jax train"] and "`--json`" in sections["aif-jax doctor"]
     assert "- `--learning-rate NUMBER`, `--weight-decay NUMBER`: learning rate and weight decay" in sections["aif-jax train"]
     named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}

@@ -57,6 +57,13 @@ def flag(action: argparse.Action) -> str:
     return ", ".join(names) + ("" if action.nargs == 0 or switch else f" {value}")
 
 
+HEAD = """# Command line
+
+Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was refused;
+2 the command could not start; 3 the gate of `refresh` refused a model.
+"""
+
+
 def command_line() -> str:
     """The page of the command line: what commands share comes first, once, and a flag's most frequent meaning."""
     parsers = list(commands(parser_of()))
@@ -67,11 +74,9 @@ def command_line() -> str:
     ]
     shared_groups = {rows: title.split(" (")[0] for title, rows in groups if len(rows) > 3 and groups.count((title, rows)) > 1}
     single = [each for _, rows in groups if rows not in shared_groups for each in rows]
-    often = sorted(dict.fromkeys(each for each in single if single.count(each) > 1 and each[0].startswith("`--")), key=single.count)
-    shared = sorted({bare(name): (name, text) for name, text in often}.values())
-    text = "Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was\n"
-    text += "refused; 2 the command could not start; 3 the gate of `refresh` refused a model.\n"
-    parts = ["# Command line\n", text, "## Shared arguments\n", listing(shared)]
+    often = {each for each in single if single.count(each) > 1 and each[0].startswith("`--")}
+    shared = sorted({bare(one[0]): one for one in sorted(often, key=lambda one: (single.count(one), one))}.values())
+    parts = [HEAD, "## Shared arguments\n", listing(shared)]
     for rows, title in shared_groups.items():
         parts += [f"## {title[0].upper()}{title[1:]}\n", listing(rows)]
     for words, one in parsers:
