@@ -59,8 +59,8 @@ def flag(action: argparse.Action) -> str:
 
 HEAD = """# Command line
 
-Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was refused;
-2 the command could not start; 3 the gate of `refresh` refused a model.
+Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was
+refused; 2 the command could not start; 3 the gate of `refresh` refused a model.
 """
 
 
