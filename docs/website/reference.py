@@ -16,7 +16,6 @@ from typing import Any
 from aif_jax.cli import parser_of
 from aif_jax.cli.options import meaning
 from aif_jax.refreshing import GateConfig
-from aif_jax.service.core import Policy
 from aif_jax.serving import ServingConfig
 
 DOCS = Path(__file__).resolve().parent.parent
@@ -64,6 +63,13 @@ refused; 2 the command could not start; 3 the gate of `refresh` refused a model.
 """
 
 
+FIELDS = {
+    "columns of the files": "Each is a field of [`aif_jax.Columns`](api.md#aif_jax.Columns), which explains it, but for "
+    "`--columns`: a JSON\nfile with these settings, which flags override. A list is written as words: `--actions view buy`."
+}
+"""What is said of a group of flags that the API reference explains."""
+
+
 def command_line() -> str:
     """The page of the command line: what commands share comes first, once, and a flag's most frequent meaning."""
     parsers = list(commands(parser_of()))
@@ -78,9 +84,10 @@ def command_line() -> str:
     shared = sorted({bare(one[0]): one for one in sorted(often, key=lambda one: (single.count(one), one))}.values())
     parts = [HEAD, "## Shared arguments\n", listing(shared)]
     for rows, title in shared_groups.items():
-        parts += [f"## {title[0].upper()}{title[1:]}\n", listing(rows)]
+        titled = f"## {title[0].upper()}{title[1:]}\n"
+        parts += [titled, ", ".join(name for name, _ in rows) + f".\n\n{FIELDS[title]}\n" if title in FIELDS else listing(rows)]
     for words, one in parsers:
-        parts.append(f"## aif-jax {' '.join(words)}\n\n{one.description or ''}\n")
+        parts.append(f"## aif-jax {' '.join(words)}\n{one.description or ''}\n")
         rows, others, whole = [], [], []
         for group in one._action_groups:
             made = tuple(map(row, filter(shown, group._group_actions)))
@@ -156,10 +163,12 @@ def settings() -> str:
     """The page of the settings."""
     kinds: dict[str, tuple[type, str]] = {
         "ServingConfig": (ServingConfig, "An engine. In `aif-jax serve`: `--serving FIELD=VALUE`."),
-        "Policy": (Policy, "A service: flags of `aif-jax serve`."),
         "GateConfig": (GateConfig, "When a refreshed model is refused. In `aif-jax refresh`: `--gate FIELD=VALUE`."),
     }
-    parts = ["# Settings\n\nGenerated from the dataclasses by `python docs/website/reference.py`.\n"]
+    parts = [
+        "# Settings\n\nGenerated from the dataclasses by `python docs/website/reference.py`. Settings of a service are the"
+    ]
+    parts[0] += "\nflags of [`aif-jax serve`](reference_cli.md#aif-jax-serve).\n"
     for name, (kind, text) in kinds.items():
         parts.append(
             "\n".join([f"## {name}\n\n{text}\n", "| field | default | meaning |", "|---|---|---|", *fields(kind)]) + "\n"
