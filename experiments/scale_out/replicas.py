@@ -1,4 +1,4 @@
-"""Replicas of a service as processes, and the proxy of docs/scale_serving.md before them: its file is what runs here."""
+"""Replicas of a service as processes, and the proxy of docs/scale.md before them: its file is what runs here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aif_jax.service.client import Client
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "docs" / "deploy"
 Proxy = Literal["haproxy", "nginx"]
 FILES: dict[Proxy, str] = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
-"""What docs/scale_serving.md recommends."""
+"""What docs/scale.md recommends."""
 
 
 class Replica:
