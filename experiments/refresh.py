@@ -449,10 +449,9 @@ def main(arguments: list[str] | None = None) -> None:
     figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
     keys = ("delta_publish_ms_per_1000_items", "publish_failed", "publish_mixed")
     figures |= {key: figures["delta"][key] for key in keys if "delta" in figures}
-    report(figures)
     if options.figures and figures["worlds"]:
         draw(figures, options.figures)
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 def measured(options: Any) -> dict[str, Any]:
@@ -496,41 +495,23 @@ def joined(records: list[Path]) -> dict[str, Any]:
     return figures
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Prints tables."""
-    for name, found in figures["worlds"].items():
-        shown = ("gauc", f"hr@{K}", f"hr@{K} of new items", "calibration")
-        rows = [(row["day"], arm, *(row[arm].get(metric, float("nan")) for metric in shown))
-                for row in found["by_day"] for arm in (*ARMS, *WITHIN) if arm in row]  # fmt: skip
-        print(f"\n{name}: {found['events']:,} events, {found['events_a_day']:,} a day")
-        print(common.table(rows, ("day", "model", *shown)))
-        print({key: value for key, value in found.items() if key not in ("by_day", "events", "days", "events_a_day")})
-    print("\ngate:", figures.get("gate"))
-    print("\ndelta:", figures.get("delta"))
-
-
 def draw(figures: dict[str, Any], folder: Path) -> None:
     """GAUC and HR@100 of new items by day, and CPU seconds a day, a row for each world."""
-    from matplotlib.figure import Figure
-
     found = figures["worlds"]
-    drawn = Figure(figsize=(12, 3.2 * len(found)), layout="constrained")
-    axes = drawn.subplots(len(found), 3, squeeze=False)
     names = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
-    colours = dict(zip((*ARMS, *WITHIN), names, strict=True))
-    for row, (name, world) in zip(axes, found.items(), strict=True):
-        for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
-            for arm in (arm for arm in colours if arm in world["by_day"][0]):
-                values = [day[arm].get(metric, float("nan")) for day in world["by_day"]]
-                axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
-            axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
-            axis.set_xticks(range(len(world["by_day"])))
-            axis.legend()
-        spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
-        row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
-        row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(folder / "refresh.png", dpi=110)
+    colours, size = dict(zip((*ARMS, *WITHIN), names, strict=True)), (12, 3.2 * len(found))
+    with common.picture(folder / "refresh.png", len(found), 3, size=size, dpi=110, squeeze=False) as (_, axes):
+        for row, (name, world) in zip(axes, found.items(), strict=True):
+            for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
+                for arm in (arm for arm in colours if arm in world["by_day"][0]):
+                    values = [day[arm].get(metric, float("nan")) for day in world["by_day"]]
+                    axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
+                axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
+                axis.set_xticks(range(len(world["by_day"])))
+                axis.legend()
+            spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
+            row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
+            row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from aif_jax.output import track
 from aif_jax.serving import compute_inline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
-from experiments.latency_services import Model, World
+from experiments.services import Model, World
 
 PAUSE = 0.01
 Program = Callable[[int], Any]
@@ -50,12 +50,8 @@ NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "o
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison and prints its ratios."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="turns of each program (default %(default)s)")
-    options = parser.parse_args(arguments)
-    figures = measure(rounds=3 if options.smoke else options.rounds, smoke=options.smoke)
-    report(figures)
-    common.write_json(options.json, figures)
+    options = common.options(__doc__, arguments, {"rounds": (200, 3, "turns of each program")})
+    common.report(measure(rounds=options.rounds, smoke=options.smoke), options.json)
 
 
 def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
@@ -113,16 +109,6 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
         if found:
             figures[f"over_{runtime}"] = {what: min(one[what] for one in found) / ms["aif_jax"][what] for what in programs}
     return figures
-
-
-def report(figures: dict[str, Any]) -> None:
-    """Prints them, ratios first."""
-    ratios = {name: figures[name] for name in ("over_onnxruntime", "over_torch") if name in figures}
-    names = list(figures["runtime_ms"]["aif_jax"])
-    print("\n" + common.table([[name, *found.values()] for name, found in ratios.items()], ["their time over ours", *names]))
-    print("\n" + common.table([[name, *found.values()] for name, found in figures["runtime_ms"].items()], ["ms, p50", *names]))
-    for name in ("score_over_head", "score_10000_over_head", "score_10000_in_halves"):
-        print(f"{name}: {figures[name]:.2f}")
 
 
 def sized(function: Callable[..., Any], count: int, i: int) -> Any:

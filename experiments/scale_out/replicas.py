@@ -31,11 +31,14 @@ class Replica:
 
     Attributes:
       address: of HTTP, the same after a restart.
+      addresses: by protocol, when it is ready.
       process: that serves.
     """
 
-    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64):
+    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64, workers: int = 1):
         self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", "{port}", "--poll", "0.1", *words]
+        self._command += ["--workers", str(workers)] if workers > 1 else []
+        self._workers, self.addresses = workers, {}
         self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", f"max_k={max_k}"]
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
@@ -48,9 +51,17 @@ class Replica:
     def wait(self) -> Replica:
         """Waits until it is ready; RuntimeError where it ends instead."""
         assert self.process.stdout is not None
-        if not self.process.stdout.readline():
+        lines = [self.process.stdout.readline() for _ in range(self._workers)]
+        if not all(lines):
             raise RuntimeError(f"the replica did not start: exit code {self.process.wait()}")
+        self.addresses = json.loads(lines[0])
         return self
+
+    def __enter__(self) -> Replica:
+        return self.wait()
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def kill(self) -> None:
         """SIGKILL: no call in flight is answered."""

@@ -1,4 +1,4 @@
-"""Two versions of a small model, exported, and what each must answer: for replicas and parts, in `serving.py` and in tests."""
+"""Two versions of a small model, exported, and what each must answer: for `service_load`, replicas and parts."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class World:
         self.model = aif.build(preset)
         self.encoder, self.users = data.encoder, range(users)
         self.candidates, self.count = rng.choice(self.ids, candidates, replace=False), candidates
+        encode = self.encoder.with_length(self.model.config.history_length)
+        self.features = [encode.user(None, self.events(number), NOW) for number in self.users]
         self.params = {name: self.model.init(jax.random.key(seed), data.catalogue) for seed, name in enumerate(NAMES)}
         self.logits: dict[str, dict[int, np.ndarray]] = {}  # float32 [items] by version and user
         for name in NAMES:
@@ -85,7 +87,5 @@ class World:
 
     def _logits(self, name: str, index: ItemIndex) -> dict[int, np.ndarray]:
         rows, _ = index.take(self.ids)
-        encode = self.encoder.with_length(self.model.config.history_length)
-        user, score = jax.jit(self.model.user), jax.jit(self.model.interaction)
-        features = [encode.user(None, self.events(number), NOW) for number in self.users]
-        return {n: np.asarray(score(self.params[name], user(self.params[name], each), rows)) for n, each in enumerate(features)}
+        user, score, params = jax.jit(self.model.user), jax.jit(self.model.interaction), self.params[name]
+        return {number: np.asarray(score(params, user(params, each), rows)) for number, each in enumerate(self.features)}
