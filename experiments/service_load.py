@@ -36,9 +36,8 @@ from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
 from experiments import common
-from experiments.scale_out import serving_world
-from experiments.scale_out.replicas import Replica
-from experiments.scale_out.serving_world import NAMES
+from experiments.scale_out import replicas
+from experiments.scale_out.replicas import NAMES, Replica
 from experiments.service_clients import Load, caller, load, packed
 
 
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     common.report(figures, options.json)
 
 
-class World(serving_world.World):
+class World(replicas.World):
     """Two exports of one model, and the calls: users have a feature version, so their states are cached."""
 
     def __init__(self, folder: Path, options: Any):

@@ -13,8 +13,9 @@ from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
+from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Problems, pyarrow
-from aif_jax.readers.tables import Content, load, raw_values, scan, validate
+from aif_jax.readers.tables import Content, load, raw_values
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -43,19 +44,9 @@ class Table:
     def __init__(self, file: TextFile, kinds: Mapping[str, str]):
         columns = Columns(text=tuple(name for name, kind in kinds.items() if kind == "text"))
         parsed: dict[str, Kind] = {name: "value" if kind == "text" else kind for name, kind in kinds.items()}  # type: ignore[misc]
-        problems = Problems()
-        self._scan = scan(file, parsed, problems, columns=columns, name="table")
-        problems.expect_none()
-        self._columns: dict[str, np.ndarray] = {}
-        for name, kind in kinds.items():
-            if kind == "id":
-                vocabulary, (rows,) = validate(name, [(self._scan, name)], columns, problems)
-                self._columns[name] = np.append(vocabulary.raw, vocabulary.raw[:1])[rows - 1]
-                if vocabulary.kind == "strings":
-                    self._columns[name] = self.integers(name)
-            elif kind != "text":
-                self._columns[name] = self._scan.seconds(name) if kind == "time" else self._scan.floats(name)
-        problems.expect_none()
+        self._scan, self._columns = scan_columns(file, parsed, columns=columns, name="table")
+        for name in [name for name, kind in kinds.items() if kind == "id" and self._columns[name].dtype.kind == "T"]:
+            self._columns[name] = self.integers(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""

@@ -21,8 +21,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.models import publish
 from aif_jax.service.shards import ShardedClient, ShardsMissing
 from experiments import common
-from experiments.scale_out.replicas import Proxy, Replica, await_up, counters, proxy
-from experiments.scale_out.serving_world import NAMES, World
+from experiments.scale_out.replicas import NAMES, Proxy, Replica, World, await_up, counters, proxy
 
 CALLS = 4  # of a user, so that all but a quarter can find a state
 
