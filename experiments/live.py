@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 import subprocess
 import tempfile
 import threading
@@ -49,6 +48,7 @@ from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Ti
 from aif_jax.serving.users import to_bytes
 from experiments import common, timelines
 from experiments.datasets.synthetic import synthetic_world
+from experiments.scale_out.replicas import free_port
 
 SMOKE: dict[str, Any] = dict(width=8, towers=(8,), short_length=8)
 BUCKETS = (64, 128, 256, 512, 1024)
@@ -101,9 +101,7 @@ def server(embedded: bool) -> Iterator[str | None]:
         return
     import redis
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -270,25 +268,12 @@ class Change(NamedTuple):
     number: int = 0  # of the user's events with this one
 
 
-class Waiting:
-    """Changes by rising position; one thread adds, another takes."""
-
-    def __init__(self):
-        self._changes: deque[Change] = deque()
-
-    def __len__(self) -> int:
-        return len(self._changes)
-
-    def add(self, change: Change) -> None:
-        """Adds the next change."""
-        self._changes.append(change)
-
-    def upto(self, position: int | None) -> list[Change]:
-        """Takes the changes up to a position out."""
-        taken = []
-        while position is not None and self._changes and self._changes[0].position <= position:
-            taken.append(self._changes.popleft())
-        return taken
+def upto(waiting: deque[Change], position: int | None) -> list[Change]:
+    """Takes out the changes up to a position; they are in the order of their positions, and another thread adds to them."""
+    taken = []
+    while position is not None and waiting and waiting[0].position <= position:
+        taken.append(waiting.popleft())
+    return taken
 
 
 class Queue:
@@ -337,15 +322,16 @@ class Writes:
         self.engine, self.writer, self.parts, self.data, self.options = engine, writer, parts, data, options
         self.counts, self.versions = counts, versions
         self.rankings: list[Any] = []
-        self._loop = asyncio.get_running_loop()
-        self._items, self._events, self._queue = Waiting(), Waiting(), Queue()
+        self._loop, self._tasks = asyncio.get_running_loop(), asyncio.TaskGroup()
+        self._items: deque[Change] = deque()
+        self._events: deque[Change] = deque()
+        self._queue = Queue()
         self._served: int | None = None  # position of the last item message in the engine's index
         self._seconds: dict[str, list[float]] = {"item_freshness": [], "user_freshness": [], "user_applied": []}
         self._cores: dict[str, float] = {}  # seconds of CPU time of each thread
         self._written = {"items": 0, "events": 0}
         self._probes: set[asyncio.Task[None]] = set()
         self._probed = self._again = 0
-        self._failures: list[BaseException] = []
         self._end_writing, self._end = threading.Event(), threading.Event()
         self._updating: Any = None
         self._followers = {
@@ -359,35 +345,25 @@ class Writes:
         """Figures under writes."""
         work: dict[str, Callable[[], Any]] = {"item writer": self._write_items, "event writer": self._write_events}
         work |= {name: partial(self._follow, follower) for name, follower in self._followers.items()}
-        threads = {
-            name: threading.Thread(target=self._guarded, args=(name, function), name=name, daemon=True)
-            for name, function in work.items()
-        }
         start = time.perf_counter()
-        for thread in threads.values():
-            thread.start()
-        try:
-            while time.perf_counter() - start < self.options.seconds and not self._failures:
-                if (user := self._queue.next()) is None:
-                    await asyncio.sleep(0.001)
-                else:
-                    self._queue.saw(user, await self._rank(user))
-            seconds = time.perf_counter() - start
-            self._end_writing.set()
-            for name in ("item writer", "event writer"):
-                await asyncio.to_thread(threads[name].join, DRAIN)
-            until = time.perf_counter() + DRAIN
-            while self._items or self._events or self._probes:  # what is left shows itself by further rankings
-                await self._rank(self.data.users.raw[0].item())
-                if self._failures or time.perf_counter() > until:
-                    break
-        finally:
-            self._end_writing.set()
-            self._end.set()
-            for thread in threads.values():
-                await asyncio.to_thread(thread.join, DRAIN)
-        if self._failures:
-            raise self._failures[0]
+        async with self._tasks:
+            running = {name: self._tasks.create_task(asyncio.to_thread(self._timed, name, f)) for name, f in work.items()}
+            try:
+                while (seconds := time.perf_counter() - start) < self.options.seconds:
+                    if (user := self._queue.next()) is None:
+                        await asyncio.sleep(0.001)
+                    else:
+                        self._queue.saw(user, await self._rank(user))
+                self._end_writing.set()
+                await asyncio.wait([running["item writer"], running["event writer"]])
+                until = time.perf_counter() + DRAIN
+                while (self._items or self._events or self._probes) and time.perf_counter() < until:
+                    await self._rank(self.data.users.raw[0].item())  # what is left shows itself by further rankings
+            finally:
+                self._end_writing.set()
+                self._end.set()
+                for probe in list(self._probes):
+                    probe.cancel()
         return self._figures(seconds)
 
     def typical(self) -> Timeline:
@@ -425,7 +401,7 @@ class Writes:
         context, served = object(), self._served
         ranking = await self.engine.rank(Request(user=user, context=context), 10)
         now = time.perf_counter()
-        self._seconds["item_freshness"] += [now - change.when for change in self._items.upto(served)]
+        self._seconds["item_freshness"] += [now - change.when for change in upto(self._items, served)]
         self.rankings.append(ranking)
         return self.versions.pop(context, 0)
 
@@ -436,14 +412,10 @@ class Writes:
         self._seconds["user_freshness"].append(time.perf_counter() - change.when)
 
     def _start_probe(self, change: Change) -> None:
-        task = self._loop.create_task(self._probe(change))
-        self._probes.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._probes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failures.append(error)
+        if not self._end.is_set():
+            task = self._tasks.create_task(self._probe(change))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
 
     def _follow(self, follower: connectors.Follower) -> None:
         """Applies a stream until the end."""
@@ -455,7 +427,7 @@ class Writes:
     def _applied(self, position: int | None) -> None:
         """Notes that the events up to a position are in the feature store now."""
         now = time.perf_counter()
-        for change in self._events.upto(position):
+        for change in upto(self._events, position):
             self._seconds["user_applied"].append(now - change.when)
             if len(self._seconds["user_applied"]) % self.options.probe == 0:
                 self._probed += 1
@@ -484,7 +456,7 @@ class Writes:
             if schema.content:
                 table[encoder.columns.content or "content"] = list(data.catalogue.content[rows])
             when = time.perf_counter()
-            self._items.add(Change(self.parts.items.send(connectors.encode(table)), when))
+            self._items.append(Change(self.parts.items.send(connectors.encode(table)), when))
             self._written["items"] += count
 
     def _write_events(self) -> None:
@@ -500,7 +472,7 @@ class Writes:
             for user, position in zip(users, self.parts.events.send_many(values), strict=True):
                 self.counts[user] += 1
                 change = Change(position, when, user, self.counts[user])
-                self._events.add(change)
+                self._events.append(change)
                 self._queue.add(change)
             self._written["events"] += count
 
@@ -514,13 +486,11 @@ class Writes:
                 done += due
             time.sleep(0.01)
 
-    def _guarded(self, name: str, function: Callable[[], Any]) -> None:
-        try:
-            function()
-        except BaseException as error:
-            self._failures.append(error)
-        finally:
-            self._cores[name] = time.thread_time()
+    def _timed(self, name: str, function: Callable[[], Any]) -> None:
+        """Counts the CPU time of what a thread does."""
+        start = time.thread_time()
+        function()
+        self._cores[name] = time.thread_time() - start
 
 
 def stages(rankings: list[Any]) -> dict[str, float]:
