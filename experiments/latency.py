@@ -13,10 +13,10 @@ Services  aif         AsyncPreRanker over `presets.aif`
 Load      feature fetch is a stated delay of 2 ms, retrieval one of 15 ms, for every service. Users have full histories; each
           request is of a new user, so the state cache does not help.
 Method    services interleaved request by request in one process, compilation and warm-up left out. Sequential ones have their
-          features on the device before their clock starts. Bare functions run on ready inputs in the main thread, after the
-          same wait as a request's. After a wait of 15 ms caches are cold, and every step of every service takes longer; so the
-          same is measured back to back too, with state and candidates ready, in turns of eight requests. Weights are as
-          initialised.
+          features on the device before their clock starts, and look up the ids of the candidates as the engine does. Bare
+          functions run on ready inputs in the main thread, after the same wait as a request's. After a wait of 15 ms caches
+          are cold, and every step of every service takes longer; so the same is measured back to back too, with state and
+          candidates ready, in turns of eight requests. Weights are as initialised.
 """
 
 from __future__ import annotations

@@ -222,17 +222,11 @@ class World:
     _truth: Truth
 
     def lift(self, positions: Any, items: Any) -> np.ndarray:
-        """How much likelier than its popularity each item is to be the next one.
+        """How much likelier than its popularity each item is to be the next one, float64 of the shape of `items`.
 
         Args:
           positions: [B] integer positions of events in the log; the history is what is strictly earlier.
           items: [B] or [B, C] integer catalogue rows, at least 1.
-
-        Returns:
-          float64, shape of `items`.
-
-        Raises:
-          TypeError, ValueError: positions or items that are not integers in range, or that do not fit together.
         """
         log = self.dataset.log
         at = expect_integers(positions, "positions", size=len(log))
@@ -264,16 +258,8 @@ class World:
         The best score of an item is its likelihood ratio: how likely it is as the next item against as a negative,
         log P(i | h) - log q_i - log(1 - P(i | h)); the last term is there because a negative is never the target.
 
-        Args:
-          positions: [B] integer positions of events.
-          items: [B, C] integer catalogue rows, targets and negatives.
-          sampling: [N] probabilities q of the negatives, such as `NegativeSampler.probabilities`; default: popularity.
-
-        Returns:
-          float64 [B, C].
-
-        Raises:
-          TypeError, ValueError: as `lift`; sampling of a wrong shape, or that never draws one of the items.
+        `items` [B, C] are targets and negatives, `sampling` [N] the probabilities q of the negatives, such as
+        `NegativeSampler.probabilities`, by default popularity; the result is float64 [B, C].
         """
         rows = np.asarray(items)
         q = self.popularity if sampling is None else np.asarray(sampling, np.float64)
@@ -286,14 +272,7 @@ class World:
     def ceiling_auc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> float:
         """The AUC of the truth on the same samples: what the best model reaches, up to the luck of these labels.
 
-        Args:
-          positions: [B] integer positions of events.
-          items: [B, C] integer catalogue rows of the next-item task, or None for the click task: each event's own item.
-          labels: [B, C] 0 or 1, with `items` only.
-          sampling: as in `best_scores`.
-
-        Raises:
-          TypeError, ValueError: as `best_scores`.
+        With `items` [B, C] and `labels` [B, C], 0 or 1, it is of the next-item task; without, of clicks on each event's own item.
         """
         return metrics.auc(*self._task(positions, items, labels, sampling))
 
@@ -352,12 +331,6 @@ def synthetic_world(
       mean_gap: seconds between events that do not tie.
       topics_shown: the category of an item is its topic; `categories` must equal `topics`.
       long_views: whether the log tells clicks with a long view from others; it is the same log otherwise.
-
-    Returns:
-      The world; `World.dataset` is an ordinary data set.
-
-    Raises:
-      ValueError: names the knob, what was expected and what came.
 
     Example:
       >>> world = synthetic_world(users=20, items=100, topics=10, categories=5, interests=2, events_per_user=80)

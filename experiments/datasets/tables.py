@@ -1,4 +1,11 @@
-"""What the readers of public data share: text files as columns, checks that name file and line, and the way to a `Dataset`."""
+"""What the readers of public data share: text files as columns, checks that name file and line, and the way to a `Dataset`.
+
+Each reader takes a folder with the publisher's files, or excerpts of them, and gives a data set whose rows follow the
+ascending raw ids. It raises FileNotFoundError for a file that is missing, and ValueError for a malformed one (file, line,
+column, expected and got), for a wrong option, and for a content embedding that does not fit. `content` is None for none, a path
+to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]); `user_id` adds the user's own row as a user
+attribute.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +31,7 @@ UNKNOWN = ""
 class Table:
     """Columns of one text file.
 
-    Args:
-      file: where it is.
-      kinds: column name to "id", "time" or "float"; "text" for text that may be missing, which becomes UNKNOWN.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: the first problems with file, line, column, expected and got.
+    `kinds` are those of `readers.load_columns` by column, and "text" for text that may be missing, which becomes UNKNOWN.
 
     Example:
       >>> import tempfile
@@ -101,14 +102,10 @@ def dataset(
     vocabularies: Mapping[str, Vocabulary],
     content: Content | None = None,
 ) -> Dataset:
-    """A `Dataset` of tables in memory whose ids have been checked.
+    """A `Dataset` of raw values by column whose ids have been checked.
 
-    Args:
-      name: of the data set.
-      events, items, users: raw values by column; UNKNOWN, or None in a list, where an attribute has no value.
-      columns: which column is what.
-      vocabularies: of attributes whose values are fixed beforehand; others take the values that their table has.
-      content: as `aif_jax.read` takes it.
+    An attribute without a value is UNKNOWN, or None in a list. `vocabularies` are of attributes whose values are fixed
+    beforehand; others take the values that their table has.
     """
     known = dict(vocabularies)
     for table, which in ((items, "items"), (users, "users"), (events, "events")):
