@@ -272,7 +272,7 @@ class World:
     def ceiling_auc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> float:
         """The AUC of the truth on the same samples: what the best model reaches, up to the luck of these labels.
 
-        With `items` [B, C] and `labels` [B, C], 0 or 1, it is of the next-item task; without, of clicks on each event's own item.
+        With `items` [B, C] and `labels` [B, C], 0 or 1: the next-item task; without: clicks on each event's own item.
         """
         return metrics.auc(*self._task(positions, items, labels, sampling))
 
