@@ -196,19 +196,21 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
+    complete = not {"bag", "value"} & set(kinds.values())
+    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
     return scan_columns(source, kinds, columns=columns or Columns(), name="table")[1]
 
 
 def scan_columns(
     source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
 ) -> tuple[Scan, dict[str, np.ndarray]]:
-    """`load_columns`, and the table, which knows the place of each row; `name` is that of a table in memory."""
-    complete = not {"bag", "value"} & set(kinds.values())
-    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
+    """The table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
     problems = Problems()
     table = scan(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
+        if kind in ("bag", "value"):
+            continue
         if kind in CODED:
             vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
