@@ -30,7 +30,6 @@ from aif_jax.store.version import __version__
 MODEL = "preranking"
 EXTENSIONS = ("binary_tensor_data", "parameters")
 SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
-GROUPS = ("features", "record", "events")
 
 
 class Inferred(NamedTuple):
@@ -80,14 +79,8 @@ async def infer(service: Service, *, version: str, call_id: str, inputs: Mapping
     """The answer to tensors: a ranking where `k` is among them, else scores; raises as `Service.rank`."""
     fields: dict[str, Any] = {"id": call_id, "version": version or None}
     for name, array in inputs.items():
-        group, dot, key = name.partition(".")
-        if dot and group in GROUPS:
-            one = group == "record"
-            fields.setdefault(group, {})[key] = (
-                _scalar(array, name) if one else array if group == "features" else _column(array)
-            )
-        else:
-            fields[name] = _scalar(array, name) if name in SCALARS else array
+        one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
+        tensors.put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
     call = parse(fields, service.policy.limits)
     if "k" in fields:
         answer = rank_fields(await service.rank(call), call.id)
