@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
-import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +25,24 @@ from aif_jax.store.version import __version__
 from aif_jax.types import Params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "lazy-loader", "tqdm")
+EXTRAS = {
+    "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
+    "data": ("pyarrow",),
+    "export": ("flatbuffers",),
+    "metrics": ("prometheus-client",),
+    "plots": ("matplotlib",),
+    "tensorboard": ("tensorboardX",),
+    "benchmarks": ("torch", "faiss-cpu"),
+    "remote": ("redis", "hiredis"),
+    "kafka": ("confluent-kafka",),
+    "store": ("fsspec", "s3fs"),
+    "faiss": ("faiss-cpu",),
+    "usearch": ("usearch",),
+    "pgvector": ("asyncpg",),
+}
 ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
+
+
 NEXT = (
     ("python -m experiments.quickstart", "from a clone: trains on MovieLens and answers requests"),
     ("aif-jax check --events FILE --items FILE", "what is wrong with files of yours"),
@@ -90,7 +105,7 @@ def examine() -> dict[str, Any]:
         "devices": _devices(),
         "threads": {"cpus": os.cpu_count(), "usable": usable},
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        "extras": {extra: {name: _version(name) for name in names} for extra, names in extras().items()},
+        "extras": {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()},
         "checks": checks,
         "healthy": all(check["status"] != "failed" for check in checks.values()),
     }
@@ -151,17 +166,6 @@ def _small_model() -> tuple[PreRanker, Params]:
     catalogue = Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4})
     model = build(presets.two_tower(schema, width=8, short_length=4, towers=(8,), sequence=False))
     return model, model.init(jax.random.key(0), catalogue)
-
-
-def extras() -> dict[str, list[str]]:
-    """Packages of each extra but those of developers, by the metadata of the installed package."""
-    found: dict[str, list[str]] = {}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a clone on the path
-        for requirement in importlib.metadata.requires("aif_jax") or ():
-            extra = re.search(r"extra == .(\w+)", requirement)
-            if extra and extra[1] not in ("tests", "docs"):
-                found.setdefault(extra[1], []).append(re.split(r"[^\w.-]", requirement)[0])
-    return found
 
 
 def _version(package: str) -> str | None:
