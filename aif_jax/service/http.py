@@ -1,4 +1,4 @@
-"""The HTTP front, a plain ASGI application: tensors, Arrow or JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
+"""The HTTP front, a plain ASGI application: tensors or JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
-READERS = {tensors.CONTENT_TYPE: tensors.unpack, tensors.ARROW: tensors.unpack_arrow, JSON: tensors.parse_json}
+READERS = {tensors.CONTENT_TYPE: tensors.unpack, JSON: tensors.parse_json}
 PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
 PAUSE = 1.0  # seconds before a call that found too many others is tried again
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
@@ -313,5 +313,4 @@ def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
     """An answer in the form of the question."""
     if asked.kind == JSON:
         return json_response(fields)
-    pack = tensors.pack_arrow if asked.kind == tensors.ARROW else tensors.pack
-    return Response(200, asked.kind, pack(fields))
+    return Response(200, asked.kind, tensors.pack(fields))

@@ -54,6 +54,7 @@ class ShardedClient:
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
       timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
+      options: `token`, `trust` and `retries` of each `Client`.
 
     Raises:
       ValueError: no address.
@@ -64,15 +65,13 @@ class ShardedClient:
         addresses: Sequence[str],
         *,
         missing: Literal["refuse", "degrade"] = "refuse",
-        token: str | None = None,
         timeout: float = 10.0,
-        trust: str | None = None,
-        retries: int = 2,
+        **options: Any,
     ):
         expect(len(addresses) > 0, "addresses", "one of each shard", list(addresses))
         expect(missing in ("refuse", "degrade"), "missing", "'refuse' or 'degrade'", repr(missing))
         self.addresses = list(addresses)
-        self._clients = [Client(each, token=token, timeout=timeout, trust=trust, retries=retries) for each in addresses]
+        self._clients = [Client(each, timeout=timeout, **options) for each in addresses]
         self._degrades, self._timeout = missing == "degrade", timeout
         self._agreed: str | None = None  # the version of the latest answer
 
