@@ -1,17 +1,20 @@
 """Each test is in one lane, the lanes together are the suite, and a run says what it left out."""
 
 import ast
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aif_jax.store import compiled
 from tests import lanes
+from tests.conftest import pytest_pyfunc_call
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = [(line, lane) for lane, entries in lanes.TABLE.items() for line in entries]
@@ -197,3 +200,16 @@ def test_commands_keep_compiled_programs(tmp_path):
     (tmp_path / "file").write_text("")
     failed = run(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert failed.stdout.split() == ["None", "None"] and "expected a folder that can be written" in failed.stderr
+
+
+async def awaited(tmp_path):
+    await asyncio.sleep(0)
+    (tmp_path / "ran").touch()
+    raise LookupError("a test that fails")
+
+
+def test_a_test_that_is_a_coroutine_runs_to_its_end(tmp_path):
+    test = SimpleNamespace(obj=awaited, funcargs={"tmp_path": tmp_path, "another": 1})
+    with pytest.raises(LookupError, match="a test that fails"):
+        pytest_pyfunc_call(test)
+    assert (tmp_path / "ran").exists() and pytest_pyfunc_call(SimpleNamespace(obj=len)) is None
