@@ -30,19 +30,16 @@ def parse(text: str) -> aif_scores.Expression:
 # the language
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("p.click * bid", 0.5 * 3),
-        ("p.conversion * value + 0.1 * p.like", 0.1 * 40 + 0.1 * 0.9),
-        ('p.click * p["conversion|click"] * value', 0.5 * 0.2 * 40),
-        ("-(p.click - 1) ** 2 / 4", -0.0625),
-        ("max(p.click, p.like) - min(bid, value)", 0.9 - 3),
-        ("log(exp(p.like)) + sqrt(value * 10) * 0 + +p.click", 0.9 + 0.5),
-        (" 2 * p.like ", 1.8),
-        ("p.click ** 2 ** 0.5", 0.5**2**0.5),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), [
+    ("p.click * bid", 0.5 * 3),
+    ("p.conversion * value + 0.1 * p.like", 0.1 * 40 + 0.1 * 0.9),
+    ('p.click * p["conversion|click"] * value', 0.5 * 0.2 * 40),
+    ("-(p.click - 1) ** 2 / 4", -0.0625),
+    ("max(p.click, p.like) - min(bid, value)", 0.9 - 3),
+    ("log(exp(p.like)) + sqrt(value * 10) * 0 + +p.click", 0.9 + 0.5),
+    (" 2 * p.like ", 1.8),
+    ("p.click ** 2 ** 0.5", 0.5**2**0.5),
+])  # fmt: skip
 def test_values_are_those_of_arithmetic(text, expected):
     each = {"click": 0.5, "conversion": 0.1, "conversion|click": 0.2, "like": 0.9}
     p = {name: np.full(4, value, np.float32) for name, value in each.items()}
@@ -60,43 +57,40 @@ def test_an_expression_says_what_it_reads():
     assert aif_scores.parse_expression("p * 2", objectives=("click",))({"click": jnp.ones(2)}, {}).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("__import__('os').system('true')", "expected numbers, names"),
-        ("p.click.__class__", "expected numbers, names"),
-        ("value.real * p.click", "expected numbers, names"),
-        ("[p.click for p in value]", "expected numbers, names"),
-        ("p.click if bid else 0", "expected numbers, names"),
-        ("(lambda: p.click)()", "expected numbers, names"),
-        ("p['click']", "expected numbers, names"),
-        ("p.click; bid", "expected an expression"),
-        ("p.click = 3", "expected an expression"),
-        ("p.click @ bid", "expected numbers, names"),
-        ("p.click > bid", "expected numbers, names"),
-        ("p.click * True", "expected numbers, names"),
-        ("p.click * 'x'", "expected numbers, names"),
-        ("p.click * 2j", "expected numbers, names"),
-        ("p.click * 1e300", "expected numbers below 1e30"),
-        ("p.click * " + "9" * 400, "expected numbers below 1e30"),
-        ("abs(p.click)", "expected numbers, names"),
-        ("min(p.click)", "expected 2 arguments of min, got 1"),
-        ("log(p.click, 2)", "expected 1 argument of log, got 2"),
-        ("min(*p.click, 2)", "expected numbers, names"),
-        ("max(a=p.click, b=2)", "expected numbers, names"),
-        ("p.share * bid", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p.share'),
-        ("p['share|click']", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p\[.share'),
-        ("p * bid", "expected one of p.click, .*, got p alone"),
-        ("p.click * price", r"expected p.click, .* or side values among \['bid', 'value'\], got 'price'"),
-        ("click * bid", r"expected p.click, .* or side values among \['bid', 'value'\], got 'click'"),
-        ("p['a|b'].real", "expected numbers, names"),
-        ("bid['conversion|click']", "expected numbers, names"),
-        ("bid * value", "expected p or p.NAME, got none"),
-        ("", "expected an expression"),
-        ("p.click" + " + p.click" * 60, "expected at most 500 characters"),
-        ("(" * 400 + "p.click" + ")" * 80, "expected an expression"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("__import__('os').system('true')", "expected numbers, names"),
+    ("p.click.__class__", "expected numbers, names"),
+    ("value.real * p.click", "expected numbers, names"),
+    ("[p.click for p in value]", "expected numbers, names"),
+    ("p.click if bid else 0", "expected numbers, names"),
+    ("(lambda: p.click)()", "expected numbers, names"),
+    ("p['click']", "expected numbers, names"),
+    ("p.click; bid", "expected an expression"),
+    ("p.click = 3", "expected an expression"),
+    ("p.click @ bid", "expected numbers, names"),
+    ("p.click > bid", "expected numbers, names"),
+    ("p.click * True", "expected numbers, names"),
+    ("p.click * 'x'", "expected numbers, names"),
+    ("p.click * 2j", "expected numbers, names"),
+    ("p.click * 1e300", "expected numbers below 1e30"),
+    ("p.click * " + "9" * 400, "expected numbers below 1e30"),
+    ("abs(p.click)", "expected numbers, names"),
+    ("min(p.click)", "expected 2 arguments of min, got 1"),
+    ("log(p.click, 2)", "expected 1 argument of log, got 2"),
+    ("min(*p.click, 2)", "expected numbers, names"),
+    ("max(a=p.click, b=2)", "expected numbers, names"),
+    ("p.share * bid", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p.share'),
+    ("p['share|click']", r'expected one of p.click, p.conversion, p.like, p\["conversion\|click"\], got p\[.share'),
+    ("p * bid", "expected one of p.click, .*, got p alone"),
+    ("p.click * price", r"expected p.click, .* or side values among \['bid', 'value'\], got 'price'"),
+    ("click * bid", r"expected p.click, .* or side values among \['bid', 'value'\], got 'click'"),
+    ("p['a|b'].real", "expected numbers, names"),
+    ("bid['conversion|click']", "expected numbers, names"),
+    ("bid * value", "expected p or p.NAME, got none"),
+    ("", "expected an expression"),
+    ("p.click" + " + p.click" * 60, "expected at most 500 characters"),
+    ("(" * 400 + "p.click" + ")" * 80, "expected an expression"),
+])  # fmt: skip
 def test_nothing_else_is_let_through(text, message):
     with pytest.raises(ValueError, match=f"score expression.*{message}"):
         parse(text)

@@ -53,24 +53,21 @@ def test_a_test_with_two_lanes_is_refused():
         lanes.lane_of("a.py::test_b", marks=["engines", "reliability", "skip"])
 
 
-@pytest.mark.parametrize(
-    ("test", "marks", "fixtures", "lane"),
-    [
-        ("tests/test_model.py::test_any", (), (), "default"),
-        ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
-        ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
-        ("tests/test_question.py::test_smoke", (), ("tmp_path",), "experiments"),
-        ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
-        ("tests/test_folders.py::test_any", (), ("python",), "standing"),
-        ("tests/test_package.py::test_any", (), ("python",), "default"),
-        ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
-        ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
-        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
-        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
-        ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
-        ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
-    ],
-)
+@pytest.mark.parametrize(("test", "marks", "fixtures", "lane"), [
+    ("tests/test_model.py::test_any", (), (), "default"),
+    ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
+    ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
+    ("tests/test_question.py::test_smoke", (), ("tmp_path",), "experiments"),
+    ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
+    ("tests/test_folders.py::test_any", (), ("python",), "standing"),
+    ("tests/test_package.py::test_any", (), ("python",), "default"),
+    ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
+    ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
+    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
+    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
+    ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
+    ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
+])  # fmt: skip
 def test_lane_of(test, marks, fixtures, lane):
     assert lanes.lane_of(test, marks=marks, fixtures=fixtures) == lane
 
@@ -88,15 +85,12 @@ def test_the_lanes_together_are_the_suite():
     assert "pytest -m reliability" in (ROOT / "docs/reliability.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("expression", "out"),
-    [
-        ("", []),
-        ("not reliability and not engines", ["reliability", "engines"]),
-        ("docs or experiments", ["default", "standing", "reliability", "engines"]),
-        ("reliability", ["default", "docs", "experiments", "standing", "engines"]),
-    ],
-)
+@pytest.mark.parametrize(("expression", "out"), [
+    ("", []),
+    ("not reliability and not engines", ["reliability", "engines"]),
+    ("docs or experiments", ["default", "standing", "reliability", "engines"]),
+    ("reliability", ["default", "docs", "experiments", "standing", "engines"]),
+])  # fmt: skip
 def test_left_out(expression, out):
     assert lanes.left_out(expression) == out
 

@@ -11,9 +11,7 @@ import pytest
 
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall
-from tests.service_world import EVENTS, IDS, NOW, exports, running
-
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+from tests.service_world import ANN, IDS, exports, running
 
 
 def test_arrow_answers_what_frames_do():

@@ -22,11 +22,12 @@ from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving import programs as serving_programs
+from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch
 from tests import demo
-from tests.serving_world import ITEMS, World, bids_for, share_programs, shared
+from tests.serving_world import ITEMS, WatchedIndex, World, bids_for, share_programs, shared
 
 
 @pytest.fixture(scope="module")
@@ -239,21 +240,13 @@ async def test_baselines_are_served_in_the_same_way(name):
 
 
 async def test_batched_requests_get_the_answers_of_single_ones(world):
-    class Picky:
-        """An index that breaks on one id."""
+    def break_on_one(ids):
+        if 666 in ids:
+            raise LookupError("a broken shard")
 
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            if 666 in ids:
-                raise LookupError("a broken shard")
-            return world.index.lookup(ids)
-
-    async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Picky()) as engine:
+    async with world.engine(
+        batch_size=4, score_threads=1, buckets=(32,), index=WatchedIndex(world.index, break_on_one)
+    ) as engine:
         users = [(name, name % 3) for name in range(11)]
         contexts = [world.ids[:13], bids_for(world.ids[:20]), world.ids[5:15]]
         requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
@@ -271,20 +264,8 @@ async def test_batched_requests_get_the_answers_of_single_ones(world):
 async def test_requests_that_wait_for_a_thread_share_its_runs(world):
     hold = threading.Event()
 
-    class Slow:
-        """An index whose first look-up takes until `hold` is set."""
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            hold.wait(20)
-            return world.index.lookup(ids)
-
-    async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Slow()) as engine:
+    index = WatchedIndex(world.index, lambda ids: hold.wait(20))  # the first look-up takes until `hold` is set
+    async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=index) as engine:
         engine.candidates = world.ids[:20]
         await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
         before = engine.metrics()["counters"]["transfers_device_to_host"]
@@ -299,26 +280,22 @@ async def test_requests_that_wait_for_a_thread_share_its_runs(world):
         assert runs == 3  # of one, which had nobody to wait for, of four and of two
 
 
-class Watched:
+class Watched(WatchedIndex):
     """An index that notes in which threads it is looked up, and that may be slow or hold a lock."""
 
-    def __init__(self, index):
-        self.index, self.threads, self.seconds, self.is_writing = index, [], 0.0, False
+    def __init__(self, index, sleep=time.sleep):
+        super().__init__(index, self.note, threads=[], seconds=0.0, is_writing=False, sleep=sleep)
 
-    def __getattr__(self, name):
-        return getattr(self.index, name)
-
-    def __len__(self):
-        return len(self.index)
-
-    def lookup(self, ids):
+    def note(self, ids):
         self.threads.append(threading.current_thread())
-        time.sleep(self.seconds)
-        return self.index.lookup(ids)
+        self.sleep(self.seconds)
 
 
-async def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world):
-    index, loop = Watched(world.index), threading.current_thread()
+async def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world, monkeypatch):
+    """By a clock that look-ups alone put forward, so that a busy machine changes nothing."""
+    now, loop = [0.0], threading.current_thread()
+    index = Watched(world.index, lambda seconds: now.append(now[-1] + seconds + 0.001))
+    monkeypatch.setattr(serving_threads, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
     async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
 
         async def where(count=1, **more):
@@ -533,19 +510,9 @@ async def test_no_answer_uses_a_state_older_than_max_stale(world):
 
 
 async def test_features_of_another_encoder_are_refused_by_name(world):
-    class Encoded:
-        """An index of a model with an encoder."""
-
-        trained = aif.Trained(world.model, world.params, SimpleNamespace(version="ab12", schema=world.model.config.schema))
-        encoding, version = "ab12", trained.version
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-    async with world.engine(index=Encoded()) as engine:
+    trained = aif.Trained(world.model, world.params, SimpleNamespace(version="ab12", schema=world.model.config.schema))
+    index = WatchedIndex(world.index, trained=trained, encoding="ab12", version=trained.version)
+    async with world.engine(index=index) as engine:
         compiled = dict(world.programs.compiles)
         for encoding, reason in (("ab12", None), ("", None), ("cd34", "UserFeatures: expected the encoding ab12, got cd")):
             encoded = dataclasses.replace(world.user(3), encoding=encoding)
@@ -630,20 +597,8 @@ async def test_cancelling_a_request_frees_what_it_held(world):
 
 
 async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once(world):
-    class Slow:
-        """An index whose look-ups take a twentieth of a second."""
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            time.sleep(0.05)
-            return world.index.lookup(ids)
-
-    async with world.engine(score_threads=1, buckets=(64,), index=Slow()) as engine:
+    index = WatchedIndex(world.index, lambda ids: time.sleep(0.05))
+    async with world.engine(score_threads=1, buckets=(64,), index=index) as engine:
         for name in range(30):  # the engine learns what a request takes
             await engine.rank(name, 5)
         many = [engine.rank(name, 5, budget=0.5) for name in range(40)]

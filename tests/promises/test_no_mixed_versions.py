@@ -57,19 +57,25 @@ async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory
     world = shared()
     new = world.other_params(1)
     new_index = world.index_of(new)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def late():
+        begun.set()
+        await go.wait()
+        yield world.ids[:40]
+
     async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
         old_name = world.index.version
         old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
         await engine.rank(Request(user=4, feature_version=1), 8)  # a cached state of the old version
-        engine.retrieval_delay = 0.2
-        under_way = asyncio.create_task(engine.rank(3, 8))
-        await asyncio.sleep(0.05)
+        under_way = asyncio.create_task(engine.rank(Request(user=3, context=late()), 8))
+        await asyncio.wait_for(begun.wait(), 60)
         await engine.publish(Trained(engine.model, new), new_index)
         assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
-        engine.retrieval_delay = 0.0
         assert (await engine.rank(4, 8)).version == new_index.version
         gc.collect()
         assert old_index() is not None and engine.metrics()["gauges"]["versions_in_memory"] == 2
+        go.set()
         answer = await under_way
         assert answer.version == old_name
         logits = world.logits(3, world.ids[:40])
