@@ -48,6 +48,17 @@ def test_markers_are_known_without_the_tests_folder():
     assert options["markers"] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
 
 
+def test_no_test_of_the_default_lane_starts_an_interpreter():
+    """Each costs seconds to import the package; the fixtures of `lanes.STARTERS` are told by their name."""
+    found, texts = [], {path: path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    for path in [path for path, text in texts.items() if "mark.engines" not in text]:
+        for node in ast.parse(texts[path]).body:
+            name, code = f"{path.relative_to(ROOT).as_posix()}::{getattr(node, 'name', '')}", ast.unparse(node)
+            if "::test_" in name and "sys.executable" in code and "subprocess" in code:
+                found.append((name, lanes.lane_of(name)))
+    assert len(found) > 5 and [name for name, lane in found if lane == lanes.DEFAULT] == []
+
+
 def test_a_test_with_two_lanes_is_refused():
     with pytest.raises(ValueError, match="a.py::test_b: expected one lane, got the markers reliability and engines"):
         lanes.lane_of("a.py::test_b", marks=["engines", "reliability", "skip"])
