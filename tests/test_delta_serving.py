@@ -28,7 +28,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params
 from aif_jax.user_table import UserTable
 from tests import refresh_world as world
-from tests.service_world import running
+from tests.service_world import running, until
 from tests.test_delta import Start
 from tests.test_delta_admission import admitted, base_of
 from tests.test_service_process import serving
@@ -240,9 +240,7 @@ def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path)
         (tmp_path / "torn").mkdir()
         (tmp_path / "torn" / "manifest.json").write_text(json.dumps({"format": "other"}))
         deltas.publish(tmp_path / "torn")
-        end = time.monotonic() + 60
-        while models.problem is None and time.monotonic() < end:
-            time.sleep(0.02)
+        until(lambda: models.problem is not None)
         assert "expected the format 'aif_jax.delta/1', got 'other'; publish it again" in models.problem
         assert _version(client, wanted, same=True) == wanted
 
@@ -331,9 +329,7 @@ def test_a_version_stays_when_the_first_deltas_of_its_chain_are_gone(chain, tmp_
     with running(root) as service, service.client() as client:
         assert _version(client, chain.deltas[1].version) == chain.deltas[1].version
         shutil.rmtree(root / DELTAS / "001")
-        end = time.monotonic() + 60
-        while service.service.models.problem is None and time.monotonic() < end:
-            time.sleep(0.02)
+        until(lambda: service.service.models.problem is not None)
         assert f"expected the first delta under {chain.deltas[1].version[:12]}, got none" in service.service.models.problem
         chain.deltas[2].save(root / DELTAS / "003")
         assert _version(client, chain.deltas[2].version) == chain.deltas[2].version

@@ -113,17 +113,8 @@ def test_padding_does_not_leak(form):
     np.testing.assert_array_equal(read(clean, wanted), read(dirty, wanted))
 
 
-def test_the_size_of_the_input_and_what_is_refused():
+def test_the_size_of_the_input():
     assert BLOCK.widths(demo.config()) == {"statistics": 2 * (matching.STATISTICS + ACTIONS)}
-    for wrong, message in (
-        (dict(fields=()), "at least one field, each once, got ()"),
-        (dict(fields=("item", "item")), "at least one field, each once"),
-        (dict(recent_events=0), "at least 1, got 0"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            MatchingStatistics(**wrong)
-    with pytest.raises(ValueError, match=re.escape("behaviour fields of the schema, ('item', 'category'), got ['tags']")):
-        demo.config(blocks=(MatchingStatistics(("item", "tags")),))
 
 
 def test_a_streamed_user_keeps_the_events_that_it_reads():
