@@ -90,11 +90,7 @@ class Asked(NamedTuple):
     path: str
     headers: Headers
     body: bytes
-
-    @property
-    def kind(self) -> str:
-        """The content type, without parameters."""
-        return self.headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+    kind: str  # the content type, without parameters
 
 
 Handler = Callable[[Asked], Awaitable[Response]]
@@ -192,7 +188,8 @@ class App:
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Failure):
             return problem_response(body)
-        response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+        response = await _unless_left(handler(Asked(method, path, headers, body, kind)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
 
     def _knows(self, headers: Headers) -> bool:

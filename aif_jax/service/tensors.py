@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -23,7 +24,9 @@ DATATYPES = {
     "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
     "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}  # `dtype.name` takes longer than the rest of an array
+DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}  # `dtype.name` takes longer than the rest of an array
+IS_LITTLE = sys.byteorder == "little"
 MOST_TENSORS = 256
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -35,13 +38,14 @@ def pack(fields: Mapping[str, Any]) -> bytes:
       >>> unpack(pack({"user": "ann", "events": {"item": np.arange(3)}}))["events"]["item"].tolist()
       [0, 1, 2]
     """
-    plain, arrays = _split(fields)
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            plain[name], inner = _split(value)
-            arrays |= {f"{name}.{key}": array for key, array in inner.items()}
-    parts = [to_bytes(array) for array in arrays.values()]
-    plain["tensors"] = [described(name, array, raw) for (name, array), raw in zip(arrays.items(), parts, strict=True)]
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in fields.items() if name not in arrays}
+    for name, group in fields.items():
+        if isinstance(group, dict) and (inside := [key for key, value in group.items() if isinstance(value, np.ndarray)]):
+            plain[name] = {key: value for key, value in group.items() if key not in inside}
+            arrays |= {f"{name}.{key}": group[key] for key in inside}
+    parts = list(map(to_bytes, arrays.values()))
+    plain["tensors"] = list(map(described, arrays, arrays.values(), parts))
     return b"".join([ENCODE(plain).encode(), b"\n", *parts])
 
 
@@ -83,16 +87,12 @@ def _refuse(name: str) -> NoReturn:
 DECODE = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def _split(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fields without arrays, and the arrays."""
-    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    return {name: value for name, value in fields.items() if name not in arrays}, arrays
-
-
 def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
     """A tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
     entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-    return entry if raw is None else entry | {"parameters": {"binary_data_size": len(raw)}}
+    if raw is not None:
+        entry["parameters"] = {"binary_data_size": len(raw)}
+    return entry
 
 
 def datatype(array: np.ndarray) -> str:
@@ -106,18 +106,19 @@ def datatype(array: np.ndarray) -> str:
 def to_bytes(array: np.ndarray) -> bytes:
     """A tensor's raw contents."""
     if datatype(array) != "BYTES":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return (array if IS_LITTLE and array.dtype.isnative else array.astype(array.dtype.newbyteorder("<"))).tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
 
 
 def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
     """Sizes of a tensor; raises BadCall for what cannot be one."""
-    sizes = shape if isinstance(shape, list) else []
-    good = isinstance(shape, list) and len(sizes) <= 4 and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
-    if not good or not isinstance(kind, str) or (kind not in DATATYPES and kind != "BYTES"):
+    good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DATATYPES or kind == "BYTES")
+    for size in shape if good else ():
+        good = good and type(size) is int and 0 <= size < 1 << 40
+    if not good:
         expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
         raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
-    return sizes
+    return shape
 
 
 def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray:
@@ -125,12 +126,13 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray
     count = math.prod(shape)
     if kind == "BYTES":
         return _texts(name, _split_texts(name, raw, count)).reshape(shape)
-    dtype = np.dtype(DATATYPES[kind])
+    dtype = DTYPES[kind]
     if len(raw) != count * dtype.itemsize:
         raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
-    if kind == "BOOL" and (np.frombuffer(raw, np.uint8) > 1).any():
+    if kind == "BOOL" and raw.translate(None, b"\0\1"):
         raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {raw[:8]!r}")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    array = np.frombuffer(raw, dtype) if len(shape) == 1 else np.frombuffer(raw, dtype).reshape(shape)
+    return array if IS_LITTLE else array.astype(dtype.newbyteorder("="))
 
 
 def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
@@ -146,7 +148,7 @@ def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -
     if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
         raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
     try:
-        return np.array(values, np.dtype(DATATYPES[kind]).newbyteorder("=")).reshape(shape)
+        return np.array(values, DTYPES[kind].newbyteorder("=")).reshape(shape)
     except (OverflowError, ValueError) as error:
         raise BadCall(name, f"expected values of {kind}: {error}") from None
 

@@ -1,7 +1,6 @@
 """Matching statistics: exact counts of the user's meetings with the candidate's values, in both of their forms."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
