@@ -220,12 +220,13 @@ def test_the_best_power_is_the_one_with_the_best_figure(slices):
     on = slices["validation"]
     noise = np.random.default_rng(1).normal(size=len(on.counts)).astype(np.float32)
     found = by_hand(on, noise, logits=True)
-    best = judge.best_powers(found, on)
+    best, figures = judge.best_powers(found, on)
     for name in judge.JUDGED:
         tried = {power: judge.judged(found, on, {name: power})[name].mean for power in judge.POWERS}
         assert tried[best[name]] == max(tried.values()) > min(tried.values())
+        assert figures[name] == pytest.approx(tried[best[name]], abs=1e-12)
     alone = Scores(name="one", candidates=found.candidates)
-    assert judge.best_powers(alone, on).keys() == {GAUC} and HIT_RATE not in judge.judged(alone, on, {})
+    assert judge.best_powers(alone, on)[0].keys() == {GAUC} and HIT_RATE not in judge.judged(alone, on, {})
 
 
 # baselines

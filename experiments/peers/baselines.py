@@ -115,10 +115,10 @@ def _grid(**values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 
 BASELINES: dict[str, tuple[Callable[..., Scorer], tuple[dict[str, Any], ...]]] = {
     "recent-popularity": (recent_popularity, _grid(days=(30, 365))),
-    "item-knn": (item_knn, _grid(neighbours=(30, 100), last=(10, 20))),
-    "ease": (ease, _grid(regularization=(200.0, 1000.0), last=(10, 20))),
-    "pure-svd": (pure_svd, _grid(width=(32, 64), decay=(0.7, 1.0), last=(512,))),
-    "als": (als, _grid(factors=(32, 64), regularization=(0.1, 10.0), last=(20,))),
+    "item-knn": (item_knn, _grid(neighbours=(30, 100, 300), last=(10, 20))),
+    "ease": (ease, _grid(regularization=(200.0, 1000.0, 3000.0), last=(10, 20))),
+    "pure-svd": (pure_svd, _grid(width=(16, 32, 64), decay=(0.5, 0.7, 1.0), last=(512,))),
+    "als": (als, _grid(factors=(32, 64), regularization=(0.1, 10.0, 100.0), last=(20,))),
 }
 """Name to the function and the settings that are tried on the validation slice."""
 

@@ -66,16 +66,22 @@ def gauc(found: Scores, on: Slice, power: float) -> dict[str, ByUser]:
     return question.sampled_metrics(scores, on.requests, on.data, on.counts)
 
 
-def best_powers(found: Scores, on: Slice) -> dict[str, float]:
-    """The best of POWERS for each metric of the headline, of hit rates if the catalogue was scored; `on` is validation."""
-    best = {GAUC: max(POWERS, key=lambda power: gauc(found, on, power)[GAUC].mean)}
-    if found.catalogue is None:
-        return best
-    target = on.data.dataset.log.item[on.at]
-    hits = dict.fromkeys(POWERS, 0)
-    for rows, power, every in _catalogue(found, on, np.flatnonzero(on.counts[target] > 0), POWERS):
-        hits[power] += (rank_of(np.where(on.counts > 0, every, -np.inf), target[rows]) < 100).sum()
-    return best | {HIT_RATE: max(POWERS, key=lambda power: hits[power])}
+def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, float]]:
+    """The best of POWERS for each metric of the headline, and the metric with it; hit rates only if the catalogue was scored.
+
+    `on` is the validation slice.
+    """
+    tried = {GAUC: [gauc(found, on, power)[GAUC].mean for power in POWERS]}
+    if found.catalogue is not None:
+        target = on.data.dataset.log.item[on.at]
+        rows = np.flatnonzero(on.counts[target] > 0)
+        hits = dict.fromkeys(POWERS, 0)
+        for some, power, every in _catalogue(found, on, rows, POWERS):
+            hits[power] += (rank_of(np.where(on.counts > 0, every, -np.inf), target[some]) < 100).sum()
+        tried[HIT_RATE] = [hits[power] / len(rows) for power in POWERS]
+    return {name: POWERS[np.argmax(means)] for name, means in tried.items()}, {
+        name: max(means) for name, means in tried.items()
+    }
 
 
 def _catalogue(

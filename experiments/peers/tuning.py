@@ -81,23 +81,17 @@ def tuned(name: str, workplace: Workplace, stages: Stages, write: Write, **last:
             if any(trial["settings"] == settings for trial in tried):
                 continue
             write(validation, settings, name)
-            tried.append({"settings": settings, **outcome(workplace.read(name, validation), workplace.slices[validation])})
+            powers, figures = judge.best_powers(workplace.read(name, validation), workplace.slices[validation])
+            tried.append({"settings": settings, "powers": powers, "figures": figures})
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(tried, indent=1) + "\n", encoding="utf-8")
-            shown = ", ".join(f"{key} {value:.4f}" for key, value in tried[-1]["figures"].items())
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
             print(f"{name}, {settings}: {shown}", flush=True)
         best = max(tried, key=lambda trial: sum(trial["figures"].values()))
     chosen = best["settings"] | last
     write(test, chosen, name)
     about = workplace.read(name).about | {"chosen": chosen, "powers": best["powers"], "trials": tried}
     (workplace.scores(test) / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def outcome(found: scores.Scores, on: Slice) -> dict[str, Any]:
-    """The best powers of validation scores, and the figures with them."""
-    powers = judge.best_powers(found, on)
-    made = judge.judged(found, on, powers)
-    return {"powers": powers, "figures": {name: made[name].mean for name in powers}}
 
 
 def baseline(name: str, workplace: Workplace) -> None:
