@@ -26,7 +26,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -340,18 +340,50 @@ def evaluate(
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
-    ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
-    for rows, every in catalogue_scores(model, params, dataset, at, **given):
-        for place, untrained in enumerate(UNTRAINED):
-            offset = popularity_offset(counts, untrained=untrained)
-            ranks[place, rows] = rank_of(every + offset, dataset.log.item[at[rows]])
-    owners, of_trained = dataset.log.user[at], counts[dataset.log.item[at]] > 0
-    for place, untrained in enumerate(UNTRAINED):
+    offsets = [popularity_offset(counts, untrained=untrained) for untrained in UNTRAINED]
+    return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, **given), at, data, counts, offsets)
+
+
+def catalogue_metrics(
+    scored: Iterable[tuple[np.ndarray, np.ndarray]],
+    at: np.ndarray,
+    data: datasets.StudyData,
+    counts: np.ndarray,
+    offsets: Sequence[np.ndarray],
+) -> dict[str, ByUser]:
+    """Hit rates by user, see `evaluate`, from scores of the catalogue.
+
+    Args:
+      scored: as `catalogue_scores` yields them: indices into `at`, and scores [b, N] with -inf for what is no candidate.
+      at: the requests.
+      counts: [N] training events of each row.
+      offsets: [N] added to the scores, one for each of UNTRAINED.
+    """
+    target = data.dataset.log.item[at]
+    ranks = np.zeros((1 + len(UNTRAINED), len(at)), np.int64)
+    for rows, every in scored:
+        of_trained = np.where(counts > 0, every + offsets[UNTRAINED.index(LAST_OF_ALL)], -np.inf)
+        for place, scores in enumerate((*(every + offset for offset in offsets), of_trained)):
+            ranks[place, rows] = rank_of(scores, target[rows])
+    owners, trained, found = data.dataset.log.user[at], counts[target] > 0, {}
+    for untrained, rank in zip(UNTRAINED, ranks, strict=False):
         for k in (10, 100):
-            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((ranks[place] < k).astype(float), owners)
-    hits = (ranks[UNTRAINED.index(LAST_OF_ALL)][of_trained] < 100).astype(float)
-    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[of_trained])}
+            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((rank < k).astype(float), owners)
+    hits = (ranks[-1, trained] < 100).astype(float)
+    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[trained])}
+
+
+def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.ndarray:
+    """Scores of the catalogue [b, N] for the requests `at` with -inf for what is no candidate, as `catalogue_scores` has it."""
+    every[:, 0] = -np.inf  # no item
+    log = data.dataset.log
+    starts, ends = log.offsets[log.user[at]], log.history_end(at)
+    for row in range(0 if data.repeats else len(at)):
+        own = every[row, log.item[at[row]]]
+        every[row, log.item[starts[row] : ends[row]]] = -np.inf
+        every[row, log.item[at[row]]] = own
+    return every
 
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
