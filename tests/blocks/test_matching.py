@@ -62,7 +62,7 @@ def expected(item, categories, action, age, mask, wanted):
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    length=st.sampled_from([1, 2, 17, 64]),
+    length=st.sampled_from([1, 17, 64]),
     values=st.integers(1, 6),
     kept=st.sampled_from([0.0, 0.5, 1.0]),
 )
@@ -83,7 +83,7 @@ def test_all_forms_are_the_definition(seed, length, values, kept):
         found = look_up(made, wanted)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-6)
-        for few in (1, 8, 100):  # candidates: fewer than values, and more
+        for few in (1, 100):  # candidates: fewer than values, and more
             some = np.resize(wanted, (few, 2))
             np.testing.assert_allclose(look_up(made, some, kernel), np.resize(slow, (few, *slow.shape[1:])) @ kernel, atol=1e-4)
 
