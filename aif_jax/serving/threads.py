@@ -297,7 +297,7 @@ GROWTH = 1.25
 
 PAUSE, AFTER_PAUSE = 10.0, 2.0
 """A task that comes `PAUSE` times `on_loop` after the one before may take `AFTER_PAUSE` times `on_loop` on the loop's thread:
-its caches are cold, so it takes longer, a thread would have to be woken, and where tasks are rare no other is likely to wait."""
+its caches are cold, so it takes longer, a thread would have to be woken, and other tasks are unlikely to wait meanwhile."""
 
 
 class BatchTask(Protocol):
