@@ -340,7 +340,11 @@ def test_curl_lines_of_the_reference_are_answered():
     assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
     assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
     assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
-    assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
+    page = (ROOT / "docs" / "reference_http.md").read_text()
+    told = {name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", page)}
+    served = set(re.findall(r"^# TYPE (aif_\w+) (?:counter|gauge|histogram)", answered[8], re.M))
+    assert len(served) > 30 and {name for name in served if not any(re.fullmatch(each, name) for each in told)} == set()
+    assert error["message"] in page and error["field"] == "k"
 
 
 def test_deployment_files_fit_the_commands_and_metrics():
@@ -551,8 +555,13 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
             assert re.search(rf"`{re.escape(name)}[ ,`]", everything), (words, name)
 
 
-def test_fields_with_one_meaning_share_a_row():
+def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     page = website("reference").settings()
+    errors = [
+        name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)
+    ]  # ServiceError is imported by path
+    assert len(set(errors)) > 15 and [name for name in errors if f"| [`{name.rpartition('.')[2]}`](api.md#" not in page] == []
+    assert "| [`ServiceError`](api.md#aif_jax.service.client.ServiceError) | `RuntimeError` |" in page
     assert "| `user_threads`, `score_threads` | `2` | user functions, and interactions, computed at once |" in page
     assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
 
