@@ -100,7 +100,6 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
       vocabulary: before. An id with a row that `counts` lacks, as of a vocabulary that was made without a capacity, counts as
         seen a second before all others. One without a fixed size gets the capacity's, and its ids keep their rows.
       counts: counts of all events so far.
-      capacity: the rule.
       now: second from which the time since an id was last seen is taken, such as the last event's.
 
     Returns:

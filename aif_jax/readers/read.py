@@ -73,8 +73,7 @@ def read(
       columns: which column is what; left out with `encoder`.
       content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
-        lack is
-        an error, or with `unknown="skip"` row 0.
+        lack is an error, or with `unknown="skip"` row 0.
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.

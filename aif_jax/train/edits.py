@@ -2,6 +2,7 @@
 
 An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so the index is
 built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
+`before` is the end of the training events, in seconds since 1970.
 
 *Warm start.* Yesterday's parameters under today's vocabulary.
 
@@ -301,12 +302,7 @@ def chain(*edits: Edit) -> Edit:
 
 
 def svd_term(*, before: int, **options: Any) -> Edit:
-    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`.
-
-    Args:
-      before: seconds since 1970, the end of the training events.
-      options: `deviation`, `width`, `length` and `decay` of `fit_pure_svd`.
-    """
+    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`; `options` of `fit_pure_svd`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -319,10 +315,9 @@ def svd_term(*, before: int, **options: Any) -> Edit:
 
 
 def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
-    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`; `before` as `svd_term`.
+    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
 
-    Args:
-      power: power of the popularity by which training drew candidates.
+    `power` is that of the popularity by which training drew candidates.
     """
 
     @_edit
@@ -335,11 +330,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
 
 
 def unseen_items(*, before: int) -> Edit:
-    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`.
-
-    Args:
-      before: seconds since 1970, the end of the training events.
-    """
+    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -349,11 +340,9 @@ def unseen_items(*, before: int) -> Edit:
 
 
 def calibration(held_out: Callable[[Dataset], tuple[Any, SourceFn]], **options: Any) -> Edit:
-    """Fits calibrated probabilities on held-out events, see `train.calibrate`.
+    """Fits calibrated probabilities: `held_out(data)` gives positions of held-out events and the source of their candidates.
 
-    Args:
-      held_out: `held_out(data)`, positions of held-out events and the source of their candidates.
-      options: `calibration_negatives`, `form`, `rate`, `weights`, `seed`, `batch_size` and `progress` of `train.calibrate`.
+    `options` are others of `train.calibrate`.
     """
 
     @_edit
@@ -384,8 +373,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
       deviation: deviation of the block's term over users (at the end of their events) and trained items, in logits: how much
-        it says. The
-        default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
+        it says. The default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
       TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.
@@ -426,12 +414,8 @@ def fit_pure_svd(
 ) -> tuple[Params, Config]:
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
-    Args:
-      user, item, deviation: see `svd_factors`.
-      sizes: sizes of the `PureSvd` that is added; none where the model has one.
-
-    Raises:
-      TypeError, ValueError: as those two; sizes for a block that the model has already.
+    `user`, `item`, `deviation` and what is refused are as for these two. `sizes` are those of the `PureSvd` that is added;
+    ValueError for any where the model has one.
     """
     there = present(config)
     if there is not None and sizes:
@@ -599,12 +583,8 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     """Parameters in which items without a training event have the embedding of the unknown item.
 
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
-
-    Args:
-      counts: integers [N], training events of each catalogue row.
-
-    Raises:
-      TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.
+    `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others, and for a model whose
+    schema does not embed the item id.
     """
     name = config.schema.item_attribute("item").table_name
     size = config.schema.item_attribute("item").size
