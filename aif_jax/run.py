@@ -338,9 +338,6 @@ def fit(
       writers: further logs, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
-    Returns:
-      `Run`.
-
     Raises:
       EncodingMismatch: a model built on the schema of another encoder's data.
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.

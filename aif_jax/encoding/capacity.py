@@ -29,9 +29,6 @@ class Capacity:
       when_full: "evict": of all ids that could have a row those that were seen last have one, so a new id takes the row of the
         one that was seen the longest ago; that one keeps its count and may come back. "refuse": ids with a row keep it, and
         of the others those that were seen last get the rows that are free.
-
-    Raises:
-      ValueError: rows or admit_after below 1, evict_after below 0, another word.
     """
 
     rows: int

@@ -74,7 +74,7 @@ def calibrate(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Params:
-    """Parameters whose logits serving turns into calibrated probabilities, fitted on held-out events.
+    """Parameters whose logits serving turns into calibrated probabilities, fitted on held-out events; errors as `evaluate`.
 
     What the probabilities are of is what the candidates are: of lists that were shown, the chance of a click where an item is
     shown; of an event's item among sampled ones, the chance to be the event's among these, and with a source that gives `log_q`
@@ -89,9 +89,6 @@ def calibrate(
       weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
         because they have grown since; None for one each.
       form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
-
-    Raises:
-      EncodingMismatch, ValueError: as `evaluate` and `fit_calibration`.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
@@ -467,9 +464,6 @@ def grow_vocabulary(
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
         `encoding.capacity.new_rows(before, after)`.
-
-    Returns:
-      (params, config) of the new vocabulary.
 
     Raises:
       KeyError: no attribute with such a table.

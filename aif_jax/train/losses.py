@@ -530,8 +530,7 @@ class SequenceLoss:
     def bind(self, model: PreRanker, *, repeats: bool = True) -> SequenceLoss:
         """The same for a model, and for users who come back to items or not, unless it says so itself.
 
-        Raises:
-          ValueError: a model whose user tower has no states.
+        ValueError for a model whose user tower has no states.
         """
         reads = model.config.sequence and model.config.towers is not None
         expect(reads, "sequence_loss", "a model with towers and Config.sequence=True", f"{model.config!r}")

@@ -56,9 +56,6 @@ class NextItem:
       uniform: share of the training candidates that are drawn uniformly from the whole catalogue, items that training never
         meets among them; candidates in evaluation are drawn by popularity alone.
       logq_correction: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
-
-    Raises:
-      ValueError: fewer than one negative, a share that is none.
     """
 
     negatives: int = 15
@@ -177,9 +174,6 @@ class Cascaded:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.
       in_batch, sampled: others' exposed items, and items drawn by popularity.
       power: power of the popularity of sampled ones.
-
-    Raises:
-      ValueError: no candidates.
     """
 
     exposed: int = 8
@@ -247,10 +241,6 @@ class Goal:
       within: a label: only candidates that have it positive count, and a conditional objective is taught its own logit.
       stages: only candidates of these stages count, of `data.cascade.STAGES`; () for all.
       missing: what an unknown label means, such as 0.0 for candidates that were not shown; None leaves them out.
-
-    Raises:
-      TypeError: a loss that is none.
-      ValueError: an unknown stage.
     """
 
     loss: Loss
