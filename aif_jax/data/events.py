@@ -153,8 +153,7 @@ class EventLog:
         return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """The same for user rows [B] at integer `times` [B] in seconds before 2100; user 0, the unknown one, has no history.
-        """
+        """The same for user rows [B] at integer `times` [B] in seconds before 2100; user 0, the unknown one, has no history."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = ticks(times, "times").seconds

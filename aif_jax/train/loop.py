@@ -117,8 +117,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard through tensorboardX, which must be installed; each start has a file in `folder`.
-    """
+    """Scalars for TensorBoard through tensorboardX, which must be installed; each start has a file in `folder`."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         with needs_extra("TensorBoard logs need tensorboardX", "tensorboard"):
