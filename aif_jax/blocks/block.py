@@ -167,6 +167,8 @@ class ItemView:
 class Block:
     """One way in which user and item interact. Subclass it, decorate with `block`, and override what you need.
 
+    A value out of range, and a behaviour field or content that the schema lacks, are a ValueError that names the field.
+
     The defaults are those of a block that does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config

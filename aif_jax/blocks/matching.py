@@ -67,9 +67,6 @@ class MatchingStatistics(Block):
       fields: behaviour fields of the schema, such as ("item", "category"); one value of an item each.
       recent_events: how many of the last events count as recent.
 
-    Raises:
-      ValueError: no field, a field twice, one that behaviours do not have, or fewer than one recent event.
-
     Example:
       >>> MatchingStatistics(("item", "category")).name
       'matching_statistics'

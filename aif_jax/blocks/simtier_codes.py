@@ -35,9 +35,6 @@ class SimTierCodes(Tiers):
       tiers, by_action, windows: see `SimTier`.
       codes: R, size of the codebook.
       nearest: J, the nearest codes that a row carries.
-
-    Raises:
-      ValueError: sizes out of range; a schema without content.
     """
 
     per_item = ("code", "nearest", "weights")

@@ -53,9 +53,6 @@ class Encoder:
       length: places of the history, a model's `config.history_length`.
       max_skew: seconds that an event may be later than the request.
 
-    Raises:
-      ValueError: parts that do not fit together.
-
     Example:
       >>> columns = Columns(action="event", actions=("view", "buy"))
       >>> vocabularies = {"user": Vocabulary(["ann"]), "item": Vocabulary([7, 8]), "category": Vocabulary(["cup", "tea"])}
@@ -108,16 +105,13 @@ class Encoder:
         return dataclasses.replace(self, vocabularies={**self.vocabularies, "item": self.vocabularies["item"].with_ids(more)})
 
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
-        """Features of ONE user at the moment of a request.
+        """Features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
 
         Args:
           user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
           events: raw values by column of the events file: arrays, lists or Arrow; None for no events. Of this user alone: a
             column `Columns.user`, where there is one, is compared with the user's id.
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
-
-        Returns:
-          UserFeatures of NumPy arrays with `length` places of history.
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, times that are no integers.
@@ -131,17 +125,11 @@ class Encoder:
     __call__ = user
 
     def events(self, table: Any) -> tuple[Events, np.ndarray]:
-        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`.
-
-        Args:
-          table: raw values by column of the events file.
+        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`; errors as `user`.
 
         Returns:
           Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,
           as histories have them; and where in the table each of them is, int64 [n].
-
-        Raises:
-          TypeError, ValueError: as `user`; times before 1963.
         """
         raw, time = self._event_columns(table)
         item, action = self._event_rows(raw, slice(None))
@@ -150,7 +138,7 @@ class Encoder:
         return Events(item=item[order], action=action[order], time=stamp[order]), order
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
-        """Raw ids and features of n items.
+        """Raw ids and features of n items; errors as `user`.
 
         Args:
           table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
@@ -158,9 +146,6 @@ class Encoder:
         Returns:
           Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays; unknown items have row 0 and their other
           features.
-
-        Raises:
-          TypeError, ValueError: as `user`; content of another width.
         """
         columns = self.columns
         raw = self.item_ids(table, columns.item_id)

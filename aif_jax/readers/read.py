@@ -73,8 +73,7 @@ def read(
       columns: which column is what; left out with `encoder`.
       content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
-        lack is
-        an error, or with `unknown="skip"` row 0.
+        lack is an error, or with `unknown="skip"` row 0.
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
@@ -143,15 +142,14 @@ def read(
 def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
 
+    Errors as `read`; nothing is checked across blocks, such as ids that repeat.
+
     Args:
       items: file, folder or table in memory, with the columns that training read.
       content: where training took its content embedding from elsewhere.
 
     Yields:
       Raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; nothing is checked across blocks, such as ids that repeat.
 
     Example:
       >>> table = {"item": [7, 8], "category": ["tea", "cup"]}
@@ -180,7 +178,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
 
 
 def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
-    """Reads some columns into memory, for data that needs work before it is what `read` takes.
+    """Reads some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
     Args:
       kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
@@ -188,9 +186,6 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
 
     Returns:
       Name to int64 [n] or StringDType [n]; float32 [n] or [n, E]; int64 [n] seconds.
-
-    Raises:
-      ImportError, FileNotFoundError, TypeError, ValueError: as `read`; another kind.
 
     Example:
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
@@ -330,7 +325,7 @@ def admit(
     now: int | None = None,
     fresh: bool = False,
 ) -> tuple[Encoder, dict[str, Turnover]]:
-    """The encoder after the ids of newer events came and those not seen for long went.
+    """The encoder after the ids of newer events came and those not seen for long went, and by vocabulary how many did.
 
     A user or an item is seen by its events, a value of an attribute by the events of the items or users that have it. An item
     of the items file without an event is not seen: it is encoded with row 0, and with its other features. What an id without a
@@ -341,6 +336,7 @@ def admit(
 
     The version of the encoder changes if a row changes its meaning, not if counts alone do. Each event must be given once: the
     counts travel with the encoder, in checkpoints and exports, and add up. `carry_over` gives a trained model the new encoder.
+    Errors as `read`; ValueError for a name that is no vocabulary, no events, and no file with an attribute.
 
     Args:
       events: newer than those that the encoder has counted; in memory are 20 bytes an event, as in `read`.
@@ -350,12 +346,6 @@ def admit(
       users: the same for users.
       now: seconds since 1970 from which `Capacity.evict_after` counts; None takes the last event's.
       fresh: hand out rows from the beginning, for a new model; ids without an event in `events` have none.
-
-    Returns:
-      The encoder, and by vocabulary how many ids came and went.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; a name that is no vocabulary, no events, no file with an attribute.
 
     Example:
       >>> import aif_jax as aif
@@ -450,7 +440,7 @@ def read_cascade(
     candidates: int = CANDIDATES,
     columns: Columns | None = None,
 ) -> Dataset:
-    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events.
+    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events; errors as `read`.
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.read" counts
@@ -459,14 +449,12 @@ def read_cascade(
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
       data: what `read` gave.
-      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved".
+      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved". A candidate comes
+        once in a request.
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
       candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
       columns: for the unit of times; None takes those of the data's encoder.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; a stage of another name, a candidate that comes twice in a request.
 
     Example:
       >>> import aif_jax as aif
