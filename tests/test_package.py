@@ -41,7 +41,7 @@ OWNERS = {
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
-    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py"),
+    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
     "uvicorn": ("service/process.py",),
     "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),

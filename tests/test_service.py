@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -276,10 +277,9 @@ def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is(
         assert service.service.models.reads.counters == Counter(
             {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
         )
-        with service.client() as other:  # calls of one user at one time share one read
-            for each in (client, other):
-                each.send("/v1/rank", {"user": "ann", "candidates": IDS, "k": 3})
-            assert client.receive()["ids"].tolist() == other.receive()["ids"].tolist() == whole["ids"].tolist()
+        with service.client() as other, ThreadPoolExecutor(2) as pool:  # calls of one user at one time share one read
+            calls = [pool.submit(each.rank, user="ann", candidates=IDS, k=3) for each in (client, other)]
+            assert all(call.result()["ids"].tolist() == whole["ids"].tolist() for call in calls)
         assert reads.count("ann") == 2
         text = client.request("GET", "/metrics")[2].decode()
         for kind, count in (("found", 3), ("timeouts", 1), ("failed", 1), ("damaged", 1)):

@@ -174,7 +174,7 @@ class Job:
 
 
 @functools.lru_cache(maxsize=4)
-def _program(rows_of: str, source: Source, storage: Storage, batch_size: int) -> ItemProgram | UserProgram:
+def _program(rows_of: str, source: Source, storage: Storage, batch_size: int) -> Any:
     trained = source.open()
     if rows_of == "item":
         return ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=None)

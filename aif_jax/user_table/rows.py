@@ -70,7 +70,7 @@ class MemoryRows(Rows):
         self.width = width
         self.of: dict[UserId, int] = {}
         fields: Any = [("words", np.uint32, (width,)), ("position", np.int64), ("partition", np.int32)]
-        self._table = np.zeros(max(1, capacity), fields)  # so that a row is read and written in one step
+        self._table: Any = np.zeros(max(1, capacity), fields)  # so that a row is read and written in one step
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class MemoryRows(Rows):
         self._grow(first + len(new))
         places = dict(zip(new, range(first, first + len(new)), strict=True))
         at = np.array([places.get(user, at) for user, at in zip(users, known.tolist(), strict=True)], np.int64)[good]
-        written = np.empty(len(at), self._table.dtype)
+        written: Any = np.empty(len(at), self._table.dtype)
         for name, leaf in rows._asdict().items():
             written[name] = leaf[good]
         for start in range(0, len(at), AT_ONCE):
