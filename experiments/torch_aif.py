@@ -262,7 +262,7 @@ class TorchServing(TorchAIF):
         start = self._search(group, wanted).clamp(max=group.shape[0] - 1)
         return rows[start] * ((group[start] == wanted) & (wanted > 0))[:, None]
 
-    def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
+    def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, *more: Any) -> list[Tensor]:
         """Logits and positions [k] of the best candidates; rows [C] of the catalogue, a user's state, and k."""
         *met, k = more
         floats, wanted = self.floats[rows], self.values[rows]
@@ -293,7 +293,7 @@ class TorchServing(TorchAIF):
         if self.memory.dot_product:
             logit = logit + ((item @ linear + constant) * item).sum(1) / root
         found = torch.topk(self._mlp("head/rest", F.relu(first))[:, 0] + logit, k)
-        return found.values, found.indices
+        return [found.values, found.indices]
 
     def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
         return torch.searchsorted(ascending, wanted.contiguous(), right=right)
