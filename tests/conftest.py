@@ -1,5 +1,7 @@
 """Fixtures that several test files use."""
 
+import asyncio
+import inspect
 import logging
 import os
 import subprocess
@@ -88,6 +90,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.config.stash.get(LIGHT_PROGRAMS, False) and not is_light(item):
         jax.clear_caches()
         item.config.stash[LIGHT_PROGRAMS] = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine runs to its end; one that hangs fails."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters})
+
+    asyncio.run(limited())
+    return True
 
 
 @pytest.hookimpl(trylast=True)  # after the durations

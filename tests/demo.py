@@ -154,3 +154,8 @@ def pad(events: aif.Behaviours, length: int, *, poison: bool = False) -> aif.Beh
     names = [field.name for field in dataclasses.fields(events)]
     fill = {"item": 3, "action": 1, "age": np.nan, "mask": False} if poison else dict.fromkeys(names, 0)
     return aif.Behaviours(**{name: grow(getattr(events, name), fill[name]) for name in names})
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees have one structure and equal leaves."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))

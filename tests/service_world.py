@@ -10,7 +10,8 @@ import functools
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ IDS = 17 + 1000 * np.arange(ITEMS)
 SERVING = ServingConfig(buckets=(16, 64), max_k=8, max_pending=16)
 NOW = 1_700_000_900
 EVENTS = {"item": [17, 1017], "time": [1_700_000_000, 1_700_000_050]}
+ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+"""A user with what a call brings of her."""
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Waits for something."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @dataclasses.dataclass(frozen=True)

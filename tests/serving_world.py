@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import jax
@@ -98,6 +98,24 @@ class Engine(AsyncPreRanker):
         if self.retrieval_error:
             raise self.retrieval_error
         return request.context if request.context is not None else self.candidates
+
+
+class WatchedIndex:
+    """An index of which `before` gets the ids of each look-up first; `attributes` stand in place of its own."""
+
+    def __init__(self, index: Any, before: Callable[[Any], Any] = id, **attributes: Any):
+        self.index, self.before = index, before
+        vars(self).update(attributes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.index, name)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def lookup(self, ids: Any) -> Any:
+        self.before(ids)
+        return self.index.lookup(ids)
 
 
 def share_programs(engine: AsyncPreRanker, world: World) -> AsyncPreRanker:

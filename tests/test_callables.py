@@ -37,7 +37,7 @@ def engine_of(world, features, retrieval, **changes):
 
 
 @pytest.mark.parametrize("kind", FATAL + ORDINARY)
-def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
+async def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
     def plain(request):
         raise error_of(kind)
 
@@ -48,26 +48,21 @@ def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
         yield world.ids[:5]
         raise error_of(kind)
 
-    async def test():
-        wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
-        for retrieval in (plain, on_loop, stream):
-            async with engine_of(world, lambda request: world.user(3), retrieval) as engine:
-                answers = await asyncio.gather(
-                    *[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True
-                )
-                assert all(isinstance(answer, wanted) for answer in answers), answers
-                assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
-                assert not asyncio.current_task().cancelling()
-                assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
-        for features in (plain, on_loop):
-            async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
-                answer = await engine.rank(3, 5, budget=20.0)
-                assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
-
-    run(test())
+    wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
+    for retrieval in (plain, on_loop, stream):
+        async with engine_of(world, lambda request: world.user(3), retrieval) as engine:
+            answers = await asyncio.gather(*[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True)
+            assert all(isinstance(answer, wanted) for answer in answers), answers
+            assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
+            assert not asyncio.current_task().cancelling()
+            assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
+    for features in (plain, on_loop):
+        async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+            answer = await engine.rank(3, 5, budget=20.0)
+            assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
 
 
-def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):
+async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):
     """One line for each type and minute, without the user; the counters have all."""
     turns = iter(range(100))
 
@@ -76,26 +71,23 @@ def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, cap
             raise KeyError("a column")
         return {"no": "features"}
 
-    async def test():
-        async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
-            answers = [await engine.rank(Request(user=f"secret-{n}"), 5, budget=20.0) for n in range(6)]
-            assert all("user side failed: KeyError: 'a column'; answered" in answer.reason for answer in answers[:4])
-            kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
-            assert kind.endswith("Error") and kind != "KeyError"
-            assert engine.metrics()["callable_errors"] == {"features KeyError": 4, f"features {kind}": 2}
-            lines = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
-            assert [record.getMessage().splitlines()[0].split(": ")[1] for record in lines] == ["KeyError", kind]
-            assert "Traceback" in lines[0].getMessage() and "secret" not in caplog.text
-            text = prometheus_text(engine.metrics())
-            assert 'aif_callable_errors_total{reason="features KeyError"} 4.0' in text
-            monkeypatch.setattr(threads, "QUIET", 0.0)
-            await engine.rank("late", 5, budget=20.0)
-            assert f"features failed: {kind}" in caplog.text and "(2 since the last line on this type)" in caplog.text
-
-    run(test())
+    async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+        answers = [await engine.rank(Request(user=f"secret-{n}"), 5, budget=20.0) for n in range(6)]
+        assert all("user side failed: KeyError: 'a column'; answered" in answer.reason for answer in answers[:4])
+        kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
+        assert kind.endswith("Error") and kind != "KeyError"
+        assert engine.metrics()["callable_errors"] == {"features KeyError": 4, f"features {kind}": 2}
+        lines = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
+        assert [record.getMessage().splitlines()[0].split(": ")[1] for record in lines] == ["KeyError", kind]
+        assert "Traceback" in lines[0].getMessage() and "secret" not in caplog.text
+        text = prometheus_text(engine.metrics())
+        assert 'aif_callable_errors_total{reason="features KeyError"} 4.0' in text
+        monkeypatch.setattr(threads, "QUIET", 0.0)
+        await engine.rank("late", 5, budget=20.0)
+        assert f"features failed: {kind}" in caplog.text and "(2 since the last line on this type)" in caplog.text
 
 
-def test_plain_callables_that_never_return_are_replaced_and_left_behind(world):
+async def test_plain_callables_that_never_return_are_replaced_and_left_behind(world):
     release, hanging = threading.Event(), set(range(40))
 
     def features(request):
@@ -103,45 +95,38 @@ def test_plain_callables_that_never_return_are_replaced_and_left_behind(world):
             release.wait(30)
         return world.user(3)
 
-    async def test():
-        async with engine_of(world, features, lambda request: world.ids[:40], callable_threads=4, reserve=0.1) as engine:
-            for start in range(0, 40, 8):  # ten times as many as there are threads
-                answers = await asyncio.gather(*[engine.rank(user, 5, budget=0.3) for user in range(start, start + 8)])
-                assert all("user side late" in answer.reason for answer in answers)
-                await engine._users.running.close()  # the computations of those that were only late
-            assert 16 < engine.metrics()["gauges"]["hung_calls"] <= 40
-            assert not (await engine.rank(99, 5)).degraded
-            release.set()
-            while engine.metrics()["gauges"]["hung_calls"]:
-                await asyncio.sleep(0.01)
-            assert not (await engine.rank(98, 5)).degraded
-            assert sum(thread.name.startswith("aif-features") for thread in threading.enumerate()) <= 4
-
-    run(test())
-
-
-def test_calls_are_refused_while_too_many_hang(world):
-    release = threading.Event()
-
-    async def test():
-        retrieve = lambda request: release.wait(30) if request.context else world.ids[:40]  # noqa: E731
-        async with engine_of(world, lambda request: world.user(3), retrieve, max_hung=3, callable_threads=2) as engine:
-            for _ in range(3):
-                with pytest.raises(DeadlineExceeded, match="^retrieval"):
-                    await engine.rank(Request(user=3, context=True), 5, budget=0.05)
+    async with engine_of(world, features, lambda request: world.ids[:40], callable_threads=4, reserve=0.1) as engine:
+        for start in range(0, 40, 8):  # ten times as many as there are threads
+            answers = await asyncio.gather(*[engine.rank(user, 5, budget=0.3) for user in range(start, start + 8)])
+            assert all("user side late" in answer.reason for answer in answers)
+            await engine._users.running.close()  # the computations of those that were only late
+        assert 16 < engine.metrics()["gauges"]["hung_calls"] <= 40
+        assert not (await engine.rank(99, 5)).degraded
+        release.set()
+        while engine.metrics()["gauges"]["hung_calls"]:
             await asyncio.sleep(0.01)
-            with pytest.raises(CallableError, match="retrieval: 3 calls have not returned, as many as max_hung allows"):
-                await engine.rank(3, 5)
-            release.set()
-            while engine.metrics()["gauges"]["hung_calls"]:
-                await asyncio.sleep(0.01)
-            assert (await engine.rank(3, 5)).mask.all()
+        assert not (await engine.rank(98, 5)).degraded
+        assert sum(thread.name.startswith("aif-features") for thread in threading.enumerate()) <= 4
 
-    run(test())
+
+async def test_calls_are_refused_while_too_many_hang(world):
+    release = threading.Event()
+    retrieve = lambda request: release.wait(30) if request.context else world.ids[:40]  # noqa: E731
+    async with engine_of(world, lambda request: world.user(3), retrieve, max_hung=3, callable_threads=2) as engine:
+        for _ in range(3):
+            with pytest.raises(DeadlineExceeded, match="^retrieval"):
+                await engine.rank(Request(user=3, context=True), 5, budget=0.05)
+        await asyncio.sleep(0.01)
+        with pytest.raises(CallableError, match="retrieval: 3 calls have not returned, as many as max_hung allows"):
+            await engine.rank(3, 5)
+        release.set()
+        while engine.metrics()["gauges"]["hung_calls"]:
+            await asyncio.sleep(0.01)
+        assert (await engine.rank(3, 5)).mask.all()
 
 
 @pytest.mark.parametrize("where", ["features", "retrieval", "stream"])
-def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled(world, where):
+async def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled(world, where):
     ended = []
 
     async def stubborn():
@@ -165,23 +150,20 @@ def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled(world
         await (stubborn() if where == "retrieval" else asyncio.sleep(0))
         return in_batches() if where == "stream" else world.ids[:40]
 
-    async def test():
-        async with engine_of(world, features, retrieval, reserve=0.1) as engine:
-            try:
-                answer = await engine.rank(3, 5, budget=0.4)
-                assert where == "features" and "late" in answer.reason
-            except DeadlineExceeded as error:
-                assert where != "features" and str(error).startswith("retrieval")
-            assert not ended  # it is still at it
-            await engine.close()
-            assert not ended
-        await asyncio.sleep(1.0)
-        assert ended == [where]
-
-    run(test())
+    async with engine_of(world, features, retrieval, reserve=0.1) as engine:
+        try:
+            answer = await engine.rank(3, 5, budget=0.4)
+            assert where == "features" and "late" in answer.reason
+        except DeadlineExceeded as error:
+            assert where != "features" and str(error).startswith("retrieval")
+        assert not ended  # it is still at it
+        await engine.close()
+        assert not ended
+    await asyncio.sleep(1.0)
+    assert ended == [where]
 
 
-def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
+async def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
     async def slow(request):
         await asyncio.sleep(30)
 
@@ -189,26 +171,23 @@ def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
         yield world.ids[:20]
         await asyncio.sleep(30)
 
-    async def test():
-        async with engine_of(world, slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
-            answer = await engine.rank(3, 5)
-            assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
-        for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
-            async with engine_of(world, lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
-                with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
-                    await engine.rank(3, 5)
-
-        engine = engine_of(world, lambda request: world.user(3), None, callable_timeout=0.05)
-        async with engine:
-            with pytest.raises(TimeoutError, match="candidates: no answer within callable_timeout=0.05 s"):
-                await engine.score(3, slow_stream(None))
-            with pytest.raises(ValueError, match="expected an engine with a retrieval callable"):
+    async with engine_of(world, slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
+        answer = await engine.rank(3, 5)
+        assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
+    for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
+        async with engine_of(world, lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
+            with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
                 await engine.rank(3, 5)
 
-    run(test())
+    engine = engine_of(world, lambda request: world.user(3), None, callable_timeout=0.05)
+    async with engine:
+        with pytest.raises(TimeoutError, match="candidates: no answer within callable_timeout=0.05 s"):
+            await engine.score(3, slow_stream(None))
+        with pytest.raises(ValueError, match="expected an engine with a retrieval callable"):
+            await engine.rank(3, 5)
 
 
-def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
+async def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
     closed = []
 
     async def endless(request):
@@ -218,14 +197,11 @@ def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
         finally:
             closed.append(True)
 
-    async def test():
-        async with engine_of(world, lambda request: world.user(3), endless) as engine:
-            with pytest.raises(DeadlineExceeded, match="^retrieval"):
-                await engine.rank(3, 5, budget=0.2)
-            await asyncio.sleep(0.05)
-            assert closed == [True]
-
-    run(test())
+    async with engine_of(world, lambda request: world.user(3), endless) as engine:
+        with pytest.raises(DeadlineExceeded, match="^retrieval"):
+            await engine.rank(3, 5, budget=0.2)
+        await asyncio.sleep(0.05)
+        assert closed == [True]
 
 
 def test_a_process_ends_although_calls_never_return(python):
@@ -292,15 +268,12 @@ def test_a_coroutine_that_comes_too_late_is_closed():
     assert not [warning for warning in caught if "never awaited" in str(warning.message)]
 
 
-def test_objects_and_functions_that_return_awaitables_are_awaited():
+async def test_objects_and_functions_that_return_awaitables_are_awaited():
     class Callable:
         async def __call__(self, request):
             return request + 1
 
-    async def test():
-        for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
-            call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
-            assert await call(np.int32(1)) == 2
-            call.close()
-
-    run(test())
+    for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
+        call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
+        assert await call(np.int32(1)) == 2
+        call.close()

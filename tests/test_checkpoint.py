@@ -324,17 +324,11 @@ def test_altered_contents_are_named(copy):
         checkpoint.load(copy)
 
 
-@pytest.mark.parametrize(
-    "config, words",
-    [
-        ({"hologram": 1}, "the config inside cannot be read .*hologram"),
-        (
-            {"blocks": [{"block": "Hologram", "size": 3}]},
-            "block: expected one of .*got 'Hologram'; import the module",
-        ),
-        ({"blocks": [{"block": "Bea", "hue": 3}]}, "block 'Bea': expected fields among .*hue"),
-    ],
-)
+@pytest.mark.parametrize("config, words", [
+    ({"hologram": 1}, "the config inside cannot be read .*hologram"),
+    ({"blocks": [{"block": "Hologram", "size": 3}]}, "block: expected one of .*got 'Hologram'; import the module"),
+    ({"blocks": [{"block": "Bea", "hue": 3}]}, "block 'Bea': expected fields among .*hue"),
+])  # fmt: skip
 def test_a_config_that_this_process_cannot_build_is_refused(tmp_path, config, words):
     record = {"config": CONFIG.to_json() | config, "encoder": None, "step": 0, "position": None, "metrics": None}
     record = json.loads(json.dumps(record))

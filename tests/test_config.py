@@ -16,68 +16,50 @@ from tests import demo
 BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"width": 0}, "Config.width: expected at least 1, got 0"),
-        ({"short_length": 0}, "Config.short_length: expected at least 1, got 0"),
-        ({"long_length": -4}, "Config.long_length: expected at least 1, got -4"),
-        ({"width": 2.5}, "Config.width: expected int, got 2.5"),
-        ({"width": np.int64(8)}, "Config.width: expected int, got np.int64(8)"),
-        ({"long_length": True}, "Config.long_length: expected int, got True"),
-        ({"sequence": "no"}, "Config.sequence: expected bool, got 'no'"),
-        ({"objectives": "click"}, "Config.objectives: expected a tuple of names, got 'click'"),
-        ({"towers": (16, 0)}, "Config.towers: expected a tuple of widths of at least 1, got (16, 0)"),
-        ({"towers": 16}, "Config.towers: expected a tuple of widths of at least 1, got 16"),
-        ({"head": [16]}, "Config.head: expected a tuple of widths of at least 1, got [16]"),
-        ({"head": None}, "Config.head: expected a tuple of widths of at least 1, got None"),
-        ({"head": (2.5,)}, "Config.head: expected a tuple of widths of at least 1, got (2.5,)"),
-        (
-            {"blocks": (blocks.Bea(), blocks.Bea(bridges=4))},
-            "Config.blocks: expected blocks of different names, got ['bea', 'bea']",
-        ),
-        (
-            {"blocks": (blocks.Sim("category"), blocks.Sim("category", slots=2))},
-            "Config.blocks: expected blocks of different names, got ['sim_category', 'sim_category']",
-        ),
-        (
-            {"head": (), "blocks": (blocks.DotProduct(), blocks.Bea(bridges=4))},
-            "Config.head: expected hidden widths for the inputs of Bea(bridges=4, dot_product=False), got (): "
-            "give head=(64, 32)",
-        ),
-        ({"towers": None, "blocks": ()}, "Config.blocks: expected at least one block in a model without towers, got none"),
-        (
-            {"blocks": (blocks.Sim("brand"),)},
-            "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'",
-        ),
-        (
-            {"head": (), "blocks": ()},
-            "Config.blocks: expected at least one block in a model without a head, got none",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"width": 0}, "Config.width: expected at least 1, got 0"),
+    ({"short_length": 0}, "Config.short_length: expected at least 1, got 0"),
+    ({"long_length": -4}, "Config.long_length: expected at least 1, got -4"),
+    ({"width": 2.5}, "Config.width: expected int, got 2.5"),
+    ({"width": np.int64(8)}, "Config.width: expected int, got np.int64(8)"),
+    ({"long_length": True}, "Config.long_length: expected int, got True"),
+    ({"sequence": "no"}, "Config.sequence: expected bool, got 'no'"),
+    ({"objectives": "click"}, "Config.objectives: expected a tuple of names, got 'click'"),
+    ({"towers": (16, 0)}, "Config.towers: expected a tuple of widths of at least 1, got (16, 0)"),
+    ({"towers": 16}, "Config.towers: expected a tuple of widths of at least 1, got 16"),
+    ({"head": [16]}, "Config.head: expected a tuple of widths of at least 1, got [16]"),
+    ({"head": None}, "Config.head: expected a tuple of widths of at least 1, got None"),
+    ({"head": (2.5,)}, "Config.head: expected a tuple of widths of at least 1, got (2.5,)"),
+    ({"blocks": (blocks.Bea(), blocks.Bea(bridges=4))},
+     "Config.blocks: expected blocks of different names, got ['bea', 'bea']"),
+    ({"blocks": (blocks.Sim("category"), blocks.Sim("category", slots=2))},
+     "Config.blocks: expected blocks of different names, got ['sim_category', 'sim_category']"),
+    ({"head": (), "blocks": (blocks.DotProduct(), blocks.Bea(bridges=4))},
+     "Config.head: expected hidden widths for the inputs of Bea(bridges=4, dot_product=False), got (): " "give head=(64, 32)"),
+    ({"towers": None, "blocks": ()}, "Config.blocks: expected at least one block in a model without towers, got none"),
+    ({"blocks": (blocks.Sim("brand"),)},
+     "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'"),
+    ({"head": (), "blocks": ()}, "Config.blocks: expected at least one block in a model without a head, got none"),
+])  # fmt: skip
 def test_a_wrong_field_is_named(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         demo.config(**changes)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: blocks.Bea(bridges=2.5), "Bea.bridges: expected int, got 2.5"),
-        (lambda: blocks.Sim(7), "Sim.field: expected str, got 7"),
-        (lambda: blocks.SimTier(length=512.0), "SimTier.length: expected int or None, got 512.0"),
-        (lambda: blocks.SimTier(windows=(4, 8.0)), "SimTier.windows: expected tuple[int, ...], got (4, 8.0)"),
-        (lambda: blocks.DecayedSim("item", half_life="day"), "DecayedSim.half_life: expected float, got 'day'"),
-        (lambda: aif.Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
-        (lambda: dataclasses.replace(BARE, content=4.0), "Schema.content: expected int, got 4.0"),
-        (lambda: serving.ServingConfig(buckets=512), "ServingConfig.buckets: expected tuple[int, ...], got 512"),
-        (lambda: serving.ServingConfig(budget="1s"), "ServingConfig.budget: expected float or None, got '1s'"),
-        (lambda: train.NextItem(negatives="15"), "NextItem.negatives: expected int, got '15'"),
-        (lambda: train.Liked(threshold=3.5), "Liked.threshold: expected int, got 3.5"),
-        (lambda: train.SparseConfig(min_rows=1e6), "SparseConfig.min_rows: expected int, got 1000000.0"),
-    ],
-)
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: blocks.Bea(bridges=2.5), "Bea.bridges: expected int, got 2.5"),
+    (lambda: blocks.Sim(7), "Sim.field: expected str, got 7"),
+    (lambda: blocks.SimTier(length=512.0), "SimTier.length: expected int or None, got 512.0"),
+    (lambda: blocks.SimTier(windows=(4, 8.0)), "SimTier.windows: expected tuple[int, ...], got (4, 8.0)"),
+    (lambda: blocks.DecayedSim("item", half_life="day"), "DecayedSim.half_life: expected float, got 'day'"),
+    (lambda: aif.Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
+    (lambda: dataclasses.replace(BARE, content=4.0), "Schema.content: expected int, got 4.0"),
+    (lambda: serving.ServingConfig(buckets=512), "ServingConfig.buckets: expected tuple[int, ...], got 512"),
+    (lambda: serving.ServingConfig(budget="1s"), "ServingConfig.budget: expected float or None, got '1s'"),
+    (lambda: train.NextItem(negatives="15"), "NextItem.negatives: expected int, got '15'"),
+    (lambda: train.Liked(threshold=3.5), "Liked.threshold: expected int, got 3.5"),
+    (lambda: train.SparseConfig(min_rows=1e6), "SparseConfig.min_rows: expected int, got 1000000.0"),
+])  # fmt: skip
 def test_a_value_of_another_type_is_refused_where_it_is_given(make, message):
     """And not where the model is built, or where the config cannot be written as JSON."""
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -112,15 +94,12 @@ def test_a_block_that_reads_the_item_vector_needs_towers(block):
         demo.config(towers=None, blocks=(block,))
 
 
-@pytest.mark.parametrize(
-    ("block", "name"),
-    [
-        (blocks.LshDin(), "Signatures"),
-        (blocks.SimTier(), "Signatures"),
-        (blocks.CosineTiers(), "UnitContent"),
-        (blocks.SimTierCodes(), "SimTierCodes"),
-    ],
-)
+@pytest.mark.parametrize(("block", "name"), [
+    (blocks.LshDin(), "Signatures"),
+    (blocks.SimTier(), "Signatures"),
+    (blocks.CosineTiers(), "UnitContent"),
+    (blocks.SimTierCodes(), "SimTierCodes"),
+])  # fmt: skip
 def test_a_block_on_content_needs_content(block, name):
     message = f"{name}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
     with pytest.raises(ValueError, match=re.escape(message)):

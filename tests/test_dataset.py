@@ -1,4 +1,4 @@
-"""Dataset: features gathered from the log, no leakage, what it refuses; and the checks of user features against a schema."""
+"""Dataset: features gathered from the log, no leakage, what it refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +20,6 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
-from aif_jax.types import Behaviours, UserFeatures
 
 SCHEMA = Schema(
     item_attributes=(
@@ -62,7 +60,9 @@ def test_features_of_positions_by_hand():
     assert history.action.tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
     assert history.age.tolist() == [[10, 10, 20, 0], [10, 0, 0, 0], [0] * 4, [0] * 4]
     assert history.mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4, [False] * 4]
-    for got, whole in zip(leaves(data.user_features([3, 2, 0, 4], length=2).history), leaves(history), strict=True):
+    for got, whole in zip(
+        jax.tree.leaves(data.user_features([3, 2, 0, 4], length=2).history), jax.tree.leaves(history), strict=True
+    ):
         np.testing.assert_array_equal(got, whole[:, :2])
     assert features.encoding == ""
     check_user_features(SCHEMA, features, batched=True)
@@ -84,13 +84,13 @@ def test_a_request_at_the_time_of_an_event_equals_the_sample_of_that_event():
     at = np.arange(5)
     samples = data.user_features(at, length=3)
     requests = data.request_features(data.log.user[at], data.log.time[at], length=3)
-    for got, expected in zip(leaves(requests), leaves(samples), strict=True):
+    for got, expected in zip(jax.tree.leaves(requests), jax.tree.leaves(samples), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
 def test_features_have_the_dtypes_of_the_types():
     history = dataset().user_features([0, 1], length=2).history
-    assert [x.dtype for x in leaves(history)] == [np.int32, np.int32, np.float32, np.bool_]
+    assert [x.dtype for x in jax.tree.leaves(history)] == [np.int32, np.int32, np.float32, np.bool_]
     assert dataset().user_features([0, 1], length=2).floats.dtype == np.float32
 
 
@@ -127,28 +127,19 @@ def test_with_content_changes_schema_and_catalogue_together():
     assert data.schema == data.catalogue.schema == dataclasses.replace(SCHEMA, content=6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"schema": dataclasses.replace(SCHEMA, actions=9)}, ValueError, "Dataset.schema: expected the catalogue's"),
-        ({"users": Vocabulary([1])}, ValueError, "Dataset.log.users: expected 2 rows like the vocabulary, got 4"),
-        ({"items": Vocabulary([1])}, ValueError, "Dataset.catalogue: expected 2 rows like the vocabulary, got 4"),
-        ({"items": Vocabulary([7, 8, 10])}, ValueError, "Dataset.items: expected the raw ids of the catalogue"),
-        ({"user_ids": {}}, ValueError, "Dataset.user_ids: expected keys ['gender', 'interests'], got []"),
-        ({"user_floats": np.zeros([4, 2], np.float32)}, ValueError, "Dataset.user_floats: expected shape [4, 1], got [4, 2]"),
-        ({"user_floats": np.full([4, 1], np.nan, np.float32)}, ValueError, "Dataset.user_floats: expected finite values"),
-        (
-            {"log": EventLog.from_arrays([1], [4], [1], [1], users=4)},
-            ValueError,
-            "Dataset.log.item: expected values in [0, 4), got 4",
-        ),
-        (
-            {"log": EventLog.from_arrays([1], [1], [4], [1], users=4)},
-            ValueError,
-            "Dataset.log.action: expected values in [0, 4), got 4",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    ({"schema": dataclasses.replace(SCHEMA, actions=9)}, ValueError, "Dataset.schema: expected the catalogue's"),
+    ({"users": Vocabulary([1])}, ValueError, "Dataset.log.users: expected 2 rows like the vocabulary, got 4"),
+    ({"items": Vocabulary([1])}, ValueError, "Dataset.catalogue: expected 2 rows like the vocabulary, got 4"),
+    ({"items": Vocabulary([7, 8, 10])}, ValueError, "Dataset.items: expected the raw ids of the catalogue"),
+    ({"user_ids": {}}, ValueError, "Dataset.user_ids: expected keys ['gender', 'interests'], got []"),
+    ({"user_floats": np.zeros([4, 2], np.float32)}, ValueError, "Dataset.user_floats: expected shape [4, 1], got [4, 2]"),
+    ({"user_floats": np.full([4, 1], np.nan, np.float32)}, ValueError, "Dataset.user_floats: expected finite values"),
+    ({"log": EventLog.from_arrays([1], [4], [1], [1], users=4)}, ValueError,
+     "Dataset.log.item: expected values in [0, 4), got 4"),
+    ({"log": EventLog.from_arrays([1], [1], [4], [1], users=4)}, ValueError,
+     "Dataset.log.action: expected values in [0, 4), got 4"),
+])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
     with pytest.raises(error, match=re.escape(message)):
         dataclasses.replace(dataset(), **changes)
@@ -186,103 +177,6 @@ def test_an_encoder_of_another_schema_or_other_vocabularies_is_refused():
     encoder = Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)
     with pytest.raises(ValueError, match="Dataset.encoder: expected one of this schema with these users and items"):
         dataclasses.replace(dataset(), encoder=encoder)
-
-
-# check_user_features
-
-
-def leaves(record) -> list[np.ndarray]:
-    return jax.tree.leaves(record)
-
-
-def good() -> UserFeatures:
-    """Two users with histories of 3; the mask has a hole."""
-    return UserFeatures(
-        ids={"gender": np.array([0, 2], np.int32), "interests": np.array([[0, 6], [1, 2]], np.int32)},
-        floats=np.zeros([2, 1], np.float32),
-        history=Behaviours(
-            item=np.full([2, 3], 3, np.int32),
-            action=np.full([2, 3], 3, np.int32),
-            age=np.ones([2, 3], np.float32),
-            mask=np.array([[True, False, True]] * 2),
-        ),
-    )
-
-
-def test_good_user_features_pass():
-    check_user_features(SCHEMA, good(), batched=True)
-    check_user_features(SCHEMA, jax.tree.map(jnp.asarray, good()), batched=True)
-    check_user_features(SCHEMA, jax.tree.map(lambda x: x[0], good()), batched=False)
-    check_user_features(SCHEMA, jax.tree.map(lambda x: x[:0], good()), batched=True)
-
-
-def history(**changes):
-    return {"history": dataclasses.replace(good().history, **changes)}
-
-
-def put(array, position, value):
-    array = np.array(array)
-    array[position] = value
-    return array
-
-
-HISTORY = good().history
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"floats": np.zeros([2, 1])}, TypeError, "UserFeatures.floats: expected dtype float32, got float64"),
-        ({"floats": np.zeros([2, 2], np.float32)}, ValueError, "UserFeatures.floats: expected shape [2, 1], got [2, 2]"),
-        ({"floats": np.full([2, 1], np.inf, np.float32)}, ValueError, "UserFeatures.floats: expected finite values, got inf"),
-        ({"ids": {"gender": np.zeros(2, np.int32)}}, ValueError, "UserFeatures.ids: expected keys ['gender', 'interests']"),
-        ({"ids": {**good().ids, "age": np.zeros(2)}}, ValueError, "(missing [], extra ['age'])"),
-        (
-            {"ids": {**good().ids, "gender": np.array([0, 3], np.int32)}},
-            ValueError,
-            "ids['gender']: expected values in [0, 3), got 3",
-        ),
-        (
-            {"ids": {**good().ids, "gender": np.zeros(3, np.int32)}},
-            ValueError,
-            "ids['interests']: expected shape [3, 2], got [2, 2]",
-        ),
-        ({"history": None}, TypeError, "UserFeatures.history: expected Behaviours, got NoneType"),
-        (history(mask=np.ones([2, 3], np.int32)), TypeError, "UserFeatures.history.mask: expected dtype bool, got int32"),
-        (history(mask=np.ones([3], bool)), ValueError, "UserFeatures.history.mask: expected shape [2, 3], got [3]"),
-        (history(mask=np.ones([2, 4], bool)), ValueError, "UserFeatures.history.item: expected shape [2, 4], got [2, 3]"),
-        (
-            history(item=put(HISTORY.item, (1, 2), 4)),
-            ValueError,
-            "UserFeatures.history.item: expected values in [0, 4), got 4 at position [1, 2]",
-        ),
-        (
-            history(item=put(HISTORY.item, (0, 1), -1)),
-            ValueError,
-            "UserFeatures.history.item: expected values in [0, 4), got -1 at position [0, 1]",
-        ),
-        (history(action=put(HISTORY.action, (0, 0), 4)), ValueError, "history.action: expected values in [0, 4), got 4"),
-        (history(action=np.asarray(HISTORY.action, np.int8)), TypeError, "history.action: expected dtype int32, got int8"),
-        (
-            history(age=put(HISTORY.age, (1, 1), -1)),
-            ValueError,
-            "history.age: expected finite values of at least 0, got -1.0 at position [1, 1]",
-        ),
-        (history(age=put(HISTORY.age, (1, 1), np.nan)), ValueError, "age: expected finite values of at least 0, got nan"),
-        (history(age=np.ones([2, 3])), TypeError, "UserFeatures.history.age: expected dtype float32, got float64"),
-    ],
-)
-def test_wrong_user_features_are_named(changes, error, message):
-    features = dataclasses.replace(good(), **changes)
-    with pytest.raises(error, match=re.escape(message)):
-        check_user_features(SCHEMA, features, batched=True)
-
-
-def test_one_user_has_no_leading_axis():
-    with pytest.raises(ValueError, match=r"UserFeatures.ids\['gender'\]: expected shape \[\], got \[2\]"):
-        check_user_features(SCHEMA, good(), batched=False)
-    with pytest.raises(TypeError, match="expected UserFeatures, got Behaviours"):
-        check_user_features(SCHEMA, HISTORY, batched=False)  # pyright: ignore[reportArgumentType]
 
 
 def test_whether_users_come_back_is_estimated_from_the_log():

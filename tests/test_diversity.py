@@ -9,7 +9,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.serving import Candidates, Request, ServingConfig
 from aif_jax.serving.programs import LEAST_WINDOW, capped_top_k, within_cap
-from tests.serving_world import World, run, shared
+from tests.serving_world import World, shared
 
 
 def plain(values, groups, k: int, most: int) -> list[int]:
@@ -84,39 +84,35 @@ def coarse(world) -> tuple:
     return aif.ItemIndex.build(aif.Trained(world.model, world.params), features, ids=world.ids, **sizes), bids
 
 
-def test_the_engine_cuts_in_one_bucket_in_pieces_and_in_mini_batches(world, coarse):
+async def test_the_engine_cuts_in_one_bucket_in_pieces_and_in_mini_batches(world, coarse):
     index, groups = coarse
+    async with world.engine(index=index, group="bid", group_cap=2, buckets=(64,)) as engine:
+        for count in (40, 150):  # in one piece, and in three
+            logits = world.logits(3, world.ids[:count])
+            answer = await engine.rank(Request(user=3, context=world.ids[:count]), 8)
+            expected = plain(logits, groups[:count], 8, 2)
+            assert answer.ids[answer.mask].tolist() == world.ids[expected].tolist() and len(expected) == 8
+            np.testing.assert_allclose(answer.scores[:8], logits[expected], atol=1e-4)
+            value = 1 / (1 + np.exp(-logits.astype(np.float64))) * groups[:count]
+            priced = await engine.rank(Request(user=3, context=world.ids[:count], order="bid"), 8)
+            assert priced.ids.tolist() == world.ids[plain(value, groups[:count], 8, 2)].tolist()
 
-    async def test():
-        async with world.engine(index=index, group="bid", group_cap=2, buckets=(64,)) as engine:
-            for count in (40, 150):  # in one piece, and in three
-                logits = world.logits(3, world.ids[:count])
-                answer = await engine.rank(Request(user=3, context=world.ids[:count]), 8)
-                expected = plain(logits, groups[:count], 8, 2)
-                assert answer.ids[answer.mask].tolist() == world.ids[expected].tolist() and len(expected) == 8
-                np.testing.assert_allclose(answer.scores[:8], logits[expected], atol=1e-4)
-                value = 1 / (1 + np.exp(-logits.astype(np.float64))) * groups[:count]
-                priced = await engine.rank(Request(user=3, context=world.ids[:count], order="bid"), 8)
-                assert priced.ids.tolist() == world.ids[plain(value, groups[:count], 8, 2)].tolist()
+        async def stream():
+            for start in range(0, 90, 30):
+                yield world.ids[start : start + 30]
+            yield np.concatenate([world.ids[:3], [7]])  # again, and one that is unknown
 
-            async def stream():
-                for start in range(0, 90, 30):
-                    yield world.ids[start : start + 30]
-                yield np.concatenate([world.ids[:3], [7]])  # again, and one that is unknown
-
-            answer = await engine.rank(Request(user=3, context=stream()), 8)
-            assert answer.ids.tolist() == world.ids[plain(world.logits(3, world.ids[:90]), groups[:90], 8, 2)].tolist()
-            assert answer.unknown == 1 and answer.candidates == 94
-            twice = np.concatenate([world.ids[:40], world.ids[:40]])[:60]  # repeats take no place of their group
-            answer = await engine.rank(Request(user=3, context=twice), 8)
-            assert answer.ids.tolist() == world.ids[plain(world.logits(3, world.ids[:40]), groups[:40], 8, 2)].tolist()
-            given = Candidates(world.ids[:40], groups[:40] * 0 + 1)
-            same = await engine.rank(Request(user=3, context=given, order="bid"), 8)
-            assert len(same.ids[same.mask]) == 8
-            scored = await engine.score(3, world.ids[:10])
-            np.testing.assert_allclose(scored.logits, world.logits(3, world.ids[:10]), atol=1e-4)
-
-    run(test())
+        answer = await engine.rank(Request(user=3, context=stream()), 8)
+        assert answer.ids.tolist() == world.ids[plain(world.logits(3, world.ids[:90]), groups[:90], 8, 2)].tolist()
+        assert answer.unknown == 1 and answer.candidates == 94
+        twice = np.concatenate([world.ids[:40], world.ids[:40]])[:60]  # repeats take no place of their group
+        answer = await engine.rank(Request(user=3, context=twice), 8)
+        assert answer.ids.tolist() == world.ids[plain(world.logits(3, world.ids[:40]), groups[:40], 8, 2)].tolist()
+        given = Candidates(world.ids[:40], groups[:40] * 0 + 1)
+        same = await engine.rank(Request(user=3, context=given, order="bid"), 8)
+        assert len(same.ids[same.mask]) == 8
+        scored = await engine.score(3, world.ids[:10])
+        np.testing.assert_allclose(scored.logits, world.logits(3, world.ids[:10]), atol=1e-4)
 
 
 def test_groups_that_no_row_has_are_refused(world):

@@ -103,32 +103,23 @@ def test_empty_log_answers_with_empty_histories():
     assert not log.windows(np.zeros(3), np.zeros(3), 4)[1].any()
 
 
-@pytest.mark.parametrize(
-    ("columns", "error", "message"),
-    [
-        (
-            ([0, 1], [1, 1], [1, 1], [1, 1]),
-            ValueError,
-            "user: expected values in .1, 3.* got 0 at position 0; row 0 is the unknown",
-        ),
-        (([1, -1], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got -1 at position 1"),
-        (([1, 3], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got 3 at position 1"),
-        (([1, 1], [1, -2], [1, 1], [1, 1]), ValueError, "item.*got -2 at position 1"),
-        (([1, 1], [1, 2**31], [1, 1], [1, 1]), ValueError, "item: expected values that fit int32"),
-        (([1, 1], [1, 1], [-1, 1], [1, 1]), ValueError, "action.*got -1 at position 0"),
-        (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, r"time.*got -9223372036854775808 at position \[1\]"),
-        (
-            ([1, 1], [1, 1], [1, 1], [1, 1_511_544_070_000]),
-            ValueError,
-            r"EventLog.time: expected a time before 2100 in 's', got 1511544070000 at position \[1\], which looks like 'ms'",
-        ),
-        (([1, 1], [1, 1], [1, 1], [1.0, 2.0]), TypeError, "time: expected integers, got dtype float64"),
-        (([1, 1], ["a", "b"], [1, 1], [1, 1]), TypeError, "item: expected integers"),
-        (([1, 1], [1, 1], [True, False], [1, 1]), TypeError, "action: expected integers, got dtype bool"),
-        (([1, 1], [1, 1, 1], [1, 1], [1, 1]), ValueError, "one length.*'item': 3"),
-        (([[1, 1]], [1, 1], [1, 1], [1, 1]), ValueError, r"user: expected shape \[n\], got \[1, 2\]"),
-    ],
-)
+@pytest.mark.parametrize(("columns", "error", "message"), [
+    (([0, 1], [1, 1], [1, 1], [1, 1]), ValueError,
+     "user: expected values in .1, 3.* got 0 at position 0; row 0 is the unknown"),
+    (([1, -1], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got -1 at position 1"),
+    (([1, 3], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got 3 at position 1"),
+    (([1, 1], [1, -2], [1, 1], [1, 1]), ValueError, "item.*got -2 at position 1"),
+    (([1, 1], [1, 2**31], [1, 1], [1, 1]), ValueError, "item: expected values that fit int32"),
+    (([1, 1], [1, 1], [-1, 1], [1, 1]), ValueError, "action.*got -1 at position 0"),
+    (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, r"time.*got -9223372036854775808 at position \[1\]"),
+    (([1, 1], [1, 1], [1, 1], [1, 1_511_544_070_000]), ValueError,
+     r"EventLog.time: expected a time before 2100 in 's', got 1511544070000 at position \[1\], which looks like 'ms'"),
+    (([1, 1], [1, 1], [1, 1], [1.0, 2.0]), TypeError, "time: expected integers, got dtype float64"),
+    (([1, 1], ["a", "b"], [1, 1], [1, 1]), TypeError, "item: expected integers"),
+    (([1, 1], [1, 1], [True, False], [1, 1]), TypeError, "action: expected integers, got dtype bool"),
+    (([1, 1], [1, 1, 1], [1, 1], [1, 1]), ValueError, "one length.*'item': 3"),
+    (([[1, 1]], [1, 1], [1, 1], [1, 1]), ValueError, r"user: expected shape \[n\], got \[1, 2\]"),
+])  # fmt: skip
 def test_from_arrays_refuses(columns, error, message):
     with pytest.raises(error, match=message):
         EventLog.from_arrays(*columns, users=3)
@@ -144,18 +135,15 @@ def arrays(log: EventLog) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("block", [events.BLOCK, 1, 2, 3])  # the check must look across the seams of its blocks
-@pytest.mark.parametrize(
-    ("field", "position", "value", "message"),
-    [
-        ("time", 1, 9, "got event 1 out of order"),
-        ("time", 4, 19, "got event 4 out of order"),
-        ("user", 2, 3, "got event 3 out of order"),
-        ("user", 4, 2, "offsets: expected the first event"),
-        ("offsets", 1, 1, "offsets: expected the first event"),
-        ("offsets", 5, 6, "offsets: expected ascending values from 0 to 7"),
-        ("offsets", 2, -1, "offsets: expected ascending"),
-    ],
-)
+@pytest.mark.parametrize(("field", "position", "value", "message"), [
+    ("time", 1, 9, "got event 1 out of order"),
+    ("time", 4, 19, "got event 4 out of order"),
+    ("user", 2, 3, "got event 3 out of order"),
+    ("user", 4, 2, "offsets: expected the first event"),
+    ("offsets", 1, 1, "offsets: expected the first event"),
+    ("offsets", 5, 6, "offsets: expected ascending values from 0 to 7"),
+    ("offsets", 2, -1, "offsets: expected ascending"),
+])  # fmt: skip
 def test_an_unsorted_log_is_refused(monkeypatch, block, field, position, value, message):
     monkeypatch.setattr(events, "BLOCK", block)
     parts = arrays(small_log())
@@ -173,14 +161,11 @@ def test_a_log_of_other_dtypes_or_lengths_is_refused():
         EventLog(**{**parts, "item": parts["item"][:6]})
 
 
-@pytest.mark.parametrize(
-    ("positions", "error", "message"),
-    [
-        ([7], ValueError, r"positions: expected values in \[0, 7\), got 7"),
-        ([0, -1], ValueError, r"got -1 at position \[1\]"),
-        ([0.5], TypeError, "positions: expected integers"),
-    ],
-)
+@pytest.mark.parametrize(("positions", "error", "message"), [
+    ([7], ValueError, r"positions: expected values in \[0, 7\), got 7"),
+    ([0, -1], ValueError, r"got -1 at position \[1\]"),
+    ([0.5], TypeError, "positions: expected integers"),
+])  # fmt: skip
 def test_positions_out_of_the_log_are_refused(positions, error, message):
     with pytest.raises(error, match=message):
         small_log().history_end(positions)

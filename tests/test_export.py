@@ -265,27 +265,21 @@ def _set(name, place, value):
     return change
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda x: x.pop("history.mask"), r"user inputs: .*missing \['history.mask'\]"),
-        (lambda x: x.update(brand=np.int32(1)), r"unknown \['brand'\]"),
-        (lambda x: x.update(floats=np.zeros(2)), "user input floats: expected dtype float32, got float64"),
-        (lambda x: x.update(floats=np.zeros(3, np.float32)), r"floats: expected shape \[2\], got \[3\]"),
-        (lambda x: x.update({"history.mask": np.zeros(23, bool)}), r"history.*: expected shape \[2[34]\], got \[2[34]\]"),
-        (lambda x: x.update({"ids.gender": np.int64(1)}), "ids.gender: expected dtype int32, got int64"),
-        (
-            lambda x: x.update({"ids.gender": np.int32(3)}),
-            r"ids.gender: expected values in \[0, 3\), got 3 at the only position",
-        ),
-        (_set("ids.interests", 1, -1), r"ids.interests: expected values in \[0, 7\), got -1 at position \[1\]"),
-        (_set("history.item", 3, 50), r"history.item: expected values in \[0, 50\), got 50 at position \[3\]"),
-        (_set("history.action", 3, 4), r"history.action: expected values in \[0, 4\), got 4"),
-        (_set("history.age", 2, np.nan), r"history.age: expected finite values of at least 0, got nan at position \[2\]"),
-        (_set("history.age", 2, -1.0), r"history.age: expected finite values of at least 0, got -1.0 at position \[2\]"),
-        (_set("floats", 0, np.inf), r"floats: expected finite values, got inf at position \[0\]"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    (lambda x: x.pop("history.mask"), r"user inputs: .*missing \['history.mask'\]"),
+    (lambda x: x.update(brand=np.int32(1)), r"unknown \['brand'\]"),
+    (lambda x: x.update(floats=np.zeros(2)), "user input floats: expected dtype float32, got float64"),
+    (lambda x: x.update(floats=np.zeros(3, np.float32)), r"floats: expected shape \[2\], got \[3\]"),
+    (lambda x: x.update({"history.mask": np.zeros(23, bool)}), r"history.*: expected shape \[2[34]\], got \[2[34]\]"),
+    (lambda x: x.update({"ids.gender": np.int64(1)}), "ids.gender: expected dtype int32, got int64"),
+    (lambda x: x.update({"ids.gender": np.int32(3)}), r"ids.gender: expected values in \[0, 3\), got 3 at the only position"),
+    (_set("ids.interests", 1, -1), r"ids.interests: expected values in \[0, 7\), got -1 at position \[1\]"),
+    (_set("history.item", 3, 50), r"history.item: expected values in \[0, 50\), got 50 at position \[3\]"),
+    (_set("history.action", 3, 4), r"history.action: expected values in \[0, 4\), got 4"),
+    (_set("history.age", 2, np.nan), r"history.age: expected finite values of at least 0, got nan at position \[2\]"),
+    (_set("history.age", 2, -1.0), r"history.age: expected finite values of at least 0, got -1.0 at position \[2\]"),
+    (_set("floats", 0, np.inf), r"floats: expected finite values, got inf at position \[0\]"),
+])  # fmt: skip
 def test_wrong_user_inputs_are_refused_in_words(loaded, scored, change, message):
     """What `check_user_features` refuses the loader refuses too."""
     flat = export.flatten(scored[0]) | {"encoding": ""}
@@ -297,15 +291,12 @@ def test_wrong_user_inputs_are_refused_in_words(loaded, scored, change, message)
         loaded.users(many)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (_set("ids.tags", (7, 2), 9), r"item input ids.tags: expected values in \[0, 9\), got 9 at position \[7, 2\]"),
-        (_set("content", (1, 0), np.nan), r"content: expected finite values, got nan at position \[1, 0\]"),
-        (lambda x: x.pop("content"), r"missing \['content'\]"),
-        (lambda x: x.update(floats=x["floats"][:3]), r"floats: expected shape \[100, 1\], got \[3, 1\]"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    (_set("ids.tags", (7, 2), 9), r"item input ids.tags: expected values in \[0, 9\), got 9 at position \[7, 2\]"),
+    (_set("content", (1, 0), np.nan), r"content: expected finite values, got nan at position \[1, 0\]"),
+    (lambda x: x.pop("content"), r"missing \['content'\]"),
+    (lambda x: x.update(floats=x["floats"][:3]), r"floats: expected shape \[100, 1\], got \[3, 1\]"),
+])  # fmt: skip
 def test_wrong_item_inputs_are_refused_in_words(loaded, scored, change, message):
     flat = export.flatten(scored[1])
     change(flat)
@@ -387,37 +378,34 @@ def test_sizes_are_bounded(made, copy):
         load(folder)
 
 
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        (lambda m: m.update(format="other"), "expected format"),
-        (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
-        (lambda m: m.pop("functions"), "functions: expected dict"),
-        (lambda m: m["functions"].pop("item"), "functions: expected .*'item'"),
-        (lambda m: m["functions"].update(more=m["functions"]["item"]), "functions: expected .*'item'"),
-        (lambda m: m["functions"]["item"].update(params=[[]]), "expected inputs, outputs, params, ignored"),
-        (lambda m: m["functions"]["user"]["inputs"][0].update(dtype="O"), "expected name, shape and dtype"),
-        (lambda m: m["functions"]["user"]["inputs"][0].update(size="3"), "expected name, shape and dtype"),
-        (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[-1]), "expected name, shape and dtype"),
-        (lambda m: m["functions"]["user"]["outputs"].pop(), "user: expected .*, the module gives"),
-        (lambda m: m["functions"]["item"].update(file=["x"]), "among its files"),
-        (lambda m: m["axes"]["c"].update(buckets=[1 << 40]), "interaction: expected at most .* bytes a call"),
-        (lambda m: m["axes"]["c"].update(buckets=[1e9]), "axes 'c': expected minimum, maximum and buckets"),
-        (lambda m: m["axes"]["c"].update(buckets=list(range(64, 200))), "axes 'c': expected minimum, maximum and buckets"),
-        (lambda m: m["axes"]["l"].update(minimum=[]), "axes 'l': expected minimum, maximum and buckets"),
-        (lambda m: m["axes"]["l"].update(maximum=8), "buckets 'l': expected sizes from 6 to 8"),
-        (lambda m: m["made_with"].update(jax="9" * 5000 + ".1"), "jax: expected at least"),
-        (lambda m: m.update(encoder=[]), "encoder: expected record and file"),
-        (lambda m: m.update(index="golden.safetensors"), "index: expected the arrays ids"),
-        (lambda m: m["functions"]["user"]["inputs"][0].update(shape=["z"]), "expected name, shape and dtype"),
-        (lambda m: m["functions"]["user"]["inputs"].pop(), "user: expected .*, the module takes"),
-        (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[7, 7]), "the module takes"),
-        (lambda m: m["functions"]["user"]["params"].append("nothing"), "expected parameters"),
-        (lambda m: m.update(axes={}), "expected name, shape and dtype"),
-        (lambda m: m["files"]["item.mlir"].update(bytes=-1), "expected bytes and sha256"),
-        (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
-    ],
-)
+@pytest.mark.parametrize("edit, message", [
+    (lambda m: m.update(format="other"), "expected format"),
+    (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
+    (lambda m: m.pop("functions"), "functions: expected dict"),
+    (lambda m: m["functions"].pop("item"), "functions: expected .*'item'"),
+    (lambda m: m["functions"].update(more=m["functions"]["item"]), "functions: expected .*'item'"),
+    (lambda m: m["functions"]["item"].update(params=[[]]), "expected inputs, outputs, params, ignored"),
+    (lambda m: m["functions"]["user"]["inputs"][0].update(dtype="O"), "expected name, shape and dtype"),
+    (lambda m: m["functions"]["user"]["inputs"][0].update(size="3"), "expected name, shape and dtype"),
+    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[-1]), "expected name, shape and dtype"),
+    (lambda m: m["functions"]["user"]["outputs"].pop(), "user: expected .*, the module gives"),
+    (lambda m: m["functions"]["item"].update(file=["x"]), "among its files"),
+    (lambda m: m["axes"]["c"].update(buckets=[1 << 40]), "interaction: expected at most .* bytes a call"),
+    (lambda m: m["axes"]["c"].update(buckets=[1e9]), "axes 'c': expected minimum, maximum and buckets"),
+    (lambda m: m["axes"]["c"].update(buckets=list(range(64, 200))), "axes 'c': expected minimum, maximum and buckets"),
+    (lambda m: m["axes"]["l"].update(minimum=[]), "axes 'l': expected minimum, maximum and buckets"),
+    (lambda m: m["axes"]["l"].update(maximum=8), "buckets 'l': expected sizes from 6 to 8"),
+    (lambda m: m["made_with"].update(jax="9" * 5000 + ".1"), "jax: expected at least"),
+    (lambda m: m.update(encoder=[]), "encoder: expected record and file"),
+    (lambda m: m.update(index="golden.safetensors"), "index: expected the arrays ids"),
+    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=["z"]), "expected name, shape and dtype"),
+    (lambda m: m["functions"]["user"]["inputs"].pop(), "user: expected .*, the module takes"),
+    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[7, 7]), "the module takes"),
+    (lambda m: m["functions"]["user"]["params"].append("nothing"), "expected parameters"),
+    (lambda m: m.update(axes={}), "expected name, shape and dtype"),
+    (lambda m: m["files"]["item.mlir"].update(bytes=-1), "expected bytes and sha256"),
+    (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
+])  # fmt: skip
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
     with pytest.raises(export.ExportError, match=message):
         load(copy(edit))
@@ -436,29 +424,26 @@ def _file(header, data=b""):
     return len(text).to_bytes(8, "little") + text + data
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"",
-        b"\xff" * 8,
-        (1 << 40).to_bytes(8, "little"),
-        _file(b"not json"),
-        _file([]),
-        _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
-        _file({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"12345678"),
-        _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678"),
-        _file({k: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for k in "ab"}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}),
-        _file({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}}),
-        _file({"a": {"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}}, b"1234"),
-        _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
-        _file(b"[" * 100000),
-    ],
-)
+@pytest.mark.parametrize("raw", [
+    b"",
+    b"\xff" * 8,
+    (1 << 40).to_bytes(8, "little"),
+    _file(b"not json"),
+    _file([]),
+    _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+    _file({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"12345678"),
+    _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678"),
+    _file({k: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for k in "ab"}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 0]}}),
+    _file({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [0, 1 << 40, 1 << 40], "data_offsets": [0, 0]}}),
+    _file({"a": {"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}}, b"1234"),
+    _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
+    _file(b"[" * 100000),
+])  # fmt: skip
 def test_array_files_that_lie_are_refused(raw):
     with pytest.raises(export.ExportError, match="arrays"):
         consume.read_arrays(raw)
@@ -591,18 +576,15 @@ def test_an_encoder_of_other_features_is_refused(encoded, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "arrays, message",
-    [
-        ({"item/ids": np.array([8, 7])}, "vocabulary 'item': expected ascending int64"),
-        ({"item/ids": np.array([7.0])}, "vocabulary 'item': expected ascending int64"),
-        ({"item/x": np.array([7])}, r"vocabulary 'item': expected the arrays ids, keys, or utf8 and offsets, got \['x'\]"),
-        ({"category/utf8": b"ab", "category/offsets": [0, 2, 0, 2]}, "category': expected utf8 uint8.*rise from 0 to m"),
-        ({"category/utf8": b"ab", "category/offsets": [0, 3]}, "category': expected utf8 uint8"),
-        ({"category/utf8": b"ab", "category/offsets": []}, "category': expected utf8 uint8"),
-        ({"category/utf8": b"\xff", "category/offsets": [0, 1]}, "category': expected UTF-8"),
-    ],
-)
+@pytest.mark.parametrize("arrays, message", [
+    ({"item/ids": np.array([8, 7])}, "vocabulary 'item': expected ascending int64"),
+    ({"item/ids": np.array([7.0])}, "vocabulary 'item': expected ascending int64"),
+    ({"item/x": np.array([7])}, r"vocabulary 'item': expected the arrays ids, keys, or utf8 and offsets, got \['x'\]"),
+    ({"category/utf8": b"ab", "category/offsets": [0, 2, 0, 2]}, "category': expected utf8 uint8.*rise from 0 to m"),
+    ({"category/utf8": b"ab", "category/offsets": [0, 3]}, "category': expected utf8 uint8"),
+    ({"category/utf8": b"ab", "category/offsets": []}, "category': expected utf8 uint8"),
+    ({"category/utf8": b"\xff", "category/offsets": [0, 1]}, "category': expected UTF-8"),
+])  # fmt: skip
 def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     folder = tmp_path / "copy"
     shutil.copytree(encoded[0], folder)

@@ -1,6 +1,7 @@
 """Where an optional package is missing, the error names what needs it and the extra that installs it."""
 
 import ast
+import asyncio
 import re
 import sys
 import tomllib
@@ -9,10 +10,15 @@ import pytest
 
 from aif_jax import connectors, metrics, train
 from aif_jax.checks import needs_extra
+from aif_jax.cli import doctor
 from aif_jax.connectors.valkey import open_client
 from aif_jax.engines import ray_data, ray_serve, ray_train, spark
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow
+from aif_jax.service import rpc
+from aif_jax.service.log import Traces
+from aif_jax.service.process import Listening, listening
+from aif_jax.serving.metrics import exposed
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
 
 WITHOUT = {"uvloop", "prometheus_client.core"}
@@ -52,25 +58,49 @@ def test_the_scan_for_optional_imports_finds_what_it_should():
     assert unnamed(block + "raise ImportError('aif_jax[remote]')") == [] and unnamed(block + "redis = None") == ["redis"]
 
 
-@pytest.mark.parametrize(
-    ("package", "extra", "door"),
-    [
-        ("matplotlib", "plots", lambda folder: metrics.plot_deciles({}, folder / "p.png")),
-        ("tensorboardX", "tensorboard", lambda folder: train.TensorBoard(folder)),
-        ("faiss", "faiss", lambda folder: connectors.FaissSearch([], [])),
-        ("usearch", "usearch", lambda folder: connectors.UsearchSearch([], [])),
-        ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("127.0.0.1:1", "topic")),
-        ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
-        ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),
-        ("redis", "remote", lambda folder: open_client("redis://127.0.0.1:1")),
-        ("flatbuffers", "export", lambda folder: writer._require_flatbuffers()),
-        ("pyarrow", "data", lambda folder: pyarrow()),
-        ("ray", "ray", lambda folder: ray_serve.replicas(folder)),
-        ("ray", "ray", lambda folder: ray_data._actors(None, 1)),
-        ("ray", "ray", lambda folder: ray_train.joined().__enter__()),
-        ("pyspark", "spark", lambda folder: spark.schema(None)),
-    ],
-)
+async def serve_http(folder):
+    async with listening(None, Listening(http_port=0)):
+        pytest.fail("a service without its packages")
+
+
+DOORS = [
+    ("matplotlib", "plots", lambda folder: metrics.plot_deciles({}, folder / "p.png")),
+    ("tensorboardX", "tensorboard", lambda folder: train.TensorBoard(folder)),
+    ("faiss", "faiss", lambda folder: connectors.FaissSearch([], [])),
+    ("usearch", "usearch", lambda folder: connectors.UsearchSearch([], [])),
+    ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("127.0.0.1:1", "topic")),
+    ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
+    ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),
+    ("redis", "remote", lambda folder: open_client("redis://127.0.0.1:1")),
+    ("flatbuffers", "export", lambda folder: writer._require_flatbuffers()),
+    ("pyarrow", "data", lambda folder: pyarrow()),
+    ("ray", "ray", lambda folder: ray_serve.replicas(folder)),
+    ("ray", "ray", lambda folder: ray_data._actors(None, 1)),
+    ("ray", "ray", lambda folder: ray_train.joined().__enter__()),
+    ("pyspark", "spark", lambda folder: spark.schema(None)),
+    ("prometheus_client", "metrics", lambda folder: exposed(dict, 0).__enter__()),
+    ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),
+    ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
+    ("grpc", "grpc", lambda folder: asyncio.run(rpc.start(None, Listening(grpc_port=0)))),
+    ("opentelemetry", "traces", lambda folder: Traces()),
+]
+"""Optional package, its extra, and what somebody calls who lacks it."""
+WITHOUT_DOOR = {
+    "tests", "docs", "experiments", "peers", "benchmarks",  # for work in a clone
+    "pgvector",  # `PgvectorSearch` takes the caller's pool and imports nothing
+}  # fmt: skip
+
+
+def test_every_extra_has_a_door_and_is_in_the_report_of_doctor():
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra for _, extra, _ in DOORS} | WITHOUT_DOOR == extras.keys()
+    packages = {extra: {*(re.match(r"[\w-]+", need)[0] for need in needs)} for extra, needs in extras.items()}
+    packages["remote"].add("hiredis")  # redis[hiredis]
+    shown = {extra: set(names) for extra, names in doctor.EXTRAS.items()}
+    assert shown == {extra: names for extra, names in packages.items() if extra not in ("tests", "docs")}
+
+
+@pytest.mark.parametrize(("package", "extra", "door"), DOORS)
 def test_without_the_package_the_extra_is_named(package, extra, door, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
         monkeypatch.setitem(sys.modules, name, None)

@@ -182,86 +182,74 @@ def test_good_users_pass():
     check_user_features(SCHEMA, user(), batched=False)
     check_user_features(SCHEMA, jax.tree.map(jnp.asarray, user()), batched=False)
     check_user_features(SCHEMA, batch(user()), batched=True)
+    check_user_features(SCHEMA, batch(history(mask=put(user().history.mask, 3, False))), batched=True)
     check_user_features(SCHEMA, jax.tree.map(lambda x: x[:0], batch(user())), batched=True)
     check_user_features(SCHEMA, history(mask=put(user().history.mask, 3, False)), batched=False)  # a hole
     check_user_features(SCHEMA, user(encoding="of some encoder"), batched=False)
     check_user_features(BARE, empty_user(BARE, length=5), batched=False)
 
 
-@pytest.mark.parametrize(
-    ("features", "error", "message"),
-    [
-        ({}, TypeError, "UserFeatures: expected UserFeatures, got dict"),
-        (demo.items(1), TypeError, "UserFeatures: expected UserFeatures, got ItemFeatures"),
-        (user(history=None), TypeError, "UserFeatures.history: expected Behaviours or Streamed, got NoneType"),
-        (user(ids=None), TypeError, "UserFeatures.ids: expected a dict with keys ['gender', 'interests'], got NoneType"),
-        (
-            user(ids={"gender": np.int32(1)}),
-            ValueError,
-            "UserFeatures.ids: expected keys ['gender', 'interests'], got ['gender'] (missing ['interests'], extra [])",
-        ),
-        (user(ids=user().ids | {"age": np.int32(1)}), ValueError, "(missing [], extra ['age'])"),
-        (
-            user(ids=user().ids | {"gender": np.int64(1)}),
-            TypeError,
-            "UserFeatures.ids['gender']: expected dtype int32, got int64",
-        ),
-        (user(ids=user().ids | {"gender": 1}), TypeError, "UserFeatures.ids['gender']: expected dtype int32, got int64"),
-        (
-            user(ids=user().ids | {"gender": np.int32(3)}),
-            ValueError,
-            "UserFeatures.ids['gender']: expected values in [0, 3), got 3 at the only position",
-        ),
-        (
-            user(ids=user().ids | {"interests": np.int32([1, -1])}),
-            ValueError,
-            "UserFeatures.ids['interests']: expected values in [0, 7), got -1 at position [1]",
-        ),
-        (user(ids=user().ids | {"interests": np.int32([1])}), ValueError, "ids['interests']: expected shape [2], got [1]"),
-        (user(floats=np.zeros(2)), TypeError, "UserFeatures.floats: expected dtype float32, got float64"),
-        (user(floats=np.zeros(3, np.float32)), ValueError, "UserFeatures.floats: expected shape [2], got [3]"),
-        (
-            user(floats=np.float32([0, np.nan])),
-            ValueError,
-            "UserFeatures.floats: expected finite values, got nan at position [1]",
-        ),
-        (
-            user(floats=np.float32([-np.inf, 0])),
-            ValueError,
-            "UserFeatures.floats: expected finite values, got -inf at position [0]",
-        ),
-        (
-            history(item=put(user().history.item, 2, 50)),
-            ValueError,
-            "history.item: expected values in [0, 50), got 50 at position [2]",
-        ),
-        (
-            history(item=user().history.item.astype(np.int64)),
-            TypeError,
-            "UserFeatures.history.item: expected dtype int32, got int64",
-        ),
-        (history(item=user().history.item[:5]), ValueError, "UserFeatures.history.item: expected shape [24], got [5]"),
-        (history(action=put(user().history.action, 0, 4)), ValueError, "history.action: expected values in [0, 4), got 4"),
-        (history(action=user().history.action[:, None]), ValueError, "history.action: expected shape [24], got [24, 1]"),
-        (
-            history(age=put(user().history.age, 1, -0.5)),
-            ValueError,
-            "UserFeatures.history.age: expected finite values of at least 0, got -0.5 at position [1]",
-        ),
-        (
-            history(age=put(user().history.age, 23, np.nan)),
-            ValueError,
-            "of at least 0, got nan at position [23]",
-        ),  # in padding too
-        (history(age=user().history.age.astype(np.float64)), TypeError, "history.age: expected dtype float32, got float64"),
-        (history(mask=user().history.mask.astype(np.int32)), TypeError, "history.mask: expected dtype bool, got int32"),
-        (history(mask=user().history.mask[:23]), ValueError, "UserFeatures.history.item: expected shape [23], got [24]"),
-        (history(mask=np.True_), ValueError, "UserFeatures.history.mask: expected shape [any], got []"),
-    ],
-)
+@pytest.mark.parametrize(("features", "error", "message"), [
+    ({}, TypeError, "UserFeatures: expected UserFeatures, got dict"),
+    (demo.items(1), TypeError, "UserFeatures: expected UserFeatures, got ItemFeatures"),
+    (user(history=None), TypeError, "UserFeatures.history: expected Behaviours or Streamed, got NoneType"),
+    (user(ids=None), TypeError, "UserFeatures.ids: expected a dict with keys ['gender', 'interests'], got NoneType"),
+    (user(ids={"gender": np.int32(1)}), ValueError,
+     "UserFeatures.ids: expected keys ['gender', 'interests'], got ['gender'] (missing ['interests'], extra [])"),
+    (user(ids=user().ids | {"age": np.int32(1)}), ValueError, "(missing [], extra ['age'])"),
+    (user(ids=user().ids | {"gender": np.int64(1)}), TypeError, "UserFeatures.ids['gender']: expected dtype int32, got int64"),
+    (user(ids=user().ids | {"gender": 1}), TypeError, "UserFeatures.ids['gender']: expected dtype int32, got int64"),
+    (user(ids=user().ids | {"gender": np.int32(3)}), ValueError,
+     "UserFeatures.ids['gender']: expected values in [0, 3), got 3 at the only position"),
+    (user(ids=user().ids | {"interests": np.int32([1, -1])}), ValueError,
+     "UserFeatures.ids['interests']: expected values in [0, 7), got -1 at position [1]"),
+    (user(ids=user().ids | {"interests": np.int32([1])}), ValueError, "ids['interests']: expected shape [2], got [1]"),
+    (user(floats=np.zeros(2)), TypeError, "UserFeatures.floats: expected dtype float32, got float64"),
+    (user(floats=np.zeros(3, np.float32)), ValueError, "UserFeatures.floats: expected shape [2], got [3]"),
+    (user(floats=np.float32([0, np.nan])), ValueError, "UserFeatures.floats: expected finite values, got nan at position [1]"),
+    (user(floats=np.float32([-np.inf, 0])), ValueError,
+     "UserFeatures.floats: expected finite values, got -inf at position [0]"),
+    (history(item=put(user().history.item, 2, 50)), ValueError,
+     "history.item: expected values in [0, 50), got 50 at position [2]"),
+    (history(item=user().history.item.astype(np.int64)), TypeError,
+     "UserFeatures.history.item: expected dtype int32, got int64"),
+    (history(item=user().history.item[:5]), ValueError, "UserFeatures.history.item: expected shape [24], got [5]"),
+    (history(action=put(user().history.action, 0, 4)), ValueError, "history.action: expected values in [0, 4), got 4"),
+    (history(action=user().history.action[:, None]), ValueError, "history.action: expected shape [24], got [24, 1]"),
+    (history(age=put(user().history.age, 1, -0.5)), ValueError,
+     "UserFeatures.history.age: expected finite values of at least 0, got -0.5 at position [1]"),
+    (history(age=put(user().history.age, 23, np.nan)), ValueError, "of at least 0, got nan at position [23]"),
+    (history(age=user().history.age.astype(np.float64)), TypeError, "history.age: expected dtype float32, got float64"),
+    (history(mask=user().history.mask.astype(np.int32)), TypeError, "history.mask: expected dtype bool, got int32"),
+    (history(mask=user().history.mask[:23]), ValueError, "UserFeatures.history.item: expected shape [23], got [24]"),
+    (history(mask=np.True_), ValueError, "UserFeatures.history.mask: expected shape [any], got []"),
+])  # fmt: skip
 def test_wrong_users_are_named(features, error, message):
+    """Ages in padding too."""
     with pytest.raises(error, match=re.escape(message)):
         check_user_features(SCHEMA, features, batched=False)
+
+
+MANY = batch(user())
+
+
+def of_many(**changes):
+    return dataclasses.replace(MANY, history=dataclasses.replace(MANY.history, **changes))
+
+
+@pytest.mark.parametrize(("features", "error", "message"), [
+    (dataclasses.replace(MANY, history=None), TypeError, "UserFeatures.history: expected Behaviours, got NoneType"),
+    (dataclasses.replace(MANY, floats=np.zeros([2, 3], np.float32)), ValueError, "floats: expected shape [2, 2], got [2, 3]"),
+    (of_many(mask=MANY.history.mask[0]), ValueError, "UserFeatures.history.mask: expected shape [2, 24], got [24]"),
+    (of_many(mask=MANY.history.mask[:, :4]), ValueError, "UserFeatures.history.item: expected shape [2, 4], got [2, 24]"),
+    (of_many(item=put(MANY.history.item, (1, 2), 50)), ValueError, "expected values in [0, 50), got 50 at position [1, 2]"),
+    (of_many(item=put(MANY.history.item, (0, 1), -1)), ValueError, "expected values in [0, 50), got -1 at position [0, 1]"),
+    (of_many(age=put(MANY.history.age, (1, 1), -1)), ValueError, "of at least 0, got -1.0 at position [1, 1]"),
+    (MANY.history, TypeError, "expected UserFeatures, got Behaviours"),
+])  # fmt: skip
+def test_wrong_users_of_a_batch_are_named(features, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        check_user_features(SCHEMA, features, batched=True)
 
 
 def test_the_first_array_tells_the_batch():
@@ -297,39 +285,26 @@ def test_good_items_pass():
     check_item_features(BARE, empty_items(BARE, 2), batched=True)
 
 
-@pytest.mark.parametrize(
-    ("features", "error", "message"),
-    [
-        ({}, TypeError, "ItemFeatures: expected ItemFeatures, got dict"),
-        (items(floats=np.zeros([2, 1])), TypeError, "ItemFeatures.floats: expected dtype float32, got float64"),
-        (items(floats=np.zeros([2, 2], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [2, 2]"),
-        (items(floats=np.zeros([3, 1], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [3, 1]"),
-        (items(floats=np.float32([[0], [np.inf]])), ValueError, "floats: expected finite values, got inf at position [1, 0]"),
-        (items(ids={}), ValueError, "ItemFeatures.ids: expected keys ['category', 'item', 'tags'], got []"),
-        (items(ids=None), TypeError, "ItemFeatures.ids: expected a dict with keys ['category', 'item', 'tags'], got NoneType"),
-        (
-            items(ids=items().ids | {"tags": put(items().ids["tags"], (1, 2), 9)}),
-            ValueError,
-            "ItemFeatures.ids['tags']: expected values in [0, 9), got 9 at position [1, 2]",
-        ),
-        (items(ids=items().ids | {"item": np.zeros(2, np.uint32)}), TypeError, "ids['item']: expected dtype int32, got uint32"),
-        (items(content=None), ValueError, "ItemFeatures.content: expected float32 [..., 12], got None"),
-        (items(content=np.zeros([2, 3], np.float32)), ValueError, "ItemFeatures.content: expected shape [2, 12], got [2, 3]"),
-        (items(content=np.zeros([2, 12], np.float16)), TypeError, "ItemFeatures.content: expected dtype float32, got float16"),
-        (
-            items(content=np.full([2, 12], np.nan, np.float32)),
-            ValueError,
-            "ItemFeatures.content: expected finite values, got nan at position [0, 0]",
-        ),
-        (items(side={}), ValueError, "ItemFeatures.side: expected keys ['bid'], got [] (missing ['bid'], extra [])"),
-        (items(side={"bid": np.zeros(2, np.int32)}), TypeError, "ItemFeatures.side['bid']: expected dtype float32, got int32"),
-        (
-            items(side={"bid": np.float32([0, np.nan])}),
-            ValueError,
-            "side['bid']: expected finite values, got nan at position [1]",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("features", "error", "message"), [
+    ({}, TypeError, "ItemFeatures: expected ItemFeatures, got dict"),
+    (items(floats=np.zeros([2, 1])), TypeError, "ItemFeatures.floats: expected dtype float32, got float64"),
+    (items(floats=np.zeros([2, 2], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [2, 2]"),
+    (items(floats=np.zeros([3, 1], np.float32)), ValueError, "ItemFeatures.floats: expected shape [2, 1], got [3, 1]"),
+    (items(floats=np.float32([[0], [np.inf]])), ValueError, "floats: expected finite values, got inf at position [1, 0]"),
+    (items(ids={}), ValueError, "ItemFeatures.ids: expected keys ['category', 'item', 'tags'], got []"),
+    (items(ids=None), TypeError, "ItemFeatures.ids: expected a dict with keys ['category', 'item', 'tags'], got NoneType"),
+    (items(ids=items().ids | {"tags": put(items().ids["tags"], (1, 2), 9)}), ValueError,
+     "ItemFeatures.ids['tags']: expected values in [0, 9), got 9 at position [1, 2]"),
+    (items(ids=items().ids | {"item": np.zeros(2, np.uint32)}), TypeError, "ids['item']: expected dtype int32, got uint32"),
+    (items(content=None), ValueError, "ItemFeatures.content: expected float32 [..., 12], got None"),
+    (items(content=np.zeros([2, 3], np.float32)), ValueError, "ItemFeatures.content: expected shape [2, 12], got [2, 3]"),
+    (items(content=np.zeros([2, 12], np.float16)), TypeError, "ItemFeatures.content: expected dtype float32, got float16"),
+    (items(content=np.full([2, 12], np.nan, np.float32)), ValueError,
+     "ItemFeatures.content: expected finite values, got nan at position [0, 0]"),
+    (items(side={}), ValueError, "ItemFeatures.side: expected keys ['bid'], got [] (missing ['bid'], extra [])"),
+    (items(side={"bid": np.zeros(2, np.int32)}), TypeError, "ItemFeatures.side['bid']: expected dtype float32, got int32"),
+    (items(side={"bid": np.float32([0, np.nan])}), ValueError, "side['bid']: expected finite values, got nan at position [1]"),
+])  # fmt: skip
 def test_wrong_items_are_named(features, error, message):
     with pytest.raises(error, match=re.escape(message)):
         check_item_features(SCHEMA, features, batched=True)
@@ -362,16 +337,12 @@ def test_one_item_has_no_leading_axis():
 # packing
 
 
-@pytest.mark.parametrize(
-    ("tree", "specs"),
-    [
-        (demo.user(CONFIG), user_specs(SCHEMA, length=24)),
-        (batch(demo.user(CONFIG, events=3), 4), user_specs(SCHEMA, length=24, lead=(4,))),
-        (demo.items(5), item_specs(SCHEMA, lead=(5,))),
-        (empty_items(BARE, 0), item_specs(BARE, lead=(0,))),
-    ],
-    ids=["user", "users", "items", "no items"],
-)
+@pytest.mark.parametrize(("tree", "specs"), [
+    (demo.user(CONFIG), user_specs(SCHEMA, length=24)),
+    (batch(demo.user(CONFIG, events=3), 4), user_specs(SCHEMA, length=24, lead=(4,))),
+    (demo.items(5), item_specs(SCHEMA, lead=(5,))),
+    (empty_items(BARE, 0), item_specs(BARE, lead=(0,))),
+], ids=["user", "users", "items", "no items"])  # fmt: skip
 def test_packed_features_come_back_under_jit(tree, specs):
     words = pack(tree)
     assert words.dtype == np.int32 and words.shape == (sum(leaf.size for leaf in jax.tree.leaves(specs)),)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validat
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from tests import demo
+from tests.demo import same
 from tests.test_sparse import SMALL
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -35,10 +35,6 @@ def model(data) -> aif.PreRanker:
 def run(data, model, tmp_path_factory) -> Run:
     """A whole run, for all tests."""
     return fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", learning_rate=0.03, **GIVEN)
-
-
-def same(a, b) -> bool:
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, model, run):

@@ -24,6 +24,7 @@ from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
+from tests.demo import same
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,6 @@ def make(model, params, features, ids, **options):
 
 def part(features, at):
     return jax.tree.map(lambda leaf: leaf[at], features)
-
-
-def equal(a, b) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 def test_rows_are_the_item_function(built):
@@ -142,9 +137,9 @@ def test_old_snapshots_keep_their_rows(built):
         snapshots.append(snapshots[-1].upsert(ids[at], part(changed, at)))
     assert snapshots[-1].capacity == first.capacity, "updates in place, or this test shows nothing"
     assert snapshots[-1]._store is first._store
-    assert equal(first.take(ids)[0], before)
+    assert same(first.take(ids)[0], before)
     for snapshot, wanted in zip(snapshots, expected, strict=True):
-        assert equal(snapshot.take(ids)[0], make(model, params, wanted, ids).take(ids)[0])
+        assert same(snapshot.take(ids)[0], make(model, params, wanted, ids).take(ids)[0])
 
 
 def test_rows_come_back_when_their_snapshots_are_gone(built):
@@ -172,7 +167,7 @@ def test_delete_and_insert(built):
     assert len(less) == 290 and not less.lookup(ids[:10])[1].any() and index.lookup(ids[:10])[1].all()
     assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], part(features, slice(0))) is index
     again = less.upsert(ids[:3], part(features, slice(3)))
-    assert len(again) == 293 and equal(again.take(ids[:3])[0], index.take(ids[:3])[0])
+    assert len(again) == 293 and same(again.take(ids[:3])[0], index.take(ids[:3])[0])
     assert np.array_equal(again.ids, np.sort(np.concatenate([ids[:3], ids[10:]])))
 
 
@@ -180,7 +175,7 @@ def test_the_last_of_an_id_that_comes_twice_counts(built):
     model, params, features, ids, index = built
     new = index.upsert([5, 6, 5], part(features, np.array([0, 1, 2])))
     assert len(new) == 302
-    assert equal(new.take([5, 6])[0], index.take(ids[[2, 1]])[0])
+    assert same(new.take([5, 6])[0], index.take(ids[[2, 1]])[0])
 
 
 def test_growth_keeps_old_and_new_snapshots(built):
@@ -188,8 +183,8 @@ def test_growth_keeps_old_and_new_snapshots(built):
     many = demo.items(2000, seed=4)
     grown = index.upsert(np.arange(2000), many)
     assert len(grown) == 2300 and grown.capacity == capacity_for(2300) and index.capacity == 1024
-    assert equal(grown.take(ids)[0], index.take(ids)[0])
-    assert equal(grown.take(np.arange(2000))[0], make(model, params, many, np.arange(2000)).take(np.arange(2000))[0])
+    assert same(grown.take(ids)[0], index.take(ids)[0])
+    assert same(grown.take(np.arange(2000))[0], make(model, params, many, np.arange(2000)).take(np.arange(2000))[0])
 
 
 def test_an_update_of_an_older_snapshot_branches_off(built):
@@ -214,7 +209,7 @@ def test_a_copy_of_the_table_is_never_written_and_costs_the_next_update_nothing(
     assert lent.words.is_deleted(), "in place, although somebody has a copy"
     for _ in range(5):
         newer = newer.upsert(ids, demo.items(300, seed=6))
-    assert equal(jax.tree.map(np.asarray, index.decode(table, rows)), before)
+    assert same(jax.tree.map(np.asarray, index.decode(table, rows)), before)
 
 
 def test_readers_and_a_writer_in_threads(built):
@@ -311,7 +306,7 @@ def test_sources(built):
     batches = [(ids[:100], part(features, slice(100))), (ids[100:100], part(features, slice(0)))]
     batches += [(ids[i : i + 7], part(features, slice(i, i + 7))) for i in range(100, 300, 7)]
     streamed = ItemIndex.build(aif.Trained(model, params), iter(batches), batch_size=64, progress=False)
-    assert equal(streamed.take(ids)[0], index.take(ids)[0])
+    assert same(streamed.take(ids)[0], index.take(ids)[0])
     names = [f"sku-{i}" for i in range(49)]
     attributes = {name: ids[:49] for name, ids in features.ids.items() if name != "item"}
     rest = part(features, slice(49))
@@ -319,7 +314,7 @@ def test_sources(built):
         model.config.schema, names, ids=attributes, floats=rest.floats, content=rest.content, side=rest.side
     )
     named = ItemIndex.build(aif.Trained(model, params), catalogue, batch_size=64, progress=False)
-    assert equal(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
+    assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
     with pytest.raises(ValueError, match="expected together with ItemFeatures"):
         ItemIndex.build(aif.Trained(model, params), features, progress=False)
@@ -367,7 +362,7 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
     np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
     for catalogue in (tmp_path / "items.csv", str(tmp_path / "items.parquet"), arrow.to_batches(max_chunksize=7), [arrow]):
-        assert equal(ItemIndex.build(trained, catalogue, **options).stored(), index.stored())
+        assert same(ItemIndex.build(trained, catalogue, **options).stored(), index.stored())
 
 
 def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw):
@@ -376,7 +371,7 @@ def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw)
     by_column = build(table)
     records = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
     for index in (build([table]), build(records), build(pa.table(table))):
-        assert len(index) == 40 and equal(index.take(table["item"])[0], by_column.take(table["item"])[0])
+        assert len(index) == 40 and same(index.take(table["item"])[0], by_column.take(table["item"])[0])
     for wrong, got in (
         (["item", "category"], "str 'item'"),
         ((table["item"], None), "list .*sku-0"),
@@ -399,8 +394,8 @@ def test_raw_updates(raw):
     assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
     columns = {name: [one.get(name) for one in (record, new)] for name in table}
     for update in (columns, pa.table(columns), pa.record_batch(columns)):
-        assert equal(index.upsert(update).stored(), changed.stored())
-    assert equal(index.upsert(*encoder.items(columns)).stored(), changed.stored())
+        assert same(index.upsert(update).stored(), changed.stored())
+    assert same(index.upsert(*encoder.items(columns)).stored(), changed.stored())
     other = dataclasses.replace(encoder, scales={"item/price": (5.0, 3.0)})
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding"):
         index.upsert(*other.items(columns))
@@ -417,7 +412,7 @@ def test_a_stream_of_unknown_length_grows_the_table(built):
     many = demo.items(3000, seed=2)
     stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
     streamed = ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, progress=False)
-    assert equal(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
+    assert same(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
     with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 2000"):
         ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, capacity=2000, progress=False)
 
@@ -450,7 +445,7 @@ def test_strings_are_found_by_what_they_are(built):
         index.lookup(np.arange(3))
     less = index.delete(["007", "nothing"])
     assert len(less) == 299 and len(less.upsert(["007", "300"], part(features, slice(2)))) == 301
-    assert equal(less.compact().take(["008"])[0], index.take(["008"])[0])
+    assert same(less.compact().take(["008"])[0], index.take(["008"])[0])
 
 
 def test_ids_of_text_are_bounded(built):

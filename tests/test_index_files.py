@@ -24,6 +24,7 @@ from aif_jax.index import IndexWriter, ItemIndex, WriterConflict, inspect, snaps
 from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
+from tests import demo
 from tests.killed import CONTEXT, killed, last_position
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
@@ -76,10 +77,7 @@ def after(position: int) -> ItemIndex:
 
 
 def same(a: ItemIndex, b: ItemIndex) -> bool:
-    left, right = a.stored(), b.stored()
-    return len(a) == len(b) and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    )
+    return len(a) == len(b) and demo.same(a.stored(), b.stored())
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

@@ -1,17 +1,20 @@
 """Each test is in one lane, the lanes together are the suite, and a run says what it left out."""
 
 import ast
+import asyncio
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from aif_jax.store import compiled
 from tests import lanes
+from tests.conftest import pytest_pyfunc_call
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = [(line, lane) for lane, entries in lanes.TABLE.items() for line in entries]
@@ -45,29 +48,37 @@ def test_markers_are_known_without_the_tests_folder():
     assert options["markers"] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
 
 
+def test_no_test_of_the_default_lane_starts_an_interpreter():
+    """Each costs seconds to import the package; the fixtures of `lanes.STARTERS` are told by their name."""
+    found, texts = [], {path: path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    for path in [path for path, text in texts.items() if "mark.engines" not in text]:
+        for node in ast.parse(texts[path]).body:
+            name, code = f"{path.relative_to(ROOT).as_posix()}::{getattr(node, 'name', '')}", ast.unparse(node)
+            if "::test_" in name and "sys.executable" in code and "subprocess" in code:
+                found.append((name, lanes.lane_of(name)))
+    assert len(found) > 5 and [name for name, lane in found if lane == lanes.DEFAULT] == []
+
+
 def test_a_test_with_two_lanes_is_refused():
     with pytest.raises(ValueError, match="a.py::test_b: expected one lane, got the markers reliability and engines"):
         lanes.lane_of("a.py::test_b", marks=["engines", "reliability", "skip"])
 
 
-@pytest.mark.parametrize(
-    ("test", "marks", "fixtures", "lane"),
-    [
-        ("tests/test_model.py::test_any", (), (), "default"),
-        ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
-        ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
-        ("tests/test_question.py::test_smoke", (), ("tmp_path",), "experiments"),
-        ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
-        ("tests/test_folders.py::test_any", (), ("python",), "standing"),
-        ("tests/test_package.py::test_any", (), ("python",), "default"),
-        ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
-        ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
-        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
-        ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
-        ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
-        ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
-    ],
-)
+@pytest.mark.parametrize(("test", "marks", "fixtures", "lane"), [
+    ("tests/test_model.py::test_any", (), (), "default"),
+    ("aif_jax/run.py::aif_jax.run.fit", (), (), "default"),
+    ("tests/test_docs.py::test_page_runs[scale]", (), (), "docs"),
+    ("tests/test_question.py::test_smoke", (), ("tmp_path",), "experiments"),
+    ("tests/test_fetch.py::test_any", (), ("server",), "experiments"),
+    ("tests/test_folders.py::test_any", (), ("python",), "standing"),
+    ("tests/test_package.py::test_any", (), ("python",), "default"),
+    ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
+    ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
+    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
+    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
+    ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
+    ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
+])  # fmt: skip
 def test_lane_of(test, marks, fixtures, lane):
     assert lanes.lane_of(test, marks=marks, fixtures=fixtures) == lane
 
@@ -85,15 +96,12 @@ def test_the_lanes_together_are_the_suite():
     assert "pytest -m reliability" in (ROOT / "docs/reliability.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("expression", "out"),
-    [
-        ("", []),
-        ("not reliability and not engines", ["reliability", "engines"]),
-        ("docs or experiments", ["default", "standing", "reliability", "engines"]),
-        ("reliability", ["default", "docs", "experiments", "standing", "engines"]),
-    ],
-)
+@pytest.mark.parametrize(("expression", "out"), [
+    ("", []),
+    ("not reliability and not engines", ["reliability", "engines"]),
+    ("docs or experiments", ["default", "standing", "reliability", "engines"]),
+    ("reliability", ["default", "docs", "experiments", "standing", "engines"]),
+])  # fmt: skip
 def test_left_out(expression, out):
     assert lanes.left_out(expression) == out
 
@@ -197,3 +205,16 @@ def test_commands_keep_compiled_programs(tmp_path):
     (tmp_path / "file").write_text("")
     failed = run(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert failed.stdout.split() == ["None", "None"] and "expected a folder that can be written" in failed.stderr
+
+
+async def awaited(tmp_path):
+    await asyncio.sleep(0)
+    (tmp_path / "ran").touch()
+    raise LookupError("a test that fails")
+
+
+def test_a_test_that_is_a_coroutine_runs_to_its_end(tmp_path):
+    test = SimpleNamespace(obj=awaited, funcargs={"tmp_path": tmp_path, "another": 1})
+    with pytest.raises(LookupError, match="a test that fails"):
+        pytest_pyfunc_call(test)
+    assert (tmp_path / "ran").exists() and pytest_pyfunc_call(SimpleNamespace(obj=len)) is None

@@ -23,6 +23,7 @@ from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.demo import same
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 OPTIMIZER = optax.adam(0.1)
@@ -59,10 +60,6 @@ def step(state, batch):
     skipped = state.skipped + jnp.where(finite, 0, 1)
     after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=kept[0], opt_state=kept[1])
     return after, {"loss": loss, "grad_norm": norm}
-
-
-def same(a, b) -> bool:
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def with_problems(feed, problems: dict[int, str], stop: int | None = None):

@@ -98,20 +98,13 @@ def test_init_takes_fitted_tables():
     assert make({}) == make(fitted) | {"fitted": {}}
 
 
-@pytest.mark.parametrize(
-    ("catalogue", "error", "message"),
-    [
-        (None, TypeError, "init catalogue: expected Catalogue or ItemFeatures, got NoneType"),
-        ("the demo schema", TypeError, "init catalogue: expected Catalogue or ItemFeatures, got str"),
-        (demo.items(49), ValueError, "init catalogue: expected a row for each of the 50 items of the schema, got shape [49]"),
-        (
-            demo.catalogue().features(np.arange(50), content=False),
-            ValueError,
-            "init catalogue: expected content [50, 12], got None",
-        ),
-    ],
-    ids=["none", "a name", "rows missing", "no content"],
-)
+@pytest.mark.parametrize(("catalogue", "error", "message"), [
+    (None, TypeError, "init catalogue: expected Catalogue or ItemFeatures, got NoneType"),
+    ("the demo schema", TypeError, "init catalogue: expected Catalogue or ItemFeatures, got str"),
+    (demo.items(49), ValueError, "init catalogue: expected a row for each of the 50 items of the schema, got shape [49]"),
+    (demo.catalogue().features(np.arange(50), content=False), ValueError,
+     "init catalogue: expected content [50, 12], got None"),
+], ids=["none", "a name", "rows missing", "no content"])  # fmt: skip
 def test_init_refuses_a_catalogue_that_does_not_fit(getkey, catalogue, error, message):
     model = aif.build(demo.config())
     with pytest.raises(error, match=re.escape(message)):

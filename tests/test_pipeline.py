@@ -19,6 +19,7 @@ from aif_jax.data.split import eligible_positions
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.demo import same
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -40,10 +41,6 @@ def pipeline(dataset, *, counted=None, **changes) -> Pipeline:
             **changes,
         }
     )  # fmt: skip
-
-
-def same(a, b) -> bool:
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 SHAPES = [{}, {"buckets": (8, 16), "window": 4}, {"block": 2}]

@@ -46,6 +46,7 @@ from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
 from aif_jax.user_table import UserTable
 from tests import refresh_world as world
+from tests.demo import same
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -75,10 +76,6 @@ def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refre
     store = tmp_path_factory.mktemp("published") / "store"
     since = run.settings.first_validation
     return store, aif.refresh(served, world.events(5), items=world.items(5), out=store, since=since, **world.OPTIONS)
-
-
-def same(a: Any, b: Any) -> bool:
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 # the whole road

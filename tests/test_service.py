@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,9 +25,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
-
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running, until
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +75,18 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
     assert len(str(BadCall("x" * 10**6, "no"))) < 1100  # a caller's name comes back cut
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda raw: b"AIF1" + raw, "expected JSON"),
-        (lambda raw: raw[:-8], "binary_data_size of at most the 24 bytes left, got 32"),
-        (lambda raw: raw + bytes(8), "expected 32 bytes of tensors, got 40"),
-        (lambda raw: raw.replace(b"\n", b" ", 1), "expected JSON"),
-        (lambda raw: raw.replace(b'"INT64"', b'"INT63"'), "datatype among"),
-        (lambda raw: raw.replace(b"[4]", b"[-4]"), "sizes of 0 or more"),
-        (lambda raw: raw.replace(b"[4]", b"[5]"), "expected 40 bytes for INT64"),
-        (lambda raw: raw.replace(b'"candidates"', b'"user"'), "expected one value, got two"),
-        (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "expected a JSON number, got NaN"),
-        (lambda raw: b"[" * 5 + raw[5:], "expected JSON"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda raw: b"AIF1" + raw, "expected JSON"),
+    (lambda raw: raw[:-8], "binary_data_size of at most the 24 bytes left, got 32"),
+    (lambda raw: raw + bytes(8), "expected 32 bytes of tensors, got 40"),
+    (lambda raw: raw.replace(b"\n", b" ", 1), "expected JSON"),
+    (lambda raw: raw.replace(b'"INT64"', b'"INT63"'), "datatype among"),
+    (lambda raw: raw.replace(b"[4]", b"[-4]"), "sizes of 0 or more"),
+    (lambda raw: raw.replace(b"[4]", b"[5]"), "expected 40 bytes for INT64"),
+    (lambda raw: raw.replace(b'"candidates"', b'"user"'), "expected one value, got two"),
+    (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "expected a JSON number, got NaN"),
+    (lambda raw: b"[" * 5 + raw[5:], "expected JSON"),
+])  # fmt: skip
 def test_a_broken_body_is_refused(change, message):
     raw = tensors.pack({"user": "a", "candidates": np.arange(4)})
     tensors.unpack(raw)
@@ -98,38 +94,35 @@ def test_a_broken_body_is_refused(change, message):
         tensors.unpack(change(raw))
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({}, "user"),
-        ({"user": None}, "user"),
-        ({"user": True}, "user"),
-        ({"user": 1 << 64}, "user"),
-        ({"user": 1.5}, "user"),
-        ({"user": "x" * 2000}, "user"),
-        ({"user": 1, "candidates": 7}, "candidates"),
-        ({"user": 1, "candidates": [1, "a"]}, "candidates"),
-        ({"user": 1, "candidates": [[1]]}, "candidates"),
-        ({"user": 1, "candidates": [1 << 70]}, "candidates"),
-        ({"user": 1, "candidates": list(range(101))}, "candidates"),
-        ({"user": 1, "candidates": [1], "bids": [-1]}, "bids"),
-        ({"user": 1, "candidates": [1], "bids": ["a"]}, "bids"),
-        ({"user": 1, "candidates": [1, 2], "bids": [1]}, "bids"),
-        ({"user": 1, "exclude": 7}, "exclude"),
-        ({"user": 1, "exclude": [1, "bid"]}, "exclude"),
-        ({"user": 1, "exclude": ["x" * 1025]}, "exclude"),
-        ({"user": 1, "exclude": list(range(101))}, "exclude"),
-        ({"user": 1, "k": "5"}, "k"),
-        ({"user": 1, "budget": 0}, "budget"),
-        ({"user": 1, "budget": float("inf")}, "budget"),
-        ({"user": 1, "budget": 10**400}, "budget"),
-        ({"user": 1, "events": [1]}, "events"),
-        ({"user": 1, "events": {"item": list(range(99))}}, "events.item"),
-        ({"user": 1, "events": {}, "features": {}}, "features"),
-        ({"user": 1, "colour": 3}, "colour"),
-        ({"user": 1, "now": "today"}, "now"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "field"), [
+    ({}, "user"),
+    ({"user": None}, "user"),
+    ({"user": True}, "user"),
+    ({"user": 1 << 64}, "user"),
+    ({"user": 1.5}, "user"),
+    ({"user": "x" * 2000}, "user"),
+    ({"user": 1, "candidates": 7}, "candidates"),
+    ({"user": 1, "candidates": [1, "a"]}, "candidates"),
+    ({"user": 1, "candidates": [[1]]}, "candidates"),
+    ({"user": 1, "candidates": [1 << 70]}, "candidates"),
+    ({"user": 1, "candidates": list(range(101))}, "candidates"),
+    ({"user": 1, "candidates": [1], "bids": [-1]}, "bids"),
+    ({"user": 1, "candidates": [1], "bids": ["a"]}, "bids"),
+    ({"user": 1, "candidates": [1, 2], "bids": [1]}, "bids"),
+    ({"user": 1, "exclude": 7}, "exclude"),
+    ({"user": 1, "exclude": [1, "bid"]}, "exclude"),
+    ({"user": 1, "exclude": ["x" * 1025]}, "exclude"),
+    ({"user": 1, "exclude": list(range(101))}, "exclude"),
+    ({"user": 1, "k": "5"}, "k"),
+    ({"user": 1, "budget": 0}, "budget"),
+    ({"user": 1, "budget": float("inf")}, "budget"),
+    ({"user": 1, "budget": 10**400}, "budget"),
+    ({"user": 1, "events": [1]}, "events"),
+    ({"user": 1, "events": {"item": list(range(99))}}, "events.item"),
+    ({"user": 1, "events": {}, "features": {}}, "features"),
+    ({"user": 1, "colour": 3}, "colour"),
+    ({"user": 1, "now": "today"}, "now"),
+])  # fmt: skip
 def test_a_call_is_checked_field_by_field(fields, field):
     with pytest.raises(BadCall) as error:
         parse(fields, Limits(candidates=100, events=50))
@@ -284,10 +277,9 @@ def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is(
         assert service.service.models.reads.counters == Counter(
             {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
         )
-        with service.client() as other:  # calls of one user at one time share one read
-            for each in (client, other):
-                each.send("/v1/rank", {"user": "ann", "candidates": IDS, "k": 3})
-            assert client.receive()["ids"].tolist() == other.receive()["ids"].tolist() == whole["ids"].tolist()
+        with service.client() as other, ThreadPoolExecutor(2) as pool:  # calls of one user at one time share one read
+            calls = [pool.submit(each.rank, user="ann", candidates=IDS, k=3) for each in (client, other)]
+            assert all(call.result()["ids"].tolist() == whole["ids"].tolist() for call in calls)
         assert reads.count("ann") == 2
         text = client.request("GET", "/metrics")[2].decode()
         for kind, count in (("found", 3), ("timeouts", 1), ("failed", 1), ("damaged", 1)):
@@ -380,10 +372,7 @@ def test_a_call_ends_with_its_caller():
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head.encode() + body)
             assert started.wait(60)
-        end = time.monotonic() + 60
-        while not service.service.calls["rank", "CANCELLED"] or not ended:
-            time.sleep(0.01)
-            assert time.monotonic() < end
+        until(lambda: service.service.calls["rank", "CANCELLED"] and ended)
         assert ended == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
         with service.client() as client:
             assert client.score(**ANN, candidates=IDS)["mask"].all()
@@ -602,20 +591,17 @@ def test_a_stale_model_is_said_to_be():
 # versions
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "at least one"),
-        ("../one", "names of folders"),
-        ("/etc", "names of folders"),
-        (".hidden", "names of folders"),
-        ("one\none", "different folders"),
-        ("one sha256=12", "64 hex digits"),
-        ("one\ntwo share=2", "a share in"),
-        ("one\ntwo share=0.7\nthree share=0.7", "shares of at most 1"),
-        ("one colour=red", "FOLDER"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "at least one"),
+    ("../one", "names of folders"),
+    ("/etc", "names of folders"),
+    (".hidden", "names of folders"),
+    ("one\none", "different folders"),
+    ("one sha256=12", "64 hex digits"),
+    ("one\ntwo share=2", "a share in"),
+    ("one\ntwo share=0.7\nthree share=0.7", "shares of at most 1"),
+    ("one colour=red", "FOLDER"),
+])  # fmt: skip
 def test_a_pointer_is_checked(text, message):
     with pytest.raises(ValueError, match=message):
         parse_current(text)
@@ -639,13 +625,6 @@ def test_publish_writes_what_is_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="got neither"):
         read_current(tmp_path / "one" / "consume")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "one", "two"]
-
-
-def until(condition, seconds: float = 60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):

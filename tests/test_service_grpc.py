@@ -23,7 +23,7 @@ from aif_jax.service.core import Policy  # noqa: E402
 from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402
+from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running, until  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 STUBS = "aif_jax/service/stubs"
@@ -236,10 +236,8 @@ def test_deadline_and_cancellation_reach_the_engine():
             while source.started < 2:
                 time.sleep(0.01)
             call.cancel()
-            end = time.monotonic() + 20
-            while service.call(lambda: service.service.models.held[0].engine.metrics()["counters"].get("cancelled")) != 1:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+            engine = service.service.models.held[0].engine
+            until(lambda: service.call(lambda: engine.metrics()["counters"].get("cancelled")) == 1)
             error = refusal(stub.Rank, request, timeout=1e-6)
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -249,9 +247,8 @@ def test_health_and_reflection(served, channel):
 
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", rpc.PRE_RANKING):
-        end = time.monotonic() + 10
-        while health.Check(health_pb2.HealthCheckRequest(service=name)).status != health_pb2.HealthCheckResponse.SERVING:
-            assert time.monotonic() < end
+        wanted = health_pb2.HealthCheckRequest(service=name)
+        until(lambda wanted=wanted: health.Check(wanted).status == health_pb2.HealthCheckResponse.SERVING)
     ask = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
     (listed,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = {service.name for service in listed.list_services_response.service}
@@ -266,9 +263,8 @@ def test_not_ready_once_draining():
         with grpc.insecure_channel(service.addresses["grpc"]) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             service.service.ready = False
-            end = time.monotonic() + 10
-            while health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING:
-                assert time.monotonic() < end
+            asked = health_pb2.HealthCheckRequest()
+            until(lambda: health.Check(asked).status != health_pb2.HealthCheckResponse.SERVING)
             with service.client() as client:
                 assert json.loads(client.request("GET", "/health/ready")[2]) == {"ready": False, "reason": "starting"}
 

@@ -28,9 +28,7 @@ from aif_jax.service.log import LogRecord, RequestLog, Shadow, logged_arrays, re
 from aif_jax.service.models import Models
 from aif_jax.serving import Candidates
 from aif_jax.train.step import score
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
-
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+from tests.service_world import ANN, EVENTS, IDS, SERVING, exports, running
 
 
 class Source:

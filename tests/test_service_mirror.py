@@ -28,10 +28,9 @@ from aif_jax.service.client import ServiceError
 from aif_jax.service.log import RequestLog, read_log
 from aif_jax.service.models import Mirror
 from tests import demo
-from tests.service_world import EVENTS, IDS, ITEMS, NOW, SERVING, exports, running
+from tests.service_world import ANN, IDS, ITEMS, SERVING, exports, running, until
 
 LONG = {"item": [17, 1017] * 4, "time": [1_700_000_000 + n for n in range(8)]}
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -64,17 +63,13 @@ def test_a_service_follows_a_store(store, tmp_path):
         store.publish(made.root / "one")
         assert version_after(client, made.index["two"].version) == one["version"]
         np.testing.assert_array_equal(client.rank(**ANN, candidates=IDS, k=3)["ids"], one["ids"])
-        end = time.monotonic() + 30
-        while (here / first).exists() and time.monotonic() < end:  # the mirror removes it after the service has changed over
-            time.sleep(0.02)
-        assert len(store.names_in(here)) == 2 and not (here / first).exists()
+        until(lambda: not (here / first).exists())  # the mirror removes it after the service has changed over
+        assert len(store.names_in(here)) == 2
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "rows").write_text("no export")
         store.publish(tmp_path / "broken")
-        end = time.monotonic() + 30
-        while not mirror.failures and time.monotonic() < end:
-            time.sleep(0.02)
-        assert mirror.failures and client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"]
+        until(lambda: mirror.failures)
+        assert client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"]
 
 
 @contextlib.contextmanager

@@ -17,10 +17,9 @@ from aif_jax.service.core import Policy
 from aif_jax.service.models import Nearline, newer, newest
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
+from tests.service_world import ANN, EVENTS, IDS, SERVING, exports, running, until
 from tests.test_user_table import server  # noqa: F401
 
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 ROWS = dataclasses.replace(SERVING, since_lengths=(4,))
 
 
@@ -30,14 +29,6 @@ def rows_of(folder: str = "one", **options) -> UserTable:
     table = UserTable(Trained(world.model, world.params[folder], world.encoder), batch_size=8, **options)
     table.update({"user": ["ann"] * 2} | EVENTS, position=7)
     return table
-
-
-def until(true) -> None:
-    """Waits for something."""
-    end = time.monotonic() + 60
-    while not true():
-        time.sleep(0.02)
-        assert time.monotonic() < end
 
 
 def near(scores, expected) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aif_jax.service import processes
 from aif_jax.service.log import RequestLog, read_log, replay
 from aif_jax.service.process import Listening
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running
 
 grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
 tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
@@ -19,7 +19,6 @@ tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclie
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
 
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
 NAMES = ["click", "like"]
 SERVING_BOTH = dataclasses.replace(SERVING, orders={"both": "p.click * p.like"})
 

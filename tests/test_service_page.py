@@ -13,9 +13,7 @@ import pytest
 
 from aif_jax.service.process import Listening
 from tests.chromium import PROGRAM, Browser
-from tests.service_world import EVENTS, IDS, NOW, exports, running
-
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+from tests.service_world import ANN, IDS, exports, running
 
 
 def test_contributions_of_a_ranking():

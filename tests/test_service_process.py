@@ -27,9 +27,7 @@ from aif_jax.service.process import Listening, run
 from aif_jax.service.processes import end_with, source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
-from tests.service_world import EVENTS, IDS, NOW, exports, running
-
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+from tests.service_world import ANN, EVENTS, IDS, exports, running
 
 
 @contextlib.contextmanager

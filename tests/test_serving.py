@@ -22,11 +22,12 @@ from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving import programs as serving_programs
+from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch
 from tests import demo
-from tests.serving_world import ITEMS, World, bids_for, run, share_programs, shared
+from tests.serving_world import ITEMS, WatchedIndex, World, bids_for, share_programs, shared
 
 
 @pytest.fixture(scope="module")
@@ -49,36 +50,30 @@ def expect(world, answer, user, ids, k, params=None):
 # answers
 
 
-def test_rank_equals_joint_for_any_number_of_candidates(world):
-    async def test():
-        async with world.engine() as engine:
-            for count in (1, 16, 17, 64, 65, 150):  # within, at and above buckets; above the largest they are split
-                engine.candidates = world.ids[:count]
-                answer = await engine.rank(3, 8)
-                expect(world, answer, 3, world.ids[:count], 8)
-                assert (answer.candidates, answer.unknown, answer.degraded, answer.reason) == (count, 0, False, None)
-                assert answer.version == world.index.version
-
-    run(test())
+async def test_rank_equals_joint_for_any_number_of_candidates(world):
+    async with world.engine() as engine:
+        for count in (1, 16, 17, 64, 65, 150):  # within, at and above buckets; above the largest they are split
+            engine.candidates = world.ids[:count]
+            answer = await engine.rank(3, 8)
+            expect(world, answer, 3, world.ids[:count], 8)
+            assert (answer.candidates, answer.unknown, answer.degraded, answer.reason) == (count, 0, False, None)
+            assert answer.version == world.index.version
 
 
-def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(world):
-    async def test():
-        async with world.engine() as engine:
-            ids = np.array([5, world.ids[3], -1, 2**60, world.ids[9]])
-            answer = await engine.rank(Request(user=3, context=ids), 4)
-            expect(world, answer, 3, ids, 4)
-            assert answer.unknown == 3
-            assert answer.ids[2:].tolist() == [-1, -1]  # no real id
-            for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
-                answer = await engine.rank(Request(user=3, context=none), 4)
-                assert not answer.mask.any()
-
-    run(test())
+async def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(world):
+    async with world.engine() as engine:
+        ids = np.array([5, world.ids[3], -1, 2**60, world.ids[9]])
+        answer = await engine.rank(Request(user=3, context=ids), 4)
+        expect(world, answer, 3, ids, 4)
+        assert answer.unknown == 3
+        assert answer.ids[2:].tolist() == [-1, -1]  # no real id
+        for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
+            answer = await engine.rank(Request(user=3, context=none), 4)
+            assert not answer.mask.any()
 
 
 @pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
-def test_excluded_items_are_not_ranked(world, kind):
+async def test_excluded_items_are_not_ranked(world, kind):
     """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
     ids = np.concatenate([world.ids[:150], [5], world.ids[3:5]]) if kind != "whole" else np.append(world.ids[:40], 5)
     logits = world.logits(3, ids)
@@ -91,25 +86,22 @@ def test_excluded_items_are_not_ranked(world, kind):
         for start in range(0, len(ids), 30):
             yield ids[start : start + 30]
 
-    async def test():
-        async with world.engine() as engine:
-            for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
-                context = batches() if kind == "in batches" else ids
-                answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
-                once = left[np.sort(np.unique(left, return_index=True)[1])]
-                expect(world, answer, 3, once, 8)
-                assert (answer.candidates, answer.unknown) == (len(ids), 1)
-                assert answer.excluded == np.isin(ids, exclude).sum() >= 3
-            assert engine.metrics()["counters"]["excluded_candidates"] == 3 * answer.excluded
-            scores = await engine.score(Request(user=3, exclude=exclude), ids)
-            assert scores.mask.tolist() == (np.isin(ids, left) & (ids != 5)).tolist()
-            nothing = await engine.rank(Request(user=3, context=ids[:9], exclude=world.ids), 8)
-            assert not nothing.mask.any() and nothing.excluded == 9
-
-    run(test())
+    async with world.engine() as engine:
+        for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
+            context = batches() if kind == "in batches" else ids
+            answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
+            once = left[np.sort(np.unique(left, return_index=True)[1])]
+            expect(world, answer, 3, once, 8)
+            assert (answer.candidates, answer.unknown) == (len(ids), 1)
+            assert answer.excluded == np.isin(ids, exclude).sum() >= 3
+        assert engine.metrics()["counters"]["excluded_candidates"] == 3 * answer.excluded
+        scores = await engine.score(Request(user=3, exclude=exclude), ids)
+        assert scores.mask.tolist() == (np.isin(ids, left) & (ids != 5)).tolist()
+        nothing = await engine.rank(Request(user=3, context=ids[:9], exclude=world.ids), 8)
+        assert not nothing.mask.any() and nothing.excluded == 9
 
 
-def test_excluded_ids_are_those_of_the_candidates(world):
+async def test_excluded_ids_are_those_of_the_candidates(world):
     for wrong, error in (
         ([1.5], TypeError),
         ([1, "a"], TypeError),
@@ -119,40 +111,33 @@ def test_excluded_ids_are_those_of_the_candidates(world):
     ):
         with pytest.raises(error, match=r"Request\.exclude"):
             Request(user=3, exclude=wrong)
-
-    async def test():
-        async with world.engine() as engine:
-            with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
-                await engine.rank(Request(user=3, exclude=["a"]), 4)
-            assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
-
-    run(test())
+    async with world.engine() as engine:
+        with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
+            await engine.rank(Request(user=3, exclude=["a"]), 4)
+        assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
 
 
-def test_a_repeated_candidate_is_ranked_once(world):
+async def test_a_repeated_candidate_is_ranked_once(world):
     ids = world.ids[[5, 3, 5, 9, 3, 3, 7]]
 
     async def batches():
         yield ids[:3]
         yield ids[3:]
 
-    async def test():
-        async with world.engine() as engine:
-            for candidates in (ids, batches()):
-                answer = await engine.rank(Request(user=3, context=candidates), 6)
-                expect(world, answer, 3, world.ids[[3, 5, 7, 9]], 6)
-                assert answer.candidates == 7 and answer.ids[4:].tolist() == [-1, -1]
-            twice = Candidates(world.ids[[5, 5, 3]], np.float32([1.0, 9.0, 0.0]))
-            answer = await engine.rank(Request(user=3, order="bid", context=twice), 3)
-            assert answer.ids.tolist() == [world.ids[5], world.ids[3], -1]
-            np.testing.assert_allclose(answer.scores[0], 9 / (1 + np.exp(-answer.logits[0])), rtol=1e-5)
-            scores = await engine.score(3, ids)  # every place its own score
-            np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
-
-    run(test())
+    async with world.engine() as engine:
+        for candidates in (ids, batches()):
+            answer = await engine.rank(Request(user=3, context=candidates), 6)
+            expect(world, answer, 3, world.ids[[3, 5, 7, 9]], 6)
+            assert answer.candidates == 7 and answer.ids[4:].tolist() == [-1, -1]
+        twice = Candidates(world.ids[[5, 5, 3]], np.float32([1.0, 9.0, 0.0]))
+        answer = await engine.rank(Request(user=3, order="bid", context=twice), 3)
+        assert answer.ids.tolist() == [world.ids[5], world.ids[3], -1]
+        np.testing.assert_allclose(answer.scores[0], 9 / (1 + np.exp(-answer.logits[0])), rtol=1e-5)
+        scores = await engine.score(3, ids)  # every place its own score
+        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
 
 
-def test_item_ids_may_be_strings(world):
+async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
     index = ItemIndex.build(
         aif.Trained(world.model, world.params), world.features, ids=names, batch_size=64, capacity=512, progress=False
@@ -162,20 +147,17 @@ def test_item_ids_may_be_strings(world):
         yield names[:5]
         yield world.ids[:5]
 
-    async def test():
-        async with world.engine(index=index) as engine:
-            by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
-            wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
-            assert by_number[40].ids.tolist() == names[wanted].tolist()
-            assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
-            with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
-                await engine.rank(Request(user=3, context=mixed()), 8)
-
-    run(test())
+    async with world.engine(index=index) as engine:
+        by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
+        wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
+        assert by_number[40].ids.tolist() == names[wanted].tolist()
+        assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
+        with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
+            await engine.rank(Request(user=3, context=mixed()), 8)
 
 
 @pytest.mark.parametrize("order", ["logit", "zero"])
-def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order):
+async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order):
     """Equal items are scored alike in every piece, whatever the others are padded to; 0 and -0 are equal too."""
     alike = np.arange(ITEMS) % 5
     sizes: dict = dict(ids=world.ids, batch_size=64, capacity=512, progress=False)
@@ -187,287 +169,236 @@ def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order)
         for start in range(0, len(candidates), 16):  # the last one has two
             yield candidates[start : start + 16]
 
-    async def test():
-        rng = np.random.default_rng(4)
-        async with world.engine(index=index, buckets=(4, 16), batch_size=2, orders=orders) as engine:
-            for user, streamed in itertools.product(range(4), (False, True)):
-                candidates = rng.permutation(world.ids)[:34]
-                request = Request(user=user, context=batches(candidates) if streamed else candidates, order=order)
-                answer = await engine.rank(request, 8)
-                first = kind[int(answer.ids[0])]
-                same = [name for name in candidates.tolist() if kind[name] == first][:8]
-                assert answer.ids.tolist()[: len(same)] == same and len(set(answer.scores[: len(same)].tolist())) == 1
-
-    run(test())
+    rng = np.random.default_rng(4)
+    async with world.engine(index=index, buckets=(4, 16), batch_size=2, orders=orders) as engine:
+        for user, streamed in itertools.product(range(4), (False, True)):
+            candidates = rng.permutation(world.ids)[:34]
+            request = Request(user=user, context=batches(candidates) if streamed else candidates, order=order)
+            answer = await engine.rank(request, 8)
+            first = kind[int(answer.ids[0])]
+            same = [name for name in candidates.tolist() if kind[name] == first][:8]
+            assert answer.ids.tolist()[: len(same)] == same and len(set(answer.scores[: len(same)].tolist())) == 1
 
 
-def test_mini_batches_run_the_user_function_once_and_merge(world):
+async def test_mini_batches_run_the_user_function_once_and_merge(world):
     async def batches():
         for start in (0, 30, 60):
             await asyncio.sleep(0.001)
             yield world.ids[start : start + 30]
 
-    async def test():
-        async with world.engine() as engine:
-            answer = await engine.rank(Request(user=3, context=batches()), 8)
-            expect(world, answer, 3, world.ids[:90], 8)
-            scores = await engine.score(4, batches())
-            np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
-            assert engine.fetched == [3, 4]
-
-    run(test())
+    async with world.engine() as engine:
+        answer = await engine.rank(Request(user=3, context=batches()), 8)
+        expect(world, answer, 3, world.ids[:90], 8)
+        scores = await engine.score(4, batches())
+        np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
+        assert engine.fetched == [3, 4]
 
 
-def test_score_gives_every_logit_in_order(world):
-    async def test():
-        async with world.engine() as engine:
-            ids = np.concatenate([world.ids[:100][::-1], [5]])
-            scores = await engine.score(3, ids)
-            np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
-            assert scores.mask.tolist() == [True] * 100 + [False]
-            assert (await engine.score(3, [])).logits.shape == (0,)
-
-    run(test())
+async def test_score_gives_every_logit_in_order(world):
+    async with world.engine() as engine:
+        ids = np.concatenate([world.ids[:100][::-1], [5]])
+        scores = await engine.score(3, ids)
+        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
+        assert scores.mask.tolist() == [True] * 100 + [False]
+        assert (await engine.score(3, [])).logits.shape == (0,)
 
 
-def test_order_by_bid_from_candidates_and_from_the_index_row(world):
-    async def test():
-        ids = world.ids[:50]
-        probability = 1 / (1 + np.exp(-world.logits(3, ids).astype(np.float64)))
-        async with world.engine() as engine:
-            for candidates, bids in (
-                (bids_for(ids), bids_for(ids).bids),
-                (ids, np.asarray(world.features.side["bid"])[:50]),
-            ):
-                answer = await engine.rank(Request(user=3, order="bid", context=candidates), 8)
-                best = np.argsort(-(probability * bids), kind="stable")[:8]
-                np.testing.assert_array_equal(answer.ids, ids[best])
-                np.testing.assert_allclose(answer.scores, (probability * bids)[best], rtol=1e-5)
-                np.testing.assert_allclose(answer.logits, world.logits(3, ids)[best], rtol=1e-4, atol=1e-5)
-
-    run(test())
+async def test_order_by_bid_from_candidates_and_from_the_index_row(world):
+    ids = world.ids[:50]
+    probability = 1 / (1 + np.exp(-world.logits(3, ids).astype(np.float64)))
+    async with world.engine() as engine:
+        for candidates, bids in (
+            (bids_for(ids), bids_for(ids).bids),
+            (ids, np.asarray(world.features.side["bid"])[:50]),
+        ):
+            answer = await engine.rank(Request(user=3, order="bid", context=candidates), 8)
+            best = np.argsort(-(probability * bids), kind="stable")[:8]
+            np.testing.assert_array_equal(answer.ids, ids[best])
+            np.testing.assert_allclose(answer.scores, (probability * bids)[best], rtol=1e-5)
+            np.testing.assert_allclose(answer.logits, world.logits(3, ids)[best], rtol=1e-4, atol=1e-5)
 
 
-def test_callables_may_be_plain_functions_and_objects(world):
+async def test_callables_may_be_plain_functions_and_objects(world):
     class Find:
         async def __call__(self, request):
             return world.ids[:20]
 
-    async def test():
-        plain = AsyncPreRanker(
-            aif.Trained(world.model, world.params), world.index, config=world.engine().config,
-            features=lambda request: world.user(request.user), retrieval=Find(),
-        )  # fmt: skip
-        async with share_programs(plain, world) as engine:
-            expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
-            assert "pending=0/64" in repr(engine)
-
-    run(test())
+    plain = AsyncPreRanker(
+        aif.Trained(world.model, world.params), world.index, config=world.engine().config,
+        features=lambda request: world.user(request.user), retrieval=Find(),
+    )  # fmt: skip
+    async with share_programs(plain, world) as engine:
+        expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
+        assert "pending=0/64" in repr(engine)
 
 
 @pytest.mark.parametrize("name", ["two_tower", "cold", "exact"])
-def test_baselines_are_served_in_the_same_way(name):
+async def test_baselines_are_served_in_the_same_way(name):
     world = World(**demo.VARIANTS[name])
-
-    async def test():
-        async with world.engine(buckets=(16,)) as engine:
-            expect(world, await engine.rank(3, 8), 3, world.ids[:40], 8)
-
-    run(test())
+    async with world.engine(buckets=(16,)) as engine:
+        expect(world, await engine.rank(3, 8), 3, world.ids[:40], 8)
 
 
-def test_batched_requests_get_the_answers_of_single_ones(world):
-    class Picky:
-        """An index that breaks on one id."""
+async def test_batched_requests_get_the_answers_of_single_ones(world):
+    def break_on_one(ids):
+        if 666 in ids:
+            raise LookupError("a broken shard")
 
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            if 666 in ids:
-                raise LookupError("a broken shard")
-            return world.index.lookup(ids)
-
-    async def test():
-        async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Picky()) as engine:
-            users = [(name, name % 3) for name in range(11)]
-            contexts = [world.ids[:13], bids_for(world.ids[:20]), world.ids[5:15]]
-            requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
-            bad = Request(user=99, context=np.array([666]))
-            answers = await asyncio.gather(*[engine.rank(r, 5) for r in [*requests, bad]], return_exceptions=True)
-            for request, answer in zip(requests, answers, strict=False):
-                expect(world, answer, request.user, Candidates.of(request.context).ids, 5)
-            assert isinstance(answers[-1], LookupError)
-            mixed = [Request(user=1, context=world.ids[:20]), Request(user=2, context=contexts[1], order="bid")]
-            by_logit, by_bid = await asyncio.gather(*[engine.rank(r, 5) for r in mixed])
-            expect(world, by_logit, 1, world.ids[:20], 5)
-            assert by_bid.scores.min() > 0
-
-    run(test())
+    async with world.engine(
+        batch_size=4, score_threads=1, buckets=(32,), index=WatchedIndex(world.index, break_on_one)
+    ) as engine:
+        users = [(name, name % 3) for name in range(11)]
+        contexts = [world.ids[:13], bids_for(world.ids[:20]), world.ids[5:15]]
+        requests = [Request(user=name, context=contexts[kind]) for name, kind in users]
+        bad = Request(user=99, context=np.array([666]))
+        answers = await asyncio.gather(*[engine.rank(r, 5) for r in [*requests, bad]], return_exceptions=True)
+        for request, answer in zip(requests, answers, strict=False):
+            expect(world, answer, request.user, Candidates.of(request.context).ids, 5)
+        assert isinstance(answers[-1], LookupError)
+        mixed = [Request(user=1, context=world.ids[:20]), Request(user=2, context=contexts[1], order="bid")]
+        by_logit, by_bid = await asyncio.gather(*[engine.rank(r, 5) for r in mixed])
+        expect(world, by_logit, 1, world.ids[:20], 5)
+        assert by_bid.scores.min() > 0
 
 
-def test_requests_that_wait_for_a_thread_share_its_runs(world):
+async def test_requests_that_wait_for_a_thread_share_its_runs(world):
     hold = threading.Event()
 
-    class Slow:
-        """An index whose first look-up takes until `hold` is set."""
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            hold.wait(20)
-            return world.index.lookup(ids)
-
-    async def test():
-        async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=Slow()) as engine:
-            engine.candidates = world.ids[:20]
-            await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
-            before = engine.metrics()["counters"]["transfers_device_to_host"]
-            running = []
-            for name in range(7):
-                running.append(asyncio.create_task(engine.rank(Request(user=name, feature_version=1), 5)))
-                await asyncio.sleep(0.02)
-            hold.set()
-            for name, answer in enumerate(await asyncio.gather(*running)):
-                expect(world, answer, name, world.ids[:20], 5)
-            runs = engine.metrics()["counters"]["transfers_device_to_host"] - before
-            assert runs == 3  # of one, which had nobody to wait for, of four and of two
-
-    run(test())
+    index = WatchedIndex(world.index, lambda ids: hold.wait(20))  # the first look-up takes until `hold` is set
+    async with world.engine(batch_size=4, score_threads=1, buckets=(32,), index=index) as engine:
+        engine.candidates = world.ids[:20]
+        await asyncio.gather(*[engine.prepare(Request(user=name, feature_version=1)) for name in range(7)])
+        before = engine.metrics()["counters"]["transfers_device_to_host"]
+        running = []
+        for name in range(7):
+            running.append(asyncio.create_task(engine.rank(Request(user=name, feature_version=1), 5)))
+            await asyncio.sleep(0.02)
+        hold.set()
+        for name, answer in enumerate(await asyncio.gather(*running)):
+            expect(world, answer, name, world.ids[:20], 5)
+        runs = engine.metrics()["counters"]["transfers_device_to_host"] - before
+        assert runs == 3  # of one, which had nobody to wait for, of four and of two
 
 
-class Watched:
+class Watched(WatchedIndex):
     """An index that notes in which threads it is looked up, and that may be slow or hold a lock."""
 
-    def __init__(self, index):
-        self.index, self.threads, self.seconds, self.is_writing = index, [], 0.0, False
+    def __init__(self, index, sleep=time.sleep):
+        super().__init__(index, self.note, threads=[], seconds=0.0, is_writing=False, sleep=sleep)
 
-    def __getattr__(self, name):
-        return getattr(self.index, name)
-
-    def __len__(self):
-        return len(self.index)
-
-    def lookup(self, ids):
+    def note(self, ids):
         self.threads.append(threading.current_thread())
-        time.sleep(self.seconds)
-        return self.index.lookup(ids)
+        self.sleep(self.seconds)
 
 
-def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world):
-    async def test():
-        index, loop = Watched(world.index), threading.current_thread()
-        async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
+async def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world, monkeypatch):
+    """By a clock that look-ups alone put forward, so that a busy machine changes nothing."""
+    now, loop = [0.0], threading.current_thread()
+    index = Watched(world.index, lambda seconds: now.append(now[-1] + seconds + 0.001))
+    monkeypatch.setattr(serving_threads, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
+    async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
 
-            async def where(count=1, **more):
-                index.threads.clear()
-                requests = [Request(user=3, feature_version=1, **more) for _ in range(count)]
-                for answer in await asyncio.gather(*[engine.rank(each, 5) for each in requests]):
-                    expect(world, answer, 3, world.ids[:40], 5)
-                return [thread is loop for thread in index.threads]
+        async def where(count=1, **more):
+            index.threads.clear()
+            requests = [Request(user=3, feature_version=1, **more) for _ in range(count)]
+            for answer in await asyncio.gather(*[engine.rank(each, 5) for each in requests]):
+                expect(world, answer, 3, world.ids[:40], 5)
+            return [thread is loop for thread in index.threads]
 
-            index.seconds = 0.1
-            assert await where() == [False]  # nobody knows yet how long it takes
-            assert await where() == [False]  # too long
-            index.seconds = 0.0
-            with pytest.raises((TypeError, ValueError)):
-                await engine.rank(Request(user=3, feature_version=1), 5, candidates=np.array(["a"] * 40))
-            index.seconds = 0.1
-            assert await where() == [False]  # what is refused at once says nothing of the others
-            index.seconds = 0.0
-            assert await where() == [False]  # as long as the last one, for all that is known
-            assert await where() == [True]
-            assert await where(exclude=np.arange(10**9, 10**9 + 1000)) == [False, False]  # many excluded ids take longer
-            assert await where(4) == [False] * 4  # others wait too: threads work at once
-            index.is_writing = True  # an update holds the table
-            assert await where() == [False]
-            index.is_writing = False
-            index.seconds = 0.1
-            for _ in range(40):  # one long call may be the machine's fault
-                if not (await where())[0]:
-                    break
-            assert await where() == [False]
-
-    run(test())
-
-
-def test_no_call_runs_on_the_loops_thread_where_none_may(world):
-    async def test():
-        index = Watched(world.index)
-        async with world.engine(index=index, on_loop=0.0) as engine:
-            for _ in range(4):
-                expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-            assert threading.current_thread() not in index.threads and len(index.threads) == 4
-
-    run(test())
+        index.seconds = 0.1
+        assert await where() == [False]  # nobody knows yet how long it takes
+        assert await where() == [False]  # too long
+        index.seconds = 0.0
+        with pytest.raises((TypeError, ValueError)):
+            await engine.rank(Request(user=3, feature_version=1), 5, candidates=np.array(["a"] * 40))
+        index.seconds = 0.1
+        assert await where() == [False]  # what is refused at once says nothing of the others
+        index.seconds = 0.0
+        assert await where() == [False]  # as long as the last one, for all that is known
+        assert await where() == [True]
+        assert await where(exclude=np.arange(10**9, 10**9 + 1000)) == [False, False]  # many excluded ids take longer
+        assert await where(4) == [False] * 4  # others wait too: threads work at once
+        index.is_writing = True  # an update holds the table
+        assert await where() == [False]
+        index.is_writing = False
+        index.seconds = 0.1
+        for _ in range(40):  # one long call may be the machine's fault
+            if not (await where())[0]:
+                break
+        assert await where() == [False]
 
 
-def test_a_thread_is_woken_once_for_all_that_waits(world, monkeypatch):
-    async def test():
-        index = Watched(world.index)
-        async with world.engine(index=index, on_loop=0.0, score_threads=1) as engine:
-            await engine.prepare(Request(user=3, feature_version=1))
-            workers, index.seconds = engine._scorer._tasks._workers, 0.01
-            woken, start = [], workers.start
-            monkeypatch.setattr(workers, "start", lambda *words: woken.append(words) or start(*words))
-            await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
-            assert len(index.threads) == 6 and len(woken) == 1
-            while engine._scorer._tasks._working:  # until then the thread may take one more without being woken
+@pytest.mark.parametrize(("pause", "seconds", "on_loop"), [(99, 15, False), (101, 15, True), (101, 25, False), (0, 5, True)])
+async def test_a_call_after_a_pause_may_take_twice_as_long_on_the_loops_thread(world, pause, seconds, on_loop):
+    index, request = Watched(world.index), Request(user=3, feature_version=1)
+    async with world.engine(index=index, on_loop=10.0, cache_bytes=1 << 20) as engine:
+        await engine.rank(request, 5)  # by a thread: nobody knows yet how long it takes
+        for tasks in (engine._users._tasks, engine._scorer._tasks):
+            while tasks._working:
                 await asyncio.sleep(0.001)
-            await engine.rank(Request(user=3, feature_version=1), 5)
-            assert len(woken) == 2
+        tasks._latest -= pause
+        tasks._lately = dict.fromkeys(tasks._lately, seconds)
+        expect(world, await engine.rank(request, 5), 3, world.ids[:40], 5)
+        assert [thread is threading.current_thread() for thread in index.threads] == [False, on_loop]
 
-    run(test())
+
+async def test_no_call_runs_on_the_loops_thread_where_none_may(world):
+    index = Watched(world.index)
+    async with world.engine(index=index, on_loop=0.0) as engine:
+        for _ in range(4):
+            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+        assert threading.current_thread() not in index.threads and len(index.threads) == 4
 
 
-def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
+async def test_a_thread_is_woken_once_for_all_that_waits(world, monkeypatch):
+    index = Watched(world.index)
+    async with world.engine(index=index, on_loop=0.0, score_threads=1) as engine:
+        await engine.prepare(Request(user=3, feature_version=1))
+        workers, index.seconds = engine._scorer._tasks._workers, 0.01
+        woken, start = [], workers.start
+        monkeypatch.setattr(workers, "start", lambda *words: woken.append(words) or start(*words))
+        await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
+        assert len(index.threads) == 6 and len(woken) == 1
+        while engine._scorer._tasks._working:  # until then the thread may take one more without being woken
+            await asyncio.sleep(0.001)
+        await engine.rank(Request(user=3, feature_version=1), 5)
+        assert len(woken) == 2
+
+
+async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
     async def batches():
         yield world.ids[:20]
         yield world.ids[20:40]
 
-    async def test():
-        async with world.engine() as engine:
-            engine.retrieval_error = OSError("away")
-            for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches()):
-                expect(world, await engine.rank(3, 5, candidates=candidates), 3, world.ids[:40], 5)
-            assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
-            with pytest.raises(TypeError, match="candidates: expected integers or strings"):
-                await engine.rank(3, 5, candidates=np.array([1.5]))
-        bare = AsyncPreRanker(
-            Trained(world.model, world.params),
-            world.index,
-            features=lambda request: world.user(3),
-            config=world.engine().config,
-        )
-        async with share_programs(bare, world) as engine:
-            expect(world, await engine.rank(3, 5, candidates=world.ids[:40]), 3, world.ids[:40], 5)
-            with pytest.raises(ValueError, match="expected an engine with a retrieval callable, got none; pass candidates="):
-                await engine.rank(3, 5)
-
-    run(test())
+    async with world.engine() as engine:
+        engine.retrieval_error = OSError("away")
+        for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches()):
+            expect(world, await engine.rank(3, 5, candidates=candidates), 3, world.ids[:40], 5)
+        assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
+        with pytest.raises(TypeError, match="candidates: expected integers or strings"):
+            await engine.rank(3, 5, candidates=np.array([1.5]))
+    bare = AsyncPreRanker(
+        Trained(world.model, world.params),
+        world.index,
+        features=lambda request: world.user(3),
+        config=world.engine().config,
+    )
+    async with share_programs(bare, world) as engine:
+        expect(world, await engine.rank(3, 5, candidates=world.ids[:40]), 3, world.ids[:40], 5)
+        with pytest.raises(ValueError, match="expected an engine with a retrieval callable, got none; pass candidates="):
+            await engine.rank(3, 5)
 
 
-def test_the_start_says_how_far_it_is(world, monkeypatch, capsys, caplog):
+async def test_the_start_says_how_far_it_is(world, monkeypatch, capsys, caplog):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     caplog.set_level("INFO", logger="aif_jax.serving.programs")
-
-    async def test():
-        async with world.engine(buckets=(24, 48)):
-            pass
-
-    run(test())
+    async with world.engine(buckets=(24, 48)):
+        pass
     assert "engine: 2 of 2 programs" in capsys.readouterr().err
     assert "compiled score function" in caplog.text
 
 
-def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_ones(world, monkeypatch):
+async def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_ones(world, monkeypatch):
     hold, calls = threading.Event(), []
     states = Version.states
 
@@ -476,167 +407,133 @@ def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_single_o
         calls.append(len(words))
         return states(self, programs, words, length)
 
-    async def test():
-        async with world.engine(batch_size=4, user_threads=1, buckets=(32,)) as engine:
-            monkeypatch.setattr(Version, "states", slow)
-            engine.candidates = world.ids[:20]
-            engine.features = lambda name: world.user(name) if name != 5 else "no features"
-            running = []
-            for name in range(9):
-                running.append(asyncio.create_task(engine.rank(name, 5)))
-                await asyncio.sleep(0.02)
-            hold.set()
-            answers = await asyncio.gather(*running)
-            for name in range(9):
-                if name != 5:
-                    expect(world, answers[name], name, world.ids[:20], 5)
-            assert answers[5].degraded and "failed: TypeError: UserFeatures: expected" in answers[5].reason
-            assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
-
-    run(test())
+    async with world.engine(batch_size=4, user_threads=1, buckets=(32,)) as engine:
+        monkeypatch.setattr(Version, "states", slow)
+        engine.candidates = world.ids[:20]
+        engine.features = lambda name: world.user(name) if name != 5 else "no features"
+        running = []
+        for name in range(9):
+            running.append(asyncio.create_task(engine.rank(name, 5)))
+            await asyncio.sleep(0.02)
+        hold.set()
+        answers = await asyncio.gather(*running)
+        for name in range(9):
+            if name != 5:
+                expect(world, answers[name], name, world.ids[:20], 5)
+        assert answers[5].degraded and "failed: TypeError: UserFeatures: expected" in answers[5].reason
+        assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
 
 
 # the user side: cache and preparation
 
 
-def test_state_is_cached_by_user_and_feature_version(world):
-    async def test():
-        async with world.engine() as engine:
-            for version in ("a", "a", "b"):
-                await engine.rank(Request(user=3, feature_version=version), 3)
-            assert engine.fetched == [3, 3]
-            counters = engine.metrics()["counters"]
-            assert (counters["cache_hits"], counters["cache_misses"]) == (1, 2)
-            await engine.rank(4, 3)
-            await engine.rank(4, 3)
-            assert engine.fetched == [3, 3, 4, 4]  # of no known version: each request asks again
-
-    run(test())
+async def test_state_is_cached_by_user_and_feature_version(world):
+    async with world.engine() as engine:
+        for version in ("a", "a", "b"):
+            await engine.rank(Request(user=3, feature_version=version), 3)
+        assert engine.fetched == [3, 3]
+        counters = engine.metrics()["counters"]
+        assert (counters["cache_hits"], counters["cache_misses"]) == (1, 2)
+        await engine.rank(4, 3)
+        await engine.rank(4, 3)
+        assert engine.fetched == [3, 3, 4, 4]  # of no known version: each request asks again
 
 
-def test_one_computation_in_flight_per_key(world):
-    async def test():
-        async with world.engine() as engine:
-            engine.feature_delay = 0.02
-            request = Request(user=3, feature_version=1)
-            answers = await asyncio.gather(*[engine.rank(request, 3) for _ in range(6)])
-            assert engine.fetched == [3]
-            assert engine.metrics()["counters"]["cache_joins"] == 5
-            for answer in answers:
-                expect(world, answer, 3, world.ids[:40], 3)
-
-    run(test())
+async def test_one_computation_in_flight_per_key(world):
+    async with world.engine() as engine:
+        engine.feature_delay = 0.02
+        request = Request(user=3, feature_version=1)
+        answers = await asyncio.gather(*[engine.rank(request, 3) for _ in range(6)])
+        assert engine.fetched == [3]
+        assert engine.metrics()["counters"]["cache_joins"] == 5
+        for answer in answers:
+            expect(world, answer, 3, world.ids[:40], 3)
 
 
-def test_requests_without_a_feature_version_share_no_state(world):
+async def test_requests_without_a_feature_version_share_no_state(world):
     histories = {"before": world.user(3), "after": world.user(17)}
 
     async def features(request):
         await asyncio.sleep(0.01)
         return histories[request.context]
 
-    async def test():
-        engine = AsyncPreRanker(
-            aif.Trained(world.model, world.params), world.index, config=world.engine().config, features=features
-        )
-        async with share_programs(engine, world):
-            requests = [Request(user=3, context=when) for when in histories]
-            answers = await asyncio.gather(*[engine.score(request, world.ids[:40]) for request in requests])
-            for answer, seed in zip(answers, (3, 17), strict=True):
-                np.testing.assert_allclose(answer.logits, world.logits(seed, world.ids[:40]), rtol=1e-5, atol=1e-5)
-            # but one that `prepare` makes serves them all
-            preparing = asyncio.create_task(engine.prepare(requests[0]))
-            await asyncio.sleep(0)
-            answer = await engine.score(requests[1], world.ids[:40])
-            np.testing.assert_allclose(answer.logits, world.logits(3, world.ids[:40]), rtol=1e-5, atol=1e-5)
-            await preparing
-            assert engine.metrics()["counters"]["cache_joins"] == 1
-
-    run(test())
+    engine = AsyncPreRanker(
+        aif.Trained(world.model, world.params), world.index, config=world.engine().config, features=features
+    )
+    async with share_programs(engine, world):
+        requests = [Request(user=3, context=when) for when in histories]
+        answers = await asyncio.gather(*[engine.score(request, world.ids[:40]) for request in requests])
+        for answer, seed in zip(answers, (3, 17), strict=True):
+            np.testing.assert_allclose(answer.logits, world.logits(seed, world.ids[:40]), rtol=1e-5, atol=1e-5)
+        # but one that `prepare` makes serves them all
+        preparing = asyncio.create_task(engine.prepare(requests[0]))
+        await asyncio.sleep(0)
+        answer = await engine.score(requests[1], world.ids[:40])
+        np.testing.assert_allclose(answer.logits, world.logits(3, world.ids[:40]), rtol=1e-5, atol=1e-5)
+        await preparing
+        assert engine.metrics()["counters"]["cache_joins"] == 1
 
 
-def test_prepare_takes_the_user_side_off_the_request(world):
-    async def test():
-        async with world.engine() as engine:
-            await engine.prepare(3)
-            engine.feature_delay = 10.0
-            answer = await engine.rank(3, 5, budget=5.0)
-            expect(world, answer, 3, world.ids[:40], 5)
-            assert engine.fetched == [3] and "user" not in answer.stages
-            engine.feature_error, engine.feature_delay = OSError("no features"), 0.0
-            with pytest.raises(OSError, match="no features"):
-                await engine.prepare(4)
-
-    run(test())
+async def test_prepare_takes_the_user_side_off_the_request(world):
+    async with world.engine() as engine:
+        await engine.prepare(3)
+        engine.feature_delay = 10.0
+        answer = await engine.rank(3, 5, budget=5.0)
+        expect(world, answer, 3, world.ids[:40], 5)
+        assert engine.fetched == [3] and "user" not in answer.stages
+        engine.feature_error, engine.feature_delay = OSError("no features"), 0.0
+        with pytest.raises(OSError, match="no features"):
+            await engine.prepare(4)
 
 
 # deadlines and degradation
 
 
-def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_state(world):
-    async def test():
-        async with world.engine(reserve=0.3) as engine:
-            engine.feature_delay = 1.0
-            start = time.perf_counter()
-            answer = await engine.rank(3, 5, budget=0.6)
-            assert time.perf_counter() - start < 0.6
-            assert answer.degraded and "late" in answer.reason and "unknown user" in answer.reason
-            expect_fallback(world, answer)
-            await asyncio.sleep(1.0)  # the late user side still fills the cache
-            answer = await engine.rank(3, 5, budget=0.6)
-            assert answer.degraded and "stale state" in answer.reason
-            expect(world, answer, 3, world.ids[:40], 5)
-            assert engine.metrics()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
-
-    run(test())
+async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_state(world):
+    async with world.engine(reserve=0.3) as engine:
+        engine.feature_delay = 1.0
+        start = time.perf_counter()
+        answer = await engine.rank(3, 5, budget=0.6)
+        assert time.perf_counter() - start < 0.6
+        assert answer.degraded and "late" in answer.reason and "unknown user" in answer.reason
+        expect_fallback(world, answer)
+        await asyncio.sleep(1.0)  # the late user side still fills the cache
+        answer = await engine.rank(3, 5, budget=0.6)
+        assert answer.degraded and "stale state" in answer.reason
+        expect(world, answer, 3, world.ids[:40], 5)
+        assert engine.metrics()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
 
 
-def test_no_answer_uses_a_state_older_than_max_stale(world):
-    async def test():
-        async with world.engine(max_stale=0.5) as engine:
-            request = Request(user=3, feature_version=1)
-            first = await engine.rank(request, 5)
-            assert 0 <= first.state_age < 0.5
-            await asyncio.sleep(0.1)
-            assert (await engine.rank(request, 5)).state_age > first.state_age  # the same state
-            engine.feature_error = OSError("away")
-            stale = await engine.rank(Request(user=3, feature_version=2), 5)
-            assert "stale state of 0." in stale.reason and 0.1 < stale.state_age < 0.5
-            gauges = engine.metrics()["gauges"]
-            assert 0.1 < gauges["stale_answer_seconds"] <= gauges["oldest_state_seconds"] < 0.5
-            await asyncio.sleep(0.5)
-            for version in (1, 2):  # of the same features too: the ages of their events have changed
-                answer = await engine.rank(Request(user=3, feature_version=version), 5)
-                assert "unknown user" in answer.reason and answer.state_age is None
-            assert engine.metrics()["gauges"]["cached_states"] == 0
-
-    run(test())
+async def test_no_answer_uses_a_state_older_than_max_stale(world):
+    async with world.engine(max_stale=0.5) as engine:
+        request = Request(user=3, feature_version=1)
+        first = await engine.rank(request, 5)
+        assert 0 <= first.state_age < 0.5
+        await asyncio.sleep(0.1)
+        assert (await engine.rank(request, 5)).state_age > first.state_age  # the same state
+        engine.feature_error = OSError("away")
+        stale = await engine.rank(Request(user=3, feature_version=2), 5)
+        assert "stale state of 0." in stale.reason and 0.1 < stale.state_age < 0.5
+        gauges = engine.metrics()["gauges"]
+        assert 0.1 < gauges["stale_answer_seconds"] <= gauges["oldest_state_seconds"] < 0.5
+        await asyncio.sleep(0.5)
+        for version in (1, 2):  # of the same features too: the ages of their events have changed
+            answer = await engine.rank(Request(user=3, feature_version=version), 5)
+            assert "unknown user" in answer.reason and answer.state_age is None
+        assert engine.metrics()["gauges"]["cached_states"] == 0
 
 
-def test_features_of_another_encoder_are_refused_by_name(world):
-    class Encoded:
-        """An index of a model with an encoder."""
-
-        trained = aif.Trained(world.model, world.params, SimpleNamespace(version="ab12", schema=world.model.config.schema))
-        encoding, version = "ab12", trained.version
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-    async def test():
-        async with world.engine(index=Encoded()) as engine:
-            compiled = dict(world.programs.compiles)
-            for encoding, reason in (("ab12", None), ("", None), ("cd34", "UserFeatures: expected the encoding ab12, got cd")):
-                encoded = dataclasses.replace(world.user(3), encoding=encoding)
-                engine.features = lambda name, encoded=encoded: encoded
-                answer = await engine.rank(3, 5)
-                assert reason in answer.reason if reason else not answer.degraded
-            assert dict(world.programs.compiles) == compiled  # the name of an encoding is no shape
-
-    run(test())
+async def test_features_of_another_encoder_are_refused_by_name(world):
+    trained = aif.Trained(world.model, world.params, SimpleNamespace(version="ab12", schema=world.model.config.schema))
+    index = WatchedIndex(world.index, trained=trained, encoding="ab12", version=trained.version)
+    async with world.engine(index=index) as engine:
+        compiled = dict(world.programs.compiles)
+        for encoding, reason in (("ab12", None), ("", None), ("cd34", "UserFeatures: expected the encoding ab12, got cd")):
+            encoded = dataclasses.replace(world.user(3), encoding=encoding)
+            engine.features = lambda name, encoded=encoded: encoded
+            answer = await engine.rank(3, 5)
+            assert reason in answer.reason if reason else not answer.degraded
+        assert dict(world.programs.compiles) == compiled  # the name of an encoding is no shape
 
 
 def expect_fallback(world, answer):
@@ -647,276 +544,221 @@ def expect_fallback(world, answer):
     np.testing.assert_array_equal(answer.ids, world.ids[best])
 
 
-def test_failing_and_wrong_features_degrade_that_request_alone(world):
+async def test_failing_and_wrong_features_degrade_that_request_alone(world):
     wrong = dataclasses.replace(world.user(4), floats=np.zeros(1, np.float32))
-
-    async def test():
-        async with world.engine() as engine:
-            engine.feature_error = OSError("feature store is away")
-            answer = await engine.rank(3, 5)
-            assert answer.degraded and "feature store is away" in answer.reason
-            expect_fallback(world, answer)
-            engine.feature_error = None
-            engine.features = lambda name: wrong if name == 4 else world.user(name)
-            answers = await asyncio.gather(engine.rank(3, 5), engine.rank(4, 5))
-            expect(world, answers[0], 3, world.ids[:40], 5)
-            assert "UserFeatures.floats: expected shape" in answers[1].reason
-
-    run(test())
+    async with world.engine() as engine:
+        engine.feature_error = OSError("feature store is away")
+        answer = await engine.rank(3, 5)
+        assert answer.degraded and "feature store is away" in answer.reason
+        expect_fallback(world, answer)
+        engine.feature_error = None
+        engine.features = lambda name: wrong if name == 4 else world.user(name)
+        answers = await asyncio.gather(engine.rank(3, 5), engine.rank(4, 5))
+        expect(world, answers[0], 3, world.ids[:40], 5)
+        assert "UserFeatures.floats: expected shape" in answers[1].reason
 
 
-def test_without_fallback_the_error_is_raised(world):
-    async def test():
-        async with world.engine(fallback=False) as engine:
-            engine.feature_error = OSError("away")
-            with pytest.raises(OSError, match="away"):
-                await engine.rank(3, 5)
-            engine.feature_error, engine.feature_delay = None, 5.0
-            for late in (engine.rank(3, 5, budget=0.05), engine.score(3, world.ids[:9], budget=0.05)):
-                with pytest.raises(DeadlineExceeded, match="^user side"):
-                    await late
-
-    run(test())
+async def test_without_fallback_the_error_is_raised(world):
+    async with world.engine(fallback=False) as engine:
+        engine.feature_error = OSError("away")
+        with pytest.raises(OSError, match="away"):
+            await engine.rank(3, 5)
+        engine.feature_error, engine.feature_delay = None, 5.0
+        for late in (engine.rank(3, 5, budget=0.05), engine.score(3, world.ids[:9], budget=0.05)):
+            with pytest.raises(DeadlineExceeded, match="^user side"):
+                await late
 
 
-def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(world):
-    async def test():
-        async with world.engine() as engine:
-            engine.retrieval_error = KeyError("shard 3")
-            with pytest.raises(KeyError, match="shard 3"):
-                await engine.rank(3, 5)
-            engine.retrieval_error = TimeoutError("of its own")
-            with pytest.raises(TimeoutError, match="of its own"):
-                await engine.rank(3, 5, budget=1.0)
-            engine.retrieval_error, engine.retrieval_delay = None, 10.0
-            start = time.perf_counter()
-            with pytest.raises(DeadlineExceeded, match="retrieval"):
-                await engine.rank(3, 5, budget=0.05)
-            assert time.perf_counter() - start < 1.0  # retrieval would take ten
-            await asyncio.sleep(0)
-            assert engine.ended[-1] == "retrieval"
-            assert engine.metrics()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
-
-    run(test())
+async def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(world):
+    async with world.engine() as engine:
+        engine.retrieval_error = KeyError("shard 3")
+        with pytest.raises(KeyError, match="shard 3"):
+            await engine.rank(3, 5)
+        engine.retrieval_error = TimeoutError("of its own")
+        with pytest.raises(TimeoutError, match="of its own"):
+            await engine.rank(3, 5, budget=1.0)
+        engine.retrieval_error, engine.retrieval_delay = None, 10.0
+        start = time.perf_counter()
+        with pytest.raises(DeadlineExceeded, match="retrieval"):
+            await engine.rank(3, 5, budget=0.05)
+        assert time.perf_counter() - start < 1.0  # retrieval would take ten
+        await asyncio.sleep(0)
+        assert engine.ended[-1] == "retrieval"
+        assert engine.metrics()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
 
 
 # cancellation, overload, isolation, shutdown
 
 
-def test_cancelling_a_request_frees_what_it_held(world):
-    async def test():
-        async with world.engine() as engine:
-            engine.feature_delay = engine.retrieval_delay = 10.0
-            request = Request(user=3, feature_version=1)
-            task, other = (asyncio.create_task(engine.rank(request, 5)) for _ in range(2))
-            await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            assert engine.ended == ["retrieval"]  # the other one still waits for the same user
-            other.cancel()
-            await asyncio.gather(other, return_exceptions=True)
-            await asyncio.sleep(0)
-            assert engine.ended == ["retrieval", "retrieval", "features"]
-            metrics = engine.metrics()
-            assert metrics["gauges"]["pending"] == metrics["gauges"]["user_sides_running"] == 0
-            assert metrics["counters"]["cancelled"] == 2
-            engine.feature_delay = engine.retrieval_delay = 0.0
-            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-
-    run(test())
+async def test_cancelling_a_request_frees_what_it_held(world):
+    async with world.engine() as engine:
+        engine.feature_delay = engine.retrieval_delay = 10.0
+        request = Request(user=3, feature_version=1)
+        task, other = (asyncio.create_task(engine.rank(request, 5)) for _ in range(2))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert engine.ended == ["retrieval"]  # the other one still waits for the same user
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert engine.ended == ["retrieval", "retrieval", "features"]
+        metrics = engine.metrics()
+        assert metrics["gauges"]["pending"] == metrics["gauges"]["user_sides_running"] == 0
+        assert metrics["counters"]["cancelled"] == 2
+        engine.feature_delay = engine.retrieval_delay = 0.0
+        expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
 
 
-def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once(world):
-    class Slow:
-        """An index whose look-ups take a twentieth of a second."""
-
-        def __getattr__(self, name):
-            return getattr(world.index, name)
-
-        def __len__(self):
-            return len(world.index)
-
-        def lookup(self, ids):
-            time.sleep(0.05)
-            return world.index.lookup(ids)
-
-    async def test():
-        async with world.engine(score_threads=1, buckets=(64,), index=Slow()) as engine:
-            for name in range(30):  # the engine learns what a request takes
-                await engine.rank(name, 5)
-            many = [engine.rank(name, 5, budget=0.5) for name in range(40)]
-            answers = await asyncio.gather(*many, return_exceptions=True)
-            refused = [answer for answer in answers if isinstance(answer, Overloaded)]
-            assert 25 <= len(refused) < 40 and "too much for an answer within 0.5 s" in str(refused[0])
-            assert engine.metrics()["counters"]["refused"] == len(refused)
-            patient = await asyncio.gather(*[engine.rank(name, 5) for name in range(20)])  # without a budget all are answered
-            assert len(patient) == 20
-
-    run(test())
+async def test_a_request_that_could_not_be_answered_in_time_is_refused_at_once(world):
+    index = WatchedIndex(world.index, lambda ids: time.sleep(0.05))
+    async with world.engine(score_threads=1, buckets=(64,), index=index) as engine:
+        for name in range(30):  # the engine learns what a request takes
+            await engine.rank(name, 5)
+        many = [engine.rank(name, 5, budget=0.5) for name in range(40)]
+        answers = await asyncio.gather(*many, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+        assert 25 <= len(refused) < 40 and "too much for an answer within 0.5 s" in str(refused[0])
+        assert engine.metrics()["counters"]["refused"] == len(refused)
+        patient = await asyncio.gather(*[engine.rank(name, 5) for name in range(20)])  # without a budget all are answered
+        assert len(patient) == 20
 
 
-def test_more_requests_than_max_pending_are_refused_at_once(world):
-    async def test():
-        async with world.engine(max_pending=2) as engine:
-            engine.retrieval_delay = 0.1
-            running = [asyncio.create_task(engine.rank(name, 5)) for name in (1, 2)]
-            await asyncio.sleep(0)
-            start = time.perf_counter()
-            with pytest.raises(Overloaded, match="2 requests"):
-                await engine.rank(3, 5)
-            assert time.perf_counter() - start < 0.05  # the ones under way take longer than that
-            for name, answer in zip((1, 2), await asyncio.gather(*running), strict=True):
-                expect(world, answer, name, world.ids[:40], 5)
-            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-            assert engine.metrics()["counters"]["refused"] == 1
-
-    run(test())
-
-
-def test_shutdown_drains_and_refuses_what_is_new(world):
-    async def test():
-        engine = world.engine()
-        with pytest.raises(EngineClosed):
+async def test_more_requests_than_max_pending_are_refused_at_once(world):
+    async with world.engine(max_pending=2) as engine:
+        engine.retrieval_delay = 0.1
+        running = [asyncio.create_task(engine.rank(name, 5)) for name in (1, 2)]
+        await asyncio.sleep(0)
+        start = time.perf_counter()
+        with pytest.raises(Overloaded, match="2 requests"):
             await engine.rank(3, 5)
-        async with engine:
-            engine.retrieval_delay = 0.05
-            running = asyncio.create_task(engine.rank(3, 5))
-            await asyncio.sleep(0)
-            closing = asyncio.create_task(engine.close())
-            await asyncio.sleep(0)
-            with pytest.raises(EngineClosed):
-                await engine.rank(4, 5)
-            await closing
-            expect(world, await running, 3, world.ids[:40], 5)
-        with pytest.raises(EngineClosed, match="starts once"):
-            await engine.__aenter__()
-
-    run(test())
+        assert time.perf_counter() - start < 0.05  # the ones under way take longer than that
+        for name, answer in zip((1, 2), await asyncio.gather(*running), strict=True):
+            expect(world, answer, name, world.ids[:40], 5)
+        expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
+        assert engine.metrics()["counters"]["refused"] == 1
 
 
-def test_shutdown_cancels_what_does_not_drain(world):
-    async def test():
-        async with world.engine(drain_timeout=0.05) as engine:
-            engine.retrieval_delay = 30.0
-            running = asyncio.create_task(engine.rank(3, 5))
-            await asyncio.sleep(0.01)
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-    run(test())
-
-
-def test_wrong_questions_get_plain_answers(world):
-    async def test():
-        async with world.engine() as engine:
-            for k in (0, 9, 2.5, None):
-                with pytest.raises(ValueError, match="expected 1 to max_k=8"):
-                    await engine.rank(3, k)
-            for budget in (0, -1, np.nan, np.inf, "1"):
-                with pytest.raises(ValueError, match="budget: expected None or more than 0 seconds"):
-                    await engine.rank(3, 5, budget=budget)
-            for ids, message in (
-                (np.array([1.5]), "candidates: expected integers or strings.* got dtype float64"),
-                ([1000, "1000"], "candidates: .* got str after int at position 1"),
-                (np.array([1000, None]), "candidates: .* got NoneType after int at position 1"),
-                (np.array([1000, 2**63], object), "candidates: expected integers .* got 9223372036854775808"),
-                (np.array([1000, 2**63], np.uint64), "candidates: expected integers .*2.63"),
-                (["a", "b"], "expected integers"),  # which the index has
-            ):
-                with pytest.raises(TypeError, match=message):
-                    await engine.rank(Request(user=3, context=ids), 3)
-            for ids, message in (
-                (np.zeros((2, 2), np.int64), r"expected item ids \[C\], .* got shape \[2, 2\]"),
-                ({1000}, r"expected item ids \[C\], .* got set"),
-                (Candidates(world.ids[:3], np.ones(2)), "one bid for each of 3"),
-                (Candidates(world.ids[:1], np.array([np.nan])), "finite bids"),
-                (Candidates(world.ids[:1], np.array([-1.0])), "finite bids"),
-            ):
-                with pytest.raises(ValueError, match=message):
-                    await engine.rank(Request(user=3, context=ids), 3)
-            with pytest.raises(ValueError, match=r"Request.order: expected one of \['logit', 'bid'\], got 'price'"):
-                await engine.rank(Request(user=3, order="price"), 3)
-        with pytest.raises(ValueError, match="Request.order"):
-            Request(user=1, order=7)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="Request.budget"):
-            Request(user=1, budget=0.0)
-        with pytest.raises(TypeError, match="Request.user: expected something hashable"):
-            Request(user=[1])  # type: ignore[arg-type]
-
-    run(test())
+async def test_shutdown_drains_and_refuses_what_is_new(world):
+    engine = world.engine()
+    with pytest.raises(EngineClosed):
+        await engine.rank(3, 5)
+    async with engine:
+        engine.retrieval_delay = 0.05
+        running = asyncio.create_task(engine.rank(3, 5))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(engine.close())
+        await asyncio.sleep(0)
+        with pytest.raises(EngineClosed):
+            await engine.rank(4, 5)
+        await closing
+        expect(world, await running, 3, world.ids[:40], 5)
+    with pytest.raises(EngineClosed, match="starts once"):
+        await engine.__aenter__()
 
 
-def test_an_index_of_other_params_is_refused(world):
+async def test_shutdown_cancels_what_does_not_drain(world):
+    async with world.engine(drain_timeout=0.05) as engine:
+        engine.retrieval_delay = 30.0
+        running = asyncio.create_task(engine.rank(3, 5))
+        await asyncio.sleep(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_wrong_questions_get_plain_answers(world):
+    async with world.engine() as engine:
+        for k in (0, 9, 2.5, None):
+            with pytest.raises(ValueError, match="expected 1 to max_k=8"):
+                await engine.rank(3, k)
+        for budget in (0, -1, np.nan, np.inf, "1"):
+            with pytest.raises(ValueError, match="budget: expected None or more than 0 seconds"):
+                await engine.rank(3, 5, budget=budget)
+        for ids, message in (
+            (np.array([1.5]), "candidates: expected integers or strings.* got dtype float64"),
+            ([1000, "1000"], "candidates: .* got str after int at position 1"),
+            (np.array([1000, None]), "candidates: .* got NoneType after int at position 1"),
+            (np.array([1000, 2**63], object), "candidates: expected integers .* got 9223372036854775808"),
+            (np.array([1000, 2**63], np.uint64), "candidates: expected integers .*2.63"),
+            (["a", "b"], "expected integers"),  # which the index has
+        ):
+            with pytest.raises(TypeError, match=message):
+                await engine.rank(Request(user=3, context=ids), 3)
+        for ids, message in (
+            (np.zeros((2, 2), np.int64), r"expected item ids \[C\], .* got shape \[2, 2\]"),
+            ({1000}, r"expected item ids \[C\], .* got set"),
+            (Candidates(world.ids[:3], np.ones(2)), "one bid for each of 3"),
+            (Candidates(world.ids[:1], np.array([np.nan])), "finite bids"),
+            (Candidates(world.ids[:1], np.array([-1.0])), "finite bids"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                await engine.rank(Request(user=3, context=ids), 3)
+        with pytest.raises(ValueError, match=r"Request.order: expected one of \['logit', 'bid'\], got 'price'"):
+            await engine.rank(Request(user=3, order="price"), 3)
+    with pytest.raises(ValueError, match="Request.order"):
+        Request(user=1, order=7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Request.budget"):
+        Request(user=1, budget=0.0)
+    with pytest.raises(TypeError, match="Request.user: expected something hashable"):
+        Request(user=[1])  # type: ignore[arg-type]
+
+
+async def test_an_index_of_other_params_is_refused(world):
     other = world.other_params(1)
-
-    async def test():
+    with pytest.raises(VersionMismatch):
+        async with AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
+            pass
+    async with world.engine() as engine:
         with pytest.raises(VersionMismatch):
-            async with AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
-                pass
-        async with world.engine() as engine:
-            with pytest.raises(VersionMismatch):
-                await engine.publish(aif.Trained(engine.model, other), world.index)
-            with pytest.raises(VersionMismatch):
-                await engine.update_index(world.index_of(other))
-            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-
-    run(test())
+            await engine.publish(aif.Trained(engine.model, other), world.index)
+        with pytest.raises(VersionMismatch):
+            await engine.update_index(world.index_of(other))
+        expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
 
 
-def test_index_updates_are_seen_by_new_requests(world):
-    async def test():
-        async with world.engine() as engine:
-            await engine.update_index(world.index.delete(world.ids[:1]))
-            answer = await engine.rank(3, 5)
-            assert answer.unknown == 1 and world.ids[0] not in answer.ids
-            await engine.update_index(world.index)
-            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-
-    run(test())
+async def test_index_updates_are_seen_by_new_requests(world):
+    async with world.engine() as engine:
+        await engine.update_index(world.index.delete(world.ids[:1]))
+        answer = await engine.rank(3, 5)
+        assert answer.unknown == 1 and world.ids[0] not in answer.ids
+        await engine.update_index(world.index)
+        expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
 
 
 # scores that are not finite
 
 
-def test_a_model_with_non_finite_parameters_or_scores_never_serves(world):
+async def test_a_model_with_non_finite_parameters_or_scores_never_serves(world):
     broken = jax.tree.map(np.array, world.other_params(1))
     broken["user"]["tower"]["layer_0"]["bias"][3] = np.nan
     overflowing = jax.tree.map(np.array, world.other_params(1))
     for layer in overflowing["head"]["rest"].values():
         layer["kernel"] *= np.float32(1e30)
-
-    async def test():
-        async with world.engine() as engine:
-            with pytest.raises(ValueError, match=r"params user/tower/layer_0/bias: expected finite values, got nan"):
-                await engine.publish(aif.Trained(engine.model, broken), world.index_of(broken))
-            with pytest.raises(NonFiniteScores, match="scores of .* user.* are NaN or infinite"):
-                await engine.publish(aif.Trained(engine.model, overflowing), world.index_of(overflowing))
-            answer = await engine.rank(3, 5)
-            expect(world, answer, 3, world.ids[:40], 5)
-            assert answer.version == world.index.version and engine.metrics()["counters"].get("publishes", 0) == 0
-
-    run(test())
+    async with world.engine() as engine:
+        with pytest.raises(ValueError, match=r"params user/tower/layer_0/bias: expected finite values, got nan"):
+            await engine.publish(aif.Trained(engine.model, broken), world.index_of(broken))
+        with pytest.raises(NonFiniteScores, match="scores of .* user.* are NaN or infinite"):
+            await engine.publish(aif.Trained(engine.model, overflowing), world.index_of(overflowing))
+        answer = await engine.rank(3, 5)
+        expect(world, answer, 3, world.ids[:40], 5)
+        assert answer.version == world.index.version and engine.metrics()["counters"].get("publishes", 0) == 0
 
 
-def test_items_without_a_finite_score_are_counted_and_left_out(world):
+async def test_items_without_a_finite_score_are_counted_and_left_out(world):
     huge = world.take(np.arange(3))
     huge = dataclasses.replace(huge, content=np.full_like(huge.content, 3e38))
-
-    async def test():
-        async with world.engine() as engine:
-            await engine.update_index(world.index.upsert(world.ids[:3], huge))
-            answer = await engine.rank(3, 5)
-            expect(world, answer, 3, world.ids[3:40], 5)
-            assert (answer.non_finite, answer.unknown) == (3, 0)
-            scores = await engine.score(3, world.ids[:6])
-            assert scores.mask.tolist() == [False] * 3 + [True] * 3 and scores.non_finite == 3
-            for nothing_left in (engine.rank(Request(user=3, context=world.ids[:3]), 5), engine.score(3, world.ids[:3])):
-                with pytest.raises(NonFiniteScores, match="all 3 known candidates"):
-                    await nothing_left
-            metrics = engine.metrics()
-            assert metrics["counters"]["non_finite_scores"] == 12 and metrics["failed"] == {"NonFiniteScores": 2}
-
-    run(test())
+    async with world.engine() as engine:
+        await engine.update_index(world.index.upsert(world.ids[:3], huge))
+        answer = await engine.rank(3, 5)
+        expect(world, answer, 3, world.ids[3:40], 5)
+        assert (answer.non_finite, answer.unknown) == (3, 0)
+        scores = await engine.score(3, world.ids[:6])
+        assert scores.mask.tolist() == [False] * 3 + [True] * 3 and scores.non_finite == 3
+        for nothing_left in (engine.rank(Request(user=3, context=world.ids[:3]), 5), engine.score(3, world.ids[:3])):
+            with pytest.raises(NonFiniteScores, match="all 3 known candidates"):
+                await nothing_left
+        metrics = engine.metrics()
+        assert metrics["counters"]["non_finite_scores"] == 12 and metrics["failed"] == {"NonFiniteScores": 2}
 
 
 def test_a_batch_gives_the_same_one_by_one_and_together(world):

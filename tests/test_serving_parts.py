@@ -202,38 +202,35 @@ def test_the_bytes_of_a_cache_are_those_of_the_process(arrays):
 # single-flight
 
 
-def test_computations_are_shared_cancelled_and_detached():
-    async def test():
-        started, ended = [], []
+async def test_computations_are_shared_cancelled_and_detached():
+    started, ended = [], []
 
-        async def work(name):
-            started.append(name)
-            try:
-                await asyncio.sleep(0.01)
-            except asyncio.CancelledError:
-                ended.append(name)
-                raise
-            return name
+    async def work(name):
+        started.append(name)
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            ended.append(name)
+            raise
+        return name
 
-        running = SingleFlight(detached_limit=1)
-        first = running.join("a", lambda: work("a"))
-        second = running.join("a", lambda: work("a"))
-        assert first is second and "a" in running and "b" not in running
-        await asyncio.sleep(0)
-        running.leave(first, keep=False)
-        assert await second.task == "a" and started == ["a"]
-        running.leave(second, keep=False)
-        kept = running.join("b", lambda: work("b"))
-        over = running.join("c", lambda: work("c"))
-        await asyncio.sleep(0)
-        running.leave(kept, keep=True)
-        running.leave(over, keep=True)  # one more than may run on without a waiter
-        assert "c" not in running and running.join("c", lambda: work("c again")) is not over
-        await running.close()
-        assert sorted(ended) == ["b", "c"]  # "c again" was cancelled before it began
-        assert len(running) == 0
-
-    asyncio.run(test())
+    running = SingleFlight(detached_limit=1)
+    first = running.join("a", lambda: work("a"))
+    second = running.join("a", lambda: work("a"))
+    assert first is second and "a" in running and "b" not in running
+    await asyncio.sleep(0)
+    running.leave(first, keep=False)
+    assert await second.task == "a" and started == ["a"]
+    running.leave(second, keep=False)
+    kept = running.join("b", lambda: work("b"))
+    over = running.join("c", lambda: work("c"))
+    await asyncio.sleep(0)
+    running.leave(kept, keep=True)
+    running.leave(over, keep=True)  # one more than may run on without a waiter
+    assert "c" not in running and running.join("c", lambda: work("c again")) is not over
+    await running.close()
+    assert sorted(ended) == ["b", "c"]  # "c again" was cancelled before it began
+    assert len(running) == 0
 
 
 # what an operator sees

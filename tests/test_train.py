@@ -17,6 +17,7 @@ from aif_jax.data.split import eligible, split_by_time
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.demo import same
 from tests.test_sparse import SMALL, batch_of
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -57,10 +58,6 @@ def trainer(model, params):
 
 def copy(state):
     return jax.tree.map(jnp.array, state)
-
-
-def same(a, b):
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
 def test_training_lowers_the_loss_and_leaves_fitted_parameters(feed, trainer):

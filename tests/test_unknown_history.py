@@ -81,7 +81,7 @@ def test_the_mark_stays_with_the_state_and_the_events_count_once():
     assert metrics["counters"]["history_events"] == 19 and metrics["counters"]["cache_hits"] == 2
 
 
-def test_the_mark_goes_to_the_other_replicas():
+async def test_the_mark_goes_to_the_other_replicas():
     kept = {}
 
     class Store:
@@ -91,18 +91,15 @@ def test_the_mark_goes_to_the_other_replicas():
         async def put(self, key, state):
             kept[key] = state
 
-    async def test():
-        request, found = Request(user=3, feature_version=1), []
-        for _ in range(2):
-            async with shared().engine() as engine:
-                engine._users._store = Store()
-                engine.features = lambda name: user(19, items=15)
-                found.append(await engine.rank(request, 5))
-                for task in tuple(engine._users._putting):
-                    await task
-        assert "shared" in found[1].stages and found[1].degraded and found[1].reason == found[0].reason
-
-    run(test())
+    request, found = Request(user=3, feature_version=1), []
+    for _ in range(2):
+        async with shared().engine() as engine:
+            engine._users._store = Store()
+            engine.features = lambda name: user(19, items=15)
+            found.append(await engine.rank(request, 5))
+            for task in tuple(engine._users._putting):
+                await task
+    assert "shared" in found[1].stages and found[1].degraded and found[1].reason == found[0].reason
 
 
 def test_candidates_are_counted_like_events():

@@ -47,51 +47,45 @@ def run(coroutine):
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
-def test_rows_and_histories_get_the_same_answers(storage):
+async def test_rows_and_histories_get_the_same_answers(storage):
     table = table_of(PARAMS, storage)
     since = raw(ARRIVAL[:0])
 
     def features(request: Request):
         return table.features(request.user, now=NOW, events=since) if request.context == "row" else whole(request)
 
-    async def test():
-        config = ServingConfig(**SIZES, user_storage=storage, batch_size=2)
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-        ) as engine:
-            compiled = dict(engine.metrics()["counters"])
-            for user in range(1, 6):
-                asked = (Request(user=user, context=how) for how in ("row", "history"))
-                row, history = await asyncio.gather(*(engine.score(request, CANDIDATES) for request in asked))
-                assert not row.degraded and not history.degraded, (row.reason, history.reason)
-                tolerance = 1e-4 if storage == "float32" else 0.05
-                np.testing.assert_allclose(row.logits, history.logits, atol=tolerance)
-            assert {k: v for k, v in engine.metrics()["counters"].items() if k.startswith("compiled")} == {
-                k: v for k, v in compiled.items() if k.startswith("compiled")
-            }
-
-    run(test())
+    config = ServingConfig(**SIZES, user_storage=storage, batch_size=2)
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+    ) as engine:
+        compiled = dict(engine.metrics()["counters"])
+        for user in range(1, 6):
+            asked = (Request(user=user, context=how) for how in ("row", "history"))
+            row, history = await asyncio.gather(*(engine.score(request, CANDIDATES) for request in asked))
+            assert not row.degraded and not history.degraded, (row.reason, history.reason)
+            tolerance = 1e-4 if storage == "float32" else 0.05
+            np.testing.assert_allclose(row.logits, history.logits, atol=tolerance)
+        assert {k: v for k, v in engine.metrics()["counters"].items() if k.startswith("compiled")} == {
+            k: v for k, v in compiled.items() if k.startswith("compiled")
+        }
 
 
-def test_events_since_the_row_count():
+async def test_events_since_the_row_count():
     table, mine = table_of(PARAMS, users=[n for n in range(1, 15) if n != 3]), ARRIVAL[DATA.log.user[ARRIVAL] == 3]
     table.update(raw(mine[:-5]))
 
     def features(request: Request):
         return table.features(3, now=NOW, events=raw(mine[-5:])) if request.context == "row" else whole(request)
 
-    async def test():
-        config = ServingConfig(**SIZES, user_storage="float32")
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-        ) as engine:
-            answers = [await engine.score(Request(user=3, context=how), CANDIDATES) for how in ("row", "history")]
-            np.testing.assert_allclose(answers[0].logits, answers[1].logits, atol=1e-4)
-
-    run(test())
+    config = ServingConfig(**SIZES, user_storage="float32")
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+    ) as engine:
+        answers = [await engine.score(Request(user=3, context=how), CANDIDATES) for how in ("row", "history")]
+        np.testing.assert_allclose(answers[0].logits, answers[1].logits, atol=1e-4)
 
 
-def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_there():
+async def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_there():
     """While rows of the new version are built: its own where a user has one, else the whole history; none of the old one."""
     old, new = table_of(PARAMS), table_of(NEWER, users=[1, 2])
     tables = {table.version: table for table in (old, new)}
@@ -102,37 +96,30 @@ def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_there():
         used.append((request.version, request.user in table))
         return table.features(request.user, now=NOW) if request.user in table else whole(request)
 
-    async def test():
-        config = ServingConfig(**SIZES, user_storage="float32")
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-        ) as engine:
-            before = [await engine.score(user, CANDIDATES) for user in (1, 5)]
-            await engine.publish(aif.Trained(MODEL, NEWER, ENCODER), index_of(NEWER))
-            after = [await engine.score(user, CANDIDATES) for user in (1, 5)]
-        assert used == [(old.version, True), (old.version, True), (new.version, True), (new.version, False)]
-        joint, items = jax.jit(MODEL.joint), DATA.catalogue.features(np.arange(1, 41))
-        for params, answers in ((PARAMS, before), (NEWER, after)):
-            for user, answer in zip((1, 5), answers, strict=True):
-                expected = joint(params, dataclasses.replace(whole(Request(user=user)), encoding=""), items)
-                np.testing.assert_allclose(answer.logits, expected, atol=1e-4)
-
-    run(test())
+    config = ServingConfig(**SIZES, user_storage="float32")
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+    ) as engine:
+        before = [await engine.score(user, CANDIDATES) for user in (1, 5)]
+        await engine.publish(aif.Trained(MODEL, NEWER, ENCODER), index_of(NEWER))
+        after = [await engine.score(user, CANDIDATES) for user in (1, 5)]
+    assert used == [(old.version, True), (old.version, True), (new.version, True), (new.version, False)]
+    joint, items = jax.jit(MODEL.joint), DATA.catalogue.features(np.arange(1, 41))
+    for params, answers in ((PARAMS, before), (NEWER, after)):
+        for user, answer in zip((1, 5), answers, strict=True):
+            expected = joint(params, dataclasses.replace(whole(Request(user=user)), encoding=""), items)
+            np.testing.assert_allclose(answer.logits, expected, atol=1e-4)
 
 
-def test_a_row_of_another_model_is_refused():
+async def test_a_row_of_another_model_is_refused():
     table = table_of(NEWER, users=[1])
-
-    async def test():
-        config = ServingConfig(**SIZES, user_storage="float32", fallback=False)
-        features = lambda request: table.features(1, now=NOW)  # noqa: E731
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-        ) as engine:
-            with pytest.raises(VersionMismatch, match="UserFeatures.history: expected version"):
-                await engine.score(1, CANDIDATES)
-
-    run(test())
+    config = ServingConfig(**SIZES, user_storage="float32", fallback=False)
+    features = lambda request: table.features(1, now=NOW)  # noqa: E731
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+    ) as engine:
+        with pytest.raises(VersionMismatch, match="UserFeatures.history: expected version"):
+            await engine.score(1, CANDIDATES)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +132,7 @@ def test_a_row_of_another_model_is_refused():
         ("places", "float32", "expected one of a history of L=128, a row and 16 events since, got a row and 3 events since"),
     ],
 )
-def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message):
+async def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message):
     table = table_of(PARAMS, made if made in ("int8", "float32") else "float32", users=[1])
 
     def features(request: Request):
@@ -158,15 +145,12 @@ def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, message)
             found = dataclasses.replace(found, history=dataclasses.replace(found.history, memory=table.memory(1)))
         return found
 
-    async def test():
-        config = ServingConfig(**SIZES, user_storage=storage, fallback=False)
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-        ) as engine:
-            with pytest.raises(ValueError, match=message):
-                await engine.score(1, CANDIDATES)
-
-    run(test())
+    config = ServingConfig(**SIZES, user_storage=storage, fallback=False)
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
+    ) as engine:
+        with pytest.raises(ValueError, match=message):
+            await engine.score(1, CANDIDATES)
 
 
 def test_events_after_the_request_are_refused_or_left_out():

@@ -26,20 +26,15 @@ from aif_jax.types import Params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "lazy-loader", "tqdm")
 EXTRAS = {
-    "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
-    "data": ("pyarrow",),
-    "export": ("flatbuffers",),
-    "metrics": ("prometheus-client",),
-    "plots": ("matplotlib",),
-    "tensorboard": ("tensorboardX",),
-    "benchmarks": ("torch", "faiss-cpu"),
-    "remote": ("redis", "hiredis"),
-    "kafka": ("confluent-kafka",),
-    "store": ("fsspec", "s3fs"),
-    "faiss": ("faiss-cpu",),
-    "usearch": ("usearch",),
-    "pgvector": ("asyncpg",),
-}
+    "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",), "plots": ("matplotlib",),
+    "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "prometheus-client", "pyarrow"),
+    "grpc": ("grpcio", "grpcio-health-checking", "grpcio-reflection"), "traces": ("opentelemetry-api",),
+    "remote": ("redis", "hiredis"), "kafka": ("confluent-kafka", "pyarrow"), "store": ("fsspec", "s3fs"),
+    "faiss": ("faiss-cpu",), "usearch": ("usearch",), "pgvector": ("asyncpg",), "ray": ("ray", "pyarrow"),
+    "spark": ("pyspark", "pyarrow"), "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
+    "peers": ("implicit", "scipy", "pyarrow"), "benchmarks": ("torch", "onnxruntime", "onnxscript", "faiss-cpu"),
+}  # fmt: skip
+"""Packages of each extra of pyproject.toml but those for work on the package itself."""
 ENVIRONMENT = ("JAX_PLATFORMS", "XLA_FLAGS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64", "AIF_JAX_DATA")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
 from aif_jax import stream
 from aif_jax.blocks import Block, HeadInputs, ItemView, UserView
+from aif_jax.blocks.block import own
 from aif_jax.types import Params
 from tests import demo
 
@@ -70,6 +72,13 @@ def first_layer(terms: HeadInputs) -> Any:
         shape = np.broadcast_shapes(total.shape, part.shape)
         total = jnp.broadcast_to(total, shape) + jnp.broadcast_to(part, shape)
     return total
+
+
+def head_inputs(block: Block, model: aif.PreRanker, params: Params, features: aif.UserFeatures, items: aif.ItemFeatures) -> Any:
+    """The block's user half, the rows of the items and the block's inputs of the head, computed as the model does."""
+    of_block = own(params, block)
+    half, made = block.user(of_block, view(model.config, params, features)), jax.vmap(model.item, (None, 0))(params, items)
+    return half, made, first_layer(block.score(of_block, state(block, half), made, identity(block, model.config)))
 
 
 def identity(block: Block, config: aif.Config) -> dict[str, Any]:

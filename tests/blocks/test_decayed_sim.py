@@ -1,12 +1,9 @@
 """SIM over a whole life: which values stay, what they count, where late events go."""
 
-import re
-
 import jax
 import numpy as np
 import pytest
 
-import aif_jax as aif
 from aif_jax.blocks import DecayedSim, EventView
 from aif_jax.blocks.decayed_sim import DAY
 from aif_jax.types import Events
@@ -87,17 +84,3 @@ def test_an_interest_that_rests_stays_and_a_new_one_comes_in():
 def test_unknown_items_and_padding_have_no_slot():
     new = Events(item=np.array([0, 3, 4], np.int32), action=np.ones(3, np.int32), time=np.array([5, 6, 0], np.uint32))
     assert sorted(update(BLOCK.empty(MODEL.config), new).value.tolist()) == [0, 0, 0, 3]
-
-
-@pytest.mark.parametrize("half_life", [0.0, -1.0, float("inf")])
-def test_a_wrong_half_life_is_named(half_life):
-    message = f"DecayedSim.half_life: expected a finite number of seconds above 0, got {half_life}"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        DecayedSim(half_life=half_life)
-
-
-def test_a_schema_with_too_many_pairs_is_named():
-    items = (aif.Attribute(name="item", size=2**31), aif.Attribute(name="category", size=9))
-    schema = aif.Schema(item_attributes=items, actions=3)
-    with pytest.raises(ValueError, match=r"schema: expected at most 2\^32 pairs of item and action"):
-        aif.Config(schema=schema, blocks=(DecayedSim(),))

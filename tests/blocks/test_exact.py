@@ -1,7 +1,6 @@
 """What AIF approximates: attention and tiers against the formulas, pair by pair."""
 
 import dataclasses
-import re
 
 import jax
 import numpy as np
@@ -54,15 +53,8 @@ def test_float_tiers_against_loops():
     config, features, items = model.config, demo.user(model.config, events=15), demo.items(5)
     assert block.widths(config) == {"tiers": 3 * 4 * 4}
 
-    @jax.jit
-    def run(params):
-        view = parts.view(config, params, features)
-        rows, history = jax.vmap(model.item, (None, 0))(params, items), block.user({}, view)
-        return history.group, parts.first_layer(
-            block.score({}, parts.state(block, history), rows, parts.identity(block, config))
-        )
-
-    group, inputs = run(params)
+    half, _, inputs = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items))(params)
+    group = half.group
     history, place, content = features.history, np.arange(24), demo.catalogue().content
     np.testing.assert_array_equal(group, history.action + 4 * ((place >= 2).astype(int) + (place >= 6)))
     counts = reference.cosine_histogram(
@@ -90,15 +82,3 @@ def test_an_item_newer_than_the_fit_is_compared_by_its_content():
     known, fresh = (rows(params, part).fitted["unit_content"] for part in (items, unknown))
     np.testing.assert_allclose(known, items.content / np.linalg.norm(items.content, axis=1, keepdims=True), rtol=1e-5)
     np.testing.assert_allclose(fresh, known, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tiers": 1}, "CosineTiers.tiers: expected 2 to 64, got 1"),
-        ({"windows": (4, 4)}, "CosineTiers.windows: expected ascending numbers of behaviours, at least 1, got (4, 4)"),
-    ],
-)
-def test_wrong_fields_are_named(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        CosineTiers(**changes)

@@ -288,10 +288,3 @@ def test_the_dot_product_is_that_of_the_read_and_the_item():
         past = history("learned", form, keys, values, mask)
         terms = block.score({"query": QUERY}, parts.state(block, past), parts.rows(block, vector=item), kernels)
         np.testing.assert_allclose(terms.logit, expected / D**0.5, rtol=1e-4, atol=1e-5)
-
-
-def test_wrong_fields_are_named():
-    with pytest.raises(ValueError, match="LinearMemory.width: expected at least 1, got 0"):
-        LinearMemory(width=0)
-    with pytest.raises(ValueError, match="LinearMemory.keys: expected 'linear' or 'softmax', got 'sharp'"):
-        LinearMemory(keys="sharp")  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from aif_jax import layers
 from aif_jax.blocks import LshDin
@@ -15,17 +14,10 @@ def test_head_inputs_are_those_of_the_definition():
     """Signatures from content one product at a time, every candidate compared with every behaviour."""
     block = LshDin(bits=32)
     model, params = demo.build(blocks=(block,))
-    features, items, config = demo.user(model.config, events=15), demo.items(4), model.config
+    features, items = demo.user(model.config, events=15), demo.items(4)
 
-    @jax.jit
-    def run(params):
-        view = parts.view(config, params, features)
-        state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
-        return layers.embed_behaviours(params, config.schema, features.history), parts.first_layer(
-            block.score({}, state, rows, parts.identity(block, config))
-        )
-
-    embedded, inputs = jax.tree.map(np.asarray, run(params))
+    inputs = np.asarray(jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params))
+    embedded = np.asarray(layers.embed_behaviours(params, model.config.schema, features.history))
     fitted, content = params["fitted"]["signatures_32"], demo.catalogue().content
     words = np.array(
         [lsh.pack(row) for row in lsh.sign(content, np.asarray(fitted["projection"]), np.asarray(fitted["offset"]))]
@@ -42,9 +34,3 @@ def test_it_trains_nothing_and_shares_its_table():
     model, params = demo.build(blocks=(block,))
     assert params["blocks"] == {} and set(params["fitted"]) == {"fields", "signatures_64"}
     assert params["fitted"]["signatures_64"]["table"].shape == (50, 2)
-
-
-@pytest.mark.parametrize("bits", [0, 48, 512])
-def test_wrong_bits_are_named(bits):
-    with pytest.raises(ValueError, match=f"signature bits: expected a multiple of 32 from 32 to 256, got {bits}"):
-        LshDin(bits=bits)

@@ -236,9 +236,3 @@ def test_a_schema_without_content_is_refused():
         match=r"Signatures: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out",
     ):
         demo.config(schema=schema, blocks=(blocks.LshDin(),))
-
-
-@pytest.mark.parametrize("bits", [0, 31, 48, 288])
-def test_wrong_bits_are_named(bits):
-    with pytest.raises(ValueError, match=f"signature bits: expected a multiple of 32 from 32 to 256, got {bits}"):
-        blocks.Signatures(bits)

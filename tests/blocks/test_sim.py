@@ -1,7 +1,5 @@
 """SIM pre-cache: which values get a slot, what a slot holds, what a candidate reads."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,11 +204,9 @@ def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
 
     @jax.jit
     def run(params):
-        view = parts.view(config, params, features)
-        rows = jax.vmap(model.item, (None, 0))(params, items)
-        cache, own = block.user({}, view), params["blocks"][block.name]
-        inputs = parts.first_layer(block.score(own, parts.state(block, cache), rows, parts.identity(block, config)))
-        return view.embedded, cache, layers.dense(own["query"], rows.vector), inputs
+        cache, rows, inputs = parts.head_inputs(block, model, params, features, items)
+        query = layers.dense(params["blocks"][block.name]["query"], rows.vector)
+        return parts.view(config, params, features).embedded, cache, query, inputs
 
     embedded, cache, query, inputs = jax.tree.map(np.asarray, run(params))
     history, catalogue = features.history, demo.catalogue()
@@ -226,17 +222,3 @@ def test_a_history_shorter_than_the_slots_fills_no_more_than_it_has():
     value, embedded, age, mask = case(11, length=2)
     cache = fill_cache(value, embedded, age, mask, slots=5, length=3)
     assert cache.entries.shape == (5, 3, D) and cache.value.tolist()[2:] == [-1] * 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"slots": 0}, "Sim.slots: expected at least 1, got 0"),
-        ({"length": 0}, "Sim.length: expected at least 1, got 0"),
-        ({"field": "brand"}, "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'"),
-        ({"field": "tags"}, "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'tags'"),
-    ],
-)
-def test_wrong_fields_are_named(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        demo.config(blocks=(Sim(**changes),))

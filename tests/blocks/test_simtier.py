@@ -1,7 +1,6 @@
 """SimTier: which histogram a behaviour counts in, and the block's inputs from content to the head."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +55,6 @@ def test_head_inputs_are_those_of_the_definition(name):
     model, params = demo.build(blocks=(block,))
     features, items, config = demo.user(model.config, events=19), demo.items(7), model.config
 
-    @jax.jit
-    def run(params):
-        view = parts.view(config, params, features)
-        state, rows = parts.state(block, block.user({}, view)), jax.vmap(model.item, (None, 0))(params, items)
-        return parts.first_layer(block.score({}, state, rows, parts.identity(block, config)))
-
     fitted = {key: np.asarray(value) for key, value in params["fitted"][f"signatures_{block.bits}"].items()}
     words = np.array([lsh.pack(row) for row in lsh.sign(demo.catalogue().content, fitted["projection"], fitted["offset"])])
     history, place = features.history, np.arange(config.long_length)
@@ -72,25 +65,22 @@ def test_head_inputs_are_those_of_the_definition(name):
     mask = history.mask & (place < (block.length or 24))
     counts = reference.histogram(words[items.ids["item"]], words[history.item], group, mask, block.tiers, groups)
     assert counts.sum() == 7 * (block.length or 19)
-    np.testing.assert_allclose(run(params), np.log1p(counts).reshape(7, -1), rtol=1e-6)
+    inputs = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params)
+    np.testing.assert_allclose(inputs, np.log1p(counts).reshape(7, -1), rtol=1e-6)
 
 
 def test_tiers_by_window_are_those_of_the_windows_of_the_history():
     """A history cut into its windows gives, one window after another, what one block with windows gives."""
     block, plain = SimTier(tiers=4, bits=32, windows=(2, 6)), SimTier(tiers=4, bits=32)
     model, params = demo.build(blocks=(block,))
-    config, features, place = model.config, demo.user(model.config), np.arange(24)
+    features, place = demo.user(model.config), np.arange(24)
 
     @jax.jit
     def run(params):
-        rows = jax.vmap(model.item, (None, 0))(params, demo.items(5))
-
         def inputs(block, mask):
             history = dataclasses.replace(features.history, mask=features.history.mask & mask)
-            view = parts.view(config, params, dataclasses.replace(features, history=history))
-            return parts.first_layer(
-                block.score({}, parts.state(block, block.user({}, view)), rows, parts.identity(block, config))
-            )
+            part = dataclasses.replace(features, history=history)
+            return parts.head_inputs(block, model, params, part, demo.items(5))[-1]
 
         windows = [inputs(plain, kept) for kept in (place < 2, (place >= 2) & (place < 6), place >= 6)]
         return inputs(block, place >= 0), windows
@@ -106,20 +96,3 @@ def test_an_exported_function_takes_the_places_that_count():
     assert SimTier(length=config.long_length).least_history(config) == SimTier().least_history(config) == 1
     model, params = demo.build(blocks=(SimTier(tiers=4, bits=32, length=9),))
     assert axis_bounds(model, leaves_by_path(params))["l"] == (9, config.history_length)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tiers": 1}, "SimTier.tiers: expected 2 to 64, got 1"),
-        ({"tiers": 65}, "SimTier.tiers: expected 2 to 64, got 65"),
-        ({"windows": (0,)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (0,)"),
-        ({"windows": (8, 8)}, "SimTier.windows: expected ascending numbers of behaviours, at least 1, got (8, 8)"),
-        ({"length": 0}, "SimTier.length: expected None or at least 1, got 0"),
-        ({"length": 8, "windows": (2, 8)}, "SimTier.length: expected None or at least 9, got 8"),
-        ({"bits": 48}, "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
-    ],
-)
-def test_wrong_fields_are_named(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SimTier(**changes)

@@ -1,7 +1,5 @@
 """SimTier by a codebook: the fitted codes, tiers between them, and the table that candidates read."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,18 +103,17 @@ def test_head_inputs_are_those_of_the_definition(by_action, windows):
     """The model's inputs from raw content: codes of a history by item id, candidates weigh the tables of their two codes."""
     block = SimTierCodes(codes=16, nearest=2, tiers=4, by_action=by_action, windows=windows)
     model, params = demo.build(blocks=(block,))
-    config, features, items = model.config, demo.user(model.config, events=20), demo.items(7)
+    features, items = demo.user(model.config, events=20), demo.items(7)
     fitted = params["fitted"]["simtier_codes"]
 
-    @jax.jit
-    def run(params):
-        view = parts.view(config, params, features)
-        rows, table = jax.vmap(model.item, (None, 0))(params, items), block.user(fitted, view)
-        inputs = parts.first_layer(block.score(fitted, parts.state(block, table), rows, parts.identity(block, config)))
-        return table, rows.blocks[block.name], inputs
-
-    table, row, inputs = jax.tree.map(np.asarray, run(params))
-    history, content, centres = features.history, demo.catalogue().content, np.asarray(fitted["centres"])
+    made = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items))(params)
+    table, rows, inputs = jax.tree.map(np.asarray, made)
+    row, history, content, centres = (
+        rows.blocks[block.name],
+        features.history,
+        demo.catalogue().content,
+        np.asarray(fitted["centres"]),
+    )
     unit = content / np.maximum(np.linalg.norm(content, axis=1, keepdims=True), 1e-12)
     code = np.where(np.arange(50) > 0, (unit @ centres.T).argmax(1), -1)
     group = np.asarray(history.action) * by_action
@@ -147,18 +144,3 @@ def test_what_is_fitted():
     again, other = (block.fit(demo.catalogue().items, demo.config(), seed=seed) for seed in (0, 1))
     assert jax.tree.all(jax.tree.map(np.array_equal, fitted, again))
     assert not np.array_equal(fitted["centres"], other["centres"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"codes": 0}, "SimTierCodes.codes: expected at least 1, got 0"),
-        ({"codes": 4, "nearest": 5}, "SimTierCodes.nearest: expected 1 to codes=4, got 5"),
-        ({"nearest": 0}, "SimTierCodes.nearest: expected 1 to codes=256, got 0"),
-        ({"tiers": 1}, "SimTierCodes.tiers: expected 2 to 64, got 1"),
-        ({"windows": (3, 2)}, "SimTierCodes.windows: expected ascending numbers of behaviours, at least 1, got (3, 2)"),
-    ],
-)
-def test_wrong_fields_are_named(changes, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        SimTierCodes(**changes)

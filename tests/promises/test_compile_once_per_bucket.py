@@ -4,34 +4,30 @@ import numpy as np
 
 from aif_jax import Trained
 from aif_jax.serving import Request
-from tests.serving_world import World, run
+from tests.serving_world import World
 
 
-def test_every_bucket_is_compiled_once():
+async def test_every_bucket_is_compiled_once():
     world = World()
     others = [world.other_params(seed) for seed in (1, 2)]
-
-    async def test():
-        async with world.engine(buckets=(16, 64)) as engine:
-            compiled = world.programs.compiles
-            assert dict(compiled) == {"user": 1, "score": 2}
-            for count in range(0, 150, 7):
-                await engine.rank(Request(user=count, context=world.ids[:count]), 8)
-            changed = np.arange(20)
-            features = world.take(changed)
-            index = world.index
-            for _ in range(3):
-                index = index.upsert(world.ids[changed], features)
-                await engine.update_index(index)
-                await engine.rank(1, 8)
-            for params in others:
-                await engine.publish(Trained(engine.model, params), world.index_of(params))
-                await engine.rank(1, 8)
-            assert dict(compiled) == {"user": 1, "score": 2}
-            grown = world.index_of(others[-1], capacity=1024)
-            await engine.update_index(grown)  # other shapes: compiled beside the traffic, before the swap
-            assert dict(compiled) == {"user": 1, "score": 4}
+    async with world.engine(buckets=(16, 64)) as engine:
+        compiled = world.programs.compiles
+        assert dict(compiled) == {"user": 1, "score": 2}
+        for count in range(0, 150, 7):
+            await engine.rank(Request(user=count, context=world.ids[:count]), 8)
+        changed = np.arange(20)
+        features = world.take(changed)
+        index = world.index
+        for _ in range(3):
+            index = index.upsert(world.ids[changed], features)
+            await engine.update_index(index)
             await engine.rank(1, 8)
-            assert dict(compiled) == {"user": 1, "score": 4}
-
-    run(test())
+        for params in others:
+            await engine.publish(Trained(engine.model, params), world.index_of(params))
+            await engine.rank(1, 8)
+        assert dict(compiled) == {"user": 1, "score": 2}
+        grown = world.index_of(others[-1], capacity=1024)
+        await engine.update_index(grown)  # other shapes: compiled beside the traffic, before the swap
+        assert dict(compiled) == {"user": 1, "score": 4}
+        await engine.rank(1, 8)
+        assert dict(compiled) == {"user": 1, "score": 4}

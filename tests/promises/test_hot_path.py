@@ -9,7 +9,7 @@ import pytest
 
 from aif_jax import Trained
 from aif_jax.serving import Request
-from tests.serving_world import bids_for, run, shared
+from tests.serving_world import bids_for, shared
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def forbidden():
     forbid(False)
 
 
-def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
+async def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
     world = shared()
     other = world.other_params(1)
     its_index = world.index_of(other)
@@ -35,52 +35,45 @@ def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
         yield world.ids[:30]
         yield world.ids[30:99]
 
-    async def test():
-        async with world.engine(batch_size=2, score_threads=1, buckets=(64,)) as engine:
-            forbidden(True)
-            try:
-                with pytest.raises(RuntimeError, match="no_tracing"):
-                    jax.jit(lambda x: x + 1)(np.zeros(3))
-                with pytest.raises(Exception, match="Disallowed|no_tracing"):
-                    await asyncio.to_thread(jnp.asarray, np.ones(3))
-                answers = [await engine.rank(Request(user=3, feature_version=1), 8) for _ in range(2)]
-                answers.append(await engine.rank(Request(user=4, context=bids_for(world.ids[:40]), order="bid"), 8))
-                answers.append(await engine.rank(Request(user=4, context=world.ids[:60], exclude=world.ids[20:40]), 8))
-                answers += await asyncio.gather(*[engine.rank(name, 8) for name in range(5, 10)])
-                answers.append(await engine.rank(Request(user=3, context=batches()), 8))
-                scores = await engine.score(3, world.ids[:99])
-                engine.feature_error = OSError("away")
-                degraded = await engine.rank(11, 8)
-            finally:
-                forbidden(False)
-            assert all(answer.reason is None and answer.mask.all() for answer in answers) and scores.reason is None
-            assert "away" in degraded.reason
-            await engine.publish(Trained(engine.model, other), its_index)
-            engine.feature_error = None
-            forbidden(True)
-            try:
-                assert (await engine.rank(3, 8)).version == its_index.version
-            finally:
-                forbidden(False)
-
-    run(test())
+    async with world.engine(batch_size=2, score_threads=1, buckets=(64,)) as engine:
+        forbidden(True)
+        try:
+            with pytest.raises(RuntimeError, match="no_tracing"):
+                jax.jit(lambda x: x + 1)(np.zeros(3))
+            with pytest.raises(Exception, match="Disallowed|no_tracing"):
+                await asyncio.to_thread(jnp.asarray, np.ones(3))
+            answers = [await engine.rank(Request(user=3, feature_version=1), 8) for _ in range(2)]
+            answers.append(await engine.rank(Request(user=4, context=bids_for(world.ids[:40]), order="bid"), 8))
+            answers.append(await engine.rank(Request(user=4, context=world.ids[:60], exclude=world.ids[20:40]), 8))
+            answers += await asyncio.gather(*[engine.rank(name, 8) for name in range(5, 10)])
+            answers.append(await engine.rank(Request(user=3, context=batches()), 8))
+            scores = await engine.score(3, world.ids[:99])
+            engine.feature_error = OSError("away")
+            degraded = await engine.rank(11, 8)
+        finally:
+            forbidden(False)
+        assert all(answer.reason is None and answer.mask.all() for answer in answers) and scores.reason is None
+        assert "away" in degraded.reason
+        await engine.publish(Trained(engine.model, other), its_index)
+        engine.feature_error = None
+        forbidden(True)
+        try:
+            assert (await engine.rank(3, 8)).version == its_index.version
+        finally:
+            forbidden(False)
 
 
-def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
+async def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
     world = shared()
-
-    async def test():
-        async with world.engine(buckets=(64,)) as engine:
-            await engine.rank(Request(user=3, feature_version=1), 8)
-            before = engine.metrics()["counters"]
-            await engine.rank(Request(user=3, feature_version=1), 8)
-            after = engine.metrics()["counters"]
-            moved = {name: after[name] - before[name] for name in after if name.startswith("transfers_")}
-            assert moved == {
-                "transfers_host_to_device": 1,
-                "transfers_host_to_device_bytes": 64 * 4,  # int32 rows of the bucket
-                "transfers_device_to_host": 1,
-                "transfers_device_to_host_bytes": (3 * 8 + 1) * 4,  # scores, logits, positions of max_k, and a count
-            }
-
-    run(test())
+    async with world.engine(buckets=(64,)) as engine:
+        await engine.rank(Request(user=3, feature_version=1), 8)
+        before = engine.metrics()["counters"]
+        await engine.rank(Request(user=3, feature_version=1), 8)
+        after = engine.metrics()["counters"]
+        moved = {name: after[name] - before[name] for name in after if name.startswith("transfers_")}
+        assert moved == {
+            "transfers_host_to_device": 1,
+            "transfers_host_to_device_bytes": 64 * 4,  # int32 rows of the bucket
+            "transfers_device_to_host": 1,
+            "transfers_device_to_host_bytes": (3 * 8 + 1) * 4,  # scores, logits, positions of max_k, and a count
+        }

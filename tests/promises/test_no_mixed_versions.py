@@ -12,10 +12,10 @@ from aif_jax import Trained, export
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
 from aif_jax.store.version import EncodingMismatch, VersionMismatch, fingerprint
-from tests.serving_world import run, shared
+from tests.serving_world import shared
 
 
-def test_publish_under_load():
+async def test_publish_under_load():
     world = shared()
     models = {world.index.version: world.params}
     published = []
@@ -27,87 +27,81 @@ def test_publish_under_load():
     # `joint` of every version and user, computed apart from any engine
     candidates = world.ids[:40]
     expected = {(name, user): world.logits(user, candidates, params) for name, params in models.items() for user in range(5)}
+    seen = set()
+    async with world.engine(buckets=(64,), max_pending=64) as engine:
 
-    async def test():
-        seen = set()
-        async with world.engine(buckets=(64,), max_pending=64) as engine:
+        async def traffic(user):
+            for at in range(40):
+                answer = await engine.rank(Request(user=user, feature_version=at // 4), 8)
+                logits = expected[answer.version, user]
+                best = np.argsort(-logits, kind="stable")[:8]
+                np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-5, atol=1e-5)
+                assert answer.reason is None
+                seen.add(answer.version)
+                await asyncio.sleep(0.002)
 
-            async def traffic(user):
-                for at in range(40):
-                    answer = await engine.rank(Request(user=user, feature_version=at // 4), 8)
-                    logits = expected[answer.version, user]
-                    best = np.argsort(-logits, kind="stable")[:8]
-                    np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-5, atol=1e-5)
-                    assert answer.reason is None
-                    seen.add(answer.version)
-                    await asyncio.sleep(0.002)
+        async def publishes():
+            for params, index in published:
+                await asyncio.sleep(0.05)
+                await engine.publish(Trained(engine.model, params), index)
 
-            async def publishes():
-                for params, index in published:
-                    await asyncio.sleep(0.05)
-                    await engine.publish(Trained(engine.model, params), index)
-
-            engine.feature_delay, engine.retrieval_delay = 0.004, 0.002
-            await asyncio.gather(publishes(), *[traffic(user) for user in range(5)])
-            assert seen >= {published[-1][1].version} and len(seen) >= 2
-            counters = engine.metrics()["counters"]
-            assert (counters["requests"], counters["answered"], counters["publishes"]) == (200, 200, 3)
-            assert engine.metrics()["failed"] == {}
-
-    run(test())
+        engine.feature_delay, engine.retrieval_delay = 0.004, 0.002
+        await asyncio.gather(publishes(), *[traffic(user) for user in range(5)])
+        assert seen >= {published[-1][1].version} and len(seen) >= 2
+        counters = engine.metrics()["counters"]
+        assert (counters["requests"], counters["answered"], counters["publishes"]) == (200, 200, 3)
+        assert engine.metrics()["failed"] == {}
 
 
-def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes():
+async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes():
     world = shared()
     new = world.other_params(1)
     new_index = world.index_of(new)
+    begun, go = asyncio.Event(), asyncio.Event()
 
-    async def test():
-        async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
-            old_name = world.index.version
-            old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
-            await engine.rank(Request(user=4, feature_version=1), 8)  # a cached state of the old version
-            engine.retrieval_delay = 0.2
-            under_way = asyncio.create_task(engine.rank(3, 8))
-            await asyncio.sleep(0.05)
-            await engine.publish(Trained(engine.model, new), new_index)
-            assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
-            engine.retrieval_delay = 0.0
-            assert (await engine.rank(4, 8)).version == new_index.version
-            gc.collect()
-            assert old_index() is not None and engine.metrics()["gauges"]["versions_in_memory"] == 2
-            answer = await under_way
-            assert answer.version == old_name
-            logits = world.logits(3, world.ids[:40])
-            np.testing.assert_array_equal(answer.ids, world.ids[:40][np.argsort(-logits, kind="stable")[:8]])
-            await asyncio.sleep(0.01)
-            gc.collect()
-            assert engine.metrics()["gauges"]["versions_in_memory"] == 1
-            assert old_index() is None
+    async def late():
+        begun.set()
+        await go.wait()
+        yield world.ids[:40]
 
-    run(test())
+    async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
+        old_name = world.index.version
+        old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
+        await engine.rank(Request(user=4, feature_version=1), 8)  # a cached state of the old version
+        under_way = asyncio.create_task(engine.rank(Request(user=3, context=late()), 8))
+        await asyncio.wait_for(begun.wait(), 60)
+        await engine.publish(Trained(engine.model, new), new_index)
+        assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
+        assert (await engine.rank(4, 8)).version == new_index.version
+        gc.collect()
+        assert old_index() is not None and engine.metrics()["gauges"]["versions_in_memory"] == 2
+        go.set()
+        answer = await under_way
+        assert answer.version == old_name
+        logits = world.logits(3, world.ids[:40])
+        np.testing.assert_array_equal(answer.ids, world.ids[:40][np.argsort(-logits, kind="stable")[:8]])
+        await asyncio.sleep(0.01)
+        gc.collect()
+        assert engine.metrics()["gauges"]["versions_in_memory"] == 1
+        assert old_index() is None
 
 
-def test_states_of_an_old_version_are_not_cached_after_a_publish():
+async def test_states_of_an_old_version_are_not_cached_after_a_publish():
     world = shared()
     new = world.other_params(1)
     new_index = world.index_of(new)
-
-    async def test():
-        async with world.engine(buckets=(64,)) as engine:
-            engine.feature_delay = 0.1
-            under_way = asyncio.create_task(engine.rank(Request(user=3, feature_version=1), 8))
-            await asyncio.sleep(0.02)
-            await engine.publish(Trained(engine.model, new), new_index)
-            await under_way
-            assert engine.metrics()["gauges"]["cached_states"] == 0
-            engine.feature_delay = 0.0
-            answer = await engine.rank(Request(user=3, feature_version=1), 8)
-            assert answer.version == new_index.version
-            logits = world.logits(3, world.ids[:40], new)
-            np.testing.assert_allclose(answer.logits, np.sort(logits)[::-1][:8], rtol=1e-5, atol=1e-5)
-
-    run(test())
+    async with world.engine(buckets=(64,)) as engine:
+        engine.feature_delay = 0.1
+        under_way = asyncio.create_task(engine.rank(Request(user=3, feature_version=1), 8))
+        await asyncio.sleep(0.02)
+        await engine.publish(Trained(engine.model, new), new_index)
+        await under_way
+        assert engine.metrics()["gauges"]["cached_states"] == 0
+        engine.feature_delay = 0.0
+        answer = await engine.rank(Request(user=3, feature_version=1), 8)
+        assert answer.version == new_index.version
+        logits = world.logits(3, world.ids[:40], new)
+        np.testing.assert_allclose(answer.logits, np.sort(logits)[::-1][:8], rtol=1e-5, atol=1e-5)
 
 
 def test_an_index_takes_nothing_of_another_version(tmp_path):
