@@ -148,6 +148,8 @@ def test_page_runs(page, tmp_path, monkeypatch, capsys):
             if not re.search(r"\b[A-Z]{3,}\b|^pip ", command):  # no placeholder such as DIR
                 code, printed = run(*split(command))
                 assert code == 0, f"{command}: exit code {code}\n{printed}"
+        for script in re.findall(r"\((clients/python/\w+\.py)\)", page.read_text(encoding="utf-8")):
+            runpy.run_path(str(page.parent / script))
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
