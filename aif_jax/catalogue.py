@@ -77,9 +77,6 @@ class Catalogue:
           floats: [N - 1, F]; may be left out where the schema has none.
           content: [N - 1, E], or None.
           side: name to floats [N - 1].
-
-        Raises:
-          ValueError, TypeError: as the class.
         """
         raw = np.asarray(raw)
         count = len(raw)
@@ -110,17 +107,11 @@ class Catalogue:
         return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)
 
     def features(self, rows: Any, *, content: bool = True) -> ItemFeatures:
-        """The features of some rows.
+        """The features of some rows, NumPy arrays whose leading axes are those of `rows`.
 
         Args:
           rows: integer rows of any shape, in [0, N).
           content: False leaves the content out, for training a model whose tower does not read it.
-
-        Returns:
-          ItemFeatures of NumPy arrays whose leading axes are those of `rows`.
-
-        Raises:
-          TypeError, ValueError: rows that are not integers in [0, N).
         """
         rows = expect_integers(rows, "rows", size=len(self))
         items = self.items if content else dataclasses.replace(self.items, content=None)

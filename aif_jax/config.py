@@ -34,10 +34,6 @@ class Config:
       objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
         logits [C, 3]. One name, or () for one without a name, gives logits [C].
 
-    Raises:
-      ValueError: names the field, what was expected and what came.
-      TypeError: a block that is none.
-
     Example:
       >>> from aif_jax import Attribute, Schema
       >>> from aif_jax.blocks import Bea, Sim

@@ -115,7 +115,6 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
     """Checks one user, or a batch of users, against the schema; nothing is altered. No event and no user are valid.
 
     Args:
-      schema: what the features should be.
       features: NumPy or JAX arrays (JAX arrays are fetched).
       batched: whether every array has a leading axis B.
       name: name of the features in messages.

@@ -46,6 +46,9 @@ from aif_jax.user_table import UserTable
 class Run:
     """A trained model with everything that it needs in production.
 
+    Methods that take `data` take the data set of the run, or newer data read with its encoder; other data is an
+    EncodingMismatch. What they fit or count is of the events before the validation slice.
+
     Attributes:
       trained: model with the parameters of the best checkpoint on the validation slice, or of the last one with
         `keep_best=False`, and the encoder of the data.
@@ -64,7 +67,6 @@ class Run:
         """The run in a folder that `fit` wrote.
 
         Args:
-          folder: `out` of `fit`.
           model: for one made by `assemble`, whose functions no folder holds; None builds it from the config.
 
         Raises:
@@ -117,16 +119,14 @@ class Run:
         """Figures of a slice that training never saw.
 
         Args:
-          data: data set of the run, or newer data read with its encoder.
           split: which slice; the moments that bound it are those of training.
           k: k of HR@k and NDCG@k.
           requests: at most so many, drawn at random; None evaluates all.
           min_history: earlier events that a user must have; None takes that of training.
           repeats: whether users come back to items, for candidates and the catalogue; None takes that of training.
-          options: others of `evaluate`.
+          options: others of `train.evaluate`.
 
         Raises:
-          EncodingMismatch: data that another encoder made.
           ValueError: no sample in the slice.
         """
         check_encoding("data", expected=self.trained.encoding, got=data.encoding)
@@ -139,11 +139,10 @@ class Run:
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 
     def edit(self, data: Dataset, *changes: Edit) -> Run:
-        """The run with an edited model, see `train.edits`; it is in memory until `save` writes it.
+        """The run with a model that functions `(Trained, Dataset) -> Trained` of `train.edits` change, one after the other.
 
-        Args:
-          data: data set of the run.
-          changes: functions `(Trained, Dataset) -> Trained`, applied one after the other.
+        What they add is part of params, config and version, and so of the index, the engine and an export. A calibration of the
+        run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
         """
         return dataclasses.replace(self, trained=edits.chain(*changes)(self.trained, data), metrics={}, folder=None)
 
@@ -152,13 +151,8 @@ class Run:
 
         Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
         That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
-        whole catalogue, the question is how likely the item is. The correction is part of params, config and version, and so of
-        the index, the engine and an export. A task with `logq_correction=True` needs none: it teaches log P. A calibration of
-        the run is left out, since it is of other scores: calibrate the new run.
-
-        Args:
-          data: data set of the run; its events before the validation slice are counted.
-          untrained: see `blocks.popularity_offset`.
+        whole catalogue, the question is how likely the item is. A task with `logq_correction=True` needs no correction: it
+        teaches log P. See `edit`, and `blocks.popularity_offset` for `untrained`.
 
         Raises:
           ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
@@ -173,29 +167,15 @@ class Run:
     def with_svd(self, data: Dataset, **options: Any) -> Run:
         """The same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
 
-        The factors are fitted after training, see `blocks.PureSvd`. They are part of params, config and version, and so of the
-        index, the engine and an export. A calibration of the run is left out, since it is of other scores: calibrate the new
-        run.
-
-        Args:
-          data: data set of the run.
-          options: keyword arguments of `train.fit_pure_svd`: `width`, `length`, `decay`, `deviation`.
-
-        Raises:
-          TypeError, ValueError: as `fit_pure_svd`; data of another encoder.
+        The factors are fitted after training, see `blocks.PureSvd` and `edit`. `options` are `width`, `length`, `decay` and
+        `deviation` of `train.fit_pure_svd`, which also says what is refused.
         """
         return self.edit(data, edits.svd_term(before=self.settings.first_validation, **options))
 
     def with_unseen_items(self, data: Dataset) -> Run:
         """The same model, with items without a training event scored as the unknown item with their own other features.
 
-        For a run with `id_dropout`, whose unknown item is trained. Others keep what initialisation gave to such items.
-
-        Args:
-          data: data set of the run; its events before the validation slice are counted.
-
-        Raises:
-          ValueError: a run without `id_dropout`; data of another encoder.
+        For a run with `id_dropout`, which trains the unknown item; ValueError for another. See `edit`.
         """
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
@@ -210,14 +190,10 @@ class Run:
         run's.
 
         Args:
-          data: data set of the run.
-          form: "logistic" or "isotonic".
-          rate: share of the negatives of production that the candidates hold, see `train.calibrate`.
+          form, rate, options: as for `train.calibrate`.
           requests: at most so many, drawn at random; None takes all.
-          options: others of `train.calibrate`.
 
         Raises:
-          EncodingMismatch: data that another encoder made.
           ValueError: a run without a validation slice, or as `train.calibrate`.
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
@@ -226,10 +202,9 @@ class Run:
         return dataclasses.replace(self, trained=trained, metrics=training.of_ranking(self.metrics))
 
     def save_calibration(self) -> None:
-        """Writes the calibration of these parameters into the run's folder, in place of an earlier one: `Run.load` reads it.
+        """Writes the calibration into the run's folder, in place of an earlier one: `Run.load` reads it.
 
-        Raises:
-          ValueError: a run without a folder or without a calibration.
+        ValueError for a run without a folder or without a calibration.
         """
         expect(self.folder is not None, "save_calibration", "a run with a folder", "one in memory; use save(folder)")
         assert self.folder is not None
@@ -241,22 +216,14 @@ class Run:
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.
 
-        Args:
-          items: path of the items file that training read, or of a newer one; a `Catalogue` of the run's encoder; or raw values
-            by column.
-          options: others of `ItemIndex.build`.
+        `items` is the path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
         """
         return ItemIndex.build(self.trained, items, **options)
 
     def user_table(self, events: Any, **options: Any) -> UserTable:
         """A row of every user, for a model that streams; arguments as for `UserTable.build`.
 
-        Args:
-          events: the data that training read, or newer data read with its encoder; or raw events by column.
-          options: others of `UserTable.build`.
-
-        Raises:
-          ValueError: a run of data without an encoder.
+        `events` is a `Dataset`, or raw events by column; ValueError for a run of data without an encoder.
         """
         return UserTable.build(self.trained, events, **options)
 
@@ -370,9 +337,6 @@ def fit(
       on_bad_batch: what to do with a corrupt record, see `loop`.
       writers: further logs, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
-
-    Returns:
-      `Run`.
 
     Raises:
       EncodingMismatch: a model built on the schema of another encoder's data.

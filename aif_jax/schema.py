@@ -16,13 +16,10 @@ class Attribute:
 
     Attributes:
       name: key in `ids` dicts and of the embedding table.
-      size: rows of the vocabulary, row 0 (unknown or padding) included; ids are in [0, size).
+      size: rows of the vocabulary, at least 2, row 0 (unknown or padding) included; ids are in [0, size).
       length: 1 for a single value (ids of shape []), n > 1 for a bag of up to n values (ids [n], padded with 0).
       table: the attribute whose embedding table this one reads too, such as "item" for a user's last item; None for one that
         is not shared.
-
-    Raises:
-      ValueError: empty name, size < 2 or length < 1.
     """
 
     name: str
@@ -65,9 +62,6 @@ class Schema:
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=100), Attribute(name="category", size=8)))
       >>> schema.behaviour_fields
       ('item', 'category')
-
-    Raises:
-      ValueError: names the field, what was expected and what came.
     """
 
     item_attributes: tuple[Attribute, ...]

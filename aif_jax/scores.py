@@ -176,12 +176,7 @@ class Expression:
 
 
 def parse_expression(text: str, *, objectives: Sequence[str] = (), side: Sequence[str] = ()) -> Expression:
-    """Checks an expression for a model.
-
-    Args:
-      text: the expression.
-      objectives: `Config.objectives`.
-      side: names of side values that there are.
+    """Checks an expression for a model with the objectives of `Config.objectives` and side values of these names.
 
     Raises:
       ValueError: what is no expression, and where; a name that is neither an objective nor a side value; an expression that

@@ -90,10 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures |= speed(options)
     rows = [[name, figures[name], target] for name, target in TARGETS.items() if name in figures]
     print("\n" + common.table(rows, ["figure", "measured", "goal"]))
-    rest = [[name, value] for name, value in figures.items() if name not in TARGETS and isinstance(value, float)]
-    print("\n" + common.table(rest, ["figure", "measured"]))
-    print(f"done in {time.perf_counter() - began:.0f} s")
-    common.write_json(options.json, figures | {"seconds": time.perf_counter() - began})
+    common.report(figures | {"seconds": time.perf_counter() - began}, options.json, hidden=("seeds",))
 
 
 def quality(seed: int, options) -> dict[str, Any]:
@@ -104,7 +101,8 @@ def quality(seed: int, options) -> dict[str, Any]:
         made = synthetic_cascade(world, **sizes, seed=seed)
         figures = consistency(made.dataset, "click", WHOLE, options, seed, made.click)
     else:
-        figures = consistency(recflow(options.recflow, days=options.days), "effective_view", "ranker", options, seed)
+        days = None if options.days == ["all"] else options.days
+        figures = consistency(recflow(options.recflow, days=days), "effective_view", "ranker", options, seed)
     print(f"seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
     figures |= calibrations(world, options, seed)
     print(f"seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.startswith("cal")), flush=True)
@@ -137,29 +135,26 @@ def plot_frontier(figures: dict[str, Any], k: int, path: Path) -> None:
 
 
 def parse(arguments: list[str] | None):
-    """The command line; unset sizes depend on --smoke."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--quality", action="store_true", help="the ranker's choice and calibration alone")
-    parser.add_argument("--speed", action="store_true", help="critical path and group cap alone")
-    parser.add_argument("--recflow", metavar="DIR", type=Path, help="a folder with RecFlow's files")
-    parser.add_argument("--days", nargs="*", help="days of RecFlow to read (default all)")
-    parser.add_argument("--epochs", type=int, help="passes over the requests (default 4; smoke 1)")
-    parser.add_argument("--batch-size", type=int, help="requests a step (default 128; smoke 32)")
-    parser.add_argument("--rounds", type=int, help="timed rounds (default 300; smoke 5)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="worlds and trainings (default 0 1 2; smoke 2)")
-    parser.add_argument("--figures", metavar="DIR", type=Path, default=Path("."), help="where the picture goes (default .)")
-    options = parser.parse_args(arguments)
+    """The command line, and the sizes of worlds and models."""
+    settings = {
+        "quality": (False, None, "the ranker's choice and calibration alone"),
+        "speed": (False, None, "critical path and group cap alone"),
+        "days": (["all"], None, "days of RecFlow to read"),
+        "epochs": (4, 1, "passes over the requests"),
+        "batch_size": (128, 32, "requests a step"),
+        "rounds": (300, 5, "timed rounds"),
+        "seeds": ([0, 1, 2], [2], "worlds and trainings"),
+    }
+    paths = {"recflow": "a folder with RecFlow's files", "figures": "where the pictures go (default .)"}
+    options = common.options(__doc__, arguments, settings, **paths)
+    options.figures = options.figures or Path(".")
     smoke = options.smoke
     options.world = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
     options.world = options.world if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
-    options.seeds = options.seeds or ([2] if smoke else [0, 1, 2])
     options.shown_requests, options.shown, options.passes = (150, 20, 4) if smoke else (20_000, 128, 1)
     options.history = 8 if smoke else options.world["events_per_user"]
     options.requests, options.candidates, options.ranked = (160, 60, 20) if smoke else (6000, 400, 150)
-    options.epochs = options.epochs or (1 if smoke else 4)
-    options.rounds = options.rounds or (5 if smoke else 300)
     options.k = 10 if smoke else 100
-    options.batch_size = options.batch_size or (32 if smoke else 128)
     tiny = dict(width=8, towers=(16,), head=(16, 8), short_length=8, long_length=8, sequence=False, blocks=(DotProduct(),))
     options.model = tiny if smoke else dict(long_length=128)
     return options

@@ -98,9 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0]} | sizes.get(name.rsplit(" J=", 1)[0], {})
         for name, seeds in found.items()
     }
-    header = ["float", "top", "error", "table ms", "state", "fitted"]
-    print(common.table([[name, *(row.get(key, "") for key in header)] for name, row in figures.items()], ["form", *header]))
-    common.write_json(options.json, {"codes": figures, "users": len(histories), "candidates": options.candidates})
+    common.report({"codes": figures, "users": len(histories), "candidates": options.candidates}, options.json)
 
 
 def fit(content: np.ndarray, r: int, per_item: int, seed: int) -> Codes:

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,9 @@ def options(
     Args:
       description: the script's own header.
       arguments: words of the command line; None takes those of the process.
-      settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type.
+      settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type; a number
+        whose default is 1 or more must be at least 1, and no number may be negative. A tuple has the choices, the first is the
+        default.
       need: one of `paths` that must be given, but for a smoke run.
       paths: options that take a path, by name; their help texts.
     """
@@ -66,14 +68,46 @@ def options(
         kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
         if isinstance(default, list):
             kind = {"type": type(default[0]), "nargs": "+"}
-        made.add_argument(flag, **kind, default=None, help=f"{text} (default: {default})")
+        elif isinstance(default, tuple):
+            kind = {"choices": default}
+        made.add_argument(flag, **kind, default=None, help=f"{text} (default: {_usual(default)})")
     given = made.parse_args(arguments)
     if need and not given.smoke and getattr(given, need) is None:
         made.error(f"--{need}: expected {paths[need]}, got none; or give --smoke")
     for name, (default, small, _) in settings.items():
-        if getattr(given, name) is None:
-            setattr(given, name, default if small is None or not given.smoke else small)
+        if (value := getattr(given, name)) is None:
+            setattr(given, name, _usual(default) if small is None or not given.smoke else small)
+            continue
+        first, values = (default[0], value) if isinstance(default, list) else (default, [value])
+        least = int(isinstance(first, int) and first >= 1)
+        if isinstance(first, int | float) and (wrong := [each for each in values if each < least]):
+            made.error(f"--{name.replace('_', '-')}: expected at least {least}, got {wrong[0]:g}")
     return given
+
+
+def report(figures: Mapping[str, Any], path: Path | None, *, hidden: Collection[str] = ()) -> None:
+    """Prints all figures but those of the `hidden` names, see `show`, and writes all to a file, see `write_json`."""
+    show({name: value for name, value in figures.items() if name not in hidden})
+    write_json(path, dict(figures))
+
+
+def show(figures: Mapping[str, Any], title: str = "") -> None:
+    """Prints tables: one of the plain values, one for mappings of the same keys; others have their own."""
+    tables: dict[tuple[str, ...], list[list[Any]]] = {}
+    deeper: dict[str, Mapping[str, Any]] = {}
+    for name, value in figures.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(number): row for number, row in enumerate(value)}
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping | list) for inner in value.values()):
+            deeper[f"{title}{name}"] = value
+        elif isinstance(value, Mapping):
+            tables.setdefault((title, *map(str, value)), []).append([name, *value.values()])
+        elif not isinstance(value, list):
+            tables.setdefault((title or "figure", "value"), []).append([name, value])
+    for header, rows in tables.items():
+        print("\n" + table(rows, header))
+    for name, value in deeper.items():
+        show(value, f"{name}: ")
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
@@ -173,15 +207,21 @@ def medians(
 
 
 @contextlib.contextmanager
-def picture(path: Path, *panels: int, size: tuple[float, float], dpi: int = 120) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, `panels` rows and columns of them; written as PNG at the end of the block."""
+def picture(
+    path: str | Path, *panels: int, size: tuple[float, float], dpi: int = 120, **grid: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, `panels` rows and columns of them, with options of `subplots`; written at the end of the block."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    yield figure, figure.subplots(*panels)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    yield figure, figure.subplots(*panels, **grid)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
     print(f"picture written to {path}")
+
+
+def _usual(default: Any) -> Any:
+    return default[0] if isinstance(default, tuple) else default
 
 
 def _processor() -> str:

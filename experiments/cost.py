@@ -34,45 +34,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 import aif_jax as aif
-from aif_jax.features import SINCE, pack, unpack, user_specs
+from aif_jax.features import SINCE
 from aif_jax.output import Bar
-from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline, compute_inline
-from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
+from aif_jax.serving import ServingConfig, compute_inline
+from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
 from aif_jax.user_table.rows import UserProgram
 from experiments import common, drawn, runtimes
-from experiments.latency_services import Delays, Model, Served, World, sequential_answer
+from experiments.services import SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, closed_loop, over_rounds
 
 ENGINES = ("aif", "streaming", "two_tower")
 LONG = ("aif", "exact", "cold")  # models that read the long history
 SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
-SESSION = 5
-
-
-class Load(NamedTuple):
-    """One closed loop."""
-
-    requests: int
-    seconds: float
-    cpu_seconds: float
-    total_ms: list[float]
-    critical_ms: list[float]
 
 
 @common.script
@@ -80,35 +66,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the measurement and prints its figures."""
     options = parse(arguments)
     figures = asyncio.run(study(options))
-    report(figures, options)
+    print(f"CPU ms a request and requests/s at C={options.candidates}, L={options.history}, {common.machine()}")
     if options.figure:
         picture(figures, options)
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 def parse(arguments: list[str] | None):
     """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--figure", metavar="PNG", type=Path, help="CPU a request and requests a second, drawn")
-    parser.add_argument("--items", type=int, default=20_000, help="catalogue size (default %(default)s)")
-    parser.add_argument("--candidates", type=int, default=1000, help="of a request (default %(default)s)")
-    parser.add_argument("--history", type=int, default=4096, help="behaviours of every user (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each closed loop (default %(default)s)")
-    parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16, 64], help="(default 1 4 16 64)")
-    parser.add_argument("--batch-size", type=int, default=8, help="of the engine (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of the engine, for each of its stages (default %(default)s)")
-    parser.add_argument("--p99-bound-ms", type=float, default=100.0, help="of a whole request (default %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.smoke:
-        options.items, options.candidates, options.history = 300, 60, 64
-        options.rounds, options.seconds, options.concurrency, options.batch_size = 2, 0.1, [1, 4], 2
-    for name in ("items", "candidates", "history", "rounds", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
-    if not options.concurrency or min(options.concurrency) < 1:
-        parser.error(f"--concurrency: expected numbers of at least 1, got {options.concurrency}")
-    return options
+    settings = {
+        "items": (20_000, 300, "catalogue size"),
+        "candidates": (1000, 60, "candidates of a request"),
+        "history": (4096, 64, "behaviours of every user"),
+        "rounds": (5, 2, "rounds of all loads"),
+        "seconds": (0.5, 0.1, "seconds of each closed loop"),
+        "concurrency": ([1, 4, 16, 64], [1, 4], "clients at once"),
+        "batch_size": (8, 2, "users that the engine computes at once"),
+        "threads": (2, None, "threads of the engine, for each of its stages"),
+        "p99_bound_ms": (100.0, None, "milliseconds of a whole request, for requests/s"),
+    }
+    return common.options(__doc__, arguments, settings, figure="CPU a request and requests a second, drawn (PNG)")
 
 
 async def study(options) -> dict[str, Any]:
@@ -122,8 +99,8 @@ async def study(options) -> dict[str, Any]:
     models["streaming"] = streamed(world, aif.presets.streaming(world.schema, **sizes), history=options.history)
     floor = Floor(models["aif"], options.candidates, k)
     async with contextlib.AsyncExitStack() as stack:
-        services: dict[str, Any] = {name: Engine(models[name], options, k) for name in ENGINES}
-        services |= {name: Sequential(models[model], options, k) for name, model in SEQUENTIAL.items()}
+        services: dict[str, Any] = {name: engine(models[name], options, k) for name in ENGINES}
+        services |= {name: Sequential(models[model], options.candidates, k) for name, model in SEQUENTIAL.items()}
         for service in services.values():
             await stack.enter_async_context(service)
         await check_same_answers(services["aif"], services["sequential"], floor)
@@ -154,8 +131,8 @@ async def start(made: Model, options, k: int) -> float:
         keep_in(folder)
         for _ in range(2):  # the first one fills the folder
             jax.clear_caches()
-            engine, began = Engine(made, options, k, ServingConfig(max_k=k)), time.perf_counter()
-            async with engine:
+            service, began = engine(made, options, k, buckets=ServingConfig().buckets), time.perf_counter()
+            async with service:
                 seconds = time.perf_counter() - began
         keep_in(before)
     return seconds
@@ -167,12 +144,10 @@ def keep_in(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-class Asked(NamedTuple):
-    """One request, as every service takes it."""
-
-    number: int  # of the user's features and the candidates
-    key: Any  # of the user's state: requests of one key may share it
-    delays: Delays = Delays()
+def engine(made: Model, options, k: int, **config: Any) -> Engine:
+    """The engine of the command line's sizes, with changes to its config."""
+    threads = {"user_threads": options.threads, "score_threads": options.threads}
+    return Engine(made, options.candidates, k, {"batch_size": options.batch_size, "max_pending": 256, **threads, **config})
 
 
 def streamed(world: World, config: aif.Config, *, history: int) -> Model:
@@ -189,98 +164,6 @@ def streamed(world: World, config: aif.Config, *, history: int) -> Model:
     return made
 
 
-class Engine:
-    """`AsyncPreRanker` over a model."""
-
-    def __init__(self, made: Model, options, k: int, config: ServingConfig | None = None):
-        self._made, self._count, self._k = made, options.candidates, k
-        bucket = -(-options.candidates // 128) * 128
-        config = config or ServingConfig(
-            buckets=(bucket,),
-            max_k=k,
-            batch_size=options.batch_size,
-            max_pending=256,
-            user_threads=options.threads,
-            score_threads=options.threads,
-            user_storage="float32" if isinstance(made.users[0].history, Streamed) else None,
-        )
-        self._engine = AsyncPreRanker(
-            made.index.trained, made.index, features=self._features, retrieval=self._retrieve, config=config
-        )
-
-    async def __aenter__(self) -> Engine:
-        await self._engine.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._engine.close()
-
-    async def rank(self, asked: Asked) -> Served:
-        """One request."""
-        answer = await self._engine.rank(Request(user=asked.key, feature_version=0, context=asked), self._k)
-        return Served(answer.ids, answer.logits, answer.timeline)
-
-    async def _features(self, request: Request) -> aif.UserFeatures:
-        await Delays.wait(request.context.delays.features)
-        return self._made.user(request.context.number)
-
-    async def _retrieve(self, request: Request) -> np.ndarray:
-        ids = candidate_ids(self._made.world, request.context.number, self._count)
-        await Delays.wait(request.context.delays.retrieval)
-        return ids
-
-
-class Sequential:
-    """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k."""
-
-    def __init__(self, made: Model, options, k: int):
-        self._made, self._count, self._k = made, options.candidates, k
-        self._programs = Programs(made.model, max_k=k, bid="bid")
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
-
-    async def __aenter__(self) -> Sequential:
-        made, model = self._made, self._made.model
-        length = made.config.history_length
-        self._programs.user(made.params, HistoryLayout(length))  # compiles the upload of the features
-        specs = user_specs(model.config.schema, length=length)
-        answer = sequential_answer(model, self._k)
-        self._catalogue = jax.device_put(made.world.features)
-        self._answer = jax.jit(
-            lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows),
-            compiler_options=COMPILER_OPTIONS.get(jax.default_backend()),  # as the engine
-        )
-        self._compute(0)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._threads.shutdown()
-
-    async def rank(self, asked: Asked) -> Served:
-        """One request."""
-        timeline, delays = Timeline(), asked.delays
-        await Delays.wait(delays.features)  # features and retrieval at once
-        timeline.add("features", timeline.arrival, time.perf_counter())
-        await Delays.wait(delays.retrieval - delays.features)
-        there = time.perf_counter()
-        compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
-        ids, logits, began, uploaded = await compute
-        end = time.perf_counter()
-        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "upload": (began, uploaded)}
-        spans |= {"score": (uploaded, end), "critical": (there, end), "total": (timeline.arrival, end)}
-        for stage, (start, stop) in spans.items():
-            timeline.add(stage, start, stop)
-        return Served(ids, logits, timeline)
-
-    def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
-        began = time.perf_counter()
-        ids = candidate_ids(self._made.world, number, self._count)
-        features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
-        rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
-        placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
-        logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
-        return ids[positions], logits.view(np.float32), began, uploaded
-
-
 class Floor:
     """The engine's own compiled functions in a plain loop in one thread."""
 
@@ -295,12 +178,12 @@ class Floor:
 
     def user(self, number: int) -> Any:
         """A user's state, ready on the device."""
-        features = self._programs.upload_features([packed_features(self._programs, self._made, number)])
+        features = self._programs.upload_features([self._made.words(self._programs, number)])
         return jax.block_until_ready(self._user(features))[0]
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and logits [k] of a state's best candidates."""
-        ids = candidate_ids(self._made.world, number, self._count)
+        ids = self._made.candidates(number, self._count)
         rows, _ = self._made.index.lookup(ids)
         inputs = self._programs.upload_rows([rows], [None], ["logit"], self._bucket)
         with self._made.index.reading() as table:
@@ -323,17 +206,6 @@ class Floor:
         return Load(len(critical), spent, time.process_time() - cpu, critical, critical)
 
 
-def packed_features(programs: Programs, made: Model, number: int) -> np.ndarray:
-    """The features of a request's user, checked, as words int32 [n]."""
-    features = programs.plain(made.user(number), version=made.index.version, encoding=made.index.encoding)
-    return pack(features)
-
-
-def candidate_ids(world: World, number: int, count: int) -> np.ndarray:
-    """Raw ids int64 [C] of a request's candidates."""
-    return world.ids[world.candidates(number, count)]
-
-
 async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floor) -> None:
     """All three compute the same scores, so only cost is compared."""
     for number in range(3):
@@ -342,28 +214,6 @@ async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floo
         _, alone = floor.rank(number, floor.user(number))
         np.testing.assert_allclose(staged, joint, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(staged, alone, rtol=1e-5, atol=1e-6)
-
-
-_loops = itertools.count()
-
-
-async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float) -> Load:
-    """`concurrency` clients for so many seconds; each sends one request at least."""
-    loop, critical, total = next(_loops), [], []
-    end = time.perf_counter() + seconds
-
-    async def client(number: int) -> None:
-        turn = 0
-        while turn == 0 or time.perf_counter() < end:
-            keys = {"returning_0": ("returning", number), "session": (loop, number, turn // SESSION)}
-            found = await service.rank(Asked(number + turn, keys.get(kind, (loop, number, turn))))
-            critical.append(found.critical_ms)
-            total.append(found.total_ms)
-            turn += 1
-
-    cpu, start = time.process_time(), time.perf_counter()
-    await asyncio.gather(*[client(number) for number in range(concurrency)])
-    return Load(len(total), time.perf_counter() - start, time.process_time() - cpu, total, critical)
 
 
 async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[str, float]:
@@ -391,7 +241,7 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
     critical: dict[str, dict[str, float]] = defaultdict(dict)
     curves: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(dict)
     for name, kind in dict.fromkeys((name, kind) for name, kind, _ in loads):
-        rows = [_row(loads[name, kind, n], n) for n in options.concurrency]
+        rows = [over_rounds(loads[name, kind, n], n) for n in options.concurrency]
         within = [row for row in rows if row["p99_ms"] <= options.p99_bound_ms]
         best = max(within or rows[:1], key=lambda row: row["rps"])
         for shared in KINDS if len(_kinds(name)) == 1 else (kind,):
@@ -399,7 +249,7 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
             rps[name][shared] = best["rps"] if within else 0.0
             critical[name][shared] = rows[0]["critical_p50_ms"]
             curves[name][shared] = rows
-    floor = {kind: _row(found, 1)["cpu_ms"] for kind, found in floors.items()}
+    floor = {kind: over_rounds(found, 1)["cpu_ms"] for kind, found in floors.items()}
     return {
         "cpu_ms": dict(cpu),
         "cpu_spread_ms": dict(spread),
@@ -418,61 +268,22 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
     }
 
 
-def _row(found: list[Load], concurrency: int) -> dict[str, float]:
-    """One combination over all rounds."""
-    cpu = [load.cpu_seconds / load.requests * 1e3 for load in found]
-    total, critical = (np.concatenate([getattr(load, name) for load in found]) for name in ("total_ms", "critical_ms"))
-    p99 = [np.quantile(load.total_ms, 0.99) for load in found]
-    return {
-        "concurrency": concurrency,
-        "rps": float(np.median([load.requests / load.seconds for load in found])),
-        "cpu_ms": float(np.median(cpu)),
-        "cpu_spread_ms": float(np.subtract(*np.quantile(cpu, (0.75, 0.25)))),
-        "p50_ms": float(np.quantile(total, 0.5)),
-        "p99_ms": float(np.median(p99)),
-        "critical_p50_ms": float(np.quantile(critical, 0.5)),
-    }
-
-
 def _kinds(name: str) -> tuple[str, ...]:
     return KINDS if name in ENGINES else KINDS[:1]
 
 
-def report(figures: dict[str, Any], options) -> None:
-    """Prints everything that the JSON file holds."""
-    print(f"\nC={options.candidates}, L={options.history}, batches of up to {options.batch_size}, {common.machine()}")
-    for title, key in (("CPU ms a request", "cpu_ms"), ("requests/s", "max_rps"), ("critical path p50 ms", "critical_p50_ms")):
-        rows = [[name, *[values[kind] for kind in KINDS]] for name, values in figures[key].items()]
-        rows += [["floor", *[figures["floor_cpu_ms"][kind] for kind in KINDS]]] if key == "cpu_ms" else []
-        print("\n" + common.table(rows, [title, *KINDS]))
-    keys = ("engine_over_floor", "cpu_ratio_sequential_over_aif", "rps_ratio_aif_over_sequential")
-    keys += ("cpu_ratio_sequential_over_streaming", "rps_ratio_streaming_over_sequential")
-    print("\n" + common.table([[key, *[figures[key][kind] for kind in KINDS]] for key in keys], ["ratio", *KINDS]))
-    print("\n" + common.table(list(figures["overhead_p50_ms"].items()), ["overhead of a lone request", "p50 ms"]))
-    print(f"\nstart of an engine with the default buckets, programs on disk: {figures['start_s']:.1f} s")
-    runtimes.report(figures)
-    for name, kinds in figures["closed_loops"].items():
-        for kind in _kinds(name):
-            rows = [list(row.values()) for row in kinds[kind]]
-            print(f"\n{name}, {kind}\n" + common.table(rows, list(kinds[kind][0])))
-
-
 def picture(figures: dict[str, Any], options) -> None:
     """CPU a request and requests a second by service and kind of user."""
-    from matplotlib.figure import Figure
-
-    options.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
     titles = {"cpu_ms": "CPU ms a request", "max_rps": "requests a second, p99 within the bound"}
-    for axis, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        names = list(figures[key])
-        for place, kind in enumerate(KINDS):
-            values = [figures[key][name][kind] for name in names]
-            axis.bar(np.arange(len(names)) + place * 0.16, values, 0.15, label=kind)
-        axis.set(title=title, yscale="log", xticks=np.arange(len(names)) + 0.32, xticklabels=names)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), fontsize="small")
-    figure.suptitle(f"C={options.candidates}, L={options.history}")
-    figure.savefig(options.figure, dpi=130)
+    with common.picture(options.figure, 1, 2, size=(13, 4.5), dpi=130) as (figure, axes):
+        for axis, (key, title) in zip(axes, titles.items(), strict=True):
+            names = list(figures[key])
+            for place, kind in enumerate(KINDS):
+                values = [figures[key][name][kind] for name in names]
+                axis.bar(np.arange(len(names)) + place * 0.16, values, 0.15, label=kind)
+            axis.set(title=title, yscale="log", xticks=np.arange(len(names)) + 0.32, xticklabels=names)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), fontsize="small")
+        figure.suptitle(f"C={options.candidates}, L={options.history}")
 
 
 if __name__ == "__main__":

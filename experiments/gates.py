@@ -48,16 +48,8 @@ OBJECTIVES = ("click", "long_view|click", CHOSEN)
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Trains every head with every seed and prints their figures."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", help="worlds and trainings (default 0 1 2; smoke 0)")
-    options = parser.parse_args(arguments)
-    figures = over_seeds(
-        [compare(seed, smoke=options.smoke) for seed in options.seeds or ([0] if options.smoke else [0, 1, 2])]
-    )
-    names = [name.removesuffix("_single") for name in figures if name.endswith("_single")]
-    rows = [[name, *(_shown(figures, f"{name}_{way}") for way in HEADS)] for name in names]
-    print("\n" + common.table(rows, ["figure", *HEADS]))
-    common.write_json(options.json, figures)
+    options = common.options(__doc__, arguments, {"seeds": ([0, 1, 2], [0], "worlds and trainings")})
+    common.report(over_seeds([compare(seed, smoke=options.smoke) for seed in options.seeds]), options.json, hidden=("seeds",))
 
 
 def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
@@ -102,7 +94,7 @@ def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
             f"ranker_recall_{way}": metrics.ranker_recall_at_k(scores[..., 2], labels[WHOLE], k=k, where=where).value,
             f"parameters_{way}": float(sum(leaf.size for leaf in jax.tree.leaves(run.params["head"]))),
         }
-        print(f"seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.endswith(way)), flush=True)
+        print(f"seed {seed}: {way} is done", flush=True)
     return figures
 
 
@@ -145,11 +137,6 @@ def apply(params: Params, state: Any, rows: Any, *, config: Config) -> jax.Array
     mixed = jnp.einsum("tce,ecw->tcw", gates, experts)
     logits = jax.vmap(layers.dense)(own["towers"], mixed)[..., 0].T
     return logits + direct[:, None] * own["direct"][None, :]
-
-
-def _shown(figures: dict[str, Any], name: str) -> str:
-    deviation = figures.get(f"{name}_sd")
-    return f"{figures[name]:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 if __name__ == "__main__":

@@ -41,20 +41,6 @@ VOCABULARY = 100_000
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
-    options = parse(arguments)
-    world = World(options.history)
-    figures: dict[str, Any] = build_rate(world, items=options.build_items, rounds=options.rounds)
-    figures |= storage(world)
-    figures |= costs_by_size(world, sizes=options.sizes, rounds=options.rounds)
-    figures |= asyncio.run(freshness(world, options))
-    report(figures)
-    if options.figures:
-        draw(figures, options.figures)
-    common.write_json(options.json, {name: value for name, value in figures.items() if name != "freshness_ms"})
-
-
-def parse(arguments: list[str] | None):
-    """The command line."""
     settings = {
         "sizes": ([10**4, 10**5, 10**6, 10**7], [2000, 8000], "catalogue sizes"),
         "rounds": (21, 3, "rounds of each measurement"),
@@ -66,7 +52,16 @@ def parse(arguments: list[str] | None):
         "interval": (0.5, 0.2, "seconds between two updates of the index"),
         "pause": (0.005, None, "seconds between two requests"),
     }
-    return common.options(__doc__, arguments, settings, figures="folder for the pictures")
+    options = common.options(__doc__, arguments, settings, figures="folder for the pictures")
+    world = World(options.history)
+    figures: dict[str, Any] = build_rate(world, items=options.build_items, rounds=options.rounds)
+    figures |= storage(world)
+    figures |= costs_by_size(world, sizes=options.sizes, rounds=options.rounds)
+    figures |= asyncio.run(freshness(world, options))
+    freshness_ms = figures.pop("freshness_ms")
+    if options.figures:
+        draw(figures, freshness_ms, options.figures)
+    common.report(figures, options.json)
 
 
 class World:
@@ -263,30 +258,14 @@ async def _ready(value: Any) -> Any:
     return value
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Prints the figures, ratios first."""
-    print(f"build over bare item function       {figures['build_over_bare']:.2f}")
-    print(f"update at largest over smallest     {figures['upsert_largest_over_smallest']:.2f}")
-    print(f"request p99 under updates over not  {figures['request_p99_ratio_under_updates']:.2f}")
-    print(f"build {figures['build_items_per_s']:,.0f} items/s, bare {figures['bare_items_per_s']:,.0f} items/s")
-    print(f"freshness p50 {figures['freshness_p50_ms']:.0f} ms, p99 {figures['freshness_p99_ms']:.0f} ms")
-    print(f"request p50 {figures['request_p50_ms']:.2f} ms, p99 {figures['request_p99_ms']:.2f} ms", end="")
-    print(f", under updates p99 {figures['request_p99_under_updates_ms']:.2f} ms\n")
-    columns = ("upsert_1000_ms", "upsert_1000_p99_ms", "lookup_10k_ms", "host_bytes_per_item")
-    sizes = figures["upsert_1000_ms"]
-    print(common.table([[f"{int(s):,}", *(figures[c][s] for c in columns)] for s in sizes], ["rows", *columns]) + "\n")
-    columns = ("bytes_per_row", "score_error_over_std", "top_400_kept")
-    print(common.table([[name, *(figures[c][name] for c in columns)] for name in STORAGES], ["storage", *columns]))
-
-
-def draw(figures: dict[str, Any], folder: Path) -> None:
+def draw(figures: dict[str, Any], freshness_ms: list[float], folder: Path) -> None:
     """Cost against catalogue size, and the distribution of freshness."""
     with common.picture(folder / "index_refresh.png", 1, 2, size=(10, 4)) as (_, (left, right)):
         for name, label in (("upsert_1000_ms", "upsert of 1,000 items"), ("lookup_10k_ms", "look-up of 10,000 ids")):
             left.plot([int(size) for size in figures[name]], list(figures[name].values()), "o-", label=label)
         left.set(xscale="log", xlabel="items in the index", ylabel="milliseconds", ylim=(0, None), title="cost of a change")
         left.legend()
-        right.hist(figures["freshness_ms"], bins=50)
+        right.hist(freshness_ms, bins=50)
         right.set(xlabel="milliseconds from change to answer", ylabel="changes", title="freshness at 1,000 changes a second")
 
 

@@ -17,7 +17,6 @@ Peaks     measured, in MiB: the largest resident memory of a process that trains
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from typing import Any
@@ -125,17 +124,13 @@ def main(arguments: list[str] | None = None) -> None:
         run(options.run[0], int(options.run[1]), smoke=options.smoke)
         return
     computed = {str(items): parts(items, smoke=options.smoke) for items in SIZES}
-    names = list(computed[str(SIZES[0])])
-    rows = [[name, *(f"{found[name] / 2**20:,.2f}" for found in computed.values())] for name in names]
-    print(common.table(rows, ["MiB, computed", *(f"{items:,} items" for items in SIZES)]))
     figures: dict[str, Any] = {"bytes_by_part": computed}
     if options.peaks:
         sizes = [2 * FEW] if options.smoke else options.sizes
         over = {job: peak(job, FEW, smoke=options.smoke) for job in JOBS}
         figures["peak_mib"] = {job: {str(n): peak(job, n, smoke=options.smoke) - over[job] for n in sizes} for job in JOBS}
         figures["process_mib"] = over
-        print(json.dumps({"peak over a process with 1,000 items, MiB": figures["peak_mib"], "that process": over}, indent=2))
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 if __name__ == "__main__":

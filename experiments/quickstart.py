@@ -21,10 +21,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,10 +37,10 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.output import hidden, say, track
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import catalogue_scores, rank_of
-from experiments import common, cost
+from experiments import common
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
-from experiments.latency_services import DataWorld, Delays, Model, Served
+from experiments.services import Asked, DataWorld, Delays, Engine, Load, Model, Sequential, Served, closed_loop, over_rounds
 from experiments.timelines import draw
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
@@ -130,33 +130,26 @@ def run(options, parts: common.Parts) -> None:
 
 
 def parse(arguments: list[str] | None):
-    """The command line; unset sizes depend on --smoke."""
-    parser = common.parser(__doc__)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--data", metavar="DIR", type=Path, help="a folder with MovieLens files of any release")
-    source.add_argument("--dataset", default="ml-100k", choices=sorted(fetch.RELEASES), help="the release to fetch")
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="where fetched data is kept (default: the user's cache)")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over the training samples (default %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=256, help="samples a step (default %(default)s)")
-    parser.add_argument("--requests", type=int, help="held-out requests that are evaluated (default 300; smoke 200)")
-    parser.add_argument("--served", type=int, help="requests answered in each way (default 100; smoke 10)")
-    parser.add_argument("--candidates", type=int, default=1000, help="that retrieval finds (default %(default)s)")
-    parser.add_argument("--retrieval-ms", type=float, default=15.0, help="how long retrieval takes (default %(default)s)")
-    parser.add_argument("--load", action="store_true", help="measure requests a second of 64 callers too, half a minute")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="keep the run of the AIF model there: checkpoints and logs")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters, order and negatives (default %(default)s)")
-    parser.add_argument(
-        "--figure", metavar="PNG", type=Path, default=Path("quickstart_timelines.png"), help="default %(default)s"
-    )
-    options = parser.parse_args(arguments)
-    for name, usual, smoke in (("requests", 300, 200), ("served", 100, 10)):
-        if getattr(options, name) is None:
-            setattr(options, name, smoke if options.smoke else usual)
-    for name in ("epochs", "batch_size", "requests", "served", "candidates"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
-    if options.retrieval_ms < 0:
-        parser.error(f"--retrieval-ms: expected at least 0, got {options.retrieval_ms:g}")
+    """The command line."""
+    settings = {
+        "dataset": (tuple(fetch.RELEASES), None, "the release to fetch"),
+        "epochs": (1, None, "passes over the training samples"),
+        "batch_size": (256, None, "samples a step"),
+        "requests": (300, 200, "held-out requests that are evaluated"),
+        "served": (100, 10, "requests answered in each way"),
+        "candidates": (1000, None, "candidates that retrieval finds"),
+        "retrieval_ms": (15.0, None, "how long retrieval takes"),
+        "load": (False, None, "measure requests a second of 64 callers too, half a minute"),
+        "seed": (0, None, "seed of parameters, order and negatives"),
+    }
+    paths = {
+        "data": "a folder with MovieLens files of any release, in place of a fetched one",
+        "cache": "where fetched data is kept (default: the user's cache)",
+        "out": "keep the run of the AIF model there: checkpoints and logs",
+        "figure": "the picture (default: quickstart_timelines.png)",
+    }
+    options = common.options(__doc__, arguments, settings, **paths)
+    options.figure = options.figure or Path("quickstart_timelines.png")
     return options
 
 
@@ -242,9 +235,7 @@ class Measured(NamedTuple):
 async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, list[Measured]]:
     """Answers the same requests in every way, in turn."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
-    sizes, k = sizes_of(models, options)
-    kinds = {way: cost.Sequential if way in SEQUENTIAL else cost.Engine for way in WAYS}
-    services: dict[str, Any] = {way: kinds[way](models[model], sizes, k) for way, model in WAYS.items()}
+    services = services_of(models, options, WAYS)
     measured: dict[str, list[Measured]] = {way: [] for way in services}
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
@@ -252,20 +243,26 @@ async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[
             await asyncio.gather(*started)
             for service in services.values():
                 stack.push_async_exit(service)
-                await service.rank(cost.Asked(0, "first"))
+                await service.rank(Asked(0, "first"))
         with parts("requests"):
             for number in track(range(options.served), label="requests in four ways", unit="requests"):
                 for way in list(services) if number % 2 == 0 else reversed(services):
                     cpu = time.process_time()
-                    answer = await services[way].rank(cost.Asked(number, number, delays))  # a new user
+                    answer = await services[way].rank(Asked(number, number, delays))  # a new user
                     measured[way].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
     return measured
 
 
-def sizes_of(models: dict[str, Model], options, *, batch_size: int = 1) -> tuple[SimpleNamespace, int]:
-    """Sizes of a service, and k."""
+def services_of(models: dict[str, Model], options, ways: Iterable[str], *, batch_size: int = 1) -> dict[str, Any]:
+    """The service of each way."""
     count = min(options.candidates, models["aif"].world.items)
-    return SimpleNamespace(candidates=count, batch_size=batch_size, threads=2), min(K, count)
+    config = {"batch_size": batch_size, "max_pending": 256, "user_threads": 2, "score_threads": 2}
+
+    def service(way: str) -> Any:
+        made, k = models[WAYS[way]], min(K, count)
+        return Sequential(made, count, k) if way in SEQUENTIAL else Engine(made, count, k, config)
+
+    return {way: service(way) for way in ways}
 
 
 def latency(measured: list[Measured]) -> dict[str, float]:
@@ -321,34 +318,30 @@ def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, floa
         found, typical = figures[way], order[len(order) // 2].answer
         times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
         drawn[f"{way.replace('_', ' ')}: {times} (medians)"] = typical.timeline
-    options.figure.parent.mkdir(parents=True, exist_ok=True)
     draw(drawn, options.figure)
-    print(f"timeline of a request in each way: {options.figure}")
 
 
 async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float, float]]:
     """CPU milliseconds a request and requests a second of callers who wait for nothing but the answer, median over rounds."""
-    sizes, k = sizes_of(models, options, batch_size=2 if options.smoke else 8)
+    services = services_of(models, options, ("two_tower", "aif", "aif_sequential"), batch_size=2 if options.smoke else 8)
     callers, rounds, seconds = (4, 1, 0.05) if options.smoke else (64, 7, 0.5)
-    services: dict[str, Any] = {name: cost.Engine(models[name], sizes, k) for name in ("two_tower", "aif")}
-    services["aif, sequential"] = cost.Sequential(models["aif"], sizes, k)
     kinds = {"new users": "new", "cached states": "returning_0"}
-    found: dict[str, list[cost.Load]] = {}
+    loops = {
+        f"{way.replace('_seq', ', seq')}, {label}": (service, kind)
+        for way, service in services.items()
+        for label, kind in kinds.items()
+        if way not in SEQUENTIAL or kind == "new"
+    }
+    found: dict[str, list[Load]] = {name: [] for name in loops}
     async with contextlib.AsyncExitStack() as stack:
         for service in services.values():
             await stack.enter_async_context(service)
         for turn in track(range(rounds + 1), label="closed loops", unit="rounds"):
-            for name, service in services.items():
-                for label, kind in kinds.items() if isinstance(service, cost.Engine) else [("new users", "new")]:
-                    measured = await cost.closed_loop(service, kind, callers, seconds)
-                    found.setdefault(f"{name}, {label}", []).extend([measured] if turn else [])  # the first one warms up
-    return {
-        name: (
-            float(np.median([1e3 * each.cpu_seconds / each.requests for each in loads])),
-            float(np.median([each.requests / each.seconds for each in loads])),
-        )
-        for name, loads in found.items()
-    }
+            for name, (service, kind) in loops.items():
+                measured = await closed_loop(service, kind, callers, seconds)
+                found[name] += [measured] if turn else []  # the first one warms up
+    rows = {name: over_rounds(loads, callers) for name, loads in found.items()}
+    return {name: (row["cpu_ms"], row["rps"]) for name, row in rows.items()}
 
 
 if __name__ == "__main__":

@@ -25,13 +25,20 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
           day's; "delta" takes the daily warm model at midnight and moves rows of the item ids alone every hour, without replay;
           "frozen" does that from the start on, so towers and head are days old. Events that fill no batch wait for the next
           hour. Each answers the requests of its hour; they are the same requests as those of the other arms.
-          Delta publishes are measured by `refresh_publish.py` on a catalogue of 100,000 items.
+          Bytes published a day are those of the arrays: of an export parameters and index rows, of a delta the embedding rows
+          that moved and the index rows of their items. "delta" comes on top of the daily export.
+          Delta publishes: a model of the study's size with a catalogue of 100,000 items serves while callers score, each
+          waiting for its answer. Twenty times a thousand item rows move: the delta is made (index rows by the item function),
+          saved and synced to disk, read back with its checksums, applied, and published to the engine. An answer is mixed
+          unless it is what `joint` says under the parameters of its version.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,10 +55,12 @@ from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.export import Delta, MovedRows
 from aif_jax.output import Bar
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
+from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
@@ -59,7 +68,7 @@ from aif_jax.train.fit import init_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
 from aif_jax.train.tasks import NextItem
 from aif_jax.types import Params
-from experiments import common, refresh_publish
+from experiments import common
 from experiments.study import datasets
 
 DAY = 86_400
@@ -153,6 +162,10 @@ class Arm:
         self.step = make_step(self.model, self.optimizer, loss=LOSS)
         self.rows_optimizer = rows_optimizer(RATE)
         self.rows_step = rows_step(self.model, self.rows_optimizer, loss=LOSS, tables=("item",))
+        params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
+        row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))
+        self.index_row_bytes = _bytes(row)
+        self.export_bytes = _bytes(params) + len(data.catalogue) * self.index_row_bytes
 
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
         """Samples of a span, and a share as many earlier ones."""
@@ -188,10 +201,12 @@ class Arm:
     def hours(self, params: Params, first: int, before: int, *, hours: int, rows: bool, seed: int) -> Iterator[Hour]:
         """A model through a day: for each hour what the hours before it trained, all parameters or item rows alone."""
         state = rows_state(params, ("item",), self.rows_optimizer) if rows else init_state(params, self.optimizer)
-        step, waiting, spent = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0
+        step, waiting, spent, published = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0, 0
         cuts = np.linspace(first, before, hours + 1).astype(np.int64)
         for hour, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            yield Hour(jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent)
+            yield Hour(
+                jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent, published
+            )
             came = TASK.positions(self.data, min_history=1, since=int(start), before=int(end))
             waiting = np.concatenate([waiting, came[np.argsort(self.data.log.time[came], kind="stable")]])
             count = len(waiting) // 128 * 128
@@ -206,12 +221,15 @@ class Arm:
                 dataset=self.data, positions=np.sort(some), config=self.model.config, batch_size=128, seed=seed * 100 + hour,
                 candidates=TASK.source(self.data, before=int(end)),
             )  # fmt: skip
+            old = np.array(state.trained["embedding"]["item"])
             began = time.process_time()
             for fed in feed.batches():
                 state, _ = step(state, fed.batch)
             jax.block_until_ready(state)
             spent += time.process_time() - began
-        yield Hour(whole_params(state) if rows else state.params, before, before, spent)
+            moved = int((np.asarray(state.trained["embedding"]["item"]) != old).any(axis=1).sum())
+            published += moved * (4 + old[0].nbytes + self.index_row_bytes) if rows else self.export_bytes
+        yield Hour(whole_params(state) if rows else state.params, before, before, spent, published)
 
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
         """The model as it serves when it has met the users and items before a moment; others are unknown to it."""
@@ -230,6 +248,7 @@ class Hour(NamedTuple):
     first: int
     before: int
     spent: float  # CPU seconds of its trainings since midnight; the first one's with compilation
+    published: int  # bytes since midnight: of an export parameters and index rows, of a delta those that moved
 
 
 def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
@@ -253,6 +272,10 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
     return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
 
 
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
     """Requests of a day, new users among them."""
     positions = TASK.positions(data, min_history=0, since=first, before=before)
@@ -268,6 +291,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
     params, spent = dict.fromkeys((*ARMS, *WITHIN), base), dict.fromkeys((*ARMS, *WITHIN), 0.0)
+    published = dict.fromkeys(WITHIN, 0)
     new = counts_before(arm.data, world.days[0]) == 0
     by_day: list[dict[str, Any]] = []
     last: dict[str, dict[str, metrics.ByUser]] = {}
@@ -297,6 +321,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
             start = params["warm" if name == "delta" else name]
             through = list(arm.hours(start, first, before, hours=hours, rows=name != "hourly warm", seed=number))
             params[name], spent[name] = through[-1].params, spent[name] + through[-1].spent * bool(number)
+            published[name] += through[-1].published * bool(number)
             last[name] = by_hour(arm, through, lists, whole, new)
             row[name] = {metric: of.mean for metric, of in last[name].items()}
             bar.update(1)
@@ -312,7 +337,8 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     if hours:
         against = {name: metrics.paired_intervals(last[name], last["hourly warm"])["gauc"] for name in ("delta", "frozen")}
         within = {
-            "hours": hours, "cpu_seconds_a_day_within": {name: spent[name] / days for name in WITHIN},
+            "hours": hours, "bytes_published_a_day_within": {name: published[name] / days for name in WITHIN},
+            "cpu_seconds_a_day_within": {name: spent[name] / days for name in WITHIN},
             "hourly_minus_daily_warm_gauc_points": 100 * gain("gauc", "hourly warm", "warm"),
             "delta_minus_daily_warm_gauc_points": 100 * gain("gauc", "delta", "warm"),
             "delta_minus_hourly_gauc_points": 100 * gain("gauc", "delta", "hourly warm"),
@@ -331,6 +357,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
         "warm_minus_scratch_last_day_interval": [100 * end for end in to_scratch["gauc"][1:]],
         "new_item_hr100_gain": gain(of_new, "warm", "never"), "new_item_hr100_scratch_gain": gain(of_new, "scratch", "never"),
         "cpu_seconds_a_day": {name: spent[name] / days for name in ("scratch", "warm")}, "cpu_seconds_start": start_cpu,
+        "bytes_published_a_day": {name: arm.export_bytes for name in ("scratch", "warm")},
         "warm_cost_share": spent["warm"] / spent["scratch"],
     }  # fmt: skip
 
@@ -416,6 +443,122 @@ def gate(world: World, *, small: bool, models: int, count: int, epochs: int, con
     }  # fmt: skip
 
 
+# publishing a delta
+
+MOVED, PUBLISHES, CALLERS, CANDIDATES = 1000, 20, 4, 200
+NOW = 1_700_100_000
+PARTS = ("make", "save", "load", "apply", "publish")
+
+
+def catalogue_of(items: int) -> tuple[aif.Dataset, Trained]:
+    """A catalogue and an untrained model of it: a publish costs the same."""
+    rng, users = np.random.default_rng(0), 500
+    ids = np.arange(items)
+    events = {"user": rng.integers(0, users, 4000), "item": rng.integers(0, items, 4000), "time": NOW - 1 - np.arange(4000)}
+    data = aif.read(events, items={"item": ids, "category": ids % 20}, columns=aif.Columns(), progress=False)
+    model = aif.build(aif.presets.aif(data.schema, width=16, long_length=64))
+    return data, Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
+
+
+def publishing(*, items: int, moved: int = MOVED) -> dict[str, Any]:
+    """Times of twenty publishes without and with load, and what the callers met."""
+    data, base = catalogue_of(items)
+    index = aif.ItemIndex.build(base, data.catalogue, progress=False)
+    return asyncio.run(_publishes(data, base, index, moved))
+
+
+async def _publishes(data: aif.Dataset, base: Trained, index: aif.ItemIndex, moved: int) -> dict[str, Any]:
+    rng, encode = np.random.default_rng(1), data.encoder.with_length(base.config.history_length)  # type: ignore[union-attr]
+    raw = data.items.raw
+    times = [NOW - 60 - n for n in range(20)]
+    features = {
+        user: encode.user({"user": user}, {"item": rng.choice(raw, 20).tolist(), "time": times}, NOW) for user in range(CALLERS)
+    }
+    asked = {user: rng.choice(raw, CANDIDATES, replace=False) for user in range(CALLERS)}
+    joint, params = jax.jit(base.model.joint), {base.version: base.params}
+    answers: list[tuple[int, Any]] = []
+    failed = 0
+
+    async def call(engine: AsyncPreRanker, user: int, stop: asyncio.Event) -> None:
+        nonlocal failed
+        while not stop.is_set():
+            try:
+                answers.append((user, await engine.score(user, asked[user])))
+            except Exception as error:  # whatever it is, the caller has no answer
+                failed += 1
+                print(f"failed: {type(error).__name__}: {error}")
+
+    config = ServingConfig(buckets=(256,), max_k=8)
+    engine = AsyncPreRanker(base, index, features=lambda request: features[request.user], config=config)
+    spent: dict[str, list[dict[str, float]]] = {}
+    async with engine:
+        applied: Any = (base, index)
+        for load in ("warm-up", "idle", "load"):
+            stop = asyncio.Event()
+            calls = [asyncio.create_task(call(engine, user, stop)) for user in range(CALLERS) if load == "load"]
+            spent[load] = []
+            for _ in range(2 if load == "warm-up" else PUBLISHES):
+                seen = len(answers)
+                table = np.asarray(applied[0].params["embedding"]["item"])
+                at = np.sort(1 + rng.choice(len(table) - 1, moved, replace=False)).astype(np.int32)
+                rows = {"item": MovedRows(at, table[at] + rng.normal(0, 0.1, table[at].shape).astype(np.float32))}
+                row, applied = await asyncio.to_thread(_publish, applied, rows, data)
+                began, cpu = time.perf_counter(), time.process_time()
+                await engine.publish(*applied)
+                row |= {"publish": time.perf_counter() - began, "publish cpu": time.process_time() - cpu}
+                spent[load].append(row)
+                params[applied[0].version] = applied[0].params
+                while load == "load" and len(answers) < seen + 2 * CALLERS and not failed:
+                    await asyncio.sleep(0.001)
+            stop.set()
+            await asyncio.gather(*calls)
+    rows_of = {user: data.catalogue.features(data.items.encode(asked[user])) for user in asked}
+    wanted: dict[tuple[str, int], np.ndarray] = {}
+    mixed = 0
+    for user, answer in answers:
+        key = answer.version, user
+        if key not in wanted:
+            wanted[key] = np.asarray(joint(params[answer.version], features[user], rows_of[user]))
+        mixed += bool(answer.degraded or np.abs(wanted[key] - answer.logits).max() > 1e-4)
+    size = moved / 1000
+
+    def median(load: str, *names: str) -> float:
+        return 1000 * float(np.median([sum(row[name] for name in names) for row in spent[load]])) / size
+
+    return {
+        "items": len(raw), "moved_items": moved, "publishes": PUBLISHES,
+        "delta_publish_ms_per_1000_items": median("idle", *PARTS),
+        "delta_publish_cpu_ms_per_1000_items": median("idle", *(f"{part} cpu" for part in PARTS)),
+        "delta_publish_ms_per_1000_items_under_load": median("load", *PARTS),
+        "ms_by_part": {part: median("idle", part) for part in PARTS},
+        "table_bytes": int(np.asarray(base.params["embedding"]["item"]).nbytes),
+        "publish_answers": len(answers), "publish_versions_answered": len({answer.version for _, answer in answers}),
+        "publish_failed": failed, "publish_mixed": mixed,
+    }  # fmt: skip
+
+
+def _publish(before: tuple[Trained, aif.ItemIndex], rows: Any, data: aif.Dataset) -> tuple[dict[str, float], Any]:
+    """The delta from rows to what the engine takes, through a folder; seconds of each part."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, run: Any) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        made = jax.block_until_ready(run())
+        spent[name], spent[f"{name} cpu"] = time.perf_counter() - began, time.process_time() - cpu
+        return made
+
+    with tempfile.TemporaryDirectory() as folder:
+        delta = timed("make", lambda: Delta.make(before[0], rows, data.catalogue))
+        timed("save", lambda: delta.save(Path(folder) / "delta"))
+        read = timed("load", lambda: Delta.load(Path(folder) / "delta"))
+        applied = timed("apply", lambda: read.apply(*before))
+        jax.block_until_ready(applied.trained.params["embedding"])
+    return spent, (applied.trained, applied.item_index)
+
+
+# the command
+
+
 def world_of(name: str, options: Any) -> tuple[World, int]:
     """A world by name, and the epochs of a training from scratch."""
     if options.smoke:
@@ -449,10 +592,9 @@ def main(arguments: list[str] | None = None) -> None:
     figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
     keys = ("delta_publish_ms_per_1000_items", "publish_failed", "publish_mixed")
     figures |= {key: figures["delta"][key] for key in keys if "delta" in figures}
-    report(figures)
     if options.figures and figures["worlds"]:
         draw(figures, options.figures)
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 def measured(options: Any) -> dict[str, Any]:
@@ -468,7 +610,7 @@ def measured(options: Any) -> dict[str, Any]:
     items = (2000 if options.smoke else 100_000) if options.publish_items is None else options.publish_items
     if items:
         with parts("delta"):
-            figures["delta"] = refresh_publish.measured(items=items, moved=100 if options.smoke else refresh_publish.MOVED)
+            figures["delta"] = publishing(items=items, moved=100 if options.smoke else MOVED)
     steps = len(names) * (3 * days + 2 + len(WITHIN) * bool(hours) * (days + 1)) + 2 * models
     with Bar(steps, label="refresh", unit="steps") as bar:
         for name in names:
@@ -496,41 +638,23 @@ def joined(records: list[Path]) -> dict[str, Any]:
     return figures
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Prints tables."""
-    for name, found in figures["worlds"].items():
-        shown = ("gauc", f"hr@{K}", f"hr@{K} of new items", "calibration")
-        rows = [(row["day"], arm, *(row[arm].get(metric, float("nan")) for metric in shown))
-                for row in found["by_day"] for arm in (*ARMS, *WITHIN) if arm in row]  # fmt: skip
-        print(f"\n{name}: {found['events']:,} events, {found['events_a_day']:,} a day")
-        print(common.table(rows, ("day", "model", *shown)))
-        print({key: value for key, value in found.items() if key not in ("by_day", "events", "days", "events_a_day")})
-    print("\ngate:", figures.get("gate"))
-    print("\ndelta:", figures.get("delta"))
-
-
 def draw(figures: dict[str, Any], folder: Path) -> None:
     """GAUC and HR@100 of new items by day, and CPU seconds a day, a row for each world."""
-    from matplotlib.figure import Figure
-
     found = figures["worlds"]
-    drawn = Figure(figsize=(12, 3.2 * len(found)), layout="constrained")
-    axes = drawn.subplots(len(found), 3, squeeze=False)
     names = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple")
-    colours = dict(zip((*ARMS, *WITHIN), names, strict=True))
-    for row, (name, world) in zip(axes, found.items(), strict=True):
-        for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
-            for arm in (arm for arm in colours if arm in world["by_day"][0]):
-                values = [day[arm].get(metric, float("nan")) for day in world["by_day"]]
-                axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
-            axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
-            axis.set_xticks(range(len(world["by_day"])))
-            axis.legend()
-        spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
-        row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
-        row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(folder / "refresh.png", dpi=110)
+    colours, size = dict(zip((*ARMS, *WITHIN), names, strict=True)), (12, 3.2 * len(found))
+    with common.picture(folder / "refresh.png", len(found), 3, size=size, dpi=110, squeeze=False) as (_, axes):
+        for row, (name, world) in zip(axes, found.items(), strict=True):
+            for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
+                for arm in (arm for arm in colours if arm in world["by_day"][0]):
+                    values = [day[arm].get(metric, float("nan")) for day in world["by_day"]]
+                    axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
+                axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
+                axis.set_xticks(range(len(world["by_day"])))
+                axis.legend()
+            spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
+            row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
+            row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
 
 
 if __name__ == "__main__":

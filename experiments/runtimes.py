@@ -40,7 +40,7 @@ from aif_jax.output import track
 from aif_jax.serving import compute_inline
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
 from experiments import common, drawn
-from experiments.latency_services import Model, World
+from experiments.services import Model, World
 
 PAUSE = 0.01
 Program = Callable[[int], Any]
@@ -50,12 +50,8 @@ NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "o
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison and prints its ratios."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="turns of each program (default %(default)s)")
-    options = parser.parse_args(arguments)
-    figures = measure(rounds=3 if options.smoke else options.rounds, smoke=options.smoke)
-    report(figures)
-    common.write_json(options.json, figures)
+    options = common.options(__doc__, arguments, {"rounds": (200, 3, "turns of each program")})
+    common.report(measure(rounds=options.rounds, smoke=options.smoke), options.json)
 
 
 def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
@@ -115,16 +111,6 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     return figures
 
 
-def report(figures: dict[str, Any]) -> None:
-    """Prints them, ratios first."""
-    ratios = {name: figures[name] for name in ("over_onnxruntime", "over_torch") if name in figures}
-    names = list(figures["runtime_ms"]["aif_jax"])
-    print("\n" + common.table([[name, *found.values()] for name, found in ratios.items()], ["their time over ours", *names]))
-    print("\n" + common.table([[name, *found.values()] for name, found in figures["runtime_ms"].items()], ["ms, p50", *names]))
-    for name in ("score_over_head", "score_10000_over_head", "score_10000_in_halves"):
-        print(f"{name}: {figures[name]:.2f}")
-
-
 def sized(function: Callable[..., Any], count: int, i: int) -> Any:
     """Request i of a program with so many candidates."""
     return function(i, count)
@@ -162,31 +148,51 @@ def head(made: Model, count: int, top: int) -> Program:
     return lambda i: jax.device_get(compiled(*arguments))
 
 
-class Ours:
+class Runtime:
+    """The programs of a runtime: a subclass has `user` and `scored`, and calls `_ready` when it can compute states."""
+
+    def _ready(self, made: Model) -> None:
+        self._world, self._states = made.world, [self.user(number) for number in range(made.world.users)]
+
+    def user(self, number: int) -> Any:
+        """A state, ready."""
+        raise NotImplementedError
+
+    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and places of the best of some rows."""
+        raise NotImplementedError
+
+    def score(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and places of the best for a user with a state."""
+        return self.scored(self._world.candidates(number, count), self._states[number % len(self._states)])
+
+    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Both programs."""
+        return self.scored(self._world.candidates(number, count), self.user(number))
+
+
+class Ours(Runtime):
     """The engine's compiled functions."""
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
         self._made, self._programs = made, Programs(made.model, max_k=top, bid="bid")
         self._user = self._programs.user(made.params, HistoryLayout(made.config.history_length))
         self._plain = [self._programs.plain(u, version=made.index.version, encoding=made.index.encoding) for u in made.users]
-        self._states = [self.user(number) for number in range(made.world.users)]
+        self._ready(made)
         sizes = (*counts, counts[-1] // 2)
         self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in sizes}
         self._threads = ThreadPoolExecutor(2)
 
     def user(self, number: int) -> Any:
-        """A state, ready."""
         words = pack(self._plain[number % len(self._plain)])
         return jax.block_until_ready(self._user(self._programs.upload_features([words]))[0])
 
-    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and places of the best."""
-        state = self._states[number % len(self._states)] if state is None else state
-        best = self._best(self._made.world.candidates(number, count), state)
+    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        best = self._best(rows, state)
         return best.logits, best.positions
 
     def halves(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same by two programs at a time."""
+        """`score` by two programs at a time."""
         rows, state = np.split(self._made.world.candidates(number, count), 2), self._states[number % len(self._states)]
         best = best_of(list(self._threads.map(self._best, rows, [state, state])), rows, self._programs.max_k)
         return best.logits, best.positions
@@ -196,10 +202,6 @@ class Ours:
         with self._made.index.reading() as table:
             packed, _ = self._score[len(rows)]((state,), table, *inputs)
         return self._programs.download_best(packed)[0]
-
-    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both programs."""
-        return self.score(number, count, self.user(number))
 
 
 def rows_of(made: Model) -> Any:
@@ -226,31 +228,23 @@ def torch_programs(
     return found
 
 
-class TorchPrograms:
+class TorchPrograms(Runtime):
     """The programs as PyTorch functions."""
 
     def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int):
         import torch
 
-        self._torch, self._made, self._features, self._state, self._best, self._top = torch, made, features, state, best, top
-        self._states = [self.user(number) for number in range(len(features))]
+        self._torch, self._features, self._state, self._best, self._top = torch, features, state, best, top
+        self._ready(made)
 
     def user(self, number: int) -> Any:
-        """A state."""
         with self._torch.inference_mode():
             return self._state(*map(self._torch.from_numpy, self._features[number % len(self._features)]))
 
-    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and places of the best."""
-        rows = self._torch.from_numpy(self._made.world.candidates(number, count))
-        state = self._states[number % len(self._states)] if state is None else state
+    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
         with self._torch.inference_mode():
-            logits, places = self._best[count](rows, *state, self._top)
+            logits, places = self._best[len(rows)](self._torch.from_numpy(rows), *state, self._top)
         return logits.numpy(), places.numpy()
-
-    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both programs."""
-        return self.score(number, count, self.user(number))
 
 
 def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
@@ -285,29 +279,22 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
     return onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
-class OnnxPrograms:
+class OnnxPrograms(Runtime):
     """The programs as sessions of ONNX Runtime."""
 
     def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any]):
-        self._made, self._features, self._state, self._best = made, features, state, best
+        self._features, self._state, self._best = features, state, best
         self._names = {key: [one.name for one in made.get_inputs()] for key, made in {"user": state, **best}.items()}
-        self._states = [self.user(number) for number in range(len(features))]
+        self._ready(made)
 
     def user(self, number: int) -> Any:
-        """A state."""
         features = self._features[number % len(self._features)]
         return self._state.run(None, dict(zip(self._names["user"], features, strict=True)))
 
-    def score(self, number: int, count: int, state: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and places of the best."""
-        rows = self._made.world.candidates(number, count)
-        state = self._states[number % len(self._states)] if state is None else state
-        logits, places = self._best[count].run(None, dict(zip(self._names[count], [rows, *state], strict=True)))
+    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        names = self._names[len(rows)]
+        logits, places = self._best[len(rows)].run(None, dict(zip(names, [rows, *state], strict=True)))
         return logits, places
-
-    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Both programs."""
-        return self.score(number, count, self.user(number))
 
 
 def threads() -> int:

@@ -20,11 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -33,21 +29,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import aif_jax as aif
-from aif_jax import export
-from aif_jax.index import ItemIndex
 from aif_jax.service import rpc, tensors
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
 from experiments import common
+from experiments.scale_out import replicas
+from experiments.scale_out.replicas import NAMES, Replica
 from experiments.service_clients import Load, caller, load, packed
-
-NAMES = ("monday", "tuesday")
-NOW = 1_700_000_000
 
 
 @common.script
@@ -66,52 +57,26 @@ def main(arguments: list[str] | None = None) -> None:
     options = common.options(__doc__, arguments, settings)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), options)
-    print(common.table([row for row in figures.items() if not isinstance(row[1], list)], ("figure", "value")))
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
-class World:
-    """Two exports of one model, the calls, and what they must be answered."""
+class World(replicas.World):
+    """Two exports of one model, and the calls: users have a feature version, so their states are cached."""
 
     def __init__(self, folder: Path, options: Any):
-        rng = np.random.default_rng(0)
-        self.folder, self.options = folder, options
-        self.config = ServingConfig(buckets=(options.candidates,), max_k=options.k)
-        ids = 1000 + np.arange(options.items)
-        items = {"item": ids, "category": [f"c{number % 50}" for number in range(options.items)]}
-        events = {
-            "user": rng.integers(0, 50, 2000),
-            "item": rng.choice(ids, 2000),
-            "time": NOW - rng.integers(100, 10**6, 2000),
-        }
-        data = aif.read(events, items=items, columns=aif.Columns())
-        small: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": 8, "towers": (8,), "sequence": False}
-        preset = aif.presets.two_tower(data.schema, **small) if options.smoke else aif.presets.aif(data.schema, long_length=512)
-        self.model = aif.build(preset)
-        assert data.encoder is not None
-        encode = data.encoder.with_length(self.model.config.history_length)
-        histories = {name: events[name] for name in ("item", "time")}  # each made up of several users' events
-        self.users = [encode.user({}, {name: values[n::50] for name, values in histories.items()}, NOW) for n in range(16)]
-        self.candidates = rng.choice(ids, options.candidates, replace=False)
-        self.logits: dict[str, list[np.ndarray]] = {}
-        for seed, name in enumerate(NAMES):
-            params = self.model.init(jax.random.key(seed), data.catalogue)
-            index = ItemIndex.build(aif.Trained(self.model, params, data.encoder), [items], progress=False)
-            platforms = (jax.default_backend(),)
-            export.save(folder / name, index.trained, index, platforms=platforms, stablehlo=False)
-            rows, _ = index.take(self.candidates)
-            states = [jax.jit(self.model.user)(params, user) for user in self.users]
-            self.logits[index.version] = [np.asarray(jax.jit(self.model.interaction)(params, state, rows)) for state in states]
+        sizes: dict[str, Any] = {"items": options.items, "candidates": options.candidates, "small": options.smoke}
+        super().__init__(folder, users=16, **sizes)
+        self.options, self.config = options, ServingConfig(buckets=(options.candidates,), max_k=options.k)
         publish(folder, NAMES[:1])
 
     def fields(self, user: int) -> dict[str, Any]:
-        """A call by its fields; users have a feature version, so their states are cached."""
-        history = {f"history.{name}": value for name, value in vars(self.users[user].history).items()}
-        features = {"floats": np.asarray(self.users[user].floats), **history}
-        common = {"user": user, "feature_version": 1, "features": features, "encoding": self.users[user].encoding}
+        """A call by its fields, its features encoded."""
+        each = self.features[user]
+        features = {"floats": np.asarray(each.floats)} | {f"history.{name}": v for name, v in vars(each.history).items()}
+        common = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
         return common | {"candidates": self.candidates, "k": self.options.k}
 
-    def save(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
         """Packed calls of every way, for the clients."""
         folder.mkdir()
         for user in range(len(self.users)):
@@ -125,22 +90,18 @@ class World:
         made = rpc.kind(f"{rpc.PACKAGE}.RankRequest")
         return made(user=who, candidates={"ids": self.candidates.tolist()}, k=self.options.k).SerializeToString()
 
-    def is_whole(self, version: str, user: int, ids: np.ndarray, logits: np.ndarray) -> bool:
-        """Whether an answer is what that version says, and nothing of another."""
-        expected = self.logits.get(version)
-        if expected is None:
-            return False
-        order = np.argsort(-expected[user], kind="stable")[: len(ids)]
-        near = np.allclose(logits, expected[user][order], atol=1e-3)
-        return near and len(set(ids.tolist()) & set(self.candidates[order].tolist())) >= 0.95 * len(ids)
+    def serving(self, workers: int = 1) -> Replica:
+        """`aif-jax serve` of both, over HTTP and gRPC."""
+        return Replica(self.folder, "--grpc-port", "0", buckets=self.config.buckets, max_k=self.config.max_k, workers=workers)
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
     """All figures."""
     world, calls = World(folder / "models", options), folder / "calls"
-    world.save(calls)
+    world.write(calls)
     callers, seconds = options.callers, options.seconds
-    with serving(world) as (process, addresses):  # idle while the engine in this process has the machine
+    with world.serving() as service:  # idle while the engine in this process has the machine
+        process, addresses = service.process, service.addresses
         figures = asyncio.run(overheads(world, calls, addresses))
         for way in ("http", "grpc"):
             before = processor_seconds(process.pid)
@@ -159,11 +120,11 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
         if options.soak:
             figures |= soak(process, addresses, calls, options)
         figures |= asyncio.run(publishing(world, addresses))
-    with serving(world, workers=2) as (_, addresses):
+    with world.serving(workers=2) as service:
         # two clients, so that the load is not what one process can send
-        two = load("http", addresses["http"], calls, callers=2 * callers, seconds=seconds, clients=2).rps
-    with on_one_core(), serving(world) as (_, addresses):
-        one = load("http", addresses["http"], calls, callers=callers, seconds=seconds).rps
+        two = load("http", service.address, calls, callers=2 * callers, seconds=seconds, clients=2).rps
+    with on_one_core(), world.serving() as service:
+        one = load("http", service.address, calls, callers=callers, seconds=seconds).rps
     return figures | {"workers_scaling": two / figures["http_rps"], "workers_and_cores_scaling": two / one}
 
 
@@ -182,26 +143,6 @@ def processor_seconds(process: int) -> float:
     """Processor time that a process has taken."""
     words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def serving(world: World, *, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """`aif-jax serve` in a process, until the end of the block."""
-    options = world.options
-    command = [sys.executable, "-m", "aif_jax", "serve", str(world.folder), "--port", "0", "--grpc-port", "0", "--poll", "0.1"]
-    command += ["--workers", str(workers), "--log-level", "warning"]
-    command += ["--serving", f"buckets=[{options.candidates}]", f"max_k={options.k}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        lines = [process.stdout.readline() for _ in range(workers)]
-        if not all(lines):
-            raise RuntimeError(f"the service did not start: exit code {process.wait()}")
-        yield process, json.loads(lines[0])
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        process.stdout.close()
 
 
 async def overheads(world: World, calls: Path, addresses: dict[str, str]) -> dict[str, Any]:
@@ -233,7 +174,7 @@ async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]
     served, given = models.held[0], Candidates.of(world.candidates)
 
     async def rank(user: int) -> None:
-        request = Request(user=user, feature_version=1, context=Context(world.users[user]))
+        request = Request(user=user, feature_version=1, context=Context(world.features[user]))
         await served.engine.rank(request, world.options.k, candidates=given)
 
     try:
@@ -275,7 +216,7 @@ async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
                 except (OSError, RuntimeError) as error:
                     return failed.append(error)
                 seen.append(answer["version"])
-                if not world.is_whole(answer["version"], user, answer["ids"], answer["logits"]):
+                if not world.is_of_one_version(user, answer):
                     mixed.append(answer["version"])
 
     versions = list(world.logits)
@@ -299,7 +240,7 @@ async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def soak(process: subprocess.Popen[str], addresses: dict[str, str], calls: Path, options: Any) -> dict[str, Any]:
+def soak(process: Any, addresses: dict[str, str], calls: Path, options: Any) -> dict[str, Any]:
     """Memory of the service under load from both ways at once, sampled; slope and growth from the end of the first tenth on."""
     callers = max(1, options.callers // 2)
     samples: list[tuple[float, float]] = []

@@ -62,9 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: {f"{key}{suffix}": float(f([one[key] for one in seeds])) for key in seeds[0] for suffix, f in SUMMARIES.items()}
         for name, seeds in found.items()
     }
-    rows = [[name, *values.values(), name_bytes(name)] for name, values in figures.items()]
-    print(common.table(rows, ["projection", *next(iter(figures.values())), "bytes an item"]))
-    common.write_json(options.json, {"agreement": figures, "users": len(histories), "candidates": options.candidates})
+    common.report({"agreement": figures, "users": len(histories), "candidates": options.candidates}, options.json)
 
 
 SUMMARIES = {"": np.mean, "_sd": np.std}
@@ -134,11 +132,6 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def name_bytes(name: str) -> int:
-    """Bytes that a signature takes in an item's row of the index, and for every behaviour."""
-    return int(name.rsplit("K=", 1)[1]) // 8
 
 
 def movielens(folder: Path) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -47,7 +47,14 @@ NOW = 1_700_000_000
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
-    options = parse(arguments)
+    settings = {
+        "rounds": (60, 3, "rounds of every time"),
+        "users": (400, 10, "users whose scores are compared"),
+        "lengths": ([64, 512, 4096, 32768], [16, 64], "lengths of histories"),
+        "storages": (list(STORAGES), ["float32", "int8"], "storage of rows"),
+    }
+    data = "folder that holds movielens-small-merged/"
+    options = common.options(__doc__, arguments, settings, data=data, figures="folder for the picture")
     name = "smoke" if options.smoke else "synthetic" if options.data is None else "movielens"
     loaded = datasets.load(name, options.data)
     data, small = loaded.dataset, dict(width=16, towers=(16,), head=(16,)) if options.smoke else {}
@@ -56,23 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{name}: {run}")
     figures = requests(run.model, run.params, options) | updates(run.model, run.params, options)
     figures |= encoding(run, data, options) | rebuild(run, data, options) | exactness(run, data, options)
-    for key, value in figures.items():
-        print(f"{key}: {value}")
     if options.figures:
         plots.draw_user_state(figures, options.figures / "user_state.png")
-    common.write_json(options.json, figures)
-
-
-def parse(arguments: list[str] | None):
-    """The command line."""
-    settings = {
-        "rounds": (60, 3, "rounds of every time"),
-        "users": (400, 10, "users whose scores are compared"),
-        "lengths": ([64, 512, 4096, 32768], [16, 64], "lengths of histories"),
-        "storages": (list(STORAGES), ["float32", "int8"], "storage of rows"),
-    }
-    data = "folder that holds movielens-small-merged/"
-    return common.options(__doc__, arguments, settings, data=data, figures="folder for the picture")
+    common.report(figures, options.json)
 
 
 def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:

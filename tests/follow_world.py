@@ -12,6 +12,8 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.connectors import SnapshotStore, encode
+from aif_jax.encoding.capacity import Capacity
+from aif_jax.readers import admit
 from aif_jax.refreshing.continuous import FORMAT, name_of
 from aif_jax.refreshing.run import KEPT, USERS
 from aif_jax.store import sealed
@@ -27,9 +29,17 @@ OPTIONS: dict[str, Any] = dict(
 A_MESSAGE = 25
 
 
-def export_of(folder: Path, *, seed: int = 0, until: int = world.START + 4 * world.DAY + 50_000) -> Path:
-    """An export as `refresh` publishes it, of an untrained model whose users' rows hold sums of item embeddings."""
+def export_of(
+    folder: Path, *, seed: int = 0, until: int = world.START + 4 * world.DAY + 50_000, rows: int | None = None
+) -> Path:
+    """An export as `refresh` publishes it, of an untrained model whose users' rows hold sums of item embeddings.
+
+    With `rows` the item vocabulary has that size, and lacks the items that came after the fourth day.
+    """
     data = world.data(5)
+    if rows is not None:
+        encoder, _ = admit(data.encoder, world.events(4), capacity={"item": Capacity(rows=rows)}, fresh=True)
+        data = aif.read(world.events(5), items=world.items(5), encoder=encoder, unknown="skip", progress=False)
     config = aif.presets.two_tower(data.schema, width=4, towers=(4,), head=(4,), short_length=4, long_length=8)
     model = aif.build(config.replace(blocks=(aif.blocks.DecayedMemory(width=4, dot_product=True),)))
     trained = aif.Trained(model, init_params(model, data, seed=seed), data.encoder)

@@ -64,7 +64,7 @@ def moved(params: Any, seed: int, tables: tuple[str, ...] = ("item",), share: fl
     rng, made = np.random.default_rng(seed), {}
     for name in tables:
         table = np.asarray(params["embedding"][name])
-        at = np.sort(rng.choice(len(table), max(1, int(share * len(table))), replace=False)).astype(np.int32)
+        at = 1 + np.sort(rng.choice(len(table) - 1, max(1, int(share * (len(table) - 1))), replace=False)).astype(np.int32)
         made[name] = MovedRows(at, table[at] + rng.normal(size=table[at].shape).astype(np.float32))
     return made
 
@@ -234,6 +234,7 @@ def _altered(path: Path, old: bytes, new: bytes) -> None:
         ({}, "Delta.rows: expected rows of at least one table, got none"),
         ({"item": MovedRows(np.array([3, 3], np.int32), np.zeros((2, 8), np.float32))}, "expected ascending rows, at least"),
         ({"item": MovedRows(np.array([3], np.int32), np.full((1, 8), np.nan, np.float32))}, "Delta.rows 'item'"),
+        ({"item": MovedRows(np.array([0], np.int32), np.zeros((1, 8), np.float32))}, "expected rows from 1 on, got row 0; le"),
         ({"shop": MovedRows(np.array([3], np.int32), np.zeros((1, 8), np.float32))}, "delta: expected tables among"),
         ({"item": MovedRows(np.array([900], np.int32), np.zeros((1, 8), np.float32))}, "delta, table 'item': expected rows of"),
         ({"item": MovedRows(np.array([3], np.int32), np.zeros((1, 9), np.float32))}, "delta, table 'item': expected rows of"),

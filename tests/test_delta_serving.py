@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -28,6 +29,8 @@ from aif_jax.train.fit import init_params
 from aif_jax.user_table import UserTable
 from tests import refresh_world as world
 from tests.service_world import running, until
+from tests.test_delta import Start
+from tests.test_delta_admission import admitted, base_of
 from tests.test_service_process import serving
 
 PUBLISHES, CALLERS = 20, 4
@@ -36,46 +39,57 @@ USERS = list(range(12))
 
 
 class Chain:
-    """An export of a small model that streams, deltas that build on it, and what each version must answer."""
+    """An export of a small model that streams, deltas that build on it, and what each version must answer.
+
+    Six items have no row at first; every third delta admits one.
+    """
 
     def __init__(self, folder: Path, *, count: int = PUBLISHES):
-        self.data = world.data(5)
+        self.data, self.new = base_of(content=False, rows=36), [130, 131, 132, 133, 134, 135]
         sizes: dict[str, Any] = dict(width=8, towers=(8,), short_length=4, long_length=8)
         model = aif.build(aif.presets.streaming(self.data.schema, **sizes))
-        self.model, self.base = model, Trained(model, init_params(model, self.data, seed=0), self.data.encoder)
-        self.index = aif.ItemIndex.build(self.base, self.data.catalogue, progress=False)
+        self.model, self.joint = model, jax.jit(model.joint)
+        self.base = Trained(model, init_params(model, self.data, seed=0), self.data.encoder)
+        self.index = aif.ItemIndex.build(self.base, world.items(5), progress=False)
         self.table = UserTable.build(self.base, self.data, clock=None, progress=False)
         self.export = folder / "export"
         export.save(self.export, self.base, self.index, platforms=("cpu",), stablehlo=False)
         self.table.save(self.export / "users")
-        self.ids = self.data.items.raw
+        self.ids = np.array(world.items(5)["item"])
         self.deltas: list[Delta] = []
+        self.encoders: dict[str, aif.Encoder] = {}
         self.expected: dict[str, dict[int, np.ndarray]] = {}
-        rng, trained = np.random.default_rng(0), self.base
-        self._expect(trained.version, trained.params)
+        rng, trained, data = np.random.default_rng(0), self.base, self.data
+        self._expect(trained)
         for number in range(1, count + 1):
             table = np.asarray(trained.params["embedding"]["item"])
-            at = np.sort(rng.choice(len(table), 8, replace=False)).astype(np.int32)
+            at = 1 + np.sort(rng.choice(len(table) - 1, 8, replace=False)).astype(np.int32)
             rows = {"item": MovedRows(at, table[at] + rng.normal(size=table[at].shape).astype(np.float32))}
-            self.deltas.append(Delta.make(trained, rows, self.data.catalogue, number=number, events=self.data))
+            admits, new = number % 3 == 0 and number // 3 <= len(self.new), None
+            if admits:
+                new, data = admitted(Start(data, trained, self.index, self.table), [self.new[number // 3 - 1]])
+            self.deltas.append(Delta.make(trained, rows, data.catalogue, number=number, events=data, admitted=new))
             trained = self.deltas[-1].trained(trained)
-            self._expect(trained.version, trained.params)
+            self._expect(trained)
 
     def events(self, user: int) -> dict[str, Any]:
-        """Raw events of a user."""
-        mine = np.random.default_rng(user).choice(self.ids, 6)
+        """Raw events of a user, two of them with items that have no row at first."""
+        rng = np.random.default_rng(user)
+        mine = rng.permutation(np.append(rng.choice(self.ids[: -len(self.new)], 4), rng.choice(self.new, 2)))
         return {"item": mine.tolist(), "time": [NOW - 1000 * (n + 1) for n in range(6)]}
 
-    def features(self, user: int) -> Any:
-        """The same, encoded."""
-        encode = self.data.encoder.with_length(self.model.config.history_length)
+    def features(self, user: int, version: str) -> Any:
+        """The same, encoded for a version."""
+        encode = self.encoders[version].with_length(self.model.config.history_length)
         return encode.user({"user": user}, self.events(user), NOW)
 
-    def _expect(self, version: str, params: Any) -> None:
+    def _expect(self, trained: Trained) -> None:
         """What `joint` says of all items, for each user: the model as a full rebuild has it."""
-        items = self.data.catalogue.features(np.arange(1, len(self.ids) + 1))
-        joint = jax.jit(self.model.joint)
-        self.expected[version] = {user: np.asarray(joint(params, self.features(user), items)) for user in USERS}
+        version, encoder = trained.version, trained.encoder
+        self.encoders[version] = encoder
+        items = dataclasses.replace(encoder.items(world.items(5))[1], encoding="")
+        features = {user: dataclasses.replace(self.features(user, version), encoding="") for user in USERS}
+        self.expected[version] = {user: np.asarray(self.joint(trained.params, features[user], items)) for user in USERS}
 
     def check(self, version: str, user: int, logits: np.ndarray) -> bool:
         """Whether an answer is that of one version: close to it, and further from all others."""
@@ -99,13 +113,14 @@ def test_an_engine_takes_deltas_under_load(chain):
     async def run() -> None:
         async def features(request: Any) -> Any:
             await asyncio.sleep(0.002)  # so that requests begin before a publish and end after it
-            return chain.features(request.user)
+            return chain.features(request.user, request.version)
 
         config = ServingConfig(buckets=(64,), max_k=8)
         engine = AsyncPreRanker(chain.base, chain.index, features=features, config=config)
         async with engine:
             stop = asyncio.Event()
             calls = [asyncio.create_task(call(engine, user, stop)) for user in USERS[:CALLERS]]
+            compiled = compiled_in(engine)
             applied: Any = (chain.base, chain.index, None)
             for delta in chain.deltas:
                 seen = len(answers)
@@ -116,11 +131,18 @@ def test_an_engine_takes_deltas_under_load(chain):
             stop.set()
             await asyncio.gather(*calls)
             assert engine.metrics()["counters"]["publishes"] == PUBLISHES
+            assert compiled_in(engine) == compiled, "an encoder that admits items changes no shape"
 
     asyncio.run(run())
     assert not any(found.degraded for _, found in answers)
     assert all(chain.check(found.version, user, found.logits) for user, found in answers)
     assert {found.version for _, found in answers} >= {delta.version for delta in chain.deltas[:-1]}
+    assert len({encoder.version for encoder in chain.encoders.values()}) == 1 + len(chain.new)
+
+
+def compiled_in(engine: AsyncPreRanker) -> dict[str, int]:
+    """How many functions an engine has compiled, by kind."""
+    return {name: count for name, count in engine.metrics()["counters"].items() if name.startswith("compiled_")}
 
 
 class Load:
@@ -179,7 +201,7 @@ def test_a_service_process_takes_deltas_under_load(chain, tmp_path):
             text = client.request("GET", "/metrics")[2].decode()
     assert load.errors == [] and process.returncode == 0
     assert {answer["version"] for _, _, answer in load.answers} == {chain.base.version} | {d.version for d in chain.deltas}
-    assert not any(answer["degraded"] for _, _, answer in load.answers)
+    assert not [answer["reason"] for _, _, answer in load.answers if answer["degraded"]]
     brought = [(user, answer) for user, stored, answer in load.answers if not stored]
     assert len(brought) > PUBLISHES and all(chain.check(a["version"], user, np.asarray(a["logits"])) for user, a in brought)
     assert f'version="{chain.deltas[-1].version[:12]}' in text

@@ -340,7 +340,11 @@ def test_curl_lines_of_the_reference_are_answered():
     assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
     assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
     assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
-    assert error["message"] in (ROOT / "docs" / "reference_http.md").read_text() and error["field"] == "k"
+    page = (ROOT / "docs" / "reference_http.md").read_text()
+    told = {name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", page)}
+    served = set(re.findall(r"^# TYPE (aif_\w+) (?:counter|gauge|histogram)", answered[8], re.M))
+    assert len(served) > 30 and {name for name in served if not any(re.fullmatch(each, name) for each in told)} == set()
+    assert error["message"] in page and error["field"] == "k"
 
 
 def test_deployment_files_fit_the_commands_and_metrics():
@@ -392,10 +396,8 @@ def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def reference_entries() -> list[str]:
-    """Names of docs/api.md; `heading` gives the name where a module of the same name hides it from MkDocs."""
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^::: (\S+)\n(?:    options: {heading: (\S+)}\n)?", text, re.M)
-    return [heading or path for path, heading in entries]
+    """Names of docs/api.md, in its order."""
+    return website("entries").names((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
 
 
 def test_reference_lists_every_public_name_once():
@@ -412,6 +414,19 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == len([name for name in listed if name in same]) >= 1, f"list once: {same}"
         classes = {type(names[name]) for name in same}
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
+
+
+def test_lists_of_the_reference_become_entries():
+    """Every bullet of the page is a list of names; a name that a module hides is taken from its place."""
+    entries = website("entries")
+    page, other = (types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri)) for uri in ("api.md", "scale.md"))
+    text = "Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n"
+    loop = "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
+    shown = entries.on_page_markdown(text, page=page)
+    assert shown == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
+    assert entries.on_page_markdown(text, page=other) == text
+    expanded = entries.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"), page=page)
+    assert not re.findall(r"^- .*", expanded, re.M) and expanded.count("::: aif_jax.") == len(reference_entries()) > 300
 
 
 def used_by(page: Path) -> set[str]:
@@ -516,11 +531,39 @@ def test_generated_pages_are_current():
         )
 
 
-def test_the_page_of_commands_leaves_out_hidden_flags_and_prints_an_equal_group_once():
-    page = website("reference").command_line()
-    assert "SUPPRESS" not in page and page.count("| `--bag-length NUMBER` |") == 1
-    assert "Also the columns of the files (see aif_jax.Columns), as for [aif-jax check](#aif-jax-check)." in page
-    assert page.count("| `--stream-options FILE` | JSON of settings of the client") == 2  # of two commands whose groups differ
+def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
+    """What commands share is in the lists before them; each command links to those, and has what means something else there."""
+    reference = website("reference")
+    page = reference.command_line()
+    lines = [line for line in page.splitlines() if line.startswith("- `") and "](#" not in line]
+    assert "SUPPRESS" not in page and "``" not in page and "- `--no-stablehlo`: without" in page
+    flags = [line for line in lines if line.startswith("- `--")]
+    sections = dict(re.findall(r"^## (.*)\n+((?:(?!## ).*\n)*)", page, re.M))
+    assert "- `--json`: print the report as JSON\n" in sections["Shared arguments"]
+    links = "`--quiet` ([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)"
+    assert links in sections["aif-jax train"]
+    assert "- `--json`: print the figures as JSON\n" in sections["aif-jax train"] and "`--json`" in sections["aif-jax doctor"]
+    assert "- `--learning-rate NUMBER`, `--weight-decay NUMBER`: learning rate and weight decay" in sections["aif-jax train"]
+    named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}
+    assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
+    twice = {line for line in flags if flags.count(line) > 1}
+    assert len(flags) > 100 and {line for line in twice if line[3:].split(" ")[0].strip("`:") not in named} == set()
+    for words, parser in reference.commands(reference.parser_of()):
+        everything = sections[f"aif-jax {' '.join(words)}"] + sections["Columns of the files"]
+        for action in filter(reference.shown, parser._actions):
+            name = reference.bare(f"`{reference.flag(action)}`")
+            assert re.search(rf"`{re.escape(name)}[ ,`]", everything), (words, name)
+
+
+def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
+    page = website("reference").settings()
+    errors = [
+        name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)
+    ]  # ServiceError is imported by path
+    assert len(set(errors)) > 15 and [name for name in errors if f"| [`{name.rpartition('.')[2]}`](api.md#" not in page] == []
+    assert "| [`ServiceError`](api.md#aif_jax.service.client.ServiceError) | `RuntimeError` |" in page
+    assert "| `user_threads`, `score_threads` | `2` | user functions, and interactions, computed at once |" in page
+    assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
 
 
 def test_every_page_is_on_the_front_page_and_in_the_site():
@@ -573,7 +616,7 @@ def test_no_argument_is_documented_by_a_bare_genitive():
     sources = [(path.name, path.read_text()) for path in (ROOT / "aif_jax").rglob("*.py")]
     assert [(name, found[0]) for name, source in sources for found in bare.finditer(source)] == []
     page = website("reference").command_line()
-    assert re.findall(r"^\| `[^`]+` \| (?:required\. )?(?:of|to|in|between|the same for users) .*", page, re.M) == []
+    assert re.findall(r"^- `[^`]+`: (?:required\. )?(?:of|to|in|between|the same for users) .*", page, re.M) == []
 
 
 def test_the_scan_for_words_finds_them(tmp_path):

@@ -170,6 +170,8 @@ def test_refresh(tmp_path):
     within = {"hourly warm", "delta", "frozen"}
     assert [set(day) for day in found["by_day"]] == [{"day", "never", "scratch", "warm"} | within] * 3
     assert found["by_day"][0]["delta"]["gauc"] != found["by_day"][0]["warm"]["gauc"] and found["hours"] == 3
+    daily, hourly = found["bytes_published_a_day"]["warm"], found["bytes_published_a_day_within"]
+    assert set(hourly) == within and 0 < hourly["delta"] < hourly["hourly warm"] <= 3 * daily
     assert set(found["cpu_seconds_a_day_within"]) == within and math.isfinite(found["delta_minus_hourly_gauc_points"])
     assert got["publish_failed"] == got["publish_mixed"] == 0 < got["delta_publish_ms_per_1000_items"]
     assert got["delta"]["publishes"] == 20 <= got["delta"]["publish_versions_answered"]
@@ -194,3 +196,30 @@ def test_cascade(tmp_path):
     assert [weight for weight, *_ in got["frontier"]][0] == 0 and 0 < got["auc_consistent"] < 1
     for picture in ("cascade_calibration.png", "cascade_frontier.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
+
+
+def test_options_refuse_numbers_that_are_no_sizes(capsys):
+    settings = {"rounds": (5, 1, ""), "seconds": (0.5, None, ""), "sizes": ([1, 4], None, ""), "seed": (0, None, "")}
+    settings |= {"release": (("new", "old"), None, "")}
+    given = common.options("", ["--smoke", "--sizes", "2", "3"], settings)
+    assert (given.rounds, given.seconds, given.sizes, given.seed, given.release) == (1, 0.5, [2, 3], 0, "new")
+    for wrong, message in (
+        (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
+        (["--seconds", "-1"], "--seconds: expected at least 0, got -1"),
+        (["--sizes", "4", "0"], "--sizes: expected at least 1, got 0"),
+        (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--release", "none"], "invalid choice: 'none'"),
+    ):
+        with pytest.raises(SystemExit):
+            common.options("", wrong, settings)
+        assert message in capsys.readouterr().err
+
+
+def test_a_report_has_every_figure(tmp_path, capsys):
+    rows = {"one": {"p50": 1.0, "p99": 2.0}, "two": {"p50": 3.0, "p99": 4.0}}
+    figures = {"rate": 5.0, "ms": {"p50": 6.0, "p99": 7.0}, "by": rows, "loops": [{"n": 1, "rps": 8.0}, {"n": 2, "rps": 9.0}]}
+    common.report(figures | {"raw": [1, 2], "left": 10.0}, tmp_path / "figures.json", hidden=("left",))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for line in (["rate", "5.0000"], ["ms", "6.0000", "7.0000"], ["two", "3.0000", "4.0000"], ["1", "2", "9.0000"]):
+        assert line in printed
+    assert ["left", "10.0000"] not in printed and json.loads((tmp_path / "figures.json").read_text())["left"] == 10.0

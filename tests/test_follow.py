@@ -234,7 +234,7 @@ def test_what_cannot_be_followed_is_named(store, tmp_path, published):
         ({"tables": ("shop",)}, "tables that move: expected at least one of"),
         ({"events": world.log(4)}, "expected files with the events in the rows of users of .*; give the files that"),
         ({"items": None}, "follow items: expected the items file that belongs to events, got None"),
-        ({"task": Cascaded()}, "Cascaded: expected data with a cascade, got"),
+        ({"task": Cascaded()}, "follow task: expected one whose samples are events, got Cascaded"),
     ):
         options = world.OPTIONS | {"events": world.files(), "items": shop.items(5), "batches": 1} | changes
         with pytest.raises(ValueError, match=message):

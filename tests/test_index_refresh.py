@@ -25,4 +25,4 @@ def test_smoke(tmp_path, capsys):
     assert rows["int8"] < rows["bfloat16"] < rows["float32"]
     assert figures["score_error_over_std"]["float32"] == 0 < figures["score_error_over_std"]["bfloat16"]
     assert (tmp_path / "index_refresh.png").stat().st_size > 1000
-    assert "build over bare" in capsys.readouterr().out
+    assert "build_over_bare" in capsys.readouterr().out

@@ -203,7 +203,7 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
     job = pickle.loads(sent)
-    encode._item_program.cache_clear()  # as in a new process
+    encode._program.cache_clear()  # as in a new process
     with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
         list(job(world.items(8).to_batches()))
 

@@ -41,7 +41,7 @@ OWNERS = {
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
-    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py"),
+    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
     "uvicorn": ("service/process.py",),
     "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),
@@ -110,7 +110,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 38_742
+MOST_LINES = 38_849
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip

@@ -328,6 +328,20 @@ async def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world, mo
         assert await where() == [False]
 
 
+@pytest.mark.parametrize(("pause", "seconds", "on_loop"), [(99, 15, False), (101, 15, True), (101, 25, False), (0, 5, True)])
+async def test_a_call_after_a_pause_may_take_twice_as_long_on_the_loops_thread(world, pause, seconds, on_loop):
+    index, request = Watched(world.index), Request(user=3, feature_version=1)
+    async with world.engine(index=index, on_loop=10.0, cache_bytes=1 << 20) as engine:
+        await engine.rank(request, 5)  # by a thread: nobody knows yet how long it takes
+        for tasks in (engine._users._tasks, engine._scorer._tasks):
+            while tasks._working:
+                await asyncio.sleep(0.001)
+        tasks._latest -= pause
+        tasks._lately = dict.fromkeys(tasks._lately, seconds)
+        expect(world, await engine.rank(request, 5), 3, world.ids[:40], 5)
+        assert [thread is threading.current_thread() for thread in index.threads] == [False, on_loop]
+
+
 async def test_no_call_runs_on_the_loops_thread_where_none_may(world):
     index = Watched(world.index)
     async with world.engine(index=index, on_loop=0.0) as engine:

@@ -22,10 +22,10 @@ from aif_jax import blocks
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.connectors import MemoryStream, SinkTarget, ValkeyStream
 from aif_jax.index import IndexWriter, WriterConflict
-from aif_jax.store.codec import STORAGES
+from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, UpdateCounts, UserTable, UserTableWriter
-from aif_jax.user_table.rows import NONE, unpack
+from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo, servers, stream_world
@@ -172,7 +172,7 @@ def test_a_row_scores_as_the_whole_history(streamed):
         last = raw(np.array([at for at in MESSAGES[-1] if DATA.log.user[at] == user], np.int64))
         late = partial.features(user, now=now, events=last, places=32)
         for features in (streamed.features(user, now=now), late, partial.features(user, now=now, events=last, places=1)):
-            history = dataclasses.replace(features.history, memory=jax.jit(unpack)(features.history.memory))
+            history = dataclasses.replace(features.history, memory=jax.jit(Packed.widened)(features.history.memory))
             got = score(PARAMS, dataclasses.replace(features, history=history, encoding=""), candidates)
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 

@@ -34,9 +34,6 @@ class Bea(Block):
     Attributes:
       bridges: M, the bridges.
       dot_product: adds the dot product of w V and the item vector to the logit.
-
-    Raises:
-      ValueError: fewer than one bridge.
     """
 
     bridges: int = 10

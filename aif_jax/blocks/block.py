@@ -167,6 +167,8 @@ class ItemView:
 class Block:
     """One way in which user and item interact. Subclass it, decorate with `block`, and override what you need.
 
+    A value out of range, and a behaviour field or content that the schema lacks, are a ValueError that names the field.
+
     The defaults are those of a block that does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
@@ -241,6 +243,11 @@ class Block:
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """Parameters that are fitted once on the items [N] of the catalogue and never trained."""
         return {}
+
+    def fit_new(self, params: Params, items: ItemFeatures) -> Params:
+        """The arrays in `per_item` for items [n] that are newer than the fit: those of the unknown item unless overridden."""
+        count = jnp.shape(items.ids["item"])[0]
+        return {name: jnp.repeat(jnp.asarray(params[name])[:1], count, axis=0) for name in self.per_item or ()}
 
     def init(self, key: jax.Array, config: Config) -> Params:
         """Trained parameters of both sides."""

@@ -50,9 +50,6 @@ class DecayedMemory(Memory):
       shortest, longest: half-lives at the start, in seconds; those of the K entries are log-spaced between them.
       learned: whether training changes them.
       dot_product: adds the dot product of what is read and the item vector to the logit.
-
-    Raises:
-      ValueError: a width below 1, half-lives that are not above 0 and in order.
     """
 
     width: int = 64

@@ -50,9 +50,6 @@ class DecayedSim(Cached):
       slots: Q, cached values.
       length: P, behaviours cached for each value.
       half_life: half-life of the counts, in seconds.
-
-    Raises:
-      ValueError: sizes below 1, a half-life that is not above 0; a field that behaviours do not have.
     """
 
     field: str = "category"

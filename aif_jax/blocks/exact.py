@@ -126,9 +126,6 @@ class CosineTiers(Tiers):
 
     Attributes:
       tiers, by_action, windows: see `SimTier`.
-
-    Raises:
-      ValueError: sizes out of range; a schema without content.
     """
 
     tiers: int = 8

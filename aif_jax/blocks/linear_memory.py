@@ -91,9 +91,6 @@ class LinearMemory(Memory):
       width: K, the keys.
       keys: "linear" for plain keys, or "softmax" over the history for each of the K entries.
       dot_product: adds the dot product of what is read and the item vector to the logit.
-
-    Raises:
-      ValueError: a width below 1, or another kind of keys.
     """
 
     width: int = 64

@@ -30,9 +30,6 @@ class LshDin(Block):
 
     Attributes:
       bits: K, bits of a signature.
-
-    Raises:
-      ValueError: bits that are no multiple of 32 from 32 to 256; a schema without content.
     """
 
     bits: int = 64

@@ -19,16 +19,23 @@ FEW = 64  # candidates up to which comparing each with the whole history costs l
 
 
 @record
-class Runs:
-    """The values of F fields in a history, sorted: equal ones stand together, and a value's statistics where it begins."""
+class Sorted:
+    """The values of a field in a history, sorted: equal ones stand together, and a value's statistics where it begins."""
 
-    value: Array  # int32 [F, L] ascending, the largest int32 where there is no event
-    statistics: Array  # float32 [F, L, STATISTICS + actions]
+    value: Array  # int32 [L] ascending, the largest int32 where there is no event
+    statistics: Array  # float32 [L, STATISTICS + actions]
+
+
+@record
+class Table:
+    """The statistics of every value of a field that has no more values than a history has places; 0 where it was not met."""
+
+    statistics: Array  # float32 [V, STATISTICS + actions]
 
 
 @record
 class Unsorted:
-    """The same for few candidates: each is compared with every behaviour."""
+    """All fields for few candidates: each is compared with every behaviour."""
 
     value: Array  # int32 [F, L], 0 where there is no event
     counted: Array  # float32 [L, 2 + actions] what a behaviour adds to counts: 1, whether it is recent, its action
@@ -45,20 +52,20 @@ class MatchingStatistics(Block):
 
         met = [n_v > 0],  log(1 + n_v),  n_v / n,  1 / (1 + p),  log(1 + d),  log(1 + recent n_v),  log(1 + n_v by action)
 
-    All are 0 for a value that the user has not met, and for row 0, "unknown". They have no parameters. The user half sorts the
-    history by value and sums each run of equal values; in real time a candidate finds its run by binary search.
+    All are 0 for a value that the user has not met, and for row 0, "unknown". They have no parameters. The user half has them
+    for every value of a field with few values; for the others it sorts the history by value and sums each run of equal ones,
+    and in real time a candidate finds its run by binary search. What is found is the row times its kernel in the head, which
+    is computed once for each value and not for each candidate.
 
     - Paper: counted features of a user and an item's fields are a classic of click prediction (He et al. 2014, "Practical
       Lessons from Predicting Clicks on Ads at Facebook"); AIF's paper does not have this block.
-    - Cost: user side a sort of L per field; real time C x log2 L comparisons per field.
+    - Cost: user side a sort of L per field; real time L x H products, C x log2 L comparisons and C sums of H per field, no
+      sort and no comparisons where a field has at most L values.
     - When: always; most of the gain if users come back to items or categories.
 
     Attributes:
       fields: behaviour fields of the schema, such as ("item", "category"); one value of an item each.
       recent_events: how many of the last events count as recent.
-
-    Raises:
-      ValueError: no field, a field twice, one that behaviours do not have, or fewer than one recent event.
 
     Example:
       >>> MatchingStatistics(("item", "category")).name
@@ -82,7 +89,7 @@ class MatchingStatistics(Block):
     def widths(self, config: Config) -> dict[str, int]:
         return {"statistics": len(self.fields) * (STATISTICS + config.schema.actions)}
 
-    def user(self, params: Params, user: UserView) -> Runs | Unsorted:
+    def user(self, params: Params, user: UserView) -> tuple[Sorted | Table, ...] | Unsorted:
         schema, long = user.config.schema, user.long
         mask, action = jnp.asarray(long.mask), jnp.asarray(long.action)
         fields = layers.behaviour_fields(user.params, schema, long.item)
@@ -96,8 +103,9 @@ class MatchingStatistics(Block):
         if user.candidates is not None and user.candidates <= FEW:
             return Unsorted(value=value, counted=counted, days=days, events=events)
         sizes = [schema.item_attribute(name).size for name in self.fields]
-        runs = [_runs(value[f], counted, days, events, size=size) for f, size in enumerate(sizes)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+        few = [size <= user.config.long_length for size in sizes]
+        made = [(_table if small else _sorted, size) for small, size in zip(few, sizes, strict=True)]
+        return tuple(make(value[f], counted, days, events, size=size) for f, (make, size) in enumerate(made))
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
         """int32 [F], the item's values."""
@@ -105,24 +113,42 @@ class MatchingStatistics(Block):
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         half, wanted, kernel = state.blocks[self.name], jnp.asarray(rows.blocks[self.name]), kernels["statistics"]
-        found = compare(half, wanted) if isinstance(half, Unsorted) else look_up(half, wanted)
-        return HeadInputs(pairs=((found.reshape(wanted.shape[0], kernel.shape[0]).astype(kernel.dtype), kernel),))
+        if isinstance(half, Unsorted):
+            found = compare(half, wanted).reshape(wanted.shape[0], kernel.shape[0])
+            return HeadInputs(pairs=((found.astype(kernel.dtype), kernel),))
+        kernels_by_field = jnp.split(kernel, len(self.fields))
+        return HeadInputs(rest=sum(look_up(half[f], wanted[:, f], own) for f, own in enumerate(kernels_by_field)))
 
 
-def look_up(runs: Runs, wanted: jax.Array) -> jax.Array:
-    """Statistics float32 [C, F, ...] of the candidates' values int32 [C, F]: a binary search in each field's values."""
-    value, statistics = jnp.asarray(runs.value), jnp.asarray(runs.statistics)
-    length = value.shape[1]
-    field = jnp.arange(value.shape[0], dtype=jnp.int32)[None, :]
+def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Statistics of the candidates' values int32 [C], times the kernel [STATISTICS + actions, H] -> [C, H].
+
+    The kernel is applied to the half's rows, or to what is found where candidates are fewer than rows.
+    """
+    rows = jnp.asarray(half.statistics).astype(kernel.dtype)
+    sizes = rows.shape[0], wanted.shape[0]
+    first = not all(isinstance(size, int) for size in sizes) or sizes[0] <= sizes[1]  # under jax.export sizes are symbols
+    rows = rows @ kernel if first else rows
+    if isinstance(half, Table):
+        found = rows.at[wanted].get(mode="fill", fill_value=0)
+    else:
+        value = jnp.asarray(half.value)
+        start = _begin(value, wanted)
+        met = (value.at[start].get(mode="promise_in_bounds") == wanted) & (wanted > 0)
+        found = jnp.where(met[:, None], rows.at[start].get(mode="promise_in_bounds"), 0.0)
+    return found if first else found @ kernel
+
+
+def _begin(value: jax.Array, wanted: jax.Array) -> jax.Array:
+    """The first place whose value is not smaller, for each of int32 [C], or the last one: a binary search in values [L]."""
+    length = value.shape[0]
     bits = length.bit_length() if isinstance(length, int) else 31  # under jax.export the length is a symbol
     start = jnp.zeros_like(wanted)  # how many values are known to be smaller
     for bit in reversed(range(bits)):
         further = start + (1 << bit)
-        smaller = value.at[field, jnp.minimum(further, length) - 1].get(mode="promise_in_bounds") < wanted
+        smaller = value.at[jnp.minimum(further, length) - 1].get(mode="promise_in_bounds") < wanted
         start = jnp.where((further <= length) & smaller, further, start)
-    start = jnp.minimum(start, length - 1)
-    met = (value.at[field, start].get(mode="promise_in_bounds") == wanted) & (wanted > 0)
-    return jnp.where(met[..., None], statistics.at[field, start].get(mode="promise_in_bounds"), 0.0)
+    return jnp.minimum(start, length - 1)
 
 
 def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
@@ -136,8 +162,8 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
     return jnp.where(counts[..., :1] > 0, found, 0.0)
 
 
-def _runs(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Runs:
-    """One field's runs: values int32 [L], 0 for none. A run begins at its most recent event."""
+def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Sorted:
+    """Of values int32 [L], 0 for none; a run of equal values begins at its most recent event."""
     group, order = sort_by_value(value, value > 0, size=size)
     length = group.shape[0]
     place = jnp.arange(length, dtype=jnp.int32)
@@ -145,7 +171,16 @@ def _runs(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Arr
     nexts = jnp.concatenate([jnp.where(begins, place, length)[1:], jnp.full(1, length, jnp.int32)])
     end = jax.lax.cummin(nexts, reverse=True)
     before = jnp.concatenate([jnp.zeros((1, counted.shape[1])), jnp.cumsum(counted[order], 0)])
-    return Runs(value=group, statistics=_statistics(before[end] - before[place], order, days[order], events))
+    return Sorted(value=group, statistics=_statistics(before[end] - before[place], order, days[order], events))
+
+
+def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Table:
+    """Of values int32 [L] below `size`, 0 for none."""
+    length = value.shape[0]
+    counts = jnp.zeros((size, counted.shape[1])).at[value].add(counted)
+    last = jnp.full(size, length - 1, jnp.int32).at[value].min(jnp.arange(length, dtype=jnp.int32))
+    met = (counts[:, :1] > 0) & (jnp.arange(size) > 0)[:, None]
+    return Table(statistics=jnp.where(met, _statistics(counts, last, days[last], events), 0.0))
 
 
 def _statistics(counts: jax.Array, last: jax.Array, days: jax.Array, events: jax.Array) -> jax.Array:

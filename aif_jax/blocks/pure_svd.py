@@ -34,9 +34,6 @@ class PureSvd(Block):
       width: R, numbers of a factor.
       length: how many of the last events count.
       decay: how fast older ones count less, by their place.
-
-    Raises:
-      ValueError: sizes below 1, a decay below 0.
     """
 
     per_item = ("table",)

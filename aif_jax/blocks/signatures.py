@@ -31,9 +31,6 @@ class Signatures(Fitted):
 
     Attributes:
       bits: K, a multiple of 32 from 32 to 256.
-
-    Raises:
-      ValueError: other bits.
     """
 
     bits: int = 64

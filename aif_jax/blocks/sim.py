@@ -90,9 +90,6 @@ class Sim(Cached):
       field: one of the schema's behaviour fields, such as "category".
       slots: Q, cached values: the most frequent ones of the long history.
       length: P, behaviours cached for each value.
-
-    Raises:
-      ValueError: sizes below 1; a field that behaviours do not have.
     """
 
     def user(self, params: Params, user: UserView) -> SimCache:

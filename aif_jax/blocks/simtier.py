@@ -69,9 +69,6 @@ class SimTier(Tiers):
       bits: K, bits of a signature.
       length: behaviours that count, from the most recent: the cost in real time no longer grows with the history. None counts
         the whole long history.
-
-    Raises:
-      ValueError: sizes out of range; windows that do not ascend, or end beyond `length`; a schema without content.
     """
 
     tiers: int = 8

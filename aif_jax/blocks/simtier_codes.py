@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,9 +35,6 @@ class SimTierCodes(Tiers):
       tiers, by_action, windows: see `SimTier`.
       codes: R, size of the codebook.
       nearest: J, the nearest codes that a row carries.
-
-    Raises:
-      ValueError: sizes out of range; a schema without content.
     """
 
     per_item = ("code", "nearest", "weights")
@@ -72,6 +70,12 @@ class SimTierCodes(Tiers):
             "nearest": nearest,
             "weights": weights,
         }
+
+    def fit_new(self, params: Params, items: ItemFeatures) -> Params:
+        centres, content = np.asarray(params["centres"]), np.asarray(items.content, np.float32)
+        of_row = partial(nearest_centres, jnp.asarray(centres), count=self.nearest, tiers=self.tiers)
+        nearest, weights = jax.vmap(of_row)(jnp.asarray(content))
+        return {"code": jnp.asarray(nearest_centre(content, centres)), "nearest": nearest, "weights": weights}
 
     def user(self, params: Params, user: UserView) -> jax.Array:
         """float32 [R, G * T] log1p histograms; reads L rows of R bytes, no product with content is taken."""

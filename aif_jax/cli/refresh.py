@@ -27,7 +27,7 @@ WATCHED = (
     "minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users",
 )  # fmt: skip
 """Arguments of `watch` that have a flag of their name."""
-FOLLOWING = ("batches", "max_messages")
+FOLLOWING = ("batches", "max_messages", "admit_after")
 """Arguments of `follow` alone that have a flag of their name."""
 BOTH = ("held_out", "batch_size", "learning_rate", "seed", "requests", "k", "task", "gate")
 SECONDS = {"s": 1, "min": 60, "h": 3600}
@@ -53,7 +53,7 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
     shared.add_flags(one, refresh, FLAGS)
     group = one.add_argument_group("a stream in place of one training (see aif_jax.refreshing.follow)")
-    text = f"publish what it moves as deltas, until SIGTERM; --events are histories: {FORMS}"
+    text = f"publish what it moves as deltas, until SIGTERM; --events are histories: {FORMS}, or a folder of joined samples"
     group.add_argument("--follow", metavar="STREAM", help=text)
     text = "JSON of settings of the stream's client, such as passwords"
     group.add_argument("--stream-options", type=Path, metavar="FILE", help=text)
@@ -119,9 +119,11 @@ def _follow(options: argparse.Namespace, settings: dict[str, Any], alone: dict[s
     client = shared.read_json(alone.pop("stream_options", None), "--stream-options")
     if "tables" in alone:
         alone["tables"] = tuple(alone["tables"])
-    with shared.as_usage("--follow"):
-        stream = open_stream(options.follow, client)
-    with contextlib.closing(stream), shared.told_to_end() as told:
+    with contextlib.ExitStack() as stack:
+        told, stream = stack.enter_context(shared.told_to_end()), options.follow
+        if not Path(stream).is_dir():
+            with shared.as_usage("--follow"):
+                stream = stack.enter_context(contextlib.closing(open_stream(stream, client)))
         made = follow(
             stream, options.events, items=options.items, users=options.users, out=options.out, work=options.work, stop=told,
             progress=not options.quiet, **settings, **alone,

@@ -125,7 +125,7 @@ def run_replay(options: argparse.Namespace) -> int:
     with shared.as_usage("--serving"):
         config = ServingConfig(**fields)
     report = replay(options.log, options.model, config=config, limit=options.limit)
-    print(json.dumps(to_json(report.to_json())) if options.json else report)
+    print(json.dumps(to_json(dataclasses.asdict(report))) if options.json else report)
     return FINE
 
 
@@ -297,65 +297,47 @@ def _store(options: argparse.Namespace) -> SnapshotStore | None:
 KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
 
 
+SNAPSHOTS = {
+    "list": "Prints the names of all complete snapshots, oldest first, and of the current one as JSON.",
+    "current": "Prints the name of the current snapshot; exit code 1 for an empty store.",
+    "publish": "Uploads a folder, verifies it, makes it the current snapshot and removes the oldest; prints its name.",
+    "fetch": "Downloads a snapshot and checks every file; interrupted and called again, it goes on. Prints the local folder.",
+    "collect": "Removes what is beyond --keep and interrupted uploads that are a day old; prints the names.",
+}
+
+
 def add_snapshot_commands(commands: Any) -> None:
     """Adds the commands to what `add_subparsers` returned."""
     text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3 are those of the environment."
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
-        required=True, metavar="list|current|publish|fetch|collect"
+        required=True, metavar="|".join(SNAPSHOTS), dest="action"
     )
-    url = "the store, such as s3://BUCKET/PATH, or a local path"
-    kept = "snapshots that stay, the current one among them (default: %(default)s)"
-    for name, run in (
-        ("list", run_list),
-        ("current", run_current),
-        ("publish", run_publish),
-        ("fetch", run_fetch),
-        ("collect", run_collect),
-    ):
-        one = shared.add_command(inner, name, run)
-        one.add_argument("url", help=url)
+    for name, text in SNAPSHOTS.items():
+        one = inner.add_parser(name, help=text, description=text)
+        one.set_defaults(run=run_snapshots, keep=KEEP)
+        one.add_argument("url", help="the store, such as s3://BUCKET/PATH, or a local path")
         if name == "publish":
             one.add_argument("folder", type=Path, help="an export, or a snapshot of an index or a user table")
         if name == "fetch":
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
             one.add_argument("--name", help="name of the snapshot (default: the current one)")
         if name in ("publish", "collect"):
-            one.add_argument("--keep", type=int, default=KEEP, help=kept)
+            text = "snapshots that stay, the current one among them (default: %(default)s)"
+            one.add_argument("--keep", type=int, default=KEEP, help=text)
 
 
-def run_list(options: argparse.Namespace) -> int:
-    """Prints the names of all complete snapshots, oldest first, and of the current one as JSON."""
-    with shared.open_store(options.url) as store:
-        print(json.dumps({"current": store.current(), "snapshots": store.names()}))
-    return FINE
-
-
-def run_current(options: argparse.Namespace) -> int:
-    """Prints the name of the current snapshot; exit code 1 for an empty store."""
-    with shared.open_store(options.url) as store:
-        name = store.current()
-    if name is not None:
-        print(name)
-    return PROBLEMS if name is None else FINE
-
-
-def run_publish(options: argparse.Namespace) -> int:
-    """Uploads a folder, verifies it, makes it the current snapshot and removes the oldest; prints its name."""
+def run_snapshots(options: argparse.Namespace) -> int:
+    """What `SNAPSHOTS` says of the action."""
     with shared.open_store(options.url, keep=options.keep) as store:
-        print(store.publish(options.folder))
-    return FINE
-
-
-def run_fetch(options: argparse.Namespace) -> int:
-    """Downloads a snapshot and checks every file; interrupted and called again, it goes on. Prints the local folder."""
-    with shared.open_store(options.url) as store:
-        print(store.fetch(options.directory, options.name))
-    return FINE
-
-
-def run_collect(options: argparse.Namespace) -> int:
-    """Removes what is beyond --keep and interrupted uploads that are a day old; prints the names."""
-    with shared.open_store(options.url, keep=options.keep) as store:
-        for name in store.collect():
-            print(name)
-    return FINE
+        if options.action == "list":
+            lines = [json.dumps({"current": store.current(), "snapshots": store.names()})]
+        elif options.action == "current":
+            lines = [] if (name := store.current()) is None else [name]
+        elif options.action == "publish":
+            lines = [store.publish(options.folder)]
+        elif options.action == "fetch":
+            lines = [store.fetch(options.directory, options.name)]
+        else:
+            lines = store.collect()
+    print(*lines, sep="\n", end="\n" if lines else "")
+    return PROBLEMS if options.action == "current" and not lines else FINE

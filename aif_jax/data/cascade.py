@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,47 @@ def features_from(arrays: Mapping[str, np.ndarray], schema: Schema, *, encoding:
 def names_of(features: UserFeatures) -> dict[str, np.ndarray]:
     """Arrays by dotted name, as `features_from` takes them."""
     return {name: np.asarray(leaf) for name, leaf in leaves_by_path(features, separator=".").items()}
+
+
+def join_samples(folders: Sequence[str | Path]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record and the arrays of several runs as one, in memory; "run" int32 [R] and "sample" int64 [R] say where each was.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_samples`; runs that differ in encoder, outcomes or candidates, a request of one
+        user and second in two of them.
+    """
+    records, runs = zip(*map(open_samples, folders), strict=True)
+    for folder, other in zip(folders, records, strict=True):
+        same = all(other[field] == records[0][field] for field in ("encoding", "outcomes", "arrays"))
+        expected = f"the encoder, outcomes and candidates of {folders[0]}"
+        expect(same, str(folder), expected, f"others; join both with one encoder {records[0]['encoding'][:12]}")
+    users, number = np.unique(np.concatenate([run["users"] for run in runs]), return_inverse=True)
+    firsts = {name: np.cumsum([0, *(len(run[name]) for run in runs)]) for name in ("users", "user")}
+    user = [1 + number[run["user"] - 1 + first] for run, first in zip(runs, firsts["users"], strict=False)]
+    columns = {name: np.concatenate([run[name] for run in runs]) for name in ("item", "action", "time")}
+    columns["user"] = np.concatenate(user).astype(np.int32)
+    order = np.lexsort((columns["time"], columns["user"]))  # stable
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    positions = place[np.concatenate([run["positions"] + first for run, first in zip(runs, firsts["user"], strict=False)])]
+    by_position = np.argsort(positions)
+    arrays = {name: column[order] for name, column in columns.items()}
+    arrays |= {"users": users, "positions": positions[by_position]}
+    arrays["offsets"] = np.searchsorted(arrays["user"], np.arange(len(users) + 2)).astype(np.int64)
+    rest = [name for name in records[0]["arrays"] if name not in (*arrays, "version")]
+    arrays |= {name: np.concatenate([run[name] for run in runs])[by_position] for name in rest}
+    counts = [len(run["positions"]) for run in runs]
+    arrays["run"] = np.repeat(np.arange(len(runs), dtype=np.int32), counts)[by_position]
+    arrays["sample"] = np.concatenate([np.arange(count) for count in counts])[by_position]
+    user, time = (arrays[name][arrays["positions"]] for name in ("user", "time"))
+    twice = np.flatnonzero((np.diff(user) == 0) & (np.diff(time) == 0))
+    if len(twice):
+        one, other = (folders[int(arrays["run"][at])] for at in (twice[0], twice[0] + 1))
+        got = f"one at {int(time[twice[0]])} s in {one} and {other} ({len(twice)} in all)"
+        expect(
+            False, "samples", "each request in one run", f"{got}; give join_outcomes the `until` of the run before as `since`"
+        )
+    return records[0], arrays
 
 
 def open_samples(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -143,13 +143,9 @@ class Dataset:
         return state.hexdigest()
 
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
-        """What was known of the user just before each sample: profile and strictly earlier events.
+        """What was known of the user just before each sample: profile, and the last `length` of the strictly earlier events.
 
-        Args:
-          length: L, places of the history.
-
-        Returns:
-          UserFeatures [B] of NumPy arrays; ages in seconds up to the sample's time.
+        UserFeatures [B] of NumPy arrays; ages in seconds up to the sample's time.
 
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n), a length below 1.
@@ -188,8 +184,7 @@ class Dataset:
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
         """What was known of items just before moments: features of the catalogue, with the item statistics of that moment.
 
-        Args:
-          times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
+        Seconds broadcast to the shape of `rows`: [B, 1] for candidates [B, C] of samples.
         """
         features = self.catalogue.features(rows, content=content)
         if self.statistics is None:
@@ -207,13 +202,9 @@ class Dataset:
         return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), _moment(time)))
 
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
-        """Item statistics as of `time` as columns of a table of raw items, for index updates and jobs.
+        """Item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
 
-        Args:
-          ids: [n] raw item ids; unknown ones have no event.
-
-        Returns:
-          Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none.
+        Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none. An unknown id has no event.
 
         Example:
           >>> import aif_jax as aif

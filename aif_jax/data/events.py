@@ -138,9 +138,6 @@ class EventLog:
     def history_end(self, positions: Any) -> np.ndarray:
         """Where the history of each sample ends: its first event that is not strictly earlier, int64 [B] positions in the log.
 
-        Raises:
-          TypeError, ValueError: positions that are not integers in [0, n).
-
         Example:
           >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 20])
           >>> log.history_end([0, 1, 2]).tolist()
@@ -156,11 +153,7 @@ class EventLog:
         return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """The same for user rows [B] at integer `times` [B] in seconds; user 0, the unknown one, has no history.
-
-        Raises:
-          TypeError, ValueError: users that are not integers in [0, U), times that are not seconds [B] before 2100.
-        """
+        """The same for user rows [B] at integer `times` [B] in seconds before 2100; user 0, the unknown one, has no history."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = ticks(times, "times").seconds

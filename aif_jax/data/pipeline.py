@@ -213,9 +213,6 @@ class Pipeline:
         items what it learned.
       process_index, process_count: which slice of every batch is made.
 
-    Raises:
-      ValueError: sizes that do not fit together; names the field.
-
     Example:
       >>> import aif_jax as aif
       >>> from aif_jax.data import candidates

@@ -41,9 +41,6 @@ def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) 
     Args:
       validation, test: shares of events in [0, 1), together less than 1.
 
-    Returns:
-      Split of positions in the log, ascending.
-
     Raises:
       ValueError: shares out of range, or no training event left, because too many events share one time.
 
@@ -155,7 +152,7 @@ def eligible_positions(
     before: int | None = None,
     file: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:
-    """Events of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
+    """Events int64 of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
     `eligible(log, split_by_time(log).train, ...)` gives the same positions; this reads the log in one pass over blocks.
 
@@ -163,9 +160,6 @@ def eligible_positions(
       log: the events; may be memory-mapped.
       since, before: the first time of the span and the first after it, None for all; such as those of `time_cuts`.
       file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
-
-    Returns:
-      int64, ascending.
 
     Raises:
       FileExistsError: something is at `file`.

@@ -29,9 +29,6 @@ class Capacity:
       when_full: "evict": of all ids that could have a row those that were seen last have one, so a new id takes the row of the
         one that was seen the longest ago; that one keeps its count and may come back. "refuse": ids with a row keep it, and
         of the others those that were seen last get the rows that are free.
-
-    Raises:
-      ValueError: rows or admit_after below 1, evict_after below 0, another word.
     """
 
     rows: int
@@ -100,7 +97,6 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
       vocabulary: before. An id with a row that `counts` lacks, as of a vocabulary that was made without a capacity, counts as
         seen a second before all others. One without a fixed size gets the capacity's, and its ids keep their rows.
       counts: counts of all events so far.
-      capacity: the rule.
       now: second from which the time since an id was last seen is taken, such as the last event's.
 
     Returns:

@@ -55,9 +55,6 @@ class Columns:
       scale: floats enter the network as (x - mean) / deviation over the files that training reads, without outliers
         (`Encoder.scales`); False takes them as they are, which suits numbers of about -1..1.
 
-    Raises:
-      ValueError: names that collide, or a value that is none of those allowed.
-
     Example:
       >>> Columns(user="uid", item="sku", time="ts", action="event", item_attributes=("brand",)).time_unit
       's'

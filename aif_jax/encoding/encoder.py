@@ -53,9 +53,6 @@ class Encoder:
       length: places of the history, a model's `config.history_length`.
       max_skew: seconds that an event may be later than the request.
 
-    Raises:
-      ValueError: parts that do not fit together.
-
     Example:
       >>> columns = Columns(action="event", actions=("view", "buy"))
       >>> vocabularies = {"user": Vocabulary(["ann"]), "item": Vocabulary([7, 8]), "category": Vocabulary(["cup", "tea"])}
@@ -103,17 +100,18 @@ class Encoder:
         """The same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
 
+    def with_items(self, more: Vocabulary) -> Encoder:
+        """The encoder with further items in free rows of its item vocabulary, see `Vocabulary.with_ids`; another version."""
+        return dataclasses.replace(self, vocabularies={**self.vocabularies, "item": self.vocabularies["item"].with_ids(more)})
+
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
-        """Features of ONE user at the moment of a request.
+        """Features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
 
         Args:
           user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
           events: raw values by column of the events file: arrays, lists or Arrow; None for no events. Of this user alone: a
             column `Columns.user`, where there is one, is compared with the user's id.
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
-
-        Returns:
-          UserFeatures of NumPy arrays with `length` places of history.
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, times that are no integers.
@@ -127,17 +125,11 @@ class Encoder:
     __call__ = user
 
     def events(self, table: Any) -> tuple[Events, np.ndarray]:
-        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`.
-
-        Args:
-          table: raw values by column of the events file.
+        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`; errors as `user`.
 
         Returns:
           Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,
           as histories have them; and where in the table each of them is, int64 [n].
-
-        Raises:
-          TypeError, ValueError: as `user`; times before 1963.
         """
         raw, time = self._event_columns(table)
         item, action = self._event_rows(raw, slice(None))
@@ -146,7 +138,7 @@ class Encoder:
         return Events(item=item[order], action=action[order], time=stamp[order]), order
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
-        """Raw ids and features of n items.
+        """Raw ids and features of n items; errors as `user`.
 
         Args:
           table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
@@ -154,12 +146,9 @@ class Encoder:
         Returns:
           Raw ids [n], int64 or strings, and ItemFeatures [n] of NumPy arrays; unknown items have row 0 and their other
           features.
-
-        Raises:
-          TypeError, ValueError: as `user`; content of another width.
         """
         columns = self.columns
-        raw = as_ids(self._as_read(plain(column_of(table, columns.item_id)), columns.item_id, "item"), columns.item_id)
+        raw = self.item_ids(table, columns.item_id)
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
@@ -171,6 +160,10 @@ class Encoder:
         one = len({*lengths.values(), len(raw if content is None else content)}) == 1
         expect(one, "items", "columns of one length", lengths)
         return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
+
+    def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
+        """Raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
+        return as_ids(self._as_read(plain(column_of(table, column)), column, "item"), column)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
         """Features of ONE item from its raw values by column; as `items`."""

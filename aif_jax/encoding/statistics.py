@@ -58,17 +58,9 @@ class ItemStatistics:
         return 3 + len(self._lives)
 
     def at(self, rows: Any, times: Any) -> np.ndarray:
-        """Statistics of items at moments.
+        """Statistics float32 [..., width] of item rows of any shape at moments, seconds that broadcast to that shape.
 
-        Args:
-          rows: integer item rows of any shape.
-          times: seconds, of a shape that broadcasts to that of `rows`: [B, 1] for candidates [B, C] of samples.
-
-        Returns:
-          float32 [..., width].
-
-        Raises:
-          TypeError, ValueError: rows out of range.
+        [B, 1] moments are for candidates [B, C] of samples. TypeError or ValueError for rows out of range.
         """
         count = self.counts(rows, times)
         rows, times = np.asarray(rows), np.broadcast_to(np.asarray(times, np.int64), count.shape)

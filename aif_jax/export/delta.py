@@ -6,6 +6,9 @@ A delta names the version that it builds on, and holds the embedding rows that m
 of the items that read one of those, and the rows of users whose history does. Applied to that version it gives the model, the
 index and the user table that a full rebuild gives, bit for bit, and they change together or not at all.
 
+It may also admit items into free rows of a vocabulary of fixed size. Then the version behind it has another encoder, which
+travels in the model: features of a request are encoded by the encoder of the version that answers it. No shape changes.
+
 Its cost is that of what moved: making it runs the item function over the items that moved, applying it writes their rows next
 to the old ones. In addition each application copies the tables that moved once, in the memory of the device, because requests
 under way read the old ones; and models whose user state streams search the log for the users of these items.
@@ -38,12 +41,14 @@ from aif_jax.index import ItemIndex
 from aif_jax.index.build import BATCH
 from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.index.store import ItemProgram
+from aif_jax.model import fit_new
 from aif_jax.store import sealed
 from aif_jax.store.codec import unpack
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import digest
-from aif_jax.types import ItemFeatures
+from aif_jax.trees import leaves_by_path
+from aif_jax.types import ItemFeatures, Params
 from aif_jax.user_table import Stored, UserTable
 
 FORMAT, REBUILD = "aif_jax.delta/1", "publish it again"
@@ -70,6 +75,42 @@ class UserRows(NamedTuple):
 
     users: list[Any]
     rows: Stored
+
+
+class AdmittedItems(NamedTuple):
+    """Items that get a row of the encoder.
+
+    Attributes:
+      ids: the n items and their rows, as a vocabulary of the fixed size of the encoder's.
+      fitted: their rows [n] of the model's fitted tables, in the order of `ids.raw`, see `model.fit_new`.
+      encoding: version of the encoder that has them.
+    """
+
+    ids: Vocabulary
+    fitted: Params
+    encoding: str
+
+    @classmethod
+    def make(cls, base: Trained, ids: Vocabulary, items: ItemFeatures) -> AdmittedItems:
+        """Those of features [n] in the order of `ids.raw`. Raises ValueError for rows that are not free, or no encoder."""
+        fitted = jax.tree.map(np.asarray, fit_new(base.params, items, base.config))
+        return cls(ids, fitted, base.need_encoder("AdmittedItems").with_items(ids).version)
+
+    def trained(self, base: Trained) -> Trained:
+        """The model with these items. Raises ValueError for one in which they have no place, or that has them."""
+        encoder = base.need_encoder("delta with new items").with_items(self.ids)
+        expect(encoder.version == self.encoding, "delta, new items", f"the encoder {self.encoding}", encoder.version)
+        fitted = dict(base.params["fitted"])
+        for group, tables in self.fitted.items():
+            shapes = {
+                name: [np.shape(rows), (len(self.ids.raw), *fitted[group][name].shape[1:])] for name, rows in tables.items()
+            }
+            fits = all(got == wanted for got, wanted in shapes.values())
+            expect(fits, f"delta, new items, {group!r}", "a row for each of them", shapes)
+            put = {name: _with_rows(fitted[group][name], MovedRows(self.ids.rows, rows)) for name, rows in tables.items()}
+            fitted[group] = {**fitted[group], **put}
+        model = base.model._replace(config=base.config.with_encoding(encoder.version))
+        return Trained(model, {**base.params, "fitted": fitted}, encoder)
 
 
 class WrongBase(VersionMismatch):
@@ -99,12 +140,13 @@ class Delta:
 
     Attributes:
       base: version that it builds on.
-      encoding: version of the encoder of both.
+      encoding: version of the encoder of the base, and without new items of both.
       number: place in its chain; 1 builds on an export.
       rows: rows of embedding tables by name of the table, at least one.
       items: keys [n] of the items whose index rows follow.
       item_rows: their rows by dotted name, decoded, each [n, ...], as an export has them.
       users: users whose rows follow; None for a chain without a user table.
+      admitted: items that get a row of the encoder, whose index rows follow too; None for none.
 
     Raises:
       ValueError: nothing that moved, rows that are not ascending, arrays that do not fit together, values that are not finite.
@@ -117,6 +159,7 @@ class Delta:
     items: Keys
     item_rows: Mapping[str, np.ndarray]
     users: UserRows | None = None
+    admitted: AdmittedItems | None = None
 
     def __post_init__(self):
         expect(self.number >= 1, "Delta.number", "at least 1", self.number)
@@ -134,13 +177,18 @@ class Delta:
     def version(self) -> str:
         """The version behind it: a digest of the base and of the rows that moved, which decide everything else."""
         rows = {name: [dataclasses.astuple(digest(leaf)) for leaf in rows] for name, rows in sorted(self.rows.items())}
-        return hashlib.sha256(json.dumps({"base": self.base, "rows": rows}, sort_keys=True).encode()).hexdigest()
+        parts: dict[str, Any] = {"base": self.base, "rows": rows}
+        if self.admitted is not None:
+            fitted = {path: dataclasses.astuple(digest(leaf)) for path, leaf in leaves_by_path(self.admitted.fitted).items()}
+            parts["admitted"] = {"encoding": self.admitted.encoding, "fitted": fitted}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def __repr__(self) -> str:
         moved = ", ".join(f"{len(rows.at):,} rows of {name}" for name, rows in self.rows.items())
         users = "" if self.users is None else f", {len(self.users.users):,} users"
         versions = f"{self.base[:12]} -> {self.version[:12]}"
-        return f"Delta({self.number}: {versions}, {moved}, {len(self.items.key):,} items{users})"
+        new = "" if self.admitted is None else f", {len(self.admitted.ids.raw):,} of them new"
+        return f"Delta({self.number}: {versions}, {moved}, {len(self.items.key):,} items{new}{users})"
 
     @classmethod
     def make(
@@ -152,16 +200,18 @@ class Delta:
         number: int = 1,
         events: Dataset | None = None,
         also: Any = (),
+        admitted: AdmittedItems | None = None,
     ) -> Delta:
         """The delta of rows that moved: recomputes the index rows of the items, and the rows of the users, that read one.
 
         Args:
           base: model that it builds on, of the version that serves.
           rows: the rows after training, by table; a table without rows may be left out.
-          catalogue: features of the items, as the index of the export was built from.
+          catalogue: features of the items, as the index of the export was built from, and of those that are admitted.
           number: place in the chain.
           events: the log with every user's whole history, for a chain with a user table; None for none.
           also: user rows of `events` whose histories have new events since the version before.
+          admitted: items that get a row; `catalogue` and `events` are of the encoder that has them.
 
         Raises:
           ValueError: as the class; a model with item statistics, whose index rows move with time too.
@@ -170,23 +220,31 @@ class Delta:
         schema = base.config.schema
         out = "publish a full refresh for a model with item_statistics: its index rows move with time too"
         expect(not schema.item_statistics, "Delta.make", "a model whose index rows depend on its parameters alone", out)
-        check_encoding("Catalogue", expected=base.encoding, got=catalogue.encoding)
+        encoding = base.encoding if admitted is None else admitted.encoding
+        check_encoding("Catalogue", expected=encoding, got=catalogue.encoding)
         rows = {name: moved for name, moved in rows.items() if len(moved.at)}
+        for name, moved in rows.items():
+            way_out = "row 0; leave it out: items without a row read it, and their index rows are not known here"
+            expect(moved.at[0] > 0, f"Delta.rows {name!r}", "rows from 1 on", way_out)
         made = cls(base=base.version, encoding=base.encoding, number=number, rows=rows, items=Keys(np.zeros(0, np.int64)),
-                   item_rows={})  # fmt: skip
+                   item_rows={}, admitted=admitted)  # fmt: skip
         after = made.trained(base)
-        of_items = _items_that_read(rows, base, catalogue)
+        new = np.zeros(len(catalogue), bool)
+        if admitted is not None:
+            new[admitted.ids.rows] = True
+        of_items = new | _items_that_read(rows, base, catalogue)
         raw_rows = np.arange(1, len(catalogue.raw) + 1) if catalogue.rows is None else np.asarray(catalogue.rows)
         chosen = np.flatnonzero(of_items[raw_rows])
         items = catalogue.features(raw_rows[chosen])
         keys = raw_keys(catalogue.raw[chosen], "ids") if len(chosen) else Keys(np.zeros(0, np.int64))
-        users = None if events is None else _user_rows(rows, after, of_items, events, also)
+        users = None if events is None else _user_rows(rows, after, new, events, also)
         return dataclasses.replace(made, items=keys, item_rows=_item_rows(after, items, len(chosen)), users=users)
 
     def trained(self, base: Trained) -> Trained:
         """The model behind it. Raises WrongBase for one of another version than `base`."""
         self._expect_base("delta", base.version)
         check_encoding("delta", expected=base.encoding, got=self.encoding)
+        base = base if self.admitted is None else self.admitted.trained(base)
         tables = dict(base.params["embedding"])
         for name, rows in self.rows.items():
             expect(name in tables, "delta", f"tables among {sorted(tables)}", repr(name))
@@ -220,7 +278,8 @@ class Delta:
             out = "publish a full refresh with user_table, and deltas from there on"
             raise ValueError(f"delta: expected one with rows of users for a user table, got one without; {out}")
         table = None if users is None or self.users is None else users.moved(after, *self.users)
-        moved = None if index is None else index.moved(after, self.items, self.item_rows)  # last: it cannot be undone
+        new = None if self.admitted is None else np.isin(self.items.key, raw_keys(self.admitted.ids.raw, "ids").key)
+        moved = None if index is None else index.moved(after, self.items, self.item_rows, new=new)  # last: it cannot be undone
         return DeltaApplied(after, moved, table)
 
     def save(self, path: str | Path) -> None:
@@ -234,6 +293,9 @@ class Delta:
             order = np.array([place[user] for user in known.raw.tolist()], np.int64)
             trees["users"] = {"ids": known.to_arrays(), "rows": self.users.rows.take(order)._asdict()}
         record = {"base": self.base, "version": self.version, "encoding": self.encoding, "number": self.number}
+        if self.admitted is not None:
+            trees["admitted"] = {"ids": self.admitted.ids.to_arrays(), "fitted": self.admitted.fitted}
+            record["admitted"] = self.admitted.encoding
         sealed.write(path, trees, record | {"user_table": self.users is not None}, format=FORMAT)
 
     @classmethod
@@ -249,8 +311,12 @@ class Delta:
             users = None
             if record["user_table"]:
                 users = UserRows(Vocabulary.from_arrays(trees["users"]["ids"]).raw.tolist(), Stored(**trees["users"]["rows"]))
+            admitted = None
+            if "admitted" in record:
+                new = trees["admitted"]
+                admitted = AdmittedItems(Vocabulary.from_arrays(new["ids"]), new["fitted"], record["admitted"])
             delta = cls(
-                base=record["base"], encoding=record["encoding"], number=record["number"], users=users,
+                admitted=admitted, base=record["base"], encoding=record["encoding"], number=record["number"], users=users,
                 rows={name: MovedRows(**rows) for name, rows in trees["rows"].items()},
                 items=Keys(trees["items"]["keys"], trees["items"].get("marks")), item_rows=trees.get("item_rows", {}),
             )  # fmt: skip
@@ -300,7 +366,7 @@ def _with_rows(table: Any, rows: MovedRows) -> jax.Array:
     size = max(SMALLEST, 1 << (len(rows.at) - 1).bit_length())
     at = np.full(size, table.shape[0], np.int32)  # out of range: dropped
     at[: len(rows.at)] = rows.at
-    values = np.zeros((size, *rows.values.shape[1:]), np.float32)
+    values = np.zeros((size, *rows.values.shape[1:]), rows.values.dtype)
     values[: len(rows.at)] = rows.values
     return _put(jnp.asarray(table), at, values)
 
@@ -343,11 +409,12 @@ def _items_that_read(rows: Mapping[str, MovedRows], base: Trained, catalogue: Ca
     return reads
 
 
-def _user_rows(rows: Mapping[str, MovedRows], after: Trained, of_items: np.ndarray, events: Dataset, also: Any) -> UserRows:
-    """Rows of the users in whose history an item moved, if the model's blocks keep sums of them, and of those in `also`."""
+def _user_rows(rows: Mapping[str, MovedRows], after: Trained, new: np.ndarray, events: Dataset, also: Any) -> UserRows:
+    """Rows of the users who have met a new item, or one that moved if the model's blocks keep sums, and of those in `also`."""
     check_encoding("events", expected=after.encoding, got=events.encoding)
     log, chosen = events.log, np.zeros(len(events.users), bool)
     chosen[np.asarray(also, np.int64)] = True
+    chosen[log.user[new[log.item]]] = True
     if any(block.streams for block in after.config.blocks):
         masks, fields = _masks(rows, after), events.catalogue.ids
         read = np.zeros(len(events.catalogue), bool)
@@ -362,4 +429,4 @@ def _user_rows(rows: Mapping[str, MovedRows], after: Trained, of_items: np.ndarr
     return UserRows(users, table.rows.get(users))
 
 
-__all__ = ["Delta", "MovedRows", "UserRows", "DeltaApplied", "WrongBase", "Chain", "inspect"]
+__all__ = ["Delta", "AdmittedItems", "MovedRows", "UserRows", "DeltaApplied", "WrongBase", "Chain", "inspect"]

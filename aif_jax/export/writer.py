@@ -98,19 +98,16 @@ def save(
 
 
 def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4) -> str:
-    """Writes the functions of a folder again with the JAX that is here, from its parameters and config.
+    """Writes the functions of a folder again with the JAX that is here; returns the sha256 of the new manifest.
 
-    For folders whose functions JAX no longer reads, or does not read yet. The rebuilt model must give the old golden outputs.
-    Import the modules of your blocks first.
+    For folders whose functions JAX no longer reads, or does not read yet. The model is rebuilt from its parameters and config,
+    and must give the old golden outputs. Import the modules of your blocks first.
 
     Args:
       folder: what `save` wrote, under any JAX.
       new: folder to be made.
       model: made by `assemble`; None builds it from the config.
       tolerance: tolerance of the old golden outputs, see `verify`.
-
-    Returns:
-      sha256 of the new manifest.
 
     Raises:
       ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.

@@ -6,7 +6,6 @@ Snapshots of one index share their memory, see `store.py`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,8 +21,7 @@ from aif_jax.checks import expect, expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
 from aif_jax.index.ids import Keys, View, raw_keys
-from aif_jax.index.parts import Parts, row_version, rows_of
-from aif_jax.index.parts import read as read_parts
+from aif_jax.index.parts import Parts, rows_of, stored_by
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.store import snapshots
 from aif_jax.store.codec import Packed, Storage, decode, unpack
@@ -77,15 +75,6 @@ def verify(path: str | Path) -> Manifest:
     manifest = inspect(path)
     Manifest.read(path)
     return manifest
-
-
-def read_rows(path: str | Path, manifest: Manifest, shapes: Any) -> tuple[Keys, Any]:
-    """Keys [n] and the columns of their rows [n] as NumPy arrays; `shapes` are those of the columns [any, ...]."""
-    count = manifest.items
-    columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)
-    mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
-    trees = Manifest.read(path, {"ids": _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark)), "rows": columns})
-    return Keys(trees["ids"]["ids"], trees["ids"].get("marks")), trees["rows"]
 
 
 def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
@@ -191,10 +180,14 @@ class ItemIndex:
         manifest = inspect(path)
         manifest.check_model(path, trained)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
-        keys, columns = read_rows(path, manifest, jax.eval_shape(unpack, program.shapes()))
-        store = Store(program, capacity=capacity_for(manifest.items, mesh, capacity))
-        store.write(program.packed, columns, store.rows.take(manifest.items))
-        return cls(store, store.assign(keys, manifest.ids))
+        count, shapes = manifest.items, jax.eval_shape(unpack, program.shapes())
+        columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)
+        mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
+        keys = _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark))
+        trees = Manifest.read(path, {"ids": keys, "rows": columns})
+        store = Store(program, capacity=capacity_for(count, mesh, capacity))
+        store.write(program.packed, trees["rows"], store.rows.take(count))
+        return cls(store, store.assign(Keys(trees["ids"]["ids"], trees["ids"].get("marks")), manifest.ids))
 
     @classmethod
     def from_parts(
@@ -223,14 +216,11 @@ class ItemIndex:
           ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
             both places, another number of items.
         """
-        stream = read_parts(parts)
-        first = next(stream, None)
-        stamp = row_version(first, trained.version, BATCH)
+        stamp, stream = stored_by(parts, trained.version, BATCH)
         program = ItemProgram(trained, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
         width = program.shapes().words.shape[1]
-        rows = ((part, *rows_of(part, stamp, width)) for part in itertools.chain([] if first is None else [first], stream))
-        options: dict[str, Any] = {"capacity": capacity, "known": items, "progress": progress}
-        return cls(*merge_store(program, rows, **options))
+        rows = ((part, *rows_of(part, stamp, width)) for part in stream)
+        return cls(*merge_store(program, rows, capacity=capacity, known=items, progress=progress))
 
     @classmethod
     def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
@@ -361,15 +351,19 @@ class ItemIndex:
             return self
         return self._changed(keys, lambda base: base._program, features)
 
-    def moved(self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray]) -> ItemIndex:
+    def moved(
+        self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray], *, new: np.ndarray | None = None
+    ) -> ItemIndex:
         """A snapshot for the next version of the model, in which some items have new rows and all others keep theirs.
 
-        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out.
+        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out, unless
+        they are `new`.
 
         Args:
           trained: model of the next version, of the same config.
           keys: keys [n] of the items whose rows differ, all different.
           rows: their decoded rows by dotted name [n], such as "vector", as `of_rows` takes them.
+          new: bool [n] which of them are put in where this snapshot lacks them; None for none.
 
         Raises:
           ValueError: an index of another storage than "float32", another config, columns other than those of the model's rows.
@@ -378,8 +372,8 @@ class ItemIndex:
         expect(self.storage == "float32", "index storage", "'float32', in which deltas hold rows", repr(self.storage))
         expect(trained.config == self.trained.config, "index", "a model of the same config", trained.config)
         columns = _tree_of(rows, len(keys.key), program)
-        there = np.flatnonzero(self._view.lookup(keys) >= 0)
-        keys, columns = part((keys, columns), there)
+        there = self._view.lookup(keys) >= 0
+        keys, columns = part((keys, columns), there if new is None else there | new)
         next_program = ItemProgram(trained, storage="float32", batch_size=program.batch_size, mesh=program.mesh)
         return self._changed(keys, lambda _: next_program.packed, columns, program=next_program)
 

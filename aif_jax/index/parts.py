@@ -14,6 +14,7 @@ mixed, whatever shuffles them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -116,18 +117,20 @@ def read(parts: Parts) -> Iterator[Part]:
                 yield one
 
 
-def row_version(part: Part | None, trained: str, batch_size: int) -> RowVersion:
-    """How rows of version `trained` are stored: as a job's first row, or without one as float32 in batches of that size.
-
-    Raises ValueError for missing columns, or for what no job writes.
+def stored_by(parts: Parts, version: str, batch_size: int) -> tuple[RowVersion, Iterator[Part]]:
+    """How rows of a version are stored, and the rows, see `read`: as the first one says, or without any as float32 in batches
+    of that size. Raises ValueError for missing columns, or for what no job writes.
     """
-    if part is None:
-        return RowVersion(trained, "float32", batch_size)
-    columns = _columns(part, RowVersion._fields)
-    version, storage, batch_size = (columns[name][0].as_py() for name in RowVersion._fields)
-    good = isinstance(version, str) and storage in STORAGES and type(batch_size) is int and 1 <= batch_size <= memory()
-    expect(good, part.place(0), f"a version, one of {STORAGES} and a batch size", (version, storage, batch_size))
-    return RowVersion(trained, storage, batch_size)
+    stream = read(parts)
+    first = next(stream, None)
+    if first is None:
+        return RowVersion(version, "float32", batch_size), stream
+    columns = _columns(first, RowVersion._fields)
+    stamp = RowVersion(*(columns[name][0].as_py() for name in RowVersion._fields))
+    good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
+    good = good and 1 <= stamp.batch_size <= memory()
+    expect(good, first.place(0), f"a version, one of {STORAGES} and a batch size", tuple(stamp))
+    return stamp._replace(version=version), itertools.chain([first], stream)
 
 
 def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]:

@@ -6,6 +6,7 @@ The model of a job, on the machine that plans it and on those that run it: by th
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -46,12 +47,6 @@ class Source:
         self.version = trained.version
         self.folder = folder
         self._trained: Trained | None = trained
-
-    @classmethod
-    def of_folder(cls, path: str | Path) -> Source:
-        """The model in a folder: an export, a run or a checkpoint; everything in it is checked here and now."""
-        folder = local(path)
-        return cls(open_model(folder), folder)
 
     @property
     def encoder(self) -> Encoder:
@@ -112,33 +107,19 @@ def refuse(given: Sequence[Numbered], check: Callable[[Any], object], error: Exc
     """
     arrow = pyarrow()
     table = arrow.Table.from_batches([one.batch for one in given]).combine_chunks()
-    where = (
-        f"batch {given[0].number}"
-        if given[0].number == given[-1].number
-        else f"batches {given[0].number} to {given[-1].number}"
-    )
-    if not _fails(check, table.slice(0, 0)) and _fails(check, table):
+    begin, end = given[0].number, given[-1].number
+    where = f"batch {begin}" if begin == end else f"batches {begin} to {end}"
+    if not _error(check, table.slice(0, 0)) and _error(check, table):
         good, bad = 0, table.num_rows  # rows that pass, rows that do not
         while bad - good > 1:
             middle = (good + bad) // 2
-            good, bad = (good, middle) if _fails(check, table.slice(0, middle)) else (middle, bad)
-        number, row = _place(given, good)
+            good, bad = (good, middle) if _error(check, table.slice(0, middle)) else (middle, bad)
+        places = ((one.number, one.first + row) for one in given for row in range(one.batch.num_rows))
+        number, row = next(itertools.islice(places, good, None))
         name = repr(table.column(id_column)[good].as_py()) if id_column in table.schema.names else "unknown"
         where, error = f"batch {number}, row {row} ({id_column} {name})", _error(check, table.slice(good, 1)) or error
     kind = TypeError if isinstance(error, TypeError) else ValueError
     raise kind(f"{where}: {error}") from error
-
-
-def _place(given: Sequence[Numbered], row: int) -> tuple[int, int]:
-    for one in given:
-        if row < one.batch.num_rows:
-            return one.number, one.first + row
-        row -= one.batch.num_rows
-    raise IndexError(row)
-
-
-def _fails(check: Callable[[Any], object], table: Any) -> bool:
-    return _error(check, table) is not None
 
 
 def _error(check: Callable[[Any], object], table: Any) -> Exception | None:
@@ -180,7 +161,8 @@ class Job:
           CheckpointError, ExportError: a damaged folder.
           ValueError: a model without encoder, or as the class.
         """
-        return cls(Source.of_folder(folder), **options)
+        path = local(folder)
+        return cls(Source(open_model(path), path), **options)
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -188,7 +170,15 @@ class Job:
 
     def _program(self) -> Any:
         """The compiled function of a version: one in a process, however many tasks it runs."""
-        return (_item_program if self.rows_of == "item" else _user_program)(self._source, self.storage, self.batch_size)
+        return _program(self.rows_of, self._source, self.storage, self.batch_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _program(rows_of: str, source: Source, storage: Storage, batch_size: int) -> Any:
+    trained = source.open()
+    if rows_of == "item":
+        return ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=None)
+    return UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)
 
 
 class ItemJob(Job):
@@ -301,20 +291,13 @@ def _encoded(program: ItemProgram, batches: Iterable[Any], first: int) -> Iterat
         ids, features = encoder.items(batch)
         return *checked(program, ids, features, kind=kind), ids
 
-    for number, batch in enumerate(batches, first):
-        for start in range(0, batch.num_rows, ROWS):
-            some = batch.slice(start, ROWS)
-            try:
-                keys, features, ids = encode(some)
-            except (TypeError, ValueError) as error:
-                refuse([Numbered(number, start, some)], encode, error, id_column=encoder.columns.item_id)
-            kind = kind or keys.kind
-            yield keys, features, ids
-
-
-@functools.lru_cache(maxsize=2)
-def _item_program(model: Source, storage: Storage, batch_size: int) -> ItemProgram:
-    return ItemProgram(model.open(), storage=storage, batch_size=batch_size, mesh=None)
+    for some in _slices(batches, first):
+        try:
+            keys, features, ids = encode(some.batch)
+        except (TypeError, ValueError) as error:
+            refuse([some], encode, error, id_column=encoder.columns.item_id)
+        kind = kind or keys.kind
+        yield keys, features, ids
 
 
 class UserJob(Job):
@@ -409,12 +392,8 @@ def _complete(batches: Iterable[Any], column: str, *, first: int, users: int) ->
     begun, last, schema = 0, None, None
     for number, base, batch in _slices(batches, first):
         schema = schema or batch.schema
-        expect(
-            batch.schema == schema,
-            f"batch {number}",
-            f"the columns of the batches before, {_named(schema)}",
-            _named(batch.schema),
-        )
+        expected = f"the columns of the batches before, {_named(schema)}"
+        expect(batch.schema == schema, f"batch {number}", expected, _named(batch.schema))
         expect(column in batch.schema.names, f"batch {number}", f"a column {column!r}", batch.schema.names)
         ids = batch.column(column)
         expect(not ids.null_count, f"batch {number}, column {column!r}", "a user for each event", "none for some")
@@ -460,9 +439,3 @@ def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarr
     at = np.argsort(owner, kind="stable")
     counts = np.bincount(owner, minlength=int(change.sum()))
     return users[change], jax.tree.map(lambda leaf: leaf[at], events), counts
-
-
-@functools.lru_cache(maxsize=2)
-def _user_program(model: Source, storage: Storage, batch_size: int) -> UserProgram:
-    trained = model.open()
-    return UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)

@@ -56,9 +56,6 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
       scores, labels: numbers and 0 or 1, of one shape.
       where: bool, true where an entry counts; rank of `scores` and broadcastable to it.
 
-    Returns:
-      A number in [0, 1]; NaN where there are not both classes.
-
     Raises:
       ValueError: NaN scores, other labels than 0 and 1, shapes that do not fit.
 
@@ -83,9 +80,6 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
 
     Returns:
       The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
-
-    Raises:
-      ValueError: as `auc`, and for an unknown weighting.
 
     Example:
       >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
@@ -122,9 +116,6 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
 
     Returns:
       At least 0; infinite where an infinite logit is wrong; NaN without data.
-
-    Raises:
-      ValueError: as `auc`.
 
     Example:
       >>> round(log_loss([0.0, 2.0], [1, 1]), 4)
@@ -171,12 +162,6 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
       weights: how many entries each stands for, as `where`: 1 / (n q) for a negative that n draws from q gave.
       bins: how many, of equal width over [0, 1]; where all probabilities are small (advertising), take more than ten.
 
-    Returns:
-      Ratio, error and the table of bins, for a reliability diagram.
-
-    Raises:
-      ValueError: as `auc`, and for bins below 1.
-
     Example:
       >>> calibration([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0])[:2]
       (2.0, 0.25)
@@ -207,9 +192,6 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
     Args:
       scores, labels, where, weights: see `calibration`.
       bins: how many; fewer where there are fewer entries.
-
-    Raises:
-      ValueError: as `calibration`.
 
     Example:
       >>> made = deciles([-9.0, -9.0, 0.0, 0.0], [0, 0, 0, 1], bins=2)
@@ -337,9 +319,6 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Ave
 
     Returns:
       The mean, the lists used, and the lists left out for having no valid positive.
-
-    Raises:
-      ValueError: as `auc`, and for k below 1.
 
     Example:
       >>> hit_rate_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
-from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, open_samples
+from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, join_samples, open_samples
 from aif_jax.data.dataset import Dataset, item_statistics
 from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog, out_of_order
@@ -73,8 +73,7 @@ def read(
       columns: which column is what; left out with `encoder`.
       content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
-        lack is
-        an error, or with `unknown="skip"` row 0.
+        lack is an error, or with `unknown="skip"` row 0.
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
@@ -143,15 +142,14 @@ def read(
 def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
 
+    Errors as `read`; nothing is checked across blocks, such as ids that repeat.
+
     Args:
       items: file, folder or table in memory, with the columns that training read.
       content: where training took its content embedding from elsewhere.
 
     Yields:
       Raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; nothing is checked across blocks, such as ids that repeat.
 
     Example:
       >>> table = {"item": [7, 8], "category": ["tea", "cup"]}
@@ -180,7 +178,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
 
 
 def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
-    """Reads some columns into memory, for data that needs work before it is what `read` takes.
+    """Reads some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
     Args:
       kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
@@ -189,26 +187,25 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
     Returns:
       Name to int64 [n] or StringDType [n]; float32 [n] or [n, E]; int64 [n] seconds.
 
-    Raises:
-      ImportError, FileNotFoundError, TypeError, ValueError: as `read`; another kind.
-
     Example:
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
+    complete = not {"bag", "value"} & set(kinds.values())
+    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
     return scan_columns(source, kinds, columns=columns or Columns(), name="table")[1]
 
 
 def scan_columns(
     source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
 ) -> tuple[Scan, dict[str, np.ndarray]]:
-    """`load_columns`, and the table, which knows the place of each row; `name` is that of a table in memory."""
-    complete = not {"bag", "value"} & set(kinds.values())
-    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
+    """The table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
     problems = Problems()
     table = scan(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
+        if kind in ("bag", "value"):
+            continue
         if kind in CODED:
             vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
@@ -328,7 +325,7 @@ def admit(
     now: int | None = None,
     fresh: bool = False,
 ) -> tuple[Encoder, dict[str, Turnover]]:
-    """The encoder after the ids of newer events came and those not seen for long went.
+    """The encoder after the ids of newer events came and those not seen for long went, and by vocabulary how many did.
 
     A user or an item is seen by its events, a value of an attribute by the events of the items or users that have it. An item
     of the items file without an event is not seen: it is encoded with row 0, and with its other features. What an id without a
@@ -339,6 +336,7 @@ def admit(
 
     The version of the encoder changes if a row changes its meaning, not if counts alone do. Each event must be given once: the
     counts travel with the encoder, in checkpoints and exports, and add up. `carry_over` gives a trained model the new encoder.
+    Errors as `read`; ValueError for a name that is no vocabulary, no events, and no file with an attribute.
 
     Args:
       events: newer than those that the encoder has counted; in memory are 20 bytes an event, as in `read`.
@@ -348,12 +346,6 @@ def admit(
       users: the same for users.
       now: seconds since 1970 from which `Capacity.evict_after` counts; None takes the last event's.
       fresh: hand out rows from the beginning, for a new model; ids without an event in `events` have none.
-
-    Returns:
-      The encoder, and by vocabulary how many ids came and went.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; a name that is no vocabulary, no events, no file with an attribute.
 
     Example:
       >>> import aif_jax as aif
@@ -448,7 +440,7 @@ def read_cascade(
     candidates: int = CANDIDATES,
     columns: Columns | None = None,
 ) -> Dataset:
-    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events.
+    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events; errors as `read`.
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.read" counts
@@ -457,14 +449,12 @@ def read_cascade(
     Args:
       source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
       data: what `read` gave.
-      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved".
+      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved". A candidate comes
+        once in a request.
       labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
         value in CSV, where the log does not know.
       candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
       columns: for the unit of times; None takes those of the data's encoder.
-
-    Raises:
-      ImportError, FileNotFoundError, ValueError: as `read`; a stage of another name, a candidate that comes twice in a request.
 
     Example:
       >>> import aif_jax as aif
@@ -516,26 +506,28 @@ def read_cascade(
     return dataclasses.replace(data, cascade=made)
 
 
-def read_samples(folder: str | Path, data: Dataset) -> Dataset:
+def read_samples(folder: str | Path | Sequence[str | Path], data: Dataset) -> Dataset:
     """The samples that `jobs.outcomes.join_outcomes` wrote, for `fit` with the task `Impressions` or `Cascaded`.
 
-    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk.
+    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk, but those of
+    several runs are copied into memory.
 
     `Impressions(candidates=C, threshold=2)` trains the first outcome: action 1 is an item that was shown, 2 one with the first
     outcome, 3 with the second; threshold={"click": 2, "conversion": 3} is for a later outcome that only follows the earlier.
     `Cascaded` has a label of each outcome, unknown where nothing was shown, and the logit that was served as "served".
 
     Args:
+      folder: folder of samples, or a list of such folders, of runs one after the other.
       data: read with the encoder of the samples, such as `read(events, items=items, encoder=encoder, unknown="skip")`.
 
     Returns:
       Data with the samples in place of events and users. Users are numbered by a hash of their id, to group them.
 
     Raises:
-      FileNotFoundError, ValueError: no folder of samples, or a damaged one.
+      FileNotFoundError, ValueError: no folder of samples, or a damaged one; runs that do not fit together.
       EncodingMismatch: data of another encoder than the samples'.
     """
-    record, arrays = open_samples(folder)
+    record, arrays = open_samples(folder) if isinstance(folder, str | Path) else join_samples(folder)
     check_encoding(str(folder), expected=data.encoding, got=record["encoding"])
     users, schema = Vocabulary(arrays["users"]), data.schema
     parts = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("features.")}

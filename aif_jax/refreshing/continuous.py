@@ -8,6 +8,9 @@ Towers, head and everything that is fitted stay as the last full refresh publish
 *Exactly once.* A micro-batch is one sealed folder: where it ends in the stream, its events, which of them were trained on, the
 state of rows and optimizer, the verdict, and the delta. A process that is killed before the seal reads the same messages again;
 one that is killed after it goes on behind them.
+
+*New items.* With `admit_after` a micro-batch gives free rows of the item vocabulary to items that the model lacks, and goes on
+under the encoder that has them; see `admission`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +29,7 @@ import numpy as np
 
 from aif_jax import checkpoint, output
 from aif_jax.checks import expect
+from aif_jax.config import Config
 from aif_jax.connectors.follow import Follower, StreamEntry, by_event
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import UpdateStream, joined
@@ -39,13 +43,24 @@ from aif_jax.encoding.times import STAMP_ZERO, shown
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.export import Delta, MovedRows
 from aif_jax.export.contents import open as open_model
+from aif_jax.features import item_layout
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
-from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step
+from aif_jax.refreshing.admission import Admission, NewItems, with_items
+from aif_jax.refreshing.frozen import (
+    moving_tables,
+    read_rows,
+    rows_optimizer,
+    rows_read,
+    rows_state,
+    rows_step,
+    with_fitted,
+)  # fmt: skip
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
+from aif_jax.refreshing.samples import SampleRuns
 from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
@@ -53,6 +68,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
 from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
+from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import Written
 from aif_jax.user_table.table import check_future
 
@@ -71,6 +87,7 @@ class Followed:
       trained: samples of those that were published.
       waiting: samples that came and are not trained on yet: the newest, which the gate judged by, and what fills no batch.
       version: version at the end of the chain.
+      admitted: items that got a row.
     """
 
     published: int
@@ -78,6 +95,7 @@ class Followed:
     trained: int
     waiting: int
     version: str
+    admitted: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +118,7 @@ class FollowSettings:
 
 
 def follow(
-    stream: UpdateStream,
+    stream: UpdateStream | str | Path,
     events: Source | Dataset,
     *,
     out: str | Path,
@@ -109,6 +127,7 @@ def follow(
     work: str | Path | None = None,
     content: Content | None = None,
     task: Task | None = None,
+    admit_after: int | None = None,
     every: float = 600.0,
     batches: int | None = None,
     max_messages: int = 1000,
@@ -138,14 +157,21 @@ def follow(
     event of the stream with the user, item, action and second of one in the files is that one.
 
     Args:
-      stream: raw events by column, see `connectors.encode`; open it with `connectors.open_stream`.
+      stream: raw events by column, see `connectors.encode`; open it with `connectors.open_stream`. Or the service's own log,
+        for the tasks `Impressions` and `Cascaded`: a folder in which each run of `jobs.join_outcomes`, with the encoder of
+        the served model, writes its folder of samples.
       events: files or tables of `read`, or a `Dataset` of the model's encoder: histories. With rows of users in the export it
-        goes as far as they do: the files that `refresh` read, or newer ones.
+        goes as far as they do: the files that `refresh` read, or newer ones. Samples bring the histories that were served, so
+        with these the files are for the rows of users alone.
       out: snapshot store of exports; the deltas go to the store OUT/deltas, see `aif-jax serve OUT --mirror DIR`.
       items, users: files or tables of `read`; None with a `Dataset`. Index rows are made from these items.
       work: local folder of the sealed micro-batches; default: OUT.follow next to a local `out`.
       content: see `read`.
       task: see `fit`; None takes that of the served model.
+      admit_after: events after which an item that the model lacks gets a free row of an item vocabulary of fixed size
+        (`readers.admit`), by the delta of the next micro-batch: it then has an embedding and is trained on. Events of the files
+        and of the stream count. The items file is read again for its features; an item that it lacks waits. Where no row is
+        free, and with None, new items are unknown until the next full refresh.
       every: seconds between two micro-batches.
       batches: end after so many micro-batches; None goes on until `stop`.
       max_messages: messages that are read at once.
@@ -193,28 +219,37 @@ def follow(
                 f"{store.url}: expected a store with an export to build on, got none; start with aif-jax refresh"
             )
         arguments = {"root": root, "out": store.url, "task": repr(task), "tables": tables}
+        arguments |= {} if admit_after is None else {"admit_after": admit_after}
+        arguments |= {"samples": str(local(stream, "samples"))} if isinstance(stream, str | Path) else {}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
             chain = Chain.open(job, store, root, functools.partial(
-                _history, events, items, users, content=content, progress=progress), task=task, settings=settings, clock=clock,
-            )  # fmt: skip
+                _history, events, items, users, content=content, progress=progress, admit_after=admit_after, say=say,
+            ), task=task, settings=settings, clock=clock, stream=stream)  # fmt: skip
             began = chain.number
-            moved = chain.run(stream, every=every, batches=batches, max_messages=max_messages, stop=stop)
+            feed = chain.arrivals
+            if isinstance(feed, Arrivals):
+                feed = Follower(stream, feed, max_batch=max_messages)  # type: ignore[arg-type]  # no folder
+            moved = chain.run(feed, every=every, batches=batches, stop=stop)
             batches = None if batches is None else batches - (chain.number - began)
             done.append(chain.summary())
         if not moved:
-            counts = {name: sum(getattr(each, name) for each in done) for name in ("published", "refused", "trained")}
+            names = ("published", "refused", "trained", "admitted")
+            counts = {name: sum(getattr(each, name) for each in done) for name in names}
             return dataclasses.replace(done[-1], **counts)
         say(f"refresh: the store has another export than {root}: a new chain begins")
 
 
 class Arrivals:
-    """Events of the stream under the encoder of the chain, in the order in which they came; a `Target` of a `Follower`.
+    """Events of the stream under the encoder of the export, in the order in which they came; a `Target` of a `Follower`.
 
-    Events of unknown users are left out, and of those from before the chain the ones that the files have.
+    Events of unknown users are left out, and of those from before the chain the ones that the files have. With an admission,
+    "item" has codes, as in the log of the files.
     """
 
-    def __init__(self, encoder: Encoder, until: int, log: EventLog, clock: Callable[[], float] | None):
-        self.encoder, self.until, self._log, self._clock = encoder, until, log, clock
+    def __init__(
+        self, encoder: Encoder, until: int, log: EventLog, clock: Callable[[], float] | None, admission: Admission | None
+    ):
+        self.encoder, self.until, self._log, self._clock, self._admission = encoder, until, log, clock, admission
         self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
         self._used = np.zeros(0, bool)
         self.positions: dict[int, int] = {}
@@ -257,6 +292,11 @@ class Arrivals:
         """The events from the n-th on."""
         return {name: column[first:] for name, column in self.columns.items()}
 
+    def resume(self, positions: Mapping[str, int]) -> None:
+        """Goes on behind the positions of a sealed micro-batch, whose events were added."""
+        self.positions = {int(partition): at for partition, at in positions.items()}
+        self.saved = dict(self.positions)
+
     def tick(self) -> None:
         """Nothing to save: a micro-batch does."""
 
@@ -268,7 +308,10 @@ class Arrivals:
             check_future(stamped, confirmed, clock=self._clock, skew=self.encoder.max_skew)
         name = self.encoder.columns.user
         user = self.encoder.vocabularies["user"].encode(as_ids(plain(column_of(table, name)), name))[order]
-        columns = {"user": user, "item": made.item, "action": made.action, "time": stamped.astype(np.int64) + STAMP_ZERO}
+        item = made.item
+        if self._admission is not None:
+            item = self._admission.encode(self.encoder.item_ids(table, self.encoder.columns.item))[order]
+        columns = {"user": user, "item": item, "action": made.action, "time": stamped.astype(np.int64) + STAMP_ZERO}
         columns = {each: np.asarray(column).astype(self._parts[0][each].dtype) for each, column in columns.items()}
         counts, early = user > 0, columns["time"] < self.until
         counts[early] &= ~_among(self._log, {each: column[early] for each, column in columns.items()})
@@ -294,7 +337,9 @@ class Chain:
     job: Job
     store: SnapshotStore
     root: str
-    data: Dataset  # catalogue, users, and the events of the files
+    data: Dataset  # catalogue and users under the encoder of the last published version
+    log: EventLog  # events of the files, with codes of items where there is an admission
+    admission: Admission | None
     task: Task
     settings: FollowSettings
     with_users: bool
@@ -302,108 +347,125 @@ class Chain:
     state: TrainState
     step: Any
     tables: tuple[str, ...]
-    arrivals: Arrivals
+    arrivals: Arrivals | SampleRuns
     number: int = 0  # of the last micro-batch
     deltas: int = 0
     refused: int = 0
     samples: int = 0
+    admitted: int = 0
     sealed_arrivals: int = 0
     published_arrivals: int = 0  # events that the users' rows of the last published version hold
 
     @classmethod
     def open(
-        cls, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], Dataset], *, task: Task | None,
-        settings: FollowSettings, clock: Callable[[], float] | None,
+        cls, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], History], *, task: Task | None,
+        settings: FollowSettings, clock: Callable[[], float] | None, stream: UpdateStream | str | Path,
     ) -> Chain:  # fmt: skip
         """The chain in a job, as far as it is sealed; what is sealed and not published is published."""
         record = job.step("current", functools.partial(_keep, store, root))
         trained = checkpoint.load(job.path("current") / MODEL).trained()
         known = dict(record["task"])
         task = TASKS[known.pop("name")](**known) if task is None else task
-        data = history(trained)
-        expect_labels(task, data, trained.config.objectives)
-        expect(task.samples == "events", "follow task", "one whose samples are events", type(task).__name__)
+        data, log, admission = history(trained)
+        objectives, until = trained.config.objectives, record["until"]
+        wanted, name = "requests" if isinstance(stream, str | Path) else "events", type(task).__name__
+        expect(task.samples == wanted, "follow task", f"one whose samples are {wanted}", name)
         if record["users"] and data.log.time.max(initial=-1) < record["newest"]:
             expected = f"files with the events in the rows of users of {root}, the last at {shown(record['newest'])}"
             got = f"none after {shown(data.log.time.max(initial=0))}; give the files that refresh read, or newer ones"
             raise ValueError(f"follow events: expected {expected}, got {got}")
+        if isinstance(stream, str | Path):
+            expect(admission is None, "admit_after", "None with samples, which have no raw ids", "a number; leave it out")
+            expect(settings.k is None, "k", f"None for {name}, which ranks lists", settings.k)
+            arrivals: Any = SampleRuns(stream, data, task, objectives, until)
+        else:
+            expect_labels(task, data, objectives)
+            arrivals = Arrivals(trained.need_encoder("follow"), until, log, clock, admission)
         tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
-        loss = task.loss or Goals.of(trained.config.objectives)
+        loss = task.loss or Goals.of(objectives)
         chain = cls(
-            job=job, store=store, root=root, data=data, task=task, settings=settings,
+            job=job, store=store, root=root, data=data, log=log, admission=admission, task=task, settings=settings,
             with_users=record["users"], trained=trained, state=rows_state(trained.params, tables, optimizer),
-            step=rows_step(trained.model, optimizer, loss=loss, tables=tables), tables=tables,
-            arrivals=Arrivals(trained.need_encoder("follow"), record["until"], data.log, clock),
+            step=rows_step(trained.model, optimizer, loss=loss, tables=tables), tables=tables, arrivals=arrivals,
         )  # fmt: skip
         chain._resume()
         return chain
 
-    def run(
-        self, stream: UpdateStream, *, every: float, batches: int | None, max_messages: int, stop: Callable[[], bool]
-    ) -> bool:
+    def run(self, feed: Follower | SampleRuns, *, every: float, batches: int | None, stop: Callable[[], bool]) -> bool:
         """Follows until `stop`, or `batches` micro-batches more; True where the store has another export."""
-        follower = Follower(stream, self.arrivals, max_batch=max_messages)
         due, last, tried = time.monotonic() + every, None if batches is None else self.number + batches, -1
         while not stop() and (last is None or self.number < last):
-            follower.step(min(0.2, max(0.01, every)))
+            feed.step(min(0.2, max(0.01, every)))
             if time.monotonic() < due:
                 continue
             due = time.monotonic() + every
             if self.store.current() != self.root:
                 return True
             if len(self.arrivals) > tried and self.micro_batch():
-                follower.flush()
+                feed.flush()
             tried = len(self.arrivals)
         return False
 
     def summary(self) -> Followed:
         """What this chain has."""
-        data, serial = self._dataset()
-        waiting = len(self._waiting(data, serial))
+        waiting = len(self._waiting(*self._current()[2:]))
         return Followed(
-            published=self.deltas, refused=self.refused, trained=self.samples, waiting=waiting, version=self.trained.version
-        )
+            published=self.deltas, refused=self.refused, trained=self.samples, waiting=waiting, version=self.trained.version,
+            admitted=self.admitted,
+        )  # fmt: skip
 
     def micro_batch(self) -> bool:
         """Trains, judges, seals and publishes what waits; False where too little does."""
-        data, serial = self._dataset()
+        base, new, data, serial = self._current(admit=True)
         train, held = self._split(data, self._waiting(data, serial))
         if not len(train) or self._users_to_judge_by(data, held) < self.settings.gate.users:
             return False
         if self.deltas >= MOST_DELTAS:
             raise ValueError(f"follow: expected a chain of at most {MOST_DELTAS} deltas, got one more; run a full refresh")
         number = self.number + 1
-        record = self.job.step(name_of(number), functools.partial(self._make, data, serial, train, held))
+        record = self.job.step(name_of(number), functools.partial(self._make, base, new, data, serial, train, held))
         self._take_over(number, record)
         return True
 
-    def _make(self, data: Dataset, serial: np.ndarray, train: np.ndarray, held: np.ndarray, partial: Path) -> dict[str, Any]:
+    def _make(
+        self, base: Trained, new: NewItems | None, data: Dataset, serial: np.ndarray, train: np.ndarray, held: np.ndarray,
+        partial: Path,
+    ) -> dict[str, Any]:  # fmt: skip
         """The micro-batch in its folder."""
         before = jax.tree.map(jnp.copy, self.state)
-        rows = self._train(data, train)
-        reasons, metrics, delta = self._judge(data, held, rows)
+        if new is not None:
+            self.state = with_fitted(self.state, base.params)
+        rows = self._train(base.config, data, train)
+        reasons, metrics, delta = self._judge(data, held, rows, new)
         status = "refused" if reasons else "published" if rows else "nothing moved"
         if delta is not None and not reasons:
             delta.save(partial / DELTA)
         state = self.state = self.state if status == "published" else before
         arrays = {
-            "arrived": self.arrivals.since(self.sealed_arrivals), "used": serial[train],
             "tables": state.trained["embedding"], "step": state.step,
             "optimizer": {str(place): leaf for place, leaf in enumerate(jax.tree.leaves(state.opt_state))},
         }  # fmt: skip
         sealed.write(partial / STATE, {name: arrays[name] for name in ("tables", "step", "optimizer")}, {}, format=FORMAT)
-        sealed.write(partial / "events", {name: arrays[name] for name in ("arrived", "used")}, {}, format=FORMAT)
+        parts: dict[str, Any] = {"used": serial[train]}
+        if isinstance(self.arrivals, Arrivals):
+            parts["arrived"] = self.arrivals.since(self.sealed_arrivals)
+        if self.admission is not None:
+            parts["others"] = self.admission.to_arrays(parts["arrived"]["item"])
+        if new is not None and status == "published":
+            parts["features"] = leaves_by_path(new.features, separator=".")
+        sealed.write(partial / "events", parts, {}, format=FORMAT)
         moved = ", ".join(f"{len(each.at):,} rows of {name}" for name, each in rows.items()) or "none"
         line = f"{status}: {len(train):,} samples until {shown(data.log.time[train].max())}; moved: {moved}"
+        line += f"; {len(new.items.ids.raw):,} new items" if new is not None else ""
         return {
             "line": line + "".join(f"; {reason}" for reason in reasons), "status": status, "reasons": reasons,
             "metrics": metrics, "samples": len(train), "requests": len(held), "positions": dict(self.arrivals.positions),
             "items": 0 if delta is None else len(delta.items.key), "base": self.trained.version,
         }  # fmt: skip
 
-    def _train(self, data: Dataset, positions: np.ndarray) -> dict[str, MovedRows]:
+    def _train(self, config: Config, data: Dataset, positions: np.ndarray) -> dict[str, MovedRows]:
         """Trains on samples; the rows that moved since the last published version."""
-        config, read = self.trained.config, {name: [np.zeros(1, np.int32)] for name in self.tables}
+        read = {name: [np.zeros(1, np.int32)] for name in self.tables}
         feed = Pipeline(
             dataset=data, positions=np.sort(positions), candidates=self._source(data, positions), config=config,
             batch_size=self.settings.batch_size, seed=self.settings.seed + self.number,
@@ -415,7 +477,8 @@ class Chain:
                 continue
             for name, rows in rows_read(fed.batch, self.tables, self.state.fitted, config).items():
                 read[name].append(rows)
-            self.state, _ = self.step(self.state, fed.batch)
+            users = dataclasses.replace(fed.batch.users, encoding="")  # of which no compiled function depends
+            self.state, _ = self.step(self.state, dataclasses.replace(fed.batch, users=users))
         moved = {}
         for name, parts in read.items():
             at = np.unique(np.concatenate(parts)).astype(np.int32)
@@ -427,17 +490,20 @@ class Chain:
         return moved
 
     def _judge(
-        self, data: Dataset, held: np.ndarray, rows: dict[str, MovedRows]
+        self, data: Dataset, held: np.ndarray, rows: dict[str, MovedRows], new: NewItems | None
     ) -> tuple[list[str], dict[str, Any], Delta | None]:
         """The gate's reasons and metrics, and the delta that it judged."""
         if not rows:
             return [], {}, None
         if not all(np.isfinite(each.values).all() for each in rows.values()):
             return ["newest: a row that moved is not finite; bound: none"], {}, None
-        also = np.unique(self.arrivals.columns["user"][self.published_arrivals :])
+        histories, also = self.data, np.zeros(0, np.int64)  # samples add nothing to the histories of the files
+        if isinstance(self.arrivals, Arrivals):
+            histories, also = data, np.unique(self.arrivals.columns["user"][self.published_arrivals :])
         delta = Delta.make(
-            self.trained, rows, data.catalogue, number=self.deltas + 1, events=data if self.with_users else None, also=also
-        )
+            self.trained, rows, data.catalogue, number=self.deltas + 1, admitted=new and new.items, also=also,
+            events=histories if self.with_users else None,
+        )  # fmt: skip
         asked = Requests(
             data=data, positions=held, candidates=self._source(data, held, held_out=True), k=self.settings.k,
             calibration_negatives=self.task.calibration_negatives, repeats=data.repeats,
@@ -454,9 +520,20 @@ class Chain:
         before = int(times.min() if held_out else times.max() + 1)
         return self.task.source(data, before=before, held_out=held_out, repeats=data.repeats)
 
-    def _dataset(self) -> tuple[Dataset, np.ndarray]:
-        """The events of the files and of the stream as one log, and the number of each in the stream, -1 for none."""
-        log, came = self.data.log, self.arrivals.columns
+    def _current(self, *, admit: bool = False) -> tuple[Trained, NewItems | None, Dataset, np.ndarray]:
+        """Everything that came: the model with the items that are admitted now, these, the data, and `_dataset`'s numbers."""
+        if isinstance(self.arrivals, SampleRuns):
+            return self.trained, None, *self.arrivals.dataset()
+        columns, serial = self._events(self.arrivals.columns)
+        new = None
+        if admit and self.admission is not None:
+            new = self.admission.new_items(columns["item"], columns["time"], self.trained)
+        base, data = self._with(new)
+        return base, new, *self._dataset(data, columns, serial)
+
+    def _events(self, came: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The events of the files and of the stream by column, and the number of each in the stream, -1 for none."""
+        log = self.log
         columns = {name: np.concatenate([getattr(log, name), came[name]]) for name in COLUMNS}
         serial = np.concatenate([np.full(len(log), -1), np.arange(len(came["user"]))])
         order = np.lexsort((serial, columns["action"], columns["item"], columns["time"], columns["user"]))
@@ -468,14 +545,37 @@ class Chain:
         place = np.arange(len(serial)) - first - filed  # among those of the stream
         twice = (place >= 0) & (place < filed)
         serial[(first + place)[twice]] = serial[twice]
-        whole = EventLog.from_arrays(*(columns[name][~twice] for name in COLUMNS), users=log.users)
-        return dataclasses.replace(self.data, log=whole), serial[~twice]
+        return {name: column[~twice] for name, column in columns.items()}, serial[~twice]
+
+    def _dataset(self, data: Dataset, columns: dict[str, np.ndarray], serial: np.ndarray) -> tuple[Dataset, np.ndarray]:
+        """The events as the log of `data`, and the number of each of its positions in the stream."""
+        if self.admission is not None:  # those of one moment are ordered by the row of the item
+            columns = columns | {"item": self.admission.rows(data.encoder)[columns["item"]]}  # type: ignore[arg-type]
+            order = np.lexsort((serial, columns["action"], columns["item"], columns["time"], columns["user"]))
+            columns, serial = {name: column[order] for name, column in columns.items()}, serial[order]
+        whole = EventLog.from_arrays(*(columns[name] for name in COLUMNS), users=self.log.users)
+        return dataclasses.replace(data, log=whole), serial
+
+    def _with(self, new: NewItems | None) -> tuple[Trained, Dataset]:
+        """Model and data with the rows of new items."""
+        if new is None:
+            return self.trained, self.data
+        base, data = new.items.trained(self.trained), self.data
+        encoder = base.need_encoder("follow")
+        log = EventLog.from_arrays(*(np.zeros(0, np.int64) for _ in COLUMNS), users=self.log.users)
+        made = dataclasses.replace(
+            data, schema=encoder.schema, catalogue=with_items(data.catalogue, encoder, new), items=encoder.vocabularies["item"],
+            encoder=encoder, log=log,
+        )  # fmt: skip
+        return base, made
 
     def _waiting(self, data: Dataset, serial: np.ndarray) -> np.ndarray:
         """Positions of samples of the stream that are not used yet, by time."""
+        if (serial < 0).all():
+            return np.zeros(0, np.int64)
         positions = self.task.positions(data, min_history=1, since=self.arrivals.until, before=None)
         own = serial[positions]
-        positions = positions[(own >= 0) & ~self.arrivals.used[own]] if len(self.arrivals) else positions[:0]
+        positions = positions[(own >= 0) & ~self.arrivals.used[own]]
         return positions[np.lexsort((serial[positions], data.log.time[positions]))]
 
     def _split(self, data: Dataset, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -499,7 +599,11 @@ class Chain:
         while (record := self.job.sealed(name_of(self.number + 1))) is not None:
             number = self.number + 1
             events = sealed.read(self.job.path(name_of(number)) / "events", format=FORMAT)
-            self.arrivals.add(events["arrived"])
+            if self.admission is not None:
+                item = self.admission.from_arrays(events["arrived"]["item"], events["others"])
+                events["arrived"] = {**events["arrived"], "item": item}
+            if isinstance(self.arrivals, Arrivals):
+                self.arrivals.add(events["arrived"])
             self.job.say(f"refresh: {name_of(number)}: {record['line']} (done before)")
             self._take_over(number, record)
         if self.number:
@@ -510,14 +614,16 @@ class Chain:
             self.state = dataclasses.replace(
                 self.state, trained={"embedding": tables}, opt_state=optimizer, step=jnp.array(trees["step"])
             )
+            if self.admitted:
+                self.state = with_fitted(self.state, self.trained.params)
 
     def _take_over(self, number: int, record: Mapping[str, Any]) -> None:
         """Counts a sealed micro-batch whose events are among the arrivals, and publishes its delta unless that is done."""
         folder = self.job.path(name_of(number))
+        self.arrivals.resume(record["positions"])
         self.number, self.sealed_arrivals = number, len(self.arrivals)
-        self.arrivals.used[sealed.read(folder / "events", format=FORMAT)["used"]] = True
-        self.arrivals.positions = {int(partition): at for partition, at in record["positions"].items()}
-        self.arrivals.saved = dict(self.arrivals.positions)
+        events = sealed.read(folder / "events", format=FORMAT)
+        self.arrivals.used[events["used"]] = True
         self.refused += record["status"] == "refused"
         before = self.job.path(name_of(number - 1))
         remove_unfinished(before)  # of a process that was killed in the next line
@@ -528,7 +634,14 @@ class Chain:
         self.deltas += 1
         self.samples += record["samples"]
         self.published_arrivals = self.sealed_arrivals
-        self.trained = Delta.load(folder / DELTA).trained(self.trained)
+        delta = Delta.load(folder / DELTA)
+        if delta.admitted is not None:
+            layout = item_layout(self.trained.config.schema)
+            leaves = [events["features"][name] for name in leaves_by_path(layout, separator=".")]
+            features = jax.tree.unflatten(jax.tree.structure(layout), leaves)
+            self.data = self._with(NewItems(delta.admitted, features))[1]
+            self.admitted += len(delta.admitted.ids.raw)
+        self.trained = delta.trained(self.trained)
         self.job.step(f"publish {number:06d}", lambda _: self._published(folder / DELTA))
 
     def _published(self, folder: Path) -> dict[str, Any]:
@@ -557,15 +670,23 @@ def _keep(store: SnapshotStore, root: str, partial: Path) -> dict[str, Any]:
     return {"line": line, "users": with_users, **{name: record[name] for name in ("until", "newest", "task")}}
 
 
+History: TypeAlias = tuple[Dataset, EventLog, Admission | None]
+
+
 def _history(
     events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *, content: Content | None,
-    progress: bool,
-) -> Dataset:  # fmt: skip
-    """The data under the encoder of the model: ids that it lacks are unknown until the next full refresh."""
+    progress: bool, admit_after: int | None, say: Callable[[str], None],
+) -> History:  # fmt: skip
+    """The data under the encoder of the model, the log of the files, and how items that it lacks get a row."""
     encoder = trained.need_encoder("follow")
+    if admit_after is not None:
+        given = None if isinstance(events, Dataset) else items
+        admission = Admission(encoder, given, content, admit_after, say)
+        return *admission.read(events, users, progress=progress), admission
     if isinstance(events, Dataset):
         expect(events.encoding == encoder.version, "follow data", f"a Dataset of encoding {encoder.version}", events.encoding)
-        return events
+        return events, events.log, None
     if items is None:
         raise ValueError("follow items: expected the items file that belongs to events, got None")
-    return read(events, items=items, users=users, encoder=encoder, content=content, unknown="skip", progress=progress)
+    data = read(events, items=items, users=users, encoder=encoder, content=content, unknown="skip", progress=progress)
+    return data, data.log, None

@@ -7,14 +7,17 @@ they are, which an optimizer with momentum or weight decay over whole tables wou
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
+from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.train.optimizers import SMALLEST, SparseConfig, ids_of, split_tables, take_rows
@@ -56,16 +59,31 @@ def whole_params(state: TrainState) -> Params:
     return _whole(state.params)
 
 
+def with_fitted(state: TrainState, params: Params) -> TrainState:
+    """The state with the fitted groups of `params`, copied."""
+    fitted = jax.tree.map(jnp.array, params[FITTED])
+    return dataclasses.replace(state, fitted={FITTED: {**fitted, FROZEN: state.fitted[FITTED][FROZEN]}})
+
+
 def rows_step(
     model: PreRanker, optimizer: optax.GradientTransformation, *, loss: LossFn, tables: tuple[str, ...], **options: Any
 ) -> StepFn:
-    """The compiled step that moves rows of `tables`; loss and options are those of `make_step`."""
+    """The compiled step that moves rows of `tables`; loss and options are those of `make_step`.
+
+    Row 0 stays: every item without a row of its own reads it, and index rows of those are not in a delta.
+    """
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> Any:
-        return model.joint(_whole(params), features, items)
+        embedding = {name: _row_0_stays(table) for name, table in params["embedding"].items()}
+        return model.joint(_whole({**params, "embedding": embedding}), features, items)
 
     moving = model._replace(joint=joint)
     return make_step(moving, optimizer, loss=loss, sparse=SparseConfig(tables=tables), **options)
+
+
+def _row_0_stays(rows: Rows) -> Rows:
+    fixed = (jnp.asarray(rows.ids) == 0)[:, None]
+    return dataclasses.replace(rows, table=jnp.where(fixed, jax.lax.stop_gradient(rows.table), rows.table))
 
 
 def _whole(params: Params) -> Params:

@@ -22,6 +22,7 @@ FIELDS = (
     "user", "candidates", "bids", "exclude", "k", "order", "budget", "feature_version", "version", "encoding", "features",
     "record", "events", "now", "id",
 )  # fmt: skip
+KNOWN = frozenset(FIELDS)
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -100,7 +101,8 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
       >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Limits()).candidates.ids.tolist()
       [7, 9]
     """
-    if unknown := [str(name) for name in fields if name not in FIELDS]:
+    if not KNOWN.issuperset(fields):
+        unknown = [str(name) for name in fields if name not in KNOWN]
         raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
     given = {name: value for name, value in fields.items() if value is not None}
     if "user" not in given:

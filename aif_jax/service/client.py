@@ -115,11 +115,16 @@ class Client:
           ServiceError: the service, or a proxy before it, answered with an error.
           OSError: no connection, or one that broke or was silent for `timeout` seconds.
         """
-        until = None if within is None else time.monotonic() + within
+        headers = {"content-type": tensors.CONTENT_TYPE}
+        if isinstance(user := fields.get("user"), int | str):
+            headers[HEADER] = affinity_key(user)
+        body, until = tensors.pack(fields), None if within is None else time.monotonic() + within
         for left in range(self._retries, -1, -1):
             try:
-                self.send(path, fields, within=_left(until))
-                return self.receive(within=_left(until))
+                status, kind, answer = self._sent("POST", path, body, headers, within=_left(until))
+                if status != 200:
+                    raise ServiceError(status, _error(answer, status))
+                return tensors.unpack(answer) if kind == tensors.CONTENT_TYPE else json.loads(answer)
             except TimeoutError:
                 raise
             except OSError:
@@ -132,40 +137,22 @@ class Client:
             self.retried += 1
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def send(self, path: str, fields: dict[str, Any], *, within: float | None = None) -> None:
-        """Sends a call, for whoever asks several services at once; `receive` reads the answer. Raises OSError."""
-        self._connection.timeout = self._timeout if within is None else min(within, self._timeout)  # of a new connection
-        headers = {"content-type": tensors.CONTENT_TYPE}
-        if isinstance(user := fields.get("user"), int | str):
-            headers[HEADER] = affinity_key(user)
-        body = tensors.pack(fields)
-        try:
-            self._connection.request("POST", path, body, self._headers | headers)
-        except BaseException:
-            self.close()
-            raise
-
-    def receive(self, *, within: float | None = None) -> dict[str, Any]:
-        """The answer to what was sent last, once; raises as `post`, without another try."""
-        if within is not None and self._connection.sock is not None:
-            self._connection.sock.settimeout(within)
-        status, kind, body = self._read()
-        if within is not None and self._connection.sock is not None:
-            self._connection.sock.settimeout(self._timeout)
-        if status != 200:
-            raise ServiceError(status, _error(body, status))
-        return tensors.unpack(body) if kind == tensors.CONTENT_TYPE else json.loads(body)
-
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, str, bytes]:
         """Status, content type and body of any path."""
-        self._connection.request(method, path, body, self._headers | (headers or {}))
-        return self._read()
+        return self._sent(method, path, body, headers or {})
 
-    def _read(self) -> tuple[int, str, bytes]:
+    def _sent(
+        self, method: str, path: str, body: bytes, headers: dict[str, str], *, within: float | None = None
+    ) -> tuple[int, str, bytes]:
+        connection = self._connection
+        connection.timeout = self._timeout if within is None else min(within, self._timeout)  # of a new connection
+        if connection.sock is not None:
+            connection.sock.settimeout(connection.timeout)
         try:
-            response = self._connection.getresponse()
+            connection.request(method, path, body, self._headers | headers)
+            response = connection.getresponse()
             return response.status, response.headers.get("content-type", ""), response.read()
         except http.client.HTTPException as error:  # of a service that died in the middle of its answer
             self.close()

@@ -9,6 +9,7 @@ import hashlib
 import math
 import secrets
 import time
+import types
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -27,7 +28,6 @@ from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer
 from aif_jax.types import Streamed, UserFeatures
-from aif_jax.user_table.rows import unpack
 
 SECONDS = 300.0
 MOST = 20_000
@@ -386,18 +386,9 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     a row of a user table; else its `events`, how many came `since` by the feature source, and `last_event`, the age in seconds
     of the latest of all, None where there is none.
     """
-    call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is recognised
+    call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is told from others
     found: list[Observed] = []
-
-    class Once:
-        """Keeps what was answered to this call."""
-
-        def observe(self, seen: Observed) -> None:
-            """Keeps it."""
-            if seen.call.id == call.id:
-                found.append(seen)
-
-    watcher = Once()
+    watcher: Any = types.SimpleNamespace(observe=found.append)
     service.observers.append(watcher)
     try:
         reply = await service.rank(call)
@@ -405,9 +396,9 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
         service.observers.remove(watcher)
     fields = rank_fields(reply, call.id)
     fields = {name: value[:MOST_EXPLAINED] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
-    features = found[0].features if found else None
+    features = next((seen.features for seen in found if seen.call.id == call.id), None)
     if features is not None and isinstance(history := features.history, Streamed):
-        memory = await asyncio.to_thread(unpack, history.memory)
+        memory = await asyncio.to_thread(history.memory.widened)
         features = dataclasses.replace(features, history=dataclasses.replace(history, memory=memory, version=""))
     parts = {} if features is None else await asyncio.to_thread(_parts, reply, features, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53

@@ -1,4 +1,4 @@
-"""The HTTP front, a plain ASGI application: tensors, Arrow or JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
+"""The HTTP front, a plain ASGI application: tensors or JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
-READERS = {tensors.CONTENT_TYPE: tensors.unpack, tensors.ARROW: tensors.unpack_arrow, JSON: tensors.parse_json}
+READERS = {tensors.CONTENT_TYPE: tensors.unpack, JSON: tensors.parse_json}
 PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
 PAUSE = 1.0  # seconds before a call that found too many others is tried again
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
@@ -90,11 +90,7 @@ class Asked(NamedTuple):
     path: str
     headers: Headers
     body: bytes
-
-    @property
-    def kind(self) -> str:
-        """The content type, without parameters."""
-        return self.headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+    kind: str  # the content type, without parameters
 
 
 Handler = Callable[[Asked], Awaitable[Response]]
@@ -192,7 +188,8 @@ class App:
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Failure):
             return problem_response(body)
-        response = await _unless_left(handler(Asked(method, path, headers, body)), receive)
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
+        response = await _unless_left(handler(Asked(method, path, headers, body, kind)), receive)
         return response._replace(body=b"") if method == "HEAD" else response
 
     def _knows(self, headers: Headers) -> bool:
@@ -313,5 +310,4 @@ def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
     """An answer in the form of the question."""
     if asked.kind == JSON:
         return json_response(fields)
-    pack = tensors.pack_arrow if asked.kind == tensors.ARROW else tensors.pack
-    return Response(200, asked.kind, pack(fields))
+    return Response(200, asked.kind, tensors.pack(fields))

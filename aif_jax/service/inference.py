@@ -15,9 +15,11 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,15 +32,6 @@ from aif_jax.store.version import __version__
 MODEL = "preranking"
 EXTENSIONS = ("binary_tensor_data", "parameters")
 SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
-GROUPS = ("features", "record", "events")
-
-
-class Inferred(NamedTuple):
-    """An answer in tensors."""
-
-    version: str
-    outputs: dict[str, np.ndarray]
-    parameters: dict[str, Any]  # degraded; where it is, reason; of a ranking that leaves ids out, excluded
 
 
 def expect_model(name: str) -> None:
@@ -62,8 +55,9 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "aif_jax", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(service: Service, version: str = "") -> dict[str, Any]:
-    """Versions, inputs and outputs; raises UnknownVersion."""
+def model_metadata(service: Service, model: str, version: str = "") -> dict[str, Any]:
+    """Versions, inputs and outputs; raises UnknownModel, UnknownVersion."""
+    expect_model(model)
     held = [service.models.named(version)] if version else service.models.held
     index = held[0].restored.index if held else None
     ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
@@ -76,18 +70,18 @@ def model_metadata(service: Service, version: str = "") -> dict[str, Any]:
     return {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
 
 
-async def infer(service: Service, *, version: str, call_id: str, inputs: Mapping[str, np.ndarray]) -> Inferred:
-    """The answer to tensors: a ranking where `k` is among them, else scores; raises as `Service.rank`."""
+async def infer(
+    service: Service, *, version: str, call_id: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
+) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """The answer to tensors, a ranking where `k` is among them, else scores: version, outputs, and as parameters `degraded`,
+    where it is, `reason`, and of a ranking that leaves ids out, `excluded`.
+
+    `names` are the outputs that were asked for, none for all; BadCall for others. Raises as `Service.rank`.
+    """
     fields: dict[str, Any] = {"id": call_id, "version": version or None}
     for name, array in inputs.items():
-        group, dot, key = name.partition(".")
-        if dot and group in GROUPS:
-            one = group == "record"
-            fields.setdefault(group, {})[key] = (
-                _scalar(array, name) if one else array if group == "features" else _column(array)
-            )
-        else:
-            fields[name] = _scalar(array, name) if name in SCALARS else array
+        one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
+        tensors.put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
     call = parse(fields, service.policy.limits)
     if "k" in fields:
         answer = rank_fields(await service.rank(call), call.id)
@@ -96,14 +90,10 @@ async def infer(service: Service, *, version: str, call_id: str, inputs: Mapping
         answer = score_fields(await service.score(call), call.id)
         outputs = {name: answer[name] for name in ("logits", "mask")}
     more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
-    return Inferred(answer["version"], outputs, {"degraded": answer["degraded"]} | more)
-
-
-def chosen(outputs: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The outputs that were asked for, all where none were named; raises BadCall for others."""
     if unknown := [name for name in names if name not in outputs]:
         raise BadCall("outputs", f"expected some of {list(outputs)}, got {unknown[0][:200]!r}")
-    return {name: outputs[name] for name in names} if names else outputs
+    outputs = {name: outputs[name] for name in names} if names else outputs
+    return answer["version"], outputs, {"degraded": answer["degraded"]} | more
 
 
 def _scalar(array: np.ndarray, name: str) -> Any:
@@ -117,6 +107,9 @@ def _column(array: np.ndarray) -> Any:
 
 
 LENGTH = b"inference-header-content-length"
+ROUTE = re.compile(
+    r"/v2(/health/(?P<health>live|ready)|/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<action>ready|infer))?)?"
+)
 
 
 class InferenceRest:
@@ -128,39 +121,33 @@ class InferenceRest:
     async def __call__(self, asked: Asked) -> Response:
         """Answers a request; errors are `{"error": "..."}`, as the protocol has them."""
         try:
-            return await self._route(asked, asked.path.strip("/").split("/")[1:])
+            return await self._route(asked)
         except Exception as error:
             problem = reported(error)
             return json_response({"error": problem.message}, status=problem.status)
 
-    async def _route(self, asked: Asked, parts: list[str]) -> Response:
-        service = self._service
-        version, rest = "", parts[2:]
-        if parts[:1] == ["models"] and len(parts) > 1:
-            if len(parts) > 3 and parts[2] == "versions":
-                version, rest = parts[3], parts[4:]
-            good = rest in ([], ["ready"], ["infer"])
-        else:
-            good = parts in ([], ["health", "live"], ["health", "ready"])
-        if not good:
+    async def _route(self, asked: Asked) -> Response:
+        match = ROUTE.fullmatch(asked.path.rstrip("/"))
+        if match is None:
             return json_response({"error": "no such path"}, status=404)
-        allowed = ("POST",) if parts and rest == ["infer"] else ("GET", "HEAD")
+        health, model, version, action = match["health"], match["model"], match["version"] or "", match["action"]
+        allowed = ("POST",) if action == "infer" else ("GET", "HEAD")
         if asked.method not in allowed:
             listed = ", ".join(allowed)
             wrong = json_response({"error": f"{asked.path}: expected {listed}, got {asked.method}"}, status=405)
             return wrong._replace(headers=((b"allow", listed.encode()),))
-        if not parts:
+        if health is not None:
+            good = health == "live" or is_ready(self._service)
+            return json_response({health: good}, status=200 if good else 503)
+        if model is None:
             return json_response(server_metadata())
-        if parts[0] == "health":
-            good = parts[1] == "live" or is_ready(service)
-            return json_response({parts[1]: good}, status=200 if good else 503)
-        expect_model(parts[1])
-        if rest == ["infer"]:
+        expect_model(model)
+        if action == "infer":
             return await self._infer(asked, version)
-        if rest == ["ready"]:
-            good = is_ready(service, version)
+        if action == "ready":
+            good = is_ready(self._service, version)
             return json_response({"name": MODEL, "ready": good}, status=200 if good else 503)
-        return json_response(model_metadata(service, version))
+        return json_response(model_metadata(self._service, model, version))
 
     async def _infer(self, asked: Asked, version: str) -> Response:
         length = asked.headers.get(LENGTH)
@@ -171,13 +158,13 @@ class InferenceRest:
         head, data = tensors.parse_json(asked.body[:end]), asked.body[end:]
         inputs = tensors.arrays_from(head.get("inputs"), data, texts=self._service.policy.limits.texts)
         call_id = head.get("id", "")
-        wanted, binary = _outputs(head)
-        answer = await infer(self._service, version=version, call_id=call_id, inputs=inputs)
-        fields = {"model_name": MODEL, "model_version": answer.version, "parameters": answer.parameters}
-        if call_id:
-            fields["id"] = call_id
+        names, binary = _outputs(head)
+        version, answers, parameters = await infer(self._service, version=version, call_id=call_id, inputs=inputs, names=names)
+        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters} | (
+            {"id": call_id} if call_id else {}
+        )
         outputs, parts = [], []
-        for name, array in chosen(answer.outputs, wanted).items():
+        for name, array in answers.items():
             if binary.get(name, binary[""]):
                 parts.append(tensors.to_bytes(array))
                 outputs.append(tensors.described(name, array, parts[-1]))
@@ -224,42 +211,36 @@ class InferenceRpc:
 
     def methods(self) -> dict[str, tuple[str, Any]]:
         """Name and type of the request, for `rpc.start`."""
-        named = {
-            "ServerLive": self._live, "ServerReady": self._ready, "ModelReady": self._model_ready,
-            "ServerMetadata": self._metadata, "ModelMetadata": self._model_metadata, "ModelInfer": self._infer,
-        }  # fmt: skip
-        return {name: (f"{rpc.INFERENCE}.{name}Request", method) for name, method in named.items()}
-
-    async def _live(self, given: Any, left: float | None) -> Any:
-        return _made("ServerLiveResponse", live=True)
-
-    async def _ready(self, given: Any, left: float | None) -> Any:
-        return _made("ServerReadyResponse", ready=is_ready(self._service))
-
-    async def _model_ready(self, given: Any, left: float | None) -> Any:
-        known = given.name == MODEL
-        return _made("ModelReadyResponse", ready=known and is_ready(self._service, given.version))
-
-    async def _metadata(self, given: Any, left: float | None) -> Any:
-        return _made("ServerMetadataResponse", **server_metadata())
-
-    async def _model_metadata(self, given: Any, left: float | None) -> Any:
-        expect_model(given.name)
-        return _made("ModelMetadataResponse", **model_metadata(self._service, given.version))
+        service = self._service
+        fields: dict[str, Callable[[Any], dict[str, Any]]] = {
+            "ServerLive": lambda given: {"live": True},
+            "ServerReady": lambda given: {"ready": is_ready(service)},
+            "ModelReady": lambda given: {"ready": given.name == MODEL and is_ready(service, given.version)},
+            "ServerMetadata": lambda given: server_metadata(),
+            "ModelMetadata": lambda given: model_metadata(service, given.name, given.version),
+        }
+        methods = {name: functools.partial(_respond, name, of) for name, of in fields.items()} | {"ModelInfer": self._infer}
+        return {name: (f"{rpc.INFERENCE}.{name}Request", method) for name, method in methods.items()}
 
     async def _infer(self, given: Any, left: float | None) -> Any:
         expect_model(given.model_name)
         inputs = _message_inputs(given.inputs, given.raw_input_contents)
         if left is not None and "budget" not in inputs:
             inputs["budget"] = np.array([left])
-        answer = await infer(self._service, version=given.model_version, call_id=given.id, inputs=inputs)
-        outputs = chosen(answer.outputs, [output.name for output in given.outputs])
-        parameters = {name: {PARAMETERS[type(value)]: value} for name, value in answer.parameters.items()}
+        names = [output.name for output in given.outputs]
+        version, outputs, parameters = await infer(
+            self._service, version=given.model_version, call_id=given.id, inputs=inputs, names=names
+        )
+        typed = {name: {PARAMETERS[type(value)]: value} for name, value in parameters.items()}
         return _made(
-            "ModelInferResponse", model_name=MODEL, model_version=answer.version, id=given.id, parameters=parameters,
+            "ModelInferResponse", model_name=MODEL, model_version=version, id=given.id, parameters=typed,
             outputs=[tensors.described(*output) for output in outputs.items()],
             raw_output_contents=[tensors.to_bytes(array) for array in outputs.values()],
         )  # fmt: skip
+
+
+async def _respond(name: str, fields: Callable[[Any], dict[str, Any]], given: Any, left: float | None) -> Any:
+    return _made(f"{name}Response", **fields(given))
 
 
 def _made(kind: str, /, **fields: Any) -> Any:

@@ -307,10 +307,6 @@ class Replay:
     logit_difference: dict[str, float]
     histogram: dict[str, list[float]]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
     def __str__(self) -> str:
         skipped = "".join(f"; skipped {count}: {reason}" for reason, count in self.skipped.items())
         lines = [f"version {self.version[:12]}: {self.records} records{skipped}"]

@@ -9,8 +9,8 @@ best k of each shard, and the merge is by score, ties in the candidates' order, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,8 @@ class ShardedClient:
       addresses: addresses of the services, in the order of their shards: the first one's index was built with `shard=(0, N)`.
       missing: "refuse" raises `ShardsMissing` where a shard does not answer, "degrade" answers with the items of the others,
         `degraded` and with the reason.
-      timeout: seconds that the answers of all shards may take; a connection that is not open may take as long before.
+      timeout: seconds that the answers of all shards may take, further tries included.
+      options: `token`, `trust` and `retries` of each `Client`.
 
     Raises:
       ValueError: no address.
@@ -64,15 +65,14 @@ class ShardedClient:
         addresses: Sequence[str],
         *,
         missing: Literal["refuse", "degrade"] = "refuse",
-        token: str | None = None,
         timeout: float = 10.0,
-        trust: str | None = None,
-        retries: int = 2,
+        **options: Any,
     ):
         expect(len(addresses) > 0, "addresses", "one of each shard", list(addresses))
         expect(missing in ("refuse", "degrade"), "missing", "'refuse' or 'degrade'", repr(missing))
         self.addresses = list(addresses)
-        self._clients = [Client(each, token=token, timeout=timeout, trust=trust, retries=retries) for each in addresses]
+        self._clients = [Client(each, timeout=timeout, **options) for each in addresses]
+        self._pool = ThreadPoolExecutor(len(addresses), "aif-shards")
         self._degrades, self._timeout = missing == "degrade", timeout
         self._agreed: str | None = None  # the version of the latest answer
 
@@ -84,6 +84,7 @@ class ShardedClient:
 
     def close(self) -> None:
         """Closes every connection."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for client in self._clients:
             client.close()
 
@@ -173,19 +174,14 @@ class ShardedClient:
 
     def _gathered(self, path: str, calls: Mapping[int, dict[str, Any]]) -> tuple[Answers, dict[int, Exception]]:
         """What shards answer that are asked at once; raises the ServiceError of a call that is wrong."""
-        sent, answers, missing, wrong = {}, {}, {}, None
-        for place, fields in calls.items():
+        answers, missing, wrong = {}, {}, None
+        asked = {
+            place: self._pool.submit(self._clients[place].post, path, fields, within=self._timeout)
+            for place, fields in calls.items()
+        }
+        for place, future in asked.items():
             try:
-                self._clients[place].send(path, fields)
-                sent[place] = True
-            except TimeoutError as error:  # of a host that is gone: the others are not kept waiting once more
-                missing[place] = error
-            except OSError:
-                sent[place] = False
-        until = time.monotonic() + self._timeout
-        for place, is_sent in sent.items():
-            try:
-                answers[place] = self._answer(place, path, calls[place], until, is_sent)
+                answers[place] = future.result()
             except OSError as error:
                 missing[place] = error
             except ServiceError as error:
@@ -198,22 +194,6 @@ class ShardedClient:
         if wrong is not None:
             raise wrong
         return answers, missing
-
-    def _answer(self, place: int, path: str, fields: dict[str, Any], until: float, sent: bool) -> dict[str, Any]:
-        """The answer of a shard, asked again where its connection broke or it was refused."""
-        client = self._clients[place]
-        if sent:
-            try:
-                return client.receive(within=max(until - time.monotonic(), 1e-3))
-            except TimeoutError:
-                raise
-            except OSError:
-                pass
-            except ServiceError as error:
-                if error.status not in GONE:
-                    raise
-        client.retried += 1
-        return client.post(path, fields, within=until - time.monotonic())
 
     def _missing(self, missing: Mapping[int, Exception], places: Mapping[int, np.ndarray]) -> str | None:
         """Why the answer is degraded, None where it is whole; raises ShardsMissing."""

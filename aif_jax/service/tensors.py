@@ -4,31 +4,29 @@
      {"binary_data_size": 72}}]} | newline | the bytes of each tensor in order, little-endian
 
 GROUP.NAME is a value in a group of fields, such as events.item. Each text of BYTES comes after its length in 4 bytes.
-
-*Arrow.* A stream of one record batch with one row, a column for each field; arrays are columns such as list<int64>.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from aif_jax.encoding.vocabulary import string_array
-from aif_jax.readers.sources import pyarrow
 from aif_jax.service.calls import BadCall
 
 CONTENT_TYPE = "application/octet-stream"
-ARROW = "application/vnd.apache.arrow.stream"
 DATATYPES = {
     "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
     "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}  # `dtype.name` takes longer than the rest of an array
+DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}  # `dtype.name` takes longer than the rest of an array
+IS_LITTLE = sys.byteorder == "little"
 MOST_TENSORS = 256
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -40,13 +38,14 @@ def pack(fields: Mapping[str, Any]) -> bytes:
       >>> unpack(pack({"user": "ann", "events": {"item": np.arange(3)}}))["events"]["item"].tolist()
       [0, 1, 2]
     """
-    plain, arrays = _split(fields)
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            plain[name], inner = _split(value)
-            arrays |= {f"{name}.{key}": array for key, array in inner.items()}
-    parts = [to_bytes(array) for array in arrays.values()]
-    plain["tensors"] = [described(name, array, raw) for (name, array), raw in zip(arrays.items(), parts, strict=True)]
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    plain = {name: value for name, value in fields.items() if name not in arrays}
+    for name, group in fields.items():
+        if isinstance(group, dict) and (inside := [key for key, value in group.items() if isinstance(value, np.ndarray)]):
+            plain[name] = {key: value for key, value in group.items() if key not in inside}
+            arrays |= {f"{name}.{key}": group[key] for key in inside}
+    parts = list(map(to_bytes, arrays.values()))
+    plain["tensors"] = list(map(described, arrays, arrays.values(), parts))
     return b"".join([ENCODE(plain).encode(), b"\n", *parts])
 
 
@@ -88,16 +87,12 @@ def _refuse(name: str) -> NoReturn:
 DECODE = json.JSONDecoder(parse_constant=_refuse).decode
 
 
-def _split(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Fields without arrays, and the arrays."""
-    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    return {name: value for name, value in fields.items() if name not in arrays}, arrays
-
-
 def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
     """A tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
     entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-    return entry if raw is None else entry | {"parameters": {"binary_data_size": len(raw)}}
+    if raw is not None:
+        entry["parameters"] = {"binary_data_size": len(raw)}
+    return entry
 
 
 def datatype(array: np.ndarray) -> str:
@@ -111,18 +106,19 @@ def datatype(array: np.ndarray) -> str:
 def to_bytes(array: np.ndarray) -> bytes:
     """A tensor's raw contents."""
     if datatype(array) != "BYTES":
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return (array if IS_LITTLE and array.dtype.isnative else array.astype(array.dtype.newbyteorder("<"))).tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
 
 
 def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
     """Sizes of a tensor; raises BadCall for what cannot be one."""
-    sizes = shape if isinstance(shape, list) else []
-    good = isinstance(shape, list) and len(sizes) <= 4 and all(type(size) is int and 0 <= size < 1 << 40 for size in sizes)
-    if not good or not isinstance(kind, str) or (kind not in DATATYPES and kind != "BYTES"):
+    good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DATATYPES or kind == "BYTES")
+    for size in shape if good else ():
+        good = good and type(size) is int and 0 <= size < 1 << 40
+    if not good:
         expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
         raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
-    return sizes
+    return shape
 
 
 def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray:
@@ -130,12 +126,13 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray
     count = math.prod(shape)
     if kind == "BYTES":
         return _texts(name, _split_texts(name, raw, count)).reshape(shape)
-    dtype = np.dtype(DATATYPES[kind])
+    dtype = DTYPES[kind]
     if len(raw) != count * dtype.itemsize:
         raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
-    if kind == "BOOL" and (np.frombuffer(raw, np.uint8) > 1).any():
+    if kind == "BOOL" and raw.translate(None, b"\0\1"):
         raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {raw[:8]!r}")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    array = np.frombuffer(raw, dtype) if len(shape) == 1 else np.frombuffer(raw, dtype).reshape(shape)
+    return array if IS_LITTLE else array.astype(dtype.newbyteorder("="))
 
 
 def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
@@ -151,7 +148,7 @@ def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -
     if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
         raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
     try:
-        return np.array(values, np.dtype(DATATYPES[kind]).newbyteorder("=")).reshape(shape)
+        return np.array(values, DTYPES[kind].newbyteorder("=")).reshape(shape)
     except (OverflowError, ValueError) as error:
         raise BadCall(name, f"expected values of {kind}: {error}") from None
 
@@ -210,83 +207,3 @@ def _flat(name: str, values: Any, depth: int) -> list[Any]:
     if depth and values and isinstance(values[0], list):
         return [value for row in values for value in _flat(name, row, depth - 1)]
     return values
-
-
-def unpack_arrow(body: bytes) -> dict[str, Any]:
-    """The fields of a body, numbers without a copy. Raises BadCall for what is no such stream, ImportError without pyarrow."""
-    arrow = pyarrow()
-    try:
-        _expect_plain(body)
-        (batch,) = pyarrow("pyarrow.ipc").open_stream(body)
-        batch.validate(full=True)
-        if batch.num_rows != 1 or batch.num_columns > MOST_TENSORS:
-            raise BadCall("body", f"expected one row of at most {MOST_TENSORS} columns, got {batch.num_rows} rows")
-        fields: dict[str, Any] = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            put(fields, name, _value(arrow, column, name[:80]))
-        return fields
-    except BadCall:
-        raise
-    except (arrow.ArrowException, OSError, ValueError, struct.error) as error:
-        raise BadCall("body", f"expected an Arrow stream of one record batch: {error}") from None
-
-
-def pack_arrow(fields: Mapping[str, Any]) -> bytes:
-    """A body of fields.
-
-    Example:
-      >>> unpack_arrow(pack_arrow({"user": "ann", "candidates": np.arange(3), "k": 2}))
-      {'user': 'ann', 'candidates': array([0, 1, 2]), 'k': 2}
-    """
-    arrow, sink = pyarrow(), pyarrow().BufferOutputStream()
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    batch = arrow.record_batch({name: _column(arrow, value) for name, value in flat.items()})
-    with pyarrow("pyarrow.ipc").new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-def _column(arrow: Any, value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "biuf":
-        return arrow.ListArray.from_arrays([0, len(value)], arrow.array(value))
-    return arrow.array([value.tolist() if isinstance(value, np.ndarray) else value])
-
-
-def _value(arrow: Any, column: Any, name: str) -> Any:
-    """The one value of a column: a scalar, or of a list column an array, a list where it has strings or nulls."""
-    kinds, kind = arrow.types, column.type
-    listed = kinds.is_list(kind) or kinds.is_large_list(kind)
-    inner = kind.value_type if listed else kind
-    numbers = kinds.is_integer(inner) or kinds.is_floating(inner) or kinds.is_boolean(inner)
-    if not numbers and not kinds.is_string(inner) and not kinds.is_large_string(inner) and not kinds.is_null(inner):
-        raise BadCall(name, f"expected numbers, strings or lists of them, got {kind}")
-    if not listed or not column.is_valid()[0].as_py():
-        return column[0].as_py()
-    values = column.flatten()
-    return values.to_numpy(zero_copy_only=False) if numbers and not values.null_count else values.to_pylist()
-
-
-def _expect_plain(body: bytes) -> None:
-    """Raises BadCall for compressed buffers, which could be of any size once they are not, and for dictionaries with such."""
-    reader = pyarrow("pyarrow.ipc").MessageReader.open_stream(body)
-    for message in iter(reader.read_next_message, None):
-        if message.type not in ("schema", "record batch"):
-            raise BadCall("body", f"expected a schema and a record batch, got a {message.type}")
-        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-            raise BadCall("body", "expected buffers that are not compressed, got compressed ones")
-
-
-def _is_compressed(metadata: bytes) -> bool:
-    """Whether the flatbuffer `Message` has a `RecordBatch` with the field `compression`, after the format's Message.fbs."""
-
-    def field(table: int, slot: int) -> int:
-        """Where a field of a table is; 0 where it is absent."""
-        vtable = table - struct.unpack_from("<i", metadata, table)[0]
-        size = struct.unpack_from("<H", metadata, vtable)[0]
-        offset = struct.unpack_from("<H", metadata, vtable + 4 + 2 * slot)[0] if 4 + 2 * slot < size else 0
-        return table + offset if offset else 0
-
-    header = field(struct.unpack_from("<I", metadata)[0], 2)
-    return field(header + struct.unpack_from("<I", metadata, header)[0], 3) > 0

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Awaitable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
@@ -75,21 +75,12 @@ class Job:
         }
 
 
-class Queue(Protocol):
-    """A stage of requests whose work waits for threads."""
-
-    @property
-    def seconds(self) -> float:
-        """Time that one more request in the queue adds to its wait."""
-        ...
-
-
 class Admission:
     """Requests in flight, used from the event loop's thread; `metrics` counts how every request ended."""
 
     def __init__(self, config: ServingConfig, metrics: Metrics):
         self.open = False
-        self.queues: tuple[Queue, ...] = ()  # that every request goes through
+        self.queues: tuple[Any, ...] = ()  # that every request goes through; `seconds` is what one more adds to the wait
         self._config = config
         self._metrics = metrics
         self._pending: dict[Job, asyncio.Task[Any]] = {}

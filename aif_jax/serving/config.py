@@ -58,7 +58,8 @@ class ServingConfig:
       max_hung: calls of each of them that may run on after their requests; with more, calls fail until some return.
       user_threads, score_threads: user functions, and interactions, computed at once.
       on_loop: longest call of a compiled function in seconds, with its work on the host, that may run on the event loop's own
-        thread while no other waits, which saves two thread switches; the engine measures such calls. 0 uses threads alone.
+        thread while no other waits, which saves two thread switches; twice as long after a pause of ten times as long. The
+        engine measures such calls. 0 uses threads alone.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
         take longer to compile.

@@ -22,7 +22,7 @@ from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Orders, Programs, orders_of
 from aif_jax.serving.requests import EngineClosed, Ranking, Request, Scores
-from aif_jax.serving.scoring import CandidateScoring, Scorer, ranking, scores
+from aif_jax.serving.scoring import Scorer, ranking, scores
 from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.users import Computation, StateStore, UserStates
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
@@ -88,9 +88,8 @@ class AsyncPreRanker:
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics, states)
-        self._scorer = Scorer(self._programs, config)
+        self._scorer = Scorer(self._programs, self._users, config, self._metrics)
         self._admission.queues = (self._users, self._scorer)
-        self._scoring = CandidateScoring(self._users, self._scorer, config, self._metrics)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
@@ -246,11 +245,11 @@ class AsyncPreRanker:
         reader = self._given
         if candidates is None:
             reader, candidates = self._retrieval, await self._retrieval(job.request)
-        found = await self._scoring.score(job, user, candidates, reader, whole=False)
+        found = await self._scorer.score(job, user, candidates, reader, whole=False)
         return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
-        found = await self._scoring.score(job, user, candidates, self._given, whole=True)
+        found = await self._scorer.score(job, user, candidates, self._given, whole=True)
         return scores(job, found)
 
     # what an operator sees

@@ -167,9 +167,8 @@ def prometheus_text(
       >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}, "degraded": {}, "failed": {}, "stages": {}})
       True
     """
-    given: dict[str, Any] = {"by_version": by_version, "gauges": gauges, "counters": counters, "labels": labels}
-    client = _client()
-    return client.generate_latest(_registry(client, lambda: _families(metrics, **given))).decode()
+    client, samples = _client(), (by_version or {}, gauges or {}, counters or {}, labels or {})
+    return client.generate_latest(_registry(client, lambda: _families(metrics, *samples))).decode()
 
 
 @contextlib.contextmanager
@@ -184,7 +183,7 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
       OSError: the port is taken.
     """
     client = _client()
-    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read())))
+    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read(), {}, {}, {}, {})))
     try:
         yield
     finally:
@@ -212,21 +211,17 @@ def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
 
 
 def _families(
-    metrics: dict[str, Any] | None,
-    *,
-    by_version: dict[str, dict[str, Any]] | None = None,
-    gauges: Samples | None = None,
-    counters: Samples | None = None,
-    labels: dict[str, str] | None = None,
+    metrics: dict[str, Any] | None, by_version: dict[str, Any], gauges: Samples, counters: Samples, common: dict[str, str]
 ) -> Iterator[Any]:
     """The metrics as the client's library has them; arguments as for `prometheus_text`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    common = labels or {}
     engines = [(common, metrics)] if metrics is not None else []
-    engines += [(common | {"version": version}, values) for version, values in (by_version or {}).items()]
-    counted: Samples = {name: [(common | own, value) for own, value in samples] for name, samples in (counters or {}).items()}
-    gauged: Samples = {name: [(common | own, value) for own, value in samples] for name, samples in (gauges or {}).items()}
+    engines += [(common | {"version": version}, values) for version, values in by_version.items()]
+    counted, gauged = (
+        {name: [(common | own, value) for own, value in samples] for name, samples in given.items()}
+        for given in (counters, gauges)
+    )
     latencies: list[tuple[dict[str, str], dict[str, Any]]] = []
     for own, values in engines:
         for name, value in values["counters"].items():

@@ -34,7 +34,6 @@ from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.rows import pack as pack_memory
-from aif_jax.user_table.rows import unpack as unpack_memory
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
@@ -249,7 +248,7 @@ class Programs:
             def user(words):
                 features = unpack(words, specs)
                 if layout.streamed:
-                    history = dataclasses.replace(features.history, memory=unpack_memory(features.history.memory))
+                    history = dataclasses.replace(features.history, memory=features.history.memory.widened())
                     features = dataclasses.replace(features, history=history)
                 return codec.pack(self.model.user(params, features))
 

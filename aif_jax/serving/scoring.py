@@ -64,16 +64,15 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """Turns tasks into scores without blocking the event loop."""
+    """Scores the candidates of requests, all at once or batch by batch, without blocking the event loop."""
 
-    def __init__(self, programs: Programs, config: ServingConfig):
-        self._programs = programs
+    def __init__(self, programs: Programs, users: UserStates, config: ServingConfig, metrics: Metrics):
+        self._programs, self._users, self._config, self._metrics = programs, users, config, metrics
         sizes = batch_sizes(config.batch_size)
         threads, on_loop = config.score_threads, config.on_loop
         self._tasks = Batcher(
             "aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run, sharing=programs.batchers
         )  # fmt: skip
-        self.submit = self._tasks.submit
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats
 
@@ -81,80 +80,6 @@ class Scorer:
     def seconds(self) -> float:
         """Time that one more request in the queue adds to its wait."""
         return self._tasks.seconds
-
-    def _run(self, tasks: list[ScoringTask], rows: list[np.ndarray], started: float) -> list[Scored]:
-        """Scores tasks of one key, whose rows were looked up."""
-        looked_up = time.perf_counter()
-        parts, logits, spans = self._compute(tasks, rows, look_first=self._repeats)
-        scored = []
-        for slot, task in enumerate(tasks):
-            part, whole = (None, logits[slot][: len(rows[slot])]) if task.whole else (parts[slot], None)
-            before = [("queue", task.submitted, started), ("lookup", started, looked_up)]
-            scored.append(Scored(task.candidates.ids, part, whole, rows[slot], [*before, *spans]))
-        return scored
-
-    def _compute(
-        self, tasks: list[ScoringTask], rows: list[np.ndarray], *, look_first: bool
-    ) -> tuple[list[TopCandidates], Any, list]:
-        """Best candidates, all logits where a task wants them, and spans; looks for repeats first, or only among the best."""
-        spare = self._tasks.size_for(len(tasks)) - len(tasks)  # batches are filled up with their first request
-        tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
-        first, start = tasks[0], time.perf_counter()
-        if look_first:
-            distinct = list(map(_distinct, tasks, rows))
-            self._repeats = any(a is not b for a, b in zip(distinct, rows, strict=True))
-            rows = distinct
-        with jax.profiler.TraceAnnotation("aif.upload"):
-            orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
-            inputs = self._programs.upload_rows(rows, bids, orders, first.bucket, first.snapshot.orders)
-        uploaded = time.perf_counter()
-        with jax.profiler.TraceAnnotation("aif.score"):
-            packed, logits = first.snapshot.run([task.user for task in tasks], first.bucket, inputs)
-        packed.block_until_ready()
-        scored = time.perf_counter()
-        with jax.profiler.TraceAnnotation("aif.fetch"):
-            best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
-            if first.snapshot.orders.group is not None:
-                if any(task.split and not task.whole for task in tasks):
-                    every = self._programs.download_whole(logits, best)
-                    best = [every[slot] if task.split else best[slot] for slot, task in enumerate(tasks)]
-                logits, _ = logits
-            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
-        fetched = time.perf_counter()
-        if not look_first and any(map(_repeats, tasks, rows, best)):
-            return self._compute(tasks, rows, look_first=True)
-        return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
-
-
-def _look_up(task: ScoringTask) -> np.ndarray:
-    """int32 [C] rows of a task's candidates, UNKNOWN or EXCLUDED where they are not to be scored."""
-    if task.deadline is not None and time.perf_counter() > task.deadline:
-        raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
-    with jax.profiler.TraceAnnotation("aif.lookup"):
-        rows = task.snapshot.index.lookup(task.candidates.ids)[0]
-        if task.exclude is not None and len(task.exclude):
-            excluded = task.snapshot.index.lookup(task.exclude)[0]
-            rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
-        return rows
-
-
-def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
-    """The rows of a task, for a ranking without repeats; the same array where there are none."""
-    return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
-
-
-def _repeats(task: ScoringTask, rows: np.ndarray, best: TopCandidates) -> bool:
-    return not task.whole and has_repeats(rows[best.positions[: np.count_nonzero(best.scores > -np.inf)]])
-
-
-class CandidateScoring:
-    """Scores the candidates of requests, all at once or batch by batch."""
-
-    def __init__(self, users: UserStates, scorer: Scorer, config: ServingConfig, metrics: Metrics):
-        self._users = users
-        self._scorer = scorer
-        self._config = config
-        self._metrics = metrics
 
     async def score(
         self, job: Job, user: UserSide | Computation, given: Any, reader: TimeLimitedCall, *, whole: bool
@@ -227,8 +152,72 @@ class CandidateScoring:
             future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
             times = job.submitted, job.deadline
             task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, split, *times, future)
-            self._scorer.submit(task)
+            self._tasks.submit(task)
             tasks.append(task)
+
+    def _run(self, tasks: list[ScoringTask], rows: list[np.ndarray], started: float) -> list[Scored]:
+        """Scores tasks of one key, whose rows were looked up."""
+        looked_up = time.perf_counter()
+        parts, logits, spans = self._compute(tasks, rows, look_first=self._repeats)
+        scored = []
+        for slot, task in enumerate(tasks):
+            part, whole = (None, logits[slot][: len(rows[slot])]) if task.whole else (parts[slot], None)
+            before = [("queue", task.submitted, started), ("lookup", started, looked_up)]
+            scored.append(Scored(task.candidates.ids, part, whole, rows[slot], [*before, *spans]))
+        return scored
+
+    def _compute(
+        self, tasks: list[ScoringTask], rows: list[np.ndarray], *, look_first: bool
+    ) -> tuple[list[TopCandidates], Any, list]:
+        """Best candidates, all logits where a task wants them, and spans; looks for repeats first, or only among the best."""
+        spare = self._tasks.size_for(len(tasks)) - len(tasks)  # batches are filled up with their first request
+        tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
+        first, start = tasks[0], time.perf_counter()
+        if look_first:
+            distinct = list(map(_distinct, tasks, rows))
+            self._repeats = any(a is not b for a, b in zip(distinct, rows, strict=True))
+            rows = distinct
+        with jax.profiler.TraceAnnotation("aif.upload"):
+            orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
+            inputs = self._programs.upload_rows(rows, bids, orders, first.bucket, first.snapshot.orders)
+        uploaded = time.perf_counter()
+        with jax.profiler.TraceAnnotation("aif.score"):
+            packed, logits = first.snapshot.run([task.user for task in tasks], first.bucket, inputs)
+        packed.block_until_ready()
+        scored = time.perf_counter()
+        with jax.profiler.TraceAnnotation("aif.fetch"):
+            best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
+            if first.snapshot.orders.group is not None:
+                if any(task.split and not task.whole for task in tasks):
+                    every = self._programs.download_whole(logits, best)
+                    best = [every[slot] if task.split else best[slot] for slot, task in enumerate(tasks)]
+                logits, _ = logits
+            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
+        fetched = time.perf_counter()
+        if not look_first and any(map(_repeats, tasks, rows, best)):
+            return self._compute(tasks, rows, look_first=True)
+        return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
+
+
+def _look_up(task: ScoringTask) -> np.ndarray:
+    """int32 [C] rows of a task's candidates, UNKNOWN or EXCLUDED where they are not to be scored."""
+    if task.deadline is not None and time.perf_counter() > task.deadline:
+        raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
+    with jax.profiler.TraceAnnotation("aif.lookup"):
+        rows = task.snapshot.index.lookup(task.candidates.ids)[0]
+        if task.exclude is not None and len(task.exclude):
+            excluded = task.snapshot.index.lookup(task.exclude)[0]
+            rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
+        return rows
+
+
+def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
+    """The rows of a task, for a ranking without repeats; the same array where there are none."""
+    return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
+
+
+def _repeats(task: ScoringTask, rows: np.ndarray, best: TopCandidates) -> bool:
+    return not task.whole and has_repeats(rows[best.positions[: np.count_nonzero(best.scores > -np.inf)]])
 
 
 def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:

@@ -295,6 +295,11 @@ GROWTH = 1.25
 """The most by which one call makes the time that such a call is expected to take longer: a busy machine stops any thread."""
 
 
+PAUSE, AFTER_PAUSE = 10.0, 2.0
+"""A task that comes `PAUSE` times `on_loop` after the one before may take `AFTER_PAUSE` times `on_loop` on the loop's thread:
+its caches are cold, so it takes longer, a thread would have to be woken, and other tasks are unlikely to wait meanwhile."""
+
+
 class BatchTask(Protocol):
     """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
 
@@ -322,7 +327,8 @@ class Batcher(Generic[T]):
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
     key. So batches form only where tasks have to wait, and a lone task never waits for others. One whose like took at most
-    `on_loop` seconds lately runs on the loop's thread, unless a thread works for the same device or two came at once.
+    `on_loop` seconds lately, or twice as long where none came for a while, runs on the loop's thread, unless a thread works for
+    the same device or two came at once.
 
     Args:
       on_loop: longest call in seconds that may run on the loop's thread; 0 for none.
@@ -359,6 +365,7 @@ class Batcher(Generic[T]):
         self._lock = threading.Lock()  # of what waits and of the number of threads at work
         self._working = 0
         self._called = False  # whether the loop is about to look at what waits
+        self._latest = -math.inf  # when the loop last did, by time.perf_counter
         self._lately: dict[Hashable, float] = {}  # seconds that a lone task of a shape is expected to take
 
     def submit(self, task: T) -> None:
@@ -379,10 +386,12 @@ class Batcher(Generic[T]):
 
     def _dispatch(self) -> None:
         """On the loop: computes a lone short task, or lets threads compute what waits."""
-        self._called = False
+        self._called, before, self._latest = False, self._latest, time.perf_counter()
+        paused = self._latest - before >= PAUSE * self._on_loop
         with self._lock:
             alone = len(self._waiting) == 1 and not any(each._working for each in self._sharing)
-            alone = alone and self._lately.get(self._waiting[0].shape, math.inf) <= self._on_loop
+            longest = self._on_loop * (AFTER_PAUSE if paused else 1.0)
+            alone = alone and self._lately.get(self._waiting[0].shape, math.inf) <= longest
             threads = 0 if alone else min(self._threads - self._working, len(self._waiting))
             self._working += threads
             tasks = self._take() if alone else []

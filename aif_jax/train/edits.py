@@ -2,6 +2,7 @@
 
 An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so the index is
 built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
+`before` is the end of the training events, in seconds since 1970.
 
 *Warm start.* Yesterday's parameters under today's vocabulary.
 
@@ -73,7 +74,7 @@ def calibrate(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Params:
-    """Parameters whose logits serving turns into calibrated probabilities, fitted on held-out events.
+    """Parameters whose logits serving turns into calibrated probabilities, fitted on held-out events; errors as `evaluate`.
 
     What the probabilities are of is what the candidates are: of lists that were shown, the chance of a click where an item is
     shown; of an event's item among sampled ones, the chance to be the event's among these, and with a source that gives `log_q`
@@ -88,9 +89,6 @@ def calibrate(
       weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
         because they have grown since; None for one each.
       form: "logistic", two numbers an objective, or "isotonic", a rising line through 32 knots.
-
-    Raises:
-      EncodingMismatch, ValueError: as `evaluate` and `fit_calibration`.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
@@ -301,12 +299,7 @@ def chain(*edits: Edit) -> Edit:
 
 
 def svd_term(*, before: int, **options: Any) -> Edit:
-    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`.
-
-    Args:
-      before: seconds since 1970, the end of the training events.
-      options: `deviation`, `width`, `length` and `decay` of `fit_pure_svd`.
-    """
+    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`; `options` of `fit_pure_svd`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -319,10 +312,9 @@ def svd_term(*, before: int, **options: Any) -> Edit:
 
 
 def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
-    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`; `before` as `svd_term`.
+    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
 
-    Args:
-      power: power of the popularity by which training drew candidates.
+    `power` is that of the popularity by which training drew candidates.
     """
 
     @_edit
@@ -335,11 +327,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
 
 
 def unseen_items(*, before: int) -> Edit:
-    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`.
-
-    Args:
-      before: seconds since 1970, the end of the training events.
-    """
+    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -349,11 +337,9 @@ def unseen_items(*, before: int) -> Edit:
 
 
 def calibration(held_out: Callable[[Dataset], tuple[Any, SourceFn]], **options: Any) -> Edit:
-    """Fits calibrated probabilities on held-out events, see `train.calibrate`.
+    """Fits calibrated probabilities: `held_out(data)` gives positions of held-out events and the source of their candidates.
 
-    Args:
-      held_out: `held_out(data)`, positions of held-out events and the source of their candidates.
-      options: `calibration_negatives`, `form`, `rate`, `weights`, `seed`, `batch_size` and `progress` of `train.calibrate`.
+    `options` are others of `train.calibrate`.
     """
 
     @_edit
@@ -384,8 +370,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
       deviation: deviation of the block's term over users (at the end of their events) and trained items, in logits: how much
-        it says. The
-        default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
+        it says. The default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
       TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.
@@ -426,12 +411,8 @@ def fit_pure_svd(
 ) -> tuple[Params, Config]:
     """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
-    Args:
-      user, item, deviation: see `svd_factors`.
-      sizes: sizes of the `PureSvd` that is added; none where the model has one.
-
-    Raises:
-      TypeError, ValueError: as those two; sizes for a block that the model has already.
+    `user`, `item`, `deviation` and what is refused are as for these two. `sizes` are those of the `PureSvd` that is added;
+    ValueError for any where the model has one.
     """
     there = present(config)
     if there is not None and sizes:
@@ -483,9 +464,6 @@ def grow_vocabulary(
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
         `encoding.capacity.new_rows(before, after)`.
-
-    Returns:
-      (params, config) of the new vocabulary.
 
     Raises:
       KeyError: no attribute with such a table.
@@ -599,12 +577,8 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     """Parameters in which items without a training event have the embedding of the unknown item.
 
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
-
-    Args:
-      counts: integers [N], training events of each catalogue row.
-
-    Raises:
-      TypeError, ValueError: not one count for each item of the schema; a model whose schema does not embed the item id.
+    `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others, and for a model whose
+    schema does not embed the item id.
     """
     name = config.schema.item_attribute("item").table_name
     size = config.schema.item_attribute("item").size

@@ -90,11 +90,7 @@ def distilled(source: SourceFn, teacher: Teacher, data: Dataset) -> CandidateSou
 
 
 def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
-    """The loss of the labels and, added to it, a loss of the teacher's logits.
-
-    Raises:
-      ValueError: a model of several objectives, or a loss that does not add up over terms.
-    """
+    """The loss of the labels and, added to it, a loss of the teacher's logits, for a model of one objective."""
     names = objective_names(objectives)
     expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
     expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")

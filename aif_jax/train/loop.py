@@ -117,11 +117,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard through tensorboardX, whose thread writes within seconds; each start has a file in `folder`.
-
-    Raises:
-      ImportError: tensorboardX is missing.
-    """
+    """Scalars for TensorBoard through tensorboardX, which must be installed; each start has a file in `folder`."""
 
     def __init__(self, folder: str | os.PathLike[str]):
         with needs_extra("TensorBoard logs need tensorboardX", "tensorboard"):
@@ -204,7 +200,7 @@ def loop(
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> TrainState:
-    """Runs a step for every batch under a progress bar.
+    """Runs a step for every batch under a progress bar; returns the state after the last.
 
     The device works on one batch while the host gathers the next. The loop itself waits for results every `log_every` steps;
     with sparse tables each step also waits for the number of unique ids, see `make_step`.
@@ -238,9 +234,6 @@ def loop(
       save_every: steps between two checkpoints, counted over the whole run.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
         processes all call it and take the figures of process 0.
-
-    Returns:
-      The state after the last batch.
 
     Raises:
       FloatingPointError: too many steps were skipped; the message names the step and the samples.

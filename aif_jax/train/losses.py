@@ -12,23 +12,15 @@ raise ValueError. Half-precision scores are converted to float32.
 Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
 et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
 
-*Consistency.* Losses that teach a pre-ranker the choice of the ranker behind it, from logged scores and stages.
-
-    loss = Goals(
-        Goal(pointwise_bce, "click"),
-        Goal(0.5 * pairwise_ndcg(k=100), "ranker"),      # the ranker's scores
-        Goal(0.2 * margin_info_nce(margin=0.5), "stage"),  # how far each candidate came
-    )
-
-`losses.distill_listwise` and `lcron` are others. All read a target for each candidate: the ranker's score, or the stage.
+*Consistency.* Losses that teach a pre-ranker the choice of the ranker behind it: `pairwise_ndcg`, `distill_listwise` and
+`lcron` read the ranker's score of each candidate, `margin_info_nce` how far it came; see `tasks.Goals`.
 
 Sources: the weights of pairs are LambdaRank's, Burges 2010; InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), with an
 additive margin, Wang et al. 2018 (arXiv 1801.05599); passing a whole cascade, LCRON (arXiv 2503.09492).
 
-*Sequence.* `SequenceLoss`, next item at every place of the short history, an auxiliary loss of the user tower. The main loss
-teaches one event a sample. Here each event of the short history is also the target of the state before it, as in SASRec (Kang
-and McAuley 2018, arXiv 1808.09781), against negatives that the whole batch shares; their correction is that of sampled softmax
-(Yi et al. 2019). Nothing is added to the model: a state and an item meet in the space in which the user tower reads behaviours.
+*Sequence.* `SequenceLoss`, an auxiliary loss of the user tower. The main loss teaches one event a sample; here each event of
+the short history is also the target of the state before it, as in SASRec (Kang and McAuley 2018, arXiv 1808.09781), against
+negatives that the whole batch shares. A state and an item meet in the space in which the user tower reads behaviours.
 """
 
 from __future__ import annotations
@@ -538,8 +530,7 @@ class SequenceLoss:
     def bind(self, model: PreRanker, *, repeats: bool = True) -> SequenceLoss:
         """The same for a model, and for users who come back to items or not, unless it says so itself.
 
-        Raises:
-          ValueError: a model whose user tower has no states.
+        ValueError for a model whose user tower has no states.
         """
         reads = model.config.sequence and model.config.towers is not None
         expect(reads, "sequence_loss", "a model with towers and Config.sequence=True", f"{model.config!r}")

@@ -91,9 +91,6 @@ class SparseConfig:
     Attributes:
       min_rows: tables with at least so many rows.
       tables: exactly these instead, by name.
-
-    Raises:
-      ValueError: min_rows below 1.
     """
 
     min_rows: int = MIN_ROWS

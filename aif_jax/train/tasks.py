@@ -6,7 +6,8 @@
         Goal(pointwise_bce, "click"),
         Goal(pointwise_bce, "conversion"),                         # "conversion|click": over all candidates, by the product
         Goal(0.1 * pointwise_bce, "conversion", within="click"),   # the conditional logit, where clicked
-        Goal(0.5 * distill_listwise, "ranker", stages=("exposed", "ranked")),
+        Goal(0.5 * distill_listwise, "ranker", stages=("exposed", "ranked")),  # the ranker's scores
+        Goal(0.2 * margin_info_nce(margin=0.5), "stage"),  # how far each candidate came
     )
 
 Where a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is a label that the log does not
@@ -55,9 +56,6 @@ class NextItem:
       uniform: share of the training candidates that are drawn uniformly from the whole catalogue, items that training never
         meets among them; candidates in evaluation are drawn by popularity alone.
       logq_correction: correct the loss for how often the sampler draws a candidate (logQ), to rank the whole catalogue.
-
-    Raises:
-      ValueError: fewer than one negative, a share that is none.
     """
 
     negatives: int = 15
@@ -176,9 +174,6 @@ class Cascaded:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.
       in_batch, sampled: others' exposed items, and items drawn by popularity.
       power: power of the popularity of sampled ones.
-
-    Raises:
-      ValueError: no candidates.
     """
 
     exposed: int = 8
@@ -246,10 +241,6 @@ class Goal:
       within: a label: only candidates that have it positive count, and a conditional objective is taught its own logit.
       stages: only candidates of these stages count, of `data.cascade.STAGES`; () for all.
       missing: what an unknown label means, such as 0.0 for candidates that were not shown; None leaves them out.
-
-    Raises:
-      TypeError: a loss that is none.
-      ValueError: an unknown stage.
     """
 
     loss: Loss

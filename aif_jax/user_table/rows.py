@@ -26,7 +26,7 @@ from aif_jax.types import Events, Params, UserMemory
 UserId: TypeAlias = int | str
 """A raw user id."""
 NONE = int(np.iinfo(np.int64).min)  # position of a user without a row, or of a row without a stream
-TRIES = 4  # to copy a row that is being written, before a reader waits for the writer
+AT_ONCE = 64  # rows that are written while readers wait: below 1 MB
 
 
 class Stored(NamedTuple):
@@ -62,14 +62,15 @@ class Rows(Protocol):
 class MemoryRows(Rows):
     """Rows in this process: one array that grows, and a dict of users. One thread at a time writes; any may read.
 
-    A reader gets each row as it was before or after an update, never half of one. Each row has a version that is odd while the
-    row is written; a row whose version changed while it was copied is copied again (a seqlock).
+    A reader gets each row as it was before or after an update, never half of one: rows are written a few at a time, while no
+    reader copies one.
     """
 
     def __init__(self, width: int, *, capacity: int = 1024):
         self.width = width
         self.of: dict[UserId, int] = {}
-        self._table = _empty(max(1, capacity), width)
+        fields: Any = [("words", np.uint32, (width,)), ("position", np.int64), ("partition", np.int32)]
+        self._table: Any = np.zeros(max(1, capacity), fields)  # so that a row is read and written in one step
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
@@ -78,59 +79,47 @@ class MemoryRows(Rows):
     @property
     def nbytes(self) -> int:
         """Bytes of the rows that are used."""
-        return sum(leaf[:1].nbytes for leaf in self._table) * len(self.of)
+        return self._table.itemsize * len(self.of)
 
     def get(self, users: Sequence[UserId]) -> Stored:
         """As `Rows.get`; the arrays are copies."""
-        of = self.of
-        at = np.fromiter((of.get(user, -1) for user in users), np.int64, len(users))
-        rows = self._whole(self._table, at)  # the table is read after `of`: it has every row that `of` has
+        at = self._places(users)
+        with self._lock.reading():  # the table is read after `of`: it has every row that `of` has
+            rows = self._table.take(at)
         unknown = at < 0
         rows["words"][unknown], rows["position"][unknown], rows["partition"][unknown] = 0, NONE, 0
         return Stored(*(rows[name] for name in Stored._fields))
 
     def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
-        of = self.of
-        known = np.fromiter((of.get(user, -1) for user in users), np.int64, len(users))
-        good = np.where(known >= 0, self._table.rows["position"][known], NONE) == expected
+        first, known = len(self.of), self._places(users)
+        good = np.where(known >= 0, self._table["position"][known], NONE) == expected
         new = [user for user, at, ok in zip(users, known, good, strict=True) if ok and at < 0]
-        self._grow(len(of) + len(new))
-        first = len(of)
+        self._grow(first + len(new))
         places = dict(zip(new, range(first, first + len(new)), strict=True))
         at = np.array([places.get(user, at) for user, at in zip(users, known.tolist(), strict=True)], np.int64)[good]
-        written = np.empty(len(at), self._table.rows.dtype)
+        written: Any = np.empty(len(at), self._table.dtype)
         for name, leaf in rows._asdict().items():
             written[name] = leaf[good]
-        with self._lock.writing():
-            self._table.version[at] |= 1
-            self._table.rows[at] = written  # one step: an interrupt comes before or after it
-            self._table.version[at] += 1
-        of |= places  # last, so that a reader finds whole rows
+        for start in range(0, len(at), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            with self._lock.writing():
+                self._table[at[some]] = written[some]
+        self.of |= places  # last, so that a reader finds whole rows
         return good
 
     def copy(self) -> MemoryRows:
         """A copy of the rows."""
         made, used = MemoryRows(self.width, capacity=0), max(1, len(self.of))
-        made.of, made._table = dict(self.of), _Table(*(leaf[:used].copy() for leaf in self._table))
+        made.of, made._table = dict(self.of), self._table[:used].copy()
         return made
 
-    def _whole(self, table: _Table, at: np.ndarray) -> np.ndarray:
-        """Copies of rows [n], none of them half written. A table that was replaced by a longer one is never written again."""
-        version = table.version.take(at)
-        rows = table.rows.take(at)
-        for _ in range(TRIES):
-            torn = np.flatnonzero((version & 1 == 1) | (table.version.take(at) != version))
-            if not len(torn):
-                return rows
-            version[torn] = table.version.take(at[torn])
-            rows[torn] = table.rows.take(at[torn])
-        with self._lock.reading():  # rows that are written all the time, or whose writer was interrupted
-            return table.rows.take(at)
+    def _places(self, users: Sequence[UserId]) -> np.ndarray:
+        return np.fromiter((self.of.get(user, -1) for user in users), np.int64, len(users))
 
     def _grow(self, least: int) -> None:
-        if least > len(self._table.version):
-            more = max(1024, least, len(self._table.version) * 5 // 4) - len(self._table.version)
-            self._table = _Table(*map(np.concatenate, zip(self._table, _empty(more, self.width), strict=True)))
+        if least > (size := len(self._table)):
+            more = np.zeros(max(1024, least, size * 5 // 4) - size, self._table.dtype)
+            self._table = np.concatenate([self._table, more])
 
 
 class OverlaidRows(Rows):
@@ -197,18 +186,6 @@ def positions_of(position: Any, count: int) -> np.ndarray:
     for end in at[[0, -1]] if count else ():
         integer(end, "position")
     return at.astype(np.int64)
-
-
-class _Table(NamedTuple):
-    """Rows of n users."""
-
-    rows: np.ndarray  # [n] of the fields of `Stored`, so that a row is read and written in one step
-    version: np.ndarray  # int64 [n], odd while a row is written
-
-
-def _empty(count: int, width: int) -> _Table:
-    fields = [("words", np.uint32, (width,)), ("position", np.int64), ("partition", np.int32)]
-    return _Table(np.zeros(count, fields), np.zeros(count, np.int64))
 
 
 HEADER = struct.Struct("<4sIqiI")  # magic and format, words, position, partition, CRC-32 of all the rest
@@ -419,11 +396,6 @@ def pack(memory: UserMemory, kind: Storage) -> Packed:
     return codec.pack(codec.encode(memory, kind, axes=2))
 
 
-def unpack(packed: Packed) -> UserMemory:
-    """The memory of ONE user that `pack` packed."""
-    return packed.widened()
-
-
 @lru_cache(maxsize=16)
 def _empty_row(new_user: Any, kind: Storage) -> Packed:
     return jax.jit(lambda: pack(new_user(), kind))()
@@ -432,7 +404,7 @@ def _empty_row(new_user: Any, kind: Storage) -> Packed:
 @lru_cache(maxsize=16)
 def _compiled(update_user: Any, kind: Storage, layout: Any) -> Any:
     def one(params: Params, words: jax.Array, events: Events) -> tuple[Any, ...]:
-        memory = unpack(Packed(words=words, layout=layout))
+        memory = Packed(words=words, layout=layout).widened()
         there = events.time > 0
         late = there & (events.time < jax.lax.cummax(jnp.append(memory.recent.time[0], events.time))[:-1])
         updated = update_user(params, memory, events)

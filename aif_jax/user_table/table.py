@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from aif_jax.encoding.raw import column_of, plain
 from aif_jax.encoding.times import STAMP_ZERO, seconds_of, stamps, ticks
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids
 from aif_jax.features import SINCE, no_events
-from aif_jax.index.parts import Part, Parts, column, row_version, rows_of
-from aif_jax.index.parts import read as read_parts
+from aif_jax.index.parts import Part, Parts, column, rows_of, stored_by
 from aif_jax.output import Bar, track
 from aif_jax.store import snapshots
 from aif_jax.store.codec import Layout, Packed, Storage
@@ -39,7 +37,6 @@ from aif_jax.user_table.rows import (
     UserProgram,
     positions_of,
     ranges,
-    unpack,
 )  # fmt: skip
 
 
@@ -209,15 +206,10 @@ class UserTable:
 
     Example:
       >>> import aif_jax as aif
-      >>> from aif_jax.encoding.encoder import schema_of
-      >>> columns = aif.Columns(action=None)
-      >>> vocabularies = {name: aif.Vocabulary(ids) for name, ids in (("user", ["ann"]), ("item", [7, 8]), ("category", [1]))}
-      >>> encoder = aif.Encoder(schema=schema_of(columns, vocabularies), columns=columns, vocabularies=vocabularies)
-      >>> model = aif.build(aif.presets.two_tower(encoder.schema, width=4, short_length=4))
-      >>> none = np.zeros((3, 0), np.float32)
-      >>> items = aif.ItemFeatures(ids={"item": np.arange(3, dtype=np.int32), "category": np.ones(3, np.int32)}, floats=none)
-      >>> table = UserTable(aif.Trained(model, model.init(jax.random.key(0), items), encoder))
       >>> raw = {"user": ["ann", "bob", "ann"], "item": [7, 8, 8], "time": [1_600_000_000, 1_600_000_007, 1_600_000_009]}
+      >>> data = aif.read(raw, items={"item": [7, 8], "category": [1, 2]}, columns=aif.Columns())
+      >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=4))
+      >>> table = UserTable(aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder))
       >>> table.update(raw, position=0), table.update(raw, position=0).repeated
       (UpdateCounts(events=3, users=2, repeated=0, late=0, beyond=0), 3)
       >>> int(table.memory("ann").count), len(table)
@@ -403,13 +395,10 @@ class UserTable:
           ImportError, FileNotFoundError, CheckpointError, VersionMismatch, TypeError: as `ItemIndex.from_parts`.
           ValueError: missing columns, rows of another kind, a user that comes twice, another number of users.
         """
-        stream, count = read_parts(parts), 0
-        first = next(stream, None)
-        made = row_version(first, trained.version, BATCH)
-        options: dict[str, Any] = {"storage": made.storage, "batch_size": made.batch_size, "rows": rows, "clock": clock}
-        table = cls(trained, **options)
-        for part in itertools.chain([] if first is None else [first], stream):
-            ids, words = rows_of(part, made, len(table._program.empty))
+        (stamp, stream), count = stored_by(parts, trained.version, BATCH), 0
+        table = cls(trained, storage=stamp.storage, batch_size=stamp.batch_size, rows=rows, clock=clock)
+        for part in stream:
+            ids, words = rows_of(part, stamp, len(table._program.empty))
             add_part(table.rows, part, ids if isinstance(ids, list) else ids.tolist(), words)
             count += len(words)
         expect(users is None or count == users, "parts", f"{users} users", count)
@@ -426,8 +415,7 @@ class UserTable:
         """
         manifest = inspect(path)
         manifest.check_model(path, trained)
-        options: dict[str, Any] = {"storage": manifest.storage, "batch_size": manifest.batch_size, "clock": clock}
-        table = cls(trained, **options)
+        table = cls(trained, storage=manifest.storage, batch_size=manifest.batch_size, clock=clock)
         if manifest.layout != describe(table._program.layout):
             raise CheckpointError(f"{path}: expected rows of this version's layout, got another; {Manifest.REBUILD}")
         table.rows = read_rows(path, manifest, width=len(table._program.empty))
@@ -537,7 +525,7 @@ def _part(events: Events, at: Any) -> Events:
     return jax.tree.map(lambda leaf: leaf[at], events)
 
 
-_unpack = jax.jit(unpack)
+_unpack = jax.jit(Packed.widened)
 
 
 class UserTableWriter(SnapshotWriter):

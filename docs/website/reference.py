@@ -1,22 +1,23 @@
 """Writes the generated pages of the reference: `python docs/website/reference.py`; a test holds that they are current.
 
-The command line comes from its parsers, settings from their dataclasses.
+The command line comes from its parsers, settings from their dataclasses, errors from the names of api.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from aif_jax.cli import parser_of
 from aif_jax.cli.options import meaning
 from aif_jax.refreshing import GateConfig
-from aif_jax.service.core import Policy
 from aif_jax.serving import ServingConfig
 
 DOCS = Path(__file__).resolve().parent.parent
@@ -52,30 +53,59 @@ def flag(action: argparse.Action) -> str:
         value = " or ".join(map(str, action.choices))
     if not action.option_strings:
         return value
-    names = [name for name in action.option_strings if not name.startswith("--no-")]
-    return ", ".join(names) + ("" if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction) else f" {value}")
+    switch = isinstance(action, argparse.BooleanOptionalAction)
+    names = [name for name in action.option_strings if not (switch and name.startswith("--no-"))]
+    return ", ".join(names) + ("" if action.nargs == 0 or switch else f" {value}")
+
+
+HEAD = """# Command line
+
+Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was
+refused; 2 the command could not start; 3 the gate of `refresh` refused a model.
+"""
+
+
+FIELDS = {
+    "columns of the files": "Each is a field of [`aif_jax.Columns`](api.md#aif_jax.Columns), which explains it, but for "
+    "`--columns`: a JSON\nfile with these settings, which flags override. A list is written as words: `--actions view buy`."
+}
+"""What is said of a group of flags that the API reference explains."""
 
 
 def command_line() -> str:
-    """The page of the command line."""
-    parts = [
-        "# Command line\n",
-        "Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems",
+    """The page of the command line: what commands share comes first, once, and a flag's most frequent meaning."""
+    parsers = list(commands(parser_of()))
+    groups = [
+        (group.title or "", tuple(map(row, filter(shown, group._group_actions))))
+        for _, one in parsers
+        for group in one._action_groups
     ]
-    parts[-1] += " were found, or data was refused; 2 the command could not start; 3 the gate of `refresh` refused a model.\n"
-    first: dict[tuple[str, ...], str] = {}
-    for words, one in commands(parser_of()):
-        name, told_before = f"aif-jax {' '.join(words)}", []
-        parts.append(f"## {name}\n\n{one.description or ''}\n")
-        rows = []
+    shared_groups = {rows: title.split(" (")[0] for title, rows in groups if len(rows) > 3 and groups.count((title, rows)) > 1}
+    single = [each for _, rows in groups if rows not in shared_groups for each in rows]
+    often = {each for each in single if single.count(each) > 1 and each[0].startswith("`--")}
+    shared = sorted({bare(one[0]): one for one in sorted(often, key=lambda one: (single.count(one), one))}.values())
+    parts = [HEAD, "## Shared arguments\n", listing(shared)]
+    for rows, title in shared_groups.items():
+        titled = f"## {title[0].upper()}{title[1:]}\n"
+        parts += [titled, ", ".join(name for name, _ in rows) + f".\n\n{FIELDS[title]}\n" if title in FIELDS else listing(rows)]
+    for words, one in parsers:
+        parts.append(f"## aif-jax {' '.join(words)}\n{one.description or ''}\n")
+        rows, others, whole = [], [], []
         for group in one._action_groups:
-            made = tuple(row(action) for action in group._group_actions if shown(action))
-            if len(made) > 3 and (earlier := first.setdefault(made, name)) != name:
-                told_before.append(f"Also the {group.title}, as for [{earlier}](#{earlier.replace(' ', '-')}).\n")
+            made = tuple(map(row, filter(shown, group._group_actions)))
+            if title := shared_groups.get(made):
+                whole.append(f"the [{title}](#{title.replace(' ', '-')})")
             else:
-                rows += made
-        parts += ["\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n"] * bool(rows) + told_before
+                rows += [each for each in made if each not in shared]
+                others += [f"`{bare(name)}`" for name, text in made if (name, text) in shared]
+        named = [f"{', '.join(others)} ([shared](#shared-arguments))"] * bool(others) + whole
+        parts.append(listing(rows) + f"- {', '.join(named)}\n" * bool(named))
     return "\n".join(parts)
+
+
+def bare(name: str) -> str:
+    """The flag of "`--flag VALUE`"."""
+    return re.split("[ ,`]", name[1:])[0]
 
 
 def shown(action: argparse.Action) -> bool:
@@ -83,35 +113,89 @@ def shown(action: argparse.Action) -> bool:
     return action.help is not argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
 
 
-def row(action: argparse.Action) -> str:
-    """An argument as a row of a table."""
-    return f"| `{cell(flag(action))}` | {'required. ' * bool(action.required and action.option_strings)}{cell(told(action))} |"
+def row(action: argparse.Action) -> tuple[str, str]:
+    """An argument and its meaning."""
+    required = "required. " * bool(action.required and action.option_strings)
+    return f"`{flag(action)}`", required + re.sub(r"\s+", " ", told(action)).strip()
+
+
+DEFAULT = re.compile(r" ?\(default: ([^()]*)\)$")
+
+
+def listing(rows: Iterable[tuple[str, str]]) -> str:
+    """Arguments with their meanings; neighbours that differ in name and default alone share a line."""
+    merged: list[tuple[list[str], str, list[str]]] = []
+    for name, told_of in rows:
+        text, default = DEFAULT.sub("", told_of), DEFAULT.findall(told_of)
+        if merged and merged[-1][1] == text and bool(default) == bool(merged[-1][2]):
+            merged[-1][0].append(name)
+            merged[-1][2].extend(default)
+        else:
+            merged.append(([name], text, default))
+    lines = []
+    for names, text, defaults in merged:
+        text += f" (default: {', '.join(defaults[:1] if len(set(defaults)) == 1 else defaults)})" * bool(defaults)
+        lines.append(f"- {', '.join(names)}: {text}".replace(":  (", " (").rstrip(": ") + "\n")
+    return "".join(lines)
 
 
 def fields(kind: type) -> Iterator[str]:
-    """A row for each field of a dataclass: name, default, meaning."""
+    """A row for each field of a dataclass: name, default, meaning. Neighbours with one meaning share a row."""
+    rows: list[tuple[list[str], list[str], str]] = []
+    for name, default, text in _fields(kind):
+        if rows and rows[-1][2] == text:
+            rows[-1][0].append(name)
+            rows[-1][1].append(default)
+        else:
+            rows.append(([name], [default], text))
+    return (f"| {', '.join(names)} | {', '.join(dict.fromkeys(defaults))} | {text} |" for names, defaults, text in rows)
+
+
+def _fields(kind: type) -> Iterator[tuple[str, str, str]]:
     parameters = inspect.signature(kind).parameters
     for field in dataclasses.fields(kind):
         default = parameters[field.name].default
         factory = field.default_factory
         default = default if factory is dataclasses.MISSING else factory()
-        shown = "required" if default is inspect.Parameter.empty else f"`{default!r}`"
-        yield f"| `{field.name}` | {cell(shown)} | {cell(meaning(kind, field.name))} |"
+        value = "required" if default is inspect.Parameter.empty else f"`{default!r}`"
+        yield f"`{field.name}`", cell(value), cell(meaning(kind, field.name))
 
 
 def settings() -> str:
-    """The page of the settings."""
+    """The page of the settings and the errors."""
     kinds: dict[str, tuple[type, str]] = {
         "ServingConfig": (ServingConfig, "An engine. In `aif-jax serve`: `--serving FIELD=VALUE`."),
-        "Policy": (Policy, "A service: flags of `aif-jax serve`."),
         "GateConfig": (GateConfig, "When a refreshed model is refused. In `aif-jax refresh`: `--gate FIELD=VALUE`."),
     }
-    parts = ["# Settings\n\nGenerated from the dataclasses by `python docs/website/reference.py`.\n"]
+    parts = ["# Settings and errors\n\nGenerated by `python docs/website/reference.py`. Settings of a service are the flags of"]
+    parts[0] += "\n[`aif-jax serve`](reference_cli.md#aif-jax-serve).\n"
     for name, (kind, text) in kinds.items():
         parts.append(
             "\n".join([f"## {name}\n\n{text}\n", "| field | default | meaning |", "|---|---|---|", *fields(kind)]) + "\n"
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, ERRORS, *errors()]) + "\n"
+
+
+ERRORS = """## Errors
+
+Wrong arguments are a `ValueError` or `TypeError` whose message says where, what was expected and got, and the way out. Others:
+
+| error | is a | when |
+|---|---|---|"""
+
+
+def errors() -> Iterator[str]:
+    """A row for each exception of the API reference."""
+    spec = importlib.util.spec_from_file_location("entries", Path(__file__).parent / "entries.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(entries := importlib.util.module_from_spec(spec))
+    for name in sorted(entries.names((DOCS / "api.md").read_text(encoding="utf-8")), key=lambda name: name.rpartition(".")[2]):
+        package, _, last = name.rpartition(".")
+        kind = getattr(importlib.import_module(package), last)
+        if inspect.isclass(kind) and issubclass(kind, Exception):
+            base = next(base.__name__ for base in kind.__mro__ if base.__module__ == "builtins")
+            text = cell((inspect.getdoc(kind) or "").partition("\n\n")[0])
+            yield f"| [`{last}`](api.md#{name}) | `{base}` | {text} |"
 
 
 PAGES: dict[str, Any] = {"reference_cli.md": command_line, "reference_settings.md": settings}

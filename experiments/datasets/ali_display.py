@@ -47,17 +47,7 @@ def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = Fa
 
     The ad's place on the page (pid) belongs to neither user nor item and is left out.
 
-    Args:
-      path: the folder with the files.
-      behaviours: whether to read behavior_log.csv (723 million lines in the full set).
-      user_id: adds the user's own row as a user attribute.
-
-    Returns:
-      The data set; user rows follow the ascending raw ids.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a malformed file: file, line, column, expected and got.
+    `behaviours`: whether to read behavior_log.csv (723 million lines in the full set).
 
     Example:
       >>> import pathlib, tempfile
@@ -100,11 +90,7 @@ def read(path: str | os.PathLike, *, behaviours: bool = True, user_id: bool = Fa
 
 
 def impressions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The samples of the data set: where an ad was shown, and whether it was clicked.
-
-    Returns:
-      positions int64 [n] in the event log, ascending, and labels float32 [n].
-    """
+    """The samples: positions int64 [n] in the log where an ad was shown, and float32 [n] whether it was clicked."""
     action = dataset.log.action
     positions = np.flatnonzero((action == SHOWN) | (action == CLICKED))
     return positions, (action[positions] == CLICKED).astype(np.float32)

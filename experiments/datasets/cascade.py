@@ -52,17 +52,10 @@ def synthetic_cascade(
     """Makes a cascade at requests of a world; the module's docstring has the rules.
 
     Args:
-      world: from `synthetic_world`.
       requests: how many, drawn at random among those whose user has `min_history` earlier events.
       candidates: M; fewer where retrieval finds an item twice.
-      ranked: that the ranker scores.
-      quality: weight of quality in the ranker's score.
-      noise: deviation of the ranker's noise.
-      min_history: earlier events.
-      seed: of all draws.
-
-    Raises:
-      ValueError: more requests than there are.
+      ranked: candidates that the ranker scores.
+      quality, noise: weight of quality in the ranker's score, deviation of its noise.
     """
     data, rng = world.dataset, np.random.default_rng(seed)
     log, total = data.log, len(data.catalogue)

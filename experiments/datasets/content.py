@@ -12,21 +12,10 @@ import numpy as np
 
 
 def text_embedding(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Embeds texts by TF-IDF and truncated SVD.
+    """Embeds n texts by TF-IDF and truncated SVD: float32 [n, width], rows of unit length, zeros for a text without words.
 
-    With the TF-IDF matrix X ~ U S V^T of rank `width`, text i gets row i of U S, scaled to unit length.
-
-    Args:
-      texts: one text for each item, such as "title. genres. tags".
-      width: E. Where texts have fewer independent words than that, the last columns are zeros.
-      seed: of the randomised SVD; the same seed gives the same array.
-
-    Returns:
-      float32 [n, width]; rows of unit length, zeros for a text without words.
-
-    Raises:
-      ImportError: scikit-learn is not installed.
-      ValueError: width below 1, or no text has a word.
+    With the TF-IDF matrix X ~ U S V^T of rank `width`, text i gets row i of U S, scaled to unit length. Where texts have fewer
+    independent words than `width`, the last columns are zeros. ValueError where no text has a word.
 
     Example:
       >>> e = text_embedding(["red dog", "red dog runs", "blue sky"], width=2)
@@ -61,19 +50,7 @@ def unit_rows(array: np.ndarray) -> np.ndarray:
 
 
 def clusters(content: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """Clusters items by content with k-means.
-
-    Args:
-      content: float [n, E].
-      count: how many clusters, at most n.
-      seed: of the starting centres; the same seed gives the same clusters.
-
-    Returns:
-      int32 [n], the cluster of each item in [0, count).
-
-    Raises:
-      ImportError: scikit-learn is not installed.
-      ValueError: count out of range.
+    """Clusters items by content float [n, E] with k-means: int32 [n] in [0, count), the same for the same seed.
 
     Example:
       >>> clusters(np.float32([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])

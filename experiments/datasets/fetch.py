@@ -89,18 +89,10 @@ def fetch_movielens(
     appears in the cache complete or not at all.
 
     Args:
-      name: "ml-100k", "ml-1m", "ml-20m", "ml-25m", "ml-32m", "ml-latest-small" or "ml-latest".
-      cache_dir: default: `default_cache_dir()`.
+      name: one of RELEASES; ValueError for another.
       timeout: seconds that GroupLens may be silent; pip gets as long for each try to connect.
       base_url: the folder of `<name>.zip`.
       pip_arguments: more arguments for `pip download`, such as `("--find-links", DIR)`.
-
-    Returns:
-      The folder, its source, and whether it was in the cache.
-
-    Raises:
-      ValueError: unknown name.
-      FetchError: no source works; the message says how each failed and what to do.
 
     Example:
       >>> try:

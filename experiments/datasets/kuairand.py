@@ -49,17 +49,7 @@ def read(path: str | os.PathLike, *, exposure: Literal["all", "standard", "rando
     | user `user_active_degree`, `is_lowactive_period`, ... | every known categorical column that the file has |
     | user `user` | the user's row, with `user_id` |
 
-    Args:
-      path: the folder with the files; `data/` of the archive.
-      exposure: which impressions.
-      user_id: adds the user's own row as a user attribute.
-
-    Returns:
-      The data set; rows follow the ascending raw ids.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a malformed file: file, line, column, expected and got; wrong option.
+    `path` is `data/` of the archive.
     """
     if exposure not in ("all", "standard", "random"):
         raise ValueError(f"exposure: expected 'all', 'standard' or 'random', got {exposure!r}")
@@ -109,15 +99,7 @@ def read(path: str | os.PathLike, *, exposure: Literal["all", "standard", "rando
 
 
 def labels(dataset: Dataset, positions: np.ndarray, signal: str = "is_click") -> np.ndarray:
-    """Whether the impressions at some positions of the log had a signal.
-
-    Args:
-      dataset: that `read` gave.
-      positions: int [n].
-      signal: one of `SIGNALS`.
-
-    Returns:
-      float32 [n].
+    """Whether the impressions at positions int [n] of the log had one of `SIGNALS`, float32 [n].
 
     Example:
       >>> import types

@@ -81,25 +81,13 @@ def read(
     There are no float features: means of ratings would have to be those of the training slice.
 
     Args:
-      path: the folder with the files.
       layout: "100k", "1m", "csv" or "recbole"; detected where it is None.
-      content: content embedding: None for none; "text" for TF-IDF and truncated SVD of titles, genres and tags (tags carry the
-        time of their writing, which is ignored); a path to an .npz with `movieId` and `embedding`; or
-        (raw movie ids [n], embeddings [n, E]).
-      content_width: E for "text".
-      category: "genre", or "content" for k-means clusters of the content embedding: a more selective field for SIM.
-      categories: how many clusters.
+      content: "text" for TF-IDF and truncated SVD of titles, genres and tags (tags carry the time of their writing, which is
+        ignored), of width `content_width`; or as `tables` says.
+      category: "genre", or "content" for k-means clusters of the content embedding, `categories` of them: a more selective
+        field for SIM. Text and clusters need scikit-learn.
       behaviour_fields: by what a behaviour is embedded after item and category: () or ("year",).
-      user_id: adds the user's own row as a user attribute.
       seed: of the text embedding and the clusters.
-
-    Returns:
-      The data set; user and movie rows follow the ascending raw ids.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a malformed file: file, line, column, expected and got; wrong option; a content embedding that does not fit.
-      ImportError: pyarrow is missing, or for "text" and clusters scikit-learn.
 
     Example:
       >>> import pathlib, tempfile

@@ -40,21 +40,12 @@ COLUMNS = Columns(
 
 
 def recflow(folder: str | Path, *, days: Sequence[str] | None = None, candidates: int = 1024) -> Dataset:
-    """Reads RecFlow with its cascade.
+    """Reads RecFlow: exposures as events, and the cascade with FEEDBACK and `ranker` as labels.
 
     Args:
       folder: with `realshow/` and `all_stage/`.
       days: names of files without ".feather"; None takes all in `realshow/`. Days of 10^8 lines take memory: name a few.
       candidates: M of a request.
-
-    Raises:
-      ImportError: pyarrow is not installed.
-      FileNotFoundError: no such files.
-      ValueError: columns that are missing or no integers, lines of no stage.
-
-    Returns:
-      The data: exposures as events, and the cascade with labels `effective_view`, `long_view`, `like`, `follow`, `forward`,
-      `comment` and `ranker`.
     """
     folder = Path(folder)
     names = sorted(file.stem for file in (folder / "realshow").glob("*.feather")) if days is None else list(days)
@@ -136,12 +127,9 @@ def _last(table: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
 
 
 def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None:
-    """Writes lines of all 30 columns, with zeros where `table` has none, as a day of RecFlow: for tests of the layout.
+    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`: for tests of the layout.
 
-    Args:
-      folder: gets `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`.
-      day: name of the files.
-      table: integers [n] by column.
+    `table` has integers [n] by column; of the 30 columns those that it lacks are zeros.
     """
     arrow, feather = pyarrow(), pyarrow("pyarrow.feather")
     count = len(table["user_id"])

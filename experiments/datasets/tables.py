@@ -1,4 +1,11 @@
-"""What the readers of public data share: text files as columns, checks that name file and line, and the way to a `Dataset`."""
+"""What the readers of public data share: text files as columns, checks that name file and line, and the way to a `Dataset`.
+
+Each reader takes a folder with the publisher's files, or excerpts of them, and gives a data set whose rows follow the
+ascending raw ids. It raises FileNotFoundError for a file that is missing, and ValueError for a malformed one (file, line,
+column, expected and got), for a wrong option, and for a content embedding that does not fit. `content` is None for none, a path
+to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]); `user_id` adds the user's own row as a user
+attribute.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,9 @@ from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
+from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Problems, pyarrow
-from aif_jax.readers.tables import Content, load, raw_values, scan, validate
+from aif_jax.readers.tables import Content, load, raw_values
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -23,13 +31,7 @@ UNKNOWN = ""
 class Table:
     """Columns of one text file.
 
-    Args:
-      file: where it is.
-      kinds: column name to "id", "time" or "float"; "text" for text that may be missing, which becomes UNKNOWN.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: the first problems with file, line, column, expected and got.
+    `kinds` are those of `readers.load_columns` by column, and "text" for text that may be missing, which becomes UNKNOWN.
 
     Example:
       >>> import tempfile
@@ -43,19 +45,9 @@ class Table:
     def __init__(self, file: TextFile, kinds: Mapping[str, str]):
         columns = Columns(text=tuple(name for name, kind in kinds.items() if kind == "text"))
         parsed: dict[str, Kind] = {name: "value" if kind == "text" else kind for name, kind in kinds.items()}  # type: ignore[misc]
-        problems = Problems()
-        self._scan = scan(file, parsed, problems, columns=columns, name="table")
-        problems.expect_none()
-        self._columns: dict[str, np.ndarray] = {}
-        for name, kind in kinds.items():
-            if kind == "id":
-                vocabulary, (rows,) = validate(name, [(self._scan, name)], columns, problems)
-                self._columns[name] = np.append(vocabulary.raw, vocabulary.raw[:1])[rows - 1]
-                if vocabulary.kind == "strings":
-                    self._columns[name] = self.integers(name)
-            elif kind != "text":
-                self._columns[name] = self._scan.seconds(name) if kind == "time" else self._scan.floats(name)
-        problems.expect_none()
+        self._scan, self._columns = scan_columns(file, parsed, columns=columns, name="table")
+        for name in [name for name, kind in kinds.items() if kind == "id" and self._columns[name].dtype.kind == "T"]:
+            self._columns[name] = self.integers(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
@@ -110,14 +102,10 @@ def dataset(
     vocabularies: Mapping[str, Vocabulary],
     content: Content | None = None,
 ) -> Dataset:
-    """A `Dataset` of tables in memory whose ids have been checked.
+    """A `Dataset` of raw values by column whose ids have been checked.
 
-    Args:
-      name: of the data set.
-      events, items, users: raw values by column; UNKNOWN, or None in a list, where an attribute has no value.
-      columns: which column is what.
-      vocabularies: of attributes whose values are fixed beforehand; others take the values that their table has.
-      content: as `aif_jax.read` takes it.
+    An attribute without a value is UNKNOWN, or None in a list. `vocabularies` are of attributes whose values are fixed
+    beforehand; others take the values that their table has.
     """
     known = dict(vocabularies)
     for table, which in ((items, "items"), (users, "users"), (events, "events")):

@@ -36,20 +36,8 @@ def read(
     Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items have more than one
     category: they get that of their last event, and a warning is logged with their number.
 
-    Args:
-      path: the file, or a folder that holds exactly one .csv.
-      content: content embedding: a path to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]).
-      between: keeps only events with between[0] <= time < between[1], such as `WINDOW`, the days that the data set is said to
-        cover; the file has a few times far outside.
-      user_id: adds the user's own row as a user attribute.
-
-    Returns:
-      The data set; rows follow the ascending raw ids.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: a malformed file: file, line, column, expected and got; a content embedding that does not fit; no event in
-        `between`.
+    `path` may also be a folder that holds exactly one .csv. `between` keeps only events with between[0] <= time < between[1],
+    such as `WINDOW`, the days that the data set is said to cover; the file has a few times far outside.
 
     Example:
       >>> import pathlib, tempfile

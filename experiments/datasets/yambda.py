@@ -36,21 +36,13 @@ class Listens(NamedTuple):
 
 
 def read(folder: str | Path, *, size: str = "50m", test: int = TEST, content: bool = False) -> Listens:
-    """Reads listens of at least half a track.
+    """Reads listens of at least half a track. An item without an artist has the artist -1; of several the lowest counts.
 
     Args:
       folder: with `flat/` and `artist_item_mapping.parquet`.
       size: "50m", "500m" or "5b", the folder in `flat/`. 50m takes about 4 GB of memory.
       test: the moment when the test day begins.
       content: read the audio embeddings of the items that were listened to; those without one have zeros.
-
-    Raises:
-      ImportError: pyarrow is not installed.
-      FileNotFoundError: a file is missing.
-      ValueError: columns that are missing or of another type; no listen on one side of the gap.
-
-    Returns:
-      The listens. An item without an artist has the artist -1; of several the lowest counts.
     """
     folder, arrow = Path(folder), pyarrow()
     table = _table(folder / "flat" / size / "listens.parquet", LISTENS)
@@ -123,14 +115,7 @@ def _embeddings(path: Path, items: np.ndarray) -> np.ndarray:
 
 
 def write(folder: str | Path, listens: dict[str, np.ndarray], artists: dict[str, np.ndarray], *, size: str = "50m") -> None:
-    """Writes small files of this layout, for tests and the smoke form.
-
-    Args:
-      folder: gets the files.
-      listens: arrays [n] by column of `listens.parquet`.
-      artists: arrays [m] of `item_id` and `artist_id`.
-      size: the folder in `flat/`.
-    """
+    """Writes arrays [n] by column of `listens.parquet`, and `item_id` and `artist_id` [m]: for tests and the smoke form."""
     arrow, parquet, folder = pyarrow(), pyarrow("pyarrow.parquet"), Path(folder)
     (folder / "flat" / size).mkdir(parents=True, exist_ok=True)
     parquet.write_table(arrow.table(listens), folder / "flat" / size / "listens.parquet")

@@ -1,13 +1,14 @@
-"""Closed-form baselines: popularity, recent popularity, item-kNN, EASE, PureSVD; and ALS, whose code is the package `implicit`.
+"""Closed-form baselines: recent popularity, item-kNN, EASE, PureSVD; and ALS, whose code is the package `implicit`.
 
 Each reads training events as a binary matrix of users and items, and a request as the binary row of its last events: how many
-is a setting, since a whole history says less of what comes next.
+is a setting, since a whole history says less of what comes next. EASE and item-kNN give an item nothing for itself; where users
+come back to items, a met item has its similarity to itself, 1, added: without it neither could name one.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -17,47 +18,40 @@ from scipy import sparse
 from aif_jax.blocks import PureSvd
 from aif_jax.train.edits import svd_factors
 from experiments.peers.lists import Lists
+from experiments.peers.scores import Scorer
 
 DAY = 86400
-BLOCK = 512  # items whose similarities are held at a time
 
 
-def popularity(lists: Lists) -> np.ndarray:
-    """Training events of each item: float32 [R, N], the same for every request."""
-    return np.broadcast_to(lists.count.astype(np.float32), (len(lists.target), len(lists.count)))
-
-
-def recent_popularity(lists: Lists, *, days: float) -> np.ndarray:
-    """The same of the last days of training, ties by all events."""
+def recent_popularity(lists: Lists, *, days: float) -> Scorer:
+    """Training events of each item in the last days of training, ties by all events: the same for every request."""
     since = lists.events["time"].max() - days * DAY
     recent = np.bincount(lists.events["item"][lists.events["time"] > since], minlength=len(lists.count))
     score = recent + lists.count / (1 + lists.count.max())
-    return np.broadcast_to(score.astype(np.float32), (len(lists.target), len(lists.count)))
+    return lambda places: np.broadcast_to(score, (len(places), len(score)))
 
 
-def item_knn(lists: Lists, *, neighbours: int, shrink: float, last: int) -> np.ndarray:
-    """Item-kNN: each item i of the history gives its similarity to its nearest neighbours j, float32 [R, N].
+def item_knn(lists: Lists, *, neighbours: int, last: int) -> Scorer:
+    """Item-kNN: each item i of the history gives its similarity to its nearest neighbours j.
 
-    s_ij = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrink), the `neighbours` largest of each item i, without j = i.
+    s_ij = |U_i and U_j| / sqrt(|U_i| |U_j|), the `neighbours` largest of each item i, without j = i.
     """
     x, h = matrix(lists), histories(lists, last)
-    norm = np.sqrt(np.bincount(x.indices, minlength=x.shape[1]))
-    columns = sparse.csc_array(x)
-    made = np.zeros(h.shape, np.float32)
+    norm = np.sqrt(np.maximum(np.bincount(x.indices, minlength=x.shape[1]), 1))
     items = np.unique(h.indices)
-    for start in range(0, len(items), BLOCK):
-        some = items[start : start + BLOCK]
-        similar = (columns[:, some].T @ x).toarray() / np.maximum(norm[some, None] * norm + shrink, 1e-9)
-        similar[np.arange(len(some)), some] = 0
-        if neighbours < similar.shape[1]:
-            far = np.argpartition(similar, -neighbours, axis=1)[:, :-neighbours]
-            np.put_along_axis(similar, far, 0, axis=1)
-        made += h[:, some] @ similar.astype(np.float32)
-    return made
+    scaled = sparse.csr_array(x.multiply(1 / norm))
+    similar = sparse.csr_array(scaled[:, items].T @ scaled)
+    row = np.repeat(np.arange(len(items)), np.diff(similar.indptr))
+    similar.data[similar.indices == items[row]] = 0
+    place = np.lexsort((-similar.data, row))  # the rows as they are, the largest of each first
+    similar.data[place[np.arange(len(row)) - similar.indptr[row] >= neighbours]] = 0
+    similar.eliminate_zeros()
+    columns = sparse.csr_array(h[:, items])
+    return lambda places: (columns[places] @ similar).toarray() + _met(lists, h, places)
 
 
-def ease(lists: Lists, *, regularization: float, last: int) -> np.ndarray:
-    """EASE: a linear model of each item by all others, float32 [R, N].
+def ease(lists: Lists, *, regularization: float, last: int) -> Scorer:
+    """EASE: a linear model of each item by all others.
 
     P = (X^T X + r I)^-1, B_ij = -P_ij / P_jj off the diagonal and 0 on it, score = h B.
 
@@ -68,27 +62,30 @@ def ease(lists: Lists, *, regularization: float, last: int) -> np.ndarray:
     x = matrix(lists)
     x = x[np.unique(x.nonzero()[0])]  # users with an event
     values, vectors = np.linalg.eigh((x @ x.T).toarray())
-    spread = (x.T @ vectors).T  # [U, N]
-    inner = spread / (values + regularization)[:, None]
-    diagonal = (1 - (spread * inner).sum(0)) / regularization
-    rows = histories(lists, last)
-    h = rows.toarray()
-    projected = (h - (rows @ (x.T @ vectors)) @ inner) / regularization  # h P
-    return (h - projected / diagonal).astype(np.float32)
+    spread = x.T @ vectors  # [N, U]
+    inner = spread / (values + regularization)
+    diagonal = (1 - (spread * inner).sum(1)) / regularization
+    h, inner = histories(lists, last), inner.astype(np.float32).T
+
+    def scores(places: np.ndarray) -> np.ndarray:
+        rows = h[places]
+        projected = (rows.toarray() - (rows @ spread).astype(np.float32) @ inner) / regularization  # h P
+        return rows.toarray() - projected / diagonal + _met(lists, h, places)
+
+    return scores
 
 
-def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> np.ndarray:
-    """The term of `blocks.PureSvd` alone, whose history counts less by place: float32 [R, N]."""
+def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> Scorer:
+    """The term of `blocks.PureSvd` alone, whose history counts less by place."""
     block = PureSvd(width=width, length=last, decay=decay)
     factors = svd_factors(lists.events["user"], lists.events["item"], size=len(lists.count), block=block)
     weight = np.arange(1.0, last + 1.0) ** -decay
     items = lists.recent(last)
-    sums = np.stack([weight @ factors[row] for row in items])
-    return (sums @ factors.T).astype(np.float32)
+    return lambda places: np.stack([weight @ factors[row] for row in items[places]]) @ factors.T
 
 
-def als(lists: Lists, *, factors: int, regularization: float, last: int, iterations: int = 15, seed: int = 0) -> np.ndarray:
-    """ALS of `implicit`; a request's factors come from its last events by one half-step: float32 [R, N].
+def als(lists: Lists, *, factors: int, regularization: float, last: int, iterations: int = 15, seed: int = 0) -> Scorer:
+    """ALS of `implicit`; a request's factors come from its last events by one half-step.
 
     Raises:
       ImportError: `implicit` is not installed: the extra 'peers' has it.
@@ -109,25 +106,19 @@ def als(lists: Lists, *, factors: int, regularization: float, last: int, iterati
         model.fit(sparse.csr_matrix(matrix(lists), dtype=np.float32), show_progress=False)
         rows = sparse.csr_matrix(histories(lists, last), dtype=np.float32)
         users = model.recalculate_user(np.arange(rows.shape[0]), rows)
-    return np.asarray(users @ model.item_factors.T, np.float32)
+    return lambda places: users[places] @ model.item_factors.T
 
 
-BASELINES: dict[str, tuple[Callable[..., np.ndarray], tuple[dict[str, Any], ...]]] = {
-    "popularity": (popularity, ({},)),
-    "recent-popularity": (recent_popularity, tuple({"days": days} for days in (7, 30, 90, 180, 365, 730))),
-    "item-knn": (
-        item_knn,
-        tuple({"neighbours": n, "shrink": s, "last": k} for n, s, k in product((30, 100, 1000), (0.0,), (10, 20))),
-    ),
-    "ease": (ease, tuple({"regularization": r, "last": k} for r, k in product((500.0, 1000.0, 2000.0), (5, 10, 20)))),
-    "pure-svd": (
-        pure_svd,
-        tuple({"width": w, "decay": d, "last": 512} for w, d in product((32, 64, 128), (0.5, 0.7, 1.0))),
-    ),
-    "als": (
-        als,
-        tuple({"factors": f, "regularization": r, "last": k} for f, r, k in product((32, 64, 128), (0.1, 10.0), (10, 20))),
-    ),
+def _grid(**values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
+
+
+BASELINES: dict[str, tuple[Callable[..., Scorer], tuple[dict[str, Any], ...]]] = {
+    "recent-popularity": (recent_popularity, _grid(days=(30, 365))),
+    "item-knn": (item_knn, _grid(neighbours=(30, 100, 300), last=(10, 20))),
+    "ease": (ease, _grid(regularization=(200.0, 1000.0, 3000.0), last=(10, 20))),
+    "pure-svd": (pure_svd, _grid(width=(16, 32, 64), decay=(0.5, 0.7, 1.0), last=(512,))),
+    "als": (als, _grid(factors=(32, 64), regularization=(0.1, 10.0, 100.0), last=(20,))),
 }
 """Name to the function and the settings that are tried on the validation slice."""
 
@@ -149,6 +140,10 @@ def histories(lists: Lists, last: int) -> sparse.csr_array:
     items = lists.recent(last)
     request = np.repeat(np.arange(len(items)), last)
     return _binary(request, items.reshape(-1), (len(items), len(lists.count)))
+
+
+def _met(lists: Lists, h: sparse.csr_array, places: np.ndarray) -> np.ndarray | float:
+    return h[places].toarray() if lists.about["repeats"] else 0.0
 
 
 def _binary(row: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:

@@ -1,16 +1,14 @@
-"""The files of one slice: what a peer trains on, the requests, and the answers. Needs NumPy and pyarrow alone.
+"""The files of one slice: what a peer trains on, and the requests that it scores. Needs NumPy and pyarrow alone.
 
 | file | a row is | columns |
 |---|---|---|
 | `items.parquet` | a catalogue row; row 0 is no item | `count` (training events), one column for each field, `content` |
 | `events.parquet` | a training event, sorted by user and time | `user`, `item`, `action`, `time` |
-| `requests.parquet` | a request | `user`, `time`, `position`; `items`, `actions`, `times` of all strictly earlier events |
-| `candidates.parquet` | a request | `items`: the different items whose scores GAUC needs, ascending |
-| `answers.parquet` | a request | `target`, `negatives`, `mixed_negatives`: for the evaluator, not for a peer |
+| `requests.parquet` | a request | `user`, `time`; strictly earlier `items`, `actions`, `times`; `candidates`; `whole` |
 | `about.json` | | what the slice is |
 
-Items and users are rows of the data set's vocabularies. `position` is the request's event in the log of the data set. Histories
-are oldest first.
+Items and users are rows of the data set's vocabularies. Histories are oldest first. `candidates` are a request's sampled items
+in ascending order, the event's own among them; `whole` tells the requests that rank the whole catalogue.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,20 +30,18 @@ class Lists:
     """One slice: R requests over a catalogue of N rows, row 0 included.
 
     Attributes:
-      about: `format`, `dataset`, `slice`, `repeats` (whether users come back to items), `power` (negatives are drawn by
-        count ** power), `untrained_share` (of the targets, and of the mixed negatives), `seed`.
+      about: `format`, `dataset`, `slice`, `repeats` (whether users come back to items), `power` (candidates are drawn by
+        count ** power).
       count: int64 [N] training events.
       fields: name to int32 [N], or [N, n] for several values.
       content: float32 [N, E], or None.
       events: `user`, `item`, `action` int32 [n] and `time` int64 [n], sorted by user and time.
       user: int32 [R].
       time: int64 [R].
-      position: int64 [R].
       offsets: int64 [R + 1]; request r has the events `offsets[r]:offsets[r + 1]` of `history`.
       history: `item`, `action` int32 [h] and `time` int64 [h].
-      target: int32 [R].
-      negatives: int32 [R, n], drawn by count ** power, with repeats.
-      mixed_negatives: int32 [R, n], the same with `untrained_share` of them replaced by items without a training event.
+      candidates: int32 [R, C], ascending in each row.
+      whole: bool [R], requests that rank the whole catalogue.
     """
 
     about: dict[str, Any]
@@ -55,25 +51,17 @@ class Lists:
     events: dict[str, np.ndarray]
     user: np.ndarray
     time: np.ndarray
-    position: np.ndarray
     offsets: np.ndarray
     history: dict[str, np.ndarray]
-    target: np.ndarray
-    negatives: np.ndarray
-    mixed_negatives: np.ndarray
-
-    @property
-    def candidates(self) -> list[np.ndarray]:
-        """The different items of both lists of each request, ascending."""
-        together = np.concatenate([self.target[:, None], self.negatives, self.mixed_negatives], axis=1)
-        return [np.unique(row) for row in together]
+    candidates: np.ndarray
+    whole: np.ndarray
 
     def recent(self, length: int) -> np.ndarray:
         """The last items of each request, int32 [R, length], the most recent first, 0 where there is none."""
         return _windows(self.history["item"], self.offsets[:-1], self.offsets[1:], length)
 
-    def samples(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training events with an earlier event of their user: items int32 [n], and what came before int32 [n, length].
+    def samples(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Training events with an earlier event of their user: users and items int32 [n], and what came before [n, length].
 
         As `recent`: strictly earlier events only, because any order among ties would let a model look at the answer.
         """
@@ -83,7 +71,7 @@ class Lists:
         places = np.arange(len(user))
         start, end = (np.maximum.accumulate(np.where(first, places, 0)) for first in (new_user, new))
         kept = end > start
-        return item[kept], _windows(item, start[kept], end[kept], length)
+        return user[kept], item[kept], _windows(item, start[kept], end[kept], length)
 
 
 def write(folder: Path, lists: Lists) -> None:
@@ -92,13 +80,10 @@ def write(folder: Path, lists: Lists) -> None:
     content = {} if lists.content is None else {"content": lists.content}
     _write(folder / "items.parquet", {"count": lists.count, **lists.fields, **content})
     _write(folder / "events.parquet", lists.events)
-    flat = {f"{name}s": _ragged(values, lists.offsets) for name, values in lists.history.items()}
-    _write(folder / "requests.parquet", {"user": lists.user, "time": lists.time, **flat, "position": lists.position})
-    found = lists.candidates
-    offsets = np.cumsum([0, *map(len, found)])
-    _write(folder / "candidates.parquet", {"items": _ragged(np.concatenate(found), offsets)})
-    answers = {"target": lists.target, "negatives": lists.negatives, "mixed_negatives": lists.mixed_negatives}
-    _write(folder / "answers.parquet", answers)
+    offsets = pa.array(lists.offsets.astype(np.int32))  # 32 bits, as every reader of Parquet knows them
+    flat = {f"{name}s": pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in lists.history.items()}
+    rest = {"candidates": lists.candidates, "whole": lists.whole}
+    _write(folder / "requests.parquet", {"user": lists.user, "time": lists.time, **flat, **rest})
     (folder / "about.json").write_text(json.dumps(lists.about, indent=1) + "\n", encoding="utf-8")
 
 
@@ -111,23 +96,20 @@ def read(folder: Path) -> Lists:
     """
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     if about.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'about.json'}: expected format {FORMAT}, got {about.get('format')!r}")
-    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("items", "events", "requests", "answers")}
-    items = {name: _array(tables["items"].column(name)) for name in tables["items"].column_names}
-    requests = tables["requests"]
-    history = {name: _flat(requests.column(f"{name}s")) for name in ("item", "action", "time")}
+        wanted = f"expected format {FORMAT}, got {about.get('format')!r}; remove the folder, and the command writes it"
+        raise ValueError(f"{folder / 'about.json'}: {wanted}")
+    items, events, requests = (pq.read_table(folder / f"{name}.parquet") for name in ("items", "events", "requests"))
+    columns = {name: _array(items.column(name)) for name in items.column_names}
+    history = {name: requests.column(f"{name}s").combine_chunks().flatten().to_numpy() for name in ("item", "action", "time")}
     return Lists(
         about=about,
-        count=items.pop("count"),
-        content=items.pop("content", None),
-        fields=items,
-        events={name: _array(tables["events"].column(name)) for name in tables["events"].column_names},
-        user=_array(requests.column("user")),
-        time=_array(requests.column("time")),
-        position=_array(requests.column("position")),
+        count=columns.pop("count"),
+        content=columns.pop("content", None),
+        fields=columns,
+        events={name: _array(events.column(name)) for name in events.column_names},
         offsets=requests.column("items").combine_chunks().offsets.to_numpy().astype(np.int64),
         history=history,
-        **{name: _array(tables["answers"].column(name)) for name in ("target", "negatives", "mixed_negatives")},
+        **{name: _array(requests.column(name)) for name in ("user", "time", "candidates", "whole")},
     )
 
 
@@ -138,28 +120,19 @@ def _windows(items: np.ndarray, start: np.ndarray, end: np.ndarray, length: int)
 
 
 def _write(path: Path, columns: dict[str, Any]) -> None:
-    made = {name: _column(values) if isinstance(values, np.ndarray) else values for name, values in columns.items()}
+    made = {name: rows_of(values) if isinstance(values, np.ndarray) else values for name, values in columns.items()}
     pq.write_table(pa.table(made), path)
 
 
-def _column(values: np.ndarray) -> pa.Array:
+def rows_of(values: np.ndarray) -> pa.Array:
     """A column of numbers, or of lists of one length for [n, width]."""
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _ragged(values: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    """A column of lists; 32-bit offsets, as every reader of Parquet knows them."""
-    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
-
-
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().flatten().to_numpy()
-
-
 def _array(column: pa.ChunkedArray) -> np.ndarray:
     whole = column.combine_chunks()
     if pa.types.is_fixed_size_list(whole.type):
         return whole.flatten().to_numpy().reshape(len(whole), whole.type.list_size)
-    return whole.to_numpy()
+    return whole.to_numpy(zero_copy_only=False)

@@ -32,30 +32,19 @@ PARTS = {
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the parts and prints their figures."""
-    options = parse(arguments)
+    parser = common.parser(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts (default: all)")
+    options = parser.parse_args(arguments)
     figures: dict[str, Any] = {}
     for name in options.parts:
         module = importlib.import_module(f"{__package__}.{name}")
         for function in PARTS[name]:
             figures |= getattr(module, function)(options.smoke)
-    report(figures, options.parts)
-    common.write_json(options.json, figures)
-
-
-def parse(arguments: list[str] | None):
-    """The command line."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which parts (default: all)")
-    return parser.parse_args(arguments)
-
-
-def report(figures: dict[str, Any], parts: list[str]) -> None:
-    """Prints every figure, and what could not be measured."""
-    print(common.table([[name, value] for name, value in figures.items() if name != "missing"], ("figure", "value")))
     for need in figures.get("missing", ()):
         print(f"not installed: {need}; figures that need it are None")
-    if left := [name for name in PARTS if name not in parts]:
+    if left := [name for name in PARTS if name not in options.parts]:
         print(f"left out by --parts: {', '.join(left)}")
+    common.report(figures, options.json)
 
 
 if __name__ == "__main__":

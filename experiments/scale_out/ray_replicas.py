@@ -18,8 +18,8 @@ from aif_jax.engines.ray_serve import call, replicas
 from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
+from experiments.scale_out.replicas import World
 from experiments.scale_out.serving import CALLS
-from experiments.scale_out.serving_world import World
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

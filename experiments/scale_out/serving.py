@@ -6,11 +6,12 @@ Processes are real: `aif-jax serve`, and the proxy of docs/deploy. They die by S
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.models import publish
 from aif_jax.service.shards import ShardedClient, ShardsMissing
 from experiments import common
-from experiments.scale_out.replicas import Proxy, Replica, await_up, counters, proxy
-from experiments.scale_out.serving_world import NAMES, World
+from experiments.scale_out.replicas import NAMES, Proxy, Replica, World, await_up, counters, proxy
 
 CALLS = 4  # of a user, so that all but a quarter can find a state
 
@@ -165,32 +165,25 @@ def _play(world: World, replicas: Sequence[Replica], address: str, order: np.nda
 
 def _death(world: World, victim: Replica, address: str, users: np.ndarray, *, calls: int) -> Counter[str]:
     """Four callers, and a replica that is killed after a third of the calls."""
-    tally, lock, killed = Counter(calls=0, failed=0, mixed=0, sent_again_by_client=0), threading.Lock(), threading.Event()
+    sent = itertools.count()
 
-    def caller(first: int) -> None:
+    def caller(first: int) -> Counter[str]:
+        tally = Counter(calls=0, failed=0, mixed=0, sent_again_by_client=0)
         with Client(address) as client:
             for turn in range(calls // 4):
                 user = int(users[(first + 4 * turn) % len(users)])
+                tally["calls"] += 1
                 try:
-                    mixed, failed = not world.is_of_one_version(user, client.rank(**world.call(user))), False
+                    tally["mixed"] += not world.is_of_one_version(user, client.rank(**world.call(user)))
                 except (OSError, ServiceError):
-                    mixed, failed = False, True
-                with lock:
-                    tally.update(calls=1, failed=failed, mixed=mixed)
-                    now = tally["calls"] > calls // 3 and not killed.is_set()
-                    if now:
-                        killed.set()
-                if now:
+                    tally["failed"] += 1
+                if next(sent) == calls // 3:
                     victim.kill()
-            with lock:
-                tally["sent_again_by_client"] += client.retried
+            tally["sent_again_by_client"] = client.retried
+        return tally
 
-    threads = [threading.Thread(target=caller, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tally
+    with ThreadPoolExecutor(4) as threads:
+        return sum(threads.map(caller, range(4)), Counter())
 
 
 def _hop(world: World, addresses: Sequence[str], address: str, rounds: int) -> dict[str, float]:

@@ -26,7 +26,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,6 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from aif_jax.train.edits import fit_pure_svd
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
@@ -89,6 +88,8 @@ _SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
 """After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
 SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
+SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif without")), WITH_MATCHING, BASE)
+"""Models that are trained with every seed on the validation split: what each block of the preset is worth."""
 TARQ = tarq.Tarq(dot_product=True)
 QUANTIZED: dict[str, dict[str, Any]] = {
     "aif with TARQ": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TARQ, models.DOT), **WIDE),
@@ -98,11 +99,19 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     ),
 }
 """Quantised target attention against linear attention, and what both approximate."""
+LONGER = {f"{model}, 2,048 events": MODELS[model] | dict(long_length=2048) for model in (WITH_MATCHING, AIF)}
+"""Four times the history, on both sides: the scoring program does not depend on it."""
+HEADS = {
+    f"{model}, head {' '.join(map(str, head))}": MODELS[model] | dict(head=head)
+    for model, heads in ((AIF, ((32, 16), (32,), (16,), (128, 64))), (WITH_MATCHING, ((32, 16), (32,))))
+    for head in heads
+}
+"""Other sizes of the MLP, which is most of the scoring program."""
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= QUANTIZED | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= QUANTIZED | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "heads", "test", "rolling", "smoke")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
@@ -167,10 +176,11 @@ def plan(name: str) -> list[Trial]:
         first = [Trial(dataset=on, model=model) for model in (BASE, WITH_MATCHING, AIF, "aif before") for on in both]
         others = [Trial(dataset=on, model=model) for model in BY_BLOCKS for on in both]
         kept = [Trial(dataset="movielens", model=model, met="kept") for model in (BASE, "aif before", AIF)]
-        return list(dict.fromkeys([*first, *others, *kept]))
+        seeds = [Trial(dataset=on, model=model, seed=seed) for model in SEEDED for seed in SEEDS for on in both]
+        return list(dict.fromkeys([*first, *others, *kept, *seeds]))
     if name == "worlds":
         tried = [(model, seed) for seed in SEEDS for model in _COMPARED]
-        tried += [(model, 0) for model in BY_BLOCKS if model.startswith("aif without")]
+        tried += [(model, seed) for seed in SEEDS for model in BY_BLOCKS if model.startswith("aif without")]
         return [Trial(dataset=on, model=model, seed=seed) for model, seed in tried for on in WORLDS]
     if name == "tuning":
         tried = (BASE, WITH_MATCHING, AIF)
@@ -185,6 +195,12 @@ def plan(name: str) -> list[Trial]:
     if name == "quantised":
         tried = (*QUANTIZED, WITHOUT_MEMORY)
         return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+    if name == "heads":
+        return [Trial(dataset=on, model=model, epochs=EPOCHS) for model in HEADS for on in both]
+    if name == "longer":
+        runs = [("validation", 0), *(("test", seed) for seed in SEEDS)]
+        given = dict(dataset="movielens", epochs=EPOCHS)
+        return [Trial(model=model, split=split, seed=seed, **given) for split, seed in runs for model in LONGER]
     if name in ("test", "rolling"):
         given = dict(split=name, epochs=EPOCHS)
         tried = [(BASE, seed) for seed in SEEDS] + [(model, seed) for seed in SEEDS for model in (AIF, WITH_MATCHING)]
@@ -324,18 +340,50 @@ def evaluate(
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
-    ranks = np.zeros((len(UNTRAINED), len(at)), np.int64)
     given: dict[str, Any] = dict(repeats=data.repeats, batch_size=4, progress=progress)
-    for rows, every in catalogue_scores(model, params, dataset, at, **given):
-        for place, untrained in enumerate(UNTRAINED):
-            offset = popularity_offset(counts, untrained=untrained)
-            ranks[place, rows] = rank_of(every + offset, dataset.log.item[at[rows]])
-    owners, of_trained = dataset.log.user[at], counts[dataset.log.item[at]] > 0
-    for place, untrained in enumerate(UNTRAINED):
+    offsets = [popularity_offset(counts, untrained=untrained) for untrained in UNTRAINED]
+    return found | catalogue_metrics(catalogue_scores(model, params, dataset, at, **given), at, data, counts, offsets)
+
+
+def catalogue_metrics(
+    scored: Iterable[tuple[np.ndarray, np.ndarray]],
+    at: np.ndarray,
+    data: datasets.StudyData,
+    counts: np.ndarray,
+    offsets: Sequence[np.ndarray],
+) -> dict[str, ByUser]:
+    """Hit rates by user, see `evaluate`, from scores of the catalogue.
+
+    Args:
+      scored: as `catalogue_scores` yields them: indices into `at`, and scores [b, N] with -inf for what is no candidate.
+      at: the requests.
+      counts: [N] training events of each row.
+      offsets: [N] added to the scores, one for each of UNTRAINED.
+    """
+    target = data.dataset.log.item[at]
+    ranks = np.zeros((1 + len(UNTRAINED), len(at)), np.int64)
+    for rows, every in scored:
+        of_trained = np.where(counts > 0, every + offsets[UNTRAINED.index(LAST_OF_ALL)], -np.inf)
+        for place, scores in enumerate((*(every + offset for offset in offsets), of_trained)):
+            ranks[place, rows] = rank_of(scores, target[rows])
+    owners, trained, found = data.dataset.log.user[at], counts[target] > 0, {}
+    for untrained, rank in zip(UNTRAINED, ranks, strict=False):
         for k in (10, 100):
-            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((ranks[place] < k).astype(float), owners)
-    hits = (ranks[UNTRAINED.index(LAST_OF_ALL)][of_trained] < 100).astype(float)
-    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[of_trained])}
+            found[f"hr{k}@{untrained:g}"] = metrics.mean_by_user((rank < k).astype(float), owners)
+    hits = (ranks[-1, trained] < 100).astype(float)
+    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[trained])}
+
+
+def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.ndarray:
+    """Scores of the catalogue [b, N] for the requests `at` with -inf for what is no candidate, as `catalogue_scores` has it."""
+    every[:, 0] = -np.inf  # no item
+    log = data.dataset.log
+    starts, ends = log.offsets[log.user[at]], log.history_end(at)
+    for row in range(0 if data.repeats else len(at)):
+        own = every[row, log.item[at[row]]]
+        every[row, log.item[starts[row] : ends[row]]] = -np.inf
+        every[row, log.item[at[row]]] = own
+    return every
 
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
@@ -374,11 +422,6 @@ def run_part(
     """Trains and judges one model of a run; its metrics by user and what is said of the training."""
     model, params, said = trained(trial, part, data, work=work, progress=progress)
     found = evaluate(trial, part, model, params, data, progress=progress)
-    if not data.repeats:
-        log = data.dataset.log
-        with_svd, config = fit_pure_svd(params, log.user[part.seen], log.item[part.seen], config=model.config)
-        added = evaluate(trial, part, aif.build(config), with_svd, data, progress=progress)
-        found |= {f"{name}_svd": value for name, value in added.items()}
     return found, said | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.data.candidates import SeenPairs, item_counts
+from aif_jax.data.candidates import item_counts
 from aif_jax.data.events import EventLog
-from aif_jax.train.evaluate import rank_of
 from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
 
@@ -52,24 +51,10 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
     ])  # fmt: skip
     found = question.sampled_metrics(sampled, requests, data, popularity)
     at = question.catalogue_requests(requests)
-    ranks, trained_ranks = [], []
-    for i in range(0, len(at), step):
-        every = scores(rule, log, at[i : i + step], popularity)
-        every[:, 0] = -np.inf  # no item
-        target = log.item[at[i : i + step]]
-        if not data.repeats:
-            seen = SeenPairs(log, at[i : i + step]).contains(np.arange(len(every))[:, None], np.arange(every.shape[1]))
-            seen[np.arange(len(every)), target] = False
-            every[seen] = -np.inf
-        ranks.append(rank_of(every, target))
-        trained_ranks.append(rank_of(np.where(popularity > 0, every, -np.inf), target))
-    owners, rank = log.user[at], np.concatenate(ranks)
-    for k in (10, 100):
-        hit = metrics.mean_by_user((rank < k).astype(float), owners)
-        found |= {f"hr{k}@{untrained:g}": hit for untrained in question.UNTRAINED}  # a rule has no offset to choose
-    kept = popularity[log.item[at]] > 0
-    hits = (np.concatenate(trained_ranks)[kept] < 100).astype(float)
-    return found | {"hr100_trained": metrics.mean_by_user(hits, owners[kept])}
+    blocks = (np.arange(i, min(i + step, len(at))) for i in range(0, len(at), step))
+    scored = ((rows, question.hide_met(scores(rule, log, at[rows], popularity), at[rows], data)) for rows in blocks)
+    offsets = [np.zeros(len(popularity))] * len(question.UNTRAINED)  # a rule has none to choose
+    return found | question.catalogue_metrics(scored, at, data, popularity, offsets)
 
 
 def main(arguments: list[str] | None = None) -> None:

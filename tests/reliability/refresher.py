@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def refresh(root: str, current: str, since: int, step: str | None, sealed: bool,
 
 
 FOLLOWED = 2  # micro-batches
+FOLLOWING = ("current", *(f"{step} {number:06d}" for number in range(1, FOLLOWED + 1) for step in ("batch", "publish")))
+
+
+def working_on(root: Path, steps: Sequence[str]) -> str:
+    """The step that a process in root/work was in when it was killed: the first one that is not sealed."""
+    job = root / "work" / "job"
+    return next((step for step in steps if not (job / step / jobs.SEAL).is_file()), "after the last step")
 
 
 def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) -> None:
@@ -50,12 +58,12 @@ def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) 
         _killed_in(step, sealed)
     points = CrashPoints(folder, at)
     there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))
-    options = followed.OPTIONS | {"batches": FOLLOWED - there}
+    options = followed.OPTIONS | {"batches": FOLLOWED - there, "admit_after": 3}
     with contextlib.closing(open_stream(url)) as stream:
         made = aif.refreshing.follow(
             stream, followed.files(), items=world.items(5), out=folder / "store", work=folder / "work", **options
         )
-    end = {"published": made.published, "trained": made.trained, "version": made.version, "points": points.count}
+    end = {name: getattr(made, name) for name in ("published", "trained", "admitted", "version")} | {"points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
 
 

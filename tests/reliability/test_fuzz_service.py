@@ -82,14 +82,6 @@ class Mutations:
         head, newline, data = raw.partition(b"\n")
         return json.dumps(self.fields(json.loads(head))).encode() + newline + data
 
-    def arrow(self) -> bytes:
-        """A stream of Arrow."""
-        fields = CALL | {"candidates": IDS}
-        if self.rng.random() < 0.7:
-            return self.bytes(tensors.pack_arrow(fields))
-        fields[self.pick(list(fields))] = self.pick([None, True, -1, 1e308, "é", [1, 2], ["a", None], [], [[1]], {"a": 1}])
-        return tensors.pack_arrow(fields)
-
     def tensors(self) -> dict[str, Any]:
         """A call of the Open Inference Protocol."""
 
@@ -140,14 +132,12 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
         channel = stack.enter_context(grpc.insecure_channel(service.addresses["grpc"]))
         expected = client.rank(**CALL)["ids"].tolist()
         for number in range(count):
-            way = number % 5
-            if way < 4:
+            way = number % 4
+            if way < 3:
                 path = mutations.pick(["/v1/rank", "/v1/score", "/v1/prepare", "/v1/explain"])
                 kind, body = "application/json", b""
                 if way == 0:
                     kind, body = tensors.CONTENT_TYPE, mutations.body()
-                elif way == 3:
-                    kind, body = tensors.ARROW, mutations.arrow()
                 elif way == 1:
                     body = mutations.text(mutations.fields(CALL))
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ def test_a_refresh_is_killed_once_in_every_step(refreshing):
 @pytest.mark.reliability
 @pytest.mark.timeout(7200)
 def test_a_refresh_is_killed_anywhere(refreshing):
-    rng, kills, refreshes = generator("refresh"), 0, 0
-    while kills < FULL.refresh_kills:
+    rng, kills, refreshes = generator("refresh"), Counter(), 0
+    while kills.total() < FULL.refresh_kills:
         root = refreshing.new()
         refreshes += 1
         while refreshing.start(root, at=int(rng.integers(1, refreshing.points))).killed():
-            kills += 1
+            kills[refresher.working_on(root, refresher.STEPS)] += 1
         refreshing.check(root)
-    print(f"{kills} kills of {refreshes} refreshes, {refreshing.points} crash points each")
+    print(f"{kills.total()} kills of {refreshes} refreshes, {refreshing.points} crash points each: {dict(kills)}")

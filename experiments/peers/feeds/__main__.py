@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from experiments.peers import lists as files
 from experiments.peers import scores
 from experiments.peers.feeds.batches import Budget
@@ -21,7 +23,8 @@ FEEDS = {
     "rechub-dssm": ("rechub", "torch-rechub"),
     "rechub-youtubednn": ("rechub", "torch-rechub"),
     "recbole-sasrec": ("recbole_sasrec", "recbole"),
-    "fuxictr-dssm": ("fuxictr_dssm", "fuxictr"),
+    "fuxictr-dssm": ("fuxictr_zoo", "fuxictr"),
+    "fuxictr-din": ("fuxictr_zoo", "fuxictr"),
 }
 """Model to the module of its feed and the distribution that has the model."""
 
@@ -47,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.temperature is not None:
         given["temperature"] = options.temperature
     began = time.process_time()
-    found, about = feed.scores(options.name, files.read(options.lists), **given)
+    lists = files.read(options.lists)
+    found, about = feed.scores(options.name, lists, **given)
     about |= {
         "learning_rate": options.learning_rate,
         "core_seconds": options.core_seconds,
@@ -57,7 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": {name: importlib.metadata.version(name) for name in (distribution, "torch", "numpy")}
         | {"python": platform.python_version()},
     }
-    scores.write_catalogue(options.scores, options.file or options.name, found, about)
+    file = options.file or options.name
+    if isinstance(found, np.ndarray):
+        scores.write_candidates(options.scores, file, found, about)
+    else:
+        scores.write(options.scores, file, lists, found, about)
     print(f"{options.name}: {budget.steps} steps", file=sys.stderr)
 
 

@@ -37,7 +37,10 @@ class Budget:
 
 
 class Samples:
-    """Positives with their histories, and negatives drawn by count ** power as those of the lists are.
+    """Positives with their histories, and negatives drawn by count ** power as candidates are.
+
+    Where users do not come back to items, what a user has a training event with is no negative: 0, no item, where five draws
+    give nothing else.
 
     Args:
       lists: the slice.
@@ -47,11 +50,12 @@ class Samples:
 
     def __init__(self, lists: Lists, *, negatives: int, seed: int):
         self.lists, self.negatives = lists, negatives
-        self.items, self.histories = lists.samples(LENGTH)
+        self.users, self.items, self.histories = lists.samples(LENGTH)
         self.rng = np.random.default_rng(seed)
         weights = lists.count ** float(lists.about["power"])
         weights[lists.count == 0] = 0
         self._cumulative = np.cumsum(weights) / weights.sum()
+        self._met = np.unique(self._pair(lists.events["user"], lists.events["item"]))
 
     def order(self, size: int, among: np.ndarray, budget: Budget, *, rounded: int = 1) -> Iterator[np.ndarray]:
         """Places of positives, `size` at a time, in a new order each time round, until the budget is spent.
@@ -74,8 +78,16 @@ class Samples:
 
     def lists_at(self, places: np.ndarray) -> np.ndarray:
         """The positive and its negatives, int32 [B, 1 + n]."""
-        drawn = np.searchsorted(self._cumulative, self.rng.random((len(places), self.negatives)), side="right")
+        drawn = np.zeros((len(places), self.negatives), np.int64)
+        for _ in range(1 if self.lists.about["repeats"] else 5):
+            empty = drawn == 0
+            drawn[empty] = np.searchsorted(self._cumulative, self.rng.random(empty.sum()), side="right")
+            if not self.lists.about["repeats"]:
+                drawn[np.isin(self._pair(self.users[places, None], drawn), self._met)] = 0
         return np.concatenate([self.items[places, None], drawn], axis=1).astype(np.int32)
+
+    def _pair(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        return user.astype(np.int64) * len(self.lists.count) + item
 
 
 def user_features(lists: Lists, histories: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from recbole.trainer import Trainer
 
 from experiments.peers.feeds.batches import Budget, Samples
 from experiments.peers.lists import Lists
+from experiments.peers.scores import Scorer
 
 BATCH = 256
 LENGTH = 20  # last events: a transformer over 50 is 2.5 times as slow
@@ -66,8 +67,8 @@ def oldest_first(histories: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(turned.astype(np.int64)), torch.from_numpy(np.maximum(length, 1).astype(np.int64))
 
 
-def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains the model and scores the catalogue for every request: float32 [R, N], and what the score file says of it."""
+def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int) -> tuple[Scorer, dict[str, Any]]:
+    """Trains the model; what scores the catalogue, and what the score file says of it."""
     torch.manual_seed(seed)
     samples = Samples(lists, negatives=0, seed=seed)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # its logs go to the working folder
@@ -88,11 +89,12 @@ def scores(name: str, lists: Lists, *, learning_rate: float, budget: Budget, see
         fields = (model.ITEM_SEQ, model.ITEM_SEQ_LEN, model.POS_ITEM_ID)
         trainer.fit(Loader(samples, budget, fields), saved=False, verbose=False)
     model.eval()
-    made = []
-    with torch.no_grad():
-        histories = lists.recent(LENGTH)
-        for start in range(0, len(histories), 500):
-            sequence, length = oldest_first(histories[start : start + 500])
-            batch = Interaction({model.ITEM_SEQ: sequence, model.ITEM_SEQ_LEN: length})
-            made.append(torch.log_softmax(model.full_sort_predict(batch), dim=1).numpy())
-    return np.concatenate(made), {"sampler_power": 0.0, "settings": SETTINGS | {"batch": BATCH, "length": LENGTH}}
+    histories = lists.recent(LENGTH)
+
+    def scorer(places: np.ndarray) -> np.ndarray:
+        sequence, length = oldest_first(histories[places])
+        with torch.no_grad():
+            logits = model.full_sort_predict(Interaction({model.ITEM_SEQ: sequence, model.ITEM_SEQ_LEN: length}))
+            return torch.log_softmax(logits, dim=1).numpy()
+
+    return scorer, {"logits": True, "settings": SETTINGS | {"batch": BATCH, "length": LENGTH}}

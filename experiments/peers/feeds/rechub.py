@@ -16,6 +16,7 @@ from torch_rechub.trainers import MatchTrainer
 from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
 from experiments.peers.feeds.tensors import tensors
 from experiments.peers.lists import Lists
+from experiments.peers.scores import Scorer
 
 WIDTH = 32
 TOWER = [128, 64]
@@ -49,11 +50,11 @@ class Loader:
 
 def scores(
     name: str, lists: Lists, *, learning_rate: float, budget: Budget, seed: int, temperature: float | None = None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Trains "rechub-dssm" or "rechub-youtubednn" and scores the catalogue for every request.
+) -> tuple[Scorer, dict[str, Any]]:
+    """Trains "rechub-dssm" or "rechub-youtubednn".
 
     Returns:
-      float32 [R, N], and what the score file says of the model.
+      What scores the catalogue, and what the score file says of the model.
 
     Raises:
       ValueError: a temperature for the model whose package leaves it out.
@@ -78,10 +79,10 @@ def scores(
         features = {"item": items} if listwise else item_features(lists, items)
         histories = lists.recent(samples.histories.shape[1])
         requests = {"history": histories} if listwise else user_features(lists, histories)
-        users = trainer.inference_embedding(model, "user", batches(requests), Path(folder))
-        rows = trainer.inference_embedding(model, "item", batches(features), Path(folder))
+        users = trainer.inference_embedding(model, "user", batches(requests), Path(folder)).numpy()
+        rows = trainer.inference_embedding(model, "item", batches(features), Path(folder)).numpy()
     settings = {"negatives": samples.negatives, "width": WIDTH, "tower": TOWER, "temperature": temperature}
-    return (users @ rows.T / temperature).numpy(), {"sampler_power": lists.about["power"], "settings": settings}
+    return lambda places: users[places] @ rows.T / temperature, {"logits": True, "settings": settings}
 
 
 def dssm(lists: Lists) -> DSSM:

@@ -1,0 +1,310 @@
+"""What `latency`, `cost`, `runtimes` and `quickstart` serve: models, the engine, the sequential way, and loads of both."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import aif_jax as aif
+from aif_jax.data.dataset import Dataset
+from aif_jax.features import pack, unpack, user_specs
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
+from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
+from aif_jax.types import Streamed
+from experiments import drawn
+
+CONTENT = 64
+OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
+"""Of the engine, and of every function that is compared with it."""
+SESSION = 5
+
+
+class Delays(NamedTuple):
+    """Delays in seconds in place of the systems around the model."""
+
+    features: float = 0.002
+    retrieval: float = 0.015
+
+    @staticmethod
+    async def wait(seconds: float) -> None:
+        """Lets so many seconds pass; none at all gives nobody else a turn."""
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+
+class Asked(NamedTuple):
+    """One request, as every service takes it."""
+
+    number: int  # of the user's features and the candidates
+    key: Any  # of the user's state: requests of one key may share it
+    delays: Delays = Delays()
+    budget: float | None = None  # seconds; the engine alone reads it
+
+
+class Served(NamedTuple):
+    """One answer: what was found, and when each stage ran."""
+
+    ids: np.ndarray  # int64 [k]
+    logits: np.ndarray  # float32 [k]
+    timeline: Timeline
+    degraded: bool = False
+
+    @property
+    def critical_ms(self) -> float:
+        """Milliseconds from "candidates are there" to "top-k is ready"."""
+        return self.timeline.stages()["critical"] * 1e3
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds from arrival to answer."""
+        return self.timeline.stages()["total"] * 1e3
+
+
+class World:
+    """A catalogue and users drawn at random: latency does not depend on what the numbers say.
+
+    Requests of one number have the same user and candidates in every service. No state is reused between requests.
+    """
+
+    def __init__(self, *, items: int, users: int = 16, seed: int = 0):
+        self.items, self.users, self.seed = items, users, seed
+        self.ids = np.sort(np.random.default_rng(seed).choice(2**40, items, replace=False)).astype(np.int64)
+        self.schema = aif.Schema(
+            item_attributes=(aif.Attribute(name="item", size=items + 1), aif.Attribute(name="category", size=500)),
+            user_attributes=(aif.Attribute(name="segment", size=20),),
+            actions=4,
+            content=CONTENT,
+        )
+        self._drawn: dict[tuple[int, int], np.ndarray] = {}
+        self.catalogue = drawn.catalogue(self.schema, seed=seed)
+        self.features = self.catalogue.features(np.arange(1, items + 1))
+
+    def candidates(self, number: int, count: int) -> np.ndarray:
+        """Places of a request's candidates in `ids`, int32 [C], distinct."""
+        key = number % self.users, count
+        if key not in self._drawn:  # drawing takes longer than scoring
+            self._drawn[key] = np.random.default_rng((self.seed, 7, key[0])).choice(self.items, count, replace=False)
+        return self._drawn[key]
+
+
+class DataWorld(World):
+    """The items of a data set; candidates are drawn from them."""
+
+    def __init__(self, data: Dataset, *, users: int = 16, seed: int = 0):
+        self.items, self.users, self.seed = len(data.items) - 1, users, seed
+        self.ids, self.schema, self.catalogue, self._drawn = data.items.raw, data.schema, data.catalogue, {}
+        self.features = data.catalogue.features(np.arange(1, self.items + 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model and everything about it that all ways of serving share."""
+
+    world: World
+    model: aif.PreRanker
+    params: Any
+    users: list[aif.UserFeatures]  # of requests 0 to `world.users` - 1, and again from the first
+    index: ItemIndex
+
+    @classmethod
+    def drawn(cls, world: World, config: aif.Config) -> Model:
+        """Random parameters and users."""
+        model = aif.build(config)
+        params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
+        users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
+        index = ItemIndex.build(aif.Trained(model, params), world.features, ids=world.ids, progress=False)
+        return cls(world, model, params, users, index)
+
+    @classmethod
+    def trained(cls, world: World, run: aif.Run, data: Dataset, *, seed: int = 0) -> Model:
+        """A trained model, and the users of some of the latest tenth of the events."""
+        latest = np.argsort(data.log.time, kind="stable")[-max(world.users, len(data.log) // 10) :]
+        positions = np.random.default_rng(seed).choice(latest, world.users, replace=False)
+        users = data.user_features(positions, length=run.config.history_length)
+        listed = [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(world.users)]
+        return cls(world, run.model, jax.device_put(run.params), listed, run.index(data.catalogue, progress=False))
+
+    @property
+    def config(self) -> aif.Config:
+        """Of the model."""
+        return self.model.config
+
+    def user(self, number: int) -> aif.UserFeatures:
+        """Features of a request's user."""
+        return self.users[number % self.world.users]
+
+    def words(self, programs: Programs, number: int) -> np.ndarray:
+        """The features of a request's user, checked, as words int32 [n]."""
+        return pack(programs.plain(self.user(number), version=self.index.version, encoding=self.index.encoding))
+
+    def candidates(self, number: int, count: int) -> np.ndarray:
+        """Raw ids int64 [C] of a request's candidates."""
+        return self.world.ids[self.world.candidates(number, count)]
+
+
+class Engine:
+    """`AsyncPreRanker` over a model; `config` has changes to that of one bucket for the candidates."""
+
+    def __init__(self, made: Model, candidates: int, k: int, config: Mapping[str, Any] | None = None):
+        self._made, self._count, self._k = made, candidates, k
+        storage = "float32" if isinstance(made.users[0].history, Streamed) else None
+        given = {"buckets": (-(-candidates // 128) * 128,), "max_k": k, "user_storage": storage, **(config or {})}
+        self.engine = AsyncPreRanker(
+            made.index.trained, made.index, features=self._features, retrieval=self._retrieve, config=ServingConfig(**given)
+        )
+
+    async def __aenter__(self) -> Engine:
+        await self.engine.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.engine.close()
+
+    async def rank(self, asked: Asked) -> Served:
+        """One request."""
+        request = Request(user=asked.key, feature_version=0, context=asked)
+        answer = await self.engine.rank(request, self._k, budget=asked.budget)
+        return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
+
+    async def _features(self, request: Request) -> aif.UserFeatures:
+        await Delays.wait(request.context.delays.features)
+        return self._made.user(request.context.number)
+
+    async def _retrieve(self, request: Request) -> np.ndarray:
+        ids = self._made.candidates(request.context.number, self._count)
+        await Delays.wait(request.context.delays.retrieval)
+        return ids
+
+
+def sequential_answer(model: aif.PreRanker, k: int) -> Callable[..., jax.Array]:
+    """(params, features, catalogue, rows [C]) -> the best k as int32 [2, k]: bits of the logits, positions."""
+
+    def answer(params: Any, features: Any, catalogue: Any, rows: jax.Array) -> jax.Array:
+        items = jax.tree.map(lambda column: column[rows], catalogue)
+        return best(model.joint(params, features, items), k)
+
+    return answer
+
+
+def best(logits: jax.Array, k: int) -> jax.Array:
+    """The best k of logits [C] as int32 [2, k]: bits of the logits, positions."""
+    logits, positions = jax.lax.top_k(logits, k)
+    return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
+
+
+class Sequential:
+    """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k.
+
+    The features of the catalogue stay on the device; with `uploaded` those of the users are there before the clock starts too.
+    """
+
+    def __init__(self, made: Model, candidates: int, k: int, *, uploaded: bool = False):
+        self._made, self._count, self._k = made, candidates, k
+        self._programs = Programs(made.model, max_k=k, bid="bid")
+        self._uploaded: list[Any] | None = [] if uploaded else None
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
+
+    async def __aenter__(self) -> Sequential:
+        made, model = self._made, self._made.model
+        length = made.config.history_length
+        self._programs.user(made.params, HistoryLayout(length))  # compiles the upload of the features
+        specs = user_specs(model.config.schema, length=length)
+        answer = sequential_answer(model, self._k)
+        self._catalogue = jax.device_put(made.world.features)
+        self._answer = jax.jit(
+            lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows),
+            compiler_options=OPTIONS,
+        )
+        if self._uploaded is not None:
+            self._uploaded += map(self._upload, range(made.world.users))
+        self._compute(0)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._threads.shutdown()
+
+    async def rank(self, asked: Asked) -> Served:
+        """One request."""
+        timeline, delays = Timeline(), asked.delays
+        await Delays.wait(delays.features)  # features and retrieval at once
+        timeline.add("features", timeline.arrival, time.perf_counter())
+        await Delays.wait(delays.retrieval - delays.features)
+        there = time.perf_counter()
+        compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
+        ids, logits, began, uploaded = await compute
+        end = time.perf_counter()
+        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "upload": (began, uploaded)}
+        spans |= {"score": (uploaded, end), "critical": (there, end), "total": (timeline.arrival, end)}
+        for stage, (start, stop) in spans.items():
+            timeline.add(stage, start, stop)
+        return Served(ids, logits, timeline)
+
+    def _upload(self, number: int) -> Any:
+        return self._programs.upload_features([self._made.words(self._programs, number)])
+
+    def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
+        began = time.perf_counter()
+        ids = self._made.candidates(number, self._count)
+        features = self._uploaded[number % len(self._uploaded)] if self._uploaded else self._upload(number)
+        rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
+        placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
+        logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
+        return ids[positions], logits.view(np.float32), began, uploaded
+
+
+class Load(NamedTuple):
+    """One closed loop."""
+
+    requests: int
+    seconds: float
+    cpu_seconds: float
+    total_ms: list[float]
+    critical_ms: list[float]
+
+
+_loops = itertools.count()
+
+
+async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float) -> Load:
+    """`concurrency` clients for so many seconds, users of a kind of `cost.KINDS`; each sends one request at least."""
+    loop, critical, total = next(_loops), [], []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        turn = 0
+        while turn == 0 or time.perf_counter() < end:
+            keys = {"returning_0": ("returning", number), "session": (loop, number, turn // SESSION)}
+            found = await service.rank(Asked(number + turn, keys.get(kind, (loop, number, turn))))
+            critical.append(found.critical_ms)
+            total.append(found.total_ms)
+            turn += 1
+
+    cpu, start = time.process_time(), time.perf_counter()
+    await asyncio.gather(*[client(number) for number in range(concurrency)])
+    return Load(len(total), time.perf_counter() - start, time.process_time() - cpu, total, critical)
+
+
+def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
+    """Figures of one closed loop over all rounds; p99 is the median over them."""
+    cpu = [load.cpu_seconds / load.requests * 1e3 for load in found]
+    total, critical = (np.concatenate([getattr(load, name) for load in found]) for name in ("total_ms", "critical_ms"))
+    p99 = [np.quantile(load.total_ms, 0.99) for load in found]
+    return {
+        "concurrency": concurrency,
+        "rps": float(np.median([load.requests / load.seconds for load in found])),
+        "cpu_ms": float(np.median(cpu)),
+        "cpu_spread_ms": float(np.subtract(*np.quantile(cpu, (0.75, 0.25)))),
+        "p50_ms": float(np.quantile(total, 0.5)),
+        "p99_ms": float(np.median(p99)),
+        "critical_p50_ms": float(np.quantile(critical, 0.5)),
+    }
