@@ -15,8 +15,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pyarrow
-import pyarrow.ipc
 import pytest
 
 from aif_jax.connectors import Record
@@ -94,27 +92,6 @@ def test_a_broken_body_is_refused(change, message):
     tensors.unpack(raw)
     with pytest.raises(BadCall, match=message):
         tensors.unpack(change(raw))
-
-
-def _compressed(batch) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
-    with pyarrow.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-@pytest.mark.parametrize(("body", "message"), [
-    (b"ARROW1", "expected an Arrow stream"),
-    (tensors.pack_arrow({"user": 1})[:-40], "expected an Arrow stream"),
-    (tensors.pack_arrow({"user": 1, "a": [{"b": 1}]}), "expected numbers, strings or lists"),
-    (tensors.pack_arrow({"user": 1, "a": 1, "a.b": 1}), "expected one value, got two"),
-    (_compressed(pyarrow.record_batch({"candidates": [list(range(9999))]})), "not compressed"),
-    (_compressed(pyarrow.record_batch({"user": pyarrow.array(["a"]).dictionary_encode()})), "a schema and a record batch"),
-])  # fmt: skip
-def test_a_broken_arrow_stream_is_refused(body, message):
-    with pytest.raises(BadCall, match=message):
-        tensors.unpack_arrow(body)
 
 
 @pytest.mark.parametrize(("fields", "field"), [
