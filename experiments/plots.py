@@ -21,6 +21,7 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser, Interval
+from experiments import common
 from experiments.study import calibration, datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
@@ -41,7 +42,7 @@ LOADED = (
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
 STYLE: dict[str, Any] = {
     "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100, "savefig.dpi": 130,
+    "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100,
 }  # fmt: skip
 """Large letters, few lines: to be read on a phone."""
 PARTS = {
@@ -214,14 +215,11 @@ def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
 def drawing(path: Path, height: float, title: str, *, width: float = 8, panels: int = 1) -> Iterator[Any]:
     """Panels in the style, saved when the block ends."""
     import matplotlib
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(1, panels)
+    style = matplotlib.rc_context(STYLE)
+    with style, common.picture(path, 1, panels, size=(width, height), dpi=130) as (figure, axes):
+        yield axes
         figure.suptitle(title, x=0.02, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
 
 
 def _legend(axis: Any, **where: Any) -> None:
@@ -250,7 +248,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is not None:
         data = datasets.load("movielens", options.data)
         draw_history(history(options.results, data), "movielens", options.out / "history.png")
-    print("\n".join(f"written: {path}" for path in sorted(options.out.glob("*.png"))))
 
 
 if __name__ == "__main__":
