@@ -406,6 +406,21 @@ def test_paths_methods_and_types(client):
             assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
 
 
+@pytest.mark.parametrize("dtype", [">i4", "<u2", ">f8", "?", "<i8"])
+def test_tensors_come_back_in_native_order_whatever_the_array_is(dtype):
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    for shaped in (array, array.T, array.ravel()):
+        got = tensors.unpack(tensors.pack({"one": shaped}))["one"]
+        assert got.dtype == np.dtype(dtype).newbyteorder("=") and got.shape == shaped.shape and got.dtype.isnative
+        np.testing.assert_array_equal(got, shaped)
+
+
+def test_bytes_that_are_no_booleans_are_refused():
+    body = tensors.pack({"one": np.ones(9, bool)})
+    with pytest.raises(BadCall, match="one: expected bytes 0 and 1 of BOOL"):
+        tensors.unpack(body[:-1] + b"\2")
+
+
 def test_an_answer_leaves_in_one_piece():
     class Transport:
         def __init__(self):
