@@ -7,7 +7,9 @@ behind `init/apply`, so that nothing outside knows a framework.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,11 @@ from aif_jax.types import Array, Behaviours, Params, record
 
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
+
+CHUNK = 64
+"""Events that `fold_events` takes at a time on a CPU."""
+JOINED_ROWS = 4096
+"""Items up to which adding up the tables of all costs less than reading each table for every behaviour of a part of a batch."""
 
 
 @record
@@ -98,6 +105,63 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
 
 
+def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:
+    """Folds the events of ONE user in chunks, up to the last one: on a CPU the padding after it is not computed.
+
+    Under `vmap` one loop serves all users and ends with the longest history. Other devices take all places at once. It has no
+    gradient: give one with `jax.custom_vjp`.
+
+    Args:
+      step: `(shared, own, chunk, total) -> (total, out)` of ONE user; padding must add nothing, and its `out` be zeros.
+      shared, own: what users share, and what this one has; pytrees.
+      events: pytree of arrays [L, ...]; a chunk has some places of them, zeros past the end.
+      mask: bool [L], where there is an event.
+      total: the total before the first chunk, a pytree.
+
+    Returns:
+      The last total, and the `out` of all places [L, ...].
+    """
+
+    def of_all(shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:
+        length = mask.shape[1]
+        end = jnp.where(mask, jnp.arange(1, length + 1, dtype=jnp.int32)[None, :], 0).max()
+        every = jax.vmap(step, (None, 0, 0, 0))
+
+        def fold(size: int) -> tuple[Any, Any]:
+            def pad(x: jax.Array) -> jax.Array:
+                return jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
+
+            def put(to: jax.Array, i: Any, x: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_update_slice_in_dim(to, x, i * size, 1)
+
+            def add(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+                chunk = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, 1), padded)
+                total, made = every(shared, own, chunk, carry[0])
+                return total, jax.tree.map(lambda to, x: put(to, i, x), carry[1], made)
+
+            padded, shapes = jax.tree.map(pad, events), jax.eval_shape(every, shared, own, events, total)[1]
+            start = total, jax.tree.map(lambda x: pad(jnp.zeros(x.shape, x.dtype)), shapes)
+            last, made = add(0, start) if size == length else jax.lax.fori_loop(0, (end + size - 1) // size, add, start)
+            return last, jax.tree.map(lambda x: x[:, :length], made)
+
+        return jax.lax.platform_dependent(cpu=partial(fold, min(CHUNK, length)), default=partial(fold, length))
+
+    def alone(shared: Any, *of_user: Any) -> tuple[Any, Any]:
+        return jax.tree.map(lambda x: x[0], of_all(shared, *jax.tree.map(lambda x: x[None], of_user)))
+
+    def batched(size: int, is_batched: Any, shared: Any, *of_user: Any) -> tuple[Any, Any]:
+        if any(jax.tree.leaves(is_batched[0])):  # several models
+            made = jax.vmap(alone, jax.tree.map(lambda there: 0 if there else None, tuple(is_batched)))(shared, *of_user)
+        else:
+            axes = tuple(is_batched[1:])
+            made = of_all(shared, *jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), of_user, axes))
+        return made, jax.tree.map(lambda _: True, made)
+
+    one = jax.custom_batching.custom_vmap(alone)
+    one.def_vmap(batched)
+    return one(shared, own, events, mask, total)
+
+
 def encoder_init(key: jax.Array, width: int, layers: int) -> Params:
     """Parameters of `causal_encoder`, by layer."""
 
@@ -160,24 +224,39 @@ def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, j
     return {field: rows if field == "item" else lookup(tables[field], rows) for field in schema.behaviour_fields}
 
 
-def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours) -> jax.Array:
-    """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false."""
-    age = lookup(params["embedding"]["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
-    total = age + _embed(params, schema, behaviours.item, behaviours.action)
+def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours, *, joined: bool = False) -> jax.Array:
+    """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false.
+
+    With `joined`, for training, by `embed_items` and `embed_context`: two look-ups, and the sum in another order.
+    """
+    if joined:
+        total = embed_items(params, schema, behaviours.item) + embed_context(params, behaviours)
+    else:
+        age = lookup(params["embedding"]["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
+        total = age + _embed(params, schema, behaviours.item, behaviours.action)
     return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, jnp.zeros((), total.dtype))
 
 
 def embed_items(params: Params, schema: Schema, item: Array) -> jax.Array:
-    """The sum of the field embeddings of items [...], as behaviours have it: [..., D]."""
+    """The sum of the field embeddings of items [...], as behaviours have it: [..., D].
+
+    Up to `JOINED_ROWS` items the tables are added up before they are read.
+    """
+    embedding, fitted = params["embedding"], params["fitted"]["fields"]
+    whole = not any(isinstance(embedding[field], Rows) for field in ("item", *fitted))
+    if whole and len(embedding["item"]) <= JOINED_ROWS:
+        others = (lookup(embedding[field], ids) for field, ids in fitted.items())
+        return lookup(sum(others, jnp.asarray(embedding["item"])), jnp.asarray(item))
     fields = behaviour_fields(params, schema, item)
-    return sum((lookup(params["embedding"][field], ids) for field, ids in fields.items()), jnp.zeros(()))
+    return sum((lookup(embedding[field], ids) for field, ids in fields.items()), jnp.zeros(()))
 
 
 def embed_context(params: Params, behaviours: Behaviours) -> jax.Array:
-    """What a behaviour's embedding has in addition to its item's: action and age, [S, D]."""
-    embedding = params["embedding"]
-    action = lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
-    return action + lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
+    """What a behaviour's embedding has in addition to its item's: action and age, [S, D], read from all their sums."""
+    action, age = (jnp.asarray(params["embedding"][f"behaviour.{name}"]) for name in ("action", "age"))
+    every, given = (action[:, None] + age[None]).reshape(-1, action.shape[1]), jnp.asarray(behaviours.action)
+    known = jnp.where((given >= 0) & (given < len(action)), given, 0)
+    return lookup(every, known * len(age) + age_bucket(jnp.asarray(behaviours.age)))
 
 
 def embed_events(params: Params, schema: Schema, item: Array, action: Array, mask: Array) -> jax.Array:

@@ -55,6 +55,54 @@ def test_lookup_in_the_rows_of_a_batch():
     np.testing.assert_array_equal(layers.lookup(rows, jnp.array([-1, 6])), table[[0, 0]])
 
 
+@pytest.mark.usefixtures("light_compilation")
+@pytest.mark.parametrize("size", [5, layers.CHUNK, layers.CHUNK + 1, 3 * layers.CHUNK])
+def test_a_fold_ends_with_the_longest_history(size):
+    """Totals and values by place are those of the whole history; chunks after the last event are not computed."""
+    rng = np.random.default_rng(size)
+    kept = np.array([size // 2, 1, 0])
+    mask, values = np.arange(size) < kept[:, None], rng.normal(size=(3, size, 2)).astype(np.float32)
+    scale, own = jnp.float32(3.0), rng.normal(size=3).astype(np.float32)
+
+    def step(scale, own, chunk, total):
+        values, mask = chunk
+        kept = jnp.where(mask[:, None], values, 0.0)
+        return (total[0] + scale * own * kept.sum(0), total[1] + 1), scale * kept
+
+    def fold(scale, own, values, mask):
+        return layers.fold_events(step, scale, own, (values, mask), mask, (jnp.zeros(2), jnp.int32(0)))
+
+    expected = 3 * np.where(mask[..., None], values, 0)
+    (total, chunks), out = jax.jit(jax.vmap(fold, (None, 0, 0, 0)))(scale, own, values, mask)
+    np.testing.assert_allclose(total, expected.sum(1) * own[:, None], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    assert chunks.tolist() == [-(-int(kept.max()) // min(layers.CHUNK, size))] * 3
+    (alone, _), _ = jax.jit(fold)(scale, own[0], values[0], mask[0])
+    np.testing.assert_allclose(alone, total[0], rtol=1e-6)
+    (models, _), _ = jax.jit(jax.vmap(fold, (0, None, None, None)))(jnp.array([3.0, 6.0]), own[0], values[0], mask[0])
+    np.testing.assert_allclose(models, [total[0], 2 * total[0]], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("light_compilation")
+@pytest.mark.parametrize("few", [True, False])
+def test_small_tables_that_are_joined_give_the_same_embeddings_and_gradients(few, monkeypatch):
+    monkeypatch.setattr(layers, "JOINED_ROWS", 4096 if few else 3)
+    model, params = demo.build(**demo.VARIANTS["every block"])
+    schema = model.config.schema
+    history = jax.tree.map(np.array, demo.user(model.config, events=12, seed=3).history)
+    history.item[:3] = [-1, 10**6, 0]
+    history.action[:3] = [-1, 10**6, 0]
+
+    def outputs(joined):
+        def loss(embedding):
+            z = layers.embed_behaviours(params | {"embedding": embedding}, schema, history, joined=joined)
+            return (jnp.sin(z) * jnp.arange(1.0, 1.0 + z.shape[1])[None]).sum(), z
+
+        return jax.value_and_grad(loss, has_aux=True)(params["embedding"])
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outputs(True), outputs(False))
+
+
 def test_lookup_takes_any_table():
     """Fitted tables are NumPy arrays of any dtype, of one value for each item or of several."""
     np.testing.assert_array_equal(layers.lookup(np.array([7, 8], np.int32), jnp.array([[1, 0], [5, 1]])), [[8, 7], [7, 8]])

@@ -108,12 +108,27 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     assert_close(results[0], results[2])
 
 
+def test_parts_hold_samples_of_like_length():
+    """What blocks compute of a part ends with its longest history."""
+    model, _ = demo.build(**SMALL)
+    batch = batch_of(model.config, seed=1)
+    mask = np.arange(4) < np.array([4, 1, 3, 2, 0, 1])[:, None]
+    history = dataclasses.replace(batch.users.history, **{
+        name: getattr(batch.users.history, name)[:, :4] for name in ("item", "action", "age")}, mask=mask)  # fmt: skip
+    batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
+    parts = training._parts(batch, training._by_length(batch), 4)
+    assert parts.users.history.mask.sum(-1).tolist() == [[0, 1, 1, 2], [3, 4, 4, 4]]
+    assert parts.where.any(-1).tolist() == [[True] * 4, [True, True, False, False]]
+    np.testing.assert_array_equal(parts.labels[1, :2], batch.labels[[2, 0]])
+
+
 def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
     """In-batch losses compare candidates of different samples: no `Loss`, so that the parts are scored twice."""
     model, params = demo.build(**SMALL)
     batch = batch_of(model.config, seed=1)
 
     def loss(scores, labels, *, where):
+        scores = scores * jnp.arange(1.0, 1.0 + len(scores))[:, None]  # a loss may depend on the order of the samples
         return losses.listwise_softmax(scores.reshape(1, -1), labels.reshape(1, -1), where=where.reshape(1, -1))
 
     optimizer, trained = optax.sgd(0.5), []

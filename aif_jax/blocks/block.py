@@ -112,7 +112,7 @@ class UserView:
 
     def embed(self, events: Behaviours) -> jax.Array:
         """Embeddings of events [n] of this user, float32 [n, D]; zeros where there is none."""
-        return layers.embed_behaviours(self.params, self.config.schema, events)
+        return layers.embed_behaviours(self.params, self.config.schema, events, joined=self.candidates is not None)
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
         """A fitted table's value for each place of a history, [S, ...]."""

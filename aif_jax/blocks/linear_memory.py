@@ -138,8 +138,8 @@ def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def sum_softmax_trained(key: Params, values: jax.Array, mask: jax.Array) -> Summed:
-    """`sum_softmax` of dense keys for training, with a hand-written gradient that keeps behaviours on the first axis: nothing
-    is transposed when users are batched, so it takes half the time on a CPU. Values float32 [L, D], zeros where masked.
+    """`sum_softmax` of dense keys for training, with a hand-written gradient: nothing is transposed when users are batched, and
+    padding is left out, see `layers.fold_events`. Values float32 [L, D], zeros where masked.
     """
     sums, weight = _weighted(key["kernel"], key["bias"], values, mask)
     count = mask.sum().astype(values.dtype)
@@ -154,21 +154,44 @@ def _weighted(kernel: jax.Array, bias: jax.Array, values: jax.Array, mask: jax.A
 
 
 def _weighted_forward(kernel: jax.Array, bias: jax.Array, values: jax.Array, mask: jax.Array) -> tuple[Any, Any]:
-    keys = values @ kernel + bias[None, :]
-    keys = jnp.where(mask[:, None], keys, jnp.finfo(keys.dtype).min)
-    weights = jnp.where(mask[:, None], jnp.exp(keys - keys.max(0, keepdims=True)), jnp.zeros((), keys.dtype))
-    return (jnp.einsum("lk,ld->dk", weights, values), weights.sum(0)), (weights, values, kernel)
+    def add(shared: Any, own: Any, chunk: Any, total: Any) -> tuple[Any, None]:
+        (values, mask), (highest, sums, weight) = chunk, total
+        keys = jnp.where(mask[:, None], _keys(shared, values), jnp.finfo(values.dtype).min)
+        higher = jnp.maximum(highest, keys.max(0))  # the maximum so far: sums of earlier chunks are scaled to it
+        scale, weights = jnp.exp(highest - higher), _weights(keys, mask, higher)
+        return (higher, sums * scale[None, :] + jnp.einsum("lk,ld->dk", weights, values), weight * scale + weights.sum(0)), None
+
+    none = jnp.zeros_like(bias)
+    start = none + jnp.finfo(bias.dtype).min, jnp.zeros_like(kernel), none
+    (highest, *made), _ = layers.fold_events(add, (kernel, bias), None, (values, mask), mask, start)
+    return tuple(made), (kernel, bias, values, mask, highest)
 
 
 def _weighted_backward(saved: Any, cotangent: Any) -> tuple[Any, ...]:
-    weights, values, kernel = saved
-    of_sums, of_weight = cotangent  # [D, K], [K]
-    of_keys = weights * (values @ of_sums + of_weight[None, :])
-    both, maps = jnp.concatenate([weights, of_keys], 1), jnp.concatenate([of_sums.T, kernel.T], 0)
-    return values.T @ of_keys, of_keys.sum(0), both @ maps, None
+    kernel, bias, values, mask, highest = saved
+
+    def add(shared: Any, own: Any, chunk: Any, total: Any) -> tuple[Any, jax.Array]:
+        (values, mask), (highest, of_sums, of_weight) = chunk, own  # of_sums [D, K], of_weight [K]
+        weights = _weights(_keys(shared, values), mask, highest)  # again: dearer to keep than to compute
+        of_keys = weights * (values @ of_sums + of_weight[None, :])
+        of_values = weights @ of_sums.T + of_keys @ shared[0].T
+        return (total[0] + values.T @ of_keys, total[1] + of_keys.sum(0)), of_values
+
+    start = jnp.zeros_like(kernel), jnp.zeros_like(bias)
+    own = highest, *cotangent
+    (of_kernel, of_bias), of_values = layers.fold_events(add, (kernel, bias), own, (values, mask), mask, start)
+    return of_kernel, of_bias, of_values, None
 
 
 _weighted.defvjp(_weighted_forward, _weighted_backward)
+
+
+def _keys(key: tuple[jax.Array, jax.Array], values: jax.Array) -> jax.Array:
+    return values @ key[0] + key[1][None, :]
+
+
+def _weights(keys: jax.Array, mask: jax.Array, highest: jax.Array) -> jax.Array:
+    return jnp.where(mask[:, None], jnp.exp(keys - highest[None, :]), jnp.zeros((), keys.dtype))
 
 
 def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:

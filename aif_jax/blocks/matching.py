@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -155,9 +156,16 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
     """The same by comparing every candidate with every behaviour."""
     value, counted, days = (jnp.asarray(array) for array in (history.value, history.counted, history.days))
     length = value.shape[1]
-    equal = (wanted[:, :, None] == value[None]) & (wanted > 0)[:, :, None]  # [C, F, L]
-    counts = equal.astype(counted.dtype) @ counted
-    last = jnp.where(equal, jnp.arange(length, dtype=jnp.int32), length - 1).min(-1)
+
+    def add(_: Any, wanted: jax.Array, chunk: Any, total: Any) -> tuple[Any, None]:
+        (value, counted, place), (counts, last) = chunk, total
+        equal = (wanted[:, :, None] == value.T[None]) & (wanted > 0)[:, :, None]  # [C, F, chunk]
+        last = jnp.minimum(last, jnp.where(equal, place, length - 1).min(-1))
+        return (counts + equal.astype(counted.dtype) @ counted, last), None
+
+    places = jnp.arange(length, dtype=jnp.int32)
+    none = jnp.zeros((*wanted.shape, counted.shape[1]), counted.dtype), jnp.full_like(wanted, length - 1)
+    (counts, last), _ = layers.fold_events(add, None, wanted, (value.T, counted, places), counted[:, 0] > 0, none)
     found = _statistics(counts, last, days[last], jnp.asarray(history.events))
     return jnp.where(counts[..., :1] > 0, found, 0.0)
 

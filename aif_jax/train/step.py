@@ -174,10 +174,9 @@ def loss_and_gradient(
 def _scored_once(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, auxiliary: AuxiliaryFn
 ) -> tuple[jax.Array, Any]:
-    shape = samples, _ = jnp.shape(batch.where)
     norms: Any = loss.norms(batch.labels, batch.where)
-    log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), shape)
-    parts = _parts(dataclasses.replace(batch, log_q=log_q), part)
+    log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
@@ -192,12 +191,12 @@ def _scored_once(
 def _scored_twice(
     scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int, auxiliary: AuxiliaryFn
 ) -> tuple[jax.Array, Any]:
-    samples = len(batch.where)
-    parts = _parts(batch, part)
+    samples, order = len(batch.where), _by_length(batch)
+    parts = _parts(batch, order, part)
     scores = jax.lax.map(partial(scores_of, params), parts)
     each = scores.shape[2:]  # [C] or [C, T]
-    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[:samples])
-    weight = jnp.pad(cotangent, [(0, -samples % part)] + [(0, 0)] * len(each))  # samples that fill the last part weigh nothing
+    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[jnp.argsort(order)])
+    weight = jnp.pad(cotangent[order], [(0, -samples % part)] + [(0, 0)] * len(each))  # filling weighs nothing
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
@@ -217,12 +216,17 @@ def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
 
 
-def _parts(batch: Batch, size: int) -> Batch:
-    """Splits a batch into parts of one size; copies of the last sample, without candidates, fill the last part."""
+def _by_length(batch: Batch) -> jax.Array:
+    """int32 [B], the samples by events of their histories: blocks leave out the padding that all samples of a part have."""
+    return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
+
+
+def _parts(batch: Batch, order: jax.Array, size: int) -> Batch:
+    """Splits a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last part."""
     samples = batch.where.shape[0]
 
     def reshape(x: Array) -> jax.Array:
-        x = jnp.asarray(x)
+        x = jnp.asarray(x)[order]
         x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return x.reshape(x.shape[0] // size, size, *x.shape[1:])  # no -1: some features have width 0
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aif_jax import layers
 from aif_jax.blocks import LinearMemory, LshDin
 from aif_jax.blocks.linear_memory import (
     ByEvent,
@@ -244,16 +245,17 @@ def test_summing_a_softmax_is_summing_its_shares(scale):
     assert not got.moments[3].any()
 
 
+@pytest.mark.parametrize("length", [L, 2 * layers.CHUNK + 3])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_the_form_for_training_has_the_same_values_and_gradients(scale):
+def test_the_form_for_training_has_the_same_values_and_gradients(scale, length):
     """For histories of every length down to none; masked places hold zeros, as embeddings do."""
     rng = np.random.default_rng(1)
     key = {
         "kernel": jnp.asarray(scale * rng.normal(size=(D, K)), jnp.float32),
         "bias": jnp.asarray(rng.normal(size=K), jnp.float32),
     }
-    mask = np.arange(L) < np.array([L, 6, 1, 0])[:, None]
-    values = np.where(mask[..., None], rng.normal(size=(4, L, D)), 0).astype(np.float32)
+    mask = np.arange(length) < np.array([length, 6, 1, 0])[:, None]
+    values = np.where(mask[..., None], rng.normal(size=(4, length, D)), 0).astype(np.float32)
     weight = jnp.asarray(rng.normal(size=(K, D)), jnp.float32)
 
     def plain(key, values, mask):
