@@ -190,7 +190,7 @@ class Run:
         run's.
 
         Args:
-          form, rate, options: as for `train.calibrate`.
+          form, rate, options: see `train.calibrate`.
           requests: at most so many, drawn at random; None takes all.
 
         Raises:

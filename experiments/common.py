@@ -125,11 +125,16 @@ def machine() -> dict[str, Any]:
     return {
         "device": f"{device.platform} {device.device_kind}",
         "processor": _processor(),
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "commit": _commit(),
     }
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Spent(NamedTuple):

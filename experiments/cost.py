@@ -131,7 +131,7 @@ async def start(made: Model, options, k: int) -> float:
         keep_in(folder)
         for _ in range(2):  # the first one fills the folder
             jax.clear_caches()
-            service, began = engine(made, options, k, buckets=ServingConfig().buckets), time.perf_counter()
+            service, began = Engine(made, options.candidates, k, {"buckets": ServingConfig().buckets}), time.perf_counter()
             async with service:
                 seconds = time.perf_counter() - began
         keep_in(before)
@@ -144,10 +144,10 @@ def keep_in(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-def engine(made: Model, options, k: int, **config: Any) -> Engine:
-    """The engine of the command line's sizes, with changes to its config."""
+def engine(made: Model, options, k: int) -> Engine:
+    """The engine of the command line's sizes."""
     threads = {"user_threads": options.threads, "score_threads": options.threads}
-    return Engine(made, options.candidates, k, {"batch_size": options.batch_size, "max_pending": 256, **threads, **config})
+    return Engine(made, options.candidates, k, {"batch_size": options.batch_size, "max_pending": 256, **threads})
 
 
 def streamed(world: World, config: aif.Config, *, history: int) -> Model:

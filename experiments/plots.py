@@ -2,7 +2,7 @@
 
 Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
 Time      seconds
-Gives     blocks.png, refresh.png, quality_against_time.png, user_state.png, with --data history.png
+Gives     blocks.png, refresh.png, quality_against_time.png, user_state.png, load.png, calibration.png, with --data history.png
 
 Bars are 95 % intervals over users, of paired differences. The timeline is drawn by `experiments.quickstart`, which keeps no
 record.
@@ -21,18 +21,28 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser, Interval
-from experiments.study import datasets, question, records
+from experiments import common
+from experiments.study import calibration, datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
 USER_STATE = Path("experiments/results/user_state/record.json")
+LOAD = Path("experiments/results/cost/record.json")
 WITHIN_DAY = Path("experiments/results/refresh/within_day/record.json")
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
+LOADED = (
+    ("exact", "new", "full attention", "tab:gray", -5),
+    ("aif", "new", "AIF, new users", "tab:cyan", -5),
+    ("streaming", "returning_16", "AIF, user states", "tab:green", 6),
+    ("aif", "returning_0", "AIF, cached users", "tab:blue", -5),
+    ("two_tower", "new", "two-tower, new users", "black", -14),
+)
+"""Lines of the figure of cost under load: service and users of the record, name, colour, height of the name in points."""
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
 STYLE: dict[str, Any] = {
     "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100, "savefig.dpi": 130,
+    "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100,
 }  # fmt: skip
 """Large letters, few lines: to be read on a phone."""
 PARTS = {
@@ -166,18 +176,50 @@ def draw_user_state(record: Mapping[str, Any], path: Path) -> None:
         axis.margins(y=0.15)
 
 
+def draw_load(record: Mapping[str, Any], path: Path) -> None:
+    """CPU of a request against requests a second; `record` is of what `experiments.cost --json` writes."""
+    with drawing(path, 5.2, "Under load AIF takes a ninth of full attention's CPU,\nfor known users a thirtieth") as axis:
+        for service, users, name, colour, up in LOADED:
+            loops = record["closed_loops"][service][users]
+            rps, cpu, spread = (np.array([row[key] for row in loops]) for key in ("rps", "cpu_ms", "cpu_spread_ms"))
+            axis.errorbar(rps, cpu, yerr=spread / 2, marker="o", color=colour)
+            place = dict(xytext=(10, up), textcoords="offset points")
+            axis.annotate(f"{name}: {cpu[-1]:.2g} ms", (rps[-1], cpu[-1]), color=colour, **place)
+        axis.set(xscale="log", yscale="log", xlabel="requests a second, two cores", ylabel="CPU of a request, ms")
+        axis.set_xticks([50, 200, 1000, 3000], ["50", "200", "1,000", "3,000"])
+        axis.set_yticks([0.5, 1, 3, 10, 30], ["0.5", "1", "3", "10", "30"])
+        axis.minorticks_off()
+        axis.set_xlim(25, 40_000)
+
+
+def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
+    """Predicted against observed shares; `record` is what `experiments.study.calibration` writes."""
+    title = "Probabilities are near what is observed as trained;\na calibration helps the unlikely, not the likeliest"
+    with drawing(path, 5.4, title) as axis:
+        shares = [0.0005, 0.002, 0.01, 0.05, 0.2, 1.0]
+        axis.plot(shares, shares, color="black", lw=1)
+        for way, name, colour in (("before", "as trained", "tab:gray"), ("logistic", "calibrated", "tab:blue")):
+            one = record["ways"][way]
+            shown = f"{name}: error {100 * one['error']:.1f} %, predicted / observed {one['ratio']:.2f}"
+            given = dict(fmt="o", color=colour, label=shown, capsize=4)
+            axis.errorbar(one["predicted"], one["observed"], yerr=2 * np.array(one["deviations"]), **given)
+        axis.set(xscale="log", yscale="log", xlabel="predicted probability, by tenths", ylabel="observed share of positives")
+        axis.set_xlim(shares[0] / 2, 1.5)
+        axis.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
+        axis.set_yticks(shares, [f"{100 * share:g} %" for share in shares])
+        axis.minorticks_off()
+        _legend(axis, loc="upper left")
+
+
 @contextlib.contextmanager
 def drawing(path: Path, height: float, title: str, *, width: float = 8, panels: int = 1) -> Iterator[Any]:
     """Panels in the style, saved when the block ends."""
     import matplotlib
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(1, panels)
+    style = matplotlib.rc_context(STYLE)
+    with style, common.picture(path, 1, panels, size=(width, height), dpi=130) as (figure, axes):
+        yield axes
         figure.suptitle(title, x=0.02, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
 
 
 def _legend(axis: Any, **where: Any) -> None:
@@ -201,10 +243,11 @@ def main(arguments: list[str] | None = None) -> None:
     draw_refresh(*refreshed, options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
+    draw_load(json.loads(LOAD.read_text(encoding="utf-8")), options.out / "load.png")
+    draw_calibration(json.loads(calibration.RECORD.read_text(encoding="utf-8")), options.out / "calibration.png")
     if options.data is not None:
         data = datasets.load("movielens", options.data)
         draw_history(history(options.results, data), "movielens", options.out / "history.png")
-    print("\n".join(f"written: {path}" for path in sorted(options.out.glob("*.png"))))
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def torch_programs(
 
     from experiments.torch_aif import TorchServing
 
-    torch.set_num_threads(threads())
+    torch.set_num_threads(common.threads())
     network = TorchServing(made.params, made.config, rows_of(made)).eval()
     found = {"torch": TorchPrograms(made, features, network.state, dict.fromkeys(counts, network.best), top)}
     if compiled and shutil.which(os.environ.get("CXX", "g++")):
@@ -279,7 +279,7 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
         warnings.simplefilter("ignore")  # the exporter warns about its inner parts
         torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=18, verbose=False).save(written)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = common.threads()
     return onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
 
 
@@ -299,11 +299,6 @@ class OnnxPrograms(Runtime):
         names = self._names[len(rows)]
         logits, places = self._best[len(rows)].run(None, dict(zip(names, [rows, *state], strict=True)))
         return logits, places
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
             figures[f"{way}_rps_share"] = figures[f"{way}_rps"] / alone.rps
             figures[f"{way}_cpu_share"] = alone.client_ms / figures[f"{way}_service_cpu_ms"]
         busy = figures["http_rps"] * (figures["http_service_cpu_ms"] + figures["http_client_cpu_ms"]) / 1e3
-        figures["workers_ceiling"] = len(os.sched_getaffinity(0)) / busy
+        figures["workers_ceiling"] = common.threads() / busy
         if options.soak:
             figures |= soak(process, addresses, calls, options)
         figures |= asyncio.run(publishing(world, addresses))

@@ -233,10 +233,14 @@ class TorchServing(TorchAIF):
         weights = keys.masked_fill(~long["mask"][:, None], -1e30).softmax(0) * long["mask"][:, None]
         moments = weights.T @ embedded * (count / count.clamp(min=1) / math.sqrt(self.memory.width))
         mean = embedded.sum(0) / count.clamp(min=1)
-        return [user, read, moments, mean, *self._runs(long)]
+        return [user, read, moments, mean, *self._met(long)]
 
-    def _runs(self, history: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Sorted values of each field [F, L], and the statistics where a run of equal ones begins."""
+    def _few(self, field: str) -> bool:
+        """Whether a field has no more values than a history has places: its half is then a table of them."""
+        return self.config.schema.item_attribute(field).size <= self.config.long_length
+
+    def _met(self, history: dict[str, Tensor]) -> list[Tensor]:
+        """By field the sorted values [L] and the statistics where a run of equal ones begins [L, W], or those of all [V, W]."""
         mask, actions, length = history["mask"], self.config.schema.actions, history["mask"].shape[0]
         place, events = torch.arange(length), mask.sum().clamp(min=1)
         counted = torch.cat([torch.stack([mask, mask & (place < self.matching.recent_events)], 1).float(),
@@ -249,22 +253,21 @@ class TorchServing(TorchAIF):
             group, order = key // length, key % length
             before = torch.cat([torch.zeros(1, counted.shape[1]), counted[order].cumsum(0)])
             counts = before[self._search(group, group, right=True)] - before[:-1]
-            found.append((group, _statistics(counts[:, 0], counts[:, 1], counts[:, 2:], order, days[order], events)))
-        values, statistics = zip(*found, strict=True)
-        return torch.stack(values), torch.stack(statistics)
+            statistics = _statistics(counts[:, 0], counts[:, 1], counts[:, 2:], order, days[order], events)
+            found += [self._at(group, statistics, torch.arange(size))] if self._few(field) else [group, statistics]
+        return found
 
-    def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, group: Tensor, statistics: Tensor,
-             k: int) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Logits and positions [k] of the best candidates; rows [C] of the catalogue, and a user's state."""
+    def _at(self, group: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
+        """The rows of runs that begin with the wanted values; zeros for one that is not there."""
+        start = self._search(group, wanted).clamp(max=group.shape[0] - 1)
+        return rows[start] * ((group[start] == wanted) & (wanted > 0))[:, None]
+
+    def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, *more: Any) -> list[Tensor]:
+        """Logits and positions [k] of the best candidates; rows [C] of the catalogue, a user's state, and k."""
+        *met, k = more
         floats, wanted = self.floats[rows], self.values[rows]
         item, weights = floats.split(self.widths, 1)
         root = math.sqrt(self.config.width)
-        met = []
-        for f in range(wanted.shape[1]):
-            start = self._search(group[f], wanted[:, f]).clamp(max=group.shape[1] - 1)
-            known = (group[f][start] == wanted[:, f]) & (wanted[:, f] > 0)
-            met.append(statistics[f][start] * known[:, None])
-
         def kernel(block: str, name: str) -> Tensor:
             return self._get(f"head/first/kernels/{block}/{name}")
 
@@ -272,19 +275,25 @@ class TorchServing(TorchAIF):
         linear, constant = self._get(f"{path}/kernel") @ moments, self._get(f"{path}/bias") @ moments
         deviation = kernel(self.memory.name, "deviation")
         once = user @ kernel("tower", "user") + mean @ kernel(self.memory.name, "mean") + constant @ deviation
-        inputs = torch.cat([item, *met, weights], 1)
+        inputs = torch.cat([item, weights], 1)
         kernels = torch.cat([
             kernel("tower", "item") + user[:, None] * kernel("tower", "product") + linear @ deviation,
-            kernel(self.matching.name, "statistics"), read @ kernel(self.bea.name, "read"),
+            read @ kernel(self.bea.name, "read"),
         ])  # fmt: skip
+        first = inputs @ kernels + (once + self._get("head/first/bias"))
+        of_fields, left = kernel(self.matching.name, "statistics").chunk(len(self.matching.fields)), iter(met)
+        for f, field in enumerate(self.matching.fields):
+            if self._few(field):
+                first = first + (next(left) @ of_fields[f])[wanted[:, f]]
+            else:
+                first = first + self._at(next(left), next(left) @ of_fields[f], wanted[:, f])
         logit = item @ (user / root + self._get(f"blocks/{self.dot.name}/popularity"))
         if self.bea.dot_product:
             logit = logit + (weights * (item @ (read.T / root))).sum(1)
         if self.memory.dot_product:
             logit = logit + ((item @ linear + constant) * item).sum(1) / root
-        hidden = F.relu(inputs @ kernels + (once + self._get("head/first/bias")))
-        found = torch.topk(self._mlp("head/rest", hidden)[:, 0] + logit, k)
-        return found.values, found.indices
+        found = torch.topk(self._mlp("head/rest", F.relu(first))[:, 0] + logit, k)
+        return [found.values, found.indices]
 
     def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
         return torch.searchsorted(ascending, wanted.contiguous(), right=right)

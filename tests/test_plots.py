@@ -12,14 +12,15 @@ import pytest
 
 from aif_jax.metrics import Interval
 from experiments import plots
-from experiments.study import question
+from experiments.study import calibration, question
 from experiments.study.question import AIF, WITH_MATCHING
+from tests.light import lightly_compiled
 
 
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
-        "blocks.png", "refresh.png", "quality_against_time.png", "user_state.png",
+        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png", "user_state.png",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
@@ -55,6 +56,35 @@ def test_history_compares_the_same_users(tmp_path):
 def _a_run() -> dict:
     found = plots.records.read(question.RESULTS)
     return question.runs_of(found, "movielens", AIF)[0]
+
+
+@lightly_compiled()
+def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsys):
+    """The script on a tiny world: the same requests before and after, other probabilities, the figure drawn from its record."""
+    calibration.main(["--smoke", "--quiet", "--work", str(tmp_path / "work"), "--json", str(tmp_path / "record.json")])
+    record = json.loads((tmp_path / "record.json").read_text())
+    before, logistic = record["ways"]["before"], record["ways"]["logistic"]
+    assert before["observed"] != before["predicted"] != logistic["predicted"] and record["requests"] > record["users"] > 10
+    assert (
+        np.mean(before["observed"]) == pytest.approx(np.mean(logistic["observed"]), abs=1e-4) == pytest.approx(1 / 16, abs=0.01)
+    )
+    assert "isotonic" in capsys.readouterr().out
+    plots.draw_calibration(record, tmp_path / "calibration.png")
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+def test_the_figure_of_load_is_the_table_of_the_experiments():
+    """Figures of experiments/README.md, at the concurrency of the most requests a second whose p99 is within 100 ms."""
+    record = json.loads(plots.LOAD.read_text(encoding="utf-8"))
+    page = (Path(__file__).resolve().parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
+
+    def cpu(service: str, users: str) -> float:
+        loops = [loop for loop in record["closed_loops"][service][users] if loop["p99_ms"] <= 100]
+        return max(loops, key=lambda loop: loop["rps"])["cpu_ms"]
+
+    assert f"aif new / cached / session | {cpu('aif', 'new'):.2g} / {cpu('aif', 'returning_0'):.2g} / " in page
+    others = ", ".join(f"{cpu(name, 'new'):.2g}" for name in ("sequential", "cold", "two_tower", "exact"))
+    assert f"{others} ms" in page
 
 
 def test_the_record_of_user_states_is_the_table_of_the_experiments():

@@ -82,29 +82,15 @@ def _words(file) -> list[str]:
     return [line for line in str(file).splitlines()[1:] if "json_name" not in line]
 
 
-def test_rank_and_score_answer_what_the_model_says(stub):
-    expected = exports().logits("one")
+def test_an_answer_says_what_it_is_of(stub):
     answer = stub.Rank(pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=5, request_id="r1"))
-    best = np.argsort(-expected, kind="stable")[:5]
-    assert list(answer.best.ids) == IDS[best].tolist() and answer.candidates == len(IDS)
-    np.testing.assert_allclose(answer.logits, expected[best], atol=1e-5)
-    assert answer.about.request_id == "r1" and answer.about.version == exports().index["one"].version
+    assert answer.about.request_id == "r1" and answer.candidates == len(IDS)
     assert not answer.about.degraded and answer.about.stages["total"] > 0 and answer.about.state_age > 0
-    scores = stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=[*IDS, 5])))
-    np.testing.assert_allclose(scores.logits[:-1], expected, atol=1e-5)
-    assert list(scores.known) == [True] * len(IDS) + [False] and scores.logits[-1] == -np.inf
+    assert stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=[5, 17]))).logits[0] == -np.inf
 
 
-def test_encoded_features_travel_as_tensors(stub):
-    features = exports().encoder.with_length(8).user({"user": "ann"}, EVENTS, NOW)
-    history = {f"history.{name}": getattr(features.history, name) for name in ("item", "action", "age", "mask")}
-    arrays = {"ids.user": features.ids["user"], "floats": features.floats, **history}
-    tensors = {n: pb.Tensor(dtype=a.dtype.name, shape=a.shape, data=a.tobytes()) for n, a in arrays.items()}
-    user = pb.User(id=pb.Id(text="ann"), features=tensors, encoding=exports().encoder.version)
-    scores = stub.Score(pb.ScoreRequest(user=user, candidates=pb.Candidates(ids=IDS)))
-    raw = stub.Score(pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=IDS)))
-    assert list(scores.logits) == list(raw.logits)
-    tensors["history.item"].data = tensors["history.item"].data[:-1]
+def test_a_tensor_with_too_few_bytes_is_refused(stub):
+    tensors = {"history.item": pb.Tensor(dtype="int32", shape=[8], data=bytes(31))}
     wrong = refusal(stub.Score, pb.ScoreRequest(user=pb.User(id=pb.Id(text="a"), features=tensors)))
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "features.history.item: expected 32 bytes" in wrong.details()
 
@@ -124,15 +110,11 @@ def test_numbers_come_packed_in_parts_or_one_by_one(stub, channel):
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "candidates: expected 8 bytes" in wrong.details()
 
 
-def test_excluded_items_are_left_out(stub):
+def test_each_batch_of_a_stream_leaves_excluded_items_out(stub):
     best = list(stub.Rank(pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=5)).best.ids)
     request = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=3, exclude=pb.Candidates(ids=best[:2]))
-    more = pb.RankRequest(candidates=pb.Candidates(ids=best[:3]))
-    for answer in (stub.Rank(request), stub.RankStream(iter([request, more]))):
-        assert list(answer.best.ids) == best[2:] and answer.unknown == 0
-    assert answer.excluded == 4 and stub.Rank(request).excluded == 2  # of the stream, each batch brought both
-    wanted = pb.ScoreRequest(user=ann(), candidates=pb.Candidates(ids=best), exclude=pb.Candidates(ids=best[1:2]))
-    assert list(stub.Score(wanted).known) == [True, False, True, True, True]
+    answer = stub.RankStream(iter([request, pb.RankRequest(candidates=pb.Candidates(ids=best[:3]))]))
+    assert list(answer.best.ids) == best[2:] and (answer.unknown, answer.excluded) == (0, 4)  # each batch brought both
 
 
 def test_prepare_then_rank_by_the_id_alone(stub):
@@ -166,29 +148,16 @@ def test_candidates_in_mini_batches(stub):
     assert wrong.code() == grpc.StatusCode.INVALID_ARGUMENT and "expected integers" in wrong.details()
 
 
-def test_ids_of_text_are_bounded(stub):
-    good = {"user": ann(), "candidates": pb.Candidates(ids=IDS), "k": 5}
-    for changes in (
-        {"candidates": pb.Candidates(texts=["x" * 1025])},
-        {"user": pb.User(id=pb.Id(text="x" * 1025), known=True)},
-    ):
-        error = refusal(stub.Rank, pb.RankRequest(**good | changes))
-        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "at most 1024 characters" in error.details()
-
-
 def test_errors_name_the_field(stub):
     good = {"user": ann(), "candidates": pb.Candidates(ids=IDS), "k": 5}
     for changes, code, field in (
-        ({"k": 0}, "INVALID_ARGUMENT", "k"),
         ({"user": pb.User()}, "INVALID_ARGUMENT", "user"),
-        ({"order": "colour"}, "INVALID_ARGUMENT", "order"),
         ({"candidates": pb.Candidates(ids=[1], bids=[float("nan")])}, "INVALID_ARGUMENT", "bids"),
         ({"candidates": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "candidates"),
         ({"exclude": pb.Candidates(ids=[1], texts=["a"])}, "INVALID_ARGUMENT", "exclude"),
         ({"exclude": pb.Candidates(ids=[1], bids=[1.0])}, "INVALID_ARGUMENT", "exclude"),
         ({"exclude": pb.Candidates(texts=["a"])}, "INVALID_ARGUMENT", "exclude"),
-        ({"user": ann(now=5 * NOW)}, "INVALID_ARGUMENT", "now"),
-        ({"version": "0" * 64}, "FAILED_PRECONDITION", "version"),
+        ({"candidates": pb.Candidates(texts=["x" * 1025])}, "INVALID_ARGUMENT", "candidates"),
     ):
         error = refusal(stub.Rank, pb.RankRequest(**good | changes))
         assert error.code() == grpc.StatusCode[code], (changes, error.details())

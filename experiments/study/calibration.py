@@ -1,0 +1,89 @@
+"""Predicted against observed probabilities of `presets.aif`, by tenths of the prediction, before and after a calibration.
+
+Claim     Trained on sampled negatives, probabilities are near what is observed; a calibration fitted on earlier events helps
+          the unlikely candidates, not the likeliest tenth.
+Command   python -m experiments.study.calibration --data DIR [--work DIR]      (or --smoke)
+Time      a few minutes for a model that `question` has trained (--work); half an hour with its training
+Protocol  MovieLens, the model of `question` on the validation split (training on the first 80 %, three epochs, seed 0). The
+          calibration is fitted on requests of the next 10 %, the figures are of requests of the last 10 %. A request is an
+          event's item among 15 that are drawn by popularity, so one item in 16 is a positive.
+Measured  experiments/results/calibration/record.json, drawn by `experiments.plots`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aif_jax import train
+from aif_jax.data import eligible
+from aif_jax.train.evaluate import Evaluation
+from experiments import common
+from experiments.study import datasets, question
+from experiments.study.question import AIF, EPOCHS, Trial
+
+RECORD = Path("experiments/results/calibration/record.json")
+REQUESTS = 1500
+"""Requests that fit a calibration, and as many that judge it, drawn at random."""
+
+
+def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, progress: bool = True) -> dict[str, Any]:
+    """The record: figures before and after each form of calibration."""
+    trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
+    (part,) = question.parts_of(trial, data)
+    model, params, _ = question.trained(trial, part, data, work=work, progress=progress)
+    rng, log = np.random.default_rng(0), data.dataset.log
+    held = [drawn(log, slice_, rng, requests) for slice_ in (data.split.validation, data.split.test)]
+    made: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
+    made["users"] = len(np.unique(log.user[held[1]]))
+    for way in ("before", "logistic", "isotonic"):
+        given = params
+        if way != "before":
+            given = train.calibrate(model, params, data.dataset, held[0], form=way, progress=progress)
+        made["ways"][way] = figures(train.evaluate(model, given, data.dataset, held[1], k=None, progress=progress))
+    return made | {"machine": common.machine()}
+
+
+def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -> np.ndarray:
+    """At most so many of the events of a slice, of users with an earlier one."""
+    able = eligible(log, held, min_history=question.MIN_HISTORY)
+    return np.sort(rng.permutation(able)[:requests])
+
+
+def figures(report: Evaluation) -> dict[str, Any]:
+    """What the record keeps of an evaluation."""
+    tenths = report.deciles
+    return {
+        "predicted": [round(value, 5) for value in tenths.predicted],
+        "observed": [round(value, 5) for value in tenths.observed],
+        "deviations": [round(value, 5) for value in tenths.deviations],
+        "ratio": round(report.calibration, 4),
+        "error": round(report.calibration_error, 4),
+        "log_loss": round(report.log_loss, 4),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
+    parser.add_argument("--json", metavar="FILE", type=Path, default=RECORD, help="the record (default %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="a tiny synthetic data set, in seconds")
+    parser.add_argument("--quiet", action="store_true", help="no bars")
+    options = parser.parse_args(arguments)
+    data = datasets.load("smoke" if options.smoke else "movielens", options.data)
+    made = measure(data, options.work, requests=100 if options.smoke else REQUESTS, progress=not options.quiet)
+    rows = [(way, *(one[name] for name in ("ratio", "error", "log_loss"))) for way, one in made["ways"].items()]
+    print(common.table(rows, ("calibration", "predicted / observed", "error", "log-loss")))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
