@@ -515,6 +515,16 @@ def test_a_block_tells_its_formula_paper_cost_and_use(kind):
     assert [word for word in ("Paper", "Cost", "When") if not re.search(rf"^- {word}: \S", doc, re.M)] == []
 
 
+def test_arguments_that_share_a_line_become_one_a_line():
+    pytest.importorskip("griffe")
+    one_a_line = website("examples").one_a_line
+    head, mean, tail = "A pair, so low, high: prose.\n\nAttributes:\n", "  mean: middle.\n\n", "\n\nReturns:\n  x, y: no names"
+    text = f"{head}  low, high: bounds,\n    in order.\n{mean}  a, b: more.{tail}"
+    bounds = "  low: bounds,\n    in order.\n  high: bounds,\n    in order.\n"
+    assert one_a_line(text) == f"{head}{bounds}{mean}  a: more.\n  b: more.{tail}"
+    assert one_a_line("Nothing, here: x.") == "Nothing, here: x." and one_a_line("") == ""
+
+
 def website(name: str) -> Any:
     """A module of docs/website."""
     spec = importlib.util.spec_from_file_location(name, SITE.parent / f"{name}.py")
@@ -638,6 +648,7 @@ def test_site_builds_without_warnings(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "user_attributes," not in reference, "names that share a line are taken apart"
     assert 'id="aif_jax.build"' in reference and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(
         r"<[^>]+>", "", reference
     )

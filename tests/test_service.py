@@ -15,8 +15,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pyarrow
-import pyarrow.ipc
 import pytest
 
 from aif_jax.connectors import Record
@@ -94,27 +92,6 @@ def test_a_broken_body_is_refused(change, message):
     tensors.unpack(raw)
     with pytest.raises(BadCall, match=message):
         tensors.unpack(change(raw))
-
-
-def _compressed(batch) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
-    with pyarrow.ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-@pytest.mark.parametrize(("body", "message"), [
-    (b"ARROW1", "expected an Arrow stream"),
-    (tensors.pack_arrow({"user": 1})[:-40], "expected an Arrow stream"),
-    (tensors.pack_arrow({"user": 1, "a": [{"b": 1}]}), "expected numbers, strings or lists"),
-    (tensors.pack_arrow({"user": 1, "a": 1, "a.b": 1}), "expected one value, got two"),
-    (_compressed(pyarrow.record_batch({"candidates": [list(range(9999))]})), "not compressed"),
-    (_compressed(pyarrow.record_batch({"user": pyarrow.array(["a"]).dictionary_encode()})), "a schema and a record batch"),
-])  # fmt: skip
-def test_a_broken_arrow_stream_is_refused(body, message):
-    with pytest.raises(BadCall, match=message):
-        tensors.unpack_arrow(body)
 
 
 @pytest.mark.parametrize(("fields", "field"), [
@@ -427,6 +404,21 @@ def test_paths_methods_and_types(client):
         client._connection.request("DELETE", path, headers=client._headers)
         with client._connection.getresponse() as response:
             assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
+
+
+@pytest.mark.parametrize("dtype", [">i4", "<u2", ">f8", "?", "<i8"])
+def test_tensors_come_back_in_native_order_whatever_the_array_is(dtype):
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    for shaped in (array, array.T, array.ravel()):
+        got = tensors.unpack(tensors.pack({"one": shaped}))["one"]
+        assert got.dtype == np.dtype(dtype).newbyteorder("=") and got.shape == shaped.shape and got.dtype.isnative
+        np.testing.assert_array_equal(got, shaped)
+
+
+def test_bytes_that_are_no_booleans_are_refused():
+    body = tensors.pack({"one": np.ones(9, bool)})
+    with pytest.raises(BadCall, match="one: expected bytes 0 and 1 of BOOL"):
+        tensors.unpack(body[:-1] + b"\2")
 
 
 def test_an_answer_leaves_in_one_piece():

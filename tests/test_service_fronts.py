@@ -1,4 +1,4 @@
-"""The same calls through every front give the same answers and refusals: HTTP in three forms of body, gRPC, Open Inference."""
+"""The same calls through every front give the same answers and refusals: HTTP in two forms of body, gRPC, Open Inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import numpy as np
-import pyarrow.ipc
 import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
@@ -16,7 +15,7 @@ triton_grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclien
 
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service import processes, tensors  # noqa: E402
+from aif_jax.service import processes  # noqa: E402
 from aif_jax.service.client import ServiceError  # noqa: E402
 from aif_jax.service.inference import MODEL  # noqa: E402
 from aif_jax.service.process import Listening  # noqa: E402
@@ -31,16 +30,6 @@ class Refused(Exception):
     """A front refused a call; the arguments are code, field and message as far as its protocol has them."""
 
 
-def http(service: Any, method: str, kind: str, packed: bytes) -> bytes:
-    with service.client() as client:
-        status, answered, body = client.request("POST", f"/v1/{method}", packed, {"content-type": kind})
-    if status != 200:
-        error = json.loads(body)["error"]
-        raise Refused(error["code"], error["field"], error["message"])
-    assert answered == kind
-    return body
-
-
 def ask_binary(service: Any, method: str, fields: dict) -> dict:
     with service.client() as client:
         try:
@@ -50,16 +39,14 @@ def ask_binary(service: Any, method: str, fields: dict) -> dict:
 
 
 def ask_json(service: Any, method: str, fields: dict) -> dict:
-    packed = json.dumps(fields, default=lambda value: value.tolist()).encode()
-    answer = json.loads(http(service, method, "application/json", packed))
+    packed, kind = json.dumps(fields, default=lambda value: value.tolist()).encode(), "application/json"
+    with service.client() as client:
+        status, answered, body = client.request("POST", f"/v1/{method}", packed, {"content-type": kind})
+    answer = json.loads(body)
+    if status != 200:
+        raise Refused(*(answer["error"][name] for name in ("code", "field", "message")))
+    assert answered == kind
     return answer | {name: np.array(answer[name], float) for name in ("logits", "scores") if name in answer}
-
-
-def ask_arrow(service: Any, method: str, fields: dict) -> dict:
-    body = http(service, method, tensors.ARROW, tensors.pack_arrow(fields))
-    table = pyarrow.ipc.open_stream(body).read_all()
-    assert "ids" not in table.column_names or table.column("ids").type == pyarrow.list_(pyarrow.int64())
-    return table.to_pylist()[0]
 
 
 def ask_grpc(service: Any, method: str, fields: dict) -> dict:
@@ -115,7 +102,7 @@ def ask_inference(package: Any, address: str) -> Any:
 
 
 FRONTS = {
-    "binary": ask_binary, "json": ask_json, "arrow": ask_arrow, "grpc": ask_grpc,
+    "binary": ask_binary, "json": ask_json, "grpc": ask_grpc,
     "inference": ask_inference(triton_http, "http"), "inference grpc": ask_inference(triton_grpc, "grpc"),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from aif_jax.service.core import Service
 from aif_jax.service.log import read_log
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, run
-from aif_jax.service.processes import end_with, source_of, supervise
+from aif_jax.service.processes import source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
 from tests.service_world import ANN, EVENTS, IDS, exports, running
@@ -136,19 +136,6 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced():
             assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-
-
-def test_a_worker_ends_once_its_pipe_does(monkeypatch):
-    killed, (watched, watcher) = [], os.pipe()
-    monkeypatch.setattr(os, "kill", lambda *words: killed.append(words))
-    thread = threading.Thread(target=end_with, args=(watched,))
-    thread.start()
-    thread.join(0.1)
-    assert thread.is_alive() and not killed
-    os.close(watcher)
-    thread.join(60)
-    os.close(watched)
-    assert killed == [(os.getpid(), signal.SIGTERM)]
 
 
 @pytest.mark.reliability

@@ -68,7 +68,7 @@ PAGE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 READERS = {tensors.CONTENT_TYPE: tensors.unpack, JSON: tensors.parse_json}
-PATIENCE = 0.005  # seconds of a call before anyone looks whether its caller is still there
+PATIENCE = 0.02  # seconds of a call before anyone looks whether its caller is still there, which costs a task
 PAUSE = 1.0  # seconds before a call that found too many others is tried again
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
 Headers = Mapping[bytes, bytes]

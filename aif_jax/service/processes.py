@@ -10,7 +10,6 @@ import pkgutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from aif_jax.service.log import RequestLog, Shadow, Traces
 from aif_jax.service.models import Models, Nearline
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig
+from aif_jax.sharding.processes import end_with
 
 logger = logging.getLogger(__name__)
-WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,file that ends with its watcher"
+WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,process that watches it"
 RESTARTS = 5  # of workers that died within `RESTART_SECONDS`; with more, something is wrong with all of them
 RESTART_SECONDS = 60.0
 
@@ -88,7 +88,7 @@ def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
     ports = os.environ.get(WORKER)
     if ports is not None:
         http_port, grpc_port, watcher = ports.split(",")
-        threading.Thread(target=end_with, args=(int(watcher),), daemon=True).start()
+        end_with(int(watcher), lambda: os.kill(os.getpid(), signal.SIGTERM))  # which drains
         where = dataclasses.replace(
             settings.where, http_port=int(http_port), grpc_port=int(grpc_port) if grpc_port else None, reuse_port=True
         )
@@ -107,12 +107,6 @@ def loop_factory() -> Any:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def end_with(watcher: int) -> None:
-    """Drains this process once the one that watches it is gone, whose end of a pipe closes then."""
-    os.read(watcher, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_worker() -> bool:
@@ -170,8 +164,7 @@ def supervise(where: Listening, workers: int) -> None:
     # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
     held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
     ports = [str(each.getsockname()[1]) for each in held]
-    watched, watcher = os.pipe()
-    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(watched)])}
+    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(os.getpid())])}
     stopping = False
 
     def stop(number: int, frame: Any) -> None:
@@ -183,7 +176,7 @@ def supervise(where: Listening, workers: int) -> None:
 
     def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
-        return subprocess.Popen(command, env=environment, pass_fds=(watched,))
+        return subprocess.Popen(command, env=environment)
 
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -215,5 +208,3 @@ def supervise(where: Listening, workers: int) -> None:
             signal.signal(number, handler)
         for each in held:
             each.close()
-        os.close(watched)
-        os.close(watcher)

@@ -238,12 +238,12 @@ def stop(started: Sequence[subprocess.Popen]) -> None:
         process.wait()
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when its parent, of that id, is gone; looks once a second."""
+def end_with(parent: int, end: Callable[[], object] = lambda: os._exit(1)) -> None:
+    """Ends this process, by `end`, when its parent, of that id, is gone; looks once a second."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os._exit(1)
+        end()
 
     threading.Thread(target=watch, name="aif_jax.parent", daemon=True).start()
