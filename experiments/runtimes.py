@@ -7,14 +7,15 @@ Programs  user   features on the host -> state in the runtime's memory
           score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
           whole  user, then score
           head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
-          halves at C=10,000, ours: `score` of two halves in two threads, then the best of both, which an engine does whose
-                 largest bucket is 5,000
+          halves ours alone: `score` of two halves in two threads, then the best of both, which an engine does whose largest
+                 bucket is half of C
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
-          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`, and
-          `score_10000_in_halves`, the halves over the whole. Weights are as initialised.
+          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`,
+          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; with `halves_equal`,
+          whether positions and logits are the same bits at both sizes. Weights are as initialised.
 """
 
 from __future__ import annotations
@@ -81,13 +82,15 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
             programs = {} if more else {"user": each.user}
             programs |= {what: partial(sized, getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
-    timed["halves"] = partial(sized, ours.halves, counts[1])
-    check("halves", ours.score(0, counts[1]), ours.halves(0, counts[1]))
+        timed[f"halves{more}"] = partial(sized, ours.halves, count)
+        check("halves", ours.score(0, count), ours.halves(0, count))
     turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
-    return summary(medians, list(others), f"_{counts[1]}")
+    pairs = [zip(ours.score(0, count), ours.halves(0, count), strict=True) for count in counts]
+    equal = all(np.array_equal(whole, halves) for pair in pairs for whole, halves in pair)
+    return summary(medians, list(others), f"_{counts[1]}") | {"halves_equal": equal}
 
 
 def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
@@ -103,7 +106,8 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     figures: dict[str, Any] = {"runtime_ms": ms, "head_ms": {"": medians["head"], "10000": medians[f"head{large}"]}}
     figures["score_over_head"] = ms["aif_jax"]["score"] / medians["head"]
     figures["score_10000_over_head"] = ms["aif_jax"]["score_10000"] / medians[f"head{large}"]
-    figures["score_10000_in_halves"] = medians["halves"] / ms["aif_jax"]["score_10000"]
+    figures["score_in_halves"] = medians["halves"] / ms["aif_jax"]["score"]
+    figures["score_10000_in_halves"] = medians[f"halves{large}"] / ms["aif_jax"]["score_10000"]
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
         if found:
@@ -179,7 +183,7 @@ class Ours(Runtime):
         self._user = self._programs.user(made.params, HistoryLayout(made.config.history_length))
         self._plain = [self._programs.plain(u, version=made.index.version, encoding=made.index.encoding) for u in made.users]
         self._ready(made)
-        sizes = (*counts, counts[-1] // 2)
+        sizes = {*counts, *(count // 2 for count in counts)}
         self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in sizes}
         self._threads = ThreadPoolExecutor(2)
 

@@ -12,9 +12,9 @@ Model     `presets.aif` with an item table of so many rows, B=1024 pointwise sam
 Checked   both start from the same parameters; their logits must agree to 1e-4 before anything is timed.
 Figures   medians of runs interleaved in one process, batches ready on the device; compile time apart. `input_share` is the
           share of a run of the training loop that was spent waiting for a batch made by `data.pipeline.Pipeline`.
-          `ratio_over_torch` is PyTorch's time over ours. With `--before DIR`, the checkout of an older commit,
-          `step_ratio_before` is its step over ours at the quickstart's sizes, each with its own `presets.aif`: two processes
-          of `experiments/one_step.py` that make a step each in turn.
+          `ratio_over_torch` is the time of PyTorch's fastest step over ours, compiled too if there is a C++ compiler. With
+          `--before DIR`, the checkout of an older commit, `step_ratio_before` is its step over ours at the quickstart's sizes,
+          each with its own `presets.aif`: two processes of `experiments/one_step.py` that make a step each in turn.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -128,8 +129,10 @@ def batch_of(config: aif.Config, size: int, *, seed: int, power_law: bool = Fals
     )
 
 
-def torch_step(ours: Trainer, batches: list[Batch], *, sparse: bool, adagrad: bool = False) -> Callable[[int], float]:
-    """The same network and the same batches in PyTorch, after a check of its logits."""
+def torch_step(
+    ours: Trainer, batches: list[Batch], *, sparse: bool, adagrad: bool = False, compiled: bool = False
+) -> Callable[[int], float]:
+    """The same network and the same batches in PyTorch, after a check of its logits; `compiled`, by `torch.compile`."""
     import torch
 
     from experiments.torch_aif import TorchAIF, expect_same, to_torch
@@ -141,11 +144,12 @@ def torch_step(ours: Trainer, batches: list[Batch], *, sparse: bool, adagrad: bo
     tensors = [to_torch(batch, params, config) for batch in batches]
     optimizers = network.optimizers(RATE, adagrad=adagrad)
     expect_same(network, tensors[0], ours.model, params, batches[0])
+    logits = torch.compile(network, dynamic=False) if compiled else network
 
     def run(i: int) -> float:
         begin = time.perf_counter()
         batch = tensors[i % len(tensors)]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(network(batch), batch["labels"])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(batch), batch["labels"])
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -298,6 +302,8 @@ def main(arguments: list[str] | None = None) -> None:
         "torch Adagrad, sparse": torch_step(ours, plain, sparse=True, adagrad=True),
         "torch Adam, dense": torch_step(ours, plain, sparse=False),
     }
+    if not smoke and shutil.which(os.environ.get("CXX", "g++")):
+        theirs["torch Adam, dense, compiled"] = torch_step(ours, plain, sparse=False, compiled=True)
     both = timed({"aif_jax": ours, **theirs}, rounds, "PyTorch")
     fastest = min(both[name] for name in theirs)
     figures |= {
