@@ -101,10 +101,10 @@ def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Pat
         for at, (name, world) in enumerate(worlds.items()):
             lost, (low, high) = world["stale_loss_gauc_points"], world["stale_loss_interval"]
             daily.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
-            share = f"refresh: {100 * world['warm_cost_share']:.0f} % of the CPU"
+            share = f"a refresh: {100 * world['warm_cost_share']:.0f} % of a training"
             daily.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
-        daily.set_xlim(-0.5, 2.0 * max(world["stale_loss_interval"][1] for world in worlds.values()))
-        daily.set_xlabel(f"GAUC points behind a model refreshed {next(iter(worlds.values()))['days']} times")
+        daily.set_xlim(-0.5, 2.2 * max(world["stale_loss_interval"][1] for world in worlds.values()))
+        daily.set_xlabel(f"GAUC points lost in {next(iter(worlds.values()))['days']} days without a refresh")
         for at, (name, world) in enumerate(hourly.items()):
             for shift, arm, marker in ((-0.13, "delta", "o"), (0.13, "frozen", "s")):
                 lost, high, low = (-end for end in world["last_day_intervals"][arm])
@@ -113,7 +113,7 @@ def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Pat
         for label, marker in (("deltas, and a refresh every day", "o"), ("deltas alone", "s")):
             by_hour.plot([], [], marker, color="dimgray", label=label)
         by_hour.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        by_hour.set_xlabel("GAUC points behind training all, 8 times a day")
+        by_hour.set_xlabel("GAUC points behind training everything 8 times a day")
         for axis, shown in ((daily, worlds), (by_hour, hourly)):
             axis.axvline(0, color="black", lw=1)
             axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])

@@ -310,6 +310,12 @@ def report(figures: dict[str, Any], quality: dict[str, Quality], difference: flo
         )
 
 
+PEOPLE = {
+    "two_tower": "Two-tower", "aif": "AIF", "aif_sequential": "AIF, sequentially", "full_attention": "Full attention",
+}  # fmt: skip
+"""Names of the ways in the picture."""
+
+
 def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, float]], options) -> None:
     """Draws the timeline of a typical request of each way."""
     drawn = {}
@@ -317,7 +323,7 @@ def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, floa
         order = sorted(measured, key=lambda each: each.answer.total_ms)
         found, typical = figures[way], order[len(order) // 2].answer
         times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
-        drawn[f"{way.replace('_', ' ')}: {times} (medians)"] = typical.timeline
+        drawn[f"{PEOPLE.get(way, way)}: {times} (medians)"] = typical.timeline
     draw(drawn, options.figure)
 
 

@@ -34,7 +34,7 @@ from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.types import Events, Streamed, UserFeatures
 from aif_jax.user_table import UserTable
-from aif_jax.user_table.rows import UserProgram, unpack
+from aif_jax.user_table.rows import UserProgram
 from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common, plots
 from experiments.study import datasets
@@ -234,7 +234,7 @@ def streamed_scores(
         words[at] = program(words[at], events, counts[at]).words
 
     def score(words, features, now, items):
-        memory = unpack(Packed(words=words, layout=program.layout))
+        memory = Packed(words=words, layout=program.layout).widened()
         history = Streamed(memory=memory, since=no_events(1), now=now)
         features = UserFeatures(ids=features.ids, floats=features.floats, history=history)
         return program.model.joint(program.params, features, items)

@@ -249,7 +249,7 @@ def test_a_read_takes_one_round_trip(url, client):
     assert commands["cmdstat_mget"] == 10 and not {"cmdstat_get", "cmdstat_getrange", "cmdstat_exec"} & commands.keys()
 
 
-def test_a_fetch_counts_what_happened_and_shares_reads():
+async def test_a_fetch_counts_what_happened_and_shares_reads():
     class Source:
         reads = 0
 
@@ -264,23 +264,20 @@ def test_a_fetch_counts_what_happened_and_shares_reads():
                 raise ConnectionError("down")
             return None if user == "new" else await MemoryFeatures(LAYOUT).get(user)
 
-    async def test() -> None:
-        source = Source()
-        fetch = Fetch(source, ENCODER, timeout=0.1, now=lambda request: NOW)
-        made = await asyncio.gather(*(fetch(Request(user="new")) for _ in range(5)), fetch.record("new"))
-        assert source.reads == 1 and not made[0].history.mask.any() and made[-1] is None
-        for user, error in (("slow", TimeoutError), ("torn", ValueError), ("down", ConnectionError)):
-            with pytest.raises(error):
-                await fetch(Request(user=user))
-        assert dict(fetch.counters) == {"missing": 1, "timeouts": 1, "damaged": 1, "failed": 1}
-        first = asyncio.create_task(fetch(Request(user="gone")))
-        second = asyncio.create_task(fetch(Request(user="gone")))
-        await asyncio.sleep(0.005)
-        first.cancel()  # a request that is over does not take the read from the other
-        await second
-        assert source.reads == 5 and fetch.values()["stages"]["read"]["count"] == 2
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+    source = Source()
+    fetch = Fetch(source, ENCODER, timeout=0.1, now=lambda request: NOW)
+    made = await asyncio.gather(*(fetch(Request(user="new")) for _ in range(5)), fetch.record("new"))
+    assert source.reads == 1 and not made[0].history.mask.any() and made[-1] is None
+    for user, error in (("slow", TimeoutError), ("torn", ValueError), ("down", ConnectionError)):
+        with pytest.raises(error):
+            await fetch(Request(user=user))
+    assert dict(fetch.counters) == {"missing": 1, "timeouts": 1, "damaged": 1, "failed": 1}
+    first = asyncio.create_task(fetch(Request(user="gone")))
+    second = asyncio.create_task(fetch(Request(user="gone")))
+    await asyncio.sleep(0.005)
+    first.cancel()  # a request that is over does not take the read from the other
+    await second
+    assert source.reads == 5 and fetch.values()["stages"]["read"]["count"] == 2
 
 
 def test_a_timeout_of_the_source_itself_keeps_its_text():
@@ -334,21 +331,18 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
         asyncio.run(asyncio.wait_for(test(user), 20))
 
 
-def test_a_server_that_does_not_answer_is_a_timeout(url, client):
+async def test_a_server_that_does_not_answer_is_a_timeout(url, client):
     from redis import asyncio as redis
 
-    async def test() -> None:
-        async with redis.Redis.from_url(url) as made:
-            fetch = Fetch(ValkeyFeatures(made, LAYOUT), ENCODER, timeout=0.05, now=lambda request: NOW)
+    async with redis.Redis.from_url(url) as made:
+        fetch = Fetch(ValkeyFeatures(made, LAYOUT), ENCODER, timeout=0.05, now=lambda request: NOW)
+        await fetch(Request(user=1))
+        client.client_pause(300)
+        with pytest.raises(TimeoutError, match="no answer of the source within 0.05 s"):
             await fetch(Request(user=1))
-            client.client_pause(300)
-            with pytest.raises(TimeoutError, match="no answer of the source within 0.05 s"):
-                await fetch(Request(user=1))
-            await asyncio.sleep(0.4)
-            await fetch(Request(user=1))  # the connection is sound again
-            assert dict(fetch.counters) == {"missing": 2, "timeouts": 1}
-
-    asyncio.run(asyncio.wait_for(test(), 20))
+        await asyncio.sleep(0.4)
+        await fetch(Request(user=1))  # the connection is sound again
+        assert dict(fetch.counters) == {"missing": 2, "timeouts": 1}
 
 
 @pytest.mark.parametrize(

@@ -143,32 +143,36 @@ def test_replay_with_another_version(logged, capsys):
     assert cli.main(["replay", str(logged / "none"), "--model", str(exports().root)]) == 2
 
 
-def test_a_log_of_frames_is_refused_with_the_way_out(logged, tmp_path):
+def copy_of(logged, folder, **changes):
+    """A log with changed columns: `changes[name](value, row)` gives each value; returns the changed columns."""
     (file,) = logged.glob("*.parquet")
     table = pq.read_table(file)
-    for column in ("raw", "features"):
-        at = table.schema.get_field_index(column)
-        old = [None if value is None else b"AIF1" + value for value in table[column].to_pylist()]
-        table = table.set_column(at, table.schema.field(at), [old])
-    pq.write_table(table, tmp_path / "requests-1.parquet")
+    made = {name: [change(row[name], row) for row in table.to_pylist()] for name, change in changes.items()}
+    for name, values in made.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), [values])
+    pq.write_table(table, folder / "requests-1.parquet")
+    return made
+
+
+def test_a_log_of_frames_is_refused_with_the_way_out(logged, tmp_path):
+    frames = lambda value, row: None if value is None else b"AIF1" + value  # noqa: E731
+    old = next(filter(None, copy_of(logged, tmp_path, raw=frames, features=frames)["features"]))
     with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
         list(read_log(tmp_path))
     with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
-        logged_arrays(next(value for value in old if value))
+        logged_arrays(old)
 
 
 def test_replay_finds_the_field_that_differs(logged, tmp_path):
     """A log whose raw events have other ages than the features that were served: a skewed clock."""
     from aif_jax.service import tensors
 
-    (file,) = logged.glob("*.parquet")
-    table = pq.read_table(file)
-    raw = []
-    for value in table["raw"].to_pylist():
+    def later(value, row):
         fields = None if value is None else tensors.unpack(value)
-        raw.append(None if fields is None else tensors.pack(fields | {"now": fields["now"] + 30}))
-    at = table.schema.get_field_index("raw")
-    pq.write_table(table.set_column(at, table.schema.field(at), [raw]), tmp_path / "requests-1.parquet")
+        return None if fields is None else tensors.pack(fields | {"now": fields["now"] + 30})
+
+    copy_of(logged, tmp_path, raw=later)
     report = replay(tmp_path, exports().root / "one", config=SERVING)
     assert report.fields["history.age"].different == 2 and report.fields["history.age"].largest == 30
     assert not report.fields["history.item"].different
@@ -188,11 +192,7 @@ def test_replay_compares_no_answer_that_is_degraded_now(logged, monkeypatch):
 
 
 def test_replay_compares_no_answer_of_another_user_state(logged, tmp_path):
-    (file,) = logged.glob("*.parquet")
-    table = pq.read_table(file)
-    at = table.schema.get_field_index("degraded")
-    degraded = [name == "r1" for name in table["id"].to_pylist()]
-    pq.write_table(table.set_column(at, table.schema.field(at), [degraded]), tmp_path / "requests-1.parquet")
+    copy_of(logged, tmp_path, degraded=lambda value, row: row["id"] == "r1")
     report = replay(tmp_path, exports().root / "one", config=SERVING)
     assert (report.records, report.skipped) == (2, {"answered degraded": 1, "no features": 1})
 

@@ -42,8 +42,9 @@ def whole(request: Request) -> aif.UserFeatures:
     return ENCODER.with_length(128).user(None, raw(mine), NOW)
 
 
-def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 120))
+def engine_of(features, storage="float32", **options) -> AsyncPreRanker:
+    config = ServingConfig(**SIZES, user_storage=storage, **options)
+    return AsyncPreRanker(aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config)
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
@@ -54,10 +55,7 @@ async def test_rows_and_histories_get_the_same_answers(storage):
     def features(request: Request):
         return table.features(request.user, now=NOW, events=since) if request.context == "row" else whole(request)
 
-    config = ServingConfig(**SIZES, user_storage=storage, batch_size=2)
-    async with AsyncPreRanker(
-        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-    ) as engine:
+    async with engine_of(features, storage, batch_size=2) as engine:
         compiled = dict(engine.metrics()["counters"])
         for user in range(1, 6):
             asked = (Request(user=user, context=how) for how in ("row", "history"))
@@ -77,10 +75,7 @@ async def test_events_since_the_row_count():
     def features(request: Request):
         return table.features(3, now=NOW, events=raw(mine[-5:])) if request.context == "row" else whole(request)
 
-    config = ServingConfig(**SIZES, user_storage="float32")
-    async with AsyncPreRanker(
-        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-    ) as engine:
+    async with engine_of(features) as engine:
         answers = [await engine.score(Request(user=3, context=how), CANDIDATES) for how in ("row", "history")]
         np.testing.assert_allclose(answers[0].logits, answers[1].logits, atol=1e-4)
 
@@ -96,10 +91,7 @@ async def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_the
         used.append((request.version, request.user in table))
         return table.features(request.user, now=NOW) if request.user in table else whole(request)
 
-    config = ServingConfig(**SIZES, user_storage="float32")
-    async with AsyncPreRanker(
-        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-    ) as engine:
+    async with engine_of(features) as engine:
         before = [await engine.score(user, CANDIDATES) for user in (1, 5)]
         await engine.publish(aif.Trained(MODEL, NEWER, ENCODER), index_of(NEWER))
         after = [await engine.score(user, CANDIDATES) for user in (1, 5)]
@@ -113,11 +105,7 @@ async def test_a_new_version_takes_its_own_rows_and_histories_until_they_are_the
 
 async def test_a_row_of_another_model_is_refused():
     table = table_of(NEWER, users=[1])
-    config = ServingConfig(**SIZES, user_storage="float32", fallback=False)
-    features = lambda request: table.features(1, now=NOW)  # noqa: E731
-    async with AsyncPreRanker(
-        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-    ) as engine:
+    async with engine_of(lambda request: table.features(1, now=NOW), fallback=False) as engine:
         with pytest.raises(VersionMismatch, match="UserFeatures.history: expected version"):
             await engine.score(1, CANDIDATES)
 
@@ -145,10 +133,7 @@ async def test_what_the_engine_was_not_compiled_for_is_refused(made, storage, me
             found = dataclasses.replace(found, history=dataclasses.replace(found.history, memory=table.memory(1)))
         return found
 
-    config = ServingConfig(**SIZES, user_storage=storage, fallback=False)
-    async with AsyncPreRanker(
-        aif.Trained(MODEL, PARAMS, ENCODER), index_of(PARAMS), features=features, config=config
-    ) as engine:
+    async with engine_of(features, storage, fallback=False) as engine:
         with pytest.raises(ValueError, match=message):
             await engine.score(1, CANDIDATES)
 

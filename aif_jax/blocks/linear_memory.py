@@ -172,7 +172,7 @@ def _weighted_backward(saved: Any, cotangent: Any) -> tuple[Any, ...]:
 
     def add(shared: Any, own: Any, chunk: Any, total: Any) -> tuple[Any, jax.Array]:
         (values, mask), (highest, of_sums, of_weight) = chunk, own  # of_sums [D, K], of_weight [K]
-        weights = _weights(_keys(shared, values), mask, highest)  # again: dearer to keep than to compute
+        weights = _weights(_keys(shared, values), mask, highest)  # again: costs more to keep than to compute
         of_keys = weights * (values @ of_sums + of_weight[None, :])
         of_values = weights @ of_sums.T + of_keys @ shared[0].T
         return (total[0] + values.T @ of_keys, total[1] + of_keys.sum(0)), of_values

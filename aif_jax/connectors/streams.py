@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -205,19 +206,12 @@ def decode(message: Message) -> Change:
 def joined(changes: list[Change]) -> list[Change]:
     """The same changes in the same order: neighbours of one kind, and of one schema, in one."""
     arrow = pyarrow()
-    groups: list[list[Change]] = []
-    for change in changes:
-        last = groups[-1][-1] if groups else None
-        alike = last is not None and (last.table is None) == (change.table is None)
-        if alike and last is not None and (change.table is None or last.table.schema.equals(change.table.schema)):
-            groups[-1].append(change)
-        else:
-            groups.append([change])
+    groups = itertools.groupby(changes, lambda change: None if change.table is None else change.table.schema)
     return [
         Change(None, [item for change in group for item in change.deleted])
-        if group[0].table is None
+        if schema is None
         else Change(arrow.concat_tables([change.table for change in group]), None)
-        for group in groups
+        for schema, group in groups
     ]
 
 

@@ -114,7 +114,7 @@ class Admission:
         """The items that get a row now: known to the items file, with enough events, those seen last where few rows are free.
 
         Args:
-          codes, times: of all events.
+          codes, times: item code and time of each event.
           trained: model of the last published version.
         """
         encoder, count, ids = trained.need_encoder("follow"), self.size + len(self._codes), self.ids

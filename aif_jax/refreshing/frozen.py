@@ -70,7 +70,7 @@ def rows_step(
 ) -> StepFn:
     """The compiled step that moves rows of `tables`; loss and options are those of `make_step`.
 
-    Row 0 stays: every item without a row of its own reads it, and index rows of those are not in a delta.
+    Row 0 stays: every item that has no row reads it, and index rows of those are not in a delta.
     """
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> Any:

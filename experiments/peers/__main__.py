@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Writes a record of every score file of the data set, on the test slice and, for those that were tuned here, both."""
+    """Writes a record of every score file of the test slice that has none yet."""
     name = "smoke" if options.smoke else options.dataset
     data = datasets.load(name, options.data)
     folder = options.work.resolve() / name
@@ -46,10 +46,13 @@ def evaluate(options: argparse.Namespace) -> None:
         tuning.baseline(baseline, workplace)
     for peer, python in options.peer:
         tuning.trained(peer, workplace, python, tuning.SECONDS.get(name, 1.0))
+    kept = records.read(options.results)
     for model in scores.names(workplace.scores("test")):
         found = workplace.read(model)
-        made = judge.judged(found, slices["test"], found.about.get("powers", {}))
         trial = Trial(dataset=name, model=model, split="test", epochs=0, seed=found.about.get("seed", 0))
+        if found.about and kept.get(trial.id, {}).get("about") == records.rounded(found.about):
+            continue  # the same settings, tuned alike
+        made = judge.judged(found, slices["test"], found.about.get("powers", {}))
         met = question.met_share(trial, slices["test"].part, data)
         question.keep(options.results, trial, made, met_items=met, about=found.about, commit=common.machine()["commit"])
 

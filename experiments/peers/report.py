@@ -10,7 +10,7 @@ from typing import Any
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser
-from experiments.peers import tuning
+from experiments.peers import baselines, tuning
 from experiments.peers.judge import GAUC, HIT_RATE, POWERS
 from experiments.study import question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
@@ -69,7 +69,9 @@ def markdown(results: Path, ours: Path) -> str:
         mine = [one for one in found.values() if one["dataset"] == dataset]
         mine.sort(key=lambda one: (-one["figures"][GAUC], one["model"]))
         title = DATASETS.get(dataset, dataset)
-        parts.append(f"## {title}\n\n{_figures(results, mine, ours, theirs)}")
+        missing = {*baselines.BASELINES, *tuning.FEEDS} - {one["model"] for one in mine}
+        left = f"\nNot run: {', '.join(sorted(missing))}.\n" if missing else ""
+        parts.append(f"## {title}\n\n{_figures(results, mine, ours, theirs)}{left}")
         abouts = [(one["model"], one["about"]) for one in mine if "trials" in one["about"]]
         rows = [[model, *(_pairs(about[part]) for part in ("chosen", "powers", "versions")), str(about.get("steps", ""))]
                 for model, about in abouts]  # fmt: skip

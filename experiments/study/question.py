@@ -706,7 +706,7 @@ def picture(results: Path, path: Path) -> None:
     labels = {
         BASE: ("two-tower", "tab:gray"),
         WITH_MATCHING: ("two-tower with\nmatching statistics", "tab:orange"),
-        AIF: ("presets.aif", "tab:blue"),
+        AIF: ("AIF", "tab:blue"),
         FULL: ("full attention", "tab:red"),
     }
     for axis, dataset in zip(figure.subplots(1, 2, sharey=True), ("movielens", "taobao"), strict=True):

@@ -29,10 +29,10 @@ def look_up(halves, wanted, kernel=ITSELF):
 
 
 def halves(item, category, action, age, mask, *, few=False, values=50):
-    """The user half of many candidates, or the one for few; histories have 64 places, and so many values sort them."""
+    """The user half of many candidates, or the one for few; histories have 160 places: more values are sorted."""
     sized = [aif.Attribute(name=name, size=values) for name in ("item", "category")]
     schema = dataclasses.replace(demo.schema(), item_attributes=tuple(sized))
-    config = parts.config(BLOCK, schema=schema, long_length=64)
+    config = parts.config(BLOCK, schema=schema, long_length=160)
     history = dict(item=jnp.asarray(item), action=jnp.asarray(action), age=jnp.asarray(age))
     view = parts.user(config, mask, candidates=5 if few else None, **history)
     table = jnp.asarray(np.append(category, 0).astype(np.int32))  # category of each item: items are numbered by place here
@@ -77,7 +77,7 @@ def test_all_forms_are_the_definition(seed, length, values, kept):
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, slow, rtol=2e-5, atol=1e-6)
     kernel = rng.normal(size=(WIDTH, 3)).astype(np.float32)
-    for kind, size in ((matching.Table, 64), (matching.Sorted, 65)):
+    for kind, size in ((matching.Table, 160), (matching.Sorted, 161)):
         made = halves(item, categories, action, age, mask, values=size)
         assert [type(half) for half in made] == [kind, kind]
         found = look_up(made, wanted)
@@ -101,7 +101,7 @@ def test_by_hand():
     assert not np.any(found[1:])  # values that were not met, and row 0, whatever stands in the history
 
 
-@pytest.mark.parametrize("form", [dict(few=True), dict(values=64), dict(values=65)])
+@pytest.mark.parametrize("form", [dict(few=True), dict(values=160), dict(values=161)])
 def test_padding_does_not_leak(form):
     item, categories, action, age, mask = history(3, 20, 4)
     spoilt = [np.where(mask, array, bad).astype(array.dtype) for array, bad in ((item, 11), (action, 1), (age, np.nan))]
