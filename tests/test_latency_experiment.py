@@ -49,7 +49,7 @@ def test_cost_smoke(tmp_path, capsys):
     assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
     assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
     assert figures["score_over_head"] > 0 and figures["score_10000_over_head"] > 0 and figures["score_in_halves"] > 0
-    assert figures["score_10000_in_halves"] > 0 and figures["halves_equal"] in (True, False)
+    assert figures["score_10000_in_halves"] > 0 and figures["halves_difference"] < 1e-4 and figures["halves_same_places"] > 0.9
     assert (tmp_path / "cost.png").stat().st_size > 1000
     assert "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
 
