@@ -41,7 +41,8 @@ TABLE = {
     ),
     "standing": (
         "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
-        "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_process.py",
+        "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_admission.py",
+        "tests/test_follow_process.py",
         "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
         "tests/test_service_fronts.py", "tests/test_service_grpc.py", "tests/test_service_inference.py",
         "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",

@@ -55,9 +55,9 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "aif_jax", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(service: Service, model: str, version: str = "") -> dict[str, Any]:
+def model_metadata(service: Service, name: str, version: str = "") -> dict[str, Any]:
     """Versions, inputs and outputs; raises UnknownModel, UnknownVersion."""
-    expect_model(model)
+    expect_model(name)
     held = [service.models.named(version)] if version else service.models.held
     index = held[0].restored.index if held else None
     ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
