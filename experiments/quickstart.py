@@ -2,7 +2,7 @@
 
 Claim     AIF ranks better than a two-tower model, as well as full attention, and adds little time after retrieval.
 Command   python -m experiments.quickstart            (or --smoke, --data DIR, --json FILE; --help lists all)
-Time      70 s on two idle cores (118 s of CPU time), two models at a time; `--json` has `seconds_by_part`
+Time      80 s on two idle cores (138 s of CPU time), two models at a time; `--json` has `seconds_by_part`
 Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
 Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike:
           the same samples, epochs and optimizer, untuned, one seed. All get the SVD term (`Run.with_svd`) and the

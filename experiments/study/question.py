@@ -730,7 +730,7 @@ def picture(results: Path, path: Path) -> None:
         axis.set(title=title, xlabel="ms after retrieval, 1,000 candidates (p50)", xlim=(0, 2.2), ylim=(-1, 7.5))
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("GAUC points over two-tower")
-    figure.suptitle("A third of a millisecond buys two to five points")
+    figure.suptitle("A quarter of a millisecond buys two to five points")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
 
