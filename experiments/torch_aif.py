@@ -268,6 +268,7 @@ class TorchServing(TorchAIF):
         floats, wanted = self.floats[rows], self.values[rows]
         item, weights = floats.split(self.widths, 1)
         root = math.sqrt(self.config.width)
+
         def kernel(block: str, name: str) -> Tensor:
             return self._get(f"head/first/kernels/{block}/{name}")
 
