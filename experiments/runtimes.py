@@ -21,6 +21,7 @@ Figures   medians of turns interleaved in one process, each after a pause, in wh
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import io
 import logging
@@ -155,19 +156,19 @@ def head(made: Model, count: int, top: int) -> Program:
     return lambda i: jax.device_get(compiled(*arguments))
 
 
-class Runtime:
+class Runtime(abc.ABC):
     """The programs of a runtime: a subclass has `user` and `scored`, and calls `_ready` when it can compute states."""
 
     def _ready(self, made: Model) -> None:
         self._world, self._states = made.world, [self.user(number) for number in range(made.world.users)]
 
+    @abc.abstractmethod
     def user(self, number: int) -> Any:
         """A state, ready."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best of some rows."""
-        raise NotImplementedError
 
     def score(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Logits and places of the best for a user with a state."""
