@@ -75,7 +75,7 @@ def cold(schema: Schema, **changes: Any) -> Config:
 
 
 def full_attention(schema: Schema, **changes: Any) -> Config:
-    """The sequential ceiling: attention over both whole histories and matching statistics, no approximation."""
+    """Attention over both whole histories and matching statistics, no approximation: the expensive model to compare with."""
     attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
     parts = (_matching(schema), *attention, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
