@@ -314,23 +314,23 @@ def fit(
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
       compute_dtype: dtype of activations, see `make_step`.
-      buckets: shorter lengths of the history, such as (128, 256, 512, 1024) for one of 2,048: samples of like length share a
-        batch, which costs less padding, see `Pipeline`. Each length compiles once more. "auto" chooses from the histories and
-        the number of steps (`data.pipeline.choose_lengths`), and takes those of the run that it resumes; () pads to one length.
+      buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
+        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
+        "auto" chooses from the histories and the number of steps (`data.pipeline.choose_lengths`), or resumes with the run's.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
       validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
         such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
-      since: train on samples from this moment on, given in the same way; shares are then of these. Histories and popularity
-        still hold what was before.
+      since: train on samples from this moment on, a date or number as for `validation`, whose share is then of these.
+        Histories and popularity still hold what was before; None: all samples.
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
       replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
       requests: samples of the validation slice that are evaluated, at most.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
-      repeats: whether users come back to items; None takes that of the data, see `Dataset`. If not, an item that the user has
-        met is no negative in training, and no candidate in the lists and the catalogue of an evaluation.
+      repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
+        training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch.
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.

@@ -559,6 +559,8 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}
     assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
     twice = {line for line in flags if flags.count(line) > 1}
+    assert "- `--grpc-port NUMBER`: port of gRPC; 0 takes a free one (default: no gRPC)\n" in page and "`--no-repeats`" in page
+    assert not re.findall(r"^- .*(?:\bNone\b|default: none).*", page, re.M), "say what happens without the flag: '; None: ...'"
     assert len(flags) > 100 and {line for line in twice if line[3:].split(" ")[0].strip("`:") not in named} == set()
     for words, parser in reference.commands(reference.parser_of()):
         everything = sections[f"aif-jax {' '.join(words)}"] + sections["Columns of the files"]

@@ -66,10 +66,11 @@ def test_shards_hold_every_item_once_with_the_rows_of_the_whole():
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "-1/3", "a/b", "1/0"])
-def test_the_command_refuses_a_shard_that_is_none(text, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["index", "build", "--checkpoint", "x", "--items", "y", "--out", "z", f"--shard={text}"])
-    assert "expected PLACE/N with 0 <= PLACE < N" in capsys.readouterr().err
+def test_the_commands_refuse_a_shard_that_is_none(text, capsys):
+    for command in ("build", "update", "follow"):
+        with pytest.raises(SystemExit):
+            cli.main(["index", command, "--checkpoint", "x", "--items", "y", "--out", "z", f"--shard={text}"])
+        assert "expected PLACE/N with 0 <= PLACE < N" in capsys.readouterr().err
 
 
 # merging

@@ -40,7 +40,7 @@ from aif_jax.connectors import (
 )
 from aif_jax.connectors.streams import Message
 from aif_jax.connectors.valkey import id_of, position_of
-from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index import IndexWriter, ItemIndex, shard_of
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
@@ -171,6 +171,27 @@ def test_an_index_follows(broker, tmp_path):
     assert again.metrics()["gauges"]["stream_lag"] <= PARTITIONS  # Kafka: the end of a transaction is an offset too
     resumed.close()
     again.stream.close()
+
+
+def test_each_shard_follows_its_items(tmp_path):
+    """Of one stream: each applies the changes of its own items, and passes those of others."""
+    stream, trained = MemoryStream(), aif.Trained(MODEL, PARAMS, ENCODER)
+    stream.send(encode(items({f"i{number}": 1.0 for number in range(12)})))
+    stream.send(encode_deleted(["i3", "i4"]))
+    stream.send(encode(items({"i5": 2.0})))
+    every: dict[str, float] = {}
+    for place in range(3):
+        index = ItemIndex.build(trained, [items({"i0": 0.0, "i5": 0.0})], shard=(place, 3), batch_size=8, progress=False)
+        with IndexWriter.start(tmp_path / f"{place}", index, every_updates=100) as writer:
+            follower = Follower(stream, IndexTarget(writer, shard=(place, 3)))
+            follower.step()
+            names = list(found := prices(writer.index))
+            assert (shard_of(names, 3) == place).all() and not every.keys() & found.keys()
+            assert writer.positions == {0: 2} and follower.counters["rejected"] == 0
+            every |= found
+    assert every == {f"i{number}": 2.0 if number == 5 else 1.0 for number in range(12) if number not in (3, 4)}
+    with pytest.raises(ValueError, match="shard: expected .place, N."):
+        IndexTarget(writer, shard=(3, 3))
 
 
 def test_what_was_not_saved_comes_again(broker, tmp_path):

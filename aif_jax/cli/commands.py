@@ -25,8 +25,8 @@ from aif_jax.cli.service import add_index_follow, add_users_follow
 from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
 from aif_jax.export.contents import open as open_model
-from aif_jax.export.writer import PLATFORMS
 from aif_jax.index import ItemIndex
+from aif_jax.index.build import of_shard
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
@@ -37,7 +37,6 @@ from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import note
-from aif_jax.train.tasks import TASKS
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
 FIT = (
@@ -69,7 +68,7 @@ def add_commands(commands: Any) -> None:
     text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
     text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
-    text = f"one of {', '.join(TASKS)}, and its fields, such as: Liked threshold=4 (default: NextItem)"
+    text = f"{shared.TASK_HELP}; such as Liked threshold=4 (default: NextItem)"
     one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
     shared.add_flags(one, fit, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
@@ -93,8 +92,7 @@ def add_commands(commands: Any) -> None:
     shared.add_checkpoint(one, required=True)
     one.add_argument("--items", required=True, help="Parquet, CSV or TSV file or folder with the columns that training read")
     shared.add_flags(one, ItemIndex.build, BUILD)
-    text = "only the items of one of N hosts, counted from 0, for an index that is split by id (default: all)"
-    one.add_argument("--shard", type=shard, metavar="PLACE/N", help=text)
+    shared.add_shard(one)
     add_output(one)
 
     one = shared.add_command(inner, "update", run_index_update)
@@ -102,6 +100,7 @@ def add_commands(commands: Any) -> None:
     shared.add_checkpoint(one, required=True)
     one.add_argument("--items", help="raw items file or folder: new and changed items")
     one.add_argument("--deleted", help="file or folder with the id column: items to delete, after the changes")
+    shared.add_shard(one)
     add_output(one)
 
     add_index_follow(inner)
@@ -115,16 +114,17 @@ def add_commands(commands: Any) -> None:
 
     one = shared.add_command(commands, "export", run_export)
     source = one.add_mutually_exclusive_group(required=True)
-    shared.add_checkpoint(source)
-    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help="exported folder whose functions are written again")
-    one.add_argument("--index", type=Path, help="folder of an index of the same model, to go along")
+    shared.add_checkpoint(source, use="this or --rebuild is required")
+    text = "exported folder whose functions are written again, in place of --checkpoint"
+    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help=text)
+    one.add_argument("--index", type=Path, help="folder of an index of the same model, to export too")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
-    one.add_argument("--platforms", nargs="+", default=list(PLATFORMS), help=f"targets (default: {' '.join(PLATFORMS)})")
+    one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
     one.add_argument("--no-stablehlo", action="store_true", help="without texts of the functions (.mlir)")
 
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
-    one.add_argument("--tolerance", type=float, default=1e-4, help="largest error of a golden output (default: %(default)s)")
+    one.add_argument("--tolerance", type=float, default=1e-4, help="largest error of a stored output (default: %(default)s)")
     one.add_argument("--sha256", help="digest of the manifest, as export printed it; the functions then run in this process")
     one.add_argument("--trusted", action="store_true", help="run the functions in this process, on its device, without limits")
 
@@ -172,14 +172,6 @@ def position(text: str) -> tuple[int, int]:
     """(partition, position) of an option."""
     partition, _, number = text.rpartition("=")
     return int(partition or 0), int(number)
-
-
-def shard(text: str) -> tuple[int, int]:
-    """A shard PLACE/N from the command line."""
-    place, slash, shards = text.partition("/")
-    if not slash or not place.isdecimal() or not shards.isdecimal() or not int(place) < int(shards):
-        raise argparse.ArgumentTypeError(f"expected PLACE/N with 0 <= PLACE < N, got {text!r}")
-    return int(place), int(shards)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -240,8 +232,9 @@ def run_train(options: argparse.Namespace) -> int:
 def run_add(options: argparse.Namespace) -> int:
     """Adds to a trained model what is fitted after training, on the files of its training, and writes a checkpoint.
 
-    svd: the SVD term (`Run.with_svd`). popularity: the popularity correction, for candidates from the whole catalogue
-    (`Run.with_popularity_correction`). calibration: probabilities, on the validation slice (`Run.calibrate`).
+    svd: scores of items that occur in the same histories (`Run.with_svd`). popularity: the popularity correction, for
+    candidates from the whole catalogue (`Run.with_popularity_correction`). calibration: probabilities, on the validation
+    slice (`Run.calibrate`).
     """
     expect_new(options.out)
     trained = Run.load(options.trained)
@@ -317,7 +310,8 @@ def run_index_update(options: argparse.Namespace) -> int:
     positions = index.inspect(options.index).positions | dict(options.position)
     before, changed, deleted = len(updated), 0, []
     if options.items is not None:
-        for ids, features in read_items(options.items, encoder):
+        for items in read_items(options.items, encoder):
+            ids, features = of_shard(items, options.shard)
             updated, changed = updated.upsert(ids, features), changed + len(ids)
     if options.deleted is not None:
         name = encoder.columns.item_id
@@ -365,13 +359,14 @@ def run_export(options: argparse.Namespace) -> int:
         return FINE
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
-    digest = export.save(options.out, trained, loaded, platforms=options.platforms, stablehlo=not options.no_stablehlo)
+    settings = {"stablehlo": not options.no_stablehlo} | shared.flags_given(options, ["platforms"])
+    digest = export.save(options.out, trained, loaded, **settings)
     print(json.dumps({"sha256": digest, "version": trained.version}))
     return FINE
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Checks the checksums of an exported folder and replays its golden case, in a child process with limits."""
+    """Checks the checksums of an exported folder and computes its stored example again, in a child process with limits."""
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none; write one: aif-jax export")
     settings = {"tolerance": options.tolerance, "sha256": options.sha256, "trusted": options.trusted}

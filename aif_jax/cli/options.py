@@ -18,11 +18,15 @@ from typing import Any, Literal
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.export.writer import PLATFORMS
 from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
 FIELDS = [field.name for field in dataclasses.fields(Columns)]
+_FIELDS_OF = {name: ", ".join(field.name for field in dataclasses.fields(kind)) for name, kind in TASKS.items()}
+PLATFORM_HELP = f"what the export is compiled for (default: {' '.join(PLATFORMS)})"
+TASK_HELP = f"a task and its fields, of {'; '.join(f'{name} ({fields})' for name, fields in _FIELDS_OF.items())}"
 
 
 class UsageError(Exception):
@@ -85,14 +89,14 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         default, hint = parameters[name].default, hints[name]
         kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
         words = [word for kind in (hint, *kinds) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
-        text = f"{meaning(documented, name)} (default: {'none' if default in (None, ()) else default})".replace("%", "%%")
+        text = flag_help(documented, name, default)
         option: dict[str, Any] = {"help": text, "dest": flag, "default": None}
         if hint is Any:
             option |= {"type": number_or_text, "metavar": "NUMBER|DATE"}
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
-            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": "NUMBER", "word": words[0]}
+            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "word": words[0]}
         elif typing.get_origin(hint) is tuple:
             option |= {"nargs": "*", "metavar": "NAME"}
         elif words:
@@ -101,6 +105,16 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
             number = kinds[0] in (int, float)
             option |= {"type": kinds[0], "metavar": "NUMBER" if number else "PATH" if kinds[0] is Path else "NAME"}
         parser.add_argument("--" + flag.replace("_", "-"), **option)
+
+
+def flag_help(documented: Any, name: str, default: Any) -> str:
+    """Meaning and default of an argument; "; None: WHAT" of the docstring is the default where that is None."""
+    text, _, without = meaning(documented, name).partition("; None: ")
+    first, _, rest = without.partition(". ")
+    if without and default is None:
+        default, text = first, f"{text}. {rest}" if rest else text
+    words = {"None": "none", "()": "none", "True": "yes", "False": "no"}
+    return f"{text} (default: {words.get(str(default), default)})".replace("%", "%%")
 
 
 class NumbersOrWord(argparse.Action):
@@ -205,6 +219,19 @@ def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> Non
     """Adds `--checkpoint`; `use` says what for."""
     text = "folder of a checkpoint or an export, or the --out of train" + (f"; {use}" if use else "")
     parser.add_argument("--checkpoint", type=Path, required=required, help=text)
+
+
+def add_shard(parser: Any) -> None:
+    """Adds `--shard`."""
+    text = "only the items of one of N hosts, counted from 0, for an index that is split by id (default: all)"
+    parser.add_argument("--shard", type=_shard, metavar="PLACE/N", help=text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected PLACE/N with 0 <= PLACE < N, got {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def encoder_of(path: Path, trained: Trained) -> Encoder:

@@ -16,7 +16,6 @@ from aif_jax.cli.options import FINE, REFUSED, UsageError
 from aif_jax.connectors.valkey import FORMS, open_stream
 from aif_jax.refreshing import GateConfig, follow, refresh, watch
 from aif_jax.service.client import GONE, Client, ServiceError
-from aif_jax.train.tasks import TASKS
 
 FLAGS = (
     "unknown", "since", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed", "requests", "k",
@@ -43,26 +42,25 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--items", required=True, help="file or folder: one row for each item")
     one.add_argument("--users", help="file or folder: one row for each user")
     one.add_argument("--out", required=True, metavar="URL", help="snapshot store that `aif-jax serve URL --mirror DIR` follows")
-    text = "local folder of the sealed steps (default: OUT.work next to a local --out)"
+    text = "local folder of the finished steps; required if --out is remote (default: OUT.work)"
     one.add_argument("--work", type=Path, metavar="DIR", help=text)
-    text = f"one of {', '.join(TASKS)}, and its fields (default: that of the served model)"
+    text = f"{shared.TASK_HELP} (default: that of the served model)"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
     text = "bounds of the gate, such as gauc=0.005 users=100: " + ", ".join(BOUNDS)
     one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
-    text = "requests between two moments that every refresh is judged on too"
+    text = "two dates, such as 2022-05-06 2022-05-07: judge on the requests from the first until before the second too"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
     shared.add_flags(one, refresh, FLAGS)
     group = one.add_argument_group("a stream in place of one training (see aif_jax.refreshing.follow)")
-    text = f"publish what it moves as deltas, until SIGTERM; --events are histories: {FORMS}, or a folder of joined samples"
+    text = f"train on it and publish deltas, until SIGTERM; --events are histories: {FORMS}, or a folder of joined samples"
     group.add_argument("--follow", metavar="STREAM", help=text)
     text = "JSON of settings of the stream's client, such as passwords"
     group.add_argument("--stream-options", type=Path, metavar="FILE", help=text)
     text = "time between two micro-batches, such as 90s, 10min or 1h (default: 10min)"
     group.add_argument("--every", type=_seconds, metavar="TIME", help=text)
-    group.add_argument("--tables", nargs="+", metavar="NAME", help=shared.meaning(follow, "tables"))
+    group.add_argument("--tables", nargs="+", metavar="NAME", help=shared.flag_help(follow, "tables", None))
     shared.add_flags(group, follow, FOLLOWING)
-    text = "platforms that the export is compiled for (default: all)"
-    one.add_argument("--platforms", nargs="+", help=text)
+    one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
     shared.add_shown(one, printed="the report")
 
     one = shared.add_command(commands, "watch", run_watch)
@@ -80,7 +78,7 @@ def add_refresh_commands(commands: Any) -> None:
 def run_refresh(options: argparse.Namespace) -> int:
     """Trains the served model on new events, judges it against the served one, and publishes it if it is no worse.
 
-    Killed and called again, it goes on behind the last step that was done. Exit code 0: published, or nothing new; 3: the gate
+    Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
     refused the model, which stays out, and the report says why; 1 and 2 as for every command. With --follow it goes on until
     SIGTERM; code 3 says that the gate refused every micro-batch.
     """

@@ -15,17 +15,8 @@ from typing import Any
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
-from aif_jax.connectors import (
-    EventLayout,
-    Follower,
-    IndexTarget,
-    SinkTarget,
-    SnapshotStore,
-    Target,
-    UserTarget,
-    ValkeyFeatureWriter,
-)
-from aif_jax.connectors.valkey import FORMS, SCHEMES, open_client, open_stream
+from aif_jax.connectors import EventLayout, Follower, IndexTarget, SinkTarget, SnapshotStore, Target, UserTarget
+from aif_jax.connectors.valkey import FORMS, SCHEMES, ValkeyFeatureWriter, open_client, open_stream
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter
 from aif_jax.output import Bar
@@ -59,14 +50,14 @@ FLAGS: dict[type, Mapping[str, str]] = {
 def add_service_commands(commands: Any) -> None:
     """Adds the commands to what `add_subparsers` returned."""
     one = shared.add_command(commands, "serve", run_serve)
-    text = "exported folder, or exports with a file `current` that says which serve, or URL of a snapshot store of exports"
+    text = "export; or folder of exports with the file `current` of service.models.publish; or URL of a store of exports"
     one.add_argument("folder", help=text)
     one.add_argument("--mirror", type=Path, metavar="DIR", help="local folder for the exports of a store")
     text = "fields of ServingConfig in JSON, such as buckets=[128,1024] max_k=300 budget=0.05: " + ", ".join(SERVING)
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     for owner, names in FLAGS.items():
         shared.add_flags(one, owner, names)
-    text = "file with the bearer token that every call must bring (default: no token)"
+    text = "file with the bearer token that calls must bring, but for / and /health (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
     one.add_argument("--workers", type=int, default=1, help="processes that share the ports (default: %(default)s)")
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
@@ -78,7 +69,7 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("log", type=Path, help="file or folder that `serve --log` wrote")
     one.add_argument("--model", type=Path, required=True, help="exported folder that scores the log again")
     one.add_argument("--limit", type=int, help="records to read at most (default: all)")
-    one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of ServingConfig, as for serve")
+    one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of ServingConfig, see serve")
     shared.add_shown(one, printed="the report")
 
 
@@ -156,6 +147,7 @@ def add_index_follow(inner: Any) -> None:
     _add_stream(one)
     one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
+    shared.add_shard(one)
     _add_snapshots(one)
 
 
@@ -189,7 +181,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
     writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index")
-    return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
+    return _follow(stream, IndexTarget(writer, shard=options.shard), options, writer=writer, store=store)
 
 
 def run_users_follow(options: argparse.Namespace) -> int:
@@ -272,7 +264,7 @@ def _add_stream(one: argparse.ArgumentParser) -> None:
 
 
 def _add_snapshots(one: argparse.ArgumentParser) -> None:
-    text = "where snapshots are published, such as s3://BUCKET/PATH; settings are those of the environment"
+    text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
     one.add_argument("--store", metavar="URL", help=text)
     one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
     one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
@@ -302,13 +294,13 @@ SNAPSHOTS = {
     "current": "Prints the name of the current snapshot; exit code 1 for an empty store.",
     "publish": "Uploads a folder, verifies it, makes it the current snapshot and removes the oldest; prints its name.",
     "fetch": "Downloads a snapshot and checks every file; interrupted and called again, it goes on. Prints the local folder.",
-    "collect": "Removes what is beyond --keep and interrupted uploads that are a day old; prints the names.",
+    "collect": "Removes the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names.",
 }
 
 
 def add_snapshot_commands(commands: Any) -> None:
     """Adds the commands to what `add_subparsers` returned."""
-    text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3 are those of the environment."
+    text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3: AWS_ACCESS_KEY_ID and others."
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
         required=True, metavar="|".join(SNAPSHOTS), dest="action"
     )

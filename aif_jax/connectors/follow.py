@@ -16,7 +16,8 @@ from aif_jax.connectors.records import EventSink
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
-from aif_jax.index.ids import raw_keys
+from aif_jax.index.build import of_shard
+from aif_jax.index.ids import expect_shard, raw_keys
 from aif_jax.store.snapshots import SnapshotWriter, positions_by_partition, snapshots
 from aif_jax.user_table import UserTable, UserTableWriter, Written
 
@@ -79,7 +80,15 @@ class _Written(Target, Generic[Writer]):
 
 
 class IndexTarget(_Written[IndexWriter]):
-    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
+    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones.
+
+    Args:
+      shard: (place, N): applies only the changed items of that shard, as `ItemIndex.build`; None applies all.
+    """
+
+    def __init__(self, writer: IndexWriter, *, shard: tuple[int, int] | None = None):
+        super().__init__(writer)
+        self._shard = None if shard is None else expect_shard(shard)
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
@@ -88,9 +97,10 @@ class IndexTarget(_Written[IndexWriter]):
                 raw_keys(change.deleted, "ids", like=kind)
                 changes.append((None, change.deleted))
             else:
-                ids, features = encoder.items(change.table)
-                kind = raw_keys(ids, "ids", like=kind).kind
-                changes.append(((ids, features), None))
+                items = encoder.items(change.table)
+                kind = raw_keys(items[0], "ids", like=kind).kind
+                items = of_shard(items, self._shard)
+                changes += [(items, None)] if len(items[0]) else []
         self.writer.update(changes, position=position, partition=partition)
 
 
@@ -238,12 +248,8 @@ class Follower:
             self.target.tick()
         except OSError as error:
             self._not_saved(error)
-        self._after()
+        self.flush()
         return len(messages)
-
-    def flush(self) -> None:
-        """Publishes and commits what is saved, such as by the end of a writer."""
-        self._after()
 
     def metrics(self) -> dict[str, Any]:
         """Counters; gauges of lag (messages not polled yet), age and positions, with names for `prometheus_text`.
@@ -315,8 +321,8 @@ class Follower:
         self.counters["failed_saves"] += 1
         logger.warning("a snapshot was not saved, tried again later: %s", error)
 
-    def _after(self) -> None:
-        """Publishes and commits what is saved."""
+    def flush(self) -> None:
+        """Publishes and commits what is saved, such as by the end of a writer."""
         saved = dict(self.target.saved)
         if saved == self._committed:
             return

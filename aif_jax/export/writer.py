@@ -38,7 +38,7 @@ STABLEHLO_CANDIDATES = 1024
 
 
 class CoverageError(ValueError):
-    """A parameter that no exported function reads, or a model that needs one that is not there."""
+    """A parameter that no exported function reads, or one that is missing."""
 
 
 def save(

@@ -16,7 +16,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
-from aif_jax.index.ids import Keys, View, expect_shard, raw_keys, shard_of_keys
+from aif_jax.index.ids import Keys, View, expect_shard, in_shard, raw_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import Bar, hidden
@@ -45,8 +45,8 @@ def build_store(
     """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it, or of its shard, has row n."""
     batches, known = _batches(program, catalogue, ids)
     if shard is not None:
-        place, shards = expect_shard(shard)
-        batches, known = (part(batch, shard_of_keys(batch[0].key, shards) == place) for batch in batches), None
+        expect_shard(shard)
+        batches, known = (part(batch, in_shard(batch[0].key, shard)) for batch in batches), None
     computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
     return fill(program, computed, capacity=capacity, known=known, progress=progress)
 
@@ -178,6 +178,11 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
 def part(batch: Any, at: Any) -> Any:
     """Some items of a batch."""
     return jax.tree.map(lambda leaf: leaf[at], batch)
+
+
+def of_shard(items: tuple[Any, Any], shard: tuple[int, int] | None) -> tuple[Any, Any]:
+    """Of items, raw ids [n] and features, those of a shard (place, N); None keeps all."""
+    return items if shard is None else part(items, in_shard(raw_keys(items[0], "ids").key, shard))
 
 
 def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[Batch], int | None]:

@@ -294,11 +294,15 @@ def shard_of(ids: Any, shards: int) -> np.ndarray:
       ([1, 0, 0, 1], [1, 2])
     """
     expect(isinstance(shards, int) and shards >= 1, "shards", "an integer of at least 1", repr(shards))
-    return shard_of_keys(raw_keys(ids, "ids").key, shards)
+    return _shard_of(raw_keys(ids, "ids").key, shards)
 
 
-def shard_of_keys(keys: np.ndarray, shards: int) -> np.ndarray:
-    """`shard_of` of the keys int64 [n] of ids."""
+def in_shard(keys: np.ndarray, shard: tuple[int, int]) -> np.ndarray:
+    """bool [n] whether ids with these keys int64 [n] are in the shard (place, N)."""
+    return _shard_of(keys, shard[1]) == shard[0]
+
+
+def _shard_of(keys: np.ndarray, shards: int) -> np.ndarray:
     # Ids that count up, or in steps, must not favour a shard.
     return (mix(keys.astype(np.uint64)) % np.uint64(shards)).astype(np.int64)
 

@@ -48,7 +48,7 @@ from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
 from aif_jax.refreshing.admission import Admission, NewItems, with_items
-from aif_jax.refreshing.frozen import (
+from aif_jax.refreshing.frozen import (  # fmt: skip
     moving_tables,
     read_rows,
     rows_optimizer,
@@ -56,7 +56,7 @@ from aif_jax.refreshing.frozen import (
     rows_state,
     rows_step,
     with_fitted,
-)  # fmt: skip
+)
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS
@@ -168,15 +168,14 @@ def follow(
       work: local folder of the sealed micro-batches; default: OUT.follow next to a local `out`.
       content: see `read`.
       task: see `fit`; None takes that of the served model.
-      admit_after: events after which an item that the model lacks gets a free row of an item vocabulary of fixed size
-        (`readers.admit`), by the delta of the next micro-batch: it then has an embedding and is trained on. Events of the files
-        and of the stream count. The items file is read again for its features; an item that it lacks waits. Where no row is
-        free, and with None, new items are unknown until the next full refresh.
+      admit_after: events, of files and stream, after which a new item gets a free row of an item vocabulary of fixed size
+        (`readers.admit`), by the delta of the next micro-batch; None: new items stay unknown until a full refresh, as they do
+        without a free row. The items file is read again for its features; an item that it lacks waits.
       every: seconds between two micro-batches.
-      batches: end after so many micro-batches; None goes on until `stop`.
+      batches: end after so many micro-batches; None: go on until stopped.
       max_messages: messages that are read at once.
-      tables: embedding tables that move; None takes that of the item ids, and those of user attributes. Rows of others, such as
-        categories, are read by many items, which are all published again.
+      tables: embedding tables to train; None: item ids and user attributes. A changed row of another table, such as a
+        category's, publishes all its items again.
       held_out: share of the waiting samples that the gate judges on.
       batch_size, learning_rate, seed: settings of the training, Adam on the rows that a batch reads.
       requests: at most so many of the held-out samples are evaluated.

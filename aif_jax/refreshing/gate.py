@@ -40,11 +40,11 @@ class GateConfig:
       hit_rate: HR@k that may be lost.
       log_loss: nats that may be added.
       calibration: expected calibration error that may be added.
-      overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is surely better.
-      size: most bytes of parameters, as a multiple of the old model's.
-      slowdown: most time of scoring the same requests, as a multiple of the old model's.
-      unknown: most of the requests' items that the new model's vocabulary lacks, as a share.
-      volume: least events a day in the new part, as a share of the days before it: half of a day's files may be missing.
+      overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
+      size: largest bytes of parameters, as a multiple of the old model's.
+      slowdown: longest time of scoring the same requests, as a multiple of the old model's.
+      unknown: largest share of the requests' items that the new model's vocabulary lacks.
+      volume: least events a day of the new part, as a share of the days before: half a day's files missing is refused.
       users: least users to judge by.
       draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 

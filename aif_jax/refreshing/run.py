@@ -76,7 +76,7 @@ def refresh(
     users: Source | None = None,
     work: str | Path | None = None,
     content: Content | None = None,
-    unknown: str = "skip",
+    unknown: Literal["skip", "error"] = "skip",
     task: Task | None = None,
     since: Any = None,
     replay: float = 0.1,
@@ -115,11 +115,11 @@ def refresh(
       items, users: files or tables of `read`; None with a `Dataset`.
       work: local folder of the sealed steps; default: OUT.work next to a local `out`.
       content: see `read`, for a model with a content embedding from elsewhere.
-      unknown: see `read`: events of items that are neither in `items` nor known to the served model are left out of training
-        ("skip"), or are an error.
+      unknown: what to do with events of items that are neither in `items` nor known to the served model: leave them out of
+        training, or raise an error, see `read`.
       task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`.
-      since: the moment from which events are new, as for `fit`; None takes where the training of the served model ended.
-      replay: see `fit`: earlier samples to train on too, as a share of the new ones.
+      since: the moment from which events are new, a date or number; None: where the served model's training ended.
+      replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
       epochs, batch_size, learning_rate, id_dropout, seed: see `fit`.
       requests: at most so many of the held-out samples are evaluated, drawn at random.

@@ -47,10 +47,14 @@ def watch(
         in the metrics. Both versions must be in memory (`--keep`): without the one before nothing is compared.
       minutes: how long to watch.
       every: seconds between two looks.
-      degraded, failed, slowdown, requests: bounds, as for `judge_service`.
+      degraded, failed: how much larger the share of such answers may be than the old version's, see `judge_service`.
+      slowdown: largest mean time of a request, as a multiple of the old version's.
+      requests: requests to the new version that a verdict needs.
       samples: folder of `jobs.join_outcomes`, or folder to which its runs add one each, looked at again each time: what
-        followed on the items that both versions showed. None judges by the metrics alone.
-      calibration, log_loss, users: bounds, as for `judge_outcomes`.
+        followed on the items that both versions showed; None: judge by the metrics alone.
+      calibration: how much further from 1 predicted over observed may be, as a factor, see `judge_outcomes`.
+      log_loss: how much larger the normalized entropy may be.
+      users: users of each version that a verdict by samples needs.
       say: prints a line where something changed.
 
     Returns:

@@ -89,9 +89,9 @@ class Policy:
 
     Attributes:
       limits: bounds of one call.
-      max_age: seconds since the export of a model after which it counts as stale; None for no bound.
-      max_index_age, max_user_age: seconds since the index, or the user table, was written, with the same effect. The age of
-        one user's state has `ServingConfig.max_stale`.
+      max_age: seconds since the export of a model after which it counts as stale; None: no bound.
+      max_index_age, max_user_age: seconds since the index, or the user table, was written, after which it counts as stale;
+        None: no bound. `ServingConfig.max_stale` bounds the age of one user's state.
       when_stale: "degrade" marks the answers of a stale model, index or table, "refuse" answers UNAVAILABLE; both end
         readiness.
 

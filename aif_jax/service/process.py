@@ -223,9 +223,9 @@ class Listening:
     Attributes:
       host: address to bind; the default is reachable from this machine alone.
       http_port: port of HTTP; 0 takes a free one.
-      grpc_port: port of gRPC; 0 takes a free one; None serves no gRPC.
-      token: bearer token that every call must bring; None for none.
-      certificate, key: PEM files of TLS; None for none.
+      grpc_port: port of gRPC; 0 takes a free one; None: no gRPC.
+      token: bearer token that calls must bring; None: no token.
+      certificate, key: PEM files of TLS; None: no TLS.
       reuse_port: several processes may listen on the ports.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.

@@ -37,7 +37,7 @@ class ServiceSettings:
 
     Attributes:
       folder: an exported folder, or exports with a file `current` that says which serve.
-      only: the one folder to serve, whatever `current` says; None follows it.
+      only: the one folder to serve, whatever `current` says; None: as `current` says.
       keep: versions in memory that callers may name.
       poll: seconds between two looks at `current`.
       config: config of the engines.
@@ -45,11 +45,11 @@ class ServiceSettings:
       where: to listen.
       nearline: where jobs write newer indexes and rows of users.
       features: object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id
-        alone; None for none.
-      features_timeout: seconds for one read of `features`; None for no bound but that of the engine.
-      log: folder of the request log, Parquet files; None logs nothing.
+        alone; None: calls bring the features.
+      features_timeout: seconds for one read of `features`; None: ServingConfig.callable_timeout.
+      log: folder of the request log, Parquet files; None: no log.
       log_share: share of the calls that are logged, 0 to 1.
-      shadow: folder whose version scores a share of the calls too, for comparison; `current` names it with share=0.
+      shadow: export that also scores a share of the calls, for comparison; its line in `current` has share=0; None: no shadow.
       shadow_share: share of the calls that the shadow scores too, 0 to 1.
       traces: write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up.
 

@@ -41,33 +41,33 @@ class ServingConfig:
       buckets: candidate counts that are compiled ahead, ascending. A request with more than the last is split.
       max_k: the largest k that `rank` accepts.
       history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
-      user_storage: storage of the `UserTable` whose rows features may bring in place of a history; None takes histories alone.
-      since_lengths: places for events since a row was written, compiled ahead where rows come.
+      user_storage: storage of the `UserTable` whose rows replace the history in features; None: histories only.
+      since_lengths: lengths that are compiled ahead for events newer than the user's row.
       max_pending: requests held at once; one more is refused with `Overloaded`.
-      budget: seconds of a request that states none; None for no limit.
+      budget: seconds for a request that gives none; None: no limit.
       reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
         recent requests needed more, at most half the budget.
       fallback: answer with a stale or default user when the user side is late or fails; False raises instead.
-      max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None for no bound.
-      max_unknown: share of a history's events, from 0 to 1, whose item or whose action the model does not know, above which an
-        answer is marked `degraded`; of histories of at least 5 events. None marks none.
+      max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None: no bound.
+      max_unknown: largest share, 0 to 1, of a history's events with an unknown item or action; above it an answer is marked
+        `degraded`, from 5 events on. None: never.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
-      callable_timeout: longest life of one call of `features` or `retrieval`; None for no limit.
+      callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
       callable_threads: threads for each of `features` and `retrieval` that is not async.
-      max_hung: calls of each of them that may run on after their requests; with more, calls fail until some return.
+      max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
       on_loop: longest call of a compiled function in seconds, with its work on the host, that may run on the event loop's own
         thread while no other waits, which saves two thread switches; twice as long after a pause of ten times as long. The
         engine measures such calls. 0 uses threads alone.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
-        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; more sizes
-        take longer to compile.
+        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
+        values compile longer.
       bid: name of the index row's side value that holds the bid, which candidates may bring in its place.
       orders: score expressions by name, see `aif_jax.scores`, such as {"value": "p.conversion * value"}; requests
         choose one. "bid" is there by itself: the probability of the first objective times the bid.
-      group: name of the side value by which the cut is diverse, such as an author's id; None for none. A float32, so ids are
-        exact up to 2 ** 24.
+      group: name of the side value that limits the answer to `group_cap` items of a kind, such as an author's id; None: no
+        limit. A float32, so ids are exact up to 2 ** 24.
       group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.programs.capped_top_k`.
       order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.

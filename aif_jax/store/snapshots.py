@@ -45,7 +45,7 @@ CLAIM = re.compile(r"\.owner-(\d+)")
 
 
 class WriterConflict(RuntimeError):
-    """Another writer owns the directory: a second one is refused, the one that lost it saves nothing more."""
+    """Another writer owns the directory; one that lost it (`takeover`) saves nothing more."""
 
 
 class Lease:

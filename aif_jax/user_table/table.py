@@ -27,7 +27,7 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.rows import (
+from aif_jax.user_table.rows import (  # fmt: skip
     NONE,
     MemoryRows,
     OverlaidRows,
@@ -37,7 +37,7 @@ from aif_jax.user_table.rows import (
     UserProgram,
     positions_of,
     ranges,
-)  # fmt: skip
+)
 
 
 class ClockError(RuntimeError):

@@ -53,15 +53,14 @@ def flag(action: argparse.Action) -> str:
         value = " or ".join(map(str, action.choices))
     if not action.option_strings:
         return value
-    switch = isinstance(action, argparse.BooleanOptionalAction)
-    names = [name for name in action.option_strings if not (switch and name.startswith("--no-"))]
-    return ", ".join(names) + ("" if action.nargs == 0 or switch else f" {value}")
+    several = " ..." * (action.nargs in ("*", "+") and not isinstance(action.metavar, tuple))
+    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}{several}")
 
 
 HEAD = """# Command line
 
 Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was
-refused; 2 the command could not start; 3 the gate of `refresh` refused a model.
+refused; 2 the command could not start; 3 `refresh` or `watch` refused a model.
 """
 
 
@@ -89,7 +88,8 @@ def command_line() -> str:
         titled = f"## {title[0].upper()}{title[1:]}\n"
         parts += [titled, ", ".join(name for name, _ in rows) + f".\n\n{FIELDS[title]}\n" if title in FIELDS else listing(rows)]
     for words, one in parsers:
-        parts.append(f"## aif-jax {' '.join(words)}\n{one.description or ''}\n")
+        text = re.sub(r"`(Run\.\w+)`", r"[`\1`](api.md#aif_jax.\1)", one.description or "")
+        parts.append(f"## aif-jax {' '.join(words)}\n{text}\n")
         rows, others, whole = [], [], []
         for group in one._action_groups:
             made = tuple(map(row, filter(shown, group._group_actions)))
@@ -116,7 +116,7 @@ def shown(action: argparse.Action) -> bool:
 def row(action: argparse.Action) -> tuple[str, str]:
     """An argument and its meaning."""
     required = "required. " * bool(action.required and action.option_strings)
-    return f"`{flag(action)}`", required + re.sub(r"\s+", " ", told(action)).strip()
+    return f"`{flag(action)}`".replace(", --", "`, `--"), required + re.sub(r"\s+", " ", told(action)).strip()
 
 
 DEFAULT = re.compile(r" ?\(default: ([^()]*)\)$")
@@ -178,7 +178,7 @@ def settings() -> str:
 
 ERRORS = """## Errors
 
-Wrong arguments are a `ValueError` or `TypeError` whose message says where, what was expected and got, and the way out. Others:
+Wrong arguments are a `ValueError` or `TypeError` whose message says where, what was expected and got, and what to do. Others:
 
 | error | is a | when |
 |---|---|---|"""
