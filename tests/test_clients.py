@@ -68,15 +68,12 @@ def test_a_client_in_go(served, tmp_path):
     tools("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
     if not (DEBIAN / "src" / "google.golang.org" / "grpc").is_dir():
         pytest.skip("needs golang-google-grpc-dev")
-    source = tmp_path / "src"
-    (source / "rank").mkdir(parents=True)
-    options = [f"--{kind}_opt=Mpreranking.proto=aif_jax/preranking" for kind in ("go", "go-grpc")]
-    outputs = [f"--{kind}_out={source}" for kind in ("go", "go-grpc")]
-    call("protoc", "-I", STUBS, *outputs, *options, "preranking.proto", folder=tmp_path)
-    shutil.copy(CLIENTS / "go" / "main.go", source / "rank")
-    paths = {"GOPATH": f"{tmp_path}:{DEBIAN}", "GO111MODULE": "off", "GOFLAGS": "-p=2"}
-    call("go", "build", "-o", "ranked", "rank", folder=tmp_path, **paths)
-    expect_answer(served, call("./ranked", served.addresses["grpc"], folder=tmp_path))
+    page = (ROOT / "docs" / "other_languages.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(G=.*?)^```", page, re.S | re.M)
+    for name in ("docs", "aif_jax"):  # the block runs in a clone
+        (tmp_path / name).symlink_to(ROOT / name)
+    words = "set -eu\n" + block.replace("127.0.0.1:8081", served.addresses["grpc"])
+    expect_answer(served, call("bash", "-c", words, folder=tmp_path, GOFLAGS="-p=2"))
 
 
 def test_a_client_in_java(served, tmp_path):

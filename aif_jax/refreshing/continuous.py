@@ -48,15 +48,7 @@ from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
 from aif_jax.refreshing.admission import Admission, NewItems, with_items
-from aif_jax.refreshing.frozen import (  # fmt: skip
-    moving_tables,
-    read_rows,
-    rows_optimizer,
-    rows_read,
-    rows_state,
-    rows_step,
-    with_fitted,
-)
+from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step, with_fitted
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
 from aif_jax.refreshing.run import KEPT, MODEL, USERS

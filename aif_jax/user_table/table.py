@@ -27,17 +27,7 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.rows import (  # fmt: skip
-    NONE,
-    MemoryRows,
-    OverlaidRows,
-    Rows,
-    Stored,
-    UserId,
-    UserProgram,
-    positions_of,
-    ranges,
-)
+from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
 
 
 class ClockError(RuntimeError):
