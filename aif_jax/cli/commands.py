@@ -359,7 +359,7 @@ def run_export(options: argparse.Namespace) -> int:
         return FINE
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
-    settings = {"stablehlo": not options.no_stablehlo} | shared.flags_given(options, ["platforms"])
+    settings: dict[str, Any] = {"stablehlo": not options.no_stablehlo} | shared.flags_given(options, ["platforms"])
     digest = export.save(options.out, trained, loaded, **settings)
     print(json.dumps({"sha256": digest, "version": trained.version}))
     return FINE
