@@ -253,7 +253,10 @@ def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
 
 
 def test_the_old_model_answers_new_requests_as_in_service(run, newer):
-    """Encoded by its own encoder, as a service would, new items among candidates and history; bit for bit."""
+    """Encoded by its own encoder, as a service would, new items among candidates and history.
+
+    Tables of other sizes are multiplied in another order of sums, which JAX 0.12 shows in the last bit.
+    """
     served = as_served(run.trained, newer.encoder)
     position = int(np.flatnonzero((newer.log.item >= 31) & (newer.log.history_end(np.arange(len(newer.log))) > 0))[-1])
     user = int(newer.log.user[position])
@@ -266,7 +269,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     length = run.config.history_length
     own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
     got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert as_served(run.trained, newer.encoder).model is served.model  # so that programs are compiled once
 
 
