@@ -373,10 +373,31 @@ def test_deployment_files_fit_the_commands_and_metrics():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_no_dead_link(page):
-    """Relative links lead to a file that is there."""
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+    """Relative links lead to a file that is there, and to a heading or an entry in it."""
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
         if not target.startswith(("https://", "mailto:")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            to = page.parent / target if target else page
+            assert not anchor or to.suffix != ".md" or leads_somewhere(to, anchor), f"{page.name} links to {link}"
+
+
+def leads_somewhere(page: Path, anchor: str) -> bool:
+    """Whether a heading of the page, or a name of the reference or an attribute of one, has the anchor."""
+    if page.name == "api.md" and anchor.startswith("aif_jax"):
+        entries = set(reference_entries())
+        return anchor in entries or anchor.rpartition(".")[0] in entries
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+    headings = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in re.findall(r"^#+ (.*)", text, re.M)]
+    return anchor in {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+def test_a_link_to_a_heading_that_is_gone_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# The `fit` call: [why](x.md)\n\n```text\n# no heading\n```\n")
+    assert leads_somewhere(page, "the-fit-call-why") and not leads_somewhere(page, "no-heading")
+    api = ROOT / "docs" / "api.md"
+    assert leads_somewhere(api, "aif_jax.Run.with_svd") and not leads_somewhere(api, "aif_jax.train.gone")
 
 
 def test_the_map_of_the_paper_names_things_that_exist():
@@ -423,7 +444,7 @@ def test_lists_of_the_reference_become_entries():
     entries = website("entries")
     page, other = (types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri)) for uri in ("api.md", "scale.md"))
     text = "Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n"
-    loop = "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
+    loop = '<a id="aif_jax.train.loop"></a>\n\n' + "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
     shown = entries.on_page_markdown(text, page=page)
     assert shown == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
     assert entries.on_page_markdown(text, page=other) == text

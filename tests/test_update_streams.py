@@ -640,6 +640,9 @@ def test_the_command_follows_and_goes_on(trained, valkey_url, tmp_path, capsys):
         assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
         fetched = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
         assert aif.index.verify(fetched).items == number + 1
+    words[words.index(str(tmp_path / "w"))], held = str(tmp_path / "shard"), shard_of(["i1", "i2"], 2) == 1
+    assert 0 < held.sum() < 2 and cli.main([*words, "--shard", "1/2"]) == 0
+    assert aif.index.verify(snapshots(tmp_path / "shard")[-1]).items == 1 + held.sum()
 
 
 def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):

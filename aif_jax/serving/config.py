@@ -45,9 +45,9 @@ class ServingConfig:
       since_lengths: lengths that are compiled ahead for events newer than the user's row.
       max_pending: requests held at once; one more is refused with `Overloaded`.
       budget: seconds for a request that gives none; None: no limit.
-      reserve: least time kept back for scoring when the engine decides that the user side is late; it keeps back more where
+      reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
         recent requests needed more, at most half the budget.
-      fallback: answer with a stale or default user when the user side is late or fails; False raises instead.
+      fallback: answer with a stale or default user when the user part is late or fails; False raises instead.
       max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None: no bound.
       max_unknown: largest share, 0 to 1, of a history's events with an unknown item or action; above it an answer is marked
         `degraded`, from 5 events on. None: never.

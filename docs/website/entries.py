@@ -35,7 +35,8 @@ def entry(name: str) -> str:
     options = ([f"heading: {name}"] if name in PLACES else []) + (
         [f"members: [{', '.join(MEMBERS[name])}]"] if name in MEMBERS else []
     )
-    return f"::: {PLACES.get(name, name)}\n" + f"    options: {{{', '.join(options)}}}\n" * bool(options)
+    anchor = f'<a id="{name}"></a>\n\n' * (name in PLACES)  # links have the public name
+    return f"{anchor}::: {PLACES.get(name, name)}\n" + f"    options: {{{', '.join(options)}}}\n" * bool(options)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
