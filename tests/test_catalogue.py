@@ -11,7 +11,6 @@ import pytest
 from aif_jax import checks
 from aif_jax.catalogue import Catalogue
 from aif_jax.features import check_item_features
-from aif_jax.schema import Attribute, Schema
 from tests import demo
 
 SCHEMA = dataclasses.replace(demo.schema(), content=2)  # item 50, category 6, tags 9 x 3; one float; side "bid"
@@ -48,20 +47,6 @@ def test_features_of_rows_by_hand():
     assert catalogue.features([]).floats.shape == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("rows", "error", "message"),
-    [
-        ([4], ValueError, r"rows: expected values in \[0, 4\), got 4 at position \[0\]"),
-        ([0, -1], ValueError, r"got -1 at position \[1\]"),
-        ([1.0], TypeError, "rows: expected integers, got dtype float64"),
-        ([True], TypeError, "rows: expected integers, got dtype bool"),
-    ],
-)
-def test_rows_outside_the_catalogue_are_refused(rows, error, message):
-    with pytest.raises(error, match=message):
-        Catalogue(**parts()).features(rows)
-
-
 def test_from_items_adds_the_unknown_row():
     known = parts()
     catalogue = Catalogue.from_items(
@@ -78,20 +63,6 @@ def test_from_items_adds_the_unknown_row():
     np.testing.assert_array_equal(catalogue.floats, expected.floats)
     np.testing.assert_array_equal(catalogue.content, expected.content)
     np.testing.assert_array_equal(catalogue.side["bid"], expected.side["bid"])
-
-
-def test_from_items_refuses_what_it_would_have_to_change():
-    schema = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
-    with pytest.raises(TypeError, match="ids.'category'.: expected integers, got dtype float64"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [1.5, 2]})
-    with pytest.raises(ValueError, match="ids.'category'.: expected values in .0, 2147483648., got 4294967297"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [2**32 + 1, 2]})
-    with pytest.raises(ValueError, match=r"ids.'category'.: expected 2 rows like raw, got shape \[3\]"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [1, 2, 1]})
-    with pytest.raises(ValueError, match=r"Catalogue.raw: expected integers or strings"):
-        Catalogue.from_items(schema, [1.5, 2.5], ids={"category": [1, 2]})
-    with pytest.raises(ValueError, match=r"Catalogue.ids\['item'\]: expected values in \[0, 4\), got 4"):
-        Catalogue.from_items(schema, [1, 2, 3, 4], ids={"category": [1, 2, 1, 1]})
 
 
 def wrong(field, value, key=None):

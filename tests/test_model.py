@@ -125,12 +125,6 @@ def test_init_refuses_the_fitted_tables_of_another_config(getkey):
         model.init(getkey(), None, fitted=shorter)
 
 
-def test_the_content_baseline_needs_content():
-    """Without content the tables cannot be fitted, so the config refuses the block by name."""
-    with pytest.raises(ValueError, match="UnitContent: expected schema.content > 0, got 0: give the data a content embedding"):
-        demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(blocks.CosineTiers(),))
-
-
 @pytest.mark.parametrize("name", demo.VARIANTS)
 def test_logits_are_float32(name):
     """Under strict dtypes and ranks, which the whole suite has."""

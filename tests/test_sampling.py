@@ -121,33 +121,3 @@ def test_seen_nothing():
     assert not seen.contains([0, 1], [1, 2]).any()
     assert seen.items(1).tolist() == []
     assert SeenPairs(dataset().log, []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ([5, 1], "at least 2 items that can be drawn, got 1"),
-        ([], "at least 2 items that can be drawn, got 0"),
-        ([0, 1, np.nan], "finite values of at least 0"),
-        ([0, 1, -1], "finite values of at least 0"),
-        ([[1, 2]], r"counts: expected shape \[any\], got \[1, 2\]"),
-    ],
-)
-def test_bad_counts_are_refused(counts, message):
-    with pytest.raises(ValueError, match=message):
-        NegativeSampler(counts)
-
-
-def test_bad_calls_are_refused():
-    with pytest.raises(ValueError, match="uniform: expected a share from 0 to 1, got 1.5"):
-        NegativeSampler([0, 1, 1], uniform=1.5)
-    with pytest.raises(ValueError, match="power: expected a finite value of at least 0, got -1"):
-        NegativeSampler([0, 1, 1], power=-1)
-    sampler = NegativeSampler([0, 1, 1])
-    for wrong, message in (
-        ({"avoid": [1]}, r"avoid: expected shape \[2\] or \[2, A\], got \[1\]"),
-        ({"avoid": [1, 3]}, r"avoid: expected values in \[0, 3\), got 3"),
-        ({"step": -1}, "seed, epoch and step of at least 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sampler.sample(2, 3, **{**STEP, **wrong})

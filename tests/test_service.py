@@ -129,11 +129,6 @@ def test_a_call_is_checked_field_by_field(fields, field):
     assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
 
 
-def test_bounds_of_a_call_are_bounds():
-    with pytest.raises(ValueError, match="candidates: expected more than 0, got 0"):
-        Limits(candidates=0)
-
-
 # answers
 
 
@@ -570,22 +565,6 @@ def test_a_stale_model_is_said_to_be():
 
 
 # versions
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "at least one"),
-    ("../one", "names of folders"),
-    ("/etc", "names of folders"),
-    (".hidden", "names of folders"),
-    ("one\none", "different folders"),
-    ("one sha256=12", "64 hex digits"),
-    ("one\ntwo share=2", "a share in"),
-    ("one\ntwo share=0.7\nthree share=0.7", "shares of at most 1"),
-    ("one colour=red", "FOLDER"),
-])  # fmt: skip
-def test_a_pointer_is_checked(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_current(text)
 
 
 def test_shares_may_add_up_to_one():

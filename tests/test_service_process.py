@@ -245,10 +245,6 @@ def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
 
 def test_a_feature_source_by_its_name():
     assert source_of("tests.test_service_log:Source").get
-    with pytest.raises(ValueError, match="expected an object with"):
-        source_of("builtins:int")
-    with pytest.raises(ValueError, match="0 to 65535"):
-        Listening(http_port=1 << 16)
     assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
 
 

@@ -124,8 +124,3 @@ def test_the_dot_product_is_that_of_the_read_and_the_item(case):
     terms = block.score({}, parts.state(block, values), rows, kernels)
     np.testing.assert_allclose(terms.logit, (weights @ values * queries).sum(-1) / D**0.5, rtol=1e-4, atol=1e-5)
     assert BLOCK.score({}, parts.state(BLOCK, values), rows, kernels).logit == 0.0
-
-
-def test_a_wrong_size_is_named():
-    with pytest.raises(ValueError, match="Bea.bridges: expected at least 1, got 0"):
-        Bea(bridges=0)

@@ -38,9 +38,6 @@ def test_by_hand():
 def test_offsets_by_popularity():
     np.testing.assert_allclose(popularity_offset([3, 1, 16], power=0.5), np.log([3, 1, 16]) / 2, rtol=1e-6)
     assert popularity_offset([0, 2]).dtype == np.float32
-    for counts, power, message in (([0, -1], 1, "counts: expected finite"), ([1, np.nan], 1, "counts"), ([1, 1], -1, "power")):
-        with pytest.raises(ValueError, match=message):
-            popularity_offset(counts, power=power)
 
 
 def test_a_run_for_the_catalogue_adds_the_offset_to_every_score(data, run):

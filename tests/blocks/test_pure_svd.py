@@ -102,13 +102,6 @@ def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data
 
 
 def test_what_does_not_fit_is_refused(data, run):
-    for user, item, message in (([1], [90], "item"), ([-1], [1], "user"), ([1, 2], [1], "user, item: expected one of each")):
-        with pytest.raises(ValueError, match=message):
-            svd_factors(user, item, size=90)
-    with pytest.raises(TypeError, match="item: expected integers"):
-        svd_factors([1], [1.5], size=9)
-    with pytest.raises(ValueError, match="deviation: expected a finite value above 0"):
-        svd_factors([1], [1], size=9, deviation=0)
     size = len(data.catalogue)
     with pytest.raises(ValueError, match="table: expected shape"):
         with_pure_svd(run.params, np.zeros((3, 2), np.float32), config=run.config)
