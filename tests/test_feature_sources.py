@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -172,17 +172,13 @@ def test_events_are_trimmed_to_the_length(url, client):
 def test_two_writers_of_one_user_lose_and_double_nothing(url, client):
     """Two replicas consume the same stream at once."""
     writers = [ValkeyFeatureWriter(client, LAYOUT) for _ in range(2)]
-    new = [0, 0]
 
-    def consume(number: int) -> None:
-        for n in range(200):
-            new[number] += writers[number].update({"user": [5], "item": [n], "action": [1], "time": [T + n]}, position=n)
+    def consume(writer: ValkeyFeatureWriter) -> int:
+        message = {"user": [5], "item": [0], "action": [1], "time": [T]}
+        return sum(writer.update(message | {"item": [n], "time": [T + n]}, position=n) for n in range(200))
 
-    threads = [threading.Thread(target=consume, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        new = list(pool.map(consume, writers))
     (record,) = read(url, [5])
     assert record.events["item"].tolist() == list(range(200)) and sum(new) == 200
 

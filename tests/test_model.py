@@ -126,25 +126,23 @@ def test_init_refuses_the_fitted_tables_of_another_config(getkey):
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
-def test_logits_are_float32(name):
-    """Under strict dtypes and ranks, which the whole suite has."""
+def test_logits_are_of_the_dtype_of_parameters_and_floats(name):
+    """Under strict dtypes and ranks, which the whole suite has.
+
+    In half precision as training with `compute_dtype` calls the model: parameters and float features, but not ages.
+    """
     assert jax.config.jax_numpy_dtype_promotion == "strict" and jax.config.jax_numpy_rank_promotion == "raise"  # pyright: ignore
     model, params = demo.build(**demo.VARIANTS[name])
-    scores = jax.eval_shape(model.joint, params, demo.user(model.config), demo.items(40))
-    assert (scores.shape, scores.dtype) == ((40,), jnp.float32)
-
-
-@pytest.mark.parametrize("name", demo.VARIANTS)
-def test_half_precision_holds_under_strict_dtypes(name):
-    """As training with `compute_dtype` calls the model: parameters and float features in bfloat16, ages in float32."""
-    model, params = demo.build(**demo.VARIANTS[name])
+    features, items = demo.user(model.config), demo.items(4)
+    scores = jax.eval_shape(model.joint, params, features, items)
+    assert (scores.shape, scores.dtype) == ((4,), jnp.float32)
 
     def half(tree):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, tree)
 
-    features, trained = demo.user(model.config), {name: half(part) for name, part in params.items() if name != "fitted"}
+    trained = {name: half(part) for name, part in params.items() if name != "fitted"} | {"fitted": params["fitted"]}
     features = dataclasses.replace(features, floats=half(features.floats))
-    scores = jax.eval_shape(model.joint, trained | {"fitted": params["fitted"]}, features, half(demo.items(4)))
+    scores = jax.eval_shape(model.joint, trained, features, half(items))
     assert (scores.shape, scores.dtype) == ((4,), jnp.bfloat16)
 
 

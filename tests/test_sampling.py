@@ -17,18 +17,22 @@ from aif_jax.schema import Attribute, Schema
 STEP = {"seed": 3, "epoch": 1, "step": 7}
 
 
-def dataset() -> Dataset:
-    schema = Schema(item_attributes=(Attribute(name="item", size=7), Attribute(name="category", size=2)), actions=6)
-    return Dataset(
-        name="by hand",
-        schema=schema,
-        log=EventLog.from_arrays([1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5], [1, 2, 3, 4, 5, 6], users=3),
-        catalogue=Catalogue.from_items(schema, np.arange(6), ids={"category": [1] * 6}),
-        user_ids={},
-        user_floats=np.zeros([3, 0], np.float32),
-        users=Vocabulary([10, 20]),
-        items=Vocabulary(np.arange(6)),
+def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
+    """A data set of a log and so many known items, which have one category."""
+    schema = Schema(
+        item_attributes=(Attribute(name="item", size=items + 1), Attribute(name="category", size=2)), actions=actions
     )
+    known = Vocabulary(np.arange(items))
+    catalogue = Catalogue.from_items(schema, known.raw, ids={"category": [1] * items})
+    users, floats = Vocabulary(10 * np.arange(1, log.users)), np.zeros([log.users, 0], np.float32)
+    return Dataset(
+        name="mine", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=known
+    )
+
+
+def dataset() -> Dataset:
+    user, item, action = [1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5]
+    return of_log(EventLog.from_arrays(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
 
 
 def test_item_counts_of_training_events_only():
