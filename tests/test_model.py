@@ -1,7 +1,6 @@
 """The model as functions: what crosses a component, what `init` makes and refuses, and components of your own."""
 
 import dataclasses
-import json
 import re
 
 import jax
@@ -211,8 +210,3 @@ def test_content_that_a_tower_reads_may_not_be_missing(compiled):
     items = demo.catalogue().features([1, 2], content=False)
     with pytest.raises(ValueError, match=r"item: expected content float32 \[12\], which the model reads, got None"):
         joint(params, demo.user(model.config), items)
-
-
-def test_a_config_is_plain_json(compiled):
-    model, _, _ = compiled
-    assert aif.Config.from_json(json.loads(json.dumps(model.config.to_json()))) == model.config
