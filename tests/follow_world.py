@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,24 @@ def messages(first: int) -> list[bytes]:
 
 def trained_on(job: Path) -> list[tuple[int, int, int]]:
     """(user row, item row, time) of each sample that the sealed micro-batches in a job's folder trained on, in their order."""
-    arrived: dict[str, list[np.ndarray]] = {"user": [], "item": [], "time": []}
-    samples, number = [], 1
-    while (folder := job / name_of(number) / "events").is_dir():
-        trees = sealed.read(folder, format=FORMAT)
-        for name, parts in arrived.items():
-            parts.append(trees["arrived"][name])
-        user, item, time = (np.concatenate(arrived[name]) for name in arrived)
-        samples += [(int(user[at]), int(item[at]), int(time[at])) for at in trees["used"]]
-        number += 1
+    parts: dict[str, list[np.ndarray]] = {"user": [], "item": [], "time": []}
+    samples = []
+    for batch in batches(job):
+        for name, part in parts.items():
+            part.append(batch["arrived"][name])
+        user, item, time = (np.concatenate(part) for part in parts.values())
+        samples += [(int(user[at]), int(item[at]), int(time[at])) for at in batch["used"]]
     return samples
+
+
+def batches(job: Path) -> Iterator[dict[str, Any]]:
+    """What the sealed micro-batches in a job's folder hold, in their order."""
+    number = 1
+    while (folder := job / name_of(number) / "events").is_dir():
+        yield sealed.read(folder, format=FORMAT)
+        number += 1
+
+
+def arrived(job: Path) -> np.ndarray:
+    """Times of the events that came; each second has one."""
+    return np.concatenate([batch["arrived"]["time"] for batch in batches(job)])

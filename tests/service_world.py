@@ -57,6 +57,12 @@ class Exports:
     encoder: aif.Encoder
     catalogue: aif.Catalogue
 
+    def copied(self, folder: Path) -> Exports:
+        """Copies both versions to a folder that a test may change."""
+        for name in ("one", "two"):
+            shutil.copytree(self.root / name, folder / name)
+        return self
+
     def logits(self, folder: str, events: Any = EVENTS, *, ids: Any = IDS, user: str = "ann") -> np.ndarray:
         """What the model says, computed without a service."""
         encode = self.encoder.with_length(self.model.config.history_length)

@@ -171,27 +171,6 @@ def test_logits_that_float32_cannot_hold_are_refused(form, size):
         fit_calibration(scores * size, labels, form=form)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"form": "beta"}, "calibration form: expected one of"),
-    ({"rate": 0.0}, "calibration rate: expected a share above 0"),
-    ({"labels": [0, 0, 0, 0]}, "calibration labels: expected entries of both classes, got 0 positives of 4"),
-    ({"labels": [0, 2, 0, 1]}, "calibration labels: expected 0 or 1"),
-    ({"labels": [1, 1, 0, 0]}, "calibration scores: expected scores that rise with the labels, got a scale of -"),
-    ({"labels": [1, 1, 0, 0], "form": "isotonic"},
-     "calibration scores: expected scores that rise with the labels, got one rate"),
-    ({"scores": [1, 1, 1, 1], "form": "isotonic"},
-     "calibration scores: expected scores that rise with the labels, got one rate"),
-    ({"scores": [0, np.nan, 1, 2]}, "calibration scores: expected finite logits"),
-    ({"weights": [1, -1, 1, 1]}, "calibration weights: expected finite weights of 0 or more"),
-    ({"labels": [0, 1]}, r"calibration labels: expected the shape of scores \(4,\)"),
-    ({"where": np.ones(3, bool)}, "where: expected a shape of the same rank"),
-])  # fmt: skip
-def test_what_cannot_be_calibrated_is_refused(change, message):
-    given = {"scores": [0.0, 1.0, 0.5, 2.0], "labels": [0, 1, 1, 0]} | change
-    with pytest.raises(ValueError, match=message):
-        fit_calibration(given.pop("scores"), given.pop("labels"), **given)
-
-
 def test_deciles_by_hand():
     scores, labels = np.log([[1 / 3, 1.0], [3.0, 3.0]]), np.array([[0, 1], [1, 1]])
     made = metrics.deciles(scores, labels, bins=2)

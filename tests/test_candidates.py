@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aif_jax.catalogue import Catalogue
 from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
     CandidateLists,
@@ -28,8 +27,6 @@ from aif_jax.data.candidates import (
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import request_starts
-from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.schema import Attribute, Schema
 from tests import test_sampling
 
 DRAW = SampleKey(seed=3, epoch=1, step=7)
@@ -42,17 +39,7 @@ ACTION = [1, 2, 1, 2, 1, 2, 1, 1, 2]
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    schema = Schema(item_attributes=(Attribute(name="item", size=7), Attribute(name="category", size=2)), actions=3)
-    return Dataset(
-        name="impressions",
-        schema=schema,
-        log=EventLog.from_arrays(USER, ITEM, ACTION, TIME, users=3),
-        catalogue=Catalogue.from_items(schema, np.arange(6), ids={"category": [1] * 6}),
-        user_ids={},
-        user_floats=np.zeros([3, 0], np.float32),
-        users=Vocabulary([10, 20]),
-        items=Vocabulary(np.arange(6)),
-    )
+    return test_sampling.of_log(EventLog.from_arrays(USER, ITEM, ACTION, TIME, users=3), items=6, actions=3)
 
 
 @pytest.mark.parametrize("block", [8, 1 << 22])  # a request that crosses a border of blocks is not cut in two
@@ -81,14 +68,8 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
 
 def shown(items, actions) -> Dataset:
     """One request of user 1, a list of these items, and one of another item before it."""
-    schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=2)), actions=4)
     log = EventLog.from_arrays([1] * (1 + len(items)), [8, *items], [1, *actions], [5, *[9] * len(items)], users=2)
-    catalogue = Catalogue.from_items(schema, np.arange(8), ids={"category": [1] * 8})
-    users, ids = Vocabulary([10]), Vocabulary(np.arange(8))
-    floats = np.zeros([2, 0], np.float32)
-    return Dataset(
-        name="list", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=ids
-    )
+    return test_sampling.of_log(log, items=8, actions=4)
 
 
 def test_of_a_long_list_the_positives_are_kept_and_the_rest_is_drawn():

@@ -17,7 +17,7 @@ from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.data.candidates import NegativeSampler, SampleKey
 from aif_jax.encoding.capacity import Capacity, add_counts, assign, new_rows
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export.consume.files import ExportError
 from aif_jax.export.consume.model import _vocabularies
 from aif_jax.index import ItemIndex
@@ -103,16 +103,6 @@ def test_no_collision_no_lost_row_and_no_order_of_files(days, rows, admit_after,
         vocabulary = after
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [({"rows": 0}, "Capacity.rows"), ({"admit_after": 0}, "admit_after"), ({"evict_after": -1}, "evict_after"),
-     ({"when_full": "grow"}, "'evict' or 'refuse'")],
-)  # fmt: skip
-def test_a_rule_that_makes_no_sense_is_refused(options, words):
-    with pytest.raises(ValueError, match=words):
-        Capacity(**{"rows": 3} | options)
-
-
 # the vocabulary
 
 
@@ -140,15 +130,6 @@ def test_ordinary_vocabularies_have_the_digest_that_they_had():
     assert Vocabulary(["b", "a"]).digest.startswith("a274a3a5ece9")
 
 
-@pytest.mark.parametrize(
-    "rows, size",
-    [([1, 1], 4), ([0, 1], 4), ([1, 4], 4), ([1], 4), ([1.0, 2.0], 4), ([1, 2], None), (None, 4), ([1, 2], 2**31 + 1)],
-)
-def test_rows_that_collide_or_fall_outside_are_refused(rows, size):
-    with pytest.raises(ValueError, match="Vocabulary"):
-        Vocabulary([7, 8], rows=rows, size=size)
-
-
 def test_damaged_arrays_are_refused():
     good = Vocabulary([7, 8], rows=[2, 1], size=4, counts=add_counts(None, [7], [3])).to_arrays()
     for name, array in {"rows": np.array([2, 2], np.int32), "size": np.zeros(2, int), "count": np.array([-1])}.items():
@@ -156,8 +137,6 @@ def test_damaged_arrays_are_refused():
             Vocabulary.from_arrays(good | {name: array})
     with pytest.raises(ValueError, match="'count' and 'last'"):
         Vocabulary.from_arrays({name: array for name, array in good.items() if name != "last"})
-    with pytest.raises(ValueError, match="IdCounts"):
-        IdCounts(Vocabulary([1]), np.zeros(2, np.int64), np.zeros(1, np.int64))
 
 
 # a model

@@ -11,7 +11,6 @@ import pytest
 from aif_jax import checks
 from aif_jax.catalogue import Catalogue
 from aif_jax.features import check_item_features
-from aif_jax.schema import Attribute, Schema
 from tests import demo
 
 SCHEMA = dataclasses.replace(demo.schema(), content=2)  # item 50, category 6, tags 9 x 3; one float; side "bid"
@@ -48,20 +47,6 @@ def test_features_of_rows_by_hand():
     assert catalogue.features([]).floats.shape == (0, 1)
 
 
-@pytest.mark.parametrize(
-    ("rows", "error", "message"),
-    [
-        ([4], ValueError, r"rows: expected values in \[0, 4\), got 4 at position \[0\]"),
-        ([0, -1], ValueError, r"got -1 at position \[1\]"),
-        ([1.0], TypeError, "rows: expected integers, got dtype float64"),
-        ([True], TypeError, "rows: expected integers, got dtype bool"),
-    ],
-)
-def test_rows_outside_the_catalogue_are_refused(rows, error, message):
-    with pytest.raises(error, match=message):
-        Catalogue(**parts()).features(rows)
-
-
 def test_from_items_adds_the_unknown_row():
     known = parts()
     catalogue = Catalogue.from_items(
@@ -78,20 +63,6 @@ def test_from_items_adds_the_unknown_row():
     np.testing.assert_array_equal(catalogue.floats, expected.floats)
     np.testing.assert_array_equal(catalogue.content, expected.content)
     np.testing.assert_array_equal(catalogue.side["bid"], expected.side["bid"])
-
-
-def test_from_items_refuses_what_it_would_have_to_change():
-    schema = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
-    with pytest.raises(TypeError, match="ids.'category'.: expected integers, got dtype float64"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [1.5, 2]})
-    with pytest.raises(ValueError, match="ids.'category'.: expected values in .0, 2147483648., got 4294967297"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [2**32 + 1, 2]})
-    with pytest.raises(ValueError, match=r"ids.'category'.: expected 2 rows like raw, got shape \[3\]"):
-        Catalogue.from_items(schema, [1, 2], ids={"category": [1, 2, 1]})
-    with pytest.raises(ValueError, match=r"Catalogue.raw: expected integers or strings"):
-        Catalogue.from_items(schema, [1.5, 2.5], ids={"category": [1, 2]})
-    with pytest.raises(ValueError, match=r"Catalogue.ids\['item'\]: expected values in \[0, 4\), got 4"):
-        Catalogue.from_items(schema, [1, 2, 3, 4], ids={"category": [1, 2, 1, 1]})
 
 
 def wrong(field, value, key=None):
@@ -119,41 +90,34 @@ def at(position, value):
     return change
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (wrong("raw", lambda raw: raw[:2]), ValueError, "floats: expected 3 rows (raw ids and the unknown item), got 4"),
-        (wrong("ids", None, "category"), ValueError, "(missing ['category'], extra [])"),
-        (wrong("ids", lambda ids: {**ids, "shop": ids["item"]}), ValueError, "(missing [], extra ['shop'])"),
-        (wrong("ids", lambda ids: ids.astype(np.int64), "item"), TypeError, "ids['item']: expected dtype int32, got int64"),
-        (wrong("ids", lambda ids: ids[:, :2], "tags"), ValueError, "ids['tags']: expected shape [4, 3], got [4, 2]"),
-        (wrong("ids", at((2, 1), 9), "tags"), ValueError, "ids['tags']: expected values in [0, 9), got 9 at position [2, 1]"),
-        (wrong("ids", at(3, -1), "category"), ValueError, "ids['category']: expected values in [0, 6), got -1 at position [3]"),
-        (wrong("ids", at(0, 1), "category"), ValueError, "ids['category']: expected zeros in row 0"),
-        (wrong("floats", lambda x: x[:, :0]), ValueError, "floats: expected shape [4, 1], got [4, 0]"),
-        (wrong("floats", at((1, 0), np.nan)), ValueError, "floats: expected finite values, got nan at position [1, 0]"),
-        (wrong("floats", at((0, 0), 1)), ValueError, "floats: expected zeros in row 0"),
-        (wrong("content", at((3, 1), -np.inf)), ValueError, "content: expected finite values, got -inf at position [3, 1]"),
-        (wrong("content", lambda x: x.astype(np.float16)), TypeError, "content: expected dtype float32, got float16"),
-        (wrong("content", at((0, 1), 1)), ValueError, "content: expected zeros in row 0"),
-        (wrong("side", None, "bid"), ValueError, "(missing ['bid'], extra [])"),
-        (wrong("side", at(2, np.nan), "bid"), ValueError, "side['bid']: expected finite values, got nan at position [2]"),
-        (wrong("side", at(0, 1), "bid"), ValueError, "side['bid']: expected zeros in row 0"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (wrong("raw", lambda raw: raw[:2]), ValueError, "floats: expected 3 rows (raw ids and the unknown item), got 4"),
+    (wrong("raw", lambda raw: raw[:, None]), ValueError, "raw: expected integers or strings [N - 1], got int64 [3, 1]"),
+    (wrong("content", lambda x: None), ValueError, "Catalogue.content: expected float32 [..., 2], got None"),
+    (wrong("schema", lambda schema: dataclasses.replace(schema, content=0)), ValueError,
+     "Catalogue.content: expected None (schema.content is 0), got an array"),
+    (wrong("ids", None, "category"), ValueError, "(missing ['category'], extra [])"),
+    (wrong("ids", lambda ids: {**ids, "shop": ids["item"]}), ValueError, "(missing [], extra ['shop'])"),
+    (wrong("ids", lambda ids: ids.astype(np.int64), "item"), TypeError, "ids['item']: expected dtype int32, got int64"),
+    (wrong("ids", lambda ids: ids[:, :2], "tags"), ValueError, "ids['tags']: expected shape [4, 3], got [4, 2]"),
+    (wrong("ids", at((2, 1), 9), "tags"), ValueError, "ids['tags']: expected values in [0, 9), got 9 at position [2, 1]"),
+    (wrong("ids", at(3, -1), "category"), ValueError, "ids['category']: expected values in [0, 6), got -1 at position [3]"),
+    (wrong("ids", at(0, 1), "category"), ValueError, "ids['category']: expected zeros in row 0"),
+    (wrong("floats", lambda x: x[:, :0]), ValueError, "floats: expected shape [4, 1], got [4, 0]"),
+    (wrong("floats", at((1, 0), np.nan)), ValueError, "floats: expected finite values, got nan at position [1, 0]"),
+    (wrong("floats", at((0, 0), 1)), ValueError, "floats: expected zeros in row 0"),
+    (wrong("content", at((3, 1), -np.inf)), ValueError, "content: expected finite values, got -inf at position [3, 1]"),
+    (wrong("content", lambda x: x.astype(np.float16)), TypeError, "content: expected dtype float32, got float16"),
+    (wrong("content", at((0, 1), 1)), ValueError, "content: expected zeros in row 0"),
+    (wrong("side", None, "bid"), ValueError, "(missing ['bid'], extra [])"),
+    (wrong("side", at(2, np.nan), "bid"), ValueError, "side['bid']: expected finite values, got nan at position [2]"),
+    (wrong("side", at(0, 1), "bid"), ValueError, "side['bid']: expected zeros in row 0"),
+])  # fmt: skip
 @pytest.mark.parametrize("block", [checks.BLOCK, 2])
 def test_a_wrong_table_is_named(monkeypatch, block, change, error, message):
     monkeypatch.setattr(checks, "BLOCK", block)
     with pytest.raises(error, match=re.escape(message)):
         Catalogue(**change(parts()))
-
-
-def test_content_as_the_schema_says():
-    known = parts()
-    with pytest.raises(ValueError, match=re.escape("Catalogue.content: expected float32 [..., 2], got None")):
-        Catalogue(**{**known, "content": None})
-    with pytest.raises(ValueError, match=re.escape("Catalogue.content: expected None (schema.content is 0), got an array")):
-        Catalogue(**{**known, "schema": dataclasses.replace(SCHEMA, content=0)})
 
 
 def test_features_without_content():
@@ -170,11 +134,7 @@ def test_items_are_all_rows_without_a_copy():
     check_item_features(SCHEMA, catalogue.items, batched=True)
 
 
-def test_raw_ids_decide_how_many_rows():
-    with pytest.raises(ValueError, match=re.escape("Catalogue.floats: expected 3 rows (raw ids and the unknown item), got 4")):
-        Catalogue(**{**parts(), "raw": np.array([11, 22])})
-    with pytest.raises(ValueError, match=re.escape("Catalogue.raw: expected integers or strings [N - 1], got int64 [3, 1]")):
-        Catalogue(**{**parts(), "raw": np.array([[11], [22], [33]])})
+def test_raw_ids_may_be_strings():
     assert len(Catalogue(**{**parts(), "raw": np.array(["a", "b", "c"])})) == 4
 
 
@@ -183,9 +143,10 @@ def test_with_content_leaves_the_old_one_alone():
     richer = catalogue.with_content(np.pad(np.ones([3, 5], np.float32), ((1, 0), (0, 0))))
     assert richer.schema == dataclasses.replace(SCHEMA, content=5) and richer.content.shape == (4, 5)
     assert catalogue.schema == SCHEMA and catalogue.content.shape == (4, 2)
-    with pytest.raises(ValueError, match=r"content: expected shape \[4, E\], got \[4\]"):
-        catalogue.with_content(np.zeros(4, np.float32))
-    with pytest.raises(ValueError, match=r"content: expected shape \[4, 5\], got \[3, 5\]"):
-        catalogue.with_content(np.zeros([3, 5], np.float32))
-    with pytest.raises(ValueError, match="content: expected zeros in row 0"):
-        catalogue.with_content(np.ones([4, 5], np.float32))
+    for content, message in (
+        (np.zeros(4, np.float32), r"content: expected shape \[4, E\], got \[4\]"),
+        (np.zeros([3, 5], np.float32), r"content: expected shape \[4, 5\], got \[3, 5\]"),
+        (np.ones([4, 5], np.float32), "content: expected zeros in row 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            catalogue.with_content(content)

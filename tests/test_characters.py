@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aif_jax.encoding import hashing
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from aif_jax.index import ids, string_ids
-from aif_jax.serving.requests import Candidates, Request
+from aif_jax.serving.requests import Candidates
 from tests.reference import characters as reference
 
 LONG = "x" * (MOST_CHARACTERS + 1)
@@ -74,9 +74,6 @@ def test_ids_are_bounded(take):
     take(["a", LONG[1:]])
 
 
-def test_users_of_requests_are_bounded_and_categories_are_not():
-    for fields in ({"user": LONG}, {"user": 1, "feature_version": LONG}):
-        with pytest.raises(ValueError, match="expected at most 1024 characters, got 1025"):
-            Request(**fields)
+def test_categories_are_not_bounded():
     assert Vocabulary([LONG, "a"]).encode([LONG, "b"]).tolist() == [2, 0]
     assert hashing.hash_ids([LONG], 9).shape == string_ids([LONG]).shape == (1,)

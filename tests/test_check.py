@@ -49,50 +49,37 @@ def test_clean_files_are_clean(folder):
     assert "0 problems, 0 suspicions" in str(report) and "sorted by user and time)" in str(report)
 
 
-@pytest.mark.parametrize(("old", "new", "problem"), [
-    ("2,7,6", "2,7,4", ("unsorted time", 5, "time", "4 after 5")),
-    ("3,7,11", "1,7,30", ("history across users", 7, "user", "user 1 again, after events of other users")),
-    ("2,7,6", "2,-7,6", ("negative id", 5, "item", "-7")),
-    ("2,7,6", "2,9,6", ("unknown item", 5, "item", "9")),
-    ("2,7,6", "9,7,6", ("unknown user", 5, "user", "9")),
-    ("2,7,6", "2,7,", ("null", 5, "time", "nothing")),
-    ("2,7,6", ",7,6", ("null", 5, "user", "nothing")),
-    ("2,7,6", "2,7,6.5", ("wrong type", 5, "time", "'6.5'")),
-    ("2,7,6", "2,x,6", ("wrong type", 5, "item", "'x'")),
-    ("2,7,6", "2,7", ("wrong number of fields", 5, None, "2 in '2,7'")),
-    ("3,7,11", "3,7,1511544070000", ("time unit", 7, "time", "1511544070000, which looks like 'ms'")),
-    ("user,item,time", "user,item,at", ("missing column", None, "time", "the columns 'user', 'item', 'at'")),
-    ("user,item,time", "user,item,item,time", ("missing column", None, "item", "more than one")),
-    (EVENTS, "user,item,time\n", ("no rows", None, None, "none")),
+@pytest.mark.parametrize(("file", "old", "new", "problem"), [
+    ("events", "2,7,6", "2,7,4", ("unsorted time", 5, "time", "4 after 5")),
+    ("events", "3,7,11", "1,7,30", ("history across users", 7, "user", "user 1 again, after events of other users")),
+    ("events", "2,7,6", "2,-7,6", ("negative id", 5, "item", "-7")),
+    ("events", "2,7,6", "2,9,6", ("unknown item", 5, "item", "9")),
+    ("events", "2,7,6", "9,7,6", ("unknown user", 5, "user", "9")),
+    ("events", "2,7,6", "2,7,", ("null", 5, "time", "nothing")),
+    ("events", "2,7,6", ",7,6", ("null", 5, "user", "nothing")),
+    ("events", "2,7,6", "2,7,6.5", ("wrong type", 5, "time", "'6.5'")),
+    ("events", "2,7,6", "2,x,6", ("wrong type", 5, "item", "'x'")),
+    ("events", "2,7,6", "2,7", ("wrong number of fields", 5, None, "2 in '2,7'")),
+    ("events", "3,7,11", "3,7,1511544070000", ("time unit", 7, "time", "1511544070000, which looks like 'ms'")),
+    ("events", "user,item,time", "user,item,at", ("missing column", None, "time", "the columns 'user', 'item', 'at'")),
+    ("events", "user,item,time", "user,item,item,time", ("missing column", None, "item", "more than one")),
+    ("events", EVENTS, "user,item,time\n", ("no rows", None, None, "none")),
+    ("items", "8,cup", "8,", ("null", 3, "category", "nothing")),
+    ("items", "8,cup", "7,cup", ("duplicate item", 3, "item", "7, which is in line 2 too")),
+    ("items", "8,cup", "-8,cup", ("negative id", 3, "item", "-8")),
+    ("items", "8,cup", "x,cup", ("wrong type", 3, "item", "'x'")),
+    ("items", "item,category", "id,category", ("missing column", None, "item", "the columns 'id', 'category'")),
+    ("users", "2,.25", "2,nan", ("not finite", 3, "age", "nan")),
+    ("users", "2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
+    ("users", "2,.25", "2,", ("null", 3, "age", "nothing")),
+    ("users", "2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
+    ("users", "2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in line 2 too")),
 ])  # fmt: skip
-def test_one_wrong_event(folder, old, new, problem):
-    assert old in EVENTS
-    write(folder, events=EVENTS.replace(old, new))
-    assert problem in found(folder, users=True, order="user")
-
-
-@pytest.mark.parametrize(("old", "new", "problem"), [
-    ("8,cup", "8,", ("null", 3, "category", "nothing")),
-    ("8,cup", "7,cup", ("duplicate item", 3, "item", "7, which is in line 2 too")),
-    ("8,cup", "-8,cup", ("negative id", 3, "item", "-8")),
-    ("8,cup", "x,cup", ("wrong type", 3, "item", "'x'")),
-    ("item,category", "id,category", ("missing column", None, "item", "the columns 'id', 'category'")),
-])  # fmt: skip
-def test_one_wrong_item(folder, old, new, problem):
-    write(folder, items=ITEMS.replace(old, new))
-    assert problem in found(folder)
-
-
-@pytest.mark.parametrize(("old", "new", "problem"), [
-    ("2,.25", "2,nan", ("not finite", 3, "age", "nan")),
-    ("2,.25", "2,1e300", ("not finite", 3, "age", "inf")),
-    ("2,.25", "2,", ("null", 3, "age", "nothing")),
-    ("2,.25", "2,young", ("wrong type", 3, "age", "'young'")),
-    ("2,.25", "1,.25", ("duplicate user", 3, "user", "1, which is in line 2 too")),
-])  # fmt: skip
-def test_one_wrong_user(folder, old, new, problem):
-    write(folder, users=USERS.replace(old, new))
-    assert problem in found(folder, users=True, columns=Columns(user_floats=("age",)))
+def test_one_wrong_row_or_header(folder, file, old, new, problem):
+    text = {"events": EVENTS, "items": ITEMS, "users": USERS}[file]
+    assert old in text
+    write(folder, **{file: text.replace(old, new)})
+    assert problem in found(folder, users=True, columns=Columns(user_floats=("age",)), order="user")
 
 
 def test_all_problems_of_a_file_at_once(folder):

@@ -209,12 +209,8 @@ def test_a_service_process_takes_deltas_under_load(chain, tmp_path):
 
 def test_a_service_that_starts_later_is_at_the_end_of_the_chain(chain, tmp_path):
     """Rows of users too; a delta of another chain, a repeated and a torn one leave what serves."""
-    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
-    store.publish(chain.export)
+    store, here = _published(chain, tmp_path, 3), tmp_path / "here"
     deltas = store.below(DELTAS, keep=100)
-    for delta in chain.deltas[:3]:
-        delta.save(tmp_path / str(delta.number))
-        deltas.publish(tmp_path / str(delta.number))
     with Mirror(store, here, poll=0.05), running(here, nearline=_users(here), keep=2) as service, service.client() as client:
         wanted = chain.deltas[2].version
         assert _version(client, wanted) == wanted
@@ -259,10 +255,7 @@ def test_a_service_of_one_named_version_takes_deltas_on_it(chain, tmp_path):
 
 
 def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_path):
-    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
-    store.publish(chain.export)
-    chain.deltas[0].save(tmp_path / "delta")
-    store.below(DELTAS).publish(tmp_path / "delta")
+    store, here = _published(chain, tmp_path, 1), tmp_path / "here"
     chain.index.save(tmp_path / "index")
     nearline = Nearline(index=tmp_path / "index")
     with Mirror(store, here), running(here, nearline=nearline) as service, service.client() as client:
@@ -273,10 +266,7 @@ def test_an_index_of_a_nearline_job_and_a_delta_do_not_go_together(chain, tmp_pa
 
 def test_rows_of_a_followers_users_and_a_delta_do_not_go_together(chain, tmp_path):
     """The follower goes on writing rows of the version of the export: with a delta they would freeze."""
-    store, here = SnapshotStore(tmp_path / "store"), tmp_path / "here"
-    store.publish(chain.export)
-    chain.deltas[0].save(tmp_path / "delta")
-    store.below(DELTAS).publish(tmp_path / "delta")
+    store, here = _published(chain, tmp_path, 1), tmp_path / "here"
     with Mirror(store, tmp_path / "bare"):
         pass
     shutil.rmtree(next((tmp_path / "bare").glob("0*")) / "users")
@@ -287,6 +277,16 @@ def test_rows_of_a_followers_users_and_a_delta_do_not_go_together(chain, tmp_pat
         assert expected in service.service.models.problem and "--user-table" in service.service.models.problem
     with Mirror(store, here), running(here, nearline=_users(here)) as service, service.client() as client:
         assert _version(client, chain.deltas[0].version) == chain.deltas[0].version
+
+
+def _published(chain: Chain, root: Path, count: int) -> SnapshotStore:
+    """A store with the export and the first deltas."""
+    store = SnapshotStore(root / "store")
+    store.publish(chain.export)
+    for delta in chain.deltas[:count]:
+        delta.save(root / str(delta.number))
+        store.below(DELTAS, keep=100).publish(root / str(delta.number))
+    return store
 
 
 def _folder(chain: Chain, root: Path, count: int, *, line: str = "export") -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.serving import Candidates, Request, ServingConfig
+from aif_jax.serving import Candidates, Request
 from aif_jax.serving.programs import LEAST_WINDOW, capped_top_k, within_cap
 from tests.serving_world import World, shared
 
@@ -118,5 +118,3 @@ async def test_the_engine_cuts_in_one_bucket_in_pieces_and_in_mini_batches(world
 def test_groups_that_no_row_has_are_refused(world):
     with pytest.raises(ValueError, match=r"ServingConfig.group: expected a side value among \['bid'\], got 'author'"):
         world.engine(group="author")
-    with pytest.raises(ValueError, match="ServingConfig.group_cap: expected an integer of at least 1, got 0"):
-        ServingConfig(group="bid", group_cap=0)

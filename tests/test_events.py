@@ -66,18 +66,8 @@ def test_windows_by_hand():
 
 @settings(deadline=None, max_examples=100)
 @given(logs(), st.integers(1, 8))
-def test_no_window_holds_an_event_that_ties_with_its_sample_or_is_later(log, length):
-    at = np.arange(len(log))
-    index, mask = log.windows(log.offsets[log.user], log.history_end(at), length)
-    times = np.broadcast_to(log.time[:, None], mask.shape)
-    assert np.all(log.time[index][mask] < times[mask])
-    assert np.all(log.user[index][mask] == np.broadcast_to(log.user[:, None], mask.shape)[mask])
-
-
-@settings(deadline=None, max_examples=100)
-@given(logs(), st.integers(1, 8))
 def test_windows_hold_the_latest_of_all_strictly_earlier_events(log, length):
-    """Against a plain loop: everything that may be seen is seen, most recent first."""
+    """Against a plain loop: everything that may be seen is seen, most recent first; nothing that ties or is later."""
     index, mask = log.windows(log.offsets[log.user], log.history_end(np.arange(len(log))), length)
     for at in range(len(log)):
         earlier = [j for j in range(len(log)) if log.user[j] == log.user[at] and log.time[j] < log.time[at]]
@@ -101,33 +91,6 @@ def test_empty_log_answers_with_empty_histories():
     assert log.history_end_at([0, 1, 2], [5, 5, 5]).tolist() == [0, 0, 0]
     assert log.history_end([]).tolist() == []
     assert not log.windows(np.zeros(3), np.zeros(3), 4)[1].any()
-
-
-@pytest.mark.parametrize(("columns", "error", "message"), [
-    (([0, 1], [1, 1], [1, 1], [1, 1]), ValueError,
-     "user: expected values in .1, 3.* got 0 at position 0; row 0 is the unknown"),
-    (([1, -1], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got -1 at position 1"),
-    (([1, 3], [1, 1], [1, 1], [1, 1]), ValueError, "user.*got 3 at position 1"),
-    (([1, 1], [1, -2], [1, 1], [1, 1]), ValueError, "item.*got -2 at position 1"),
-    (([1, 1], [1, 2**31], [1, 1], [1, 1]), ValueError, "item: expected values that fit int32"),
-    (([1, 1], [1, 1], [-1, 1], [1, 1]), ValueError, "action.*got -1 at position 0"),
-    (([1, 1], [1, 1], [1, 1], [1, -(2**63)]), ValueError, r"time.*got -9223372036854775808 at position \[1\]"),
-    (([1, 1], [1, 1], [1, 1], [1, 1_511_544_070_000]), ValueError,
-     r"EventLog.time: expected a time before 2100 in 's', got 1511544070000 at position \[1\], which looks like 'ms'"),
-    (([1, 1], [1, 1], [1, 1], [1.0, 2.0]), TypeError, "time: expected integers, got dtype float64"),
-    (([1, 1], ["a", "b"], [1, 1], [1, 1]), TypeError, "item: expected integers"),
-    (([1, 1], [1, 1], [True, False], [1, 1]), TypeError, "action: expected integers, got dtype bool"),
-    (([1, 1], [1, 1, 1], [1, 1], [1, 1]), ValueError, "one length.*'item': 3"),
-    (([[1, 1]], [1, 1], [1, 1], [1, 1]), ValueError, r"user: expected shape \[n\], got \[1, 2\]"),
-])  # fmt: skip
-def test_from_arrays_refuses(columns, error, message):
-    with pytest.raises(error, match=message):
-        EventLog.from_arrays(*columns, users=3)
-
-
-def test_users_must_hold_the_unknown_row():
-    with pytest.raises(ValueError, match="users of at least 1.*got 0"):
-        EventLog.from_arrays([], [], [], [], users=0)
 
 
 def arrays(log: EventLog) -> dict[str, np.ndarray]:
@@ -159,28 +122,6 @@ def test_a_log_of_other_dtypes_or_lengths_is_refused():
         EventLog(**{**parts, "time": parts["time"].astype(np.int32)})
     with pytest.raises(ValueError, match=r"EventLog.item: expected shape \[7\], got \[6\]"):
         EventLog(**{**parts, "item": parts["item"][:6]})
-
-
-@pytest.mark.parametrize(("positions", "error", "message"), [
-    ([7], ValueError, r"positions: expected values in \[0, 7\), got 7"),
-    ([0, -1], ValueError, r"got -1 at position \[1\]"),
-    ([0.5], TypeError, "positions: expected integers"),
-])  # fmt: skip
-def test_positions_out_of_the_log_are_refused(positions, error, message):
-    with pytest.raises(error, match=message):
-        small_log().history_end(positions)
-
-
-def test_bad_requests_are_refused():
-    log = small_log()
-    with pytest.raises(ValueError, match=r"users: expected values in \[0, 5\), got 5"):
-        log.history_end_at([5], [1])
-    with pytest.raises(ValueError, match=r"times: expected shape \[2\] like users, got \[1\]"):
-        log.history_end_at([1, 1], [1])
-    with pytest.raises(TypeError, match="times: expected integer times in 's' or datetime64, got dtype float64"):
-        log.history_end_at([1], [1.5])
-    with pytest.raises(ValueError, match="length of at least 1, got 0"):
-        log.windows([0], [1], 0)
 
 
 def test_save_and_load_memory_mapped(tmp_path):
@@ -253,22 +194,8 @@ def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test
             last = log.time[part].max()
 
 
-def test_split_refuses_what_it_cannot_do():
-    log = small_log()
-    with pytest.raises(ValueError, match=r"validation in \[0, 1\), got -0.1"):
-        split.split_by_time(log, validation=-0.1)
-    with pytest.raises(ValueError, match="below 1, got 0.5 . 0.5"):
-        split.split_by_time(log, validation=0.5, test=0.5)
-    with pytest.raises(ValueError, match="got none of 3 events"):
-        split.split_by_time(EventLog.from_arrays([1, 2, 3], [1] * 3, [1] * 3, [7] * 3))
-    with pytest.raises(ValueError, match="got none of 0 events"):
-        split.split_by_time(EventLog.from_arrays([], [], [], []))
-
-
 def test_eligible_counts_strictly_earlier_events_and_wants_a_known_item():
     log = EventLog.from_arrays([1] * 5, [1, 0, 3, 4, 0], [1] * 5, [10, 20, 20, 30, 40])
     assert split.eligible(log, [4, 3, 2, 1, 0], min_history=0).tolist() == [3, 2, 0]
     assert split.eligible(log, [0, 1, 2, 3, 4], min_history=1).tolist() == [2, 3]
     assert split.eligible(log, [0, 1, 2, 3, 4], min_history=2).tolist() == [3]
-    with pytest.raises(ValueError, match="min_history of at least 0, got -1"):
-        split.eligible(log, [0], min_history=-1)

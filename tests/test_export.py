@@ -51,6 +51,19 @@ def loaded(made):
     return load(made[0])
 
 
+def resealed(folder: Path, edit=None, rehash=()) -> Path:
+    """A folder whose manifest fits, after `edit(manifest)`, with checksums of the files that were changed."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if edit:
+        edit(manifest)
+    for name in rehash:
+        raw = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    manifest["sha256"] = consume.seal(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.fixture
 def copy(made, tmp_path):
     """`copy()` is a copy to tamper with; `copy(edit)` also rewrites its manifest after `edit(manifest)`."""
@@ -59,15 +72,7 @@ def copy(made, tmp_path):
         folder = tmp_path / "copy"
         if not folder.exists():
             shutil.copytree(made[0], folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if edit:
-            edit(manifest)
-        for name in rehash:
-            raw = (folder / name).read_bytes()
-            manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-        manifest["sha256"] = consume.seal(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return folder
+        return resealed(folder, edit, rehash)
 
     return make
 
@@ -313,12 +318,13 @@ def test_rows_outside_the_table_are_refused(loaded, scored):
 
 
 def test_buckets_are_checked(made):
-    with pytest.raises(export.ExportError, match="expected sizes of at least 64, got"):
-        load(made[0], buckets={"c": [32, 64]})
-    with pytest.raises(export.ExportError, match=r"buckets 'l': expected sizes from 6 to 24, got \[24, 32\]"):
-        load(made[0], buckets={"l": [24, 32]})
-    with pytest.raises(export.ExportError, match="expected axes among"):
-        load(made[0], buckets={"x": [1]})
+    for buckets, message in (
+        ({"c": [32, 64]}, "expected sizes of at least 64, got"),
+        ({"l": [24, 32]}, r"buckets 'l': expected sizes from 6 to 24, got \[24, 32\]"),
+        ({"x": [1]}, "expected axes among"),
+    ):
+        with pytest.raises(export.ExportError, match=message):
+            load(made[0], buckets=buckets)
 
 
 def test_an_altered_file_is_refused(copy):
@@ -499,14 +505,11 @@ def test_a_newer_artefact_names_both_versions(copy):
 def test_expired_functions_are_rebuilt_from_params_config_and_encoder(encoded, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(encoded[0], folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["functions"]["user"]["calling_convention_version"] = 1
-    manifest["sha256"] = consume.seal(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    resealed(folder, lambda manifest: manifest["functions"]["user"].update(calling_convention_version=1))
     with pytest.raises(export.ExportError, match=r"user: expected a calling convention of \d+ to \d+, as jax .* reads, got 1"):
         load(folder)
     rebuilt = load(tmp_path / "new", sha256=export.rebuild(folder, tmp_path / "new"))
-    assert rebuilt.version == manifest["version"] and rebuilt.encode("item", [8, 9]).tolist() == [2, 0]
+    assert rebuilt.version == load(encoded[0]).version and rebuilt.encode("item", [8, 9]).tolist() == [2, 0]
     assert {path.name for path in tmp_path.iterdir()} == {"old", "new"}
 
 
@@ -591,11 +594,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     arrays = {k: np.frombuffer(v, np.uint8) if isinstance(v, bytes) else np.asarray(v) for k, v in arrays.items()}
     arrays = {k: v.astype(np.int64) if k.endswith("offsets") else v for k, v in arrays.items()}
     writer.write_arrays(folder / "encoder.safetensors", arrays)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    raw = (folder / "encoder.safetensors").read_bytes()
-    manifest["files"]["encoder.safetensors"] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    manifest["sha256"] = consume.seal(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    resealed(folder, rehash=["encoder.safetensors"])
     with pytest.raises(export.ExportError, match=message):
         load(folder)
     with pytest.raises(export.ExportError, match="expected params, config and encoder, got others"):

@@ -27,6 +27,7 @@ from aif_jax.export.consume import model as loader
 from aif_jax.index import ItemIndex, inspect
 from tests.golden import make_export
 from tests.reliability import damaged, victims
+from tests.test_export import resealed
 
 FOLDER = Path(make_export.__file__).parent / "export"  # the same bytes everywhere, so the flips below are too
 FLIPS = {  # (position, bit): what they do to jax 0.10.2, most of the time
@@ -55,15 +56,9 @@ def forge(tmp_path):
         folder = tmp_path / "forged"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(source, folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
         for name, raw in (contents or {}).items():
             (folder / name).write_bytes(raw)
-            manifest["files"][name] = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-        if edit:
-            edit(manifest)
-        manifest["sha256"] = consume.seal(manifest)
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        return folder
+        return resealed(folder, edit, contents or ())
 
     return make
 

@@ -9,6 +9,7 @@ import socket
 import stat
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -306,18 +307,14 @@ def test_an_archive_cannot_bring_links(tmp_path, server, release):
 
 def test_two_at_once_both_succeed(tmp_path, server, release):
     server.files["/ml-100k.zip"] = release(archive(ORIGINAL))
-    results = []
     barrier = threading.Barrier(4)
 
-    def run():
+    def run(_):
         barrier.wait()
-        results.append(fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=NO_WHEEL))
+        return fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=NO_WHEEL)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, range(4)))
     assert [r.source for r in results] == ["GroupLens"] * 4
     assert os.listdir(tmp_path / "cache") == ["ml-100k"] and len(movielens.read(results[0].path).log) == 1
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -185,22 +186,19 @@ with new_folder({str(target)!r}) as partial:
 
 def test_many_threads_write_one_name(tmp_path):
     """One wins, the others are told; nobody removes another's work folder."""
-    barrier, results = threading.Barrier(8), []
+    barrier = threading.Barrier(8)
 
     def write(number):
         barrier.wait()
         try:
             with new_folder(tmp_path / "a") as partial:
                 (partial / "file").write_text(str(number))
-            results.append("written")
         except FileExistsError:
-            results.append("refused")
+            return "refused"
+        return "written"
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(write, range(8)))
     assert sorted(results) == ["refused"] * 7 + ["written"] and not unfinished(tmp_path / "a")
     assert len(contents(tmp_path / "a")) == 1
 

@@ -16,8 +16,7 @@ from aif_jax.connectors import MemoryStream, SnapshotStore, encode
 from aif_jax.export import Delta, restore
 from aif_jax.export.delta import Chain
 from aif_jax.refreshing import follow
-from aif_jax.refreshing.continuous import FORMAT, name_of
-from aif_jax.store import sealed
+from aif_jax.refreshing.continuous import name_of
 from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import Cascaded
 from aif_jax.trees import leaves_by_path
@@ -96,21 +95,12 @@ def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     index = aif.ItemIndex.build(rebuilt, shop.items(5), progress=False)
     assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
     latest = max(time for _, _, time in world.trained_on(tmp_path / "store.follow" / "job"))
-    arrived = _arrived(tmp_path / "store.follow" / "job")
+    arrived = world.arrived(tmp_path / "store.follow" / "job")
     some = np.isin(events["time"], np.append(world.files()["time"], arrived))
     part = {name: column[some] for name, column in events.items()}
     data = aif.read(part, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
     table = UserTable.build(rebuilt, data, clock=None, progress=False)
     assert rows_of(applied.user_table) == rows_of(table) and latest >= first
-
-
-def _arrived(job: Path) -> np.ndarray:
-    """Times of the events that came; each second has one."""
-    parts, number = [], 1
-    while (folder := job / name_of(number) / "events").is_dir():
-        parts.append(sealed.read(folder, format=FORMAT)["arrived"]["time"])
-        number += 1
-    return np.concatenate(parts)
 
 
 def test_an_id_without_a_row_stays_unknown_until_the_next_full_refresh(store, tmp_path):

@@ -14,8 +14,6 @@ from aif_jax.connectors import MemoryStream, SnapshotStore, encode
 from aif_jax.export import Delta, restore
 from aif_jax.export.delta import Chain
 from aif_jax.refreshing import follow
-from aif_jax.refreshing.continuous import FORMAT, name_of
-from aif_jax.store import sealed
 from aif_jax.store.trained import Trained
 from aif_jax.user_table import UserTable
 from tests import follow_world as world
@@ -80,15 +78,6 @@ def applied_to(store: Path, here: Path) -> Any:
     return parts
 
 
-def arrived(job: Path) -> list[int]:
-    """Times of the events that came; each second has one."""
-    parts, number = [], 1
-    while (folder := job / name_of(number) / "events").is_dir():
-        parts += sealed.read(folder, format=FORMAT)["arrived"]["time"].tolist()
-        number += 1
-    return parts
-
-
 def check_rebuilt(store: Path, here: Path, job: Path, catalogue: Any, more: Any = None) -> Any:
     """Raises unless what is behind the deltas equals a full rebuild under the new encoder; the model."""
     parts = applied_to(store, here)
@@ -97,7 +86,7 @@ def check_rebuilt(store: Path, here: Path, job: Path, catalogue: Any, more: Any 
     index = aif.ItemIndex.build(rebuilt, catalogue, progress=False)
     assert all(equal(a, b) for a, b in zip(parts.item_index.stored(), index.stored(), strict=True))
     events = world.log()
-    some = np.isin(events["time"], np.append(world.files()["time"], arrived(job)))
+    some = np.isin(events["time"], np.append(world.files()["time"], world.arrived(job)))
     events = {name: np.append(column[some], [] if more is None else more[name]).astype(int) for name, column in events.items()}
     data = aif.read(events, items=catalogue, encoder=encoder, unknown="skip", progress=False)
     assert rows_of(parts.user_table) == rows_of(UserTable.build(rebuilt, data, clock=None, progress=False))

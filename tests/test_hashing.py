@@ -63,16 +63,3 @@ def test_vocabulary_first_the_rest_hashed_behind_it():
     np.testing.assert_array_equal(rows[::10], np.arange(1, 101))
     rest = np.delete(rows, np.arange(0, 1000, 10))
     assert rest.min() == 101 and rest.max() == 299
-
-
-@pytest.mark.parametrize(
-    "call, error, message",
-    [
-        (lambda: hashing.hash_ids([1.5], 9), TypeError, "expected integers or strings, got dtype float64"),
-        (lambda: hashing.hash_ids([1], 1), ValueError, "expected 2 to 2\\^31 rows, row 0 included, got 1"),
-        (lambda: hashing.hash_rest(Vocabulary([1]), [1], 2), ValueError, "more than the vocabulary's 2 rows, got 2"),
-    ],
-)
-def test_errors_say_what_was_expected(call, error, message):
-    with pytest.raises(error, match=message):
-        call()

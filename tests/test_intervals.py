@@ -74,8 +74,6 @@ def test_no_user_is_no_value_and_wrong_arguments_are_refused():
     for wrong in (dict(level=1.0), dict(draws=0)):
         with pytest.raises(ValueError, match="expected"):
             metrics.user_interval(one, **wrong)
-    with pytest.raises(ValueError, match=r"users: expected shape \[2\], got \[1\]"):
-        metrics.mean_by_user([1, 0], [1])
 
 
 def test_auc_by_user_has_the_error_of_resampled_users():

@@ -194,12 +194,6 @@ def test_a_table_of_items_without_them_is_refused_with_the_way_out():
         encoder.items(items())
 
 
-@pytest.mark.parametrize("wrong", [(0,), (7, 7), (9, 3), ("day",)])
-def test_half_lives_that_are_none_are_refused(wrong):
-    with pytest.raises(ValueError, match="item_statistics"):
-        aif.Columns(item_statistics=wrong)
-
-
 def test_a_schema_needs_places_for_them():
     attributes = tuple(aif.Attribute(name=name, size=3) for name in ("item", "category"))
     with pytest.raises(ValueError, match=r"Schema.item_floats: expected at least 4, for item_statistics, got 3"):

@@ -256,25 +256,6 @@ def test_strict_promotion_and_vmap(name):
     np.testing.assert_allclose(values, [ALL[name](jnp.zeros(SHAPE), y[0])] * 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: losses.pointwise_bce(jnp.zeros((2, 3)), jnp.zeros(3)), r"labels: expected the shape of scores \(2, 3\)"),
-    (lambda: losses.pointwise_bce(jnp.zeros(3, int), jnp.zeros(3)), "scores: expected floating-point logits"),
-    (lambda: losses.pointwise_bce(jnp.zeros(3), jnp.zeros(3), where=jnp.ones(3)), "where: expected a bool mask, got dtype"),
-    (lambda: losses.listwise_softmax(jnp.zeros((3, 3)), jnp.zeros((3, 3)), where=jnp.ones(3, bool)),
-     r"where: expected a shape of the same rank .* got \(3,\)"),
-    (lambda: losses.listwise_softmax(jnp.zeros((2, 3)), jnp.zeros((2, 3)), log_q=jnp.zeros((2, 2))),
-     r"log_q: expected a shape of the same rank .* got \(2, 2\)"),
-    (lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(2)),
-     r"teacher_scores: expected the shape of scores \(3,\), got \(2,\)"),
-    (lambda: losses.listwise_softmax(jnp.zeros(3), jnp.zeros(3), temperature=-1.0), "temperature: expected a positive"),
-    (lambda: losses.distill_listwise(jnp.zeros(3), jnp.zeros(3), temperature=0.0), "temperature: expected a positive"),
-    (lambda: losses.distill_pointwise(jnp.zeros(3), jnp.zeros(3), temperature=math.nan), "temperature: expected"),
-])  # fmt: skip
-def test_wrong_arguments_get_a_plain_answer(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 # -- sums -------------------------------------------------------------------------------------------------------------------
 
 
@@ -329,20 +310,3 @@ def test_a_valid_label_that_is_nan_is_not_hidden():
     y = jnp.ones(SHAPE).at[0].set(jnp.nan)
     for loss in (losses.pointwise_bce, losses.listwise_softmax):
         assert np.isnan(loss(jnp.zeros(SHAPE), y))
-
-
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: losses.pointwise_bce(temperature=2.0), r"expected options among \['logq_correction'\], got \['temperature'\]"),
-    (lambda: (losses.pointwise_bce + losses.pointwise_bce)(logq_correction=False),
-     "options of its terms before they are added"),
-    (lambda: losses.pointwise_bce(where=jnp.ones(3, bool)), "expected scores and targets with where and log_q, got none"),
-    (lambda: losses.pointwise_bce + 1.0, "unsupported operand"),
-])  # fmt: skip
-def test_wrong_compositions_are_refused(call, message):
-    with pytest.raises(TypeError, match=message):
-        call()
-
-
-def test_a_weight_must_be_finite():
-    with pytest.raises(ValueError, match="weight: expected a finite number, got nan"):
-        math.nan * losses.pointwise_bce

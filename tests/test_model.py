@@ -1,7 +1,6 @@
 """The model as functions: what crosses a component, what `init` makes and refuses, and components of your own."""
 
 import dataclasses
-import json
 import re
 
 import jax
@@ -125,32 +124,24 @@ def test_init_refuses_the_fitted_tables_of_another_config(getkey):
         model.init(getkey(), None, fitted=shorter)
 
 
-def test_the_content_baseline_needs_content():
-    """Without content the tables cannot be fitted, so the config refuses the block by name."""
-    with pytest.raises(ValueError, match="UnitContent: expected schema.content > 0, got 0: give the data a content embedding"):
-        demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(blocks.CosineTiers(),))
-
-
 @pytest.mark.parametrize("name", demo.VARIANTS)
-def test_logits_are_float32(name):
-    """Under strict dtypes and ranks, which the whole suite has."""
+def test_logits_are_of_the_dtype_of_parameters_and_floats(name):
+    """Under strict dtypes and ranks, which the whole suite has.
+
+    In half precision as training with `compute_dtype` calls the model: parameters and float features, but not ages.
+    """
     assert jax.config.jax_numpy_dtype_promotion == "strict" and jax.config.jax_numpy_rank_promotion == "raise"  # pyright: ignore
     model, params = demo.build(**demo.VARIANTS[name])
-    scores = jax.eval_shape(model.joint, params, demo.user(model.config), demo.items(40))
-    assert (scores.shape, scores.dtype) == ((40,), jnp.float32)
-
-
-@pytest.mark.parametrize("name", demo.VARIANTS)
-def test_half_precision_holds_under_strict_dtypes(name):
-    """As training with `compute_dtype` calls the model: parameters and float features in bfloat16, ages in float32."""
-    model, params = demo.build(**demo.VARIANTS[name])
+    features, items = demo.user(model.config), demo.items(4)
+    scores = jax.eval_shape(model.joint, params, features, items)
+    assert (scores.shape, scores.dtype) == ((4,), jnp.float32)
 
     def half(tree):
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, tree)
 
-    features, trained = demo.user(model.config), {name: half(part) for name, part in params.items() if name != "fitted"}
+    trained = {name: half(part) for name, part in params.items() if name != "fitted"} | {"fitted": params["fitted"]}
     features = dataclasses.replace(features, floats=half(features.floats))
-    scores = jax.eval_shape(model.joint, trained | {"fitted": params["fitted"]}, features, half(demo.items(4)))
+    scores = jax.eval_shape(model.joint, trained, features, half(items))
     assert (scores.shape, scores.dtype) == ((4,), jnp.bfloat16)
 
 
@@ -219,8 +210,3 @@ def test_content_that_a_tower_reads_may_not_be_missing(compiled):
     items = demo.catalogue().features([1, 2], content=False)
     with pytest.raises(ValueError, match=r"item: expected content float32 \[12\], which the model reads, got None"):
         joint(params, demo.user(model.config), items)
-
-
-def test_a_config_is_plain_json(compiled):
-    model, _, _ = compiled
-    assert aif.Config.from_json(json.loads(json.dumps(model.config.to_json()))) == model.config

@@ -83,8 +83,3 @@ def test_letting_go_of_it_stops_the_thread():
     del items
     gc.collect()
     assert wait_for(lambda: threads() == 0)
-
-
-def test_at_least_one_item_ahead():
-    with pytest.raises(ValueError, match="ahead: expected at least 1, got 0"):
-        Prefetch([], ahead=0)

@@ -355,25 +355,6 @@ def test_repr_of_a_log(folder):
     assert repr(log).startswith("EventLog(1 events, 1 users, 2017-11-24 to 2017-11-24;")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"time_unit": "min"}, "Columns.time_unit: expected one of s, ms, us, ns, got 'min'"),
-    ({"item_attributes": "brand"}, "Columns.item_attributes: expected a tuple of column names, got 'brand'"),
-    ({"item_attributes": ("item",)}, "expected attributes of different names, none of them user, item, category, action"),
-    ({"behaviour_fields": ("brand",)}, "Columns.behaviour_fields: expected names among item_attributes"),
-    ({"actions": ("view",)}, "Columns.actions: expected a column for them"),
-    ({"user": "item"}, r"expected each column of the events file in one place, got \['item'\] in several"),
-    ({"category": "price", "item_floats": ("price",)}, r"expected each column of the items file in one place"),
-    ({"user": float("nan")}, "Columns.user: expected str, got nan"),
-    ({"content": 3}, "Columns.content: expected str | None, got 3"),
-    ({"bag_length": True}, "Columns.bag_length: expected int, got True"),
-    ({"item_floats": ("price", 1)}, r"Columns.item_floats: expected tuple\[str, ...\], got \('price', 1\)"),
-    ({"bag_length": 1}, "Columns.bag_length: expected at least 2"),
-])  # fmt: skip
-def test_wrong_columns(change, message):
-    with pytest.raises(ValueError, match=message):
-        Columns(**change)
-
-
 def test_wrong_options(folder):
     with pytest.raises(ValueError, match="columns: expected Columns, or an encoder that has them, got neither"):
         read(folder, None)
@@ -404,8 +385,6 @@ def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
 def test_columns_survive_json():
     assert Columns.from_json(COLUMNS.to_json()) == COLUMNS
     assert Columns.from_json({"item_attributes": ["brand"]}).item_attributes == ("brand",)
-    with pytest.raises(TypeError, match="colour"):
-        Columns.from_json({"colour": 1})
 
 
 def test_columns_loaded_into_memory():

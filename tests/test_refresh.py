@@ -341,19 +341,6 @@ def test_the_gate_passes_what_is_no_worse():
     assert "200 users have candidates of both labels" in judge(few, GateConfig(users=300)).reasons[0]
 
 
-@pytest.mark.parametrize(
-    ("bounds", "message"),
-    [
-        ({"gauc": -1.0}, "GateConfig.gauc: expected at least 0"),
-        ({"overlap": 2.0}, "overlap: expected a share"),
-        ({"level": 1.0}, "level"),
-    ],
-)
-def test_bounds_are_checked(bounds, message):
-    with pytest.raises(ValueError, match=message):
-        GateConfig(**bounds)
-
-
 @pytest.fixture(scope="module")
 def requests(run) -> Requests:
     """Requests of the slice that the run did not train on."""

@@ -1,16 +1,12 @@
 """What a person sees of the main objects when they print one."""
 
-import numpy as np
-
 import aif_jax as aif
 from aif_jax import blocks
-from aif_jax.catalogue import Catalogue
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker
 from tests import demo
+from tests.test_sampling import of_log
 
 SCHEMA = (
     "Schema(items: item 50, category 6, tags 9x3; users: gender 3, interests 7x2; behaviours: item, category; actions: 4; "
@@ -53,15 +49,10 @@ def test_model_names_its_functions():
 
 
 def test_dataset_and_log():
-    schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
-    users, items = Vocabulary([5, 6, 7]), Vocabulary(["a", "b"])
     times = [1_500_000_000, 1_500_000_100, 1_600_000_000, 1_500_000_000]
     log = EventLog.from_arrays([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
-    data = Dataset(
-        name="mine", schema=schema, log=log, catalogue=Catalogue.from_items(schema, items.raw, ids={"category": [1, 1]}),
-        user_ids={}, user_floats=np.zeros((4, 0), np.float32), users=users, items=items,
-    )  # fmt: skip
-    assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {schema!r})"
+    data = of_log(log, items=2, actions=2)
+    assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {data.schema!r})"
     assert repr(log) == "EventLog(4 events, 3 users, 2017-07-14 to 2020-09-13; events of a user: median 1, at most 3)"
     assert repr(EventLog.from_arrays([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
 

@@ -136,21 +136,6 @@ def test_pgvector_finds_the_best(kind):
         asyncio.run(asyncio.wait_for(test(url), 60))
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: BruteForce([1, 2], VECTORS[:3]), "vectors: expected shape \\[2, any\\], got \\[3, 16\\]"),
-        (lambda: BruteForce([1], np.full((1, 2), np.nan, np.float32)), "vectors: expected finite values"),
-        (lambda: BruteForce([1], np.ones((1, 2))), "vectors: expected dtype float32"),
-        (lambda: PgvectorSearch(None, "items; DROP TABLE x"), "table: expected a lower-case name"),
-        (lambda: Retrieval(None, None, None, k=0), "k: expected at least 1"),
-    ],
-)
-def test_wrong_arguments_are_named(call, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        call()
-
-
 def test_an_engine_ranks_what_retrieval_finds(tower, index):
     """One read of the source serves the engine's features and the retrieval."""
     source = MemoryFeatures(EventLayout.of(ENCODER))

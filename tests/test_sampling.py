@@ -17,18 +17,22 @@ from aif_jax.schema import Attribute, Schema
 STEP = {"seed": 3, "epoch": 1, "step": 7}
 
 
-def dataset() -> Dataset:
-    schema = Schema(item_attributes=(Attribute(name="item", size=7), Attribute(name="category", size=2)), actions=6)
-    return Dataset(
-        name="by hand",
-        schema=schema,
-        log=EventLog.from_arrays([1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5], [1, 2, 3, 4, 5, 6], users=3),
-        catalogue=Catalogue.from_items(schema, np.arange(6), ids={"category": [1] * 6}),
-        user_ids={},
-        user_floats=np.zeros([3, 0], np.float32),
-        users=Vocabulary([10, 20]),
-        items=Vocabulary(np.arange(6)),
+def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
+    """A data set of a log and so many known items, which have one category."""
+    schema = Schema(
+        item_attributes=(Attribute(name="item", size=items + 1), Attribute(name="category", size=2)), actions=actions
     )
+    known = Vocabulary(np.arange(items))
+    catalogue = Catalogue.from_items(schema, known.raw, ids={"category": [1] * items})
+    users, floats = Vocabulary(10 * np.arange(1, log.users)), np.zeros([log.users, 0], np.float32)
+    return Dataset(
+        name="mine", schema=schema, log=log, catalogue=catalogue, user_ids={}, user_floats=floats, users=users, items=known
+    )
+
+
+def dataset() -> Dataset:
+    user, item, action = [1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5]
+    return of_log(EventLog.from_arrays(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
 
 
 def test_item_counts_of_training_events_only():
@@ -121,33 +125,3 @@ def test_seen_nothing():
     assert not seen.contains([0, 1], [1, 2]).any()
     assert seen.items(1).tolist() == []
     assert SeenPairs(dataset().log, []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)
-
-
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ([5, 1], "at least 2 items that can be drawn, got 1"),
-        ([], "at least 2 items that can be drawn, got 0"),
-        ([0, 1, np.nan], "finite values of at least 0"),
-        ([0, 1, -1], "finite values of at least 0"),
-        ([[1, 2]], r"counts: expected shape \[any\], got \[1, 2\]"),
-    ],
-)
-def test_bad_counts_are_refused(counts, message):
-    with pytest.raises(ValueError, match=message):
-        NegativeSampler(counts)
-
-
-def test_bad_calls_are_refused():
-    with pytest.raises(ValueError, match="uniform: expected a share from 0 to 1, got 1.5"):
-        NegativeSampler([0, 1, 1], uniform=1.5)
-    with pytest.raises(ValueError, match="power: expected a finite value of at least 0, got -1"):
-        NegativeSampler([0, 1, 1], power=-1)
-    sampler = NegativeSampler([0, 1, 1])
-    for wrong, message in (
-        ({"avoid": [1]}, r"avoid: expected shape \[2\] or \[2, A\], got \[1\]"),
-        ({"avoid": [1, 3]}, r"avoid: expected values in \[0, 3\), got 3"),
-        ({"step": -1}, "seed, epoch and step of at least 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sampler.sample(2, 3, **{**STEP, **wrong})

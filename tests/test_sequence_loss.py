@@ -228,23 +228,3 @@ def test_fit_learns_the_sequence_and_resumes_under_the_same_settings(data, model
     assert shapes[0] == shapes[1]
     with pytest.raises(ValueError, match="sequence_loss"):
         aif.fit(model, data, out=tmp_path / "run", **given)
-
-
-def test_what_does_not_fit_is_refused(data):
-    schema = data.schema
-    for field, config in (("sequence=True", dict(sequence=False)),):
-        with pytest.raises(ValueError, match=f"sequence_loss: expected a model with towers and Config.{field}"):
-            SequenceLoss().bind(aif.build(aif.presets.two_tower(schema, **config)))
-    with pytest.raises(ValueError, match="sequence_loss: expected a model with towers"):
-        SequenceLoss().bind(aif.build(aif.presets.cold(schema)))
-    for config in (dict(sequence=False), dict(towers=None, blocks=())):
-        with pytest.raises(ValueError, match="Config.encoder_layers: expected 0 in a model without towers"):
-            aif.presets.cold(schema, encoder_layers=1) if "towers" in config else aif.presets.two_tower(
-                schema, encoder_layers=1, **config
-            )
-    with pytest.raises(ValueError, match="Config.encoder_layers: expected at least 0, got -1"):
-        aif.presets.two_tower(schema, encoder_layers=-1)
-    with pytest.raises(ValueError, match="SequenceLoss.weight: expected a finite number above 0, got 0"):
-        SequenceLoss(weight=0.0)
-    with pytest.raises(ValueError, match="SequenceLoss.negatives: expected at least 1, got 0"):
-        SequenceLoss(negatives=0)

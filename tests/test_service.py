@@ -129,11 +129,6 @@ def test_a_call_is_checked_field_by_field(fields, field):
     assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
 
 
-def test_bounds_of_a_call_are_bounds():
-    with pytest.raises(ValueError, match="candidates: expected more than 0, got 0"):
-        Limits(candidates=0)
-
-
 # answers
 
 
@@ -378,11 +373,8 @@ def test_overload_says_when_to_try_again(served):
             except ServiceError as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=call) for _ in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda _: call(), range(40)))
     assert errors and {error.code for error in errors} == {"RESOURCE_EXHAUSTED"}
     assert {error.status for error in errors} == {429} and errors[0].retry_after == pytest.approx(0.05)
 
@@ -572,22 +564,6 @@ def test_a_stale_model_is_said_to_be():
 # versions
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "at least one"),
-    ("../one", "names of folders"),
-    ("/etc", "names of folders"),
-    (".hidden", "names of folders"),
-    ("one\none", "different folders"),
-    ("one sha256=12", "64 hex digits"),
-    ("one\ntwo share=2", "a share in"),
-    ("one\ntwo share=0.7\nthree share=0.7", "shares of at most 1"),
-    ("one colour=red", "FOLDER"),
-])  # fmt: skip
-def test_a_pointer_is_checked(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_current(text)
-
-
 def test_shares_may_add_up_to_one():
     """Added as floats one by one, these are more than 1."""
     shares = [0.2, 0.4, 0.3, 0.1]
@@ -596,8 +572,7 @@ def test_shares_may_add_up_to_one():
 
 
 def test_publish_writes_what_is_read(tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(exports().root / name, tmp_path / name)
+    exports().copied(tmp_path)
     publish(tmp_path, ["one", ExportEntry("two", exports().digests["two"], 0.25)])
     assert read_current(tmp_path) == [ExportEntry("one", None, 0.75), ExportEntry("two", exports().digests["two"], 0.25)]
     assert read_current(tmp_path, only="two") == [ExportEntry("two", None, 1.0)]
@@ -610,9 +585,7 @@ def test_publish_writes_what_is_read(tmp_path):
 
 def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
     """Answers of every moment are those of one version, whole; the version before may still be named."""
-    world = exports()
-    for name in ("one", "two"):
-        shutil.copytree(world.root / name, tmp_path / name)
+    world = exports().copied(tmp_path)
     publish(tmp_path, ["one"])
     expected = {world.index[name].version: world.logits(name) for name in ("one", "two")}
     seen, stop = [], threading.Event()
@@ -625,35 +598,22 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
                 seen.append(answer["version"])
 
     with running(tmp_path, keep=2) as service:
-        failures = []
-        threads = [threading.Thread(target=lambda: failures.append(_error_of(load, service))) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for name in ("two", "one", "two"):
-            publish(tmp_path, [ExportEntry(name, world.digests[name])])
-            version = world.index[name].version
-            until(lambda version=version: seen and seen[-1] == version)
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert failures == [None] * 3 and set(seen) == set(expected)
+        with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as end:
+            end.callback(stop.set)
+            calls = [pool.submit(load, service) for _ in range(3)]
+            for name in ("two", "one", "two"):
+                publish(tmp_path, [ExportEntry(name, world.digests[name])])
+                version = world.index[name].version
+                until(lambda version=version: (seen and seen[-1] == version) or any(call.done() for call in calls))
+        assert [call.exception() for call in calls] == [None] * 3 and set(seen) == set(expected)
         with service.client() as client:
             old = client.score(**ANN, candidates=IDS, version="one")
             assert old["version"] == world.index["one"].version
         assert len(service.service.models.held) == 2
 
 
-def _error_of(function, *arguments):
-    try:
-        return function(*arguments)
-    except BaseException as error:
-        return error
-
-
 def test_a_broken_version_is_not_published(tmp_path):
-    world = exports()
-    for name in ("one", "two"):
-        shutil.copytree(world.root / name, tmp_path / name)
+    world = exports().copied(tmp_path)
     publish(tmp_path, ["one"])
     with running(tmp_path) as service, service.client() as client:
         params = tmp_path / "two" / "params.safetensors"
@@ -679,9 +639,7 @@ def test_golden_outputs_are_compared_before_the_swap():
 
 
 def test_users_are_split_between_versions(tmp_path):
-    world = exports()
-    for name in ("one", "two"):
-        shutil.copytree(world.root / name, tmp_path / name)
+    world = exports().copied(tmp_path)
     publish(tmp_path, ["one", ExportEntry("two", share=0.3)])
     with running(tmp_path) as service, service.client() as client:
         versions = {}

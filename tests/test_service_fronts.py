@@ -1,9 +1,14 @@
-"""The same calls through every front give the same answers and refusals: HTTP in two forms of body, gRPC, Open Inference."""
+"""The same calls through every front give the same answers and refusals: HTTP in two forms of body, gRPC, Open Inference.
+
+And what the Open Inference Protocol v2 alone has, judged by `tritonclient`, and answers of several objectives.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +23,11 @@ from tritonclient.utils import InferenceServerException  # noqa: E402
 from aif_jax.service import processes  # noqa: E402
 from aif_jax.service.client import ServiceError  # noqa: E402
 from aif_jax.service.inference import MODEL  # noqa: E402
+from aif_jax.service.log import RequestLog, read_log, replay  # noqa: E402
 from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
+from aif_jax.service.tensors import from_bytes, to_bytes  # noqa: E402
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402
 
 DATATYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
@@ -72,26 +79,38 @@ def ask_grpc(service: Any, method: str, fields: dict) -> dict:
     return ids | excluded | {"logits": logits.reshape(-1, len(about.objectives) or 1).squeeze(), "version": about.version}
 
 
+def tensors_of(package: Any, fields: dict) -> list:
+    """Inputs of a call of the Open Inference Protocol."""
+    inputs = []
+    for name, value in fields.items():
+        array = np.array([value.encode()], np.object_) if isinstance(value, str) else np.asarray(value)
+        array = array if isinstance(value, np.ndarray | np.generic) else np.atleast_1d(array)
+        inputs.append(package.InferInput(name, list(array.shape), DATATYPES[array.dtype.name]))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
+
+
+@contextlib.contextmanager
+def connected(package: Any, address: str) -> Iterator[Any]:
+    client = package.InferenceServerClient(address.removeprefix("http://"))
+    try:
+        yield client
+    finally:
+        client.close()
+        client.close = lambda: None  # its `__del__` would close it once more, in whatever thread collects it
+
+
 def ask_inference(package: Any, address: str) -> Any:
     def ask(service: Any, method: str, fields: dict) -> dict:
         groups = {f"{name}.{key}": v for name in ("record", "events", "features") for key, v in fields.get(name, {}).items()}
         flat = {
             name: value for name, value in fields.items() if name not in ("record", "events", "features", "version")
         } | groups
-        inputs = []
-        for name, value in flat.items():
-            array = np.array([value.encode()], np.object_) if isinstance(value, str) else np.asarray(value)
-            array = array if isinstance(value, np.ndarray | np.generic) else np.atleast_1d(array)
-            inputs.append(package.InferInput(name, list(array.shape), DATATYPES[array.dtype.name]))
-            inputs[-1].set_data_from_numpy(array)
-        client = package.InferenceServerClient(service.addresses[address].removeprefix("http://"))
-        try:
-            result = client.infer(MODEL, inputs, fields.get("version", ""))
-        except InferenceServerException as error:
-            raise Refused(None, None, error.message()) from error
-        finally:
-            client.close()
-            client.close = lambda: None  # its `__del__` would close it once more, in whatever thread collects it
+        with connected(package, service.addresses[address]) as client:
+            try:
+                result = client.infer(MODEL, tensors_of(package, flat), fields.get("version", ""))
+            except InferenceServerException as error:
+                raise Refused(None, None, error.message()) from error
         answer = result.get_response()
         about = answer if isinstance(answer, dict) else {"model_version": answer.model_version, "parameters": answer.parameters}
         found = {name: result.as_numpy(name) for name in ("ids", "scores", "logits", "mask")}
@@ -113,11 +132,14 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def served(kind):
+def served(kind, tmp_path_factory):
     config = dataclasses.replace(SERVING, orders={"both": "p.click * p.like"} if kind == "objectives" else {})
-    options = {"routes": processes.routes, "grpc": processes.start_grpc, "config": config}
+    log = RequestLog(tmp_path_factory.mktemp("log"))
+    options = {"routes": processes.routes, "grpc": processes.start_grpc, "config": config, "observers": (log,)}
     with running(exports(kind).root / "one", where=Listening(http_port=0, grpc_port=0), **options) as service:
+        service.log, service.config = log, config
         yield service
+        log.close()
 
 
 @pytest.fixture(params=FRONTS)
@@ -178,3 +200,170 @@ def test_refusals_name_code_field_and_what_was_expected(ask, fields, code, field
     with pytest.raises(Refused) as error:
         ask("rank", **{"k": 5} | fields)
     assert error.value.args[0] in (code, None) and error.value.args[1] in (field, None) and message in error.value.args[2]
+
+
+# the Open Inference Protocol
+
+INTEGERS, OBJECTIVES = (pytest.mark.parametrize("kind", [kind], indirect=True) for kind in ("integers", "objectives"))
+
+
+@pytest.fixture(params=["http", "grpc"])
+def triton(request, served):
+    """The package of a client, and a client of it."""
+    package = {"http": triton_http, "grpc": triton_grpc}[request.param]
+    with connected(package, served.addresses[request.param]) as client:
+        yield package, client
+
+
+def ann(package: Any, **more: Any) -> list:
+    brought = {"user": "ann", "candidates": IDS, "record.user": "ann", "now": NOW}
+    return tensors_of(package, brought | {f"events.{name}": np.array(values) for name, values in EVENTS.items()} | more)
+
+
+def test_health_and_metadata(triton, kind):
+    _, client = triton
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready(MODEL)
+    version = exports(kind).index["one"].version
+    assert client.is_model_ready(MODEL, version) and not client.is_model_ready(MODEL, "0" * 64)
+    metadata, model = client.get_server_metadata(), client.get_model_metadata(MODEL)
+    shapes = {"ids": [-1], "scores": [-1], "logits": [-1] if kind == "integers" else [-1, 2], "mask": [-1]}
+    if isinstance(metadata, dict):
+        assert metadata["name"] == "aif_jax" and "binary_tensor_data" in metadata["extensions"]
+        assert model["versions"] == [version] and {"name": "candidates", "datatype": "INT64", "shape": [-1]} in model["inputs"]
+        assert {output["name"]: output["shape"] for output in model["outputs"]} == shapes
+    else:
+        assert metadata.name == "aif_jax" and list(model.versions) == [version]
+        assert {output.name: list(output.shape) for output in model.outputs} == shapes
+
+
+@INTEGERS
+def test_an_answer_has_the_id_of_its_call(triton, kind):
+    package, client = triton
+    scores = client.infer(MODEL, ann(package), request_id="r7")
+    response = scores.get_response()
+    assert (response["id"] if isinstance(response, dict) else response.id) == "r7" and scores.as_numpy("mask").dtype == np.bool_
+
+
+@INTEGERS
+def test_infer_answers_the_outputs_that_are_asked_for(triton, kind):
+    package, client = triton
+    bids = np.linspace(3, 0, len(IDS)).astype(np.float32)
+    inputs = ann(package, k=3, bids=bids, order="bid")
+    answer = client.infer(MODEL, inputs, outputs=[package.InferRequestedOutput("ids")])
+    expected = 1 / (1 + np.exp(-exports().logits("one"))) * bids
+    np.testing.assert_array_equal(answer.as_numpy("ids"), IDS[np.argsort(-expected, kind="stable")[:3]])
+    assert answer.as_numpy("scores") is None
+
+
+@INTEGERS
+def test_what_inference_refuses_is_named(triton, kind):
+    package, client = triton
+    for inputs, model, message in (
+        (ann(package, k=np.array([1, 2])), MODEL, "k: expected one value"),
+        (ann(package, colour=np.array([1])), MODEL, "colour: expected one of the fields"),
+        (ann(package, bids=np.full(len(IDS), np.nan, np.float32)), MODEL, "bids: expected finite bids"),
+        (ann(package)[1:], MODEL, "user: expected an integer or a string"),
+        (ann(package), "other", "expected 'preranking'"),
+    ):
+        with pytest.raises(InferenceServerException, match=message):
+            client.infer(model, inputs)
+    with pytest.raises(InferenceServerException, match="expected some of"):
+        client.infer(MODEL, ann(package), outputs=[package.InferRequestedOutput("colour")])
+
+
+@INTEGERS
+def test_plain_json(served, kind):
+    inputs = [
+        {"name": "user", "datatype": "BYTES", "shape": [1], "data": ["ann"]},
+        {"name": "candidates", "datatype": "INT64", "shape": [2], "data": [17, 5]},
+        {"name": "events.item", "datatype": "INT64", "shape": [1, 2], "data": [[17, 1017]]},
+        {"name": "events.time", "datatype": "INT64", "shape": [2], "data": EVENTS["time"]},
+    ]
+
+    def infer(fields, path=f"/v2/models/{MODEL}/infer", method="POST"):
+        with served.client() as client:
+            status, _, body = client.request(method, path, json.dumps(fields).encode(), {"content-type": "application/json"})
+            return status, json.loads(body)
+
+    inputs[2] |= {"shape": [2], "data": [17, 1017]}
+    record = {"name": "record.user", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
+    status, answer = infer({"id": "x", "inputs": [*inputs, record]})
+    assert status == 200 and answer["id"] == "x" and answer["parameters"] == {"degraded": False}
+    by_name = {output["name"]: output for output in answer["outputs"]}
+    assert by_name["mask"]["data"] == [True, False] and by_name["logits"]["data"][1] is None
+    for change, message in (
+        ({"datatype": "FP16"}, "expected a datatype among"),
+        ({"shape": [-2]}, "sizes of 0 or more"),
+        ({"shape": [3]}, "expected 3 values"),
+        ({"data": [1.5, 2.5]}, "expected values of INT64"),
+        ({"data": [1 << 70, 1]}, "expected values of INT64"),
+        ({"data": 7}, "expected `data`"),
+        ({"parameters": {"binary_data_size": 99}}, "binary_data_size"),
+    ):
+        status, answer = infer({"inputs": [inputs[0], inputs[1] | change]})
+        assert status == 400 and message in answer["error"], (change, answer)
+    assert infer({"inputs": [inputs[0], inputs[0]]})[0] == 400
+    assert infer({}, "/v2/models/other/infer")[0] == 404 and infer({}, "/v2/none")[0] == 404
+    long = {"name": "candidates", "datatype": "BYTES", "shape": [1], "data": ["x" * 1025]}
+    status, answer = infer({"inputs": [inputs[0], long]})
+    assert status == 400 and "candidates: expected ids of at most 1024 characters, got 1025" in answer["error"]
+
+
+@INTEGERS
+def test_other_methods_are_refused_and_told_which_are_not(served, kind):
+    """DELETE was answered as GET is."""
+    model = f"/v2/models/{MODEL}"
+    with served.client() as client:
+        for paths, allowed in (
+            (("/v2", "/v2/health/live", "/v2/health/ready", model, f"{model}/ready", f"{model}/versions/9/ready"), "GET, HEAD"),
+            ((f"{model}/infer", f"{model}/versions/9/infer"), "POST"),
+        ):
+            for path in paths:
+                for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+                    client._connection.request(method, path)
+                    response = client._connection.getresponse()
+                    response.read()
+                    assert (response.status == 405) == (method not in allowed), (method, path)
+                    assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
+
+
+def test_texts_as_bytes():
+    raw = to_bytes(np.array(["é", "", "abc"], np.dtypes.StringDType()))
+    assert raw == b"\x02\0\0\0\xc3\xa9\0\0\0\0\x03\0\0\0abc"
+    assert from_bytes("x", "BYTES", [3], raw).tolist() == ["é", "", "abc"]
+    for broken in (raw[:-1], raw + b"\0", b"\xff\xff\xff\xff"):
+        with pytest.raises(ValueError, match="expected 3 texts"):
+            from_bytes("x", "BYTES", [3], broken)
+
+
+# several objectives: T logits of a candidate, orders by name
+
+
+@OBJECTIVES
+def test_answers_have_the_logits_of_each_objective(served, kind):
+    with served.client() as client:
+        scores = client.score(**ANN, candidates=IDS)
+        assert scores["objectives"] == ["click", "like"] and scores["mask"].shape == (len(IDS),)
+        assert client.rank(**ANN, candidates=np.append(IDS[:3], 5), k=5)["logits"].shape == (3, 2)
+
+        def posted(path: str, **fields: Any) -> dict:
+            body = json.dumps(ANN | fields).encode()
+            return json.loads(client.request("POST", path, body, {"content-type": "application/json"})[2])
+
+        assert posted("/v1/score", candidates=[17, 5])["logits"][1] == [None, None]
+        explained = posted("/v1/explain", candidates=IDS.tolist(), k=3)
+    assert np.shape(explained["logits"]) == (3, 2)
+    assert {name: len(part) for name, part in explained["contributions"].items()} == {"tower": 3, "dot_product": 3}
+
+
+@OBJECTIVES
+def test_a_log_of_them_is_replayed(served, kind):
+    """The calls of this file, of every front."""
+    served.log.close()
+    records = list(read_log(served.log.folder))
+    assert {len(record.logits) / len(record.ids or record.candidates) for record in records} == {2}
+    assert {record.order for record in records} >= {"logit", "both"}
+    report = replay(served.log.folder, exports(kind).root / "one", config=served.config)
+    assert report.records == len(records) > 20 and report.overlap == 1.0 and report.logit_difference["largest"] < 1e-5
+    other = replay(served.log.folder, exports().root / "one", config=SERVING)  # a model of one objective
+    assert other.records == len(records) and other.logit_difference["largest"] > 0

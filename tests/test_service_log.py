@@ -292,8 +292,7 @@ def test_a_process_that_starts_again_overwrites_nothing(tmp_path):
 
 
 def test_a_shadow_scores_after_the_answer(tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(exports().root / name, tmp_path / name)
+    exports().copied(tmp_path)
     (tmp_path / "current").write_text("one\ntwo share=0\n")
     found: list[Models] = []
     shadow = Shadow(lambda: found[0].named("two"), share=1.0)

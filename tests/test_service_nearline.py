@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import time
 
 import numpy as np
@@ -124,10 +123,8 @@ def test_rows_in_a_server_have_an_age(server):  # noqa: F811
 
 
 def test_a_version_without_its_rows_is_not_published(tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(exports().root / name, tmp_path / name)
-        if name == "one":
-            rows_of(name).save(tmp_path / "users" / name)
+    exports().copied(tmp_path)
+    rows_of("one").save(tmp_path / "users" / "one")
     (tmp_path / "current").write_text("one\n")
     with running(tmp_path, config=ROWS, nearline=Nearline(users=tmp_path / "users")) as service, service.client() as client:
         (tmp_path / "current").write_text("two\n")
@@ -184,8 +181,8 @@ def test_a_problem_at_the_start_is_forgotten_once_it_is_over(tmp_path, monkeypat
 
 def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
     """A torn index of the job: `current` and the users' rows of another export are taken over at the next look."""
+    exports().copied(tmp_path)
     for name in ("one", "two"):
-        shutil.copytree(exports().root / name, tmp_path / name)
         rows_of(name).save(tmp_path / "users" / name / "000001-0000000001")
     exports().index["one"].save(tmp_path / "index" / "one")
     params = next((tmp_path / "index" / "one").glob("*.safetensors"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +35,7 @@ def test_the_page_in_a_browser(tmp_path):
     import matplotlib.image
 
     root = tmp_path / "root"
-    for name in ("one", "two"):
-        shutil.copytree(exports().root / name, root / name)
+    exports().copied(root)
     (root / "current").write_text("one\ntwo share=0.3\n")
     pictures = Path(os.environ.get("AIF_JAX_SCREENSHOTS", tmp_path))
     where = Listening(http_port=0, token="open sesame")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,14 @@ def test_sigterm_drains_what_is_in_flight(tmp_path):
                     except Exception as error:  # a connection that was closed between two calls
                         return errors.append(OSError(str(error)))
 
-        threads = [threading.Thread(target=load) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        while len(answered) < 40:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        stop.set()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as end:
+            end.callback(stop.set)
+            for _ in range(4):
+                pool.submit(load)
+            while len(answered) < 40:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
         log = [json.loads(line) for line in process.stderr.read().splitlines()]
     assert len({tuple(ids) for ids in answered}) == 1
     assert all(isinstance(error, OSError) or error.code == "UNAVAILABLE" for error in errors), errors
@@ -245,10 +244,6 @@ def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
 
 def test_a_feature_source_by_its_name():
     assert source_of("tests.test_service_log:Source").get
-    with pytest.raises(ValueError, match="expected an object with"):
-        source_of("builtins:int")
-    with pytest.raises(ValueError, match="0 to 65535"):
-        Listening(http_port=1 << 16)
     assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
 
 

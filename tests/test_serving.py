@@ -102,15 +102,6 @@ async def test_excluded_items_are_not_ranked(world, kind):
 
 
 async def test_excluded_ids_are_those_of_the_candidates(world):
-    for wrong, error in (
-        ([1.5], TypeError),
-        ([1, "a"], TypeError),
-        ([[1]], ValueError),
-        (7, ValueError),
-        (["x" * 1025], ValueError),
-    ):
-        with pytest.raises(error, match=r"Request\.exclude"):
-            Request(user=3, exclude=wrong)
     async with world.engine() as engine:
         with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
             await engine.rank(Request(user=3, exclude=["a"]), 4)
@@ -695,12 +686,6 @@ async def test_wrong_questions_get_plain_answers(world):
                 await engine.rank(Request(user=3, context=ids), 3)
         with pytest.raises(ValueError, match=r"Request.order: expected one of \['logit', 'bid'\], got 'price'"):
             await engine.rank(Request(user=3, order="price"), 3)
-    with pytest.raises(ValueError, match="Request.order"):
-        Request(user=1, order=7)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Request.budget"):
-        Request(user=1, budget=0.0)
-    with pytest.raises(TypeError, match="Request.user: expected something hashable"):
-        Request(user=[1])  # type: ignore[arg-type]
 
 
 async def test_an_index_of_other_params_is_refused(world):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
+from aif_jax.serving import Timeline, geometric, prometheus_text
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
 from aif_jax.serving.programs import TopCandidates, best_of, has_repeats, pad, without_repeats
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
@@ -33,11 +33,6 @@ def test_padding_and_sizes():
     values = np.array([1, 2], np.int32)
     assert pad(values, 4, -1).tolist() == [1, 2, -1, -1] and not np.shares_memory(pad(values, 2, -1), values)
     assert batch_sizes(1) == (1,) and batch_sizes(6) == (1, 2, 4, 6)
-    for wrong in ((0, 4), (5, 4)):
-        with pytest.raises(ValueError, match="smallest"):
-            geometric(*wrong)
-    with pytest.raises(ValueError, match="ratio"):
-        geometric(1, 4, ratio=1.0)
 
 
 # merging the best of several batches
@@ -279,19 +274,6 @@ def test_timeline_sums_stages_and_draws(tmp_path):
     assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
     draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("buckets", ()), ("buckets", (8, 4)), ("buckets", (0, 4)), ("max_k", 0), ("max_pending", 0), ("budget", 0.0),
-        ("reserve", -1.0), ("reserve", float("nan")), ("history_lengths", (0,)), ("batch_size", 0), ("batch_size", 2.5),
-        ("callable_timeout", -1.0), ("max_stale", 0.0), ("max_hung", 0), ("budget", float("inf")),
-    ],
-)  # fmt: skip
-def test_config_names_the_wrong_field(field, value):
-    with pytest.raises(ValueError, match=f"ServingConfig.{field}: expected"):
-        ServingConfig(**{field: value})
 
 
 def test_metrics_are_plain():

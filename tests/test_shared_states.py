@@ -177,12 +177,6 @@ def test_states_are_bounded_in_size_and_time(url):
     with_client(url, test)
 
 
-@pytest.mark.parametrize("field", ["seconds", "timeout", "most_bytes"])
-def test_wrong_settings_are_named(field):
-    with pytest.raises(ValueError, match=f"{field}: expected more than 0, got 0"):
-        ValkeyStates(None, **{field: 0})
-
-
 def test_the_engine_takes_a_store():
     world = serving_world.shared()
     store = ValkeyStates(None)

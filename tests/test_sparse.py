@@ -355,8 +355,6 @@ def test_config_names_what_is_wrong():
     assert optimizers.sparse_tables(schema, None) == () and optimizers.sparse_tables(schema, SparseConfig()) == ()
     with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
         optimizers.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
-    with pytest.raises(ValueError, match="min_rows: expected at least 1, got 0"):
-        SparseConfig(min_rows=0)
 
 
 def test_a_shared_table_is_checked_and_kept_in_json():

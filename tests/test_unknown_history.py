@@ -128,12 +128,6 @@ def test_a_row_counts_the_events_that_it_keeps():
     assert known_of(schema, whole) == Known(events=6)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
-def test_a_bound_that_is_no_share_is_refused(share):
-    with pytest.raises(ValueError, match="ServingConfig.max_unknown: expected None or a share from 0 to 1"):
-        ServingConfig(max_unknown=share)
-
-
 def test_the_service_counts_and_marks():
     """Item ids of another table: a call is answered, marked, and counted for the scraper."""
     times = [NOW - 1000 + n for n in range(12)]

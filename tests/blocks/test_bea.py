@@ -92,22 +92,6 @@ def test_padding_does_not_leak(case):
     np.testing.assert_array_equal(user_half(params, sequences[0], mask), user_half(params, dirty, mask))
 
 
-def test_under_vmap_jit_and_grad(case):
-    params, sequences, queries = case
-    masks = np.arange(S) < np.array([[0], [3], [6]])
-
-    def read(params, sequence, mask, query):
-        return combine(item_half(params, query[None]), user_half(params, sequence, mask))[0]
-
-    many = jax.jit(jax.vmap(read, (None, 0, 0, 0)))(params, sequences, masks, queries)
-    for b in range(3):
-        np.testing.assert_allclose(many[b], read(params, sequences[b], masks[b], queries[b]), rtol=1e-5, atol=1e-6)
-    total = lambda p, s: jax.vmap(read, (None, 0, 0, 0))(p, s, masks, queries).sum()  # noqa: E731
-    gradient = jax.jit(jax.grad(total, (0, 1)))(params, sequences)
-    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradient))
-    assert np.all(gradient[1][~masks] == 0) and np.any(gradient[1][masks] != 0)
-
-
 def test_the_read_is_linear_in_the_values(case):
     """So the head's kernel can enter before the candidates do."""
     params, sequences, queries = case
@@ -124,8 +108,3 @@ def test_the_dot_product_is_that_of_the_read_and_the_item(case):
     terms = block.score({}, parts.state(block, values), rows, kernels)
     np.testing.assert_allclose(terms.logit, (weights @ values * queries).sum(-1) / D**0.5, rtol=1e-4, atol=1e-5)
     assert BLOCK.score({}, parts.state(BLOCK, values), rows, kernels).logit == 0.0
-
-
-def test_a_wrong_size_is_named():
-    with pytest.raises(ValueError, match="Bea.bridges: expected at least 1, got 0"):
-        Bea(bridges=0)

@@ -1,14 +1,12 @@
 """What every block shares: its name, its defaults, the views that it reads, where a fitted value comes from."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import aif_jax as aif
 from aif_jax import blocks, layers
 from aif_jax.blocks.block import by_id, own, recent
 from aif_jax.blocks.signatures import Signatures
@@ -101,55 +99,3 @@ def test_a_value_by_id_or_from_content(row, expected):
     assert by_id(table, features, lambda c: -c.sum(keepdims=True)).tolist() == expected
     without = dataclasses.replace(features, content=None)
     assert by_id(table, without, lambda c: -c).tolist() == (expected if row == 2 else [5.0])
-
-
-MANY = aif.Schema(item_attributes=(aif.Attribute(name="item", size=2**31), aif.Attribute(name="category", size=9)), actions=3)
-
-
-BITS, ASCENDING = "signature bits: expected a multiple of 32 from 32 to 256", "ascending numbers of behaviours, at least 1"
-
-
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: blocks.DecayedMemory(width=0), "DecayedMemory.width: expected at least 1, got 0"),
-    (lambda: blocks.DecayedMemory(shortest=0.0), "DecayedMemory.shortest: expected above 0 and at most longest="),
-    (lambda: blocks.DecayedMemory(shortest=9.0, longest=8.0),
-     "DecayedMemory.shortest: expected above 0 and at most longest=8.0, got 9.0"),
-    (lambda: blocks.DecayedMemory(longest=np.nan), "DecayedMemory.shortest: expected above 0 and at most longest=nan"),
-    (lambda: blocks.DecayedSim(half_life=0.0), "DecayedSim.half_life: expected a finite number of seconds above 0, got 0.0"),
-    (lambda: blocks.DecayedSim(half_life=-1.0), "DecayedSim.half_life: expected a finite number of seconds above 0, got -1.0"),
-    (lambda: blocks.DecayedSim(half_life=np.inf), "DecayedSim.half_life: expected a finite number of seconds above 0, got inf"),
-    (lambda: aif.Config(schema=MANY, blocks=(blocks.DecayedSim(),)), "schema: expected at most 2^32 pairs of item and action"),
-    (lambda: blocks.CosineTiers(tiers=1), "CosineTiers.tiers: expected 2 to 64, got 1"),
-    (lambda: blocks.CosineTiers(windows=(4, 4)), f"CosineTiers.windows: expected {ASCENDING}, got (4, 4)"),
-    (lambda: blocks.LinearMemory(width=0), "LinearMemory.width: expected at least 1, got 0"),
-    (lambda: blocks.LinearMemory(keys="sharp"), "LinearMemory.keys: expected 'linear' or 'softmax', got 'sharp'"),
-    *((lambda bits=bits: blocks.LshDin(bits=bits), f"{BITS}, got {bits}") for bits in (0, 48, 512)),
-    *((lambda bits=bits: blocks.Signatures(bits), f"{BITS}, got {bits}") for bits in (0, 31, 48, 288)),
-    (lambda: blocks.MatchingStatistics(()), "at least one field, each once, got ()"),
-    (lambda: blocks.MatchingStatistics(("item", "item")), "at least one field, each once"),
-    (lambda: blocks.MatchingStatistics(recent_events=0), "at least 1, got 0"),
-    (lambda: demo.config(blocks=(blocks.MatchingStatistics(("item", "tags")),)),
-     "behaviour fields of the schema, ('item', 'category'), got ['tags']"),
-    (lambda: blocks.PureSvd(width=0), "PureSvd.width"),
-    (lambda: blocks.PureSvd(length=0), "PureSvd.length"),
-    (lambda: blocks.PureSvd(decay=-1), "PureSvd.decay"),
-    (lambda: blocks.Sim(slots=0), "Sim.slots: expected at least 1, got 0"),
-    (lambda: blocks.Sim(length=0), "Sim.length: expected at least 1, got 0"),
-    *((lambda name=name: demo.config(blocks=(blocks.Sim(name),)),
-       f"Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got '{name}'") for name in ("brand", "tags")),
-    (lambda: blocks.SimTier(tiers=1), "SimTier.tiers: expected 2 to 64, got 1"),
-    (lambda: blocks.SimTier(tiers=65), "SimTier.tiers: expected 2 to 64, got 65"),
-    (lambda: blocks.SimTier(windows=(0,)), f"SimTier.windows: expected {ASCENDING}, got (0,)"),
-    (lambda: blocks.SimTier(windows=(8, 8)), f"SimTier.windows: expected {ASCENDING}, got (8, 8)"),
-    (lambda: blocks.SimTier(length=0), "SimTier.length: expected None or at least 1, got 0"),
-    (lambda: blocks.SimTier(length=8, windows=(2, 8)), "SimTier.length: expected None or at least 9, got 8"),
-    (lambda: blocks.SimTier(bits=48), f"{BITS}, got 48"),
-    (lambda: blocks.SimTierCodes(codes=0), "SimTierCodes.codes: expected at least 1, got 0"),
-    (lambda: blocks.SimTierCodes(codes=4, nearest=5), "SimTierCodes.nearest: expected 1 to codes=4, got 5"),
-    (lambda: blocks.SimTierCodes(nearest=0), "SimTierCodes.nearest: expected 1 to codes=256, got 0"),
-    (lambda: blocks.SimTierCodes(tiers=1), "SimTierCodes.tiers: expected 2 to 64, got 1"),
-    (lambda: blocks.SimTierCodes(windows=(3, 2)), f"SimTierCodes.windows: expected {ASCENDING}, got (3, 2)"),
-])  # fmt: skip
-def test_wrong_fields_are_named(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make()

@@ -165,17 +165,6 @@ def test_gradient_by_values_by_hand():
     np.testing.assert_allclose(gradient[:, 0], np.array([32, 30]) / (np.sqrt(32) * 2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_under_vmap_and_jit(form, kind):
-    cases = [case(kind, seed=seed) for seed in range(3)]
-    query, keys, values, mask, kernel = (np.stack(x) for x in zip(*cases, strict=True))
-    many = jax.jit(jax.vmap(lambda *x: run(kind, form, *x, kernel[0])[0]))(query, keys, values, mask)
-    for b in range(3):
-        alone, _ = compiled(kind, form, query[b], keys[b], values[b], mask[b], kernel[0])
-        np.testing.assert_allclose(many[b], alone, rtol=1e-5, atol=1e-5)
-
-
 def test_few_candidates_take_the_events():
     assert cheaper_by_event(1, 64)
     assert not cheaper_by_event(1000, 64)

@@ -158,23 +158,6 @@ def test_a_shift_of_the_scores_changes_nothing_and_large_scores_stay_finite():
     np.testing.assert_allclose(large, best, rtol=1e-4, atol=1e-5)
 
 
-def test_under_vmap_and_jit():
-    cases = [case(seed) for seed in range(3)]
-    stacked = [np.stack(x) for x in zip(*cases, strict=True)]
-    rng = np.random.default_rng(0)
-    query, wanted = rng.normal(size=(3, 5, D)).astype(np.float32), rng.integers(0, 6, (3, 5)).astype(np.int32)
-
-    def run(value, embedded, age, mask, query, wanted):
-        cache = fill_cache(value, embedded, age, mask, slots=4, length=3)
-        return module.read(cache, query, wanted, jnp.eye(D)), flags(cache, wanted)
-
-    got, features = jax.jit(jax.vmap(run))(*stacked, query, wanted)
-    for b in range(3):
-        slow = reference.user_half(*cases[b], 4, 3)
-        np.testing.assert_allclose(got[b], reference.lookup(slow, query[b], wanted[b]), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(features[b], reference.flags(slow, wanted[b]), rtol=1e-5, atol=1e-6)
-
-
 def test_gradients_match_finite_differences():
     value, embedded, age, mask = case(10, length=12, values=3)
     rng = np.random.default_rng(1)

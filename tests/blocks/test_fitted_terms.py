@@ -1,4 +1,4 @@
-"""Co-engagement factors: against NumPy, by hand, and from a trained run through index, engine and export."""
+"""What is fitted after training, popularity and co-engagement: by hand, and through index, engine and export."""
 
 from __future__ import annotations
 
@@ -10,15 +10,116 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import PureSvd, with_pure_svd
+from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_item_offset, with_pure_svd
 from aif_jax.blocks.block import ItemView
+from aif_jax.data.candidates import counts_before
+from aif_jax.store.version import VersionMismatch
 from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
+from tests import demo
 from tests.blocks import parts
 
 TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
+
+
+def offset(data, run, made, users):
+    """The same for every user."""
+    counts = counts_before(data, run.settings.first_validation)
+    assert (counts[1:] == 0).any() and (counts > 5).any()
+    return popularity_offset(counts)
+
+
+def svd_term(data, run, made, users):
+    """By the factors of the user's last three items."""
+    table = np.asarray(made.params["fitted"]["pure_svd"]["table"])
+    term = (1.0 + np.arange(3)) ** -0.7 @ table[np.asarray(users.history.item)[:3]] @ table.T
+    assert np.abs(term).max() > 0.1
+    return term
+
+
+ADDED = {
+    "popularity": (lambda run, data: run.with_popularity_correction(data), ItemOffset(), offset),
+    "svd": (lambda run, data: run.with_svd(data, width=6, length=3), PureSvd(width=6, length=3), svd_term),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_term_is_added_to_every_score_through_index_engine_and_export(data, run, tmp_path, name):
+    add, block, term = ADDED[name]
+    made = add(run, data)
+    assert made.config.blocks == (*run.config.blocks, block)
+    users = jax.tree.map(lambda leaf: leaf[0], data.user_features(np.array([25]), length=run.config.history_length))
+    items = data.catalogue.features(np.arange(len(data.catalogue)))
+    before, after = (np.asarray(jax.jit(one.model.joint)(one.params, users, items)) for one in (run, made))
+    np.testing.assert_allclose(after, before + term(data, run, made, users), rtol=1e-5, atol=1e-5)
+    index, ids = made.index(data.catalogue, progress=False), np.asarray(data.items.raw)
+
+    async def served(index):
+        async with made.serve(index, features=lambda request: users) as engine:
+            return (await engine.score(1, ids)).logits
+
+    np.testing.assert_allclose(asyncio.run(served(index)), after[1:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(VersionMismatch):
+        asyncio.run(served(run.index(data.catalogue, progress=False)))
+    made.export(tmp_path / "export", index=index)
+    assert aif.export.verify(tmp_path / "export", trusted=True)
+
+
+@pytest.mark.parametrize(("put", "width"), [(with_item_offset, ()), (with_pure_svd, (2,))])
+def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
+    size = len(data.catalogue), *width
+    for table, error, message in (
+        (np.zeros((3, *width), np.float32), ValueError, "table: expected shape"),
+        (np.full(size, np.nan, np.float32), ValueError, "table: expected finite values"),
+        (np.full(size, np.inf, np.float32), ValueError, "table: expected finite values"),
+        (np.zeros(size), TypeError, "table: expected dtype float32"),
+    ):
+        with pytest.raises(error, match=message):
+            put(run.params, table, config=run.config)
+
+
+# popularity
+
+
+def test_offsets_of_items_by_hand():
+    block, params = ItemOffset(), {"table": jnp.array([-100.0, 0.5, 2.0])}
+    config = demo.config(blocks=(block,))
+
+    def row(item: int) -> float:
+        features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
+        features.ids["item"] = np.int32(item)
+        return float(block.item(params, ItemView(config=config, params={}, features=features, vector=jnp.zeros(8)))["offset"])
+
+    assert [row(item) for item in (0, 1, 2, 3, -1)] == [-100.0, 0.5, 2.0, -100.0, -100.0]  # newer ones: as the unknown item
+    terms = block.score(params, parts.state(block, {}), parts.rows(block, {"offset": jnp.array([0.5, -100.0])}), {})
+    assert terms.logit.tolist() == [0.5, -100.0] and terms.pairs == ()
+
+
+def test_offsets_by_popularity():
+    np.testing.assert_allclose(popularity_offset([3, 1, 16], power=0.5), np.log([3, 1, 16]) / 2, rtol=1e-6)
+    assert popularity_offset([0, 2]).dtype == np.float32
+
+
+def test_items_without_training_events_may_keep_their_place(data, run):
+    catalogue = run.with_popularity_correction(data)
+    again = catalogue.with_popularity_correction(data, untrained=None)
+    assert again.config == catalogue.config
+    wanted = popularity_offset(counts_before(data, run.settings.first_validation), untrained=None)
+    np.testing.assert_array_equal(again.params["fitted"]["item_offset"]["table"], wanted)
+
+
+def test_a_corrected_training_is_not_corrected_again(data, run):
+    corrected = NextItem(negatives=3, evaluated=9, logq_correction=True)
+    trained = aif.fit(aif.build(run.config), data, batch_size=64, task=corrected, requests=20, k=None, progress=False)
+    with pytest.raises(
+        ValueError, match="with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
+    ):
+        trained.with_popularity_correction(data)
+
+
+# co-engagement
 
 
 def test_halves_by_hand():
@@ -71,10 +172,8 @@ def test_nothing_is_known_without_events():
     assert not svd_factors([1, 1], [0, 0], size=4, block=PureSvd(width=2)).any()
 
 
-def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data, run, tmp_path):
-    block = PureSvd(width=6, length=3)
-    made = run.with_svd(data, width=6, length=3)
-    assert made.config.blocks == (*run.config.blocks, block)
+def test_factors_of_a_run_are_those_of_its_training_events(data, run):
+    block, made = PureSvd(width=6, length=3), run.with_svd(data, width=6, length=3)
     assert made.with_svd(data).config == made.config  # keeps the block that is there
     with pytest.raises(ValueError, match="sizes: expected none"):
         made.with_svd(data, width=5)
@@ -82,40 +181,6 @@ def test_a_run_with_factors_adds_their_term_through_index_engine_and_export(data
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)
     assert not table[~np.isin(np.arange(len(table)), data.log.item[before])].any() and table.any()
-    at = np.array([25])
-    users = jax.tree.map(lambda leaf: leaf[0], data.user_features(at, length=run.config.history_length))
-    items = data.catalogue.features(np.arange(len(data.catalogue)))
-    plain, shifted = (np.asarray(jax.jit(one.model.joint)(one.params, users, items)) for one in (run, made))
-    last = np.asarray(users.history.item)[:3]
-    term = (1.0 + np.arange(3)) ** -0.7 @ table[last] @ table.T
-    assert np.abs(term).max() > 0.1
-    np.testing.assert_allclose(shifted, plain + term, rtol=1e-5, atol=1e-5)
-    index, ids = made.index(data.catalogue, progress=False), np.asarray(data.items.raw)
-
-    async def served():
-        async with made.serve(index, features=lambda request: users) as engine:
-            return (await engine.score(1, ids)).logits
-
-    np.testing.assert_allclose(asyncio.run(served()), shifted[1:], rtol=1e-5, atol=1e-5)
-    made.export(tmp_path / "export", index=index)
-    assert aif.export.verify(tmp_path / "export", trusted=True)
-
-
-def test_what_does_not_fit_is_refused(data, run):
-    for user, item, message in (([1], [90], "item"), ([-1], [1], "user"), ([1, 2], [1], "user, item: expected one of each")):
-        with pytest.raises(ValueError, match=message):
-            svd_factors(user, item, size=90)
-    with pytest.raises(TypeError, match="item: expected integers"):
-        svd_factors([1], [1.5], size=9)
-    with pytest.raises(ValueError, match="deviation: expected a finite value above 0"):
-        svd_factors([1], [1], size=9, deviation=0)
-    size = len(data.catalogue)
-    with pytest.raises(ValueError, match="table: expected shape"):
-        with_pure_svd(run.params, np.zeros((3, 2), np.float32), config=run.config)
-    with pytest.raises(ValueError, match="table: expected finite values"):
-        with_pure_svd(run.params, np.full((size, 2), np.nan, np.float32), config=run.config)
-    with pytest.raises(TypeError, match="table: expected dtype float32"):
-        with_pure_svd(run.params, np.zeros((size, 2)), config=run.config)
 
 
 def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):

@@ -1,0 +1,570 @@
+"""Public data sets: events, fields and labels of each in the layouts of its files, and what a malformed file gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.data.pipeline import make_batch
+from experiments.datasets import ali_display, kuairand, movielens, taobao
+
+DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
+MERGED, HEAD = DATA / "movielens-small-merged", DATA / "taobao-userbehavior-head100k"
+
+# The same world in every layout: users 7 and 3, movies 20, 10 and 30 (nobody rated 30), ratings not in order of time.
+ITEM_FLAGS = {20: "0|1|0|0|0|1|0|0|0|0|0|0|0|0|0|0|0|0|0", 10: "0|0|0|0|0|0|0|0|1|0|0|0|0|0|0|0|0|0|0", 30: "1" + "|0" * 18}
+FILES = {
+    "100k": {
+        "u.data": "7\t20\t5\t200\n3\t10\t1\t50\n7\t10\t3\t100\n",
+        "u.item": f"20|Heat (1995)|15-Dec-1995||http://x|{ITEM_FLAGS[20]}\n"
+        f"10|Caf\xe9 (1931)|01-Jan-1931||http://x|{ITEM_FLAGS[10]}\n"
+        f"30|unknown||||{ITEM_FLAGS[30]}\n",
+        "u.user": "7|53|F|other|94043\n3|24|M|technician|85711\n",
+    },
+    "1m": {
+        "ratings.dat": "7::20::5::200\n3::10::1::50\n7::10::3::100\n",
+        "movies.dat": "20::Heat (1995)::Action|Comedy\n10::Caf\xe9 (1931)::Drama\n30::Unknown::\n",
+        "users.dat": "7::F::50::1::94043\n3::M::18::12::85711\n",
+    },
+    "csv": {
+        "ratings.csv": "userId,movieId,rating,timestamp\n7,20,5.0,200\n3,10,1.0,50\n7,10,3,100\n",
+        "movies.csv": 'movieId,title,genres\n20,"Heat, The (1995)",Action|Comedy\n10,Café (1931),Drama\n'
+        "30,Unknown,(no genres listed)\n",
+        "tags.csv": 'userId,movieId,tag,timestamp\n7,20,"crime, heist",1\n3,20,crime,2\n',
+    },
+    "recbole": {
+        "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t20\t5\t200\n3\t10\t1\t50\n7\t10\t3\t100\n",
+        "x.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "20\tHeat\t1995\tAction Comedy\n10\tCafé\t1931\tDrama\n30\tunkonwn\tV\tunknown\n",
+        "x.user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
+        "7\t53\tF\tother\t94043\n3\t24\tM\ttechnician\t85711\n",
+    },
+}
+LAYOUTS = list(FILES)
+ROWS = "5,200,70,pv,1511544070\n5,100,60,cart,1511544000\n2,200,70,fav,1511600000\n2,100,60,buy,1511600000\n"
+KUAI_LOG = (
+    "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
+    "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab\n"
+)
+KUAI_VIDEO = (
+    "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,server_height,"
+    "music_id,music_type,tag\n"
+)
+FILES["taobao"] = {"UserBehavior.csv": ROWS}
+FILES["kuairand"] = {
+    "log_standard_4_08_to_4_21_1k.csv": KUAI_LOG
+    + "0,30,20220408,1200,1649390400999,1,0,0,0,0,0,1,9000,10000,0,0,0,0,1\n"
+    + "0,10,20220408,1200,1649390400100,0,0,0,0,0,0,0,10,10000,0,0,0,0,1\n"
+    + "4,10,20220409,1200,1649476800000,1,1,0,0,0,0,0,10,10000,0,0,0,0,1\n",
+    "log_random_4_22_to_5_08_1k.csv": KUAI_LOG + "0,20,20220422,1200,1650600000000,0,0,0,0,0,1,0,10,10000,0,0,0,1,1\n",
+    "video_features_basic_1k.csv": KUAI_VIDEO
+    + '10,7,NORMAL,2022-04-01,ShortImport,0,10000.0,720,1280,55.0,9.0,"12,65"\n'
+    + "20,7,AD,2022-04-01,LongImport,0,,720,1280,55.0,9.0,\n"
+    + "30,8,NORMAL,2022-04-01,ShortImport,0,1000.0,720,1280,,4.0,65\n"
+    + "99,6,NORMAL,2022-04-01,Web,0,1000.0,720,1280,,4.0,7\n",
+    "user_features_1k.csv": "user_id,user_active_degree,is_lowactive_period,is_live_streamer,is_video_author,"
+    + "register_days_range\n"
+    + "0,full_active,0,-124,1,31-60\n"
+    + "4,middle_active,0,0,,61-90\n"
+    + "8,full_active,0,0,1,61-90\n",
+}
+FILES["ali_display"] = {
+    "raw_sample.csv": """user,time_stamp,adgroup_id,pid,nonclk,clk
+7,1494137644,200,430548_1007,1,0
+7,1494137700,100,430539_1007,0,1
+5,1494137650,200,430548_1007,0,1
+""",
+    "ad_feature.csv": """adgroup_id,cate_id,campaign_id,customer,brand,price
+200,60,9,31,8,170.0
+100,70,9,32,NULL,0
+300,60,8,33,4,12.5
+""",
+    # the header ends in a space, pvalue_level may be empty
+    "user_profile.csv": (
+        "userid,cms_segid,cms_group_id,final_gender_code,age_level,pvalue_level,shopping_level,occupation,"
+        "new_user_class_level \n"
+        "7,0,5,2,5,,3,0,3\n"
+        "6,1,5,1,5,1,3,0,2\n"
+    ),
+    "behavior_log.csv": """user,time_stamp,btag,cate,brand
+7,1494000000,pv,60,8
+7,1494000001,buy,60,8
+7,1494137700,cart,50,4
+6,1494000000,pv,60,8
+5,1494000000,ipv,60,8
+""",
+}  # fmt: skip
+READ = dict.fromkeys(LAYOUTS, movielens.read) | {
+    "taobao": taobao.read, "kuairand": kuairand.read, "ali_display": ali_display.read
+}  # fmt: skip
+
+
+def write(folder, name, changes=()):
+    """Writes the files of a data set or layout; changes: (file, old, new), where new None removes the file."""
+    files = dict(FILES[name])
+    for file, old, new in changes:
+        if new is None:
+            del files[file]
+        else:
+            assert old in files[file]
+            files[file] = files[file].replace(old, new, 1)
+    for file, text in files.items():
+        (folder / file).write_bytes(text.encode("latin-1" if name in ("100k", "1m") else "utf-8"))
+    return folder
+
+
+MALFORMED = [  # data set or layout, file, what is changed, the place that is named, what was expected and got
+    ("100k", "u.data", "7\t10\t3\t100\n", "7\t10\t3\n", ", line 3", "4", "3 in '7\\t10\\t3'"),
+    ("100k", "u.data", "\t5\t200", "\t4.5\t200", ", line 1, column 'rating'", "a rating of 1, 2, 3, 4, 5", "4.5"),
+    ("100k", "u.data", "3\t10\t1", "3\t10\t0", ", line 2, column 'rating'", "a rating of 1, 2, 3, 4, 5", "0"),
+    ("100k", "u.data", "7\t20", "-7\t20", ", line 1, column 'userId'", "0 or more", "-7"),
+    ("100k", "u.data", "3\t10", "3\t11", ", line 2, column 'movieId'", "a movie that the movies' file has", "11"),
+    ("100k", "u.data", "3\t10", "4\t10", ", line 2, column 'userId'", "a user that the users' file has", "4"),
+    ("100k", "u.data", FILES["100k"]["u.data"], "", "", "text without a header in utf8", "ArrowInvalid: Empty CSV file"),
+    ("100k", "u.item", "|15-Dec-1995|", "|", ", line 1", "24",
+     "23 in '20|Heat (1995)||http://x|0|1|0|0|0|1|0|0|0|0|0|0|0|0|0|0|0|0|0'"),
+    ("100k", "u.item", "0|1|0|0|0|1", "0|2|0|0|0|1", ", line 1, column 'Action'", "a genre flag of 0 or 1", "'2'"),
+    ("100k", "u.item", "10|Caf", "20|Caf", ", line 2, column 'movieId'", "every id once", "20, which is in line 1 too"),
+    ("100k", "u.item", "10|Caf", "ten|Caf", ", line 2, column 'movieId'", "a whole number of 0 or more", "'ten'"),
+    ("100k", "u.user", "|M|", "|X|", ", line 2, column 'gender'", "F or M", "'X'"),
+    ("100k", "u.user", "|53|", "|?|", ", line 1, column 'age'", "a whole number of 0 or more", "'?'"),
+    ("100k", "u.user", "3|24", "7|24", ", line 2, column 'userId'", "every id once", "7, which is in line 1 too"),
+    ("1m", "ratings.dat", "7::10::3::100", "7:10::3::100", ", line 3", "4", "3 in '7:10::3::100'"),
+    ("1m", "ratings.dat", "7::10", "7\x1f10", "", "text without '\\x1f'", "some; use another separator"),
+    ("1m", "ratings.dat", "7::10::3::100\n", "7::10::3::1", "", "a line end after the last line", "'7::10::3::1'"),
+    ("1m", "movies.dat", "Heat (1995)::", "Heat (1995):", ", line 1", "3", "2 in '20::Heat (1995):Action|Comedy'"),
+    ("1m", "users.dat", "3::M", "3", ", line 2", "5", "4 in '3::18::12::85711'"),
+    ("csv", "ratings.csv", "rating,timestamp", "stars,timestamp", ", column 'rating'", "a column of this name",
+     "the columns 'userId', 'movieId', 'stars', 'timestamp'"),
+    ("csv", "ratings.csv", "7,10,3,", "7,10,5.5,", ", line 4, column 'rating'", "a rating of 0.5, 1, 1.5, ..., 5", "5.5"),
+    ("csv", "ratings.csv", "7,10,3,", "7,10,3.3,", ", line 4, column 'rating'", "a rating of 0.5, 1, 1.5, ..., 5", "3.3"),
+    ("csv", "ratings.csv", "7,10,3,", "7,11,3,", ", line 4, column 'movieId'", "a movie that the movies' file has", "11"),
+    ("csv", "movies.csv", "10,Caf", "20,Caf", ", line 3, column 'movieId'", "every id once", "20, which is in line 2 too"),
+    ("csv", "movies.csv", "Heat, The (1995)\"", "Heat, The (1995)", ", line 2", "3",
+     "2 in '20,\"Heat, The (1995),Action|Comedy\\n10,Caf\xe9 (1931),Drama\\n30,Unknown,(no genres listed)'"),
+    ("csv", "tags.csv", "3,20,crime", "3,21,crime", ", line 3, column 'movieId'", "a movie that movies.csv has", "21"),
+    ("recbole", "x.inter", "rating:float\t", "", ", column 'rating:float'", "a column of this name",
+     "the columns 'user_id:token', 'item_id:token', 'timestamp:float'"),
+    ("recbole", "x.item", "\t1995\t", "\t", ", line 2", "4", "3 in '20\\tHeat\\tAction Comedy'"),
+    ("taobao", "UserBehavior.csv", ",fav,", ",like,", ", line 3, column 'behaviour'", "one of pv, cart, fav, buy", "'like'"),
+    ("taobao", "UserBehavior.csv", ",fav,", ",", ", line 3", "5", "4 in '2,200,70,1511600000'"),
+    ("taobao", "UserBehavior.csv", "2,200,70,fav", "2,-200,70,fav", ", line 3, column 'item'", "0 or more", "-200"),
+    ("taobao", "UserBehavior.csv", "2,200,70,fav", "2,200,x,fav", ", line 3, column 'category'", "a whole number of 0 or more",
+     "'x'"),
+    ("taobao", "UserBehavior.csv", "1511544000", "2017-11-25", ", line 2, column 'time'", "a whole number", "'2017-11-25'"),
+    ("taobao", "UserBehavior.csv", "buy,1511600000\n", "buy,15116", "", "a line end after the last line",
+     "'2,100,60,buy,15116'"),
+    ("taobao", "UserBehavior.csv", "5,200,70,pv", "user,item,category,behaviour,time\n5,200,70,pv", ", line 1, column 'time'",
+     "a whole number", "'time'"),
+    ("taobao", "UserBehavior.csv", ROWS, "", "", "text without a header in utf8", "ArrowInvalid: Empty CSV file"),
+    ("kuairand", "log_standard_4_08_to_4_21_1k.csv", "4,10,20220409", "4,11,20220409", ", line 4, column 'video_id'",
+     "one that video_features_basic_1k.csv has", "11"),
+    ("kuairand", "log_random_4_22_to_5_08_1k.csv", "0,20,20220422", "5,20,20220422", ", line 2, column 'user_id'",
+     "one that user_features_1k.csv has", "5"),
+    ("kuairand", "log_standard_4_08_to_4_21_1k.csv", "1649390400100,0", "1649390400100,2", ", line 3, column 'is_click'",
+     "one of 0, 1", "'2'"),
+    ("kuairand", "log_standard_4_08_to_4_21_1k.csv", "1649390400100", "noon", ", line 3, column 'time_ms'",
+     "a whole number of 0 or more", "'noon'"),
+    ("kuairand", "log_random_4_22_to_5_08_1k.csv", ",1,1\n", ",1\n", ", line 2", "19",
+     "18 in '0,20,20220422,1200,1650600000000,0,0,0,0,0,1,0,10,10000,0,0,0,1'"),
+    ("kuairand", "video_features_basic_1k.csv", "\"12,65\"", "\"12,6x\"", ", line 2, column 'tag'", "whole numbers, or nothing",
+     "'12,6x'"),
+    ("kuairand", "video_features_basic_1k.csv", "\"12,65\"", "12,65", ", line 2", "12",
+     "13 in '10,7,NORMAL,2022-04-01,ShortImport,0,10000.0,720,1280,55.0,9.0,12,65'"),
+    ("kuairand", "video_features_basic_1k.csv", "10000.0", "long", ", line 2, column 'video_duration'",
+     "a number of 0 or more, or nothing", "'long'"),
+    ("kuairand", "video_features_basic_1k.csv", "30,8", "10,8", ", line 4, column 'video_id'", "every id once",
+     "10, which is in line 2 too"),
+    ("kuairand", "user_features_1k.csv", "4,middle", "0,middle", ", line 3, column 'user_id'", "every id once",
+     "0, which is in line 2 too"),
+    ("ali_display", "raw_sample.csv", "7,1494137644,200", "7,1494137644,201", ", line 2, column 'adgroup_id'",
+     "an ad that ad_feature.csv has", "201"),
+    ("ali_display", "raw_sample.csv", "1007,1,0", "1007,0,0", ", line 2, column 'clk'", "0 where nonclk is 1, 1 where it is 0",
+     "'0'"),
+    ("ali_display", "raw_sample.csv", "1007,1,0", "1007,1,2", ", line 2, column 'clk'", "one of 0, 1", "'2'"),
+    ("ali_display", "raw_sample.csv", "nonclk,clk", "clk", ", column 'nonclk'", "a column of this name",
+     "the columns 'user', 'time_stamp', 'adgroup_id', 'pid', 'clk'"),
+    ("ali_display", "ad_feature.csv", "300,60", "200,60", ", line 4, column 'adgroup_id'", "every id once",
+     "200, which is in line 2 too"),
+    ("ali_display", "ad_feature.csv", "12.5", "cheap", ", line 4, column 'price'", "a number", "'cheap'"),
+    ("ali_display", "ad_feature.csv", "12.5", "-1", ", line 4, column 'price'", "0 or more", "-1"),
+    ("ali_display", "ad_feature.csv", "100,70", "100,NULL", ", line 3, column 'cate_id'", "a whole number of 0 or more",
+     "'NULL'"),
+    ("ali_display", "user_profile.csv", "6,1,5", "7,1,5", ", line 3, column 'userid'", "every id once",
+     "7, which is in line 2 too"),
+    ("ali_display", "user_profile.csv", "6,1,5", "6,one,5", ", line 3, column 'cms_segid'", "a whole number of 0 or more",
+     "'one'"),
+    ("ali_display", "behavior_log.csv", "buy", "sell", ", line 3, column 'btag'", "one of pv, cart, fav, buy, ipv", "'sell'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new", "place", "expected", "got"), MALFORMED)
+def test_malformed_files_are_named(tmp_path, name, file, old, new, place, expected, got):
+    write(tmp_path, name, [(file, old, new)])
+    with pytest.raises(ValueError) as error:
+        READ[name](tmp_path, **{"content": "text"} if file == "tags.csv" else {})
+    start, end = f"{tmp_path / file}{place}: ", f": expected {expected}, got {got}"
+    assert any(line.startswith(start) and line.endswith(end) for line in str(error.value).splitlines())
+
+
+@pytest.mark.parametrize(("name", "file", "message"), [
+    ("100k", "u.user", "u.user: expected a file, got no such file"),
+    ("csv", "movies.csv", "movies.csv: expected a file, got no such file"),
+    ("kuairand", "user_features_1k.csv", r"expected files user_features_\*.csv, got \['log_random"),
+])  # fmt: skip
+def test_missing_files_are_named(tmp_path, name, file, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        READ[name](write(tmp_path, name, [(file, "", None)]))
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.csv: expected a file, got no such file"):
+        taobao.read(tmp_path / "no.csv")
+    with pytest.raises(FileNotFoundError, match=r"expected files log_\*.csv, got no such folder"):
+        kuairand.read(tmp_path / "no")
+
+
+# MovieLens
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_events_and_items(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout))
+    assert data.users.raw.tolist() == [3, 7] and data.items.raw.tolist() == [10, 20, 30]
+    assert data.log.user.tolist() == [1, 2, 2]
+    assert data.log.item.tolist() == [1, 1, 2]  # by user, then by time
+    assert data.log.action.tolist() == [2, 6, 10]  # twice the rating
+    assert data.log.time.tolist() == [50, 100, 200]
+    ids = data.catalogue.ids  # genres: Action 1, Comedy 2, Drama 3
+    assert ids["genres"].tolist() == [[0] * 6, [3, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0], [0] * 6]
+    assert ids["category"].tolist() == [0, 3, 1, 0]
+    assert ids["year"].tolist() == [0, 4, 17, 0]  # 1931 is in the third five years from 1920, 1995 in the sixteenth
+    assert data.schema.actions == 11 and data.schema.content == 0
+    assert data.name == tmp_path.name
+
+
+@pytest.mark.parametrize("layout", ["100k", "1m", "recbole"])
+def test_users_have_a_profile_where_the_layout_has_one(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout))
+    assert data.user_ids["gender"].tolist() == [0, 2, 1]
+    assert data.user_ids["age"].tolist() == [0, 2, 6]  # 24 is in 18-24, 53 in 50-55
+    assert data.user_ids["occupation"].tolist() == [0, 2, 1]  # "other" before "technician", "1" before "12"
+    assert "user" not in data.user_ids
+
+
+def test_recbole_files_may_lack_users(tmp_path):
+    data = movielens.read(write(tmp_path, "recbole", [("x.user", "", None)]))
+    assert data.user_ids == {} and data.users.raw.tolist() == [3, 7]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_user_id_is_an_option(tmp_path, layout):
+    data = movielens.read(write(tmp_path, layout), user_id=True)
+    assert data.user_ids["user"].tolist() == [0, 1, 2] and data.schema.user_attribute("user").size == 3
+
+
+def test_half_stars(tmp_path):
+    data = movielens.read(write(tmp_path, "csv", [("ratings.csv", "3,10,1.0", "3,10,0.5")]))
+    assert data.log.action.tolist() == [1, 6, 10]
+
+
+def test_windows_line_ends(tmp_path):
+    for name, text in FILES["csv"].items():
+        (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode())
+    assert movielens.read(tmp_path).log.action.tolist() == [2, 6, 10]
+
+
+def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
+    many = "A|B|C|D|E|F|G|H"
+    data = movielens.read(write(tmp_path, "csv", [("movies.csv", "Action|Comedy", many)]))
+    assert data.catalogue.ids["genres"][2].tolist() == [1, 2, 3, 4, 6, 7]  # Drama, of the other movie, is 5
+    assert data.schema.item_attribute("genres").length == 6
+
+
+def test_years_are_steps_with_open_ends(tmp_path):
+    steps = [movielens.year_step(year) for year in (0, 1895, 1919, 1920, 1924, 1925, 2029, 2030, 2050)]
+    assert steps == [None, 1915, 1915, 1920, 1920, 1925, 2025, 2030, 2030]
+    data = movielens.read(write(tmp_path, "csv"))
+    assert data.encoder.vocabularies["year"].encode(steps[1:]).tolist() == [1, 1, 2, 2, 3, 23, 24, 24]
+    assert data.schema.item_attribute("year").size == 25  # whatever years there are
+
+
+@pytest.mark.parametrize(("title", "bucket"), [
+    ("A (1995)", 17), ("A (1931) (1995) ", 17), ("B (1995-2000)", 17), ("C (1995–)", 17), ("1995", 0), ("D (95)", 0),
+    ("(1995) E", 0),
+])  # fmt: skip
+def test_year_comes_from_the_end_of_the_title(tmp_path, title, bucket):
+    data = movielens.read(write(tmp_path, "csv", [("movies.csv", '"Heat, The (1995)"', title)]))
+    assert data.catalogue.ids["year"][2] == bucket
+
+
+def test_given_content_follows_the_items(tmp_path):
+    rows = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    ids = np.array([30, 99, 10, 20])
+    data = movielens.read(write(tmp_path, "csv"), content=(ids, rows))
+    expected = [[0, 0], [4, 5], [6, 7], [0, 1]]
+    assert data.catalogue.content.tolist() == expected and data.schema.content == 2
+    np.savez(tmp_path / "content.npz", movieId=ids, embedding=rows.astype(np.float16))
+    assert movielens.read(tmp_path, content=tmp_path / "content.npz").catalogue.content.tolist() == expected
+
+
+def test_content_must_cover_the_catalogue(tmp_path):
+    with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 2: 20, 30"):
+        movielens.read(write(tmp_path, "csv"), content=(np.array([10]), np.ones((1, 2))))
+
+
+def test_text_content_reads_title_genres_and_tags(tmp_path):
+    plain = movielens.read(write(tmp_path, "csv", [("tags.csv", "", None)]), content="text", content_width=4)
+    assert plain.schema.content == 4 and plain.catalogue.content.shape == (4, 4)
+    tags = 'movieId,tag\n10,"same words"\n30,"same words"\n'
+    (tmp_path / "tags.csv").write_text(tags)
+    tagged = movielens.read(tmp_path, content="text", content_width=4).catalogue.content
+    assert tagged[1] @ tagged[3] > 0.3 > plain.catalogue.content[1] @ plain.catalogue.content[3]
+
+
+def test_category_by_content(tmp_path):
+    content = (np.array([10, 20, 30]), np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]))
+    data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
+    category = data.catalogue.ids["category"]
+    assert category[0] == 0 and category[1] == category[3] != category[2] and set(category[1:]) == {1, 2}
+    assert data.schema.item_attribute("category").size == 3
+    assert data.schema.item_attribute("genres").size == 4
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"category": "content"}, "expected a content embedding"),
+    ({"category": "year"}, "category: expected 'genre' or 'content', got 'year'"),
+    ({"layout": "10m"}, "layout: expected one of .*, got '10m'"),
+    ({"category": "content", "categories": 4, "content": "text"}, "expected a count from 1 to 3 .items., got 4"),
+])  # fmt: skip
+def test_wrong_options(tmp_path, options, expected):
+    with pytest.raises(ValueError, match=expected):
+        movielens.read(write(tmp_path, "csv"), **options)
+
+
+def test_bad_encoding_is_named(tmp_path):
+    write(tmp_path, "csv")
+    (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
+    with pytest.raises(ValueError, match=r"movies\.csv.*: expected text with a header in utf8, got .*UTF8"):
+        movielens.read(tmp_path)
+
+
+def test_folder_without_known_files_or_with_too_many(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with MovieLens files, got no such folder"):
+        movielens.read(tmp_path / "no")
+    with pytest.raises(FileNotFoundError, match=r"movies.csv: expected a file, got no such file"):
+        movielens.read(tmp_path / "no", layout="csv")
+    with pytest.raises(ValueError, match=r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]"):
+        movielens.read(tmp_path)
+    write(tmp_path, "csv")
+    write(tmp_path, "recbole")
+    with pytest.raises(ValueError, match=r"got layouts \['csv', 'recbole'\]: name one with layout="):
+        movielens.read(tmp_path)
+    assert movielens.read(tmp_path, layout="recbole").schema.user_attribute("gender").size == 3
+    (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
+    with pytest.raises(ValueError, match=r"expected one file \*\.inter, got 2: \['x\.inter', 'y\.inter'\]"):
+        movielens.read(tmp_path, layout="recbole")
+
+
+@pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
+def test_the_merged_movielens():
+    data = movielens.read(MERGED, content=MERGED / "content.npz")
+    assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (1975, 13004, 297_873)
+    lengths = np.diff(data.log.offsets)[1:]
+    assert (np.median(lengths), lengths.max(), (lengths >= 200).sum()) == (69, 2698, 410)
+    assert len(np.unique(data.log.action)) == 10
+    assert data.catalogue.content.shape == (13005, 384)
+    # fields are joined to the right movie: Toy Story (1995), Adventure first, its embedding near that of Toy Story 2
+    toy, sequel = data.items.encode([1, 3114])
+    ids = data.catalogue.ids
+    assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
+    similar = data.catalogue.content @ data.catalogue.content[toy]
+    assert sequel in np.argsort(-similar)[:20]
+
+
+@pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
+def test_real_text_content_finds_related_movies():
+    data = movielens.read(MERGED, content="text")
+    content = data.catalogue.content
+    np.testing.assert_allclose(np.linalg.norm(content[1:], axis=1), 1, atol=1e-5)
+    toy, sequel = data.items.encode([1, 3114])
+    assert sequel in np.argsort(-(content @ content[toy]))[:20]
+
+
+# Taobao UserBehavior
+
+
+def test_events_and_categories(tmp_path):
+    data = taobao.read(write(tmp_path, "taobao"))
+    assert data.users.raw.tolist() == [2, 5] and data.items.raw.tolist() == [100, 200]
+    assert data.log.user.tolist() == [1, 1, 2, 2]
+    assert data.log.item.tolist() == [1, 2, 1, 2]  # ties are ordered by item
+    assert data.log.action.tolist() == [4, 3, 2, 1]  # buy, fav, cart, pv
+    assert data.log.time.tolist() == [1511600000, 1511600000, 1511544000, 1511544070]
+    assert data.catalogue.ids["category"].tolist() == [0, 1, 2]
+    assert data.schema.actions == 5 and data.schema.user_attributes == () and data.name == "UserBehavior"
+
+
+def test_a_folder_with_one_csv_will_do(tmp_path):
+    write(tmp_path, "taobao")
+    assert len(taobao.read(tmp_path).log) == 4
+    (tmp_path / "other.csv").write_text(ROWS)
+    with pytest.raises(ValueError, match=r"expected one file \*\.csv, got 2: \['UserBehavior.csv', 'other.csv'\]"):
+        taobao.read(tmp_path)
+
+
+def test_the_user_id_of_taobao_is_an_option(tmp_path):
+    data = taobao.read(write(tmp_path, "taobao"), user_id=True)
+    assert data.user_ids["user"].tolist() == [0, 1, 2] and data.schema.user_attribute("user").size == 3
+
+
+def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
+    path = write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")])
+    assert taobao.read(path).catalogue.ids["category"].tolist() == [0, 1, 2]
+    assert "1 of 2 items have more than one category" in caplog.text
+
+
+def test_no_warning_where_categories_agree(tmp_path, caplog):
+    taobao.read(write(tmp_path, "taobao"))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_between_keeps_the_days_asked_for(tmp_path):
+    data = taobao.read(write(tmp_path, "taobao"), between=(1511544070, 1511600000))
+    assert data.log.time.tolist() == [1511544070] and data.items.raw.tolist() == [200]
+    with pytest.raises(ValueError, match=r"expected events with times in \(1, 2\), got none"):
+        taobao.read(tmp_path, between=(1, 2))
+
+
+def test_times_before_1970_are_read(tmp_path):
+    assert taobao.read(write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,2,3,pv,-5\n")])).log.time.tolist() == [-5]
+
+
+def test_content_follows_the_items(tmp_path):
+    data = taobao.read(write(tmp_path, "taobao"), content=(np.array([200, 100]), np.eye(2)))
+    assert data.catalogue.content.tolist() == [[0, 0], [0, 1], [1, 0]]
+
+
+def test_raw_events_are_encoded_as_the_log_is(tmp_path):
+    data = taobao.read(write(tmp_path, "taobao"))
+    raw = {"item": [200, 100], "behaviour": ["pv", "cart"], "time": [1511544070, 1511544000]}
+    history = data.encoder.user(None, raw, 1511544080).history
+    assert history.item[:3].tolist() == [2, 1, 0] and history.action[:3].tolist() == [1, 2, 0]
+
+
+@pytest.mark.skipif(not HEAD.is_dir(), reason=f"needs the head of Taobao UserBehavior in {HEAD} (AIF_JAX_DATA)")
+def test_the_head_of_taobao():
+    data = taobao.read(HEAD)
+    assert (len(data.users) - 1, len(data.items) - 1, len(data.log)) == (983, 64_467, 100_001)
+    assert data.schema.item_attribute("category").size == 3129
+    assert np.bincount(data.log.action).tolist() == [0, 89_710, 5_446, 2_744, 2_101]
+    lengths = np.diff(data.log.offsets)[1:]
+    assert (np.median(lengths), lengths.max()) == (74, 539)
+    inside = taobao.read(HEAD, between=taobao.WINDOW)
+    assert 0.999 < len(inside.log) / len(data.log) < 1
+
+
+# KuaiRand: impressions and their signals, quoted tags
+
+
+def test_events_of_all_logs(tmp_path):
+    data = kuairand.read(write(tmp_path, "kuairand"))
+    assert data.users.raw.tolist() == [0, 4] and data.items.raw.tolist() == [10, 20, 30]  # video 99 was not shown
+    assert data.log.user.tolist() == [1, 1, 1, 2]
+    assert data.log.item.tolist() == [1, 3, 2, 1]  # the first two tie within a second and are ordered by their milliseconds
+    assert data.log.time.tolist() == [1649390400, 1649390400, 1650600000, 1649476800]
+    assert data.log.action.tolist() == [1, 4, 25, 6]  # nothing; click and long view; hated at random; click and like
+
+
+def test_labels_of_kuairand(tmp_path):
+    data = kuairand.read(write(tmp_path, "kuairand"))
+    everything = np.arange(len(data.log))
+    expected = {"is_click": [0, 1, 0, 1], "long_view": [0, 1, 0, 0], "is_like": [0, 0, 0, 1], "is_hate": [0, 0, 1, 0]}
+    for signal, labels in expected.items():
+        assert kuairand.labels(data, everything, signal).tolist() == labels, signal
+    assert kuairand.labels(data, everything, "is_rand").tolist() == [0, 0, 1, 0]
+    with pytest.raises(ValueError, match="signal: expected one of is_click, .*, got 'is_follow'"):
+        kuairand.labels(data, everything, "is_follow")
+
+
+def test_exposure_of_kuairand(tmp_path):
+    write(tmp_path, "kuairand")
+    assert len(kuairand.read(tmp_path, exposure="standard").log) == 3
+    random = kuairand.read(tmp_path, exposure="random")
+    assert random.log.time.tolist() == [1650600000] and random.items.raw.tolist() == [20]
+    with pytest.raises(ValueError, match="exposure: expected 'all', 'standard' or 'random', got 'rand'"):
+        kuairand.read(tmp_path, exposure="rand")
+
+
+def test_features_of_kuairand(tmp_path):
+    data = kuairand.read(write(tmp_path, "kuairand"), user_id=True)
+    ids = data.catalogue.ids
+    assert ids["tags"].tolist() == [[0] * 4, [1, 2, 0, 0], [0] * 4, [2, 0, 0, 0]]  # 12, 65; none; 65
+    assert ids["category"].tolist() == [0, 1, 0, 2]
+    assert ids["author"].tolist() == [0, 1, 1, 2]
+    assert ids["video_type"].tolist() == [0, 2, 1, 2]  # AD, NORMAL
+    assert ids["upload_type"].tolist() == [0, 2, 1, 2] and ids["music_type"].tolist() == [0, 2, 2, 1]
+    np.testing.assert_allclose(data.catalogue.floats[:, 0], np.log1p([0, 10, 0, 1]), rtol=1e-6)
+    assert data.user_ids["user"].tolist() == [0, 1, 2]
+    assert data.user_ids["user_active_degree"].tolist() == [0, 1, 2]
+    assert data.user_ids["is_live_streamer"].tolist() == [0, 1, 2]  # -124, 0
+    assert data.user_ids["is_video_author"].tolist() == [0, 1, 0]  # the second is empty
+    assert data.user_ids["register_days_range"].tolist() == [0, 1, 2]  # a column that not every version has
+    assert data.schema.behaviour_fields == ("item", "category", "author") and data.schema.actions == 33
+
+
+# Ali_Display_Ad_Click: impressions with clicks, behaviours without items
+
+
+def test_impressions_and_behaviours_are_one_log(tmp_path):
+    data = ali_display.read(write(tmp_path, "ali_display"))
+    assert data.users.raw.tolist() == [5, 7]  # user 6 was shown nothing
+    first, second = ali_display.PAIRS, ali_display.PAIRS + 1
+    assert data.items.raw.tolist() == [100, 200, 300, first, second]  # three ads, two pairs of category and brand
+    assert data.log.user.tolist() == [1, 1, 2, 2, 2, 2, 2]
+    assert data.log.action.tolist() == [3, 2, 3, 6, 1, 2, 4]
+    by_raw = dict(zip(data.items.raw.tolist(), range(1, 6), strict=True))
+    pair_50_4, pair_60_8 = by_raw[first], by_raw[second]
+    assert data.log.item.tolist() == [pair_60_8, by_raw[200], pair_60_8, pair_60_8, by_raw[200], by_raw[100], pair_50_4]
+
+
+def test_features_of_ali_display(tmp_path):
+    data = ali_display.read(write(tmp_path, "ali_display"), user_id=True)
+    ids = data.catalogue.ids
+    assert ids["item"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert ids["category"].tolist() == [0, 3, 2, 2, 1, 2]  # 50, 60, 70
+    assert ids["brand"].tolist() == [0, 0, 2, 1, 1, 2]  # 4, 8; NULL is unknown
+    assert ids["campaign"].tolist() == [0, 2, 2, 1, 0, 0] and ids["customer"].tolist() == [0, 2, 1, 3, 0, 0]
+    np.testing.assert_allclose(data.catalogue.floats[:, 0], np.log1p([0, 0, 170, 12.5, 0, 0]), rtol=1e-6)
+    assert data.user_ids["user"].tolist() == [0, 1, 2]
+    assert data.user_ids["final_gender_code"].tolist() == [0, 0, 1]  # user 5 has no profile
+    assert data.user_ids["pvalue_level"].tolist() == [0, 0, 0]  # empty
+    assert data.user_ids["new_user_class_level"].tolist() == [0, 0, 1]
+    assert data.schema.behaviour_fields == ("item", "category", "brand") and data.schema.actions == 7
+
+
+def test_samples_are_impressions_and_histories_are_what_came_before(tmp_path):
+    data = ali_display.read(write(tmp_path, "ali_display"))
+    positions, labels = ali_display.impressions(data)
+    assert positions.tolist() == [1, 4, 5] and labels.tolist() == [1, 0, 1]
+    config = aif.Config(schema=data.schema, blocks=(aif.blocks.Sim("category"), aif.blocks.Sim("brand")))
+    batch = make_batch(data, positions, data.log.item[positions][:, None], labels[:, None], config=config)
+    history = batch.users.history
+    assert history.mask.sum(1).tolist() == [1, 2, 3]
+    assert history.action[2, :3].tolist() == [1, 6, 3]  # shown, buy, pv; the cart ties with the sample and is left out
+    assert history.item[2, :3].tolist() == [2, 5, 5]  # the ad, then twice the pair
+    assert data.catalogue.ids["category"][history.item[2, :3]].tolist() == [2, 2, 2]
+
+
+def test_without_behaviours(tmp_path):
+    write(tmp_path, "ali_display")
+    (tmp_path / "behavior_log.csv").unlink()
+    data = ali_display.read(tmp_path, behaviours=False)
+    assert data.items.raw.tolist() == [100, 200, 300] and len(data.log) == 3
+    with pytest.raises(FileNotFoundError, match="behavior_log.csv: expected a file, got no such file"):
+        ali_display.read(tmp_path)

@@ -1,0 +1,259 @@
+"""Experiments that run within this process at `--smoke` size, the figures that each promises, and their own arithmetic."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aif_jax.blocks.signatures import signs
+from experiments import codes, kernels, signatures
+from experiments.scale_out import catalogue
+from tests.conftest import child_environment
+from tests.light import flags
+
+pytestmark = pytest.mark.usefixtures("light_compilation")
+
+
+def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
+    """The figures that a script writes, where all that it needs is installed."""
+    for package in needs:
+        pytest.importorskip(package, reason="the extra 'experiments', 'benchmarks' or 'grpc' is not installed")
+    importlib.import_module(f"experiments.{name}").main(["--smoke", "--json", str(folder / "figures.json"), *words])
+    return json.loads((folder / "figures.json").read_text())
+
+
+def drawn(*pictures: Path) -> bool:
+    return all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000 for path in pictures)
+
+
+# kernels
+
+
+def test_kernels(tmp_path):
+    figures = measured(tmp_path, "kernels", "--plot", str(tmp_path / "kernels.png"))
+    names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "simtier_codes", "interaction", "head_only"
+    for key in (*names, "numpy_hamming"):
+        assert list(figures[f"{key}_ms"]) == ["40,64"]
+        assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
+    assert all(rate > 0 for rate in figures["rates"].values()) and "multiply_adds_per_second" in figures["rates"]
+    for name in kernels.BOUNDED:
+        assert 0 < figures[f"{name}_bound_ms"]["40,64"] < math.inf
+    assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length
+    assert 0 < figures["simtier_extra_mib"]["40,64"] < 1 and drawn(tmp_path / "kernels.png")
+
+
+def test_nothing_of_the_size_of_the_history_reaches_the_interaction_by_codes():
+    """Inputs of every form that is timed as flat in L have the same shapes at any L."""
+    short, long = (kernels.fixed_forms(5, n, 64) for n in (64, 96))
+    for name, (_, inputs) in short.items():
+        shapes = [[x.shape for x in jax.tree.leaves(made)] for made in (inputs, long[name][1])]
+        assert shapes[0] == shapes[1], name
+
+
+def test_rank_correlation_by_hand():
+    assert signatures.rank_correlation(np.array([1, 2, 3, 4]), np.array([10, 20, 30, 90])) == 1
+    np.testing.assert_allclose(signatures.rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])), -1)
+    np.testing.assert_allclose(signatures.rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3])), 3**0.5 / 2)
+    assert signatures.rank_correlation(np.array([1, 1, 1]), np.array([1, 2, 3])) == 0
+
+
+def test_signatures(tmp_path):
+    figures = measured(tmp_path, "signatures")["agreement"]
+    assert {"random K=64", "rotated K=64", "itq K=64", "itq at the origin K=64"} <= set(figures)
+    assert figures["random K=64"]["top"] > figures["random K=32"]["top"] > 0.5
+    assert 0 < figures["random K=64"]["histogram"] < 1
+
+
+def test_codes(tmp_path):
+    """Codes that cover the catalogue give the histogram itself; fewer lose some of it."""
+    figures = measured(tmp_path, "codes")["codes"]
+    covered, few = figures["R=1024 J=1"], figures["R=16 J=1"]
+    np.testing.assert_allclose(covered["float"], 1)
+    assert covered["error"] < 1e-3 < few["error"] and few["float"] < 0.95
+    assert covered["state"] == 1024 * 8 * 4 / 1024 and covered["table ms"] > 0
+    assert covered["float"] > figures["signatures"]["float"] > 0.5 and set(figures["moments"]) >= {"float", "top"}
+
+
+def test_moments_are_the_mean_and_deviation_of_the_similarity():
+    rng = np.random.default_rng(0)
+    item, past = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (5, 30))
+    mask = np.arange(30) < 20
+    share = 1 - np.bitwise_count(item[:, None] ^ past[None, :20]).sum(-1) / 64
+    mean, deviation = codes.spread(signs(jnp.asarray(item)), *codes.moments(jnp.asarray(past), jnp.asarray(mask)))
+    np.testing.assert_allclose(mean, share.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(deviation, share.std(1), rtol=1e-4)
+
+
+# serving
+
+
+def test_index_refresh(tmp_path, capsys):
+    figures = measured(tmp_path, "index_refresh", "--figures", str(tmp_path), needs=("matplotlib",))
+    for name in (
+        "build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms",
+        "request_p99_ratio_under_updates",
+    ):  # fmt: skip
+        assert figures[name] > 0, name
+    for name in ("upsert_1000_ms", "lookup_10k_ms"):
+        assert set(figures[name]) == {"2000", "8000"} and min(figures[name].values()) > 0
+    assert figures["freshness_p50_ms"] <= figures["freshness_p99_ms"]
+    rows = figures["bytes_per_row"]
+    assert rows["int8"] < rows["bfloat16"] < rows["float32"]
+    assert figures["score_error_over_std"]["float32"] == 0 < figures["score_error_over_std"]["bfloat16"]
+    assert drawn(tmp_path / "index_refresh.png") and "build_over_bare" in capsys.readouterr().out
+
+
+SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
+
+
+def test_latency(tmp_path, capsys):
+    figures = measured(tmp_path, "latency", "--figures", str(tmp_path), needs=("matplotlib",))
+    assert set(figures["critical_p50_ms"]) == set(figures["critical_p99_ms"]) == SERVICES
+    assert all(value > 0 for value in figures["critical_p50_ms"].values())
+    ratio = figures["critical_p50_ms"]["sequential"] / figures["critical_p50_ms"]["aif"]
+    assert figures["critical_ratio_sequential_over_aif"] == pytest.approx(ratio)
+    assert figures.keys() >= {
+        "critical_ratio_exact_over_aif", "critical_ratio_aif_over_two_tower", "engine_overhead_ms", "max_rps_aif",
+        "max_rps_sequential", "critical_ms_by_history", "goodput_at_twice_over_max",
+    }  # fmt: skip
+    assert set(figures["critical_ms_by_history"]) == {"64"} and figures["machine"]["device"]
+    assert drawn(*(tmp_path / f"{picture}.png" for picture in ("timeline", "latency_by_history", "latency_by_load")))
+    assert "critical_p50_ms" in capsys.readouterr().out
+
+
+def test_cost(tmp_path, capsys):
+    from experiments import cost
+
+    figures = measured(tmp_path, "cost", "--figure", str(tmp_path / "cost.png"), needs=("matplotlib",))
+    for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
+        assert set(figures[key]) == SERVICES | {"streaming"}
+        assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
+    assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
+    ratios = [key for key in figures if "_ratio_" in key]
+    assert len(ratios) == 4
+    for key in ("floor_cpu_ms", "engine_over_floor", *ratios):
+        assert set(figures[key]) == set(cost.KINDS)
+    ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
+    assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
+    assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
+    assert figures["score_over_head"] > 0 and figures["score_10000_over_head"] > 0 and figures["score_in_halves"] > 0
+    assert figures["score_10000_in_halves"] > 0 and figures["halves_difference"] < 1e-4 and figures["halves_same_places"] > 0.9
+    assert drawn(tmp_path / "cost.png") and "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
+
+
+def test_cost_parses_only_sensible_sizes(capsys):
+    from experiments import cost
+
+    for wrong in (["--concurrency"], ["--concurrency", "0"], ["--rounds", "0"]):
+        with pytest.raises(SystemExit):
+            cost.parse(wrong)
+    assert "expected" in capsys.readouterr().err
+
+
+def test_runtimes(tmp_path, capsys):
+    figures = measured(tmp_path, "runtimes", needs=("torch", "onnxscript", "onnxruntime"))
+    programs, times = {"user", "score", "whole", "score_10000", "whole_10000"}, figures["runtime_ms"]
+    assert set(times) == {"aif_jax", "torch", "onnxruntime"} and all(set(ms) == programs for ms in times.values())
+    for name in ("torch", "onnxruntime"):
+        assert figures[f"over_{name}"] == pytest.approx({what: times[name][what] / times["aif_jax"][what] for what in programs})
+    assert figures["score_over_head"] == pytest.approx(times["aif_jax"]["score"] / figures["head_ms"][""])
+    assert "over_onnxruntime" in capsys.readouterr().out
+
+
+def test_runtimes_refuse_another_network(capsys):
+    from experiments import runtimes
+
+    ours = np.array([2.0, 1.0], np.float32), np.array([0, 1])
+    runtimes.check("torch", ours, ours)
+    with pytest.raises(SystemExit, match="torch: expected the logits of ours, got some that differ by 1.0e-03"):
+        runtimes.check("torch", ours, (ours[0] + np.float32(1e-3), ours[1]))
+
+
+def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
+    from experiments import runtimes
+
+    monkeypatch.setattr(runtimes, "NEEDED", {"torch": ("no_such_package",)})
+    figures = runtimes.measure(rounds=1, smoke=True)
+    assert set(figures["runtime_ms"]) == {"aif_jax"} and not any(name.startswith("over_") for name in figures)
+    assert "torch: left out, no_such_package not installed" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(900)
+def test_service_load(tmp_path, monkeypatch, capsys):
+    for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
+        monkeypatch.setenv(name, value)
+    figures = measured(tmp_path, "service_load", needs=("grpc",))
+    names = {
+        "http_overhead_p50_ms", "grpc_overhead_p50_ms", "http_rps_share", "grpc_rps_share", "publish_failed", "publish_mixed",
+        "workers_scaling", "workers_ceiling", "workers_and_cores_scaling", "http_service_cpu_ms", "grpc_client_cpu_ms",
+        "engine_cpu_ms", "soak_growth_mb", "soak_mb_a_minute",
+    }  # fmt: skip
+    assert names <= figures.keys() and names - {"soak_growth_mb"} <= set(capsys.readouterr().out.split())
+    assert figures["publish_failed"] == figures["publish_mixed"] == 0 and figures["publish_calls"] > 0
+    assert figures["http_rps_share"] > 0 and figures["grpc_rps_share"] > 0 and figures["workers_scaling"] > 0
+
+
+# training
+
+
+def test_train_throughput(tmp_path):
+    figures = measured(tmp_path, "train_throughput", "--plot", str(tmp_path / "plot.png"), needs=("torch",))
+    assert figures.keys() >= {
+        "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
+        "dense_step_ms_1e6", "sparse_step_ms_1e6", "input_share",
+    }  # fmt: skip
+    times = figures["step_ms_by_table_rows"]
+    assert figures["step_ratio_1e7_over_1e4"] == pytest.approx(list(times.values())[-1] / list(times.values())[0])
+    assert figures["ratio_over_torch"] == pytest.approx(figures["examples_per_s"] / figures["torch_examples_per_s"])
+    assert 0 <= figures["input_share"] <= 1 and drawn(tmp_path / "plot.png")
+
+
+def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
+    from experiments import train_throughput
+
+    monkeypatch.setenv("XLA_FLAGS", flags())
+    root, before = Path(train_throughput.__file__).resolve().parents[1], tmp_path / "before"
+    shutil.copytree(root / "aif_jax", before / "aif_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    figures = measured(tmp_path, "train_throughput", "--only-before", "--before", str(before))
+    assert figures["step_ratio_before"] == pytest.approx(figures["step_ms_before"] / figures["step_ms_now"])
+    for wrong, message in (
+        (["--before", str(tmp_path)], "expected a checkout with aif_jax in it"), ([], "expected --before DIR too")
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            train_throughput.main(["--only-before", *wrong])
+        assert message in capfd.readouterr().err
+
+
+# catalogues on clusters, without any engine
+
+
+def test_scale_out_of_the_catalogue_names_what_is_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(catalogue, "present", lambda need: need == "java")
+    figures = measured(tmp_path, "scale_out.__main__", "--parts", "catalogue")
+    assert figures["missing"] == ["pyspark", "ray"] and figures["catalogue_rows"] == catalogue.SMOKE_ROWS
+    assert [figures[name] for name in ("ray_equal", "spark_equal", "ray_rows_per_s", "spark_rows_per_s")] == [None] * 4
+    assert figures["build_rows_per_s"] > 0 and figures["merge_rows_per_s"] > 0
+    printed = capsys.readouterr().out
+    for words in ("not installed: ray", "not installed: pyspark", "left out by --parts: training"):
+        assert words in printed
+
+
+def test_a_difference_is_noticed(tmp_path):
+    world = catalogue.make(tmp_path, rows=2048)
+    index, _ = catalogue.build(world, "index")
+    parts = list(world.job()(catalogue.read(world)))
+    assert catalogue.same(catalogue.merge(world, parts), index)
+    changed = {"item": [5], "category": [1], "brand": [1], "bid": [1.0]} | dict.fromkeys(catalogue.COLUMNS.item_floats, [0.5])
+    assert not catalogue.same(catalogue.merge(world, parts).upsert(changed), index)
+
+
+def test_what_is_present():
+    assert catalogue.present("numpy") and not catalogue.present("no_such_package")
