@@ -45,12 +45,11 @@ from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
 from tests.conftest import child_environment
-from tests.killed import CONTEXT, killed
+from tests.killed import Life
 from tests.reliability.sizes import FULL
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, T, encoder, first_index, items, model, open_stream, prices, work
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
-CONTEXT.set_forkserver_preload(["tests.stream_world"])
 ENCODER, MODEL = encoder(), model()
 KINDS = ["memory", "valkey", "kafka"]
 
@@ -568,11 +567,16 @@ def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updat
             ends.append(last)
             stream.close()
         (root / "ends").write_text(json.dumps(ends))
+        (root / "log").touch()
         arguments = (kind, f"{address} {valkey_url}", name, str(root), updates, str(folder / "cache"))
-        killing = killed(
-            work, arguments, root / "log", kills=kills - done, pause=0.15, chance=chance, awaited=lambda _: ("saved", 1)
-        )
-        done += sum(1 for _ in killing)
+        while True:
+            seen, life = (root / "log").stat().st_size, Life(work, *arguments)
+            if done < kills:
+                life.await_word(root / "log", "saved", after=seen)
+                life.kill(after=chance.uniform(0, 0.15))
+            if not life.killed():
+                break
+            done += 1
         saved: dict = {}
         for line in (root / "log").read_text().splitlines():
             with contextlib.suppress(ValueError):  # a line that a kill cut

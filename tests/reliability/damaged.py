@@ -36,7 +36,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
 from tests import test_user_table as users
-from tests.reliability import victims
+from tests import writer_world
 
 MEMORY = 24 << 30  # of address space: what wants more fails with MemoryError, which no format documents
 SECONDS = 120  # for one read; then the process ends with a traceback
@@ -172,8 +172,8 @@ def same(a: Any, b: Any) -> bool:
 def _index(number: int) -> ItemIndex:
     ids = np.arange(40) * 3 + number
     return ItemIndex.build(
-        aif.Trained(victims.MODEL, victims.PARAMS),
-        victims.features(ids + 10),
+        writer_world.TRAINED,
+        writer_world.features(ids + 10),
         ids=ids,
         batch_size=16,
         capacity=64,
@@ -187,7 +187,7 @@ def _make_index(folder: Path, number: int) -> None:
 
 def _read_index(folder: Path) -> Any:
     path = folder / "snapshot"
-    index = ItemIndex.load(path, aif.Trained(victims.MODEL, victims.PARAMS))
+    index = ItemIndex.load(path, writer_world.TRAINED)
     ids, columns = index.stored()
     manifest = aif.index.verify(path)
     return {
@@ -242,7 +242,7 @@ def _make_checkpoint(folder: Path, number: int) -> None:
         "fitted": {"fields": {"item": np.arange(4, dtype=np.int32)}},
     }
     made = encoder(number)
-    model = aif.build(victims.MODEL.config.replace(schema=made.schema))
+    model = aif.build(writer_world.MODEL.config.replace(schema=made.schema))
     checkpoint.save(
         folder / "one", aif.Trained(model, leaves, made), step=5 + number, position={"epoch": number},
         metrics={"gauc": 0.5 + number / 8},

@@ -4,7 +4,6 @@ published once."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,12 +15,10 @@ import redis
 from aif_jax.connectors import SnapshotStore, ValkeyStream
 from tests import follow_world as world
 from tests import servers
+from tests.killed import Life
 from tests.reliability import refresher
 from tests.reliability.sizes import FULL, generator
-from tests.reliability.test_kills import Life
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher"])
 KILLS = (
     ("current", False), ("batch 000001", False), ("batch 000001", True), ("publish 000001", False), ("publish 000001", True),
     ("batch 000002", True), ("publish 000002", False),

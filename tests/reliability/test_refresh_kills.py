@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,9 @@ from typing import Any
 import pytest
 
 from tests import refresh_world as world
+from tests.killed import Life
 from tests.reliability import refresher
 from tests.reliability.sizes import FULL, generator
-from tests.reliability.test_kills import Life
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher"])
 
 
 class Refreshing:
