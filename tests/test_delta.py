@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,6 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows, WrongBase
 from aif_jax.export.delta import Chain
 from aif_jax.refreshing.frozen import moving_tables, rows_state, rows_step, whole_params
-from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
 from aif_jax.train import init_state, make_step
 from aif_jax.train.fit import init_params
@@ -194,38 +192,11 @@ def test_wrong_bases_and_repeats_have_an_answer(streaming, data):
         first.apply(streaming.trained, compact)
 
 
-def test_damage_is_named(streaming, data, tmp_path):
-    delta = Delta.make(streaming.trained, moved(streaming.trained.params, 1), data.catalogue, events=data)
-    for name, damage in {
-        "cut": lambda folder: _cut(folder / "arrays.safetensors"),
-        "record": lambda folder: _altered(folder / "manifest.json", b'"number": 1', b'"number": 2'),
-        "gone": lambda folder: (folder / "manifest.json").unlink(),
-    }.items():
-        delta.save(tmp_path / name)
-        damage(tmp_path / name)
-        with pytest.raises(CheckpointError, match=f"test_damage_is_named0.{name}"):
-            Delta.load(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        Delta.load(tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"expected the format 'aif_jax.delta/1', got 'aif_jax.index/3'; publish it"):
-        streaming.index.save(tmp_path / "index")
-        Delta.load(tmp_path / "index")
-
-
 class Scripts:
     """As much of a client as `RemoteRows` needs to be made."""
 
     def register_script(self, text: str) -> str:
         return text
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4])
-
-
-def _altered(path: Path, old: bytes, new: bytes) -> None:
-    assert old in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(old, new))
 
 
 @pytest.mark.parametrize(

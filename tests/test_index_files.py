@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.checkpoint import METADATA_FILE, CheckpointError
 from aif_jax.index import ItemIndex, inspect, verify
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from tests import demo
@@ -105,33 +104,3 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(schema=wider)), PARAMS))
     with pytest.raises(FileNotFoundError, match="expected a snapshot, found nothing"):
         ItemIndex.load(tmp_path / "b", TRAINED)
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record", "format", "no manifest", "earlier"])
-def test_torn_and_altered_snapshots_say_so(tmp_path, damage):
-    index = build(range(100), range(100))
-    index.save(tmp_path / "a")
-    data, metadata = tmp_path / "a" / "arrays.safetensors", tmp_path / "a" / "manifest.json"
-    if damage == "flip":
-        octets = bytearray(data.read_bytes())
-        octets[len(octets) // 2] ^= 1
-        data.write_bytes(octets)
-    elif damage == "cut":
-        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    elif damage == "remove":
-        data.unlink()
-    elif damage == "record":
-        metadata.write_text(metadata.read_text().replace('"items": 100', '"items": 99'))
-    elif damage == "format":
-        metadata.write_text(metadata.read_text().replace("aif_jax.index/3", "aif_jax.index/9"))
-    elif damage == "earlier":
-        metadata.rename(tmp_path / "a" / METADATA_FILE)
-    else:
-        metadata.unlink()
-    wanted = {"record": "was altered", "format": "expected the format 'aif_jax.index/3', got 'aif_jax.index/9'; build"}
-    wanted |= {"no manifest": "not a complete snapshot", "remove": "expected a file in the folder", "cut": "expected .* bytes"}
-    wanted["earlier"] = "got one of an earlier version; build the index again: ItemIndex.build, run.index or aif-jax"
-    for read in (verify, lambda path: ItemIndex.load(path, TRAINED)):
-        with pytest.raises(CheckpointError, match=wanted.get(damage, "torn or altered|was altered")) as error:
-            read(tmp_path / "a")
-        assert str(tmp_path / "a") in str(error.value)

@@ -45,10 +45,16 @@ def build(
 
 
 @functools.cache
+def shop() -> aif.Dataset:
+    """Nine items, and their encoder."""
+    events = {"user": [1, 2], "item": [0, 1], "time": [T, T]}
+    return aif.read(events, items={"item": list(range(9)), "category": [0, 1, 2] * 3}, columns=aif.Columns(), progress=False)
+
+
+@functools.cache
 def users() -> aif.Trained:
     """A model whose users' rows hold sums, with an encoder."""
-    events = {"user": [1, 2], "item": [0, 1], "time": [T, T]}
-    data = aif.read(events, items={"item": list(range(9)), "category": [0, 1, 2] * 3}, columns=aif.Columns(), progress=False)
+    data = shop()
     sizes: dict[str, Any] = dict(width=4, towers=(4,), head=(4,), short_length=4, long_length=8)
     model = aif.build(aif.presets.two_tower(data.schema, **sizes).replace(blocks=(aif.blocks.DecayedMemory(width=4),)))
     return aif.Trained(model, demo.init(model, items=data.catalogue), data.encoder).with_version("a" * 64)

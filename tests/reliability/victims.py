@@ -126,26 +126,25 @@ def newest(table: Owner) -> dict[int, int]:
 # the training run
 
 
+def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
+    """Trains with `aif.fit` in a folder, from wherever the run is; events come so many seconds later."""
+    n = np.arange(200)
+    items = {"item": list(range(11)), "category": [n % 3 for n in range(11)]}
+    data = aif.read({"user": n % 7, "item": n * n % 11, "time": 1_600_000_000 + n + later}, items=items, columns=aif.Columns())
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
+    given: dict[str, Any] = dict(batch_size=32, evaluate_every=3, k=None, progress=False, task=train.NextItem(negatives=3))
+    return aif.fit(model, data, out=folder, **given, **options)
+
+
 def fit(folder: str, cache: str, at: int | None) -> None:
     """Trains with `aif.fit`, from wherever the run is; writes parameters and figures to `end.npz`, crash points to `points`."""
     root = Path(folder)
     _compiled_in(cache)
-    events = [(n % 7, n * n % 11, 1_600_000_000 + n) for n in range(200)]
-    user, item, time = (list(column) for column in zip(*events, strict=True))
-    data = aif.read(
-        {"user": user, "item": item, "time": time},
-        items={"item": list(range(11)), "category": [n % 3 for n in range(11)]},
-        columns=aif.Columns(),
-    )
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
     points = CrashPoints(root / "run", at)
-    run = aif.fit(
-        model, data, out=root / "run", batch_size=32, epochs=4, evaluate_every=3, k=None, progress=False, keep_best=False,
-        task=train.NextItem(negatives=3),
-    )  # fmt: skip
+    made = run(root / "run", epochs=4, keep_best=False)
     import jax
 
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(run.params)]
-    np.savez(root / "end.partial.npz", *leaves, metrics=np.array(sorted(run.metrics.items()), dtype=object).astype(str))
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(made.params)]
+    np.savez(root / "end.partial.npz", *leaves, metrics=np.array(sorted(made.metrics.items()), dtype=object).astype(str))
     os.replace(root / "end.partial.npz", root / "end.npz")
     (root / "points").write_text(str(points.count))
