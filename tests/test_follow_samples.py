@@ -20,12 +20,12 @@ from aif_jax.export import Delta
 from aif_jax.jobs import join_outcomes
 from aif_jax.readers.read import read_samples
 from aif_jax.refreshing import GateConfig, follow
-from aif_jax.refreshing.continuous import FORMAT, name_of
+from aif_jax.refreshing.continuous import name_of
 from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.run import KEPT
-from aif_jax.store import sealed
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
+from tests import follow_world
 from tests.light import lightly_compiled
 from tests.outcomes_world import NOW, TABLE, outcomes, record, world, write_log
 from tests.test_delta import equal
@@ -89,11 +89,7 @@ def deltas(root: Path) -> list[Delta]:
 
 def used(root: Path) -> list[int]:
     """Numbers of the samples that the sealed micro-batches trained on."""
-    job, number, made = root / "store.follow" / "job", 1, []
-    while (folder := job / name_of(number) / "events").is_dir():
-        made += sealed.read(folder, format=FORMAT)["used"].tolist()
-        number += 1
-    return made
+    return [number for trees in follow_world.batches(root / "store.follow" / "job") for number in trees["used"].tolist()]
 
 
 def test_joined_samples_become_deltas(root, served):

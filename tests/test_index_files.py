@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.index import ItemIndex, inspect, verify
+from aif_jax.index import ItemIndex, verify
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from tests import demo
 from tests.writer_world import CONFIG, MODEL, PARAMS, SCHEMA, TRAINED, build, features
@@ -57,15 +55,6 @@ def test_strings_go_to_disk_and_back(tmp_path):
     back = ItemIndex.load(tmp_path / "a", TRAINED)
     assert verify(tmp_path / "a").ids == "strings" and back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
     assert same(back.upsert(["c"], features([4])).delete(["a"]), index.upsert(["c"], features([4])).delete(["a"]))
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/index", Path("gs://bucket/index"), "file:///tmp/index"])
-def test_a_url_is_no_folder(url):
-    calls = (lambda path: build().save(path), inspect, verify, lambda path: ItemIndex.load(path, TRAINED))
-    for call in calls:
-        with pytest.raises(ValueError, match="path: expected a local path, got the URL .*aif_jax.connectors.SnapshotStore"):
-            call(url)
-    assert not Path(str(url).split(":")[0] + ":").exists()
 
 
 class OtherWords:

@@ -5,7 +5,6 @@ Nothing runs when this is imported, so that a fork server may import it.
 
 from __future__ import annotations
 
-import abc
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.store.snapshots import SnapshotWriter, snapshots
+from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import UserTable, UserTableWriter
 from tests import demo
 
@@ -74,37 +73,23 @@ def rows(table: UserTable) -> dict[Any, tuple[bytes, int, int]]:
     return {name: (words[at].tobytes(), int(position[at]), int(partition[at])) for at, name in enumerate(names)}
 
 
-class Owner(abc.ABC):
+class Owner:
     """A kind of table in a directory of snapshots, with a stream of numbered updates in partitions.
 
     The update `number` of partition 0 or 1 is the same at every call. `at` tells its position, which may rise with gaps.
+
+    A kind has its model `trained()`; the table `first()` before any update; `apply(writer, number)`, which gives an update to a
+    writer, by default of partition 0 at its own position; `misfit(writer)`, which gives it one at position 1 that does not fit;
+    and `holds(table, counts)`: whether a table is what so many updates of each partition make of the first one, bit for bit.
     """
 
     kind: Any
-    writer: type[SnapshotWriter]
+    writer: Any
+    trained: Any
+    first: Any
 
     def __init__(self, directory: Path, *, at: Callable[[int], int] = int):
         self.directory, self.at = directory, at
-
-    @abc.abstractmethod
-    def trained(self) -> aif.Trained:
-        """Its model."""
-
-    @abc.abstractmethod
-    def first(self) -> Any:
-        """The table before any update."""
-
-    @abc.abstractmethod
-    def apply(self, writer: Any, number: int, *, position: Any = ..., partition: Any = 0) -> bool:
-        """Gives an update to a writer, by default at its own position."""
-
-    @abc.abstractmethod
-    def misfit(self, writer: Any) -> None:
-        """Gives the writer an update at position 1 that does not fit."""
-
-    @abc.abstractmethod
-    def holds(self, table: Any, counts: dict[int, int]) -> bool:
-        """Whether a table is what so many updates of each partition make of the first one, bit for bit."""
 
     def start(self, **options: Any) -> Any:
         """A writer of the first table."""
