@@ -91,5 +91,3 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
     with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
         ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(schema=wider)), PARAMS))
-    with pytest.raises(FileNotFoundError, match="expected a snapshot, found nothing"):
-        ItemIndex.load(tmp_path / "b", TRAINED)

@@ -63,15 +63,7 @@ def test_what_does_not_fit_a_template_is_named(tmp_path, like, message):
         sealed.read(write(tmp_path / "a"), format=FORMAT, like=like, rebuild="make it again")
 
 
-def test_others_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a snapshot, found nothing"):
-        sealed.inspect(tmp_path / "none", format=FORMAT)
-    with pytest.raises(CheckpointError, match="expected the format 'test/2', got 'test/1'; make it again"):
-        sealed.inspect(write(tmp_path / "a"), format="test/2", rebuild="make it again")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / METADATA_FILE).write_text("{}")
-    with pytest.raises(CheckpointError, match="got one of an earlier version; make it again"):
-        sealed.inspect(tmp_path / "old", format=FORMAT, rebuild="make it again")
+def test_what_cannot_be_written_is_refused(tmp_path):
     for record in ({"a": {1: 2}}, {"a": float("nan")}, {"a": np.int64(1)}):
         with pytest.raises(ValueError, match="record: expected plain JSON"):
             sealed.write(tmp_path / "b", TREES, record, format=FORMAT)
@@ -79,7 +71,7 @@ def test_others_are_refused_with_the_way_out(tmp_path):
         sealed.write(tmp_path / "b", {"texts": np.array(["a"])}, {}, format=FORMAT)
     with pytest.raises(ValueError, match=f"record: expected at most {files.MANIFEST_BYTES} bytes"):
         sealed.write(tmp_path / "b", TREES, {"long": "a" * files.MANIFEST_BYTES}, format=FORMAT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "old"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_that_the_manifest_does_not_list_are_refused(tmp_path):
@@ -173,7 +165,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "manifest a list": ("manifest", put(b"[]"), FORMATS + r"\[\]"),
     "manifest gone": ("manifest", Path.unlink, "not a complete snapshot: manifest.json is missing; {rebuild}"),
     "another kind": ("manifest", put(b'{"format": "other/9"}'), FORMATS + "'other/9'; {rebuild}"),
-    "an earlier version": ("manifest", lambda file: file.rename(file.parent / METADATA_FILE), FORMATS + "one of .*; {rebuild}"),
+    "an earlier version": (
+        "manifest",
+        lambda file: file.rename(file.parent / METADATA_FILE),
+        FORMATS + "one of an earlier version; {rebuild}",
+    ),
 }
 """What is damaged and how, and what the reader says."""
 OF_EXPORTS = {
@@ -207,8 +203,8 @@ def test_damage_is_named(originals, tmp_path, name, damage):
         assert name == "export" or str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", ["index", "users", "delta"])
 def test_nothing_there_is_said(tmp_path, name):
     for read in KINDS[name].reads:
-        with pytest.raises(ExportError if name == "export" else FileNotFoundError, match="none"):
+        with pytest.raises(FileNotFoundError, match="none: expected a snapshot, found nothing"):
             read(tmp_path / "none")

@@ -79,6 +79,10 @@ class Broker:
     def keys(self) -> list[str]:
         return [f"{self.name}:{partition}" for partition in range(PARTITIONS)]
 
+    @property
+    def url(self) -> str:
+        return f"{self.address}/{','.join(self.keys)}" if self.kind == "valkey" else f"kafka://{self.address}/{self.name}"
+
     def open(self, **options):
         """A stream to follow."""
         if self.kind == "memory":
@@ -612,7 +616,7 @@ def trained(tmp_path_factory):
 def test_the_command_follows_and_goes_on(trained, valkey_url, tmp_path, capsys):
     broker = Broker("valkey", valkey_url, "command")
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--index", str(trained / "index"), "--until-idle"]
-    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--directory", str(tmp_path / "w"), "--quiet"]
+    words += ["--stream", broker.url, "--directory", str(tmp_path / "w"), "--quiet"]
     words += ["--store", str(tmp_path / "store")]
     for number in range(1, 3):
         broker.send(encode(items({f"i{number}": 1.0})), partition=number % 2)
@@ -630,7 +634,7 @@ def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):
     broker.send(encode(items({"i1": 1.0})))
     command = [sys.executable, "-m", "aif_jax", "index", "follow", "--checkpoint", str(trained / "model"), "--quiet"]
     command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
-    command += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--store", str(tmp_path / "store")]
+    command += ["--stream", broker.url, "--store", str(tmp_path / "store")]
     command += ["--metrics", str(port := servers.free_port())]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
@@ -653,7 +657,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
 
     broker = Broker("valkey", valkey_url, "users")
     words = ["users", "follow", "--checkpoint", str(trained / "model"), "--until-idle", "--quiet"]
-    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}"]
+    words += ["--stream", broker.url]
     local = ["--directory", str(tmp_path / "w"), "--empty", "--store", str(tmp_path / "store")]
     for number in range(1, 3):
         broker.send(encode({"user": [1, 1], "item": ["i0", "i1"], "time": [T, T + 1]}))
