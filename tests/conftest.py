@@ -44,9 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
 LONGEST = (
     "tests/test_docs.py::test_page_runs", "tests/test_question.py::test_smoke", "tests/test_experiments.py::test_quickstart",
     "tests/test_scripts.py", "tests/promises/test_exact_resume.py", "tests/test_sharded_training.py",
-    "tests/test_index_files.py::test_kills",
+    "tests/reliability/test_kills.py",
     "tests/test_experiments.py::test_user_state", "tests/test_experiments.py::test_cascade",
-    "tests/test_user_table.py::test_kills",
 )  # fmt: skip
 
 

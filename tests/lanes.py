@@ -44,8 +44,6 @@ TABLE = {
         "tests/test_service_page.py", "tests/test_service_process.py",
         "tests/test_sharded_training.py", "tests/test_shared_states.py", "tests/test_snapshot_store.py",
         "tests/test_update_streams.py",
-        "tests/test_index_files.py::test_a_second_process_is_refused_until_the_first_one_is_dead",
-        "tests/test_index_files.py::test_kills_at_random_points_lose_nothing",
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_outcomes.py::test_fit_trains_on_served_requests",
         "tests/test_outcomes.py::test_memory_does_not_grow_with_the_log",
@@ -56,7 +54,6 @@ TABLE = {
         "tests/test_retrieval.py::test_pgvector_finds_the_best",
         "tests/test_serving.py::test_a_process_that_serves_computes_in_the_calling_thread",
         "tests/test_serving_parts.py::test_the_bytes_of_a_cache_are_those_of_the_process",
-        "tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event",
     ),
 }  # fmt: skip
 """Folders, files and functions of each lane. A function's line wins over its file's, a file's over its folder's."""

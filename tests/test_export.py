@@ -327,22 +327,6 @@ def test_buckets_are_checked(made):
             load(made[0], buckets=buckets)
 
 
-def test_an_altered_file_is_refused(copy):
-    folder = copy()
-    path = folder / "user.jax_export"
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
-    with pytest.raises(export.ExportError, match="user.jax_export was altered"):
-        load(folder)
-    path.write_bytes(raw[:-1])
-    with pytest.raises(export.ExportError, match="user.jax_export: expected .* bytes"):
-        load(folder)
-    path.unlink()
-    with pytest.raises(export.ExportError, match="user.jax_export: expected a file"):
-        load(folder)
-
-
 def test_a_manifest_other_than_the_pinned_one_is_refused(made, copy):
     folder = copy(lambda manifest: manifest.update(version="0" * 64))
     assert load(made[0], sha256=made[1]).version != "0" * 64
@@ -415,14 +399,6 @@ def test_sizes_are_bounded(made, copy):
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
     with pytest.raises(export.ExportError, match=message):
         load(copy(edit))
-
-
-@pytest.mark.parametrize("text", ["", "{", "[" * 100000, "[]", "\xff"])
-def test_a_manifest_that_is_not_json_is_refused(copy, text):
-    folder = copy()
-    (folder / "manifest.json").write_bytes(text.encode("latin1"))
-    with pytest.raises(export.ExportError, match="manifest.json"):
-        load(folder)
 
 
 def _file(header, data=b""):
@@ -709,12 +685,3 @@ def test_stablehlo_text_with_its_argument_list_gives_the_same_logits(made, loade
     (got,) = executable.execute([jax.device_put(x, jax.devices("cpu")[0]) for x in flat])
     assert spec["results"] == ["logits"]
     np.testing.assert_allclose(np.asarray(got), logits[np.arange(count) % C], rtol=0, atol=1e-6)
-
-
-def test_a_manifest_with_a_changed_byte_is_refused(made, tmp_path):
-    """Also where it still reads as a manifest: the seal inside covers every value."""
-    raw = (made[0] / "manifest.json").read_bytes()
-    at = raw.index(b'"version": "') + len(b'"version": "')
-    (tmp_path / "manifest.json").write_bytes(raw[:at] + (b"0" if raw[at : at + 1] != b"0" else b"1") + raw[at + 1 :])
-    with pytest.raises(export.ExportError, match="manifest.json was altered"):
-        consume.read_manifest(tmp_path)

@@ -25,8 +25,9 @@ from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
 from aif_jax.export.consume import model as loader
 from aif_jax.index import ItemIndex, inspect
+from tests import writer_world
 from tests.golden import make_export
-from tests.reliability import damaged, victims
+from tests.reliability import damaged
 from tests.test_export import resealed
 
 FOLDER = Path(make_export.__file__).parent / "export"  # the same bytes everywhere, so the flips below are too
@@ -449,7 +450,7 @@ SNAPSHOTS = [
 @pytest.mark.parametrize("number", range(len(SNAPSHOTS)))
 def test_snapshot_records_that_ask_for_too_much_are_refused(rewrite, number):
     folder, before = rewrite("snapshot", SNAPSHOTS[number]), _peak()
-    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, aif.Trained(victims.MODEL, victims.PARAMS))):
+    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, writer_world.TRAINED)):
         with pytest.raises(CheckpointError, match="snapshot: "):
             read(folder)
     assert _peak() - before < 1 << 30
@@ -470,7 +471,7 @@ def test_snapshots_with_rows_of_another_shape_are_refused(rewrite):
     resource.setrlimit(resource.RLIMIT_AS, (loader._address_space() + (16 << 30), limits[1]))
     try:
         with pytest.raises(ValueError, match="bytes"):
-            ItemIndex.load(folder, aif.Trained(victims.MODEL, victims.PARAMS))
+            ItemIndex.load(folder, writer_world.TRAINED)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert _peak() - before < 1 << 30

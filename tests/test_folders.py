@@ -16,6 +16,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from aif_jax.store.snapshots import SnapshotWriter, snapshots
+from tests.writer_world import TRAINED, Users, build, users
 
 
 def contents(folder):
@@ -213,6 +214,12 @@ DOORS = {
     "Run.load": aif.Run.load,
     "EventLog.load": aif.EventLog.load,
     "snapshots": snapshots,
+    "ItemIndex.save": lambda url: build().save(url),
+    "ItemIndex.load": lambda url: aif.ItemIndex.load(url, TRAINED),
+    "index.inspect": aif.index.inspect,
+    "index.verify": aif.index.verify,
+    "UserTable.save": lambda url: Users(Path()).first().save(url),
+    "UserTable.load": lambda url: aif.UserTable.load(url, users()),
     "SnapshotWriter": lambda url: SnapshotWriter(url, None),
     "JsonLines": aif.train.JsonLines,
     "export.load": export.load,

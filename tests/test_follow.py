@@ -17,13 +17,12 @@ from aif_jax.export import Delta, restore
 from aif_jax.export.delta import Chain
 from aif_jax.refreshing import follow
 from aif_jax.refreshing.continuous import name_of
-from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import Cascaded
 from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import ClockError, UserTable
 from tests import follow_world as world
 from tests import refresh_world as shop
-from tests.test_delta import equal, rows_of
+from tests.test_delta import check, rows_of
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -66,10 +65,7 @@ def test_rows_of_users_lack_no_event_that_they_had_or_that_came(store, tmp_path)
         {name: np.concatenate([part[name] for part in parts]) for name in late}, items=shop.items(5),
         encoder=aif.open(store / SnapshotStore(store).current()).encoder, unknown="skip", progress=False,
     )  # fmt: skip
-    root = restore(store / SnapshotStore(store).current())
-    users = UserTable.load(store / SnapshotStore(store).current() / "users", root.trained, clock=None)
-    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here"))
-    applied = delta.apply(root.trained, None, users)
+    applied = world.applied_to(store, tmp_path / "here")
     assert rows_of(applied.user_table) == rows_of(UserTable.build(applied.trained, data, clock=None, progress=False))
 
 
@@ -78,29 +74,17 @@ def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     stream = stream_of([*world.messages(first - 20_000), b"poison"])
     made = run(store, stream)
     assert (made.published, made.refused) == (3, 0) and made.trained % 32 == 0 and made.waiting > 0
-    root = restore(store / SnapshotStore(store).current())
-    deltas = SnapshotStore(store / "deltas")
-    (tmp_path / "here").mkdir()
-    for name in deltas.names():
-        deltas.fetch(tmp_path / "here", name)
-    chain = Chain(tmp_path / "here").on(root.trained.version)
-    users = UserTable.load(store / SnapshotStore(store).current() / "users", root.trained, clock=None)
-    applied: Any = (root.trained, root.index, users)
-    for path in chain.values():
-        applied = Delta.load(path).apply(*applied)
-    assert len(chain) == 3 and {part.version for part in applied} == {made.version}
+    root, applied = restore(store / SnapshotStore(store).current()), world.applied_to(store, tmp_path / "here")
+    assert len(Chain(tmp_path / "here").on(root.trained.version)) == 3 and {part.version for part in applied} == {made.version}
     old, new = leaves_by_path(root.trained.params), leaves_by_path(applied.trained.params)
     assert [path for path in old if np.asarray(old[path]).tobytes() != np.asarray(new[path]).tobytes()] == ["embedding/item"]
-    rebuilt = Trained(aif.build(root.trained.config), applied.trained.params, root.trained.encoder)
-    index = aif.ItemIndex.build(rebuilt, shop.items(5), progress=False)
-    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
+    assert applied.trained.config == root.trained.config
     latest = max(time for _, _, time in world.trained_on(tmp_path / "store.follow" / "job"))
-    arrived = world.arrived(tmp_path / "store.follow" / "job")
-    some = np.isin(events["time"], np.append(world.files()["time"], arrived))
+    some = np.isin(events["time"], np.append(world.files()["time"], world.arrived(tmp_path / "store.follow" / "job")))
     part = {name: column[some] for name, column in events.items()}
     data = aif.read(part, items=shop.items(5), encoder=root.trained.encoder, unknown="skip", progress=False)
-    table = UserTable.build(rebuilt, data, clock=None, progress=False)
-    assert rows_of(applied.user_table) == rows_of(table) and latest >= first
+    check(applied, data, catalogue=shop.items(5))
+    assert latest >= first
 
 
 def test_an_id_without_a_row_stays_unknown_until_the_next_full_refresh(store, tmp_path):
@@ -111,10 +95,7 @@ def test_an_id_without_a_row_stays_unknown_until_the_next_full_refresh(store, tm
     later = {name: [*column, own[name]] for name, column in shop.items(5).items()}
     made = run(store, stream_of([encode(new), *world.messages(first)]), items=later, batches=1, max_messages=1000)
     assert made.published == 1 and all(item for _, item, _ in world.trained_on(tmp_path / "store.follow" / "job"))
-    root, folder = restore(store / SnapshotStore(store).current()), store / SnapshotStore(store).current() / "users"
-    users = UserTable.load(folder, root.trained, clock=None)
-    delta = Delta.load(SnapshotStore(store / "deltas").fetch(tmp_path / "here"))
-    applied = delta.apply(root.trained, root.index, users)
+    root, applied = restore(store / SnapshotStore(store).current()), world.applied_to(store, tmp_path / "here")
     assert applied.trained.encoding == root.trained.encoding
     assert applied.item_index.take([999, 101])[1].tolist() == [False, True]
     events = {name: np.append(column, new[name]) for name, column in world.log().items()}

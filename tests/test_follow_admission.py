@@ -11,14 +11,11 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.connectors import MemoryStream, SnapshotStore, encode
-from aif_jax.export import Delta, restore
-from aif_jax.export.delta import Chain
+from aif_jax.export import restore
 from aif_jax.refreshing import follow
-from aif_jax.store.trained import Trained
-from aif_jax.user_table import UserTable
 from tests import follow_world as world
 from tests import refresh_world as shop
-from tests.test_delta import equal, rows_of
+from tests.test_delta import check
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 LATER = 999
@@ -65,31 +62,13 @@ def run(store: Path, values: MemoryStream, **changes: Any) -> Any:
     return follow(values, world.files(), out=store, **(world.OPTIONS | options))
 
 
-def applied_to(store: Path, here: Path) -> Any:
-    """Model, index and user table at the end of the store's chain, as a service has them."""
-    root, folder = restore(store / SnapshotStore(store).current()), store / SnapshotStore(store).current() / "users"
-    deltas = SnapshotStore(store / "deltas")
-    here.mkdir()
-    for name in deltas.names():
-        deltas.fetch(here, name)
-    parts: Any = (root.trained, root.index, UserTable.load(folder, root.trained, clock=None))
-    for path in Chain(here).on(root.trained.version).values():
-        parts = Delta.load(path).apply(*parts)
-    return parts
-
-
 def check_rebuilt(store: Path, here: Path, job: Path, catalogue: Any, more: Any = None) -> Any:
     """Raises unless what is behind the deltas equals a full rebuild under the new encoder; the model."""
-    parts = applied_to(store, here)
-    encoder = parts.trained.encoder
-    rebuilt = Trained(aif.build(parts.trained.config), parts.trained.params, encoder)
-    index = aif.ItemIndex.build(rebuilt, catalogue, progress=False)
-    assert all(equal(a, b) for a, b in zip(parts.item_index.stored(), index.stored(), strict=True))
-    events = world.log()
+    parts, events = world.applied_to(store, here), world.log()
     some = np.isin(events["time"], np.append(world.files()["time"], world.arrived(job)))
     events = {name: np.append(column[some], [] if more is None else more[name]).astype(int) for name, column in events.items()}
-    data = aif.read(events, items=catalogue, encoder=encoder, unknown="skip", progress=False)
-    assert rows_of(parts.user_table) == rows_of(UserTable.build(rebuilt, data, clock=None, progress=False))
+    data = aif.read(events, items=catalogue, encoder=parts.trained.encoder, unknown="skip", progress=False)
+    check(parts, data, catalogue=catalogue)
     fields = np.asarray(parts.trained.params["fitted"]["fields"]["category"])
     assert np.array_equal(fields, data.catalogue.ids["category"])
     return parts.trained

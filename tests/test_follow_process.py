@@ -12,30 +12,13 @@ import pyarrow.csv
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import SnapshotStore, ValkeyStream
-from aif_jax.connectors.valkey import open_client
+from aif_jax.connectors import SnapshotStore
 from aif_jax.export import Delta
 from tests import follow_world as world
 from tests import refresh_world as shop
 from tests import servers
 from tests.conftest import child_environment
-
-
-def send(kind: str, address: str, values: list[bytes]) -> str:
-    """Writes messages to a new stream; returns its URL."""
-    if kind == "valkey":
-        ValkeyStream(open_client(address), ["events"]).send_many(values)
-        return f"{address}/events"
-    from confluent_kafka import Producer
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    admin = AdminClient({"bootstrap.servers": address})
-    admin.create_topics([NewTopic("events", 1, 1)])["events"].result(20)
-    producer = Producer({"bootstrap.servers": address})
-    for value in values:
-        producer.produce("events", value)
-    producer.flush(20)
-    return f"kafka://{address}/events"
+from tests.test_update_streams import Broker
 
 
 @pytest.mark.parametrize("kind", ["valkey", "kafka"])
@@ -45,9 +28,11 @@ def test_the_command_publishes_what_a_stream_moves(kind, tmp_path):
     for name, table in (("events", world.files()), ("items", shop.items(5))):
         pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
     with getattr(servers, kind)() as address:
-        url = send(kind, address, world.messages(world.until(tmp_path / "store")))
+        broker = Broker(kind, address, "events")
+        for number, message in enumerate(world.messages(world.until(tmp_path / "store"))):
+            broker.send(message, partition=number % 2)
         words = [
-            "refresh", "--follow", url, "--every", "0s", "--batches", "2", "--max-messages", "8", "--batch-size", "32",
+            "refresh", "--follow", broker.url, "--every", "0s", "--batches", "2", "--max-messages", "8", "--batch-size", "32",
             "--events", str(tmp_path / "events.csv"), "--items", str(tmp_path / "items.csv"), "--out", str(tmp_path / "store"),
             "--learning-rate", "0.02", "--requests", "40", "--json", "--gate", "users=5", "gauc=0.2", "log_loss=0.5",
             "calibration=0.5", "overlap=0", "slowdown=1000",

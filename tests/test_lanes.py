@@ -74,9 +74,9 @@ def test_a_test_with_two_lanes_is_refused():
     ("tests/test_package.py::test_any", (), ("python",), "default"),
     ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
     ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
-    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event", (), (), "standing"),
-    ("tests/test_user_table.py::test_kills_at_random_points_lose_and_double_no_event_more", (), (), "default"),
-    ("tests/test_user_table.py::test_many_kills", ("reliability",), (), "reliability"),
+    ("tests/test_retrieval.py::test_pgvector_finds_the_best", (), (), "standing"),
+    ("tests/test_retrieval.py::test_pgvector_finds_the_best_more", (), (), "default"),
+    ("tests/test_retrieval.py::test_many_kills", ("reliability",), (), "reliability"),
     ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
 ])  # fmt: skip
 def test_lane_of(test, marks, fixtures, lane):
@@ -112,7 +112,7 @@ def test_left_out(expression, out):
         ("tests/test_study.py", "not docs and not experiments and not standing and not reliability and not engines", True),
         ("tests/test_study.py", "docs or experiments", False),
         ("tests/test_study.py", "", False),
-        ("tests/test_index_files.py", "experiments", False),  # two of its tests have lines, the others are in the default lane
+        ("tests/test_retrieval.py", "experiments", False),  # one of its tests has a line, the others are in the default lane
         ("tests/reliability/test_kills.py", "default", True),
         ("tests/reliability/test_kills.py", "reliability", False),
         ("tests/test_model.py", "experiments", False),  # a fixture may put a test into another lane

@@ -1,17 +1,31 @@
-"""Sealed folders and records: what is written reads back, and nothing else does."""
+"""Sealed folders and records: what is written reads back, and nothing else does, whoever keeps them."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import aif_jax as aif
+from aif_jax import export
+from aif_jax.export import Delta, ExportError
 from aif_jax.export.consume import files
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError
+from tests import writer_world as world
+from tests.golden import make_export
+from tests.reliability import damaged
 
 FORMAT = "test/1"
 TREES = {
@@ -49,15 +63,7 @@ def test_what_does_not_fit_a_template_is_named(tmp_path, like, message):
         sealed.read(write(tmp_path / "a"), format=FORMAT, like=like, rebuild="make it again")
 
 
-def test_others_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected a snapshot, found nothing"):
-        sealed.inspect(tmp_path / "none", format=FORMAT)
-    with pytest.raises(CheckpointError, match="expected the format 'test/2', got 'test/1'; make it again"):
-        sealed.inspect(write(tmp_path / "a"), format="test/2", rebuild="make it again")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / METADATA_FILE).write_text("{}")
-    with pytest.raises(CheckpointError, match="got one of an earlier version; make it again"):
-        sealed.inspect(tmp_path / "old", format=FORMAT, rebuild="make it again")
+def test_what_cannot_be_written_is_refused(tmp_path):
     for record in ({"a": {1: 2}}, {"a": float("nan")}, {"a": np.int64(1)}):
         with pytest.raises(ValueError, match="record: expected plain JSON"):
             sealed.write(tmp_path / "b", TREES, record, format=FORMAT)
@@ -65,7 +71,7 @@ def test_others_are_refused_with_the_way_out(tmp_path):
         sealed.write(tmp_path / "b", {"texts": np.array(["a"])}, {}, format=FORMAT)
     with pytest.raises(ValueError, match=f"record: expected at most {files.MANIFEST_BYTES} bytes"):
         sealed.write(tmp_path / "b", TREES, {"long": "a" * files.MANIFEST_BYTES}, format=FORMAT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "old"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_arrays_that_the_manifest_does_not_list_are_refused(tmp_path):
@@ -89,3 +95,116 @@ def test_records_are_sealed(tmp_path):
         sealed.read_record(file, "a record")
     with pytest.raises(FileNotFoundError):
         sealed.read_record(tmp_path / "none", "a record")
+
+
+# damage: one table for every kind of folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of folder that checks itself: how it is made and read, and in which words its readers refuse."""
+
+    make: Callable[[Path, int], Any]
+    folder: str
+    reads: tuple[Callable[[Path], Any], ...]
+    format: str = ""
+    rebuild: str = ""
+    data: str = sealed.ARRAYS
+    error: type[Exception] = CheckpointError
+
+
+KINDS = {
+    "index": Kind(
+        damaged._make_index, "snapshot", (aif.index.verify, lambda path: aif.ItemIndex.load(path, world.TRAINED)),
+        "aif_jax.index/3", "build the index again: ItemIndex.build, run.index or aif-jax",
+    ),
+    "users": Kind(
+        damaged._make_users, "users", (lambda path: aif.UserTable.load(path, world.users()),),
+        "aif_jax.user_table/2", "build the table again from the log: UserTable.build or aif-jax users build",
+    ),
+    "delta": Kind(damaged._make_delta, "delta", (Delta.load,), "aif_jax.delta/1", "publish it again"),
+    "export": Kind(
+        lambda folder, _: shutil.copytree(Path(make_export.__file__).parent / "export", folder / "model"), "model",
+        tuple(functools.partial(read, trusted=True) for read in (export.load, export.verify)),
+        data="user.jax_export", error=ExportError,
+    ),
+}  # fmt: skip
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def edit(file: Path) -> None:
+    """Another value, where all else fits."""
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"version": f"{manifest.get('version')}0"}))
+
+
+def put(content: bytes) -> Callable[[Path], Any]:
+    return lambda file: file.write_bytes(content)
+
+
+JSON, FORMATS, OTHER = (
+    "manifest.json: expected JSON",
+    "expected the format '{format}', got ",
+    sealed.sealed({"format": "other/9"}),
+)
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "data flipped": ("data", flip, "was altered"),
+    "data cut": ("data", lambda file: os.truncate(file, file.stat().st_size - 4), "expected .* bytes"),
+    "data empty": ("data", put(b""), "expected .* bytes"),
+    "data gone": ("data", Path.unlink, "expected a file in the folder"),
+    "manifest edited": ("manifest", edit, "manifest.json was altered"),
+    "manifest empty": ("manifest", put(b""), JSON),
+    "manifest cut": ("manifest", put(b"{"), JSON),
+    "manifest too deep": ("manifest", put(b"[" * 100_000), JSON),
+    "manifest no text": ("manifest", put(b"\xff"), JSON),
+    "manifest a list": ("manifest", put(b"[]"), FORMATS + r"\[\]"),
+    "manifest gone": ("manifest", Path.unlink, "not a complete snapshot: manifest.json is missing; {rebuild}"),
+    "another kind": ("manifest", put(b'{"format": "other/9"}'), FORMATS + "'other/9'; {rebuild}"),
+    "an earlier version": (
+        "manifest",
+        lambda file: file.rename(file.parent / METADATA_FILE),
+        FORMATS + "one of an earlier version; {rebuild}",
+    ),
+}
+"""What is damaged and how, and what the reader says."""
+OF_EXPORTS = {
+    "manifest a list": "manifest.json: expected ", "manifest gone": "expected a file", "an earlier version": "expected a file",
+    "another kind": "expected format 'aif_jax",
+}  # fmt: skip
+"""What readers of exports say instead, which have no formats of an earlier version."""
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("originals")
+    for kind in KINDS.values():
+        kind.make(folder, 0)
+        for read in kind.reads:
+            read(folder / kind.folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", KINDS)
+def test_damage_is_named(originals, tmp_path, name, damage):
+    """By the folder and, where it helps, by the way out."""
+    kind, (what, change, words) = KINDS[name], DAMAGES[damage]
+    folder = Path(shutil.copytree(originals / kind.folder, tmp_path / kind.folder))
+    change(folder / (kind.data if what == "data" else "manifest.json"))
+    words = OF_EXPORTS.get(damage, words) if name == "export" else words
+    for read in kind.reads:
+        with pytest.raises(kind.error, match=words.format(format=kind.format, rebuild=re.escape(kind.rebuild))) as error:
+            read(folder)
+        assert name == "export" or str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["index", "users", "delta"])
+def test_nothing_there_is_said(tmp_path, name):
+    for read in KINDS[name].reads:
+        with pytest.raises(FileNotFoundError, match="none: expected a snapshot, found nothing"):
+            read(tmp_path / "none")

@@ -45,12 +45,11 @@ from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
 from tests.conftest import child_environment
-from tests.killed import CONTEXT, killed
+from tests.killed import Life
 from tests.reliability.sizes import FULL
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, T, encoder, first_index, items, model, open_stream, prices, work
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
-CONTEXT.set_forkserver_preload(["tests.stream_world"])
 ENCODER, MODEL = encoder(), model()
 KINDS = ["memory", "valkey", "kafka"]
 
@@ -79,6 +78,10 @@ class Broker:
     @property
     def keys(self) -> list[str]:
         return [f"{self.name}:{partition}" for partition in range(PARTITIONS)]
+
+    @property
+    def url(self) -> str:
+        return f"{self.address}/{','.join(self.keys)}" if self.kind == "valkey" else f"kafka://{self.address}/{self.name}"
 
     def open(self, **options):
         """A stream to follow."""
@@ -589,11 +592,16 @@ def kill_followers(kind, valkey_url, request, folder: Path, *, kills: int, updat
             ends.append(last)
             stream.close()
         (root / "ends").write_text(json.dumps(ends))
+        (root / "log").touch()
         arguments = (kind, f"{address} {valkey_url}", name, str(root), updates, str(folder / "cache"))
-        killing = killed(
-            work, arguments, root / "log", kills=kills - done, pause=0.15, chance=chance, awaited=lambda _: ("saved", 1)
-        )
-        done += sum(1 for _ in killing)
+        while True:
+            seen, life = (root / "log").stat().st_size, Life(work, *arguments)
+            if done < kills:
+                life.await_word(root / "log", "saved", after=seen)
+                life.kill(after=chance.uniform(0, 0.15))
+            if not life.killed():
+                break
+            done += 1
         saved: dict = {}
         for line in (root / "log").read_text().splitlines():
             with contextlib.suppress(ValueError):  # a line that a kill cut
@@ -629,7 +637,7 @@ def trained(tmp_path_factory):
 def test_the_command_follows_and_goes_on(trained, valkey_url, tmp_path, capsys):
     broker = Broker("valkey", valkey_url, "command")
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--index", str(trained / "index"), "--until-idle"]
-    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--directory", str(tmp_path / "w"), "--quiet"]
+    words += ["--stream", broker.url, "--directory", str(tmp_path / "w"), "--quiet"]
     words += ["--store", str(tmp_path / "store")]
     for number in range(1, 3):
         broker.send(encode(items({f"i{number}": 1.0})), partition=number % 2)
@@ -650,7 +658,7 @@ def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):
     broker.send(encode(items({"i1": 1.0})))
     command = [sys.executable, "-m", "aif_jax", "index", "follow", "--checkpoint", str(trained / "model"), "--quiet"]
     command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
-    command += ["--stream", f"{valkey_url}/{','.join(broker.keys)}", "--store", str(tmp_path / "store")]
+    command += ["--stream", broker.url, "--store", str(tmp_path / "store")]
     command += ["--metrics", str(port := servers.free_port())]
     process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     store, until = SnapshotStore(tmp_path / "store"), time.monotonic() + 90
@@ -673,7 +681,7 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
 
     broker = Broker("valkey", valkey_url, "users")
     words = ["users", "follow", "--checkpoint", str(trained / "model"), "--until-idle", "--quiet"]
-    words += ["--stream", f"{valkey_url}/{','.join(broker.keys)}"]
+    words += ["--stream", broker.url]
     local = ["--directory", str(tmp_path / "w"), "--empty", "--store", str(tmp_path / "store")]
     for number in range(1, 3):
         broker.send(encode({"user": [1, 1], "item": ["i0", "i1"], "time": [T, T + 1]}))

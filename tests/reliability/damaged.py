@@ -28,14 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet
 
 import aif_jax as aif
-from aif_jax import checkpoint, export, train
+from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.export import ExportError
+from aif_jax.export import Delta, ExportError, MovedRows
 from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
 from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
-from tests import test_user_table as users
+from tests import writer_world
 from tests.reliability import victims
 
 MEMORY = 24 << 30  # of address space: what wants more fails with MemoryError, which no format documents
@@ -166,28 +166,17 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-# index snapshots
-
-
-def _index(number: int) -> ItemIndex:
-    ids = np.arange(40) * 3 + number
-    return ItemIndex.build(
-        aif.Trained(victims.MODEL, victims.PARAMS),
-        victims.features(ids + 10),
-        ids=ids,
-        batch_size=16,
-        capacity=64,
-        progress=False,
-    )
+# snapshots and deltas
 
 
 def _make_index(folder: Path, number: int) -> None:
-    _index(number).save(folder / "snapshot", positions={0: 7 + number, 3: 9})
+    ids = np.arange(40) * 3 + number
+    writer_world.build(ids, ids + 10, capacity=64).save(folder / "snapshot", positions={0: 7 + number, 3: 9})
 
 
 def _read_index(folder: Path) -> Any:
     path = folder / "snapshot"
-    index = ItemIndex.load(path, aif.Trained(victims.MODEL, victims.PARAMS))
+    index = ItemIndex.load(path, writer_world.TRAINED)
     ids, columns = index.stored()
     manifest = aif.index.verify(path)
     return {
@@ -196,22 +185,30 @@ def _read_index(folder: Path) -> Any:
     }  # fmt: skip
 
 
-# user tables
-
-
 def _make_users(folder: Path, number: int) -> None:
-    table = users.table()
-    table.update(users.raw(users.MESSAGES[number]), position=number)
+    table = writer_world.Users(folder).first()
+    table.update(writer_world.Users.events(0, number), position=number)
     table.save(folder / "users", positions={0: number, 3: 9})
 
 
 def _read_users(folder: Path) -> Any:
     path = folder / "users"
-    table = UserTable.load(path, aif.Trained(users.MODEL, users.PARAMS, users.ENCODER).with_version(users.VERSION))
+    table = UserTable.load(path, writer_world.users())
     names = sorted(table.rows.of)
     return {"users": names, "version": table.version, "positions": UserTable.inspect(path).positions} | (
         table.rows.get(names)._asdict()
     )
+
+
+def _make_delta(folder: Path, number: int) -> None:
+    rows = {"item": MovedRows(np.array([3], np.int32), np.full((1, 4), number, np.float32))}
+    Delta.make(writer_world.users(), rows, writer_world.shop().catalogue, number=1).save(folder / "delta")
+
+
+def _read_delta(folder: Path) -> Any:
+    delta = Delta.load(folder / "delta")
+    rows = {name: moved._asdict() for name, moved in delta.rows.items()}
+    return {"rows": rows, "base": delta.base, "version": delta.version, "number": delta.number, "ids": delta.items.key}
 
 
 # checkpoints and runs
@@ -242,7 +239,7 @@ def _make_checkpoint(folder: Path, number: int) -> None:
         "fitted": {"fields": {"item": np.arange(4, dtype=np.int32)}},
     }
     made = encoder(number)
-    model = aif.build(victims.MODEL.config.replace(schema=made.schema))
+    model = aif.build(writer_world.MODEL.config.replace(schema=made.schema))
     checkpoint.save(
         folder / "one", aif.Trained(model, leaves, made), step=5 + number, position={"epoch": number},
         metrics={"gauc": 0.5 + number / 8},
@@ -258,17 +255,7 @@ def _content_of(loaded: Any) -> Any:
 
 
 def _make_run(folder: Path, number: int) -> None:
-    events = [(n % 7, n * n % 11, 1_600_000_000 + n + number) for n in range(200)]
-    user, item, time = (list(column) for column in zip(*events, strict=True))
-    data = aif.read(
-        {"user": user, "item": item, "time": time}, items={"item": list(range(11)), "category": [n % 3 for n in range(11)]},
-        columns=aif.Columns(),
-    )  # fmt: skip
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
-    aif.fit(
-        model, data, out=folder / "run", batch_size=32, evaluate_every=3, k=None, progress=False, seed=number,
-        task=train.NextItem(negatives=3),
-    )  # fmt: skip
+    victims.run(folder / "run", number, seed=number)
 
 
 def _read_run(folder: Path) -> Any:
@@ -456,6 +443,7 @@ def _read_npz(folder: Path) -> Any:
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
     "users": Format(_make_users, _read_users, (FileNotFoundError, CheckpointError, VersionMismatch)),
+    "delta": Format(_make_delta, _read_delta, (FileNotFoundError, CheckpointError)),
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),

@@ -28,11 +28,7 @@ def refresh(root: str, current: str, since: int, step: str | None, sealed: bool,
 
     Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
     """
-    folder = Path(root)
-    _compiled_in(str(folder.parent / "compiled"))
-    if step is not None:
-        _killed_in(step, sealed)
-    points = CrashPoints(folder, at)
+    folder, points = _begun(root, step, sealed, at)
     made = aif.refresh(
         current, world.events(5), items=world.items(5), out=folder / "store", work=folder / "work", since=since, **world.OPTIONS
     )
@@ -52,11 +48,7 @@ def working_on(root: Path, steps: Sequence[str]) -> str:
 
 def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) -> None:
     """Follows the stream at a URL until there are `FOLLOWED` micro-batches in root/store; kills as for `refresh`."""
-    folder = Path(root)
-    _compiled_in(str(folder.parent / "compiled"))
-    if step is not None:
-        _killed_in(step, sealed)
-    points = CrashPoints(folder, at)
+    folder, points = _begun(root, step, sealed, at)
     there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))
     options = followed.OPTIONS | {"batches": FOLLOWED - there, "admit_after": 3}
     with contextlib.closing(open_stream(url)) as stream:
@@ -76,8 +68,10 @@ def deltas(root: Path) -> list[dict[str, str]]:
     return [{relative: entry["sha256"] for relative, entry in files.items()} for files in records]
 
 
-def _killed_in(step: str, sealed: bool) -> None:
-    """Kills this process at a step, when its work is done or when it is sealed too."""
+def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[Path, CrashPoints]:
+    """The folder and the crash points of a process that is killed in a step, when its work is done or when it is sealed too."""
+    folder = Path(root)
+    _compiled_in(str(folder.parent / "compiled"))
     whole = jobs.Job.step
 
     def patched(self: Any, name: str, make: Any) -> Any:
@@ -93,6 +87,7 @@ def _killed_in(step: str, sealed: bool) -> None:
         return record
 
     jobs.Job.step = patched  # type: ignore[method-assign]
+    return folder, CrashPoints(folder, at)
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -22,7 +22,8 @@ from hypothesis.extra import numpy as arrays_of
 import aif_jax as aif
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Request, ServingConfig
-from tests.reliability import coded, damaged, victims
+from tests import writer_world
+from tests.reliability import coded, damaged
 from tests.reliability.sizes import FULL, SEED, SMOKE
 
 REFUSED = (TypeError, ValueError)
@@ -427,8 +428,8 @@ def check_encoder_items(world: Any, data: Any) -> None:
 def check_index(world: Any, data: Any) -> None:
     """A sequence of upserts and deletions of anything; what is refused changes nothing."""
     index = ItemIndex.build(
-        aif.Trained(victims.MODEL, victims.PARAMS),
-        victims.features([1, 2]),
+        writer_world.TRAINED,
+        writer_world.features([1, 2]),
         ids=[5, 6],
         batch_size=16,
         capacity=64,
@@ -445,12 +446,12 @@ def check_index(world: Any, data: Any) -> None:
             if upsert:
                 count = len(keys) if isinstance(keys, list) else 1
                 numbers = data.draw(st.lists(st.integers(0, 1000), min_size=count, max_size=count))
-                features = victims.features(np.array(numbers, np.int64))
+                features = writer_world.features(np.array(numbers, np.int64))
                 bad = data.draw(st.sampled_from([None, None, None, "nan", "longer", "dtype", "range", "junk"]))
                 if bad == "nan" and count:
                     features.floats[0, 0] = math.nan
                 elif bad == "longer":
-                    features = victims.features(np.array([*numbers, 3], np.int64))
+                    features = writer_world.features(np.array([*numbers, 3], np.int64))
                 elif bad == "dtype":
                     features = dataclasses.replace(features, floats=features.floats.astype(np.float64))
                 elif bad == "range" and count:

@@ -1,62 +1,35 @@
-"""Kills of an index writer and of a training run: nothing lost, nothing applied twice, training ends bit for bit the same."""
+"""Kills of writers and of a training run: nothing lost, nothing applied twice, training ends bit for bit the same."""
 
 from __future__ import annotations
 
+import fcntl
 import json
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from aif_jax.index import WriterConflict
+from aif_jax.store.snapshots import snapshots
 from aif_jax.train.loop import JsonLines
+from tests.killed import Life
 from tests.reliability import victims
-from tests.reliability.sizes import FULL, generator
+from tests.reliability.sizes import FULL, SEED, generator
+from tests.writer_world import OWNERS
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.reliability.victims"])
-
-
-class Life:
-    """One process, from its start to its kill or its end."""
-
-    def __init__(self, work: Callable[..., None], *arguments: Any):
-        self.process = CONTEXT.Process(target=work, args=arguments)
-        self.process.start()
-
-    def kill(self) -> None:
-        """SIGKILL, unless it has ended."""
-        if self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGKILL)
-
-    def wait(self, seconds: float) -> None:
-        """Until it ends, at most so long."""
-        self.process.join(seconds)
-
-    def killed(self) -> bool:
-        """Waits for its end; False where it did all its work, and an error where it failed."""
-        self.process.join(300)
-        code = self.process.exitcode
-        self.process.close()
-        assert code in (0, -signal.SIGKILL), f"a process failed: exit code {code}"
-        return code != 0
-
-
-# the index writer
+# the writers
 
 
 class Stream:
-    """A stream that writers apply one after the other, each from where the one before was killed."""
+    """A stream that writers of one table apply one after the other, each from where the one before was killed."""
 
-    def __init__(self, folder: Path, *, updates: int, every: int, background: bool):
-        self.folder, self.arguments = folder, (str(folder), updates, every, background)
-        self.updates, self.every = updates, every
-        self.log = folder / "log"
+    def __init__(self, name: str, folder: Path, *, updates: int, every: int = 3, background: bool = False):
+        self.folder, self.arguments = folder, (name, str(folder), updates, every, background)
+        self.updates, self.table, self.log = updates, victims.owner(name, folder), folder / "log"
         folder.mkdir(parents=True)
         self.log.touch()
 
@@ -67,113 +40,175 @@ class Stream:
             self.log.write_text(whole + "\n" if whole else "")
         return Life(victims.write, *self.arguments, at)
 
-    def saving(self) -> bool:
-        """Whether a snapshot is being written or removed, or was when its writer died."""
-        folder = self.folder / "index"
-        return folder.is_dir() and any(name.endswith(".partial") for name in os.listdir(folder))
+    def size(self) -> int:
+        """Of the log: it grows with the first line of a writer."""
+        return self.log.stat().st_size
+
+    def unfinished(self) -> list[Path]:
+        """Snapshots that are being written or removed, or were when their writer died."""
+        folder = self.table.directory
+        return [path for path in folder.iterdir() if path.name.endswith(".partial")] if folder.is_dir() else []
 
     def lines(self) -> list[dict[str, Any]]:
         """What the writers noted."""
         rows = self.log.read_text().splitlines(keepends=True)
         return [json.loads(row) for row in rows if row.endswith("\n")]
 
-    def check(self) -> int:
-        """Raises unless nothing was lost, left out or applied twice so far; returns how many writers have started."""
+    def check(self) -> None:
+        """Raises unless nothing was lost, left out or applied twice so far."""
         saved: dict[str, int] = {}
         done: dict[int, int] = {}
-        starts = 0
         for line in self.lines():
             if "start" in line:
-                starts += 1
                 for partition, last in saved.items():
                     got = line["start"].get(partition, 0)
                     assert got >= last, f"partition {partition}: {last} was saved, the next writer starts at {got}"
                 for partition, last in line["start"].items():
-                    # one more than noted: a writer may die after the save that an entry brings, before it notes the entry
+                    # one more than noted: a writer may die after the save that an update brings, before it notes the update
                     applied = victims.offset(done.get(int(partition), 0) + 1)
                     assert last <= applied, f"partition {partition}: {last} in a snapshot, only {applied} was applied"
                 assert line["good"], f"the snapshot at {line['start']} is not what the stream up to there makes"
-                done = {int(p): victims._entry(last) for p, last in line["start"].items()}
+                done = {int(p): victims.count(last) for p, last in line["start"].items()}
             elif "applied" in line:
-                partition, entry = line["applied"]
-                assert entry == done.get(partition, 0) + 1, "an entry was left out or applied twice"
-                assert line["fresh"], "an entry was taken for one applied before"
-                done[partition], saved = entry, saved | line["saved"]
+                partition, number = line["applied"]
+                assert number == done.get(partition, 0) + 1, "an update was left out or applied twice"
+                assert line["fresh"], "an update was taken for one applied before"
+                done[partition], saved = number, saved | line["saved"]
             else:
                 assert line["good"] and set(done.values()) == {self.updates}
-        return starts
 
     def check_end(self) -> None:
         """Raises unless the work of all writers is what an undisturbed one does, with nothing left over."""
         self.check()
         assert "done" in self.lines()[-1]
-        assert victims.newest(self.folder) == {p: victims.offset(self.updates) for p in range(victims.PARTITIONS)}
-        assert not self.saving(), "a work folder was left behind"
-        complete = [folder.name for folder in victims.snapshots(self.folder / "index")]
-        named = sorted(name for name in os.listdir(self.folder / "index") if not name.startswith("."))
+        assert victims.newest(self.table) == {p: victims.offset(self.updates) for p in range(victims.PARTITIONS)}
+        assert not self.unfinished(), "a work folder was left behind"
+        complete = [folder.name for folder in snapshots(self.table.directory)]
+        named = sorted(name for name in os.listdir(self.table.directory) if not name.startswith("."))
         assert named == sorted(complete) and len(complete) <= 3, "half a snapshot has its name, or old ones were left"
+
+
+@pytest.mark.parametrize(("name", "kills"), [("index", 12), ("users", 6)])
+def test_writers_killed_a_few_times(tmp_path, name, kills):
+    kill_writers(tmp_path, name, kills=kills, seed=0)
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
-def test_writer_killed_at_random_moments(tmp_path):
-    rng, started = generator("writer, random moments"), time.perf_counter()
-    kills = torn = before_start = 0
-    number = 0
-    while kills < FULL.writer_kills:
+@pytest.mark.parametrize(("name", "kills"), [("index", FULL.writer_kills), ("users", FULL.user_writer_kills)])
+def test_writers_killed_at_random_moments(tmp_path, name, kills):
+    kill_writers(tmp_path, name, kills=kills)
+
+
+def kill_writers(folder: Path, name: str, *, kills: int, seed: int = SEED) -> None:
+    """Kills writers one after the other; whenever all updates are in, a new stream begins."""
+    rng, started = generator(f"writer of {name}, random moments", seed), time.perf_counter()
+    done = torn = before_start = number = 0
+    while done < kills:
         number += 1
-        stream = Stream(tmp_path / str(number), updates=80, every=3, background=bool(number % 2))
+        stream = Stream(name, folder / str(number), updates=80, background=bool(number % 2))
         while True:
-            seen = stream.log.stat().st_size
-            life = stream.start()
-            if kills % 3 and kills < FULL.writer_kills:  # two thirds die at work, the others while they start
-                while life.process.is_alive() and stream.log.stat().st_size == seen:
-                    life.wait(0.002)
-                life.wait(rng.uniform(0, 0.15))
-                while kills % 3 == 2 and life.process.is_alive() and not stream.saving():
+            seen, life = stream.size(), stream.start()
+            if done % 3 and done < kills:  # two thirds die at work, the others while they start
+                while life.process.is_alive() and stream.size() == seen:
+                    time.sleep(0.002)
+                life.process.join(rng.uniform(0, 0.15))
+                while done % 3 == 2 and life.process.is_alive() and not stream.unfinished():
                     time.sleep(0.0003)
                 life.kill()
-            elif kills < FULL.writer_kills:
-                life.wait(rng.uniform(0, 0.5))
-                life.kill()
+            elif done < kills:
+                life.kill(after=rng.uniform(0, 0.5))
             if not life.killed():
                 break
-            kills += 1
-            torn += stream.saving()
-            before_start += stream.log.stat().st_size == seen
+            done += 1
+            torn += bool(stream.unfinished())
+            before_start += stream.size() == seen
         stream.check_end()
     minutes = (time.perf_counter() - started) / 60
-    print(f"{kills} kills of {number} streams, {torn} in a save, {before_start} at a start, {kills / minutes:.0f} a minute")
+    print(f"{done} kills of {number} streams, {torn} in a save, {before_start} at a start, {done / minutes:.0f} a minute")
     assert torn > 0 and before_start > 0
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("background", [False, True])
-def test_writer_killed_at_crash_points(tmp_path, background):
+@pytest.mark.parametrize(("name", "kills"), [("index", FULL.writer_crash_points), ("users", FULL.user_writer_kills)])
+def test_writers_killed_at_crash_points(tmp_path, name, kills, background):
     """Dies before the nth change of a file, for n spread over a whole life: claim, saves, removals, recovery, close."""
-    rng, started = generator("writer, crash points"), time.perf_counter()
-    sizes: dict[str, Any] = dict(every=3, background=background)
-    whole = Stream(tmp_path / "whole", updates=6, **sizes)
+    rng, started = generator(f"writer of {name}, crash points"), time.perf_counter()
+    whole = Stream(name, tmp_path / "whole", updates=6, background=background)
     assert not whole.start().killed()
     whole.check_end()
     points = whole.lines()[-1]["done"]
     assert points > 40, "too few crash points to be all changes of files"
-    wanted = -(-FULL.writer_crash_points // 2)
+    wanted = -(-kills // 2)
     chosen = (rng.permutation(wanted) * points // wanted + 1).tolist()
-    kills = number = 0
+    done = number = 0
     while chosen:
         number += 1
-        stream = Stream(tmp_path / str(number), updates=60, **sizes)
-        while True:
-            life = stream.start(chosen[-1] if chosen else None)
-            if not life.killed():
-                break
+        stream = Stream(name, tmp_path / str(number), updates=60, background=background)
+        while stream.start(chosen[-1] if chosen else None).killed():
             chosen.pop()
-            kills += 1
+            done += 1
         stream.check_end()
     minutes = (time.perf_counter() - started) / 60
-    print(f"{kills} kills at crash points 1 to {points} of {number} streams, {kills / minutes:.0f} a minute")
+    print(f"{done} kills at crash points 1 to {points} of {number} streams, {done / minutes:.0f} a minute")
+
+
+def stopped_while_saving(life: Life, stream: Stream) -> list[Path]:
+    """The work folders of a process that is stopped now; none where it was stopped before it had locked one."""
+    while not stream.unfinished():
+        time.sleep(0.0002)
+    os.kill(life.process.pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{life.process.pid}/task")
+    while threads.exists() and any(f.read_text().rpartition(")")[2].split()[0] != "T" for f in threads.glob("*/stat")):
+        time.sleep(0.001)  # a call to the system that it is in ends first
+    begun = stream.unfinished()
+    return begun if all(map(locked, begun)) else []
+
+
+def locked(folder: Path) -> bool:
+    """Whether a process holds the lock of a folder; one that it has just made has none yet, and may be removed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+@pytest.mark.parametrize("name", list(OWNERS))
+def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path, name):
+    """A stopped process keeps its lock, a killed one does not; nothing that a live writer has begun is removed."""
+    stream = Stream(name, tmp_path / "stream", updates=10_000)
+    life, table = stream.start(), stream.table
+    life.await_word(stream.log, "applied")
+    try:
+        while not (begun := stopped_while_saving(life, stream)):
+            os.kill(life.process.pid, signal.SIGCONT)
+        with pytest.raises(WriterConflict, match=f"process {life.process.pid} on .* is writing here"):
+            table.resume()
+        assert all(folder.exists() for folder in begun)
+        taken = table.resume(takeover=True)
+        assert all(folder.exists() for folder in begun), "a takeover leaves them too: their process may go on"
+        os.kill(life.process.pid, signal.SIGCONT)
+        life.process.join(60)
+        assert life.process.exitcode == 1, "WriterConflict ends it"
+    finally:
+        life.process.kill()
+        life.process.join()
+    saved = victims.count(taken.positions.get(0, 0))
+    table.apply(taken, saved + 1)
+    taken.close()
+    seen, third = stream.size(), stream.start()
+    third.await_word(stream.log, "applied", after=seen)
+    third.kill()
+    assert third.killed()
+    with table.resume() as last:
+        counts = {partition: victims.count(at) for partition, at in last.positions.items()}
+        assert counts[0] > saved and table.holds(last.table, counts)
 
 
 # the training run
@@ -239,8 +274,7 @@ def test_training_is_killed(tmp_path, where):
             at = int(rng.integers(1, training.points)) if where == "crash points" and kills < wanted else None
             life = training.start(run, at)
             if at is None and kills < wanted:
-                life.wait(rng.uniform(0, training.seconds))
-                life.kill()
+                life.kill(after=rng.uniform(0, training.seconds))
             if not life.killed():
                 break
             kills += 1

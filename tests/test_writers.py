@@ -1,0 +1,339 @@
+"""Writers of snapshots, one suite for every table that has one: saved in time, durable, one owner, bad updates refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
+from aif_jax.store import sealed
+from aif_jax.store import snapshots as snapshot_files
+from aif_jax.store.version import VersionMismatch
+from tests.demo import same
+from tests.writer_world import MODEL, OWNERS, Items, Owner, build
+
+
+@pytest.fixture(params=list(OWNERS))
+def world(request, tmp_path) -> Owner:
+    return OWNERS[request.param](tmp_path / "w")
+
+
+def test_snapshots_by_count_and_the_last_three_are_kept(world):
+    with world.start(every_updates=4) as stream:
+        assert world.positions() == [0]
+        for number in range(1, 19):
+            assert world.apply(stream, number)
+        assert world.positions() == [8, 12, 16] and stream.saved_positions == {0: 16}
+        assert not world.apply(stream, 18) and not world.apply(stream, 3) and stream.positions == {0: 18}
+    assert world.positions() == [12, 16, 18] == sorted(world.positions())
+    assert world.holds(stream.table, {0: 18}) and stream.saved_positions == {0: 18}
+    with world.resume() as again:
+        assert again.positions == again.saved_positions == {0: 18} and world.holds(again.table, {0: 18})
+        assert not world.apply(again, 18)
+    assert world.positions() == [12, 16, 18], "nothing new, nothing saved"
+    with pytest.raises(FileExistsError, match=f"holds 3 snapshots already; use {world.writer.__name__}.resume"):
+        world.start()
+    with world.resume(background=True) as third:
+        world.apply(third, 19)
+    assert world.positions() == [16, 18, 19] and world.holds(third.table, {0: 19})
+
+
+def test_a_writer_that_was_only_made_writes_nothing(world):
+    world.writer(world.directory, world.first())
+    assert not world.directory.exists()
+
+
+def test_positions_rise_within_a_partition_and_may_have_gaps(world):
+    stream = world.start(positions={2: 7}, every_updates=None)
+    assert stream.skip(position=0) and not world.apply(stream, 1, position=0), "offsets may begin at 0"
+    assert world.apply(stream, 1, position=1_000_000) and not world.apply(stream, 2, position=999_999)
+    assert world.apply(stream, 1, position=np.int64(3), partition=1)
+    assert not world.apply(stream, 1, position=7, partition=2)
+    assert world.apply(stream, 2, position=2**63 - 1) and not world.apply(stream, 2, position=2**63 - 1)
+    assert stream.positions == {2: 7, 0: 2**63 - 1, 1: 3} and stream.saved_positions == {2: 7}
+    stream.close()
+    with world.resume() as again:
+        assert stream.saved_positions == stream.positions == again.positions
+
+
+POSITION, PARTITION = (f"expected an integer from 0 to {2**bits - 1}, got " for bits in (63, 31))
+
+
+@pytest.mark.parametrize("wrong", [1.5, float("nan"), "1", "3", None, True, np.float64(2), 2**63, -5])
+def test_what_is_no_position_is_refused(world, wrong, tmp_path):
+    """By updates, by a start and by a save: nothing changes, and the error says what is expected."""
+    ranged = type(wrong) is int
+    error, words = (ValueError, f"{POSITION}{wrong}") if ranged else (TypeError, f"expected an integer, got {wrong!r}")
+    stream = world.start()
+    for door in (
+        lambda: world.apply(stream, 1, position=wrong),
+        lambda: world.writer(tmp_path / "n", world.first(), positions={0: wrong}),
+        lambda: world.writer.start(tmp_path / "n", world.first(), positions={0: wrong}),
+        lambda: stream.table.save(tmp_path / "n", positions={0: wrong}),
+    ):
+        with pytest.raises(error, match=re.escape(f"position: {words}")):
+            door()
+    partition = f"{PARTITION}{wrong}" if ranged else words
+    with pytest.raises(error, match=re.escape(f"partition: {partition}")):
+        world.apply(stream, 1, partition=wrong)
+    assert world.holds(stream.table, {}) and stream.positions == {} and not (tmp_path / "n").exists()
+    stream.close()
+
+
+@pytest.mark.parametrize("option", ["every_updates", "every_seconds", "keep"])
+def test_options_out_of_range_are_refused(world, option):
+    with pytest.raises(ValueError, match=f"{option}: expected more than 0, got 0"):
+        world.start(**{option: 0})
+    assert not world.directory.exists()
+
+
+def test_an_update_that_does_not_fit_changes_nothing(world):
+    stream = world.start()
+    with pytest.raises(ValueError, match="features: expected 1 items like ids, got 2|events: expected columns of one length"):
+        world.misfit(stream)
+    assert world.holds(stream.table, {}) and stream.positions == {} and world.apply(stream, 1)
+    stream.close()
+
+
+def test_snapshots_by_time(world):
+    now = [0.0]
+    stream = world.start(every_updates=None, every_seconds=10, clock=lambda: now[0])
+    for number, at in enumerate((3.0, 9.9, 10.0, 12.0, 20.0), 1):
+        now[0] = at
+        world.apply(stream, number)
+    assert world.positions() == [0, 3, 5]
+    stream.close()
+
+
+def test_snapshots_written_in_the_background_hold_their_own_moment(world):
+    with world.start(every_updates=5, background=True) as stream:
+        for number in range(1, 18):
+            world.apply(stream, number)
+    assert world.positions() == [10, 15, 17]
+    for folder, count in zip(snapshots(world.directory), (10, 15, 17), strict=True):
+        assert world.holds(world.kind.load(folder, world.trained()), {0: count})
+
+
+class Disk:
+    """Stands for `sealed.write`: full or slow as told."""
+
+    def __init__(self, monkeypatch):
+        self.full = False
+        self.reached, self.go = threading.Event(), threading.Event()
+        self.go.set()
+        self.write = sealed.write
+        monkeypatch.setattr(sealed, "write", self)
+
+    def __call__(self, *arguments, **options):
+        self.reached.set()
+        self.go.wait()
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.write(*arguments, **options)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch, background):
+    disk = Disk(monkeypatch)
+    stream = world.start(every_updates=2, background=background)
+    world.apply(stream, 1)
+    disk.full = True
+    with pytest.raises(OSError, match="No space left"):
+        world.apply(stream, 2)
+        stream.wait()  # in the background it fails there
+    assert stream.positions == {0: 2} and stream.saved_positions == {} and world.holds(stream.table, {0: 2})
+    assert not world.apply(stream, 2), "the update is in, its snapshot is not"
+    with pytest.raises(OSError, match="No space left"):
+        stream.close()
+    assert stream.saved_positions == {} and world.positions() == [0]
+    disk.full = False
+    with world.resume(every_updates=2, background=background) as again:
+        assert again.positions == {}
+        disk.full = True
+        world.apply(again, 1)
+        with contextlib.suppress(OSError):
+            world.apply(again, 2)
+        disk.full = False
+    assert again.saved_positions == {0: 2} == again.positions and world.positions() == [0, 2], "close tried again"
+
+
+def test_a_position_is_saved_when_it_is_durable_no_sooner(world, monkeypatch):
+    """And an update that comes while a snapshot is written is not in it."""
+    disk = Disk(monkeypatch)
+    stream = world.start(every_updates=1, background=True)
+    disk.go.clear()
+    world.apply(stream, 1)
+    stream._every_updates = None
+    world.apply(stream, 2)
+    assert stream.positions == {0: 2} and stream.saved_positions == {} and world.positions() == [0]
+    disk.go.set()
+    stream.wait()
+    assert stream.saved_positions == {0: 1} and world.positions() == [0, 1]
+    assert world.holds(world.kind.load(snapshots(world.directory)[-1], world.trained()), {0: 1})
+    stream.close()
+
+
+def test_a_failed_removal_is_tried_again_and_stops_no_save(world, monkeypatch, caplog):
+    stream = world.start(every_updates=1, keep=2)
+    remove, failures = snapshot_files.remove_folder, [2]
+
+    def fragile(path):
+        if failures[0]:
+            failures[0] -= 1
+            raise PermissionError(errno.EACCES, "busy", str(path))
+        remove(path)
+
+    monkeypatch.setattr(snapshot_files, "remove_folder", fragile)
+    for number, there in enumerate(([0, 1], [0, 1, 2], [0, 1, 2, 3], [3, 4]), 1):
+        world.apply(stream, number)
+        assert world.positions() == there and stream.saved_positions == {0: number}
+    assert caplog.text.count("an old snapshot was not removed, tried again after the next save") == 2
+    stream.close()
+
+
+def test_a_writer_with_nothing_to_save_removes_what_a_kill_left(world):
+    """The writer before it was killed between its last save and the removal of the oldest snapshot."""
+    with world.start(every_updates=1, keep=4) as stream:
+        for number in range(1, 4):
+            world.apply(stream, number)
+    assert world.positions() == [0, 1, 2, 3]
+    world.resume(keep=2).close()
+    assert world.positions() == [2, 3]
+
+
+def test_resume_names_the_snapshot_that_it_cannot_read(world, tmp_path):
+    with world.start(every_updates=1) as stream:
+        world.apply(stream, 1)
+    before, newest = snapshots(world.directory)
+    text = (newest / "manifest.json").read_text()
+    (newest / "manifest.json").write_text(text.replace('"0": 1', '"0": 7'))
+    for _ in range(2):  # a failed resume holds no lock
+        with pytest.raises(CheckpointError, match=str(newest)) as error:
+            world.resume()
+        assert before.name in error.value.__notes__[0]
+    with pytest.raises(FileNotFoundError, match="expected a complete snapshot, got none"):
+        world.writer.resume(tmp_path / "nothing", world.trained())
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_one_writer_owns_a_directory(world):
+    stream = world.start()
+    for call in (world.start, world.resume):
+        with pytest.raises(WriterConflict, match=rf"process {os.getpid()} on .* \(owner 1, since .*\) is writing here"):
+            call()
+    world.apply(stream, 1)
+    stream.close()
+    with pytest.raises(WriterConflict, match="this writer is closed"):
+        stream.snapshot()
+    second = world.resume()
+    assert second.positions == {0: 1}
+    del second  # as if it had been forgotten: the lock goes with it
+    third = world.resume()
+    world.apply(third, 2)
+    third.close()
+    assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000003"]
+
+
+def test_a_writer_that_was_taken_over_saves_nothing_more(world):
+    old = world.start(every_updates=None)
+    world.apply(old, 1)
+    new = world.resume(takeover=True, every_updates=None)
+    world.apply(old, 2)
+    for call in (old.snapshot, old.close):
+        with pytest.raises(WriterConflict, match=r"owner 2, since .*\) took over; this writer \(owner 1\) saves no more"):
+            call()
+    assert old.saved_positions == {} and world.positions() == [0]
+    with pytest.raises(WriterConflict, match="owner 2"):
+        world.resume()
+    world.apply(new, 1)
+    new.close()
+    assert world.positions() == [0, 1]
+
+
+def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners(world, monkeypatch):
+    disk = Disk(monkeypatch)
+    old = world.start(every_updates=2, background=True)
+    disk.go.clear()
+    disk.reached.clear()
+    world.apply(old, 1)
+    world.apply(old, 2)  # its save hangs
+    disk.reached.wait()
+    new = world.resume(takeover=True, every_updates=1)
+    assert new.positions == {}
+    disk.go.set()
+    with pytest.raises(WriterConflict, match="took over"):
+        old.wait()
+    assert old.saved_positions == {}
+    world.apply(new, 1)
+    assert world.positions() == [0, 2, 1]
+    new.close()
+    with world.resume() as last:
+        assert last.positions == {0: 1}, "the new owner's, whatever came late"
+
+
+def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
+    for _ in range(2):
+        with contextlib.closing(world.resume() if snapshots(world.directory) else world.start()) as stream:
+            stream.snapshot()
+        for claim in world.directory.glob(".owner-*"):
+            claim.unlink()
+    assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000002"]
+
+
+# pushes of a new version, which the index alone has
+
+
+@pytest.fixture
+def items(tmp_path) -> Items:
+    return Items(tmp_path / "w")
+
+
+def test_a_push_catches_up_with_the_updates_that_came_meanwhile(items):
+    new_params = {"item": {"scale": np.float32(0.5)}}
+    stream = items.start(every_updates=4)
+    for number in range(1, 6):
+        items.apply(stream, number)
+    with pytest.raises(RuntimeError, match="expected begin_push"):
+        stream.finish_push(build())
+    stream.begin_push()
+    catalogue = items.numbers({0: 5})  # as the source of truth has it when the build reads it
+    new = build(catalogue, list(catalogue.values()), params=new_params)
+    for number in range(6, 10):
+        items.apply(stream, number)
+    old = stream.index
+    new = stream.finish_push(new)
+    assert stream.index is new and new.version != old.version
+    assert items.holds(old, {0: 9}) and np.array_equal(new.ids, old.ids)
+    assert np.array_equal(new.take(new.ids)[0]["item"], old.take(new.ids)[0]["item"])
+    np.testing.assert_array_equal(new.take(new.ids)[0]["vector"] * 6, old.take(new.ids)[0]["vector"])
+    items.apply(stream, 10)
+    stream.close()
+    with pytest.raises(VersionMismatch):
+        items.resume()
+    resumed = IndexWriter.resume(items.directory, aif.Trained(MODEL, new_params))
+    assert same(resumed.index.stored(), stream.index.stored()) and resumed.positions == {0: 10}
+
+
+def test_a_push_that_is_not_on_disk_is_saved_by_close(items, monkeypatch):
+    disk = Disk(monkeypatch)
+    stream = items.start()
+    stream.begin_push()
+    disk.full = True
+    with pytest.raises(OSError, match="No space left"):
+        stream.finish_push(build(params={"item": {"scale": np.float32(0.5)}}))
+    disk.full = False
+    stream.close()
+    assert inspect(snapshots(items.directory)[-1]).version == stream.index.version != build().version
+
+
+def test_a_deletion_of_no_ids_moves_the_position_alone(items):
+    stream = items.start()
+    assert stream.delete([], position=0) and not stream.delete([], position=0) and items.holds(stream.index, {})
