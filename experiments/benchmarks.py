@@ -31,9 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import metrics, train
+from aif_jax import Dataset, metrics, train
 from aif_jax.data.candidates import SampleKey, item_counts
-from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, list_scores
 from aif_jax.train.losses import pointwise_bce

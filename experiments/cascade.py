@@ -40,12 +40,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import metrics, train
+from aif_jax import Dataset, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
 from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, SourceFn, counts_before
 from aif_jax.data.cascade import STAGE, STAGES
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
 from aif_jax.serving.programs import COMPILER_OPTIONS, capped_top_k
 from aif_jax.train.edits import fit_calibration

@@ -59,8 +59,12 @@ def options(
         default.
       need: one of `paths` that must be given, but for a smoke run.
       paths: options that take a path, by name; their help texts.
+
+    Returns:
+      The options by name, and `error(text)`, which ends the script with its usage.
     """
     made = parser(description)
+    made.set_defaults(error=made.error)
     for name, text in paths.items():
         made.add_argument(f"--{name}", metavar="PATH", type=Path, help=text)
     for name, (default, _, text) in settings.items():

@@ -26,12 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import head, interaction, layers, metrics, train
+from aif_jax import Component, Config, head, interaction, layers, metrics, train
 from aif_jax.blocks import Bea, DotProduct, Sim
-from aif_jax.config import Config
-from aif_jax.data.candidates import SampleKey
-from aif_jax.data.split import time_cuts
-from aif_jax.model import Component
+from aif_jax.data import SampleKey, time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, pointwise_bce
 from aif_jax.train.tasks import Goal, Goals

@@ -50,23 +50,19 @@ import numpy as np
 import optax
 
 import aif_jax as aif
-from aif_jax import metrics
+from aif_jax import AsyncPreRanker, Dataset, ServingConfig, Trained, metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows
 from aif_jax.output import Bar
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
-from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.store.trained import Trained
-from aif_jax.train import init_state, make_step
+from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.fit import init_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
-from aif_jax.train.tasks import NextItem
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets

@@ -26,14 +26,12 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.data.dataset import Dataset
+from aif_jax import Dataset, Events, Streamed, UserFeatures, UserTable
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
 from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
-from aif_jax.types import Events, Streamed, UserFeatures
-from aif_jax.user_table import UserTable
 from aif_jax.user_table.rows import UserProgram
 from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common, plots

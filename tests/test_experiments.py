@@ -119,9 +119,10 @@ def test_quickstart_names_a_wrong_file(tmp_path):
 
 def test_training_step_against_torch(tmp_path):
     pytest.importorskip("torch", reason="needs the extra 'benchmarks'")
-    got = figures("experiments.train_step", tmp_path)
+    got = figures("experiments.train_throughput", tmp_path, "--step")
     assert got["max_abs_logit_difference"] < 1e-4
-    assert got["jax_step_ms"] > 0 and got["torch_step_ms"] > 0
+    assert got["ratio_torch_over_jax"] == pytest.approx(got["torch_step_ms"] / got["jax_step_ms"]) and got["jax_step_ms"] > 0
+    assert got["batch_size"] > 0 and got["torch_threads"] > 0
 
 
 @pytest.mark.parametrize("where", [[], pytest.param(["--embedded"], marks=pytest.mark.reliability)], ids=["server", "embedded"])
