@@ -42,6 +42,7 @@ from experiments.datasets import kuairand, movielens, taobao, yambda
 from experiments.datasets.cascade import synthetic_cascade
 from experiments.datasets.recflow import lines_of, recflow
 from experiments.datasets.recflow import write as write_recflow
+from experiments.datasets.synthetic import SMALL as SMALL_WORLD
 from experiments.datasets.synthetic import synthetic_world
 
 PRESETS = {
@@ -157,7 +158,7 @@ READERS: dict[str, Callable[[Path, Any], Benchmark]] = {
 
 def small_files(name: str, folder: Path) -> Path:
     """Files of a small synthetic world in the layout of a data set."""
-    world = synthetic_world(0, users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
+    world = synthetic_world(0, **SMALL_WORLD)
     log, category = world.dataset.log, world.dataset.catalogue.ids["category"]
     if name == "recflow":
         table = lines_of(synthetic_cascade(world, requests=160, candidates=60, ranked=20).dataset)

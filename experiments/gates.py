@@ -36,7 +36,7 @@ from aif_jax.types import Params
 from experiments import common
 from experiments.cascade import CHOSEN, over_seeds, with_choice
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
-from experiments.datasets.synthetic import synthetic_world
+from experiments.datasets.synthetic import SMALL, synthetic_world
 
 EXPERTS = 4
 OBJECTIVES = ("click", "long_view|click", CHOSEN)
@@ -51,8 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
     """AUC by objective, and recall of the ranker's best by the ranker's logit, of each head."""
-    small = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
-    sizes: dict[str, Any] = small if smoke else dict(users=300, items=1000, events_per_user=200, lag=32)
+    sizes: dict[str, Any] = SMALL if smoke else dict(users=300, items=1000, events_per_user=200, lag=32)
     requests, candidates, ranked, k = (160, 60, 20, 10) if smoke else (3000, 200, 80, 50)
     world = synthetic_world(seed, **sizes)
     made = synthetic_cascade(world, requests=requests, candidates=candidates, ranked=ranked, seed=seed)

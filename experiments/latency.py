@@ -124,9 +124,8 @@ class Bare:
 
     @staticmethod
     def _timed(function: Any, *arguments: Any) -> Any:
-        compiled = jax.jit(function).lower(*arguments).compile(services.OPTIONS)
-        jax.block_until_ready(compiled(*arguments))
-        return lambda: common.milliseconds(lambda: compiled(*arguments))
+        once = services.compiled(function, *arguments)
+        return lambda: common.milliseconds(once)
 
 
 async def one_by_one(ways: dict[str, Any], bare: Bare, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:

@@ -33,7 +33,7 @@ import aif_jax as aif
 from aif_jax import Dataset, metrics
 from aif_jax.blocks import item_offset
 from aif_jax.data.candidates import SampleKey
-from aif_jax.output import hidden, say, track
+from aif_jax.output import say, track
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common
@@ -76,14 +76,7 @@ class Quality(NamedTuple):
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
-    options = parse(arguments)
-    parts = common.Parts()
-    with hidden(options.quiet):
-        run(options, parts)
-
-
-def run(options, parts: common.Parts) -> None:
-    """The job."""
+    options, parts = parse(arguments), common.Parts()
     with parts("data"):
         data = load(options)
     print(f"data: {data}")

@@ -41,9 +41,9 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
-from aif_jax.serving.programs import COMPILER_OPTIONS, best_of
+from aif_jax.serving.programs import best_of
 from experiments import common, drawn
-from experiments.services import Compiled, Model, World
+from experiments.services import Compiled, Model, World, compiled
 
 PAUSE = 0.01
 Program = Callable[[int], Any]
@@ -150,10 +150,8 @@ def flat(user: aif.UserFeatures) -> list[np.ndarray]:
 def head(made: Model, count: int, top: int) -> Program:
     """The head alone over ready inputs, and top-k."""
     scores, inputs = drawn.head_alone(made.config, count)
-    arguments = made.params["head"], inputs
-    best = jax.jit(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top)).lower(*arguments)
-    compiled = best.compile(COMPILER_OPTIONS.get(jax.default_backend()))
-    return lambda i: jax.device_get(compiled(*arguments))
+    best = compiled(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top), made.params["head"], inputs)
+    return lambda i: jax.device_get(best())
 
 
 class Runtime(abc.ABC):

@@ -41,6 +41,13 @@ LANES = {
 """The picture's line of each stage; a stage that is not named here runs in real time."""
 
 
+def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A function compiled as the engine compiles, called with these arguments once."""
+    made = jax.jit(function).lower(*arguments).compile(OPTIONS)
+    jax.block_until_ready(made(*arguments))
+    return lambda: made(*arguments)
+
+
 class Delays(NamedTuple):
     """Delays in seconds in place of the systems around the model."""
 

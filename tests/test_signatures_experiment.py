@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aif_jax.blocks.signatures import signs
-from experiments import codes, signatures
+from experiments import signatures
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -20,7 +20,7 @@ def test_rank_correlation_by_hand():
 
 
 def test_smoke(tmp_path):
-    signatures.main(["--smoke", "--json", str(tmp_path / "figures.json")])
+    signatures.main(["--smoke", "--part", "projections", "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())["agreement"]
     assert {"random K=64", "rotated K=64", "itq K=64", "itq at the origin K=64"} <= set(figures)
     assert figures["random K=64"]["top"] > figures["random K=32"]["top"] > 0.5
@@ -29,7 +29,7 @@ def test_smoke(tmp_path):
 
 def test_codes_smoke(tmp_path):
     """Codes that cover the catalogue give the histogram itself; fewer lose some of it."""
-    codes.main(["--smoke", "--json", str(tmp_path / "figures.json")])
+    signatures.main(["--smoke", "--part", "codes", "--json", str(tmp_path / "figures.json")])
     figures = json.loads((tmp_path / "figures.json").read_text())["codes"]
     covered, few = figures["R=1024 J=1"], figures["R=16 J=1"]
     np.testing.assert_allclose(covered["float"], 1)
@@ -43,6 +43,6 @@ def test_moments_are_the_mean_and_deviation_of_the_similarity():
     item, past = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (5, 30))
     mask = np.arange(30) < 20
     share = 1 - np.bitwise_count(item[:, None] ^ past[None, :20]).sum(-1) / 64
-    mean, deviation = codes.spread(signs(jnp.asarray(item)), *codes.moments(jnp.asarray(past), jnp.asarray(mask)))
+    mean, deviation = signatures.spread(signs(jnp.asarray(item)), *signatures.moments(jnp.asarray(past), jnp.asarray(mask)))
     np.testing.assert_allclose(mean, share.mean(1), rtol=1e-5)
     np.testing.assert_allclose(deviation, share.std(1), rtol=1e-4)

@@ -46,6 +46,8 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from experiments.datasets.content import unit_rows
 
 SEEN, CLICK = 1, 2
+SMALL: dict[str, Any] = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
+"""Sizes of a world for smoke runs."""
 
 
 class Truth:
