@@ -68,15 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains every model and prints its figures, with 95 % intervals over users, beside the published ones."""
     parser = common.parser(__doc__)
     parser.add_argument("name", choices=sorted(READERS))
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder with the data set's files")
     parser.add_argument("--model", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="only these (default all)")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the training samples (default %(default)s)")
     parser.add_argument("--days", type=float, help="train on the last days before the test slice alone (default all)")
-    parser.add_argument("--requests", type=int, default=3000, help="judged at most, drawn at random (default %(default)s)")
-    parser.add_argument("--content", action="store_true", help="yambda: read the audio embeddings too")
-    options = parser.parse_args(arguments)
+    settings = {
+        "epochs": (2, None, "passes over the training samples"),
+        "requests": (3000, None, "judged at most, drawn at random"),
+        "content": (False, None, "yambda: read the audio embeddings too"),
+    }
+    options = common.options(parser, arguments, settings, data="the folder with the data set's files")
     if (options.data is None) != options.smoke:
-        parser.error("expected --data DIR or --smoke, one of them")
+        options.error("expected --data DIR or --smoke, one of them")
     with tempfile.TemporaryDirectory() as made:
         benchmark = READERS[options.name](small_files(options.name, Path(made)) if options.smoke else options.data, options)
     print(f"data: {benchmark.data}", flush=True)

@@ -59,7 +59,7 @@ Histories = list[np.ndarray]
 def main(arguments: list[str] | None = None) -> None:
     """Measures every projection and width, and every number of codes."""
     settings = {
-        "part": (["projections", "codes"], None, "what is measured"),
+        "part": (("both", "projections", "codes"), None, "what is measured"),
         "users": (60, 4, "users with long histories"),
         "candidates": (500, 60, "candidates of each user"),
         "seeds": (3, 1, "fits"),
@@ -72,9 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     content, histories = planted() if options.smoke else movielens(options.data)
     histories = histories[: options.users]
     figures: dict[str, Any] = {"users": len(histories), "candidates": options.candidates}
-    if "projections" in options.part:
+    if options.part != "codes":
         figures["agreement"] = of_projections(content, histories, options)
-    if "codes" in options.part:
+    if options.part != "projections":
         figures["codes"] = of_codes(content, histories, options)
     common.report(figures, options.json)
 
