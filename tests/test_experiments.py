@@ -201,14 +201,18 @@ def test_cascade(tmp_path):
 
 def test_options_refuse_numbers_that_are_no_sizes(capsys):
     settings = {"rounds": (5, 1, ""), "seconds": (0.5, None, ""), "sizes": ([1, 4], None, ""), "seed": (0, None, "")}
-    settings |= {"release": (("new", "old"), None, "")}
-    given = common.options("", ["--smoke", "--sizes", "2", "3"], settings)
+    settings |= {"release": (("new", "old"), None, ""), "hours": (24, 3, "", 0)}
+    parser = common.parser("")
+    parser.add_argument("--worlds", nargs="*")
+    given = common.options(parser, ["--smoke", "--sizes", "2", "3", "--hours", "0", "--worlds"], settings)
     assert (given.rounds, given.seconds, given.sizes, given.seed, given.release) == (1, 0.5, [2, 3], 0, "new")
+    assert given.hours == 0 and given.worlds == []  # a setting may have its own least value, and a parser other options
     for wrong, message in (
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["--seconds", "-1"], "--seconds: expected at least 0, got -1"),
         (["--sizes", "4", "0"], "--sizes: expected at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--hours", "-1"], "--hours: expected at least 0, got -1"),
         (["--release", "none"], "invalid choice: 'none'"),
     ):
         with pytest.raises(SystemExit):
