@@ -31,9 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import metrics, train
+from aif_jax import Dataset, metrics, train
 from aif_jax.data.candidates import SampleKey, item_counts
-from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, list_scores
 from aif_jax.train.losses import pointwise_bce
@@ -43,6 +42,7 @@ from experiments.datasets import kuairand, movielens, taobao, yambda
 from experiments.datasets.cascade import synthetic_cascade
 from experiments.datasets.recflow import lines_of, recflow
 from experiments.datasets.recflow import write as write_recflow
+from experiments.datasets.synthetic import SMALL as SMALL_WORLD
 from experiments.datasets.synthetic import synthetic_world
 
 PRESETS = {
@@ -68,15 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains every model and prints its figures, with 95 % intervals over users, beside the published ones."""
     parser = common.parser(__doc__)
     parser.add_argument("name", choices=sorted(READERS))
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder with the data set's files")
     parser.add_argument("--model", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="only these (default all)")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the training samples (default %(default)s)")
     parser.add_argument("--days", type=float, help="train on the last days before the test slice alone (default all)")
-    parser.add_argument("--requests", type=int, default=3000, help="judged at most, drawn at random (default %(default)s)")
-    parser.add_argument("--content", action="store_true", help="yambda: read the audio embeddings too")
-    options = parser.parse_args(arguments)
+    settings = {
+        "epochs": (2, None, "passes over the training samples"),
+        "requests": (3000, None, "judged at most, drawn at random"),
+        "content": (False, None, "yambda: read the audio embeddings too"),
+    }
+    options = common.options(parser, arguments, settings, data="the folder with the data set's files")
     if (options.data is None) != options.smoke:
-        parser.error("expected --data DIR or --smoke, one of them")
+        options.error("expected --data DIR or --smoke, one of them")
     with tempfile.TemporaryDirectory() as made:
         benchmark = READERS[options.name](small_files(options.name, Path(made)) if options.smoke else options.data, options)
     print(f"data: {benchmark.data}", flush=True)
@@ -158,7 +159,7 @@ READERS: dict[str, Callable[[Path, Any], Benchmark]] = {
 
 def small_files(name: str, folder: Path) -> Path:
     """Files of a small synthetic world in the layout of a data set."""
-    world = synthetic_world(0, users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
+    world = synthetic_world(0, **SMALL_WORLD)
     log, category = world.dataset.log, world.dataset.catalogue.ids["category"]
     if name == "recflow":
         table = lines_of(synthetic_cascade(world, requests=160, candidates=60, ranked=20).dataset)

@@ -40,14 +40,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import metrics, train
+from aif_jax import Dataset, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
 from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, SourceFn, counts_before
 from aif_jax.data.cascade import STAGE, STAGES
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
-from aif_jax.serving.programs import COMPILER_OPTIONS, capped_top_k
+from aif_jax.serving.programs import capped_top_k
 from aif_jax.train.edits import fit_calibration
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
@@ -56,7 +55,8 @@ from aif_jax.types import Params
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.recflow import recflow
-from experiments.datasets.synthetic import CLICK, World, synthetic_world
+from experiments.datasets.synthetic import CLICK, SMALL, World, synthetic_world
+from experiments.services import compiled
 
 TARGETS = {
     "ranker_recall100_gain": 5.0,
@@ -149,8 +149,7 @@ def parse(arguments: list[str] | None):
     options = common.options(__doc__, arguments, settings, **paths)
     options.figures = options.figures or Path(".")
     smoke = options.smoke
-    options.world = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
-    options.world = options.world if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
+    options.world = SMALL if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
     options.shown_requests, options.shown, options.passes = (150, 20, 4) if smoke else (20_000, 128, 1)
     options.history = 8 if smoke else options.world["events_per_user"]
     options.requests, options.candidates, options.ranked = (160, 60, 20) if smoke else (6000, 400, 150)
@@ -389,15 +388,14 @@ def speed(options) -> dict[str, Any]:
     world = synthetic_world(0, users=20, items=1200, topics=40, categories=20, events_per_user=80, lag=8)
     data, rng = world.dataset, np.random.default_rng(0)
     rows = rng.integers(1, len(data.catalogue), CAP_CANDIDATES)
-    compiled = {f"t{len(names) or 1}": _critical(data, names, rows, options) for names in ((), OBJECTIVES)}
+    ways = {f"t{len(names) or 1}": _critical(data, names, rows, options) for names in ((), OBJECTIVES)}
     values = jax.device_put(rng.normal(size=CAP_CANDIDATES).astype(np.float32))
     groups = jax.device_put(rng.integers(0, 200, CAP_CANDIDATES).astype(np.float32))
     few = jax.device_put(rng.integers(0, 20, CAP_CANDIDATES).astype(np.float32))
-    plain = _compiled(lambda v, g: jax.lax.top_k(v, CAP_K), values, groups)
-    capped = _compiled(lambda v, g: capped_top_k(v, g, CAP_K, CAP_MOST), values, groups)
-    cuts = {"top_k": lambda: plain(values, groups), "capped": lambda: capped(values, groups)}
-    cuts["sorted"] = lambda: capped(values, few)
-    p50 = common.medians(compiled | cuts, options.rounds, warm=3)
+    ways["top_k"] = compiled(lambda v: jax.lax.top_k(v, CAP_K), values)
+    for name, by in (("capped", groups), ("sorted", few)):
+        ways[name] = compiled(lambda v, g: capped_top_k(v, g, CAP_K, CAP_MOST), values, by)
+    p50 = common.medians(ways, options.rounds, warm=3)
     return {
         "critical_ratio_t4_over_t1": p50["t4"] / p50["t1"],
         "group_cap_ms": p50["capped"] - p50["top_k"],
@@ -421,13 +419,7 @@ def _critical(data: Dataset, names: tuple[str, ...], rows: np.ndarray, options) 
         value = p[:, 0] * p[:, 1] + 0.1 * p[:, 2] + 0.1 * p[:, 0] * p[:, 3] if names else p
         return jax.lax.top_k(value, CAP_K)
 
-    given = params, state, table, jnp.asarray(rows)
-    function = _compiled(answer, *given)
-    return lambda: function(*given)
-
-
-def _compiled(function: Any, *given: Any) -> Any:
-    return jax.jit(function).lower(*given).compile(COMPILER_OPTIONS.get(jax.default_backend()))
+    return compiled(answer, params, state, table, jnp.asarray(rows))
 
 
 if __name__ == "__main__":

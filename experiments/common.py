@@ -42,9 +42,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def options(
-    description: str | None,
+    description: argparse.ArgumentParser | str | None,
     arguments: list[str] | None,
-    settings: Mapping[str, tuple[Any, Any, str]],
+    settings: Mapping[str, tuple[Any, ...]],
     *,
     need: str = "",
     **paths: str,
@@ -52,18 +52,22 @@ def options(
     """The options of a script.
 
     Args:
-      description: the script's own header.
+      description: the script's own header, or a `parser` with options of other kinds.
       arguments: words of the command line; None takes those of the process.
       settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type; a number
-        whose default is 1 or more must be at least 1, and no number may be negative. A tuple has the choices, the first is the
-        default.
+        whose default is 1 or more must be at least 1, or a fourth value, and no number may be negative. A tuple has the
+        choices, the first is the default.
       need: one of `paths` that must be given, but for a smoke run.
       paths: options that take a path, by name; their help texts.
+
+    Returns:
+      The options by name, and `error(text)`, which ends the script with its usage.
     """
-    made = parser(description)
+    made = description if isinstance(description, argparse.ArgumentParser) else parser(description)
+    made.set_defaults(error=made.error)
     for name, text in paths.items():
         made.add_argument(f"--{name}", metavar="PATH", type=Path, help=text)
-    for name, (default, _, text) in settings.items():
+    for name, (default, _, text, *_) in settings.items():
         flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
         kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
         if isinstance(default, list):
@@ -74,12 +78,12 @@ def options(
     given = made.parse_args(arguments)
     if need and not given.smoke and getattr(given, need) is None:
         made.error(f"--{need}: expected {paths[need]}, got none; or give --smoke")
-    for name, (default, small, _) in settings.items():
+    for name, (default, small, _, *bound) in settings.items():
         if (value := getattr(given, name)) is None:
             setattr(given, name, _usual(default) if small is None or not given.smoke else small)
             continue
         first, values = (default[0], value) if isinstance(default, list) else (default, [value])
-        least = int(isinstance(first, int) and first >= 1)
+        least = bound[0] if bound else int(isinstance(first, int) and first >= 1)
         if isinstance(first, int | float) and (wrong := [each for each in values if each < least]):
             made.error(f"--{name.replace('_', '-')}: expected at least {least}, got {wrong[0]:g}")
     return given

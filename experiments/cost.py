@@ -32,7 +32,6 @@ Figures   cpu_ms is CPU time of the process over requests at the concurrency of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import tempfile
 import time
@@ -47,17 +46,13 @@ import aif_jax as aif
 from aif_jax.features import SINCE
 from aif_jax.output import Bar
 from aif_jax.serving import ServingConfig, compute_inline
-from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import Packed
 from aif_jax.stream import FULL_NOW, events_of
 from aif_jax.types import Streamed
 from aif_jax.user_table.rows import UserProgram
-from experiments import common, drawn, runtimes
-from experiments.services import SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, closed_loop, over_rounds
+from experiments import common, drawn, plots, runtimes, services
+from experiments.services import ENGINES, SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, over_rounds
 
-ENGINES = ("aif", "streaming", "two_tower")
-LONG = ("aif", "exact", "cold")  # models that read the long history
-SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
 
 
@@ -68,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = asyncio.run(study(options))
     print(f"CPU ms a request and requests/s at C={options.candidates}, L={options.history}, {common.machine()}")
     if options.figure:
-        picture(figures, options)
+        plots.draw_load(figures, options.figure)
     common.report(figures, options.json)
 
 
@@ -91,33 +86,29 @@ def parse(arguments: list[str] | None):
 async def study(options) -> dict[str, Any]:
     """All measurements, interleaved."""
     world, k = World(items=options.items), min(300, options.candidates)
+    models = services.models(world, options.history, smoke=options.smoke)
     sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
-    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention, "cold": aif.presets.cold}
-    long = {name: presets[name](world.schema, long_length=options.history, **sizes) for name in LONG}
-    configs = long | {"two_tower": aif.presets.two_tower(world.schema, **sizes)}
-    models = {name: Model.drawn(world, config) for name, config in configs.items()}
     models["streaming"] = streamed(world, aif.presets.streaming(world.schema, **sizes), history=options.history)
     floor = Floor(models["aif"], options.candidates, k)
-    async with contextlib.AsyncExitStack() as stack:
-        services: dict[str, Any] = {name: engine(models[name], options, k) for name in ENGINES}
-        services |= {name: Sequential(models[model], options.candidates, k) for name, model in SEQUENTIAL.items()}
-        for service in services.values():
-            await stack.enter_async_context(service)
-        await check_same_answers(services["aif"], services["sequential"], floor)
+    threads = {"user_threads": options.threads, "score_threads": options.threads}
+    config = {"batch_size": options.batch_size, "max_pending": 256, **threads}
+    ways = services.services(models, options.candidates, k, config)
+    async with services.started(ways):
+        await check_same_answers(ways["aif"], ways["sequential"], floor)
         loads: dict[tuple[str, str, int], list[Load]] = defaultdict(list)
         floors: dict[str, list[Load]] = defaultdict(list)
         gaps: dict[str, list[float]] = defaultdict(list)
-        cells = [(name, kind, n) for name in services for kind in _kinds(name) for n in options.concurrency]
+        cells = [(name, kind, n) for name in ways for kind in _kinds(name) for n in options.concurrency]
         for name, kind, n in cells:  # warms up
-            await closed_loop(services[name], kind, n, 0.0)
+            await services.closed_loop(ways[name], kind, n, 0.0)
         with Bar(options.rounds * len(cells), label="closed loops", unit="loops") as bar:
             for turn in range(options.rounds):
                 for name, kind, n in cells if turn % 2 == 0 else reversed(cells):
-                    loads[name, kind, n].append(await closed_loop(services[name], kind, n, options.seconds))
+                    loads[name, kind, n].append(await services.closed_loop(ways[name], kind, n, options.seconds))
                     bar.update()
                 for kind in KINDS:
                     floors[kind].append(floor.loop(kind, options.seconds))
-                for wait, gap in (await overhead(services["aif"], floor)).items():
+                for wait, gap in (await overhead(ways["aif"], floor)).items():
                     gaps[wait].append(gap)
     figures = summary(loads, floors, gaps, options)
     figures |= {"start_s": await start(models["aif"], options, k)}
@@ -144,12 +135,6 @@ def keep_in(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-def engine(made: Model, options, k: int) -> Engine:
-    """The engine of the command line's sizes."""
-    threads = {"user_threads": options.threads, "score_threads": options.threads}
-    return Engine(made, options.candidates, k, {"batch_size": options.batch_size, "max_pending": 256, **threads})
-
-
 def streamed(world: World, config: aif.Config, *, history: int) -> Model:
     """A model whose users are rows of a table, made from `history` events but the last 16, which come with the request."""
     made, new = Model.drawn(world, config), SINCE[0]
@@ -164,31 +149,19 @@ def streamed(world: World, config: aif.Config, *, history: int) -> Model:
     return made
 
 
-class Floor:
+class Floor(services.Compiled):
     """The engine's own compiled functions in a plain loop in one thread."""
 
     def __init__(self, made: Model, candidates: int, k: int):
-        self._made, self._count = made, candidates
-        self._bucket, length = -(-candidates // 128) * 128, made.config.history_length
-        self._programs = Programs(made.model, max_k=k, bid="bid")
-        self._user = self._programs.user(made.params, HistoryLayout(length))
+        self._count, self._size, self._turn = candidates, -(-candidates // 128) * 128, 0
+        super().__init__(made, [self._size], k)
         self._state = self.user(0)
-        self._score = self._programs.score(made.params, (self._state,), made.index, self._bucket)
-        self._turn = 0
-
-    def user(self, number: int) -> Any:
-        """A user's state, ready on the device."""
-        features = self._programs.upload_features([self._made.words(self._programs, number)])
-        return jax.block_until_ready(self._user(features))[0]
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Ids and logits [k] of a state's best candidates."""
-        ids = self._made.candidates(number, self._count)
-        rows, _ = self._made.index.lookup(ids)
-        inputs = self._programs.upload_rows([rows], [None], ["logit"], self._bucket)
-        with self._made.index.reading() as table:
-            packed, _ = self._score((state,), table, *inputs)
-        best = self._programs.download_best(packed)[0]
+        ids = self.made.candidates(number, self._count)
+        rows, _ = self.made.index.lookup(ids)
+        best = self.best(rows, state, size=self._size)
         return ids[best.positions], best.logits
 
     def loop(self, kind: str, seconds: float) -> Load:
@@ -270,20 +243,6 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
 
 def _kinds(name: str) -> tuple[str, ...]:
     return KINDS if name in ENGINES else KINDS[:1]
-
-
-def picture(figures: dict[str, Any], options) -> None:
-    """CPU a request and requests a second by service and kind of user."""
-    titles = {"cpu_ms": "CPU ms a request", "max_rps": "requests a second, p99 within the bound"}
-    with common.picture(options.figure, 1, 2, size=(13, 4.5), dpi=130) as (figure, axes):
-        for axis, (key, title) in zip(axes, titles.items(), strict=True):
-            names = list(figures[key])
-            for place, kind in enumerate(KINDS):
-                values = [figures[key][name][kind] for name in names]
-                axis.bar(np.arange(len(names)) + place * 0.16, values, 0.15, label=kind)
-            axis.set(title=title, yscale="log", xticks=np.arange(len(names)) + 0.32, xticklabels=names)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), fontsize="small")
-        figure.suptitle(f"C={options.candidates}, L={options.history}")
 
 
 if __name__ == "__main__":

@@ -26,12 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import head, interaction, layers, metrics, train
+from aif_jax import Component, Config, head, interaction, layers, metrics, train
 from aif_jax.blocks import Bea, DotProduct, Sim
-from aif_jax.config import Config
-from aif_jax.data.candidates import SampleKey
-from aif_jax.data.split import time_cuts
-from aif_jax.model import Component
+from aif_jax.data import SampleKey, time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, pointwise_bce
 from aif_jax.train.tasks import Goal, Goals
@@ -39,7 +36,7 @@ from aif_jax.types import Params
 from experiments import common
 from experiments.cascade import CHOSEN, over_seeds, with_choice
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
-from experiments.datasets.synthetic import synthetic_world
+from experiments.datasets.synthetic import SMALL, synthetic_world
 
 EXPERTS = 4
 OBJECTIVES = ("click", "long_view|click", CHOSEN)
@@ -54,8 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(seed: int, *, smoke: bool) -> dict[str, Any]:
     """AUC by objective, and recall of the ranker's best by the ranker's logit, of each head."""
-    small = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
-    sizes: dict[str, Any] = small if smoke else dict(users=300, items=1000, events_per_user=200, lag=32)
+    sizes: dict[str, Any] = SMALL if smoke else dict(users=300, items=1000, events_per_user=200, lag=32)
     requests, candidates, ranked, k = (160, 60, 20, 10) if smoke else (3000, 200, 80, 50)
     world = synthetic_world(seed, **sizes)
     made = synthetic_cascade(world, requests=requests, candidates=candidates, ranked=ranked, seed=seed)

@@ -46,7 +46,7 @@ Form = tuple[Callable[..., Any], tuple]
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Measures every form at every size and prints the table."""
+    """Measures every form at every size and prints the tables."""
     settings = {
         "rounds": (30, 2, "how often each form is timed"),
         "candidates": ([1000, 10_000], [40], "C"),
@@ -73,18 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
                 into.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = times[-1] / times[0]
                 into.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(times) / min(times)
     bar.close()
-    for k in bits:
-        into = figures if k == 64 else figures[f"k{k}"]
-        names = [name for name in into if name.endswith("_ms")]
-        rows = [[name[:-3], *(into[name].get(f"{c},{n}", "") for c in candidates for n in lengths)] for name in names]
-        print(
-            f"\nK={k}, milliseconds by C,L\n" + common.table(rows, ["form", *(f"{c},{n}" for c in candidates for n in lengths)])
-        )
-        for name in (name for name in into if "_over_" in name or name == "simtier_extra_mib"):
-            print(f"K={k} {name}: {into[name]}")
-    print(f"\nrates: {figures['rates']}")
     plot(options.plot, figures, candidates[0], lengths)
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, float]]) -> None:

@@ -22,7 +22,6 @@ Method    services interleaved request by request in one process, compilation an
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from typing import Any
@@ -31,12 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import aif_jax as aif
 from aif_jax.output import track
 from aif_jax.serving import DeadlineExceeded, Overloaded, compute_inline
 from experiments import common, drawn, services
-from experiments.services import Asked, Delays, Engine, Model, Sequential, Served, World
-from experiments.timelines import draw
+from experiments.services import Asked, Delays, Engine, Model, Sequential, Served, World, draw
 
 SERVICES = ("aif", "sequential", "exact", "two_tower", "cold")
 BARE = ("interaction", "head", "staged", "sequential")
@@ -79,10 +76,10 @@ async def study(options) -> tuple[dict[str, Any], dict[str, Served]]:
     answers: dict[str, Served] = {}
     figures: dict[str, Any] = {}
     for count, length in track(settings, label="settings", unit="settings"):
-        models, k = build(world, options, length), min(options.k, count)
+        models, k = services.models(world, length, smoke=options.smoke), min(options.k, count)
         bare = Bare(models["aif"], candidates=count, k=k)
-        async with contextlib.AsyncExitStack() as stack:
-            ways = await start(stack, models, count, k, **NEW)
+        ways = services.services(models, count, k, NEW, uploaded=True)
+        async with services.started(ways):
             for number in range(3):  # the claim is about time alone
                 staged, sequential = [await ways[name].rank(new(number)) for name in ("aif", "sequential")]
                 np.testing.assert_allclose(staged.logits, sequential.logits, rtol=1e-3, atol=1e-4)
@@ -102,31 +99,6 @@ async def study(options) -> tuple[dict[str, Any], dict[str, Served]]:
 def new(number: int, **more: Any) -> Asked:
     """A request of a new user."""
     return Asked(number, object(), **more)
-
-
-def build(world: World, options, length: int) -> dict[str, Model]:
-    """The four models; `aif` is served in two ways."""
-    presets, sizes = aif.presets, dict(short_length=8, width=8) if options.smoke else {}
-    config = presets.aif(world.schema, long_length=length, **sizes)
-    others = {"exact": presets.full_attention, "two_tower": presets.two_tower, "cold": presets.cold}
-    made = {"aif": config, **{name: preset(world.schema, long_length=length, **sizes) for name, preset in others.items()}}
-    return {name: Model.drawn(world, config) for name, config in made.items()}
-
-
-async def start(
-    stack: contextlib.AsyncExitStack, models: dict[str, Model], count: int, k: int, **config: Any
-) -> dict[str, Any]:
-    """All services, compiled and warm; changes to the config of the engines."""
-    made: dict[str, Any] = {
-        "aif": Engine(models["aif"], count, k, config),
-        "sequential": Sequential(models["aif"], count, k, uploaded=True),
-        "exact": Sequential(models["exact"], count, k, uploaded=True),
-        "two_tower": Engine(models["two_tower"], count, k, config),
-        "cold": Sequential(models["cold"], count, k, uploaded=True),
-    }
-    for service in made.values():
-        await stack.enter_async_context(service)
-    return made
 
 
 class Bare:
@@ -152,9 +124,8 @@ class Bare:
 
     @staticmethod
     def _timed(function: Any, *arguments: Any) -> Any:
-        compiled = jax.jit(function).lower(*arguments).compile(services.OPTIONS)
-        jax.block_until_ready(compiled(*arguments))
-        return lambda: common.milliseconds(lambda: compiled(*arguments))
+        once = services.compiled(function, *arguments)
+        return lambda: common.milliseconds(once)
 
 
 async def one_by_one(ways: dict[str, Any], bare: Bare, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
@@ -185,14 +156,14 @@ async def back_to_back(models: dict[str, Model], bare: Bare, count: int, rounds:
     before.
     """
     times: dict[str, list[float]] = {name: [] for name in (*SERVICES, *(f"bare_{name}" for name in BARE))}
-    async with contextlib.AsyncExitStack() as stack:
-        ways = await start(stack, models, count, k)
+    ways = services.services(models, count, k, uploaded=True)
 
-        async def once(name: str, number: int) -> float:
-            if name not in ways:
-                return getattr(bare, name.removeprefix("bare_"))()
-            return (await ways[name].rank(Asked(number, number % bare.users, Delays(0.0, 0.0)))).critical_ms
+    async def once(name: str, number: int) -> float:
+        if name not in ways:
+            return getattr(bare, name.removeprefix("bare_"))()
+        return (await ways[name].rank(Asked(number, number % bare.users, Delays(0.0, 0.0)))).critical_ms
 
+    async with services.started(ways):
         for number in range(bare.users):  # fills the state caches
             for name in ("aif", "two_tower"):
                 await once(name, number)

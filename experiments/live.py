@@ -40,13 +40,11 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import connectors
-from aif_jax.data.dataset import Dataset
-from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax import Dataset, IndexWriter, ItemIndex, connectors
 from aif_jax.output import track
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, StateKey, Timeline
 from aif_jax.serving.users import to_bytes
-from experiments import common, timelines
+from experiments import common, services
 from experiments.datasets.synthetic import synthetic_world
 from experiments.scale_out.replicas import free_port
 
@@ -72,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     with server(options.embedded) as url, tempfile.TemporaryDirectory() as folder:
         figures, example = asyncio.run(live(runs, data, url, Path(folder), options))
     if options.figure:
-        timelines.draw({f"a ranking over {'Valkey' if url else 'memory'}, median of all": example}, options.figure)
+        services.draw({f"a ranking over {'Valkey' if url else 'memory'}, median of all": example}, options.figure)
     common.report(figures, options.json)
 
 

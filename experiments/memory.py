@@ -26,9 +26,8 @@ import numpy as np
 import optax
 
 import aif_jax as aif
-from aif_jax import train
+from aif_jax import ItemIndex, train
 from aif_jax.features import user_specs
-from aif_jax.index import ItemIndex
 from aif_jax.store import codec
 from aif_jax.train import losses
 from experiments import common, drawn

@@ -70,10 +70,10 @@ def blocks(results: Path) -> dict[str, dict[str, Interval]]:
         }
         if AIF not in runs:
             continue
-        whole = question.by_user(results, runs[AIF], "gauc")
+        whole = records.by_user(results, runs[AIF], "gauc")
         for name, changed in PARTS.items():
             if run := runs.get(f"{AIF} {changed}"):
-                pair = (whole, question.by_user(results, run, "gauc"))
+                pair = (whole, records.by_user(results, run, "gauc"))
                 made.setdefault(dataset, {})[name] = metrics.paired_interval(*(pair if "without" in changed else pair[::-1]))
     return made
 
@@ -176,9 +176,9 @@ def draw_user_state(record: Mapping[str, Any], path: Path) -> None:
         axis.margins(y=0.15)
 
 
-def draw_load(record: Mapping[str, Any], path: Path) -> None:
+def draw_load(record: Mapping[str, Any], path: Path, *, title: str = "CPU of a request under load") -> None:
     """CPU of a request against requests a second; `record` is of what `experiments.cost --json` writes."""
-    with drawing(path, 5.2, "Under load AIF takes a ninth of full attention's CPU,\nfor known users a thirtieth") as axis:
+    with drawing(path, 5.2, title) as axis:
         for service, users, name, colour, up in LOADED:
             loops = record["closed_loops"][service][users]
             rps, cpu, spread = (np.array([row[key] for row in loops]) for key in ("rps", "cpu_ms", "cpu_spread_ms"))
@@ -243,7 +243,9 @@ def main(arguments: list[str] | None = None) -> None:
     draw_refresh(*refreshed, options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
-    draw_load(json.loads(LOAD.read_text(encoding="utf-8")), options.out / "load.png")
+    load = json.loads(LOAD.read_text(encoding="utf-8"))
+    title = "Under load AIF takes a ninth of full attention's CPU,\nfor known users a thirtieth"
+    draw_load(load, options.out / "load.png", title=title)
     draw_calibration(json.loads(calibration.RECORD.read_text(encoding="utf-8")), options.out / "calibration.png")
     if options.data is not None:
         data = datasets.load("movielens", options.data)

@@ -30,18 +30,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import metrics
+from aif_jax import Dataset, metrics
 from aif_jax.blocks import item_offset
 from aif_jax.data.candidates import SampleKey
-from aif_jax.data.dataset import Dataset
-from aif_jax.output import hidden, say, track
+from aif_jax.output import say, track
 from aif_jax.train import fit as training
 from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common
+from experiments import services as serving
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
-from experiments.services import Asked, DataWorld, Delays, Engine, Load, Model, Sequential, Served, closed_loop, over_rounds
-from experiments.timelines import draw
+from experiments.services import Asked, DataWorld, Delays, Engine, Load, Model, Sequential, Served, closed_loop
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
@@ -77,14 +76,7 @@ class Quality(NamedTuple):
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
-    options = parse(arguments)
-    parts = common.Parts()
-    with hidden(options.quiet):
-        run(options, parts)
-
-
-def run(options, parts: common.Parts) -> None:
-    """The job."""
+    options, parts = parse(arguments), common.Parts()
     with parts("data"):
         data = load(options)
     print(f"data: {data}")
@@ -324,7 +316,7 @@ def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, floa
         found, typical = figures[way], order[len(order) // 2].answer
         times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
         drawn[f"{PEOPLE.get(way, way)}: {times} (medians)"] = typical.timeline
-    draw(drawn, options.figure)
+    serving.draw(drawn, options.figure)
 
 
 async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float, float]]:
@@ -339,14 +331,12 @@ async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float
         if way not in SEQUENTIAL or kind == "new"
     }
     found: dict[str, list[Load]] = {name: [] for name in loops}
-    async with contextlib.AsyncExitStack() as stack:
-        for service in services.values():
-            await stack.enter_async_context(service)
+    async with serving.started(services):
         for turn in track(range(rounds + 1), label="closed loops", unit="rounds"):
             for name, (service, kind) in loops.items():
                 measured = await closed_loop(service, kind, callers, seconds)
                 found[name] += [measured] if turn else []  # the first one warms up
-    rows = {name: over_rounds(loads, callers) for name, loads in found.items()}
+    rows = {name: serving.over_rounds(loads, callers) for name, loads in found.items()}
     return {name: (row["cpu_ms"], row["rps"]) for name, row in rows.items()}
 
 

@@ -50,23 +50,19 @@ import numpy as np
 import optax
 
 import aif_jax as aif
-from aif_jax import metrics
+from aif_jax import AsyncPreRanker, Dataset, ServingConfig, Trained, metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.export import Delta, MovedRows
 from aif_jax.output import Bar
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.frozen import rows_optimizer, rows_state, rows_step, whole_params
 from aif_jax.refreshing.warm import ROWS, mapped
-from aif_jax.serving import AsyncPreRanker, ServingConfig
-from aif_jax.store.trained import Trained
-from aif_jax.train import init_state, make_step
+from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.fit import init_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
-from aif_jax.train.tasks import NextItem
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets
@@ -562,7 +558,7 @@ def _publish(before: tuple[Trained, aif.ItemIndex], rows: Any, data: aif.Dataset
 def world_of(name: str, options: Any) -> tuple[World, int]:
     """A world by name, and the epochs of a training from scratch."""
     if options.smoke:
-        return shop(users=80, items=120, new=6, a_day=400, start=3, days=2), 1
+        return shop(users=80, items=120, new=6, a_day=400, start=3, days=options.days), 1
     if name == "synthetic":
         return shop(users=1200, items=1500, new=30, a_day=6000, start=8, days=options.days), 2
     sizes: dict[str, Any] = {"movielens": dict(events=120_000, start=0.7), "taobao": dict(events=None, start=0.5)}[name]
@@ -573,19 +569,17 @@ def world_of(name: str, options: Any) -> tuple[World, int]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     parser = common.parser(__doc__)
-    parser.add_argument("--data", type=Path, help="folder with the public data sets")
-    parser.add_argument("--figures", type=Path, help="folder for the picture")
-    parser.add_argument("--days", type=int, default=3, help="trained days of each world (default: %(default)s)")
-    parser.add_argument("--models", type=int, default=None, help="planted models of each kind (default: 100, smoke 6)")
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
-    text = "requests a day that judge each model (default: 400, smoke 150)"
-    parser.add_argument("--requests", type=int, default=None, help=text)
-    text = "trainings within a day of the arms hourly warm, delta and frozen; 0 leaves them out (default: 24, smoke 3)"
-    parser.add_argument("--hours", type=int, default=None, help=text)
-    text = "items of the catalogue whose deltas are timed; 0 leaves them out (default: 100,000, smoke 2,000)"
-    parser.add_argument("--publish-items", type=int, default=None, help=text)
     parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="join what --json wrote; nothing is run")
-    options = parser.parse_args(arguments)
+    settings = {
+        "days": (3, 2, "trained days of each world"),
+        "models": (100, 6, "planted models of each kind", 0),
+        "requests": (400, 150, "requests a day that judge each model"),
+        "hours": (24, 3, "trainings within a day of the arms hourly warm, delta and frozen; 0 leaves them out", 0),
+        "publish_items": (100_000, 2000, "items of the catalogue whose deltas are timed; 0 leaves them out", 0),
+    }
+    paths = {"data": "folder with the public data sets", "figures": "folder for the picture"}
+    options = common.options(parser, arguments, settings, **paths)
     figures = joined(options.records) if options.records else measured(options)
     keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
     figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}
@@ -602,12 +596,9 @@ def measured(options: Any) -> dict[str, Any]:
     names = options.worlds
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
-    models = (6 if options.smoke else 100) if options.models is None else options.models
-    count, parts = (150 if options.smoke else 400) if options.requests is None else options.requests, common.Parts()
+    models, count, days, hours = options.models, options.requests, options.days, options.hours
+    items, parts = options.publish_items, common.Parts()
     figures: dict[str, Any] = {"worlds": {}}
-    days = 2 if options.smoke else options.days
-    hours = (3 if options.smoke else 24) if options.hours is None else options.hours
-    items = (2000 if options.smoke else 100_000) if options.publish_items is None else options.publish_items
     if items:
         with parts("delta"):
             figures["delta"] = publishing(items=items, moved=100 if options.smoke else MOVED)

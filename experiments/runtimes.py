@@ -41,9 +41,9 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
-from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates, best_of
+from aif_jax.serving.programs import best_of
 from experiments import common, drawn
-from experiments.services import Model, World
+from experiments.services import Compiled, Model, World, compiled
 
 PAUSE = 0.01
 Program = Callable[[int], Any]
@@ -150,10 +150,8 @@ def flat(user: aif.UserFeatures) -> list[np.ndarray]:
 def head(made: Model, count: int, top: int) -> Program:
     """The head alone over ready inputs, and top-k."""
     scores, inputs = drawn.head_alone(made.config, count)
-    arguments = made.params["head"], inputs
-    best = jax.jit(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top)).lower(*arguments)
-    compiled = best.compile(COMPILER_OPTIONS.get(jax.default_backend()))
-    return lambda i: jax.device_get(compiled(*arguments))
+    best = compiled(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top), made.params["head"], inputs)
+    return lambda i: jax.device_get(best())
 
 
 class Runtime(abc.ABC):
@@ -183,33 +181,25 @@ class Ours(Runtime):
     """The engine's compiled functions."""
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
-        self._made, self._programs = made, Programs(made.model, max_k=top, bid="bid")
-        self._user = self._programs.user(made.params, HistoryLayout(made.config.history_length))
-        self._plain = [self._programs.plain(u, version=made.index.version, encoding=made.index.encoding) for u in made.users]
-        self._ready(made)
-        sizes = {*counts, *(count // 2 for count in counts)}
-        self._score = {n: self._programs.score(made.params, (self._states[0],), made.index, n) for n in sizes}
+        self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top)
+        plain, index = self._compiled.programs.plain, made.index
+        self._plain = [plain(user, version=index.version, encoding=index.encoding) for user in made.users]
         self._threads = ThreadPoolExecutor(2)
+        self._ready(made)
 
     def user(self, number: int) -> Any:
-        words = pack(self._plain[number % len(self._plain)])
-        return jax.block_until_ready(self._user(self._programs.upload_features([words]))[0])
+        return self._compiled.state(pack(self._plain[number % len(self._plain)]))
 
     def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        best = self._best(rows, state)
+        best = self._compiled.best(rows, state)
         return best.logits, best.positions
 
     def halves(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """`score` by two programs at a time."""
-        rows, state = np.split(self._made.world.candidates(number, count), 2), self._states[number % len(self._states)]
-        best = best_of(list(self._threads.map(self._best, rows, [state, state])), rows, self._programs.max_k)
+        rows, state = np.split(self._world.candidates(number, count), 2), self._states[number % len(self._states)]
+        found = list(self._threads.map(self._compiled.best, rows, [state, state]))
+        best = best_of(found, rows, self._compiled.programs.max_k)
         return best.logits, best.positions
-
-    def _best(self, rows: np.ndarray, state: Any) -> TopCandidates:
-        inputs = self._programs.upload_rows([rows], [None], ["logit"], len(rows))
-        with self._made.index.reading() as table:
-            packed, _ = self._score[len(rows)]((state,), table, *inputs)
-        return self._programs.download_best(packed)[0]
 
 
 def rows_of(made: Model) -> Any:

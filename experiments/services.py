@@ -1,13 +1,15 @@
-"""What `latency`, `cost`, `runtimes` and `quickstart` serve: models, the engine, the sequential way, and loads of both."""
+"""What `latency`, `cost`, `runtimes` and `quickstart` serve: models, the engine, other ways, loads, and a picture of stages."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +17,35 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.data.dataset import Dataset
+from aif_jax import Dataset, ItemIndex, Streamed
 from aif_jax.features import pack, unpack, user_specs
-from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
-from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs
-from aif_jax.types import Streamed
-from experiments import drawn
+from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates
+from experiments import common, drawn
 
 CONTENT = 64
 OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
 """Of the engine, and of every function that is compared with it."""
 SESSION = 5
+ENGINES = ("aif", "streaming", "two_tower")
+SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
+"""Services without an engine, and the model of each."""
+STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
+LANES = {
+    "features": "user side",
+    "user": "user side",
+    "shared": "user side",
+    "retrieval": "retrieval",
+    "wait_user": "real time",
+}
+"""The picture's line of each stage; a stage that is not named here runs in real time."""
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A function compiled as the engine compiles, called with these arguments once."""
+    made = jax.jit(function).lower(*arguments).compile(OPTIONS)
+    jax.block_until_ready(made(*arguments))
+    return lambda: made(*arguments)
 
 
 class Delays(NamedTuple):
@@ -262,6 +281,65 @@ class Sequential:
         return ids[positions], logits.view(np.float32), began, uploaded
 
 
+class Compiled:
+    """The engine's own compiled functions: no event loop, no threads, no deadlines, no batches.
+
+    Args:
+      made: the model.
+      sizes: numbers of candidates that `best` takes, or pads to.
+      k: the best that it finds.
+    """
+
+    def __init__(self, made: Model, sizes: Iterable[int], k: int):
+        self.made, self.programs = made, Programs(made.model, max_k=k, bid="bid")
+        self._user = self.programs.user(made.params, HistoryLayout(made.config.history_length))
+        state = self.user(0)
+        self._score = {size: self.programs.score(made.params, (state,), made.index, size) for size in sizes}
+
+    def user(self, number: int) -> Any:
+        """The state of a request's user, ready on the device."""
+        return self.state(self.made.words(self.programs, number))
+
+    def state(self, words: np.ndarray) -> Any:
+        """The state of packed features, ready on the device."""
+        return jax.block_until_ready(self._user(self.programs.upload_features([words])))[0]
+
+    def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
+        """The best of rows of the index, padded to a size."""
+        size = size or len(rows)
+        inputs = self.programs.upload_rows([rows], [None], ["logit"], size)
+        with self.made.index.reading() as table:
+            packed, _ = self._score[size]((state,), table, *inputs)
+        return self.programs.download_best(packed)[0]
+
+
+def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
+    """The models of all services with weights as initialised; those with a long history read `length` events."""
+    sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
+    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention, "cold": aif.presets.cold}
+    configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
+    configs["two_tower"] = aif.presets.two_tower(world.schema, **sizes)
+    return {name: Model.drawn(world, config) for name, config in configs.items()}
+
+
+def services(
+    models: Mapping[str, Model], candidates: int, k: int, config: Mapping[str, Any] | None = None, *, uploaded: bool = False
+) -> dict[str, Any]:
+    """The services of models by name; `config` has changes to that of the engines, `uploaded` as `Sequential` has it."""
+    made: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES if name in models}
+    others = {name: Sequential(models[of], candidates, k, uploaded=uploaded) for name, of in SEQUENTIAL.items()}
+    return made | others
+
+
+@contextlib.asynccontextmanager
+async def started(services: Mapping[str, Any]) -> AsyncIterator[None]:
+    """The services, compiled and warm, until the end of the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        for service in services.values():
+            await stack.enter_async_context(service)
+        yield
+
+
 class Load(NamedTuple):
     """One closed loop."""
 
@@ -308,3 +386,31 @@ def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
         "p99_ms": float(np.median(p99)),
         "critical_p50_ms": float(np.quantile(critical, 0.5)),
     }
+
+
+def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
+    """Draws requests, timelines by title, one above the other on a common clock; the ending of `path` names the format.
+
+    Boxes that are too small for their stage's name have it in a legend below.
+    """
+    lanes = ("user side", "retrieval", "real time")
+    longest = max((span.end for timeline in timelines.values() for span in timeline.spans), default=0.0)
+    small = {}
+    size = (9, 0.6 + 1.5 * len(timelines))
+    with common.picture(path, len(timelines), 1, size=size, dpi=130, sharex=True, squeeze=False) as (figure, panels):
+        for panel, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
+            for stage, start, end in timeline.spans:
+                if stage in ("critical", "total"):
+                    continue
+                lane = lanes.index(LANES.get(stage, "real time"))
+                box = panel.barh(lane, (end - start) * 1e3, left=start * 1e3, color=f"C{STAGES.index(stage)}", height=0.7)
+                if end - start > 0.01 * len(stage) * longest:
+                    panel.text((start + end) * 500, lane, stage, ha="center", va="center", fontsize=8)
+                else:  # the word would not fit
+                    small[stage] = box
+            panel.set_yticks(range(len(lanes)), lanes)
+            panel.invert_yaxis()
+            panel.set_title(title, loc="left", fontsize=9)
+        panels[-1, 0].set_xlabel("milliseconds since the request arrived")
+        if small:
+            figure.legend(small.values(), small.keys(), loc="outside lower center", ncols=len(small), frameon=False, fontsize=8)

@@ -18,15 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import aif_jax as aif
-from aif_jax import interaction
-from aif_jax.blocks import Bea, DotProduct, LinearMemory, MatchingStatistics, Sim, SimTier
+from aif_jax import ItemRow, interaction
+from aif_jax.blocks import Bea, DotProduct, LinearMemory, MatchingStatistics
 from aif_jax.layers import AGE_BUCKETS
 from aif_jax.train import predict
-from aif_jax.types import ItemRow
 
 READ = {Bea: "read", LinearMemory: "deviation"}
 """What a block with a dot product reads of the history."""
-KNOWN = (MatchingStatistics, Bea, LinearMemory, Sim, SimTier, DotProduct)
+KNOWN = (MatchingStatistics, Bea, LinearMemory, DotProduct)
 
 
 class TorchAIF(nn.Module):
@@ -74,11 +73,6 @@ class TorchAIF(nn.Module):
                 inputs[block.name] = {"mean": mean, "deviation": read}
             elif isinstance(block, MatchingStatistics):
                 inputs[block.name] = {"statistics": self._matching(block, long, items["ids"])}
-            elif isinstance(block, Sim):
-                query = self._dense(f"{path}/query", vector)
-                inputs[block.name] = self._sim(block, long, embedded, items["ids"][block.field], query)
-            elif isinstance(block, SimTier):
-                inputs[block.name] = {"tiers": _tiers(block, batch["history_signs"], batch["item_signs"], long["mask"])}
             elif isinstance(block, DotProduct):
                 logit = logit + (vector * (user / root + self._get(f"{path}/popularity"))).sum(-1)
             if getattr(block, "dot_product", False):
@@ -112,24 +106,6 @@ class TorchAIF(nn.Module):
             counts = (equal.float()[:, None] @ by_action)[:, 0]
             found.append(_statistics(number, recent, counts, last, days, events) * (number > 0)[:, None])
         return torch.cat(found, -1)
-
-    def _sim(self, block: Sim, history: dict, embedded: Tensor, value: Tensor, query: Tensor) -> dict[str, Tensor]:
-        """Attention over the last P behaviours of the candidate's value, if that is among the user's Q most frequent."""
-        ids, rows = self._field(block.field, history["item"]), torch.arange(len(value))
-        mask = history["mask"] & (ids > 0)
-        length, size = ids.shape[1], self.config.schema.item_attribute(block.field).size
-        counts = torch.zeros(len(ids), size, dtype=torch.long).scatter_add_(1, ids, mask.long())
-        places = torch.where(mask, torch.arange(length), length)
-        last = torch.full((len(ids), size), length).scatter_reduce_(1, ids, places, "amin")
-        rank = counts * (length + 1) + (length - last)  # most behaviours first, then the most recent
-        best = rank.topk(min(block.slots, size), 1).values[:, -1]
-        cached = (counts[rows, value] > 0) & (rank[rows, value] >= best)
-        slot = (ids == value[:, None]) & mask & cached[:, None]
-        slot &= slot.long().cumsum(1) <= block.length
-        read = _attention(query[:, None, :], embedded, embedded, slot)[:, 0]
-        age = history["age"][rows, last[rows, value].clamp(max=length - 1)].clamp(min=0) / 86400
-        flags = [(~cached).float(), torch.log1p(counts[rows, value].float()) * cached, torch.log1p(age) * cached]
-        return {"read": read, "flags": torch.stack(flags, -1)}
 
     def _user_vector(self, users: dict, sequence: Tensor, mask: Tensor) -> Tensor:
         config = self.config
@@ -338,15 +314,15 @@ def expect_same(network: TorchAIF, tensors: dict[str, Any], model: aif.PreRanker
     return difference
 
 
-def to_torch(batch: Any, params: dict[str, Any], config: aif.Config) -> dict[str, Any]:
-    """A pointwise `Batch` as PyTorch tensors; signs of signatures are looked up here, once, outside the step."""
+def to_torch(batch: Any) -> dict[str, Any]:
+    """A pointwise `Batch` as PyTorch tensors."""
 
     def tensors(part: Any, column: Any) -> dict[str, Tensor]:
         return {name: _tensor(value[column]).long() for name, value in part.items()}
 
     items, history = batch.items, batch.users.history
     first, every = (slice(None), 0), slice(None)
-    made = {
+    return {
         "users": {
             "ids": tensors(batch.users.ids, every),
             "floats": _tensor(batch.users.floats),
@@ -364,11 +340,6 @@ def to_torch(batch: Any, params: dict[str, Any], config: aif.Config) -> dict[str
         },
         "labels": _tensor(batch.labels[first]),
     }
-    for table in config.tables:
-        words = np.asarray(params["fitted"][table.name]["table"])
-        made["history_signs"] = _signs(words[history.item[:, : config.long_length]])
-        made["item_signs"] = _signs(words[items.ids["item"][first]])
-    return made
 
 
 def _statistics(number: Tensor, recent: Tensor, by_action: Tensor, last: Tensor, days: Tensor, events: Tensor) -> Tensor:
@@ -376,13 +347,6 @@ def _statistics(number: Tensor, recent: Tensor, by_action: Tensor, last: Tensor,
     first = [torch.ones(len(number)), torch.log1p(number), number / events, 1 / (1 + last), torch.log1p(days),
              torch.log1p(recent)]  # fmt: skip
     return torch.cat([torch.stack(first, -1), torch.log1p(by_action)], -1)
-
-
-def _tiers(block: SimTier, history: Tensor, candidate: Tensor, mask: Tensor) -> Tensor:
-    """log1p tier histograms [B, T] of signs [B, L, K] and [B, K]."""
-    equal = ((history @ candidate[:, :, None])[..., 0] + block.bits).long() // 2
-    tier = (equal * block.tiers // block.bits).clamp(max=block.tiers - 1)
-    return torch.log1p(torch.zeros(len(tier), block.tiers).scatter_add_(1, tier, mask.float()))
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -393,11 +357,6 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Ten
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def _signs(words: np.ndarray) -> Tensor:
-    octets = np.ascontiguousarray(words.astype("<u4")).view(np.uint8)
-    return torch.from_numpy(np.unpackbits(octets, axis=-1, bitorder="little").astype(np.float32) * 2 - 1)
 
 
 def _tensor(array: Any) -> Tensor:

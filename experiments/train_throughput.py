@@ -3,6 +3,7 @@
 Claim     a step costs the same whether the item table has 10^4 or 10^7 rows, and the AIF model trains at three times the
           examples a second of a straightforward PyTorch version with sparse embeddings, on the same cores.
 Command   python -m experiments.train_throughput --json FILE      (add --plot FILE.png, or --smoke)
+          python -m experiments.train_throughput --step --data DIR        (merged MovieLens with content.npz)
           git worktree add BEFORE 673c47a; python -m experiments.train_throughput --before BEFORE --only-before --json FILE
 Expected  8 minutes and 10 GiB on two cores with --rounds 14
 Measured  experiments/README.md, with the machine
@@ -15,11 +16,14 @@ Figures   medians of runs interleaved in one process, batches ready on the devic
           `ratio_over_torch` is the time of PyTorch's fastest step over ours, compiled too if there is a C++ compiler. With
           `--before DIR`, the checkout of an older commit, `step_ratio_before` is its step over ours at the quickstart's sizes,
           each with its own `presets.aif`: two processes of `experiments/one_step.py` that make a step each in turn.
+          `--step` gives `ratio_torch_over_jax`: a step on samples of MovieLens, AdamW, clipping and dense gradients in both.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 import itertools
 import os
 import shutil
@@ -36,30 +40,33 @@ import optax
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data import candidates
-from aif_jax.data.candidates import NegativeSampler, item_counts
-from aif_jax.data.pipeline import Batch, Pipeline, to_device
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data import CandidateSource, Dataset, NegativeSampler, SampleKey, candidates, eligible, item_counts, split_by_time
+from aif_jax.data.pipeline import Batch, Pipeline, make_batch, to_device
 from aif_jax.features import behaviours
 from aif_jax.output import say, track
 from aif_jax.train import losses
 from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.train.step import StepFn
 from aif_jax.types import Params
-from experiments import common
+from experiments import common, drawn
+from experiments.datasets import movielens
 from experiments.datasets.synthetic import synthetic_world
 
 CATEGORIES, CONTENT, ACTIONS, HOT = 1000, 64, 6, 8192
 RATE = 1e-3
+ADAM = optax.adam(RATE)
 DEFAULT = SparseConfig()
 
 
 class Trainer:
     """One model with its state and its batches; a call makes a step and returns its milliseconds."""
 
-    def __init__(self, config: aif.Config, batches: list[Batch], *, sparse: SparseConfig | None, keep: bool = False):
-        self.model, optimizer, init, self.step = compiled(config, sparse)
-        params = init(jax.random.key(0), fitted_of(config))
+    def __init__(
+        self, config: aif.Config, batches: list[Batch], *, sparse: SparseConfig | None, fitted: Params, keep: bool = False,
+        optimizer: optax.GradientTransformation = ADAM,
+    ):  # fmt: skip
+        self.model, init, self.step = compiled(config, sparse, optimizer)
+        params = init(jax.random.key(0), fitted)
         self.params = params if keep else None
         self.batches = [jax.tree.map(jax.numpy.asarray, batch) for batch in batches]
         self.state = train.init_state(params, optimizer)
@@ -72,11 +79,54 @@ class Trainer:
 
 
 @functools.cache
-def compiled(config: aif.Config, sparse: SparseConfig | None) -> tuple[aif.PreRanker, Any, Any, StepFn]:
-    """Model, optimizer, `init(key, fitted)` and step: one compilation for all trainers of a config."""
-    model, optimizer = aif.build(config), optax.adam(RATE)
+def compiled(
+    config: aif.Config, sparse: SparseConfig | None, optimizer: optax.GradientTransformation
+) -> tuple[aif.PreRanker, Any, StepFn]:
+    """Model, `init(key, fitted)` and step: one compilation for all trainers of a config."""
+    model = aif.build(config)
     step = train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=sparse)
-    return model, optimizer, jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted)), step
+    return model, jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted)), step
+
+
+class TorchTrainer:
+    """The same network and the same batches in PyTorch, after a check of its logits.
+
+    Args:
+      ours: a trainer that keeps its first parameters.
+      optimizers: those of a `TorchAIF`.
+      sparse: whether the item table has sparse gradients.
+      clip: the largest norm of the gradients.
+      compiled: by `torch.compile`.
+    """
+
+    def __init__(
+        self, ours: Trainer, optimizers: Callable[[Any], list[Any]], *, sparse: bool = False, clip: float | None = None,
+        compiled: bool = False,
+    ):  # fmt: skip
+        import torch
+
+        from experiments.torch_aif import TorchAIF, expect_same, to_torch
+
+        torch.sparse.check_sparse_tensor_invariants.disable()  # the default; PyTorch warns where it is not stated
+        assert ours.params is not None  # kept
+        network = TorchAIF(ours.params, ours.model.config, sparse=("item",) if sparse else ())
+        self._torch, self._tensors = torch, [to_torch(batch) for batch in ours.batches]
+        self._weights, self._optimizers, self._clip = list(network.parameters()), optimizers(network), clip
+        self.difference = expect_same(network, self._tensors[0], ours.model, ours.params, ours.batches[0])
+        self._logits = torch.compile(network, dynamic=False) if compiled else network
+
+    def __call__(self, i: int) -> float:
+        begin, functions = time.perf_counter(), self._torch.nn
+        batch = self._tensors[i % len(self._tensors)]
+        loss = functions.functional.binary_cross_entropy_with_logits(self._logits(batch), batch["labels"])
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self._clip is not None:
+            functions.utils.clip_grad_norm_(self._weights, self._clip)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return (time.perf_counter() - begin) * 1e3
 
 
 def config_of(rows: int, **changes: Any) -> aif.Config:
@@ -90,21 +140,10 @@ def category_of(item: np.ndarray) -> np.ndarray:
     return np.where(item > 0, item % (CATEGORIES - 1) + 1, 0).astype(np.int32)
 
 
-def fitted_of(config: aif.Config) -> Params:
-    """A fitted group with signatures drawn at random, without the content of 10^7 items that a fit would need."""
-    rng, rows = np.random.default_rng(0), config.schema.item_attribute("item").size
-    fitted: Params = {"fields": {"category": category_of(np.arange(rows))}}
-    for table in config.tables:
-        words = rng.integers(0, 2**32, (rows, table.bits // 32), dtype=np.uint32)
-        projection = rng.normal(size=(CONTENT, table.bits)).astype(np.float32)
-        fitted[table.name] = {"table": words, "projection": projection, "offset": np.zeros(table.bits, np.float32)}
-    return fitted
-
-
 def batch_of(config: aif.Config, size: int, *, seed: int, power_law: bool = False) -> Batch:
     """Random features; histories between half and the whole of their length are filled."""
-    rng = np.random.default_rng(seed)
-    rows, length = config.schema.item_attribute("item").size, config.history_length
+    rng, schema, length = np.random.default_rng(seed), config.schema, config.history_length
+    rows = schema.item_attribute("item").size
     hot = rng.integers(1, rows, HOT).astype(np.int32)
 
     def items(shape: tuple[int, ...]) -> np.ndarray:
@@ -112,52 +151,16 @@ def batch_of(config: aif.Config, size: int, *, seed: int, power_law: bool = Fals
             return np.minimum(np.exp(rng.random(shape) * np.log(rows)), rows - 1).astype(np.int32)
         return hot[rng.integers(0, HOT, shape)]
 
-    mask = np.arange(length) < rng.integers(length // 2, length + 1, size)[:, None]
-    action, age = rng.integers(1, ACTIONS, mask.shape), np.sort(rng.exponential(1e6, mask.shape), 1)
+    users = drawn.users(schema, length, (size,), events=rng.integers(length // 2, length + 1, size), seed=seed)
+    history = behaviours(items((size, length)), users.history.action, users.history.age, users.history.mask)
     candidate = items((size, 1))
+    ids = {"item": candidate, "category": category_of(candidate)}
     return Batch(
-        users=aif.UserFeatures(
-            ids={}, floats=np.zeros((size, 0), np.float32), history=behaviours(items(mask.shape), action, age, mask)
-        ),
-        items=aif.ItemFeatures(
-            ids={"item": candidate, "category": category_of(candidate)},
-            floats=np.zeros((size, 1, 0), np.float32),
-            content=rng.normal(size=(size, 1, CONTENT)).astype(np.float32),
-        ),
+        users=dataclasses.replace(users, history=history),
+        items=dataclasses.replace(drawn.items(schema, (size, 1), seed=seed), ids=ids),
         labels=rng.integers(0, 2, (size, 1)).astype(np.float32),
         where=np.ones((size, 1), bool),
     )
-
-
-def torch_step(
-    ours: Trainer, batches: list[Batch], *, sparse: bool, adagrad: bool = False, compiled: bool = False
-) -> Callable[[int], float]:
-    """The same network and the same batches in PyTorch, after a check of its logits; `compiled`, by `torch.compile`."""
-    import torch
-
-    from experiments.torch_aif import TorchAIF, expect_same, to_torch
-
-    torch.sparse.check_sparse_tensor_invariants.disable()  # the default; PyTorch warns where it is not stated
-    params, config = ours.params, ours.model.config
-    assert params is not None  # kept
-    network = TorchAIF(params, config, sparse=("item",) if sparse else ())
-    tensors = [to_torch(batch, params, config) for batch in batches]
-    optimizers = network.optimizers(RATE, adagrad=adagrad)
-    expect_same(network, tensors[0], ours.model, params, batches[0])
-    logits = torch.compile(network, dynamic=False) if compiled else network
-
-    def run(i: int) -> float:
-        begin = time.perf_counter()
-        batch = tensors[i % len(tensors)]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(batch), batch["labels"])
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        return (time.perf_counter() - begin) * 1e3
-
-    return run
 
 
 class Child:
@@ -212,20 +215,50 @@ def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> d
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
+def samples(data: Dataset) -> tuple[np.ndarray, CandidateSource]:
+    """Events of the training slice, and their candidates: the event's item and a sampled one."""
+    split = split_by_time(data.log)
+    sampler = NegativeSampler(item_counts(data, split.train))
+    return eligible(data.log, split.train, min_history=1), candidates.sampled_negatives(data, sampler=sampler, negatives=1)
+
+
+def against_torch(folder: Path | None, size: int, rounds: int) -> dict[str, Any]:
+    """A step on real samples; without a folder, on those of a small world.
+
+    A sample has one candidate: the event's item or, as often, a sampled one.
+    """
+    import torch
+
+    if folder is None:
+        data = synthetic_world(0, users=60, items=300, topics=20, categories=20, events_per_user=120).dataset
+    else:
+        vectors = folder / "content.npz"
+        data = movielens.read(folder, content=vectors if vectors.exists() else "text")
+    config = aif.presets.aif(data.schema, long_length=64 if folder is None else aif.presets.LONG_LENGTH)
+    (positions, source), rng, batches = samples(data), np.random.default_rng(0), []
+    for step in range(4):
+        at = rng.choice(positions, size)
+        rows, labels, _ = source(at, SampleKey(0, 0, step))
+        pick = np.arange(size), rng.integers(0, 2, size)
+        batches.append(make_batch(data, at, rows[pick][:, None], labels[pick][:, None], config=config))
+    fitted = aif.fit_tables(config, data.catalogue)
+    ours = Trainer(config, batches, sparse=None, fitted=fitted, keep=True, optimizer=train.default_optimizer(10_000))
+    given: dict[str, Any] = dict(lr=1e-3, weight_decay=1e-5)
+    theirs = TorchTrainer(ours, lambda network: [torch.optim.AdamW(network.parameters(), **given)], clip=1.0)
+    ms = timed({"jax": ours, "torch": theirs}, rounds, "step")
+    return {
+        "jax_step_ms": ms["jax"], "torch_step_ms": ms["torch"], "ratio_torch_over_jax": ms["torch"] / ms["jax"],
+        "max_abs_logit_difference": theirs.difference, "batch_size": size, "torch_threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
 def input_share(batch_size: int, steps: int, changes: dict[str, Any]) -> float:
     """Share of the time that the loop waits for the pipeline's batches, after the step has been compiled."""
     world = synthetic_world(0, users=max(200, 4 * batch_size), items=2000, topics=32, categories=50, events_per_user=60)
     data = world.dataset
     config = aif.presets.aif(data.schema, **changes)
-    split = split_by_time(data.log)
-    feed = Pipeline(
-        dataset=data,
-        positions=eligible(data.log, split.train, min_history=1),
-        candidates=candidates.sampled_negatives(data, sampler=NegativeSampler(item_counts(data, split.train)), negatives=1),
-        config=config,
-        batch_size=batch_size,
-        epochs=100,
-    )
+    positions, source = samples(data)
+    feed = Pipeline(dataset=data, positions=positions, candidates=source, config=config, batch_size=batch_size, epochs=100)
     model, optimizer = aif.build(config), optax.adam(RATE)
     state = train.init_state(model.init(jax.random.key(0), data.catalogue), optimizer)
     step = train.make_step(model, optimizer, loss=losses.pointwise_bce)
@@ -240,20 +273,31 @@ def input_share(batch_size: int, steps: int, changes: dict[str, Any]) -> float:
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs every comparison and prints the ratios first."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write the step times as a PNG")
-    parser.add_argument("--rounds", type=int, help="steps of each (default 20; smoke 2)")
-    parser.add_argument("--threshold", action="store_true", help="only: dense and sparse updates by table size, for MIN_ROWS")
-    parser.add_argument("--before", metavar="DIR", type=Path, help="checkout of an older commit, for step_ratio_before")
-    parser.add_argument("--only-before", action="store_true", help="nothing but that comparison")
-    options = parser.parse_args(arguments)
+    """Runs every comparison and prints its figures."""
+    settings = {
+        "rounds": (20, 2, "steps of each"),
+        "batch_size": (1024, 16, "samples of a step"),
+        "threshold": (False, None, "only: dense and sparse updates by table size, for MIN_ROWS"),
+        "only_before": (False, None, "only: the step of --before"),
+        "step": (False, None, "only: a step on samples of --data against PyTorch"),
+    }
+    paths = {
+        "plot": "write the step times as a PNG",
+        "before": "checkout of an older commit, for step_ratio_before",
+        "data": "a folder with MovieLens files, and content.npz where there is one",
+    }
+    options = common.options(__doc__, arguments, settings, **paths)
     if options.before and not (options.before / "aif_jax" / "__init__.py").exists():
-        parser.error(f"--before: expected a checkout with aif_jax in it, got {options.before}")
+        options.error(f"--before: expected a checkout with aif_jax in it, got {options.before}")
     if options.only_before and not options.before:
-        parser.error("--only-before: expected --before DIR too")
-    smoke = options.smoke
-    rounds, size = options.rounds or (2 if smoke else 20), 16 if smoke else 1024
+        options.error("--only-before: expected --before DIR too")
+    if options.step and not options.smoke and options.data is None:
+        options.error("--step: expected --data DIR, a folder with MovieLens files, or --smoke")
+    if not (options.threshold or options.only_before) and importlib.util.find_spec("torch") is None:
+        options.error('PyTorch is missing: pip install "aif_jax[benchmarks]"')
+    smoke, rounds, size = options.smoke, options.rounds, options.batch_size
+    if options.step:
+        return common.report(against_torch(options.data, size, rounds), options.json)
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
     small: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=(8,), sequence=False, blocks=few)
     changes = small if smoke else {}
@@ -261,7 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
     def trainer(rows: int, *, sparse: Any = DEFAULT, power_law: bool = False, keep: bool = False, **sizes: int) -> Trainer:
         config = config_of(rows, **changes | sizes)
         made = [batch_of(config, size, seed=seed, power_law=power_law) for seed in range(2 if smoke else 4)]
-        return Trainer(config, made, sparse=sparse, keep=keep)
+        fitted = {"fields": {"category": category_of(np.arange(rows))}}
+        return Trainer(config, made, sparse=sparse, fitted=fitted, keep=keep)
 
     if options.threshold:
         updates = {"dense": None, "sparse": SparseConfig(min_rows=HOT)}
@@ -272,10 +317,8 @@ def main(arguments: list[str] | None = None) -> None:
     figures: dict[str, Any] = {"batch_size": size, "min_rows": MIN_ROWS}
     if options.before:
         figures |= against_before(options.before, rounds, smoke=smoke)
-        print(f"step before over now: {figures['step_ratio_before']:.2f}")
         if options.only_before:
-            common.write_json(options.json, figures)
-            return
+            return common.report(figures, options.json)
     table_rows = (1000, MIN_ROWS) if smoke else (10**4, 10**5, 10**6, 10**7)
     by_rows = timed({str(rows): trainer(rows) for rows in table_rows}, rounds, "table rows")
     figures["step_ms_by_table_rows"] = by_rows
@@ -291,19 +334,14 @@ def main(arguments: list[str] | None = None) -> None:
     by_length = {str(length): trainer(table_rows[0], long_length=length) for length in lengths}
     figures["step_ms_by_history"] = timed(by_length, rounds, "history")
 
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        parser.exit(1, 'PyTorch is missing: pip install "aif_jax[benchmarks]"\n')
     ours = trainer(100_000 if not smoke else MIN_ROWS, keep=True)
-    plain = [jax.tree.map(np.array, batch) for batch in ours.batches]
     theirs = {
-        "torch SparseAdam": torch_step(ours, plain, sparse=True),
-        "torch Adagrad, sparse": torch_step(ours, plain, sparse=True, adagrad=True),
-        "torch Adam, dense": torch_step(ours, plain, sparse=False),
+        "torch SparseAdam": TorchTrainer(ours, lambda network: network.optimizers(RATE), sparse=True),
+        "torch Adagrad, sparse": TorchTrainer(ours, lambda network: network.optimizers(RATE, adagrad=True), sparse=True),
+        "torch Adam, dense": TorchTrainer(ours, lambda network: network.optimizers(RATE)),
     }
     if not smoke and shutil.which(os.environ.get("CXX", "g++")):
-        theirs["torch Adam, dense, compiled"] = torch_step(ours, plain, sparse=False, compiled=True)
+        theirs["torch Adam, dense, compiled"] = TorchTrainer(ours, lambda network: network.optimizers(RATE), compiled=True)
     both = timed({"aif_jax": ours, **theirs}, rounds, "PyTorch")
     fastest = min(both[name] for name in theirs)
     figures |= {
@@ -314,32 +352,19 @@ def main(arguments: list[str] | None = None) -> None:
     }
     figures["input_share"] = input_share(size, 5 if smoke else 40, changes)
 
-    print(f"step at {table_rows[-1]} rows over {table_rows[0]}: {figures['step_ratio_1e7_over_1e4']:.2f}")
-    print(f"examples/s over the fastest PyTorch optimizer: {figures['ratio_over_torch']:.2f}")
-    print(f"dense over sparse updates at {million} rows: {pair['dense'] / pair['sparse']:.1f}")
-    print(f"waiting for input: {figures['input_share']:.1%} of the time")
     if options.plot:
         plot(options.plot, figures)
-    common.write_json(options.json, figures)
+    common.report(figures, options.json)
 
 
 def plot(path: Path, figures: dict[str, Any]) -> None:
     """Step time against table rows and history."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, key, label in zip(
-        axes, ("step_ms_by_table_rows", "step_ms_by_history"), ("item table rows", "long history"), strict=True
-    ):
-        axis.plot([int(x) for x in figures[key]], list(figures[key].values()), marker="o")
-        axis.set(xscale="log", ylim=(0, None), xlabel=label, ylabel="ms a step")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    print(f"plot written to {path}")
+    with common.picture(path, 1, 2, size=(9, 3.5), dpi=150) as (_, axes):
+        for axis, name in zip(axes, ("table_rows", "history"), strict=True):
+            times = figures[f"step_ms_by_{name}"]
+            axis.plot([int(x) for x in times], list(times.values()), marker="o")
+            label = {"table_rows": "item table rows", "history": "long history"}[name]
+            axis.set(xscale="log", ylim=(0, None), xlabel=label, ylabel="ms a step")
 
 
 if __name__ == "__main__":

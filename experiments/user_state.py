@@ -26,14 +26,12 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.data.dataset import Dataset
+from aif_jax import Dataset, Events, Streamed, UserFeatures, UserTable
 from aif_jax.encoding.times import stamps
 from aif_jax.features import SINCE, no_events, pack
 from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
-from aif_jax.types import Events, Streamed, UserFeatures
-from aif_jax.user_table import UserTable
 from aif_jax.user_table.rows import UserProgram
 from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common, plots
@@ -150,8 +148,7 @@ def updates(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
 def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     """CPU of making features from raw events: a whole history, or the row of a table and 16 new events."""
     length, rng = max(options.lengths) if options.smoke else 4096, np.random.default_rng(3)
-    columns, made = encoder(run).columns, encoder(run).with_length(length)
-    table = UserTable(aif.Trained(run.model, run.params, encoder(run)))
+    columns, made, table = data.encoder.columns, data.encoder.with_length(length), UserTable(run.trained)
     user = np.asarray(data.users.raw)[0].item()
     names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
 
@@ -181,7 +178,7 @@ def rebuild(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     for storage in options.storages:
         for _ in range(2):  # the first compiles
             start = time.perf_counter()
-            table = UserTable.build(aif.Trained(run.model, run.params, encoder(run)), data, storage=storage, progress=False)
+            table = UserTable.build(run.trained, data, storage=storage, progress=False)
             rates[storage] = len(data.log) / (time.perf_counter() - start)
         sizes[storage] = table.row_bytes
     one = aif.build(aif.presets.streaming(data.schema, width=run.config.width))
@@ -252,12 +249,6 @@ def list_auc(scores: np.ndarray) -> float:
     """The share of a list's other items that score below the first, mean over lists."""
     below = (scores[:, 1:] < scores[:, :1]) + 0.5 * (scores[:, 1:] == scores[:, :1])
     return float(below.mean())
-
-
-def encoder(run: aif.Run) -> aif.Encoder:
-    """Of a run whose data have one."""
-    assert run.encoder is not None
-    return run.encoder
 
 
 def drawn(schema: aif.Schema, count: int, rng: np.random.Generator) -> Events:

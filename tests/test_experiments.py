@@ -119,9 +119,10 @@ def test_quickstart_names_a_wrong_file(tmp_path):
 
 def test_training_step_against_torch(tmp_path):
     pytest.importorskip("torch", reason="needs the extra 'benchmarks'")
-    got = figures("experiments.train_step", tmp_path)
+    got = figures("experiments.train_throughput", tmp_path, "--step")
     assert got["max_abs_logit_difference"] < 1e-4
-    assert got["jax_step_ms"] > 0 and got["torch_step_ms"] > 0
+    assert got["ratio_torch_over_jax"] == pytest.approx(got["torch_step_ms"] / got["jax_step_ms"]) and got["jax_step_ms"] > 0
+    assert got["batch_size"] > 0 and got["torch_threads"] > 0
 
 
 @pytest.mark.parametrize("where", [[], pytest.param(["--embedded"], marks=pytest.mark.reliability)], ids=["server", "embedded"])
@@ -200,14 +201,18 @@ def test_cascade(tmp_path):
 
 def test_options_refuse_numbers_that_are_no_sizes(capsys):
     settings = {"rounds": (5, 1, ""), "seconds": (0.5, None, ""), "sizes": ([1, 4], None, ""), "seed": (0, None, "")}
-    settings |= {"release": (("new", "old"), None, "")}
-    given = common.options("", ["--smoke", "--sizes", "2", "3"], settings)
+    settings |= {"release": (("new", "old"), None, ""), "hours": (24, 3, "", 0)}
+    parser = common.parser("")
+    parser.add_argument("--worlds", nargs="*")
+    given = common.options(parser, ["--smoke", "--sizes", "2", "3", "--hours", "0", "--worlds"], settings)
     assert (given.rounds, given.seconds, given.sizes, given.seed, given.release) == (1, 0.5, [2, 3], 0, "new")
+    assert given.hours == 0 and given.worlds == []  # a setting may have its own least value, and a parser other options
     for wrong, message in (
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["--seconds", "-1"], "--seconds: expected at least 0, got -1"),
         (["--sizes", "4", "0"], "--sizes: expected at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
+        (["--hours", "-1"], "--hours: expected at least 0, got -1"),
         (["--release", "none"], "invalid choice: 'none'"),
     ):
         with pytest.raises(SystemExit):

@@ -12,7 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.train.evaluate import catalogue_scores
-from experiments.peers import baselines, export, judge, lists, report, scores, tuning
+from experiments.peers import baselines, judge, lists, report, scores, tuning
 from experiments.peers.__main__ import main
 from experiments.peers.feeds import batches
 from experiments.peers.judge import GAUC, HIT_RATE
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("light_compilation")
 @pytest.fixture(scope="module")
 def slices() -> dict[str, judge.Slice]:
     data = datasets.load("smoke")
-    return {name: judge.slice_of(data, name) for name in export.SLICES}
+    return {name: judge.slice_of(data, name) for name in judge.SLICES}
 
 
 def small(**changes) -> Lists:
@@ -71,11 +71,11 @@ EVENTS = {
 # requests
 
 
-@pytest.mark.parametrize("slice_", export.SLICES)
+@pytest.mark.parametrize("slice_", judge.SLICES)
 def test_requests_are_those_of_the_study(slices, slice_):
     """Requests and candidates are those that `question` judges its models on; histories are strictly earlier events."""
     on = slices[slice_]
-    made, data, log = export.lists_of(on), on.data, on.data.dataset.log
+    made, data, log = judge.lists_of(on), on.data, on.data.dataset.log
     trial = question.Trial(dataset="smoke", model=question.AIF, split=slice_)
     (part,) = question.parts_of(trial, data)
     wanted = question.requests_of(trial, part, data)
@@ -93,7 +93,7 @@ def test_requests_are_those_of_the_study(slices, slice_):
 
 
 def test_requests_round_trip(slices, tmp_path):
-    made = export.lists_of(slices["test"])
+    made = judge.lists_of(slices["test"])
     lists.write(tmp_path / "test", made)
     got = lists.read(tmp_path / "test")
     assert got.about == made.about and got.fields.keys() == made.fields.keys()
@@ -107,7 +107,7 @@ def test_requests_round_trip(slices, tmp_path):
 def test_requests_of_another_data_set_are_refused(slices, tmp_path):
     lists.write(tmp_path, small())
     with pytest.raises(ValueError, match=r"expected lists of \('smoke', 'test'\), got \('small', 'test'\); remove the folder"):
-        export.once(tmp_path, slices["test"])
+        judge.once(tmp_path, slices["test"])
     (tmp_path / "about.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="expected format 2, got 1; remove the folder"):
         lists.read(tmp_path)
@@ -180,7 +180,7 @@ def test_score_files_are_judged_like_models(slices, tmp_path, name, monkeypatch)
     params = built.init(jax.random.key(0), data.dataset.catalogue)
     trial = question.Trial(dataset=name, model=question.BASE, split="test")
     wanted = question.evaluate(trial, on.part, built, params, data, progress=False)
-    one = export.lists_of(on)
+    one = judge.lists_of(on)
     every = np.zeros((len(one.user), len(one.count)), np.float32)
     given = dict(repeats=True, batch_size=8, progress=False)  # a peer scores what was met too: the judge leaves it out
     for rows, found in catalogue_scores(built, params, data.dataset, on.requests.positions, **given):
@@ -234,7 +234,7 @@ def test_the_best_power_is_the_one_with_the_best_figure(slices):
 
 @pytest.fixture(scope="module")
 def exported(slices) -> Lists:
-    one = export.lists_of(slices["test"])
+    one = judge.lists_of(slices["test"])
     return Lists(**{**vars(one), "about": one.about | {"repeats": False}})
 
 
@@ -361,7 +361,7 @@ def test_features_of_histories_and_items():
 
 def test_the_best_trial_is_chosen_and_kept(slices, tmp_path):
     """The trial with the right order wins, an interrupted tuning goes on, and a score file that is there stays."""
-    made = {name: export.lists_of(on) for name, on in slices.items()}
+    made = {name: judge.lists_of(on) for name, on in slices.items()}
     workplace = tuning.Workplace(folder=tmp_path, lists=made, slices=slices)
     written = []
 
@@ -389,7 +389,7 @@ def test_the_best_trial_is_chosen_and_kept(slices, tmp_path):
 
 
 def test_a_feed_that_fails_says_so(slices, tmp_path):
-    workplace = tuning.Workplace(folder=tmp_path, lists={name: small() for name in export.SLICES}, slices=slices)
+    workplace = tuning.Workplace(folder=tmp_path, lists={name: small() for name in judge.SLICES}, slices=slices)
     with pytest.raises(RuntimeError, match=r"rechub-dssm: its feed failed in .*"):
         tuning.trained("rechub-dssm", workplace, "false", 1.0)
     with pytest.raises(ValueError, match="peer: expected one of .*, got 'unknown'"):

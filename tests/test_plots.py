@@ -12,7 +12,7 @@ import pytest
 
 from aif_jax.metrics import Interval
 from experiments import plots
-from experiments.study import calibration, question
+from experiments.study import calibration, question, records
 from experiments.study.question import AIF, WITH_MATCHING
 from tests.light import lightly_compiled
 
@@ -40,7 +40,7 @@ def test_blocks_are_those_of_the_results_page():
 
 def test_history_compares_the_same_users(tmp_path):
     """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
-    users = question.by_user(question.RESULTS, _a_run(), "gauc_trained").users
+    users = records.by_user(question.RESULTS, _a_run(), "gauc_trained").users
     counts = np.zeros(users.max() + 1, np.int64)
     counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
     log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))

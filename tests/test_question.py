@@ -10,7 +10,7 @@ from aif_jax.data.candidates import SampleKey, SeenPairs, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, popular_now, question, records, rules
-from experiments.study.similarity import upper_half
+from experiments.study.models import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -39,7 +39,7 @@ def test_smoke(tmp_path, capsys):
     told = capsys.readouterr().out
     assert f"against {question.BASE}" in told and f"against {question.WITH_MATCHING}" in told
     for record in records.read(results).values():
-        mine = question.by_user(results, record, "gauc")
+        mine = records.by_user(results, record, "gauc")
         assert abs(mine.mean - record["figures"]["gauc"]) < 1e-5 and len(mine.users) == record["users"]
         assert (np.diff(mine.users) > 0).all()  # each user once, in whatever block
     (rolled,) = [record for record in records.read(results).values() if record["split"] == "rolling"]
@@ -230,7 +230,7 @@ def test_rules_are_judged_like_models(smoke, tmp_path):
     (part,) = question.parts_of(trial, smoke)
     requests = question.requests_of(trial, part, smoke)
     counts = item_counts(smoke.dataset, part.seen)
-    found = question.by_user(tmp_path, made[trial.id], "gauc_all")
+    found = records.by_user(tmp_path, made[trial.id], "gauc_all")
     users = smoke.dataset.log.user[requests.positions]
     of_one = users == found.users[0]
     scores = counts[requests.rows[of_one]]

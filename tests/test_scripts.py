@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aif_jax.blocks.signatures import signs
-from experiments import codes, kernels, signatures
+from experiments import kernels, signatures
 from experiments.scale_out import catalogue
 from tests.conftest import child_environment
 from tests.light import flags
@@ -66,7 +66,7 @@ def test_rank_correlation_by_hand():
 
 
 def test_signatures(tmp_path):
-    figures = measured(tmp_path, "signatures")["agreement"]
+    figures = measured(tmp_path, "signatures", "--part", "projections")["agreement"]
     assert {"random K=64", "rotated K=64", "itq K=64", "itq at the origin K=64"} <= set(figures)
     assert figures["random K=64"]["top"] > figures["random K=32"]["top"] > 0.5
     assert 0 < figures["random K=64"]["histogram"] < 1
@@ -74,7 +74,7 @@ def test_signatures(tmp_path):
 
 def test_codes(tmp_path):
     """Codes that cover the catalogue give the histogram itself; fewer lose some of it."""
-    figures = measured(tmp_path, "codes")["codes"]
+    figures = measured(tmp_path, "signatures", "--part", "codes")["codes"]
     covered, few = figures["R=1024 J=1"], figures["R=16 J=1"]
     np.testing.assert_allclose(covered["float"], 1)
     assert covered["error"] < 1e-3 < few["error"] and few["float"] < 0.95
@@ -87,7 +87,7 @@ def test_moments_are_the_mean_and_deviation_of_the_similarity():
     item, past = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (5, 30))
     mask = np.arange(30) < 20
     share = 1 - np.bitwise_count(item[:, None] ^ past[None, :20]).sum(-1) / 64
-    mean, deviation = codes.spread(signs(jnp.asarray(item)), *codes.moments(jnp.asarray(past), jnp.asarray(mask)))
+    mean, deviation = signatures.spread(signs(jnp.asarray(item)), *signatures.moments(jnp.asarray(past), jnp.asarray(mask)))
     np.testing.assert_allclose(mean, share.mean(1), rtol=1e-5)
     np.testing.assert_allclose(deviation, share.std(1), rtol=1e-4)
 

@@ -16,7 +16,7 @@ from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
 from aif_jax.serving.programs import TopCandidates, best_of, has_repeats, pad, without_repeats
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from aif_jax.serving.versions import batch_sizes
-from experiments.timelines import draw
+from experiments.services import draw
 
 # buckets
 

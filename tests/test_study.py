@@ -13,7 +13,7 @@ from aif_jax.data.pipeline import make_batch
 from aif_jax.train import losses
 from aif_jax.train.fit import teacher_scores
 from experiments import ablation
-from experiments.study import datasets, models, recipes, records
+from experiments.study import datasets, models, records
 from tests import demo
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -41,7 +41,7 @@ def test_figures_are_the_means_of_their_records():
     groups = {}
     for record in records.read(records.RESULTS).values():
         usual = all(record.get(name, value) == value for name, value in USUAL.items())
-        if usual and (record["task"], record["slice"], record["recipe"]) == ("next", "test", recipes.DEFAULT):
+        if usual and (record["task"], record["slice"], record["recipe"]) == ("next", "test", models.RECIPE):
             groups.setdefault((record["dataset"], record["model"]), []).append(record["figures"]["gauc"])
     figures = json.loads(ablation.FIGURES.read_text())["next"]
     assert len(groups) > 100
@@ -67,15 +67,13 @@ def test_records_round_trip(tmp_path):
 def test_the_recipe_trains_towards_the_positive():
     scores, first = np.array([[1.0, 2.0, 0.0]], np.float32), np.array([[1.0, 0.0, 0.0]], np.float32)
     terms = [float(loss(scores, first)) for loss in (losses.listwise_softmax, losses.pointwise_bce)]
-    assert float(recipes.loss(recipes.DEFAULT)(scores, first)) == pytest.approx(sum(terms))
-    with pytest.raises(ValueError, match="recipe: expected 'listwise"):
-        recipes.loss("prayer")
+    assert float(models.LOSS(scores, first)) == pytest.approx(sum(terms))
 
 
 def test_a_teacher_scores_alike_whatever_lengths_it_reads_together(smoke):
     sizes = models.SMOKE | dict(long_length=256)
     config = aif.Config(schema=smoke.dataset.schema, blocks=(models.LEARNED, models.DOT), **sizes)
-    assert recipes.shorter(256) == (64, 128) and recipes.shorter(2048) == (128, 256, 512, 1024) and recipes.shorter(64) == ()
+    assert models.shorter(256) == (64, 128) and models.shorter(2048) == (128, 256, 512, 1024) and models.shorter(64) == ()
     teacher = aif.build(config), demo.init(aif.build(config), items=smoke.dataset.catalogue)
     log, at = smoke.dataset.log, smoke.split.test[::40][:30]
     lengths = log.history_end(at) - log.offsets[log.user[at]]

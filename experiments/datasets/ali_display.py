@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
+from aif_jax import Columns, Dataset
 from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
 
 SHOWN, CLICKED = 1, 2  # actions of impressions

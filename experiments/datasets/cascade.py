@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax.data import Dataset, request_starts
 from aif_jax.data.cascade import LOGGED, from_columns
-from aif_jax.data.dataset import Dataset
-from aif_jax.data.split import request_starts
 from experiments.datasets.synthetic import CLICK, World
 
 SHOWN = 10

@@ -13,9 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax import Columns, Dataset, Vocabulary
 from experiments.datasets.tables import UNKNOWN, Table, dataset, text_file
 
 SIGNALS = ("is_click", "long_view", "is_like", "is_hate", "is_rand")

@@ -21,9 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax import Columns, Dataset, Vocabulary
 from aif_jax.readers import TextFile
 from aif_jax.readers.tables import Content, lookup
 from experiments.datasets.content import clusters, text_embedding

@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from aif_jax import Columns, Dataset
 from aif_jax.data.cascade import LOGGED, from_columns
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
 from aif_jax.readers.sources import pyarrow
 from experiments.datasets.tables import dataset
 

@@ -24,7 +24,7 @@ user. `World.observable` is false for those samples. A first event has S(k) = po
 **Clicks.** Each event is a click (action 2) with probability lift / (lift + m), else merely seen (action 1); m is the median
 lift of all events. Clicks do not change what comes next.
 
-**Long views.** The second objective, with `long_views`: a clicked item is also watched for long (action 3) with probability
+**Long views.** The second objective, which the log does not hold: a clicked item is watched for long with probability
 sigmoid(g_i - 1). Its signal is another one: the hidden quality g_i of the item, the sum of a normal number of its topic and one
 of its category over sqrt 2, says nothing of clicks, and histories say nothing of it.
 
@@ -40,17 +40,14 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax import metrics
-from aif_jax.catalogue import Catalogue
+from aif_jax import Catalogue, Columns, Dataset, EventLog, Vocabulary, metrics
 from aif_jax.checks import expect_array, expect_integers
-from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.encoding.vocabulary import Vocabulary
 from experiments.datasets.content import unit_rows
 
-SEEN, CLICK, LONG_VIEW = 1, 2, 3
+SEEN, CLICK = 1, 2
+SMALL: dict[str, Any] = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
+"""Sizes of a world for smoke runs."""
 
 
 class Truth:
@@ -313,7 +310,6 @@ def synthetic_world(
     tie_rate: float = 0.15,
     mean_gap: int = 6 * 3600,
     topics_shown: bool = False,
-    long_views: bool = False,
 ) -> World:
     """Makes a world; the module's docstring has the formulas.
 
@@ -330,7 +326,6 @@ def synthetic_world(
       tie_rate: share of events that have the time of the one before.
       mean_gap: seconds between events that do not tie.
       topics_shown: the category of an item is its topic; `categories` must equal `topics`.
-      long_views: whether the log tells clicks with a long view from others; it is the same log otherwise.
 
     Example:
       >>> world = synthetic_world(users=20, items=100, topics=10, categories=5, interests=2, events_per_user=80)
@@ -387,12 +382,9 @@ def synthetic_world(
     median = float(np.median(lift))
     clicked = rng.random(len(lift)) * (lift + median) < lift
     action = np.where(clicked, CLICK, SEEN)
-    # Of generators of their own: what they draw changes no other number of the world.
+    # Of a generator of its own: what it draws changes no other number of the world.
     quality = _quality(np.random.default_rng((seed, 1)), topic, category)
-    if long_views:
-        watched = np.random.default_rng((seed, 2)).random(len(lift)) < 1 / (1 + np.exp(1 - quality[chosen.ravel()]))
-        action = np.where(clicked & watched, LONG_VIEW, action)
-    columns = Columns(action="action", actions=(SEEN, CLICK, LONG_VIEW)[: 2 + long_views])
+    columns = Columns(action="action", actions=(SEEN, CLICK))
     counts = {"user": users, "item": items, "category": categories}
     vocabularies = {name: Vocabulary(np.arange(1, count + 1)) for name, count in counts.items()}
     schema = schema_of(columns, vocabularies, content=content_dim)

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
+from aif_jax import Dataset, Vocabulary
 from aif_jax.encoding.columns import Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers import TextFile, read
 from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Problems, pyarrow

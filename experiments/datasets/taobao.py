@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
+from aif_jax import Columns, Dataset
 from aif_jax.readers.tables import Content
 from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 

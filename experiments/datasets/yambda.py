@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.columns import Columns
+from aif_jax import Columns, Dataset
 from aif_jax.readers.sources import pyarrow
 
 PLAYED = 50  # per cent of a track: from here on it is a listen that counts, "Listen+"

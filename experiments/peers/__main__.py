@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from experiments import common
-from experiments.peers import baselines, export, judge, report, scores, tuning
+from experiments.peers import baselines, judge, report, scores, tuning
 from experiments.study import datasets, question, records
 from experiments.study.question import Trial
 
@@ -39,8 +39,8 @@ def evaluate(options: argparse.Namespace) -> None:
     name = "smoke" if options.smoke else options.dataset
     data = datasets.load(name, options.data)
     folder = options.work.resolve() / name
-    slices = {slice_: judge.slice_of(data, slice_) for slice_ in export.SLICES}
-    lists = {slice_: export.once(folder / slice_, one) for slice_, one in slices.items()}
+    slices = {slice_: judge.slice_of(data, slice_) for slice_ in judge.SLICES}
+    lists = {slice_: judge.once(folder / slice_, one) for slice_, one in slices.items()}
     workplace = tuning.Workplace(folder=folder, lists=lists, slices=slices)
     for baseline in options.baselines:
         tuning.baseline(baseline, workplace)

@@ -1,4 +1,4 @@
-"""Score files judged by `question`'s own metrics, and what popularity is worth to them, chosen on the validation slice.
+"""The requests of `question` as files, score files judged by its metrics, and the share of popularity in them.
 
 Candidates are drawn by count ** 0.75 and the catalogue is not, so the right share of popularity in a score differs between GAUC
 and HR@100, and depends on a model's negatives in training. This package's models get the shares that follow from their loss, 0
@@ -9,6 +9,7 @@ are logarithms of a likelihood (`logits`), others are multiplied by count ** pow
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,15 @@ import numpy as np
 from aif_jax.data.candidates import item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import rank_of
+from experiments.peers import lists
+from experiments.peers.lists import Lists
 from experiments.peers.scores import BLOCK, Scores
 from experiments.study import question
 from experiments.study.datasets import StudyData
-from experiments.study.evaluation import Requests
-from experiments.study.question import UNTRAINED, Part, Trial
+from experiments.study.question import UNTRAINED, Part, Requests, Trial
 
+SLICES = ("validation", "test")
+POWER = 0.75  # of the study's sampler
 POWERS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 GAUC, HIT_RATE = JUDGED = ("gauc_trained", "hr100_trained")
 """The headline's metrics: requests whose item has a training event."""
@@ -44,6 +48,43 @@ def slice_of(data: StudyData, name: str) -> Slice:
     (part,) = question.parts_of(trial, data)
     requests = question.requests_of(trial, part, data)
     return Slice(data, name, part, requests, item_counts(data.dataset, part.seen), question.catalogue_requests(requests))
+
+
+def lists_of(on: Slice) -> Lists:
+    """The files' contents for one slice: "validation", trained on the first 80 % of events, or "test", on the first 90 %."""
+    dataset, at, seen = on.data.dataset, on.requests.positions, on.part.seen
+    log = dataset.log
+    start, end = log.offsets[log.user[at]], log.history_end(at)
+    places = np.concatenate([np.arange(first, last) for first, last in zip(start, end, strict=True)])
+    about = {"dataset": on.data.name, "slice": on.name, "repeats": on.data.repeats, "power": POWER}
+    return Lists(
+        about={"format": lists.FORMAT} | about,
+        count=on.counts,
+        fields={name: ids for name, ids in dataset.catalogue.ids.items() if name != "item"},
+        content=dataset.catalogue.content,
+        events={name: getattr(log, name)[seen] for name in ("user", "item", "action", "time")},
+        user=log.user[at],
+        time=log.time[at],
+        offsets=np.append(0, np.cumsum(end - start)),
+        history={name: getattr(log, name)[places] for name in ("item", "action", "time")},
+        candidates=np.sort(on.requests.rows, axis=1).astype(np.int32),
+        whole=np.isin(at, on.at),
+    )
+
+
+def once(folder: Path, on: Slice) -> Lists:
+    """The lists of a slice in a folder, written where there are none.
+
+    Raises:
+      ValueError: lists of another data set or slice are there.
+    """
+    if not (folder / "about.json").exists():
+        lists.write(folder, lists_of(on))
+    found = lists.read(folder)
+    wanted, got = (on.data.name, on.name), (found.about["dataset"], found.about["slice"])
+    if got != wanted:
+        raise ValueError(f"{folder}: expected lists of {wanted}, got {got}; remove the folder")
+    return found
 
 
 def judged(found: Scores, on: Slice, powers: dict[str, float]) -> dict[str, ByUser]:

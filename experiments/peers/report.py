@@ -107,7 +107,7 @@ def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict
         return cells
 
     def peer(one: dict[str, Any], metric: str) -> ByUser | None:
-        return question.by_user(results, one, metric) if metric in one["figures"] else None
+        return records.by_user(results, one, metric) if metric in one["figures"] else None
 
     rows = [row(OURS[name], partial(pooled, name)) for name in OURS if runs[name]]
     rows += [row(one["model"], partial(peer, one)) for one in mine]

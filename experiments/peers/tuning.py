@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.peers import baselines, judge, scores
-from experiments.peers.export import SLICES
 from experiments.peers.feeds.__main__ import FEEDS
-from experiments.peers.judge import Slice
+from experiments.peers.judge import SLICES, Slice
 from experiments.peers.lists import Lists
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 from experiments.scale_out.replicas import World
-from experiments.scale_out.serving import CALLS
+from experiments.scale_out.serving import CALLS, play
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -94,22 +94,17 @@ def _play(world: World, handle: Any, order: np.ndarray) -> dict[str, Any]:
     """Calls one after another; one whose replica died is sent again."""
     from ray.exceptions import RayActorError
 
-    hits = mixed = sent_again = 0
-    seconds = []
-    for user in order.tolist():
-        fields = world.call(user)
-        start = time.perf_counter()
+    sent_again = 0
+
+    def ask(fields: dict[str, Any]) -> Any:
+        nonlocal sent_again
         while True:
             try:
-                answer = call(handle, "rank", fields).result(timeout_s=60)
-                break
+                return call(handle, "rank", fields).result(timeout_s=60)
             except RayActorError:
                 sent_again += 1
-        seconds.append(time.perf_counter() - start)
-        hits += "user" not in answer["stages"]
-        mixed += not world.is_of_one_version(user, answer)
-    hit_share, p50 = hits / len(order), 1e3 * float(np.median(seconds))
-    return {"hit_share": hit_share, "mixed": mixed, "sent_again": sent_again, "p50_ms": p50}
+
+    return play(world, ask, order) | {"sent_again": sent_again}
 
 
 async def _in_process(world: World, folder: Path, config: ServingConfig, order: np.ndarray) -> dict[str, float]:

@@ -25,9 +25,7 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import export
-from aif_jax.index import ItemIndex
-from aif_jax.service.client import Client
+from aif_jax import ItemIndex, export
 from aif_jax.service.models import publish
 
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "docs" / "deploy"
@@ -170,13 +168,6 @@ class Replica:
             self.kill()
         if self.process.stdout is not None:
             self.process.stdout.close()
-
-    def cache(self) -> tuple[int, int]:
-        """Hits and misses of the state caches of the versions that it holds."""
-        with Client(self.address) as client:
-            text = client.request("GET", "/metrics")[2].decode()
-        sums = [re.findall(rf"^aif_cache_{name}_total{{[^}}]*}} ([\d.e+]+)$", text, re.M) for name in ("hits", "misses")]
-        return int(sum(map(float, sums[0]))), int(sum(map(float, sums[1])))
 
 
 def proxy_text(name: Proxy) -> str:

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax import train
+from aif_jax import Evaluation, train
 from aif_jax.data import eligible
-from aif_jax.train.evaluate import Evaluation
 from experiments import common
 from experiments.study import datasets, question
 from experiments.study.question import AIF, EPOCHS, Trial

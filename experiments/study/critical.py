@@ -17,7 +17,6 @@ import aif_jax as aif
 from aif_jax.data.dataset import Dataset
 from aif_jax.train.evaluate import item_rows
 from aif_jax.types import Params
-from experiments.study.evaluation import earlier
 
 
 class Way(NamedTuple):
@@ -37,7 +36,8 @@ def time_one(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], cl
 
 def longest(dataset: Dataset, candidates: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """16 requests of the longest histories: positions in the log, and at most so many candidates of each, drawn at random."""
-    positions = np.argsort(-earlier(dataset, np.arange(len(dataset.log))), kind="stable")[: 64 * 16 : 64]
+    log, every = dataset.log, np.arange(len(dataset.log))
+    positions = np.argsort(log.offsets[log.user] - log.history_end(every), kind="stable")[: 64 * 16 : 64]
     rng, items = np.random.default_rng(0), len(dataset.catalogue) - 1
     return positions, [rng.choice(items, min(candidates, items), replace=False).astype(np.int32) + 1 for _ in range(16)]
 

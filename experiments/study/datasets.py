@@ -1,4 +1,4 @@
-"""The data sets of the study, each with its split and, for the synthetic worlds, the truth.
+"""The data sets of the study, each with its split.
 
 They are made from their files in a few seconds, and are always the same.
 """
@@ -7,35 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
-from aif_jax.data.split import Split, split_by_time
+from aif_jax.data import Dataset, EventLog, Split, split_by_time
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
-from experiments.datasets.synthetic import World, synthetic_world
+from experiments.datasets.synthetic import synthetic_world
 
 CONTENT = 64  # width that wide content embeddings are reduced to
 FOLDERS = {"movielens": "movielens-small-merged", "taobao": "taobao-userbehavior-head100k"}
-KNOBS = ("long_term", "short_term", "category_locality", "noise")
-SYNTHETIC = {
-    "synthetic": dict(zip(KNOBS, (0.4, 0.2, 0.2, 0.2), strict=True)),
-    "synthetic-long": dict(zip(KNOBS, (0.8, 0.0, 0.0, 0.2), strict=True)),
-    "synthetic-short": dict(zip(KNOBS, (0.0, 0.8, 0.0, 0.2), strict=True)),
-    "synthetic-category": dict(zip(KNOBS, (0.0, 0.0, 0.8, 0.2), strict=True)),
-    "synthetic-noise": dict(zip(KNOBS, (0.0, 0.0, 0.0, 1.0), strict=True)),
-}
-RESTING: dict[str, Any] = dict(
-    zip(KNOBS, (0.1, 0.85, 0.0, 0.05), strict=True),
-    users=50, items=2000, topics=400, categories=400, topics_shown=True, interests=100, events_per_user=2000, lag=520,
-    mean_gap=18 * 3600,
-)  # fmt: skip
-"""A world of interests that rest: a topic that comes back was last met at least 520 events, about 11 months, before."""
 ONCE = "synthetic-once"
-NAMES = ("movielens", "taobao", *SYNTHETIC, "synthetic-rest", ONCE, "smoke")
+NAMES = ("movielens", "taobao", "synthetic", ONCE, "smoke")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,14 +29,12 @@ class StudyData:
       dataset: the data.
       split: by time.
       sim_fields: fields with a SIM cache.
-      world: the truth of a synthetic data set, else None.
     """
 
     name: str
     dataset: Dataset
     split: Split
     sim_fields: tuple[str, ...] = ("item", "category")
-    world: World | None = None
 
     @property
     def repeats(self) -> bool:
@@ -88,19 +69,15 @@ def load(name: str, folder: Path | None = None) -> StudyData:
         return once(load("synthetic"), name)
     if name == "smoke":
         world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
-    elif name == "synthetic-rest":
-        world = synthetic_world(0, **RESTING)
-        split, fields = split_by_time(world.dataset.log), ("category",)
-        return StudyData(name=name, dataset=world.dataset, split=split, sim_fields=fields, world=world)
-    elif name in SYNTHETIC:
-        world = synthetic_world(0, users=500, items=2000, events_per_user=300, **SYNTHETIC[name])
+    elif name == "synthetic":
+        world = synthetic_world(0, users=500, items=2000, events_per_user=300)
     else:
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
-    return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log), world=world)
+    return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log))
 
 
 def once(data: StudyData, name: str) -> StudyData:
-    """Each user's first event with an item alone, so that nobody comes back. A world's truth, which counts all, is left out."""
+    """Each user's first event with an item alone, so that nobody comes back."""
     log, users = data.dataset.log, len(data.dataset.users)
     first = np.sort(np.unique(log.user.astype(np.int64) * len(data.dataset.items) + log.item, return_index=True)[1])
     kept = EventLog.from_arrays(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)

@@ -32,7 +32,6 @@ from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common
 from experiments.study import critical, datasets, question, records
 from experiments.study.critical import Way
-from experiments.study.evaluation import sampled_scores
 from experiments.study.question import AIF, BASE, FULL, Trial
 
 RESULTS = question.RESULTS / "depth"
@@ -75,7 +74,7 @@ def evaluate(data: datasets.StudyData, seed: int, *, kept: Path, work: Path) -> 
         if not (work / trial.file).exists() or trial.id not in found:
             raise FileNotFoundError(f"{trial.id}: expected a model in {work}, a record in {kept}; run question's --plan test")
         model, params, _ = question.trained(trial, part, data, work=work, progress=False)
-        sampled[name] = sampled_scores(model, params, data.dataset, requests, progress=False)
+        sampled[name] = question.sampled_scores(model, params, data, requests, progress=False)
         offset = popularity_offset(counts, untrained=question.chosen(found, found[trial.id]))
         every[name] = np.empty((len(at), len(counts)), np.float32)
         for rows, scores in catalogue_scores(model, params, data.dataset, at, batch_size=4):

@@ -29,10 +29,9 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import checkpoint, metrics
+from aif_jax import Dataset, metrics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SeenPairs, item_counts
-from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.metrics import ByUser
 from aif_jax.schema import statistic_names
@@ -106,8 +105,7 @@ def evaluate(
     counts, statistics = item_counts(dataset, part.seen), counts_at(dataset)
     met = SeenPairs(log, at).contains(np.arange(len(at))[:, None], requests.rows)
     kept = np.full(met.shape, True) if data.repeats else ~met
-    lists = CandidateLists(requests.rows, requests.labels)
-    scores = list_scores(model, params, dataset, at, lists, progress=progress)
+    scores = question.sampled_scores(model, params, data, requests, progress=progress)
     trained = (counts[log.item[at]] > 0)[:, None]
     lists = drawn_so_far(dataset, negatives=99, repeats=data.repeats)(at, SampleKey(0, 0, 0))
     so_far = list_scores(model, params, dataset, at, lists, progress=progress)
@@ -117,7 +115,7 @@ def evaluate(
         "gauc_trained": metrics.gauc_by_user(scores, requests.labels, users, where=kept & trained),
         "gauc_so_far": metrics.gauc_by_user(so_far, lists.labels, users, where=(lists.rows > 0) & happened),
     }
-    at = np.sort(np.random.default_rng(2).permutation(at)[: question.CATALOGUE_REQUESTS])
+    at = question.catalogue_requests(requests)
     names = [(kind, untrained) for kind in ("hr100", "hr100_now") for untrained in question.UNTRAINED]
     hits = {name: np.zeros(len(at)) for name in names}
     every = np.arange(len(counts))
@@ -138,28 +136,15 @@ def run(
     """Trains, evaluates, keeps the model in `work` and the figures in `results`."""
     began, name = time.perf_counter(), identity(trial, kind, negatives)
     data = plain if kind == NONE else dataclasses.replace(plain, dataset=with_statistics(plain.dataset))
-    folder = work / file_of(name)
-    if folder.exists():
-        model, params = aif.build(question.config_of(trial, data)), checkpoint.load(folder).params
-        said = json.loads(folder.with_suffix(".json").read_text(encoding="utf-8"))
-    else:
-        part, source = question.parts_of(trial, data)[0], None
-        if negatives == SO_FAR:
-            source = drawn_so_far(data.dataset, negatives=question.NEGATIVES, repeats=data.repeats)
-        model, params, said = question.train_model(trial, part, data, source=source, progress=progress)
-        checkpoint.save(folder, aif.Trained(model, params))
-        folder.with_suffix(".json").write_text(json.dumps(said), encoding="utf-8")
+    part, source = question.parts_of(trial, data)[0], None
+    if negatives == SO_FAR:
+        source = drawn_so_far(data.dataset, negatives=question.NEGATIVES, repeats=data.repeats)
+    file = records.file_of(name)
+    model, params, said = question.trained(trial, part, data, work=work, file=file, source=source, progress=progress)
     found = evaluate(trial, model, params, data, progress=progress)
-    (results / "by_user").mkdir(parents=True, exist_ok=True)
-    arrays = {f"{key}.{part}": value for key, one in found.items() for part, value in question.pack(one).items()}
-    np.savez_compressed(results / "by_user" / f"{file_of(name)}.npz", **arrays)  # type: ignore[arg-type]
-    record = {
-        "id": name, "dataset": trial.dataset, "model": trial.model, "statistics": kind, "negatives": negatives,
-        "figures": {key: one.mean for key, one in found.items()}, **said,
-        "seconds": time.perf_counter() - began, "commit": common.machine()["commit"],
-    }  # fmt: skip
-    records.append(results, record)
-    return record
+    record = {"id": name, "dataset": trial.dataset, "model": trial.model, "statistics": kind, "negatives": negatives, **said,
+              "seconds": time.perf_counter() - began, "commit": common.machine()["commit"]}  # fmt: skip
+    return records.keep(results, record, found)
 
 
 def identity(trial: Trial, kind: str, negatives: str) -> str:
@@ -167,20 +152,10 @@ def identity(trial: Trial, kind: str, negatives: str) -> str:
     return f"{trial.id}/statistics {kind}/negatives {negatives}"
 
 
-def file_of(name: str) -> str:
-    """The name of a record as that of a file."""
-    return name.replace("/", "--").replace(" ", "_").replace("=", "")
-
-
 def report(results: Path) -> str:
     """Each run against that of the same model without statistics and with the protocol's negatives, paired over users."""
     lines, found = [], records.read(results)
     usual = {(r["dataset"], r["model"]): r for r in found.values() if (r["statistics"], r["negatives"]) == (NONE, TRAINING)}
-
-    def by_user(record: dict[str, Any], name: str) -> ByUser:
-        with np.load(results / "by_user" / f"{file_of(record['id'])}.npz") as arrays:
-            users, values, weights = (arrays[f"{name}.{part}"] for part in ("users", "values", "weights"))
-        return ByUser(users.astype(np.int64), values.astype(np.float64), weights.astype(np.float64))
 
     def best(record: dict[str, Any], kind: str) -> str:
         names = [f"{kind}@{untrained:g}" for untrained in question.UNTRAINED]
@@ -194,11 +169,14 @@ def report(results: Path) -> str:
             f"{record['dataset']}, {record['model']}: statistics {record['statistics']}, negatives {record['negatives']}"
         )
         for name in ("gauc", "gauc_trained", "gauc_so_far"):
-            gap = metrics.paired_interval(by_user(record, name), by_user(base, name))
+            gap = metrics.paired_interval(records.by_user(results, record, name), records.by_user(results, base, name))
             values = f"{base['figures'][name]:.4f} -> {record['figures'][name]:.4f}"
             lines.append(f"  {name} {values}, {100 * gap.value:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] points")
         for kind in ("hr100", "hr100_now"):
-            ours, theirs = by_user(record, best(record, kind)), by_user(base, best(base, kind))
+            ours, theirs = (
+                records.by_user(results, record, best(record, kind)),
+                records.by_user(results, base, best(base, kind)),
+            )
             gap = metrics.paired_interval(ours, theirs, ratio=True)
             lines.append(
                 f"  {kind} {theirs.mean:.3f} -> {ours.mean:.3f}, {gap.value:.2f} times [{gap.low:.2f}, {gap.high:.2f}]"

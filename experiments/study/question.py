@@ -36,30 +36,24 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import blocks, checkpoint, metrics, train
-from aif_jax.blocks import MatchingStatistics
-from aif_jax.blocks.item_offset import popularity_offset
-from aif_jax.data import candidates
-from aif_jax.data.candidates import CandidateSource, NegativeSampler, SeenPairs, item_counts
-from aif_jax.data.events import EventLog
-from aif_jax.data.pipeline import Pipeline
+from aif_jax.blocks import MatchingStatistics, popularity_offset
+from aif_jax.data import CandidateSource, EventLog, NegativeSampler, Pipeline, SeenPairs, candidates, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train import losses
-from aif_jax.train.evaluate import catalogue_scores, rank_of
+from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
-from experiments.study import critical, datasets, models, recipes, records, tarq
-from experiments.study.evaluation import MIN_HISTORY, Requests, held_out, sampled_scores
-from experiments.study.similarity import UpperTiers
+from experiments.study import critical, datasets, models, records, tarq
 
 RESULTS = records.RESULTS.parent / "question"
 EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
 SIM, TIERS = models.SIM, models.WINDOWED
-UPPER = UpperTiers(tiers=8, bits=64, length=512)
+UPPER = models.UpperTiers(tiers=8, bits=64, length=512)
 MODELS: dict[str, dict[str, Any]] = {
     "two-tower": dict(head=(), blocks=(models.DOT,)),
     "two-tower with a head": dict(blocks=(models.DOT,)),
@@ -126,6 +120,8 @@ BLOCKS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of all events by time at which the blocks of the rolling split begin; the last block ends with the log."""
 LAST = 10
 """Events of a user, the last ones, that the rolling split judges."""
+MIN_HISTORY = 5
+"""Strictly earlier events that the user of a request has at least."""
 REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
 """How many sampled requests judge a model at most; of the rolling split in each block."""
 LAST_OF_ALL = -100.0
@@ -158,7 +154,15 @@ class Trial:
     @property
     def file(self) -> str:
         """The id as a file's name."""
-        return self.id.replace("/", "--").replace(" ", "_").replace("=", "")
+        return records.file_of(self.id)
+
+
+class Requests(NamedTuple):
+    """Held-out requests with their sampled candidates, the event's item in column 0."""
+
+    positions: np.ndarray  # int64 [R] positions in the event log
+    rows: np.ndarray  # int32 [R, 1 + n]
+    labels: np.ndarray  # float32 [R, 1 + n]
 
 
 class Part(NamedTuple):
@@ -247,12 +251,12 @@ def train_model(
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
         candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
-        buckets=recipes.shorter(model.config.history_length),
+        buckets=models.shorter(model.config.history_length),
     )  # fmt: skip
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    loss = recipes.loss(recipes.DEFAULT)
+    loss = models.LOSS
     if teacher is not None:
         feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
         loss = with_teacher(loss, losses.distill_listwise)
@@ -301,9 +305,27 @@ def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LA
 
 
 def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
-    """The held-out requests, the same for every model and seed, with 99 sampled negatives, met items among them."""
+    """The held-out requests and 99 sampled negatives of each, met items among them; the same for every model and seed.
+
+    Negatives are drawn by training popularity ** 0.75.
+    """
+    kept = eligible(data.dataset.log, part.held, min_history=MIN_HISTORY)
+    if not len(kept):
+        raise ValueError(f"{trial.id}: expected an event with {MIN_HISTORY} earlier events of its user, got none")
+    count = 64 if trial.dataset == "smoke" else REQUESTS[trial.split]
+    at = np.sort(np.random.default_rng(0).permutation(kept)[:count])
     sampler = NegativeSampler(item_counts(data.dataset, part.seen))
-    return held_out(data.dataset, part.held, sampler, requests=64 if trial.dataset == "smoke" else REQUESTS[trial.split])
+    source = candidates.sampled_negatives(data.dataset, sampler=sampler, negatives=99, repeats=True)  # callers mask met items
+    rows, labels, _ = source(at, candidates.SampleKey(0, 0, 0))
+    return Requests(at, rows, labels)
+
+
+def sampled_scores(
+    model: aif.PreRanker, params: Params, data: datasets.StudyData, requests: Requests, *, progress: bool = True
+) -> np.ndarray:
+    """Joint scores of the sampled candidates, float32 [R, 1 + n]."""
+    lists = candidates.CandidateLists(requests.rows, requests.labels)
+    return list_scores(model, params, data.dataset, requests.positions, lists, progress=progress)
 
 
 def catalogue_requests(requests: Requests) -> np.ndarray:
@@ -336,7 +358,7 @@ def evaluate(
     model cannot tell it by being new. Their catalogue is that of such items.
     """
     dataset, requests = data.dataset, requests_of(trial, part, data)
-    scores = sampled_scores(model, params, dataset, requests, progress=progress)
+    scores = sampled_scores(model, params, data, requests, progress=progress)
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
@@ -406,14 +428,8 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
 
 def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
     """Writes the record of a run, and its metrics by user into a file next to it."""
-    folder = results / "by_user"
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{name}.{part}": value for name, one in found.items() for part, value in pack(one).items()}
-    np.savez_compressed(folder / f"{trial.file}.npz", **arrays)  # type: ignore[arg-type]
-    record = {"id": trial.id, **dataclasses.asdict(trial), "figures": {name: one.mean for name, one in found.items()},
-              "users": len(found["gauc"].users), **more}  # fmt: skip
-    records.append(results, record)
-    return record
+    record = {"id": trial.id, **dataclasses.asdict(trial), "users": len(found["gauc"].users), **more}
+    return records.keep(results, record, found)
 
 
 def run_part(
@@ -426,10 +442,20 @@ def run_part(
 
 
 def trained(
-    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
+    trial: Trial,
+    part: Part,
+    data: datasets.StudyData,
+    *,
+    work: Path,
+    file: str | None = None,
+    source: CandidateSource | None = None,
+    progress: bool,
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The model of a run, from `work` if it was trained before, and what is said of its training; its teacher comes first."""
-    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
+    """The model of a run, from `work` if it was trained before, and what is said of its training; its teacher comes first.
+
+    `file` is its name there, by default that of the run; `source` as `train_model` has it.
+    """
+    file = file or trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
     folder, record = work / file, work / f"{file}.json"
     if folder.exists():
         said = json.loads(record.read_text(encoding="utf-8"))
@@ -438,7 +464,7 @@ def trained(
     if trial.model in TAUGHT:
         of_teacher = dataclasses.replace(trial, model=TAUGHT[trial.model])
         teacher = aif.Trained(*trained(of_teacher, part, data, work=work, progress=progress)[:2])
-    model, params, said = train_model(trial, part, data, teacher=teacher, progress=progress)
+    model, params, said = train_model(trial, part, data, source=source, teacher=teacher, progress=progress)
     checkpoint.save(folder, aif.Trained(model, params))
     record.write_text(json.dumps(said), encoding="utf-8")
     return model, params, said
@@ -456,24 +482,6 @@ def joined(parts: list[ByUser]) -> ByUser:
     users, values, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(users, kind="stable")
     return ByUser(users[order], values[order], weights[order])
-
-
-def pack(metric: ByUser) -> dict[str, np.ndarray]:
-    """The arrays of a metric, small."""
-    return {
-        "users": metric.users.astype(np.int32),
-        "values": metric.values.astype(np.float32),
-        "weights": metric.weights.astype(np.int32),
-    }
-
-
-def by_user(results: Path, record: dict[str, Any], name: str) -> ByUser:
-    """A metric of a run by user, from its file."""
-    fields = {field.name for field in dataclasses.fields(Trial)}
-    file = results / "by_user" / f"{Trial(**{key: value for key, value in record.items() if key in fields}).file}.npz"
-    with np.load(file) as arrays:
-        users, values, weights = (arrays[f"{name}.{part}"] for part in ("users", "values", "weights"))
-    return ByUser(users.astype(np.int64), values.astype(np.float64), weights.astype(np.float64))
 
 
 def over_seeds(parts: list[ByUser]) -> ByUser:
@@ -585,7 +593,7 @@ def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str, *, epoch
 
 def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
     """A metric of METRICS by user, averaged over seeds."""
-    return over_seeds([by_user(results, run, named(metric, found, runs[0])) for run in runs])
+    return over_seeds([records.by_user(results, run, named(metric, found, runs[0])) for run in runs])
 
 
 def named(metric: str, found: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
@@ -629,7 +637,10 @@ def measure_times(
                 ]
                 top = min(100, count)
                 alone = jax.jit(lambda params, inputs, head=head, top=top: jax.lax.top_k(head(params, inputs), top))
-                once = partial(_head, alone, weights, inputs)
+
+                def once(i: int, found: np.ndarray, alone: Any = alone, inputs: tuple = (weights, inputs)) -> Any:
+                    return alone(*inputs)
+
                 timed[f"{name}/head"] = partial(critical.time_one, once, rows, time.perf_counter)
     for once in timed.values():
         for i in range(3):
@@ -641,10 +652,6 @@ def measure_times(
         entry = made.setdefault(name, {"trained": known[name]})
         entry[what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
     return made
-
-
-def _head(alone: Any, weights: Params, inputs: jax.Array, i: int, found: np.ndarray) -> Any:
-    return alone(weights, inputs)
 
 
 def read_times(results: Path) -> dict[str, Any]:
@@ -699,40 +706,36 @@ def report(results: Path) -> str:
 
 def picture(results: Path, path: Path) -> None:
     """GAUC over the two-tower model against the time after retrieval, by data set; bars are 95 % over users, paired."""
-    from matplotlib.figure import Figure
-
     found, times = records.read(results), read_times(results)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
     labels = {
         BASE: ("two-tower", "tab:gray"),
         WITH_MATCHING: ("two-tower with\nmatching statistics", "tab:orange"),
         AIF: ("AIF", "tab:blue"),
         FULL: ("full attention", "tab:red"),
     }
-    for axis, dataset in zip(figure.subplots(1, 2, sharey=True), ("movielens", "taobao"), strict=True):
-        for model, (label, colour) in labels.items():
-            runs = runs_of(found, dataset, model)
-            same = [run for run in runs_of(found, dataset, BASE) if run["seed"] in {one["seed"] for one in runs}]
-            ours, base = (pooled(results, found, some, "gauc_trained") for some in (runs, same))
-            gap = metrics.paired_interval(ours, base)
-            x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
-            error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
-            axis.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
-            axis.annotate(
-                label,
-                (x, y),
-                xytext={BASE: (9, -14), WITH_MATCHING: (26, -22)}.get(model, (9, 6)),
-                textcoords="offset points",
-                color=colour,
-                fontsize=10,
-            )
-        title = {"movielens": "MovieLens", "taobao": "Taobao, times of MovieLens"}[dataset]
-        axis.set(title=title, xlabel="ms after retrieval, 1,000 candidates (p50)", xlim=(0, 2.2), ylim=(-1, 7.5))
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("GAUC points over two-tower")
-    figure.suptitle("A quarter of a millisecond buys two to five points")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    with common.picture(path, 1, 2, size=(9, 3.6), dpi=140, sharey=True) as (figure, axes):
+        for axis, dataset in zip(axes, ("movielens", "taobao"), strict=True):
+            for model, (label, colour) in labels.items():
+                runs = runs_of(found, dataset, model)
+                same = [run for run in runs_of(found, dataset, BASE) if run["seed"] in {one["seed"] for one in runs}]
+                ours, base = (pooled(results, found, some, "gauc_trained") for some in (runs, same))
+                gap = metrics.paired_interval(ours, base)
+                x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
+                error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
+                axis.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
+                axis.annotate(
+                    label,
+                    (x, y),
+                    xytext={BASE: (9, -14), WITH_MATCHING: (26, -22)}.get(model, (9, 6)),
+                    textcoords="offset points",
+                    color=colour,
+                    fontsize=10,
+                )
+            title = {"movielens": "MovieLens", "taobao": "Taobao, times of MovieLens"}[dataset]
+            axis.set(title=title, xlabel="ms after retrieval, 1,000 candidates (p50)", xlim=(0, 2.2), ylim=(-1, 7.5))
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].set_ylabel("GAUC points over two-tower")
+        figure.suptitle("A quarter of a millisecond buys two to five points")
 
 
 if __name__ == "__main__":

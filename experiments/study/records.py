@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from aif_jax.metrics import ByUser
+
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "old_protocol"
 """Records of the protocol that counted met items among the negatives; those of today's are written by `question.py`."""
 
@@ -49,3 +53,26 @@ def rounded(value: Any, digits: int = 5) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return round(value, digits) if isinstance(value, float) else value
+
+
+def file_of(name: str) -> str:
+    """The id of a record as a file's name."""
+    return name.replace("/", "--").replace(" ", "_").replace("=", "")
+
+
+def keep(folder: Path, record: dict[str, Any], found: dict[str, ByUser]) -> dict[str, Any]:
+    """Adds a record with its figures, and writes its metrics by user, which must be small, into a file next to it."""
+    (folder / "by_user").mkdir(parents=True, exist_ok=True)
+    kinds = {"users": np.int32, "values": np.float32, "weights": np.int32}
+    arrays = {f"{name}.{part}": getattr(one, part).astype(kind) for name, one in found.items() for part, kind in kinds.items()}
+    np.savez_compressed(folder / "by_user" / f"{file_of(record['id'])}.npz", **arrays)  # type: ignore[arg-type]
+    record = record | {"figures": {name: one.mean for name, one in found.items()}}
+    append(folder, record)
+    return record
+
+
+def by_user(folder: Path, record: dict[str, Any], name: str) -> ByUser:
+    """A metric of a record by user."""
+    with np.load(folder / "by_user" / f"{file_of(record['id'])}.npz") as arrays:
+        users, values, weights = (arrays[f"{name}.{part}"] for part in ("users", "values", "weights"))
+    return ByUser(users.astype(np.int64), values.astype(np.float64), weights.astype(np.float64))

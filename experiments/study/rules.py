@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax import metrics
+from aif_jax import EventLog, metrics
 from aif_jax.data.candidates import item_counts
-from aif_jax.data.events import EventLog
 from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
 

@@ -18,12 +18,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aif_jax import item, layers, user
+from aif_jax import Config, PreRanker, item, layers, user
 from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect, own
 from aif_jax.blocks.exact import Sequence
-from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
-from aif_jax.model import PreRanker
 from aif_jax.types import Array, ItemFeatures, ItemRow, Params, UserFeatures, UserState, record
 
 

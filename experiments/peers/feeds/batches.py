@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -110,3 +111,10 @@ def sizes(lists: Lists) -> dict[str, int]:
     """Rows of the embedding table of the item and of each single-valued field."""
     fields = {name: int(ids.max()) + 1 for name, ids in lists.fields.items() if ids.ndim == 1}
     return {"item": len(lists.count)} | fields
+
+
+def tensors(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The same as tensors of PyTorch; copies, since an array may be part of a file that is mapped."""
+    import torch
+
+    return {name: torch.tensor(values) for name, values in batch.items()}

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from fuxictr.features import FeatureMap
 
-from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
-from experiments.peers.feeds.tensors import tensors
+from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, tensors, user_features
 from experiments.peers.lists import Lists
 from experiments.peers.scores import Scorer
 

@@ -13,8 +13,7 @@ from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFea
 from torch_rechub.models.matching import DSSM, YoutubeDNN
 from torch_rechub.trainers import MatchTrainer
 
-from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, user_features
-from experiments.peers.feeds.tensors import tensors
+from experiments.peers.feeds.batches import Budget, Samples, item_features, sizes, tensors, user_features
 from experiments.peers.lists import Lists
 from experiments.peers.scores import Scorer
 
