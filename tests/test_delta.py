@@ -40,9 +40,9 @@ class Start:
     users: UserTable
 
 
-def start(config: aif.Config, data: aif.Dataset) -> Start:
+def start(config: aif.Config, data: aif.Dataset, params: Any = None) -> Start:
     model = aif.build(config)
-    trained = Trained(model, init_params(model, data, seed=0), data.encoder)
+    trained = Trained(model, params or init_params(model, data, seed=0), data.encoder)
     index = aif.ItemIndex.build(trained, data.catalogue, progress=False)
     return Start(data, trained, index, UserTable.build(trained, data, clock=None, progress=False))
 
@@ -93,12 +93,10 @@ def rows_of(table: UserTable) -> dict[Any, bytes]:
 
 def check(applied: Any, params: Any, data: aif.Dataset, config: aif.Config) -> None:
     """Raises unless what is behind deltas equals a full rebuild of these parameters."""
-    rebuilt = Trained(aif.build(config), params, data.encoder)
+    rebuilt = start(config, data, params)
     assert equal(applied.trained.params, params)
-    index = aif.ItemIndex.build(rebuilt, data.catalogue, progress=False)
-    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
-    table = UserTable.build(rebuilt, data, clock=None, progress=False)
-    assert rows_of(applied.user_table) == rows_of(table) and len(applied.user_table) == len(table)
+    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), rebuilt.index.stored(), strict=True))
+    assert rows_of(applied.user_table) == rows_of(rebuilt.users) and len(applied.user_table) == len(rebuilt.users)
 
 
 @pytest.mark.parametrize("tables", [("item",), ("item", "category", "brand")])

@@ -15,10 +15,8 @@ from aif_jax.checks import EncodingMismatch
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.export import AdmittedItems, Delta
 from aif_jax.readers import admit, read_items
-from aif_jax.store.trained import Trained
-from aif_jax.user_table import UserTable
 from tests import refresh_world as world
-from tests.test_delta import Start, equal, moved, rows_of, start, with_rows
+from tests.test_delta import Start, check, equal, moved, rows_of, start, with_rows
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 NEW = [131, 134]
@@ -73,13 +71,7 @@ def fitted() -> Start:
     offset = np.where(np.arange(size) % 7 == 0, -100.0, rng.normal(size=size)).astype(np.float32)
     tables |= {"item_offset": {"table": offset}, "pure_svd": {"table": rng.normal(size=(size, 4)).astype(np.float32)}}
     tables["pure_svd"]["table"][0] = 0
-    return made_again(made)
-
-
-def made_again(base: Start) -> Start:
-    trained = Trained(base.trained.model, base.trained.params, base.data.encoder)
-    index = aif.ItemIndex.build(trained, base.data.catalogue, progress=False)
-    return Start(base.data, trained, index, UserTable.build(trained, base.data, clock=None, progress=False))
+    return start(made.trained.config, data, made.trained.params)
 
 
 @pytest.mark.parametrize("make", [streaming, fitted])
@@ -99,13 +91,9 @@ def test_a_delta_with_new_items_equals_a_full_rebuild(make, tmp_path):
     for group, tables in new.fitted.items():
         for name, values in tables.items():
             params["fitted"][group][name][at] = values
-    assert equal(applied.trained.params, params)
-    rebuilt = Trained(aif.build(base.trained.config.with_encoding(data.encoding)), params, data.encoder)
-    index = aif.ItemIndex.build(rebuilt, data.catalogue, progress=False)
-    assert len(index) == len(base.index) + 2 and applied.item_index.lookup(NEW)[1].all()
-    assert all(equal(a, b) for a, b in zip(applied.item_index.stored(), index.stored(), strict=True))
-    table = UserTable.build(rebuilt, data, clock=None, progress=False)
-    assert rows_of(applied.user_table) == rows_of(table) != rows_of(base.users)
+    check(applied, params, data, base.trained.config.with_encoding(data.encoding))
+    assert len(applied.item_index) == len(base.index) + 2 and applied.item_index.lookup(NEW)[1].all()
+    assert rows_of(applied.user_table) != rows_of(base.users)
     assert all(equal(a, b) for a, b in zip(base.index.stored(), before, strict=True)), "the base moved"
     for field in ("category", "brand"):
         wanted = np.asarray(data.catalogue.ids[field])
