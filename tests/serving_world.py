@@ -80,24 +80,21 @@ class Engine(AsyncPreRanker):
 
     async def fetch(self, request: Request):
         self.fetched.append(request.user)
-        try:
-            await asyncio.sleep(self.feature_delay)
-        except asyncio.CancelledError:
-            self.ended.append("features")
-            raise
-        if self.feature_error:
-            raise self.feature_error
+        await self._wait("features", self.feature_delay, self.feature_error)
         return self.features(request.user)
 
     async def find(self, request: Request):
-        try:
-            await asyncio.sleep(self.retrieval_delay)
-        except asyncio.CancelledError:
-            self.ended.append("retrieval")
-            raise
-        if self.retrieval_error:
-            raise self.retrieval_error
+        await self._wait("retrieval", self.retrieval_delay, self.retrieval_error)
         return request.context if request.context is not None else self.candidates
+
+    async def _wait(self, name: str, delay: float, error: BaseException | None) -> None:
+        try:
+            await asyncio.sleep(delay)
+        except asyncio.CancelledError:
+            self.ended.append(name)
+            raise
+        if error:
+            raise error
 
 
 class WatchedIndex:

@@ -31,7 +31,6 @@ from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.serving_world import World, bids_for, shared
-from tests.serving_world import run as serving_run
 from tests.test_sparse import SMALL
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -332,30 +331,26 @@ def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tm
     run.model.init(jax.random.key(0), None, fitted=fitted["fitted"])  # a calibrated model's tables start another training
 
 
-def test_order_by_bid_multiplies_the_calibrated_probability(world):
+async def test_order_by_bid_multiplies_the_calibrated_probability(world):
     """Before and after a publish: raw, then calibrated so that the order changes."""
     made = {"scale": np.float32(3.0), "bias": np.float32(-1.0)}
     params = aif_scores.with_calibration(world.params, made)
     ids = world.ids[:40]
-
-    async def test():
-        async with world.engine() as engine:
-            request = Request(user=3, order="bid", context=bids_for(ids))
-            raw = await engine.rank(request, 8)
-            with pytest.raises(aif.VersionMismatch):
-                await engine.publish(aif.Trained(engine.model, params), world.index)
-            await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
-            got = await engine.rank(request, 8)
-        logits, bids = world.logits(3, ids), bids_for(ids).bids
-        for answer, scale, bias in ((raw, 1, 0), (got, 3, -1)):
-            value = sigmoid(scale * logits + bias) * bids
-            best = np.argsort(-value, kind="stable")[:8]
-            assert answer.ids.tolist() == ids[best].tolist()
-            np.testing.assert_allclose(answer.scores, value[best], rtol=1e-4)
-            np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-4, atol=1e-5)
-            (p,) = answer.probabilities.values()
-            assert p.dtype == np.float32
-            np.testing.assert_allclose(p, sigmoid(scale * logits[best] + bias), rtol=1e-4)
-        assert raw.ids.tolist() != got.ids.tolist()
-
-    serving_run(test())
+    async with world.engine() as engine:
+        request = Request(user=3, order="bid", context=bids_for(ids))
+        raw = await engine.rank(request, 8)
+        with pytest.raises(aif.VersionMismatch):
+            await engine.publish(aif.Trained(engine.model, params), world.index)
+        await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
+        got = await engine.rank(request, 8)
+    logits, bids = world.logits(3, ids), bids_for(ids).bids
+    for answer, scale, bias in ((raw, 1, 0), (got, 3, -1)):
+        value = sigmoid(scale * logits + bias) * bids
+        best = np.argsort(-value, kind="stable")[:8]
+        assert answer.ids.tolist() == ids[best].tolist()
+        np.testing.assert_allclose(answer.scores, value[best], rtol=1e-4)
+        np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-4, atol=1e-5)
+        (p,) = answer.probabilities.values()
+        assert p.dtype == np.float32
+        np.testing.assert_allclose(p, sigmoid(scale * logits[best] + bias), rtol=1e-4)
+    assert raw.ids.tolist() != got.ids.tolist()

@@ -227,19 +227,15 @@ asyncio.run(main())
     assert "features: no answer within callable_timeout=0.05 s 5" in python(code, timeout=60)
 
 
-def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
+async def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
     ran = []
-
-    async def test():
-        call = TimeLimitedCall("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
-        tasks = [asyncio.create_task(call(name)) for name in ("first", "second", "third")]
-        await asyncio.sleep(0.02)
-        tasks[1].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert ran == ["first", "third"] and call.hung == 0
-        call.close()
-
-    run(test())
+    call = TimeLimitedCall("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
+    tasks = [asyncio.create_task(call(name)) for name in ("first", "second", "third")]
+    await asyncio.sleep(0.02)
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert ran == ["first", "third"] and call.hung == 0
+    call.close()
 
 
 def test_a_coroutine_that_comes_too_late_is_closed():

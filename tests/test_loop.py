@@ -80,6 +80,14 @@ def run(batches, **given):
     return train.loop(given.pop("state", None) or fresh(), given.pop("step", step), batches, **given), rows
 
 
+def without(feed, *numbers: int) -> train.TrainState:
+    """The state after all batches but some."""
+    state = fresh()
+    for number, fed in enumerate(feed.batches()):
+        state = state if number in numbers else step(state, fed.batch)[0]
+    return state
+
+
 # log entries
 
 
@@ -138,11 +146,7 @@ def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, ca
     assert caplog.messages[0].startswith("step 4 changed nothing: loss nan, gradient norm nan (batch 3 of epoch 0; samples at")
     assert f"positions {plain[3].positions[0]}, {plain[3].positions[1]}, " in caplog.messages[0]
     assert "step 15 changed nothing" in caplog.messages[1] and "batch 2 of epoch 1" in caplog.messages[1]
-    good = fresh()
-    for number, fed in enumerate(plain):
-        if number not in (3, 14):
-            good, _ = step(good, fed.batch)
-    assert same(good.trained, state.trained)
+    assert same(without(feed, 3, 14).trained, state.trained)
     with pytest.raises(FloatingPointError, match=r"2 of 15 steps had a loss or gradient that was not finite \(allowed: 1\)"):
         run(with_problems(feed, {3: "nan", 14: "nan"}), max_skipped=1)
 
@@ -177,11 +181,7 @@ def test_a_batch_without_candidates_or_with_a_corrupt_record_is_skipped(feed, ca
     assert len(caplog.messages) == 2 and "skipped" in caplog.messages[0]
     assert "after step 3" in caplog.messages[0] and "batch 3 of epoch 0; samples at positions" in caplog.messages[0]
     assert kind in caplog.messages[0] or kind == "empty"
-    good = fresh()
-    for number, fed in enumerate(feed.batches()):
-        if number not in (3, 4):
-            good, _ = step(good, fed.batch)
-    assert same(good, state)
+    assert same(without(feed, 3, 4), state)
 
 
 def test_a_corrupt_record_stops_the_run_unless_it_may_be_skipped(feed):

@@ -136,7 +136,7 @@ def test_pgvector_finds_the_best(kind):
         asyncio.run(asyncio.wait_for(test(url), 60))
 
 
-def test_an_engine_ranks_what_retrieval_finds(tower, index):
+async def test_an_engine_ranks_what_retrieval_finds(tower, index):
     """One read of the source serves the engine's features and the retrieval."""
     source = MemoryFeatures(EventLayout.of(ENCODER))
     source.update(raw(ARRIVAL))
@@ -148,19 +148,16 @@ def test_an_engine_ranks_what_retrieval_finds(tower, index):
             await asyncio.sleep(0.01)
             return await source.get(user)
 
-    async def test() -> None:
-        fetch = Fetch(Counted(), ENCODER.with_length(12), now=lambda request: NOW)
-        search = BruteForce(*tower.vectors(index))
-        retrieval = Retrieval(fetch, tower, search, k=20)
-        config = ServingConfig(buckets=(64,), max_k=8)
-        async with AsyncPreRanker(
-            aif.Trained(MODEL, PARAMS, ENCODER), index, features=fetch, retrieval=retrieval, config=config
-        ) as engine:
-            ranking = await engine.rank(Request(user=3), 8)
-            assert reads == [3] and ranking.candidates == 20 and not ranking.degraded
-            # the same model retrieves and ranks: its best are the first ones found
-            assert ranking.ids.tolist() == search(tower.query(features(3)), 8).ids.tolist()
-            unknown = await engine.rank(Request(user="nobody"), 8)
-            assert unknown.mask.all()
-
-    asyncio.run(asyncio.wait_for(test(), 120))
+    fetch = Fetch(Counted(), ENCODER.with_length(12), now=lambda request: NOW)
+    search = BruteForce(*tower.vectors(index))
+    retrieval = Retrieval(fetch, tower, search, k=20)
+    config = ServingConfig(buckets=(64,), max_k=8)
+    async with AsyncPreRanker(
+        aif.Trained(MODEL, PARAMS, ENCODER), index, features=fetch, retrieval=retrieval, config=config
+    ) as engine:
+        ranking = await engine.rank(Request(user=3), 8)
+        assert reads == [3] and ranking.candidates == 20 and not ranking.degraded
+        # the same model retrieves and ranks: its best are the first ones found
+        assert ranking.ids.tolist() == search(tower.query(features(3)), 8).ids.tolist()
+        unknown = await engine.rank(Request(user="nobody"), 8)
+        assert unknown.mask.all()

@@ -126,20 +126,23 @@ FRONTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["integers", "objectives"])
+CONFIGS = {"integers": SERVING, "objectives": dataclasses.replace(SERVING, orders={"both": "p.click * p.like"})}
+
+
+def started(kind: str, **options: Any) -> Any:
+    options |= {"routes": processes.routes, "grpc": processes.start_grpc, "config": CONFIGS[kind]}
+    return running(exports(kind).root / "one", where=Listening(http_port=0, grpc_port=0), **options)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
 def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def served(kind, tmp_path_factory):
-    config = dataclasses.replace(SERVING, orders={"both": "p.click * p.like"} if kind == "objectives" else {})
-    log = RequestLog(tmp_path_factory.mktemp("log"))
-    options = {"routes": processes.routes, "grpc": processes.start_grpc, "config": config, "observers": (log,)}
-    with running(exports(kind).root / "one", where=Listening(http_port=0, grpc_port=0), **options) as service:
-        service.log, service.config = log, config
+def served(kind):
+    with started(kind) as service:
         yield service
-        log.close()
 
 
 @pytest.fixture(params=FRONTS)
@@ -356,14 +359,15 @@ def test_answers_have_the_logits_of_each_objective(served, kind):
     assert {name: len(part) for name, part in explained["contributions"].items()} == {"tower": 3, "dot_product": 3}
 
 
-@OBJECTIVES
-def test_a_log_of_them_is_replayed(served, kind):
-    """The calls of this file, of every front."""
-    served.log.close()
-    records = list(read_log(served.log.folder))
+def test_a_log_of_calls_through_every_front_is_replayed(tmp_path):
+    with contextlib.closing(RequestLog(tmp_path)) as log, started("objectives", observers=(log,)) as service:
+        for ask in FRONTS.values():
+            for method, fields in (("score", {}), ("rank", {"k": 4}), ("rank", {"k": 4, "order": "both"})):
+                ask(service, method, ANN | {"candidates": IDS} | fields)
+    records = list(read_log(tmp_path))
     assert {len(record.logits) / len(record.ids or record.candidates) for record in records} == {2}
     assert {record.order for record in records} >= {"logit", "both"}
-    report = replay(served.log.folder, exports(kind).root / "one", config=served.config)
-    assert report.records == len(records) > 20 and report.overlap == 1.0 and report.logit_difference["largest"] < 1e-5
-    other = replay(served.log.folder, exports().root / "one", config=SERVING)  # a model of one objective
+    report = replay(tmp_path, exports("objectives").root / "one", config=CONFIGS["objectives"])
+    assert report.records == len(records) == 15 and report.overlap == 1.0 and report.logit_difference["largest"] < 1e-5
+    other = replay(tmp_path, exports().root / "one", config=SERVING)  # a model of one objective
     assert other.records == len(records) and other.logit_difference["largest"] > 0

@@ -31,6 +31,13 @@ def rows_of(folder: str = "one", **options) -> UserTable:
     return table
 
 
+def remote_rows_of(client, prefix: str) -> tuple[UserTable, str]:
+    """The same table with its rows in a server, without an event, and its URL."""
+    table = rows_of()
+    table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4, prefix=prefix)
+    return table, f"redis://127.0.0.1:{client.connection_pool.connection_kwargs['port']}/0"
+
+
 def near(scores, expected) -> None:
     """The same up to what ages as float32 lose over years."""
     np.testing.assert_allclose(scores["logits"], expected["logits"], atol=2e-3)
@@ -89,11 +96,9 @@ def test_events_of_the_source_come_on_top_of_the_row(tmp_path):
 
 
 def test_rows_in_a_server(server):  # noqa: F811
-    table = rows_of()
-    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4, prefix="shop")
+    table, url = remote_rows_of(server, "shop")
     table.update({"user": ["ann"] * 2} | EVENTS, position=7)
-    port = server.connection_pool.connection_kwargs["port"]
-    nearline = Nearline(users=f"redis://127.0.0.1:{port}/0", prefix="shop")
+    nearline = Nearline(users=url, prefix="shop")
     with running(exports().root / "one", config=ROWS, nearline=nearline) as service, service.client() as client:
         near(client.score(user="ann", candidates=IDS), client.score(**ANN | {"now": int(time.time())}, candidates=IDS))
         server.set(table.rows.key("bob"), b"torn")
@@ -102,11 +107,9 @@ def test_rows_in_a_server(server):  # noqa: F811
 
 
 def test_rows_in_a_server_have_an_age(server):  # noqa: F811
-    table = rows_of()
-    table.rows = RemoteRows(server, version=table.version, width=table.row_bytes // 4, prefix="aif")
+    table, url = remote_rows_of(server, "aif")
     server.delete(table.rows.key("ann"), table.rows.key("ann").replace("s:ann", "progress"))
-    port = server.connection_pool.connection_kwargs["port"]
-    nearline, policy = Nearline(users=f"redis://127.0.0.1:{port}/0"), Policy(max_user_age=900)
+    nearline, policy = Nearline(users=url), Policy(max_user_age=900)
     with running(exports().root / "one", config=ROWS, nearline=nearline, policy=policy) as service, service.client() as client:
         served = service.service.models.held[0]
         answer = client.rank(user="ann", candidates=IDS, k=3)

@@ -13,7 +13,7 @@ from aif_jax.serving.metrics import Known, known_of, prometheus_text
 from aif_jax.user_table import UserTable
 from tests import serving_world
 from tests.service_world import IDS, NOW, exports, running
-from tests.serving_world import run, shared
+from tests.serving_world import shared
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, MODEL, PARAMS, raw
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -31,16 +31,12 @@ def user(events: int, *, items: int = 0, actions: int = 0, attributes: bool = Tr
     return dataclasses.replace(made, ids=ids, history=dataclasses.replace(made.history, item=item, action=action))
 
 
-def answers(features, config=None, requests=(3,)):
+async def answers(features, config=None, requests=(3,)):
     """The answers to some requests of a user with these features, and the engine's metrics."""
-
-    async def test():
-        async with shared().engine(**(config or {})) as engine:
-            engine.features = lambda name: features
-            given = [await engine.rank(request, 5) for request in requests]
-            return given, engine.metrics()
-
-    return run(test())
+    async with shared().engine(**(config or {})) as engine:
+        engine.features = lambda name: features
+        given = [await engine.rank(request, 5) for request in requests]
+        return given, engine.metrics()
 
 
 @pytest.mark.parametrize(
@@ -60,8 +56,8 @@ def answers(features, config=None, requests=(3,)):
         (dict(events=19, items=2), {"max_unknown": 0.1}, True),
     ],
 )
-def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(features, config, marked):
-    (answer,), metrics = answers(user(**features), config)
+async def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(features, config, marked):
+    (answer,), metrics = await answers(user(**features), config)
     unknown = 0 if features.get("attributes", True) else 2
     expected = (features["events"], features.get("items", 0), features.get("actions", 0), unknown)
     assert tuple(metrics["counters"][name] for name in COUNTED) == expected
@@ -74,9 +70,9 @@ def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(features,
         assert answer.reason is None
 
 
-def test_the_mark_stays_with_the_state_and_the_events_count_once():
+async def test_the_mark_stays_with_the_state_and_the_events_count_once():
     requests = [Request(user=3, feature_version=1)] * 3
-    given, metrics = answers(user(19, items=15), requests=requests)
+    given, metrics = await answers(user(19, items=15), requests=requests)
     assert [answer.degraded for answer in given] == [True] * 3 and metrics["degraded"] == {"unknown history": 3}
     assert metrics["counters"]["history_events"] == 19 and metrics["counters"]["cache_hits"] == 2
 
@@ -102,10 +98,10 @@ async def test_the_mark_goes_to_the_other_replicas():
     assert "shared" in found[1].stages and found[1].degraded and found[1].reason == found[0].reason
 
 
-def test_candidates_are_counted_like_events():
+async def test_candidates_are_counted_like_events():
     world = shared()
     ids = np.append(world.ids[:30], np.arange(5))
-    (ranked, _), metrics = answers(user(5), requests=[Request(user=3, context=ids), Request(user=4)])
+    (ranked, _), metrics = await answers(user(5), requests=[Request(user=3, context=ids), Request(user=4)])
     assert (ranked.candidates, ranked.unknown) == (35, 5)
     assert (metrics["counters"]["candidates"], metrics["counters"]["unknown_candidates"]) == (75, 5)
     text = prometheus_text(metrics)

@@ -50,6 +50,15 @@ def params(getkey):
     return {"embedding": {name: jax.random.normal(getkey(), (size, 8)) for name, size in (("item", 50), ("gender", 3))}}
 
 
+@pytest.fixture
+def larger(model, getkey):
+    """Vocabularies before and after two new ids, one in the middle; where old ids went; parameters and config."""
+    _, params, raw = model
+    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
+    rows = np.append(0, after.encode(before.raw))
+    return before, after, rows, *grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+
+
 def test_new_ids_are_appended_and_old_rows_kept(params, getkey):
     grown, config = grow_vocabulary(params, "item", 2050, getkey(), config=CONFIG)
     table = np.asarray(grown["embedding"]["item"])
@@ -66,12 +75,10 @@ def test_user_attributes_grow_too(params, getkey):
     assert config.schema.user_attribute("gender").size == 4
 
 
-def test_ids_that_move_take_their_rows_along(model, getkey):
+def test_ids_that_move_take_their_rows_along(model, larger):
     """A vocabulary sorts its raw ids, so a new id in the middle moves the ones after it."""
-    _, params, raw = model
-    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
-    rows = np.append(0, after.encode(before.raw))
-    grown, config = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+    _, params, _ = model
+    _, after, rows, grown, config = larger
     old, new = (jax.tree.leaves_with_path({g: p[g] for g in ("embedding", "fitted")}) for p in (params, grown))
     per_item = 0
     for (path, values), (_, moved) in zip(old, new, strict=True):
@@ -88,11 +95,9 @@ def test_ids_that_move_take_their_rows_along(model, getkey):
     assert config.schema.item_attribute("item").size == ITEMS + 2
 
 
-def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, getkey):
+def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, larger):
     small, params, raw = model
-    before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
-    rows = np.append(0, after.encode(before.raw))
-    grown, config = grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+    before, after, _, grown, config = larger
     large = aif.build(config)
     old = catalogue(raw).features(before.encode([246])[0])
     new = catalogue(after.raw).features(after.encode([246])[0])
