@@ -23,7 +23,7 @@ from tests.reliability.victims import CrashPoints, _compiled_in
 STEPS = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish", "report", "done")
 
 
-def refresh(root: str, current: str, since: int, step: str | None, sealed: bool, at: int | None) -> None:
+def refresh(root: str, current: str, since: int, at: int | None, step: str | None = None, sealed: bool = False) -> None:
     """Refreshes `current` into root/store; killed in a step before or after it is sealed, or at crash point `at`.
 
     Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
@@ -46,7 +46,7 @@ def working_on(root: Path, steps: Sequence[str]) -> str:
     return next((step for step in steps if not (job / step / jobs.SEAL).is_file()), "after the last step")
 
 
-def follow(root: str, url: str, step: str | None, sealed: bool, at: int | None) -> None:
+def follow(root: str, url: str, at: int | None, step: str | None = None, sealed: bool = False) -> None:
     """Follows the stream at a URL until there are `FOLLOWED` micro-batches in root/store; kills as for `refresh`."""
     folder, points = _begun(root, step, sealed, at)
     there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))

@@ -1,4 +1,4 @@
-"""Kills of writers and of a training run: nothing lost, nothing applied twice, training ends bit for bit the same."""
+"""Kills of writers of an index and of a user table: nothing lost, nothing left out, nothing applied twice."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from aif_jax.index import WriterConflict
 from aif_jax.store.snapshots import snapshots
-from aif_jax.train.loop import JsonLines
 from tests.killed import Life
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, SEED, generator
 from tests.writer_world import OWNERS
-
-# the writers
 
 
 class Stream:
@@ -209,78 +205,3 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path, name)
     with table.resume() as last:
         counts = {partition: victims.count(at) for partition, at in last.positions.items()}
         assert counts[0] > saved and table.holds(last.table, counts)
-
-
-# the training run
-
-
-class Training:
-    """Runs of `aif.fit` in folders, compared with one that nobody kills."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.cache, self.number = folder, str(folder / "compiled"), 0
-        self.whole = folder / "whole"
-        for name in ("warm", "whole"):  # the first one compiles
-            start = time.perf_counter()
-            assert not self.start(folder / name).killed()
-            self.seconds = time.perf_counter() - start
-        self.points = int((self.whole / "points").read_text())
-        self.end = self.arrays(self.whole)
-        self.rows = self.figures(self.whole)
-
-    def start(self, run: Path, at: int | None = None) -> Life:
-        """A process that trains in that folder, from wherever the run is."""
-        run.mkdir(parents=True, exist_ok=True)
-        return Life(victims.fit, str(run), self.cache, at)
-
-    def new(self) -> Path:
-        """Folder of the next run."""
-        self.number += 1
-        return self.folder / str(self.number)
-
-    @staticmethod
-    def arrays(run: Path) -> dict[str, np.ndarray]:
-        """Parameters and validation figures at the end."""
-        with np.load(run / "end.npz") as arrays:
-            return dict(arrays)
-
-    @staticmethod
-    def figures(run: Path) -> list[dict[str, float]]:
-        """The log without timings: step, loss, gradient norm, validation figures and so on."""
-        rows = JsonLines(run / "run" / "log.jsonl").rows()
-        return [{name: v for name, v in row.items() if name not in ("examples_per_s", "input_share")} for row in rows]
-
-    def check(self, run: Path) -> None:
-        """Raises unless a run that was killed ended as the one that was not."""
-        got = self.arrays(run)
-        assert got.keys() == self.end.keys() and len(got) > 5
-        for name in got:
-            np.testing.assert_array_equal(got[name], self.end[name], err_msg=f"{run}: {name}")
-        kept = [sorted(path.name for path in (folder / "run").iterdir() if path.is_dir()) for folder in (run, self.whole)]
-        assert kept[0] == kept[1], "other checkpoints, or a work folder was left behind"
-        assert self.figures(run) == self.rows, "a step was logged twice, not at all or with other figures"
-
-
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("where", ["random moments", "crash points"])
-def test_training_is_killed(tmp_path, where):
-    rng = generator(f"training, {where}")
-    training, started, kills = Training(tmp_path), time.perf_counter(), 0
-    wanted = FULL.training_kills if where == "random moments" else FULL.training_crash_points
-    while kills < wanted:
-        run = training.new()
-        while True:
-            at = int(rng.integers(1, training.points)) if where == "crash points" and kills < wanted else None
-            life = training.start(run, at)
-            if at is None and kills < wanted:
-                life.kill(after=rng.uniform(0, training.seconds))
-            if not life.killed():
-                break
-            kills += 1
-        training.check(run)
-    minutes = (time.perf_counter() - started) / 60
-    print(
-        f"{kills} kills at {where} of {training.number} runs ({len(training.rows)} log rows, {training.points} crash points "
-        f"each, {training.seconds:.1f} s undisturbed), {kills / minutes:.0f} a minute"
-    )

@@ -136,10 +136,10 @@ def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
     return aif.fit(model, data, out=folder, **given, **options)
 
 
-def fit(folder: str, cache: str, at: int | None) -> None:
-    """Trains with `aif.fit`, from wherever the run is; writes parameters and figures to `end.npz`, crash points to `points`."""
+def fit(folder: str, at: int | None) -> None:
+    """Trains with `aif.fit`, from wherever the run is; writes parameters and figures to `end.npz`, then `end.json`."""
     root = Path(folder)
-    _compiled_in(cache)
+    _compiled_in(str(root.parent / "compiled"))
     points = CrashPoints(root / "run", at)
     made = run(root / "run", epochs=4, keep_best=False)
     import jax
@@ -147,4 +147,4 @@ def fit(folder: str, cache: str, at: int | None) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(made.params)]
     np.savez(root / "end.partial.npz", *leaves, metrics=np.array(sorted(made.metrics.items()), dtype=object).astype(str))
     os.replace(root / "end.partial.npz", root / "end.npz")
-    (root / "points").write_text(str(points.count))
+    (root / "end.json").write_text(json.dumps({"points": points.count}))

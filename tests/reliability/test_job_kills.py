@@ -1,4 +1,4 @@
-"""Kills of a refresh, and of a follower of a real stream that admits new items, in every step: each ends as one not killed."""
+"""Kills of a training run, a refresh, and a follower of a real stream that admits new items: each ends as one not killed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import abc
 import contextlib
 import json
 import shutil
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
 from aif_jax.connectors import SnapshotStore, ValkeyStream
+from aif_jax.train.loop import JsonLines
 from tests import follow_world, refresh_world, servers
 from tests.killed import Life
-from tests.reliability import refresher
+from tests.reliability import refresher, victims
 from tests.reliability.sizes import FULL, generator
 
 
@@ -24,6 +28,7 @@ class Killed(abc.ABC):
     """A job in processes, each of which goes on where the one before was killed; and what comes of one that is not."""
 
     work: Any
+    arguments: tuple[Any, ...] = ()
     steps: tuple[str, ...]
     kills: tuple[tuple[str, bool], ...]
     """Steps, and whether they are killed when their work is done or when it is sealed too."""
@@ -33,8 +38,9 @@ class Killed(abc.ABC):
 
     def __init__(self, folder: Path, *arguments: Any):
         self.folder, self.arguments, self.number = folder, arguments, 0
-        root = self.new()
+        root, began = self.new(), time.perf_counter()
         assert not self.start(root).killed()
+        self.seconds = time.perf_counter() - began
         self.points, self.whole = self.end(root)["points"], self.outcome(root)
 
     def new(self) -> Path:
@@ -43,9 +49,9 @@ class Killed(abc.ABC):
         (root := self.folder / str(self.number)).mkdir()
         return root
 
-    def start(self, root: Path, *, step: str | None = None, sealed: bool = False, at: int | None = None) -> Life:
-        """The next process; it dies in a step or at a crash point."""
-        return Life(self.work, str(root), *self.arguments, step, sealed, at)
+    def start(self, root: Path, *step: Any, at: int | None = None) -> Life:
+        """The next process; it dies in a step, before or after it is sealed, or at a crash point."""
+        return Life(self.work, str(root), *self.arguments, at, *step)
 
     @staticmethod
     def end(root: Path) -> dict[str, Any]:
@@ -55,6 +61,25 @@ class Killed(abc.ABC):
     @abc.abstractmethod
     def outcome(self, root: Path) -> Any:
         """All that must be the same whatever was killed."""
+
+
+class Training(Killed):
+    """`aif.fit`: the same parameters and figures, bit for bit; each step logged once."""
+
+    work, steps, full = staticmethod(victims.fit), (), FULL.training_crash_points
+
+    def __init__(self, folder: Path):
+        (folder / "warm").mkdir()
+        assert not self.start(folder / "warm").killed()  # compiles
+        super().__init__(folder)
+        assert len(self.whole[0]) > 5
+
+    def outcome(self, root: Path) -> Any:
+        with np.load(root / "end.npz") as arrays:
+            parameters = {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()}
+        timings = ("examples_per_s", "input_share")
+        rows = [{k: v for k, v in row.items() if k not in timings} for row in JsonLines(root / "run" / "log.jsonl").rows()]
+        return parameters, rows, sorted(path.name for path in (root / "run").iterdir() if path.is_dir())
 
 
 class Refreshing(Killed):
@@ -102,17 +127,18 @@ class Following(Killed):
         return self.end(root)["version"], refresher.deltas(root), follow_world.trained_on(root / "work" / "job")
 
 
-@pytest.fixture(scope="module", params=[Refreshing, Following])
+@pytest.fixture(scope="module")
 def job(request, tmp_path_factory):
     with contextlib.ExitStack() as server:
         url = (server.enter_context(servers.valkey()),) if request.param is Following else ()
         yield request.param(tmp_path_factory.mktemp("job"), *url)
 
 
+@pytest.mark.parametrize("job", [Refreshing, Following], indirect=True)
 def test_a_job_is_killed_once_in_every_step(job):
     root = job.new()
     for step, sealed in job.kills:
-        assert job.start(root, step=step, sealed=sealed).killed(), (step, sealed)
+        assert job.start(root, step, sealed).killed(), (step, sealed)
         published = sum(name.startswith("publish") for name in job.steps[: job.steps.index(step) + 1])
         names = SnapshotStore(root / job.store).names()
         assert len(names) == published, f"{step}: half published, twice, or not when it was sealed"
@@ -123,12 +149,33 @@ def test_a_job_is_killed_once_in_every_step(job):
 
 @pytest.mark.reliability
 @pytest.mark.timeout(7200)
-def test_a_job_is_killed_anywhere(job):
-    rng, kills, chains = generator(type(job).__name__), Counter(), 0
-    while kills.total() < job.full:
+@pytest.mark.parametrize("job", [Training, Refreshing, Following], indirect=True)
+def test_a_job_is_killed_before_any_change_of_a_file(job):
+    rng = generator(type(job).__name__)
+    kill_anywhere(job, job.full, lambda root: job.start(root, at=int(rng.integers(1, job.points))))
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("job", [Training], indirect=True)
+def test_a_job_is_killed_at_any_moment(job):
+    rng = generator("training, random moments")
+
+    def killed(root: Path) -> Life:
+        life = job.start(root)
+        life.kill(after=rng.uniform(0, job.seconds))
+        return life
+
+    kill_anywhere(job, FULL.training_kills, killed)
+
+
+def kill_anywhere(job: Killed, wanted: int, start: Callable[[Path], Life]) -> None:
+    """Chains of processes that `start` starts and kills, each against the one that nobody killed."""
+    kills, chains = Counter(), 0
+    while kills.total() < wanted:
         root = job.new()
         chains += 1
-        while job.start(root, at=int(rng.integers(1, job.points))).killed():
+        while (start if kills.total() < wanted else job.start)(root).killed():
             kills[refresher.working_on(root, job.steps)] += 1
         assert job.outcome(root) == job.whole
     print(f"{kills.total()} kills of {chains} chains, {job.points} crash points each: {dict(kills)}")
