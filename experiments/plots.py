@@ -28,7 +28,6 @@ from experiments.study.question import AIF, BASE, WITH_MATCHING
 REFRESH = Path("experiments/results/refresh/record.json")
 USER_STATE = Path("experiments/results/user_state/record.json")
 LOAD = Path("experiments/results/cost/record.json")
-WITHIN_DAY = Path("experiments/results/refresh/within_day/record.json")
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
 LOADED = (
@@ -59,21 +58,21 @@ def points(gap: Interval) -> tuple[float, list[list[float]]]:
 
 
 def blocks(results: Path) -> dict[str, dict[str, Interval]]:
-    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one seed and epoch."""
+    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one epoch.
+
+    Means over the seeds that both models have.
+    """
     found = records.read(results)
     made: dict[str, dict[str, Interval]] = {}
     for dataset in ("movielens", "taobao"):
-        runs = {
-            r["model"]: r
-            for r in found.values()
-            if (r["dataset"], r["split"], r["met"], r["epochs"]) == (dataset, "validation", "by the data", 1)
-        }
-        if AIF not in runs:
-            continue
-        whole = records.by_user(results, runs[AIF], "gauc")
+        runs: dict[str, dict[int, Any]] = {}
+        for run in found.values():
+            if (run["dataset"], run["split"], run["met"], run["epochs"]) == (dataset, "validation", "by the data", 1):
+                runs.setdefault(run["model"], {})[run["seed"]] = run
         for name, changed in PARTS.items():
-            if run := runs.get(f"{AIF} {changed}"):
-                pair = (whole, records.by_user(results, run, "gauc"))
+            models = runs.get(AIF, {}), runs.get(f"{AIF} {changed}", {})
+            if seeds := sorted(set(models[0]) & set(models[1])):
+                pair = [question.pooled(results, found, [by_seed[seed] for seed in seeds], "gauc") for by_seed in models]
                 made.setdefault(dataset, {})[name] = metrics.paired_interval(*(pair if "without" in changed else pair[::-1]))
     return made
 
@@ -89,13 +88,13 @@ def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None
         axis.axvline(0, color="black", lw=1)
         axis.set_yticks(range(len(PARTS)), list(PARTS))
         axis.invert_yaxis()
-        axis.set_xlabel("GAUC points that the block adds to AIF, one epoch, one seed")
+        axis.set_xlabel("GAUC points that the block adds to AIF, one epoch")
         _legend(axis, loc="lower right")
 
 
-def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Path) -> None:
-    """What an old model costs, what a refresh costs, and what deltas lose: `within` is the record of trainings by hour."""
-    worlds, hourly = record["worlds"], within["worlds"]
+def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
+    """What an old model costs, what a refresh costs, and what deltas lose."""
+    worlds = record["worlds"]
     title = "A model that is not refreshed falls behind; a warm start costs a tenth of a training or less"
     with drawing(path, 3.9, title, width=13, panels=2) as (daily, by_hour):
         for at, (name, world) in enumerate(worlds.items()):
@@ -105,7 +104,7 @@ def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Pat
             daily.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
         daily.set_xlim(-0.5, 2.2 * max(world["stale_loss_interval"][1] for world in worlds.values()))
         daily.set_xlabel(f"GAUC points lost in {next(iter(worlds.values()))['days']} days without a refresh")
-        for at, (name, world) in enumerate(hourly.items()):
+        for at, (name, world) in enumerate(worlds.items()):
             for shift, arm, marker in ((-0.13, "delta", "o"), (0.13, "frozen", "s")):
                 lost, high, low = (-end for end in world["last_day_intervals"][arm])
                 error = [[lost - low], [high - lost]]
@@ -113,11 +112,11 @@ def draw_refresh(record: Mapping[str, Any], within: Mapping[str, Any], path: Pat
         for label, marker in (("deltas, and a refresh every day", "o"), ("deltas alone", "s")):
             by_hour.plot([], [], marker, color="dimgray", label=label)
         by_hour.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        by_hour.set_xlabel("GAUC points behind training everything 8 times a day")
-        for axis, shown in ((daily, worlds), (by_hour, hourly)):
+        by_hour.set_xlabel(f"GAUC points behind training everything {next(iter(worlds.values()))['hours']} times a day")
+        for axis in (daily, by_hour):
             axis.axvline(0, color="black", lw=1)
-            axis.set_yticks(range(len(shown)), [NAMES[name] for name in shown])
-            axis.set_ylim(len(shown) - 0.5, -0.5)
+            axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
+            axis.set_ylim(len(worlds) - 0.5, -0.5)
 
 
 def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
@@ -235,12 +234,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
     parser.add_argument("--refresh", metavar="FILE", type=Path, default=REFRESH, help="record (default %(default)s)")
-    text = "record of trainings by hour (default %(default)s)"
-    parser.add_argument("--within-day", metavar="FILE", type=Path, default=WITHIN_DAY, help=text)
     options = parser.parse_args(arguments)
     draw_blocks(blocks(options.results), options.out / "blocks.png")
-    refreshed = [json.loads(file.read_text(encoding="utf-8")) for file in (options.refresh, options.within_day)]
-    draw_refresh(*refreshed, options.out / "refresh.png")
+    draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))

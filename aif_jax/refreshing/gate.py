@@ -23,7 +23,7 @@ from aif_jax.refreshing.warm import ROWS, as_served
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
 
-TIMED, TIMES = 64, 5  # requests, and how often they are scored: the shortest time counts
+TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
 HIGHER = {"gauc": True, "hr": True, "log_loss": False, "calibration_error": False}
 """Judged metrics by the first part of their name: whether more is better."""
 
