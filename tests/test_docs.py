@@ -308,7 +308,7 @@ def test_each_command_is_run_by_some_test():
     assert modules >= {"experiments.quickstart", "aif_jax"}
     for module in modules:
         package, _, name = module.rpartition(".")
-        spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import ([\w, ]*|\([\w,\s]*)\b{name}\b"
+        spelling = rf"[\"']{re.escape(module)}[\"']|from {re.escape(package)} import ([\w, ]*|\([\w,\s]*)\b{name}\b|measured\(\w+, \"{name}\""
         if module == "aif_jax":
             spelling = r"\bcli\.main\("
         elif (ROOT / module.replace(".", "/") / "__main__.py").is_file():
