@@ -312,7 +312,7 @@ def test_each_command_is_run_by_some_test():
         if module == "aif_jax":
             spelling = r"\bcli\.main\("
         elif (ROOT / module.replace(".", "/") / "__main__.py").is_file():
-            spelling = rf"from {re.escape(module)}(\.__main__ import| import __main__)"
+            spelling = rf"from {re.escape(module)}(\.__main__ import| import __main__)|measured\(\w+, \"{name}\.__main__\""
         assert any(re.search(spelling, text) for text in texts.values()), f"no test runs {module}"
 
 

@@ -39,6 +39,7 @@ OWNERS = {
     "redis": ("connectors/valkey.py",),
     "asyncpg": (),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
+    "gc": ("service/process.py",),  # of a process that serves; a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
@@ -110,7 +111,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 38_951
+MOST_LINES = 39_019
 MOST_LINES_OF_EXPERIMENTS = 13_350
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",

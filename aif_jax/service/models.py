@@ -486,6 +486,11 @@ class Models:
         return found
 
     @property
+    def closing(self) -> bool:
+        """Whether engines that were replaced still answer."""
+        return bool(self._closing)
+
+    @property
     def problem(self) -> str | None:
         """What could not be taken over; None where everything could."""
         return "; ".join(failing.text for failing in self._failing.values()) or None

@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hash
 from typing import Any, Generic, Protocol, TypeVar
 
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.requests import CallableError
+from aif_jax.serving.requests import CallableError, EngineClosed
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -377,8 +377,9 @@ class Batcher(Generic[T]):
             task.future.get_loop().call_soon(self._dispatch)
 
     def close(self) -> None:
-        """Ends the threads; waits for the call that each is in."""
+        """Ends the threads; waits for the call that each is in. Nothing is left that refers to the owner of the functions."""
         self._workers.close(wait=1.0)
+        self._prepare = self._run = _refuse
 
     def size_for(self, count: int) -> int:
         """The compiled size that takes so many tasks."""
@@ -450,6 +451,10 @@ class Batcher(Generic[T]):
         for place, result in zip(live, results, strict=True):
             outcomes[place] = result
         return outcomes
+
+
+def _refuse(*arguments: Any) -> Any:
+    raise EngineClosed("the engine is closed")
 
 
 def _hand_out(tasks: list[Any], outcomes: list[Any]) -> None:

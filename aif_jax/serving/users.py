@@ -87,8 +87,8 @@ class StateCache:
         """Seconds since the state that was put first was made; 0.0 without any. Read from any thread."""
         while True:
             with contextlib.suppress(RuntimeError):  # the cache changed in between
-                now = self._clock()
-                return now - next(iter(self._made.values()), now)
+                made = next(iter(self._made.values()), None)
+                return 0.0 if made is None else self._clock() - made
 
     def get(self, key: StateKey) -> Any | None:
         """The state of that key, or None; counts a hit or a miss."""
