@@ -13,6 +13,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.features import behaviours
+from tests import light
 
 ITEMS = 50
 BLOCKS = (
@@ -142,6 +143,17 @@ def user(config: aif.Config, *, events: int = 20, seed: int = 0) -> aif.UserFeat
 def items(count: int, *, seed: int = 1) -> aif.ItemFeatures:
     """`count` rows of the catalogue, drawn at random."""
     return catalogue().features(np.random.default_rng(seed).integers(1, ITEMS, count))
+
+
+def without_gradient(model: aif.PreRanker, params: dict[str, Any], user: aif.UserFeatures) -> list[str]:
+    """The trained parameters that the logits of some items do not depend on."""
+    trained = {key: group for key, group in params.items() if key != "fitted"}
+
+    def objective(trained: Any, fitted: Any) -> jax.Array:
+        return (model.joint(trained | {"fitted": fitted}, user, items(40)) ** 2).sum()
+
+    gradient = jax.jit(jax.grad(objective)).lower(trained, params["fitted"]).compile(light.options())(trained, params["fitted"])
+    return [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not leaf.any()]
 
 
 def pad(events: aif.Behaviours, length: int, *, poison: bool = False) -> aif.Behaviours:

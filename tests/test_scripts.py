@@ -15,6 +15,7 @@ import pytest
 
 from aif_jax.blocks.signatures import signs
 from experiments import kernels, signatures
+from experiments.scale_out import __main__ as scale_out
 from experiments.scale_out import catalogue
 from tests.conftest import child_environment
 from tests.light import flags
@@ -26,7 +27,7 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
     """The figures that a script writes, where all that it needs is installed."""
     for package in needs:
         pytest.importorskip(package, reason="the extra 'experiments', 'benchmarks' or 'grpc' is not installed")
-    importlib.import_module(f"experiments.{name}").main(["--smoke", "--json", str(folder / "figures.json"), *words])
+    importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
     return json.loads((folder / "figures.json").read_text())
 
 
@@ -38,7 +39,7 @@ def drawn(*pictures: Path) -> bool:
 
 
 def test_kernels(tmp_path):
-    figures = measured(tmp_path, "kernels", "--plot", str(tmp_path / "kernels.png"))
+    figures = measured(tmp_path, "experiments.kernels", "--plot", str(tmp_path / "kernels.png"))
     names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "simtier_codes", "interaction", "head_only"
     for key in (*names, "numpy_hamming"):
         assert list(figures[f"{key}_ms"]) == ["40,64"]
@@ -66,7 +67,7 @@ def test_rank_correlation_by_hand():
 
 
 def test_signatures(tmp_path):
-    figures = measured(tmp_path, "signatures", "--part", "projections")["agreement"]
+    figures = measured(tmp_path, "experiments.signatures", "--part", "projections")["agreement"]
     assert {"random K=64", "rotated K=64", "itq K=64", "itq at the origin K=64"} <= set(figures)
     assert figures["random K=64"]["top"] > figures["random K=32"]["top"] > 0.5
     assert 0 < figures["random K=64"]["histogram"] < 1
@@ -74,7 +75,7 @@ def test_signatures(tmp_path):
 
 def test_codes(tmp_path):
     """Codes that cover the catalogue give the histogram itself; fewer lose some of it."""
-    figures = measured(tmp_path, "signatures", "--part", "codes")["codes"]
+    figures = measured(tmp_path, "experiments.signatures", "--part", "codes")["codes"]
     covered, few = figures["R=1024 J=1"], figures["R=16 J=1"]
     np.testing.assert_allclose(covered["float"], 1)
     assert covered["error"] < 1e-3 < few["error"] and few["float"] < 0.95
@@ -96,7 +97,7 @@ def test_moments_are_the_mean_and_deviation_of_the_similarity():
 
 
 def test_index_refresh(tmp_path, capsys):
-    figures = measured(tmp_path, "index_refresh", "--figures", str(tmp_path), needs=("matplotlib",))
+    figures = measured(tmp_path, "experiments.index_refresh", "--figures", str(tmp_path), needs=("matplotlib",))
     for name in (
         "build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms",
         "request_p99_ratio_under_updates",
@@ -115,7 +116,7 @@ SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
 
 
 def test_latency(tmp_path, capsys):
-    figures = measured(tmp_path, "latency", "--figures", str(tmp_path), needs=("matplotlib",))
+    figures = measured(tmp_path, "experiments.latency", "--figures", str(tmp_path), needs=("matplotlib",))
     assert set(figures["critical_p50_ms"]) == set(figures["critical_p99_ms"]) == SERVICES
     assert all(value > 0 for value in figures["critical_p50_ms"].values())
     ratio = figures["critical_p50_ms"]["sequential"] / figures["critical_p50_ms"]["aif"]
@@ -132,7 +133,7 @@ def test_latency(tmp_path, capsys):
 def test_cost(tmp_path, capsys):
     from experiments import cost
 
-    figures = measured(tmp_path, "cost", "--figure", str(tmp_path / "cost.png"), needs=("matplotlib",))
+    figures = measured(tmp_path, "experiments.cost", "--figure", str(tmp_path / "cost.png"), needs=("matplotlib",))
     for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
         assert set(figures[key]) == SERVICES | {"streaming"}
         assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
@@ -159,7 +160,7 @@ def test_cost_parses_only_sensible_sizes(capsys):
 
 
 def test_runtimes(tmp_path, capsys):
-    figures = measured(tmp_path, "runtimes", needs=("torch", "onnxscript", "onnxruntime"))
+    figures = measured(tmp_path, "experiments.runtimes", needs=("torch", "onnxscript", "onnxruntime"))
     programs, times = {"user", "score", "whole", "score_10000", "whole_10000"}, figures["runtime_ms"]
     assert set(times) == {"aif_jax", "torch", "onnxruntime"} and all(set(ms) == programs for ms in times.values())
     for name in ("torch", "onnxruntime"):
@@ -190,7 +191,7 @@ def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
 def test_service_load(tmp_path, monkeypatch, capsys):
     for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
         monkeypatch.setenv(name, value)
-    figures = measured(tmp_path, "service_load", needs=("grpc",))
+    figures = measured(tmp_path, "experiments.service_load", needs=("grpc",))
     names = {
         "http_overhead_p50_ms", "grpc_overhead_p50_ms", "http_rps_share", "grpc_rps_share", "publish_failed", "publish_mixed",
         "workers_scaling", "workers_ceiling", "workers_and_cores_scaling", "http_service_cpu_ms", "grpc_client_cpu_ms",
@@ -205,7 +206,7 @@ def test_service_load(tmp_path, monkeypatch, capsys):
 
 
 def test_train_throughput(tmp_path):
-    figures = measured(tmp_path, "train_throughput", "--plot", str(tmp_path / "plot.png"), needs=("torch",))
+    figures = measured(tmp_path, "experiments.train_throughput", "--plot", str(tmp_path / "plot.png"), needs=("torch",))
     assert figures.keys() >= {
         "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
         "dense_step_ms_1e6", "sparse_step_ms_1e6", "input_share",
@@ -222,7 +223,7 @@ def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags())
     root, before = Path(train_throughput.__file__).resolve().parents[1], tmp_path / "before"
     shutil.copytree(root / "aif_jax", before / "aif_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    figures = measured(tmp_path, "train_throughput", "--only-before", "--before", str(before))
+    figures = measured(tmp_path, "experiments.train_throughput", "--only-before", "--before", str(before))
     assert figures["step_ratio_before"] == pytest.approx(figures["step_ms_before"] / figures["step_ms_now"])
     for wrong, message in (
         (["--before", str(tmp_path)], "expected a checkout with aif_jax in it"), ([], "expected --before DIR too")
@@ -237,7 +238,7 @@ def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
 
 def test_scale_out_of_the_catalogue_names_what_is_not_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalogue, "present", lambda need: need == "java")
-    figures = measured(tmp_path, "scale_out.__main__", "--parts", "catalogue")
+    figures = measured(tmp_path, scale_out.__name__, "--parts", "catalogue")
     assert figures["missing"] == ["pyspark", "ray"] and figures["catalogue_rows"] == catalogue.SMOKE_ROWS
     assert [figures[name] for name in ("ray_equal", "spark_equal", "ray_rows_per_s", "spark_rows_per_s")] == [None] * 4
     assert figures["build_rows_per_s"] > 0 and figures["merge_rows_per_s"] > 0
