@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,16 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher", "tests.stream_world"])
+
+
+def kill_at(event: str, pattern: str) -> None:
+    """Kills this process at the next audit event of that name with the pattern among its arguments."""
+
+    def kill(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == event and pattern in str(arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
 
 
 class Life:
