@@ -38,9 +38,9 @@ class Start:
     users: UserTable
 
 
-def start(config: aif.Config, data: aif.Dataset) -> Start:
+def start(config: aif.Config, data: aif.Dataset, params: Any = None) -> Start:
     model = aif.build(config)
-    trained = Trained(model, init_params(model, data, seed=0), data.encoder)
+    trained = Trained(model, params or init_params(model, data, seed=0), data.encoder)
     index = aif.ItemIndex.build(trained, data.catalogue, progress=False)
     return Start(data, trained, index, UserTable.build(trained, data, clock=None, progress=False))
 

@@ -15,8 +15,6 @@ from aif_jax.checks import EncodingMismatch
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.export import AdmittedItems, Delta
 from aif_jax.readers import admit, read_items
-from aif_jax.store.trained import Trained
-from aif_jax.user_table import UserTable
 from tests import refresh_world as world
 from tests.test_delta import Start, check, equal, moved, rows_of, start, with_rows
 
@@ -73,13 +71,7 @@ def fitted() -> Start:
     offset = np.where(np.arange(size) % 7 == 0, -100.0, rng.normal(size=size)).astype(np.float32)
     tables |= {"item_offset": {"table": offset}, "pure_svd": {"table": rng.normal(size=(size, 4)).astype(np.float32)}}
     tables["pure_svd"]["table"][0] = 0
-    return made_again(made)
-
-
-def made_again(base: Start) -> Start:
-    trained = Trained(base.trained.model, base.trained.params, base.data.encoder)
-    index = aif.ItemIndex.build(trained, base.data.catalogue, progress=False)
-    return Start(base.data, trained, index, UserTable.build(trained, base.data, clock=None, progress=False))
+    return start(made.trained.config, data, made.trained.params)
 
 
 @pytest.mark.parametrize("make", [streaming, fitted])

@@ -25,7 +25,7 @@ from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.run import KEPT
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from tests import follow_world
+from tests.follow_world import batches
 from tests.light import lightly_compiled
 from tests.outcomes_world import NOW, TABLE, outcomes, record, world, write_log
 from tests.reliability import refresher
@@ -90,7 +90,7 @@ def deltas(root: Path) -> list[Delta]:
 
 def used(root: Path) -> list[int]:
     """Numbers of the samples that the sealed micro-batches trained on."""
-    return [number for trees in follow_world.batches(root / "store.follow" / "job") for number in trees["used"].tolist()]
+    return [number for batch in batches(root / "store.follow" / "job") for number in batch["used"].tolist()]
 
 
 def test_joined_samples_become_deltas(root, served):
