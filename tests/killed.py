@@ -29,7 +29,7 @@ class Life:
     """One process, from its start to its kill or its end: it runs `work(*arguments)`."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any):
-        self.process = CONTEXT.Process(target=work, args=arguments)
+        self.process = CONTEXT.Process(target=work, args=arguments, daemon=True)  # it ends with the test that fails
         self.process.start()
 
     def await_word(self, log: Path, word: str, times: int = 1, *, after: int = 0) -> None:
