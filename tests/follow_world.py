@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +62,19 @@ def until(store: Path) -> int:
     return json.loads((store / str(name) / KEPT).read_text())["until"]
 
 
+def applied_to(store: Path, here: Path) -> Any:
+    """Model, index and user table at the end of the store's chain, as a service has them; deltas are fetched into `here`."""
+    folder, deltas = store / str(SnapshotStore(store).current()), SnapshotStore(store / "deltas")
+    root = export.restore(folder)
+    here.mkdir(exist_ok=True)
+    for name in deltas.names():
+        deltas.fetch(here, name)
+    parts: Any = (root.trained, root.index, UserTable.load(folder / USERS, root.trained, clock=None))
+    for path in Chain(here).on(root.trained.version).values():
+        parts = Delta.load(path).apply(*parts)
+    return parts
+
+
 def log(days: int = 6) -> dict[str, np.ndarray]:
     """All events, in the order of time."""
     events = world.events(days)
@@ -83,39 +95,26 @@ def messages(first: int) -> list[bytes]:
     return [encode({name: column[part] for name, column in events.items()}) for part in parts]
 
 
-def applied_to(store: Path, here: Path) -> Any:
-    """Model, index and user table at the end of the store's chain, as a service has them; deltas are fetched into `here`."""
-    folder, deltas = store / str(SnapshotStore(store).current()), SnapshotStore(store / "deltas")
-    root = export.restore(folder)
-    here.mkdir(exist_ok=True)
-    for name in deltas.names():
-        deltas.fetch(here, name)
-    parts: Any = (root.trained, root.index, UserTable.load(folder / USERS, root.trained, clock=None))
-    for path in Chain(here).on(root.trained.version).values():
-        parts = Delta.load(path).apply(*parts)
-    return parts
+def trained_on(job: Path) -> list[tuple[int, int, int]]:
+    """(user row, item row, time) of each sample that the sealed micro-batches in a job's folder trained on, in their order."""
+    parts: dict[str, list[np.ndarray]] = {"user": [], "item": [], "time": []}
+    samples = []
+    for batch in batches(job):
+        for name, part in parts.items():
+            part.append(batch["arrived"][name])
+        user, item, time = (np.concatenate(part) for part in parts.values())
+        samples += [(int(user[at]), int(item[at]), int(time[at])) for at in batch["used"]]
+    return samples
 
 
-def batches(job: Path) -> Iterator[Any]:
-    """The arrays of each sealed micro-batch in a job's folder, in their order."""
-    for number in itertools.count(1):
-        if not (folder := job / name_of(number) / "events").is_dir():
-            return
+def batches(job: Path) -> Iterator[dict[str, Any]]:
+    """What the sealed micro-batches in a job's folder hold, in their order."""
+    number = 1
+    while (folder := job / name_of(number) / "events").is_dir():
         yield sealed.read(folder, format=FORMAT)
+        number += 1
 
 
 def arrived(job: Path) -> np.ndarray:
     """Times of the events that came; each second has one."""
-    return np.concatenate([trees["arrived"]["time"] for trees in batches(job)])
-
-
-def trained_on(job: Path) -> list[tuple[int, int, int]]:
-    """(user row, item row, time) of each sample that the sealed micro-batches in a job's folder trained on, in their order."""
-    came: dict[str, list[np.ndarray]] = {"user": [], "item": [], "time": []}
-    samples = []
-    for trees in batches(job):
-        for name, parts in came.items():
-            parts.append(trees["arrived"][name])
-        user, item, time = (np.concatenate(came[name]) for name in came)
-        samples += [(int(user[at]), int(item[at]), int(time[at])) for at in trees["used"]]
-    return samples
+    return np.concatenate([batch["arrived"]["time"] for batch in batches(job)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,21 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher", "tests.stream_world"])
 
 
+def kill_at(event: str, pattern: str) -> None:
+    """Kills this process at the next audit event of that name with the pattern among its arguments."""
+
+    def kill(name: str, arguments: tuple[Any, ...]) -> None:
+        if name == event and pattern in str(arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+
+
 class Life:
     """One process, from its start to its kill or its end: it runs `work(*arguments)`."""
 
     def __init__(self, work: Callable[..., None], *arguments: Any):
-        self.process = CONTEXT.Process(target=work, args=arguments)
+        self.process = CONTEXT.Process(target=work, args=arguments, daemon=True)  # it ends with the test that fails
         self.process.start()
 
     def await_word(self, log: Path, word: str, times: int = 1, *, after: int = 0) -> None:

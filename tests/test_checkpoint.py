@@ -338,21 +338,15 @@ def test_a_config_that_this_process_cannot_build_is_refused(tmp_path, config, wo
 
 
 KILLED = """
-import os, signal, sys
 import jax.numpy as jnp
 from aif_jax.checkpoint import Checkpoints
+from tests.killed import kill_at
 from tests.test_checkpoint import CONFIG
 
-folder, event, pattern = {folder!r}, {event!r}, {pattern!r}
 params = {{"embedding": {{"item": jnp.arange(12.0).reshape(4, 3)}}}}
-run = Checkpoints(folder)
+run = Checkpoints({folder!r})
 run.save(1, params, CONFIG, position={{"batch": 1}})
-
-def kill(name, arguments):
-    if name == event and pattern in str(arguments):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(kill)
+kill_at({event!r}, {pattern!r})
 run.save(2, {{"embedding": {{"item": jnp.ones((4, 3))}}}}, CONFIG, position={{"batch": 2}})
 """
 

@@ -126,18 +126,11 @@ def test_remove(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
-from pathlib import Path
 from aif_jax.store import folders
+from tests.killed import kill_at
 
-target, event, pattern = Path({target!r}), {event!r}, {pattern!r}
-
-def kill(name, arguments):
-    if name == event and pattern in str(arguments):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(kill)
-with folders.new_folder(target) as partial:
+kill_at({event!r}, {pattern!r})
+with folders.new_folder({target!r}) as partial:
     (partial / "inner").mkdir()
     (partial / "inner" / "file").write_text("new")
 """

@@ -25,9 +25,10 @@ from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.run import KEPT
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
-from tests import follow_world
+from tests.follow_world import batches
 from tests.light import lightly_compiled
 from tests.outcomes_world import NOW, TABLE, outcomes, record, world, write_log
+from tests.reliability import refresher
 from tests.test_delta import equal
 
 WINDOWS = {"click": 600}
@@ -89,7 +90,7 @@ def deltas(root: Path) -> list[Delta]:
 
 def used(root: Path) -> list[int]:
     """Numbers of the samples that the sealed micro-batches trained on."""
-    return [number for trees in follow_world.batches(root / "store.follow" / "job") for number in trees["used"].tolist()]
+    return [number for batch in batches(root / "store.follow" / "job") for number in batch["used"].tolist()]
 
 
 def test_joined_samples_become_deltas(root, served):
@@ -121,25 +122,15 @@ def test_each_sample_is_trained_on_once_whatever_is_killed(root, served, monkeyp
     """Before and after each step is sealed; the deltas are those of a process that nothing killed."""
     shutil.copytree(root, root / "whole")
     whole, sealed_one = run(root / "whole", served, batches=1), root / "store.follow" / "job" / name_of(1) / "step.json"
-    step, points = Job.step, [("batch 000001", False), ("batch 000001", True), ("publish 000001", False), ("current", True)]
-    for point in [("current", False), *points, ("publish 000001", True)]:
 
-        def killed(self: Any, name: str, make: Any, point: Any = point) -> Any:
-            def made(partial: Path) -> Any:
-                record = make(partial)
-                if point == (name, False):
-                    raise Killed
-                return record
+    def kill() -> None:
+        raise Killed
 
-            record = step(self, name, made)
-            if point == (name, True):
-                raise Killed
-            return record
-
-        monkeypatch.setattr(Job, "step", killed)
-        with pytest.raises(Killed):
+    points = [("batch 000001", False), ("batch 000001", True), ("publish 000001", False), ("current", True)]
+    for step, after in [("current", False), *points, ("publish 000001", True)]:
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(Job, "step", refresher.killing(step, after, kill))
             run(root, served, batches=1 - sealed_one.exists())
-    monkeypatch.setattr(Job, "step", step)
     assert run(root, served, batches=0) == whole and whole.published == 1
     assert used(root) == used(root / "whole") and [d.version for d in deltas(root)] == [
         d.version for d in deltas(root / "whole")

@@ -147,11 +147,7 @@ def put(content: bytes) -> Callable[[Path], Any]:
     return lambda file: file.write_bytes(content)
 
 
-JSON, FORMATS, OTHER = (
-    "manifest.json: expected JSON",
-    "expected the format '{format}', got ",
-    sealed.sealed({"format": "other/9"}),
-)
+JSON, FORMATS = "manifest.json: expected JSON", "expected the format '{format}', got "
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "data flipped": ("data", flip, "was altered"),
     "data cut": ("data", lambda file: os.truncate(file, file.stat().st_size - 4), "expected .* bytes"),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import random
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -19,10 +17,9 @@ from aif_jax import cli
 from aif_jax.connectors import SnapshotError, SnapshotStore
 from aif_jax.connectors import snapshot_store as module
 from tests import servers
+from tests.killed import Life
 from tests.reliability.sizes import FULL
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.test_snapshot_store"])
 SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
 
 
@@ -333,20 +330,18 @@ def kill_publishers(url: str, options: dict, folder: Path, *, kills: int) -> Non
     log.touch()
     for kill in range(kills):
         noted = len(log.read_text().split())
-        process = CONTEXT.Process(target=publish_all, args=(url, options, str(folder / "made"), str(log)), daemon=True)
-        process.start()
+        life = Life(publish_all, url, options, str(folder / "made"), str(log))
         until = None
         while until is None or time.monotonic() < until:
             if until is None and len(log.read_text().split()) > noted:
                 until = time.monotonic() + chance.uniform(0, 0.15)
-            assert process.is_alive()
+            assert life.process.is_alive()
             with contextlib.suppress(FileNotFoundError):  # nothing published yet, or every try met a removal
                 found = number_of(reader.fetch(folder / f"out{kill}"))
                 assert found >= last, "an older snapshot became the current one"
                 last, reads = found, reads + 1
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join(30)
+        life.kill()
+        assert life.killed()
         published = max(map(int, log.read_text().split()))
         got = number_of(reader.fetch(folder / f"after{kill}"))
         assert published <= got <= published + 1, "a published snapshot was lost"

@@ -342,11 +342,12 @@ def test_a_table_takes_the_encoder_of_its_model():
 
 
 def test_a_writer_counts_what_became_of_events(tmp_path):
-    with UserTableWriter.start(tmp_path / "w", table()) as writer:
-        for position, at in enumerate(MESSAGES[:9]):
+    UserTableWriter.start(tmp_path / "w", consume(table(), MESSAGES[:3]), positions={0: 2}).close()
+    with UserTableWriter.resume(tmp_path / "w", TRAINED) as writer:  # since its start
+        for position, at in enumerate(MESSAGES[3:9], 3):
             assert writer.update(raw(at), position=position)
         assert not writer.update(raw(MESSAGES[8]), position=8)
-        assert writer.applied.events == sum(map(len, MESSAGES[:9])) and writer.applied.repeated == 0
+        assert writer.applied.events == sum(map(len, MESSAGES[3:9])) and writer.applied.repeated == 0
 
 
 # rows in a server

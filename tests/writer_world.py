@@ -60,7 +60,7 @@ def users() -> aif.Trained:
 
 
 def drawn(partition: Any, number: int) -> tuple[int, np.random.Generator]:
-    """1 for the updates of partition 1, else 0: their ids are odd; and what they are drawn with."""
+    """1 for partition 1, whose ids are odd, else 0; and the generator that draws the update of this number."""
     odd = int(partition == 1)
     return odd, np.random.default_rng((odd, number))
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +68,30 @@ def deltas(root: Path) -> list[dict[str, str]]:
     return [{relative: entry["sha256"] for relative, entry in files.items()} for files in records]
 
 
-def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[Path, CrashPoints]:
-    """The folder and the crash points of a process that is killed in a step, when its work is done or when it is sealed too."""
-    folder = Path(root)
-    _compiled_in(str(folder.parent / "compiled"))
+def killing(step: str | None, sealed: bool, kill: Callable[[], Any]) -> Callable[..., Any]:
+    """`Job.step` that kills at a step, when its work is done or when it is sealed too."""
     whole = jobs.Job.step
 
     def patched(self: Any, name: str, make: Any) -> Any:
         def killed(partial: Path) -> Any:
             made = make(partial)
             if name == step and not sealed:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill()
             return made
 
         record = whole(self, name, killed)
         if name == step and sealed:
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill()
         return record
 
-    jobs.Job.step = patched  # type: ignore[method-assign]
+    return patched
+
+
+def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[Path, CrashPoints]:
+    """The folder and the crash points of a process that is killed in a step or at a crash point."""
+    folder = Path(root)
+    _compiled_in(str(folder.parent / "compiled"))
+    jobs.Job.step = killing(step, sealed, lambda: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[method-assign]
     return folder, CrashPoints(folder, at)
 
 

@@ -18,7 +18,7 @@ class Sizes:
 
     writer_kills: int = 600  # at random moments
     writer_crash_points: int = 200  # at a given change of a file
-    user_writer_kills: int = 100
+    user_writer_kills: int = 100  # at random moments, and as many at a given change of a file
     follower_kills: int = 100  # of a process that applies an update stream
     upload_kills: int = 50  # of a process that publishes snapshots
     row_updates: int = 200_000  # of rows that two readers check

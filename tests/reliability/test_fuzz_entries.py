@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 import aif_jax as aif
-from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Request, ServingConfig
 from tests import writer_world
 from tests.reliability import coded, damaged
@@ -427,14 +426,7 @@ def check_encoder_items(world: Any, data: Any) -> None:
 
 def check_index(world: Any, data: Any) -> None:
     """A sequence of upserts and deletions of anything; what is refused changes nothing."""
-    index = ItemIndex.build(
-        writer_world.TRAINED,
-        writer_world.features([1, 2]),
-        ids=[5, 6],
-        batch_size=16,
-        capacity=64,
-        progress=False,
-    )
+    index = writer_world.build([5, 6], [1, 2], capacity=64)
     model = {5: 1, 6: 2}
     some = st.lists(st.integers(0, 20), min_size=1, max_size=6)
     for _ in range(data.draw(st.integers(1, 5))):
@@ -473,8 +465,7 @@ def check_index(world: Any, data: Any) -> None:
             assert good or not len(keys), f"accepted {keys!r}"
         assert index.ids.tolist() == sorted(model)
         rows, mask = index.take(sorted(model) or [0])
-        numbers = np.array([model[key] for key in sorted(model)])
-        vectors = (numbers[:, None] + np.arange(4) / 8).astype(np.float32) * np.float32(3)
+        vectors = np.asarray(writer_world.features([model[key] for key in sorted(model)] or [0]).floats) * np.float32(3)
         assert mask.all() == bool(model) and (not model or np.array_equal(rows["vector"], vectors))
 
 
