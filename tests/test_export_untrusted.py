@@ -25,6 +25,7 @@ from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
 from aif_jax.export.consume import model as loader
 from aif_jax.index import ItemIndex, inspect
+from aif_jax.user_table import UserTable
 from tests import writer_world
 from tests.golden import make_export
 from tests.reliability import damaged
@@ -42,9 +43,9 @@ FLIPS = {  # (position, bit): what they do to jax 0.10.2, most of the time
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """A checkpoint "one", an index "snapshot" and an exported "model" with encoder and index."""
+    """A checkpoint "one", an index "snapshot", a table of "users" and an exported "model" with encoder and index."""
     folder = tmp_path_factory.mktemp("originals")
-    for make in (damaged._make_checkpoint, damaged._make_index, damaged._make_export):
+    for make in (damaged._make_checkpoint, damaged._make_index, damaged._make_users, damaged._make_export):
         make(folder, 0)
     return folder
 
@@ -328,12 +329,12 @@ def test_one_empty_string_is_a_good_vocabulary():
 # Checkpoints and index snapshots
 
 
-RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json"}
+RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json", "users": "manifest.json"}
 
 
 @pytest.fixture
 def rewrite(originals, tmp_path):
-    """`rewrite(name, edit)` is a copy of "one" or "snapshot" whose record was edited, with a checksum that fits."""
+    """`rewrite(name, edit)` is a copy of "one", "snapshot" or "users" whose record was edited, with a checksum that fits."""
 
     def make(name, edit):
         shutil.copytree(originals / name, tmp_path / name, dirs_exist_ok=True)
@@ -391,14 +392,6 @@ CHECKPOINTS = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(CHECKPOINTS)))
-def test_checkpoint_records_that_ask_for_too_much_are_refused(rewrite, number):
-    folder, before = rewrite("one", CHECKPOINTS[number]), _peak()
-    with pytest.raises(CheckpointError, match="one: "):
-        checkpoint.load(folder)
-    assert _peak() - before < 1 << 30
-
-
 def test_figures_that_are_none_are_refused_by_the_run(rewrite, tmp_path):
     rewrite("one", lambda r: r.update(metrics={"gauc": "high"})).rename(tmp_path / "5")
     with pytest.raises(CheckpointError, match="metrics inside cannot be read"):
@@ -419,39 +412,55 @@ def test_leaves_larger_than_memory_are_refused(originals, monkeypatch):
 
 
 SNAPSHOTS = [
-    lambda r: r.update(items=1 << 62),
-    lambda r: r.update(items=-1),
-    lambda r: r.update(items=41),
-    lambda r: r.update(items="40"),
     lambda r: r.update(batch_size=1 << 40),
     lambda r: r.update(batch_size=0),
     lambda r: r.update(batch_size=16.0),
-    lambda r: r.update(ids="texts"),
-    lambda r: r.update(ids=[]),
     lambda r: r.update(storage=[]),
     lambda r: r.update(positions=[]),
     lambda r: r.update(positions={"x": 1}),
     lambda r: r.update(positions={"1": "2"}),
-    lambda r: r["arrays"]["rows/vector"].update(shape=[]),
-    lambda r: r["arrays"]["rows/vector"].update(shape=[40, 1 << 36]),
-    lambda r: r["arrays"]["rows/vector"].update(shape=[40, -8]),
-    lambda r: r["arrays"]["rows/vector"].update(dtype="<U999999999"),
-    lambda r: r["arrays"]["rows/vector"].update(dtype=[]),
-    lambda r: [r["arrays"].pop(name) for name in list(r["arrays"]) if name.startswith("rows/")],
-    lambda r: r["arrays"].update({"ids/ids/deeper": r["arrays"]["ids/ids"]}),
+    lambda r: _rows_of(r).update(shape=[]),
+    lambda r: _rows_of(r).update(shape=[40, 1 << 36]),
+    lambda r: _rows_of(r).update(shape=[40, -8]),
+    lambda r: _rows_of(r).update(dtype="<U999999999"),
+    lambda r: _rows_of(r).update(dtype=[]),
+    lambda r: r["arrays"].update({f"{next(iter(r['arrays']))}/deeper": _rows_of(r)}),
     lambda r: r["files"].clear(),
     lambda r: r["files"]["arrays.safetensors"].update(bytes="7"),
     lambda r: r["files"]["arrays.safetensors"].update(bytes=1 << 60),
     lambda r: r["config"].update(schema=7),
     lambda r: r["config"]["schema"].update(content=10**400, width="x"),
 ]
+OF_ITEMS = [
+    lambda r: r.update(items=1 << 62),
+    lambda r: r.update(items=-1),
+    lambda r: r.update(items=41),
+    lambda r: r.update(items="40"),
+    lambda r: r.update(ids="texts"),
+    lambda r: r.update(ids=[]),
+    lambda r: [r["arrays"].pop(name) for name in list(r["arrays"]) if name.startswith("rows/")],
+]
+OF_USERS = [lambda r: r.update(users=1 << 62), lambda r: r.update(users=-1), lambda r: r.update(users="4")]
+RECORDED = {
+    "one": (CHECKPOINTS, (checkpoint.load,)),
+    "snapshot": (
+        SNAPSHOTS + OF_ITEMS, (inspect, aif.index.verify, lambda path: ItemIndex.load(path, writer_world.TRAINED)),
+    ),
+    "users": (SNAPSHOTS + OF_USERS, (UserTable.inspect, lambda path: UserTable.load(path, writer_world.users()))),
+}  # fmt: skip
+"""What is written into the record of each folder, and what reads it."""
 
 
-@pytest.mark.parametrize("number", range(len(SNAPSHOTS)))
-def test_snapshot_records_that_ask_for_too_much_are_refused(rewrite, number):
-    folder, before = rewrite("snapshot", SNAPSHOTS[number]), _peak()
-    for read in (inspect, aif.index.verify, lambda path: ItemIndex.load(path, writer_world.TRAINED)):
-        with pytest.raises(CheckpointError, match="snapshot: "):
+def _rows_of(record):
+    return next(leaf for name, leaf in record["arrays"].items() if name.startswith("rows/"))
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, n) for name, (edits, _) in RECORDED.items() for n in range(len(edits))])
+def test_records_that_ask_for_too_much_are_refused(rewrite, name, number):
+    edits, reads = RECORDED[name]
+    folder, before = rewrite(name, edits[number]), _peak()
+    for read in reads:
+        with pytest.raises(CheckpointError, match=f"{name}: "):
             read(folder)
     assert _peak() - before < 1 << 30
 
