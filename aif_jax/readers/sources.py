@@ -100,7 +100,7 @@ def files_of(path: PathLike) -> list[Path]:
 
 def pyarrow(module: str = "pyarrow") -> Any:
     """A module of pyarrow. Raises ImportError with what to install where it is missing."""
-    with needs_extra("Parquet and CSV files need pyarrow", "data"):
+    with needs_extra("reading raw data needs pyarrow", "data"):
         return importlib.import_module(module)
 
 
