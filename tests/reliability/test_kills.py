@@ -113,7 +113,7 @@ def kill_writers(folder: Path, name: str, *, kills: int, seed: int = SEED) -> No
                     time.sleep(0.0003)
                 life.kill()
             elif done < kills:
-                life.kill(after=rng.uniform(0, 0.5))
+                life.kill(after=rng.uniform(0, 0.5) if done % 2 else 0.0)  # half of them before anything is read
             if not life.killed():
                 break
             done += 1
