@@ -21,8 +21,8 @@ from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
 
-WITHOUT = {"uvloop", "prometheus_client.core"}
-"""Optional imports that need no error: asyncio's own loop replaces the first, and the second comes after its package."""
+WITHOUT = {"uvloop", "orjson", "prometheus_client.core"}
+"""Optional imports that need no error: Python's own loop and JSON replace the first two, the last comes after its package."""
 
 
 def names_an_extra(node: ast.AST) -> bool:

@@ -44,6 +44,7 @@ OWNERS = {
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
     "uvicorn": ("service/process.py",),
+    "orjson": ("service/tensors.py",),
     "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),
     "opentelemetry": ("service/log.py",),
@@ -74,6 +75,7 @@ OPTIONAL = (
     "tensorboardX",
     "flatbuffers",
     "uvicorn",
+    "orjson",
     "uvloop",
     "grpc",
     "grpc_health",
@@ -111,7 +113,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 39_019
+MOST_LINES = 39_060
 MOST_LINES_OF_EXPERIMENTS = 13_350
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",

@@ -75,6 +75,41 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
     assert len(str(BadCall("x" * 10**6, "no"))) < 1100  # a caller's name comes back cut
 
 
+@pytest.fixture(params=["orjson", "json"])
+def reader(request, monkeypatch):
+    """What reads and writes JSON: the package of the extra, or Python's."""
+    if request.param == "json":
+        monkeypatch.setattr(tensors, "_orjson", lambda: None)
+    assert (tensors._orjson() is None) == (request.param == "json")
+
+
+@pytest.mark.parametrize("text", [
+    "{}", '{"a": 1, "a": [2.5, -0.0, 1e-7, 123456789012345678]}', '{"a": "\\ud83d\\ude00 é\\n"}', " {}\n", '{"a": 1e999}',
+    '{"a": 18446744073709551615}', '{"a": null, "b": [true, {}]}', "NaN", '{"a": NaN}', '{"a": -Infinity}', '{"a": "\\ud800"}',
+    *(f'{{"a": [{number}, 1]}}' for number in (2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**30)),
+    "[]", "3", "", "{} x", "{'a': 1}", '{"a": 01}', '{"a": 1.}', '{"a": "\t"}', '{"a": 1,}', "\ufeff{}",
+])  # fmt: skip
+def test_json_is_read_alike_with_and_without_the_package(text, monkeypatch):
+    found = []
+    for fast in (tensors._orjson(), None):
+        monkeypatch.setattr(tensors, "_orjson", lambda fast=fast: fast)
+        try:
+            found.append(repr(tensors.parse_json(text.encode())))
+        except BadCall as error:
+            found.append(str(error))
+    assert fast is None and found[0] == found[1]
+
+
+def test_answers_are_read_alike_with_and_without_the_package(reader):
+    """Also keys and values that orjson refuses."""
+    fields = {"id": "\ud800", "k": 2**70, "positions": {3: 14}, "stages": {"total": 0.1 + 0.2, "queue": 1e-7}, "reason": None}
+    assert json.loads(tensors.encode(fields)) == json.loads(json.dumps(fields))
+    packed = tensors.pack({"id": "é\n", "stages": fields["stages"], "ids": np.arange(3), "a": {}}, encode=tensors.encode)
+    back = tensors.unpack(packed)
+    assert back.pop("ids").tolist() == [0, 1, 2] and back == {"id": "é\n", "stages": fields["stages"], "a": {}}
+    assert tensors.unpack(tensors.pack({}, encode=tensors.encode)) == {}
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda raw: b"AIF1" + raw, "expected JSON"),
     (lambda raw: raw[:-8], "binary_data_size of at most the 24 bytes left, got 32"),
@@ -87,7 +122,7 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
     (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "expected a JSON number, got NaN"),
     (lambda raw: b"[" * 5 + raw[5:], "expected JSON"),
 ])  # fmt: skip
-def test_a_broken_body_is_refused(change, message):
+def test_a_broken_body_is_refused(change, message, reader):
     raw = tensors.pack({"user": "a", "candidates": np.arange(4)})
     tensors.unpack(raw)
     with pytest.raises(BadCall, match=message):
@@ -465,7 +500,7 @@ def test_an_answer_of_the_service_is_one_write_and_head_is_answered(monkeypatch)
         assert len(written) == 1 and b"content-length" in written[0]
         assert client.request("HEAD", "/health/live")[0] == 200
         assert client.request("GET", "/health/live")[0] == 200
-        assert len(written) == 3 and written[1].endswith(b"\r\n\r\n") and written[2].endswith(b'{"live": true}')
+        assert len(written) == 3 and written[1].endswith(b"\r\n\r\n") and written[2].endswith(b'{"live":true}')
 
 
 def test_a_body_is_bounded():

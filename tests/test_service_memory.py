@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
+import signal
+import types
 import weakref
 
 import numpy as np
 import pytest
 
 from aif_jax.service.calls import Limits, parse
-from aif_jax.service.core import Service
+from aif_jax.service.core import Recent, Service
 from aif_jax.service.models import Models, publish
-from aif_jax.service.process import Frozen
+from aif_jax.service.process import Frozen, Listening, run
+from aif_jax.serving import Timeline
 from tests.service_world import ANN, IDS, SERVING, exports
 
 FEW = 20_000
@@ -130,6 +134,34 @@ def test_a_closed_engine_keeps_no_states():
         assert [ref() for ref in asyncio.run(serve()) if ref() is not None] == []
     finally:
         gc.enable()
+
+
+def test_the_process_of_the_command_freezes_what_it_serves(folder, capsys):
+    service, seen = Service(Models(folder, config=SERVING)), []
+
+    async def serve():
+        async def watch():
+            await until(lambda: "ready" in capsys.readouterr().out)
+            seen.append((gc.get_freeze_count(), len(gc.get_objects())))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        await asyncio.gather(run(service, Listening(http_port=0)), watch())
+
+    asyncio.run(serve())
+    [(frozen, objects)] = seen
+    assert frozen > 100_000 and objects < FEW and gc.get_freeze_count() == 0
+
+
+def test_collections_need_not_visit_the_calls_of_the_last_minutes():
+    recent, answer = Recent(), types.SimpleNamespace(degraded=False, timeline=Timeline())
+    gc.collect()
+    before = len(gc.get_objects())
+    for number in range(5000):
+        answer.stages = {"total": 1.0 + number, "queue": 0.5}
+        recent.note("rank", "a", "OK", answer)
+    gc.collect()
+    assert len(gc.get_objects()) < before + 1000
+    assert recent.summary()["versions"]["a"]["stages"]["total"]["p50"] == 2500.5
 
 
 def test_a_library_leaves_the_collections_of_its_process_alone():

@@ -27,7 +27,7 @@ from aif_jax.types import Params
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "lazy-loader", "tqdm")
 EXTRAS = {
     "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",), "plots": ("matplotlib",),
-    "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "prometheus-client", "pyarrow"),
+    "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "pyarrow"),
     "grpc": ("grpcio", "grpcio-health-checking", "grpcio-reflection"), "traces": ("opentelemetry-api",),
     "remote": ("redis", "hiredis"), "kafka": ("confluent-kafka", "pyarrow"), "store": ("fsspec", "s3fs"),
     "faiss": ("faiss-cpu",), "usearch": ("usearch",), "pgvector": ("asyncpg",), "ray": ("ray", "pyarrow"),

@@ -26,7 +26,7 @@ from aif_jax.service.features import Context, candidates_from
 from aif_jax.service.models import Models, Served
 from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.programs import BID, LOGIT
-from aif_jax.serving.requests import Answer
+from aif_jax.serving.requests import Answer, Timeline
 from aif_jax.types import Streamed, UserFeatures
 
 SECONDS = 300.0
@@ -42,34 +42,37 @@ class EndedCall(NamedTuple):
     version: str
     code: str  # "OK", or that of the problem
     degraded: bool
-    stages: dict[str, float]
+    stages: tuple[str, ...]
+    seconds: tuple[float, ...]  # of each stage
 
 
 class Recent:
     """Calls of the last minutes, at most `MOST`; noted from one thread, summed up from any."""
 
     def __init__(self):
-        self._calls: deque[EndedCall] = deque(maxlen=MOST)
-        self._timeline: dict[str, Any] | None = None
+        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MOST)  # plain tuples of an `EndedCall`: no collection visits them
+        self._latest: tuple[str, Timeline] | None = None
 
     def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
         """Counts a call that has ended."""
         stages = {} if answer is None else answer.stages
-        self._calls.append(EndedCall(time.time(), method, version, code, answer is not None and answer.degraded, stages))
+        degraded = answer is not None and answer.degraded
+        self._calls.append((time.time(), method, version, code, degraded, tuple(stages), tuple(stages.values())))
         if answer is not None and method == "rank":
-            self._timeline = {"version": version, "spans": [list(span) for span in answer.timeline.spans]}
+            self._latest = version, answer.timeline
 
     def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
         """Calls a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
         now = time.time()
-        calls = [seen for seen in self._calls.copy() if now - seen.at <= seconds]  # a copy, because more come meanwhile
+        noted = map(EndedCall._make, self._calls.copy())  # a copy, because more come meanwhile
+        calls = [seen for seen in noted if now - seen.at <= seconds]
         span = max(min(seconds, now - calls[0].at), 1.0) if calls else seconds
         by_version: dict[str, Any] = {}
         for seen in calls:
             group = by_version.setdefault(seen.version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
             group["codes"][seen.code] += 1
             group["degraded"] += seen.degraded
-            for stage, value in seen.stages.items():
+            for stage, value in zip(seen.stages, seen.seconds, strict=True):
                 group["stages"][stage].append(value)
         for group in by_version.values():
             group["per_second"] = group["codes"].total() / span
@@ -77,7 +80,8 @@ class Recent:
             group["stages"] = {s: {"p50": found[s][0], "p99": found[s][1]} for s in STAGES if s in found}
         recent = [seen for seen in calls if now - seen.at <= 10.0]
         rate = len(recent) / min(10.0, span)
-        return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": self._timeline}
+        latest = self._latest and {"version": self._latest[0], "spans": list(map(list, self._latest[1].spans))}
+        return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": latest}
 
 
 A = TypeVar("A", bound=Answer)
@@ -258,12 +262,12 @@ class Service:
     def _stale(self, served: Served) -> str | None:
         """Which part of a version is older than it may be, in words."""
         policy = self.policy
-        for part, most, age in (
-            ("model is", policy.max_age, served.age),
-            ("index is", policy.max_index_age, served.index_age),
-            ("rows of users are", policy.max_user_age, served.user_table_age or 0.0),
+        for part, most, name in (
+            ("model is", policy.max_age, "age"),
+            ("index is", policy.max_index_age, "index_age"),
+            ("rows of users are", policy.max_user_age, "user_table_age"),
         ):
-            if most is not None and age > most:
+            if most is not None and (age := getattr(served, name) or 0.0) > most:
                 shown = f"{age:.0f} s old, more than" if age < math.inf else "of unknown age, expected at most"
                 return f"the {part} {shown} {most:g} s"
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -296,7 +295,7 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
 
 def json_response(value: Any, *, status: int = 200) -> Response:
     """Plain values as JSON."""
-    return Response(status, JSON, json.dumps(to_json(value)).encode())
+    return Response(status, JSON, tensors.encode(to_json(value)))
 
 
 def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Response:
@@ -310,4 +309,4 @@ def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
     """An answer in the form of the question."""
     if asked.kind == JSON:
         return json_response(fields)
-    return Response(200, asked.kind, tensors.pack(fields))
+    return Response(200, asked.kind, tensors.pack(fields, encode=tensors.encode))
