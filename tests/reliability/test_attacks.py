@@ -262,7 +262,7 @@ def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
             )  # trailers, which are no headers
             assert b" 400 " in caller.recv(1 << 16)
             caller.sendall(LIVE + b"connection: close\r\n\r\n")  # a whole body leaves the connection open
-            assert b'{"live": true}' in read_all(caller)
+            assert b'{"live":true}' in read_all(caller)
 
 
 def test_a_caller_reads_the_refusal_of_a_large_body(monkeypatch):
