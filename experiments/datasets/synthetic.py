@@ -382,7 +382,7 @@ def synthetic_world(
     median = float(np.median(lift))
     clicked = rng.random(len(lift)) * (lift + median) < lift
     action = np.where(clicked, CLICK, SEEN)
-    # Of a generator of its own: what it draws changes no other number of the world.
+    # From another generator: what it draws changes no other number of the world.
     quality = _quality(np.random.default_rng((seed, 1)), topic, category)
     columns = Columns(action="action", actions=(SEEN, CLICK))
     counts = {"user": users, "item": items, "category": categories}
