@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -90,3 +91,13 @@ def test_a_client_in_java(served, tmp_path):
     stubs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("aif_jax/v1/*.java"))
     call("javac", "-proc:none", "-d", ".", CLIENTS / "java" / "Rank.java", *stubs, folder=tmp_path, CLASSPATH=jars)
     expect_answer(served, call("java", "Rank", served.addresses["grpc"], folder=tmp_path, CLASSPATH=jars))
+
+
+def test_a_client_in_java_over_http(served, tmp_path):
+    """Java's own client offers HTTP/2 with every request, which a server may ignore."""
+    tools("java", "javac")
+    printed = call("java", CLIENTS / "java" / "RankHttp.java", served.addresses["http"], folder=tmp_path)
+    answers = [json.loads(line.removeprefix("200 ")) for line in printed.splitlines()]
+    assert len(answers) == 2
+    for answer in answers:
+        expect_answer(served, "\n".join(f"{id} {score}" for id, score in zip(answer["ids"], answer["scores"], strict=True)))

@@ -7,11 +7,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +25,7 @@ from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
+from aif_jax.service.http import Asked, Response
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running, until
@@ -549,6 +552,70 @@ def test_a_head_is_bounded(monkeypatch):
             assert idle.recv(1) == b""  # after a second
         with service.client() as client:
             assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
+
+
+OFFER = b"connection: keep-alive, Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+@contextlib.contextmanager
+def echoing(**where) -> Iterator[Callable[[bytes], socket.socket]]:
+    """A service that answers with what it has read, after 0.2 s under `/slow`; yields a function that connects and sends."""
+
+    async def echo(asked: Asked) -> Response:
+        if asked.path == "/slow":
+            await asyncio.sleep(0.2)
+        return Response(200, "text/plain", b"<%s %s>" % (asked.path.encode(), asked.body))
+
+    def connect(said: bytes) -> socket.socket:
+        made = socket.create_connection((host, int(port)), timeout=20)
+        made.sendall(said)
+        return made
+
+    routes = dict.fromkeys(("/echo", "/slow"), echo)
+    with running(exports().root / "one", where=Listening(http_port=0, **where), routes=lambda _: routes) as service:
+        host, port = service.addresses["http"].removeprefix("http://").split(":")
+        yield connect
+
+
+def bodies(caller: socket.socket) -> list[bytes]:
+    """Bodies of all answers until the connection is closed."""
+    with contextlib.closing(caller):
+        said = b"".join(iter(lambda: caller.recv(1 << 16), b""))
+    return re.findall(rb"<.*?>", said, re.S)
+
+
+def test_an_offer_of_another_protocol_is_ignored():
+    """The body of a request that offers HTTP/2 is its body, however it arrives, and never a request."""
+    last = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: h2c\r\ncontent-length: 4\r\n\r\nlast"
+    hidden = b"GET /echo?hidden HTTP/1.1\r\nhost: x\r\n\r\n"
+    post = b"POST /echo HTTP/1.1\r\nhost: x\r\n" + OFFER
+    with echoing() as connect:
+        for body in (b"", b"some", hidden, hidden * 200):
+            whole = post + b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            chunked = post + b"transfer-encoding: chunked\r\n\r\n"
+            chunked += (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+            expected = [b"</echo %s>" % body] * 2 + [b"</echo last>"]
+            assert bodies(connect(whole + chunked + last)) == expected
+            caller = connect(whole[: len(whole) - len(body)])
+            for part in (whole[len(whole) - len(body) :], chunked[:-3], chunked[-3:], last[:-1], last[-1:]):
+                time.sleep(0.02)  # so that it is another packet
+                caller.sendall(part)
+            assert bodies(caller) == expected
+        with connect(b"CONNECT other:443 HTTP/1.1\r\nhost: x\r\n\r\n") as caller:
+            assert b" 400 " in caller.recv(1 << 16)
+        with connect(post + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n") as caller:
+            assert b" 400 " in caller.recv(1 << 16)
+
+
+def test_requests_that_wait_behind_others_are_answered_however_long(monkeypatch):
+    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.1)
+    slow = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
+    with echoing() as connect:
+        for padding in (b"", b"x-long: %s\r\n" % (b"y" * 3000)):  # the ninth head is in one slice with others, or in its own
+            request = slow[:-2] + padding + b"\r\n"
+            assert len(bodies(connect(request * 12 + slow.replace(b"host", b"connection: close\r\nhost")))) == 13
+        caller = connect(slow * 9 + slow[:-2])  # a head that does not end is awaited for its own time alone
+        assert len(bodies(caller)) == 9
 
 
 def test_text_that_is_no_unicode_is_refused(client):

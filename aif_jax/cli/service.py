@@ -169,7 +169,7 @@ def add_users_follow(inner: Any) -> None:
     one.add_argument("--group", metavar="NAME", help=text)
     start = one.add_mutually_exclusive_group()
     start.add_argument("--table", type=Path, help="folder of the table to start from, where --directory has no snapshot")
-    start.add_argument("--empty", action="store_true", help="start without users there: the stream holds every event")
+    start.add_argument("--empty", action="store_true", help="start without users: the stream holds every event")
     text = "dtype of the matrices in a user state, for --rows or --empty (default: %(default)s)"
     one.add_argument("--storage", choices=STORAGES, default="float32", help=text)
     _add_snapshots(one)
@@ -187,7 +187,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
 def run_users_follow(options: argparse.Namespace) -> int:
     """Applies a stream of users' events to a user table or a feature store until it is told to end (SIGTERM, SIGINT).
 
-    Killed and called again, it goes on; events that are in already count once.
+    Killed and called again, it goes on; events that it has applied count once.
     """
     remote = options.rows or options.features
     if options.group is not None and not remote:

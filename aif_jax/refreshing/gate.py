@@ -325,7 +325,7 @@ def judge_outcomes(
     draws: int = 1000,
     level: float = 0.95,
 ) -> tuple[str, ...]:
-    """Why a version in service should be taken back, by what followed on the items that it and the version before showed.
+    """Why a version in service should be taken back, by what users did with the items that it and the version before showed.
 
     Two figures, neither of which depends on how often the outcome follows: predicted over observed, and log-loss over the
     entropy of the observed rate (normalized entropy, He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at
@@ -334,7 +334,7 @@ def judge_outcomes(
 
     Args:
       new, old: items that each version showed, after the window of the outcome.
-      calibration: how much further from 1 predicted over observed may be, as a factor: 0.2 lets 1.1 become 1.32 or 0.76.
+      calibration: how much the factor between predicted and observed may grow: 0.2 lets 1.1 become 1.32 or 0.76.
       log_loss: what may be added to the normalized entropy.
       users: users of each version that a verdict needs; with fewer, or without an outcome, there is none.
       draws, level: see `metrics.user_interval`.

@@ -50,9 +50,9 @@ def watch(
       degraded, failed: how much larger the share of such answers may be than the old version's, see `judge_service`.
       slowdown: largest mean time of a request, as a multiple of the old version's.
       requests: requests to the new version that a verdict needs.
-      samples: folder of `jobs.join_outcomes`, or folder to which its runs add one each, looked at again each time: what
-        followed on the items that both versions showed; None: judge by the metrics alone.
-      calibration: how much further from 1 predicted over observed may be, as a factor, see `judge_outcomes`.
+      samples: folder of `jobs.join_outcomes`, or folder to which its runs add one each, looked at again each time: what users
+        did with the items that each version showed; None: judge by the metrics alone.
+      calibration: how much the factor between predicted and observed may grow, see `judge_outcomes`.
       log_loss: how much larger the normalized entropy may be.
       users: users of each version that a verdict by samples needs.
       say: prints a line where something changed.

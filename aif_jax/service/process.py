@@ -70,6 +70,46 @@ class OnePiece:
         self._transport.close()
 
 
+class WithoutOffers:
+    """A parser for which a request that offers another protocol is a request like others (RFC 9110, section 7.8).
+
+    Java's client offers HTTP/2 in every request without TLS. httptools' own parser ends such a request at its head, and takes
+    its body for the next one: here a second parser gets the head again, without the offer, and what follows it.
+
+    Args:
+      connection: its `headers` and `url` are those of the last head.
+    """
+
+    def __init__(self, parser: Any, connection: Any):
+        self._parser, self._connection = parser, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        """Reads data, as httptools does."""
+        import httptools
+
+        rest: bytes | None = data
+        while rest is not None:
+            try:
+                self._parser.feed_data(rest)
+                rest = None
+            except httptools.HttpParserUpgrade as offer:
+                if self.get_method() == b"CONNECT":
+                    raise httptools.HttpParserError("expected a request to this service, got one for a proxy") from None
+                head = [b"%s %s HTTP/%s" % (self.get_method(), self._connection.url, self.get_http_version().encode())]
+                for name, value in self._connection.headers:
+                    if name == b"connection":
+                        kept = [token.strip() for token in value.split(b",")]
+                        value = b", ".join(token for token in kept if token.lower() not in (b"upgrade", b"http2-settings"))
+                    if name not in (b"upgrade", b"http2-settings"):
+                        head.append(b"%s: %s" % (name, value))
+                self._parser = httptools.HttpRequestParser(self._connection)
+                self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                rest = b"\r\n".join([*head, b"", rest[offer.args[0] :]])
+
+
 def bounded(base: Any, *, connections: int) -> Any:
     """The class of connections, from uvicorn's `HttpToolsProtocol`, with the budgets of this module.
 
@@ -93,6 +133,7 @@ def bounded(base: Any, *, connections: int) -> Any:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(OnePiece(transport))
+            self.parser = WithoutOffers(self.parser, self)
             self._held, self._since = bytearray(), self.loop.time()
             self._within(HEAD_SECONDS, self._end)
             if len(self.connections) > connections:
@@ -130,6 +171,11 @@ def bounded(base: Any, *, connections: int) -> Any:
                     self._end(f"expected at most {HEAD_BYTES} bytes before the body, and after it, got more")
             if self._held:
                 self.flow.pause_reading()
+            if self._reading == "head" and self._refusal is None:
+                if self._held:
+                    self._within(None)  # the caller has sent it: the answers before it are awaited
+                elif self._timer is None:
+                    self._within(HEAD_SECONDS, self._end)
 
         # from the parser
 
@@ -143,6 +189,8 @@ def bounded(base: Any, *, connections: int) -> Any:
                 super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return  # it comes again without the offer
             self._reading, self._size, self._since = "body", 0, self.loop.time()
             self._left = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
             self._open, self._asked = self._open + 1, True
@@ -154,6 +202,8 @@ def bounded(base: Any, *, connections: int) -> Any:
             super().on_body(body)
 
         def on_message_complete(self) -> None:
+            if self.parser.should_upgrade():
+                return
             self._reading, self._size = "", 0
             super().on_message_complete()
 

@@ -47,28 +47,28 @@ class ServingConfig:
       budget: seconds for a request that gives none; None: no limit.
       reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
         recent requests needed more, at most half the budget.
-      fallback: answer with a stale or default user when the user part is late or fails; False raises instead.
+      fallback: answer with a stale state, or an unknown user's, when the user part is late or fails; False raises instead.
       max_stale: the oldest user state that an answer may use, counted from the fetch of its features; None: no bound.
       max_unknown: largest share, 0 to 1, of a history's events with an unknown item or action; above it an answer is marked
         `degraded`, from 5 events on. None: never.
       cache_bytes: bound of the state cache; 0 keeps nothing.
       prepare_ttl: how long a state made by `prepare` without a feature version may be used by later requests.
       callable_timeout: longest life of one call of `features` or `retrieval`; None: no limit.
-      callable_threads: threads for each of `features` and `retrieval` that is not async.
+      callable_threads: threads for `features`, and for `retrieval`, where it is not async.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
       on_loop: longest call of a compiled function in seconds, with its work on the host, that may run on the event loop's own
-        thread while no other waits, which saves two thread switches; twice as long after a pause of ten times as long. The
-        engine measures such calls. 0 uses threads alone.
+        thread while no other waits, which saves two thread switches; after a pause of 10 x `on_loop`, 2 x `on_loop`. The engine
+        measures such calls. 0 uses threads alone.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
         values compile longer.
-      bid: name of the index row's side value that holds the bid, which candidates may bring in its place.
-      orders: score expressions by name, see `aif_jax.scores`, such as {"value": "p.conversion * value"}; requests
+      bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
+      orders: score expressions by name, such as {"value": "p.conversion * value"}; requests
         choose one. "bid" is there by itself: the probability of the first objective times the bid.
-      group: name of the side value that limits the answer to `group_cap` items of a kind, such as an author's id; None: no
+      group: name of the side column that limits the answer to `group_cap` items of a kind, such as an author's id; None: no
         limit. A float32, so ids are exact up to 2 ** 24.
-      group_cap: candidates of one group in an answer, at most; exact, see `aif_jax.serving.programs.capped_top_k`.
+      group_cap: candidates of one group in an answer, at most; exact.
       order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 

@@ -273,7 +273,7 @@ class CallableError(RuntimeError):
 
 
 class NonFiniteScores(ArithmeticError):
-    """Scores that are NaN or infinite: of every known candidate of a request, or of the probe of a version that is refused.
+    """Scores that are NaN or infinite: of every known candidate of a request, or of a new version's test request.
 
     Attributes:
       non_finite, unknown, excluded: candidates of the request without a finite score, those that the index does not hold, and
