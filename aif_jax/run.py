@@ -322,7 +322,7 @@ def fit(
       min_history: strictly earlier events that the user of a sample must have.
       validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
         such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
-      since: train on samples from this moment on, a date or number as for `validation`, whose share is one of these.
+      since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
         Histories and popularity still hold what was before; None: all samples.
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.

@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in CACHE.items():
         jax.config.update(name, value)
     config.addinivalue_line("filterwarnings", f"ignore:{TORN}")
+    light.install()
 
 
 LONGEST = (

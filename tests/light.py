@@ -10,7 +10,6 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
@@ -41,6 +40,37 @@ def flags() -> str:
     return " ".join(f"--{name}={str(value).lower()}" for name, value in options().items())
 
 
+FEW = 8
+"""Operations of a program that is always compiled lightly: one of `jax.numpy` alone, thousands of which are no hot path."""
+_open = 0  # blocks of `lightly_compiled`
+
+
+def install() -> None:
+    """From here on this process compiles lightly what is inside `lightly_compiled`, and programs of few operations."""
+    usual = compiler.compile_or_get_cached
+    options()  # compiles, so it comes first
+
+    @functools.wraps(usual)
+    def compile_or_get_cached(backend: Any, computation: Any, devices: Any, settings: Any, *rest: Any, **more: Any) -> Any:
+        if _open or operations(computation, FEW + 1) <= FEW:
+            settings.env_option_overrides = list((options() | dict(settings.env_option_overrides)).items())
+        return usual(backend, computation, devices, settings, *rest, **more)
+
+    compiler.compile_or_get_cached = compile_or_get_cached
+
+
+def operations(module: Any, most: int) -> int:
+    """Operations in the functions of a program, counted up to a number."""
+    count = 0
+    for function in module.body.operations:
+        for block in function.regions[0].blocks:
+            for _ in block.operations:
+                count += 1
+                if count == most:
+                    return count
+    return count
+
+
 @contextlib.contextmanager
 def lightly_compiled(*, keep: bool = False) -> Iterator[None]:
     """What is compiled inside is compiled with `options()`.
@@ -48,15 +78,11 @@ def lightly_compiled(*, keep: bool = False) -> Iterator[None]:
     Args:
       keep: leave the programs for a next block; the caller clears JAX's caches before a test of what is shipped.
     """
-    usual, few = compiler.get_compile_options, options()
-
-    @functools.wraps(usual)
-    def light(*arguments: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
-        return usual(*arguments, env_options_overrides=few | (env_options_overrides or {}), **more)
-
+    global _open
+    _open += 1
     try:
-        with mock.patch.object(compiler, "get_compile_options", light):
-            yield
+        yield
     finally:
+        _open -= 1
         if not keep:
             jax.clear_caches()  # what other tests share with these is compiled as shipped

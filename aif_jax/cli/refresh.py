@@ -48,11 +48,11 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
     text = "bounds of the gate, such as gauc=0.005 users=100: " + ", ".join(BOUNDS)
     one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
-    text = "two dates, such as 2022-05-06 2022-05-07: judge on the requests from the first until before the second too"
+    text = "two dates, such as 2022-05-06 2022-05-07: judge also on the requests since the first, before the second"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
     shared.add_flags(one, refresh, FLAGS)
     group = one.add_argument_group("a stream in place of one training (see aif_jax.refreshing.follow)")
-    text = f"train on it and publish deltas, until SIGTERM; --events are histories: {FORMS}, or a folder of joined samples"
+    text = f"{FORMS}, or a folder of joined samples: train on it and publish deltas, until SIGTERM; --events are histories"
     group.add_argument("--follow", metavar="STREAM", help=text)
     text = "JSON of settings of the stream's client, such as passwords"
     group.add_argument("--stream-options", type=Path, metavar="FILE", help=text)

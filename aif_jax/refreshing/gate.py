@@ -44,7 +44,7 @@ class GateConfig:
       size: largest bytes of parameters, as a multiple of the old model's.
       slowdown: longest time of scoring the same requests, as a multiple of the old model's.
       unknown: largest share of the requests' items that the new model's vocabulary lacks.
-      volume: least events a day of the new part, as a share of the days before: half a day's files missing is refused.
+      volume: least events a day of the new part, as a share of the days before: half of the files missing: refused.
       users: least users to judge by.
       draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 

@@ -246,10 +246,10 @@ class Nearline:
     """Where the jobs write.
 
     Attributes:
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, NAME for each export
-        NAME; None: the export's index.
-      users: rows of users for calls with the id alone: folder of snapshots of a `UserTable`, or a folder of such folders, NAME
-        for each export NAME, or redis:// URL; None: calls bring the features.
+      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
+        None: the export's index.
+      users: rows of users for calls with the id alone: folder of snapshots of a `UserTable`, or a folder of such folders, named
+        like the exports, or redis:// URL; None: calls bring the features.
       prefix: prefix of the keys of `users` in a server, as `aif-jax users follow --rows URL --prefix` has it.
     """
 

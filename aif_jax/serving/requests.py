@@ -268,8 +268,8 @@ class EngineClosed(RuntimeError):
 
 
 class CallableError(RuntimeError):
-    """`features` or `retrieval` raised SystemExit, KeyboardInterrupt, StopIteration or CancelledError, which no callable may,
-    or has as many calls that never returned as the engine tolerates."""
+    """`features` or `retrieval` raised SystemExit, KeyboardInterrupt, StopIteration or CancelledError, which no callable may
+    do, or `max_hung` of its calls have never returned."""
 
 
 class NonFiniteScores(ArithmeticError):
