@@ -13,7 +13,7 @@ LANES = {
     DEFAULT: "the package, its promises, the doors",
     "docs": "every page runs, every link leads somewhere",
     "experiments": "the scripts and data sets of experiments/",
-    "standing": "child processes, servers, brokers, a browser, kills in their short form",
+    "standing": "child processes, servers, brokers, a browser, kills in their short form, further variants of the model",
     "reliability": "kills, storm, fuzz, chaos, soak in full size",
     "engines": "Ray and Spark; needs their extras and Java: .ci/run engines",
 }
@@ -24,8 +24,31 @@ MARKED = ("reliability", "engines")
 """Lanes that a test file states itself: full sizes are parameters and functions next to the short ones."""
 STARTERS = {"python", "server"}
 """Fixtures that start another process; a test that takes one is in `standing` unless a line of TABLE names it."""
+CHIEF = ("every block", "matching", "two_tower", "aif")
+"""Cases of OF_VARIANTS that the default lane takes: all blocks at once, what `presets.aif` is made of, and the baseline."""
+OF_VARIANTS = (
+    "tests/promises/test_batch_invariance.py::test_other_users_of_a_batch",
+    "tests/promises/test_batch_invariance.py::test_permuting_candidates",
+    "tests/promises/test_batch_invariance.py::test_splitting_candidates",
+    "tests/promises/test_decomposition.py::test_every_trained_parameter_gets_a_gradient",
+    "tests/promises/test_decomposition.py::test_staged_equals_joint",
+    "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint",
+    "tests/promises/test_masking.py::test_gradients_of_an_empty_history_are_finite",
+    "tests/promises/test_masking.py::test_more_padding_changes_nothing",
+    "tests/promises/test_masking.py::test_what_is_in_padding_does_not_matter",
+    "tests/test_golden_variants.py::test_logits_are_those_of_the_switches",
+    "tests/test_head.py::test_interaction_equals_the_concatenated_head",
+    "tests/test_sparse.py::test_every_model_takes_the_step_of_the_dense_form",
+    "tests/test_train.py::test_every_model_computes_in_bfloat16_without_promotion",
+)
+"""Tests of many variants of the model, each a case by name; the others are in `standing`."""
 TABLE = {
-    DEFAULT: ("tests/test_package.py",),
+    DEFAULT: (
+        "tests/test_package.py", *(f"{test}[{case}]" for test in OF_VARIANTS for case in CHIEF),
+        "tests/test_sequence_loss.py::test_equal_to_the_reference[True-2]",
+        "tests/test_sequence_loss.py::test_padding_changes_neither_loss_nor_scores[2]",
+        "tests/test_sequence_loss.py::test_gradient_is_that_of_the_loss_and_reaches_the_encoder[2]",
+    ),
     "docs": ("tests/test_docs.py",),
     "experiments": (
         "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_content.py", "tests/test_datasets.py",
@@ -35,6 +58,7 @@ TABLE = {
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),
     "standing": (
+        *OF_VARIANTS,
         "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
         "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_admission.py",
         "tests/test_follow_process.py",
@@ -50,13 +74,23 @@ TABLE = {
         "tests/test_outcomes.py::test_a_refresh_trains_on_served_requests",
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_lanes.py::test_commands_keep_compiled_programs",
+        "tests/promises/test_sharded_equals_whole.py", "tests/test_tier_histogram.py",
+        "tests/test_diversity.py::test_the_device_cuts_as_the_plain_rule_does",
+        "tests/test_follow_samples.py::test_joined_samples_become_deltas",
+        "tests/test_refresh.py::test_ids_of_vocabularies_of_fixed_size_come_and_go_by_a_refresh",
         "tests/test_refresh.py::test_rows_of_users_are_published_within_the_export",
+        "tests/test_sequence_loss.py::test_equal_to_the_reference",
+        "tests/test_sequence_loss.py::test_fit_learns_the_sequence_and_resumes_under_the_same_settings",
+        "tests/test_sequence_loss.py::test_padding_changes_neither_loss_nor_scores",
+        "tests/test_sequence_loss.py::test_gradient_is_that_of_the_loss_and_reaches_the_encoder",
+        "tests/test_sparse.py::test_a_mean_over_terms_adds_up_over_the_parts",
+        "tests/test_sparse.py::test_the_size_of_the_parts_changes_nothing",
         "tests/test_retrieval.py::test_pgvector_finds_the_best",
         "tests/test_serving.py::test_a_process_that_serves_computes_in_the_calling_thread",
         "tests/test_serving_parts.py::test_the_bytes_of_a_cache_are_those_of_the_process",
     ),
 }  # fmt: skip
-"""Folders, files and functions of each lane. A function's line wins over its file's, a file's over its folder's."""
+"""Folders, files, functions and cases of each lane. A case's line wins over its function's, that over its file's, and so on."""
 
 
 def lane_of(test: str, *, marks: Collection[str] = (), fixtures: Collection[str] = ()) -> str:
@@ -80,7 +114,7 @@ def lane_of(test: str, *, marks: Collection[str] = (), fixtures: Collection[str]
         line: lane
         for lane, entries in TABLE.items()
         for line in entries
-        if name == line or name.startswith(line if line.endswith("/") else f"{line}::")
+        if line in (test, name) or name.startswith(line if line.endswith("/") else f"{line}::")
     }
     if lines:
         return lines[max(lines, key=len)]

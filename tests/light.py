@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,14 +62,8 @@ def install() -> None:
 
 def operations(module: Any, most: int) -> int:
     """Operations in the functions of a program, counted up to a number."""
-    count = 0
-    for function in module.body.operations:
-        for block in function.regions[0].blocks:
-            for _ in block.operations:
-                count += 1
-                if count == most:
-                    return count
-    return count
+    inside = (block for part in module.body.operations for region in part.regions for block in region.blocks)
+    return sum(1 for _ in itertools.islice((each for block in inside for each in block.operations), most))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def test_lines_name_tests_that_exist_and_each_changes_something():
     names = [line for line, _ in LINES]
     assert len(names) == len(set(names))
     for line, lane in LINES:
-        file, _, function = line.partition("::")
+        file, _, function = line.partition("[")[0].partition("::")
         assert (ROOT / file).is_dir() if file.endswith("/") else (ROOT / file).is_file(), line
         assert not function or function in functions(ROOT / file), f"{line}: no such test"
         wider = [other for other in names if other != line and line.startswith(other)]
@@ -77,6 +77,8 @@ def test_a_test_with_two_lanes_is_refused():
     ("tests/test_retrieval.py::test_pgvector_finds_the_best", (), (), "standing"),
     ("tests/test_retrieval.py::test_pgvector_finds_the_best_more", (), (), "default"),
     ("tests/test_retrieval.py::test_many_kills", ("reliability",), (), "reliability"),
+    ("tests/promises/test_exported_equals_joint.py::test_exported_equals_joint[aif]", (), (), "default"),
+    ("tests/promises/test_exported_equals_joint.py::test_exported_equals_joint[paper]", (), (), "standing"),
     ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
 ])  # fmt: skip
 def test_lane_of(test, marks, fixtures, lane):

@@ -44,6 +44,7 @@ OWNERS = {
     # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
     "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
     "uvicorn": ("service/process.py",),
+    "httptools": ("service/process.py",),
     "orjson": ("service/tensors.py",),
     "uvloop": ("service/processes.py",),
     "grpc": ("service/rpc.py",),
