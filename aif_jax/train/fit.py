@@ -179,8 +179,9 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     times = -(-steps // every)
     if users := times * requests:
         items = len(feed.dataset.catalogue) - 1
-        whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
-        yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
+        whole = f", each over the catalogue of {items:,} items too (k={settings.k})" if settings.k else ""
+        times_of = f"{times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
+        yield f"validation: {times_of}: {users:,} user parts; training: {steps * size:,} user parts"
     advice = []
     other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
     if pipeline.mean_places(histories, (*other, longest)) < 0.8 * places:
