@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,23 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
     whole = Trained(run.model, run.params, run.encoder)  # a model of which nothing more is known is the same model
     assert whole.version == run.version and versions[0] == versions[1] != run.version
     assert aif.open(corrected / "EXPORT").settings == run.settings.to_json()
+
+
+def test_what_add_writes_is_a_run(run, corrected, tmp_path):
+    days = world.data(4)
+    shutil.copytree(corrected / "corrected", tmp_path / "run")
+    again, whole = aif.Run.load(tmp_path / "run"), run.with_svd(days).with_popularity_correction(days)
+    assert again.version == whole.version and again.settings == run.settings and again.folder == tmp_path / "run"
+    options: dict[str, Any] = {"split": "validation", "k": 5, "progress": False}
+    assert again.evaluate(days, **options).figures() == whole.evaluate(days, **options).figures()
+    again.calibrate(days, progress=False).save_calibration()
+    calibrated = aif.Run.load(tmp_path / "run")
+    assert calibrated.version == aif.open(tmp_path / "run").version != again.version
+    with pytest.raises(FileExistsError, match="expected a new folder or one of a run, found a checkpoint; give another `out`"):
+        world.first(tmp_path / "run")
+    aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; aif.open reads it"):
+        aif.Run.load(tmp_path / "bare")
 
 
 def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(corrected, tmp_path, capsys):
