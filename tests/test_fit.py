@@ -216,7 +216,7 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         checkpoints.save(1, run.params, run.config)
     with pytest.raises(FileExistsError, match="found checkpoints without settings and no fit.json; give another `out`"):
         fit(model, data, **given | {"out": tmp_path / "foreign"})
-    with pytest.raises(ValueError, match="positions: expected at least batch_size=5000"):
+    with pytest.raises(ValueError, match="samples: expected at least one batch of batch_size=5000 to train on, got"):
         fit(model, data, **given | {"out": tmp_path / "fresh", "batch_size": 5000})
     again = fit(model, data, **given | {"out": tmp_path / "fresh", "epochs": 1})  # there was nothing to go on with
     assert again.folder == tmp_path / "fresh"
@@ -251,7 +251,7 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
         ({"keep_best": "hr@100"}, r"fit keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
         ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
         ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
-        ({"min_history": 500}, "positions: expected at least batch_size=64, got 0"),
+        ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0"),
     ],
 )
 def test_wrong_settings_are_refused(data, model, wrong, message):

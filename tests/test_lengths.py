@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     assert run.settings.buckets and settings_in(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding (one length: " in said
-    assert "validation: 1 of 40 requests: 40 users and, over the catalogue of 90 items (k=10), 3,600 scores" in said
+    assert "validation: 1 evaluation of 40 requests, each over the catalogue of 90 items too (k=10): 40 user parts" in said
     monkeypatch.setattr(
         lengths, "choose_lengths", lambda *_, **__: (5,)
     )  # another version of the rule, or a run from before it
@@ -118,5 +119,8 @@ def test_the_advice_names_what_is_faster_or_smaller(data, model, small_world):
     lines = list(fitting.plan(feed, run.settings, fitting.samples_of(data, run.settings)))
     assert len(lines) == 3 and lines[-1].startswith("faster or smaller: buckets='auto' takes (")
     samples = fitting.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
+    assert not any("is 1 for every model" in line for line in lines)
+    small = dataclasses.replace(run.settings, k=90)
+    assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in fitting.plan(feed, small, samples))
     feed = Pipeline(dataset=data, positions=positions[:8], candidates=source, config=run.config, batch_size=8)
     assert "requests=, evaluate_every=" in list(fitting.plan(feed, run.settings, samples))[-1]

@@ -102,6 +102,11 @@ def id_as_category(data):
     data["items"]["category"] = data["items"]["item"]
 
 
+def many_tags(data):
+    for row, count in ((9, 9), (10, 8), (11, 30)):
+        data["items"]["tags"][row] = "|".join(f"tag {j % 3}" for j in range(count))
+
+
 CASES = [
     (read_twice, "repeated event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
     (years_ahead, "future event", "time", r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02 07:06:40"),
@@ -112,6 +117,7 @@ CASES = [
     (blanks, "alike values", "category", "2 of 10 values .*: 'Category 1' and 'category 1', 'Category 4 ' and 'Category 4'"),
     (blanks_in_ids, "alike values", "user", "'User1' and 'User1 '|'User1 ' and 'User1'"),
     (commas, "bag separator", "tags", r"2 of 3 values hold ',', such as 'tag 0, tag 1'; Columns.bag_separator is '\|'"),
+    (many_tags, "cut bag", "tags", "2 of 9. rows have more values than the first 8, which Columns.bag_length keeps"),
     (robot, "one for many", "user", r"5 has 1,0\d\d of 3,000 events \(3\d\.\d %\)"),
     (id_as_category, "unique values", "category", "120 values in 120 rows"),
 ]

@@ -151,6 +151,8 @@ def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params
     )
     assert np.isfinite(metrics["loss"]) and int(after.step) == 1
     assert jax.config.jax_numpy_dtype_promotion == "strict"
+    with pytest.raises(TypeError, match=r"loss: expected a function of .*, got an unexpected keyword argument 'where'"):
+        train.make_step(model, optimizer, loss=lambda scores, labels, mask: jnp.mean(scores))
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)

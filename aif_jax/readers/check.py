@@ -195,6 +195,10 @@ def _suspect_values(table: Scan, column: str, values: Values, columns: Columns) 
         got = f"no row has two values, and {count:,} of {values.count:,} values hold {separator!r}, such as {example!r}"
         got = f"{got}; Columns.bag_separator is {columns.bag_separator!r}"
         yield Suspicion(kind="bag separator", file=file, column=column, got=got)
+    if values.cut:
+        kept = f"the first {columns.bag_length}, which Columns.bag_length keeps"
+        got = f"{values.cut:,} of {present:,} rows have more values than {kept}"
+        yield Suspicion(kind="cut bag", file=file, column=column, got=got)
     share, least = UNIQUE
     if values.kind in ("category", "value") and present >= least and values.count >= share * present:
         got = f"{values.count:,} values in {present:,} rows; an attribute that differs in each row adds nothing to the id"
@@ -334,6 +338,7 @@ def check(
     | one for many | a user or an item with more than a tenth of all events, and ten times as many as the others |
     | alike values | values that differ by blanks around them or, but for ids, by upper case: "Sport" and "Sport " |
     | bag separator | values of bags that hold another separator than `Columns.bag_separator`, and never that one |
+    | cut bag | bags with more values than `Columns.bag_length` keeps |
     | unique values | an attribute with another value in each row, such as the item id as category |
     | outlier | a float far outside of all others, such as a price of 1e12; scales are learned without it |
     | placeholder | a single negative value such as -1 among others from 0 |

@@ -93,6 +93,7 @@ class Coded(NamedTuple):
 
     codes: np.ndarray  # int32 [n], or [n, length] for bags: position in `values`, -1 where there is none
     values: Any  # the distinct values: Arrow array of int64 or large_string; of text files always the latter
+    cut: int = 0  # bags of more values than are kept
 
 
 def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Any]:
@@ -187,7 +188,7 @@ class _Column:
         codes = np.full((len(rows), length), -1, np.int32)
         kept = place < length
         codes[row[kept], place[kept]] = coded.codes[kept]
-        return Coded(codes, coded.values), np.ones(len(rows), bool)
+        return Coded(codes, coded.values, int(np.count_nonzero(place == length))), np.ones(len(rows), bool)
 
     def floats(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 [n]."""
@@ -315,7 +316,7 @@ class Codes:
     """The codes of one categorical column: int32 [n] or [n, bag length], -1 where there is no value."""
 
     def __init__(self):
-        self.is_text = False
+        self.is_text, self.cut = False, 0
         self.looks_whole: bool | None = None  # whether the first block with values holds integers and nothing else
         self._parts: list[np.ndarray] = []
         self._pending: list[tuple[int, Any]] = []  # part, its distinct values
@@ -324,6 +325,7 @@ class Codes:
     def add(self, coded: Coded) -> None:
         """Appends the codes of a block."""
         self._parts.append(coded.codes)
+        self.cut += coded.cut
         if len(coded.values):
             self.looks_whole = bool(is_whole(coded.values).all()) if self.looks_whole is None else self.looks_whole
             self._pending.append((len(self._parts) - 1, coded.values))
@@ -501,6 +503,7 @@ class Values:
     alikes: int  # values that are the same as another but for blanks around them and, but for ids, upper case
     alike: tuple[tuple[str, str], ...]  # some of them
     separator: tuple[str, int, str] | None  # of bags with one value at most: what many values hold, how many, an example
+    cut: int  # bags of more values than are kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -605,7 +608,9 @@ def _values(codes: Codes, kind: Kind, columns: Columns) -> Values:
         if kind == "bag" and (codes.codes[:, 1:] < 0).all():
             separator = _separator(distinct, columns.bag_separator)
     missing = int(np.count_nonzero(first < 0))
-    return Values(kind=kind, count=len(distinct), missing=missing, alikes=alikes, alike=alike, separator=separator)
+    return Values(
+        kind=kind, count=len(distinct), missing=missing, alikes=alikes, alike=alike, separator=separator, cut=codes.cut
+    )
 
 
 def _alike(distinct: Any, *, fold: bool) -> tuple[int, tuple[tuple[str, str], ...]]:

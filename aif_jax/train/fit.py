@@ -178,9 +178,11 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
     times = -(-steps // every)
     if users := times * requests:
-        items = len(feed.dataset.catalogue) - 1
-        whole = f" and, over the catalogue of {items:,} items (k={settings.k}), {users * items:,} scores" if settings.k else ""
-        yield f"validation: {times:,} of {requests:,} requests: {users:,} users{whole}; training: {steps * size:,} users"
+        whole = f", each over the catalogue of {len(feed.dataset.catalogue) - 1:,} items too (k={settings.k})" if settings.k else ""
+        times_of = f"{times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
+        yield f"validation: {times_of}: {users:,} user parts; training: {steps * size:,} user parts"
+    if (items := len(feed.dataset.catalogue) - 1) <= (settings.k or 0):
+        yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
     advice = []
     other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
     if pipeline.mean_places(histories, (*other, longest)) < 0.8 * places:

@@ -13,6 +13,7 @@ answers for batch n + 1 are sent before step n is dispatched and read after it, 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
@@ -325,8 +326,8 @@ def make_step(
 
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
-      loss: a `losses.Loss`, `Goals` for labels by name, or any function of scores, labels and mask (and `log_q` where the batch
-        has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
+      loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
+        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
         `loss_and_gradient`.
       sequence_loss: added to it: next item at every place of the short history; None for none.
       sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
@@ -347,6 +348,11 @@ def make_step(
     dtype = jnp.dtype(compute_dtype)
     if isinstance(loss, Goals):
         loss = loss.bind(model.config.objectives)
+    try:
+        inspect.signature(loss).bind_partial(None, None, where=None)
+    except TypeError as error:
+        got = str(error).removeprefix("got ")
+        raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
     if sequence_loss is not None:
         sequence_loss = sequence_loss.bind(model)
 
