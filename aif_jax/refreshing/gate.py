@@ -43,8 +43,8 @@ class GateConfig:
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
       hit_rate: HR@k that may be lost.
-      log_loss: nats that may be added, to probabilities as `measure` takes them.
-      calibration: expected calibration error that may be added, of the same probabilities.
+      log_loss: nats that may be added; without a calibration, to the scores before SVD term and popularity correction.
+      calibration: expected calibration error that may be added, of the same scores.
       overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
       size: largest bytes of parameters, as a multiple of the old model's.
       slowdown: longest time of scoring the same requests, as a multiple of the old model's.
@@ -152,9 +152,8 @@ class Verdict:
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
     """Runs one model on the requests, as it would answer them in service (`as_served`).
 
-    Log-loss and calibration are of probabilities. With a calibration the scores in service give them. Without one, only the
-    logits of training do: an SVD term and a popularity correction that were added after it rank better and predict nothing, so
-    these metrics leave them out.
+    Log-loss and calibration are of probabilities. Without a calibration only the logits of training give them: SVD term and
+    popularity correction were added after it for the ranking, so these metrics leave them out.
 
     Args:
       trained: with the encoder of its training, which may lack users and items of the requests.
@@ -202,7 +201,7 @@ def without_terms(trained: Trained) -> Params:
     """Parameters whose logits are of probabilities: those of a calibrated model, else with the terms added after training 0."""
     params, config = trained.params, trained.config
     terms = [term.name for term in (pure_svd.present(config), item_offset.present(config)) if term is not None]
-    if GROUP in params["fitted"] or not terms:
+    if GROUP in params.get("fitted", {}) or not terms:
         return params
     zero = jax.tree.map(np.zeros_like, {name: params["fitted"][name] for name in terms})
     return params | {"fitted": params["fitted"] | zero}

@@ -118,8 +118,7 @@ def refresh(
       unknown: what to do with events of items that are neither in `items` nor known to the served model: leave them out of
         training, or raise an error, see `read`.
       task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`.
-      since: the moment from which events are new, a date or number; None: where the served model's training ended, see
-        `Trained.settings`.
+      since: the moment from which events are new, a date or number; None: where the served model's training ended.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
       epochs, batch_size, learning_rate, id_dropout, seed: see `fit`.
@@ -139,8 +138,7 @@ def refresh(
     Raises:
       WriterConflict: another job works there; says which process on which host.
       FileNotFoundError: no served model.
-      ArgumentError: `since` is needed and not given, or `work`.
-      ValueError: data or settings that do not fit, as `read` and `fit`.
+      ValueError: `since` is needed and not given, data or settings that do not fit, as `read` and `fit`.
     """
     expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out, error=ArgumentError)
     where, needed = str(out), f"a local folder for the steps of a job on {out}"
