@@ -16,6 +16,10 @@ import numpy as np
 BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-mapped table stays in bounded memory
 
 
+class ArgumentError(ValueError):
+    """An argument of a call that is missing or does not fit, whatever the data: a command ends with the code of wrong usage."""
+
+
 class VersionMismatch(ValueError):
     """Two parts of the system come from different parameters, config or encoder; `expected` and `got` are their versions."""
 
@@ -46,10 +50,10 @@ def check_encoding(what: str, *, expected: str, got: str) -> None:
         raise EncodingMismatch(what, expected=expected, got=got)
 
 
-def expect(ok: Any, name: str, expected: object, got: object) -> None:
-    """Raises ValueError "name: expected ..., got ..." unless `ok`."""
+def expect(ok: Any, name: str, expected: object, got: object, *, error: type[ValueError] = ValueError) -> None:
+    """Raises `error` "name: expected ..., got ..." unless `ok`."""
     if not ok:
-        raise ValueError(f"{name}: expected {expected}, got {got}")
+        raise error(f"{name}: expected {expected}, got {got}")
 
 
 def expect_types(value: Any) -> None:

@@ -64,7 +64,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path, *, model: PreRanker | None = None) -> Run:
-        """The run in a folder that `fit` wrote.
+        """The run in a folder that `fit` or `save` wrote.
 
         Args:
           model: for one made by `assemble`, whose functions no folder holds; None builds it from the config.
@@ -240,7 +240,7 @@ class Run:
         return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config, states=states)
 
     def save(self, folder: str | Path) -> None:
-        """Writes parameters, config and encoder as a checkpoint: `--checkpoint` of every command and `checkpoint.load` read it.
+        """Writes the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.
 
         For a model that the folder of `fit` does not hold: one with factors, with an offset, or calibrated in memory.
 

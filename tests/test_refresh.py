@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli
+from aif_jax.blocks.item_offset import popularity_offset, with_item_offset
+from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.capacity import Capacity
+from aif_jax.encoding.times import shown
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
 from aif_jax.readers import admit
@@ -37,6 +41,7 @@ from aif_jax.refreshing import (
 )  # fmt: skip
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
+from aif_jax.scores import with_calibration
 from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
 from aif_jax.store.snapshots import Lease, WriterConflict
@@ -143,8 +148,13 @@ def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_no
     again = aif.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
     assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
     assert f"trained until {made.report['data']['until']}" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="refresh since: expected the moment from which events are new"):
-        aif.refresh(made.trained, world.events(5), items=world.items(5), out=tmp_path / "other", **world.OPTIONS)
+    (tmp_path / "other").mkdir()
+    of_elsewhere = made.trained.replace(settings=None)
+    with pytest.raises(ArgumentError, match="refresh since: expected the moment from which events .* got None; give it"):
+        aif.refresh(of_elsewhere, world.events(5), items=world.items(5), out=tmp_path / "other" / "store", **world.OPTIONS)
+    assert not list((tmp_path / "other").rglob("*"))  # no folder of steps, no store, no lock
+    again = aif.refresh(made.trained, world.events(5), items=world.items(5), out=tmp_path / "store", **world.OPTIONS)
+    assert again.status == "published" and again.report["data"]["since"] == made.report["data"]["until"]
 
 
 def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
@@ -170,6 +180,72 @@ def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
     assert len(SnapshotStore(tmp_path / "store" / "reports").names()) == 2  # the refused model's too
 
 
+@pytest.fixture(scope="module")
+def corrected(run, tmp_path_factory) -> Path:
+    """A folder with the files of four and five days, the run with both terms as `aif-jax add` writes it, and its export."""
+    folder = tmp_path_factory.mktemp("corrected")
+    for days in (4, 5):
+        for name, table in (("events", world.events(days)), ("items", world.items(days))):
+            pa.csv.write_csv(pa.table(table), folder / f"{name}{days}.csv")
+    words = ["--run", str(run.folder), "--events", str(folder / "events4.csv"), "--items", str(folder / "items4.csv")]
+    assert cli.main(["add", "svd", "popularity", *words, "--out", str(folder / "corrected"), "--quiet"]) == 0
+    words = ["--checkpoint", str(folder / "corrected"), "--platforms", "cpu", "--no-stablehlo"]
+    assert cli.main(["export", *words, "--out", str(folder / "EXPORT")]) == 0
+    return folder
+
+
+def refresh_words(folder: Path, *more: str) -> list[str]:
+    files = ["--events", str(folder / "events5.csv"), "--items", str(folder / "items5.csv")]
+    sizes = ["--batch-size", "64", "--learning-rate", "0.02", "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet"]
+    bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0", "slowdown=1000"]
+    return ["refresh", *files, *sizes, "--json", "--gate", *bounds, *more]
+
+
+def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected, tmp_path, capsys):
+    """The road of the tutorial: train, add, export, publish, refresh; and from the run with both terms itself."""
+    store, until = tmp_path / "store", run.settings.first_validation
+    assert cli.main(["snapshots", "publish", str(store), str(corrected / "EXPORT")]) == 0
+    for number, words in enumerate((["--out", str(store)], ["--current", str(corrected / "corrected"), "--out", f"{store}2"])):
+        capsys.readouterr()
+        assert cli.main(refresh_words(corrected, *words)) == 0, number
+        report = json.loads(capsys.readouterr().out)
+        assert report["status"] == "published" and report["data"]["since"] == shown(until)
+        assert report["additions"] == ["SVD term", "popularity correction"]
+    versions = [aif.open(corrected / name).version for name in ("corrected", "EXPORT")]
+    whole = Trained(run.model, run.params, run.encoder)  # a model of which nothing more is known is the same model
+    assert whole.version == run.version and versions[0] == versions[1] != run.version
+    assert aif.open(corrected / "EXPORT").settings == run.settings.to_json()
+
+
+def test_what_add_writes_is_a_run(run, corrected, tmp_path):
+    days = world.data(4)
+    shutil.copytree(corrected / "corrected", tmp_path / "run")
+    again, whole = aif.Run.load(tmp_path / "run"), run.with_svd(days).with_popularity_correction(days)
+    assert again.version == whole.version and again.settings == run.settings and again.folder == tmp_path / "run"
+    options: dict[str, Any] = {"split": "validation", "k": 5, "progress": False}
+    assert again.evaluate(days, **options).figures() == whole.evaluate(days, **options).figures()
+    again.calibrate(days, progress=False).save_calibration()
+    calibrated = aif.Run.load(tmp_path / "run")
+    assert calibrated.version == aif.open(tmp_path / "run").version != again.version
+    with pytest.raises(FileExistsError, match="expected a new folder or one of a run, found a checkpoint; give another `out`"):
+        world.first(tmp_path / "run")
+    aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; aif.open reads it"):
+        aif.Run.load(tmp_path / "bare")
+
+
+def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(corrected, tmp_path, capsys):
+    before = aif.open(corrected / "corrected").replace(settings=None)
+    aif.checkpoint.save(tmp_path / "old", before)
+    words = ["--current", str(tmp_path / "old"), "--out", str(tmp_path / "store")]
+    assert cli.main(refresh_words(corrected, *words)) == cli.options.USAGE == 2
+    assert "refresh since: expected the moment" in capsys.readouterr().err
+    assert cli.main(refresh_words(corrected, "--out", str(tmp_path / "store"))) == 2
+    assert "store: expected a served model, found an empty store; give `current`" in capsys.readouterr().err
+    assert cli.main(refresh_words(corrected, "--current", str(tmp_path / "old"), "--out", "s3://bucket/models")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(tmp_path, capsys):
     lines: list[str] = []
     with begin(tmp_path / "work", {"k": 1}, places=(tmp_path / "out",), say=lines.append) as job:
@@ -181,7 +257,9 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
     with begin(tmp_path / "work", {"k": 1}, say=lines.append) as job:
         assert job.sealed("read") is not None
     with begin(tmp_path / "work", {"k": 2}, say=lines.append) as job:
-        assert job.sealed("read") is None and "other arguments is dropped" in lines[-1] and "k" in lines[-1]
+        assert job.sealed("read") is None
+        assert lines[-1].endswith("other arguments is dropped: refresh.k: expected 2, the unfinished job has 1")
+    assert not (tmp_path / "work").exists()  # it had no finished step
 
 
 @pytest.mark.parametrize(
@@ -376,6 +454,36 @@ def test_planted_models_are_refused(run, requests, newer, fault):
         new = measure(planted(run.trained, fault), requests)
         reasons = judge({"newest": (new, old)}, GateConfig(users=5)).reasons
     assert reasons and all("bound" in reason for reason in reasons)
+
+
+def with_offset(trained: Trained, shift: float) -> Trained:
+    """The model with a popularity correction, as of a log that has grown."""
+    counts = np.arange(len(trained.params["embedding"]["item"]))
+    table = popularity_offset(counts, untrained=None) + np.float32(shift)
+    params, config = with_item_offset(trained.params, table, config=trained.config)
+    return trained.replace(model=aif.build(config), params=params)
+
+
+def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requests):
+    """A popularity correction moves with the number of events, and predicts nothing; a calibration does."""
+    gate = GateConfig(users=5, slowdown=1000.0)
+    old, grown = (measure(with_offset(run.trained, shift), requests) for shift in (0.0, 1.5))
+    plain = measure(run.trained, requests)
+    for name in ("log_loss", "calibration", "calibration_error"):
+        assert old.by_user[name].mean == grown.by_user[name].mean == pytest.approx(plain.by_user[name].mean, abs=1e-6)
+    assert judge({"newest": (grown, old)}, gate).passed and old.by_user["hr@5"].mean != plain.by_user["hr@5"].mean
+
+    def sure(trained: Trained) -> Trained:  # ranks as before, and is too sure
+        return trained.replace(params=with_calibration(trained.params, {"scale": np.float32(9), "bias": np.float32(3)}))
+
+    for fault in ("NaN", "swapped rows"):
+        assert not judge({"newest": (measure(planted(with_offset(run.trained, 1.5), fault), requests), old)}, gate).passed
+    calibrated = run.calibrate(world.data(4), progress=False).trained
+    reasons = judge({"newest": (measure(sure(calibrated), requests), measure(calibrated, requests))}, gate).reasons
+    assert [reason.split()[1] for reason in reasons] == ["log_loss", "calibration_error"]
+    loud = jax.tree.map(lambda leaf: 4 * leaf, run.params["embedding"])  # as of a task that it was not trained for
+    loud = measure(with_offset(run.trained.replace(params=run.params | {"embedding": loud}), 0.0), requests)
+    assert any("log_loss" in reason for reason in judge({"newest": (loud, old)}, gate).reasons)
 
 
 def test_volume_compares_the_new_part_with_the_days_before():

@@ -4,10 +4,10 @@
 trees.
 """
 
-from aif_jax.checkpoint.contents import FORMAT, Checkpoint, Checkpoints, load, save
+from aif_jax.checkpoint.contents import FORMAT, Checkpoint, Checkpoints, load, save, settings_of
 from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, nbytes, read, write
 
 __all__ = [
-    "save", "load", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",
+    "save", "load", "settings_of", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",
     "write", "read", "inspect", "nbytes", "METADATA_FILE",
 ]  # fmt: skip

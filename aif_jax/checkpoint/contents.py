@@ -59,6 +59,7 @@ class Checkpoint:
       position: position of the data stream, as given to `save`.
       metrics: figures of this step by name.
       run: name of the training run that wrote it, None where it has none.
+      settings: settings of that run, see `Trained`.
     """
 
     params: Params
@@ -70,10 +71,11 @@ class Checkpoint:
     position: Any = None
     metrics: dict[str, float] | None = None
     run: str | None = None
+    settings: dict[str, Any] | None = None
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """The model of this folder; `model` is one made by `assemble`, None builds it from the config."""
-        trained = Trained(model_of(self.config, model), self.params, self.encoder)
+        trained = Trained(model_of(self.config, model), self.params, self.encoder, self.settings)
         return trained.with_version(self.version) if self.version else trained
 
     def __repr__(self) -> str:
@@ -118,7 +120,8 @@ def save(
       >>> loaded.step, type(loaded.opt_state[0]).__name__
       (7, 'ScaleByAdamState')
     """
-    contents = contents_of(trained.params, trained.config, trained.encoder, step, opt_state, position, metrics)
+    rest = (trained.encoder, step, opt_state, position, metrics)
+    contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings)
     write(path, contents, trained.config)
 
 
@@ -166,7 +169,13 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         position=record.get("position"),
         metrics=metrics,
         run=record.get("run"),
+        settings=record.get("settings"),
     )
+
+
+def settings_of(path: str | Path) -> dict[str, Any] | None:
+    """The settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
+    return inspect(path, format=FORMATS)[1].get("settings")
 
 
 def contents_of(
@@ -331,7 +340,7 @@ class Checkpoints:
 
     def settings(self) -> dict[str, Any] | None:
         """The settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
-        return None if self.latest is None else inspect(self._folder(self.latest), format=FORMATS)[1].get("settings")
+        return None if self.latest is None else settings_of(self._folder(self.latest))
 
     def save(self, step: int, params: Params, config: Config, **rest: Any) -> None:
         """Saves and waits; arguments as `save_async`."""

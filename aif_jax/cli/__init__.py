@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from aif_jax.checks import ArgumentError
 from aif_jax.cli.commands import add_commands
 from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
@@ -55,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         keep()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)
-    except (UsageError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
+    except (UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:

@@ -80,7 +80,7 @@ def add_commands(commands: Any) -> None:
     one.add_argument("parts", nargs="+", choices=ADDED, metavar="PART", help=f"one or more of {', '.join(ADDED)}")
     one.add_argument("--run", type=Path, required=True, metavar="RUN", dest="trained", help="the --out of train")
     add_files(one, items_required=True)
-    one.add_argument("--out", type=Path, required=True, help="folder of the checkpoint; must not exist")
+    one.add_argument("--out", type=Path, required=True, help="folder of the new run; must not exist")
     one.add_argument("--evaluate", action="store_true", help="print figures of the test slice as JSON, before and after")
     shared.add_shown(one, printed="what was added, and the figures")
 
@@ -230,7 +230,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_add(options: argparse.Namespace) -> int:
-    """Adds to a trained model what is fitted after training, on the files of its training, and writes a checkpoint.
+    """Adds to a trained model what is fitted after training, on the files of its training, and writes the new run.
 
     svd: scores of items that occur in the same histories (`Run.with_svd`). popularity: the popularity correction, for
     candidates from the whole catalogue (`Run.with_popularity_correction`). calibration: probabilities, on the validation

@@ -45,7 +45,8 @@ class Contents(NamedTuple):
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """The model; `model` is one made by `assemble`, None builds it from the config."""
-        return Trained(model_of(self.config, model), self.params, self.encoder).with_version(self.version)
+        known = self.manifest.get("settings")
+        return Trained(model_of(self.config, model), self.params, self.encoder, known).with_version(self.version)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -110,7 +110,7 @@ class AdmittedItems(NamedTuple):
             put = {name: _with_rows(fitted[group][name], MovedRows(self.ids.rows, rows)) for name, rows in tables.items()}
             fitted[group] = {**fitted[group], **put}
         model = base.model._replace(config=base.config.with_encoding(encoder.version))
-        return Trained(model, {**base.params, "fitted": fitted}, encoder)
+        return base.replace(model=model, params={**base.params, "fitted": fitted}, encoder=encoder)
 
 
 class WrongBase(VersionMismatch):

@@ -159,6 +159,8 @@ def _write(
     }
     if orders:
         manifest["orders"] = dict(orders)
+    if trained.settings is not None:
+        manifest["settings"] = dict(trained.settings)
     parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
     if "golden" not in parts:
         parts["golden"] = golden_case(model, leaves, expressions)

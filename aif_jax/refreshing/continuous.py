@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +50,7 @@ from aif_jax.refreshing.admission import Admission, NewItems, with_items
 from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step, with_fitted
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
-from aif_jax.refreshing.run import KEPT, MODEL, USERS
+from aif_jax.refreshing.run import MODEL, USERS, training_record
 from aif_jax.refreshing.samples import SampleRuns
 from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
@@ -649,11 +648,11 @@ def name_of(number: int) -> str:
 def _keep(store: SnapshotStore, root: str, partial: Path) -> dict[str, Any]:
     """The model of the export that the chain builds on, and until when it was trained."""
     fetched = store.fetch(partial / "fetched", root)
-    if not (fetched / KEPT).is_file():
-        expected = "an export that refresh published, which says until when it was trained"
-        raise ValueError(f"{store.url}: {root}: expected {expected}, got one without {KEPT}")
-    record = json.loads((fetched / KEPT).read_text("utf-8"))
     trained, with_users = open_model(fetched), (fetched / USERS).is_dir()
+    record = training_record(trained, fetched)
+    if record["until"] is None:
+        expected = "an export that says until when it was trained, as those of refresh and of a run do"
+        raise ValueError(f"{store.url}: {root}: expected {expected}, got one that does not; run a full refresh with --since")
     trained.need_encoder("follow")
     checkpoint.save(partial / MODEL, trained)
     remove_folder(partial / "fetched")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,17 +16,21 @@ import jax
 import numpy as np
 
 from aif_jax import metrics
+from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import expect, expect_types
 from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.refreshing.warm import ROWS, as_served
+from aif_jax.scores import GROUP
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
+from aif_jax.types import Params
 
 TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
 HIGHER = {"gauc": True, "hr": True, "log_loss": False, "calibration_error": False}
 """Judged metrics by the first part of their name: whether more is better."""
+OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +43,8 @@ class GateConfig:
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
       hit_rate: HR@k that may be lost.
-      log_loss: nats that may be added.
-      calibration: expected calibration error that may be added.
+      log_loss: nats that may be added; without a calibration, to the scores before SVD term and popularity correction.
+      calibration: expected calibration error that may be added, of the same scores.
       overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
       size: largest bytes of parameters, as a multiple of the old model's.
       slowdown: longest time of scoring the same requests, as a multiple of the old model's.
@@ -147,6 +152,9 @@ class Verdict:
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
     """Runs one model on the requests, as it would answer them in service (`as_served`).
 
+    Log-loss and calibration are of probabilities. Without a calibration only the logits of training give them: SVD term and
+    popularity correction were added after it for the ranking, so these metrics leave them out.
+
     Args:
       trained: with the encoder of its training, which may lack users and items of the requests.
       requests: the same for both models.
@@ -165,11 +173,14 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
     lists = requests.candidates(positions, SampleKey(0, 0, 0))
     if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
         return Measured(version=trained.version, finite=False)
-    found = evaluate(
-        served.model, params, data, positions, k=None, candidates=requests.candidates,
+    figures = functools.partial(
+        evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
         calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
     )  # fmt: skip
-    by_user, top = dict(found.by_user), None
+    by_user, top = dict(figures(params).by_user), None
+    if (probable := without_terms(served)) is not params:
+        of_training = figures(probable).by_user
+        by_user |= {name: of_training[name] for name in OF_PROBABILITIES}
     if k is not None:
         most = min(k, len(data.catalogue) - 1)
         ranked = rank_catalogue(served.model, params, data, positions, k=most, repeats=requests.repeats, progress=progress)
@@ -184,6 +195,16 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
         version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
         bytes=size, seconds=_seconds(served, requests),
     )  # fmt: skip
+
+
+def without_terms(trained: Trained) -> Params:
+    """Parameters whose logits are of probabilities: those of a calibrated model, else with the terms added after training 0."""
+    params, config = trained.params, trained.config
+    terms = [term.name for term in (pure_svd.present(config), item_offset.present(config)) if term is not None]
+    if GROUP in params.get("fitted", {}) or not terms:
+        return params
+    zero = jax.tree.map(np.zeros_like, {name: params["fitted"][name] for name in terms})
+    return params | {"fitted": params["fitted"] | zero}
 
 
 def judge(

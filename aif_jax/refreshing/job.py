@@ -75,12 +75,13 @@ def begin(
     An unfinished job of other arguments (another model, other data) is removed, and its steps are done again: nothing of it was
     published.
 
+    An attempt that ends before its first step is done leaves nothing behind.
+
     Raises:
       WriterConflict: a job runs there; names its process and host.
     """
-    work.mkdir(parents=True, exist_ok=True)
     leases = [Lease(folder) for folder in dict.fromkeys((work, *places))]
-    folder, record = work / "job", json.loads(json.dumps(arguments))
+    folder, record, job = work / "job", json.loads(json.dumps(arguments)), None
     try:
         for lease in leases:
             lease.take()
@@ -90,7 +91,7 @@ def begin(
             file = folder / RECORD
             before = json.loads(file.read_text("utf-8")) if file.is_file() else None
             if job.sealed(DONE) is None and before != record:
-                lines = differences(before or {}, record, path="refresh", source="the unfinished job")
+                lines = differences(before or {}, record, path="refresh", source="unfinished job")
                 say("refresh: an unfinished job of other arguments is dropped: " + "; ".join(lines[:3]))
             if job.sealed(DONE) is not None or before != record:
                 remove_folder(folder)
@@ -99,5 +100,8 @@ def begin(
             write_file(folder / RECORD, json.dumps(record, indent=1).encode())
         yield job
     finally:
+        begun = any(folder.glob(f"*/{SEAL}"))
+        if job is not None and folder.exists() and not begun:
+            remove_folder(folder)
         for lease in leases:
-            lease.release()
+            lease.release(undo=not begun)

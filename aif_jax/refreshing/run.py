@@ -17,7 +17,7 @@ import numpy as np
 
 from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset, pure_svd
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.capacity import new_rows
@@ -140,9 +140,9 @@ def refresh(
       FileNotFoundError: no served model.
       ValueError: `since` is needed and not given, data or settings that do not fit, as `read` and `fit`.
     """
-    expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out)
-    where = str(out)
-    expect(work is not None or not URL.match(where), "work", f"a local folder for the steps of a job on {where}", work)
+    expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out, error=ArgumentError)
+    where, needed = str(out), f"a local folder for the steps of a job on {out}"
+    expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
     store = SnapshotStore(where, keep=keep)
     arguments = {
@@ -159,13 +159,12 @@ def refresh(
             output.say(line)
 
     with output.hidden(not progress), begin(folder, arguments, places=_on_disk(where), say=say) as job:
-        served, data = _inputs(job, current, functools.partial(
+        served, data = _inputs(job, functools.partial(_keep, current, since), functools.partial(
             _read, events, items, users, content=content, unknown=unknown, progress=progress
         ))  # fmt: skip
         task = served.task if task is None else task
         steps = _Steps(
-            job=job, served=served, data=data, task=task, since=_since(since, served, data), held_out=held_out, gate=gate,
-            progress=progress,
+            job=job, served=served, data=data, task=task, since=served.since, held_out=held_out, gate=gate, progress=progress,
         )  # fmt: skip
         newest = int(data.log.time.max(initial=0))
         if newest <= served.newest or not len(task.positions(data, min_history=1, since=steps.since, before=None)):
@@ -197,50 +196,69 @@ class _Served:
 
     trained: Trained
     task: Task
-    until: int | None  # seconds since 1970, the end of its training samples
+    since: int  # seconds since 1970, from which events are new: the end of its training samples, unless another was given
     newest: int  # time of the newest event that a refresh judged it on, -1 for none
 
     @classmethod
-    def load(cls, job: Job, current: Trained | str | Path) -> _Served:
+    def load(cls, job: Job, keep: Callable[[Path], dict[str, Any]]) -> _Served:
         """From the job's first step, which keeps the model: what is current elsewhere may move meanwhile."""
-        record = job.step("current", functools.partial(_keep, current))
+        record = job.step("current", keep)
         task = dict(record["task"])
         trained = checkpoint.load(job.path("current") / MODEL).trained()
-        return cls(trained=trained, task=TASKS[task.pop("name")](**task), until=record["until"], newest=record["newest"])
+        return cls(trained=trained, task=TASKS[task.pop("name")](**task), since=record["since"], newest=record["newest"])
 
 
-def _keep(current: Trained | str | Path, partial: Path) -> dict[str, Any]:
-    """The served model as a checkpoint, and until when it was trained."""
+def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
+    """Until when a model was trained, None for unknown, the newest event that it was judged on, and its task.
+
+    As the export in `folder` says, if a refresh wrote it, else as the settings of the run do.
+    """
+    if folder is not None and (folder / KEPT).is_file():
+        return json.loads((folder / KEPT).read_text("utf-8"))
     record: dict[str, Any] = {"until": None, "newest": -1, "task": _task_record(NextItem())}
+    if trained.settings is None or "first_validation" not in trained.settings:
+        return record
+    settings = training.FitSettings.from_json(dict(trained.settings))
+    return record | {"until": settings.first_validation, "task": _task_record(settings.task)}
+
+
+def _keep(current: Trained | str | Path, since: Any, partial: Path) -> dict[str, Any]:
+    """The served model as a checkpoint, until when it was trained, and the moment from which events are new."""
     if isinstance(current, Trained):
-        trained = current
+        trained, record = current, training_record(current)
     else:
         fetched, folder = partial / "fetched", Path(current)
+        if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of this job
+            out = "give `current`, such as the --out of `aif-jax train`"
+            raise ArgumentError(f"{current}: expected a served model, found an empty store; {out}")
         if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
             folder = SnapshotStore(current).fetch(fetched)
         trained = open_model(folder)
-        if (folder / KEPT).is_file():
-            record |= json.loads((folder / KEPT).read_text("utf-8"))
-        elif training.is_run(folder):
-            settings = training.load(folder)[0]
-            record |= {"until": settings.first_validation, "task": _task_record(settings.task)}
+        record = training_record(trained, folder)
         shutil.rmtree(fetched, ignore_errors=True)
-    trained.need_encoder("refresh")
+    unit = trained.need_encoder("refresh").columns.time_unit
+    since = record["until"] if since is None else seconds_of(since, "since", unit=unit)
+    if since is None:
+        expected = "the moment from which events are new, because the served model does not say until when it was trained"
+        out = "give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"
+        raise ArgumentError(f"refresh since: expected {expected}, got None; {out}")
     checkpoint.save(partial / MODEL, trained)
     until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
-    return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
+    return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version, "since": since}
 
 
-def _inputs(job: Job, current: Trained | str | Path, read_data: Callable[[Trained], Dataset]) -> tuple[_Served, Dataset]:
+def _inputs(
+    job: Job, keep: Callable[[Path], dict[str, Any]], read_data: Callable[[Trained], Dataset]
+) -> tuple[_Served, Dataset]:
     """The served model and the data; a job whose data is other than before the kill starts again."""
-    served = _Served.load(job, current)
+    served = _Served.load(job, keep)
     began = time.perf_counter()
     data = read_data(served.trained)
     seconds, before = time.perf_counter() - began, job.sealed("read")
     if before is not None and before["digest"] != data.digest:
         job.say("refresh: the data changed since the job was killed, so its steps are done again")
         job.restart()
-        served = _Served.load(job, current)
+        served = _Served.load(job, keep)
         data = read_data(served.trained)
     own, newer = served.trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
     sizes = {name: {"before": len(own[name].raw), "after": len(newer[name].raw)} for name in own}
@@ -265,18 +283,6 @@ def _read(
     first = read(events, columns=own.columns, unknown="skip", **files)
     encoder = grown(own, first.encoder)  # type: ignore[arg-type]  # which `read` made
     return first if encoder.version == first.encoding else read(events, encoder=encoder, unknown=unknown, **files)
-
-
-def _since(since: Any, served: _Served, data: Dataset) -> int:
-    """The moment from which events are new, in seconds."""
-    if since is not None:
-        return seconds_of(since, "since", unit=data.encoder.columns.time_unit)  # type: ignore[union-attr]
-    if served.until is None:
-        expected = "the moment from which events are new, because the served model does not say until when it was trained"
-        raise ValueError(
-            f"refresh since: expected {expected} (a model that refresh published, or a folder of fit, does), got None"
-        )
-    return served.until
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
         expect(known, f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
     carried = carry_over(trained, encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
-    return Trained(carried.model, carried.params | {"fitted": fitted}, carried.encoder)
+    return carried.replace(params=carried.params | {"fitted": fitted})
 
 
 def as_served(trained: Trained, encoder: Encoder | None) -> Trained:

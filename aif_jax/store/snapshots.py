@@ -91,8 +91,12 @@ class Lease:
                 f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more; stop it"
             )
 
-    def release(self) -> None:
-        """Lets the next owner in."""
+    def release(self, *, undo: bool = False) -> None:
+        """Lets the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""
+        if undo and self.number:
+            (self.directory / f".owner-{self.number:06d}").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.directory.rmdir()
         self.number = 0
         self._close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class Trained:
       model: from `build` or `assemble`.
       params: all groups of the model, `fitted` included. The arrays must not be changed in place: the version is kept.
       encoder: encoder of the training data; None for a model that takes encoded features only.
+      settings: settings of its run as JSON, which tell `refresh` until when it was trained; None for unknown. Checkpoints and
+        exports carry them; they are no part of the version.
 
     Raises:
       EncodingMismatch: an encoder other than that of the model's data.
@@ -57,6 +60,7 @@ class Trained:
     model: PreRanker
     params: Params = dataclasses.field(repr=False)
     encoder: Encoder | None = None
+    settings: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         if self.encoder is None:

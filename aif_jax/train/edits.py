@@ -306,7 +306,7 @@ def svd_term(*, before: int, **options: Any) -> Edit:
         training = data.log.time < before
         user, item = data.log.user[training], data.log.item[training]
         params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
-        return Trained(rebuilt(trained.model, config, "svd_term"), params, trained.encoder)
+        return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
     return edit
 
@@ -321,7 +321,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
     def edit(trained: Trained, data: Dataset) -> Trained:
         table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
         params, config = with_item_offset(trained.params, table, config=trained.config)
-        return Trained(rebuilt(trained.model, config, "popularity_correction"), params, trained.encoder)
+        return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
 
     return edit
 
@@ -536,7 +536,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
         rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
     model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
-    return Trained(model, params, encoder.with_length(before.length))
+    return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length))
 
 
 def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, before: Trained, after: Trained) -> Any:

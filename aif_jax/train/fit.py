@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aif_jax import metrics, output, sharding
+from aif_jax import checkpoint, metrics, output, sharding
 from aif_jax.blocks import item_offset, pure_svd
-from aif_jax.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import expect, expect_array, expect_finite
 from aif_jax.config import Config
 from aif_jax.data import pipeline
@@ -562,6 +562,8 @@ def evaluation_options(settings: FitSettings) -> dict[str, Any]:
 def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
     """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
     record = settings.to_json()
+    if (folder / METADATA_FILE).is_file():
+        raise FileExistsError(f"{folder}: expected a new folder or one of a run, found a checkpoint; give another `out`")
     if Checkpoints(folder).steps:  # until then there is nothing to resume
         if not resume:
             raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
@@ -579,14 +581,21 @@ def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, which its record says, or its checkpoints where the record is lost."""
+    if (folder / METADATA_FILE).is_file():
+        return checkpoint.settings_of(folder) is not None
     return (folder / RECORD).is_file() or Checkpoints(folder).settings() is not None
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
     """The record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
 
-    Raises FileNotFoundError for none, CheckpointError for an altered one, or a damaged one without checkpoints.
+    That of a run that `Run.save` wrote is in the checkpoint that the folder is. Raises FileNotFoundError for none,
+    CheckpointError for an altered one, or a damaged one without checkpoints.
     """
+    if (folder / METADATA_FILE).is_file():
+        if (own := checkpoint.settings_of(folder)) is None:
+            raise FileNotFoundError(f"{folder}: expected the folder of a run, found a checkpoint; aif.open reads it")
+        return own
     try:
         return read_record(folder / RECORD, "the record of a run")
     except (FileNotFoundError, TornRecord) as error:
@@ -600,12 +609,14 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
-    """The settings of the run in a folder, and the checkpoint that `fit` returned; raises as `settings_in`, `Checkpoints`."""
+    """The settings of the run in a folder, and the checkpoint of its model; raises as `settings_in`, `Checkpoints`."""
     record = settings_in(folder)
     try:
         settings = FitSettings.from_json(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}; restore it") from error
+    if (folder / METADATA_FILE).is_file():
+        return settings, calibrated(folder, checkpoint.load(folder))
     with checkpoints_of(folder, settings) as checkpoints:
         return settings, calibrated(folder, final(checkpoints, settings))
 
