@@ -89,7 +89,11 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     build = ["index", "build", "--checkpoint", folder / "model", "--items", folder / "items", "--batch-size", 64, "--quiet"]
     code, out, _ = run(*build, "--out", tmp_path / "one", "--dry-run")
     assert code == 0 and out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
-    assert run(*build, "--out", tmp_path / "one", "--position", 5)[0] == 0
+    rows = int(re.search(r"([0-9]+) bytes on the device", out)[1])
+    code, out, _ = run(*build, "--out", tmp_path / "one", "--position", 5, "--json")
+    assert code == 0 and json.loads(out)["device_bytes"] == rows
+    assert json.loads(run("index", "verify", tmp_path / "one", "--json")[1])["bytes"] == rows + 90 * 8  # ids of 64 bits
+    assert f"{rows + 90 * 8} bytes with ids" in run("index", "verify", tmp_path / "one")[1]
     built = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False)
     assert same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)), built)
 
