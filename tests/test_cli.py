@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -420,6 +424,44 @@ def test_help_on_columns_is_that_of_their_fields(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for name in COLUMNS.to_json():
         assert "--" + name.replace("_", "-") in said and meaning(Columns, name) and meaning(Columns, name) in said
+
+
+@contextlib.contextmanager
+def unread(buffering: int = -1):
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering) as file:
+        os.close(reader)
+        yield file
+
+
+@pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "in between"])
+def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, world, tmp_path, monkeypatch, capfd):
+    folder, model, params, encoder = world
+    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+    with unread(buffering) as stdout, monkeypatch.context() as changes:
+        changes.setattr("sys.stdout", stdout)
+        assert cli.main(["index", "inspect", str(tmp_path / "one")]) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "keep", broken)
+    code, _, err = run("index", "inspect", "somewhere")
+    assert code == 1 and err == "error: [Errno 32] Broken pipe\n"
+
+
+def test_a_process_whose_output_nobody_reads_ends_in_silence(world, tmp_path):
+    folder, model, params, encoder = world
+    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+    for words, code in ((("index", "inspect", tmp_path / "one"), 141), (("--help",), 0)):  # argparse drops what it cannot write
+        with unread() as stdout:
+            command = [sys.executable, "-m", "aif_jax", *map(str, words)]
+            done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+        assert (done.returncode in (code, 141), done.stderr) == (True, b"")
 
 
 def test_the_command_is_installed_and_runs_as_a_module(python):

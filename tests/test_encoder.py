@@ -218,7 +218,7 @@ LISTS = [[1, 2], [3], [4]]
     ("country", ["DE"], "user, column 'country': expected one value in each row, got shape [1, 1]"),
     ("age", "old", "user, column 'age': expected numbers, got dtype <U3"),
     ("age", [4.0], "user, column 'age': expected one number in each row, got shape [1, 1]"),
-    ("age", 10**400, "user, column 'age': expected finite values, got an integer that is too large"),
+    pytest.param("age", 10**400, "user, column 'age': expected finite values, got an integer that is too large", id="huge age"),
 ])  # fmt: skip
 def test_a_wrong_value_is_named_by_its_column(column, value, message):
     user, events = {"uid": "ann", "country": "DE", "age": 40.0}, dict(EVENTS)
