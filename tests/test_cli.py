@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -89,7 +93,11 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     build = ["index", "build", "--checkpoint", folder / "model", "--items", folder / "items", "--batch-size", 64, "--quiet"]
     code, out, _ = run(*build, "--out", tmp_path / "one", "--dry-run")
     assert code == 0 and out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
-    assert run(*build, "--out", tmp_path / "one", "--position", 5)[0] == 0
+    rows = int(re.search(r"([0-9]+) bytes on the device", out)[1])
+    code, out, _ = run(*build, "--out", tmp_path / "one", "--position", 5, "--json")
+    assert code == 0 and json.loads(out)["device_bytes"] == rows
+    assert json.loads(run("index", "verify", tmp_path / "one", "--json")[1])["bytes"] == rows + 90 * 8  # ids of 64 bits
+    assert f"{rows + 90 * 8} bytes with ids" in run("index", "verify", tmp_path / "one")[1]
     built = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False)
     assert same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)), built)
 
@@ -416,6 +424,44 @@ def test_help_on_columns_is_that_of_their_fields(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for name in COLUMNS.to_json():
         assert "--" + name.replace("_", "-") in said and meaning(Columns, name) and meaning(Columns, name) in said
+
+
+@contextlib.contextmanager
+def unread(buffering: int = -1):
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering) as file:
+        os.close(reader)
+        yield file
+
+
+@pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "in between"])
+def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, world, tmp_path, monkeypatch, capfd):
+    folder, model, params, encoder = world
+    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+    with unread(buffering) as stdout, monkeypatch.context() as changes:
+        changes.setattr("sys.stdout", stdout)
+        assert cli.main(["index", "inspect", str(tmp_path / "one")]) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
+    def broken():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "keep", broken)
+    code, _, err = run("index", "inspect", "somewhere")
+    assert code == 1 and err == "error: [Errno 32] Broken pipe\n"
+
+
+def test_a_process_whose_output_nobody_reads_ends_in_silence(world, tmp_path):
+    folder, model, params, encoder = world
+    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+    for words, code in ((("index", "inspect", tmp_path / "one"), 141), (("--help",), 0)):  # argparse drops what it cannot write
+        with unread() as stdout:
+            command = [sys.executable, "-m", "aif_jax", *map(str, words)]
+            done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+        assert (done.returncode in (code, 141), done.stderr) == (True, b"")
 
 
 def test_the_command_is_installed_and_runs_as_a_module(python):

@@ -191,10 +191,40 @@ def test_a_missing_column_is_named():
     made = encoder()
     with pytest.raises(ValueError, match=r"expected a column 'event', got \['sku', 'at'\]"):
         made.user(None, {name: EVENTS[name] for name in ("sku", "at")}, NOW)
-    with pytest.raises(ValueError, match=r"user: expected values of \['uid', 'country', 'age'\], got none of \['age'\]"):
+    with pytest.raises(ValueError, match=r"user: expected values of \['uid', 'country', 'age'\], got \['uid', 'country'\]"):
         made.user({"uid": "ann", "country": "DE"}, None, NOW)
     with pytest.raises(ValueError, match=r"now: expected one time, got an array of shape \[2\]"):
         made.user(None, None, [NOW, NOW])
+
+
+LISTS = [[1, 2], [3], [4]]
+
+
+@pytest.mark.parametrize(("column", "value", "message"), [
+    ("sku", "10", "column 'sku': expected a list of values, got '10'"),
+    ("sku", None, "column 'sku': expected a list of values, got None"),
+    ("sku", ["a", "b", "c"], "events, column 'sku': expected integers like the vocabulary, got dtype <U1"),
+    ("sku", [True] * 3, "events, column 'sku': expected integers or strings as ids, got bool"),
+    ("sku", LISTS, "events, column 'sku': expected integers like the vocabulary, got list"),
+    ("sku", [[1], [2], [3]], "events, column 'sku': expected one value in each row, got shape [3, 1]"),
+    ("at", NOW, f"column 'at': expected a list of values, got {NOW}"),
+    ("at", LISTS, "events, column 'at': expected integer times in 's' or datetime64, got lists of several lengths"),
+    ("at", [[NOW]] * 3, "events, column 'at': expected one time in each row, got shape [3, 1]"),
+    ("event", [0.5, 1.5, 2.5], "events, column 'event': expected integers or strings, got dtype float64"),
+    ("event", [["buy"]] * 3, "events, column 'event': expected one value in each row, got shape [3, 1]"),
+    ("uid", 7, "user, column 'uid': expected strings like the vocabulary, got dtype int64"),
+    ("uid", True, "user, column 'uid': expected integers or strings as ids, got bool"),
+    ("country", 3, "user, column 'country': expected strings like the vocabulary, got dtype int64"),
+    ("country", ["DE"], "user, column 'country': expected one value in each row, got shape [1, 1]"),
+    ("age", "old", "user, column 'age': expected numbers, got dtype <U3"),
+    ("age", [4.0], "user, column 'age': expected one number in each row, got shape [1, 1]"),
+    pytest.param("age", 10**400, "user, column 'age': expected finite values, got an integer that is too large", id="huge age"),
+])  # fmt: skip
+def test_a_wrong_value_is_named_by_its_column(column, value, message):
+    user, events = {"uid": "ann", "country": "DE", "age": 40.0}, dict(EVENTS)
+    (events if column in events else user)[column] = value
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        encoder().user(user, events, NOW)
 
 
 @pytest.mark.parametrize(("age", "error", "message"), [

@@ -19,12 +19,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import aif_jax as aif
 from aif_jax.connectors import Record
+from aif_jax.encoding.encoder import schema_of
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, restore
 from aif_jax.service import tensors
-from aif_jax.service.calls import BadCall, Limits, parse
+from aif_jax.service.calls import BadCall, Call, Limits, parse
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
+from aif_jax.service.features import UserSource
 from aif_jax.service.http import Asked, Response
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
@@ -398,6 +402,73 @@ def test_errors_name_the_field(client):
     assert events.field == "events" and "expected a column 'time'" in str(events)
     future = refusal(client.rank, **{**ANN, "events": {"item": [17], "time": [NOW + 999]}}, candidates=IDS, k=1)
     assert future.field == "events"
+
+
+OWN = aif.Columns(
+    user="listener", item="track", time="at", action="what", actions=("play", "skip"), user_attributes=("country",)
+)  # fmt: skip
+ROWS = {"user": ["ann", "bob"], "item": [17, 18], "category": ["x"], "country": ["DE", "JP"]}
+PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
+
+
+def source(columns: aif.Columns = OWN, **rows) -> UserSource:
+    vocabularies = {name: Vocabulary(ids) for name, ids in (ROWS | rows).items()}
+    schema = schema_of(columns, vocabularies)
+    return UserSource(schema, 8, aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies), None)
+
+
+@pytest.mark.parametrize(("call", "field", "message"), [
+    ({"record": {"country": 3}}, "record", "column 'country': expected strings like the vocabulary, got dtype int64"),
+    ({"record": {"country": ["JP", "DE"]}}, "record", "column 'country': expected one value"),
+    ({"record": {"contry": "JP"}}, "record", "expected values of ['country'], got ['contry']"),
+    ({"record": {}}, "record", "expected values of ['country'], got []"),
+    ({"events": PLAYED | {"track": ["17"]}}, "events", "column 'track': expected integers like the vocabulary, got dtype <U2"),
+    ({"events": PLAYED | {"track": 17}}, "events", "column 'track': expected a list of values, got 17"),
+    ({"events": PLAYED | {"at": ["today"]}}, "events", "column 'at': expected integer times"),
+    ({"events": PLAYED | {"what": [1.5]}}, "events", "column 'what': expected integers or strings, got dtype float64"),
+    ({"events": {"item": [17], "time": [NOW], "action": ["play"]}}, "events", "expected a column 'track', got ['item', 'time'"),
+    ({"events": PLAYED, "now": 1000 * NOW}, "now", "expected a time before 2100"),
+])  # fmt: skip
+def test_what_a_call_brings_is_named_by_field_and_column(call, field, message):
+    with pytest.raises(BadCall) as error:
+        source().of(Call(**{"user": "ann", "record": {"country": "JP"}, "now": NOW} | call))
+    assert error.value.field == field and str(error.value).startswith(f"{field}: {message}"), str(error.value)
+
+
+def test_user_ids_are_of_the_kind_in_the_files():
+    call = {"record": {"country": "JP"}, "events": PLAYED, "now": NOW}
+    for ids, good, wrong, message in (
+        (["ann"], "new", 7, "expected text, as in this model's files, got 7"),
+        ([1, 2], 7, "7", "expected an integer, as in this model's files, got '7'"),
+        (["ann"], "new", "", "expected the user's id, got an empty text"),
+    ):
+        assert source(user=ids).of(Call(user=good, **call)) is not None and source(user=ids).of(Call(user=good)) is None
+        for brought in (call, {}):
+            with pytest.raises(BadCall, match=message) as error:
+                source(user=ids).of(Call(user=wrong, **brought))
+            assert error.value.field == "user"
+    assert source(user=["", "ann"]).of(Call(user="", **call)) is not None  # the files have it
+    schema = schema_of(OWN, {name: Vocabulary(ids) for name, ids in ROWS.items()})
+    assert UserSource(schema, 8, None, None).of(Call(user=7)) is None  # without an encoder nobody knows
+
+
+def test_a_ranking_without_k_says_so(client):
+    assert refusal(client.rank, **ANN, candidates=IDS).field == "k"
+    assert "k: expected 1 to max_k=8, got none; send k" in str(refusal(client.rank, **ANN, candidates=IDS))
+    assert "got 0" in str(refusal(client.rank, **ANN, candidates=IDS, k=0))
+    assert refusal(client.rank, user=7, candidates=IDS, k=1).field == "user"
+
+
+def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
+    """No failure, so no traceback."""
+    with running(exports().root / "one") as service, service.client() as client:
+        for user in ("who", "else"):
+            assert client.rank(user=user, candidates=IDS, k=3)["degraded"]
+        (line,) = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
+        text = client.request("GET", "/metrics")[2].decode()
+    assert "features refused a request: BadCall: features: expected features, raw events or" in line.getMessage()
+    assert "Traceback" not in caplog.text and line.exc_info is None and "who" not in caplog.text
+    assert re.search(r'aif_callable_errors_total{.*reason="features BadCall".*} 2.0', text)
 
 
 def test_overload_says_when_to_try_again(served):

@@ -193,6 +193,7 @@ def test_encoded_features_and_raw_events_give_one_answer(ask, kind):
 @pytest.mark.parametrize(("fields", "code", "field", "message"), [
     ({"k": 99}, "INVALID_ARGUMENT", "k", "expected 1 to max_k=8"),
     ({"k": 0}, "INVALID_ARGUMENT", "k", "k: expected"),
+    ({"user": ""}, "INVALID_ARGUMENT", "user", "user: expected the user's id, got an empty text"),
     ({"order": "colour"}, "INVALID_ARGUMENT", "order", "order: expected one of"),
     ({"bids": np.full(len(IDS), -1, np.float32)}, "INVALID_ARGUMENT", "bids", "bids: expected finite bids"),
     ({"user": "x" * 1025}, "INVALID_ARGUMENT", "user", "at most 1024 characters"),

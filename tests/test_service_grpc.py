@@ -158,10 +158,13 @@ def test_errors_name_the_field(stub):
         ({"exclude": pb.Candidates(ids=[1], bids=[1.0])}, "INVALID_ARGUMENT", "exclude"),
         ({"exclude": pb.Candidates(texts=["a"])}, "INVALID_ARGUMENT", "exclude"),
         ({"candidates": pb.Candidates(texts=["x" * 1025])}, "INVALID_ARGUMENT", "candidates"),
+        ({"user": pb.User(id=pb.Id(number=7))}, "INVALID_ARGUMENT", "user"),
     ):
         error = refusal(stub.Rank, pb.RankRequest(**good | changes))
         assert error.code() == grpc.StatusCode[code], (changes, error.details())
         assert dict(error.trailing_metadata())["aif-field"] == field
+    missing = refusal(stub.Rank, pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS)))
+    assert dict(missing.trailing_metadata())["aif-field"] == "k" and "got none; send k" in missing.details()
 
 
 def test_a_refused_caller_is_told_when_to_try_again(stub):

@@ -2,18 +2,20 @@
 
 Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
 2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh` or
-`watch` refused a model.
+`watch` refused a model; 141 nobody reads the output any more, as after `| head`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 
 from aif_jax.checks import ArgumentError
 from aif_jax.cli.commands import add_commands
-from aif_jax.cli.options import PROBLEMS, USAGE, UsageError
+from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output import hidden
@@ -42,9 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
       >>> main(["index", "inspect", "no-such-folder"])
       2
     """
-    options = parser_of().parse_args(argv)
-    options.words = list(sys.argv[1:] if argv is None else argv)
-    code = _run(options)
+    options = None
+    try:
+        try:
+            options = parser_of().parse_args(argv)
+            options.words = list(sys.argv[1:] if argv is None else argv)
+            code = _run(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # at the end of the process a closed pipe would leave a traceback
+    except BrokenPipeError:
+        if not (unread := _unread()):
+            raise
+        for descriptor in unread:  # what is left to write goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        code = UNREAD
     if code and getattr(options, "coordinator", None) is not None:
         end(code)  # the others wait for this process, which would wait for them before it ends
     return code
@@ -60,5 +74,22 @@ def _run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return PROBLEMS
+
+
+def _unread() -> list[int]:
+    """The descriptors of stdout and stderr, as far as they are pipes that nobody reads any more."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+        except (AttributeError, OSError, ValueError):  # none, closed, or no file
+            continue
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            found.append(descriptor)
+    return found

@@ -294,8 +294,8 @@ def run_index_build(options: argparse.Namespace) -> int:
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     built = ItemIndex.build(trained, options.items, shard=options.shard, **shared.flags_given(options, BUILD))
-    figures = {"items": len(built), "bytes": round(len(built) * built.bytes_per_row), "version": built.version}
-    summary = f"{figures['items']} items, {figures['bytes']} bytes, version {built.version}"
+    figures = {"items": len(built), "device_bytes": round(len(built) * built.bytes_per_row), "version": built.version}
+    summary = f"{figures['items']} items, {figures['device_bytes']} bytes on the device, version {built.version}"
     return save(built, dict(options.position), summary, figures, options)
 
 
@@ -344,7 +344,7 @@ def run_index_verify(options: argparse.Namespace) -> int:
     """Reads every array of an index and compares it with its checksum."""
     manifest = index.verify(options.folder)
     figures = {"items": manifest.items, "bytes": manifest.nbytes, "version": manifest.version}
-    text = f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes, version {manifest.version}"
+    text = f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes with ids, version {manifest.version}"
     print(json.dumps({"folder": str(options.folder)} | figures) if options.json else text)
     return FINE
 

@@ -23,6 +23,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
+UNREAD = 141  # as shells have it for a command that SIGPIPE ended
 FIELDS = [field.name for field in dataclasses.fields(Columns)]
 _FIELDS_OF = {name: ", ".join(field.name for field in dataclasses.fields(kind)) for name, kind in TASKS.items()}
 PLATFORM_HELP = f"what the export is compiled for (default: {' '.join(PLATFORMS)})"

@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, plain, present, stacked, taken
+from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, one_each, plain, present, stacked, taken
 from aif_jax.encoding.times import Ticks, ascending, break_ties, stamps, ticks
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, string_array
 from aif_jax.features import behaviours
@@ -163,7 +163,7 @@ class Encoder:
 
     def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
         """Raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
-        return as_ids(self._as_read(plain(column_of(table, column)), column, "item"), column)
+        return as_ids(self._as_read(plain(column_of(table, column)), column, "item", f"column {column!r}"), column)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
         """Features of ONE item from its raw values by column; as `items`."""
@@ -201,14 +201,15 @@ class Encoder:
 
     def action_rows(self, raw: Any) -> np.ndarray:
         """int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
+        name = f"events, column {self.columns.action!r}"
         if is_arrow(raw):  # a few actions, each many times
             coded = raw.dictionary_encode()
             return self.action_rows(plain(coded.dictionary))[plain(coded.indices)]
         if not self.columns.actions:
-            return self.vocabularies["action"].encode(raw)
+            return self.vocabularies["action"].encode(raw, name)
         first = raw[0] if len(raw) else 0
         vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
-        return rows[vocabulary.encode(raw)]
+        return rows[vocabulary.encode(raw, name)]
 
     def expect_of_user(self, events: Any, user: Any) -> None:
         """Raises ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
@@ -284,10 +285,10 @@ class Encoder:
         if user is None:
             return {name: np.zeros((), np.int32) for name in names.values()}, np.zeros(len(columns.user_floats), np.float32)
         missing = [name for name in (*names, *columns.user_floats) if name not in user]
-        expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", f"none of {missing}")
-        ids = {name: self._rows([user[column]], column, name).reshape(()) for column, name in names.items()}
+        expect(not missing, "user", f"values of {[*names, *columns.user_floats]}", str(list(user))[:200])
+        ids = {name: self._rows([user[column]], column, name, file="user, ").reshape(()) for column, name in names.items()}
         known = np.array([user[name] is not None for name in columns.user_floats], bool)
-        floats = [floats_of([0 if user[name] is None else user[name]], name) for name in columns.user_floats]
+        floats = [floats_of([0 if user[name] is None else user[name]], name, file="user, ") for name in columns.user_floats]
         return ids, np.where(known, self.scaled("user", stacked(floats, 1))[0], 0)
 
     def _history(self, events: Any, now: Any) -> Behaviours:
@@ -329,7 +330,10 @@ class Encoder:
         raw = {name: column_of(events, name) for name in names}
         lengths = {name: len(values) for name, values in raw.items()}
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
-        return raw, ticks(plain(raw[columns.time]), f"events, column {columns.time!r}", unit=columns.time_unit)
+        where = f"events, column {columns.time!r}"
+        time = ticks(plain(raw[columns.time]), where, unit=columns.time_unit)
+        one_each(time.value, where, "time")
+        return raw, time
 
     def _expect_statistics(self, table: Any) -> None:
         """Raises ValueError for a table of raw items without the item statistics."""
@@ -342,30 +346,33 @@ class Encoder:
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Item row and action of some events, int32 each."""
         columns = self.columns
-        item = self.vocabularies["item"].encode(self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item"))
+        name = f"events, column {columns.item!r}"
+        values = self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item", name)
+        item = one_each(self.vocabularies["item"].encode(values, name), name)
         if columns.action is None:
             return item, np.ones(len(item), np.int32)
-        return item, self.action_rows(taken(raw[columns.action], at))
+        action = self.action_rows(taken(raw[columns.action], at))
+        return item, one_each(action, f"events, column {columns.action!r}")
 
-    def _rows(self, values: Any, column: str, name: str) -> np.ndarray:
+    def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
         """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
-        is_bag, length = name in self.columns.item_bags, self.columns.bag_length
+        is_bag, length, where = name in self.columns.item_bags, self.columns.bag_length, f"{file}column {column!r}"
         flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
         there, known = present(flat)
         rows = np.zeros(len(there), np.int32)
-        rows[there] = self.vocabularies[name].encode(self._as_read(known, column, name))
+        rows[there] = one_each(self.vocabularies[name].encode(self._as_read(known, column, name, where), where), where)
         if row is None or place is None:
             return rows
         bags, kept = np.zeros((len(values), length), np.int32), place < length
         bags[row[kept], place[kept]] = rows[kept]
         return bags
 
-    def _as_read(self, values: Any, column: str, name: str) -> Any:
+    def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
         """Values as a file would give them: booleans are 0 and 1, or refused as ids; numbers of a text column are text."""
         first = values[0] if len(values) else None
         if isinstance(first, bool | np.bool_):
             if name in ("user", "item"):
-                raise TypeError(f"column {column!r}: expected integers or strings as ids, got bool")
+                raise TypeError(f"{where}: expected integers or strings as ids, got bool")
             values = np.asarray(values, np.int64)
         if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
             values = list(map(str, values))

@@ -27,7 +27,10 @@ def column_of(table: Any, name: str) -> Any:
     values = table.column(name) if arrow else table[name]
     if hasattr(values, "combine_chunks"):
         values = values.combine_chunks()
-    return values if isinstance(values, list | np.ndarray) or is_arrow(values) else np.asarray(values)
+    values = values if isinstance(values, list | np.ndarray) or is_arrow(values) else np.asarray(values)
+    listed = isinstance(values, list) or is_arrow(values) or values.ndim
+    expect(listed, f"column {name!r}", "a list of values", f"{table[name]!r:.80}")
+    return values
 
 
 def is_arrow(values: Any) -> bool:
@@ -73,16 +76,25 @@ def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarr
     return flat, row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def floats_of(values: Any, name: str) -> np.ndarray:
+def one_each(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:
+    """The array of a column that has one value, or number, in each row; raises ValueError for one of more axes."""
+    expect(array.ndim == 1, where, f"one {what} in each row", f"shape {list(array.shape)}")
+    return array
+
+
+def floats_of(values: Any, name: str, *, file: str = "") -> np.ndarray:
     """float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
-    array = np.asarray(plain(values))
-    expect(array.ndim == 1, f"column {name!r}", "one number in each row", f"shape {list(array.shape)}")
+    where = f"{file}column {name!r}"
+    array = one_each(np.asarray(plain(values)), where, "number")
     strange = {type(value).__name__ for value in array if not isinstance(value, NUMBERS)} if array.dtype.kind == "O" else set()
     if array.dtype.kind not in "iufbO" or strange:
-        raise TypeError(f"column {name!r}: expected numbers, got {', '.join(sorted(strange)) or f'dtype {array.dtype}'}")
+        raise TypeError(f"{where}: expected numbers, got {', '.join(sorted(strange)) or f'dtype {array.dtype}'}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
-        array = array.astype(np.float64).astype(np.float32)
-    expect_finite(array, f"column {name!r}")
+        try:
+            array = array.astype(np.float64).astype(np.float32)
+        except OverflowError:
+            raise ValueError(f"{where}: expected finite values, got an integer that is too large") from None
+    expect_finite(array, where)
     return array
 
 

@@ -42,7 +42,10 @@ def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
     """
     if isinstance(times, datetime.datetime):
         times = np.datetime64(times if times.tzinfo is None else times.astimezone(datetime.UTC).replace(tzinfo=None), "us")
-    array = np.asarray(times)
+    try:
+        array = np.asarray(times)
+    except ValueError:
+        raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got lists of several lengths") from None
     if not array.size:
         return Ticks(np.zeros(array.shape, np.int64), PER_SECOND[unit])
     if array.dtype.kind == "M":

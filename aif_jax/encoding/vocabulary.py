@@ -123,15 +123,17 @@ class Vocabulary:
             return None
         return "integers" if self.raw.dtype.kind == "i" else "strings"
 
-    def encode(self, raw: Any) -> np.ndarray:
+    def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
         """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
+
+        Errors call the ids by `name`.
 
         Raises:
           TypeError: ids of another kind than the vocabulary's, which would all be unknown; None among them.
         """
         if self.kind == "strings" and isinstance(raw, list | np.ndarray) and (rows := self._rows_of(raw)) is not None:
             return rows
-        ids = as_ids(raw, "Vocabulary.encode", like=self.kind, short=False)
+        ids = as_ids(raw, name, like=self.kind, short=False)
         flat = isinstance(raw, list) and not (raw and type(raw[0]) in NESTED)
         shape = (len(ids),) if flat else np.shape(raw)
         if not len(self.raw) or not len(ids):
@@ -300,7 +302,9 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True)
     else:
         ids = _of_objects(flat, name, wanted)
     if ids is None or like not in (None, "integers" if isinstance(ids, np.ndarray) else "strings"):
-        raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got dtype {np.asarray(raw).dtype}")
+        lists = type(flat[0]) in NESTED  # of several lengths
+        got = type(flat[0]).__name__ if lists else f"dtype {np.asarray(raw).dtype}"
+        raise TypeError(f"{name}: expected {wanted.split(',')[0]}, got {got}")
     if short and isinstance(ids, list):
         expect_short(ids, name)
     return ids

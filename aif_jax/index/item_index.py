@@ -46,7 +46,7 @@ class Manifest(snapshots.Manifest):
       positions: positions in the update stream, by partition: every update up to there is in, none after it.
       library: version of aif_jax that wrote it.
       leaves: dtype and shape of each array by path.
-      nbytes: bytes of the arrays.
+      nbytes: bytes of the arrays: of the rows, as on the device, and of the ids.
     """
 
     NOUN = "index"

@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
-from aif_jax.serving.requests import Candidates
+from aif_jax.serving.requests import CallerError, Candidates
 from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
@@ -26,7 +26,7 @@ KNOWN = frozenset(FIELDS)
 INT64 = range(-(1 << 63), 1 << 63)
 
 
-class BadCall(ValueError):
+class BadCall(CallerError):
     """A call that is not what it should be; `field` names the part."""
 
     def __init__(self, field: str, message: str):
@@ -68,7 +68,7 @@ class Call:
     Attributes:
       candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
-      k: how many of them `rank` answers with.
+      k: how many of them `rank` answers with; None where the call does not say.
       order: name of the score expression, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
       version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
@@ -81,7 +81,7 @@ class Call:
     user: int | str
     candidates: Candidates | None = None
     exclude: np.ndarray | None = None
-    k: int = 0
+    k: int | None = None
     order: str | None = None
     budget: float | None = None
     feature_version: int | str | None = None
@@ -116,7 +116,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
         user=_id(given["user"], "user"),
         candidates=candidates_of(given["candidates"], given.get("bids"), limits) if "candidates" in given else None,
         exclude=_item_ids(given["exclude"], "exclude", limits).ids if "exclude" in given else None,
-        k=_integer(given.get("k", 0), "k"),
+        k=_integer(given["k"], "k") if "k" in given else None,
         order=_text(given["order"], "order") or None if "order" in given else None,
         budget=None if budget is None else float(budget),
         feature_version=_id(given["feature_version"], "feature_version") if "feature_version" in given else None,

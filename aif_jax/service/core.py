@@ -210,6 +210,8 @@ class Service:
         _expect_order(call, served)
         given: list[Candidates] = []
         candidates = candidates_from(call) if batches is None else _noted(batches, given)
+        if call.k is None:
+            raise BadCall("k", f"expected 1 to max_k={served.engine.config.max_k}, got none; send k, how many to answer with")
         request = self._request(call, served)
         with engine_checks():
             answer = self._marked(await served.engine.rank(request, call.k, candidates=candidates), served)

@@ -24,6 +24,8 @@ from aif_jax.types import Behaviours, UserFeatures
 from aif_jax.user_table import UserTable
 
 HISTORY = "history."
+PARTS = {"now": "now", "user": "record", "events": "events"}
+"""What the encoder's errors begin with, and the field of a call that has it."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -68,9 +70,10 @@ class UserSource:
         """Features that a call brings; None where it brings an id alone.
 
         Raises:
-          BadCall: features or events that the encoder or the schema refuses; names the field.
+          BadCall: features or events that the encoder or the schema refuses, or a user id; names the field.
           EncodingMismatch: features of another encoder.
         """
+        self._expect_user(call.user)
         if call.features is not None:
             return self._encoded(call)
         if call.record is None and call.events is None:
@@ -109,6 +112,17 @@ class UserSource:
         """The time now in the unit of the raw events; None for a model without an encoder."""
         return None if self._encoder is None else clock(self._encoder)
 
+    def _expect_user(self, user: int | str) -> None:
+        """Raises BadCall for an id that no user of the files which training read can have."""
+        ids = None if self._encoder is None else self._encoder.vocabularies["user"]
+        if ids is None or ids.kind is None:
+            return
+        wanted = "text" if ids.kind == "strings" else "an integer"
+        if isinstance(user, str) != (ids.kind == "strings"):
+            raise BadCall("user", f"expected {wanted}, as in this model's files, got {user!r:.80}; send the id as they have it")
+        if user == "" != ids.raw[0]:  # ascending
+            raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
+
     def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
         if self._encoder is None:
             raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
@@ -117,8 +131,9 @@ class UserSource:
             none = isinstance(events, Mapping) and not events
             return self._encoder.user(record, None if none else events, moment)
         except DAMAGE as error:
-            field = "now" if str(error).startswith("now") else "record" if str(error).startswith("user") else "events"
-            raise BadCall(field, str(error)) from None
+            text = str(error)
+            part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
+            raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
 
     def _of_row(self, table: UserTable, user: Any, record: Any, events: Any) -> UserFeatures:
         columns = table.encoder.columns

@@ -181,7 +181,7 @@ def record_of(seen: Observed) -> LogRecord:
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
         features = tensors.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
     return LogRecord(
-        id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k,
+        id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k or 0,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
         bids=candidates.bids, ids=_of(ids, "i"), id_texts=_of(ids, "T"), logits=logits.ravel(), degraded=answer.degraded,
         reason=answer.reason, stages=json.dumps(answer.stages),

@@ -67,7 +67,7 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
     fields |= _user(given.user)
     names = given.DESCRIPTOR.fields_by_name
     if "k" in names:
-        fields |= {"k": given.k, "order": given.order or None}
+        fields |= {"k": given.k or None, "order": given.order or None}  # protobuf has 0 for what a caller did not set
     if "candidates" in names:
         fields |= _candidates(given.candidates)
         if len(given.exclude.ids) or given.exclude.texts or given.exclude.bids:

@@ -267,6 +267,11 @@ class EngineClosed(RuntimeError):
     """The engine has not started, is draining, or has shut down."""
 
 
+class CallerError(ValueError):
+    """What `features` raises where the caller of a request is at fault, or says too little: no failure, so its log line has no
+    traceback."""
+
+
 class CallableError(RuntimeError):
     """`features` or `retrieval` raised SystemExit, KeyboardInterrupt, StopIteration or CancelledError, which no callable may
     do, or `max_hung` of its calls have never returned."""

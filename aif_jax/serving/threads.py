@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hash
 from typing import Any, Generic, Protocol, TypeVar
 
 from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.requests import CallableError, EngineClosed
+from aif_jax.serving.requests import CallableError, CallerError, EngineClosed
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -193,7 +193,7 @@ class TimeLimitedCall:
     def noted(self, error: BaseException) -> BaseException:
         """The same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
 
-        The line has the error and where it was raised, and no user: a request is no business of a log.
+        The line has the error and, unless a caller is at fault, where it was raised; no user, who is no business of a log.
         """
         kind, now = type(error).__name__, time.perf_counter()
         self.errors[kind] += 1
@@ -201,6 +201,9 @@ class TimeLimitedCall:
         if now - last >= QUIET:
             self._logged[kind] = now, self.errors[kind]
             since = f" ({self.errors[kind] - before} since the last line on this type)" if before else ""
+            if isinstance(error, CallerError):
+                logger.warning("%s refused a request: %s%s", self._name, described(error), since)
+                return error
             # as text: a handler that keeps records would keep the frames of the traceback, and with them model versions
             where = "".join(traceback.format_exception(error)).rstrip()
             logger.error("%s failed: %s%s\n%s", self._name, described(error), since, where)
