@@ -129,7 +129,7 @@ class NegativeSampler:
         weights[~items] = 0
         drawable = np.count_nonzero(weights) if uniform < 1 else 0
         drawable = max(drawable, np.count_nonzero(items) if uniform > 0 else 0)
-        expect(drawable >= 2, "counts", "at least 2 items that can be drawn as negatives: with an event, or any if uniform", drawable)
+        expect(drawable >= 2, "counts", "at least 2 items to draw as negatives: with an event, or any if uniform", drawable)
         self.probabilities = (1 - uniform) * weights / max(weights.sum(), np.finfo(np.float64).tiny)
         if uniform > 0:
             self.probabilities[items] += uniform / np.count_nonzero(items)

@@ -257,8 +257,8 @@ class Pipeline:
         fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
-        least, got = f"at least one batch of batch_size={self.batch_size} to train on", f"{len(self.positions)}; take a smaller one"
-        expect(self.steps_per_epoch >= 1, "samples", least, got)
+        least = f"at least one batch of batch_size={self.batch_size} to train on"
+        expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; take a smaller one")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -176,12 +176,12 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
         f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
     )
     every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
-    times = -(-steps // every)
+    times, items = -(-steps // every), len(feed.dataset.catalogue) - 1
     if users := times * requests:
-        whole = f", each over the catalogue of {len(feed.dataset.catalogue) - 1:,} items too (k={settings.k})" if settings.k else ""
-        times_of = f"{times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
-        yield f"validation: {times_of}: {users:,} user parts; training: {steps * size:,} user parts"
-    if (items := len(feed.dataset.catalogue) - 1) <= (settings.k or 0):
+        whole = f", each over the catalogue of {items:,} items too (k={settings.k})" if settings.k else ""
+        evaluated = f"{times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
+        yield f"validation: {evaluated}: {users:,} user parts; training: {steps * size:,} user parts"
+    if items <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
     advice = []
     other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)

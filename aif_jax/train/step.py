@@ -327,8 +327,8 @@ def make_step(
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
-        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts, a `Loss` scores each once and any other function twice, see
-        `loss_and_gradient`.
+        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts,
+        a `Loss` scores each once and any other function twice, see `loss_and_gradient`.
       sequence_loss: added to it: next item at every place of the short history; None for none.
       sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
         tower reads embedding rows that no feature of its batch names: under sparse updates those are NaN. The state is the
