@@ -67,6 +67,7 @@ OWNERS = {
 }
 OPTIONAL = (
     "sklearn",
+    "httptools",
     "threadpoolctl",
     "matplotlib",
     "pyarrow",

@@ -230,7 +230,7 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
     with pytest.raises(FileExistsError, match="expected a new folder or one of a run, found a checkpoint; give another `out`"):
         world.first(tmp_path / "run")
     aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
-    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; aif.open reads it"):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; open it by aif.open"):
         aif.Run.load(tmp_path / "bare")
 
 

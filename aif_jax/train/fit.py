@@ -594,7 +594,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
     """
     if (folder / METADATA_FILE).is_file():
         if (own := checkpoint.settings_of(folder)) is None:
-            raise FileNotFoundError(f"{folder}: expected the folder of a run, found a checkpoint; aif.open reads it")
+            raise FileNotFoundError(f"{folder}: expected the folder of a run, found a checkpoint; open it by aif.open")
         return own
     try:
         return read_record(folder / RECORD, "the record of a run")
