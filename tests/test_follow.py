@@ -12,6 +12,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli, export
+from aif_jax.checks import ArgumentError
 from aif_jax.connectors import MemoryStream, SnapshotStore, encode
 from aif_jax.export import Delta, restore
 from aif_jax.export.delta import Chain
@@ -211,7 +212,7 @@ def test_what_cannot_be_followed_is_named(store, tmp_path, published):
         options = world.OPTIONS | {"events": world.files(), "items": shop.items(5), "batches": 1} | changes
         with pytest.raises(ValueError, match=message):
             follow(stream, out=store, **options)
-    with pytest.raises(ValueError, match="work: expected a local folder for the micro-batches of s3://bucket/models, got None"):
+    with pytest.raises(ArgumentError, match="work: expected a local folder for the micro-batches of s3://bucket/models, got"):
         follow(stream, world.files(), items=shop.items(5), out="s3://bucket/models")
 
 

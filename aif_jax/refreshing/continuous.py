@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checkpoint, output
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.config import Config
 from aif_jax.connectors.follow import Follower, StreamEntry, by_event
 from aif_jax.connectors.snapshot_store import SnapshotStore
@@ -183,11 +183,11 @@ def follow(
       FileNotFoundError: no export in the store.
       StreamError: messages that were not read yet are gone.
       ClockError: events later than `clock`; the messages are read again by the next call.
-      ValueError: an export that no refresh published, data or settings that do not fit, a chain of 1,008 deltas; rows of users
-        in the export, and files that end before them.
+      ValueError: an export that does not say until when it was trained, data or settings that do not fit, a chain of 1,008
+        deltas; rows of users in the export, and files that end before them.
     """
-    where = str(out)
-    expect(work is not None or not URL.match(where), "work", f"a local folder for the micro-batches of {where}", work)
+    where, needed = str(out), f"a local folder for the micro-batches of {out}"
+    expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     expect(every >= 0, "every", "0 seconds or more", every)
     folder = local(work if work is not None else f"{where.rstrip('/')}.follow", "work")
     settings = FollowSettings(
