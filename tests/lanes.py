@@ -68,6 +68,7 @@ TABLE = {
         "tests/test_service_page.py", "tests/test_service_process.py",
         "tests/test_sharded_training.py", "tests/test_shared_states.py", "tests/test_snapshot_store.py",
         "tests/test_update_streams.py",
+        "tests/test_cli.py::test_a_process_whose_output_nobody_reads_ends_in_silence",
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_outcomes.py::test_fit_trains_on_served_requests",
         "tests/test_outcomes.py::test_memory_does_not_grow_with_the_log",

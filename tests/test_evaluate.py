@@ -179,7 +179,7 @@ def test_wrong_positions_are_refused(data, trained):
     with pytest.raises(ValueError, match="positions: expected values in"):
         train.evaluate(model, params, data, [len(data.log)])
     log = EventLog.from_arrays([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
-    with pytest.raises(ValueError, match="can be drawn"):
+    with pytest.raises(ValueError, match="to draw as negatives"):
         train.evaluate(model, params, dataclasses.replace(data, log=log), [3], progress=False)
 
 

@@ -81,23 +81,24 @@ class WithoutOffers:
     """
 
     def __init__(self, parser: Any, connection: Any):
-        self._parser, self._connection = parser, connection
+        with needs_extra("a service needs uvicorn and httptools", "service"):
+            import httptools
+
+        self._parser, self._connection, self._httptools = parser, connection, httptools
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)
 
     def feed_data(self, data: bytes) -> None:
         """Reads data, as httptools does."""
-        import httptools
-
         rest: bytes | None = data
         while rest is not None:
             try:
                 self._parser.feed_data(rest)
                 rest = None
-            except httptools.HttpParserUpgrade as offer:
+            except self._httptools.HttpParserUpgrade as offer:
                 if self.get_method() == b"CONNECT":
-                    raise httptools.HttpParserError("expected a request to this service, got one for a proxy") from None
+                    raise self._httptools.HttpParserError("expected a request to this service, got one for a proxy") from None
                 head = [b"%s %s HTTP/%s" % (self.get_method(), self._connection.url, self.get_http_version().encode())]
                 for name, value in self._connection.headers:
                     if name == b"connection":
@@ -105,7 +106,7 @@ class WithoutOffers:
                         value = b", ".join(token for token in kept if token.lower() not in (b"upgrade", b"http2-settings"))
                     if name not in (b"upgrade", b"http2-settings"):
                         head.append(b"%s: %s" % (name, value))
-                self._parser = httptools.HttpRequestParser(self._connection)
+                self._parser = self._httptools.HttpRequestParser(self._connection)
                 self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
                 rest = b"\r\n".join([*head, b"", rest[offer.args[0] :]])
 
