@@ -74,6 +74,7 @@ TABLE = {
         "tests/promises/test_round_trips.py::test_an_export_scores_like_the_model[codes]",
         "tests/promises/test_sharded_equals_whole.py",
         "tests/blocks/test_decayed_memory.py", "tests/blocks/test_decayed_sim.py", "tests/blocks/test_signatures.py",
+        "tests/blocks/test_lsh_din.py", "tests/blocks/test_simtier.py", "tests/blocks/test_simtier_codes.py", "tests/blocks/test_exact.py", "tests/blocks/test_concatenation.py",
         "tests/blocks/test_sim.py", "tests/test_capacity.py", "tests/test_delta_admission.py", "tests/test_distill.py",
         "tests/test_calibration.py", "tests/test_follow.py", "tests/test_follow_samples.py", "tests/test_objectives.py",
         "tests/test_sequence_loss.py", "tests/test_sparse.py", "tests/test_tier_histogram.py",
