@@ -9,12 +9,15 @@ Programs  user   features on the host -> state in the runtime's memory
           head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
           halves ours alone: `score` of two halves in two threads, then the best of both, which an engine does whose largest
                  bucket is half of C
+          batch  ours alone: `score` of eight users in one call, as an engine does whose requests wait together
+          bfloat16, int8   ours alone: `score` over an index of such rows (`experiments.study.storage`: what they do to ranking)
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
           PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`,
-          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; `halves_difference`
+          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; `score_of_eight` is the time of a batch over eight times that of one
+          user, `score_over_bfloat16`, `_int8` that of float32 rows over that of such rows, each also for 10,000; `halves_difference`
           is the largest difference of their logits, `halves_same_places` the share of places with the same candidate, the
           worse of both sizes. Weights are as initialised.
 """
@@ -42,10 +45,13 @@ from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
 from aif_jax.serving.programs import best_of
+from aif_jax.store.codec import Storage
 from experiments import common, drawn
 from experiments.services import Compiled, Model, World, compiled
 
 PAUSE = 0.01
+BATCH = 8
+NARROW: tuple[Storage, ...] = ("bfloat16", "int8")
 Program = Callable[[int], Any]
 NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
@@ -61,9 +67,11 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
     """Every figure; a runtime that is not installed is left out, with a line that says so."""
     sizes: dict[str, Any] = dict(short_length=8, long_length=32, width=8) if smoke else {}
     world, counts = World(items=300 if smoke else 20_000), (60, 120) if smoke else (1000, 10_000)
-    made = Model.drawn(world, aif.presets.aif(world.schema, **sizes))
+    config = aif.presets.aif(world.schema, **sizes)
+    made = Model.drawn(world, config)
     top, features = min(100, counts[0]), [flat(made.user(number)) for number in range(world.users)]
     ours = Ours(made, counts, top)
+    narrow = {storage: Ours(Model.drawn(world, config, storage=storage), counts, top) for storage in NARROW}
     others: dict[str, Any] = {}
     for name, packages in NEEDED.items():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -85,7 +93,10 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
             programs |= {what: partial(sized, getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
         timed[f"halves{more}"] = partial(sized, ours.halves, count)
+        timed |= {f"{storage}{more}": partial(sized, each.score, count) for storage, each in narrow.items()}
+        timed[f"batch{more}"] = partial(sized, ours.batch, count)
         check("halves", ours.score(0, count), ours.halves(0, count))
+        check("batch", ours.score(3, count), ours.batch(0, count)[3])
     turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
@@ -112,6 +123,9 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     figures["score_10000_over_head"] = ms["aif_jax"]["score_10000"] / medians[f"head{large}"]
     figures["score_in_halves"] = medians["halves"] / ms["aif_jax"]["score"]
     figures["score_10000_in_halves"] = medians[f"halves{large}"] / ms["aif_jax"]["score_10000"]
+    for score, more in (("score", ""), ("score_10000", large)):
+        figures[f"{score}_of_eight"] = medians[f"batch{more}"] / (BATCH * ms["aif_jax"][score])
+        figures |= {f"{score}_over_{storage}": ms["aif_jax"][score] / medians[f"{storage}{more}"] for storage in NARROW}
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
         if found:
@@ -181,7 +195,7 @@ class Ours(Runtime):
     """The engine's compiled functions."""
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
-        self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top)
+        self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top, batch=BATCH)
         plain, index = self._compiled.programs.plain, made.index
         self._plain = [plain(user, version=index.version, encoding=index.encoding) for user in made.users]
         self._threads = ThreadPoolExecutor(2)
@@ -193,6 +207,13 @@ class Ours(Runtime):
     def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
         best = self._compiled.best(rows, state)
         return best.logits, best.positions
+
+    def batch(self, number: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`score` of the users from this one on, one call."""
+        users = range(number, number + BATCH)
+        rows = [self._world.candidates(user, count) for user in users]
+        found = self._compiled.best_of_each(rows, [self._states[user % len(self._states)] for user in users])
+        return [(best.logits, best.positions) for best in found]
 
     def halves(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """`score` by two programs at a time."""

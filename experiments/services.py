@@ -20,6 +20,7 @@ import aif_jax as aif
 from aif_jax import Dataset, ItemIndex, Streamed
 from aif_jax.features import pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
+from aif_jax.store.codec import Storage
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates
 from experiments import common, drawn
 
@@ -136,12 +137,12 @@ class Model:
     index: ItemIndex
 
     @classmethod
-    def drawn(cls, world: World, config: aif.Config) -> Model:
+    def drawn(cls, world: World, config: aif.Config, *, storage: Storage = "float32") -> Model:
         """Random parameters and users."""
         model = aif.build(config)
         params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
         users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
-        index = ItemIndex.build(aif.Trained(model, params), world.features, ids=world.ids, progress=False)
+        index = ItemIndex.build(aif.Trained(model, params), world.features, ids=world.ids, storage=storage, progress=False)
         return cls(world, model, params, users, index)
 
     @classmethod
@@ -288,13 +289,15 @@ class Compiled:
       made: the model.
       sizes: numbers of candidates that `best` takes, or pads to.
       k: the best that it finds.
+      batch: users that `best_of_each` takes in one call.
     """
 
-    def __init__(self, made: Model, sizes: Iterable[int], k: int):
+    def __init__(self, made: Model, sizes: Iterable[int], k: int, *, batch: int = 1):
         self.made, self.programs = made, Programs(made.model, max_k=k, bid="bid")
         self._user = self.programs.user(made.params, HistoryLayout(made.config.history_length))
-        state = self.user(0)
-        self._score = {size: self.programs.score(made.params, (state,), made.index, size) for size in sizes}
+        state, self._score = self.user(0), {}
+        for size, users in itertools.product(sizes, {1, batch}):
+            self._score[size, users] = self.programs.score(made.params, (state,) * users, made.index, size)
 
     def user(self, number: int) -> Any:
         """The state of a request's user, ready on the device."""
@@ -306,11 +309,15 @@ class Compiled:
 
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
         """The best of rows of the index, padded to a size."""
-        size = size or len(rows)
-        inputs = self.programs.upload_rows([rows], [None], ["logit"], size)
+        return self.best_of_each([rows], [state], size=size)[0]
+
+    def best_of_each(self, rows: list[np.ndarray], states: list[Any], *, size: int | None = None) -> list[TopCandidates]:
+        """The best of each of some users' rows, one call."""
+        size, users = size or len(rows[0]), len(rows)
+        inputs = self.programs.upload_rows(rows, [None] * users, ["logit"] * users, size)
         with self.made.index.reading() as table:
-            packed, _ = self._score[size]((state,), table, *inputs)
-        return self.programs.download_best(packed)[0]
+            packed, _ = self._score[size, users](tuple(states), table, *inputs)
+        return self.programs.download_best(packed)
 
 
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:

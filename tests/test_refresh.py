@@ -240,6 +240,8 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
     words = ["--current", str(tmp_path / "old"), "--out", str(tmp_path / "store")]
     assert cli.main(refresh_words(corrected, *words)) == cli.options.USAGE == 2
     assert "refresh since: expected the moment" in capsys.readouterr().err
+    assert cli.main(refresh_words(corrected, *words, "--since", "soon")) == 2
+    assert "since: expected an ISO date" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, "--out", str(tmp_path / "store"))) == 2
     assert "store: expected a served model, found an empty store; give `current`" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, "--current", str(tmp_path / "old"), "--out", "s3://bucket/models")) == 2

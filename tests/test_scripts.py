@@ -166,6 +166,8 @@ def test_runtimes(tmp_path, capsys):
     for name in ("torch", "onnxruntime"):
         assert figures[f"over_{name}"] == pytest.approx({what: times[name][what] / times["aif_jax"][what] for what in programs})
     assert figures["score_over_head"] == pytest.approx(times["aif_jax"]["score"] / figures["head_ms"][""])
+    ours_alone = ("of_eight", "over_bfloat16", "over_int8")
+    assert all(figures[f"{score}_{name}"] > 0 for score in ("score", "score_10000") for name in ours_alone)
     assert "over_onnxruntime" in capsys.readouterr().out
 
 

@@ -129,10 +129,11 @@ def test_a_version_whose_predictions_do_not_come_true_is_taken_back(tmp_path, ca
     made, store, samples = exports(), SnapshotStore(tmp_path / "store"), tmp_path / "samples"
     encoder, rng = made.encoder.with_length(made.model.config.history_length), np.random.default_rng(0)
 
-    def publish(name: str, more: float) -> str:
+    def publish(name: str, more: float, *, calibration: bool = True) -> str:
         offset = np.full(ITEMS + 1, more + 3, np.float32)  # logits 3 above those of the calibrated probabilities
         params, config = with_item_offset(made.params["one"], offset, config=made.model.config)
-        params = with_calibration(params, {"scale": np.asarray(1, np.float32), "bias": np.asarray(-3, np.float32)})
+        if calibration:
+            params = with_calibration(params, {"scale": np.asarray(1, np.float32), "bias": np.asarray(-3, np.float32)})
         trained = Trained(build(config), params, made.encoder)
         index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
         save(tmp_path / name, trained, index, platforms=("cpu",), stablehlo=False)
@@ -178,6 +179,12 @@ def test_a_version_whose_predictions_do_not_come_true_is_taken_back(tmp_path, ca
             text = capsys.readouterr().out
             assert f"is taken back, {second} is current: predicted over observed is" in text and "normalized entropy" in text
             assert version_after(client, client.rank(**ANN, candidates=IDS, k=3)["version"]) == versions[1]
+            third = publish("no probabilities", 0.0, calibration=False)
+            served(service, client, version_after(client, versions[1]))
+            assert main(["watch", *given, "--users", "30"]) == 0 and store.current() == third
+            text = capsys.readouterr().out
+            assert "outcomes are not judged of models with an SVD term" in text and f"{third} stays" in text
+    store.rollback()
     record = json.loads((samples / versions[0] / "samples.json").read_text())
     (samples / versions[0] / "samples.json").write_text(json.dumps({k: v for k, v in record.items() if k != "versions"}))
     with pytest.raises(ValueError, match="none; join them again with this release"):

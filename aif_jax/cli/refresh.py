@@ -76,7 +76,7 @@ def add_refresh_commands(commands: Any) -> None:
 
 
 def run_refresh(options: argparse.Namespace) -> int:
-    """Trains the served model on new events, judges it against the served one, and publishes it if it is no worse.
+    """Trains the served model on new events, judges it against the served one, and publishes it if the gate passes it.
 
     Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
     refused the model, which stays out, and the report says why; 1 and 2 as for every command. With --follow it goes on until

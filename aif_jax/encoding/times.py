@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from aif_jax.checks import ArgumentError
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -65,7 +66,7 @@ def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
 def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     """ONE time in whole seconds: an ISO date or date and time, a `datetime`, `date` or `datetime64`, or an integer in `unit`.
 
-    A date is its first second. Raises ValueError for anything else, and for a time that cannot be in `unit`.
+    A date is its first second. Raises ArgumentError for anything else, and for a time that cannot be in `unit`.
 
     Example:
       >>> seconds_of("2022-05-06", "test"), seconds_of(1_651_795_200_500, "test", unit="ms")
@@ -83,7 +84,7 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     except (TypeError, ValueError) as error:
         why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
-        raise ValueError(f"{name}: expected {expected}, got {value!r}{why}") from None
+        raise ArgumentError(f"{name}: expected {expected}, got {value!r}{why}") from None
 
 
 def shown(seconds: int) -> str:

@@ -43,13 +43,13 @@ class GateConfig:
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
       hit_rate: HR@k that may be lost.
-      log_loss: nats that may be added; without a calibration, to the scores before SVD term and popularity correction.
-      calibration: expected calibration error that may be added, of the same scores.
+      log_loss: nats that log-loss may grow by; of an uncalibrated model, of its scores before SVD term and popularity correction.
+      calibration: how much the expected calibration error may grow; of the scores of `log_loss`.
       overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
       size: largest bytes of parameters, as a multiple of the old model's.
       slowdown: longest time of scoring the same requests, as a multiple of the old model's.
       unknown: largest share of the requests' items that the new model's vocabulary lacks.
-      volume: least events a day of the new part, as a share of the days before: half of the files missing: refused.
+      volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
       draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 

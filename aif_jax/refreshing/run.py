@@ -95,7 +95,7 @@ def refresh(
     keep: int = 3,
     progress: bool = True,
 ) -> Refreshed:
-    """Trains the served model on newer events, judges it against the served one, and publishes it if it is no worse.
+    """Trains the served model on newer events, judges it against the served one, and publishes it if the gate passes it.
 
     One job of steps: read, warm start, train, additions after training, gate, index and user table, export, publish. Each is
     sealed in `work` when it is done: killed at any moment, the same call goes on behind the last one and ends with the same

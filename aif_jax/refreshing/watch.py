@@ -15,7 +15,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.cascade import RECORD, open_samples
 from aif_jax.export.contents import open as open_model
-from aif_jax.refreshing.gate import ShownItems, judge_outcomes, judge_service
+from aif_jax.refreshing.gate import ShownItems, judge_outcomes, judge_service, without_terms
 from aif_jax.scores import GROUP, calibrated, objective_names
 from aif_jax.store.folders import local
 
@@ -50,8 +50,9 @@ def watch(
       degraded, failed: how much larger the share of such answers may be than the old version's, see `judge_service`.
       slowdown: largest mean time of a request, as a multiple of the old version's.
       requests: requests to the new version that a verdict needs.
-      samples: folder of `jobs.join_outcomes`, or folder to which its runs add one each, looked at again each time: what users
-        did with the items that each version showed; None: judge by the metrics alone.
+      samples: folder that `jobs.join_outcomes` wrote, or parent to which each of its runs adds one, read again at every look:
+        what users did with the items that each version showed; None: judge by the metrics alone. Scores with an SVD term or
+        a popularity correction are no probabilities without a calibration, so outcomes of such models are not judged.
       calibration: how much the factor between predicted and observed may grow, see `judge_outcomes`.
       log_loss: how much larger the normalized entropy may be.
       users: users of each version that a verdict by samples needs.
@@ -70,6 +71,10 @@ def watch(
     old, new = (json.loads(store.read(name, "manifest.json"))["version"][:12] for name in (before, current))
     outcomes = None if samples is None else Outcomes(samples, store, (current, before))
     versions, followed = {current: {new}, before: {old}}, ""  # that served: behind deltas there are several of an export
+    if outcomes is not None and outcomes.without_probabilities:
+        reason = "an SVD term or a popularity correction and no calibration (aif-jax add calibration)"
+        say(f"watch: outcomes are not judged of models with {reason}: {', '.join(outcomes.without_probabilities)}")
+        outcomes = None
     end, text, taken, missed = time.monotonic() + 60 * minutes, "", False, OSError("the service was not asked")
     say(f"watch: {current}, version {new}, against {before}, version {old}, for {minutes:g} minutes")
     while True:
@@ -123,6 +128,7 @@ class Outcomes:
         self._folder = local(samples, "samples")
         with tempfile.TemporaryDirectory() as folder:
             models = {name: open_model(store.fetch(folder, name)) for name in names}
+        self.without_probabilities = [name for name, each in models.items() if without_terms(each) is not each.params]
         made = {name: trained.params.get("fitted", {}).get(GROUP) for name, trained in models.items()}
         self._calibration = {name: {"fitted": {} if each is None else {GROUP: each}} for name, each in made.items()}
         self._objectives = {name: trained.config.objectives for name, trained in models.items()}

@@ -49,7 +49,7 @@ class ServiceSettings:
       features_timeout: seconds for one read of `features`; None: ServingConfig.callable_timeout.
       log: folder of the request log, Parquet files; None: no log.
       log_share: share of the calls that are logged, 0 to 1.
-      shadow: export that also scores a share of the calls, for comparison; its line in `current` has share=0; None: no shadow.
+      shadow: export that also scores a share of the calls, for comparison; `current` lists it with share=0; None: no shadow.
       shadow_share: share of the calls that the shadow scores too, 0 to 1.
       traces: write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up.
 

@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         "learning_rate": options.learning_rate,
         "core_seconds": options.core_seconds,
         "steps": budget.steps,
+        "samples_per_core_second": round(budget.samples / options.core_seconds, 1),
+        "train_peak_mb": round(budget.peak_mb),
         "seed": options.seed,
         "process_seconds": round(time.process_time() - began, 1),
         "versions": {name: importlib.metadata.version(name) for name in (distribution, "torch", "numpy")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,16 +22,22 @@ class Budget:
     Attributes:
       seconds: how many there are.
       steps: batches that were begun.
+      samples: positives in them.
+      peak_mb: the most memory of the process until the last batch was begun.
     """
 
     seconds: float
     steps: int = 0
+    samples: int = 0
+    peak_mb: float = 0.0
     began: float | None = None
 
-    def step(self) -> None:
+    def step(self, samples: int) -> None:
         """Counts a batch."""
         self.began = time.process_time() if self.began is None else self.began
+        self.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         self.steps += 1
+        self.samples += samples
 
     def left(self) -> bool:
         """Whether there is time for another batch; for the first one always."""
@@ -74,8 +81,9 @@ class Samples:
                 among = self.rng.permutation(among)
                 places = iter(range(0, max(len(among) - size + 1, 1), size))
                 start = next(places)
-            budget.step()
-            yield among[start : start + size]
+            some = among[start : start + size]
+            budget.step(len(some))
+            yield some
 
     def lists_at(self, places: np.ndarray) -> np.ndarray:
         """The positive and its negatives, int32 [B, 1 + n]."""
