@@ -82,8 +82,8 @@ _SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
 """After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
 SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
-SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif without")), WITH_MATCHING, BASE)
-"""Models that are trained with every seed on the validation split: what each block of the preset is worth."""
+SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
+"""Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
 TARQ = tarq.Tarq(dot_product=True)
 QUANTIZED: dict[str, dict[str, Any]] = {
     "aif with TARQ": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TARQ, models.DOT), **WIDE),
