@@ -16,10 +16,10 @@ Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
           PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`,
-          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; `score_of_eight` is the time of a batch over eight times that of one
-          user, `score_over_bfloat16`, `_int8` that of float32 rows over that of such rows, each also for 10,000; `halves_difference`
-          is the largest difference of their logits, `halves_same_places` the share of places with the same candidate, the
-          worse of both sizes. Weights are as initialised.
+          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; `score_of_eight` is
+          the time of a batch over eight times that of one user, `score_over_bfloat16` and `score_over_int8` that of float32
+          rows over that of such rows, each for 10,000 too; `halves_difference` is the largest difference of their logits,
+          `halves_same_places` the share of places with the same candidate, the worse of both sizes. Weights are as initialised.
 """
 
 from __future__ import annotations

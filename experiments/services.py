@@ -20,8 +20,8 @@ import aif_jax as aif
 from aif_jax import Dataset, ItemIndex, Streamed
 from aif_jax.features import pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
-from aif_jax.store.codec import Storage
 from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates
+from aif_jax.store.codec import Storage
 from experiments import common, drawn
 
 CONTENT = 64

@@ -33,7 +33,6 @@ from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
 from aif_jax.user_table.rows import UserProgram
-from aif_jax.user_table.rows import pack as pack_memory
 from experiments import common, plots
 from experiments.study import datasets
 
@@ -181,17 +180,17 @@ def rebuild(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
             table = UserTable.build(run.trained, data, storage=storage, progress=False)
             rates[storage] = len(data.log) / (time.perf_counter() - start)
         sizes[storage] = table.row_bytes
-    one = aif.build(aif.presets.streaming(data.schema, width=run.config.width))
-    single = {kind: 4 * jax.eval_shape(lambda k=kind: pack_memory(one.new_user(), k)).words.size for kind in STORAGES}
-    rated = {"rebuild_events_per_s": rates["float32"], "rebuild_by_storage": rates}
-    return rated | {"state_bytes": sizes, "state_bytes_one_sim_field": single}
+    return {"rebuild_events_per_s": rates["float32"], "rebuild_by_storage": rates, "state_bytes": sizes}
 
 
 def exactness(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
-    """Scores of states made event by event, in each storage, against those of the whole history."""
+    """Scores of states made event by event, in each storage, against those of the whole history.
+
+    Of users with at most `long_length` events: of longer histories matching statistics read the last events alone, both ways.
+    """
     model, params, log = run.model, run.params, data.log
-    rng = np.random.default_rng(2)
-    long = np.flatnonzero(np.diff(log.offsets) > 50)
+    rng, events = np.random.default_rng(2), np.diff(log.offsets)
+    long = np.flatnonzero((events > min(50, model.config.long_length // 2)) & (events <= model.config.long_length))
     users = rng.permutation(long)[: options.users]
     last = log.offsets[users + 1] - 1
     lists = np.concatenate([log.item[last][:, None], log.item[rng.integers(0, len(log), (len(users), 99))]], 1)

@@ -150,8 +150,8 @@ def test_memory(tmp_path):
 def test_user_state(tmp_path):
     got = figures("experiments.user_state", tmp_path, "--figures", ".")
     assert got["max_abs_streamed_minus_full"] < 1e-4
-    sizes = got["state_bytes_one_sim_field"]
-    assert sizes["int8"] < sizes["bfloat16"] < sizes["float32"] and got["state_bytes"]["int8"] < got["state_bytes"]["float32"]
+    sizes = got["state_bytes"]
+    assert sizes["int8"] < sizes["bfloat16"] < sizes["float32"]
     assert set(got["update_us_per_event"]) == {"single", "batched"} and min(got["update_us_per_event"].values()) > 0
     assert got["request_cpu_ms_full_64"] > 0 and got["request_cpu_ms_streamed"] > 0 and got["rebuild_events_per_s"] > 0
     assert got["feature_bytes_full"] > 0 and got["feature_bytes_streamed"] > 0

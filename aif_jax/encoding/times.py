@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+
 from aif_jax.checks import ArgumentError
 
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]

@@ -43,7 +43,7 @@ class GateConfig:
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
       hit_rate: HR@k that may be lost.
-      log_loss: nats that log-loss may grow by; of an uncalibrated model, of its scores before SVD term and popularity correction.
+      log_loss: nats that log-loss may grow by; uncalibrated, that of the scores before SVD term and popularity correction.
       calibration: how much the expected calibration error may grow; of the scores of `log_loss`.
       overlap: least mean share of the old top k that is in the new one, unless GAUC or HR@k is clearly better.
       size: largest bytes of parameters, as a multiple of the old model's.

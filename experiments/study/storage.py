@@ -2,10 +2,10 @@
 
 Claim     rows of a half or a third of the bytes rank as float32 rows do.
 Command   python -m experiments.study.storage --data DIR --work DIR, with the models of `question`'s --plan validation
-Protocol  That of `question`, validation split, `presets.aif`: the same requests and candidates. A row is written and read in each
-          storage; the rest of the model computes in float32. Means over seeds; intervals are 95 % over users, paired.
-Figures   by data set and storage: GAUC points and the ratio of HR@100 against float32 rows, of requests whose item has a training
-          event. `experiments.runtimes` has what such rows cost, `experiments.memory` their bytes.
+Protocol  That of `question`, validation split, `presets.aif`: the same requests and candidates. A row is written in a storage
+          and read again; the rest of the model computes in float32. Means over seeds; intervals are 95 % over users, paired.
+Figures   by data set and storage: GAUC points and the ratio of HR@100 against float32 rows, of requests whose item has a
+          training event. `experiments.runtimes` has what such rows cost, `experiments.memory` their bytes.
 """
 
 from __future__ import annotations
