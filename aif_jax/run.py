@@ -144,7 +144,10 @@ class Run:
         What they add is part of params, config and version, and so of the index, the engine and an export. A calibration of the
         run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
         """
-        return dataclasses.replace(self, trained=edits.chain(*changes)(self.trained, data), metrics={}, folder=None)
+        made = edits.chain(*changes)(self.trained, data)
+        if made.settings is None:  # of an edit that makes a new Trained
+            made = made.replace(settings=self.trained.settings)
+        return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
         """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.

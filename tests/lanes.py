@@ -24,7 +24,7 @@ MARKED = ("reliability", "engines")
 """Lanes that a test file states itself: full sizes are parameters and functions next to the short ones."""
 STARTERS = {"python", "server"}
 """Fixtures that start another process; a test that takes one is in `standing` unless a line of TABLE names it."""
-CHIEF = ("every block", "matching", "two_tower", "aif")
+CHIEF = ("every block", "matching", "two_tower")
 """Cases of OF_VARIANTS that the default lane takes: all blocks at once, what `presets.aif` is made of, and the baseline."""
 OF_VARIANTS = (
     "tests/promises/test_batch_invariance.py::test_other_users_of_a_batch",
@@ -32,18 +32,19 @@ OF_VARIANTS = (
     "tests/promises/test_batch_invariance.py::test_splitting_candidates",
     "tests/promises/test_decomposition.py::test_every_trained_parameter_gets_a_gradient",
     "tests/promises/test_decomposition.py::test_staged_equals_joint",
-    "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint",
     "tests/promises/test_masking.py::test_gradients_of_an_empty_history_are_finite",
     "tests/promises/test_masking.py::test_more_padding_changes_nothing",
     "tests/promises/test_masking.py::test_what_is_in_padding_does_not_matter",
     "tests/test_golden_variants.py::test_logits_are_those_of_the_switches",
-    "tests/test_head.py::test_interaction_equals_the_concatenated_head",
     "tests/test_train.py::test_every_model_computes_in_bfloat16_without_promotion",
 )
-"""Tests of many variants of the model, each a case by name; the others are in `standing`."""
+"""Tests of `demo.VARIANTS`, each a case by name; the others are in `standing`."""
+EXPORTED = "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint"
+HEAD = "tests/test_head.py::test_interaction_equals_the_concatenated_head"
 TABLE = {
     DEFAULT: (
         "tests/test_package.py", *(f"{test}[{case}]" for test in OF_VARIANTS for case in CHIEF),
+        f"{EXPORTED}[aif]", f"{EXPORTED}[two_tower]", f"{HEAD}[every block]", f"{HEAD}[matching]",
     ),
     "docs": ("tests/test_docs.py",),
     "experiments": (
@@ -54,7 +55,7 @@ TABLE = {
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),
     "standing": (
-        *OF_VARIANTS,
+        *OF_VARIANTS, EXPORTED, HEAD,
         "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
         "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_admission.py",
         "tests/test_follow_process.py",

@@ -1,7 +1,7 @@
 """Programs that a test runs a few times, compiled in a quarter of the time: XLA leaves out most optimizations.
 
 For maths that is compared within a tolerance, and for scripts and pages that must run. Not for promises of equal bits, the hot
-path, exports or the form of the compiled program: those test what is shipped.
+path, exports or the form of the compiled program: those test what is shipped, but for programs of a few operations.
 """
 
 from __future__ import annotations
@@ -61,9 +61,16 @@ def install() -> None:
 
 
 def operations(module: Any, most: int) -> int:
-    """Operations in the functions of a program, counted up to a number."""
-    inside = (block for part in module.body.operations for region in part.regions for block in region.blocks)
-    return sum(1 for _ in itertools.islice((each for block in inside for each in block.operations), most))
+    """Operations in the functions of a program, those in loops and branches too, counted up to a number."""
+
+    def inside(part: Any) -> Iterator[Any]:
+        for region in part.regions:
+            for block in region.blocks:
+                for each in block.operations:
+                    yield each
+                    yield from inside(each)
+
+    return sum(1 for _ in itertools.islice((each for part in module.body.operations for each in inside(part)), most))
 
 
 @contextlib.contextmanager

@@ -327,7 +327,7 @@ def test_a_training_is_split_by_dates_and_says_its_samples(world, tmp_path, run)
     settings = aif.Run.load(tmp_path / "run").settings
     assert (settings.since, settings.first_test) == (start + 86_400, start + 7 * 86_400 + 43_200)
     code, _, err = run(*words, "--out", tmp_path / "other", *SMALL, "--test", "2022-05-32")
-    assert code == 1 and "fit test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
+    assert code == 2 and "fit test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
 
 
 def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
@@ -462,6 +462,10 @@ def test_a_process_whose_output_nobody_reads_ends_in_silence(world, tmp_path):
             command = [sys.executable, "-m", "aif_jax", *map(str, words)]
             done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
         assert (done.returncode in (code, 141), done.stderr) == (True, b"")
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "aif_jax", "index", "inspect", str(tmp_path / "one")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"error: stdout: [Errno 28] No space left on device\n")
 
 
 def test_the_command_is_installed_and_runs_as_a_module(python):

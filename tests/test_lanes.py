@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from aif_jax.presets import PRESETS
 from aif_jax.store import compiled
-from tests import lanes
+from tests import demo, lanes
 from tests.conftest import pytest_pyfunc_call
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,11 @@ def test_lines_name_tests_that_exist_and_each_changes_something():
         assert not function or function in functions(ROOT / file), f"{line}: no such test"
         wider = [other for other in names if other != line and line.startswith(other)]
         assert not wider or lanes.lane_of(max(wider, key=len)) != lane, f"{line}: {wider} has it in {lane} already"
+
+
+def test_the_chief_variants_are_variants():
+    """A case that is renamed would leave the default lane in silence."""
+    assert set(lanes.CHIEF) <= set(demo.VARIANTS) and {"aif", "two_tower"} <= set(PRESETS)
 
 
 def test_no_file_marks_a_lane_of_the_table():

@@ -18,6 +18,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import cli
 from aif_jax.blocks.item_offset import popularity_offset, with_item_offset
+from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.capacity import Capacity
@@ -41,6 +42,7 @@ from aif_jax.refreshing import (
 )  # fmt: skip
 from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
+from aif_jax.refreshing.run import training_record
 from aif_jax.scores import with_calibration
 from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
@@ -227,11 +229,21 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
     again.calibrate(days, progress=False).save_calibration()
     calibrated = aif.Run.load(tmp_path / "run")
     assert calibrated.version == aif.open(tmp_path / "run").version != again.version
+    calibrated.save(tmp_path / "saved")
+    aif.Run.load(tmp_path / "saved").calibrate(days, form="isotonic", progress=False).save_calibration()
+    assert aif.Run.load(tmp_path / "saved").version == aif.open(tmp_path / "saved").version != calibrated.version
     with pytest.raises(FileExistsError, match="expected a new folder or one of a run, found a checkpoint; give another `out`"):
         world.first(tmp_path / "run")
     aif.checkpoint.save(tmp_path / "bare", run.trained.replace(settings=None))
     with pytest.raises(FileNotFoundError, match="expected the folder of a run, found a checkpoint; open it by aif.open"):
         aif.Run.load(tmp_path / "bare")
+    mine = run.edit(days, lambda trained, _: aif.Trained(trained.model, trained.params, trained.encoder))
+    mine.save(tmp_path / "mine")
+    assert aif.Run.load(tmp_path / "mine").settings == run.settings
+    aif.checkpoint.save(tmp_path / "newer", run.trained.replace(settings={"first_validation": 1, "unknown": 2}))
+    assert aif.open(tmp_path / "newer").version == run.version
+    with pytest.raises(CheckpointError, match="settings of the served model: expected the record of a run, got another"):
+        training_record(aif.open(tmp_path / "newer"))
 
 
 def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(corrected, tmp_path, capsys):

@@ -687,6 +687,10 @@ def test_requests_that_wait_behind_others_are_answered_however_long(monkeypatch)
             assert len(bodies(connect(request * 12 + slow.replace(b"host", b"connection: close\r\nhost")))) == 13
         caller = connect(slow * 9 + slow[:-2])  # a head that does not end is awaited for its own time alone
         assert len(bodies(caller)) == 9
+        caller = connect(slow * 2 + slow[:-2] + b"connection: close\r\n")  # nobody reads its end while answers are awaited
+        time.sleep(0.15)
+        caller.sendall(b"\r\n")
+        assert len(bodies(caller)) == 3
 
 
 def test_text_that_is_no_unicode_is_refused(client):

@@ -53,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # at the end of the process a closed pipe would leave a traceback
-    except BrokenPipeError:
-        if not (unread := _unread()):
+    except OSError as error:  # of stdout: nobody reads it any more, or its disk is full
+        code, lost = UNREAD, _unread()
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: stdout: {error}", file=sys.stderr)
+            code, lost = PROBLEMS, [sys.stdout.fileno()]
+        elif not lost:
             raise
-        for descriptor in unread:  # what is left to write goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        code = UNREAD
+        with open(os.devnull, "wb") as nowhere:  # where what is left to write goes
+            for descriptor in lost:
+                os.dup2(nowhere.fileno(), descriptor)
     if code and getattr(options, "coordinator", None) is not None:
         end(code)  # the others wait for this process, which would wait for them before it ends
     return code

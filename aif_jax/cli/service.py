@@ -292,7 +292,7 @@ KEEP = inspect.signature(SnapshotStore).parameters["keep"].default
 SNAPSHOTS = {
     "list": "Prints the names of all complete snapshots, oldest first, and of the current one as JSON.",
     "current": "Prints the name of the current snapshot; exit code 1 for an empty store.",
-    "publish": "Uploads and verifies a folder, makes it current, prints its name; removes the oldest snapshots, down to --keep.",
+    "publish": "Uploads and verifies a folder, makes it current and prints its name; removes old snapshots, down to --keep.",
     "fetch": "Downloads a snapshot and checks every file; interrupted and called again, it goes on. Prints the local folder.",
     "collect": "Removes the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names.",
 }

@@ -28,8 +28,8 @@ def column_of(table: Any, name: str) -> Any:
     if hasattr(values, "combine_chunks"):
         values = values.combine_chunks()
     values = values if isinstance(values, list | np.ndarray) or is_arrow(values) else np.asarray(values)
-    listed = isinstance(values, list) or is_arrow(values) or values.ndim
-    expect(listed, f"column {name!r}", "a list of values", f"{table[name]!r:.80}")
+    if not (isinstance(values, list) or is_arrow(values) or values.ndim):
+        raise ValueError(f"column {name!r}: expected a list of values, got {table[name]!r:.80}")
     return values
 
 

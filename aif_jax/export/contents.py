@@ -208,10 +208,10 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     path = local(folder, "folder")
     if (path / MANIFEST).is_file() and not (path / ARRAYS).is_file():
         return read_contents(path).trained(model)
+    if (path / METADATA_FILE).is_file():  # which a run that was saved is too
+        return training.calibrated(path, checkpoint.load(path)).trained(model)
     if training.is_run(path):
         return training.load(path)[1].trained(model)
-    if (path / METADATA_FILE).is_file():
-        return checkpoint.load(path).trained(model)
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"
     if not path.is_dir():
         work = [f"; {each} is being written, or was left by a save that was killed" for each in unfinished(path)]

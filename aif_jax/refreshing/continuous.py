@@ -136,7 +136,7 @@ def follow(
 ) -> Followed:
     """Follows a stream of events: trains rows of the served model on micro-batches, and publishes each as a delta.
 
-    The chain builds on the current export of the store, which `refresh` published. Events of the stream before the end of that
+    The chain builds on the current export of the store. Events of the stream before the end of that
     model's training are not trained on; each later one that is a sample is, exactly once, whenever the process is killed.
     When the store has another export, a new chain begins on that one, from the start of what the stream keeps.
 

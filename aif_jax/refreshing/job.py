@@ -101,7 +101,9 @@ def begin(
         yield job
     finally:
         begun = any(folder.glob(f"*/{SEAL}"))
-        if job is not None and folder.exists() and not begun:
-            remove_folder(folder)
-        for lease in leases:
-            lease.release(undo=not begun)
+        try:
+            if job is not None and folder.exists() and not begun:
+                remove_folder(folder)
+        finally:
+            for lease in leases:
+                lease.release(undo=not begun)

@@ -218,7 +218,7 @@ def training_record(trained: Trained, folder: Path | None = None) -> dict[str, A
     record: dict[str, Any] = {"until": None, "newest": -1, "task": _task_record(NextItem())}
     if trained.settings is None or "first_validation" not in trained.settings:
         return record
-    settings = training.FitSettings.from_json(dict(trained.settings))
+    settings = training.parsed(trained.settings, "settings of the served model")
     return record | {"until": settings.first_validation, "task": _task_record(settings.task)}
 
 

@@ -173,7 +173,7 @@ def bounded(base: Any, *, connections: int) -> Any:
             if self._held:
                 self.flow.pause_reading()
             if self._reading == "head" and self._refusal is None:
-                if self._held:
+                if self._held or self.flow.read_paused:
                     self._within(None)  # the caller has sent it: the answers before it are awaited
                 elif self._timer is None:
                     self._within(HEAD_SECONDS, self._end)

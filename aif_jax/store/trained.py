@@ -90,7 +90,7 @@ class Trained:
         return f"Trained({self.model!r}, {'without' if self.encoder is None else 'with'} encoder{known})"
 
     def replace(self, **changes: Any) -> Trained:
-        """A copy with other fields, and so another version."""
+        """A copy with other fields, whose version is computed again."""
         return dataclasses.replace(self, **changes)
 
     def with_version(self, version: str) -> Trained:

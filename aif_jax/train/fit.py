@@ -611,14 +611,19 @@ def settings_in(folder: Path) -> dict[str, Any]:
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     """The settings of the run in a folder, and the checkpoint of its model; raises as `settings_in`, `Checkpoints`."""
     record = settings_in(folder)
-    try:
-        settings = FitSettings.from_json(record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / RECORD}: expected the record of a run, got another: {error!r}; restore it") from error
+    settings = parsed(record, str(folder / RECORD))
     if (folder / METADATA_FILE).is_file():
         return settings, calibrated(folder, checkpoint.load(folder))
     with checkpoints_of(folder, settings) as checkpoints:
-        return settings, calibrated(folder, final(checkpoints, settings))
+        return settings, calibrated(folder, dataclasses.replace(final(checkpoints, settings), settings=record))
+
+
+def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
+    """The settings in the record of a run; CheckpointError for another."""
+    try:
+        return FitSettings.from_json(dict(record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
 
 
 def keep_calibration(folder: Path, version: str, params: Params) -> None:
@@ -637,8 +642,11 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
         made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}; remove it") from error
-    if record["version"] != saved.version:
-        raise CheckpointError(f"{file}: expected that of version {saved.version}, got that of {record['version']}; remove it")
+    own = saved.version
+    if GROUP in saved.params.get(FITTED, {}):  # one that was saved calibrated
+        own = fingerprint(with_calibration(saved.params, None), saved.config, saved.encoder)
+    if record["version"] != own:
+        raise CheckpointError(f"{file}: expected that of version {own}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
     version, metrics = fingerprint(params, saved.config, saved.encoder), of_ranking(saved.metrics or {})
     return dataclasses.replace(saved, params=params, version=version, metrics=metrics or None)
