@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     question.picture(options.results, options.out / "quality_against_time.png")
     draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))
-    title = "Under load AIF takes a ninth of full attention's CPU,\nfor known users a thirtieth"
+    title = "Under load AIF takes a twelfth of full attention's CPU,\nfor known users a fortieth"
     draw_load(load, options.out / "load.png", title=title)
     draw_calibration(json.loads(calibration.RECORD.read_text(encoding="utf-8")), options.out / "calibration.png")
     if options.data is not None:
