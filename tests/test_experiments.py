@@ -158,13 +158,6 @@ def test_user_state(tmp_path):
     assert (tmp_path / "user_state.png").stat().st_size > 10_000
 
 
-@pytest.mark.reliability
-def test_gates(tmp_path):
-    got = figures("experiments.gates", tmp_path)
-    assert all(0 < got[f"auc_click_{way}"] < 1 and 0 <= got[f"ranker_recall_{way}"] <= 1 for way in ("single", "wide", "gates"))
-    assert got["parameters_single"] < got["parameters_gates"]
-
-
 def test_refresh(tmp_path):
     got = figures("experiments.refresh", tmp_path, "--figures", ".")
     found = got["worlds"]["synthetic"]

@@ -171,6 +171,19 @@ def test_runtimes(tmp_path, capsys):
     assert "over_onnxruntime" in capsys.readouterr().out
 
 
+def test_storage(tmp_path, capsys):
+    from experiments.study import datasets, question, storage
+
+    figures = measured(tmp_path, "experiments.study.storage", "--work", str(tmp_path / "work"))["smoke"]
+    for narrow in ("bfloat16", "int8"):
+        assert all(low <= value <= high for value, low, high in figures[narrow].values())
+    data, trial = datasets.load("smoke"), question.Trial(dataset="smoke", model=question.AIF)
+    model, params, _ = question.trained(trial, question.parts_of(trial, data)[0], data, work=tmp_path / "work", progress=False)
+    one = jax.tree.map(lambda leaf: leaf[1], data.dataset.catalogue.features(np.arange(2)))
+    exact, rounded = (np.asarray(each.item(params, one).vector) for each in (model, storage.stored(model.config, "int8")))
+    assert 0 < np.abs(rounded - exact).max() < 0.01 * np.abs(exact).max()
+
+
 def test_runtimes_refuse_another_network(capsys):
     from experiments import runtimes
 

@@ -153,9 +153,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
-    text = (
-        "stream position that the index records; once for each PARTITION; a bare NUMBER: partition 0 (default: of --index)"
-    )
+    text = "stream position that the index records; once for each PARTITION; a bare NUMBER: partition 0 (default: of --index)"
     form = "[PARTITION=]NUMBER"
     parser.add_argument("--position", action="append", type=position, default=[], metavar=form, help=text)
     parser.add_argument("--dry-run", action="store_true", help="check and compute everything, write nothing")

@@ -146,15 +146,7 @@ class NegativeSampler:
         return digest(self.probabilities).sha256
 
     def sample(
-        self,
-        lists: int,
-        negatives: int,
-        *,
-        seed: int,
-        epoch: int,
-        step: int,
-        avoid: Any = None,
-        seen: SeenPairs | None = None,
+        self, lists: int, negatives: int, *, seed: int, epoch: int, step: int, avoid: Any = None, seen: SeenPairs | None = None
     ) -> np.ndarray:
         """Draws with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
 
@@ -340,12 +332,7 @@ def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource
 
 
 def sampled_negatives(
-    dataset: Dataset,
-    *,
-    sampler: NegativeSampler,
-    negatives: int,
-    logq_correction: bool = False,
-    repeats: bool | None = None,
+    dataset: Dataset, *, sampler: NegativeSampler, negatives: int, logq_correction: bool = False, repeats: bool | None = None
 ) -> CandidateSource:
     """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
@@ -437,11 +424,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
 
 
 def retrieved(
-    dataset: Dataset,
-    *,
-    retrieval: Callable[[np.ndarray], Any] | np.ndarray,
-    candidates: int,
-    repeats: bool | None = None,
+    dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int, repeats: bool | None = None
 ) -> CandidateSource:
     """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 

@@ -81,11 +81,7 @@ class Restored:
                 _filled(layout, golden, name) for layout, name in ((user_layout(schema), "user"), (item_layout(schema), "item"))
             )
             state, rows = jax.jit(model.user)(params, user), _over_items(model.item)(params, items)
-            outputs = {
-                "user": state,
-                "item": rows,
-                "interaction": {"logits": jax.jit(model.interaction)(params, state, rows)},
-            }
+            outputs = {"user": state, "item": rows, "interaction": {"logits": jax.jit(model.interaction)(params, state, rows)}}
             return max(
                 consume.difference(f"{function} {name}", np.asarray(value), golden[f"{function}.outputs/{name}"], tolerance)
                 for function, values in outputs.items()

@@ -265,14 +265,7 @@ def volume(times: np.ndarray, since: int) -> float | None:
 
 
 def judge_service(
-    text: str,
-    new: str,
-    old: str,
-    *,
-    degraded: float = 0.05,
-    failed: float = 0.01,
-    slowdown: float = 2.0,
-    requests: int = 100,
+    text: str, new: str, old: str, *, degraded: float = 0.05, failed: float = 0.01, slowdown: float = 2.0, requests: int = 100
 ) -> tuple[str, ...]:
     """Why a version in service should be taken back, by what the service counts of it and of the version before.
 

@@ -64,13 +64,7 @@ class Client:
     """
 
     def __init__(
-        self,
-        address: str,
-        *,
-        token: str | None = None,
-        timeout: float = 10.0,
-        trust: str | None = None,
-        retries: int = 2,
+        self, address: str, *, token: str | None = None, timeout: float = 10.0, trust: str | None = None, retries: int = 2
     ):
         expect(retries >= 0, "Client retries", "0 or more", retries)
         parts = urllib.parse.urlsplit(address)

@@ -85,14 +85,7 @@ class RequestLog:
       ValueError: a share outside [0, 1].
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        share: float = 1.0,
-        waiting: int = 4096,
-        waiting_bytes: int = 256 << 20,
-    ):
+    def __init__(self, folder: str | Path, *, share: float = 1.0, waiting: int = 4096, waiting_bytes: int = 256 << 20):
         expect(0 <= share <= 1, "log share", "0 to 1", share)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)

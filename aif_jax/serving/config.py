@@ -57,9 +57,9 @@ class ServingConfig:
       callable_threads: threads for `features`, and for `retrieval`, where it is not async.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
-      on_loop: longest call of a compiled function in seconds, with its work on the host, that may run on the event loop's own
-        thread while no other waits, which saves two thread switches; twice that after a pause of 10 x `on_loop`. The engine
-        measures such calls. 0 uses threads alone.
+      on_loop: seconds that the call of a compiled function, work on the host included, may take to run on the event loop's own
+        thread, which saves two thread switches, while no other call waits; twice as long after a pause of 10 x `on_loop`. The
+        engine measures such calls. 0 uses threads alone.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
         values compile longer.

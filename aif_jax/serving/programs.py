@@ -305,12 +305,7 @@ class Programs:
             return Packed(words=jax.device_put(words), layout=state.layout)
 
     def upload_rows(
-        self,
-        rows: list[np.ndarray],
-        bids: list[np.ndarray | None],
-        orders: list[str],
-        bucket: int,
-        known: Orders | None = None,
+        self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int, known: Orders | None = None
     ) -> Any:
         """Rows [b, bucket], bids [b, bucket] and order [b] of b requests, which go up with the call.
 

@@ -125,13 +125,7 @@ def calibrate(
 
 
 def fit_calibration(
-    scores: Any,
-    labels: Any,
-    *,
-    where: Any = None,
-    weights: Any = None,
-    rate: float = 1.0,
-    form: Form = "logistic",
+    scores: Any, labels: Any, *, where: Any = None, weights: Any = None, rate: float = 1.0, form: Form = "logistic"
 ) -> dict[str, np.ndarray]:
     """Fits a calibration of one objective on held-out entries, on the host in float64.
 

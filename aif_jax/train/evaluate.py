@@ -235,18 +235,10 @@ def evaluate(
     scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
     users, where = data.log.user[positions], lists.rows > 0
     probable, plain = np.asarray(with_probabilities(params, scores)), not isinstance(lists.labels, dict)
-    parts = {
-        name: _figures(
-            raw,
-            logits,
-            labels,
-            users,
-            where if plain else where & ~np.isnan(labels),
-            population_weights(labels, lists.log_q),
-            1 + calibration_negatives,
-        )
-        for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels)
-    }
+    parts = {}
+    for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels):
+        known, weights = where if plain else where & ~np.isnan(labels), population_weights(labels, lists.log_q)
+        parts[name] = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
     first = next(iter(parts.values()))
     asked = _asked(data, positions, lists, calibration_negatives) | {"k": k}
     catalogue: dict[str, Any] = {"asked": asked, "by_user": dict(first.by_user)}

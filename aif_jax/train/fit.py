@@ -265,7 +265,6 @@ def say(line: str, *, progress: bool) -> None:
 RECORD = "fit.json"
 CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
-RENAMED: dict[str, str] = {"corrected": "logq_correction"}  # fields of a task in records of before
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
@@ -332,7 +331,7 @@ class FitSettings:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """The settings that `to_json` wrote."""
-        task = {str(RENAMED.get(name, name)): part for name, part in value["task"].items()}
+        task = dict(value["task"])
         return cls(**{**value, "task": TASKS[task.pop("name")](**task), "buckets": tuple(value["buckets"])})
 
     def span(self, split: str) -> dict[str, int | None]:

@@ -339,13 +339,7 @@ def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array
 
 @term(lists, targets="teacher_scores")
 def pairwise_ndcg(
-    scores: jax.Array,
-    teacher_scores: jax.Array,
-    where: jax.Array,
-    log_q: jax.Array,
-    *,
-    k: int = 100,
-    temperature: float = 1.0,
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 100, temperature: float = 1.0
 ) -> jax.Array:
     """Pairs in the ranker's order, each weighed by what NDCG@k loses if they swap places; the mean over lists.
 
