@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -263,10 +264,11 @@ def train_model(
     weight = SEQUENCE.get(trial.model)
     added: Any = tarq.loss_of(model.config) if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
     step = train.make_step(model, optimizer, loss=loss, sequence_loss=added)
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
-    return model, params, {"steps": int(state.step), "train_seconds": time.perf_counter() - began}
+    seconds = {"train_seconds": time.perf_counter() - began, "core_seconds": time.process_time() - spent}
+    return model, params, {"steps": int(state.step), **seconds}
 
 
 def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
@@ -413,7 +415,7 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
     began, parts = time.perf_counter(), parts_of(trial, data)
     made = [run_part(trial, part, data, work=work, progress=progress) for part in parts]
     found = {name: joined([one[name] for one, _ in made]) for name in made[0][0]}
-    said: dict[str, Any] = {name: sum(one[name] for _, one in made) for name in ("steps", "train_seconds")}
+    said: dict[str, Any] = {name: sum(one[name] for _, one in made) for name in ("steps", "train_seconds", "core_seconds")}
     said["parameters"] = made[-1][1]["parameters"]
     if trial.split == "rolling":
         users = [len(one["gauc_all"].users) for one, _ in made]
@@ -537,7 +539,8 @@ def main(arguments: list[str] | None = None) -> None:
         best = max(figures[f"hr100@{untrained:g}"] for untrained in UNTRAINED)
         kinds = f"all {figures['gauc_all']:.4f}, unmet {figures['gauc_unmet']:.4f}"
         print(
-            f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {best:.3f}, {made['train_seconds']:.0f} s of training",
+            f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {best:.3f}, {made['train_seconds']:.0f} s of training, "
+            f"{made['core_seconds']:.0f} of processor time, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB at most",
             flush=True,
         )
         jax.clear_caches()
