@@ -125,6 +125,7 @@ MIN_HISTORY = 5
 """Strictly earlier events that the user of a request has at least."""
 REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
 """How many sampled requests judge a model at most; of the rolling split in each block."""
+SPENT = ("steps", "train_seconds", "core_seconds")
 LAST_OF_ALL = -100.0
 UNTRAINED = (LAST_OF_ALL, 0.0, 1.0, 2.0, 3.0)
 """Offsets of items without a training event under the popularity correction; each model takes its best one of the validation
@@ -415,7 +416,7 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
     began, parts = time.perf_counter(), parts_of(trial, data)
     made = [run_part(trial, part, data, work=work, progress=progress) for part in parts]
     found = {name: joined([one[name] for one, _ in made]) for name in made[0][0]}
-    said: dict[str, Any] = {name: sum(one[name] for _, one in made) for name in ("steps", "train_seconds", "core_seconds")}
+    said: dict[str, Any] = {name: sum(one.get(name, 0) for _, one in made) for name in SPENT}
     said["parameters"] = made[-1][1]["parameters"]
     if trial.split == "rolling":
         users = [len(one["gauc_all"].users) for one, _ in made]
@@ -540,7 +541,7 @@ def main(arguments: list[str] | None = None) -> None:
         kinds = f"all {figures['gauc_all']:.4f}, unmet {figures['gauc_unmet']:.4f}"
         print(
             f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {best:.3f}, {made['train_seconds']:.0f} s of training, "
-            f"{made['core_seconds']:.0f} of processor time, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB at most",
+            f"{made['core_seconds']:.0f} of CPU, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB at most",
             flush=True,
         )
         jax.clear_caches()
