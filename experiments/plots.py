@@ -34,8 +34,8 @@ LOADED = (
     ("exact", "new", "full attention", "tab:gray", -5),
     ("aif", "new", "AIF, new users", "tab:cyan", -5),
     ("streaming", "returning_16", "AIF, user states", "tab:green", 6),
-    ("aif", "returning_0", "AIF, cached users", "tab:blue", -5),
-    ("two_tower", "new", "two-tower, new users", "black", -14),
+    ("aif", "returning_0", "AIF, cached users", "tab:blue", -20),
+    ("two_tower", "new", "two-tower, new users", "black", 6),
 )
 """Lines of the figure of cost under load: service and users of the record, name, colour, height of the name in points."""
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
