@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from aif_jax.service.process import Listening, run
 from aif_jax.service.processes import source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
-from tests.service_world import ANN, EVENTS, IDS, exports, running
+from tests.service_world import ANN, EVENTS, IDS, connected, exports, running
 
 
 @contextlib.contextmanager
@@ -103,9 +102,7 @@ def test_sigterm_drains_what_is_in_flight(tmp_path):
 def test_every_line_of_the_log_is_json():
     """Those of the HTTP server too, and those that the server writes for what it cannot read."""
     with serving(exports().root / "one") as (process, [addresses]):
-        host, port = addresses["http"].removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as caller:
-            caller.sendall(b"no HTTP\r\n\r\n")
+        with connected(addresses["http"], b"no HTTP\r\n\r\n") as caller:
             assert b" 400 " in caller.recv(1 << 16)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
