@@ -31,6 +31,7 @@ from aif_jax.service.features import UserSource
 from aif_jax.service.http import Asked, Response
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
+from tests.beside import meanwhile
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, posted, running, until
 
 
@@ -707,27 +708,22 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
     world = exports().copied(tmp_path)
     publish(tmp_path, ["one"])
     expected = {world.index[name].version: world.logits(name) for name in ("one", "two")}
-    seen, stop = [], threading.Event()
+    seen = []
 
-    def load(service):
-        with service.client() as client:
-            while not stop.is_set():
-                answer = client.score(**ANN, candidates=IDS)
-                np.testing.assert_allclose(answer["logits"], expected[answer["version"]], atol=1e-5)
-                seen.append(answer["version"])
+    def call(client):
+        answer = client.score(**ANN, candidates=IDS)
+        np.testing.assert_allclose(answer["logits"], expected[answer["version"]], atol=1e-5)
+        seen.append(answer["version"])
 
-    with running(tmp_path, keep=2) as service:
-        with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as end:
-            end.callback(stop.set)
-            calls = [pool.submit(load, service) for _ in range(3)]
+    with running(tmp_path, keep=2) as service, service.client() as one, service.client() as two, service.client() as three:
+        with meanwhile(*(functools.partial(call, client) for client in (one, two, three))) as failed:
             for name in ("two", "one", "two"):
                 publish(tmp_path, [ExportEntry(name, world.digests[name])])
                 version = world.index[name].version
-                until(lambda version=version: (seen and seen[-1] == version) or any(call.done() for call in calls))
-        assert [call.exception() for call in calls] == [None] * 3 and set(seen) == set(expected)
-        with service.client() as client:
-            old = client.score(**ANN, candidates=IDS, version="one")
-            assert old["version"] == world.index["one"].version
+                until(lambda version=version: (seen and seen[-1] == version) or failed())
+        assert set(seen) == set(expected)
+        old = one.score(**ANN, candidates=IDS, version="one")
+        assert old["version"] == world.index["one"].version
         assert len(service.service.models.held) == 2
 
 
