@@ -229,29 +229,16 @@ def test_malformed_messages_and_other_methods(served, channel):
     assert refusal(channel.unary_unary(f"/{rpc.PRE_RANKING}/None"), b"").code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_calls_are_bounded_and_a_stream_must_begin():
+def test_a_token_is_asked_for_calls_are_bounded_and_a_stream_must_begin():
     from aif_jax.service.calls import Limits
 
-    where, policy = Listening(http_port=0, grpc_port=0, connections=2), Policy(limits=Limits(body_seconds=0.3))
-    with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
-        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
-            stub, end = PreRankingStub(channel), threading.Event()
+    where = Listening(http_port=0, grpc_port=0, connections=2, token="open sesame")
+    policy, end = Policy(limits=Limits(body_bytes=4000, body_seconds=0.3)), threading.Event()
 
-            def silent():
-                end.wait(60)
-                yield from ()
+    def silent():
+        end.wait(60)
+        yield from ()
 
-            calls = [stub.RankStream.future(silent()) for _ in range(3)]
-            codes = sorted(call.code().name for call in calls)  # waits for them
-            end.set()
-            assert codes == ["DEADLINE_EXCEEDED"] * 2 + ["RESOURCE_EXHAUSTED"]
-
-
-def test_a_token_and_a_size_are_asked_for():
-    from aif_jax.service.calls import Limits
-
-    where = Listening(http_port=0, grpc_port=0, token="open sesame")
-    policy = Policy(limits=Limits(body_bytes=4000))
     with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
         with grpc.insecure_channel(service.addresses["grpc"]) as channel:
             stub, request = PreRankingStub(channel), pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=1)
@@ -263,3 +250,7 @@ def test_a_token_and_a_size_are_asked_for():
             large = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=np.tile(IDS, 20)), k=1)
             assert refusal(stub.Rank, large, metadata=metadata).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+            calls = [stub.RankStream.future(silent(), metadata=metadata) for _ in range(3)]
+            codes = sorted(call.code().name for call in calls)  # waits for them
+            end.set()
+            assert codes == ["DEADLINE_EXCEEDED"] * 2 + ["RESOURCE_EXHAUSTED"]
