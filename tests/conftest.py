@@ -1,6 +1,7 @@
 """Fixtures that several test files use."""
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -181,6 +182,38 @@ def data() -> aif.Dataset:
     from experiments.datasets.synthetic import synthetic_world
 
     return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
+
+
+@pytest.fixture(scope="module")
+def world() -> Any:
+    """`tests.serving_world.shared()`: what engines need, made once in a process; no test changes it."""
+    from tests.serving_world import shared
+
+    return shared()
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """The URL of a Valkey server, one for all tests of a process; each writes keys of its own, or empties the server first."""
+    with servers.valkey() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def kafka_address() -> Iterator[str]:
+    """The address of a Kafka broker, one for all tests of a process; each has topics of its own."""
+    with servers.kafka() as address:
+        yield address
+
+
+@pytest.fixture(params=["disk", "s3"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    """`open_store(**options)` is a snapshot store that is empty at first, the same one at each call: on a disk, and in S3."""
+    from aif_jax.connectors import SnapshotStore
+
+    if request.param == "disk":
+        return functools.partial(SnapshotStore, str(tmp_path / "store"))
+    return functools.partial(SnapshotStore, f"s3://bucket/{tmp_path.name}", **request.getfixturevalue("bucket"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import json
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -94,6 +96,38 @@ def exports(kind: str = "integers") -> Exports:
     return Exports(root, model, params, index, digests, data.encoder, data.catalogue)
 
 
+class Slow:
+    """A feature source that never answers; lists the users of calls that began, and of those that were cancelled."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+        self.cancelled: list[Any] = []
+
+    async def get(self, user: Any) -> None:
+        self.started.append(user)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.cancelled.append(user)
+            raise
+
+
+def connected(address: str, said: bytes = b"") -> socket.socket:
+    """A connection to an HTTP address that has sent some bytes."""
+    host, port = address.removeprefix("http://").split(":")
+    caller = socket.create_connection((host, int(port)), timeout=60)
+    caller.sendall(said)
+    return caller
+
+
+def posted(client: Client, path: str, fields: Any, kind: str = "application/json") -> tuple[int, Any]:
+    """Status and JSON of the answer to a call in JSON; arrays become lists, bytes are sent unchanged."""
+    body = fields if isinstance(fields, bytes) else json.dumps(fields, default=lambda array: array.tolist()).encode()
+    status, answered, answer = client.request("POST", path, body, {"content-type": kind})
+    assert answered == "application/json"
+    return status, json.loads(answer)
+
+
 class Running:
     """A service on loopback, in a thread with its event loop."""
 
@@ -103,6 +137,10 @@ class Running:
     def client(self, **options: Any) -> Client:
         """A client of the HTTP address."""
         return Client(self.addresses["http"], **{"token": self._token, **options})
+
+    def connect(self, said: bytes = b"") -> socket.socket:
+        """As `connected` to the HTTP address."""
+        return connected(self.addresses["http"], said)
 
     def call(self, function: Any) -> Any:
         """Runs a function, async or not, on the loop of the service."""

@@ -59,7 +59,17 @@ class World:
         return np.where(self.ids[rows] == ids, everything[rows], -np.inf)
 
     def engine(self, *, index: Any = None, **changes: Any) -> Engine:
-        return Engine(self, index or self.index, ServingConfig(**{"buckets": (16, 64), "max_k": 8, **changes}))
+        return Engine(self, index or self.index, config_of(**changes))
+
+    def engine_of(self, features: Any, retrieval: Any = None, **changes: Any) -> AsyncPreRanker:
+        """An engine with a test's own callables."""
+        trained, config = Trained(self.model, self.params), config_of(**changes)
+        return share_programs(AsyncPreRanker(trained, self.index, features=features, retrieval=retrieval, config=config), self)
+
+
+def config_of(**changes: Any) -> ServingConfig:
+    """The config of engines of a world."""
+    return ServingConfig(**{"buckets": (16, 64), "max_k": 8, **changes})
 
 
 class Engine(AsyncPreRanker):

@@ -30,7 +30,7 @@ from aif_jax.train.fit import of_ranking
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
-from tests.serving_world import World, bids_for, shared
+from tests.serving_world import bids_for
 from tests.test_sparse import SMALL
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -212,11 +212,6 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
 
 
 # with a model
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return shared()
 
 
 @pytest.fixture(scope="module")

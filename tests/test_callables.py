@@ -9,11 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
-from aif_jax import Trained
-from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Request, ServingConfig, threads
+from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingConfig, threads
 from aif_jax.serving.metrics import prometheus_text
 from aif_jax.serving.threads import TimeLimitedCall
-from tests.serving_world import run, share_programs, shared
+from tests.serving_world import run
 
 FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
 ORDINARY = [KeyError, MemoryError, TimeoutError, StopAsyncIteration, RuntimeError, RecursionError, BaseExceptionGroup]
@@ -21,19 +20,6 @@ ORDINARY = [KeyError, MemoryError, TimeoutError, StopAsyncIteration, RuntimeErro
 
 def error_of(kind):
     return BaseExceptionGroup("several", [KeyboardInterrupt()]) if kind is BaseExceptionGroup else kind("out of nothing")
-
-
-@pytest.fixture
-def world():
-    return shared()
-
-
-def engine_of(world, features, retrieval, **changes):
-    config = world.engine(**changes).config
-    engine = AsyncPreRanker(
-        Trained(world.model, world.params), world.index, config=config, features=features, retrieval=retrieval
-    )
-    return share_programs(engine, world)
 
 
 @pytest.mark.parametrize("kind", FATAL + ORDINARY)
@@ -50,14 +36,14 @@ async def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kin
 
     wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
     for retrieval in (plain, on_loop, stream):
-        async with engine_of(world, lambda request: world.user(3), retrieval) as engine:
+        async with world.engine_of(lambda request: world.user(3), retrieval) as engine:
             answers = await asyncio.gather(*[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True)
             assert all(isinstance(answer, wanted) for answer in answers), answers
             assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
             assert not asyncio.current_task().cancelling()
             assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
     for features in (plain, on_loop):
-        async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+        async with world.engine_of(features, lambda request: world.ids[:40]) as engine:
             answer = await engine.rank(3, 5, budget=20.0)
             assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
 
@@ -71,7 +57,7 @@ async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(worl
             raise KeyError("a column")
         return {"no": "features"}
 
-    async with engine_of(world, features, lambda request: world.ids[:40]) as engine:
+    async with world.engine_of(features, lambda request: world.ids[:40]) as engine:
         answers = [await engine.rank(Request(user=f"secret-{n}"), 5, budget=20.0) for n in range(6)]
         assert all("user side failed: KeyError: 'a column'; answered" in answer.reason for answer in answers[:4])
         kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
@@ -95,7 +81,7 @@ async def test_plain_callables_that_never_return_are_replaced_and_left_behind(wo
             release.wait(30)
         return world.user(3)
 
-    async with engine_of(world, features, lambda request: world.ids[:40], callable_threads=4, reserve=0.1) as engine:
+    async with world.engine_of(features, lambda request: world.ids[:40], callable_threads=4, reserve=0.1) as engine:
         for start in range(0, 40, 8):  # ten times as many as there are threads
             answers = await asyncio.gather(*[engine.rank(user, 5, budget=0.3) for user in range(start, start + 8)])
             assert all("user side late" in answer.reason for answer in answers)
@@ -112,7 +98,7 @@ async def test_plain_callables_that_never_return_are_replaced_and_left_behind(wo
 async def test_calls_are_refused_while_too_many_hang(world):
     release = threading.Event()
     retrieve = lambda request: release.wait(30) if request.context else world.ids[:40]  # noqa: E731
-    async with engine_of(world, lambda request: world.user(3), retrieve, max_hung=3, callable_threads=2) as engine:
+    async with world.engine_of(lambda request: world.user(3), retrieve, max_hung=3, callable_threads=2) as engine:
         for _ in range(3):
             with pytest.raises(DeadlineExceeded, match="^retrieval"):
                 await engine.rank(Request(user=3, context=True), 5, budget=0.05)
@@ -150,7 +136,7 @@ async def test_an_answer_leaves_at_its_deadline_whatever_refuses_to_be_cancelled
         await (stubborn() if where == "retrieval" else asyncio.sleep(0))
         return in_batches() if where == "stream" else world.ids[:40]
 
-    async with engine_of(world, features, retrieval, reserve=0.1) as engine:
+    async with world.engine_of(features, retrieval, reserve=0.1) as engine:
         try:
             answer = await engine.rank(3, 5, budget=0.4)
             assert where == "features" and "late" in answer.reason
@@ -171,15 +157,15 @@ async def test_a_call_that_takes_longer_than_its_timeout_is_given_up(world):
         yield world.ids[:20]
         await asyncio.sleep(30)
 
-    async with engine_of(world, slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
+    async with world.engine_of(slow, lambda request: world.ids[:40], callable_timeout=0.05) as engine:
         answer = await engine.rank(3, 5)
         assert "user side failed: TimeoutError: features: no answer within callable_timeout=0.05 s" in answer.reason
     for retrieval in (slow, slow_stream, lambda request: time.sleep(0.3)):
-        async with engine_of(world, lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
+        async with world.engine_of(lambda request: world.user(3), retrieval, callable_timeout=0.05) as engine:
             with pytest.raises(TimeoutError, match="retrieval: no answer within callable_timeout=0.05 s"):
                 await engine.rank(3, 5)
 
-    engine = engine_of(world, lambda request: world.user(3), None, callable_timeout=0.05)
+    engine = world.engine_of(lambda request: world.user(3), None, callable_timeout=0.05)
     async with engine:
         with pytest.raises(TimeoutError, match="candidates: no answer within callable_timeout=0.05 s"):
             await engine.score(3, slow_stream(None))
@@ -197,7 +183,7 @@ async def test_a_stream_that_never_waits_does_not_hold_up_the_loop(world):
         finally:
             closed.append(True)
 
-    async with engine_of(world, lambda request: world.user(3), endless) as engine:
+    async with world.engine_of(lambda request: world.user(3), endless) as engine:
         with pytest.raises(DeadlineExceeded, match="^retrieval"):
             await engine.rank(3, 5, budget=0.2)
         await asyncio.sleep(0.05)

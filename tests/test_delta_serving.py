@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import shutil
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.fit import init_params
 from aif_jax.user_table import UserTable
 from tests import refresh_world as world
+from tests.beside import meanwhile
 from tests.service_world import running, until
 from tests.test_delta import Start
 from tests.test_delta_admission import admitted, base_of
@@ -145,64 +147,37 @@ def compiled_in(engine: AsyncPreRanker) -> dict[str, int]:
     return {name: count for name, count in engine.metrics()["counters"].items() if name.startswith("compiled_")}
 
 
-class Load:
-    """Threads that call a service until they are told to stop."""
-
-    def __init__(self, address: str, chain: Chain):
-        self.answers: list[tuple[int, bool, dict[str, Any]]] = []
-        self.errors: list[Exception] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(address, chain, n)) for n in range(CALLERS)]
-
-    def _call(self, address: str, chain: Chain, place: int) -> None:
-        with Client(address) as client:
-            number = place
-            while not self._stop.is_set():
-                user, stored = USERS[number % len(USERS)], number % 2 == 1
-                brought = {} if stored else {"record": {"user": user}, "events": chain.events(user), "now": NOW}
-                number += CALLERS + 1
-                try:
-                    self.answers.append((user, stored, client.score(user=user, candidates=chain.ids.tolist(), **brought)))
-                except Exception as error:
-                    self.errors.append(error)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def until(self, version: str, seconds: float = 120.0) -> None:
-        """Waits for an answer of a version."""
-        end = time.monotonic() + seconds
-        while not any(answer["version"] == version for _, _, answer in self.answers[-50:]):
-            assert time.monotonic() < end, f"no answer of {version[:12]} within {seconds} s: {self.errors[:3]}"
-            time.sleep(0.01)
-
-
 def test_a_service_process_takes_deltas_under_load(chain, tmp_path):
     """Callers bring events, or an id alone, whose row of the user table moves with the items."""
     store = SnapshotStore(tmp_path / "store")
     store.publish(chain.export)
-    url, here = f"file://{tmp_path / 'store'}", tmp_path / "here"
+    url, here, answers = f"file://{tmp_path / 'store'}", tmp_path / "here", []
+
+    def calls(client: Client, place: int) -> Iterator[None]:
+        for number in itertools.count(place, CALLERS + 1):
+            user, stored = USERS[number % len(USERS)], number % 2 == 1
+            brought = {} if stored else {"record": {"user": user}, "events": chain.events(user), "now": NOW}
+            answers.append((user, stored, client.score(user=user, candidates=chain.ids.tolist(), **brought)))
+            yield
+
+    def answers_of(version: str) -> bool:
+        return any(answer["version"] == version for _, _, answer in answers[-50:])
+
     words = (url, "--mirror", here, "--user-table", here, "--poll", 0.05, "--keep", 3)
-    with serving(*words) as (process, [addresses]), Load(addresses["http"], chain) as load:
-        load.until(chain.base.version)
-        deltas = store.below(DELTAS, keep=100)
-        for delta in chain.deltas:
-            delta.save(tmp_path / str(delta.number))
-            deltas.publish(tmp_path / str(delta.number))
-            load.until(delta.version)
-        with Client(addresses["http"]) as client:
-            text = client.request("GET", "/metrics")[2].decode()
-    assert load.errors == [] and process.returncode == 0
-    assert {answer["version"] for _, _, answer in load.answers} == {chain.base.version} | {d.version for d in chain.deltas}
-    assert not [answer["reason"] for _, _, answer in load.answers if answer["degraded"]]
-    brought = [(user, answer) for user, stored, answer in load.answers if not stored]
+    with serving(*words) as (process, [addresses]), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(addresses["http"])) for _ in range(CALLERS)]
+        with meanwhile(*(calls(client, place).__next__ for place, client in enumerate(clients))) as failed:
+            until(lambda: answers_of(chain.base.version) or failed(), 120)
+            deltas = store.below(DELTAS, keep=100)
+            for delta in chain.deltas:
+                delta.save(tmp_path / str(delta.number))
+                deltas.publish(tmp_path / str(delta.number))
+                until(lambda version=delta.version: answers_of(version) or failed(), 120)
+        text = clients[0].request("GET", "/metrics")[2].decode()
+    assert process.returncode == 0
+    assert {answer["version"] for _, _, answer in answers} == {chain.base.version} | {d.version for d in chain.deltas}
+    assert not [answer["reason"] for _, _, answer in answers if answer["degraded"]]
+    brought = [(user, answer) for user, stored, answer in answers if not stored]
     assert len(brought) > PUBLISHES and all(chain.check(a["version"], user, np.asarray(a["logits"])) for user, a in brought)
     assert f'version="{chain.deltas[-1].version[:12]}' in text
 

@@ -9,7 +9,6 @@ import pytest
 import aif_jax as aif
 from aif_jax.serving import Candidates, Request
 from aif_jax.serving.programs import LEAST_WINDOW, capped_top_k, within_cap
-from tests.serving_world import World, shared
 
 
 def plain(values, groups, k: int, most: int) -> list[int]:
@@ -67,11 +66,6 @@ def test_on_the_host_it_is_the_same_rule():
 
 
 # the engine
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return shared()
 
 
 @pytest.fixture(scope="module")

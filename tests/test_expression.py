@@ -17,7 +17,7 @@ from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.programs import orders_of
 from tests import demo
-from tests.serving_world import World, bids_for, shared
+from tests.serving_world import bids_for
 
 OBJECTIVES = ("click", "conversion|click", "like")
 SIDE = ("bid", "value")
@@ -123,11 +123,6 @@ def test_a_name_means_what_the_report_means_by_it():
 
 
 # the engine
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return shared()
 
 
 def sigmoid(x):

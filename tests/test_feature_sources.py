@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ParquetFeatures, ValkeyFeatures, ValkeyFeatureWriter
 from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import Request
-from tests import servers
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, raw
 
 LAYOUT = EventLayout.of(ENCODER)
@@ -24,16 +23,10 @@ NOW = int(DATA.log.time.max()) + 100
 T = 1_600_000_000
 
 
-@pytest.fixture(scope="module")
-def url():
-    with servers.valkey() as address:
-        yield address
-
-
 @pytest.fixture
-def client(url):
+def client(valkey_url):
     redis = pytest.importorskip("redis")
-    with redis.Redis.from_url(url, socket_timeout=10) as made:
+    with redis.Redis.from_url(valkey_url, socket_timeout=10) as made:
         made.flushall()
         yield made
 
@@ -89,21 +82,21 @@ def test_every_flipped_bit_is_noticed():
         TEXT.checked(data[:-1], "events")
 
 
-def test_memory_and_valkey_keep_the_same(url, client):
+def test_memory_and_valkey_keep_the_same(valkey_url, client):
     sinks = MemoryFeatures(LAYOUT, length=40), ValkeyFeatureWriter(client, LAYOUT, length=40)
     for sink in sinks:
         assert sum(sink.update(raw(at), position=n) for n, at in enumerate(np.array_split(ARRIVAL, 9))) == len(ARRIVAL)
         sink.put_user(3, {"city": "Zürich", "age": 41.5, "tags": ["a", None]})
         sink.put_user("3", {"city": "Rom"})
     users = [*range(1, 15), "3", "nobody"]
-    found = read(url, users, length=40)
+    found = read(valkey_url, users, length=40)
     for user, record in zip(users, found, strict=True):
         assert same(record, asyncio.run(sinks[0].get(user))), user
     assert found[-1] is None and found[-2].events is None and found[2].attributes["city"] == "Zürich"
     assert len(found[2].events["item"]) == 40 and found[2].version == 90
 
 
-def test_features_from_every_source_are_those_of_training(url, client, tmp_path):
+def test_features_from_every_source_are_those_of_training(valkey_url, client, tmp_path):
     """Held-out positions, encoded from what the stores deliver."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -119,7 +112,7 @@ def test_features_from_every_source_are_those_of_training(url, client, tmp_path)
     expected = DATA.user_features(positions, length=50)
     for place, position in enumerate(positions):
         user, now = int(DATA.log.user[position]), int(DATA.log.time[position])
-        (stored,) = read(url, [user])
+        (stored,) = read(valkey_url, [user])
 
         class Stored:
             async def get(self, user, record=stored):
@@ -158,18 +151,18 @@ def test_messages_that_come_together_keep_their_positions(client):
             sink.update(raw, position=np.array([9, 9, 9, 8]))
 
 
-def test_events_are_trimmed_to_the_length(url, client):
+def test_events_are_trimmed_to_the_length(valkey_url, client):
     writer = ValkeyFeatureWriter(client, LAYOUT, length=16)
     for n in range(100):
         writer.update({"user": [1], "item": [n], "action": [1], "time": [T + n]})
         assert client.strlen(keys_of("aif", 1)[1]) <= 64 + 18 * LAYOUT.nbytes
     writer.update({"user": [2] * 50, "item": range(50), "action": [1] * 50, "time": [T] * 50})
-    one, two = read(url, [1, 2], length=16)
+    one, two = read(valkey_url, [1, 2], length=16)
     assert one.events["item"].tolist() == list(range(84, 100)) and one.version == 100
     assert two.events["item"].tolist() == list(range(34, 50)) and two.version == 50
 
 
-def test_two_writers_of_one_user_lose_and_double_nothing(url, client):
+def test_two_writers_of_one_user_lose_and_double_nothing(valkey_url, client):
     """Two replicas consume the same stream at once."""
     writers = [ValkeyFeatureWriter(client, LAYOUT) for _ in range(2)]
 
@@ -179,12 +172,12 @@ def test_two_writers_of_one_user_lose_and_double_nothing(url, client):
 
     with ThreadPoolExecutor(2) as pool:
         new = list(pool.map(consume, writers))
-    (record,) = read(url, [5])
+    (record,) = read(valkey_url, [5])
     assert record.events["item"].tolist() == list(range(200)) and sum(new) == 200
 
 
 @pytest.mark.parametrize("change", ["torn", "altered", "foreign", "another layout", "attributes", "short"])
-def test_torn_and_foreign_values_are_refused(url, client, change):
+def test_torn_and_foreign_values_are_refused(valkey_url, client, change):
     writer = ValkeyFeatureWriter(client, LAYOUT)
     writer.update({"user": [1, 1], "item": [1, 2], "action": [1, 1], "time": [T, T]})
     writer.put_user(1, {"city": "Oslo"})
@@ -198,7 +191,7 @@ def test_torn_and_foreign_values_are_refused(url, client, change):
         client.set(attributes, client.get(attributes)[:-1] + b"x")
     key = attributes if change == "attributes" else events
     with pytest.raises(ValueError, match=f"{key.replace('{', '.').replace('}', '.')}: expected"):
-        read(url, [1], layout)
+        read(valkey_url, [1], layout)
     if change not in ("altered", "attributes"):  # appending reads no old event
         with pytest.raises(ValueError, match="expected"):
             ValkeyFeatureWriter(client, layout).update(
@@ -206,20 +199,20 @@ def test_torn_and_foreign_values_are_refused(url, client, change):
             )
 
 
-def test_users_are_forgotten_in_time(url, client):
+def test_users_are_forgotten_in_time(valkey_url, client):
     writer = ValkeyFeatureWriter(client, LAYOUT, seconds=0.05)
     writer.update({"user": [1], "item": [1], "action": [1], "time": [T]})
     writer.put_user(1, {})
-    assert read(url, [1])[0].version == 1
+    assert read(valkey_url, [1])[0].version == 1
     time.sleep(0.1)
-    assert read(url, [1]) == [None]
+    assert read(valkey_url, [1]) == [None]
 
 
-def test_a_read_takes_one_round_trip(url, client):
+def test_a_read_takes_one_round_trip(valkey_url, client):
     writer = ValkeyFeatureWriter(client, LAYOUT)
     writer.update({"user": [1], "item": [1], "action": [1], "time": [T]})
     client.config_resetstat()
-    read(url, [1] * 10)
+    read(valkey_url, [1] * 10)
     commands = {name: stat["calls"] for name, stat in client.info("commandstats").items()}
     assert commands["cmdstat_mget"] == 10 and not {"cmdstat_get", "cmdstat_getrange", "cmdstat_exec"} & commands.keys()
 
@@ -306,10 +299,10 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
         asyncio.run(asyncio.wait_for(test(user), 20))
 
 
-async def test_a_server_that_does_not_answer_is_a_timeout(url, client):
+async def test_a_server_that_does_not_answer_is_a_timeout(valkey_url, client):
     from redis import asyncio as redis
 
-    async with redis.Redis.from_url(url) as made:
+    async with redis.Redis.from_url(valkey_url) as made:
         fetch = Fetch(ValkeyFeatures(made, LAYOUT), ENCODER, timeout=0.05, now=lambda request: NOW)
         await fetch(Request(user=1))
         client.client_pause(300)

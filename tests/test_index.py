@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from functools import partial
 
 import jax
@@ -24,6 +23,7 @@ from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
+from tests.beside import meanwhile
 from tests.demo import same
 
 
@@ -222,30 +222,21 @@ def test_readers_and_a_writer_in_threads(built):
         features.side["bid"][:] = number
         return features
 
-    current = [make(model, params, generation(0), ids)]
+    current, seen = [make(model, params, generation(0), ids)], set()
     score = jax.jit(lambda table, rows: ItemIndex.decode(table, rows).side["bid"])
-    torn, seen, stop = [], set(), threading.Event()
 
     def read():
-        while not stop.is_set():
-            index = current[0]
-            rows, _ = index.lookup(ids)
-            with index.reading() as table:
-                got = score(table, rows)
-            values = set(np.asarray(got).tolist())
-            seen.update(values)
-            if len(values) != 1:
-                torn.append(values)
+        index = current[0]
+        rows, _ = index.lookup(ids)
+        with index.reading() as table:
+            values = set(np.asarray(score(table, rows)).tolist())
+        assert len(values) == 1, f"torn: {values}"
+        seen.update(values)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for thread in readers:
-        thread.start()
-    for number in range(1, 60):
-        current[0] = current[0].upsert(ids, generation(number))
-    stop.set()
-    for thread in readers:
-        thread.join()
-    assert not torn and len(seen) > 3
+    with meanwhile(read, read):
+        for number in range(1, 60):
+            current[0] = current[0].upsert(ids, generation(number))
+    assert len(seen) > 3
 
 
 @pytest.mark.parametrize(("storage", "tolerance"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])

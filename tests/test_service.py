@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,7 +31,8 @@ from aif_jax.service.features import UserSource
 from aif_jax.service.http import Asked, Response
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening, OnePiece
-from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running, until
+from tests.beside import meanwhile
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, posted, running, until
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +181,8 @@ def test_answers_say_what_they_are_of(client):
     assert (answer["candidates"], answer["unknown"]) == (len(IDS), 0)
     few = client.rank(**ANN, candidates=np.array([17, 5]), k=5)
     assert few["ids"].tolist() == [17] and few["unknown"] == 1
-    body = json.dumps({**ANN, "candidates": [5, 17]}).encode()
-    _, _, raw = client.request("POST", "/v1/score", body, {"content-type": "application/json; charset=utf-8"})
-    logits = json.loads(raw)["logits"]
+    _, answer = posted(client, "/v1/score", {**ANN, "candidates": [5, 17]}, "application/json; charset=utf-8")
+    logits = answer["logits"]
     assert logits[0] is None and isinstance(logits[1], float)
 
 
@@ -228,37 +227,17 @@ def test_prepare_then_rank_by_the_id_alone(client):
     assert refusal(client.prepare, user="nobody").field == "features"
 
 
-def test_features_of_a_call_count_whatever_was_prepared():
-    with running(exports().root / "one") as service, service.client() as client:
-        expected = client.rank(**ANN, candidates=IDS, k=5)
-        other = {
-            "user": "ann",
-            "record": {"user": "ann"},
-            "events": {name: values[:1] for name, values in EVENTS.items()},
-            "now": NOW,
-        }
-        client.prepare(**other)
-        assert client.rank(**ANN, candidates=IDS, k=5)["scores"].tolist() == expected["scores"].tolist()
-        prepared = client.rank(user="ann", candidates=IDS, k=5)["scores"].tolist()
-        assert prepared == client.rank(**other, candidates=IDS, k=5)["scores"].tolist() != expected["scores"].tolist()
+def test_features_of_a_call_count_whatever_was_prepared(client):
+    whole = ANN | {"user": "prepared"}
+    other = whole | {"events": {name: values[:1] for name, values in EVENTS.items()}}
+    expected = client.rank(**whole, candidates=IDS, k=5)["scores"].tolist()
+    client.prepare(**other)
+    assert client.rank(**whole, candidates=IDS, k=5)["scores"].tolist() == expected
+    prepared = client.rank(user="prepared", candidates=IDS, k=5)["scores"].tolist()
+    assert prepared == client.rank(**other, candidates=IDS, k=5)["scores"].tolist() != expected
 
 
-def test_a_feature_source_knows_users_by_their_id():
-    record = Record({"user": "ann"}, EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2})
-
-    class Source:
-        async def get(self, user):
-            return record if user == "ann" else None
-
-    with running(exports().root / "one", source=Source()) as service, service.client() as client:
-        answer = client.rank(user="ann", candidates=IDS, k=3)
-        assert not answer["degraded"] and answer["stages"]["features"] > 0
-        new = client.score(user="who", candidates=IDS)
-        expected = exports().logits("one", None, user="who")
-        np.testing.assert_allclose(new["logits"], expected, atol=1e-5)
-
-
-def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is():
+def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_and_how_slow_it_is():
     recent = EVENTS | {"time": [time.time_ns() // 10**9 - 60] * 2}
     records = {"ann": Record({"user": "ann"}, recent), "torn": Record({"user": "torn"}, {"item": [17], "time": ["soon"]})}
     reads = []
@@ -273,7 +252,10 @@ def test_the_service_says_how_often_its_feature_source_fails_and_how_slow_it_is(
 
     with running(exports().root / "one", source=Source(), source_timeout=0.2) as service, service.client() as client:
         whole = client.rank(user="ann", candidates=IDS, k=3)
-        assert not whole["degraded"] and not client.rank(user="new", candidates=IDS, k=3)["degraded"]
+        assert not whole["degraded"] and whole["stages"]["features"] > 0
+        new = client.score(user="new", candidates=IDS)
+        np.testing.assert_allclose(new["logits"], exports().logits("one", None, user="new"), atol=1e-5)
+        assert not new["degraded"]
         for user, why in (
             ("slow", "within 0.2 s"),
             ("down", "ConnectionError: down"),
@@ -318,18 +300,14 @@ def test_a_damaged_record_is_no_fault_of_the_caller():
             assert (refused.value.status, refused.value.field) == (400, "features")
 
 
-def test_string_ids():
-    with running(exports("strings").root / "one") as service, service.client() as client:
-        ids = np.array(["item 1017", "item 17", "none"], np.dtypes.StringDType())
-        answer = client.rank(user="ann", record={"user": "ann"}, candidates=ids, k=3)
-        assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
-
-
-def test_a_long_text_in_any_field_is_refused():
+def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
     """Hashed character by character it would keep the threads that score; each answer names the field."""
     long = "x" * (1 << 20)
     with running(exports("strings").root / "one") as service, service.client() as client:
         good = {"user": "ann", "record": {"user": "ann"}, "candidates": ["item 17"], "k": 1}
+        ids = np.array(["item 1017", "item 17", "none"], np.dtypes.StringDType())
+        answer = client.rank(**good | {"candidates": ids, "k": 3})
+        assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
         for field, value in (
             ("user", long),
             ("candidates", ["item 17", long]),
@@ -340,9 +318,8 @@ def test_a_long_text_in_any_field_is_refused():
             ("order", long),
             ("id", long),
         ):
-            body = json.dumps(good | {field: value}).encode()
-            status, _, answer = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
-            error = json.loads(answer)["error"]
+            status, answer = posted(client, "/v1/rank", good | {field: value})
+            error = answer["error"]
             assert (status, error["field"]) == (400, field) and "at most 1024 characters" in error["message"], error
         array = np.array(["item 17", long], np.dtypes.StringDType())
         assert refusal(client.rank, **good | {"candidates": array}).field == "candidates"
@@ -361,26 +338,14 @@ def test_features_are_not_read_where_the_state_is_there(client):
 
 
 def test_a_call_ends_with_its_caller():
-    started, ended = threading.Event(), []
-
-    class Slow:
-        async def get(self, user):
-            started.set()
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError:
-                ended.append(user)
-                raise
-
-    with running(exports().root / "one", source=Slow()) as service:
-        host, port = service.addresses["http"].removeprefix("http://").split(":")
+    source = Slow()
+    with running(exports().root / "one", source=source) as service:
         body = json.dumps({"user": "ann", "candidates": IDS.tolist(), "k": 5}).encode()
         head = f"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(head.encode() + body)
-            assert started.wait(60)
-        until(lambda: service.service.calls["rank", "CANCELLED"] and ended)
-        assert ended == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
+        with service.connect(head.encode() + body):
+            until(lambda: source.started)
+        until(lambda: service.service.calls["rank", "CANCELLED"] and source.cancelled)
+        assert source.cancelled == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
         with service.client() as client:
             assert client.score(**ANN, candidates=IDS)["mask"].all()
 
@@ -553,7 +518,7 @@ def test_an_answer_leaves_in_one_piece():
     assert inner.sent[4:] == [head, "closed"] and outer.is_closing()
 
 
-def test_an_answer_of_the_service_is_one_write_and_head_is_answered(monkeypatch):
+def test_an_answer_of_the_service_is_one_write_and_head_is_answered(served, monkeypatch):
     written = []
 
     class Counted:
@@ -569,7 +534,7 @@ def test_an_answer_of_the_service_is_one_write_and_head_is_answered(monkeypatch)
 
     made = OnePiece.__init__
     monkeypatch.setattr(OnePiece, "__init__", lambda self, transport: made(self, Counted(transport)))
-    with running(exports().root / "one", where=Listening(http_port=0)) as service, service.client() as client:
+    with served.client() as client:
         client.rank(**ANN, candidates=IDS, k=3)
         assert len(written) == 1 and b"content-length" in written[0]
         assert client.request("HEAD", "/health/live")[0] == 200
@@ -577,75 +542,56 @@ def test_an_answer_of_the_service_is_one_write_and_head_is_answered(monkeypatch)
         assert len(written) == 3 and written[1].endswith(b"\r\n\r\n") and written[2].endswith(b'{"live":true}')
 
 
-def test_a_body_is_bounded():
-    policy = Policy(limits=Limits(body_bytes=1000, body_seconds=0.2))
-    with running(exports().root / "one", policy=policy) as service:
-        with service.client() as client:
-            status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": tensors.CONTENT_TYPE})
-            assert status == 413 and json.loads(body)["error"]["field"] == "body"
-        host, port = service.addresses["http"].removeprefix("http://").split(":")
-        for head, answer in (
-            (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
-            (b"transfer-encoding: chunked\r\n\r\n" + b"320\r\n" + bytes(800) + b"\r\n" + b"320\r\n" + bytes(800), (b" 413 ",)),
-            (b"content-length: 500\r\n\r\n1234", (b" 408 ",)),
-        ):
-            with socket.create_connection((host, int(port)), timeout=20) as slow:
-                slow.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head)
-                line = slow.recv(64)
-                assert any(code in line for code in answer), (head[:30], line)
+def test_a_body_is_bounded(served, client, monkeypatch):
+    monkeypatch.setattr(served.service, "policy", Policy(limits=Limits(body_bytes=1000, body_seconds=0.2)))
+    status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": tensors.CONTENT_TYPE})
+    assert status == 413 and json.loads(body)["error"]["field"] == "body"
+    for head, answer in (
+        (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
+        (b"transfer-encoding: chunked\r\n\r\n" + b"320\r\n" + bytes(800) + b"\r\n" + b"320\r\n" + bytes(800), (b" 413 ",)),
+        (b"content-length: 500\r\n\r\n1234", (b" 408 ",)),
+    ):
+        with served.connect(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" + head) as slow:
+            line = slow.recv(64)
+            assert any(code in line for code in answer), (head[:30], line)
 
 
-def test_a_head_is_bounded(monkeypatch):
-    """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
-    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.3)
-    where = Listening(http_port=0, keep_alive=1)
-    with running(exports().root / "one", where=where) as service:
-        host, port = service.addresses["http"].removeprefix("http://").split(":")
-
-        def connect(said: bytes) -> socket.socket:
-            made = socket.create_connection((host, int(port)), timeout=20)
-            made.sendall(said)
-            return made
-
-        good = b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n"
-        silent, slow, again = connect(b""), connect(good), connect(good + b"\r\n")
-        assert b" 200 " in again.recv(1 << 16)
-        again.sendall(good)  # the head of a second request, without its end
-        for each in (silent, slow, again):
-            assert each.recv(1) == b""
-            each.close()
-        with connect(good) as endless, contextlib.suppress(ConnectionError):
-            for number in range(1 << 12):
-                endless.sendall(b"x-%d: %s\r\n" % (number, bytes(1000).hex().encode()))
-            pytest.fail("8 MB of a head were read")
-        with connect(good + b"x-many: " + b"y" * 30_000 + b"\r\n\r\n") as idle:
-            assert b" 200 " in idle.recv(1 << 16)
-            assert idle.recv(1) == b""  # after a second
-        with service.client() as client:
-            assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
-
-
-OFFER = b"connection: keep-alive, Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
-
-
-@contextlib.contextmanager
-def echoing(**where) -> Iterator[Callable[[bytes], socket.socket]]:
-    """A service that answers with what it has read, after 0.2 s under `/slow`; yields a function that connects and sends."""
+@pytest.fixture(scope="module")
+def echoing():
+    """A service that answers with what it has read, after 0.2 s under `/slow`, and closes an idle connection after a second."""
 
     async def echo(asked: Asked) -> Response:
         if asked.path == "/slow":
             await asyncio.sleep(0.2)
         return Response(200, "text/plain", b"<%s %s>" % (asked.path.encode(), asked.body))
 
-    def connect(said: bytes) -> socket.socket:
-        made = socket.create_connection((host, int(port)), timeout=20)
-        made.sendall(said)
-        return made
-
     routes = dict.fromkeys(("/echo", "/slow"), echo)
-    with running(exports().root / "one", where=Listening(http_port=0, **where), routes=lambda _: routes) as service:
-        host, port = service.addresses["http"].removeprefix("http://").split(":")
-        yield connect
+    with running(exports().root / "one", where=Listening(http_port=0, keep_alive=1), routes=lambda _: routes) as service:
+        yield service
+
+
+def test_a_head_is_bounded(echoing, monkeypatch):
+    """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
+    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.3)
+    connect, good = echoing.connect, b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n"
+    silent, slow, again = connect(), connect(good), connect(good + b"\r\n")
+    assert b" 200 " in again.recv(1 << 16)
+    again.sendall(good)  # the head of a second request, without its end
+    for each in (silent, slow, again):
+        assert each.recv(1) == b""
+        each.close()
+    with connect(good) as endless, contextlib.suppress(ConnectionError):
+        for number in range(1 << 12):
+            endless.sendall(b"x-%d: %s\r\n" % (number, bytes(1000).hex().encode()))
+        pytest.fail("8 MB of a head were read")
+    with connect(good + b"x-many: " + b"y" * 30_000 + b"\r\n\r\n") as idle:
+        assert b" 200 " in idle.recv(1 << 16)
+        assert idle.recv(1) == b""  # after a second
+    with echoing.client() as client:
+        assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
+
+
+OFFER = b"connection: keep-alive, Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
 
 
 def bodies(caller: socket.socket) -> list[bytes]:
@@ -655,51 +601,49 @@ def bodies(caller: socket.socket) -> list[bytes]:
     return re.findall(rb"<.*?>", said, re.S)
 
 
-def test_an_offer_of_another_protocol_is_ignored():
+def test_an_offer_of_another_protocol_is_ignored(echoing):
     """The body of a request that offers HTTP/2 is its body, however it arrives, and never a request."""
     last = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: h2c\r\ncontent-length: 4\r\n\r\nlast"
     hidden = b"GET /echo?hidden HTTP/1.1\r\nhost: x\r\n\r\n"
     post = b"POST /echo HTTP/1.1\r\nhost: x\r\n" + OFFER
-    with echoing() as connect:
-        for body in (b"", b"some", hidden, hidden * 200):
-            whole = post + b"content-length: %d\r\n\r\n%s" % (len(body), body)
-            chunked = post + b"transfer-encoding: chunked\r\n\r\n"
-            chunked += (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
-            expected = [b"</echo %s>" % body] * 2 + [b"</echo last>"]
-            assert bodies(connect(whole + chunked + last)) == expected
-            caller = connect(whole[: len(whole) - len(body)])
-            for part in (whole[len(whole) - len(body) :], chunked[:-3], chunked[-3:], last[:-1], last[-1:]):
-                time.sleep(0.02)  # so that it is another packet
-                caller.sendall(part)
-            assert bodies(caller) == expected
-        with connect(b"CONNECT other:443 HTTP/1.1\r\nhost: x\r\n\r\n") as caller:
-            assert b" 400 " in caller.recv(1 << 16)
-        with connect(post + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n") as caller:
-            assert b" 400 " in caller.recv(1 << 16)
+    for body in (b"", b"some", hidden, hidden * 200):
+        whole = post + b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        chunked = post + b"transfer-encoding: chunked\r\n\r\n"
+        chunked += (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+        expected = [b"</echo %s>" % body] * 2 + [b"</echo last>"]
+        assert bodies(echoing.connect(whole + chunked + last)) == expected
+        caller = echoing.connect(whole[: len(whole) - len(body)])
+        for part in (whole[len(whole) - len(body) :], chunked[:-3], chunked[-3:], last[:-1], last[-1:]):
+            time.sleep(0.02)  # so that it is another packet
+            caller.sendall(part)
+        assert bodies(caller) == expected
+    with echoing.connect(b"CONNECT other:443 HTTP/1.1\r\nhost: x\r\n\r\n") as caller:
+        assert b" 400 " in caller.recv(1 << 16)
+    with echoing.connect(post + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n") as caller:
+        assert b" 400 " in caller.recv(1 << 16)
 
 
-def test_requests_that_wait_behind_others_are_answered_however_long(monkeypatch):
+def test_requests_that_wait_behind_others_are_answered_however_long(echoing, monkeypatch):
     monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.1)
     slow = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
-    with echoing() as connect:
-        for padding in (b"", b"x-long: %s\r\n" % (b"y" * 3000)):  # the ninth head is in one slice with others, or in its own
-            request = slow[:-2] + padding + b"\r\n"
-            assert len(bodies(connect(request * 12 + slow.replace(b"host", b"connection: close\r\nhost")))) == 13
-        caller = connect(slow * 9 + slow[:-2])  # a head that does not end is awaited for its own time alone
-        assert len(bodies(caller)) == 9
-        caller = connect(slow * 2 + slow[:-2] + b"connection: close\r\n")  # nobody reads its end while answers are awaited
-        time.sleep(0.15)
-        caller.sendall(b"\r\n")
-        assert len(bodies(caller)) == 3
+    for padding in (b"", b"x-long: %s\r\n" % (b"y" * 3000)):  # the ninth head is in one slice with others, or in its own
+        request = slow[:-2] + padding + b"\r\n"
+        assert len(bodies(echoing.connect(request * 12 + slow.replace(b"host", b"connection: close\r\nhost")))) == 13
+    caller = echoing.connect(slow * 9 + slow[:-2])  # a head that does not end is awaited for its own time alone
+    assert len(bodies(caller)) == 9
+    caller = echoing.connect(slow * 2 + slow[:-2] + b"connection: close\r\n")  # nobody reads its end while answers are awaited
+    time.sleep(0.15)
+    caller.sendall(b"\r\n")
+    assert len(bodies(caller)) == 3
 
 
 def test_text_that_is_no_unicode_is_refused(client):
     for field, value in (("user", "\\ud800"), ("id", "\\udfff"), ("order", "\\ud83d ")):
         body = f'{{"user": "ann", "candidates": [17], "k": 1, "{field}": "{value}"}}'.encode()
-        status, _, answer = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
-        assert status == 400 and json.loads(answer)["error"]["field"] == "body"
+        status, answer = posted(client, "/v1/rank", body)
+        assert status == 400 and answer["error"]["field"] == "body"
     body = b'{"user": "\\ud83d\\ude00", "record": {"user": "ann"}, "candidates": [17], "k": 1}'  # a whole pair
-    assert client.request("POST", "/v1/rank", body, {"content-type": "application/json"})[0] == 200
+    assert posted(client, "/v1/rank", body)[0] == 200
 
 
 def test_a_token_is_asked_for():
@@ -728,14 +672,13 @@ def test_metrics_are_scraped(client):
     assert {s.labels["stage"] for s in families["aif_stage_seconds"].samples} >= {"user", "score", "total"}
 
 
-def test_a_stale_model_is_said_to_be():
-    with running(exports().root / "one", policy=Policy(max_age=1e-3)) as service, service.client() as client:
-        answer = client.rank(**ANN, candidates=IDS, k=1)
-        assert answer["degraded"] and "s old" in answer["reason"]
-        assert client.request("GET", "/health/ready")[0] == 503
-    with running(exports().root / "one", policy=Policy(max_age=1e-3, when_stale="refuse")) as service:
-        with service.client() as client:
-            assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
+def test_a_stale_model_is_said_to_be(served, client, monkeypatch):
+    monkeypatch.setattr(served.service, "policy", Policy(max_age=1e-3))
+    answer = client.rank(**ANN, candidates=IDS, k=1)
+    assert answer["degraded"] and "s old" in answer["reason"]
+    assert client.request("GET", "/health/ready")[0] == 503
+    monkeypatch.setattr(served.service, "policy", Policy(max_age=1e-3, when_stale="refuse"))
+    assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
 
 
 # versions
@@ -765,27 +708,22 @@ def test_publishing_under_load_fails_no_call_and_mixes_no_version(tmp_path):
     world = exports().copied(tmp_path)
     publish(tmp_path, ["one"])
     expected = {world.index[name].version: world.logits(name) for name in ("one", "two")}
-    seen, stop = [], threading.Event()
+    seen = []
 
-    def load(service):
-        with service.client() as client:
-            while not stop.is_set():
-                answer = client.score(**ANN, candidates=IDS)
-                np.testing.assert_allclose(answer["logits"], expected[answer["version"]], atol=1e-5)
-                seen.append(answer["version"])
+    def call(client):
+        answer = client.score(**ANN, candidates=IDS)
+        np.testing.assert_allclose(answer["logits"], expected[answer["version"]], atol=1e-5)
+        seen.append(answer["version"])
 
-    with running(tmp_path, keep=2) as service:
-        with ThreadPoolExecutor(3) as pool, contextlib.ExitStack() as end:
-            end.callback(stop.set)
-            calls = [pool.submit(load, service) for _ in range(3)]
+    with running(tmp_path, keep=2) as service, service.client() as one, service.client() as two, service.client() as three:
+        with meanwhile(*(functools.partial(call, client) for client in (one, two, three))) as failed:
             for name in ("two", "one", "two"):
                 publish(tmp_path, [ExportEntry(name, world.digests[name])])
                 version = world.index[name].version
-                until(lambda version=version: (seen and seen[-1] == version) or any(call.done() for call in calls))
-        assert [call.exception() for call in calls] == [None] * 3 and set(seen) == set(expected)
-        with service.client() as client:
-            old = client.score(**ANN, candidates=IDS, version="one")
-            assert old["version"] == world.index["one"].version
+                until(lambda version=version: (seen and seen[-1] == version) or failed())
+        assert set(seen) == set(expected)
+        old = one.score(**ANN, candidates=IDS, version="one")
+        assert old["version"] == world.index["one"].version
         assert len(service.service.models.held) == 2
 
 

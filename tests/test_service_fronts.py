@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
 from aif_jax.service.tensors import from_bytes, to_bytes  # noqa: E402
-from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, running  # noqa: E402
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, posted, running  # noqa: E402
 
 DATATYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
 
@@ -46,13 +45,10 @@ def ask_binary(service: Any, method: str, fields: dict) -> dict:
 
 
 def ask_json(service: Any, method: str, fields: dict) -> dict:
-    packed, kind = json.dumps(fields, default=lambda value: value.tolist()).encode(), "application/json"
     with service.client() as client:
-        status, answered, body = client.request("POST", f"/v1/{method}", packed, {"content-type": kind})
-    answer = json.loads(body)
+        status, answer = posted(client, f"/v1/{method}", fields)
     if status != 200:
         raise Refused(*(answer["error"][name] for name in ("code", "field", "message")))
-    assert answered == kind
     return answer | {name: np.array(answer[name], float) for name in ("logits", "scores") if name in answer}
 
 
@@ -284,10 +280,9 @@ def test_plain_json(served, kind):
         {"name": "events.time", "datatype": "INT64", "shape": [2], "data": EVENTS["time"]},
     ]
 
-    def infer(fields, path=f"/v2/models/{MODEL}/infer", method="POST"):
+    def infer(fields, path=f"/v2/models/{MODEL}/infer"):
         with served.client() as client:
-            status, _, body = client.request(method, path, json.dumps(fields).encode(), {"content-type": "application/json"})
-            return status, json.loads(body)
+            return posted(client, path, fields)
 
     inputs[2] |= {"shape": [2], "data": [17, 1017]}
     record = {"name": "record.user", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
@@ -349,13 +344,8 @@ def test_answers_have_the_logits_of_each_objective(served, kind):
         scores = client.score(**ANN, candidates=IDS)
         assert scores["objectives"] == ["click", "like"] and scores["mask"].shape == (len(IDS),)
         assert client.rank(**ANN, candidates=np.append(IDS[:3], 5), k=5)["logits"].shape == (3, 2)
-
-        def posted(path: str, **fields: Any) -> dict:
-            body = json.dumps(ANN | fields).encode()
-            return json.loads(client.request("POST", path, body, {"content-type": "application/json"})[2])
-
-        assert posted("/v1/score", candidates=[17, 5])["logits"][1] == [None, None]
-        explained = posted("/v1/explain", candidates=IDS.tolist(), k=3)
+        assert posted(client, "/v1/score", ANN | {"candidates": [17, 5]})[1]["logits"][1] == [None, None]
+        _, explained = posted(client, "/v1/explain", ANN | {"candidates": IDS, "k": 3})
     assert np.shape(explained["logits"]) == (3, 2)
     assert {name: len(part) for name, part in explained["contributions"].items()} == {"tower": 3, "dot_product": 3}
 

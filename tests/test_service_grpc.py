@@ -23,7 +23,7 @@ from aif_jax.service.core import Policy  # noqa: E402
 from aif_jax.service.process import Listening  # noqa: E402
 from aif_jax.service.stubs import preranking_pb2 as pb  # noqa: E402
 from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub  # noqa: E402
-from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running, until  # noqa: E402
+from tests.service_world import EVENTS, IDS, NOW, SERVING, Slow, exports, running, until  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 STUBS = "aif_jax/service/stubs"
@@ -179,23 +179,6 @@ def test_a_refused_caller_is_told_when_to_try_again(stub):
     assert set(codes) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-class Slow:
-    """A feature source that never answers."""
-
-    def __init__(self):
-        self.started = self.cancelled = 0
-
-    async def get(self, user):
-        import asyncio
-
-        self.started += 1
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
-
 def test_deadline_and_cancellation_reach_the_engine():
     source, where, config = Slow(), Listening(http_port=0, grpc_port=0), dataclasses.replace(SERVING, reserve=1.0)
     with running(exports().root / "one", where=where, grpc=rpc.start, source=source, config=config) as service:
@@ -205,8 +188,7 @@ def test_deadline_and_cancellation_reach_the_engine():
             answer = stub.Rank(request, timeout=2.0)  # the engine answers without the user before the deadline of the call
             assert answer.about.degraded and "late" in answer.about.reason
             call = stub.Rank.future(request)
-            while source.started < 2:
-                time.sleep(0.01)
+            until(lambda: len(source.started) == 2)
             call.cancel()
             engine = service.service.models.held[0].engine
             until(lambda: service.call(lambda: engine.metrics()["counters"].get("cancelled")) == 1)
@@ -214,7 +196,7 @@ def test_deadline_and_cancellation_reach_the_engine():
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_health_and_reflection(served, channel):
+def test_health_and_reflection(channel):
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     health = health_pb2_grpc.HealthStub(channel)
@@ -230,15 +212,12 @@ def test_health_and_reflection(served, channel):
     assert descriptor_pb2.FileDescriptorProto.FromString(raw).package == "aif_jax.v1"
 
 
-def test_not_ready_once_draining():
-    with running(exports().root / "one", where=Listening(http_port=0, grpc_port=0), grpc=rpc.start) as service:
-        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            service.service.ready = False
-            asked = health_pb2.HealthCheckRequest()
-            until(lambda: health.Check(asked).status != health_pb2.HealthCheckResponse.SERVING)
-            with service.client() as client:
-                assert json.loads(client.request("GET", "/health/ready")[2]) == {"ready": False, "reason": "starting"}
+def test_not_ready_once_draining(served, channel, monkeypatch):
+    monkeypatch.setattr(served.service, "ready", False)
+    health, asked = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+    until(lambda: health.Check(asked).status != health_pb2.HealthCheckResponse.SERVING)
+    with served.client() as client:
+        assert json.loads(client.request("GET", "/health/ready")[2]) == {"ready": False, "reason": "starting"}
 
 
 def test_malformed_messages_and_other_methods(served, channel):
@@ -250,29 +229,16 @@ def test_malformed_messages_and_other_methods(served, channel):
     assert refusal(channel.unary_unary(f"/{rpc.PRE_RANKING}/None"), b"").code() == grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_calls_are_bounded_and_a_stream_must_begin():
+def test_a_token_is_asked_for_calls_are_bounded_and_a_stream_must_begin():
     from aif_jax.service.calls import Limits
 
-    where, policy = Listening(http_port=0, grpc_port=0, connections=2), Policy(limits=Limits(body_seconds=0.3))
-    with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
-        with grpc.insecure_channel(service.addresses["grpc"]) as channel:
-            stub, end = PreRankingStub(channel), threading.Event()
+    where = Listening(http_port=0, grpc_port=0, connections=2, token="open sesame")
+    policy, end = Policy(limits=Limits(body_bytes=4000, body_seconds=0.3)), threading.Event()
 
-            def silent():
-                end.wait(60)
-                yield from ()
+    def silent():
+        end.wait(60)
+        yield from ()
 
-            calls = [stub.RankStream.future(silent()) for _ in range(3)]
-            codes = sorted(call.code().name for call in calls)  # waits for them
-            end.set()
-            assert codes == ["DEADLINE_EXCEEDED"] * 2 + ["RESOURCE_EXHAUSTED"]
-
-
-def test_a_token_and_a_size_are_asked_for():
-    from aif_jax.service.calls import Limits
-
-    where = Listening(http_port=0, grpc_port=0, token="open sesame")
-    policy = Policy(limits=Limits(body_bytes=4000))
     with running(exports().root / "one", where=where, grpc=rpc.start, policy=policy) as service:
         with grpc.insecure_channel(service.addresses["grpc"]) as channel:
             stub, request = PreRankingStub(channel), pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=IDS), k=1)
@@ -284,3 +250,7 @@ def test_a_token_and_a_size_are_asked_for():
             large = pb.RankRequest(user=ann(), candidates=pb.Candidates(ids=np.tile(IDS, 20)), k=1)
             assert refusal(stub.Rank, large, metadata=metadata).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+            calls = [stub.RankStream.future(silent(), metadata=metadata) for _ in range(3)]
+            codes = sorted(call.code().name for call in calls)  # waits for them
+            end.set()
+            assert codes == ["DEADLINE_EXCEEDED"] * 2 + ["RESOURCE_EXHAUSTED"]

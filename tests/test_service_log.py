@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -39,18 +40,34 @@ class Source:
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory):
+def served():
+    with running(exports().root / "one", source=Source()) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def noted(served, log):
+    """A client of a service whose calls a log notes until the end of the block, which closes the log."""
+    served.service.observers.append(log)
+    try:
+        with served.client() as client:
+            yield client
+    finally:
+        served.service.observers.remove(log)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def logged(served, tmp_path_factory):
     """The log of four answered calls."""
     folder = tmp_path_factory.mktemp("log")
-    log = RequestLog(folder)
-    with running(exports().root / "one", observers=(log,), source=Source()) as service, service.client() as client:
+    with noted(served, log := RequestLog(folder)) as client:
         client.rank(**ANN, candidates=IDS, k=5, id="r1")
         client.score(**ANN, candidates=IDS[:3], bids=np.ones(3), id="s1")
         client.rank(user="bob", candidates=IDS, k=5, id="r2")
         client.prepare(**ANN, feature_version=1)
         client.rank(user="ann", feature_version=1, candidates=IDS, k=5, id="r3")
         client.request("POST", "/v1/rank")  # an error is not logged
-    log.close()
     assert log.counters == {"log_records": 4, "log_dropped": 0, "log_failed": 0}
     return folder
 
@@ -71,12 +88,10 @@ def test_records_say_what_was_answered(logged):
     assert pq.read_schema(file).names == list(LogRecord._fields)
 
 
-def test_a_replay_leaves_out_what_a_call_excluded(tmp_path):
+def test_a_replay_leaves_out_what_a_call_excluded(served, tmp_path):
     best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
-    log = RequestLog(tmp_path)
-    with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+    with noted(served, RequestLog(tmp_path)) as client:
         client.rank(**ANN, candidates=IDS, exclude=best[:3], k=5, id="r1")
-    log.close()
     (record,) = read_log(tmp_path)
     assert record.exclude == best[:3].tolist() and record.ids == best[3:8].tolist() and record.exclude_texts is None
     assert replay(tmp_path, exports().root / "one", config=SERVING).overlap == 1.0
@@ -261,33 +276,28 @@ def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
     assert taken / 1.5 < counted < 1.5 * taken + 20 * 5000, (counted, taken)
 
 
-def test_calls_with_large_records_are_dropped_beyond_the_bound(tmp_path, monkeypatch):
+def test_calls_with_large_records_are_dropped_beyond_the_bound(served, tmp_path, monkeypatch):
     waiting = threading.Event()
     requests = RequestLog(tmp_path, waiting_bytes=1 << 20)
     monkeypatch.setattr(requests, "_write", lambda records: waiting.wait(60))
-    with running(exports().root / "one", observers=(requests,)) as service, service.client() as client:
+    with noted(served, requests) as client:
         for _ in range(6):
             client.rank(user="ann", record={"user": "ann", "note": "x" * 300_000}, candidates=IDS, k=1)
-    assert requests.counters["log_dropped"] >= 2
-    waiting.set()
-    requests.close()
+        assert requests.counters["log_dropped"] >= 2
+        waiting.set()
 
 
-def test_a_full_disk_loses_records_and_says_so(tmp_path, logged, caplog):
-    log = RequestLog(tmp_path / "log")
-    shutil.rmtree(tmp_path / "log")
-    with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+def test_a_full_disk_loses_records_and_says_so(served, tmp_path, caplog):
+    with noted(served, log := RequestLog(tmp_path / "log")) as client:
+        shutil.rmtree(tmp_path / "log")
         client.rank(**ANN, candidates=IDS, k=1)
-    log.close()
     assert log.counters["log_failed"] == 1 and "1 records lost" in caplog.text
 
 
-def test_a_process_that_starts_again_overwrites_nothing(tmp_path):
+def test_a_process_that_starts_again_overwrites_nothing(served, tmp_path):
     for _ in range(2):  # in a container both have the same process number
-        log = RequestLog(tmp_path)
-        with running(exports().root / "one", observers=(log,)) as service, service.client() as client:
+        with noted(served, RequestLog(tmp_path)) as client:
             client.rank(**ANN, candidates=IDS, k=1)
-        log.close()
     assert len(list(read_log(tmp_path))) == 2
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import threading
 import time
 
 import numpy as np
@@ -28,16 +26,10 @@ from aif_jax.service.client import ServiceError
 from aif_jax.service.log import RequestLog, read_log
 from aif_jax.service.models import Mirror
 from tests import demo
+from tests.beside import meanwhile
 from tests.service_world import ANN, IDS, ITEMS, SERVING, exports, running, until
 
 LONG = {"item": [17, 1017] * 4, "time": [1_700_000_000 + n for n in range(8)]}
-
-
-@pytest.fixture(params=["disk", "s3"])
-def store(request, tmp_path):
-    if request.param == "disk":
-        return SnapshotStore(tmp_path / "store")
-    return SnapshotStore(f"s3://bucket/{tmp_path.name}", **request.getfixturevalue("bucket"))
 
 
 def version_after(client, before: str, seconds: float = 60.0) -> str:
@@ -50,14 +42,16 @@ def version_after(client, before: str, seconds: float = 60.0) -> str:
     raise AssertionError(f"no other version within {seconds} s")
 
 
-def test_a_service_follows_a_store(store, tmp_path):
-    made, here = exports(), tmp_path / "here"
+def test_a_service_follows_a_store(open_store, tmp_path):
+    made, store, here, written = exports(), open_store(), tmp_path / "here", time.time() - 1000
     with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot, got none"):
         Mirror(store, here).update()
-    first = store.publish(made.root / "one")
+    os.utime(shutil.copytree(made.root / "one", tmp_path / "one") / "manifest.json", (written, written))
+    first = store.publish(tmp_path / "one")
     with Mirror(store, here, keep=2, poll=0.05) as mirror, running(here) as service, service.client() as client:
         one = client.rank(**ANN, candidates=IDS, k=3)
         assert one["version"] == made.index["one"].version
+        assert 1000 <= service.service.models.held[0].age < 1100  # since the export was written
         store.publish(made.root / "two")
         assert version_after(client, one["version"]) == made.index["two"].version
         store.publish(made.root / "one")
@@ -70,25 +64,6 @@ def test_a_service_follows_a_store(store, tmp_path):
         store.publish(tmp_path / "broken")
         until(lambda: mirror.failures)
         assert client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"]
-
-
-@contextlib.contextmanager
-def traffic(client):
-    """Somebody ranks for ann all the while."""
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(ServiceError):
-                client.rank(**ANN | {"events": LONG}, candidates=IDS, k=3)
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(60)
 
 
 def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
@@ -107,7 +82,11 @@ def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):
     with Mirror(store, tmp_path / "here", keep=2, poll=0.05), running(tmp_path / "here", keep=2) as service:
         given += ["--service", service.addresses["http"]]
         assert main(["watch", *given]) == 2 and "expected a snapshot to go back to" in capsys.readouterr().err
-        with service.client() as client, service.client() as asker, traffic(client):
+        with (
+            service.client() as client,
+            service.client() as asker,
+            meanwhile(lambda: client.rank(**ANN | {"events": LONG}, candidates=IDS, k=3), ignoring=(ServiceError,)),
+        ):
             (tmp_path / "torn").mkdir()
             shutil.copy(tmp_path / "other" / "manifest.json", tmp_path / "torn")
             store.publish(tmp_path / "torn")
@@ -191,17 +170,19 @@ def test_a_version_whose_predictions_do_not_come_true_is_taken_back(tmp_path, ca
         watch(lambda: "", store, samples=samples)
 
 
-def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):
+def test_a_service_ranks_by_the_score_expressions_and_the_offset_of_its_export(tmp_path):
     """The export's orders are the service's, next to those that the operator gives."""
-    made = exports()
-    model, params = made.model, made.params["one"]
-    save(
-        tmp_path / "export", Trained(model, params, made.encoder), made.index["one"], platforms=("cpu",), stablehlo=False,
-        orders={"value": "p * bid * bid"},
-    )  # fmt: skip
-    config = dataclasses.replace(SERVING, orders={"cheap": "p / (1 + bid)"})
-    with running(tmp_path / "export", config=config) as service, service.client() as client:
+    made, counts = exports(), np.arange(len(IDS) + 1)
+    params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
+    trained = Trained(build(config), params, made.encoder)
+    index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
+    orders = {"value": "p * bid * bid"}
+    save(tmp_path / "export", trained, index, platforms=("cpu",), stablehlo=False, orders=orders)
+    serving = dataclasses.replace(SERVING, orders={"cheap": "p / (1 + bid)"})
+    with running(tmp_path / "export", config=serving) as service, service.client() as client:
         scores = client.score(**ANN, candidates=IDS)["logits"]
+        rows = np.asarray(made.encoder.vocabularies["item"].encode(np.asarray(IDS)))
+        np.testing.assert_allclose(scores, made.logits("one") + popularity_offset(counts)[rows], rtol=1e-5, atol=1e-4)
         probability, bid = 1 / (1 + np.exp(-scores)), np.linspace(1, 2, len(IDS))
         for order, value in (("value", probability * bid**2), ("cheap", probability / (1 + bid)), ("bid", probability * bid)):
             best = client.rank(**ANN, candidates=IDS, k=4, order=order)
@@ -210,22 +191,6 @@ def test_a_service_ranks_by_the_score_expressions_of_its_export(tmp_path):
             client.rank(**ANN, candidates=IDS, k=4)["scores"].tolist()
             == client.rank(**ANN, candidates=IDS, k=4)["logits"].tolist()
         )
-
-
-def test_an_offset_of_items_is_served(tmp_path):
-    made = exports()
-    counts = np.arange(len(IDS) + 1)
-    params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
-    model = build(config)
-    trained = Trained(model, params, made.encoder)
-    index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
-    save(tmp_path / "export", trained, index, platforms=("cpu",), stablehlo=False)
-    with running(made.root / "one") as service, service.client() as client:
-        before = client.score(**ANN, candidates=IDS)["logits"]
-    with running(tmp_path / "export") as service, service.client() as client:
-        after = client.score(**ANN, candidates=IDS)["logits"]
-    rows = np.asarray(made.encoder.vocabularies["item"].encode(np.asarray(IDS)))
-    np.testing.assert_allclose(after, before + popularity_offset(counts)[rows], rtol=1e-5, atol=1e-4)
 
 
 def test_a_restart_serves_the_mirror_while_the_store_is_away(tmp_path):
@@ -250,16 +215,6 @@ def test_a_mirror_of_one_version_fetches_and_keeps_it(tmp_path):
         assert store.names_in(here) == [first]
     with pytest.raises(ValueError, match="expected the name of a snapshot"):
         Mirror(store, tmp_path / "new", only="tuesday").update()
-
-
-def test_the_age_of_a_model_counts_from_its_export(tmp_path):
-    shutil.copytree(exports().root / "one", tmp_path / "export")
-    written = time.time() - 1000
-    os.utime(tmp_path / "export" / "manifest.json", (written, written))
-    store = SnapshotStore(tmp_path / "store")
-    store.publish(tmp_path / "export")
-    with Mirror(store, tmp_path / "here", poll=60), running(tmp_path / "here") as service:
-        assert 1000 <= service.service.models.held[0].age < 1100
 
 
 def test_a_mirror_names_what_it_cannot_do(tmp_path):

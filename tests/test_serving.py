@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import Trained
 from aif_jax import output as progress
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
@@ -27,12 +26,7 @@ from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
 from aif_jax.serving.versions import Version
 from aif_jax.store.version import VersionMismatch
 from tests import demo
-from tests.serving_world import ITEMS, WatchedIndex, World, bids_for, share_programs, shared
-
-
-@pytest.fixture(scope="module")
-def world():
-    return shared()
+from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
 
 
 def expect(world, answer, user, ids, k, params=None):
@@ -214,11 +208,7 @@ async def test_callables_may_be_plain_functions_and_objects(world):
         async def __call__(self, request):
             return world.ids[:20]
 
-    plain = AsyncPreRanker(
-        aif.Trained(world.model, world.params), world.index, config=world.engine().config,
-        features=lambda request: world.user(request.user), retrieval=Find(),
-    )  # fmt: skip
-    async with share_programs(plain, world) as engine:
+    async with world.engine_of(lambda request: world.user(request.user), Find()) as engine:
         expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
         assert "pending=0/64" in repr(engine)
 
@@ -368,13 +358,7 @@ async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world
         assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
         with pytest.raises(TypeError, match="candidates: expected integers or strings"):
             await engine.rank(3, 5, candidates=np.array([1.5]))
-    bare = AsyncPreRanker(
-        Trained(world.model, world.params),
-        world.index,
-        features=lambda request: world.user(3),
-        config=world.engine().config,
-    )
-    async with share_programs(bare, world) as engine:
+    async with world.engine_of(lambda request: world.user(3)) as engine:
         expect(world, await engine.rank(3, 5, candidates=world.ids[:40]), 3, world.ids[:40], 5)
         with pytest.raises(ValueError, match="expected an engine with a retrieval callable, got none; pass candidates="):
             await engine.rank(3, 5)
@@ -448,10 +432,7 @@ async def test_requests_without_a_feature_version_share_no_state(world):
         await asyncio.sleep(0.01)
         return histories[request.context]
 
-    engine = AsyncPreRanker(
-        aif.Trained(world.model, world.params), world.index, config=world.engine().config, features=features
-    )
-    async with share_programs(engine, world):
+    async with world.engine_of(features) as engine:
         requests = [Request(user=3, context=when) for when in histories]
         answers = await asyncio.gather(*[engine.score(request, world.ids[:40]) for request in requests])
         for answer, seed in zip(answers, (3, 17), strict=True):

@@ -18,12 +18,6 @@ from tests.serving_world import Engine
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
 
-@pytest.fixture(scope="module")
-def url():
-    with servers.valkey() as address:
-        yield address
-
-
 def engine(store, **changes) -> Engine:
     """An engine of the shared world over a store."""
     world = serving_world.shared()
@@ -52,7 +46,7 @@ def with_client(url: str, test) -> None:
     asyncio.run(asyncio.wait_for(run(), 120))
 
 
-def test_a_second_replica_reads_what_the_first_computed(url):
+def test_a_second_replica_reads_what_the_first_computed(valkey_url):
     async def test(client) -> None:
         stores = [ValkeyStates(client, timeout=5.0) for _ in range(2)]
         async with engine(stores[0]) as first, engine(stores[1]) as second:
@@ -73,10 +67,10 @@ def test_a_second_replica_reads_what_the_first_computed(url):
             await settled(second)
         assert stores[0].counters["written"] == 1 and stores[1].counters["written"] == 2
 
-    with_client(url, test)
+    with_client(valkey_url, test)
 
 
-def test_states_of_another_model_are_not_read(url):
+def test_states_of_another_model_are_not_read(valkey_url):
     async def test(client) -> None:
         world = serving_world.shared()
         async with engine(ValkeyStates(client, timeout=5.0)) as first:
@@ -90,11 +84,11 @@ def test_states_of_another_model_are_not_read(url):
             np.testing.assert_allclose(after.logits, best, rtol=1e-4, atol=1e-5)
             await settled(first)
 
-    with_client(url, test)
+    with_client(valkey_url, test)
 
 
 @pytest.mark.parametrize("change", ["torn", "altered", "foreign", "another layout", "old"])
-def test_damaged_and_old_states_are_computed_again(url, change):
+def test_damaged_and_old_states_are_computed_again(valkey_url, change):
     async def test(client) -> None:
         async with engine(ValkeyStates(client, timeout=5.0)) as first:
             expected = await first.rank(Request(user=3, feature_version=1), 5)
@@ -116,10 +110,10 @@ def test_damaged_and_old_states_are_computed_again(url, change):
             np.testing.assert_array_equal(got.logits, expected.logits)
             await settled(second)
 
-    with_client(url, test)
+    with_client(valkey_url, test)
 
 
-def test_a_store_that_hangs_or_fails_costs_time_alone(url):
+def test_a_store_that_hangs_or_fails_costs_time_alone(valkey_url):
     async def test(client) -> None:
         class Broken:
             async def get(self, key):
@@ -139,7 +133,7 @@ def test_a_store_that_hangs_or_fails_costs_time_alone(url):
             await settled(one)
         assert slow.counters["timeouts"] == 2
 
-    with_client(url, test)
+    with_client(valkey_url, test)
 
 
 def test_a_server_that_dies_costs_time_alone():
@@ -163,7 +157,7 @@ def test_a_server_that_dies_costs_time_alone():
     asyncio.run(asyncio.wait_for(test(), 120))
 
 
-def test_states_are_bounded_in_size_and_time(url):
+def test_states_are_bounded_in_size_and_time(valkey_url):
     async def test(client) -> None:
         store, key = ValkeyStates(client, timeout=5.0, seconds=0.05, most_bytes=10), StateKey(1, 2, "v")
         await store.put(key, b"x" * 11)
@@ -174,7 +168,7 @@ def test_states_are_bounded_in_size_and_time(url):
         assert await store.get(key) is None
         assert dict(store.counters) == {"too_large": 1, "misses": 2, "written": 1, "hits": 1}
 
-    with_client(url, test)
+    with_client(valkey_url, test)
 
 
 def test_the_engine_takes_a_store():

@@ -44,6 +44,7 @@ from aif_jax.index import IndexWriter, ItemIndex, shard_of
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
+from tests.beside import meanwhile
 from tests.conftest import child_environment
 from tests.killed import Life
 from tests.reliability.sizes import FULL
@@ -112,18 +113,6 @@ class Broker:
             found += [message.value for message in stream.poll(0.2, 100)]
         stream.close()
         return found
-
-
-@pytest.fixture(scope="module")
-def valkey_url():
-    with servers.valkey() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def kafka_address():
-    with servers.kafka() as address:
-        yield address
 
 
 @pytest.fixture(params=KINDS)
@@ -316,28 +305,14 @@ def test_partitions_move_within_a_group(kafka_address, tmp_path):
 
 
 def test_metrics_are_read_while_the_follower_runs():
-    follower, errors, stop = Follower(MemoryStream(), SinkTarget(MemoryFeatures(EventLayout()))), [], threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            try:
-                follower.metrics()
-            except Exception as error:
-                errors.append(error)
-
-    thread, before = threading.Thread(target=read), sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    thread.start()
-    for number in range(20_000):  # as `step` does for new partitions
-        follower.counters[f"new {number % 500}"] += 1
-        follower._age[number % 500] = 0.0
-        if number % 500 == 499:
-            follower._age.clear()
-            follower.counters.clear()
-    stop.set()
-    thread.join()
-    sys.setswitchinterval(before)
-    assert errors == []
+    follower = Follower(MemoryStream(), SinkTarget(MemoryFeatures(EventLayout())))
+    with meanwhile(follower.metrics, switch=1e-5):
+        for number in range(20_000):  # as `step` does for new partitions
+            follower.counters[f"new {number % 500}"] += 1
+            follower._age[number % 500] = 0.0
+            if number % 500 == 499:
+                follower._age.clear()
+                follower.counters.clear()
 
 
 def test_a_group_never_commits_back():

@@ -22,7 +22,7 @@ from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, Updat
 from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
-from tests import demo, servers
+from tests import demo
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
 LOG = WORLD.dataset.log
@@ -354,13 +354,12 @@ def test_a_writer_counts_what_became_of_events(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def server():
-    """A Valkey or Redis server of these tests' own, on a free port."""
-    with servers.valkey() as url:
-        import redis
+def server(valkey_url):
+    """A client of a Valkey server."""
+    import redis
 
-        with redis.Redis.from_url(url, socket_timeout=10) as client:
-            yield client
+    with redis.Redis.from_url(valkey_url, socket_timeout=10) as client:
+        yield client
 
 
 def remote(client, *, prefix: str, **options) -> UserTable:

@@ -24,7 +24,7 @@ from aif_jax.service.core import Policy
 from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests.reliability.sizes import FULL, SMOKE, Sizes
-from tests.service_world import IDS, SERVING, Running, exports, running
+from tests.service_world import IDS, SERVING, Running, exports, posted, running
 
 TOKEN = "open sesame"
 CALL = {"user": "ann", "record": {"user": "ann"}, "candidates": IDS, "k": 3}
@@ -44,13 +44,6 @@ def service(monkeypatch, *, limits: Limits | None = None, **where) -> Iterator[R
     policy = Policy(limits=limits or Limits(body_seconds=0.5))
     with running(exports().root / "one", where=listening, policy=policy, routes=processes.routes) as made:
         yield made
-
-
-def connected(made: Running, said: bytes = b"") -> socket.socket:
-    host, port = made.addresses["http"].removeprefix("http://").split(":")
-    caller = socket.create_connection((host, int(port)), timeout=60)
-    caller.sendall(said)
-    return caller
 
 
 def read_all(caller: socket.socket) -> bytes:
@@ -106,7 +99,7 @@ def floods(made: Running, sizes: Sizes) -> None:
     }
     before = resident()
     for name, (first, part) in posts.items():
-        with connected(made, first) as caller:
+        with made.connect(first) as caller:
             sent = flood(caller, part, sizes.flood_bytes)
             assert sent < sizes.flood_bytes, f"{name}: {sent} bytes were taken"
         assert resident() < before + FLAT, name
@@ -123,7 +116,7 @@ def drips(made: Running, sizes: Sizes) -> None:
         (LIVE.replace(b"GET", b"POST") + KEY + b"content-length: 99999\r\n\r\n", b"x"),
         (LIVE + b"content-length: 99999\r\n\r\n", b"x"),
     )  # fmt: skip
-    going = {connected(made, first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))}
+    going = {made.connect(first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))}
     for place in range(600):  # a minute
         for caller, drip in list(going.items()):
             try:
@@ -143,7 +136,7 @@ def crowd(made: Running, sizes: Sizes, most: int) -> None:
     half = CHUNKED + KEY + b"\r\n5\r\n{"
     for said in (b"", LIVE, half, LIVE + b"\r\n"):
         with contextlib.ExitStack() as stack:
-            callers = [stack.enter_context(connected(made, said)) for _ in range(most + sizes.crowd)]
+            callers = [stack.enter_context(made.connect(said)) for _ in range(most + sizes.crowd)]
             good(made)
             if said != LIVE + b"\r\n":
                 for caller in callers[: sizes.crowd]:  # closed, the oldest first
@@ -161,7 +154,7 @@ def pipelines(made: Running, sizes: Sizes) -> None:
     asked = b"".join(b"GET %s HTTP/1.1\r\nhost: x\r\n%s\r\n" % (paths[n * n % 4][0], KEY) for n in range(count))
     wanted = [paths[n * n % 4][1] for n in range(count)]
     for rest, last in ((LIVE, []), (b"GET /x HTTP/9.9\r\n\r\n", [400]), (CHUNKED + KEY + b"\r\nzz\r\n", [400])):
-        with connected(made) as caller:
+        with made.connect() as caller:
             sender = threading.Thread(target=caller.sendall, args=(asked + rest,))
             sender.start()
             answers = read_all(caller)
@@ -210,11 +203,11 @@ def test_more_calls_than_connections_get_503_and_health_is_answered():
                 body = json.dumps({"user": user, "candidates": IDS.tolist(), "k": 3}).encode()
                 head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
                 said = head + b"content-length: %d\r\n\r\n" % len(body) + body
-                callers.append(stack.enter_context(connected(made, said)))
+                callers.append(stack.enter_context(made.connect(said)))
                 assert started.acquire(timeout=60)
             with made.client() as client:
-                status, _, answer = client.request("POST", "/v1/rank", body, {"content-type": "application/json"})
-                assert status == 503 and "expected at most 3 requests at once" in json.loads(answer)["error"]["message"]
+                status, answer = posted(client, "/v1/rank", body)
+                assert status == 503 and "expected at most 3 requests at once" in answer["error"]["message"]
                 assert client.request("GET", "/health/live")[0] == 200
             release.set()
             assert all(read_all(caller).startswith(b"HTTP/1.1 200") for caller in callers)
@@ -234,7 +227,7 @@ def test_answers_that_nobody_reads_are_dropped(monkeypatch):
 
     monkeypatch.setattr(process, "bounded", watched)
     with service(monkeypatch) as made:
-        caller = connected(made)
+        caller = made.connect()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         caller.sendall(b"GET /page.js HTTP/1.1\r\nhost: x\r\n\r\n" * 800)  # 8 MB of answers for 27 kB
         assert lost.wait(60)
@@ -253,10 +246,10 @@ def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
             ("GET", "/health/live", b"", 500, 200),
         ):
             head = f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n".encode()
-            with connected(made, head + key + b"\r\nhalf") as caller:
+            with made.connect(head + key + b"\r\nhalf") as caller:
                 answer = read_all(caller)
             assert answer.startswith(b"HTTP/1.1 %d " % status) and b"\r\nconnection: close\r\n" in answer, answer
-        with connected(made, CHUNKED.replace(b"/v1/rank", b"/v2/models/%s/infer" % MODEL.encode()) + KEY + b"\r\n") as caller:
+        with made.connect(CHUNKED.replace(b"/v1/rank", b"/v2/models/%s/infer" % MODEL.encode()) + KEY + b"\r\n") as caller:
             caller.sendall(
                 b"2\r\n{}\r\n0\r\nauthorization: Bearer x\r\nx-checksum: 7\r\n\r\n"
             )  # trailers, which are no headers

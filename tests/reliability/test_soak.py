@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from aif_jax import Trained
-from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
+from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request
 from tests.reliability.sizes import FULL, SMOKE, generator
-from tests.serving_world import share_programs, shared
+from tests.serving_world import shared
 
 USERS, K = 12, 8
 
@@ -125,11 +125,7 @@ async def soak(seconds: float, rng: np.random.Generator, clients: int = 12) -> t
             gc.collect()
             resident.append((time.perf_counter(), resident_bytes()))
 
-    config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=10, cache_bytes=200_000)
-    engine = AsyncPreRanker(
-        Trained(world.model, world.params), world.index, features=features, retrieval=retrieval, config=config
-    )
-    async with share_programs(engine, world):
+    async with world.engine_of(features, retrieval, max_k=K, max_pending=10, cache_bytes=200_000) as engine:
         end = time.perf_counter() + seconds
         await asyncio.gather(changes(engine), *[client(engine, number) for number in range(clients)])
     return outcome, np.array(resident), engine

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from aif_jax.user_table import MemoryRows, Stored
 from aif_jax.user_table.rows import NONE
+from tests.beside import meanwhile
 from tests.reliability.sizes import FULL, SMOKE
 
 WIDTH, USERS = 3000, 400
@@ -31,35 +32,25 @@ def check(users: np.ndarray, found: Stored) -> None:
 
 def read_beside_a_writer(updates: int) -> int:
     """Two readers beside a writer whose table grows; returns how many rows they read."""
-    rows, done, counts, problems = MemoryRows(WIDTH, capacity=1), threading.Event(), [0, 0], []
+    rows, counts, chance = MemoryRows(WIDTH, capacity=1), [0, 0], np.random.default_rng(2)
 
-    def read(number: int) -> None:
+    def reads(number: int) -> Iterator[None]:
         chance, last = np.random.default_rng(number), np.full(USERS, NONE)
-        try:
-            while not done.is_set():
-                users = chance.choice(USERS, chance.integers(1, 40), replace=False)
-                found = rows.get(users.tolist())
-                check(users, found)
-                assert (found.position >= last[users]).all(), "a row went back"
-                last[users] = found.position
-                counts[number] += len(users)
-        except BaseException as error:
-            problems.append(error)
-            done.set()
+        while True:
+            users = chance.choice(USERS, chance.integers(1, 40), replace=False)
+            found = rows.get(users.tolist())
+            check(users, found)
+            assert (found.position >= last[users]).all(), "a row went back"
+            last[users] = found.position
+            counts[number] += len(users)
+            yield
 
-    readers = [threading.Thread(target=read, args=(number,)) for number in range(2)]
-    for reader in readers:
-        reader.start()
-    chance = np.random.default_rng(2)
-    for position in range(updates):
-        if done.is_set():
-            break
-        users = chance.choice(max(8, USERS * (position + 1) // updates), 8, replace=False)
-        assert rows.put(users.tolist(), sealed(users, position), expected=rows.get(users.tolist()).position).all()
-    done.set()
-    for reader in readers:
-        reader.join(60)
-    assert not problems, problems[0]
+    with meanwhile(reads(0).__next__, reads(1).__next__) as failed:
+        for position in range(updates):
+            if failed():
+                break
+            users = chance.choice(max(8, USERS * (position + 1) // updates), 8, replace=False)
+            assert rows.put(users.tolist(), sealed(users, position), expected=rows.get(users.tolist()).position).all()
     return sum(counts)
 
 
