@@ -169,5 +169,10 @@ def pad(events: aif.Behaviours, length: int, *, poison: bool = False) -> aif.Beh
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two trees have one structure and equal leaves."""
-    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(np.array_equal, a, b))
+    """Whether two trees have one structure and leaves of equal dtypes, shapes and bits."""
+
+    def equal(x: Any, y: Any) -> bool:
+        x, y = np.asarray(x), np.asarray(y)
+        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(equal, a, b))

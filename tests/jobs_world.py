@@ -11,7 +11,7 @@ import pyarrow as pa
 
 import aif_jax as aif
 from aif_jax import blocks
-from tests import demo
+from tests import demo, writer_world
 
 ITEMS, USERS = 700, 30
 COLUMNS = aif.Columns(
@@ -104,14 +104,9 @@ def merged_users(parts: Any, **options: Any) -> aif.UserTable:
 
 def same(a: aif.ItemIndex, b: aif.ItemIndex) -> bool:
     """Whether two indexes hold the same ids and rows, bit for bit."""
-    (ids, rows), (other_ids, others) = a.stored(), b.stored()
-    leaves = zip(jax.tree.leaves(rows), jax.tree.leaves(others), strict=True)
-    equal = all(x.dtype == y.dtype and x.tobytes() == y.tobytes() for x, y in leaves)
-    return equal and np.array_equal(ids, other_ids) and (a.version, a.storage, a.kind) == (b.version, b.storage, b.kind)
+    return demo.same(a.stored(), b.stored()) and (a.version, a.storage, a.kind) == (b.version, b.storage, b.kind)
 
 
 def same_users(a: aif.UserTable, b: aif.UserTable) -> bool:
     """Whether two tables in memory hold the same users and rows, bit for bit."""
-    users = sorted(a.rows.of)  # type: ignore[attr-defined]
-    rows = zip(a.rows.get(users), b.rows.get(users), strict=True)
-    return users == sorted(b.rows.of) and all(np.array_equal(x, y) for x, y in rows)  # type: ignore[attr-defined]
+    return writer_world.rows(a) == writer_world.rows(b)

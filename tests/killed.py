@@ -25,6 +25,12 @@ def kill_at(event: str, pattern: str) -> None:
     sys.addaudithook(kill)
 
 
+def killed_at(event: str, pattern: str, work: Callable[..., object], *arguments: Any) -> None:
+    """Work of a `Life` that ends where `kill_at` says."""
+    kill_at(event, pattern)
+    work(*arguments)
+
+
 class Life:
     """One process, from its start to its kill or its end: it runs `work(*arguments)`."""
 

@@ -10,8 +10,9 @@ import pytest
 from aif_jax.train.evaluate import catalogue_scores
 from experiments import benchmarks
 from experiments.datasets import yambda
-from tests.test_experiments import figures
+from tests.test_scripts import measured
 
+pytestmark = pytest.mark.usefixtures("light_compilation")
 TEST, GAP = yambda.TEST, yambda.GAP
 LISTENS = [  # user, item, time, organic, played
     (100, 30, TEST - GAP - 5, 1, 50.0),  # the last moment of training
@@ -102,7 +103,7 @@ def test_users_are_ranked_once_as_a_slow_loop_ranks_them(tmp_path):
 
 @pytest.mark.parametrize("name", ["yambda", "recflow", "movielens", "taobao"])
 def test_every_command_in_its_smoke_form(name, tmp_path):
-    got = figures("experiments.benchmarks", tmp_path, name, "--model", "two-tower", "aif", "--epochs", "1")
+    got = measured(tmp_path, "experiments.benchmarks", name, "--model", "two-tower", "aif", "--epochs", "1")
     assert list(got["models"]) == ["two-tower", "aif"]
     for model in got["models"].values():
         assert model and all(0 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in model.values())

@@ -28,6 +28,7 @@ from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import request_starts
 from tests import test_sampling
+from tests.test_pipeline import damaged
 
 DRAW = SampleKey(seed=3, epoch=1, step=7)
 #          user 1: request at 10 (three shown), at 20 (one), at 30 (two);  user 2: request at 30 (two), at 40 (one)
@@ -244,9 +245,7 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
 
 @pytest.mark.parametrize("column, value", [("item", 99), ("item", -1), ("action", 99)])
 def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
-    dataset.log.save(tmp_path / "log")
-    opened = dataclasses.replace(dataset, log=EventLog.load(tmp_path / "log"))
-    np.load(tmp_path / "log" / f"{column}.npy", mmap_mode="r+")[1] = value
+    opened = damaged(dataset, tmp_path, column=column, at=1, value=value)
     sources = [pointwise_candidates(opened, threshold=2)]
     if column == "item":
         sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0])

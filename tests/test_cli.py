@@ -77,10 +77,6 @@ def run(capsys):
     return call
 
 
-def same(a: ItemIndex, b: ItemIndex) -> bool:
-    return demo.same(a.stored(), b.stored())
-
-
 def files(folder):
     return ["--events", folder / "events.parquet", "--items", folder / "items", "--users", folder / "users.csv"]
 
@@ -99,7 +95,7 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     assert json.loads(run("index", "verify", tmp_path / "one", "--json")[1])["bytes"] == rows + 90 * 8  # ids of 64 bits
     assert f"{rows + 90 * 8} bytes with ids" in run("index", "verify", tmp_path / "one")[1]
     built = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False)
-    assert same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)), built)
+    assert demo.same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)).stored(), built.stored())
 
     pq.write_table(items([1000, 7, 7], kinds=2), tmp_path / "changes.parquet")
     (tmp_path / "deleted.csv").write_text("item,note\n1001,out of stock\n1002,\n5,was never there\n")
@@ -112,7 +108,7 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     wanted = built.upsert({name: column.to_numpy() for name, column in columns_of(items([1000, 7], kinds=2))}).delete(
         [1001, 1002]
     )
-    assert same(ItemIndex.load(tmp_path / "two", aif.Trained(model, params, encoder)), wanted)
+    assert demo.same(ItemIndex.load(tmp_path / "two", aif.Trained(model, params, encoder)).stored(), wanted.stored())
 
     shards = [f"--shard={place}/2" for place in range(2)]
     for place, shard in enumerate(shards):
@@ -270,17 +266,8 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
 
 # -- train ------------------------------------------------------------------------------------------------------------------
 
-SMALL = [
-    "--preset",
-    "two_tower",
-    "--set",
-    "width=8",
-    "short_length=4",
-    "long_length=8",
-    "towers=[8]",
-    "sequence=false",
-    "--quiet",
-]
+SMALL = ["--preset", "two_tower", "--set", "width=8", "short_length=4", "long_length=8", "towers=[8]", "sequence=false"]
+START = 1_600_041_600  # 2020-09-14
 
 
 def test_from_files_to_an_exported_folder(world, tmp_path, run):
@@ -288,15 +275,21 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     folder, *_ = world
     words = ["train", *files(folder), "--columns", folder / "columns.json", "--out", tmp_path / "run", *SMALL]
     words += ["--epochs", 2, "--batch-size", 64, "--requests", 50, "--buckets", 2, 4, "--id-dropout", 0.1]
+    words += ["--since", "2020-09-14", "--validation", START + 5 * 86_400, "--test", "2020-09-20T12:00"]
     code, out, err = run(*words, "--json", "--evaluate")
     figures = json.loads(out)
     assert code == 0, err
-    settings = aif.Run.load(tmp_path / "run").settings
+    settings, time = aif.Run.load(tmp_path / "run").settings, pq.read_table(folder / "events.parquet")["time"].to_numpy()
     assert settings.buckets == (2, 4) and settings.id_dropout == 0.1
+    assert (settings.since, settings.first_test) == (START, START + 6 * 86_400 + 43_200)
+    earlier, tested = (time < START).sum(), (time >= settings.first_test).sum()
+    held = (time >= START + 5 * 86_400).sum() - tested
+    assert re.search(rf"to train on, {held} for validation .* from 2020-09-19T00:00:00, {tested} for the test", err)
+    assert f"{earlier} before 2020-09-14T00:00:00 (since)" in err and "are of scores before the SVD term" in err
     assert set(figures) == {"validation", "test", "intervals"} and 0 < figures["validation"]["gauc"] < 1
     low, high = figures["intervals"]["test"]["gauc"]
     assert low <= figures["test"]["gauc"] <= high and figures["intervals"]["test"].keys() == figures["test"].keys()
-    code, again, _ = run(*words)
+    code, again, _ = run(*words, "--quiet")
     assert code == 0 and again.startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")
     code, out, _ = run(
         "index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out", tmp_path / "index", "--quiet"
@@ -306,27 +299,10 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     code, out, err = run(*words, "--platforms", "cpu", "--no-stablehlo")
     assert code == 0, err
     assert json.loads(out)["version"] == aif.open(tmp_path / "run").version
-    other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--epochs", 3]
-    code, _, err = run(*other)
+    other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--quiet"]
+    code, _, err = run(*other, "--epochs", 3)
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
-
-
-def test_a_training_is_split_by_dates_and_says_its_samples(world, tmp_path, run):
-    folder, *_ = world
-    rng, start = np.random.default_rng(0), int(np.datetime64("2022-05-01", "s").astype(int))
-    users, items = rng.integers(1, 30, 900), 1000 + 3 * rng.integers(0, 30, 900)
-    events = {"user": users, "item": items, "time": start + 900 * np.arange(900)}
-    pq.write_table(pa.table(events), tmp_path / "events.parquet")
-    words = ["train", "--events", tmp_path / "events.parquet", *files(folder)[2:], *FLAGS, "--batch-size", 32]
-    small = [word for word in SMALL if word != "--quiet"]
-    moments = ["--since", "2022-05-02", "--validation", start + 5 * 86_400, "--test", "2022-05-08T12:00"]
-    code, out, err = run(*words, "--out", tmp_path / "run", *small, *moments, "--json")
-    assert code == 0 and json.loads(out)["validation"], err
-    assert re.search(r"NextItem: \d+ events to train on, 240 for validation .* from 2022-05-06T00:00:00, 180 for the test", err)
-    assert "96 before 2022-05-02T00:00:00 (since)" in err and "are of scores before the SVD term" in err
-    settings = aif.Run.load(tmp_path / "run").settings
-    assert (settings.since, settings.first_test) == (start + 86_400, start + 7 * 86_400 + 43_200)
-    code, _, err = run(*words, "--out", tmp_path / "other", *SMALL, "--test", "2022-05-32")
+    code, _, err = run(*other, "--out", tmp_path / "other", "--test", "2022-05-32")
     assert code == 2 and "fit test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
 
 
@@ -337,7 +313,8 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     events = {"user": users, "item": 1000 + 3 * rng.integers(0, 30, 900) + users % 3, "time": 1_600_000_000 + np.arange(900)}
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
     given = ["--events", tmp_path / "events.parquet", *files(folder)[2:]]
-    words = [*given, *FLAGS, "--out", tmp_path / "run", *SMALL, "--batch-size", 64, "--epochs", 3, "--learning-rate", 0.03]
+    words = [*given, *FLAGS, "--out", tmp_path / "run", *SMALL, "--batch-size", 64, "--epochs", 3]
+    words += ["--learning-rate", 0.03, "--quiet"]
     assert run("train", *words)[0] == 0
     before = aif.open(tmp_path / "run").version
     add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]

@@ -24,6 +24,7 @@ from aif_jax.train.tasks import NextItem
 from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import RemoteRows, UserTable
 from tests import refresh_world as world
+from tests.demo import same
 
 TASK = NextItem(negatives=3)
 
@@ -75,31 +76,18 @@ def with_rows(params: Any, rows: dict[str, MovedRows]) -> Any:
     return {**params, "embedding": tables}
 
 
-def equal(a: Any, b: Any) -> bool:
-    """Whether two trees are equal bit for bit."""
-    pairs = zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (a, b)), strict=True)
-    return jax.tree.structure(a) == jax.tree.structure(b) and all(
-        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes() for x, y in pairs
-    )
-
-
 def rows_of(table: UserTable) -> dict[Any, bytes]:
     """The row of each user."""
     copy = table.copy().rows
     return {user: copy.get([user]).words.tobytes() for user in copy.of}
 
 
-def same_index(a: aif.ItemIndex, b: aif.ItemIndex) -> bool:
-    """Whether two indexes hold the same items and rows."""
-    return all(equal(x, y) for x, y in zip(a.stored(), b.stored(), strict=True))
-
-
 def check(applied: Any, data: aif.Dataset, params: Any = None, catalogue: Any = None) -> None:
     """Raises unless what is behind deltas equals a full rebuild of its parameters, which are these."""
-    assert params is None or equal(applied.trained.params, params)
+    assert params is None or same(applied.trained.params, params)
     rebuilt = Trained(aif.build(applied.trained.config), applied.trained.params, data.encoder)
     index = aif.ItemIndex.build(rebuilt, catalogue or data.catalogue, progress=False)
-    assert len(applied.item_index) == len(index) and same_index(applied.item_index, index)
+    assert len(applied.item_index) == len(index) and same(applied.item_index.stored(), index.stored())
     table = UserTable.build(rebuilt, data, clock=None, progress=False)
     assert rows_of(applied.user_table) == rows_of(table) and len(applied.user_table) == len(table)
 
@@ -119,7 +107,7 @@ def test_a_chain_of_deltas_equals_a_full_rebuild(streaming, data, tmp_path, tabl
         parts, params = read.apply(*parts), with_rows(params, rows)
         assert {part.version for part in parts} == {made.version}
     check(parts, data, params)
-    assert all(equal(a, b) for a, b in zip(before[0], streaming.index.stored(), strict=True)), "the base moved"
+    assert same(before[0], streaming.index.stored()), "the base moved"
     assert rows_of(streaming.users) == before[1]
     walked = Chain(tmp_path).on(streaming.trained.version)
     assert [path.name for path in walked.values()] == ["1", "2", "3"] and list(walked)[-1] == parts[0].version
@@ -236,7 +224,7 @@ def test_an_index_of_strings_and_an_item_that_was_deleted(data):
     assert len(applied.item_index) == len(made.index) - 1 and not applied.item_index.lookup(raw)[1][0]
     rebuilt = aif.ItemIndex.build(Trained(made.trained.model, with_rows(made.trained.params, rows), named.encoder),
                                   named.catalogue, progress=False).delete(raw)  # fmt: skip
-    assert same_index(applied.item_index, rebuilt)
+    assert same(applied.item_index.stored(), rebuilt.stored())
 
 
 def test_items_upserted_after_a_delta_are_of_its_version(streaming, data):
@@ -245,10 +233,10 @@ def test_items_upserted_after_a_delta_are_of_its_version(streaming, data):
     items = {name: values[:2] for name, values in world.items(5).items()}
     rebuilt = aif.ItemIndex.build(applied.trained, [world.items(5)], progress=False)
     after = applied.item_index.delete(items["item"]).upsert(items)
-    assert same_index(after, rebuilt) and after.version == delta.version
+    assert same(after.stored(), rebuilt.stored()) and after.version == delta.version
     old = streaming.index.delete(items["item"]).upsert(items)  # from the snapshot before: a copy
     assert old.version == streaming.trained.version
-    assert same_index(old, streaming.index)
+    assert same(old.stored(), streaming.index.stored())
 
 
 def test_an_export_of_what_is_behind_a_delta_names_its_contents(streaming, data, tmp_path):
@@ -259,8 +247,8 @@ def test_an_export_of_what_is_behind_a_delta_names_its_contents(streaming, data,
     read = export.restore(tmp_path / "export")
     flat = Trained(applied.trained.model, applied.trained.params, data.encoder)
     assert read.trained.version == read.index.version == flat.version != applied.trained.version
-    assert equal(read.trained.params, applied.trained.params)
-    assert same_index(read.index, applied.item_index)
+    assert same(read.trained.params, applied.trained.params)
+    assert same(read.index.stored(), applied.item_index.stored())
 
 
 # training that moves rows alone

@@ -16,7 +16,8 @@ from aif_jax.encoding.capacity import Capacity
 from aif_jax.export import AdmittedItems, Delta
 from aif_jax.readers import admit, read_items
 from tests import refresh_world as world
-from tests.test_delta import Start, check, equal, moved, rows_of, start, with_rows
+from tests.demo import same
+from tests.test_delta import Start, check, moved, rows_of, start, with_rows
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 NEW = [131, 134]
@@ -95,7 +96,7 @@ def test_a_delta_with_new_items_equals_a_full_rebuild(make, tmp_path):
     check(applied, data, params)
     assert len(applied.item_index) == len(base.index) + 2 and applied.item_index.lookup(NEW)[1].all()
     assert rows_of(applied.user_table) != rows_of(base.users)
-    assert all(equal(a, b) for a, b in zip(base.index.stored(), before, strict=True)), "the base moved"
+    assert same(base.index.stored(), before), "the base moved"
     for field in ("category", "brand"):
         wanted = np.asarray(data.catalogue.ids[field])
         assert field not in params["fitted"]["fields"] or np.array_equal(params["fitted"]["fields"][field][at], wanted[at])

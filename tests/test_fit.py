@@ -141,12 +141,20 @@ def test_a_lost_record_without_checkpoints_is_an_error(run, tmp_path):
         Run.load(tmp_path / "run")
 
 
-def test_a_run_goes_on_after_a_power_cut(data, model, run, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def cut_short(data, model, run, tmp_path_factory):
+    """The folder of that run, killed before its last checkpoint."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], learning_rate=0.03, **GIVEN)
+    return folder
+
+
+def test_a_run_goes_on_after_a_power_cut(data, model, run, cut_short, tmp_path, caplog):
     """The record is gone and the log cut within a row: the run ends as one that nothing happened to, and says what is gone."""
     given, folder = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03), tmp_path / "run"
     steps = max(Checkpoints(run.folder).steps)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, data, writers=[Kill(steps)], **given)
+    shutil.copytree(cut_short, folder)
     power_cut(folder, b"")
     log = folder / "log.jsonl"
     log.write_bytes(log.read_bytes()[:7])
@@ -184,11 +192,10 @@ class Kill:
             raise KeyboardInterrupt
 
 
-def test_a_killed_run_ends_as_one_that_was_not(data, model, run, tmp_path):
+def test_a_killed_run_ends_as_one_that_was_not(data, model, run, cut_short, tmp_path):
     given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
     steps = max(Checkpoints(run.folder).steps)
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, data, writers=[Kill(steps)], **given)
+    shutil.copytree(cut_short, tmp_path / "run")
     assert Checkpoints(tmp_path / "run").steps == [steps // 2]
     resumed = fit(model, data, **given)
     again = fit(model, data, **given)  # finished: nothing is left to do

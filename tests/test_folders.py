@@ -16,6 +16,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from aif_jax.store.snapshots import SnapshotWriter, snapshots
+from tests.killed import Life, killed_at
 from tests.writer_world import TRAINED, Users, build, users
 
 
@@ -100,18 +101,10 @@ def test_a_file_is_replaced_whole_and_forced_to_disk_before_and_after_its_rename
     assert contents(tmp_path) == {"new/fit.json": "two"} and not unfinished(target)
 
 
-def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path, python):
+def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     target = tmp_path / "a"
     write_file(target, b"old")
-    script = f"""
-import os, signal
-from aif_jax.store import folders
-
-with folders.new_file({str(target)!r}) as partial:
-    partial.write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    python(script, expect=-9)
+    assert Life(killed_at, "os.rename", "partial", write_file, target, b"half").killed()
     assert target.read_bytes() == b"old" and len(unfinished(target)) == 1
     write_file(target, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and target.read_bytes() == b"new"
@@ -125,15 +118,6 @@ def test_remove(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-KILLED = """
-from aif_jax.store import folders
-from tests.killed import kill_at
-
-kill_at({event!r}, {pattern!r})
-with folders.new_folder({target!r}) as partial:
-    (partial / "inner").mkdir()
-    (partial / "inner" / "file").write_text("new")
-"""
 MOMENTS = [
     ("os.mkdir", "inner", False),
     ("open", "inner/file", False),
@@ -143,9 +127,9 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize(("event", "pattern", "there"), MOMENTS, ids=[" ".join(moment[:2]) for moment in MOMENTS])
-def test_a_killed_process_leaves_all_or_nothing(python, tmp_path, event, pattern, there):
+def test_a_killed_process_leaves_all_or_nothing(tmp_path, event, pattern, there):
     target = tmp_path / "a"
-    python(KILLED.format(target=str(target), event=event, pattern=pattern), expect=-9)
+    assert Life(killed_at, event, pattern, fill, target).killed()
     assert target.exists() == there and (not there or contents(target) == {"inner/file": "new"})
     assert len(unfinished(target)) == 1
     fill(tmp_path / "a.b")  # another name: not its business

@@ -72,8 +72,9 @@ def test_rows_of_users_lack_no_event_that_they_had_or_that_came(store, tmp_path)
 
 def test_deltas_of_a_stream_equal_a_full_rebuild(store, tmp_path):
     first, events = world.until(store), world.log()
-    stream = stream_of([*world.messages(first - 20_000), b"poison"])
+    stream = stream_of([b"poison", encode({"item": [101]}), *world.messages(first - 20_000)])
     made = run(store, stream)
+    assert [message.value is not None for message, _ in stream.rejected] == [True, True]
     assert (made.published, made.refused) == (3, 0) and made.trained % 32 == 0 and made.waiting > 0
     root, applied = restore(store / SnapshotStore(store).current()), world.applied_to(store, tmp_path / "here")
     assert len(Chain(tmp_path / "here").on(root.trained.version)) == 3 and {part.version for part in applied} == {made.version}
@@ -232,20 +233,3 @@ def test_flags_that_do_not_fit_are_named(words, message, capsys):
     except SystemExit as ended:  # of argparse
         code = ended.code
     assert code == 2 and message in " ".join(capsys.readouterr().err.split())
-
-
-def test_training_of_a_chain_goes_on_with_its_optimizer_state(store, tmp_path):
-    """A state that is loaded in between gives the same rows, which a fresh optimizer would not."""
-    first = world.until(store)
-    whole = run(store, stream_of(world.messages(first)), batches=2, work=tmp_path / "a")
-    shutil.rmtree(store / "deltas")
-    for _ in range(2):
-        parts = run(store, stream_of(world.messages(first)), batches=1, work=tmp_path / "b")
-    assert parts.version == whole.version
-    assert world.trained_on(tmp_path / "a" / "job") == world.trained_on(tmp_path / "b" / "job")
-
-
-def test_a_message_that_is_no_event_is_rejected(store):
-    stream = stream_of([b"poison", encode({"item": [101]}), *world.messages(world.until(store))])
-    assert run(store, stream, batches=1).published == 1
-    assert [message.value is not None for message, _ in stream.rejected] == [True, True]

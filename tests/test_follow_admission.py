@@ -16,6 +16,7 @@ from aif_jax.refreshing import follow
 from tests import follow_world as world
 from tests import refresh_world as shop
 from tests.test_delta import check
+from tests.test_follow import stream_of
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 LATER = 999
@@ -46,9 +47,8 @@ def items(*, later: bool) -> dict[str, list[Any]]:
 
 def stream(store: Path, *, after: int = 0) -> MemoryStream:
     """The events after the export's training; `after` some messages come those of the later item."""
-    messages, made = world.messages(world.until(store) - 20_000), MemoryStream()
-    made.send_many([*messages[:after], encode(of_later(store)), *messages[after:]] if after else messages)
-    return made
+    messages = world.messages(world.until(store) - 20_000)
+    return stream_of([*messages[:after], encode(of_later(store)), *messages[after:]] if after else messages)
 
 
 def of_later(store: Path) -> dict[str, np.ndarray]:

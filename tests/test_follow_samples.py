@@ -25,11 +25,11 @@ from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.run import KEPT
 from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
+from tests.demo import same
 from tests.follow_world import batches
 from tests.light import lightly_compiled
 from tests.outcomes_world import NOW, TABLE, outcomes, record, world, write_log
 from tests.reliability import refresher
-from tests.test_delta import equal
 
 WINDOWS = {"click": 600}
 BOUNDS = GateConfig(users=2, gauc=1.0, hit_rate=1.0, log_loss=5.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
@@ -111,7 +111,7 @@ def test_joined_samples_become_deltas(root, served):
         parts = delta.apply(*parts)[:2]
     rebuilt = aif.Trained(served.trained.model, parts[0].params, served.trained.encoder)
     index = aif.ItemIndex.build(rebuilt, served.data.catalogue, progress=False)
-    assert all(equal(a, b) for a, b in zip(parts[1].stored(), index.stored(), strict=True))
+    assert same(parts[1].stored(), index.stored())
 
 
 class Killed(BaseException):
@@ -180,7 +180,9 @@ def test_runs_are_read_as_one_join_of_all(served, tmp_path):
     rows = outcomes(("request 3", 10, NOW + 190, "click"))
     cuts = [None, NOW + 3000, NOW + 6000, NOW + 100_000]
     for number, (since, until) in enumerate(itertools.pairwise(cuts)):
-        join_outcomes(log, rows, tmp_path / str(number), encoder=trained.encoder, windows=WINDOWS, since=since, until=until)
+        span = dict(since=since, until=until)
+        summary = join_outcomes(log, rows, tmp_path / str(number), encoder=trained.encoder, windows=WINDOWS, **span)
+        assert summary.samples + sum(summary.left_out.values()) == summary.requests
     join_outcomes(log, rows, tmp_path / "all", encoder=trained.encoder, windows=WINDOWS, until=cuts[-1])
     parts, whole = (
         read_samples([tmp_path / str(n) for n in (2, 0, 1)], served.data),
@@ -190,7 +192,7 @@ def test_runs_are_read_as_one_join_of_all(served, tmp_path):
     for name in ("user", "item", "action", "time", "offsets"):
         assert np.array_equal(getattr(parts.log, name), getattr(whole.log, name)), name
     a, b = (dataclasses.asdict(data.cascade) for data in (parts, whole))
-    assert equal(
+    assert same(
         {name: a[name] for name in ("positions", "rows", "stage")}, {name: b[name] for name in ("positions", "rows", "stage")}
     )
-    assert equal(parts.served.features, whole.served.features) and equal(parts.cascade.labels, whole.cascade.labels)
+    assert same(parts.served.features, whole.served.features) and same(parts.cascade.labels, whole.cascade.labels)

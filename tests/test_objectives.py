@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,14 @@ from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
-from aif_jax.train.step import loss_and_gradient
+from aif_jax.train.step import loss_and_gradient, nothing
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
+from tests.reference.losses import sigmoid
 from tests.serving_world import World, bids_for
 from tests.test_sparse import SMALL
 
 NAMES = ("click", "conversion|click", "like")
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
 # declarations
@@ -141,9 +139,24 @@ def small(data):
     return model, demo.init(model, items=data.catalogue)
 
 
+def check_parts_add_up(model, params, batch, loss, auxiliary=nothing):
+    """Raises unless a batch that is scored once in parts, twice in parts, and whole has one loss and one gradient."""
+    trained = {name: group for name, group in params.items() if name != "fitted"}
+
+    def of_trained(function):
+        return lambda given, some: function(given | {"fitted": params["fitted"]}, some)
+
+    def compiled(loss, part):
+        rest = {"part": part, "auxiliary": of_trained(auxiliary)}
+        return jax.jit(lambda p: loss_and_gradient(of_trained(partial(train.score, model)), p, batch, loss, **rest))(trained)
+
+    whole = compiled(loss, None)
+    for other in (compiled(loss, 8), compiled(lambda *given, **rest: loss(*given, **rest), 8)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, other)
+
+
 @pytest.mark.usefixtures("light_compilation")
 def test_parts_of_a_batch_add_up(data, small):
-    """Scored once in parts, twice in parts, and whole: one loss, one gradient."""
     model, params = small
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
     lists = labelled(data, at, SampleKey(0, 0, 0))
@@ -151,18 +164,7 @@ def test_parts_of_a_batch_add_up(data, small):
     assert problem_of(batch) is None
     bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
     assert problem_of(bad) == "a label of sample 0 of the batch is not finite"
-    loss = Goals.of(NAMES)
-    trained = {name: group for name, group in params.items() if name != "fitted"}
-
-    def scores_of(given, batch):
-        return train.score(model, given | {"fitted": params["fitted"]}, batch)
-
-    def compiled(loss, part):
-        return jax.jit(lambda p: loss_and_gradient(scores_of, p, batch, loss, part=part))(trained)
-
-    whole = compiled(loss, None)
-    for other in (compiled(loss, 8), compiled(lambda *given, **rest: loss(*given, **rest), 8)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, other)
+    check_parts_add_up(model, params, batch, Goals.of(NAMES))
 
 
 @pytest.mark.usefixtures("light_compilation")

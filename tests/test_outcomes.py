@@ -1,7 +1,6 @@
 """The request log joined with what followed: samples without skew, everything counted, in bounded memory."""
 
 import dataclasses
-import itertools
 import json
 import os
 import subprocess
@@ -44,6 +43,11 @@ def served():
         yield trained, data, [record(trained, data, place) for place in range(40)]
 
 
+def joined(trained, log, rows, out, **changes):
+    """`join_outcomes` of a model's log, with every window over."""
+    return join_outcomes(log, rows, out, **{"encoder": trained.encoder, "windows": WINDOWS, "until": LATER} | changes)
+
+
 def clicks(records, *, every=2, delay=5):
     """A click on the second item of every other ranking, and a conversion of every sixth."""
     rows = []
@@ -62,7 +66,7 @@ def test_scores_of_the_samples_are_those_that_were_served(served, tmp_path, monk
     log = write_log(tmp_path / "log", records[25:], 1)
     write_log(log, records[:25], 0)
     rows = clicks(records)
-    summary = join_outcomes(log, outcomes(*rows[::-1]), tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    summary = joined(trained, log, outcomes(*rows[::-1]), tmp_path / "out")
     assert (summary.requests, summary.samples, summary.without_outcome) == (40, 40, 20) and not summary.left_out
     assert summary.outcomes == {"click": 20, "conversion": 7} and not summary.late and not summary.ignored
     made = read_samples(tmp_path / "out", data)
@@ -94,7 +98,7 @@ def test_samples_say_which_version_served_them(served, tmp_path, monkeypatch):
     records = [each._replace(version=f"{place % 3}" * 64) for place, each in enumerate(records[:20])]
     log = write_log(tmp_path / "log", records)
     rows = outcomes(*clicks(records))
-    join_outcomes(log, rows, tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    joined(trained, log, rows, tmp_path / "out")
     record, arrays = open_samples(tmp_path / "out")
     seconds = arrays["time"][arrays["positions"]].tolist()
     served_by = {int(each.time): each.version for each in records}
@@ -112,8 +116,7 @@ def test_what_a_version_showed_has_the_calibrated_logit_of_its_first_objective(t
     log, windows = write_log(tmp_path / "log", records), {"conversion": 3600, "click": 600}  # the objective's is not the first
     rows = [(each.id, each.ids[1], int(each.time) + 5, "click") for each in records]
     rows.append((records[0].id, records[0].ids[0], int(records[0].time) + 5, "conversion"))
-    options = {"encoder": served.encoder, "windows": windows, "until": LATER}
-    join_outcomes(log, outcomes(*rows), tmp_path / "samples" / "first", **options)
+    joined(served, log, outcomes(*rows), tmp_path / "samples" / "first", windows=windows)
     (tmp_path / "samples" / ".second").mkdir()
     (tmp_path / "samples" / ".second" / "samples.json").write_text("not yet")
     shown = Outcomes(tmp_path / "samples", store, [name]).shown(name, {served.version[:12], "0" * 12})
@@ -148,7 +151,7 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
         ("twin", twin.ids[0], int(twin.time) + 5, "click"),
         (second.id, next(item for item in ITEMS if item not in second.candidates), int(second.time) + 5, "click"),
     ]  # fmt: skip
-    summary = join_outcomes(log, outcomes(*rows), tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    summary = joined(trained, log, outcomes(*rows), tmp_path / "out")
     assert summary.left_out == {
         module.DUPLICATE: 1, module.SAME_SECOND: 1, module.NO_FEATURES: 1, module.OTHER_ENCODING: 1, module.OPEN: 1,
         module.OTHER_IDS: 1, module.NOT_SHOWN: 1,
@@ -166,26 +169,13 @@ def test_everything_that_is_no_sample_is_counted(served, tmp_path):
     assert len(read_samples(tmp_path / "out", data).cascade) == 4
 
 
-def test_runs_one_after_the_other_have_each_request_once(served, tmp_path):
-    trained, data, records = served
-    log, rows = write_log(tmp_path / "log", records), outcomes(*clicks(records))
-    options, seconds, cuts = {"encoder": trained.encoder, "windows": WINDOWS}, [], (None, NOW + 4200, NOW + 4800, LATER)
-    for number, (since, until) in enumerate(itertools.pairwise(cuts)):
-        summary = join_outcomes(log, rows, tmp_path / str(number), since=since, until=until, **options)
-        made = read_samples(tmp_path / str(number), data)
-        seconds += made.log.time[made.cascade.positions].tolist()
-        assert summary.samples + sum(summary.left_out.values()) == 40
-    assert sorted(seconds) == [int(each.time) for each in records]
-
-
 def test_shown_says_which_items_have_labels(served, tmp_path):
     trained, data, records = served
     log, rows = write_log(tmp_path / "log", records[:3]), []
     for each in records[:2]:
         rows += [(each.id, item, int(each.time) + 1, "impression") for item in each.ids[:2]]
     rows.append((records[1].id, records[1].ids[3], int(records[1].time) + 9, "click"))  # shown, though nothing says so
-    options = {"encoder": trained.encoder, "windows": {"click": 60}, "shown": "impression", "until": LATER}
-    summary = join_outcomes(log, outcomes(*rows), tmp_path / "samples", **options)
+    summary = joined(trained, log, outcomes(*rows), tmp_path / "samples", windows={"click": 60}, shown="impression")
     assert summary.left_out == {module.NOT_SHOWN: 1} and summary.without_outcome == 1
     assert summary.outcomes == {"click": 1, "impression": 4}
     cascade = read_samples(tmp_path / "samples", data).cascade
@@ -203,7 +193,7 @@ def test_scored_candidates_and_several_objectives(tmp_path):
     scored = one._replace(id="scored", method="score", ids=None, order="", logits=logits.ravel().tolist(), time=one.time + 60)
     log = write_log(tmp_path / "log", [one, scored])
     rows = outcomes((scored.id, scored.candidates[0], int(scored.time), "click"))
-    summary = join_outcomes(log, rows, tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER, candidates=9)
+    summary = joined(trained, log, rows, tmp_path / "out", candidates=9)
     assert summary.samples == 2
     made = read_samples(tmp_path / "out", data)
     at = int(np.argmax(made.log.time[made.cascade.positions]))
@@ -211,7 +201,7 @@ def test_scored_candidates_and_several_objectives(tmp_path):
     row = dict(zip(scored.candidates, data.items.encode(scored.candidates).tolist(), strict=True))
     assert [of[row[item]] for place, item in enumerate(scored.candidates) if place != 3] == [0, 2, 4, 8, 10, 12, 14, 16, 18]
     again = outcomes(*[(scored.id, item, int(scored.time), "click") for item in scored.candidates])
-    cut = join_outcomes(log, again, tmp_path / "cut", encoder=trained.encoder, windows=WINDOWS, until=LATER, candidates=2)
+    cut = joined(trained, log, again, tmp_path / "cut", candidates=2)
     assert cut.outcomes == {"click": 2} and cut.ignored == {"of an item beyond `candidates`": 8}
     assert row[scored.candidates[3]] not in of  # the ones that came furthest are kept
     (other,) = {0, 1} - {at}
@@ -226,15 +216,15 @@ def test_items_and_requests_of_text_and_files(tmp_path):
     lines = [f"{each.id},{each.id_texts[0]},{int(each.time) + 1},click" for each in records[:2]]
     (tmp_path / "clicks.csv").write_text("\n".join(["impression_id,sku,ts,event", *lines]) + "\n")
     names = {"request": "impression_id", "item": "sku", "time": "ts", "outcome": "event"}
-    log, options = write_log(tmp_path / "log", records), {"encoder": trained.encoder, "windows": {"click": 60}, "until": LATER}
-    summary = join_outcomes(log, tmp_path / "clicks.csv", tmp_path / "out", **options, **names)
+    log = write_log(tmp_path / "log", records)
+    summary = joined(trained, log, tmp_path / "clicks.csv", tmp_path / "out", windows={"click": 60}, **names)
     assert summary.outcomes == {"click": 2} and summary.samples == 3 and not summary.ignored
     cascade = read_samples(tmp_path / "out", data).cascade
     clicked = data.items.ids_of(cascade.rows[cascade.labels["click"] == 1])
     assert sorted(clicked.tolist()) == sorted(each.id_texts[0] for each in records[:2])
     other, _ = world()
     with pytest.raises(ValueError, match="at least one request"):  # they are of another encoder
-        join_outcomes(log, outcomes(("0", 10, LATER, "click")), tmp_path / "none", **options | {"encoder": other.encoder})
+        joined(other, log, outcomes(("0", 10, LATER, "click")), tmp_path / "none")
 
 
 def test_samples_follow_ids_that_come_and_go(served, tmp_path):
@@ -253,9 +243,8 @@ def test_samples_follow_ids_that_come_and_go(served, tmp_path):
     assert middle.vocabularies["item"].encode([777])[0] == 31
     assert turnover["item"].evicted == 11 and turnover["item"].held == 20
     log = write_log(tmp_path / "log", records)
-    options = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
-    join_outcomes(log, outcomes(*clicks(records)), tmp_path / "before", **options)
-    join_outcomes(log, outcomes(*clicks(records)), tmp_path / "after", to=newer, **options)
+    joined(trained, log, outcomes(*clicks(records)), tmp_path / "before")
+    joined(trained, log, outcomes(*clicks(records)), tmp_path / "after", to=newer)
     table = {"item": [*ITEMS, 777], "category": [*TABLE["category"], "tea"]}
     later = aif.read(events, items=table, encoder=newer, unknown="skip", progress=False)
     before, after = read_samples(tmp_path / "before", data), read_samples(tmp_path / "after", later)
@@ -273,7 +262,7 @@ def test_samples_follow_ids_that_come_and_go(served, tmp_path):
         read_samples(tmp_path / "before", later)
     other = aif.read(events, items=table, columns=dataclasses.replace(data.encoder.columns, scale=False), progress=False)
     with pytest.raises(ValueError, match="to: expected an encoder of the same columns"):
-        join_outcomes(log, outcomes(), tmp_path / "none", to=other.encoder, **options)
+        joined(trained, log, outcomes(), tmp_path / "none", to=other.encoder)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +271,7 @@ def test_samples_follow_ids_that_come_and_go(served, tmp_path):
 def test_both_tasks_take_the_samples(served, tmp_path, task):
     trained, data, records = served
     log = write_log(tmp_path / "log", records)
-    join_outcomes(log, outcomes(*clicks(records)), tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER)
+    joined(trained, log, outcomes(*clicks(records)), tmp_path / "out")
     made = read_samples(tmp_path / "out", data)
     options = {"min_history": 3, "since": None, "before": None}
     positions = task.positions(made, **options)
@@ -315,9 +304,7 @@ def test_both_tasks_take_the_samples(served, tmp_path, task):
 def test_fit_trains_on_served_requests(served, tmp_path):
     trained, data, records = served
     log = write_log(tmp_path / "log", records)
-    join_outcomes(
-        log, outcomes(*clicks(records, every=1)), tmp_path / "out", encoder=trained.encoder, windows=WINDOWS, until=LATER
-    )
+    joined(trained, log, outcomes(*clicks(records, every=1)), tmp_path / "out")
     made = read_samples(tmp_path / "out", data)
     task = Impressions(candidates=4, threshold=2)
     run = aif.fit(trained.model, made, task=task, batch_size=8, epochs=1, validation=0.2, test=0.2, progress=False)
@@ -329,8 +316,7 @@ def test_a_refresh_trains_on_served_requests(served, tmp_path):
     trained, data, _ = served
     records = [record(trained, data, place) for place in range(120)]
     log = write_log(tmp_path / "log", records)
-    options = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
-    join_outcomes(log, outcomes(*clicks(records, every=1)), tmp_path / "samples", **options)
+    joined(trained, log, outcomes(*clicks(records, every=1)), tmp_path / "samples")
     made, task = read_samples(tmp_path / "samples", data), Impressions(candidates=4, threshold=2)
     bounds = GateConfig(users=2, gauc=1.0, hit_rate=1.0, log_loss=5.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
     given = {"task": task, "batch_size": 8, "gate": bounds, "platforms": ("cpu",), "progress": False, "held_out": 0.2}
@@ -344,25 +330,24 @@ def test_a_refresh_trains_on_served_requests(served, tmp_path):
 def test_bad_input_is_refused_and_leaves_nothing(served, tmp_path):
     trained, data, records = served
     log = write_log(tmp_path / "log", records[:2])
-    good = {"encoder": trained.encoder, "windows": WINDOWS, "until": LATER}
     rows = outcomes((records[0].id, records[0].ids[0], int(records[0].time), "click"))
     for changes, words in (
         ({"windows": {}}, "windows"), ({"windows": {"click": 0}}, "windows"), ({"shown": "click"}, "windows"),
         ({"candidates": 0}, "candidates"), ({"until": 0}, "at least one request that can be a sample"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
-            join_outcomes(log, rows, tmp_path / "out", **good | changes)
+            joined(trained, log, rows, tmp_path / "out", **changes)
     with pytest.raises(ValueError, match="item"):
-        join_outcomes(log, rows | {"item": ["text"]}, tmp_path / "out", **good)
+        joined(trained, log, rows | {"item": ["text"]}, tmp_path / "out")
     with pytest.raises(FileNotFoundError):
-        join_outcomes(tmp_path / "nothing", rows, tmp_path / "out", **good)
+        joined(trained, tmp_path / "nothing", rows, tmp_path / "out")
     (tmp_path / "bad.parquet").write_bytes(b"no")
     with pytest.raises(ValueError, match="expected a request log"):
-        join_outcomes(tmp_path / "bad.parquet", rows, tmp_path / "out", **good)
+        joined(trained, tmp_path / "bad.parquet", rows, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.parquet", "log"]
-    join_outcomes(log, rows, tmp_path / "out", **good)
+    joined(trained, log, rows, tmp_path / "out")
     with pytest.raises(FileExistsError):
-        join_outcomes(log, rows, tmp_path / "out", **good)
+        joined(trained, log, rows, tmp_path / "out")
     (tmp_path / "out" / "item.npy").write_bytes(b"cut")
     with pytest.raises(ValueError, match="item.npy"):
         read_samples(tmp_path / "out", data)

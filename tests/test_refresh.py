@@ -161,22 +161,16 @@ def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_no
 
 def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
     for name, table in (("events", world.events(5)), ("items", world.items(5))):
-        pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
-    words = [
-        "refresh", "--current", str(run.folder), "--events", str(tmp_path / "events.csv"), "--items",
-        str(tmp_path / "items.csv"), "--out", str(tmp_path / "store"), "--batch-size", "64", "--learning-rate", "0.02",
-        "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet", "--gate", "users=5", "gauc=0.05", "hit_rate=0.2",
-        "log_loss=0.2", "calibration=0.2", "overlap=0", "slowdown=1000",
-    ]  # fmt: skip
-    assert cli.main([*words, "--json"]) == 0
+        pa.csv.write_csv(pa.table(table), tmp_path / f"{name}5.csv")
+    assert cli.main(refresh_words(tmp_path, "--current", str(run.folder), "--out", str(tmp_path / "store"))) == 0
     out, err = capsys.readouterr()
     first = json.loads(out)
     assert first["status"] == "published" and err == ""
     assert cli.main(["rollback", "--out", str(tmp_path / "store")]) == 1 + 1
     assert "expected a snapshot to go back to, got none before" in capsys.readouterr().err
-    pa.csv.write_csv(pa.table(world.events(6)), tmp_path / "events.csv")
-    words[2] = str(tmp_path / "store")
-    assert cli.main([*words, "size=0.5"]) == cli.options.REFUSED == 3
+    pa.csv.write_csv(pa.table(world.events(6)), tmp_path / "events5.csv")
+    words = refresh_words(tmp_path, "size=0.5", "--current", str(tmp_path / "store"), "--out", str(tmp_path / "store"))
+    assert cli.main([word for word in words if word != "--json"]) == cli.options.REFUSED == 3
     assert "bytes, 1.00 times the old one's; bound: at most 0.5 times" in capsys.readouterr().out
     assert SnapshotStore(tmp_path / "store").current() == first["name"]
     assert len(SnapshotStore(tmp_path / "store" / "reports").names()) == 2  # the refused model's too

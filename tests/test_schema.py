@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from aif_jax import Config
 from aif_jax.schema import Attribute, Schema
 from tests import demo
 
@@ -19,11 +20,16 @@ def test_tables_may_be_shared_but_not_by_behaviour_fields():
     assert schema.table_sizes == {"item": 10, "category": 4}
     assert (last.table_name, ITEM.table_name) == ("item", "item")
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    assert "table" not in str(demo.schema().to_json())  # schemas without one keep their fingerprint
+    config = demo.config(schema=schema, blocks=())
+    assert Config.from_json(config.to_json()) == config
     brand = Attribute(name="brand", size=10, table="item")
     with pytest.raises(ValueError, match="Attribute 'brand'.table: expected None for a behaviour field, got 'item'"):
         Schema(item_attributes=(ITEM, CATEGORY, brand), behaviour_fields=("item", "category", "brand"))
-    with pytest.raises(ValueError, match="'again'.table: expected one of size 10 that shares no table"):
-        Schema(item_attributes=(ITEM, CATEGORY), user_attributes=(last, Attribute(name="again", size=10, table="last")))
+    for size, name in ((10, "last"), (9, "item"), (10, "absent")):
+        again = Attribute(name="again", size=size, table=name)
+        with pytest.raises(ValueError, match=f"'again'.table: expected one of size {size} that shares no table"):
+            Schema(item_attributes=(ITEM, CATEGORY), user_attributes=(last, again))
 
 
 def test_schema_survives_json():

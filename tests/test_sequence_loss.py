@@ -13,9 +13,9 @@ from aif_jax import train, user
 from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import SequenceLoss, losses
-from aif_jax.train.step import loss_and_gradient
 from experiments.datasets.synthetic import synthetic_world
 from tests.reference.sequence import sequence_loss as reference
+from tests.test_objectives import check_parts_add_up
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -166,27 +166,9 @@ def test_gradient_is_that_of_the_loss_and_reaches_the_encoder(models, batch, lay
 
 
 def test_parts_of_a_batch_add_up(models, batch):
-    """Scored once in parts, twice in parts, and whole: one loss, one gradient."""
     model, params = models[1]
-    trained = {name: group for name, group in params.items() if name != "fitted"}
-    bound = SequenceLoss(repeats=False).bind(model)
-    main = losses.listwise_softmax + losses.pointwise_bce
-
-    def compiled(loss, size):
-        of_sequence = bound.over(batch, model.config)
-
-        def auxiliary(given, some):
-            return of_sequence(given | {"fitted": params["fitted"]}, some)
-
-        def scores_of(given, some):
-            return train.score(model, given | {"fitted": params["fitted"]}, some)
-
-        one = jax.jit(lambda p: loss_and_gradient(scores_of, p, batch, loss, part=size, auxiliary=auxiliary))
-        return one(trained)
-
-    whole = compiled(main, None)
-    for other in (compiled(main, 8), compiled(lambda *given, **rest: main(*given, **rest), 8)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, other)
+    of_sequence = SequenceLoss(repeats=False).bind(model).over(batch, model.config)
+    check_parts_add_up(model, params, batch, losses.listwise_softmax + losses.pointwise_bce, of_sequence)
 
 
 @pytest.mark.parametrize("sparse", [None, train.SparseConfig(min_rows=1)])

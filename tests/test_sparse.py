@@ -355,20 +355,3 @@ def test_config_names_what_is_wrong():
     assert optimizers.sparse_tables(schema, None) == () and optimizers.sparse_tables(schema, SparseConfig()) == ()
     with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
         optimizers.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
-
-
-def test_a_shared_table_is_checked_and_kept_in_json():
-    schema = demo.schema()
-    assert "table" not in str(schema.to_json())  # schemas without one keep their fingerprint
-    shared = dataclasses.replace(schema, user_attributes=(aif.Attribute(name="last", size=50, table="item"),))
-    assert aif.Schema.from_json(shared.to_json()) == shared
-    assert aif.Config.from_json(demo.config(schema=shared).to_json()) == demo.config(schema=shared)
-    assert "last" not in shared.table_sizes
-    for attribute in (aif.Attribute(name="last", size=49, table="item"), aif.Attribute(name="last", size=50, table="absent")):
-        with pytest.raises(ValueError, match="Attribute 'last'.table: expected one of size"):
-            dataclasses.replace(schema, user_attributes=(attribute,))
-    brand = aif.Attribute(name="brand", size=50, table="item")
-    with pytest.raises(ValueError, match="expected None for a behaviour field"):
-        dataclasses.replace(
-            schema, item_attributes=(*schema.item_attributes, brand), behaviour_fields=("item", "category", "brand")
-        )

@@ -5,26 +5,14 @@ import json
 import numpy as np
 import pytest
 
-import aif_jax as aif
-from aif_jax import train
-from aif_jax.data import candidates
-from aif_jax.data.candidates import NegativeSampler, SampleKey, item_counts
-from aif_jax.data.pipeline import make_batch
 from aif_jax.train import losses
-from aif_jax.train.fit import teacher_scores
 from experiments import ablation
-from experiments.study import datasets, models, records
-from tests import demo
+from experiments.study import models, records
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
 USUAL = {"compute": "float32", "projection": "rotated", "batches": "mixed"}
 """Of a run; others have a row of their own."""
-
-
-@pytest.fixture(scope="module")
-def smoke():
-    return datasets.load("smoke")
 
 
 def test_the_command_prints_tables_and_writes_the_figures_of_both_studies(tmp_path, capsys):
@@ -70,17 +58,5 @@ def test_the_recipe_trains_towards_the_positive():
     assert float(models.LOSS(scores, first)) == pytest.approx(sum(terms))
 
 
-def test_a_teacher_scores_alike_whatever_lengths_it_reads_together(smoke):
-    sizes = models.SMOKE | dict(long_length=256)
-    config = aif.Config(schema=smoke.dataset.schema, blocks=(models.LEARNED, models.DOT), **sizes)
+def test_lengths_that_a_teacher_reads_together():
     assert models.shorter(256) == (64, 128) and models.shorter(2048) == (128, 256, 512, 1024) and models.shorter(64) == ()
-    teacher = aif.build(config), demo.init(aif.build(config), items=smoke.dataset.catalogue)
-    log, at = smoke.dataset.log, smoke.split.test[::40][:30]
-    lengths = log.history_end(at) - log.offsets[log.user[at]]
-    assert lengths.min() < 64 < lengths.max()
-    draw = candidates.sampled_negatives(
-        smoke.dataset, sampler=NegativeSampler(item_counts(smoke.dataset, smoke.split.train)), negatives=3
-    )
-    rows, labels, _ = draw(at, SampleKey(0, 0, 0))
-    (whole,) = train.predict(*teacher, [make_batch(smoke.dataset, at, rows, labels, config=config)])
-    np.testing.assert_allclose(teacher_scores(*teacher, smoke.dataset, at, rows), whole, atol=1e-5)

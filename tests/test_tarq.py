@@ -11,12 +11,12 @@ import pytest
 from aif_jax import layers, train
 from aif_jax.blocks import DotProduct
 from aif_jax.blocks.exact import Sequence
-from aif_jax.data.pipeline import Batch
 from aif_jax.train import losses
 from aif_jax.types import ItemRow, UserState
 from experiments.study import datasets, question
 from experiments.study.tarq import QuantizationLoss, Tarq, codewords, loss_of, quantize, student_and_teacher
 from tests import demo
+from tests.test_sparse import batch_of
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 FORM = Tarq(levels=3, codewords=5, dot_product=True)
@@ -121,13 +121,10 @@ def test_the_query_gets_the_gradient_of_attention_and_codewords_that_of_what_the
     assert ((np.abs(gradient["codebooks"]).max(-1) > 0) == used).all()
 
 
-def batch(model, samples=6, candidates=4):
-    users = [demo.user(model.config, seed=i) for i in range(samples)]
-    items = [demo.items(candidates, seed=i) for i in range(samples)]
-    users, items = (jax.tree.map(lambda *x: np.stack(x), *rows) for rows in (users, items))
-    where = np.ones((samples, candidates), bool)
-    where[1, 2:] = False
-    return Batch(users=users, items=items, labels=np.eye(samples, candidates, dtype=np.float32), where=where)
+def batch(model):
+    made = batch_of(model.config, seed=0, candidates=4)
+    made.where[1, 2:] = False
+    return made
 
 
 def test_the_loss_is_a_mean_over_candidates_whatever_the_parts():

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import inspect
 import json
-import pickle
 import shutil
 
 import jax
@@ -72,8 +71,7 @@ def folders(trained, at):
 
 
 def same(a: aif.Trained, b: aif.Trained) -> bool:
-    equal = jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))
-    return equal and a.config == b.config and a.version == b.version
+    return demo.same(a.params, b.params) and a.config == b.config and a.version == b.version
 
 
 def test_open_reads_checkpoints_exports_and_runs(trained, data, run, tmp_path):
@@ -153,13 +151,6 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
             change(own, data)
     unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
     assert unseen.model is model  # an edit of parameters keeps the functions
-
-
-def test_jobs_carry_the_model_in_their_pickle_or_its_folder(trained, tmp_path):
-    by_value = pickle.loads(pickle.dumps(aif.jobs.ItemJob(trained)))
-    checkpoint.save(tmp_path / "model", trained)
-    words = pickle.dumps(aif.jobs.ItemJob.load(tmp_path / "model"))
-    assert len(words) < 1000 and pickle.loads(words).version == by_value.version == trained.version
 
 
 def signatures():

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -399,10 +400,22 @@ def test_replicas_of_a_group_share_the_partitions(kafka_address, valkey_url, tmp
         thread.join(30)
 
 
-def test_snapshots_are_published(tmp_path):
-    stream, store = MemoryStream(), SnapshotStore(tmp_path / "store")
-    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
-    follower = Follower(stream, IndexTarget(writer), max_batch=1, store=store)
+@pytest.fixture
+def following(tmp_path):
+    """Starts a stream in memory, a writer in `w` with options, and what follows the stream, with further options."""
+    with contextlib.ExitStack() as stack:
+
+        def start(written: dict[str, Any], **options: Any) -> tuple[MemoryStream, IndexWriter, Follower]:
+            stream, writer = MemoryStream(), IndexWriter.start(tmp_path / "w", first_index(), **written)
+            stack.callback(writer.close)
+            return stream, writer, Follower(stream, IndexTarget(writer), **options)
+
+        yield start
+
+
+def test_snapshots_are_published(following, tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    stream, writer, follower = following({"every_updates": 1}, max_batch=1, store=store)
     for number in range(4):
         stream.send(encode(items({f"i{number}": float(number)})))
         follower.step()
@@ -410,13 +423,11 @@ def test_snapshots_are_published(tmp_path):
         index = ItemIndex.load(fetched, aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(index) == prices(writer.index) and aif.index.inspect(fetched).positions == {0: number}
     assert follower.counters["published"] == 4 and stream.committed == {0: 3}
-    writer.close()
 
 
-def test_a_stream_that_pauses_is_saved_by_time(tmp_path):
-    stream, clock = MemoryStream(), [0.0]
-    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=None, every_seconds=5, clock=lambda: clock[0])
-    follower = Follower(stream, IndexTarget(writer))
+def test_a_stream_that_pauses_is_saved_by_time(following, tmp_path):
+    clock = [0.0]
+    stream, _, follower = following({"every_updates": None, "every_seconds": 5, "clock": lambda: clock[0]})
     stream.send(encode(items({"i1": 2.0})))
     follower.step()
     assert stream.committed == {} and len(snapshots(tmp_path / "w")) == 1
@@ -424,13 +435,10 @@ def test_a_stream_that_pauses_is_saved_by_time(tmp_path):
     follower.step()
     follower.step()
     assert stream.committed == {0: 0} and len(snapshots(tmp_path / "w")) == 2
-    writer.close()
 
 
-def test_a_save_that_fails_stops_nothing(tmp_path, monkeypatch):
-    stream = MemoryStream()
-    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=1)
-    follower = Follower(stream, IndexTarget(writer))
+def test_a_save_that_fails_stops_nothing(following, monkeypatch):
+    stream, writer, follower = following({"every_updates": 1})
     monkeypatch.setattr(ItemIndex, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     stream.send(encode(items({"i1": 2.0})))
     follower.step()
@@ -439,30 +447,23 @@ def test_a_save_that_fails_stops_nothing(tmp_path, monkeypatch):
     stream.send(encode(items({"i1": 3.0})))
     follower.step()
     assert stream.committed == {0: 1}
-    writer.close()
 
 
-def test_a_message_that_cannot_be_rejected_is_not_passed(tmp_path, monkeypatch):
-    stream = MemoryStream()
-    writer = IndexWriter.start(tmp_path / "w", first_index())
+def test_a_message_that_cannot_be_rejected_is_not_passed(following, monkeypatch):
+    stream, writer, follower = following({})
     monkeypatch.setattr(stream, "reject", lambda *a: (_ for _ in ()).throw(OSError("broker gone")))
     stream.send(b"poison")
     with pytest.raises(OSError, match="broker gone"):
-        Follower(stream, IndexTarget(writer)).step()
+        follower.step()
     assert writer.positions == {}
-    writer.close()
 
 
-def test_a_stream_of_another_kind_stops_the_follower(tmp_path):
-    stream = MemoryStream()
-    writer = IndexWriter.start(tmp_path / "w", first_index())
-    for _ in range(12):
-        stream.send(encode({"sku": ["a"]}))
-    with pytest.raises(
-        StreamError, match="expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
-    ):
-        Follower(stream, IndexTarget(writer), max_rejected=10).step()
-    writer.close()
+def test_a_stream_of_another_kind_stops_the_follower(following):
+    stream, _, follower = following({}, max_rejected=10)
+    stream.send_many([encode({"sku": ["a"]})] * 12)
+    message = "expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
+    with pytest.raises(StreamError, match=message):
+        follower.step()
 
 
 def test_messages_that_are_gone_are_noticed(valkey_url, kafka_address, tmp_path):
@@ -675,41 +676,27 @@ def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
             assert int(client.getrange("f:{i:1}:e", 12, 31)) == 2 * number
 
 
+USERS, INDEX = ["users", "follow", "--stream", "redis://localhost:1/x"], ["index", "follow", "--directory", "w", "--stream"]
+
+
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("words", "message"),
     [
-        (["--directory", "w"], "expected --table or --empty, to start from, got none"),
-        (["--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
-        (["--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
-        (["--rows", "redis://me:secret@/x"], "--rows: server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
-        (["--rows", "redis://h:1", "--group", "g"], "--stream: group: expected None: only topics of Kafka have groups, got g"),
-        (["--rows", "redis://h:1", "--server-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
+        ([*USERS, "--directory", "w"], "expected --table or --empty, to start from, got none"),
+        ([*USERS, "--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
+        ([*USERS, "--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
+        ([*USERS, "--rows", "redis://me:secret@/x"], "server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
+        ([*USERS, "--rows", "redis://h:1", "--group", "g"], "--stream: group: expected None: only topics of Kafka have groups"),
+        ([*USERS, "--rows", "redis://h:1", "--server-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
+        ([*INDEX, "redis://localhost:1/x"], "expected --index, to start from, got none"),
+        ([*INDEX, "nats://host/topic"], "expected kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY"),
+        ([*INDEX, "redis://me:secret@host/"], "got 'redis://***@host/'"),
+        ([*INDEX, "kafka://host"], "expected kafka://"),
     ],
 )
-def test_wrong_words_of_users_follow_are_named(trained, tmp_path, monkeypatch, capsys, more, message):
+def test_wrong_words_of_follow_are_named(trained, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.json").write_text('["secret"')
-    words = ["users", "follow", "--checkpoint", str(trained / "model"), "--stream", "redis://localhost:1/x"]
-    assert cli.main([*words, *more]) == 2
+    assert cli.main([*words, "--checkpoint", str(trained / "model")]) == 2
     told = capsys.readouterr().err
     assert message in told and "secret" not in told
-
-
-@pytest.mark.parametrize(
-    ("stream", "message"),
-    [
-        ("nats://host/topic", "expected kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY"),
-        ("redis://me:secret@host/", "got 'redis://***@host/'"),
-        ("kafka://host", "expected kafka://"),
-    ],
-)
-def test_streams_of_other_forms_are_named(trained, tmp_path, capsys, stream, message):
-    words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", stream]
-    assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_directory_without_a_snapshot_needs_an_index(trained, valkey_url, tmp_path, capsys):
-    words = ["index", "follow", "--checkpoint", str(trained / "model"), "--stream", f"{valkey_url}/x"]
-    assert cli.main([*words, "--directory", str(tmp_path / "w")]) == 2
-    assert "expected --index, to start from, got none" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import read_rows, write_rows
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.writer_world import rows
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
 LOG = WORLD.dataset.log
@@ -81,17 +82,6 @@ def consume(table: UserTable, messages=MESSAGES) -> UserTable:
     return table
 
 
-def rows(table: UserTable) -> dict:
-    """Words and place in the stream of every user."""
-    users = sorted(table.rows.of)
-    return dict(zip(users, zip(*table.rows.get(users), strict=True), strict=True))
-
-
-def same(a: UserTable, b: UserTable) -> bool:
-    x, y = rows(a), rows(b)
-    return x.keys() == y.keys() and all(np.array_equal(x[user][0], y[user][0]) and x[user][1:] == y[user][1:] for user in x)
-
-
 def memories(table: UserTable) -> dict:
     return {user: table.memory(user) for user in sorted(table.rows.of)}
 
@@ -118,7 +108,7 @@ def test_a_build_up_to_a_moment_takes_it_in_the_unit_of_the_columns(unit):
     build = partial(UserTable.build, trained, data, batch_size=8, progress=False)
     until = build(until=second * {"s": 1, "ms": 1000}[unit])
     assert sum(int(memory.count) for memory in memories(until).values()) == (data.log.time < second).sum()
-    assert same(until, build(until=str(np.datetime64(second, "s"))))
+    assert rows(until) == rows(build(until=str(np.datetime64(second, "s"))))
     with pytest.raises(ValueError, match="until: expected an ISO date such as '2022-05-06', a datetime, or an integer in"):
         build(until="yesterday")
 
@@ -144,7 +134,7 @@ def test_a_build_from_raw_batches_is_the_same(built):
 def test_a_run_makes_its_table(built):
     run = aif.Run(trained=TRAINED, metrics={}, settings=None)  # type: ignore[arg-type]
     made = run.user_table(DATA, batch_size=8, position=UPDATES - 1, progress=False)
-    assert same(made, built)
+    assert rows(made) == rows(built)
     with pytest.raises(ValueError, match="UserTable: expected a model with an encoder, which reads raw data, got one without"):
         dataclasses.replace(run, trained=run.trained.replace(encoder=None)).user_table(DATA)
 
@@ -227,7 +217,7 @@ def test_late_events_are_put_in_their_place_and_counted():
 
 
 def test_events_that_do_not_fit_change_nothing(streamed):
-    before = {user: row[0].copy() for user, row in rows(streamed).items()}
+    before = rows(streamed)
     good = raw(MESSAGES[0])
     for change, error, message in (
         ({"time": good["time"] * 1000}, ValueError, "expected a time before 2100 in 's'"),
@@ -243,7 +233,7 @@ def test_events_that_do_not_fit_change_nothing(streamed):
         streamed.update({name: values for name, values in good.items() if name != "user"}, position=99)
     with pytest.raises(TypeError, match="position: expected an integer"):
         streamed.update(good, position="7")  # type: ignore[arg-type]
-    assert all(np.array_equal(row[0], before[user]) for user, row in rows(streamed).items())
+    assert rows(streamed) == before
 
 
 def test_events_of_the_future_are_refused():
@@ -288,7 +278,7 @@ def test_compact_rows_score_nearly_the_same(storage, streamed):
 def test_a_table_is_saved_and_loaded(tmp_path, streamed):
     streamed.save(tmp_path / "t", positions={0: 39, 2: 7})
     found = UserTable.load(tmp_path / "t", TRAINED)
-    assert same(found, streamed) and UserTable.inspect(tmp_path / "t").positions == {0: 39, 2: 7}
+    assert rows(found) == rows(streamed) and UserTable.inspect(tmp_path / "t").positions == {0: 39, 2: 7}
     again = UserTable.build(TRAINED, map(raw, MESSAGES[::-1]), progress=False)
     assert list(again.rows.of) != list(streamed.rows.of)
     with pytest.raises(FileExistsError):
@@ -372,7 +362,7 @@ def test_rows_in_a_server_are_those_in_memory(server, streamed):
     made = consume(remote(server, prefix="whole"))
     for user, (words, position, partition) in rows(streamed).items():
         found = made.rows.get([user, "nobody"])
-        np.testing.assert_array_equal(found.words[0], words)
+        assert found.words[0].tobytes() == words
         assert (found.position[0], found.partition[0]) == (position, partition)
         assert found.position[1] == NONE and not found.words[1].any()
     before = made.rows.progress()

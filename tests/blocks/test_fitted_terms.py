@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +112,10 @@ def test_items_without_training_events_may_keep_their_place(data, run):
 
 
 def test_a_corrected_training_is_not_corrected_again(data, run):
-    corrected = NextItem(negatives=3, evaluated=9, logq_correction=True)
-    trained = aif.fit(aif.build(run.config), data, batch_size=64, task=corrected, requests=20, k=None, progress=False)
-    with pytest.raises(
-        ValueError, match="with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
-    ):
-        trained.with_popularity_correction(data)
+    settings = dataclasses.replace(run.settings, task=NextItem(logq_correction=True))
+    expected = "with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
+    with pytest.raises(ValueError, match=expected):
+        dataclasses.replace(run, settings=settings).with_popularity_correction(data)
 
 
 # co-engagement

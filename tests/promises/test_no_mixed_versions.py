@@ -113,16 +113,20 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     )
     assert index.version == fingerprint(world.params, world.model.config, encoder) != world.index.version
     index.save(tmp_path / "index")
+    assert ItemIndex.load(tmp_path / "index", Trained(world.model, world.params, Encoded("a" * 64))).version == index.version
     for params, used, error in (
         (world.other_params(1), encoder, VersionMismatch),
         (world.params, other, EncodingMismatch),
         (world.params, None, VersionMismatch),
     ):
-        with pytest.raises(error, match="index in .*: expected"):
-            ItemIndex.load(tmp_path / "index", Trained(world.model, params, used))
+        trained = Trained(world.model, params, used)
+        expected, got = (trained.version, index.version) if used is not other else ("b" * 64, "a" * 64)
+        with pytest.raises(error, match=f"index in .*: expected .* {expected}, got {got}"):
+            ItemIndex.load(tmp_path / "index", trained)
     items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
     with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
         index.upsert(world.ids[:2], items)
+    assert len(world.index.upsert(world.ids[:2], items)) == len(world.index)  # of a model without an encoder
 
 
 def test_an_export_takes_no_index_of_another_version(tmp_path):

