@@ -33,6 +33,7 @@ class Config:
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
       objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
         logits [C, 3]. One name, or () for one without a name, gives logits [C].
+      assembled: components of yours, by name, which `assemble` notes here: part of the version, as no folder holds functions.
 
     Example:
       >>> from aif_jax import Attribute, Schema
@@ -53,6 +54,7 @@ class Config:
     item_content: bool = True
     blocks: tuple[Any, ...] = ()
     objectives: tuple[str, ...] = ()
+    assembled: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("towers", "head"):
@@ -131,7 +133,7 @@ class Config:
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
         record = _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
-        for field in ("objectives", "encoder_layers"):
+        for field in ("objectives", "encoder_layers", "assembled"):
             if not record[field]:
                 del record[field]  # versions of models without them stay what they were
         return record

@@ -25,7 +25,7 @@ def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[
     With several outputs `direct` [T] weighs the blocks' own logits for each. Without hidden layers there is a `bias` [] alone.
     """
     if not hidden:
-        return {"bias": jnp.zeros(())}
+        return {"bias": jnp.zeros((), jnp.float32)}
     first, rest = jax.random.split(key)
     whole = layers.dense_init(first, sum(sum(inputs.values()) for inputs in widths.values()), hidden[0])
     kernels, start = {}, 0
@@ -35,7 +35,7 @@ def init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[
             start += width
     first_layer = {"kernels": kernels, "bias": whole["bias"]}
     made = {"first": first_layer, "rest": layers.mlp_init(rest, hidden[0], (*hidden[1:], outputs))}
-    return made if outputs == 1 else made | {"direct": jnp.ones(outputs)}
+    return made if outputs == 1 else made | {"direct": jnp.ones(outputs, jnp.float32)}
 
 
 def kernels(params: Params, block: str) -> dict[str, jax.Array]:

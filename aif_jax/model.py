@@ -104,6 +104,10 @@ def build(config: Config) -> PreRanker:
       >>> sorted(model.init(jax.random.key(0), catalogue))
       ['blocks', 'embedding', 'fitted', 'head', 'item', 'user']
     """
+    out = "give the model that assemble(config, ...) makes, as model="
+    expect(
+        not config.assembled, "build", f"a config of `build`; {out}", f"one of `assemble` with {', '.join(config.assembled)}"
+    )
     return assemble(config)
 
 
@@ -116,7 +120,15 @@ def assemble(
     groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
     `aif_jax.interaction` do. One that reads embedding rows of other ids than those of its features trains with `sparse=None`,
     see `train.make_step`.
+
+    The config of the model names the functions that replace the package's (`Config.assembled`). What is saved of the model is
+    opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
+    given = {"user": (user, USER), "item": (item, ITEM), "interaction": (interaction, INTERACTION)}
+    others = (
+        f"{part}={_name(one.apply).rpartition('.')[2]}" for part, (one, ours) in given.items() if one.apply is not ours.apply
+    )
+    config = config.replace(assembled=tuple(others))
     user_fn = partial(user.apply, config=config)
     item_fn = partial(item.apply, config=config)
     interaction_fn = partial(interaction.apply, config=config)
@@ -153,10 +165,9 @@ def assemble(
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
     """The model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
-    parts = (("user", USER), ("item", ITEM), ("interaction", INTERACTION))
-    others = [part for part, ours in parts if getattr(getattr(model, part), "func", None) is not ours.apply]
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
-    expect(not others, name, "a model of `build`", f"one of `assemble` with {', '.join(others)} from elsewhere; {way_out}")
+    others = ", ".join(model.config.assembled)
+    expect(not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")
     return build(config)
 
 
@@ -179,6 +190,13 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
         parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
         fields = layers.fit_fields(items.ids, config.schema)
+    count = len(items.ids["item"])
+    for part in config.blocks:
+        for name in part.per_item or ():
+            got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
+            expect(
+                got.get(name, ())[:1] == (count,), f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got
+            )
     return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
 

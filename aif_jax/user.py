@@ -17,7 +17,9 @@ import jax.numpy as jnp
 
 from aif_jax import layers, stream
 from aif_jax.blocks.block import EventView, UserView, own, recent
+from aif_jax.checks import expect
 from aif_jax.config import Config
+from aif_jax.trees import describe
 from aif_jax.types import Array, Behaviours, Events, Params, Streamed, UserFeatures, UserMemory, UserState
 
 
@@ -29,12 +31,12 @@ def init(key: jax.Array, config: Config) -> Params:
     keys = iter(jax.random.split(key, 6))
     params: Params = {"sequence": layers.dense_init(next(keys), width, width)}
     if config.sequence:
-        params["position"] = 0.02 * jax.random.normal(next(keys), (config.short_length, width))
+        params["position"] = 0.02 * jax.random.normal(next(keys), (config.short_length, width), jnp.float32)
     profile_width = len(schema.user_attributes) * width + schema.user_floats
     if profile_width:
         params["profile"] = layers.dense_init(next(keys), profile_width, width)
     else:
-        params["profile_constant"] = jax.random.normal(next(keys), (width,)) * width**-0.5
+        params["profile_constant"] = jax.random.normal(next(keys), (width,), jnp.float32) * width**-0.5
     if config.sequence:
         params["norm"] = layers.layer_norm_init(next(keys), width)
         params["feed_forward"] = layers.mlp_init(next(keys), width, (2 * width, width))
@@ -94,8 +96,12 @@ def _empty(config: Config) -> dict[str, Any]:
 def _updated(params: Params, memory: Mapping[str, Any], events: Events, *, config: Config) -> dict[str, Any]:
     """The memories of the blocks that stream after events in the order of their time."""
     view = EventView(config=config, params=params, events=events)
-    streaming = [block for block in config.blocks if block.streams]
-    return {block.name: block.update(own(params, block), memory[block.name], view) for block in streaming}
+    made = {block.name: block.update(own(params, block), memory[block.name], view) for block in config.blocks if block.streams}
+    for name, after in made.items():
+        kept, got = (jax.tree.map(describe, tree) for tree in (memory[name], after))
+        same = jax.tree.flatten(kept) == jax.tree.flatten(got)
+        expect(same, f"block {name!r}, update", f"structure, shapes and dtypes of its `empty`, {kept}", got)
+    return made
 
 
 def vector(params: Params, user: UserView) -> jax.Array:

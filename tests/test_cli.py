@@ -441,7 +441,8 @@ def test_a_process_whose_output_nobody_reads_ends_in_silence(world, tmp_path):
         assert (done.returncode in (code, 141), done.stderr) == (True, b"")
     with open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "aif_jax", "index", "inspect", str(tmp_path / "one")]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=120)
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, timeout=120, env=env)
     assert (done.returncode, done.stderr) == (1, b"error: stdout: [Errno 28] No space left on device\n")
 
 

@@ -215,6 +215,9 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         fit(model, data, **given | {"task": NextItem(negatives=4, evaluated=20)})
     with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints"):
         fit(model, data, resume=False, **given)
+    mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again
+    with pytest.raises(ValueError, match="fit task: expected one of NextItem, Liked, .* for others make_step and loop, got"):
+        fit(model, data, **given | {"task": mine})
     with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
         fit(model, dataclasses.replace(data, name="another"), **given)
     with pytest.raises(ValueError, match="expected this config and schema, got others"):

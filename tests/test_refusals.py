@@ -147,7 +147,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *((lambda value=value: demo.config(blocks=(value,)), TypeError,
        f"Config.blocks: expected values of classes made by the decorator `block`, got {value!r}")
       for value in ("bea", blocks.Bea, blocks.Signatures(), None)),
-    (lambda: record(sharper=True), "config: expected fields among ['blocks', ...'width'], got ['sharper']"),
+    (lambda: record(sharper=True), "config: expected fields among ['assembled', 'blocks', ...'width'], got ['sharper']"),
     (lambda: record(blocks=[{"block": "Bea", "sharper": True}]),
      "block 'Bea': expected fields among ['bridges', 'dot_product'], got ['sharper']"),
     (lambda: record(blocks=[{"block": "Mine"}]),

@@ -111,6 +111,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer
     assert int(after.skipped) == 1 and int(after.step) == 1
     with pytest.raises(FloatingPointError, match="3 of 3 steps had a loss or gradient that was not finite"):
         train.loop(copy(start), step, [poisoned] * 3, progress=False, max_skipped=2)
+    with pytest.raises(FloatingPointError, match="all 3 steps had a loss or gradient that was not finite"):
+        train.loop(copy(start), step, [poisoned] * 3, progress=False)
 
 
 def test_an_all_padded_batch_teaches_nothing(batch, trainer):

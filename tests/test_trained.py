@@ -94,6 +94,17 @@ def test_open_takes_the_functions_of_an_assembled_model(trained, tmp_path):
             aif.open(folder, model=aif.build(trained.config.replace(width=24)))
 
 
+def test_a_model_of_assemble_is_not_opened_as_another(trained, tmp_path):
+    """The same parameters under other functions are another version, which no folder opens by itself."""
+    calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
+    own = trained.replace(model=aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls)))
+    assert own.version != trained.version and own.config.assembled == ("item=<lambda>",)
+    for folder in folders(own, tmp_path):
+        assert aif.open(folder, model=own.model).version == own.version
+        with pytest.raises(ValueError, match=r"build: expected a config of `build`; give the model .* with item=<lambda>"):
+            aif.open(folder)
+
+
 def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
     expected = r"expected the folder of a run \(--out of train\), a checkpoint or an export, found "
     with pytest.raises(FileNotFoundError, match=expected + "nothing"):
@@ -146,7 +157,7 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
     own = aif.Trained(model, trained.params, trained.encoder)
     for name in ("svd_term", "popularity_correction"):
         change = getattr(edits, name)(before=int(data.log.time.max()))
-        text = rf"{name}: expected a model of `build`, got .* with item from elsewhere.*assemble\("
+        text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
         with pytest.raises(ValueError, match=text):
             change(own, data)
     unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)

@@ -52,7 +52,7 @@ class Bea(Block):
     def init(self, key: jax.Array, config: Config) -> Params:
         bridges, query = jax.random.split(key)
         return {
-            "bridges": jax.random.normal(bridges, (self.bridges, config.width)),
+            "bridges": jax.random.normal(bridges, (self.bridges, config.width), jnp.float32),
             "query": layers.dense_init(query, config.width, config.width),
         }
 

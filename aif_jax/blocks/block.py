@@ -284,8 +284,11 @@ def block(cls: B) -> B:
     A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
 
     Raises:
+      TypeError: an `update` without `streams = True`.
       ValueError: another class has that name.
     """
+    if cls.update is not Block.update and not cls.streams:
+        raise TypeError(f"{cls.__name__}: expected streams = True in a block with `update`, got {cls.streams!r}")
     return register(dataclasses.dataclass(frozen=True)(_checked(cls)))
 
 

@@ -65,7 +65,7 @@ class DecayedMemory(Memory):
         expect(good, self, "shortest", f"above 0 and at most longest={self.longest}", self.shortest)
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        return super().init(key, config) | ({"log_factor": jnp.zeros(self.width + 1)} if self.learned else {})
+        return super().init(key, config) | ({"log_factor": jnp.zeros(self.width + 1, jnp.float32)} if self.learned else {})
 
     def half_lives(self, params: Params) -> jax.Array:
         """float32 [K + 1] seconds; the last one is of the mean without keys."""
@@ -76,7 +76,9 @@ class DecayedMemory(Memory):
     def empty(self, config: Config) -> Decayed:
         entries = self.width + 1
         return Decayed(
-            means=jnp.zeros((entries, config.width)), log_sums=jnp.full(entries, NOTHING, jnp.float32), time=jnp.uint32(0)
+            means=jnp.zeros((entries, config.width), jnp.float32),
+            log_sums=jnp.full(entries, NOTHING, jnp.float32),
+            time=jnp.uint32(0),
         )
 
     def update(self, params: Params, memory: Decayed, events: EventView) -> Decayed:

@@ -30,7 +30,7 @@ class DotProduct(Block):
         return 0
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        return {"popularity": jax.random.normal(key, (config.width,)) * 0.02}
+        return {"popularity": jax.random.normal(key, (config.width,), jnp.float32) * 0.02}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         user = jnp.asarray(state.vector)

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of stdout: nobody reads it any more, or its disk is full
         code, lost = UNREAD, _unread()
         if not isinstance(error, BrokenPipeError):
+            assert sys.stdout is not None
             print(f"error: stdout: {error}", file=sys.stderr)
             code, lost = PROBLEMS, [sys.stdout.fileno()]
         elif not lost:

@@ -27,7 +27,7 @@ from aif_jax.features import item_specs
 from aif_jax.index.ids import IdMap, Keys, Numbers, View
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
-from aif_jax.types import ItemFeatures, Params
+from aif_jax.types import ItemFeatures, ItemRow, Params
 
 
 class ReadWriteLock:
@@ -76,6 +76,14 @@ class ItemProgram:
         expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
         if mesh is not None:
             expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
+        row, side = (
+            jax.eval_shape(trained.model.item, trained.params, item_specs(trained.config.schema)),
+            trained.config.schema.side,
+        )
+        if isinstance(row, ItemRow):  # what answers are ordered by, and shown with
+            expect(
+                set(row.side) == set(side), "ItemRow.side", f"the side values {sorted(side)} of the schema", sorted(row.side)
+            )
         self.trained = trained.on_device(None if mesh is None else sharding.replicated(mesh))
         self.storage: Storage = storage
         self.batch_size = batch_size

@@ -24,7 +24,7 @@ from aif_jax.features import empty_items
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
 from aif_jax.index.store import ItemProgram
-from aif_jax.model import PreRanker, build
+from aif_jax.model import build
 from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
@@ -64,9 +64,8 @@ class Source:
         if self.folder is not None:
             return state
         trained = self.open()
-        same = _functions(trained.model) == _functions(build(trained.config))
         expected = "a model that `build` makes of its config; a job of an assembled one is made on the worker"
-        expect(same, "job, to be pickled", expected, repr(trained.model))
+        expect(not trained.config.assembled, "job, to be pickled", expected, repr(trained.model))
         params = jax.tree.map(np.asarray, trained.params)
         return state | {"config": trained.config, "params": params, "encoder": trained.encoder}
 
@@ -85,11 +84,6 @@ class Source:
             self._trained = trained
         assert self._trained is not None
         return self._trained
-
-
-def _functions(model: PreRanker) -> list[Any]:
-    """What the components are, without the config bound to them."""
-    return [getattr(function, "func", function) for function in (model.user, model.item, model.update_user)]
 
 
 class Numbered(NamedTuple):

@@ -312,6 +312,8 @@ def loop(
                     save()
             save()
             log()
+            if number and int(state.skipped) >= number:
+                raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
         finally:
             if checkpoints is not None:
                 checkpoints.wait()
