@@ -55,6 +55,10 @@ def test_rows_of_users_answer_calls_by_the_id_alone(tmp_path):
             answer = client.score(user="ann", candidates=IDS)
             near(answer, whole)
             assert not answer["degraded"] and answer["stages"]["features"] > 0
+            later = now + 400 * 86_400
+            near(client.score(user="ann", candidates=IDS, now=later), client.score(**ANN | {"now": later}, candidates=IDS))
+            with pytest.raises(ServiceError, match="now: expected"):
+                client.score(user="ann", candidates=IDS, now="soon")
             new = client.score(user="who", candidates=IDS)  # without a row: a user without events
             near(new, client.score(user="who", record={"user": "who"}, events={}, candidates=IDS, now=now))
             assert not new["degraded"] and np.abs(new["logits"] - answer["logits"]).max() > 0.05

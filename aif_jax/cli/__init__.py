@@ -78,11 +78,17 @@ def _run(options: argparse.Namespace) -> int:
     except (UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
-    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, *_of_clients()) as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise
         print(f"error: {error}", file=sys.stderr)
         return PROBLEMS
+
+
+def _of_clients() -> list[type[Exception]]:
+    """What clients of brokers raise that are loaded, such as for a server that does not answer."""
+    named = (("redis", "RedisError"), ("confluent_kafka", "KafkaException"))
+    return [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
 
 
 def _unread() -> list[int]:

@@ -152,7 +152,10 @@ def run_watch(options: argparse.Namespace) -> int:
 
     def metrics() -> str:
         with Client(options.service, token=options.token) as client:
-            status, _, text = client.request("GET", "/metrics")
+            try:
+                status, _, text = client.request("GET", "/metrics")
+            except OSError as error:
+                raise ConnectionError(f"--service {options.service}: {error}") from error
         if status in GONE:
             raise ConnectionError(f"GET /metrics: expected an answer, got status {status}; it is asked again")
         if status != 200:

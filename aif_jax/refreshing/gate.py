@@ -291,10 +291,7 @@ def judge_service(
       ("25.0% of 200 requests were degraded, 0.0% of the old version's; bound: at most 5.0 points more",)
     """
     counts = {version: _samples(text, version[:12]) for version in (new, old)}
-    asked = {
-        version: found.get("aif_answered_total", 0.0) + found.get("aif_failed_reason_total", 0.0)
-        for version, found in counts.items()
-    }
+    asked = {version: requests_to(text, version) for version in (new, old)}
     if asked[new] < requests:
         return ()
     reasons = []
@@ -387,6 +384,12 @@ def judge_outcomes(
 
 TOTAL = "total"  # the stage that is the whole request
 SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\{([^}]*)\} ([0-9.eE+-]+)")
+
+
+def requests_to(text: str, version: str) -> float:
+    """Requests to a version, failed ones too, by the metrics of a service."""
+    found = _samples(text, version[:12])
+    return found.get("aif_answered_total", 0.0) + found.get("aif_failed_reason_total", 0.0)
 
 
 def _samples(text: str, version: str) -> dict[str, float]:

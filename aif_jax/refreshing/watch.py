@@ -15,7 +15,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.cascade import RECORD, open_samples
 from aif_jax.export.contents import open as open_model
-from aif_jax.refreshing.gate import ShownItems, judge_outcomes, judge_service, without_terms
+from aif_jax.refreshing.gate import ShownItems, judge_outcomes, judge_service, requests_to, without_terms
 from aif_jax.scores import GROUP, calibrated, objective_names
 from aif_jax.store.folders import local
 
@@ -107,6 +107,8 @@ def watch(
             return reasons
         if over:
             without = "" if None not in held else "; the version before was not in memory to compare with"
+            if (asked := requests_to(text, held[0] or new)) < requests:
+                without += f"; it had {asked:.0f} requests, {requests} are needed to judge it by them"
             say(f"watch: {current} stays{without}{followed}")
             return ()
         time.sleep(every)

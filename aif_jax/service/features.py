@@ -96,15 +96,18 @@ class UserSource:
         if self._encoder is None:
             raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
         user: Any = request.user  # of a call: an integer or a string
+        moment = self.clock() if context.now is None else context.now
         try:
             record = None if reads is None else await reads.record(user)
             with contextlib.nullcontext() if reads is None or record is None else reads.encoding():
                 if (table := self.table) is None:
-                    context.fetched = encoded(self._encoder, record, clock(self._encoder))
+                    context.fetched = encoded(self._encoder, record, moment)
                 else:  # in a thread: rows may be in a server, and more events than have places are applied
                     raw = (None, None) if record is None else (record.attributes, record.events)
-                    context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw)
+                    context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw, moment)
         except DAMAGE as error:
+            if context.now is not None and str(error).startswith("now: "):
+                raise BadCall("now", str(error).removeprefix("now: ")) from None
             raise SourceError(f"feature source{'' if self.table is None else ' or user table'}: {error}") from error
         return context.fetched
 
@@ -135,13 +138,13 @@ class UserSource:
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
             raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
 
-    def _of_row(self, table: UserTable, user: Any, record: Any, events: Any) -> UserFeatures:
+    def _of_row(self, table: UserTable, user: Any, record: Any, events: Any, now: Any) -> UserFeatures:
         columns = table.encoder.columns
         if record is None and columns.user_id and not (columns.user_attributes or columns.user_floats):
             record = {columns.user_record_id: user}  # the whole of a profile
         count = 0 if events is None else len(column_of(events, columns.item))
         places = next((size for size in self._places if size >= count), self._places[-1])
-        return table.features(user, record, now=self.clock(), events=events, places=places)
+        return table.features(user, record, now=now, events=events, places=places)
 
     def _encoded(self, call: Call) -> UserFeatures:
         assert call.features is not None

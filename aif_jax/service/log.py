@@ -464,7 +464,7 @@ class Shadow:
             served = self._version()
             if served is seen.served:
                 return
-            context = Context(served.users.of(seen.call))
+            context = Context(served.users.of(seen.call), now=seen.call.now)
             request = Request(user=seen.call.user, context=context, order="logit", exclude=seen.call.exclude)
             scores = await served.engine.score(request, seen.candidates)
             self.counters["shadow_calls"] += 1

@@ -445,7 +445,8 @@ async def run(service: Service, where: Listening, *, routes: Mapping[str, Handle
         loop.add_signal_handler(number, told)
     try:
         async with service, Frozen(service.models).looking(), listening(service, where, routes=routes, grpc=grpc) as addresses:
-            print(json.dumps({"ready": True, **addresses}), flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
+                print(json.dumps({"ready": True, **addresses}), flush=True)
             logger.info("ready: %s", addresses)
             await stop.wait()
             logger.info("draining")
