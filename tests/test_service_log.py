@@ -25,7 +25,7 @@ from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.core import Service
-from aif_jax.service.log import LogRecord, RequestLog, Shadow, logged_arrays, read_log, replay
+from aif_jax.service.log import LogRecord, RequestLog, Shadow, read_log, replay
 from aif_jax.service.models import Models
 from aif_jax.serving import Candidates
 from aif_jax.train.step import score
@@ -168,15 +168,6 @@ def copy_of(logged, folder, **changes):
         table = table.set_column(at, table.schema.field(at), [values])
     pq.write_table(table, folder / "requests-1.parquet")
     return made
-
-
-def test_a_log_of_frames_is_refused_with_the_way_out(logged, tmp_path):
-    frames = lambda value, row: None if value is None else b"AIF1" + value  # noqa: E731
-    old = next(filter(None, copy_of(logged, tmp_path, raw=frames, features=frames)["features"]))
-    with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
-        list(read_log(tmp_path))
-    with pytest.raises(ValueError, match="got frames of a release before 0.2; read them with that release"):
-        logged_arrays(old)
 
 
 def test_replay_finds_the_field_that_differs(logged, tmp_path):

@@ -543,10 +543,7 @@ def read_samples(folder: str | Path | Sequence[str | Path], data: Dataset) -> Da
         user_floats=np.broadcast_to(np.float32(0), (len(users), schema.user_floats)),
         cascade=Cascade(positions=arrays["positions"], rows=arrays["rows"], stage=arrays["stage"], labels=labels),
         served=ServedFeatures(
-            positions=arrays["positions"],
-            features=features,
-            outcomes=tuple(record["outcomes"]),
-            statistics=data.statistics,
+            positions=arrays["positions"], features=features, outcomes=tuple(record["outcomes"]), statistics=data.statistics
         ),
         repeats=True,
     )

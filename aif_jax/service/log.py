@@ -193,9 +193,7 @@ def read_log(path: str | Path) -> Iterator[LogRecord]:
             expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
             columns = [name for name in LogRecord._fields if name in table.schema_arrow.names]
             for batch in table.iter_batches(1024, columns=columns):
-                for row in batch.to_pylist():
-                    _current(row["features"] or row["raw"] or b"")
-                    yield LogRecord(**row)
+                yield from (LogRecord(**row) for row in batch.to_pylist())
         except arrow.ArrowException as error:
             raise ValueError(f"{file}: expected a request log: {error}") from error
 
@@ -389,15 +387,8 @@ def call_of(record: LogRecord) -> Call | None:
 
 def logged_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """Arrays of a record by dotted name; raises ValueError."""
-    head, _, data = _current(raw).partition(b"\n")
+    head, _, data = raw.partition(b"\n")
     return tensors.arrays_from(tensors.parse_json(head).get("tensors"), data)
-
-
-def _current(raw: bytes) -> bytes:
-    if raw[:4] == b"AIF1":
-        expected = "records of tensors, got frames of a release before 0.2; read them with that release, or start a new log"
-        raise ValueError(f"request log: expected {expected}")
-    return raw
 
 
 def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:

@@ -643,9 +643,7 @@ def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
         made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}; remove it") from error
-    own = saved.version
-    if GROUP in saved.params.get(FITTED, {}):  # one that was saved calibrated
-        own = fingerprint(with_calibration(saved.params, None), saved.config, saved.encoder)
+    own = fingerprint(with_calibration(saved.params, None), saved.config, saved.encoder)  # it may have been saved calibrated
     if record["version"] != own:
         raise CheckpointError(f"{file}: expected that of version {own}, got that of {record['version']}; remove it")
     params = with_calibration(saved.params, made)
