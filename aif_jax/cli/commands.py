@@ -38,7 +38,7 @@ from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import note
 
-CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks")]
+CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
 FIT = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "since", "requests",
     "repeats", "id_dropout", "buckets",

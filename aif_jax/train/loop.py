@@ -312,7 +312,7 @@ def loop(
                     save()
             save()
             log()
-            if number and int(state.skipped) >= number:
+            if 1 < number <= int(state.skipped):
                 raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
         finally:
             if checkpoints is not None:
