@@ -107,7 +107,7 @@ class UserSource:
                     context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw, moment)
         except DAMAGE as error:
             if context.now is not None and str(error).startswith("now: "):
-                raise BadCall("now", str(error)[len("now: ") :]) from None
+                raise BadCall("now", f"expected a time in the unit of the events, got {context.now!r:.80}") from None
             raise SourceError(f"feature source{'' if self.table is None else ' or user table'}: {error}") from error
         return context.fetched
 
