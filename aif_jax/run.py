@@ -145,8 +145,7 @@ class Run:
         run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
         """
         made = edits.chain(*changes)(self.trained, data)
-        if made.settings is None:  # of an edit that makes a new Trained
-            made = made.replace(settings=self.trained.settings)
+        made = made.replace(settings=made.settings or self.trained.settings)  # an edit may make a new Trained
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:

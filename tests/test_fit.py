@@ -216,7 +216,7 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
     with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints"):
         fit(model, data, resume=False, **given)
     mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again
-    with pytest.raises(ValueError, match="fit task: expected one of NextItem, Liked, .* for others make_step and loop, got"):
+    with pytest.raises(ValueError, match="fit task: expected one of NextItem, Liked, .* others by make_step, got"):
         fit(model, data, **given | {"task": mine})
     with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
         fit(model, dataclasses.replace(data, name="another"), **given)

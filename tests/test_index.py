@@ -278,7 +278,7 @@ def test_packed_rows_keep_every_bit(dtype, shape):
 
 
 def test_a_row_wider_than_a_word_is_refused():
-    with pytest.raises(TypeError, match="at most 32 bits, got dtype complex64"):
+    with pytest.raises(TypeError, match="at most 32 bits, see jax_enable_x64, got dtype complex64"):
         pack({"v": jnp.zeros(2, jnp.complex64)})
 
 

@@ -56,9 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of stdout: nobody reads it any more, or its disk is full
         code, lost = UNREAD, _unread()
         if not isinstance(error, BrokenPipeError):
-            assert sys.stdout is not None
             print(f"error: stdout: {error}", file=sys.stderr)
-            code, lost = PROBLEMS, [sys.stdout.fileno()]
+            code, lost = PROBLEMS, [(sys.stdout or sys.stderr).fileno()]
         elif not lost:
             raise
         with open(os.devnull, "wb") as nowhere:  # where what is left to write goes

@@ -61,7 +61,9 @@ def model_metadata(service: Service, name: str, version: str = "") -> dict[str, 
     held = [service.models.named(version)] if version else service.models.held
     index = held[0].restored.index if held else None
     ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
-    inputs = (("user", "BYTES", 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1))
+    encoder = held[0].restored.trained.encoder if held else None
+    users = "INT64" if encoder is not None and encoder.vocabularies["user"].kind == "integers" else "BYTES"
+    inputs = (("user", users, 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1), ("now", "INT64", 1))
     objectives = held[0].objectives if held else ()
     each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
     outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", *each), ("mask", "BOOL", -1))

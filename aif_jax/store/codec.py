@@ -134,7 +134,7 @@ def _to_words(leaf: jax.Array) -> jax.Array:
     if flat.dtype == jnp.bool_:
         flat = flat.astype(jnp.uint8)
     if flat.dtype.kind not in "iufV" or flat.dtype.itemsize > 4:
-        raise TypeError(f"row or state: expected booleans or numbers of at most 32 bits, got dtype {flat.dtype.name}")
+        raise TypeError(f"row or state: expected at most 32 bits, see jax_enable_x64, got dtype {flat.dtype.name}; cast it")
     a_word = 4 // flat.dtype.itemsize
     if a_word > 1:
         flat = jnp.pad(flat, (0, -len(flat) % a_word)).reshape(-1, a_word)
