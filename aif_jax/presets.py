@@ -24,7 +24,7 @@ def aif(schema: Schema, **changes: Any) -> Config:
     Matching statistics of every behaviour field over the long history, BEA over the short one, linear attention with softmax
     keys over the long one, and dot products added to the logit. With a longer `long_length` the cost in real time grows by
     the binary searches of the matching statistics alone. SIM and SimTier are not in it: next to matching statistics SIM added
-    nothing, SimTier lost quality on Taobao, and they were the two most expensive blocks (docs/results.md).
+    little, SimTier lost quality on Taobao, and they were the two most expensive blocks (docs/results.md).
 
     Args:
       schema: the features.
