@@ -13,13 +13,14 @@ import pytest
 from pyarrow import csv, parquet
 
 import aif_jax as aif
-from aif_jax import Catalogue
+from aif_jax import Catalogue, item
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
+from aif_jax.index.store import ItemProgram
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
 from aif_jax.store.version import EncodingMismatch, fingerprint
 from tests import demo
@@ -550,3 +551,13 @@ print("capacity", four.capacity, "devices", mesh.size)
         devices=4,
     )
     assert out == "capacity 1024 devices 4\n"
+
+
+def test_rows_without_the_side_values_of_the_schema_are_refused():
+    """Orders and answers read them: without them every candidate would score 0."""
+    schema = dataclasses.replace(demo.schema(), side=("bid",))
+    bare = lambda params, features, *, config: dataclasses.replace(item.apply(params, features, config=config), side={})  # noqa: E731
+    model = aif.assemble(demo.config(schema=schema), item=aif.Component(item.init, bare))
+    params = jax.eval_shape(lambda: aif.build(demo.config()).init(jax.random.key(0), demo.catalogue()))
+    with pytest.raises(ValueError, match=r"ItemRow.side: expected the side values \['bid'\] of the schema, got \[\]"):
+        ItemProgram(aif.Trained(model, params), storage="float32", batch_size=8, mesh=None)
