@@ -405,14 +405,18 @@ class Batcher(Generic[T]):
             self._workers.start(self._work)
 
     def _work(self) -> None:
-        """In a thread: computes until nothing waits."""
-        while True:
-            with self._lock:
-                tasks = self._take()
-                if not tasks:
-                    self._working -= 1
-                    return
-            post(tasks[0].future.get_loop(), _hand_out, tasks, self._outcomes(tasks))
+        """In a thread: computes until nothing waits; who gets the last answer finds the thread free."""
+        tasks = self._next()
+        while tasks:
+            done, outcomes = tasks, self._outcomes(tasks)
+            tasks = self._next()
+            post(done[0].future.get_loop(), _hand_out, done, outcomes)
+
+    def _next(self) -> list[T]:
+        with self._lock:
+            tasks = self._take()
+            self._working -= not tasks
+            return tasks
 
     def _take(self) -> list[T]:
         while self._waiting and self._waiting[0].future.done():  # cancelled
