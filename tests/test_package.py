@@ -41,8 +41,15 @@ OWNERS = {
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
     "gc": ("service/process.py",),  # of a process that serves; a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
-    # a thread that makes the next training batches, one that saves a checkpoint, one that writes a snapshot
-    "concurrent": ("serving/", "data/pipeline.py", "checkpoint/contents.py", "store/snapshots.py", "service/shards.py"),
+    # threads that make the next training batches, take a share of one, save a checkpoint, write a snapshot
+    "concurrent": (
+        "serving/",
+        "data/pipeline.py",
+        "train/step.py",
+        "checkpoint/contents.py",
+        "store/snapshots.py",
+        "service/shards.py",
+    ),
     "uvicorn": ("service/process.py",),
     "httptools": ("service/process.py",),
     "orjson": ("service/tensors.py",),
@@ -115,7 +122,7 @@ MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
-MOST_LINES = 39_278
+MOST_LINES = 39_359
 MOST_LINES_OF_EXPERIMENTS = 13_315
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",

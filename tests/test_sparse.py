@@ -1,6 +1,7 @@
 """Sparse updates: those of the dense optimizer on the rows that a batch names, in one part or many."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,10 @@ def run(model, params, optimizer, batches, **options) -> tuple[train.TrainState,
 
 def assert_close(a, b, *, atol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def items_of(batch: Batch) -> np.ndarray:
@@ -106,6 +111,41 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     assert float(results[0][2]) > 1e-3
     assert_close(results[0], results[1])
     assert_close(results[0], results[2])
+
+
+class CountedExecutor(ThreadPoolExecutor):
+    def __init__(self):
+        super().__init__(1)
+        self.calls = 0
+
+    def submit(self, *given):
+        self.calls += 1
+        return super().submit(*given)
+
+
+@pytest.mark.parametrize("sparse", [None, ITEM])
+def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse, monkeypatch):
+    model, params = demo.build(**SMALL)
+    batch, optimizer, results = batch_of(model.config, seed=1, samples=13), optax.adam(0.1), []
+    loss = losses.listwise_softmax + 0.5 * losses.pointwise_bce
+    step = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=1)
+    for calls in ([], [1], [1, 1, 0]):  # of other threads than this one: 13 parts are 3 shares
+        threads = [CountedExecutor() for _ in calls]
+        monkeypatch.setattr(step_module, "_threads", lambda threads=threads: threads)
+        results.append(step(train.init_state(params, optimizer), batch))
+        assert [thread.calls for thread in threads] == calls
+        for thread in threads:
+            thread.shutdown()
+    assert_equal(results[0], results[1])
+    assert_equal(results[0], results[2])
+    whole = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=None)(train.init_state(params, optimizer), batch)
+    assert_close(results[0][1], whole[1])
+    assert_close(results[0][0].trained, whole[0].trained)
+
+
+def test_shares_hold_no_more_gradients_than_fit():
+    assert training.in_shares(256, 4, training.SHARES_BYTES // 3) == (3, 4)
+    assert training.in_shares(256, 4, 2 * training.SHARES_BYTES) == (1, 4)
 
 
 def test_parts_hold_samples_of_like_length():

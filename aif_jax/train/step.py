@@ -6,6 +6,10 @@ On a CPU the time of a large batch is that of writing arrays such as [B, L, D] t
 `losses.Loss` (or `Goals`) adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are
 scored a second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
 
+*Cores.* XLA runs the operations of such a part, which are small, one after the other on one core. So a `Loss` takes the parts
+in shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, those of several at the
+same time. How many shares there are follows from the batch and not from the machine, so sums have one order everywhere.
+
 *Processes.* Before each step they agree that each has its share of the same batch, and nothing against training on it. The
 answers for batch n + 1 are sent before step n is dispatched and read after it, so no step waits for them.
 """
@@ -14,8 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
@@ -131,6 +137,10 @@ def _settle(share: _Share, sent: Callable[[], np.ndarray]) -> PrefetchedBatch | 
 
 PART_EVENTS = 10_000
 """Candidates and behaviours of a part of a batch: with D = 32 its arrays fill the level-2 cache of a core."""
+MOST_SHARES = 8
+"""Shares of a batch that run at once, on as many cores."""
+SHARES_BYTES = 1 << 27
+"""Bytes of the gradients that the shares of a batch hold together, one each."""
 PART_BYTES = 1 << 26
 """Bytes of embedding rows that all parts of a batch together may add gradients to: each part writes all of the batch's rows."""
 
@@ -156,12 +166,48 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
     return size if size < samples else None
 
 
+def in_shares(samples: int, size: int, gradient_bytes: int = 0) -> tuple[int, int]:
+    """Shares of a batch in parts of `size` samples, and samples of a part where each share has as many.
+
+    Example:
+      >>> [in_shares(256, size) for size in (256, 128, 86, 16, 2)]
+      [(1, 256), (2, 128), (2, 64), (4, 16), (8, 2)]
+    """
+    parts = -(-samples // size)
+    shares = min(MOST_SHARES, max(2, parts // 4), max(1, SHARES_BYTES // max(gradient_bytes, 1))) if parts > 1 else 1
+    return shares, -(-samples // (shares * -(-parts // shares)))
+
+
+@cache
+def _threads() -> tuple[ThreadPoolExecutor, ...]:
+    """A thread for each core but the caller's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tuple(ThreadPoolExecutor(1, "aif-train") for _ in range(min(cores, MOST_SHARES) - 1))
+
+
+def _at_once(f: Callable[[int], Any], count: int) -> list[Any]:
+    """[f(0), ..., f(count - 1)], dispatched by as many threads as there are cores, this one among them."""
+    first, threads = f(0), _threads()  # compiles
+    others = {i: threads[i % (len(threads) + 1) - 1].submit(f, i) for i in range(1, count) if i % (len(threads) + 1)}
+    return [first, *(others[i].result() if i in others else f(i) for i in range(1, count))]
+
+
 def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, auxiliary: AuxiliaryFn = nothing
+    scores_of: ScoresFn,
+    params: Any,
+    batch: Batch,
+    loss: LossFn,
+    *,
+    part: int | None,
+    share: tuple[Any, int] = (0, 1),
+    auxiliary: AuxiliaryFn = nothing,
 ) -> tuple[jax.Array, Any]:
-    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples."""
+    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
+
+    `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
+    """
     if part is not None and isinstance(loss, Loss | Goals):
-        return _scored_once(scores_of, params, batch, loss, part, auxiliary)
+        return _scored_once(scores_of, params, batch, loss, part, share, auxiliary)
 
     def loss_of(scores: jax.Array) -> jax.Array:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
@@ -173,11 +219,17 @@ def loss_and_gradient(
 
 
 def _scored_once(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, auxiliary: AuxiliaryFn
+    scores_of: ScoresFn,
+    params: Any,
+    batch: Batch,
+    loss: Loss | Goals,
+    part: int,
+    share: tuple[Any, int],
+    auxiliary: AuxiliaryFn,
 ) -> tuple[jax.Array, Any]:
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
-    parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part)
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
@@ -222,18 +274,14 @@ def _by_length(batch: Batch) -> jax.Array:
     return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
 
 
-def _parts(batch: Batch, order: jax.Array, size: int) -> Batch:
-    """Splits a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last part."""
+def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int] = (0, 1)) -> Batch:
+    """Splits a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last ones."""
+    first, count = share
     samples = batch.where.shape[0]
-
-    def reshape(x: Array) -> jax.Array:
-        x = jnp.asarray(x)[order]
-        x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-        return x.reshape(x.shape[0] // size, size, *x.shape[1:])  # no -1: some features have width 0
-
-    parts = jax.tree.map(reshape, batch)
-    real = (jnp.arange(parts.where.shape[0] * size) < samples).reshape(-1, size, 1)
-    return dataclasses.replace(parts, where=parts.where & real)
+    places = jnp.arange(-(-samples // (size * count)) * size * count).reshape(-1, count, size)[:, first]
+    chosen = order[jnp.minimum(places, samples - 1)]
+    parts = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
+    return dataclasses.replace(parts, where=parts.where & (places < samples)[..., None])
 
 
 FITTED = "fitted"
@@ -356,11 +404,15 @@ def make_step(
     if sequence_loss is not None:
         sequence_loss = sequence_loss.bind(model)
 
-    def step(
-        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:
+        return {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
+
+    def gradient(
+        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, share: Any = 0, *, part: int | None,
+        shares: int = 1, sizes: tuple[int, ...],
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
         dense, whole = split_tables(state.trained, tables)
-        ids = {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
+        ids = ids_of(whole, unique, sizes)
         rows = {name: take_rows(whole[name], ids[name]) for name in tables}
 
         def whole_params(params: tuple[Params, dict[str, jax.Array]]) -> Params:
@@ -376,63 +428,89 @@ def make_step(
         def auxiliary(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             return of_sequence(_cast_params(whole_params(params), dtype), batch)
 
-        value, (gradient, row_gradients) = loss_and_gradient(
-            scores_of, (dense, rows), batch, loss, part=part, auxiliary=auxiliary
-        )
+        return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares), auxiliary=auxiliary)
+
+    def change(
+        state: TrainState, unique: dict[str, UniqueIds], added: list[tuple[jax.Array, Any]], *, sizes: tuple[int, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        value, (gradient, row_gradients) = jax.tree.map(lambda *each: sum(each[1:], each[0]), *added)
+        ids = ids_of(split_tables(state.trained, tables)[1], unique, sizes)
 
         def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
             norm = optax.tree.norm(gradient)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-            def change(trained: Params, opt_state: Any) -> tuple[Any, Any]:
+            def move(trained: Params, opt_state: Any) -> tuple[Any, Any]:
                 with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
                     updates, opt_state = optimizer.update(gradient, opt_state, trained)
                     return optax.apply_updates(trained, updates), opt_state
 
-            return *jax.lax.cond(finite, change, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
+            return *jax.lax.cond(finite, move, lambda *unchanged: unchanged, trained, opt_state), (norm, finite)
 
         trained, opt_state, (norm, finite) = update_rows(update, state.trained, state.opt_state, gradient, ids, row_gradients)
         skipped = state.skipped + jnp.where(finite, 0, 1)
         after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=trained, opt_state=opt_state)
         return after, {"loss": value, "grad_norm": norm}
 
-    compiled = jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes"))
-    count = jax.jit(partial(unique_ids, config=model.config), donate_argnums=0)
-    return _Step(compiled, count, model.config, tables, part)
+    def step(
+        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        return change(state, unique, [gradient(state, slots, unique, batch, part=part, sizes=sizes)], sizes=sizes)
+
+    return _Step(
+        whole=jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes")),
+        gradient=jax.jit(gradient, static_argnames=("part", "shares", "sizes")),
+        change=jax.jit(change, donate_argnums=0, static_argnames="sizes"),
+        count=jax.jit(partial(unique_ids, config=model.config), donate_argnums=0),
+        config=model.config,
+        tables=tables,
+        part=part,
+        adds_up=isinstance(loss, Loss | Goals),
+    )
 
 
+@dataclasses.dataclass
 class _Step:
     """A compiled step with its scratch, which holds nothing from one step to the next and so is no part of the state."""
 
-    def __init__(self, compiled: Any, count: Any, config: Config, tables: tuple[str, ...], part: int | Literal["auto"] | None):
-        self._compiled, self._count, self._config, self._tables, self._part = compiled, count, config, tables, part
-        self._slots: Slots = {}
+    whole: Any
+    gradient: Any
+    change: Any
+    count: Any
+    config: Config
+    tables: tuple[str, ...]
+    part: int | Literal["auto"] | None
+    adds_up: bool
+    slots: Slots = dataclasses.field(default_factory=dict)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        if not self._tables:
-            return in_order(self._compiled(state, {}, {}, batch, part=self._samples_of_part(batch, 0), sizes=()))
-        tables = {name: state.trained["embedding"][name] for name in self._tables}
-        stale = {name: table for name, table in tables.items() if not _fits(self._slots.get(name), table)}
-        self._slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
-        self._slots, unique = in_order(self._count(self._slots, state.fitted, batch.users, batch.items))
+        dense, tables = split_tables(state.trained, self.tables)
+        stale = {name: table for name, table in tables.items() if not _fits(self.slots.get(name), table)}
+        self.slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
+        unique: dict[str, UniqueIds] = {}
+        if tables:
+            self.slots, unique = in_order(self.count(self.slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
         bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
         sizes = tuple(size_for(int(counts[name]), bound) for name, bound in bounds.items())
         row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
-        part = self._samples_of_part(batch, row_bytes)
-        return in_order(self._compiled(state, self._slots, unique, batch, part=part, sizes=sizes))
+        devices = batch.where.sharding.device_set if isinstance(batch.where, jax.Array) else jax.devices()[:1]
+        one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+        part, shares = self.part, 1
+        if part == "auto":
+            part = self._part_size(batch, row_bytes) if one_cpu else None
+        if part is not None and one_cpu and self.adds_up:
+            shares, part = in_shares(len(batch.where), part, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
+        if shares == 1:
+            return in_order(self.whole(state, self.slots, unique, batch, part=part, sizes=sizes))
+        gradient = partial(self.gradient, state, self.slots, unique, batch, part=part, shares=shares, sizes=sizes)
+        return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares), sizes=sizes)
 
-    def _samples_of_part(self, batch: Batch, row_bytes: int) -> int | None:
+    def _part_size(self, batch: Batch, row_bytes: int) -> int | None:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""
-        if not isinstance(self._part, str):
-            return self._part
-        where = batch.where
-        devices = where.sharding.device_set if isinstance(where, jax.Array) else jax.devices()[:1]
-        if len(devices) > 1 or next(iter(devices)).platform != "cpu":
-            return None
-        samples, candidates = where.shape
+        samples, candidates = batch.where.shape
         places = batch.users.history.mask.shape[1]
-        lengths = (self._config.short_length, self._config.long_length)
+        lengths = (self.config.short_length, self.config.long_length)
         return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)
 
 
