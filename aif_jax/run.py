@@ -333,7 +333,8 @@ def fit(
       k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
       repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
         training, and no candidate in the lists and the catalogue of an evaluation.
-      evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch.
+      evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch. In between, one
+        process saves every ten minutes.
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
       on_bad_batch: what to do with a corrupt record, see `loop`.

@@ -207,6 +207,19 @@ def test_a_killed_run_ends_as_one_that_was_not(data, model, run, cut_short, tmp_
     assert values[0] == values[1]
 
 
+def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, model, run, tmp_path, monkeypatch):
+    given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
+    monkeypatch.setattr("aif_jax.train.fit.SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, **given, writers=[Kill(3)])
+    assert Checkpoints(tmp_path / "run").steps == [1, 2]
+    with pytest.raises(FileNotFoundError, match="expected step best, found steps"):
+        Run.load(tmp_path / "run")
+    monkeypatch.undo()
+    resumed = fit(model, data, **given)
+    assert same(resumed.params, run.params) and resumed.metrics == run.metrics
+
+
 def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
     given = GIVEN | dict(out=run.folder, learning_rate=0.03)
     with pytest.raises(ValueError, match=r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"):

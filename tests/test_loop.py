@@ -255,6 +255,23 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
     ]  # fmt: skip
 
 
+def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(feed, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
+
+    def ticking(state, batch):
+        clock[0] += 1.0
+        return step(state, batch)
+
+    with Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
+        run(
+            feed.batches(), step=ticking, checkpoints=checkpoints, config=feed.config, save_every=10, save_seconds=4.0,
+            evaluate=lambda state: {"gauc": 1 / int(state.step)},
+        )  # fmt: skip
+        judged = [step for step, figures in checkpoints.figures.items() if figures]
+        assert (checkpoints.steps, judged, checkpoints.best) == ([4, 8, 10, 14, 18, 20, 24], [10, 20, 24], 10)
+
+
 @pytest.mark.parametrize("last", ["empty", "event 7 is corrupt"])
 def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_skipped(feed, tmp_path, last):
     """Figures of any float type: a NumPy or JAX scalar ends no run."""

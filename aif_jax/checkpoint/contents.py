@@ -357,6 +357,7 @@ class Checkpoints:
         opt_state: Any = None,
         position: Any = None,
         metrics: Mapping[str, float] | None = None,
+        judged: bool = True,
     ) -> None:
         """Saves in the background; the arrays may be donated or changed as soon as this returns.
 
@@ -368,12 +369,13 @@ class Checkpoints:
           step: must not be on disk yet.
           params, config, encoder, opt_state, position: see `checkpoint.save`.
           metrics: figures by name; the one of `keep_best` must be among them.
+          judged: False for a step between two evaluations, which needs no figures and is never the best.
 
         Raises:
           FileExistsError: the step is there already.
           ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
         """
-        if self.keep_best is not None:
+        if self.keep_best is not None and judged:
             chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"
             expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()

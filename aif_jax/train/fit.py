@@ -265,6 +265,8 @@ def say(line: str, *, progress: bool) -> None:
 RECORD = "fit.json"
 CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
+SAVE_SECONDS = 600.0
+"""What a killed run of one process loses at most, in seconds, where evaluations are further apart."""
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
@@ -466,6 +468,7 @@ def train(
                 config=config,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
                 save_every=settings.evaluate_every or feed.steps_per_epoch,
+                save_seconds=SAVE_SECONDS,
                 evaluate=validate and spent.timed(validate),
                 on_bad_batch=on_bad_batch,
                 progress=progress,

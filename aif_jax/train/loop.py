@@ -197,6 +197,7 @@ def loop(
     config: Config | None = None,
     encoder: Encoder | None = None,
     save_every: int = 1000,
+    save_seconds: float = math.inf,
     evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -232,6 +233,7 @@ def loop(
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
       config, encoder: config and encoder of model and data; go into the checkpoints.
       save_every: steps between two checkpoints, counted over the whole run.
+      save_seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
         processes all call it and take the figures of process 0.
 
@@ -248,7 +250,8 @@ def loop(
     number = int(state.step)
     processes.by_first("logs", lambda: [writer.rewind(number) for writer in writers])
     recent = _Recent(started=time.perf_counter())
-    saved, cursor = number, None
+    saved, saved_at, cursor = number, time.perf_counter(), None
+    save_seconds = math.inf if processes.several() else save_seconds  # clocks differ
     source = map(_fed, batches)
     if processes.several():
         held = {path: leaf for path, leaf in leaves_by_path(state).items() if holds(leaf)}
@@ -270,12 +273,12 @@ def loop(
                 processes.together("on_log", partial(on_log, number, values))
             processes.by_first("logs", lambda: [writer.write(number, values) for writer in writers])
 
-        def save() -> None:
-            nonlocal saved
+        def save(position: Any, *, judged: bool = True) -> None:
+            nonlocal saved, saved_at
             if checkpoints is None or config is None or number == saved:
                 return
             figures = {}
-            if evaluate is not None:
+            if evaluate is not None and judged:
                 jax.block_until_ready(state.step)  # so that the evaluation waits for no step
                 began = time.perf_counter()
                 figures = processes.together("evaluate", partial(evaluate, state))
@@ -283,17 +286,16 @@ def loop(
                 figures = json.loads(processes.from_first(plain))  # so that all keep the same best checkpoint
                 recent.started += time.perf_counter() - began
             log(figures)
-            checkpoints.save_async(
-                number, state.params, config, encoder=encoder, opt_state=_rest(state), position=cursor, metrics=figures or None
-            )
-            saved = number
+            given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
+            checkpoints.save_async(number, state.params, config, encoder=encoder, **given)
+            saved, saved_at = number, time.perf_counter()
             recent.restart()
 
         try:
             due = False  # an entry waits for the next step: if none comes, the last entry also has what `evaluate` gives
             while (fed := _next(source, recent)) is not None:
                 bar.update(1)
-                cursor = fed.cursor
+                before, cursor = cursor, fed.cursor
                 if fed.batch is None or fed.problem is not None:
                     try:
                         _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
@@ -304,13 +306,15 @@ def loop(
                     continue
                 if due:
                     log()
+                if time.perf_counter() - saved_at >= save_seconds:
+                    save(before, judged=False)  # now that another step follows: the last one is judged
                 state, metrics = step(state, fed.batch)
                 number += 1
                 recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
                 due = number % log_every == 0
                 if number % save_every == 0:
-                    save()
-            save()
+                    save(cursor)
+            save(cursor)
             log()
             if 1 < number <= int(state.skipped):
                 raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
