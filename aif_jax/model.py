@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +34,6 @@ class Component(NamedTuple):
     apply: Callable[..., Any]
 
 
-class InitFn(Protocol):
-    """`init(key, catalogue, *, seed=0, fitted=None)`: trained parameters from the key, fitted ones from the catalogue.
-
-    With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue may be None; `{}` gives the trained
-    parameters alone. Raises ValueError where `fitted` is another config's.
-    """
-
-    def __call__(
-        self, key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
-    ) -> Params: ...
-
-
 class PreRanker(NamedTuple):
     """A pre-ranking model: pure functions of its parameters, from `build` or `assemble`.
 
@@ -54,7 +42,9 @@ class PreRanker(NamedTuple):
 
     Attributes:
       config: sizes and blocks.
-      init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays; see `fit_tables`.
+      init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays: trained ones from the key,
+        fitted ones from the catalogue. With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue
+        may be None; `{}` gives the trained parameters alone. Raises ValueError where `fitted` is another config's.
       user: `(params, UserFeatures) -> UserState` of ONE user; off the critical path, while retrieval runs.
       item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
       interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
@@ -74,7 +64,7 @@ class PreRanker(NamedTuple):
     """
 
     config: Config
-    init: InitFn
+    init: Callable[..., Params]
     user: Callable[[Params, UserFeatures], Any]
     item: Callable[[Params, ItemFeatures], Any]
     interaction: Callable[[Params, Any, Any], jax.Array]

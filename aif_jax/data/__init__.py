@@ -3,17 +3,16 @@
 # ruff: noqa: I001
 
 from aif_jax.data.candidates import (
-    CandidateLists, CandidateSource, SampleKey, impressions, pointwise_candidates, retrieved, sampled_negatives,
+    CandidateLists, CandidateSource, NegativeSampler, SampleKey, SeenPairs, impressions, item_counts, logged,
+    pointwise_candidates, retrieved, sampled_negatives, staged,
 )  # fmt: skip
 from aif_jax.data.cascade import STAGES, Cascade
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog, write_log
 from aif_jax.data.pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
-from aif_jax.data.candidates import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import (
     Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts,
 )  # fmt: skip
-from aif_jax.data.candidates import logged, staged
 from aif_jax.encoding import hashing
 
 __all__ = [

@@ -207,12 +207,12 @@ def read_record(path: Path, what: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def refusing(where: str | Path, error: type[ValueError] = CheckpointError) -> Iterator[None]:
-    """Raises what `export.consume` refuses as the error of the caller, with the place."""
+def refusing(where: str | Path) -> Iterator[None]:
+    """Raises what `export.consume` refuses as a CheckpointError, with the place."""
     try:
         yield
     except files.ExportError as refused:
-        raise error(f"{where}: {refused}") from refused.__cause__
+        raise CheckpointError(f"{where}: {refused}") from refused.__cause__
 
 
 def is_json(value: Any) -> bool:

@@ -5,9 +5,6 @@ A snapshot on disk records a position for each partition: it holds every update 
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
 One writer owns a directory, see `Lease`; snapshots are named by the number of their owner and a count, and so sort by age.
-
-One writer for a directory: a lock with an owner, whose number rises with every owner.
-
 Every owner claims the next number by making the file `.owner-NUMBER`, and locks it until it ends, however it ends. Where a lock
 says nothing (no locks, a takeover), the highest number owns the directory, and a writer checks that at every save.
 """
