@@ -82,10 +82,8 @@ class Config:
             used = self.head or not part.widths(self)
             expect(used, "Config.head", f"hidden widths for the inputs of {part!r}", "(): give head=(64, 32)")
         lacks = "towers" if self.towers is None else "" if self.head else "a head"
-        enough = self.blocks or not lacks
-        expect(
-            enough, "Config.blocks", f"at least one block in a model without {lacks}", "none; add blocks=, or towers and head"
-        )
+        expected = f"at least one block in a model without {lacks}"
+        expect(self.blocks or not lacks, "Config.blocks", expected, "none; add blocks=, or towers and head")
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""
@@ -161,8 +159,7 @@ def block_from_json(value: Mapping[str, Any]) -> Any:
     """The block that `Config.to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
     importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
     name = value.get("block")
-    if name not in BLOCKS:
-        raise ValueError(f"block: expected one of {sorted(BLOCKS)}, got {name!r}; import the module with its `@block`")
+    expect(name in BLOCKS, "block", f"one of {sorted(BLOCKS)}", f"{name!r}; import the module with its `@block`")
     return _from_plain(BLOCKS[name], {key: entry for key, entry in value.items() if key != "block"}, f"block {name!r}")
 
 

@@ -184,9 +184,8 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     for part in config.blocks:
         for name in part.per_item or ():
             got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
-            expect(
-                got.get(name, ())[:1] == (count,), f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got
-            )
+            fits = got.get(name, ())[:1] == (count,)
+            expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got)
     return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
 

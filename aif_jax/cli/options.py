@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
@@ -151,8 +152,7 @@ def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str,
 def read_task(words: Sequence[str]) -> Task:
     """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
     name, *fields = words
-    if name not in TASKS:
-        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    expect(name in TASKS, "--task", f"one of {', '.join(TASKS)}", repr(name), error=UsageError)
     values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
     with as_usage("--task"):
         return TASKS[name](**values)
@@ -203,8 +203,7 @@ def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dic
             value = json.loads(text)
         except ValueError:
             raise UsageError(f"{option}: expected FIELD=VALUE with the value in JSON, got {word!r}") from None
-        if name not in fields:
-            raise UsageError(f"{option}: expected one of the fields {', '.join(fields)}, got {name!r}")
+        expect(name in fields, option, f"one of the fields {', '.join(fields)}", repr(name), error=UsageError)
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
 

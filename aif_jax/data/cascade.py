@@ -64,9 +64,8 @@ class Cascade:
         expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))
         for name, values in self.labels.items():
             expect_array(values, f"Cascade.labels[{name!r}]", dtype=np.float32, shape=rows.shape)
-            expect(
-                not np.isinf(values).any(), f"Cascade.labels[{name!r}]", "finite values, NaN where unknown", "an infinite one"
-            )
+            finite = not np.isinf(values).any()
+            expect(finite, f"Cascade.labels[{name!r}]", "finite values, NaN where unknown", "an infinite one")
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -265,9 +264,8 @@ def join_samples(folders: Sequence[str | Path]) -> tuple[dict[str, Any], dict[st
     if len(twice):
         one, other = (folders[int(arrays["run"][at])] for at in (twice[0], twice[0] + 1))
         got = f"one at {int(time[twice[0]])} s in {one} and {other} ({len(twice)} in all)"
-        expect(
-            False, "samples", "each request in one run", f"{got}; give join_outcomes the `until` of the run before as `since`"
-        )
+        way_out = "give join_outcomes the `until` of the run before as `since`"
+        raise ValueError(f"samples: expected each request in one run, got {got}; {way_out}")
     return records[0], arrays
 
 

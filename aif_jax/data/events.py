@@ -63,10 +63,8 @@ class EventLog:
         for start in range(0, size, BLOCK):
             columns = {field: getattr(self, field)[start : start + BLOCK] for field in COLUMNS}
             last = _check_block(columns, users=self.users, start=start, last=last)
-        if not np.array_equal(np.searchsorted(self.user, np.arange(len(offsets), dtype=np.int32)), offsets):
-            raise ValueError(
-                "EventLog.offsets: expected the first event of each user row, got others; use EventLog.from_arrays"
-            )
+        first = np.array_equal(np.searchsorted(self.user, np.arange(len(offsets), dtype=np.int32)), offsets)
+        expect(first, "EventLog.offsets", "the first event of each user row", "others; use EventLog.from_arrays")
 
     @classmethod
     def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
@@ -273,8 +271,7 @@ def _columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         array, limits = np.asarray(given[name]), np.iinfo(dtype)
         if array.size == 0:
             array = array.astype(dtype)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"EventLog.{name}: expected integers, got dtype {array.dtype.name}")
+        expect(array.dtype.kind in "iu", f"EventLog.{name}", "integers", f"dtype {array.dtype.name}", error=TypeError)
         expect(array.ndim == 1, f"EventLog.{name}", "shape [n]", list(array.shape))
         low, high = int(array.min(initial=0)), int(array.max(initial=0))
         fits = limits.min <= low and high <= limits.max

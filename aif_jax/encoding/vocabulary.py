@@ -208,8 +208,7 @@ class Vocabulary:
             return cls._fixed_from(dict(arrays))
         if set(arrays) == {"ids"}:
             return cls(np.asarray(arrays["ids"]))
-        if set(arrays) != {"utf8", "offsets"}:
-            raise ValueError(f"Vocabulary: expected the arrays 'ids', or 'utf8' and 'offsets', got {sorted(arrays)}")
+        expect(set(arrays) == {"utf8", "offsets"}, "Vocabulary", "the arrays 'ids', or 'utf8' and 'offsets'", sorted(arrays))
         data, offsets = np.asarray(arrays["utf8"]).tobytes(), np.asarray(arrays["offsets"])
         rising = offsets.ndim == 1 and offsets.dtype == np.int64 and offsets[:1].tolist() == [0] and offsets[-1] == len(data)
         # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
@@ -226,9 +225,8 @@ class Vocabulary:
         ids = cls.from_arrays(arrays)
         counts = None
         if counted or numbers:
-            if len(numbers) != 2:
-                expected = "the arrays 'count' and 'last' of the ids that were counted"
-                raise ValueError(f"Vocabulary: expected {expected}, got {len(numbers)} of the two")
+            expected = "the arrays 'count' and 'last' of the ids that were counted"
+            expect(len(numbers) == 2, "Vocabulary", expected, f"{len(numbers)} of the two")
             counts = IdCounts(cls.from_arrays(counted), *numbers)
         if fixed["size"].shape != (1,):
             raise ValueError(f"Vocabulary: expected an array 'size' of one number, got shape {list(fixed['size'].shape)}")

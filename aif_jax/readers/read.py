@@ -28,7 +28,7 @@ from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.output import hidden
-from aif_jax.readers.check import Repeats, profile_of
+from aif_jax.readers.check import FILES, Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
 from aif_jax.readers.tables import (
     Content,
@@ -261,8 +261,7 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
     if not columns.scale:
         return {}
-    scans = {"item": tables.scans.get("items"), "user": tables.scans.get("users")}
-    present = [(which, table) for which, table in scans.items() if table is not None]
+    present = [(which, tables.scans[file]) for which, file in FILES.items() if file in tables.scans]
     return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
 
 
@@ -414,12 +413,8 @@ def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count
     ids, of_kind = distinct_values(codes, like.kind, is_text=column in table.columns.text)
     strange = total.astype(bool)
     strange[of_kind] = False
-    expect(
-        not strange.any(),
-        f"column {column!r}",
-        f"{like.kind} like the vocabulary",
-        f"{int(strange.sum())} values that are none",
-    )
+    got = f"{int(strange.sum())} values that are none"
+    expect(not strange.any(), f"column {column!r}", f"{like.kind} like the vocabulary", got)
     some = np.flatnonzero(total[of_kind])
     chosen = ids[some] if isinstance(ids, np.ndarray) else [ids[at] for at in some]
     return add_counts(None, chosen, latest[of_kind][some], total[of_kind][some])

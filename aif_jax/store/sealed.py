@@ -68,12 +68,8 @@ def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) ->
     manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
     manifest["files"] = {ARRAYS: write_arrays(folder / ARRAYS, arrays)}
     content = sealed(manifest)
-    expect(
-        len(content) <= files.MANIFEST_BYTES,
-        "record",
-        f"at most {files.MANIFEST_BYTES} bytes with the list of arrays",
-        len(content),
-    )
+    limit = f"at most {files.MANIFEST_BYTES} bytes with the list of arrays"
+    expect(len(content) <= files.MANIFEST_BYTES, "record", limit, len(content))
     (folder / MANIFEST).write_bytes(content)
 
 
