@@ -159,7 +159,8 @@ def block_from_json(value: Mapping[str, Any]) -> Any:
     """The block that `Config.to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
     importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
     name = value.get("block")
-    expect(name in BLOCKS, "block", f"one of {sorted(BLOCKS)}", f"{name!r}; import the module with its `@block`")
+    if name not in BLOCKS:
+        raise ValueError(f"block: expected one of {sorted(BLOCKS)}, got {name!r}; import the module with its `@block`")
     return _from_plain(BLOCKS[name], {key: entry for key, entry in value.items() if key != "block"}, f"block {name!r}")
 
 
