@@ -157,10 +157,9 @@ def check_item_features(
     layout = item_layout(schema)
     if features.content is None and not needs_content:
         layout = dataclasses.replace(layout, content=None)
-    if features.content is None and layout.content is not None:
-        raise ValueError(f"{name}.content: expected float32 [..., {schema.content}], got None")
-    if features.content is not None and layout.content is None:
-        raise ValueError(f"{name}.content: expected None (schema.content is 0), got an array")
+    got, wanted = features.content is not None, layout.content is not None
+    expect(got or not wanted, f"{name}.content", f"float32 [..., {schema.content}]", None)
+    expect(wanted or not got, f"{name}.content", "None (schema.content is 0)", "an array")
     _check(layout, features, name, batched=batched)
 
 

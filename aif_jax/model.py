@@ -94,10 +94,8 @@ def build(config: Config) -> PreRanker:
       >>> sorted(model.init(jax.random.key(0), catalogue))
       ['blocks', 'embedding', 'fitted', 'head', 'item', 'user']
     """
-    out = "give the model that assemble(config, ...) makes, as model="
-    expect(
-        not config.assembled, "build", f"a config of `build`; {out}", f"one of `assemble` with {', '.join(config.assembled)}"
-    )
+    expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
+    expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
     return assemble(config)
 
 

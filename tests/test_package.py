@@ -101,7 +101,7 @@ OPTIONAL = (
 LAYERS = (
     # the model: what stands at the door, and the blocks
     "types", "checks", "schema", "trees", "features", "catalogue", "stream", "layers", "scores", "config", "blocks", "presets",
-    "user", "item", "head", "interaction", "model",
+    "user", "item", "interaction", "model",
     # raw data to features, devices, folders
     "output", "encoding", "sharding", "store", "checkpoint",
     # training

@@ -23,9 +23,7 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
-WATCHED = (
-    "minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users",
-)  # fmt: skip
+WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users")
 """Arguments of `watch` that have a flag of their name."""
 FOLLOWING = ("batches", "max_messages", "admit_after")
 """Arguments of `follow` alone that have a flag of their name."""

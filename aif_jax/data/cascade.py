@@ -135,17 +135,16 @@ def from_columns(
         got = f"{item} twice in the request of {asked}, in {lines}{more}"
         expect(False, "cascade", "every item once in a request", got)
     ends = log.history_end_at(user[first], time[first])
-    inside = ends < log.offsets[user[first] + 1]
-    exists = np.zeros(len(first), np.bool_)
-    exists[inside] = log.time[ends[inside]] == time[first][inside]
-    kept = np.flatnonzero(exists)
+    kept = np.flatnonzero(ends < log.offsets[user[first] + 1])
+    kept = kept[log.time[ends[kept]] == time[first][kept]]
     kept = kept[np.argsort(ends[kept], kind="stable")]
     place_of = np.full(len(first), -1, np.int64)
     place_of[kept] = np.arange(len(kept))
     by_line = np.lexsort((order, stage, request))
     rank = np.empty_like(by_line)
     rank[by_line] = np.arange(len(user)) - first[request]  # requests lie together in both orders
-    there, here = place_of[request] >= 0, (place_of[request] >= 0) & (rank < candidates)
+    there = place_of[request] >= 0
+    here = there & (rank < candidates)
     before = np.cumsum(here) - here
     at = place_of[request][here], (before - before[first][request])[here]
 

@@ -309,10 +309,9 @@ class Encoder:
         seconds, value = time.seconds, time.value
         if len(seconds) and int(seconds.max()) > now + self.max_skew:
             late = int(np.argmax(seconds))
-            raise ValueError(
-                f"events, column {columns.time!r}: expected times up to the request's, {self.max_skew} s of clock skew allowed,"
-                f" got one {seconds[late] - now} s later at position [{late}]"
-            )
+            expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
+            got = f"one {seconds[late] - now} s later at position [{late}]"
+            raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
         kept = value < now * time.per_second  # an event in the same second would tie with a sample
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= value >= np.partition(value[kept], -self.length)[-self.length]

@@ -70,12 +70,10 @@ class Vocabulary:
             good = self.rows.dtype.kind in "iu" and self.rows.shape == (len(ids),) == self.raw.shape
             good = good and (not len(ids) or (self.rows.min() >= 1 and self.rows.max() < self._size))
             if not good or self._size > 2**31 or len(np.unique(self.rows)) != len(ids):
-                raise ValueError(
-                    f"Vocabulary.rows: expected {len(ids)} distinct rows in [1, {size}) of distinct ids, got {rows!r}"
-                )
-            order = (
-                np.argsort(ids, kind="stable") if isinstance(ids, np.ndarray) else sorted(range(len(ids)), key=ids.__getitem__)
-            )
+                expected = f"{len(ids)} distinct rows in [1, {size}) of distinct ids"
+                raise ValueError(f"Vocabulary.rows: expected {expected}, got {rows!r}")
+            is_array = isinstance(ids, np.ndarray)
+            order = np.argsort(ids, kind="stable") if is_array else sorted(range(len(ids)), key=ids.__getitem__)
             self.rows = self.rows[order].astype(np.int32)
         if self.fixed != (rows is not None) or (counts is not None and not self.fixed):
             raise ValueError("Vocabulary: expected rows and size together, and counts with them alone, got some of them")
@@ -320,10 +318,8 @@ def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
         most = max(lengths, default=0)
         at = lengths.index(most) if lengths else 0
     if most > MOST_CHARACTERS:
-        way_out = "give long ones a short id, such as a digest, in all data"
-        raise ValueError(
-            f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {most} at position {at}; {way_out}"
-        )
+        got = f"{most} at position {at}; give long ones a short id, such as a digest, in all data"
+        raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
 
 
 def string_array(strings: list[str]) -> np.ndarray:

@@ -178,10 +178,9 @@ def _suspect_share(table: Scan, column: str, counts: np.ndarray, vocabulary: Any
     row = int(np.argmax(counts))
     share, times = counts[row] / total, counts[row] * (active - 1) / (total - counts[row])
     if share > MOST[0] and times > MOST[1]:
-        got = f"{vocabulary.decode(row)!r} has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
-        yield Suspicion(
-            kind="one for many", file=table.label.name, column=column, got=f"{got}; is it a placeholder or a robot?"
-        )
+        many = f"has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
+        got = f"{vocabulary.decode(row)!r} {many}; is it a placeholder or a robot?"
+        yield Suspicion(kind="one for many", file=table.label.name, column=column, got=got)
 
 
 def _suspect_values(table: Scan, column: str, values: Values, columns: Columns) -> Iterator[Suspicion]:

@@ -1,9 +1,4 @@
-"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
-
-*Admission.* `admit` decides which ids of newer events get a row: `encoding.capacity` on files.
-
-*Cascades.* Logged requests as a `Cascade`: one line for each candidate, with how far it came, labels, and the ranker's score.
-"""
+"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once."""
 
 from __future__ import annotations
 
@@ -210,7 +205,7 @@ def scan_columns(
             vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
+            arrays[column] = table.ticks(column).seconds if kind == "time" else table.floats(column)
     problems.expect_none()
     return table, arrays
 
@@ -361,7 +356,7 @@ def admit(
     kinds: dict[str, Kind] = {columns.user: "id", columns.item: "id", columns.time: "time"}
     table = scan(events, kinds, problems, columns=columns, name="events")
     problems.expect_none()
-    seconds = table.seconds(columns.time)
+    seconds = table.ticks(columns.time).seconds
     expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
     ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
     seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}

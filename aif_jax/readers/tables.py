@@ -426,10 +426,6 @@ class Scan:
         parts[:] = [Ticks(_joined([part.value for part in parts], np.zeros(0, np.int64)), finest)]
         return parts[0]
 
-    def seconds(self, name: str) -> np.ndarray:
-        """int64 [n] of a "time" column, whole seconds."""
-        return self.ticks(name).seconds
-
     def time(self, name: str, row: int) -> str:
         """The value of a "time" column in row 0, 1, ... as its file has it."""
         ticks, (per_second, dated) = self.ticks(name), self._units[name][self._part(row)]

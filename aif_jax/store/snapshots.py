@@ -83,10 +83,8 @@ class Lease:
         claims = self._claims()
         last = max(claims, default=0)
         if last > self.number:
-            owner = _described(claims[last], last)
-            raise WriterConflict(
-                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more; stop it"
-            )
+            taken = f"{self.directory}: {_described(claims[last], last)} took over"
+            raise WriterConflict(f"{taken}; this writer (owner {self.number}) saves no more; stop it")
 
     def release(self, *, undo: bool = False) -> None:
         """Lets the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""
