@@ -98,7 +98,7 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
-            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "word": words[0]}
+            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "const": words[0]}
         elif typing.get_origin(hint) is tuple:
             option |= {"nargs": "*", "metavar": "NAME"}
         elif words:
@@ -120,18 +120,14 @@ def flag_help(documented: Any, name: str, default: Any) -> str:
 
 
 class NumbersOrWord(argparse.Action):
-    """Integers of an option as a tuple, or one word such as "auto"."""
-
-    def __init__(self, *args: Any, word: str, **options: Any):
-        super().__init__(*args, **options)
-        self.word = word
+    """Integers of an option as a tuple, or its one word (`const`) such as "auto"."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Keeps the value; ends with exit code 2 for other words."""
         try:
-            value = self.word if values == [self.word] else tuple(map(int, values))
+            value = self.const if values == [self.const] else tuple(map(int, values))
         except ValueError:
-            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.word!r}, got {' '.join(values)!r}")
+            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.const!r}, got {' '.join(values)!r}")
         setattr(namespace, self.dest, value)
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_integers, expect_range
-from aif_jax.encoding.statistics import ItemStatistics
+from aif_jax.data.events import ItemStatistics
 from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.store.folders import local

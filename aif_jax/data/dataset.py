@@ -12,9 +12,8 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade, ServedFeatures, names_of
-from aif_jax.data.events import EventLog, repeated_share
+from aif_jax.data.events import EventLog, ItemStatistics, repeated_share
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours

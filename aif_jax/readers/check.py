@@ -255,13 +255,8 @@ def _percent(share: float) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([name.ljust(width), *map(str.rjust, cells, widths)]) for name, *cells in rows]
     return [f"  {line.rstrip()}" for line in lines] if len(rows) > 1 else []
 
 
