@@ -5,7 +5,4 @@ Public names are in `__init__.pyi` and imported when first used, so that reading
 
 import lazy_loader
 
-from aif_jax.encoding import hashing as hashing
-
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__all__.append("hashing")

@@ -1,8 +1,6 @@
-"""Public names of `aif_jax.data` and the modules that they come from; `__init__.py` reads this file, and adds `hashing`."""
+"""Public names of `aif_jax.data` and the modules that they come from; `__init__.py` reads this file."""
 
 # ruff: noqa: I001
-
-import aif_jax.encoding.hashing as hashing
 
 from .candidates import (
     CandidateLists, CandidateSource, NegativeSampler, SampleKey, SeenPairs, impressions, item_counts, logged,
@@ -11,7 +9,7 @@ from .candidates import (
 from .cascade import STAGES, Cascade
 from .dataset import CorruptRecord, Dataset
 from .events import EventLog, write_log
-from .pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
+from .pipeline import Batch, Pipeline, PrefetchedBatch, hashing, make_batch, to_device
 from .split import Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts
 
 __all__ = [

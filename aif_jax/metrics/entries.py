@@ -170,9 +170,8 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
     probability, positive, weight = probabilities_of(scores, labels, where, weights)
     place = bin_of(probability, bins)
     entries = np.bincount(place, weight, minlength=bins)
-    probabilities, positives = (np.bincount(place, values, minlength=bins) for values in (probability, positive))
-    if weight is not None:
-        probabilities, positives = (np.bincount(place, v * weight, minlength=bins) for v in (probability, positive))
+    each = 1 if weight is None else weight
+    probabilities, positives = (np.bincount(place, each * values, minlength=bins) for values in (probability, positive))
     predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
     error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
     return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)

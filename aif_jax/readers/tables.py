@@ -420,10 +420,8 @@ class Scan:
         """int64 [n] of a "time" column, in the finest unit that its files have."""
         parts = self._arrays[name]
         finest = max((part.per_second for part in parts), default=1)
-        for i, (value, per_second) in enumerate(parts):
-            if per_second != finest:
-                parts[i] = Ticks(value * (finest // per_second), finest)
-        parts[:] = [Ticks(_joined([part.value for part in parts], np.zeros(0, np.int64)), finest)]
+        values = [value if count == finest else value * (finest // count) for value, count in parts]
+        parts[:] = [Ticks(_joined(values, np.zeros(0, np.int64)), finest)]
         return parts[0]
 
     def time(self, name: str, row: int) -> str:
