@@ -374,8 +374,7 @@ def check(
     expect(order in ORDERS, "order", f"one of {', '.join(ORDERS)}", repr(order))
     problems = Problems(cap)
     columns = columns or (encoder.columns if encoder is not None else Columns())
-    known = encoder.vocabularies if encoder is not None else None
-    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     checked, unsorted = _note_order(tables, columns, problems, order=order)
     profile, suspicions = profile_of(tables, columns, repeats=_repeats(tables, columns))
     rows = {}

@@ -24,7 +24,7 @@ from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.output import hidden
 from aif_jax.readers.check import FILES, Repeats, profile_of
-from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
+from aif_jax.readers.sources import SKIPPED, Problems, Source
 from aif_jax.readers.tables import (
     Content,
     Scan,
@@ -90,9 +90,8 @@ def read(
     """
     columns = _options(columns, users, content, encoder, unknown)
     problems = Problems()
-    known = encoder.vocabularies if encoder is not None else None
     with hidden(not progress):
-        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
@@ -115,7 +114,7 @@ def read(
     for suspicion in profile_of(tables, columns, repeats=doubled)[1]:
         logger.warning("%s", suspicion)
     made = Dataset(
-        name=name or _name(events),
+        name=name or Path(tables.scans["events"].label.name).name.split(".")[0],
         schema=encoder.schema,
         log=log,
         catalogue=catalogue,
@@ -228,11 +227,6 @@ def _options(
     given = users is not None or not named
     expect(given, "users", f"a file, because Columns names user columns {named}", None)
     return columns
-
-
-def _name(events: Source) -> str:
-    path = events.path if isinstance(events, TextFile) else events
-    return Path(path).name.split(".")[0] if isinstance(path, str | Path) else "events"
 
 
 def _content(tables: Tables, columns: Columns, content: Content | None) -> np.ndarray | None:
