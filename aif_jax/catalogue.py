@@ -136,6 +136,4 @@ def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
     expect(table.shape[:1] == (count,), f"Catalogue.{name}", f"{count} rows like raw", f"shape {list(table.shape)}")
     if dtype == np.int32 and table.size:
         expect_integers(table, f"Catalogue.{name}", size=2**31)
-    out = np.zeros((count + 1, *table.shape[1:]), dtype)
-    out[1:] = table
-    return out
+    return np.concatenate([np.zeros((1, *table.shape[1:]), dtype), table.astype(dtype, copy=False)])

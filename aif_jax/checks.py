@@ -50,7 +50,7 @@ def check_encoding(what: str, *, expected: str, got: str) -> None:
         raise EncodingMismatch(what, expected=expected, got=got)
 
 
-def expect(ok: Any, name: str, expected: object, got: object, *, error: type[ValueError] = ValueError) -> None:
+def expect(ok: Any, name: str, expected: object, got: object, *, error: type[Exception] = ValueError) -> None:
     """Raises `error` "name: expected ..., got ..." unless `ok`."""
     if not ok:
         raise error(f"{name}: expected {expected}, got {got}")

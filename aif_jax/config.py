@@ -82,10 +82,8 @@ class Config:
             used = self.head or not part.widths(self)
             expect(used, "Config.head", f"hidden widths for the inputs of {part!r}", "(): give head=(64, 32)")
         lacks = "towers" if self.towers is None else "" if self.head else "a head"
-        enough = self.blocks or not lacks
-        expect(
-            enough, "Config.blocks", f"at least one block in a model without {lacks}", "none; add blocks=, or towers and head"
-        )
+        expected = f"at least one block in a model without {lacks}"
+        expect(self.blocks or not lacks, "Config.blocks", expected, "none; add blocks=, or towers and head")
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""

@@ -131,7 +131,8 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
         raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
     if isinstance(features.history, Streamed) and not batched:
         _check_stream(schema, features.history, f"{name}.history")
-        return _check(_profile_layout(schema), dataclasses.replace(features, history=None), name, batched=False)
+        layout, profile = (dataclasses.replace(each, history=None) for each in (user_layout(schema), features))
+        return _check(layout, profile, name, batched=False)
     if not isinstance(features.history, Behaviours):
         kinds, got = "Behaviours" if batched else "Behaviours or Streamed", type(features.history).__name__
         raise TypeError(f"{name}.history: expected {kinds}, got {got}")
@@ -156,10 +157,9 @@ def check_item_features(
     layout = item_layout(schema)
     if features.content is None and not needs_content:
         layout = dataclasses.replace(layout, content=None)
-    if features.content is None and layout.content is not None:
-        raise ValueError(f"{name}.content: expected float32 [..., {schema.content}], got None")
-    if features.content is not None and layout.content is None:
-        raise ValueError(f"{name}.content: expected None (schema.content is 0), got an array")
+    got, wanted = features.content is not None, layout.content is not None
+    expect(got or not wanted, f"{name}.content", f"float32 [..., {schema.content}]", None)
+    expect(wanted or not got, f"{name}.content", "None (schema.content is 0)", "an array")
     _check(layout, features, name, batched=batched)
 
 
@@ -178,12 +178,6 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
         unpacked.append(part != 0 if leaf.dtype == np.bool_ else jax.lax.bitcast_convert_type(part, leaf.dtype))
         start += leaf.size
     return jax.tree.unflatten(tree, unpacked)
-
-
-@functools.lru_cache(maxsize=64)
-def _profile_layout(schema: Schema) -> UserFeatures:
-    """`user_layout` without the history."""
-    return dataclasses.replace(user_layout(schema), history=None)
 
 
 def _check_stream(schema: Schema, history: Streamed, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +34,6 @@ class Component(NamedTuple):
     apply: Callable[..., Any]
 
 
-class InitFn(Protocol):
-    """`init(key, catalogue, *, seed=0, fitted=None)`: trained parameters from the key, fitted ones from the catalogue.
-
-    With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue may be None; `{}` gives the trained
-    parameters alone. Raises ValueError where `fitted` is another config's.
-    """
-
-    def __call__(
-        self, key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
-    ) -> Params: ...
-
-
 class PreRanker(NamedTuple):
     """A pre-ranking model: pure functions of its parameters, from `build` or `assemble`.
 
@@ -54,7 +42,9 @@ class PreRanker(NamedTuple):
 
     Attributes:
       config: sizes and blocks.
-      init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays; see `fit_tables`.
+      init: `(key, catalogue, *, seed=0, fitted=None) -> params`, a nested dict of float32 arrays: trained ones from the key,
+        fitted ones from the catalogue. With `fitted`, what `fit_tables` returned before, nothing is fitted and the catalogue
+        may be None; `{}` gives the trained parameters alone. Raises ValueError where `fitted` is another config's.
       user: `(params, UserFeatures) -> UserState` of ONE user; off the critical path, while retrieval runs.
       item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
       interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
@@ -74,7 +64,7 @@ class PreRanker(NamedTuple):
     """
 
     config: Config
-    init: InitFn
+    init: Callable[..., Params]
     user: Callable[[Params, UserFeatures], Any]
     item: Callable[[Params, ItemFeatures], Any]
     interaction: Callable[[Params, Any, Any], jax.Array]
@@ -104,10 +94,8 @@ def build(config: Config) -> PreRanker:
       >>> sorted(model.init(jax.random.key(0), catalogue))
       ['blocks', 'embedding', 'fitted', 'head', 'item', 'user']
     """
-    out = "give the model that assemble(config, ...) makes, as model="
-    expect(
-        not config.assembled, "build", f"a config of `build`; {out}", f"one of `assemble` with {', '.join(config.assembled)}"
-    )
+    expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
+    expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
     return assemble(config)
 
 
@@ -194,9 +182,8 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
     for part in config.blocks:
         for name in part.per_item or ():
             got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
-            expect(
-                got.get(name, ())[:1] == (count,), f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got
-            )
+            fits = got.get(name, ())[:1] == (count,)
+            expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got)
     return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
 

@@ -81,10 +81,7 @@ def full_attention(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-PRESETS = {
-    "aif": aif, "streaming": streaming, "paper": paper, "two_tower": two_tower, "two_tower_matching": two_tower_matching,
-    "cold": cold, "full_attention": full_attention,
-}  # fmt: skip
+PRESETS = {each.__name__: each for each in (aif, streaming, paper, two_tower, two_tower_matching, cold, full_attention)}
 """Presets by name, for command lines."""
 
 

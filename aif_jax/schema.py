@@ -78,8 +78,7 @@ class Schema:
     def __post_init__(self):
         expect_types(self)
         names = [a.name for a in self.item_attributes + self.user_attributes]
-        if len(set(names)) != len(names):
-            raise ValueError(f"Schema: expected attribute names that differ, got {names}")
+        expect(len(set(names)) == len(names), "Schema", "attribute names that differ", names)
         single = {a.name for a in self.item_attributes if a.length == 1}
         behaviour = "Schema.behaviour_fields"
         for name in REQUIRED_ITEM_FIELDS:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import head, interaction, layers
+from aif_jax import interaction, layers
 from aif_jax.blocks import HeadInputs
 from tests import demo
 from tests.blocks import parts
@@ -24,12 +24,12 @@ def concatenated(params, inputs):
 
 
 def init(key, widths=WIDTHS, hidden=HIDDEN):
-    return jax.jit(lambda key: head.init(key, widths, hidden))(key)
+    return jax.jit(lambda key: interaction.head_init(key, widths, hidden))(key)
 
 
 def params(hidden=HIDDEN):
     """Parameters of the head, drawn at random, biases too."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: head.init(jax.random.key(0), WIDTHS, hidden))
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: interaction.head_init(jax.random.key(0), WIDTHS, hidden))
     return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
@@ -39,19 +39,19 @@ def test_parameters_have_one_kernel_for_each_input():
     assert shapes == {"tower": dict.fromkeys(("user", "item", "product"), (4, 6)), "tiers": {"tiers": (3, 6)}}
     assert made["first"]["bias"].shape == (6,)
     assert [made["rest"][f"layer_{i}"]["kernel"].shape for i in range(2)] == [(6, 5), (5, 1)]
-    assert head.kernels(made, "silent") == head.kernels(made, "unheard of") == {}
-    np.testing.assert_array_equal(head.kernels(made, "tiers")["tiers"], made["first"]["kernels"]["tiers"]["tiers"])
+    assert interaction.kernels(made, "silent") == interaction.kernels(made, "unheard of") == {}
+    np.testing.assert_array_equal(interaction.kernels(made, "tiers")["tiers"], made["first"]["kernels"]["tiers"]["tiers"])
     wide = init(jax.random.key(0), {"a": {"x": 1000}, "b": {"y": 300, "z": 200}}, (60,))["first"]["kernels"]
     spread = np.concatenate([kernel.ravel() for kernel in jax.tree.leaves(wide)])
     np.testing.assert_allclose(spread.std(), 1500**-0.5, rtol=0.05)  # by the whole fan-in, not by the input's
 
 
 def test_without_hidden_layers_there_is_a_bias_alone():
-    made = head.init(jax.random.key(0), {"tower": {"user": 4}}, ())
+    made = interaction.head_init(jax.random.key(0), {"tower": {"user": 4}}, ())
     assert made.keys() == {"bias"} and made["bias"].shape == ()
     terms = [HeadInputs(), HeadInputs(logit=jnp.array([1.0, 2.0])), HeadInputs(logit=jnp.array([10.0, 20.0]))]
-    assert head.logits({"bias": jnp.float32(0.5)}, terms).tolist() == [11.5, 22.5]
-    assert head.kernels(made, "tower") == {}
+    assert interaction.logits({"bias": jnp.float32(0.5)}, terms).tolist() == [11.5, 22.5]
+    assert interaction.kernels(made, "tower") == {}
 
 
 @pytest.mark.parametrize("hidden", [(6,), (6, 5), (6, 5, 4)])
@@ -71,7 +71,7 @@ def test_towers_in_either_form(candidates):
     own, rng = params(), np.random.default_rng(1)
     user, item = rng.normal(size=4).astype(np.float32), rng.normal(size=(candidates, 4)).astype(np.float32)
     kernels = own["first"]["kernels"]["tower"]
-    terms = head.towers(own, jnp.asarray(user), jnp.asarray(item))
+    terms = interaction.towers(own, jnp.asarray(user), jnp.asarray(item))
     assert len(terms.pairs) == (1 if candidates > 4 else 2)
     expected = user[None] @ kernels["user"] + item @ kernels["item"] + (user * item) @ kernels["product"]
     np.testing.assert_allclose(parts.first_layer(terms), expected, rtol=1e-4, atol=1e-5)
@@ -85,8 +85,8 @@ def test_total_is_the_sum_of_the_products(candidates):
         for w in (3, 1, 7)
     ]
     expected = sum(np.asarray(left) @ np.asarray(right) for left, right in pairs)
-    np.testing.assert_allclose(head.total(pairs), expected, rtol=1e-4, atol=1e-5)
-    assert head.total([]) == 0.0
+    np.testing.assert_allclose(interaction.total(pairs), expected, rtol=1e-4, atol=1e-5)
+    assert interaction.total([]) == 0.0
 
 
 def test_every_kind_of_term_enters_by_hand():
@@ -102,7 +102,7 @@ def test_every_kind_of_term_enters_by_hand():
         HeadInputs(logit=jnp.array([0.25, 0.0])),
         HeadInputs(),
     ]
-    assert head.logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
+    assert interaction.logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
 
 
 MODELS = demo.VARIANTS | {"one hidden layer": {"head": (16,), "blocks": demo.BLOCKS[::3]}}
@@ -146,8 +146,8 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
     user, item, tiers = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4,), (9, 4), (9, 3)))
 
     def split(own, user, item):
-        kernel = head.kernels(own, "tiers")["tiers"]
-        return head.logits(own, [head.towers(own, user, item), HeadInputs(pairs=((tiers, kernel),))]).sum()
+        kernel = interaction.kernels(own, "tiers")["tiers"]
+        return interaction.logits(own, [interaction.towers(own, user, item), HeadInputs(pairs=((tiers, kernel),))]).sum()
 
     def whole(own, user, item):
         every = jnp.broadcast_to(user, (9, 4))

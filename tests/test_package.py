@@ -58,7 +58,7 @@ OWNERS = {
     "opentelemetry": ("service/log.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
-    "lazy_loader": ("__init__.py", "export/__init__.py"),
+    "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),
     "tqdm": ("output/__init__.py",),
     "unittest": (),
     "pyarrow": (),
@@ -101,7 +101,7 @@ OPTIONAL = (
 LAYERS = (
     # the model: what stands at the door, and the blocks
     "types", "checks", "schema", "trees", "features", "catalogue", "stream", "layers", "scores", "config", "blocks", "presets",
-    "user", "item", "head", "interaction", "model",
+    "user", "item", "interaction", "model",
     # raw data to features, devices, folders
     "output", "encoding", "sharding", "store", "checkpoint",
     # training

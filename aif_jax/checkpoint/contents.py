@@ -14,24 +14,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from aif_jax.checkpoint.storage import (
-    DAMAGED,
-    CheckpointError,
-    Packed,
-    ShardedArrays,
-    complete_steps,
-    inspect,
-    pack,
-    read,
-    write_packed,
-    write_together,
-)
+from aif_jax.checkpoint import storage
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
-from aif_jax.store.folders import local, remove_folder, remove_unfinished
+from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.sealed import is_json
 from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import __version__, combine, digest, encoding_for, holds
@@ -143,18 +132,18 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     like = dict(like or {})
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
-    leaves, record = inspect(path, format=FORMATS)
-    spread = ShardedArrays.of(local(path), record)
+    leaves, record = storage.inspect(path, format=FORMATS)
+    spread = storage.ShardedArrays.of(local(path), record)
     stored = _parsed(path, record, "config", Config.from_json)
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
     if "params" not in leaves.keys() | spread.leaves.keys():
-        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {DAMAGED}")
+        raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {storage.DAMAGED}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
-    trees = read(path, templates, format=FORMATS, spread=spread)
+    trees = storage.read(path, templates, format=FORMATS, spread=spread)
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
@@ -175,7 +164,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:
     """The settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
-    return inspect(path, format=FORMATS)[1].get("settings")
+    return storage.inspect(path, format=FORMATS)[1].get("settings")
 
 
 def contents_of(
@@ -206,12 +195,12 @@ def contents_of(
 def write(path: str | Path, contents: tuple[dict[str, Any], dict[str, Any]], config: Config) -> None:
     """Writes what `contents_of` returned, in all processes of a job together."""
     if processes.several():
-        write_together(local(path), *contents, formats=FORMATS, rows=_rows(config))
+        storage.write_together(local(path), *contents, formats=FORMATS, rows=_rows(config))
     else:
-        write_packed(path, packed(contents, config, copy=False))
+        storage.write_packed(path, packed(contents, config, copy=False))
 
 
-def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, copy: bool) -> Packed:
+def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, copy: bool) -> storage.Packed:
     """What `contents_of` returned as Orbax takes it, hashed; without the rows that pad tables, see `storage.pack`."""
     trees, record = contents
     rows = _rows(config)
@@ -221,7 +210,7 @@ def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, c
         return leaf[:count] if np.ndim(leaf) and count < leaf.shape[0] else leaf
 
     trees = jax.tree_util.tree_map_with_path(cut, trees)
-    return pack(trees, record, format=FORMAT, copy=copy)
+    return storage.pack(trees, record, format=FORMAT, copy=copy)
 
 
 def _rows(config: Config) -> Callable[[str, Any], int]:
@@ -256,7 +245,7 @@ def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) 
         return parse(record[name])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         written = f"written by aif_jax {record.get('aif_jax')}, this is {__version__}"
-        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {DAMAGED}") from error
+        raise CheckpointError(f"{path}: the {name} inside cannot be read ({written}): {error}; {storage.DAMAGED}") from error
 
 
 class Checkpoints:
@@ -316,7 +305,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that are complete on disk, ascending."""
-        return complete_steps(self.directory)
+        return storage.complete_steps(self.directory)
 
     @property
     def latest(self) -> int | None:
@@ -391,7 +380,7 @@ class Checkpoints:
 
         def save() -> None:
             remove_unfinished(self.directory)  # before it takes more of the disk
-            write_packed(self._folder(step), ready)
+            storage.write_packed(self._folder(step), ready)
             self.tidy()
 
         thread = ThreadPoolExecutor(1, "checkpoint")
@@ -446,11 +435,12 @@ class Checkpoints:
         """Raises unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
         if found != step or (self.run is not None and run != self.run):
             expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
-            raise CheckpointError(f"{self._folder(step)}: expected step {step}{expected}, got step {found}{got}; {DAMAGED}")
+            where = self._folder(step)
+            raise CheckpointError(f"{where}: expected step {step}{expected}, got step {found}{got}; {storage.DAMAGED}")
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            _, record = inspect(self._folder(step), format=FORMATS)
+            _, record = storage.inspect(self._folder(step), format=FORMATS)
             self._expect_own(step, record.get("step"), record.get("run"))
             return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):

@@ -240,8 +240,7 @@ def _restore(
             {p: _describe(t, every.get(p)) for p, t in templates.items()},
             source="checkpoint",
         )
-        if lines:
-            raise ValueError(f"{path}: expected {name} like the template, got others:\n{listed(lines)}")
+        expect(not lines, str(path), f"{name} like the template", f"others:\n{listed(lines)}")
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from aif_jax import export, index
+from aif_jax.checks import expect
 from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
@@ -273,11 +274,8 @@ def start_processes(options: argparse.Namespace) -> int:
 
 def join(options: argparse.Namespace) -> None:
     """Makes this process the one of its number in its job."""
-    wrong = not 0 <= options.process_id < options.processes
-    if wrong:
-        raise UsageError(
-            f"--process-id: expected 0 to {options.processes - 1}, one less than --processes, got {options.process_id}"
-        )
+    number, expected = options.process_id, f"0 to {options.processes - 1}, one less than --processes"
+    expect(0 <= number < options.processes, "--process-id", expected, number, error=UsageError)
     own = os.dup(1)
     os.dup2(2, 1)  # gloo writes lines where the figures go
     sys.stdout = os.fdopen(own, "w", encoding="utf-8")

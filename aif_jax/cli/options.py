@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
@@ -97,7 +98,7 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
-            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "word": words[0]}
+            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "const": words[0]}
         elif typing.get_origin(hint) is tuple:
             option |= {"nargs": "*", "metavar": "NAME"}
         elif words:
@@ -119,18 +120,14 @@ def flag_help(documented: Any, name: str, default: Any) -> str:
 
 
 class NumbersOrWord(argparse.Action):
-    """Integers of an option as a tuple, or one word such as "auto"."""
-
-    def __init__(self, *args: Any, word: str, **options: Any):
-        super().__init__(*args, **options)
-        self.word = word
+    """Integers of an option as a tuple, or its one word (`const`) such as "auto"."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         """Keeps the value; ends with exit code 2 for other words."""
         try:
-            value = self.word if values == [self.word] else tuple(map(int, values))
+            value = self.const if values == [self.const] else tuple(map(int, values))
         except ValueError:
-            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.word!r}, got {' '.join(values)!r}")
+            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.const!r}, got {' '.join(values)!r}")
         setattr(namespace, self.dest, value)
 
 
@@ -151,8 +148,7 @@ def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str,
 def read_task(words: Sequence[str]) -> Task:
     """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
     name, *fields = words
-    if name not in TASKS:
-        raise UsageError(f"--task: expected one of {', '.join(TASKS)}, got {name!r}")
+    expect(name in TASKS, "--task", f"one of {', '.join(TASKS)}", repr(name), error=UsageError)
     values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
     with as_usage("--task"):
         return TASKS[name](**values)
@@ -203,8 +199,7 @@ def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dic
             value = json.loads(text)
         except ValueError:
             raise UsageError(f"{option}: expected FIELD=VALUE with the value in JSON, got {word!r}") from None
-        if name not in fields:
-            raise UsageError(f"{option}: expected one of the fields {', '.join(fields)}, got {name!r}")
+        expect(name in fields, option, f"one of the fields {', '.join(fields)}", repr(name), error=UsageError)
         settings[name] = tuple(value) if isinstance(value, list) else value
     return settings
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, REFUSED, UsageError
 from aif_jax.connectors.valkey import FORMS, open_stream
@@ -22,9 +23,7 @@ FLAGS = (
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
-WATCHED = (
-    "minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users",
-)  # fmt: skip
+WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users")
 """Arguments of `watch` that have a flag of their name."""
 FOLLOWING = ("batches", "max_messages", "admit_after")
 """Arguments of `follow` alone that have a flag of their name."""
@@ -92,10 +91,7 @@ def run_refresh(options: argparse.Namespace) -> int:
         settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
     if options.follow is not None:
         return _follow(options, settings, alone)
-    if options.fixed is not None:
-        settings["fixed"] = tuple(options.fixed)
-    if options.platforms is not None:
-        settings["platforms"] = tuple(options.platforms)
+    settings |= {name: tuple(words) for name, words in shared.flags_given(options, ("fixed", "platforms")).items()}
     made = refresh(
         options.current or options.out, options.events, items=options.items, users=options.users, out=options.out,
         work=options.work, progress=not options.quiet, **settings,
@@ -110,10 +106,9 @@ def run_refresh(options: argparse.Namespace) -> int:
 
 def _follow(options: argparse.Namespace, settings: dict[str, Any], alone: dict[str, Any]) -> int:
     given = settings | shared.flags_given(options, ("current", "fixed", "platforms"))
-    if once := [name for name in given if name not in BOTH]:
-        raise UsageError(
-            f"refresh --follow: expected none of {_flags(once)}, which are for a full refresh, got them; leave them out"
-        )
+    once = [name for name in given if name not in BOTH]
+    expected = f"none of {_flags(once)}, which are for a full refresh"
+    expect(not once, "refresh --follow", expected, "them; leave them out", error=UsageError)
     client = shared.read_json(alone.pop("stream_options", None), "--stream-options")
     if "tables" in alone:
         alone["tables"] = tuple(alone["tables"])

@@ -35,9 +35,8 @@ from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 FLAGS: dict[type, Mapping[str, str]] = {
-    ServiceSettings: {"only": "version"}
-    | {name: name for name in ("keep", "poll", "features", "features_timeout", "log", "log_share", "shadow", "shadow_share")}
-    | {"traces": "traces"},
+    ServiceSettings: {"only": "version", "keep": "keep", "poll": "poll"}
+    | {name: name for name in ("features", "features_timeout", "log", "log_share", "shadow", "shadow_share", "traces")},
     Nearline: {"index": "index", "users": "user_table", "prefix": "user_prefix"},
     Policy: {name: name for name in ("max_age", "max_index_age", "max_user_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
@@ -77,10 +76,8 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
     compute_inline()
     is_store = URL.match(options.folder) is not None
-    if is_store != (options.mirror is not None):
-        raise UsageError(
-            f"serve: expected a folder, or the URL of a store and --mirror, got {options.folder} and --mirror {options.mirror}"
-        )
+    fits, got = is_store == (options.mirror is not None), f"{options.folder} and --mirror {options.mirror}"
+    expect(fits, "serve", "a folder, or the URL of a store and --mirror", got, error=UsageError)
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
@@ -190,12 +187,11 @@ def run_users_follow(options: argparse.Namespace) -> int:
     Killed and called again, it goes on; events that it has applied count once.
     """
     remote = options.rows or options.features
-    if options.group is not None and not remote:
-        raise UsageError(
-            "users follow: expected --group with --rows or --features, got neither; a table here needs every partition"
-        )
-    if remote and (options.table or options.empty or options.store):
-        raise UsageError("users follow: expected --table, --empty and --store with --directory alone, got --rows or --features")
+    expected, got = "--group with --rows or --features", "neither; a table here needs every partition"
+    expect(remote or options.group is None, "users follow", expected, got, error=UsageError)
+    local = options.table or options.empty or options.store
+    expected, got = "--table, --empty and --store with --directory alone", "--rows or --features"
+    expect(not (remote and local), "users follow", expected, got, error=UsageError)
     trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
     if not remote:

@@ -389,10 +389,11 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
       ValueError: candidates below 1, a threshold that is no action row.
     """
     expect(candidates >= 1, "candidates", "at least 1", candidates)
-    for name, least in threshold.items() if isinstance(threshold, Mapping) else [("", threshold)]:
-        _expect_row(dataset, least, f"threshold[{name!r}]" if name else "threshold", least=1)
-
-    lowest = min(threshold.values()) if isinstance(threshold, Mapping) else threshold
+    several = isinstance(threshold, Mapping)
+    thresholds = dict(threshold) if several else {"": threshold}
+    for name, least in thresholds.items():
+        _expect_row(dataset, least, f"threshold[{name!r}]" if several else "threshold", least=1)
+    lowest = min(thresholds.values())
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         log = dataset.log
@@ -411,15 +412,10 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         rows = log.item[at] * inside
         dataset.expect_intact("item", at, rows, len(dataset.catalogue))
         rows[_repeated(rows, log.action[at])] = 0
+        labels = {name: ((log.action[at] >= least) & inside).astype(np.float32) for name, least in thresholds.items()}
+        return CandidateLists(rows, labels if several else labels[""])
 
-        def reached(least: int) -> np.ndarray:
-            return ((log.action[at] >= least) & inside).astype(np.float32)
-
-        if isinstance(threshold, Mapping):
-            return CandidateLists(rows, {name: reached(least) for name, least in threshold.items()})
-        return CandidateLists(rows, reached(threshold))
-
-    shown = dict(threshold) if isinstance(threshold, Mapping) else threshold
+    shown = thresholds if several else threshold
     return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
 
 

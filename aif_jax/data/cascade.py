@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_integers, expect_range
-from aif_jax.encoding.statistics import ItemStatistics
+from aif_jax.data.events import ItemStatistics
 from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.store.folders import local
@@ -64,9 +64,8 @@ class Cascade:
         expect(STAGE not in self.labels, "Cascade.labels", f"no label {STAGE!r}, which Cascade.stage is", sorted(self.labels))
         for name, values in self.labels.items():
             expect_array(values, f"Cascade.labels[{name!r}]", dtype=np.float32, shape=rows.shape)
-            expect(
-                not np.isinf(values).any(), f"Cascade.labels[{name!r}]", "finite values, NaN where unknown", "an infinite one"
-            )
+            finite = not np.isinf(values).any()
+            expect(finite, f"Cascade.labels[{name!r}]", "finite values, NaN where unknown", "an infinite one")
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -136,17 +135,16 @@ def from_columns(
         got = f"{item} twice in the request of {asked}, in {lines}{more}"
         expect(False, "cascade", "every item once in a request", got)
     ends = log.history_end_at(user[first], time[first])
-    inside = ends < log.offsets[user[first] + 1]
-    exists = np.zeros(len(first), np.bool_)
-    exists[inside] = log.time[ends[inside]] == time[first][inside]
-    kept = np.flatnonzero(exists)
+    kept = np.flatnonzero(ends < log.offsets[user[first] + 1])
+    kept = kept[log.time[ends[kept]] == time[first][kept]]
     kept = kept[np.argsort(ends[kept], kind="stable")]
     place_of = np.full(len(first), -1, np.int64)
     place_of[kept] = np.arange(len(kept))
     by_line = np.lexsort((order, stage, request))
     rank = np.empty_like(by_line)
     rank[by_line] = np.arange(len(user)) - first[request]  # requests lie together in both orders
-    there, here = place_of[request] >= 0, (place_of[request] >= 0) & (rank < candidates)
+    there = place_of[request] >= 0
+    here = there & (rank < candidates)
     before = np.cumsum(here) - here
     at = place_of[request][here], (before - before[first][request])[here]
 
@@ -265,9 +263,8 @@ def join_samples(folders: Sequence[str | Path]) -> tuple[dict[str, Any], dict[st
     if len(twice):
         one, other = (folders[int(arrays["run"][at])] for at in (twice[0], twice[0] + 1))
         got = f"one at {int(time[twice[0]])} s in {one} and {other} ({len(twice)} in all)"
-        expect(
-            False, "samples", "each request in one run", f"{got}; give join_outcomes the `until` of the run before as `since`"
-        )
+        way_out = "give join_outcomes the `until` of the run before as `since`"
+        raise ValueError(f"samples: expected each request in one run, got {got}; {way_out}")
     return records[0], arrays
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade, ServedFeatures, names_of
-from aif_jax.data.events import EventLog, repeated_share
+from aif_jax.data.events import EventLog, ItemStatistics, repeated_share
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.statistics import ItemStatistics
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
@@ -199,7 +198,7 @@ class Dataset:
         """
         if self.statistics is None:
             return self.catalogue
-        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), _moment(time)))
+        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), ticks(time, "time").seconds))
 
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
         """Item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
@@ -217,7 +216,7 @@ class Dataset:
         """
         if self.statistics is None:
             return {}
-        floats = self.statistics.at(self.items.encode(ids), _moment(time))
+        floats = self.statistics.at(self.items.encode(ids), ticks(time, "time").seconds)
         return dict(zip(statistic_names(self.schema.item_statistics), floats.T, strict=True))
 
     def with_content(self, content: Any) -> Dataset:
@@ -272,10 +271,6 @@ def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
         return None
     items = schema.item_attribute("item").size
     return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
-
-
-def _moment(time: Any) -> np.ndarray:
-    return ticks(time, "time").seconds
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from aif_jax.checks import expect, expect_integer, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.encoding.hashing import mix
+from aif_jax.encoding import hashing
 from aif_jax.store.version import check_encoding, digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
@@ -114,7 +114,7 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     high, low, one = np.uint64(bits // 2), np.uint64(bits - bits // 2), np.uint64(1)  # widths of the two halves
     left, right = index >> low, index & ((one << low) - one)
     for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & ((one << high) - one))
+        left, right = right, left ^ (hashing.mix(right ^ key) & ((one << high) - one))
         high, low = low, high
     return (left << low) | right
 

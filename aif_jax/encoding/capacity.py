@@ -120,18 +120,15 @@ def assign(vocabulary: Vocabulary, counts: IdCounts, capacity: Capacity, *, now:
     expect(fits, "Capacity.rows", f"those of the vocabulary, {len(vocabulary) - 1}", f"{capacity.rows}; {way_out}")
     if len(vocabulary.raw):
         start = int(counts.last.min(initial=now)) - 1
-        counts = add_counts(
-            counts, vocabulary.raw, np.full(len(vocabulary.raw), start), np.zeros(len(vocabulary.raw), np.int64)
-        )
+        none = np.zeros(len(vocabulary.raw), np.int64)
+        counts = add_counts(counts, vocabulary.raw, none + start, none)
     stale = np.zeros(len(counts.last), bool) if capacity.evict_after is None else now - counts.last > capacity.evict_after
     row_before = vocabulary.encode(counts.ids.raw)
     has_row = row_before > 0
     enough = ~stale & (has_row | (counts.count >= capacity.admit_after))
     latest, place = -counts.last, np.arange(len(stale))
-    keys = (
-        (place, -counts.count, ~has_row, latest) if capacity.when_full == "evict" else (place, -counts.count, latest, ~has_row)
-    )
-    order = np.lexsort(keys)
+    last = (~has_row, latest) if capacity.when_full == "evict" else (latest, ~has_row)
+    order = np.lexsort((place, -counts.count, *last))
     order = order[enough[order]]
     held = order[: capacity.rows]
     rows = row_before[held]

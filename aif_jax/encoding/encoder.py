@@ -14,7 +14,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, one_each, plain, present, stacked, taken
+from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
 from aif_jax.encoding.times import Ticks, ascending, break_ties, stamps, ticks
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, string_array
 from aif_jax.features import behaviours
@@ -82,9 +82,8 @@ class Encoder:
         expect(fits, "Encoder.scales", f"those of {sorted(floats)}, or none", sorted(self.scales))
         for name, scale in self.scales.items():
             fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
-            expect(
-                fits, f"Encoder.scales[{name!r}]", "(mean, deviation), or with low < high (mean, deviation, low, high)", scale
-            )
+            expected = "(mean, deviation), or with low < high (mean, deviation, low, high)"
+            expect(fits, f"Encoder.scales[{name!r}]", expected, scale)
         object.__setattr__(self, "schema", dataclasses.replace(self.schema, encoding=self.version))
 
     def __repr__(self) -> str:
@@ -152,7 +151,9 @@ class Encoder:
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
-        self._expect_statistics(table)
+        expected = f"the item statistics {list(columns.statistics)} as of the refresh"
+        got = f"{names_in(table)}; add `data.statistic_columns(ids, time)` to the columns"
+        expect(set(columns.statistics) <= set(names_in(table)), "items", expected, got)
         numbers = (*columns.item_floats, *columns.statistics, *columns.side)
         floats = {name: floats_of(column_of(table, name), name) for name in numbers}
         content = self._content(table) if self.schema.content else None
@@ -217,7 +218,7 @@ class Encoder:
         Events without a column of users have nothing to compare.
         """
         name = self.columns.user
-        if events is None or name not in (events.schema.names if hasattr(events, "schema") else list(events)):
+        if events is None or name not in names_in(events):
             return
         users = plain(column_of(events, name))
         users = users if isinstance(users, list) else users.tolist()
@@ -308,10 +309,9 @@ class Encoder:
         seconds, value = time.seconds, time.value
         if len(seconds) and int(seconds.max()) > now + self.max_skew:
             late = int(np.argmax(seconds))
-            raise ValueError(
-                f"events, column {columns.time!r}: expected times up to the request's, {self.max_skew} s of clock skew allowed,"
-                f" got one {seconds[late] - now} s later at position [{late}]"
-            )
+            expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
+            got = f"one {seconds[late] - now} s later at position [{late}]"
+            raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
         kept = value < now * time.per_second  # an event in the same second would tie with a sample
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= value >= np.partition(value[kept], -self.length)[-self.length]
@@ -334,14 +334,6 @@ class Encoder:
         time = ticks(plain(raw[columns.time]), where, unit=columns.time_unit)
         one_each(time.value, where, "time")
         return raw, time
-
-    def _expect_statistics(self, table: Any) -> None:
-        """Raises ValueError for a table of raw items without the item statistics."""
-        present = table.schema.names if hasattr(table, "schema") else list(table)
-        lacking = [name for name in self.columns.statistics if name not in present]
-        expected = f"the item statistics {list(self.columns.statistics)} as of the refresh"
-        got = f"{list(present)}; add `data.statistic_columns(ids, time)` to the columns"
-        expect(not lacking, "items", expected, got)
 
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Item row and action of some events, int32 each."""

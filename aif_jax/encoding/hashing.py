@@ -2,8 +2,6 @@
 
 The hash is splitmix64's finaliser (Steele, Lea and Flood 2014), the same in every process. Of n distinct ids in m = size - 1
 rows the expected share with the row of another is 1 - (1 - 1/m)^(n - 1), about n / m. Source: arXiv 0902.2206.
-
-Strings character by character: hashes that fold one character after another, over many strings at once.
 """
 
 from __future__ import annotations

@@ -18,13 +18,16 @@ REACH = 5  # distance of the ends of `bulk_of` from the median, in those of the 
 NUMBERS = (numbers.Real, decimal.Decimal, np.bool_, type(None))  # a missing one becomes NaN
 
 
+def names_in(table: Any) -> list[str]:
+    """The columns of a mapping or of an Arrow batch or table."""
+    return table.schema.names if hasattr(table, "schema") else list(table)
+
+
 def column_of(table: Any, name: str) -> Any:
     """A column of a mapping or of an Arrow batch or table: a list, a NumPy array or an Arrow array."""
-    arrow = hasattr(table, "schema")
-    present = table.schema.names if arrow else list(table)
-    if name not in present:
+    if name not in (present := names_in(table)):
         raise ValueError(f"expected a column {name!r}, got {present}")
-    values = table.column(name) if arrow else table[name]
+    values = table.column(name) if hasattr(table, "schema") else table[name]
     if hasattr(values, "combine_chunks"):
         values = values.combine_chunks()
     values = values if isinstance(values, list | np.ndarray) or is_arrow(values) else np.asarray(values)

@@ -70,12 +70,10 @@ class Vocabulary:
             good = self.rows.dtype.kind in "iu" and self.rows.shape == (len(ids),) == self.raw.shape
             good = good and (not len(ids) or (self.rows.min() >= 1 and self.rows.max() < self._size))
             if not good or self._size > 2**31 or len(np.unique(self.rows)) != len(ids):
-                raise ValueError(
-                    f"Vocabulary.rows: expected {len(ids)} distinct rows in [1, {size}) of distinct ids, got {rows!r}"
-                )
-            order = (
-                np.argsort(ids, kind="stable") if isinstance(ids, np.ndarray) else sorted(range(len(ids)), key=ids.__getitem__)
-            )
+                expected = f"{len(ids)} distinct rows in [1, {size}) of distinct ids"
+                raise ValueError(f"Vocabulary.rows: expected {expected}, got {rows!r}")
+            is_array = isinstance(ids, np.ndarray)
+            order = np.argsort(ids, kind="stable") if is_array else sorted(range(len(ids)), key=ids.__getitem__)
             self.rows = self.rows[order].astype(np.int32)
         if self.fixed != (rows is not None) or (counts is not None and not self.fixed):
             raise ValueError("Vocabulary: expected rows and size together, and counts with them alone, got some of them")
@@ -208,8 +206,7 @@ class Vocabulary:
             return cls._fixed_from(dict(arrays))
         if set(arrays) == {"ids"}:
             return cls(np.asarray(arrays["ids"]))
-        if set(arrays) != {"utf8", "offsets"}:
-            raise ValueError(f"Vocabulary: expected the arrays 'ids', or 'utf8' and 'offsets', got {sorted(arrays)}")
+        expect(set(arrays) == {"utf8", "offsets"}, "Vocabulary", "the arrays 'ids', or 'utf8' and 'offsets'", sorted(arrays))
         data, offsets = np.asarray(arrays["utf8"]).tobytes(), np.asarray(arrays["offsets"])
         rising = offsets.ndim == 1 and offsets.dtype == np.int64 and offsets[:1].tolist() == [0] and offsets[-1] == len(data)
         # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
@@ -226,9 +223,8 @@ class Vocabulary:
         ids = cls.from_arrays(arrays)
         counts = None
         if counted or numbers:
-            if len(numbers) != 2:
-                expected = "the arrays 'count' and 'last' of the ids that were counted"
-                raise ValueError(f"Vocabulary: expected {expected}, got {len(numbers)} of the two")
+            expected = "the arrays 'count' and 'last' of the ids that were counted"
+            expect(len(numbers) == 2, "Vocabulary", expected, f"{len(numbers)} of the two")
             counts = IdCounts(cls.from_arrays(counted), *numbers)
         if fixed["size"].shape != (1,):
             raise ValueError(f"Vocabulary: expected an array 'size' of one number, got shape {list(fixed['size'].shape)}")
@@ -322,10 +318,8 @@ def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
         most = max(lengths, default=0)
         at = lengths.index(most) if lengths else 0
     if most > MOST_CHARACTERS:
-        way_out = "give long ones a short id, such as a digest, in all data"
-        raise ValueError(
-            f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {most} at position {at}; {way_out}"
-        )
+        got = f"{most} at position {at}; give long ones a short id, such as a digest, in all data"
+        raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
 
 
 def string_array(strings: list[str]) -> np.ndarray:

@@ -70,9 +70,8 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
       ValueError: a relative path: a worker has another working directory.
       RuntimeError: the workers are not one job, JAX was used before, or two workers have the same GPU.
     """
-    expect(
-        folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path, as workers change directory", folder
-    )
+    fits = folder is None or Path(folder).is_absolute()
+    expect(fits, "joined folder", "an absolute path, as workers change directory", folder)
     with needs_extra("Ray Train needs Ray", "ray"):
         from ray import train  # pyright: ignore[reportMissingImports]
         from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]

@@ -185,7 +185,7 @@ class _Join:
                 table = Scan(block.file, kinds, columns)
                 table.add(block, problems)
                 problems.expect_none()
-                seconds = table.seconds(time)
+                seconds = table.ticks(time).seconds
                 last = max(last, int(seconds.max(initial=0)))
                 rows = _rows(table.codes[item], self.items, f"outcomes, column {item!r}")
                 named = raw_values(table.codes[outcome], "strings").tolist()

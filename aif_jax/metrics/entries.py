@@ -63,7 +63,7 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
       >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
       0.75
     """
-    scores, positive = _valid_entries(scores, labels, where)
+    scores, positive = flat_entries(scores, labels, where)
     won_twice, positives, negatives = _pairs(scores, positive, None)
     return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
 
@@ -121,7 +121,7 @@ def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
       >>> round(log_loss([0.0, 2.0], [1, 1]), 4)
       0.41
     """
-    scores, positive = _valid_entries(scores, labels, where)
+    scores, positive = flat_entries(scores, labels, where)
     return ratio(np.logaddexp(0, np.where(positive, -scores, scores)).sum(), len(scores))
 
 
@@ -170,9 +170,8 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
     probability, positive, weight = probabilities_of(scores, labels, where, weights)
     place = bin_of(probability, bins)
     entries = np.bincount(place, weight, minlength=bins)
-    probabilities, positives = (np.bincount(place, values, minlength=bins) for values in (probability, positive))
-    if weight is not None:
-        probabilities, positives = (np.bincount(place, v * weight, minlength=bins) for v in (probability, positive))
+    each = 1 if weight is None else weight
+    probabilities, positives = (np.bincount(place, each * values, minlength=bins) for values in (probability, positive))
     predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
     error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
     return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)
@@ -217,15 +216,12 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
 
 def probabilities_of(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Probabilities, positives and weights of the valid entries, flat; None without weights."""
-    flat, positive = _valid_entries(scores, labels, where)
+    others = {} if weights is None else {"weights": np.asarray(weights, np.float64)}
+    flat, positive, *given = flat_entries(scores, labels, where, **others)
+    for weight in given:
+        _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
     probability = np.exp(-np.logaddexp(0, -flat))  # sigmoid without overflow
-    if weights is None:
-        return probability, positive, None
-    shape = np.shape(scores)
-    weight = _broadcast(np.asarray(weights, np.float64), "weights", shape)
-    weight = weight[np.ones(shape, np.bool_) if where is None else _broadcast(np.asarray(where), "where", shape)]
-    _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
-    return probability, positive, weight
+    return probability, positive, given[0] if given else None
 
 
 def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -268,16 +264,11 @@ def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False
     return np.where(valid, scores, -np.inf).reshape(shape), labels.reshape(shape), valid.reshape(shape)
 
 
-def _valid_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64 [n] and positive bool [n] of the valid entries, flat."""
+def flat_entries(scores: Any, labels: Any, where: Any, **others: Any) -> tuple[np.ndarray, ...]:
+    """Scores float64 [n] and positive bool [n] of the valid entries, then `others` [n], such as users, broadcast to scores."""
     scores, labels, valid = _checked(scores, labels, where)
-    return scores[valid], labels[valid] != 0
-
-
-def flat_entries(scores: Any, labels: Any, where: Any, users: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores float64 [n], positive bool [n] and users [n] of the valid entries."""
-    scores, labels, valid = _checked(scores, labels, where)
-    return scores[valid], labels[valid] != 0, _broadcast(np.asarray(users), "users", scores.shape)[valid]
+    spread = (_broadcast(np.asarray(values), name, scores.shape)[valid] for name, values in others.items())
+    return scores[valid], labels[valid] != 0, *spread
 
 
 def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

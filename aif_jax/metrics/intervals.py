@@ -85,7 +85,7 @@ def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> B
       >>> auc_by_user([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], [7, 7, 8, 8]).mean
       0.75
     """
-    scores, positive, users = flat_entries(scores, labels, where, users)
+    scores, positive, users = flat_entries(scores, labels, where, users=users)
     order = np.unique(scores, return_inverse=True)[1]
     negatives, positives = (np.bincount(order, sign, minlength=len(scores)) for sign in (~positive, positive))
     below = (np.cumsum(negatives) - negatives / 2)[order]
@@ -124,7 +124,7 @@ def probabilities_by_user(
       >>> probabilities_by_user([0.0, 0.0], [1, 0], [7, 8])["calibration"].mean
       1.0
     """
-    flat, positive, users = flat_entries(scores, labels, where, users)
+    flat, positive, users = flat_entries(scores, labels, where, users=users)
     probability, _, weight = probabilities_of(scores, labels, where, weights)
     weight = np.ones(len(flat)) if weight is None else weight
     rates = calibration(scores, labels, where=where, weights=weights, bins=bins)

@@ -178,10 +178,9 @@ def _suspect_share(table: Scan, column: str, counts: np.ndarray, vocabulary: Any
     row = int(np.argmax(counts))
     share, times = counts[row] / total, counts[row] * (active - 1) / (total - counts[row])
     if share > MOST[0] and times > MOST[1]:
-        got = f"{vocabulary.decode(row)!r} has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
-        yield Suspicion(
-            kind="one for many", file=table.label.name, column=column, got=f"{got}; is it a placeholder or a robot?"
-        )
+        many = f"has {int(counts[row]):,} of {total:,} events ({_percent(share)})"
+        got = f"{vocabulary.decode(row)!r} {many}; is it a placeholder or a robot?"
+        yield Suspicion(kind="one for many", file=table.label.name, column=column, got=got)
 
 
 def _suspect_values(table: Scan, column: str, values: Values, columns: Columns) -> Iterator[Suspicion]:
@@ -256,13 +255,8 @@ def _percent(share: float) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([name.ljust(width), *map(str.rjust, cells, widths)]) for name, *cells in rows]
     return [f"  {line.rstrip()}" for line in lines] if len(rows) > 1 else []
 
 
@@ -380,8 +374,7 @@ def check(
     expect(order in ORDERS, "order", f"one of {', '.join(ORDERS)}", repr(order))
     problems = Problems(cap)
     columns = columns or (encoder.columns if encoder is not None else Columns())
-    known = encoder.vocabularies if encoder is not None else None
-    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+    tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     checked, unsorted = _note_order(tables, columns, problems, order=order)
     profile, suspicions = profile_of(tables, columns, repeats=_repeats(tables, columns))
     rows = {}

@@ -1,9 +1,4 @@
-"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
-
-*Admission.* `admit` decides which ids of newer events get a row: `encoding.capacity` on files.
-
-*Cascades.* Logged requests as a `Cascade`: one line for each candidate, with how far it came, labels, and the ranker's score.
-"""
+"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once."""
 
 from __future__ import annotations
 
@@ -28,8 +23,8 @@ from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import Ticks, break_ties
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.output import hidden
-from aif_jax.readers.check import Repeats, profile_of
-from aif_jax.readers.sources import SKIPPED, Problems, Source, TextFile
+from aif_jax.readers.check import FILES, Repeats, profile_of
+from aif_jax.readers.sources import SKIPPED, Problems, Source
 from aif_jax.readers.tables import (
     Content,
     Scan,
@@ -95,9 +90,8 @@ def read(
     """
     columns = _options(columns, users, content, encoder, unknown)
     problems = Problems()
-    known = encoder.vocabularies if encoder is not None else None
     with hidden(not progress):
-        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, known=known)
+        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
@@ -120,7 +114,7 @@ def read(
     for suspicion in profile_of(tables, columns, repeats=doubled)[1]:
         logger.warning("%s", suspicion)
     made = Dataset(
-        name=name or _name(events),
+        name=name or Path(tables.scans["events"].label.name).name.split(".")[0],
         schema=encoder.schema,
         log=log,
         catalogue=catalogue,
@@ -210,7 +204,7 @@ def scan_columns(
             vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
+            arrays[column] = table.ticks(column).seconds if kind == "time" else table.floats(column)
     problems.expect_none()
     return table, arrays
 
@@ -235,11 +229,6 @@ def _options(
     return columns
 
 
-def _name(events: Source) -> str:
-    path = events.path if isinstance(events, TextFile) else events
-    return Path(path).name.split(".")[0] if isinstance(path, str | Path) else "events"
-
-
 def _content(tables: Tables, columns: Columns, content: Content | None) -> np.ndarray | None:
     """float32 [N, E] by row of the item vocabulary, zeros for the unknown item; None without content."""
     vocabulary = tables.vocabularies["item"]
@@ -261,8 +250,7 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
     if not columns.scale:
         return {}
-    scans = {"item": tables.scans.get("items"), "user": tables.scans.get("users")}
-    present = [(which, table) for which, table in scans.items() if table is not None]
+    present = [(which, tables.scans[file]) for which, file in FILES.items() if file in tables.scans]
     return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
 
 
@@ -362,7 +350,7 @@ def admit(
     kinds: dict[str, Kind] = {columns.user: "id", columns.item: "id", columns.time: "time"}
     table = scan(events, kinds, problems, columns=columns, name="events")
     problems.expect_none()
-    seconds = table.seconds(columns.time)
+    seconds = table.ticks(columns.time).seconds
     expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
     ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
     seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}
@@ -414,12 +402,8 @@ def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count
     ids, of_kind = distinct_values(codes, like.kind, is_text=column in table.columns.text)
     strange = total.astype(bool)
     strange[of_kind] = False
-    expect(
-        not strange.any(),
-        f"column {column!r}",
-        f"{like.kind} like the vocabulary",
-        f"{int(strange.sum())} values that are none",
-    )
+    got = f"{int(strange.sum())} values that are none"
+    expect(not strange.any(), f"column {column!r}", f"{like.kind} like the vocabulary", got)
     some = np.flatnonzero(total[of_kind])
     chosen = ids[some] if isinstance(ids, np.ndarray) else [ids[at] for at in some]
     return add_counts(None, chosen, latest[of_kind][some], total[of_kind][some])

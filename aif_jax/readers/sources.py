@@ -93,8 +93,7 @@ def files_of(path: PathLike) -> list[Path]:
         return files
     if not root.exists():
         raise FileNotFoundError(f"{root}: expected a file or folder, got no such file")
-    if not root.name.endswith(SUFFIXES):
-        raise ValueError(f"{root}: expected a name that ends in one of {', '.join(SUFFIXES)}, got {root.name!r}")
+    expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))
     return [root]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.columns import File as FileName
-from aif_jax.encoding.encoder import vocabulary_names
+from aif_jax.encoding.encoder import Encoder, vocabulary_names
 from aif_jax.encoding.raw import flat_lists
 from aif_jax.encoding.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 from aif_jax.encoding.vocabulary import Kind as IdKind
@@ -420,15 +420,9 @@ class Scan:
         """int64 [n] of a "time" column, in the finest unit that its files have."""
         parts = self._arrays[name]
         finest = max((part.per_second for part in parts), default=1)
-        for i, (value, per_second) in enumerate(parts):
-            if per_second != finest:
-                parts[i] = Ticks(value * (finest // per_second), finest)
-        parts[:] = [Ticks(_joined([part.value for part in parts], np.zeros(0, np.int64)), finest)]
+        values = [value if count == finest else value * (finest // count) for value, count in parts]
+        parts[:] = [Ticks(_joined(values, np.zeros(0, np.int64)), finest)]
         return parts[0]
-
-    def seconds(self, name: str) -> np.ndarray:
-        """int64 [n] of a "time" column, whole seconds."""
-        return self.ticks(name).seconds
 
     def time(self, name: str, row: int) -> str:
         """The value of a "time" column in row 0, 1, ... as its file has it."""
@@ -517,15 +511,12 @@ class Tables:
 
 
 def read_tables(
-    sources: Mapping[FileName, Source | None],
-    columns: Columns,
-    problems: Problems,
-    *,
-    known: Mapping[str, Vocabulary] | None = None,
+    sources: Mapping[FileName, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None
 ) -> Tables:
     """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
 
-    `problems` receives what is wrong with values, and ids that an items or users table has twice.
+    An `encoder` says it in their place. `problems` receives what is wrong with values, and ids that an items or users table has
+    twice.
     """
     scans: dict[FileName, Scan] = {
         name: scan(source, columns.of(name, computed=False), problems, columns=columns, name=name)
@@ -539,7 +530,7 @@ def read_tables(
             members.setdefault(vocabulary, []).append((name, column))
             values[name, column] = _values(scans[name].codes[column], columns.of(name, computed=False)[column], columns)
     rows: dict[FileName, dict[str, np.ndarray]] = {name: {} for name in scans}
-    known = dict(known or {})
+    known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
         _settle_actions(scans["events"], columns, rows["events"], problems)
         del members["action"]

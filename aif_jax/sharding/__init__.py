@@ -2,6 +2,4 @@
 
 from aif_jax.sharding.meshes import local, padded_rows, place, place_batch, place_state, replicated, row_mesh, rows
 
-__all__ = [
-    "row_mesh", "rows", "replicated", "padded_rows", "place", "place_batch", "place_state", "local",
-]  # fmt: skip
+__all__ = ["row_mesh", "rows", "replicated", "padded_rows", "place", "place_batch", "place_state", "local"]

@@ -120,9 +120,8 @@ def expect_equal(what: str, values: dict[str, bytes]) -> None:
         other = [name for name, same in zip(values, (others == held[0]).all(axis=1), strict=True) if not same]
         if other:
             more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-            raise ProcessError(
-                f"{what}: expected the same in every process, got another {other[0]!r}{more} in process {process}"
-            )
+            got = f"another {other[0]!r}{more} in process {process}"
+            raise ProcessError(f"{what}: expected the same in every process, got {got}")
 
 
 def named(problems: Sequence[str]) -> str:

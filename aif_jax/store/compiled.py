@@ -65,10 +65,8 @@ def prepare(folder: Path) -> Path:
         os.utime(folder)  # in use, although a run may write nothing new
         prune(folder)
     except OSError as error:
-        raise OSError(
-            f"compiled programs: expected a folder that can be written, got {folder} ({error}). "
-            "Name another: JAX_COMPILATION_CACHE_DIR=FOLDER"
-        ) from error
+        got = f"{folder} ({error}). Name another: JAX_COMPILATION_CACHE_DIR=FOLDER"
+        raise OSError(f"compiled programs: expected a folder that can be written, got {got}") from error
     return folder
 
 

@@ -160,15 +160,6 @@ def _expect_nothing(target: Path) -> None:
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
     """A new work folder, locked until the block or the process ends, and then removed."""
-    work, lock = _locked_folder(target)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(lock)
-
-
-def _locked_folder(target: Path) -> tuple[Path, int]:
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
@@ -178,7 +169,12 @@ def _locked_folder(target: Path) -> tuple[Path, int]:
         with contextlib.suppress(OSError):  # a file system without locks: there nobody removes the folder
             fcntl.flock(lock, fcntl.LOCK_EX)
         if os.path.lexists(work):
-            return work, lock
+            break
+        os.close(lock)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
 
 

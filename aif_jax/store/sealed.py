@@ -68,12 +68,8 @@ def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) ->
     manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
     manifest["files"] = {ARRAYS: write_arrays(folder / ARRAYS, arrays)}
     content = sealed(manifest)
-    expect(
-        len(content) <= files.MANIFEST_BYTES,
-        "record",
-        f"at most {files.MANIFEST_BYTES} bytes with the list of arrays",
-        len(content),
-    )
+    limit = f"at most {files.MANIFEST_BYTES} bytes with the list of arrays"
+    expect(len(content) <= files.MANIFEST_BYTES, "record", limit, len(content))
     (folder / MANIFEST).write_bytes(content)
 
 
@@ -207,12 +203,12 @@ def read_record(path: Path, what: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def refusing(where: str | Path, error: type[ValueError] = CheckpointError) -> Iterator[None]:
-    """Raises what `export.consume` refuses as the error of the caller, with the place."""
+def refusing(where: str | Path) -> Iterator[None]:
+    """Raises what `export.consume` refuses as a CheckpointError, with the place."""
     try:
         yield
     except files.ExportError as refused:
-        raise error(f"{where}: {refused}") from refused.__cause__
+        raise CheckpointError(f"{where}: {refused}") from refused.__cause__
 
 
 def is_json(value: Any) -> bool:

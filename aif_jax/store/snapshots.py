@@ -5,9 +5,6 @@ A snapshot on disk records a position for each partition: it holds every update 
 already are skipped. Positions rise within a partition; gaps are allowed, as Kafka's offsets have them.
 
 One writer owns a directory, see `Lease`; snapshots are named by the number of their owner and a count, and so sort by age.
-
-One writer for a directory: a lock with an owner, whose number rises with every owner.
-
 Every owner claims the next number by making the file `.owner-NUMBER`, and locks it until it ends, however it ends. Where a lock
 says nothing (no locks, a takeover), the highest number owns the directory, and a writer checks that at every save.
 """
@@ -86,10 +83,8 @@ class Lease:
         claims = self._claims()
         last = max(claims, default=0)
         if last > self.number:
-            owner = _described(claims[last], last)
-            raise WriterConflict(
-                f"{self.directory}: {owner} took over; this writer (owner {self.number}) saves no more; stop it"
-            )
+            taken = f"{self.directory}: {_described(claims[last], last)} took over"
+            raise WriterConflict(f"{taken}; this writer (owner {self.number}) saves no more; stop it")
 
     def release(self, *, undo: bool = False) -> None:
         """Lets the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""

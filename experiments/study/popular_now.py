@@ -32,7 +32,7 @@ import aif_jax as aif
 from aif_jax import Dataset, metrics
 from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SeenPairs, item_counts
-from aif_jax.encoding.statistics import ItemStatistics
+from aif_jax.data.events import ItemStatistics
 from aif_jax.metrics import ByUser
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of

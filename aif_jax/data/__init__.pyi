@@ -1,0 +1,22 @@
+"""Public names of `aif_jax.data` and the modules that they come from; `__init__.py` reads this file."""
+
+# ruff: noqa: I001
+
+from .candidates import (
+    CandidateLists, CandidateSource, NegativeSampler, SampleKey, SeenPairs, impressions, item_counts, logged,
+    pointwise_candidates, retrieved, sampled_negatives, staged,
+)  # fmt: skip
+from .cascade import STAGES, Cascade
+from .dataset import CorruptRecord, Dataset
+from .events import EventLog, write_log
+from .pipeline import Batch, Pipeline, PrefetchedBatch, hashing, make_batch, to_device
+from .split import Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts
+
+__all__ = [
+    "Dataset", "EventLog", "write_log", "CorruptRecord", "hashing",
+    "Split", "split_by_time", "time_cuts", "cuts_of_samples", "eligible", "eligible_positions", "request_starts",
+    "NegativeSampler", "SeenPairs", "item_counts",
+    "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",
+    "Cascade", "STAGES", "logged", "staged",
+    "Pipeline", "PrefetchedBatch", "Batch", "make_batch", "to_device",
+]  # fmt: skip
