@@ -74,7 +74,7 @@ class PreRanker(NamedTuple):
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""
-        named = [f"{part}={_name(getattr(self, part))}" for part in ("user", "item", "interaction")]
+        named = [f"{part}={name_of(getattr(self, part))}" for part in ("user", "item", "interaction")]
         return f"PreRanker({', '.join(named)}, config={self.config!r})"
 
 
@@ -114,7 +114,7 @@ def assemble(
     """
     given = {"user": (user, USER), "item": (item, ITEM), "interaction": (interaction, INTERACTION)}
     others = (
-        f"{part}={_name(one.apply).rpartition('.')[2]}" for part, (one, ours) in given.items() if one.apply is not ours.apply
+        f"{part}={name_of(one.apply).rpartition('.')[2]}" for part, (one, ours) in given.items() if one.apply is not ours.apply
     )
     config = config.replace(assembled=tuple(others))
     user_fn = partial(user.apply, config=config)
@@ -239,7 +239,8 @@ def _check_fitted(config: Config, fitted: Params) -> None:
         expect(got == size, "init fitted", f"{size} rows in {path}, one for each item", got)
 
 
-def _name(function: Any) -> str:
-    """Where a component's function is, without the config that `assemble` bound to it."""
+def name_of(function: Any) -> str:
+    """Module and qualified name of a function, or of the class of a callable object; without what a partial bound to it."""
     inner = getattr(function, "func", function)
-    return f"{inner.__module__}.{inner.__qualname__}" if hasattr(inner, "__qualname__") else repr(inner)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -17,11 +17,10 @@ from aif_jax import checkpoint, export
 from aif_jax.blocks.item_offset import UNTRAINED
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.data.candidates import name_of
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
-from aif_jax.model import PreRanker
+from aif_jax.model import PreRanker, name_of
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.sharding import processes

@@ -229,6 +229,7 @@ def test_check(world, tmp_path, run):
     folder, *_ = world
     code, out, _ = run("check", *files(folder), "--columns", folder / "columns.json")
     assert code == 0 and "0 problems" in out and "profile: " in out
+    assert run("check", *files(folder), *FLAGS, "--item-statistics", 3600, 86400)[0] == 0
     code, out, _ = run("check", *files(folder), *FLAGS, "--json")
     assert code == 0 and json.loads(out)["problems"] == []
     (tmp_path / "events.csv").write_text("user,item,time\n1,1000,1600000000\n1,1000,\n1,5,1600000001\n")

@@ -99,6 +99,8 @@ def test_a_model_of_assemble_is_not_opened_as_another(trained, tmp_path):
     calls = lambda params, features, *, config: aif.model.ITEM.apply(params, features, config=config)  # noqa: E731
     own = trained.replace(model=aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls)))
     assert own.version != trained.version and own.config.assembled == ("item=<lambda>",)
+    value = type("Calls", (), {"__call__": lambda self, *features, config: calls(*features, config=config)})()
+    assert aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, value)).config.assembled == ("item=Calls",)
     for folder in folders(own, tmp_path):
         assert aif.open(folder, model=own.model).version == own.version
         with pytest.raises(ValueError, match=r"build: expected a config of `build`; give the model .* with item=<lambda>"):

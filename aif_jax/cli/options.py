@@ -100,7 +100,8 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
             option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "const": words[0]}
         elif typing.get_origin(hint) is tuple:
-            option |= {"nargs": "*", "metavar": "NAME"}
+            numbers = typing.get_args(hint)[0] is int
+            option |= {"type": int if numbers else str, "nargs": "*", "metavar": "NUMBER" if numbers else "NAME"}
         elif words:
             option["choices"] = words
         else:

@@ -20,6 +20,7 @@ from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_in
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.model import name_of
 from aif_jax.store.version import digest
 
 NEGATIVES = 1  # stream of random numbers: the order of samples (`pipeline.ORDER`, 0) must not change with the negatives
@@ -493,13 +494,6 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
         raise ValueError(f"positions: expected samples of known items, got {got}")
     dataset.expect_intact("item", positions, target, len(dataset.catalogue))
     return target
-
-
-def name_of(function: Any) -> str:
-    """The qualified name of a function, or of the class of a callable object."""
-    inner = getattr(function, "func", function)  # of a partial
-    named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:

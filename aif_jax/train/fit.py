@@ -31,12 +31,12 @@ from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Check
 from aif_jax.checks import expect, expect_array, expect_finite
 from aif_jax.config import Config
 from aif_jax.data import pipeline
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, name_of
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
 from aif_jax.data.split import cuts_of_samples
 from aif_jax.encoding.times import shown
-from aif_jax.model import PreRanker, fit_tables
+from aif_jax.model import PreRanker, fit_tables, name_of
 from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
