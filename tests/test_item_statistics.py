@@ -186,11 +186,15 @@ def test_they_travel_with_schema_and_encoder():
     assert data().schema.item_floats == 1 + len(statistic_names(LIVES))
 
 
-def test_a_table_of_items_without_them_is_refused_with_the_way_out():
+def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
     encoder = data().encoder
     assert encoder is not None
     with pytest.raises(ValueError, match=r"the item statistics .*events_half_life_3600.*statistic_columns\(ids, time\)"):
         encoder.items(items())
+    written = tmp_path / "items.csv"
+    written.write_text("item,category,price\n1,1,1.0\n")
+    with pytest.raises(ValueError, match=r"column 'since_last_event': missing column: .*statistic_columns\(ids, time\)"):
+        ItemIndex.build(trained(), written, progress=False)
 
 
 def test_a_schema_needs_places_for_them():

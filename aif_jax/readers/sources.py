@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -244,6 +245,8 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
     for name in wanted:
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
+            made = re.fullmatch(r"events_so_far|events_half_life_\d+|since_(first|last)_event", name)  # see `statistic_names`
+            got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if made else ""
             problems.add("missing column", file, None, name, "a column of this name", got)
     return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
 
