@@ -208,8 +208,8 @@ class AsyncPreRanker:
         """
         good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
         expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
-        if candidates is None and not self._can_rank:
-            raise ValueError("rank: expected an engine with a retrieval callable, got none; pass candidates=")
+        able = candidates is not None or self._can_rank
+        expect(able, "rank", "an engine with a retrieval callable", "none; pass candidates=")
         stage = "retrieval" if candidates is None else "candidates"
         admitted = self._admission.admit(request, budget, self._current, waiting_for=stage)
         with admitted as job, self._users.joined(job) as user:

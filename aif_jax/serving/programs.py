@@ -231,11 +231,9 @@ class Programs:
     def specs(self, layout: HistoryLayout) -> UserFeatures:
         """Shapes and dtypes of the features of one user."""
         schema = self.model.config.schema
-        return (
-            streamed_specs(schema, self.row, places=layout.places)
-            if layout.streamed
-            else user_specs(schema, length=layout.places)
-        )
+        if layout.streamed:
+            return streamed_specs(schema, self.row, places=layout.places)
+        return user_specs(schema, length=layout.places)
 
     def user(self, params: Params, layout: HistoryLayout, count: int = 1) -> Callable[..., Any]:
         """The compiled user function of these parameters for `count` histories of one layout: packed features [count, n] ->

@@ -10,7 +10,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -270,9 +270,6 @@ def _digest(layout: Layout) -> bytes:
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
 
 
-Span: TypeAlias = tuple[str, float, float]
-
-
 class UserTask(NamedTuple):
     """The features of one user, to become a state."""
 
@@ -411,7 +408,7 @@ class UserStates:
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
+    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
         """Fetches features, runs the user function, caches the state; or takes it from the shared store."""
         start = time.perf_counter()
         shared = self._store is not None and job.request.feature_version is not None
@@ -474,7 +471,7 @@ class UserStates:
 
     def _run(
         self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
-    ) -> list[tuple[Any, Span, Known]]:
+    ) -> list[tuple[Any, tuple[str, float, float], Known]]:
         """States of users of one version and layout of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
