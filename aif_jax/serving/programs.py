@@ -298,9 +298,7 @@ class Programs:
 
     def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
         """A state like `state` with these words, on the device."""
-        self._count_up(words)
-        with jax.transfer_guard_host_to_device("allow"):  # meant
-            return Packed(words=jax.device_put(words), layout=state.layout)
+        return Packed(words=self.call(jax.device_put, self._count_up(words)), layout=state.layout)
 
     def upload_rows(
         self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int, known: Orders | None = None

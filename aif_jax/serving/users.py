@@ -237,22 +237,13 @@ class StateStore(Protocol):
         ...
 
 
-class Shared(NamedTuple):
-    """A state that another replica computed."""
-
-    layout: HistoryLayout
-    words: np.ndarray  # uint32 [W]
-    age: float  # seconds since its features were fetched
-    known: Known  # how much of them the model knows
-
-
 def to_bytes(words: np.ndarray, columns: Layout, layout: HistoryLayout, *, age: float, known: Known = Known()) -> bytes:  # noqa: B008 frozen
     """A state of `age` seconds as bytes."""
     return HEAD.pack(time.time() - age, _digest(columns), *layout, *known) + words.astype("<u4").tobytes()
 
 
-def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> Shared | None:
-    """The state that `to_bytes` wrote; None for one of other columns or another layout than the states in `empty`."""
+def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> UserSide | None:
+    """The state that `to_bytes` wrote, as words uint32 [W]; None for one of other columns or another layout than in `empty`."""
     if len(data) < HEAD.size:
         return None
     fetched, digest, places, streamed, *known = HEAD.unpack_from(data)
@@ -260,7 +251,7 @@ def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> Shared | None:
     if like is None or digest != _digest(like.layout) or len(data) - HEAD.size != 4 * like.words.size:
         return None
     words, age = np.frombuffer(data, "<u4", offset=HEAD.size), max(0.0, time.time() - fetched)
-    return Shared(HistoryLayout(places, streamed), words, age, Known(*known))
+    return UserSide(words, HistoryLayout(places, streamed), time.perf_counter() - age, Known(*known))
 
 
 def _digest(layout: Layout) -> bytes:
@@ -441,13 +432,13 @@ class UserStates:
             self._metrics.counters["shared_failed"] += 1
             return None
         empty = {side.layout: side.state for side in version.unknown}
-        found = None if data is None else from_bytes(data, empty)
-        if found is None or found.age > (self._config.max_stale or float("inf")):
+        side = None if data is None else from_bytes(data, empty)
+        oldest = time.perf_counter() - (self._config.max_stale or float("inf"))
+        if side is None or side.since is None or side.since < oldest:
             self._metrics.counters["shared_misses"] += 1
             return None
         self._metrics.counters["shared_hits"] += 1
-        state = self._programs.upload_state(empty[found.layout], found.words)
-        side = UserSide(state, found.layout, time.perf_counter() - found.age, found.known)
+        side = side._replace(state=self._programs.upload_state(empty[side.layout], side.state))
         if version.name == self._serving:
             self.cache.put(key, side, since=side.since)
         return side
