@@ -162,9 +162,8 @@ class InferenceRest:
         call_id = head.get("id", "")
         names, binary = _outputs(head)
         version, answers, parameters = await infer(self._service, version=version, call_id=call_id, inputs=inputs, names=names)
-        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters} | (
-            {"id": call_id} if call_id else {}
-        )
+        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters}
+        fields |= {"id": call_id} if call_id else {}
         outputs, parts = [], []
         for name, array in answers.items():
             if binary.get(name, binary[""]):

@@ -4,6 +4,7 @@ OpenTelemetry spans."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import itertools
@@ -123,25 +124,20 @@ class RequestLog:
         records: list[LogRecord] = []
         due, size = 0.0, 0
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):  # the file is due
                 found = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if size else None)
-            except queue.Empty:
-                found = None
-            else:
                 if found is None:
                     return self._write(records)
-            if found is not None:
-                if not size:
-                    due = time.monotonic() + FILE_SECONDS
+                due = due if size else time.monotonic() + FILE_SECONDS
                 size += found[1]
                 try:
                     records.append(record_of(found[0]))
                 except Exception as error:  # a log must not end a service
                     self._failed(1, error)
-            if found is None or len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
+            if len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
                 self._write(records)
                 self._went += size
-                records, size = [], 0
+                records, size, found = [], 0, None  # an idle thread holds no version
 
     def _write(self, records: Sequence[LogRecord]) -> None:
         if not records:
@@ -340,11 +336,8 @@ async def _replay(records: Any, service: Service) -> Replay:
         for record in records:
             try:
                 call = call_of(record)
-                if call is None:
-                    skipped["no features"] += 1
-                    continue
-                if record.degraded:
-                    skipped["answered degraded"] += 1
+                if call is None or record.degraded:
+                    skipped["no features" if call is None else "answered degraded"] += 1
                     continue
                 features = served.users.of(call)
                 answer = (await service.score(call)).answer

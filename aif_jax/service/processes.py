@@ -154,8 +154,8 @@ def source_of(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source: {error}") from error
     source = found if hasattr(found, "get") and not isinstance(found, type) else found()
-    if not callable(getattr(source, "get", None)):
-        raise ValueError(f"--features {name}: expected an object with `async get(user)`, got {type(source).__name__}")
+    good = callable(getattr(source, "get", None))
+    expect(good, f"--features {name}", "an object with `async get(user)`", type(source).__name__)
     return source
 
 
