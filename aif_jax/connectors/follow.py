@@ -283,8 +283,7 @@ class Follower:
                     self._apply([entry], entry.message.position, partition)
         self._apply([], new[-1].position, partition)  # past poison that came last
         self.counters["batches"] += 1
-        written = [message.time for message in new if message.time is not None]
-        if written:
+        if written := [message.time for message in new if message.time is not None]:
             self._age[partition] = max(0.0, time.time() - min(written))
 
     def _apply(self, entries: list[StreamEntry], position: int, partition: int) -> None:

@@ -123,8 +123,7 @@ class EventLayout:
 
     def checked(self, data: bytes, where: str) -> np.ndarray:
         """Records of packed bytes. Raises ValueError for bytes that are torn or altered; `where` names them."""
-        if len(data) % self.nbytes:
-            raise ValueError(f"{where}: expected whole events of {self.nbytes} bytes, got {len(data)} bytes")
+        expect(len(data) % self.nbytes == 0, where, f"whole events of {self.nbytes} bytes", f"{len(data)} bytes")
         packed = np.frombuffer(data, self.dtype)
         wrong = np.flatnonzero(packed["check"] != self._checks(packed))
         if len(wrong):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -108,9 +109,8 @@ class TwoTower:
 
     def _check(self) -> None:
         encode, rng = self.encoder, np.random.default_rng(0)
-        features = dataclasses.replace(
-            encode.user(None, None, 1_600_000_000 * PER_SECOND[encode.columns.time_unit]), encoding=""
-        )
+        moment = 1_600_000_000 * PER_SECOND[encode.columns.time_unit]
+        features = dataclasses.replace(encode.user(None, None, moment), encoding="")
         vectors = rng.normal(size=(8, self.width)).astype(np.float32)
         try:
             rows = jnp.asarray(np.pad(vectors, ((1, 0), (0, 0))))
@@ -179,11 +179,8 @@ class Retrieval:
     async def __call__(self, request: Request) -> np.ndarray:
         """Raw ids of the candidates [k]; raises what the source and the search raise."""
         features = await self._fetch.features(request, self._tower.encoder)
-        found = await asyncio.to_thread(self._find, features)
+        found = await asyncio.to_thread(lambda: self.search(self._tower.query(features), self.k))
         return (await found if inspect.isawaitable(found) else found).ids
-
-    def _find(self, features: UserFeatures) -> Any:
-        return self.search(self._tower.query(features), self.k)
 
 
 def recall(found: Any, exact: Any) -> float:
@@ -201,12 +198,10 @@ def checked(ids: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
     return raw, vectors
 
 
-def _top(table: jax.Array, count: jax.Array, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=3)
+def _best(table: jax.Array, count: jax.Array, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     scores = jnp.where(jnp.arange(len(table)) < count, table @ query, -jnp.inf)
     return jax.lax.top_k(scores, k)
-
-
-_best = jax.jit(_top, static_argnums=3)
 
 
 class FaissSearch:
