@@ -259,8 +259,8 @@ class AsyncPreRanker:
 
         `callable_errors` counts failed calls of `features` and `retrieval` by their type: {"features KeyError": 3}.
         """
-        cache = self._users.cache
-        values = self._metrics.values()
+        calls = {"features": self._features, "retrieval": self._retrieval, "candidates": self._given}
+        cache, values = self._users.cache, self._metrics.values()
         values["counters"] |= {
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
@@ -271,7 +271,7 @@ class AsyncPreRanker:
         values["gauges"] = {
             "pending": len(self._admission),
             "user_sides_running": len(self._users.running),
-            "hung_calls": sum(call.hung for call in (self._features, self._retrieval, self._given)),
+            "hung_calls": sum(call.hung for call in calls.values()),
             "cached_states": len(cache),
             "cached_bytes": cache.bytes,
             "oldest_state_seconds": cache.oldest,
@@ -279,9 +279,7 @@ class AsyncPreRanker:
             "versions_in_memory": len(self._versions),
         }
         values["callable_errors"] = {
-            f"{name} {kind}": count
-            for name, call in (("features", self._features), ("retrieval", self._retrieval), ("candidates", self._given))
-            for kind, count in dict(call.errors).items()
+            f"{name} {kind}": count for name, call in calls.items() for kind, count in dict(call.errors).items()
         }
         values["version"] = self._current.name if self._current else None
         return values

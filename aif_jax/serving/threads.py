@@ -16,12 +16,12 @@ import queue
 import threading
 import time
 import traceback
-import weakref
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
 from typing import Any
 
-from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import CallableError, CallerError, EngineClosed
 
 
@@ -285,14 +285,9 @@ def _is_async(function: Any) -> bool:
     return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
 
 
-RECENT = 0.1
-"""Weight of the latest call in running means."""
-
-
+RECENT = 0.1  # weight of the latest call in running means
 GROWTH = 1.25
 """The most by which one call makes the time that such a call is expected to take longer: a busy machine stops any thread."""
-
-
 PAUSE, AFTER_PAUSE = 10.0, 2.0
 """A task that comes `PAUSE` times `on_loop` after the one before may take `AFTER_PAUSE` times `on_loop` on the loop's thread:
 its caches are cold, so it takes longer, a thread would have to be woken, and other tasks are unlikely to wait meanwhile."""
@@ -310,33 +305,29 @@ class Batcher:
     the same device or two came at once.
 
     Args:
-      on_loop: longest call in seconds that may run on the loop's thread; 0 for none.
-      sizes: compiled batch sizes, ascending from 1.
-      full: the least share of a size that must be filled with tasks; the rest is computed for nothing.
+      config: `on_loop`, and the `batch_size` whose compiled sizes batches have.
+      programs: `full`, the least share of a size that must be filled with tasks (the rest is computed for nothing), and the
+        `batchers` whose work shares the device, this one among them once it is made.
       prepare: the work of one task on the host. An exception of one concerns that task alone.
       run: `run(tasks, prepared, started)` -> one result for each of the tasks that could be prepared.
-      sharing: batchers whose work shares the device, this one among them once it is made; None for no other.
     """
 
     def __init__(
         self,
         name: str,
         threads: int,
-        on_loop: float,
-        sizes: Sequence[int],
+        config: ServingConfig,
+        programs: Programs,
         *,
-        full: float,
         prepare: Callable[[Any], Any],
         run: Callable[[list[Any], list[Any], float], Sequence[Any]],
-        sharing: weakref.WeakSet[Any] | None = None,
     ):
-        self.sizes = sizes
-        self._sharing = weakref.WeakSet[Any]() if sharing is None else sharing
+        self.sizes = batch_sizes(config.batch_size)  # ascending from 1
+        self._sharing, self._full = programs.batchers, programs.full
         self._sharing.add(self)
         self.seconds = 0.0  # of a thread that a task took lately, over the number of threads: how fast a queue gets shorter
         self._threads = threads
-        self._on_loop = on_loop
-        self._full = full
+        self._on_loop = config.on_loop
         self._prepare = prepare
         self._run = run
         self._workers = Workers(name, threads)

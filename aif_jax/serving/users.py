@@ -22,7 +22,7 @@ from aif_jax.serving.metrics import Known, Metrics, known_of
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.requests import DeadlineExceeded, Request
 from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
-from aif_jax.serving.versions import UserSide, Version, batch_sizes
+from aif_jax.serving.versions import UserSide, Version
 from aif_jax.store.codec import Layout
 from aif_jax.types import UserFeatures
 
@@ -299,12 +299,7 @@ class UserStates:
         self._config = config
         self._features = features
         self._metrics = metrics
-        sizes = batch_sizes(config.batch_size)
-        threads, on_loop = config.user_threads, config.on_loop
-        self._tasks = Batcher(
-            "aif-user", threads, on_loop, sizes,
-            full=programs.full, prepare=self._pack, run=self._run, sharing=programs.batchers,
-        )  # fmt: skip
+        self._tasks = Batcher("aif-user", config.user_threads, config, programs, prepare=self._pack, run=self._run)
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached
