@@ -310,8 +310,7 @@ class Follower:
             self.counters["rejected"] += 1
             self._rejected_in_a_row += 1
             if self._rejected_in_a_row >= self._max_rejected:
-                count = self._rejected_in_a_row
-                text = f"expected messages of this model, got {count} in a row that do not fit; {reason}"
+                text = f"expected messages of this model, got {self._rejected_in_a_row} in a row that do not fit; {reason}"
                 raise StreamError(f"{text}. Check the stream and the columns; max_rejected sets the limit") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 

@@ -407,11 +407,8 @@ class Reads:
             if not limit.expired():
                 raise  # of the source itself
             raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
-        except (TypeError, ValueError):
-            self.counters["damaged"] += 1
-            raise
-        except Exception:
-            self.counters["failed"] += 1
+        except Exception as error:
+            self.counters["damaged" if isinstance(error, TypeError | ValueError) else "failed"] += 1
             raise
         self.seconds.observe(time.perf_counter() - start)
         self.counters["missing" if record is None else "found"] += 1

@@ -101,8 +101,7 @@ class TwoTower:
     def _logits(self, params: Params, state: Any, vectors: jax.Array) -> jax.Array:
         """Logits [n] of items that have these vectors [n, D], and are nothing else."""
         model = self.trained.model
-        schema = model.config.schema
-        one = jax.tree.map(lambda leaf: leaf[0], empty_items(schema, 1))
+        one = jax.tree.map(lambda leaf: leaf[0], empty_items(model.config.schema, 1))
         from_item = jax.eval_shape(model.item, params, one)
         rows = jax.tree.map(lambda leaf: jnp.zeros((len(vectors), *leaf.shape), leaf.dtype), from_item)
         return model.interaction(params, state, dataclasses.replace(rows, vector=vectors))
@@ -167,8 +166,8 @@ class Retrieval:
     Args:
       fetch: as the engine's `features`.
       tower: tower of the same vocabularies.
-      search: `search(query, k) -> Found`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`. It may
-        be replaced between requests, such as by one over newer vectors.
+      search: `search(query, k) -> SearchResult`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`.
+        It may be replaced between requests, such as by one over newer vectors.
       k: candidates.
     """
 
@@ -226,8 +225,7 @@ class FaissSearch:
         self._index.train(vectors)
         self._index.add(vectors)
         for name, value in (parameters or {}).items():
-            if not hasattr(self._index, name):
-                raise ValueError(f"parameters: expected those of {type(self._index).__name__}, got {name!r}")
+            expect(hasattr(self._index, name), "parameters", f"those of {type(self._index).__name__}", repr(name))
             setattr(self._index, name, value)
 
     def __call__(self, query: np.ndarray, k: int) -> SearchResult:

@@ -9,6 +9,7 @@ A snapshot is never changed, so a reader sees the one that was current when it c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -94,8 +95,7 @@ class SnapshotStore:
         """The store in a folder of this one, with the same options; `keep` as for the class, None takes that of this one."""
         expect(re.fullmatch(r"[a-z_]+", name), "name", "letters and _", repr(name))
         expect(keep is None or keep >= 1, "keep", "at least 1", keep)
-        made = object.__new__(SnapshotStore)
-        made.__dict__ |= self.__dict__
+        made = copy.copy(self)
         made.url, made._root, made.keep = f"{self.url.rstrip('/')}/{name}", self._path(name), keep or self.keep
         return made
 
@@ -142,8 +142,7 @@ class SnapshotStore:
             for block in self._blocks(self._path(name, relative), entry["bytes"]):
                 stored.update(block)
             self._check(name, relative, entry, stored.hexdigest())
-        record = {"format": FORMAT, "files": entries}
-        manifest = json.dumps(record, indent=1, sort_keys=True).encode()
+        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True).encode()
         self._put(self._path(name, MANIFEST), manifest)
         before = self._pointer()
         if before is not None and before.name > name:

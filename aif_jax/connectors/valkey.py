@@ -294,8 +294,7 @@ class ValkeyStream(UpdateStream):
         """Writes messages in one round trip; returns their positions."""
         pipe = self._client.pipeline(transaction=False)
         for value in values:
-            fields: dict[Any, Any] = {b"value": value, b"key": b""}
-            pipe.xadd(self._keys[partition], fields)
+            pipe.xadd(self._keys[partition], {b"value": value, b"key": b""})
         return list(map(position_of, pipe.execute()))
 
     def begin(self, positions: Mapping[int, int]) -> None:

@@ -406,8 +406,7 @@ def _row(history: Any) -> dict[str, int | None] | None:
         return None
     times = np.concatenate([np.asarray(history.memory.recent.time), np.asarray(history.since.time)])
     last = int(history.now) - int(times.max()) if times.any() else None
-    since = int(np.count_nonzero(history.since.time))
-    return {"events": int(history.memory.count), "since": since, "last_event": last}
+    return {"events": int(history.memory.count), "since": int(np.count_nonzero(history.since.time)), "last_event": last}
 
 
 def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:

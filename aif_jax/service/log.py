@@ -38,8 +38,6 @@ from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
-
-
 PLAIN = {int, float, str, bool, type(None)}
 
 

@@ -442,8 +442,8 @@ class Models:
         """A version ready to serve: read, compared with its golden outputs, compiled, warmed up."""
         before = self.held[0] if self.held else None
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
-        indexed = restored.index is not None
-        expect(indexed, str(path_of(self.root, entry)), "an export with an index", "one without; add --index")
+        where = str(path_of(self.root, entry))
+        expect(restored.index is not None, where, "an export with an index", "one without; add --index")
         config, orders = restored.trained.config, dict(restored.manifest.get("orders", {}))
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
@@ -471,8 +471,7 @@ class Models:
         if isinstance(users, str):
             client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
             table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
-            width = table.row_bytes // 4
-            table.rows = RemoteRows(client, version=table.version, width=width, prefix=self._nearline.prefix)
+            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4, prefix=self._nearline.prefix)
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written

@@ -175,8 +175,7 @@ def supervise(where: Listening, workers: int) -> None:
                 process.send_signal(signal.SIGTERM)
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
-        return subprocess.Popen(command, env=environment)
+        return subprocess.Popen([sys.executable, "-m", "aif_jax", *sys.argv[1:]], env=environment)
 
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -184,10 +184,9 @@ class PreRanking:
         self._service = service
         self._limits = service.policy.limits
 
-    def methods(self) -> dict[str, tuple[str, Method]]:
-        """Name and type of the request, for each method of one request."""
-        named = {"Rank": self._rank, "Score": self._score, "Prepare": self._prepare}
-        return {name: (f"{PACKAGE}.{name}Request", method) for name, method in named.items()}
+    def methods(self) -> dict[str, Method]:
+        """The methods of one request by name."""
+        return {"Rank": self._rank, "Score": self._score, "Prepare": self._prepare}
 
     async def _rank(self, given: Any, left: float | None) -> Any:
         call = call_of(given, self._limits, budget=left)
@@ -210,8 +209,7 @@ class PreRanking:
                 raw = await anext(parts, b"")
         except TimeoutError:
             raise DeadlineExceeded(f"expected a first message within {self._limits.body_seconds:g} s") from None
-        first = read(name, raw)
-        call = call_of(first, self._limits, budget=left)
+        call = call_of(read(name, raw), self._limits, budget=left)
 
         async def batches() -> AsyncIterator[Candidates]:
             room = self._limits.candidates
@@ -230,12 +228,12 @@ class PreRanking:
 
 
 async def start(
-    service: Service, where: Listening, *, more: Mapping[str, Mapping[str, tuple[str, Method]]] | None = None
+    service: Service, where: Listening, *, more: Mapping[str, Mapping[str, Method]] | None = None
 ) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Starts gRPC with health and reflection; returns the port and `stop(seconds)`, which waits for calls in flight.
 
     Args:
-      more: methods of further services, by full name, as `PreRanking.methods` gives them.
+      more: methods of further services, by full name, as `PreRanking.methods` gives them; NAME takes a message NAMERequest.
 
     Raises:
       ImportError: grpc is missing.
@@ -266,9 +264,9 @@ async def start(
         await context.abort(grpc.StatusCode[problem.code], text, tuple(trailing))
         raise AssertionError("unreachable: abort raises")
 
-    def unary(name: str, method: Method) -> Any:
+    def unary(request: str, method: Method) -> Any:
         async def handle(raw: bytes, context: Any) -> bytes:
-            return await answered(context, lambda left: method(read(name, raw), left))
+            return await answered(context, lambda left: method(read(request, raw), left))
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -304,13 +302,13 @@ async def start(
     interceptors = [] if token is None else [Authorized()]
     server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=where.connections)
     pre_ranking = PreRanking(service)
-    handlers = {name: unary(*method) for name, method in pre_ranking.methods().items()}
-    handlers["RankStream"] = streamed(pre_ranking.rank_stream)
-    services = {PRE_RANKING: handlers}
-    for name, methods in (more or {}).items():
-        services[name] = {method: unary(*entry) for method, entry in methods.items()}
-    for name, named in services.items():
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, named),))
+    services = {PRE_RANKING: pre_ranking.methods(), **(more or {})}
+    for name, methods in services.items():
+        package = name.rpartition(".")[0]
+        handlers = {each: unary(f"{package}.{each}Request", method) for each, method in methods.items()}
+        if name == PRE_RANKING:
+            handlers["RankStream"] = streamed(pre_ranking.rank_stream)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # a module that it imports as a name
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     described = pool()

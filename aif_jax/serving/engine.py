@@ -249,8 +249,7 @@ class AsyncPreRanker:
         return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
-        found = await self._scorer.score(job, user, candidates, self._given, whole=True)
-        return scores(job, found)
+        return scores(job, await self._scorer.score(job, user, candidates, self._given, whole=True))
 
     # what an operator sees
 
