@@ -339,15 +339,13 @@ async def listening(
             yield
 
     bound = bind(where.host, where.http_port, reuse=where.reuse_port)
-    secure: dict[str, Any] = {}
-    if where.certificate is not None:
-        secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
             App(service, token=where.token, more=routes, max_requests=where.connections), ws="none", lifespan="off",
             http=bounded(HttpToolsProtocol, connections=where.connections), timeout_keep_alive=where.keep_alive,
             log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
+            timeout_graceful_shutdown=max(1, round(where.drain_timeout)),
+            ssl_certfile=where.certificate, ssl_keyfile=where.key,
         )
     )  # fmt: skip
     stop_grpc: Any = None
