@@ -134,7 +134,7 @@ class Client:
     def request(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, *, within: float | None = None
     ) -> tuple[int, str, bytes]:
-        """Status, content type and body of any path, within `timeout` or so many seconds, the shorter of both."""
+        """Status, content type and body of any path; `within` shortens the timeout of this call, in seconds."""
         connection = self._connection
         connection.timeout = self._timeout if within is None else min(within, self._timeout)  # of a new connection
         if connection.sock is not None:

@@ -263,12 +263,11 @@ class Field:
     def note(self, logged: np.ndarray, now: np.ndarray) -> None:
         """Compares two values of it."""
         self.compared += 1
-        if logged.shape != now.shape:
+        if not np.array_equal(logged, now):
             self.different += 1
-            self.largest = float("inf")
-        elif not np.array_equal(logged, now):
-            self.different += 1
-            self.largest = max(self.largest, float(np.abs(logged.astype(np.float64) - now.astype(np.float64)).max()))
+            same = logged.shape == now.shape
+            gap = np.abs(logged.astype(np.float64) - now.astype(np.float64)).max() if same else np.inf
+            self.largest = max(self.largest, float(gap))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -387,9 +386,7 @@ def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[f
     assert call.candidates is not None
     best = record.ids if record.id_texts is None else record.id_texts
     count = len(logits) if best is None else len(best)
-    logits, logged = (
-        np.reshape(values, (rows, -1)) for values, rows in ((logits, len(logits)), (record.logits, max(count, 1)))
-    )
+    logits, logged = np.reshape(logits, (len(logits), -1)), np.reshape(record.logits, (max(count, 1), -1))
     most = min(logits.shape[1], logged.shape[1])  # of versions with different objectives the first ones are compared
     logits, logged = logits[:, :most], np.asarray(logged[:count, :most], np.float64)
     if best is None:
