@@ -283,8 +283,7 @@ class Follower:
                     self._apply([entry], entry.message.position, partition)
         self._apply([], new[-1].position, partition)  # past poison that came last
         self.counters["batches"] += 1
-        written = [message.time for message in new if message.time is not None]
-        if written:
+        if written := [message.time for message in new if message.time is not None]:
             self._age[partition] = max(0.0, time.time() - min(written))
 
     def _apply(self, entries: list[StreamEntry], position: int, partition: int) -> None:
@@ -311,8 +310,7 @@ class Follower:
             self.counters["rejected"] += 1
             self._rejected_in_a_row += 1
             if self._rejected_in_a_row >= self._max_rejected:
-                count = self._rejected_in_a_row
-                text = f"expected messages of this model, got {count} in a row that do not fit; {reason}"
+                text = f"expected messages of this model, got {self._rejected_in_a_row} in a row that do not fit; {reason}"
                 raise StreamError(f"{text}. Check the stream and the columns; max_rejected sets the limit") from error
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 

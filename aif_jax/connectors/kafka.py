@@ -75,8 +75,7 @@ class KafkaStream(UpdateStream):
             self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
             return
         partitions = self._partitions()
-        gone = [partition for partition in positions if partition not in partitions]
-        if gone:
+        if gone := [partition for partition in positions if partition not in partitions]:
             raise StreamError(
                 f"topic {self._topic!r}: expected partitions {sorted(positions)}, got no {gone}; rebuild the snapshot"
             )

@@ -123,8 +123,7 @@ class EventLayout:
 
     def checked(self, data: bytes, where: str) -> np.ndarray:
         """Records of packed bytes. Raises ValueError for bytes that are torn or altered; `where` names them."""
-        if len(data) % self.nbytes:
-            raise ValueError(f"{where}: expected whole events of {self.nbytes} bytes, got {len(data)} bytes")
+        expect(len(data) % self.nbytes == 0, where, f"whole events of {self.nbytes} bytes", f"{len(data)} bytes")
         packed = np.frombuffer(data, self.dtype)
         wrong = np.flatnonzero(packed["check"] != self._checks(packed))
         if len(wrong):
@@ -301,10 +300,9 @@ class ParquetFeatures(FeatureSource):
         self._events, self._places = _grouped(parquet, events, columns.of("events"), columns.user)
         self._users, self._records = None, {}
         if users is not None:
-            self._users, places = _grouped(parquet, users, columns.of("users"), columns.user_record_id)
-            twice = [user for user, (start, end) in places.items() if end - start > 1]
+            self._users, self._records = _grouped(parquet, users, columns.of("users"), columns.user_record_id)
+            twice = [user for user, (start, end) in self._records.items() if end - start > 1]
             expect(not twice, str(users), "each user once", f"{twice[:3]} more often")
-            self._records = {user: start for user, (start, _) in places.items()}
 
     def __len__(self) -> int:
         """Users with events."""
@@ -312,10 +310,10 @@ class ParquetFeatures(FeatureSource):
 
     async def get(self, user: UserId) -> Record | None:
         start, end = self._places.get(user, (0, 0))
-        row = self._records.get(user)
-        if row is None and end == start:
+        place = self._records.get(user)
+        if place is None and end == start:
             return None
-        attributes = None if row is None or self._users is None else self._users.slice(row, 1).to_pylist()[0]
+        attributes = None if place is None or self._users is None else self._users.slice(place[0], 1).to_pylist()[0]
         return Record(attributes, self._events.slice(start, end - start) if end > start else None, end - start)
 
 
@@ -408,11 +406,8 @@ class Reads:
             if not limit.expired():
                 raise  # of the source itself
             raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
-        except (TypeError, ValueError):
-            self.counters["damaged"] += 1
-            raise
-        except Exception:
-            self.counters["failed"] += 1
+        except Exception as error:
+            self.counters["damaged" if isinstance(error, TypeError | ValueError) else "failed"] += 1
             raise
         self.seconds.observe(time.perf_counter() - start)
         self.counters["missing" if record is None else "found"] += 1

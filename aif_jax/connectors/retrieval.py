@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -100,17 +101,15 @@ class TwoTower:
     def _logits(self, params: Params, state: Any, vectors: jax.Array) -> jax.Array:
         """Logits [n] of items that have these vectors [n, D], and are nothing else."""
         model = self.trained.model
-        schema = model.config.schema
-        one = jax.tree.map(lambda leaf: leaf[0], empty_items(schema, 1))
+        one = jax.tree.map(lambda leaf: leaf[0], empty_items(model.config.schema, 1))
         from_item = jax.eval_shape(model.item, params, one)
         rows = jax.tree.map(lambda leaf: jnp.zeros((len(vectors), *leaf.shape), leaf.dtype), from_item)
         return model.interaction(params, state, dataclasses.replace(rows, vector=vectors))
 
     def _check(self) -> None:
         encode, rng = self.encoder, np.random.default_rng(0)
-        features = dataclasses.replace(
-            encode.user(None, None, 1_600_000_000 * PER_SECOND[encode.columns.time_unit]), encoding=""
-        )
+        moment = 1_600_000_000 * PER_SECOND[encode.columns.time_unit]
+        features = dataclasses.replace(encode.user(None, None, moment), encoding="")
         vectors = rng.normal(size=(8, self.width)).astype(np.float32)
         try:
             rows = jnp.asarray(np.pad(vectors, ((1, 0), (0, 0))))
@@ -167,8 +166,8 @@ class Retrieval:
     Args:
       fetch: as the engine's `features`.
       tower: tower of the same vocabularies.
-      search: `search(query, k) -> Found`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`. It may
-        be replaced between requests, such as by one over newer vectors.
+      search: `search(query, k) -> SearchResult`, async or not: `BruteForce`, `FaissSearch`, `UsearchSearch`, `PgvectorSearch`.
+        It may be replaced between requests, such as by one over newer vectors.
       k: candidates.
     """
 
@@ -179,11 +178,8 @@ class Retrieval:
     async def __call__(self, request: Request) -> np.ndarray:
         """Raw ids of the candidates [k]; raises what the source and the search raise."""
         features = await self._fetch.features(request, self._tower.encoder)
-        found = await asyncio.to_thread(self._find, features)
+        found = await asyncio.to_thread(lambda: self.search(self._tower.query(features), self.k))
         return (await found if inspect.isawaitable(found) else found).ids
-
-    def _find(self, features: UserFeatures) -> Any:
-        return self.search(self._tower.query(features), self.k)
 
 
 def recall(found: Any, exact: Any) -> float:
@@ -201,12 +197,10 @@ def checked(ids: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
     return raw, vectors
 
 
-def _top(table: jax.Array, count: jax.Array, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=3)
+def _best(table: jax.Array, count: jax.Array, query: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     scores = jnp.where(jnp.arange(len(table)) < count, table @ query, -jnp.inf)
     return jax.lax.top_k(scores, k)
-
-
-_best = jax.jit(_top, static_argnums=3)
 
 
 class FaissSearch:
@@ -231,8 +225,7 @@ class FaissSearch:
         self._index.train(vectors)
         self._index.add(vectors)
         for name, value in (parameters or {}).items():
-            if not hasattr(self._index, name):
-                raise ValueError(f"parameters: expected those of {type(self._index).__name__}, got {name!r}")
+            expect(hasattr(self._index, name), "parameters", f"those of {type(self._index).__name__}", repr(name))
             setattr(self._index, name, value)
 
     def __call__(self, query: np.ndarray, k: int) -> SearchResult:

@@ -9,6 +9,7 @@ A snapshot is never changed, so a reader sees the one that was current when it c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -94,8 +95,7 @@ class SnapshotStore:
         """The store in a folder of this one, with the same options; `keep` as for the class, None takes that of this one."""
         expect(re.fullmatch(r"[a-z_]+", name), "name", "letters and _", repr(name))
         expect(keep is None or keep >= 1, "keep", "at least 1", keep)
-        made = object.__new__(SnapshotStore)
-        made.__dict__ |= self.__dict__
+        made = copy.copy(self)
         made.url, made._root, made.keep = f"{self.url.rstrip('/')}/{name}", self._path(name), keep or self.keep
         return made
 
@@ -127,9 +127,10 @@ class SnapshotStore:
         if unless_current:
             there = self._pointer()
             for name in [name for name in self.names() if there is None or name >= there.name]:
-                if _contents(self._entries_of(name)) == _contents(entries):
+                manifest, listed = self._manifest(name)
+                if _contents(listed) == _contents(entries):
                     if there is None or name != there.name:
-                        self._point(name, self._read(self._path(name, MANIFEST), RECORD_BYTES))
+                        self._point(name, manifest)
                     return name
         name = f"{self._next():010d}-{secrets.token_hex(4)}"
         for file, relative in zip(files, entries, strict=True):
@@ -137,9 +138,11 @@ class SnapshotStore:
             self._make_parent(place)
             self._files.put_file(str(file), place)
         for relative, entry in entries.items():
-            self._check(name, relative, entry, _digest(self._blocks(self._path(name, relative), entry["bytes"])))
-        record = {"format": FORMAT, "files": entries}
-        manifest = json.dumps(record, indent=1, sort_keys=True).encode()
+            stored = hashlib.sha256()
+            for block in self._blocks(self._path(name, relative), entry["bytes"]):
+                stored.update(block)
+            self._check(name, relative, entry, stored.hexdigest())
+        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True).encode()
         self._put(self._path(name, MANIFEST), manifest)
         before = self._pointer()
         if before is not None and before.name > name:
@@ -174,9 +177,7 @@ class SnapshotStore:
           OSError: of the file system.
         """
         before = self.before_current()
-        manifest = self._read(self._path(before, MANIFEST), RECORD_BYTES)
-        _entries(manifest, f"{self.url}: {before}")
-        self._point(before, manifest)
+        self._point(before, self._manifest(before)[0])
         return before
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
@@ -256,11 +257,7 @@ class SnapshotStore:
                 shutil.rmtree(left, ignore_errors=True)
         if target.is_dir():
             return target
-        raw = self._read(self._path(name, MANIFEST), RECORD_BYTES)
-        if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-            got = hashlib.sha256(raw).hexdigest()
-            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
-        entries = _entries(raw, f"{self.url}: {name}")
+        _, entries = self._manifest(name, sha256)
         for relative, entry in entries.items():
             self._download(name, relative, entry, partial / relative)
         with new_folder(target) as work:
@@ -287,24 +284,25 @@ class SnapshotStore:
             got = digest_of(file)
             if got == entry["sha256"] or not there:
                 break  # what an earlier download left may be wrong: then it is read again from the start
-        try:
-            self._check(name, relative, entry, got)
-        except SnapshotError:
+        if got != entry["sha256"]:
             file.unlink()
-            raise
+        self._check(name, relative, entry, got)
 
     def _check(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
-        if got != entry["sha256"]:
-            raise SnapshotError(f"{self.url}: {name}/{relative}: expected sha256 {entry['sha256']}, got {got}; publish again")
+        where, wanted = f"{self.url}: {name}/{relative}", entry["sha256"]
+        expect(got == wanted, where, f"sha256 {wanted}", f"{got}; publish again", error=SnapshotError)
 
     def _point(self, name: str, manifest: bytes) -> None:
         """Moves the pointer, by one atomic write."""
         pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
         self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
 
-    def _entries_of(self, name: str) -> dict[str, dict[str, Any]]:
-        """The files of a snapshot."""
-        return _entries(self._read(self._path(name, MANIFEST), RECORD_BYTES), f"{self.url}: {name}")
+    def _manifest(self, name: str, sha256: str | None = None) -> tuple[bytes, dict[str, dict[str, Any]]]:
+        """The manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
+        raw = self.read(name, MANIFEST)
+        if sha256 not in (None, got := hashlib.sha256(raw).hexdigest()):
+            raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
+        return raw, _entries(raw, f"{self.url}: {name}")
 
     def _pointer(self) -> Pointer | None:
         try:
@@ -322,9 +320,8 @@ class SnapshotStore:
 
     def _next(self) -> int:
         """A number above those of all snapshots, complete or not."""
-        numbers = [int(name.partition("-")[0]) for name in self._listed()]
-        current = self.current()
-        return 1 + max([*numbers, 0 if current is None else int(current.partition("-")[0])])
+        names = [*self._listed(), self.current() or "0"]
+        return 1 + max(int(name.partition("-")[0]) for name in names)
 
     def _listed(self) -> dict[str, dict[str, float]]:
         """The files of every snapshot, complete or not, and when each was written: now where the file system does not tell."""
@@ -406,10 +403,3 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
 def _contents(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the files hold, whenever they were written."""
     return {name: {key: value for key, value in entry.items() if key != MODIFIED} for name, entry in entries.items()}
-
-
-def _digest(blocks: Iterator[bytes]) -> str:
-    made = hashlib.sha256()
-    for block in blocks:
-        made.update(block)
-    return made.hexdigest()

@@ -184,8 +184,7 @@ def decode(message: Message) -> Change:
     where = f"message {message.position} of partition {message.partition}"
     if message.value is None:
         return Change(None, [_tombstone(message.key, where)])
-    if len(message.value) > LARGEST:
-        raise MessageError(f"{where}: expected at most {LARGEST} bytes, got {len(message.value)}")
+    expect(len(message.value) <= LARGEST, where, f"at most {LARGEST} bytes", len(message.value), error=MessageError)
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     try:
         with ipc.open_stream(arrow.py_buffer(message.value)) as reader:
@@ -194,12 +193,10 @@ def decode(message: Message) -> Change:
     except (arrow.ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError) as error:
         first = str(error).partition("\n")[0]
         raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
-    if table.num_rows == 0:
-        raise MessageError(f"{where}: expected rows, got a table of 0")
+    expect(table.num_rows, where, "rows", "a table of 0", error=MessageError)
     if (table.schema.metadata or {}).get(DELETED) != b"1":
         return Change(table, None)
-    if table.num_columns != 1:
-        raise MessageError(f"{where}: expected one column of ids to delete, got {table.schema.names}")
+    expect(table.num_columns == 1, where, "one column of ids to delete", table.schema.names, error=MessageError)
     return Change(None, column_of(table, table.schema.names[0]).to_pylist())
 
 

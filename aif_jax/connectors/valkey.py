@@ -294,8 +294,7 @@ class ValkeyStream(UpdateStream):
         """Writes messages in one round trip; returns their positions."""
         pipe = self._client.pipeline(transaction=False)
         for value in values:
-            fields: dict[Any, Any] = {b"value": value, b"key": b""}
-            pipe.xadd(self._keys[partition], fields)
+            pipe.xadd(self._keys[partition], {b"value": value, b"key": b""})
         return list(map(position_of, pipe.execute()))
 
     def begin(self, positions: Mapping[int, int]) -> None:
@@ -303,12 +302,10 @@ class ValkeyStream(UpdateStream):
         unknown = [partition for partition in positions if not 0 <= partition < len(self._keys)]
         expect(not unknown, "positions", f"partitions of {len(self._keys)} keys", unknown)
         for partition, key in enumerate(self._keys):
-            if partition in positions:
-                self._last[partition] = id_of(positions[partition])
-                if self._trimmed(key, positions[partition]):
-                    raise StreamError(f"stream {key!r}: messages after {self._last[partition]} are gone; rebuild the snapshot")
-            else:
-                self._last[partition] = "0-0"
+            position = positions.get(partition)
+            self._last[partition] = id_of(position or 0)
+            if position is not None and self._trimmed(key, position):
+                raise StreamError(f"stream {key!r}: messages after {self._last[partition]} are gone; rebuild the snapshot")
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
         places: Any = dict(zip(self._keys, self._last, strict=True))

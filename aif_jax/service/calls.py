@@ -167,9 +167,7 @@ def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
 
 
 def _id(value: Any, field: str) -> int | str:
-    if isinstance(value, str):
-        return _text(value, field)
-    return _integer(value, field)
+    return _text(value, field) if isinstance(value, str) else _integer(value, field)
 
 
 def _text(value: Any, field: str) -> str:
@@ -240,9 +238,7 @@ def problem_of(error: BaseException) -> Failure:
         return Failure("DEADLINE_EXCEEDED", 504, text)
     if isinstance(error, EngineClosed | Stale):
         return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
-    if isinstance(error, UnknownVersion):
-        return Failure("FAILED_PRECONDITION", 412, text, "version")
-    if isinstance(error, EncodingMismatch | VersionMismatch):
+    if isinstance(error, UnknownVersion | VersionMismatch):  # an EncodingMismatch is one too
         return Failure("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
     if isinstance(error, UnknownModel):
         return Failure("NOT_FOUND", 404, text, "model")

@@ -115,7 +115,7 @@ class Client:
         body, until = tensors.pack(fields), None if within is None else time.monotonic() + within
         for left in range(self._retries, -1, -1):
             try:
-                status, kind, answer = self._sent("POST", path, body, headers, within=_left(until))
+                status, kind, answer = self.request("POST", path, body, headers, within=_left(until))
                 if status != 200:
                     raise ServiceError(status, _error(answer, status))
                 return tensors.unpack(answer) if kind == tensors.CONTENT_TYPE else json.loads(answer)
@@ -132,20 +132,15 @@ class Client:
         raise AssertionError("unreachable: the last try returns or raises")
 
     def request(
-        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, *, within: float | None = None
     ) -> tuple[int, str, bytes]:
-        """Status, content type and body of any path."""
-        return self._sent(method, path, body, headers or {})
-
-    def _sent(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], *, within: float | None = None
-    ) -> tuple[int, str, bytes]:
+        """Status, content type and body of any path; `within` shortens the timeout of this call, in seconds."""
         connection = self._connection
         connection.timeout = self._timeout if within is None else min(within, self._timeout)  # of a new connection
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
         try:
-            connection.request(method, path, body, self._headers | headers)
+            connection.request(method, path, body, self._headers | (headers or {}))
             response = connection.getresponse()
             return response.status, response.headers.get("content-type", ""), response.read()
         except http.client.HTTPException as error:  # of a service that died in the middle of its answer

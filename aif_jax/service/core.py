@@ -12,7 +12,7 @@ import time
 import types
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -128,14 +128,6 @@ class Observed:
     now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
 
 
-class Observer(Protocol):
-    """Whoever wants to know of calls that were answered: a log, a shadow. Must return at once and raise nothing."""
-
-    def observe(self, seen: Observed) -> None:
-        """Notes an answer."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reply(Generic[A]):
     """An answer and the version that gave it."""
@@ -149,9 +141,11 @@ class Service:
 
     Args:
       policy: limits and what to do with a stale model.
+      observers: whoever wants to know of calls that were answered, such as a log or a shadow: `observe(seen)` gets an
+        `Observed`, returns at once and raises nothing.
     """
 
-    def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Observer, ...] = ()):
+    def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Any, ...] = ()):
         self.models = models
         self.policy = policy or Policy()
         self.observers = list(observers)
@@ -233,10 +227,12 @@ class Service:
             reply = await work
             return reply
         except BaseException as error:
-            code = _code_of(error)
+            code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
             raise
         finally:
-            self._note(method, code, None if reply is None else reply.served, None if reply is None else reply.answer)
+            self.calls[method, code] += 1
+            version, answer = ("", None) if reply is None else (reply.served.version, reply.answer)
+            self.recent.note(method, version, code, answer)
 
     def _observe(
         self, method: str, call: Call, served: Served, answer: Answer, request: Request, batches: list[Candidates]
@@ -250,10 +246,6 @@ class Service:
         seen = Observed(method, call, served, answer, candidates, features, request.context.now)
         for observer in self.observers:
             observer.observe(seen)
-
-    def _note(self, method: str, code: str, served: Served | None, answer: Answer | None) -> None:
-        self.calls[method, code] += 1
-        self.recent.note(method, "" if served is None else served.version, code, answer)
 
     def _picked(self, call: Call) -> Served:
         served = self.models.pick(call)
@@ -311,10 +303,6 @@ def _expect_order(call: Call, served: Served) -> None:
     order, known = call.order or config.order, (LOGIT, BID, *config.orders)
     if order not in known:
         raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
-
-
-def _code_of(error: BaseException) -> str:
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
 
 
 async def _noted(batches: AsyncIterator[Candidates], given: list[Candidates]) -> AsyncIterator[Candidates]:
@@ -394,7 +382,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     """
     call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is told from others
     found: list[Observed] = []
-    watcher: Any = types.SimpleNamespace(observe=found.append)
+    watcher = types.SimpleNamespace(observe=found.append)
     service.observers.append(watcher)
     try:
         reply = await service.rank(call)
@@ -418,8 +406,7 @@ def _row(history: Any) -> dict[str, int | None] | None:
         return None
     times = np.concatenate([np.asarray(history.memory.recent.time), np.asarray(history.since.time)])
     last = int(history.now) - int(times.max()) if times.any() else None
-    since = int(np.count_nonzero(history.since.time))
-    return {"events": int(history.memory.count), "since": since, "last_event": last}
+    return {"events": int(history.memory.count), "since": int(np.count_nonzero(history.since.time)), "last_event": last}
 
 
 def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from aif_jax.connectors.records import DAMAGE, Reads, clock, encoded
+from aif_jax.connectors.records import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of
 from aif_jax.features import SINCE, check_user_features, user_layout
@@ -131,8 +130,7 @@ class UserSource:
             raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
         moment = self.clock() if now is None else now
         try:
-            none = isinstance(events, Mapping) and not events
-            return self._encoder.user(record, None if none else events, moment)
+            return encoded(self._encoder, Record(record, events), moment)
         except DAMAGE as error:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")

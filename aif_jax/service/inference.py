@@ -162,9 +162,8 @@ class InferenceRest:
         call_id = head.get("id", "")
         names, binary = _outputs(head)
         version, answers, parameters = await infer(self._service, version=version, call_id=call_id, inputs=inputs, names=names)
-        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters} | (
-            {"id": call_id} if call_id else {}
-        )
+        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters}
+        fields |= {"id": call_id} if call_id else {}
         outputs, parts = [], []
         for name, array in answers.items():
             if binary.get(name, binary[""]):
@@ -211,8 +210,8 @@ class InferenceRpc:
     def __init__(self, service: Service):
         self._service = service
 
-    def methods(self) -> dict[str, tuple[str, Any]]:
-        """Name and type of the request, for `rpc.start`."""
+    def methods(self) -> Mapping[str, rpc.Method]:
+        """The methods by name, for `rpc.start`."""
         service = self._service
         fields: dict[str, Callable[[Any], dict[str, Any]]] = {
             "ServerLive": lambda given: {"live": True},
@@ -221,8 +220,7 @@ class InferenceRpc:
             "ServerMetadata": lambda given: server_metadata(),
             "ModelMetadata": lambda given: model_metadata(service, given.name, given.version),
         }
-        methods = {name: functools.partial(_respond, name, of) for name, of in fields.items()} | {"ModelInfer": self._infer}
-        return {name: (f"{rpc.INFERENCE}.{name}Request", method) for name, method in methods.items()}
+        return {name: functools.partial(_respond, name, of) for name, of in fields.items()} | {"ModelInfer": self._infer}
 
     async def _infer(self, given: Any, left: float | None) -> Any:
         expect_model(given.model_name)

@@ -4,6 +4,7 @@ OpenTelemetry spans."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import itertools
@@ -37,8 +38,6 @@ from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
-
-
 PLAIN = {int, float, str, bool, type(None)}
 
 
@@ -123,25 +122,20 @@ class RequestLog:
         records: list[LogRecord] = []
         due, size = 0.0, 0
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):  # the file is due
                 found = self._waiting.get(timeout=max(0.0, due - time.monotonic()) if size else None)
-            except queue.Empty:
-                found = None
-            else:
                 if found is None:
                     return self._write(records)
-            if found is not None:
-                if not size:
-                    due = time.monotonic() + FILE_SECONDS
+                due = due if size else time.monotonic() + FILE_SECONDS
                 size += found[1]
                 try:
                     records.append(record_of(found[0]))
                 except Exception as error:  # a log must not end a service
                     self._failed(1, error)
-            if found is None or len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
+            if len(records) >= FILE_ROWS or 2 * size >= self._most or time.monotonic() >= due:
                 self._write(records)
                 self._went += size
-                records, size = [], 0
+                records, size, found = [], 0, None  # an idle thread holds no version
 
     def _write(self, records: Sequence[LogRecord]) -> None:
         if not records:
@@ -269,12 +263,11 @@ class Field:
     def note(self, logged: np.ndarray, now: np.ndarray) -> None:
         """Compares two values of it."""
         self.compared += 1
-        if logged.shape != now.shape:
+        if not np.array_equal(logged, now):
             self.different += 1
-            self.largest = float("inf")
-        elif not np.array_equal(logged, now):
-            self.different += 1
-            self.largest = max(self.largest, float(np.abs(logged.astype(np.float64) - now.astype(np.float64)).max()))
+            same = logged.shape == now.shape
+            gap = np.abs(logged.astype(np.float64) - now.astype(np.float64)).max() if same else np.inf
+            self.largest = max(self.largest, float(gap))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -340,11 +333,8 @@ async def _replay(records: Any, service: Service) -> Replay:
         for record in records:
             try:
                 call = call_of(record)
-                if call is None:
-                    skipped["no features"] += 1
-                    continue
-                if record.degraded:
-                    skipped["answered degraded"] += 1
+                if call is None or record.degraded:
+                    skipped["no features" if call is None else "answered degraded"] += 1
                     continue
                 features = served.users.of(call)
                 answer = (await service.score(call)).answer
@@ -396,9 +386,7 @@ def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[f
     assert call.candidates is not None
     best = record.ids if record.id_texts is None else record.id_texts
     count = len(logits) if best is None else len(best)
-    logits, logged = (
-        np.reshape(values, (rows, -1)) for values, rows in ((logits, len(logits)), (record.logits, max(count, 1)))
-    )
+    logits, logged = np.reshape(logits, (len(logits), -1)), np.reshape(record.logits, (max(count, 1), -1))
     most = min(logits.shape[1], logged.shape[1])  # of versions with different objectives the first ones are compared
     logits, logged = logits[:, :most], np.asarray(logged[:count, :most], np.float64)
     if best is None:

@@ -193,7 +193,9 @@ class Mirror:
             fetched = self.store.fetch(self.folder, self._only)
             publish(self.folder, [fetched.name])
             self._name = fetched.name
-            self._remove_old()
+            old = sorted(name for name in self.store.names_in(self.folder) if name != self._name)
+            for name in old[: max(0, len(old) - (self._keep - 1))]:  # those that serve are in memory
+                shutil.rmtree(self.folder / name, ignore_errors=True)
         if (newest := self._deltas.current()) != self._delta:
             there, names = self.folder / DELTAS, self._deltas.names()
             for name in names:
@@ -230,12 +232,6 @@ class Mirror:
     def _failed(self, error: Exception) -> None:
         self.failures += 1
         logger.error("%s: not fetched, the versions before go on: %s: %s", self.store.url, type(error).__name__, error)
-
-    def _remove_old(self) -> None:
-        """Removes exports of the store beyond `keep`; those that serve are in memory."""
-        names = sorted(name for name in self.store.names_in(self.folder) if name != self._name)
-        for name in names[: max(0, len(names) - (self._keep - 1))]:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 USERS = "users"
@@ -446,10 +442,9 @@ class Models:
         """A version ready to serve: read, compared with its golden outputs, compiled, warmed up."""
         before = self.held[0] if self.held else None
         restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
-        if restored.index is None:
-            raise ValueError(f"{path_of(self.root, entry)}: expected an export with an index, got one without; add --index")
-        trained = restored.trained
-        config, orders = trained.config, dict(restored.manifest.get("orders", {}))
+        where = str(path_of(self.root, entry))
+        expect(restored.index is not None, where, "an export with an index", "one without; add --index")
+        config, orders = restored.trained.config, dict(restored.manifest.get("orders", {}))
         table, table_from = await asyncio.to_thread(self._table, entry, restored)
         storage = self.config.user_storage if table is None else table.storage
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
@@ -476,8 +471,7 @@ class Models:
         if isinstance(users, str):
             client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
             table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
-            width = table.row_bytes // 4
-            table.rows = RemoteRows(client, version=table.version, width=width, prefix=self._nearline.prefix)
+            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4, prefix=self._nearline.prefix)
             with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
                 written = progress_in(table)
             return table, written

@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -314,15 +314,14 @@ class Listening:
         expect(self.token != "", "token", "None or some text", "an empty text")
 
 
-GrpcServer = Callable[[Service, Listening], Any]
-"""Starts gRPC: `await server(service, listening)` returns (port, stop), `await stop(seconds)` ends it."""
-
-
 @contextlib.asynccontextmanager
 async def listening(
     service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None
 ) -> AsyncIterator[dict[str, Any]]:
     """Serves a service that has started; yields the addresses, and drains at the end of the block.
+
+    Args:
+      grpc: starts gRPC: `await grpc(service, where)` returns (port, stop), `await stop(seconds)` ends it; None: no gRPC.
 
     Raises:
       ImportError: uvicorn or grpc is missing; names the extra.
@@ -340,15 +339,13 @@ async def listening(
             yield
 
     bound = bind(where.host, where.http_port, reuse=where.reuse_port)
-    secure: dict[str, Any] = {}
-    if where.certificate is not None:
-        secure = {"ssl_certfile": str(where.certificate), "ssl_keyfile": str(where.key)}
     server = Quiet(
         uvicorn.Config(
             App(service, token=where.token, more=routes, max_requests=where.connections), ws="none", lifespan="off",
             http=bounded(HttpToolsProtocol, connections=where.connections), timeout_keep_alive=where.keep_alive,
             log_config=None, access_log=False, server_header=False, date_header=False, proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(where.drain_timeout)), **secure,
+            timeout_graceful_shutdown=max(1, round(where.drain_timeout)),
+            ssl_certfile=where.certificate, ssl_keyfile=where.key,
         )
     )  # fmt: skip
     stop_grpc: Any = None
@@ -491,9 +488,8 @@ class JsonFormatter(logging.Formatter):
 def log_to_stderr(form: str, level: str) -> None:
     """Sends the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
     logging.root.handlers = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("aif_jax").setLevel(level.upper())

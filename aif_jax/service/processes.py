@@ -154,8 +154,8 @@ def source_of(name: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--features {name}: expected MODULE:NAME of a feature source: {error}") from error
     source = found if hasattr(found, "get") and not isinstance(found, type) else found()
-    if not callable(getattr(source, "get", None)):
-        raise ValueError(f"--features {name}: expected an object with `async get(user)`, got {type(source).__name__}")
+    good = callable(getattr(source, "get", None))
+    expect(good, f"--features {name}", "an object with `async get(user)`", type(source).__name__)
     return source
 
 
@@ -175,8 +175,7 @@ def supervise(where: Listening, workers: int) -> None:
                 process.send_signal(signal.SIGTERM)
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "aif_jax", *sys.argv[1:]]
-        return subprocess.Popen(command, env=environment)
+        return subprocess.Popen([sys.executable, "-m", "aif_jax", *sys.argv[1:]], env=environment)
 
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

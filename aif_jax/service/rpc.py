@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from aif_jax.checks import needs_extra
 from aif_jax.service import tensors
-from aif_jax.service.calls import BadCall, Call, Failure, Limits, candidates_of, parse, reported
+from aif_jax.service.calls import BadCall, Call, Limits, candidates_of, parse, reported
 from aif_jax.service.core import Reply, Service, rank_fields, score_fields
 from aif_jax.service.log import PARENT
 from aif_jax.service.process import Listening
@@ -71,7 +71,10 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
     if "candidates" in names:
         fields |= _candidates(given.candidates)
         if len(given.exclude.ids) or given.exclude.texts or given.exclude.bids:
-            fields["exclude"] = _excluded(given.exclude)
+            excluded = _candidates(given.exclude, "exclude")
+            if "bids" in excluded:
+                raise BadCall("exclude", "expected ids or texts without bids, got bids")
+            fields["exclude"] = excluded["candidates"]
     return parse(fields, limits)
 
 
@@ -110,10 +113,8 @@ def _user(user: Any) -> dict[str, Any]:
     if user.HasField("now"):
         fields["now"] = user.now
     if user.features:
-        fields |= {
-            "features": {name: _tensor(tensor, name) for name, tensor in user.features.items()},
-            "encoding": user.encoding,
-        }
+        fields["features"] = {name: _tensor(tensor, name) for name, tensor in user.features.items()}
+        fields["encoding"] = user.encoding
     if user.record or user.events or user.known:
         fields["record"] = {name: _value(value) for name, value in user.record.items()} or None
         fields["events"] = {name: _column(column, name) for name, column in user.events.items()}
@@ -126,13 +127,6 @@ def _id(given: Any, field: str) -> Any:
     if which is None:
         raise BadCall(field, "expected a number or a text, got none; set one of them")
     return getattr(given, which)
-
-
-def _excluded(given: Any) -> Any:
-    fields = _candidates(given, "exclude")
-    if "bids" in fields:
-        raise BadCall("exclude", "expected ids or texts without bids, got bids")
-    return fields["candidates"]
 
 
 def _candidates(given: Any, field: str = "candidates") -> dict[str, Any]:
@@ -190,10 +184,9 @@ class PreRanking:
         self._service = service
         self._limits = service.policy.limits
 
-    def methods(self) -> dict[str, tuple[str, Method]]:
-        """Name and type of the request, for each method of one request."""
-        named = {"Rank": self._rank, "Score": self._score, "Prepare": self._prepare}
-        return {name: (f"{PACKAGE}.{name}Request", method) for name, method in named.items()}
+    def methods(self) -> dict[str, Method]:
+        """The methods of one request by name."""
+        return {"Rank": self._rank, "Score": self._score, "Prepare": self._prepare}
 
     async def _rank(self, given: Any, left: float | None) -> Any:
         call = call_of(given, self._limits, budget=left)
@@ -216,8 +209,7 @@ class PreRanking:
                 raw = await anext(parts, b"")
         except TimeoutError:
             raise DeadlineExceeded(f"expected a first message within {self._limits.body_seconds:g} s") from None
-        first = read(name, raw)
-        call = call_of(first, self._limits, budget=left)
+        call = call_of(read(name, raw), self._limits, budget=left)
 
         async def batches() -> AsyncIterator[Candidates]:
             room = self._limits.candidates
@@ -236,12 +228,12 @@ class PreRanking:
 
 
 async def start(
-    service: Service, where: Listening, *, more: Mapping[str, Mapping[str, tuple[str, Method]]] | None = None
+    service: Service, where: Listening, *, more: Mapping[str, Mapping[str, Method]] | None = None
 ) -> tuple[int, Callable[[float], Awaitable[None]]]:
     """Starts gRPC with health and reflection; returns the port and `stop(seconds)`, which waits for calls in flight.
 
     Args:
-      more: methods of further services, by full name, as `PreRanking.methods` gives them.
+      more: methods of further services, by full name, as `PreRanking.methods` gives them; NAME takes a message NAMERequest.
 
     Raises:
       ImportError: grpc is missing.
@@ -254,13 +246,6 @@ async def start(
 
     token = None if where.token is None else f"Bearer {where.token}".encode()
 
-    async def fail(context: Any, problem: Failure) -> None:
-        trailing = [("aif-field", problem.field)] if problem.field.isprintable() and problem.field.isascii() else []
-        if problem.retry_after is not None:  # the name that gRPC's own retry policy reads
-            trailing.append(("grpc-retry-pushback-ms", str(round(1000 * problem.retry_after))))
-        text = problem.message.encode("utf-8", "replace").decode()[:4000]
-        await context.abort(grpc.StatusCode[problem.code], text, tuple(trailing))
-
     async def answered(context: Any, work: Callable[[float | None], Awaitable[Any]]) -> bytes:
         try:
             PARENT.set(str(dict(context.invocation_metadata() or ()).get("traceparent", "")))
@@ -272,15 +257,16 @@ async def start(
             return (await work(budget)).SerializeToString()
         except Exception as error:
             problem = reported(error)
-        await fail(context, problem)
+        trailing = [("aif-field", problem.field)] if problem.field.isprintable() and problem.field.isascii() else []
+        if problem.retry_after is not None:  # the name that gRPC's own retry policy reads
+            trailing.append(("grpc-retry-pushback-ms", str(round(1000 * problem.retry_after))))
+        text = problem.message.encode("utf-8", "replace").decode()[:4000]
+        await context.abort(grpc.StatusCode[problem.code], text, tuple(trailing))
         raise AssertionError("unreachable: abort raises")
 
-    def unary(name: str, method: Method) -> Any:
+    def unary(request: str, method: Method) -> Any:
         async def handle(raw: bytes, context: Any) -> bytes:
-            async def work(left: float | None) -> Any:
-                return await method(read(name, raw), left)
-
-            return await answered(context, work)
+            return await answered(context, lambda left: method(read(request, raw), left))
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -316,13 +302,13 @@ async def start(
     interceptors = [] if token is None else [Authorized()]
     server = grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=where.connections)
     pre_ranking = PreRanking(service)
-    handlers = {name: unary(*method) for name, method in pre_ranking.methods().items()}
-    handlers["RankStream"] = streamed(pre_ranking.rank_stream)
-    services = {PRE_RANKING: handlers}
-    for name, methods in (more or {}).items():
-        services[name] = {method: unary(*entry) for method, entry in methods.items()}
-    for name, named in services.items():
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, named),))
+    services = {PRE_RANKING: pre_ranking.methods(), **(more or {})}
+    for name, methods in services.items():
+        package = name.rpartition(".")[0]
+        handlers = {each: unary(f"{package}.{each}Request", method) for each, method in methods.items()}
+        if name == PRE_RANKING:
+            handlers["RankStream"] = streamed(pre_ranking.rank_stream)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # a module that it imports as a name
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     described = pool()

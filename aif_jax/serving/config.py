@@ -1,4 +1,4 @@
-"""Static configuration of the engine, and the candidate counts that it compiles for."""
+"""Static configuration of the engine, and the candidate counts and batch sizes that it compiles for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, 
         grown = max(math.floor(sizes[-1] * ratio / 8) * 8, sizes[-1] + 1)
         sizes.append(min(grown, largest))
     return tuple(sizes)
+
+
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
+    return *(2**power for power in range((largest - 1).bit_length())), largest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

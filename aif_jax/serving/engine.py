@@ -208,8 +208,8 @@ class AsyncPreRanker:
         """
         good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
         expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
-        if candidates is None and not self._can_rank:
-            raise ValueError("rank: expected an engine with a retrieval callable, got none; pass candidates=")
+        able = candidates is not None or self._can_rank
+        expect(able, "rank", "an engine with a retrieval callable", "none; pass candidates=")
         stage = "retrieval" if candidates is None else "candidates"
         admitted = self._admission.admit(request, budget, self._current, waiting_for=stage)
         with admitted as job, self._users.joined(job) as user:
@@ -249,8 +249,7 @@ class AsyncPreRanker:
         return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
-        found = await self._scorer.score(job, user, candidates, self._given, whole=True)
-        return scores(job, found)
+        return scores(job, await self._scorer.score(job, user, candidates, self._given, whole=True))
 
     # what an operator sees
 
@@ -259,8 +258,8 @@ class AsyncPreRanker:
 
         `callable_errors` counts failed calls of `features` and `retrieval` by their type: {"features KeyError": 3}.
         """
-        cache = self._users.cache
-        values = self._metrics.values()
+        calls = {"features": self._features, "retrieval": self._retrieval, "candidates": self._given}
+        cache, values = self._users.cache, self._metrics.values()
         values["counters"] |= {
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
@@ -271,7 +270,7 @@ class AsyncPreRanker:
         values["gauges"] = {
             "pending": len(self._admission),
             "user_sides_running": len(self._users.running),
-            "hung_calls": sum(call.hung for call in (self._features, self._retrieval, self._given)),
+            "hung_calls": sum(call.hung for call in calls.values()),
             "cached_states": len(cache),
             "cached_bytes": cache.bytes,
             "oldest_state_seconds": cache.oldest,
@@ -279,9 +278,7 @@ class AsyncPreRanker:
             "versions_in_memory": len(self._versions),
         }
         values["callable_errors"] = {
-            f"{name} {kind}": count
-            for name, call in (("features", self._features), ("retrieval", self._retrieval), ("candidates", self._given))
-            for kind, count in dict(call.errors).items()
+            f"{name} {kind}": count for name, call in calls.items() for kind, count in dict(call.errors).items()
         }
         values["version"] = self._current.name if self._current else None
         return values

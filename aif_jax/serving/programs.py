@@ -231,11 +231,9 @@ class Programs:
     def specs(self, layout: HistoryLayout) -> UserFeatures:
         """Shapes and dtypes of the features of one user."""
         schema = self.model.config.schema
-        return (
-            streamed_specs(schema, self.row, places=layout.places)
-            if layout.streamed
-            else user_specs(schema, length=layout.places)
-        )
+        if layout.streamed:
+            return streamed_specs(schema, self.row, places=layout.places)
+        return user_specs(schema, length=layout.places)
 
     def user(self, params: Params, layout: HistoryLayout, count: int = 1) -> Callable[..., Any]:
         """The compiled user function of these parameters for `count` histories of one layout: packed features [count, n] ->
@@ -300,9 +298,7 @@ class Programs:
 
     def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
         """A state like `state` with these words, on the device."""
-        self._count_up(words)
-        with jax.transfer_guard_host_to_device("allow"):  # meant
-            return Packed(words=jax.device_put(words), layout=state.layout)
+        return Packed(words=self.call(jax.device_put, self._count_up(words)), layout=state.layout)
 
     def upload_rows(
         self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int, known: Orders | None = None

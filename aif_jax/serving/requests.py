@@ -250,7 +250,6 @@ class Scores(Logits):
     """The answer to `score`, in the order of the candidates.
 
     Attributes:
-      logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
       mask: bool [C] true where the index holds the candidate, `Request.exclude` does not leave it out and its score is finite.
     """
 

@@ -18,7 +18,7 @@ from aif_jax.serving.programs import HistoryLayout, Programs, TopCandidates, bes
 from aif_jax.serving.requests import Candidates, DeadlineExceeded, NonFiniteScores, Ranking, Scores, kind_of
 from aif_jax.serving.threads import Batcher, TimeLimitedCall
 from aif_jax.serving.users import Computation, UserStates
-from aif_jax.serving.versions import Snapshot, UserSide, batch_sizes
+from aif_jax.serving.versions import Snapshot, UserSide
 
 UNKNOWN, EXCLUDED = -1, -2
 """Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
@@ -68,11 +68,7 @@ class Scorer:
 
     def __init__(self, programs: Programs, users: UserStates, config: ServingConfig, metrics: Metrics):
         self._programs, self._users, self._config, self._metrics = programs, users, config, metrics
-        sizes = batch_sizes(config.batch_size)
-        threads, on_loop = config.score_threads, config.on_loop
-        self._tasks = Batcher(
-            "aif-score", threads, on_loop, sizes, full=programs.full, prepare=_look_up, run=self._run, sharing=programs.batchers
-        )  # fmt: skip
+        self._tasks = Batcher("aif-score", config.score_threads, config, programs, prepare=_look_up, run=self._run)
         self.close = self._tasks.close
         self._repeats = False  # whether the latest candidates that were looked through had repeats
 

@@ -16,12 +16,12 @@ import queue
 import threading
 import time
 import traceback
-import weakref
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
-from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import CallableError, CallerError, EngineClosed
 
 
@@ -252,12 +252,12 @@ class TimeLimitedCall:
                 timer.cancel()
 
     def _expire(self, outcome: asyncio.Future[Any]) -> None:
-        _set_outcome(outcome, None, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s"))
+        _deliver(outcome, (None, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")))
 
     async def _contained(self, call: Coroutine[Any, Any, Any], outcome: asyncio.Future[Any]) -> None:
         """Runs a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
         try:
-            _set_outcome(outcome, await call, None)
+            _deliver(outcome, (await call, None))
         except BaseException as error:
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
             if stopped or not isinstance(error, Exception):
@@ -265,17 +265,12 @@ class TimeLimitedCall:
                 refused = CallableError(f"{self._name} raised {described(culprit)}")
                 refused.__cause__ = error
                 error = refused
-            _set_outcome(outcome, None, error)
+            _deliver(outcome, (None, error))
 
 
 def described(error: BaseException) -> str:
     """An error with its type, as the last line of a traceback has it."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
-
-
-def _set_outcome(outcome: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if not outcome.done():
-        outcome.set_result((result, error))
 
 
 async def _read(stream: Any, arrived: asyncio.Queue[Any]) -> None:
@@ -290,43 +285,19 @@ def _is_async(function: Any) -> bool:
     return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
 
 
-RECENT = 0.1
-"""Weight of the latest call in running means."""
-
-
+RECENT = 0.1  # weight of the latest call in running means
 GROWTH = 1.25
 """The most by which one call makes the time that such a call is expected to take longer: a busy machine stops any thread."""
-
-
 PAUSE, AFTER_PAUSE = 10.0, 2.0
 """A task that comes `PAUSE` times `on_loop` after the one before may take `AFTER_PAUSE` times `on_loop` on the loop's thread:
 its caches are cold, so it takes longer, a thread would have to be woken, and other tasks are unlikely to wait meanwhile."""
 
 
-class BatchTask(Protocol):
-    """Something to compute; `future` gets the result, or the exception that stands for what went wrong with it alone."""
-
-    @property
-    def future(self) -> asyncio.Future[Any]:
-        """Whose result is the task's."""
-        ...
-
-    @property
-    def key(self) -> Hashable:
-        """Tasks of one key can run in one call."""
-        ...
-
-    @property
-    def shape(self) -> Hashable:
-        """What its time depends on; None where it would wait for more than the device."""
-        ...
-
-
-T = TypeVar("T", bound=BatchTask)
-
-
-class Batcher(Generic[T]):
+class Batcher:
     """Computes tasks: a lone short one on the event loop's thread, all others in the batcher's threads.
+
+    A task has a `future`, which gets the result or the exception that stands for what went wrong with it alone; a `key`: tasks
+    of one key can run in one call; and a `shape`: what its time depends on, None where it would wait for more than the device.
 
     A thread that becomes free takes the task that has waited longest and, up to the largest compiled size, those of the same
     key. So batches form only where tasks have to wait, and a lone task never waits for others. One whose like took at most
@@ -334,44 +305,40 @@ class Batcher(Generic[T]):
     the same device or two came at once.
 
     Args:
-      on_loop: longest call in seconds that may run on the loop's thread; 0 for none.
-      sizes: compiled batch sizes, ascending from 1.
-      full: the least share of a size that must be filled with tasks; the rest is computed for nothing.
+      config: `on_loop`, and the `batch_size` whose compiled sizes batches have.
+      programs: `full`, the least share of a size that must be filled with tasks (the rest is computed for nothing), and the
+        `batchers` whose work shares the device, this one among them once it is made.
       prepare: the work of one task on the host. An exception of one concerns that task alone.
       run: `run(tasks, prepared, started)` -> one result for each of the tasks that could be prepared.
-      sharing: batchers whose work shares the device, this one among them once it is made; None for no other.
     """
 
     def __init__(
         self,
         name: str,
         threads: int,
-        on_loop: float,
-        sizes: Sequence[int],
+        config: ServingConfig,
+        programs: Programs,
         *,
-        full: float,
-        prepare: Callable[[T], Any],
-        run: Callable[[list[T], list[Any], float], Sequence[Any]],
-        sharing: weakref.WeakSet[Any] | None = None,
+        prepare: Callable[[Any], Any],
+        run: Callable[[list[Any], list[Any], float], Sequence[Any]],
     ):
-        self.sizes = sizes
-        self._sharing = weakref.WeakSet[Any]() if sharing is None else sharing
+        self.sizes = batch_sizes(config.batch_size)  # ascending from 1
+        self._sharing, self._full = programs.batchers, programs.full
         self._sharing.add(self)
         self.seconds = 0.0  # of a thread that a task took lately, over the number of threads: how fast a queue gets shorter
         self._threads = threads
-        self._on_loop = on_loop
-        self._full = full
+        self._on_loop = config.on_loop
         self._prepare = prepare
         self._run = run
         self._workers = Workers(name, threads)
-        self._waiting: deque[T] = deque()
+        self._waiting: deque[Any] = deque()
         self._lock = threading.Lock()  # of what waits and of the number of threads at work
         self._working = 0
         self._called = False  # whether the loop is about to look at what waits
         self._latest = -math.inf  # when the loop last did, by time.perf_counter
         self._lately: dict[Hashable, float] = {}  # seconds that a lone task of a shape is expected to take
 
-    def submit(self, task: T) -> None:
+    def submit(self, task: Any) -> None:
         """Computes one task, which is looked at when those of the same turn of the loop are there too."""
         with self._lock:
             self._waiting.append(task)
@@ -412,13 +379,13 @@ class Batcher(Generic[T]):
             tasks = self._next()
             post(done[0].future.get_loop(), _hand_out, done, outcomes)
 
-    def _next(self) -> list[T]:
+    def _next(self) -> list[Any]:
         with self._lock:
             tasks = self._take()
             self._working -= not tasks
             return tasks
 
-    def _take(self) -> list[T]:
+    def _take(self) -> list[Any]:
         while self._waiting and self._waiting[0].future.done():  # cancelled
             self._waiting.popleft()
         if not self._waiting or self.sizes[-1] == 1:
@@ -430,7 +397,7 @@ class Batcher(Generic[T]):
         self._waiting = deque(task for task in self._waiting if id(task) not in taken)
         return alike[:size]
 
-    def _outcomes(self, tasks: list[T]) -> list[Any]:
+    def _outcomes(self, tasks: list[Any]) -> list[Any]:
         """What came of tasks that run together, and how long that took."""
         started = time.perf_counter()
         outcomes = self._results(tasks, started)
@@ -441,7 +408,7 @@ class Batcher(Generic[T]):
             self._lately[shape] = min(seconds, GROWTH * self._lately.get(shape, math.inf))
         return outcomes
 
-    def _results(self, tasks: list[T], started: float) -> list[Any]:
+    def _results(self, tasks: list[Any], started: float) -> list[Any]:
         outcomes: list[Any] = []
         for task in tasks:
             try:

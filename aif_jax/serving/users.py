@@ -10,7 +10,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from aif_jax.serving.metrics import Known, Metrics, known_of
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.serving.requests import DeadlineExceeded, Request
 from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
-from aif_jax.serving.versions import UserSide, Version, batch_sizes
+from aif_jax.serving.versions import UserSide, Version
 from aif_jax.store.codec import Layout
 from aif_jax.types import UserFeatures
 
@@ -237,22 +237,13 @@ class StateStore(Protocol):
         ...
 
 
-class Shared(NamedTuple):
-    """A state that another replica computed."""
-
-    layout: HistoryLayout
-    words: np.ndarray  # uint32 [W]
-    age: float  # seconds since its features were fetched
-    known: Known  # how much of them the model knows
-
-
 def to_bytes(words: np.ndarray, columns: Layout, layout: HistoryLayout, *, age: float, known: Known = Known()) -> bytes:  # noqa: B008 frozen
     """A state of `age` seconds as bytes."""
     return HEAD.pack(time.time() - age, _digest(columns), *layout, *known) + words.astype("<u4").tobytes()
 
 
-def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> Shared | None:
-    """The state that `to_bytes` wrote; None for one of other columns or another layout than the states in `empty`."""
+def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> UserSide | None:
+    """The state that `to_bytes` wrote, as words uint32 [W]; None for one of other columns or another layout than in `empty`."""
     if len(data) < HEAD.size:
         return None
     fetched, digest, places, streamed, *known = HEAD.unpack_from(data)
@@ -260,7 +251,7 @@ def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> Shared | None:
     if like is None or digest != _digest(like.layout) or len(data) - HEAD.size != 4 * like.words.size:
         return None
     words, age = np.frombuffer(data, "<u4", offset=HEAD.size), max(0.0, time.time() - fetched)
-    return Shared(HistoryLayout(places, streamed), words, age, Known(*known))
+    return UserSide(words, HistoryLayout(places, streamed), time.perf_counter() - age, Known(*known))
 
 
 def _digest(layout: Layout) -> bytes:
@@ -268,9 +259,6 @@ def _digest(layout: Layout) -> bytes:
 
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
-
-
-Span: TypeAlias = tuple[str, float, float]
 
 
 class UserTask(NamedTuple):
@@ -311,12 +299,7 @@ class UserStates:
         self._config = config
         self._features = features
         self._metrics = metrics
-        sizes = batch_sizes(config.batch_size)
-        threads, on_loop = config.user_threads, config.on_loop
-        self._tasks = Batcher(
-            "aif-user", threads, on_loop, sizes,
-            full=programs.full, prepare=self._pack, run=self._run, sharing=programs.batchers,
-        )  # fmt: skip
+        self._tasks = Batcher("aif-user", config.user_threads, config, programs, prepare=self._pack, run=self._run)
         self._store = store
         self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached
@@ -411,7 +394,7 @@ class UserStates:
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
+    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
         """Fetches features, runs the user function, caches the state; or takes it from the shared store."""
         start = time.perf_counter()
         shared = self._store is not None and job.request.feature_version is not None
@@ -444,13 +427,13 @@ class UserStates:
             self._metrics.counters["shared_failed"] += 1
             return None
         empty = {side.layout: side.state for side in version.unknown}
-        found = None if data is None else from_bytes(data, empty)
-        if found is None or found.age > (self._config.max_stale or float("inf")):
+        side = None if data is None else from_bytes(data, empty)
+        oldest = time.perf_counter() - (self._config.max_stale or float("inf"))
+        if side is None or side.since is None or side.since < oldest:
             self._metrics.counters["shared_misses"] += 1
             return None
         self._metrics.counters["shared_hits"] += 1
-        state = self._programs.upload_state(empty[found.layout], found.words)
-        side = UserSide(state, found.layout, time.perf_counter() - found.age, found.known)
+        side = side._replace(state=self._programs.upload_state(empty[side.layout], side.state))
         if version.name == self._serving:
             self.cache.put(key, side, since=side.since)
         return side
@@ -474,7 +457,7 @@ class UserStates:
 
     def _run(
         self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
-    ) -> list[tuple[Any, Span, Known]]:
+    ) -> list[tuple[Any, tuple[str, float, float], Known]]:
         """States of users of one version and layout of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before

@@ -17,7 +17,7 @@ from aif_jax.features import behaviours, empty_user, no_events, pack
 from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
-from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Known
 from aif_jax.serving.programs import HistoryLayout, Orders, Programs
 from aif_jax.serving.requests import Meaning, NonFiniteScores
@@ -157,11 +157,6 @@ def check_version(index: Any, name: str) -> None:
     """Raises VersionMismatch unless the index was made by the model version of that name."""
     if index.version != name:
         raise VersionMismatch("index", expected=name, got=index.version)
-
-
-def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
-    return *(2**power for power in range((largest - 1).bit_length())), largest
 
 
 def empty_features(programs: Programs, layout: HistoryLayout) -> UserFeatures:
