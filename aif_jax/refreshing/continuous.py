@@ -50,7 +50,7 @@ from aif_jax.refreshing.admission import Admission, NewItems, with_items
 from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step, with_fitted
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
-from aif_jax.refreshing.run import MODEL, USERS, training_record
+from aif_jax.refreshing.run import MODEL, USERS, publish, training_record
 from aif_jax.refreshing.samples import SampleRuns
 from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
@@ -196,12 +196,7 @@ def follow(
     )  # fmt: skip
     store = SnapshotStore(where)
     places = () if URL.match(where) else (local(where) / DELTAS,)
-    done: list[Followed] = []
-
-    def say(line: str) -> None:
-        if progress:
-            output.say(line)
-
+    done, say = list[Followed](), output.say if progress else lambda line: None
     while True:
         root = store.current()
         if root is None:
@@ -500,10 +495,7 @@ class Chain:
         )  # fmt: skip
         measured = measure(delta.trained(self.trained), asked), measure(self.trained, asked)
         verdict = judge({"newest": measured}, self.settings.gate)
-        metrics = {
-            metric: {**each, "difference": list(each["difference"])} for metric, each in verdict.metrics["newest"].items()
-        }
-        return list(verdict.reasons), metrics, delta
+        return list(verdict.reasons), verdict.plain_metrics()["newest"], delta
 
     def _source(self, data: Dataset, positions: np.ndarray, *, held_out: bool = False) -> SourceFn:
         times = data.log.time[positions]
@@ -632,12 +624,8 @@ class Chain:
             self.data = self._with(NewItems(delta.admitted, features))[1]
             self.admitted += len(delta.admitted.ids.raw)
         self.trained = delta.trained(self.trained)
-        self.job.step(f"publish {number:06d}", lambda _: self._published(folder / DELTA))
-
-    def _published(self, folder: Path) -> dict[str, Any]:
         deltas = self.store.below(DELTAS, keep=MOST_DELTAS)
-        name = deltas.publish(folder, unless_current=True)
-        return {"line": f"{deltas.url}: {name}", "name": name}
+        self.job.step(f"publish {number:06d}", functools.partial(publish, deltas, folder / DELTA))
 
 
 def name_of(number: int) -> str:

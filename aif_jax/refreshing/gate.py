@@ -148,6 +148,13 @@ class Verdict:
         """Whether the model may serve."""
         return not self.reasons
 
+    def plain_metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`metrics` for JSON: each difference as [value, low, high]."""
+        return {
+            name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
+            for name, metrics in self.metrics.items()
+        }
+
 
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
     """Runs one model on the requests, as it would answer them in service (`as_served`).
@@ -426,11 +433,10 @@ def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], 
             continue
         difference: Interval = each["difference"]
         better = 1.0 if HIGHER[kind] else -1.0
-        worst = min(better * difference.low, better * difference.high), max(better * difference.low, better * difference.high)
         bound = config.bounds[kind]
         if not np.isfinite(each["new"]) and np.isfinite(each["old"]):
             yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"
-        elif better * difference.value < -bound and worst[1] < 0:
+        elif better * difference.value < -bound and max(better * difference.low, better * difference.high) < 0:
             moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
             interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
             yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"
