@@ -289,8 +289,7 @@ class Delta:
         trees["item_rows"] = dict(self.item_rows)
         if self.users is not None:
             known = Vocabulary(self.users.users)
-            place = {user: at for at, user in enumerate(self.users.users)}
-            order = np.array([place[user] for user in known.raw.tolist()], np.int64)
+            order = np.argsort(known.encode(self.users.users))
             trees["users"] = {"ids": known.to_arrays(), "rows": self.users.rows.take(order)._asdict()}
         record = {"base": self.base, "version": self.version, "encoding": self.encoding, "number": self.number}
         if self.admitted is not None:
@@ -427,6 +426,3 @@ def _user_rows(rows: Mapping[str, MovedRows], after: Trained, new: np.ndarray, e
     table = UserTable.build(after, dataclasses.replace(events, log=part), clock=None, progress=False)
     users = list(table.rows.of)  # type: ignore[attr-defined]  # in this process
     return UserRows(users, table.rows.get(users))
-
-
-__all__ = ["Delta", "AdmittedItems", "MovedRows", "UserRows", "DeltaApplied", "WrongBase", "Chain", "inspect"]

@@ -30,6 +30,7 @@ from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch
+from aif_jax.trees import take
 from aif_jax.types import Events
 from aif_jax.user_table.rows import NONE, UserProgram
 from aif_jax.user_table.table import BATCH as USER_BATCH
@@ -135,7 +136,7 @@ class Job:
     rows_of: ClassVar[str]
     """The vocabulary of the raw ids: "item" or "user"."""
 
-    def __init__(self, trained: Trained | Source, *, storage: Storage, batch_size: int):
+    def __init__(self, trained: Trained | Source, *, storage: Storage = "float32", batch_size: int = BATCH):
         self._source = trained if isinstance(trained, Source) else Source(trained)
         self.version, self.batch_size = self._source.version, batch_size
         self.storage: Storage = storage
@@ -207,9 +208,6 @@ class ItemJob(Job):
     """
 
     rows_of = "item"
-
-    def __init__(self, trained: Trained | Source, *, storage: Storage = "float32", batch_size: int = BATCH):
-        super().__init__(trained, storage=storage, batch_size=batch_size)
 
     @property
     def schema(self) -> Any:
@@ -432,4 +430,4 @@ def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarr
     owner = (np.cumsum(change) - 1)[order]
     at = np.argsort(owner, kind="stable")
     counts = np.bincount(owner, minlength=int(change.sum()))
-    return users[change], jax.tree.map(lambda leaf: leaf[at], events), counts
+    return users[change], take(events, at), counts

@@ -233,12 +233,9 @@ class _Join:
     def join(self, part: int, samples: Partitions) -> None:
         """Joins one part, and writes its samples into the parts of their users."""
         requests, outcomes = (_table(self.work / name, part) for name in ("requests", "outcomes"))
-        if requests is not None:
-            self._join(requests, outcomes, samples)
-        elif outcomes is not None:
-            self.ignored["without a request"] += outcomes.num_rows
-
-    def _join(self, requests: Any, outcomes: Any, parts: Partitions) -> None:
+        if requests is None:
+            self.ignored["without a request"] += 0 if outcomes is None else outcomes.num_rows
+            return
         ids, seconds, reason = requests["id"].to_pylist(), _numpy(requests["time"]), _numpy(requests["reason"])
         good, place = reason == 0, {}
         for at in sorted(range(len(ids)), key=lambda at: (seconds[at], at)):
@@ -275,7 +272,7 @@ class _Join:
         lengths = np.bincount(owner, minlength=len(ids))[good]
         chosen = np.flatnonzero(good)
         users = _numpy(requests["user"])[chosen]
-        parts.add_to(((users >> 30) * self.parts) >> 32, {
+        samples.add_to(((users >> 30) * self.parts) >> 32, {
             "id": requests["id"].take(chosen), "user": users, "time": seconds[chosen],
             "version": requests["version"].take(chosen),
             "features": requests["features"].take(chosen),

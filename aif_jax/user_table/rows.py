@@ -21,6 +21,7 @@ from aif_jax.model import PreRanker
 from aif_jax.store import codec
 from aif_jax.store.codec import STORAGES, Packed, Storage
 from aif_jax.store.snapshots import integer
+from aif_jax.trees import take
 from aif_jax.types import Events, Params, UserMemory
 
 UserId: TypeAlias = int | str
@@ -377,7 +378,7 @@ class UserProgram:
         made = Updated(words.copy(), *np.zeros((2, len(counts)), np.int32))
         for turn in range(int(turns.max(initial=-1)) + 1):
             mine, now = users[turns == turn], turns == turn
-            part = jax.tree.map(lambda leaf, now=now: leaf[ranges(starts[now], sizes[now])], events)
+            part = take(events, ranges(starts[now], sizes[now]))
             result = self(made.words[mine], part, sizes[now], lanes=lanes)
             made.words[mine] = result.words
             made.late[mine] += result.late
