@@ -157,17 +157,13 @@ class _Join:
         self, encoder: Encoder, target: Encoder, windows: dict[str, int], shown: str | None, most: int, work: Path, parts: int
     ):
         self.encoder, self.target, self.shown, self.most, self.work, self.parts = encoder, target, shown, most, work, parts
-        self.labels, self.longest = list(windows), max(windows.values())
+        self.items, self.labels, self.longest = target.vocabularies["item"], list(windows), max(windows.values())
         windows = windows if shown is None else windows | {shown: self.longest}
         self.names, self.windows = list(windows), np.array(list(windows.values()), np.int64)
         self.left_out, self.outcomes, self.late, self.ignored = Counter(), Counter(), Counter(), Counter()
         self.requests = self.samples = self.without_outcome = 0
         self.arrays: list[str] = []
         self.versions: dict[str, int] = {}  # that served, by their number in the samples
-
-    @property
-    def items(self) -> Vocabulary:
-        return self.target.vocabularies["item"]
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}

@@ -35,7 +35,7 @@ from aif_jax.connectors.streams import UpdateStream, joined
 from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.cascade import RECORD, join_samples
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
+from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
@@ -68,7 +68,6 @@ from aif_jax.user_table.table import check_future
 FORMAT = "aif_jax.follow/1"
 MOST_DELTAS = 1008  # of a chain, a week of ten minutes each: a service that starts reads them all
 STATE, DELTA = "state", "delta"  # folders in that of a micro-batch
-COLUMNS = ("user", "item", "action", "time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +236,7 @@ class Arrivals:
         self, encoder: Encoder, until: int, log: EventLog, clock: Callable[[], float] | None, admission: Admission | None
     ):
         self.encoder, self.until, self._log, self._clock, self._admission = encoder, until, log, clock, admission
-        self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
+        self._parts = [{name: np.zeros(0, dtype) for name, dtype in COLUMNS.items()}]
         self._used = np.zeros(0, bool)
         self.positions: dict[int, int] = {}
         self.saved: dict[int, int] = {}
@@ -295,7 +294,7 @@ class Arrivals:
         if self._admission is not None:
             item = self._admission.encode(self.encoder.item_ids(table, self.encoder.columns.item))[order]
         columns = {"user": user, "item": item, "action": made.action, "time": stamped.astype(np.int64) + STAMP_ZERO}
-        columns = {each: np.asarray(column).astype(self._parts[0][each].dtype) for each, column in columns.items()}
+        columns = {each: np.asarray(column).astype(COLUMNS[each]) for each, column in columns.items()}
         counts, early = user > 0, columns["time"] < self.until
         counts[early] &= ~_among(self._log, {each: column[early] for each, column in columns.items()})
         return {each: column[counts] for each, column in columns.items()}

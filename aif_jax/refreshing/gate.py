@@ -25,11 +25,10 @@ from aif_jax.refreshing.warm import ROWS, as_served
 from aif_jax.scores import GROUP
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
+from aif_jax.train.fit import LOWER_IS_BETTER
 from aif_jax.types import Params
 
 TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
-HIGHER = {"gauc": True, "hr": True, "log_loss": False, "calibration_error": False}
-"""Judged metrics by the first part of their name: whether more is better."""
 OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 
 
@@ -197,11 +196,15 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
             by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
-    size = sum(np.asarray(leaf).nbytes for name, group in params.items() if name != ROWS for leaf in jax.tree.leaves(group))
     return Measured(
         version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
-        bytes=size, seconds=_seconds(served, requests),
+        bytes=bytes_of(trained), seconds=_seconds(served, requests),
     )  # fmt: skip
+
+
+def bytes_of(trained: Trained) -> int:
+    """Bytes of the parameters."""
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
 
 
 def without_terms(trained: Trained) -> Params:
@@ -429,10 +432,10 @@ def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], 
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
     for metric, each in compared.items():
         kind = _kind(metric)
-        if kind not in HIGHER or " " in metric:  # new items are reported, and part of the metric over all
+        if kind not in config.bounds or " " in metric:  # new items are reported, and part of the metric over all
             continue
         difference: Interval = each["difference"]
-        better = 1.0 if HIGHER[kind] else -1.0
+        better = -1.0 if kind in LOWER_IS_BETTER else 1.0
         bound = config.bounds[kind]
         if not np.isfinite(each["new"]) and np.isfinite(each["old"]):
             yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from aif_jax import checkpoint, export, output
@@ -29,7 +28,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
-from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure, volume
+from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import grown, warm_start
 from aif_jax.run import fit
@@ -193,14 +192,6 @@ class _Served:
     since: int  # seconds since 1970, from which events are new: the end of its training samples, unless another was given
     newest: int  # time of the newest event that a refresh judged it on, -1 for none
 
-    @classmethod
-    def load(cls, job: Job, keep: Callable[[Path], dict[str, Any]]) -> _Served:
-        """From the job's first step, which keeps the model: what is current elsewhere may move meanwhile."""
-        record = job.step("current", keep)
-        task = dict(record["task"])
-        trained = checkpoint.load(job.path("current") / MODEL).trained()
-        return cls(trained=trained, task=TASKS[task.pop("name")](**task), since=record["since"], newest=record["newest"])
-
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
     """Until when a model was trained, None for unknown, the newest event that it was judged on, and its task.
@@ -245,15 +236,18 @@ def _inputs(
     job: Job, keep: Callable[[Path], dict[str, Any]], read_data: Callable[[Trained], Dataset]
 ) -> tuple[_Served, Dataset]:
     """The served model and the data; a job whose data is other than before the kill starts again."""
-    served = _Served.load(job, keep)
+    record = job.step("current", keep)  # keeps the model: what is current elsewhere may move meanwhile
+    task, trained = dict(record["task"]), _model(job, "current")
+    task = TASKS[task.pop("name")](**task)
+    served = _Served(trained=trained, task=task, since=record["since"], newest=record["newest"])
     began = time.perf_counter()
-    data = read_data(served.trained)
+    data = read_data(trained)
     seconds, before = time.perf_counter() - began, job.sealed("read")
     if before is not None and before["digest"] != data.digest:
         job.say("refresh: the data changed since the job was killed, so its steps are done again")
         job.restart()
         return _inputs(job, keep, read_data)
-    own, newer = served.trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
+    own, newer = trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
     sizes = {name: {"before": len(own[name].raw), "after": len(newer[name].raw)} for name in own}
     record = {"digest": data.digest, "events": len(data.log), "vocabularies": sizes, "seconds": seconds}
     more = ", ".join(f"{each['after'] - each['before']:,} of {name}" for name, each in sizes.items())
@@ -300,7 +294,7 @@ class _Steps:
         encoder: Any = self.data.encoder
         started = warm_start(self.served.trained, encoder, self.data.catalogue, seed=seed)
         checkpoint.save(partial / MODEL, started)
-        return {"line": f"{_bytes(started):,} bytes of parameters under the new vocabularies"}
+        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies"}
 
     def train(self, settings: dict[str, Any], partial: Path) -> dict[str, Any]:
         """The model after training on the new samples; `settings` are arguments of `fit`."""
@@ -412,7 +406,7 @@ class _Steps:
         steps = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish")
         done = {step: record for step in steps if (record := self.job.sealed(step)) is not None}
         gate, settings = done["gate"], self.settings()
-        sizes = {"parameters before": _bytes(self.served.trained), "parameters": _bytes(trained)}
+        sizes = {"parameters before": bytes_of(self.served.trained), "parameters": bytes_of(trained)}
         sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
         counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
         counts |= {field: done["train"][field] for field in ("samples", "replayed")}
@@ -449,10 +443,6 @@ def publish(store: SnapshotStore, folder: Path, _: Path) -> dict[str, Any]:
 
 def _task_record(task: Task) -> dict[str, Any]:
     return {"name": type(task).__name__} | dataclasses.asdict(task)
-
-
-def _bytes(trained: Trained) -> int:
-    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
 
 
 MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"  # what a refresh changed, for people

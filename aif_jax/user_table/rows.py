@@ -326,11 +326,6 @@ class UserProgram:
         """uint32 [W], the row of a user without events."""
         self._compiled = _compiled(model.update_user, storage, empty.layout)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one user's row."""
-        return self.empty.nbytes
-
     def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, lanes: int | None = None) -> Updated:
         """Rows after events.
 

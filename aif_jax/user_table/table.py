@@ -224,7 +224,7 @@ class UserTable:
         self.version, self._clock = trained.version, clock
         self.storage: Storage = storage
         self._program = UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)
-        self.row_bytes = self._program.row_bytes
+        self.row_bytes = self._program.empty.nbytes
         self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows
 
     @classmethod
