@@ -1,7 +1,4 @@
-"""The jobs: raw items in and rows of an `ItemIndex` out, or users' whole histories in and rows of a `UserTable` out.
-
-The model of a job, on the machine that plans it and on those that run it: by the path of a folder, or by value.
-"""
+"""The jobs: raw items in and rows of an `ItemIndex` out, or users' whole histories in and rows of a `UserTable` out."""
 
 from __future__ import annotations
 
@@ -39,8 +36,9 @@ from aif_jax.user_table.table import BATCH as USER_BATCH
 class Source:
     """Gives a `Trained`; two of one version are equal, so that a process that runs many tasks keeps one compiled program.
 
-    Pickled, it is the path of its folder, or its config and parameters as NumPy arrays; the version goes with it, and a worker
-    that finds another one in the folder raises `VersionMismatch`.
+    The machine that plans a job has it, and those that run it. Pickled, it is the path of its folder, or its config and
+    parameters as NumPy arrays; the version goes with it, and a worker that finds another one in the folder raises
+    `VersionMismatch`.
     """
 
     def __init__(self, trained: Trained, folder: Path | None = None):

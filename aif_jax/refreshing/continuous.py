@@ -8,9 +8,6 @@ Towers, head and everything that is fitted stay as the last full refresh publish
 *Exactly once.* A micro-batch is one sealed folder: where it ends in the stream, its events, which of them were trained on, the
 state of rows and optimizer, the verdict, and the delta. A process that is killed before the seal reads the same messages again;
 one that is killed after it goes on behind them.
-
-*New items.* With `admit_after` a micro-batch gives free rows of the item vocabulary to items that the model lacks, and goes on
-under the encoder that has them; see `admission`.
 """
 
 from __future__ import annotations

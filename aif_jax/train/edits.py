@@ -4,8 +4,6 @@ An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several.
 built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
 `before` is the end of the training events, in seconds since 1970.
 
-*Warm start.* Yesterday's parameters under today's vocabulary.
-
 *Calibration.* Sampling shifts the logits of a model. Where a sample keeps every positive and a share r of the negatives, the
 odds in it are 1 / r times those outside, so the logit is too high by -log r, whatever the features: that part is corrected
 analytically. Where each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. What is
@@ -470,7 +468,6 @@ def grow_vocabulary(
       ((9, 8), 9)
     """
     schema = config.schema
-    groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
     known = list(schema.table_sizes)
     if name not in known:
         raise KeyError(f"attribute: expected one of {known}, which have a table, got {name!r}")
@@ -485,8 +482,8 @@ def grow_vocabulary(
         raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
     larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in group)
-        for field, group in groups.items()
+        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in getattr(schema, field))
+        for field in ("item_attributes", "user_attributes")
     }
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
     if "fitted" in params:
