@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from collections import deque
@@ -103,10 +104,8 @@ def refuse(given: Sequence[Numbered], check: Callable[[Any], object], error: Exc
     begin, end = given[0].number, given[-1].number
     where = f"batch {begin}" if begin == end else f"batches {begin} to {end}"
     if not _error(check, table.slice(0, 0)) and _error(check, table):
-        good, bad = 0, table.num_rows  # rows that pass, rows that do not
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            good, bad = (good, middle) if _error(check, table.slice(0, middle)) else (middle, bad)
+        # rows that pass: one less than the fewest that do not
+        good = bisect.bisect_left(range(1, table.num_rows), True, key=lambda rows: bool(_error(check, table.slice(0, rows))))
         places = ((one.number, one.first + row) for one in given for row in range(one.batch.num_rows))
         number, row = next(itertools.islice(places, good, None))
         name = repr(table.column(id_column)[good].as_py()) if id_column in table.schema.names else "unknown"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import time
+import timeit
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -453,9 +453,5 @@ def _seconds(served: Trained, requests: Requests) -> float:
     """The shortest of a few times of scoring the first requests, compiled before."""
     positions = requests.positions[:TIMED]
     lists = requests.candidates(positions, SampleKey(0, 0, 0))
-    times = []
-    for _ in range(1 + TIMES):
-        began = time.perf_counter()
-        list_scores(served.model, served.params, requests.data, positions, lists, progress=False)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    run = functools.partial(list_scores, served.model, served.params, requests.data, positions, lists, progress=False)
+    return min(timeit.repeat(run, number=1, repeat=1 + TIMES)[1:])

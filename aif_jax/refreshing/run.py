@@ -45,7 +45,6 @@ KEPT = "refresh.json"
 USERS = "users"
 """Folder of the user table in a published export; `serve --user-table` finds it in the mirror of the store."""
 REPORTS = 30  # reports that stay in OUT/reports
-Status = Literal["published", "refused", "nothing new"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ class Refreshed:
       report: what is in `report.json`; {} for nothing new.
     """
 
-    status: Status
+    status: Literal["published", "refused", "nothing new"]
     name: str | None = None
     trained: Trained | None = dataclasses.field(default=None, repr=False)
     report: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
