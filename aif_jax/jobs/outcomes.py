@@ -395,9 +395,8 @@ class Partitions:
         arrow = pyarrow()
         arrays = {name: arrow.array(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
         table = arrow.table(arrays)
-        order = np.argsort(part, kind="stable")
         for number in np.unique(part).tolist():
-            rows = table.take(order[np.searchsorted(part[order], number) : np.searchsorted(part[order], number, "right")])
+            rows = table.take(np.flatnonzero(part == number))
             if number not in self._writers:
                 self._writers[number] = arrow.ipc.new_stream(str(self._folder / f"{number:03d}"), table.schema)
             self._writers[number].write_table(rows)
