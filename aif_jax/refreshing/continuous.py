@@ -194,7 +194,8 @@ def follow(
     )  # fmt: skip
     store = SnapshotStore(where)
     places = () if URL.match(where) else (local(where) / DELTAS,)
-    done, say = list[Followed](), output.say if progress else lambda line: None
+    done: list[Followed] = []
+    say = output.say if progress else lambda line: None
     while True:
         root = store.current()
         if root is None:

@@ -150,7 +150,8 @@ def refresh(
         "requests": requests, "k": k, "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
         "gate": dataclasses.asdict(gate), "user_table": user_table, "platforms": list(platforms),
     }  # fmt: skip
-    say, places = output.say if progress else lambda line: None, () if URL.match(where) else (local(where),)
+    places = () if URL.match(where) else (local(where),)
+    say = output.say if progress else lambda line: None
     with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
         served, data = _inputs(job, functools.partial(_keep, current, since), functools.partial(
             _read, events, items, users, content=content, unknown=unknown, progress=progress
