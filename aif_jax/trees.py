@@ -22,6 +22,11 @@ def leaves_by_path(tree: Any, *, separator: str = "/") -> dict[str, Any]:
     return named
 
 
+def take(tree: Any, at: Any) -> Any:
+    """Some entries of a tree of arrays [n, ...]: `at` is what an array takes between brackets."""
+    return jax.tree.map(lambda leaf: leaf[at], tree)
+
+
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path to nested dicts."""
     nested: dict[str, Any] = {}

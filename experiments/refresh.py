@@ -200,9 +200,8 @@ class Arm:
         step, waiting, spent, published = (self.rows_step if rows else self.step), np.zeros(0, np.int64), 0.0, 0
         cuts = np.linspace(first, before, hours + 1).astype(np.int64)
         for hour, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            yield Hour(
-                jax.tree.map(jnp.copy, whole_params(state) if rows else state.params), int(start), int(end), spent, published
-            )
+            whole = whole_params(state.params) if rows else state.params
+            yield Hour(jax.tree.map(jnp.copy, whole), int(start), int(end), spent, published)
             came = TASK.positions(self.data, min_history=1, since=int(start), before=int(end))
             waiting = np.concatenate([waiting, came[np.argsort(self.data.log.time[came], kind="stable")]])
             count = len(waiting) // 128 * 128
@@ -225,7 +224,7 @@ class Arm:
             spent += time.process_time() - began
             moved = int((np.asarray(state.trained["embedding"]["item"]) != old).any(axis=1).sum())
             published += moved * (4 + old[0].nbytes + self.index_row_bytes) if rows else self.export_bytes
-        yield Hour(whole_params(state) if rows else state.params, before, before, spent, published)
+        yield Hour(whole_params(state.params) if rows else state.params, before, before, spent, published)
 
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
         """The model as it serves when it has met the users and items before a moment; others are unknown to it."""

@@ -271,7 +271,7 @@ def test_training_moves_rows_that_a_batch_reads_and_nothing_else(streaming, data
         read |= set(np.unique(np.asarray(fed.batch.users.history.item))) | {0}
         state, metrics = step(state, fed.batch)
         assert np.isfinite(metrics["loss"])
-    after = whole_params(state)
+    after = whole_params(state.params)
     old, new = leaves_by_path(trained.params), leaves_by_path(after)
     assert [path for path in old if np.asarray(old[path]).tobytes() != np.asarray(new[path]).tobytes()] == ["embedding/item"]
     assert jax.tree.structure(after) == jax.tree.structure(trained.params)

@@ -40,9 +40,8 @@ from aif_jax.refreshing import (
     volume,
     warm_start,
 )  # fmt: skip
-from aif_jax.refreshing import report as reports
 from aif_jax.refreshing.job import begin
-from aif_jax.refreshing.run import training_record
+from aif_jax.refreshing.run import FIGURE, JSON, MARKDOWN, training_record
 from aif_jax.scores import with_calibration
 from aif_jax.service import models
 from aif_jax.serving.metrics import Histogram, prometheus_text
@@ -112,16 +111,16 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
 def test_the_report_says_what_changed(published):
     store, made = published
     folder = SnapshotStore(store / "reports").fetch(store.parent / "reports")
-    report = json.loads((folder / reports.JSON).read_text())
+    report = json.loads((folder / JSON).read_text())
     assert report == made.report and report["vocabularies"]["item"] == {"before": 30, "after": 36}
-    text = (folder / reports.MARKDOWN).read_text()
+    text = (folder / MARKDOWN).read_text()
     for part in (made.name, "| item | 30 | 6 | 36 |", "gauc", "hr@5 of new items", "| train |"):
         assert part in text
     assert list(report["seconds"]) == [
         "current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish"
     ]  # fmt: skip
     pytest.importorskip("matplotlib")
-    assert (folder / reports.FIGURE).stat().st_size > 5_000 and "report.png" in text
+    assert (folder / FIGURE).stat().st_size > 5_000 and "report.png" in text
 
 
 def test_ids_of_vocabularies_of_fixed_size_come_and_go_by_a_refresh(tmp_path):

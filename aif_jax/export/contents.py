@@ -77,9 +77,7 @@ class Restored:
         model, params, golden = self.trained.model, self.trained.params, self.golden
         schema = model.config.schema
         try:
-            user, items = (
-                _filled(layout, golden, name) for layout, name in ((user_layout(schema), "user"), (item_layout(schema), "item"))
-            )
+            user, items = _filled(user_layout(schema), golden, "user"), _filled(item_layout(schema), golden, "item")
             state, rows = jax.jit(model.user)(params, user), _over_items(model.item)(params, items)
             outputs = {"user": state, "item": rows, "interaction": {"logits": jax.jit(model.interaction)(params, state, rows)}}
             return max(

@@ -34,7 +34,7 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_finite
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
+from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export.functions import named
 from aif_jax.index import ItemIndex
@@ -232,12 +232,14 @@ class Delta:
         new = np.zeros(len(catalogue), bool)
         if admitted is not None:
             new[admitted.ids.rows] = True
-        of_items = new | _items_that_read(rows, base, catalogue)
+        tables = base.params["embedding"]
+        masks = {name: np.isin(np.arange(len(tables[name])), each.at) for name, each in rows.items()}  # which rows moved
+        of_items = new | _items_that_read(masks, base, catalogue)
         raw_rows = np.arange(1, len(catalogue.raw) + 1) if catalogue.rows is None else np.asarray(catalogue.rows)
         chosen = np.flatnonzero(of_items[raw_rows])
         items = catalogue.features(raw_rows[chosen])
         keys = raw_keys(catalogue.raw[chosen], "ids") if len(chosen) else Keys(np.zeros(0, np.int64))
-        users = None if events is None else _user_rows(rows, after, new, events, also)
+        users = None if events is None else _user_rows(masks, after, new, events, also)
         return dataclasses.replace(made, items=keys, item_rows=_item_rows(after, items, len(chosen)), users=users)
 
     def trained(self, base: Trained) -> Trained:
@@ -289,8 +291,7 @@ class Delta:
         trees["item_rows"] = dict(self.item_rows)
         if self.users is not None:
             known = Vocabulary(self.users.users)
-            place = {user: at for at, user in enumerate(self.users.users)}
-            order = np.array([place[user] for user in known.raw.tolist()], np.int64)
+            order = np.argsort(known.encode(self.users.users))
             trees["users"] = {"ids": known.to_arrays(), "rows": self.users.rows.take(order)._asdict()}
         record = {"base": self.base, "version": self.version, "encoding": self.encoding, "number": self.number}
         if self.admitted is not None:
@@ -390,18 +391,9 @@ def _item_rows(after: Trained, items: ItemFeatures, count: int) -> dict[str, np.
     return dict(named(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)))
 
 
-def _masks(rows: Mapping[str, MovedRows], base: Trained) -> dict[str, np.ndarray]:
-    """bool [size of the table] which rows moved."""
-    masks = {}
-    for name, moved in rows.items():
-        masks[name] = np.zeros(base.params["embedding"][name].shape[0], bool)
-        masks[name][moved.at] = True
-    return masks
-
-
-def _items_that_read(rows: Mapping[str, MovedRows], base: Trained, catalogue: Catalogue) -> np.ndarray:
+def _items_that_read(masks: Mapping[str, np.ndarray], base: Trained, catalogue: Catalogue) -> np.ndarray:
     """bool [N] which catalogue rows have an attribute whose embedding row moved."""
-    masks, reads = _masks(rows, base), np.zeros(len(catalogue), bool)
+    reads = np.zeros(len(catalogue), bool)
     for attribute in base.config.schema.item_attributes:
         if attribute.table_name in masks:
             hit = masks[attribute.table_name][np.asarray(catalogue.ids[attribute.name])]
@@ -409,24 +401,21 @@ def _items_that_read(rows: Mapping[str, MovedRows], base: Trained, catalogue: Ca
     return reads
 
 
-def _user_rows(rows: Mapping[str, MovedRows], after: Trained, new: np.ndarray, events: Dataset, also: Any) -> UserRows:
+def _user_rows(masks: Mapping[str, np.ndarray], after: Trained, new: np.ndarray, events: Dataset, also: Any) -> UserRows:
     """Rows of the users who have met a new item, or one that moved if the model's blocks keep sums, and of those in `also`."""
     check_encoding("events", expected=after.encoding, got=events.encoding)
     log, chosen = events.log, np.zeros(len(events.users), bool)
     chosen[np.asarray(also, np.int64)] = True
     chosen[log.user[new[log.item]]] = True
     if any(block.streams for block in after.config.blocks):
-        masks, fields = _masks(rows, after), events.catalogue.ids
+        fields = events.catalogue.ids
         read = np.zeros(len(events.catalogue), bool)
         for field in after.config.schema.behaviour_fields:
             if field in masks:
                 read |= masks[field][np.asarray(fields[field])]
         chosen[log.user[read[log.item]]] = True
     some = chosen[log.user]
-    part = EventLog.from_arrays(*(getattr(log, name)[some] for name in ("user", "item", "action", "time")), users=log.users)
+    part = EventLog.from_arrays(*(getattr(log, name)[some] for name in COLUMNS), users=log.users)
     table = UserTable.build(after, dataclasses.replace(events, log=part), clock=None, progress=False)
     users = list(table.rows.of)  # type: ignore[attr-defined]  # in this process
     return UserRows(users, table.rows.get(users))
-
-
-__all__ = ["Delta", "AdmittedItems", "MovedRows", "UserRows", "DeltaApplied", "WrongBase", "Chain", "inspect"]

@@ -69,10 +69,8 @@ def export_all(
         ),
     }
     size = symbols("c", bounds)["c"]
-    functions |= {
-        name: (function, value_inputs(model, side, size))
-        for name, (function, side) in values(model, params, orders or {}).items()
-    }
+    for name, (function, side) in values(model, params, orders or {}).items():
+        functions[name] = function, value_inputs(model, side, size)
     return {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
 
 

@@ -23,6 +23,7 @@ from aif_jax.output import Bar, hidden
 from aif_jax.readers import read_items
 from aif_jax.store.codec import Packed
 from aif_jax.store.version import check_encoding
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
 BATCH = 1024
@@ -31,24 +32,6 @@ ItemBatches: TypeAlias = Iterable[Any]
 """Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
 batches; n may differ from batch to batch."""
 Batch: TypeAlias = tuple[Keys, ItemFeatures]
-
-
-def build_store(
-    program: ItemProgram,
-    catalogue: Any,
-    ids: Any,
-    *,
-    capacity: int | None,
-    progress: bool,
-    shard: tuple[int, int] | None = None,
-) -> tuple[Store, View]:
-    """Runs the item function over what `ItemIndex.build` takes as catalogue; item n of it, or of its shard, has row n."""
-    batches, known = _batches(program, catalogue, ids)
-    if shard is not None:
-        expect_shard(shard)
-        batches, known = (part(batch, in_shard(batch[0].key, shard)) for batch in batches), None
-    computed = ((keys, program(features)) for keys, features in rebatch(batches, program.batch_size))
-    return fill(program, computed, capacity=capacity, known=known, progress=progress)
 
 
 def merge_store(
@@ -169,24 +152,21 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
         whole = _join(rest)
         full = count // size * size
         for start in range(0, full, size):
-            yield part(whole, slice(start, start + size))
-        rest, count = [part(whole, slice(full, None))] if full < count else [], count - full
+            yield take(whole, slice(start, start + size))
+        rest, count = [take(whole, slice(full, None))] if full < count else [], count - full
     if count:
         yield _join(rest)
 
 
-def part(batch: Any, at: Any) -> Any:
-    """Some items of a batch."""
-    return jax.tree.map(lambda leaf: leaf[at], batch)
-
-
 def of_shard(items: tuple[Any, Any], shard: tuple[int, int] | None) -> tuple[Any, Any]:
     """Of items, raw ids [n] and features, those of a shard (place, N); None keeps all."""
-    return items if shard is None else part(items, in_shard(raw_keys(items[0], "ids").key, shard))
+    return items if shard is None else take(items, in_shard(raw_keys(items[0], "ids").key, shard))
 
 
-def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[Batch], int | None]:
-    """Checked batches of any size, and how many items there are where that is known."""
+def item_batches(
+    program: ItemProgram, catalogue: Any, ids: Any, shard: tuple[int, int] | None
+) -> tuple[Iterator[Batch], int | None]:
+    """Checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are where that is known."""
     known = None
     if isinstance(catalogue, ItemFeatures) != (ids is not None):
         raise ValueError(
@@ -204,7 +184,11 @@ def _batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[B
     elif not isinstance(catalogue, Iterable):
         expected = "Catalogue, path, ItemFeatures, pairs (ids, features), or raw columns or records"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
-    return _stream(program, catalogue), known
+    batches = _stream(program, catalogue)
+    if shard is None:
+        return batches, known
+    expect_shard(shard)
+    return (take(batch, in_shard(batch[0].key, shard)) for batch in batches), None
 
 
 def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:

@@ -52,12 +52,11 @@ class Keys(NamedTuple):
 COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
 
 
-def raw_keys(raw: Any, name: str, *, like: Kind | None = None) -> Keys:
-    """Keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError."""
-    return _keys(raw, name, like, short=True)
+def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> Keys:
+    """Keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError.
 
-
-def _keys(raw: Any, name: str, like: Kind | None, *, short: bool) -> Keys:
+    `short` refuses strings of more than 1,024 characters.
+    """
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     if len(shape) != 1:
         raise ValueError(f"{name}: expected one axis, got shape {list(shape)}")
@@ -80,7 +79,7 @@ def string_ids(names: Any) -> np.ndarray:
       >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
       [-1363410762929181125, -8533427915187302917]
     """
-    return _keys(names, "names", "strings", short=False).key
+    return raw_keys(names, "names", like="strings", short=False).key
 
 
 def _nested(raw: Any) -> bool:

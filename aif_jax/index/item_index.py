@@ -19,7 +19,7 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect, expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
-from aif_jax.index.build import BATCH, ItemBatches, build_store, capacity_for, checked, merge_store, part
+from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import Parts, rows_of, stored_by
 from aif_jax.index.store import ItemProgram, Store
@@ -27,7 +27,7 @@ from aif_jax.store import snapshots
 from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.snapshots import SnapshotWriter
 from aif_jax.store.trained import Trained
-from aif_jax.trees import leaves_by_path
+from aif_jax.trees import leaves_by_path, take
 from aif_jax.types import ItemFeatures
 
 
@@ -162,7 +162,9 @@ class ItemIndex:
           EncodingMismatch: features or a catalogue that another encoder made.
         """
         program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
-        return cls(*build_store(program, catalogue, ids, capacity=capacity, progress=progress, shard=shard))
+        batches, known = item_batches(program, catalogue, ids, shard)
+        computed = ((keys, program(features)) for keys, features in rebatch(batches, batch_size))
+        return cls(*fill(program, computed, capacity=capacity, known=known, progress=progress))
 
     @classmethod
     def load(cls, path: str | Path, trained: Trained, *, capacity: int | None = None, mesh: Any = None) -> ItemIndex:
@@ -346,7 +348,7 @@ class ItemIndex:
         keys, features = checked(self._program, ids, features, kind=self.kind)
         last = keys.last("ids")
         if len(last) < len(keys.key):
-            keys, features = part((keys, features), last)
+            keys, features = take((keys, features), last)
         if not len(last):
             return self
         return self._changed(keys, lambda base: base._program, features)
@@ -373,7 +375,7 @@ class ItemIndex:
         expect(trained.config == self.trained.config, "index", "a model of the same config", trained.config)
         columns = _tree_of(rows, len(keys.key), program)
         there = self._view.lookup(keys) >= 0
-        keys, columns = part((keys, columns), there if new is None else there | new)
+        keys, columns = take((keys, columns), there if new is None else there | new)
         next_program = ItemProgram(trained, storage="float32", batch_size=program.batch_size, mesh=program.mesh)
         return self._changed(keys, lambda _: next_program.packed, columns, program=next_program)
 

@@ -77,8 +77,7 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion, extra: Mappi
     integers = ids.dtype.kind == "i"
     columns = [arrow.array(ids) if integers else arrow.array(ids.tolist(), arrow.string()), rows, *(extra or {}).values()]
     wanted = schema("integers" if integers else "strings", {name: array.type for name, array in (extra or {}).items()})
-    types = [wanted.field(name).type for name in RowVersion._fields]
-    columns += [arrow.repeat(arrow.scalar(value, type_), count) for value, type_ in zip(stamp, types, strict=True)]
+    columns += [arrow.repeat(arrow.scalar(value, wanted.field(name).type), count) for name, value in stamp._asdict().items()]
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
 
 

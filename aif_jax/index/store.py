@@ -27,6 +27,7 @@ from aif_jax.features import item_specs
 from aif_jax.index.ids import IdMap, Keys, Numbers, View
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
 
@@ -76,14 +77,10 @@ class ItemProgram:
         expect(batch_size >= 1, "batch_size", "at least 1", batch_size)
         if mesh is not None:
             expect(batch_size % mesh.size == 0, "batch_size", f"a multiple of the mesh's {mesh.size} devices", batch_size)
-        row, side = (
-            jax.eval_shape(trained.model.item, trained.params, item_specs(trained.config.schema)),
-            trained.config.schema.side,
-        )
+        row = jax.eval_shape(trained.model.item, trained.params, item_specs(trained.config.schema))
         if isinstance(row, ItemRow):  # what answers are ordered by, and shown with
-            expect(
-                set(row.side) == set(side), "ItemRow.side", f"the side values {sorted(side)} of the schema", sorted(row.side)
-            )
+            side, got = sorted(trained.config.schema.side), sorted(row.side)
+            expect(got == side, "ItemRow.side", f"the side values {side} of the schema", got)
         self.trained = trained.on_device(None if mesh is None else sharding.replicated(mesh))
         self.storage: Storage = storage
         self.batch_size = batch_size
@@ -162,7 +159,7 @@ class Store:
         """Puts what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
         for start in range(0, len(rows), self.program.batch_size):
             part = slice(start, start + self.program.batch_size)
-            made = run(jax.tree.map(lambda leaf, part=part: leaf[part], items))
+            made = run(take(items, part))
             self._put(jax.block_until_ready(made), rows[part])  # a reader, perhaps an event loop, must not wait for it
 
     def append(self, stored: Packed, count: int) -> None:

@@ -1,10 +1,8 @@
-"""The jobs: raw items in and rows of an `ItemIndex` out, or users' whole histories in and rows of a `UserTable` out.
-
-The model of a job, on the machine that plans it and on those that run it: by the path of a folder, or by value.
-"""
+"""The jobs: raw items in and rows of an `ItemIndex` out, or users' whole histories in and rows of a `UserTable` out."""
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from collections import deque
@@ -30,6 +28,7 @@ from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import VersionMismatch
+from aif_jax.trees import take
 from aif_jax.types import Events
 from aif_jax.user_table.rows import NONE, UserProgram
 from aif_jax.user_table.table import BATCH as USER_BATCH
@@ -38,8 +37,9 @@ from aif_jax.user_table.table import BATCH as USER_BATCH
 class Source:
     """Gives a `Trained`; two of one version are equal, so that a process that runs many tasks keeps one compiled program.
 
-    Pickled, it is the path of its folder, or its config and parameters as NumPy arrays; the version goes with it, and a worker
-    that finds another one in the folder raises `VersionMismatch`.
+    The machine that plans a job has it, and those that run it. Pickled, it is the path of its folder, or its config and
+    parameters as NumPy arrays; the version goes with it, and a worker that finds another one in the folder raises
+    `VersionMismatch`.
     """
 
     def __init__(self, trained: Trained, folder: Path | None = None):
@@ -104,10 +104,8 @@ def refuse(given: Sequence[Numbered], check: Callable[[Any], object], error: Exc
     begin, end = given[0].number, given[-1].number
     where = f"batch {begin}" if begin == end else f"batches {begin} to {end}"
     if not _error(check, table.slice(0, 0)) and _error(check, table):
-        good, bad = 0, table.num_rows  # rows that pass, rows that do not
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            good, bad = (good, middle) if _error(check, table.slice(0, middle)) else (middle, bad)
+        # rows that pass: one less than the fewest that do not
+        good = bisect.bisect_left(range(1, table.num_rows), True, key=lambda rows: bool(_error(check, table.slice(0, rows))))
         places = ((one.number, one.first + row) for one in given for row in range(one.batch.num_rows))
         number, row = next(itertools.islice(places, good, None))
         name = repr(table.column(id_column)[good].as_py()) if id_column in table.schema.names else "unknown"
@@ -135,7 +133,7 @@ class Job:
     rows_of: ClassVar[str]
     """The vocabulary of the raw ids: "item" or "user"."""
 
-    def __init__(self, trained: Trained | Source, *, storage: Storage, batch_size: int):
+    def __init__(self, trained: Trained | Source, *, storage: Storage = "float32", batch_size: int = BATCH):
         self._source = trained if isinstance(trained, Source) else Source(trained)
         self.version, self.batch_size = self._source.version, batch_size
         self.storage: Storage = storage
@@ -207,9 +205,6 @@ class ItemJob(Job):
     """
 
     rows_of = "item"
-
-    def __init__(self, trained: Trained | Source, *, storage: Storage = "float32", batch_size: int = BATCH):
-        super().__init__(trained, storage=storage, batch_size=batch_size)
 
     @property
     def schema(self) -> Any:
@@ -432,4 +427,4 @@ def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarr
     owner = (np.cumsum(change) - 1)[order]
     at = np.argsort(owner, kind="stable")
     counts = np.bincount(owner, minlength=int(change.sum()))
-    return users[change], jax.tree.map(lambda leaf: leaf[at], events), counts
+    return users[change], take(events, at), counts

@@ -157,17 +157,13 @@ class _Join:
         self, encoder: Encoder, target: Encoder, windows: dict[str, int], shown: str | None, most: int, work: Path, parts: int
     ):
         self.encoder, self.target, self.shown, self.most, self.work, self.parts = encoder, target, shown, most, work, parts
-        self.labels, self.longest = list(windows), max(windows.values())
+        self.items, self.labels, self.longest = target.vocabularies["item"], list(windows), max(windows.values())
         windows = windows if shown is None else windows | {shown: self.longest}
         self.names, self.windows = list(windows), np.array(list(windows.values()), np.int64)
         self.left_out, self.outcomes, self.late, self.ignored = Counter(), Counter(), Counter(), Counter()
         self.requests = self.samples = self.without_outcome = 0
         self.arrays: list[str] = []
         self.versions: dict[str, int] = {}  # that served, by their number in the samples
-
-    @property
-    def items(self) -> Vocabulary:
-        return self.target.vocabularies["item"]
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
@@ -233,12 +229,9 @@ class _Join:
     def join(self, part: int, samples: Partitions) -> None:
         """Joins one part, and writes its samples into the parts of their users."""
         requests, outcomes = (_table(self.work / name, part) for name in ("requests", "outcomes"))
-        if requests is not None:
-            self._join(requests, outcomes, samples)
-        elif outcomes is not None:
-            self.ignored["without a request"] += outcomes.num_rows
-
-    def _join(self, requests: Any, outcomes: Any, parts: Partitions) -> None:
+        if requests is None:
+            self.ignored["without a request"] += 0 if outcomes is None else outcomes.num_rows
+            return
         ids, seconds, reason = requests["id"].to_pylist(), _numpy(requests["time"]), _numpy(requests["reason"])
         good, place = reason == 0, {}
         for at in sorted(range(len(ids)), key=lambda at: (seconds[at], at)):
@@ -275,7 +268,7 @@ class _Join:
         lengths = np.bincount(owner, minlength=len(ids))[good]
         chosen = np.flatnonzero(good)
         users = _numpy(requests["user"])[chosen]
-        parts.add_to(((users >> 30) * self.parts) >> 32, {
+        samples.add_to(((users >> 30) * self.parts) >> 32, {
             "id": requests["id"].take(chosen), "user": users, "time": seconds[chosen],
             "version": requests["version"].take(chosen),
             "features": requests["features"].take(chosen),
@@ -402,9 +395,8 @@ class Partitions:
         arrow = pyarrow()
         arrays = {name: arrow.array(value) if isinstance(value, np.ndarray) else value for name, value in columns.items()}
         table = arrow.table(arrays)
-        order = np.argsort(part, kind="stable")
         for number in np.unique(part).tolist():
-            rows = table.take(order[np.searchsorted(part[order], number) : np.searchsorted(part[order], number, "right")])
+            rows = table.take(np.flatnonzero(part == number))
             if number not in self._writers:
                 self._writers[number] = arrow.ipc.new_stream(str(self._folder / f"{number:03d}"), table.schema)
             self._writers[number].write_table(rows)

@@ -25,6 +25,7 @@ from aif_jax.readers import load_columns, read, read_items
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
 from aif_jax.store.trained import Trained
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
 
@@ -105,7 +106,7 @@ class Admission:
         data = read(
             events, items=self._items, users=users, encoder=encoder, content=self._content, unknown="skip", progress=progress
         )
-        catalogue = _catalogue(self.encoder, jax.tree.map(lambda table: table[: self.size], data.catalogue.items))
+        catalogue = _catalogue(self.encoder, take(data.catalogue.items, slice(self.size)))
         log = dataclasses.replace(data.log, item=np.where(data.log.item < self.size, data.log.item, 0))
         parts: dict[str, Any] = {"schema": self.encoder.schema, "catalogue": catalogue, "items": own, "log": log}
         return dataclasses.replace(data, encoder=self.encoder, **parts), data.log
@@ -134,8 +135,7 @@ class Admission:
         rows = assigned.encode(raw)
         if not rows.any():
             return None
-        features = dataclasses.replace(features, ids={**features.ids, "item": rows})
-        features = jax.tree.map(lambda leaf: leaf[rows > 0], features)
+        features = take(dataclasses.replace(features, ids={**features.ids, "item": rows}), rows > 0)
         named = [each for each, row in zip(raw, rows, strict=True) if row]
         more = Vocabulary(named, rows=rows[rows > 0], size=self.size)
         return NewItems(AdmittedItems.make(trained, more, features), features)
@@ -147,7 +147,7 @@ class Admission:
             place = wanted.encode(raw)
             at = np.flatnonzero(place)
             places.append(place[at])
-            parts.append(jax.tree.map(lambda leaf, at=at: leaf[at], dataclasses.replace(features, encoding="")))
+            parts.append(take(dataclasses.replace(features, encoding=""), at))
         if not places:
             return [], None
         place = np.concatenate(places)

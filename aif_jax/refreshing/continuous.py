@@ -8,9 +8,6 @@ Towers, head and everything that is fitted stay as the last full refresh publish
 *Exactly once.* A micro-batch is one sealed folder: where it ends in the stream, its events, which of them were trained on, the
 state of rows and optimizer, the verdict, and the delta. A process that is killed before the seal reads the same messages again;
 one that is killed after it goes on behind them.
-
-*New items.* With `admit_after` a micro-batch gives free rows of the item vocabulary to items that the model lacks, and goes on
-under the encoder that has them; see `admission`.
 """
 
 from __future__ import annotations
@@ -33,8 +30,9 @@ from aif_jax.connectors.follow import Follower, StreamEntry, by_event
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import UpdateStream, joined
 from aif_jax.data.candidates import SampleKey, SourceFn
+from aif_jax.data.cascade import RECORD, join_samples
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
+from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
@@ -44,19 +42,20 @@ from aif_jax.export import Delta, MovedRows
 from aif_jax.export.contents import open as open_model
 from aif_jax.features import item_layout
 from aif_jax.readers import read
+from aif_jax.readers.read import read_samples
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
 from aif_jax.refreshing.admission import Admission, NewItems, with_items
-from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_read, rows_state, rows_step, with_fitted
+from aif_jax.refreshing.frozen import moving_tables, read_rows, rows_optimizer, rows_state, rows_step, with_fitted
 from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure
 from aif_jax.refreshing.job import Job, begin
-from aif_jax.refreshing.run import MODEL, USERS, training_record
-from aif_jax.refreshing.samples import SampleRuns
+from aif_jax.refreshing.run import MODEL, USERS, publish, training_record
 from aif_jax.service.models import DELTAS
 from aif_jax.store import sealed
 from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
+from aif_jax.train.optimizers import ids_of
 from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
 from aif_jax.trees import leaves_by_path
@@ -66,7 +65,6 @@ from aif_jax.user_table.table import check_future
 FORMAT = "aif_jax.follow/1"
 MOST_DELTAS = 1008  # of a chain, a week of ten minutes each: a service that starts reads them all
 STATE, DELTA = "state", "delta"  # folders in that of a micro-batch
-COLUMNS = ("user", "item", "action", "time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,11 +195,7 @@ def follow(
     store = SnapshotStore(where)
     places = () if URL.match(where) else (local(where) / DELTAS,)
     done: list[Followed] = []
-
-    def say(line: str) -> None:
-        if progress:
-            output.say(line)
-
+    say = output.say if progress else lambda line: None
     while True:
         root = store.current()
         if root is None:
@@ -240,7 +234,7 @@ class Arrivals:
         self, encoder: Encoder, until: int, log: EventLog, clock: Callable[[], float] | None, admission: Admission | None
     ):
         self.encoder, self.until, self._log, self._clock, self._admission = encoder, until, log, clock, admission
-        self._parts = [{name: np.zeros(0, np.int64 if name == "time" else np.int32) for name in COLUMNS}]
+        self._parts = [{name: np.zeros(0, dtype) for name, dtype in COLUMNS.items()}]
         self._used = np.zeros(0, bool)
         self.positions: dict[int, int] = {}
         self.saved: dict[int, int] = {}
@@ -278,10 +272,6 @@ class Arrivals:
             self._used = np.concatenate([self._used, np.zeros(more, bool)])
         return self._used
 
-    def since(self, first: int) -> dict[str, np.ndarray]:
-        """The events from the n-th on."""
-        return {name: column[first:] for name, column in self.columns.items()}
-
     def resume(self, positions: Mapping[str, int]) -> None:
         """Goes on behind the positions of a sealed micro-batch, whose events were added."""
         self.positions = {int(partition): at for partition, at in positions.items()}
@@ -302,7 +292,7 @@ class Arrivals:
         if self._admission is not None:
             item = self._admission.encode(self.encoder.item_ids(table, self.encoder.columns.item))[order]
         columns = {"user": user, "item": item, "action": made.action, "time": stamped.astype(np.int64) + STAMP_ZERO}
-        columns = {each: np.asarray(column).astype(self._parts[0][each].dtype) for each, column in columns.items()}
+        columns = {each: np.asarray(column).astype(COLUMNS[each]) for each, column in columns.items()}
         counts, early = user > 0, columns["time"] < self.until
         counts[early] &= ~_among(self._log, {each: column[early] for each, column in columns.items()})
         return {each: column[counts] for each, column in columns.items()}
@@ -318,6 +308,66 @@ def _among(log: EventLog, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         same = (log.item[at] == columns["item"]) & (log.action[at] == columns["action"])
         found |= (start + more < end) & same
     return found
+
+
+class SampleRuns:
+    """The service's own log as a stream: the runs of `jobs.join_outcomes` in a folder, with features as they were served.
+
+    Their samples come in the order in which the runs came. It is what a `Follower` and its target are to a stream.
+
+    A run that is there is whole, so a position is its number of samples by name. Samples without a history, and those from
+    before `until`, count as used. Runs whose samples are all used are not read again.
+
+    Raises what `read_samples` raises; ValueError for samples without a label that the task needs.
+    """
+
+    def __init__(self, folder: str | Path, data: Dataset, task: Task, objectives: tuple[str, ...], until: int):
+        self.folder, self.until, self._data, self._task = local(folder, "samples"), until, data, task
+        self._objectives = objectives
+        self.positions: dict[str, int] = {}
+        self.used = np.zeros(0, bool)
+
+    def __len__(self) -> int:
+        return len(self.used)
+
+    def step(self, seconds: float) -> int:
+        """Takes runs that are new, or waits; returns the number of their samples."""
+        names = sorted(file.parent.name for file in self.folder.glob(f"[!.]*/{RECORD}"))
+        before = len(self)
+        for name in names:
+            if name not in self.positions:
+                self._add(name)
+        if len(self) == before:
+            time.sleep(seconds)
+        return len(self) - before
+
+    def flush(self) -> None:
+        """Nothing to commit: folders stay."""
+
+    def resume(self, positions: Mapping[str, int]) -> None:
+        """Goes on behind the runs of a sealed micro-batch."""
+        for name, count in positions.items():
+            if name not in self.positions:
+                self._add(name, count)
+
+    def dataset(self) -> tuple[Dataset, np.ndarray]:
+        """The runs with samples that wait, and the number of the sample at each position of their log, -1 for none."""
+        names, starts = list(self.positions), np.cumsum([0, *self.positions.values()])
+        some = [at for at, name in enumerate(names) if not self.used[starts[at] : starts[at + 1]].all()]
+        if not some:
+            return self._data, np.full(len(self._data.log), -1)
+        folders = [self.folder / names[at] for at in some]
+        data, (_, arrays) = read_samples(folders, self._data), join_samples(folders)
+        serial = np.full(len(data.log), -1)
+        serial[arrays["positions"]] = starts[some][arrays["run"]] + arrays["sample"]
+        return data, serial
+
+    def _add(self, name: str, count: int | None = None) -> None:
+        data = read_samples(self.folder / name, self._data)
+        expect_labels(self._task, data, self._objectives)
+        usable = self._task.positions(data, min_history=1, since=self.until, before=None)
+        used = ~np.isin(data.cascade.positions, usable)  # type: ignore[union-attr]
+        self.positions[name], self.used = len(used) if count is None else count, np.append(self.used, used)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -435,10 +485,10 @@ class Chain:
             "tables": state.trained["embedding"], "step": state.step,
             "optimizer": {str(place): leaf for place, leaf in enumerate(jax.tree.leaves(state.opt_state))},
         }  # fmt: skip
-        sealed.write(partial / STATE, {name: arrays[name] for name in ("tables", "step", "optimizer")}, {}, format=FORMAT)
+        sealed.write(partial / STATE, arrays, {}, format=FORMAT)
         parts: dict[str, Any] = {"used": serial[train]}
         if isinstance(self.arrivals, Arrivals):
-            parts["arrived"] = self.arrivals.since(self.sealed_arrivals)
+            parts["arrived"] = {name: column[self.sealed_arrivals :] for name, column in self.arrivals.columns.items()}
         if self.admission is not None:
             parts["others"] = self.admission.to_arrays(parts["arrived"]["item"])
         if new is not None and status == "published":
@@ -465,8 +515,8 @@ class Chain:
                 raise ValueError(f"follow: expected batches of whole records, got one with {fed.problem}{fed.origin}")
             if fed.batch is None:
                 continue
-            for name, rows in rows_read(fed.batch, self.tables, self.state.fitted, config).items():
-                read[name].append(rows)
+            for name, rows in read.items():
+                rows.append(np.unique(ids_of(name, self.state.fitted, fed.batch.users, fed.batch.items, config=config)))
             users = dataclasses.replace(fed.batch.users, encoding="")  # of which no compiled function depends
             self.state, _ = self.step(self.state, dataclasses.replace(fed.batch, users=users))
         moved = {}
@@ -500,10 +550,7 @@ class Chain:
         )  # fmt: skip
         measured = measure(delta.trained(self.trained), asked), measure(self.trained, asked)
         verdict = judge({"newest": measured}, self.settings.gate)
-        metrics = {
-            metric: {**each, "difference": list(each["difference"])} for metric, each in verdict.metrics["newest"].items()
-        }
-        return list(verdict.reasons), metrics, delta
+        return list(verdict.reasons), verdict.plain_metrics()["newest"], delta
 
     def _source(self, data: Dataset, positions: np.ndarray, *, held_out: bool = False) -> SourceFn:
         times = data.log.time[positions]
@@ -632,12 +679,8 @@ class Chain:
             self.data = self._with(NewItems(delta.admitted, features))[1]
             self.admitted += len(delta.admitted.ids.raw)
         self.trained = delta.trained(self.trained)
-        self.job.step(f"publish {number:06d}", lambda _: self._published(folder / DELTA))
-
-    def _published(self, folder: Path) -> dict[str, Any]:
         deltas = self.store.below(DELTAS, keep=MOST_DELTAS)
-        name = deltas.publish(folder, unless_current=True)
-        return {"line": f"{deltas.url}: {name}", "name": name}
+        self.job.step(f"publish {number:06d}", functools.partial(publish, deltas, folder / DELTA))
 
 
 def name_of(number: int) -> str:

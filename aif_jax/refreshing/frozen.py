@@ -16,11 +16,10 @@ import numpy as np
 import optax
 
 from aif_jax.checks import expect
-from aif_jax.config import Config
 from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
-from aif_jax.train.optimizers import SMALLEST, SparseConfig, ids_of, split_tables, take_rows
+from aif_jax.train.optimizers import SMALLEST, SparseConfig, split_tables, take_rows
 from aif_jax.train.step import FITTED, LossFn, StepFn, TrainState, init_state, make_step
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
@@ -54,9 +53,11 @@ def rows_state(params: Params, tables: tuple[str, ...], optimizer: optax.Gradien
     return init_state({"embedding": moving, FITTED: {**params[FITTED], FROZEN: fixed}}, optimizer)
 
 
-def whole_params(state: TrainState) -> Params:
-    """Parameters of the whole model of such a state."""
-    return _whole(state.params)
+def whole_params(params: Params) -> Params:
+    """Parameters of the whole model, from the parameters of such a state."""
+    fitted = {name: group for name, group in params[FITTED].items() if name != FROZEN}
+    fixed = params[FITTED][FROZEN]
+    return {**fixed, "embedding": {**fixed["embedding"], **params["embedding"]}, FITTED: fitted}
 
 
 def with_fitted(state: TrainState, params: Params) -> TrainState:
@@ -75,7 +76,7 @@ def rows_step(
 
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> Any:
         embedding = {name: _row_0_stays(table) for name, table in params["embedding"].items()}
-        return model.joint(_whole({**params, "embedding": embedding}), features, items)
+        return model.joint(whole_params({**params, "embedding": embedding}), features, items)
 
     moving = model._replace(joint=joint)
     return make_step(moving, optimizer, loss=loss, sparse=SparseConfig(tables=tables), **options)
@@ -84,12 +85,6 @@ def rows_step(
 def _row_0_stays(rows: Rows) -> Rows:
     fixed = (jnp.asarray(rows.ids) == 0)[:, None]
     return dataclasses.replace(rows, table=jnp.where(fixed, jax.lax.stop_gradient(rows.table), rows.table))
-
-
-def _whole(params: Params) -> Params:
-    fitted = {name: group for name, group in params[FITTED].items() if name != FROZEN}
-    fixed = params[FITTED][FROZEN]
-    return {**fixed, "embedding": {**fixed["embedding"], **params["embedding"]}, FITTED: fitted}
 
 
 def rows_optimizer(learning_rate: float) -> optax.GradientTransformation:
@@ -106,8 +101,3 @@ def read_rows(table: Any, at: np.ndarray) -> np.ndarray:
 
 
 _rows = jax.jit(take_rows)
-
-
-def rows_read(batch: Any, tables: tuple[str, ...], params: Params, config: Config) -> dict[str, np.ndarray]:
-    """The rows of each table that a batch of training reads, ascending."""
-    return {name: np.unique(ids_of(name, params, batch.users, batch.items, config=config)) for name in tables}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import time
+import timeit
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,11 +25,10 @@ from aif_jax.refreshing.warm import ROWS, as_served
 from aif_jax.scores import GROUP
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
+from aif_jax.train.fit import LOWER_IS_BETTER
 from aif_jax.types import Params
 
 TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
-HIGHER = {"gauc": True, "hr": True, "log_loss": False, "calibration_error": False}
-"""Judged metrics by the first part of their name: whether more is better."""
 OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 
 
@@ -148,6 +147,13 @@ class Verdict:
         """Whether the model may serve."""
         return not self.reasons
 
+    def plain_metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`metrics` for JSON: each difference as [value, low, high]."""
+        return {
+            name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
+            for name, metrics in self.metrics.items()
+        }
+
 
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
     """Runs one model on the requests, as it would answer them in service (`as_served`).
@@ -190,11 +196,15 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
             by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
-    size = sum(np.asarray(leaf).nbytes for name, group in params.items() if name != ROWS for leaf in jax.tree.leaves(group))
     return Measured(
         version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
-        bytes=size, seconds=_seconds(served, requests),
+        bytes=bytes_of(trained), seconds=_seconds(served, requests),
     )  # fmt: skip
+
+
+def bytes_of(trained: Trained) -> int:
+    """Bytes of the parameters."""
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
 
 
 def without_terms(trained: Trained) -> Params:
@@ -422,15 +432,14 @@ def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], 
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
     for metric, each in compared.items():
         kind = _kind(metric)
-        if kind not in HIGHER or " " in metric:  # new items are reported, and part of the metric over all
+        if kind not in config.bounds or " " in metric:  # new items are reported, and part of the metric over all
             continue
         difference: Interval = each["difference"]
-        better = 1.0 if HIGHER[kind] else -1.0
-        worst = min(better * difference.low, better * difference.high), max(better * difference.low, better * difference.high)
+        better = -1.0 if kind in LOWER_IS_BETTER else 1.0
         bound = config.bounds[kind]
         if not np.isfinite(each["new"]) and np.isfinite(each["old"]):
             yield f"{name}: {metric} of the new model is {each['new']}, the old one's {each['old']:.4f}; bound: a finite number"
-        elif better * difference.value < -bound and worst[1] < 0:
+        elif better * difference.value < -bound and max(better * difference.low, better * difference.high) < 0:
             moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
             interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
             yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"
@@ -444,9 +453,5 @@ def _seconds(served: Trained, requests: Requests) -> float:
     """The shortest of a few times of scoring the first requests, compiled before."""
     positions = requests.positions[:TIMED]
     lists = requests.candidates(positions, SampleKey(0, 0, 0))
-    times = []
-    for _ in range(1 + TIMES):
-        began = time.perf_counter()
-        list_scores(served.model, served.params, requests.data, positions, lists, progress=False)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    run = functools.partial(list_scores, served.model, served.params, requests.data, positions, lists, progress=False)
+    return min(timeit.repeat(run, number=1, repeat=1 + TIMES)[1:])

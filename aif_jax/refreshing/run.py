@@ -7,17 +7,16 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset, pure_svd
-from aif_jax.checks import ArgumentError, expect
+from aif_jax.checks import ArgumentError, expect, needs_extra
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.capacity import new_rows
@@ -29,8 +28,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.readers import read
 from aif_jax.readers.sources import Source
 from aif_jax.readers.tables import Content
-from aif_jax.refreshing import report as reports
-from aif_jax.refreshing.gate import GateConfig, Requests, judge, measure, volume
+from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import grown, warm_start
 from aif_jax.run import fit
@@ -47,7 +45,6 @@ KEPT = "refresh.json"
 USERS = "users"
 """Folder of the user table in a published export; `serve --user-table` finds it in the mirror of the store."""
 REPORTS = 30  # reports that stay in OUT/reports
-Status = Literal["published", "refused", "nothing new"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,7 @@ class Refreshed:
       report: what is in `report.json`; {} for nothing new.
     """
 
-    status: Status
+    status: Literal["published", "refused", "nothing new"]
     name: str | None = None
     trained: Trained | None = dataclasses.field(default=None, repr=False)
     report: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -153,40 +150,36 @@ def refresh(
         "requests": requests, "k": k, "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
         "gate": dataclasses.asdict(gate), "user_table": user_table, "platforms": list(platforms),
     }  # fmt: skip
-
-    def say(line: str) -> None:
-        if progress:
-            output.say(line)
-
-    with output.hidden(not progress), begin(folder, arguments, places=_on_disk(where), say=say) as job:
+    places = () if URL.match(where) else (local(where),)
+    say = output.say if progress else lambda line: None
+    with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
         served, data = _inputs(job, functools.partial(_keep, current, since), functools.partial(
             _read, events, items, users, content=content, unknown=unknown, progress=progress
         ))  # fmt: skip
         task = served.task if task is None else task
-        steps = _Steps(
-            job=job, served=served, data=data, task=task, since=served.since, held_out=held_out, gate=gate, progress=progress,
-        )  # fmt: skip
+        steps = _Steps(job=job, served=served, data=data, task=task, held_out=held_out, gate=gate, progress=progress)
         newest = int(data.log.time.max(initial=0))
-        if newest <= served.newest or not len(task.positions(data, min_history=1, since=steps.since, before=None)):
-            job.step(DONE, lambda _: {"line": f"nothing new since {shown(steps.since)}", "status": "nothing new"})
+        if newest <= served.newest or not len(task.positions(data, min_history=1, since=served.since, before=None)):
+            job.step(DONE, lambda _: {"line": f"nothing new since {shown(served.since)}", "status": "nothing new"})
             return Refreshed(status="nothing new")
         settings = dict(
             task=task, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, id_dropout=id_dropout, seed=seed,
             replay=replay, requests=requests, k=k,
         )  # fmt: skip
-        trained = steps.train(settings)
-        verdict, name = steps.judge(trained, requests=requests, fixed=fixed), None
+        job.step("warm start", functools.partial(steps.warm_start, seed))
+        job.step("train", functools.partial(steps.train, settings))
+        job.step("additions", steps.additions)
+        trained, name = _model(job, "additions"), None
+        verdict = job.step("gate", functools.partial(steps.judge, trained, requests, fixed))
         if not verdict["reasons"]:
-            steps.tables(trained, data.catalogue if items is None else items, user_table=user_table)
-            steps.export(trained, newest=newest, platforms=tuple(platforms))
-            name = job.step("publish", functools.partial(_publish, store, job.path("export") / EXPORT))["name"]
-        report = steps.report(trained, name)
-        job.step(
-            DONE,
-            functools.partial(
-                _publish, SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS), job.path("report") / FILES
-            ),
-        )
+            catalogue = data.catalogue if items is None else items
+            job.step("tables", functools.partial(steps.tables, trained, catalogue, user_table))
+            job.step("export", functools.partial(steps.export, trained, newest, tuple(platforms)))
+            name = job.step("publish", functools.partial(publish, store, job.path("export") / EXPORT))["name"]
+        job.step("report", functools.partial(steps.report, trained, name))
+        report = json.loads((job.path("report") / FILES / JSON).read_text("utf-8"))
+        reports = SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS)
+        job.step(DONE, functools.partial(publish, reports, job.path("report") / FILES))
     return Refreshed(status=report["status"], name=name, trained=trained, report=report)
 
 
@@ -198,14 +191,6 @@ class _Served:
     task: Task
     since: int  # seconds since 1970, from which events are new: the end of its training samples, unless another was given
     newest: int  # time of the newest event that a refresh judged it on, -1 for none
-
-    @classmethod
-    def load(cls, job: Job, keep: Callable[[Path], dict[str, Any]]) -> _Served:
-        """From the job's first step, which keeps the model: what is current elsewhere may move meanwhile."""
-        record = job.step("current", keep)
-        task = dict(record["task"])
-        trained = checkpoint.load(job.path("current") / MODEL).trained()
-        return cls(trained=trained, task=TASKS[task.pop("name")](**task), since=record["since"], newest=record["newest"])
 
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
@@ -251,16 +236,18 @@ def _inputs(
     job: Job, keep: Callable[[Path], dict[str, Any]], read_data: Callable[[Trained], Dataset]
 ) -> tuple[_Served, Dataset]:
     """The served model and the data; a job whose data is other than before the kill starts again."""
-    served = _Served.load(job, keep)
+    record = job.step("current", keep)  # keeps the model: what is current elsewhere may move meanwhile
+    task, trained = dict(record["task"]), _model(job, "current")
+    task = TASKS[task.pop("name")](**task)
+    served = _Served(trained=trained, task=task, since=record["since"], newest=record["newest"])
     began = time.perf_counter()
-    data = read_data(served.trained)
+    data = read_data(trained)
     seconds, before = time.perf_counter() - began, job.sealed("read")
     if before is not None and before["digest"] != data.digest:
         job.say("refresh: the data changed since the job was killed, so its steps are done again")
         job.restart()
-        served = _Served.load(job, keep)
-        data = read_data(served.trained)
-    own, newer = served.trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
+        return _inputs(job, keep, read_data)
+    own, newer = trained.need_encoder("refresh").vocabularies, data.encoder.vocabularies  # type: ignore[union-attr]
     sizes = {name: {"before": len(own[name].raw), "after": len(newer[name].raw)} for name in own}
     record = {"digest": data.digest, "events": len(data.log), "vocabularies": sizes, "seconds": seconds}
     more = ", ".join(f"{each['after'] - each['before']:,} of {name}" for name, each in sizes.items())
@@ -293,7 +280,6 @@ class _Steps:
     served: _Served
     data: Dataset
     task: Task
-    since: int
     held_out: float
     gate: GateConfig
     progress: bool
@@ -303,39 +289,34 @@ class _Steps:
         """Whether the served model has a calibration, for which a part of the new samples is kept."""
         return GROUP in self.served.trained.params["fitted"]
 
-    def train(self, settings: dict[str, Any]) -> Trained:
-        """Warm start, training, additions."""
-        self.job.step("warm start", functools.partial(self._warm, seed=settings["seed"]))
-        self.job.step("train", functools.partial(self._train, settings=settings))
-        self.job.step("additions", self._additions)
-        return _model(self.job, "additions")
-
-    def _warm(self, partial: Path, *, seed: int) -> dict[str, Any]:
+    def warm_start(self, seed: int, partial: Path) -> dict[str, Any]:
+        """The served model under the new vocabularies."""
         encoder: Any = self.data.encoder
         started = warm_start(self.served.trained, encoder, self.data.catalogue, seed=seed)
         checkpoint.save(partial / MODEL, started)
-        return {"line": f"{_bytes(started):,} bytes of parameters under the new vocabularies"}
+        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies"}
 
-    def _train(self, partial: Path, *, settings: dict[str, Any]) -> dict[str, Any]:
+    def train(self, settings: dict[str, Any], partial: Path) -> dict[str, Any]:
+        """The model after training on the new samples; `settings` are arguments of `fit`."""
         started = _model(self.job, "warm start")
         run = fit(
             started.model, self.data, out=self.job.path("fit"), start=started.params, keep_best=False,
-            since=datetime.fromtimestamp(self.since, UTC), validation=self.held_out if self.calibrated else 0.0,
+            since=datetime.fromtimestamp(self.served.since, UTC), validation=self.held_out if self.calibrated else 0.0,
             test=self.held_out, progress=self.progress, **settings,
         )  # fmt: skip
         checkpoint.save(partial / MODEL, run.trained)
         trained = training.training_positions(self.data, run.settings)
-        new = int((self.data.log.time[trained] >= self.since).sum())
+        new = int((self.data.log.time[trained] >= self.served.since).sum())
         line = f"{new:,} new samples until {shown(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
-    def _additions(self, partial: Path) -> dict[str, Any]:
+    def additions(self, partial: Path) -> dict[str, Any]:
         """What the served model has that is fitted after training, fitted again."""
         settings, old = self.settings(), self.served.trained
         changes: dict[str, edits.Edit] = {}
         if (term := pure_svd.present(old.config)) is not None:
             log, factors = self.data.log, np.asarray(old.params["fitted"][term.name]["table"])
-            known, before = self._own_rows("item"), log.time < self.since
+            known, before = self._own_rows("item"), log.time < self.served.since
             deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
             changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
         if (block := item_offset.present(old.config)) is not None:
@@ -355,13 +336,11 @@ class _Steps:
 
     def settings(self) -> training.FitSettings:
         """Settings of the training."""
-        return training.FitSettings.from_json(_record(self.job, "train")["settings"])
+        record: Any = self.job.sealed("train")
+        return training.FitSettings.from_json(record["settings"])
 
-    def judge(self, trained: Trained, *, requests: int, fixed: tuple[Any, Any] | None) -> dict[str, Any]:
+    def judge(self, trained: Trained, requests: int, fixed: tuple[Any, Any] | None, _: Path) -> dict[str, Any]:
         """The gate's verdict as plain JSON."""
-        return self.job.step("gate", lambda _: self._judge(trained, requests, fixed))
-
-    def _judge(self, trained: Trained, requests: int, fixed: tuple[Any, Any] | None) -> dict[str, Any]:
         settings, data = self.settings(), self.data
         slices = {"newest": training.held_out(data, settings, "test", requests=requests, min_history=0)}
         if fixed is not None:
@@ -380,16 +359,12 @@ class _Steps:
             new_items = self._unknown("item", data.log.item[positions])
             options: dict[str, Any] = {"new_items": new_items, "progress": self.progress}
             measured[name] = measure(trained, asked, **options), measure(self.served.trained, asked, **options)
-        share = volume(data.log.time, self.since)
+        share = volume(data.log.time, self.served.since)
         verdict = judge(measured, self.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
-        tables = {
-            name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
-            for name, metrics in verdict.metrics.items()
-        }
         return {
             "line": "passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons),
-            "reasons": list(verdict.reasons), "metrics": tables, "overlap": verdict.overlap, "volume": share,
+            "reasons": list(verdict.reasons), "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
             "requests": len(positions),
             "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
             "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
@@ -405,65 +380,52 @@ class _Steps:
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
         return new_rows(self.data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
-    def tables(self, trained: Trained, items: Any, *, user_table: bool) -> None:
+    def tables(self, trained: Trained, items: Any, user_table: bool, partial: Path) -> dict[str, Any]:
         """Index and user table: both are of one version of the model, so every row is new."""
+        index = ItemIndex.build(trained, items, progress=self.progress)
+        index.save(partial / "index")
+        users = UserTable.build(trained, self.data, progress=self.progress) if user_table else None
+        if users is not None:
+            users.save(partial / USERS)
+        of_users = "" if users is None else f", {len(users):,} users"
+        return {"line": f"{len(index):,} items{of_users}", "items": len(index), "users": users and len(users)}
 
-        def make(partial: Path) -> dict[str, Any]:
-            index = ItemIndex.build(trained, items, progress=self.progress)
-            index.save(partial / "index")
-            users = UserTable.build(trained, self.data, progress=self.progress) if user_table else None
-            if users is not None:
-                users.save(partial / USERS)
-            of_users = "" if users is None else f", {len(users):,} users"
-            return {"line": f"{len(index):,} items{of_users}", "items": len(index), "users": users and len(users)}
-
-        self.job.step("tables", make)
-
-    def export(self, trained: Trained, *, newest: int, platforms: tuple[str, ...]) -> None:
+    def export(self, trained: Trained, newest: int, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
         """The folder that is published: an export with its index, the users' rows, and what the next refresh must know."""
-        made = self.job.path("tables")
+        made, folder = self.job.path("tables"), partial / EXPORT
+        export.save(folder, trained, ItemIndex.load(made / "index", trained), platforms=platforms, stablehlo=False)
+        if (made / USERS).is_dir():
+            shutil.copytree(made / USERS, folder / USERS)
+        kept = {"until": self.settings().first_validation, "newest": newest, "task": _task_record(self.task)}
+        (folder / KEPT).write_text(json.dumps(kept), "utf-8")
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return {"line": f"{size:,} bytes", "bytes": size}
 
-        def make(partial: Path) -> dict[str, Any]:
-            index = ItemIndex.load(made / "index", trained)
-            export.save(partial / EXPORT, trained, index, platforms=platforms, stablehlo=False)
-            if (made / USERS).is_dir():
-                shutil.copytree(made / USERS, partial / EXPORT / USERS)
-            kept = {"until": self.settings().first_validation, "newest": newest, "task": _task_record(self.task)}
-            (partial / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
-            return {"line": f"{_size(partial / EXPORT):,} bytes", "bytes": _size(partial / EXPORT)}
-
-        self.job.step("export", make)
-
-    def report(self, trained: Trained, name: str | None) -> dict[str, Any]:
+    def report(self, trained: Trained, name: str | None, partial: Path) -> dict[str, Any]:
         """What `report.json` says."""
-        job = self.job
-
-        def make(partial: Path) -> dict[str, Any]:
-            steps = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish")
-            done = {step: record for step in steps if (record := job.sealed(step)) is not None}
-            gate, settings = done["gate"], self.settings()
-            sizes = {"parameters before": _bytes(self.served.trained), "parameters": _bytes(trained)}
-            sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
-            counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
-            counts |= {field: done["train"][field] for field in ("samples", "replayed")}
-            report = {
-                "status": "refused" if gate["reasons"] else "published", "name": name,
-                "versions": {"old": self.served.trained.version, "new": trained.version},
-                "vocabularies": done["read"]["vocabularies"],
-                "data": counts | {
-                    "events": done["read"]["events"], "since": shown(self.since), "until": shown(settings.first_validation),
-                },
-                "additions": done["additions"]["additions"],
-                "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},
-                "bytes": sizes,
-                "seconds": {step: record["seconds"] for step, record in done.items()},
-            }  # fmt: skip
-            (partial / FILES).mkdir()
-            reports.write(partial / FILES, report)
-            return {"line": report["status"], "status": report["status"]}
-
-        job.step("report", make)
-        return json.loads((job.path("report") / FILES / reports.JSON).read_text("utf-8"))
+        steps = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish")
+        done = {step: record for step in steps if (record := self.job.sealed(step)) is not None}
+        gate, settings = done["gate"], self.settings()
+        sizes = {"parameters before": bytes_of(self.served.trained), "parameters": bytes_of(trained)}
+        sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
+        counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
+        counts |= {field: done["train"][field] for field in ("samples", "replayed")}
+        report = {
+            "status": "refused" if gate["reasons"] else "published", "name": name,
+            "versions": {"old": self.served.trained.version, "new": trained.version},
+            "vocabularies": done["read"]["vocabularies"],
+            "data": counts | {
+                "events": done["read"]["events"], "since": shown(self.served.since),
+                "until": shown(settings.first_validation),
+            },
+            "additions": done["additions"]["additions"],
+            "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},
+            "bytes": sizes,
+            "seconds": {step: record["seconds"] for step, record in done.items()},
+        }  # fmt: skip
+        (partial / FILES).mkdir()
+        write_report(partial / FILES, report)
+        return {"line": report["status"], "status": report["status"]}
 
 
 MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
@@ -473,13 +435,7 @@ def _model(job: Job, step: str) -> Trained:
     return checkpoint.load(job.path(step) / MODEL).trained()
 
 
-def _record(job: Job, step: str) -> dict[str, Any]:
-    record = job.sealed(step)
-    assert record is not None  # a step before this one
-    return record
-
-
-def _publish(store: SnapshotStore, folder: Path, _: Path) -> dict[str, Any]:
+def publish(store: SnapshotStore, folder: Path, _: Path) -> dict[str, Any]:
     """Publishes a folder of a step, unless the killed job did."""
     name = store.publish(folder, unless_current=True)
     return {"line": f"{store.url}: {name}", "name": name}
@@ -489,13 +445,80 @@ def _task_record(task: Task) -> dict[str, Any]:
     return {"name": type(task).__name__} | dataclasses.asdict(task)
 
 
-def _on_disk(where: str) -> tuple[Path, ...]:
-    return () if URL.match(where) else (local(where),)
+MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"  # what a refresh changed, for people
 
 
-def _bytes(trained: Trained) -> int:
-    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Writes `report.json`, `report.md` and, where matplotlib is installed, `report.png` into a folder that is there."""
+    try:
+        _plot(report, folder / FIGURE)
+        drawn = True
+    except ImportError:  # the figure is all that the extra gives
+        drawn = False
+    (folder / JSON).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    (folder / MARKDOWN).write_text(_markdown(report, figure=drawn), "utf-8")
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _markdown(report: Mapping[str, Any], *, figure: bool = False) -> str:
+    """The report as Markdown: the outcome, reasons, vocabularies, metrics, sizes, seconds."""
+    data, status = report["data"], report["status"]
+    lines = [f"# Refresh: {status}", ""]
+    if report.get("name"):
+        lines += [f"Published as `{report['name']}`.", ""]
+    if reasons := report["gate"].get("reasons"):
+        lines += ["The gate refused the model:", "", *(f"- {reason}" for reason in reasons), ""]
+    lines += [
+        f"Old version `{report['versions']['old']}`, new version `{report['versions'].get('new')}`.",
+        "",
+        f"Trained on {data['samples']:,} new samples from {data['since']} to {data['until']} and {data['replayed']:,} earlier "
+        f"ones; judged on {data['requests']:,} requests after that: {data['new_item_requests']:,} for items and "
+        f"{data['new_user_requests']:,} of users that the old model does not know.",
+        "",
+    ]
+    if grown := report["vocabularies"]:
+        lines += _table(("vocabulary", "ids before", "new", "after"), [
+            (name, f"{each['before']:,}", f"{each['after'] - each['before']:,}", f"{each['after']:,}")
+            for name, each in grown.items()
+        ])  # fmt: skip
+    for name, metrics in report["gate"].get("metrics", {}).items():
+        lines += [f"## Requests: {name}", ""]
+        lines += _table(("metric", "old", "new", "difference", "interval"), [
+            (metric, f"{each['old']:.4f}", f"{each['new']:.4f}", f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}")
+            for metric, each in metrics.items() for value, low, high in [each["difference"]]
+        ])  # fmt: skip
+    if (overlap := report["gate"].get("overlap")) is not None:
+        lines += [f"The new top k holds {overlap:.1%} of the old one.", ""]
+    lines += _table(("part", "bytes"), [(name, f"{count:,}") for name, count in report["bytes"].items()])
+    lines += _table(("step", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in report["seconds"].items()])
+    if figure:
+        lines += [f"![what changed]({FIGURE})", ""]
+    return "\n".join(lines)
+
+
+def _plot(report: Mapping[str, Any], path: Path) -> None:
+    """Draws differences of the metrics with their intervals, and seconds by step, as a PNG; ImportError without matplotlib."""
+    with needs_extra("plots need matplotlib", "plots"):
+        from matplotlib.figure import Figure
+    drawn = Figure(figsize=(9, 4), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    rows = [
+        (metric if name == "newest" else f"{name}: {metric}", *each["difference"])
+        for name, metrics in report["gate"].get("metrics", {}).items()
+        for metric, each in metrics.items()
+        if metric.partition("@")[0] in ("auc", "gauc", "hr", "log_loss", "calibration_error")
+    ]
+    for place, (_, value, low, high) in enumerate(reversed(rows)):
+        left.errorbar(
+            value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], marker="o", color="tab:blue", capsize=3
+        )
+    left.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
+    left.axvline(0, color="0.7", linestyle="--")
+    left.set(title=f"new - old, {report['status']}", xlabel="difference with its interval over users")
+    seconds = report["seconds"]
+    right.barh(list(reversed(seconds)), list(reversed(seconds.values())))
+    right.set(title="where the time went", xlabel="seconds")
+    drawn.savefig(path, dpi=110)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows)] + [""] if rows else []

@@ -135,6 +135,4 @@ def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
         return base.interaction(params, user(params, features), jax.vmap(item, (None, 0))(params, items))
 
-    return PreRanker(
-        config.with_encoding(features), base.init, user, item, base.interaction, joint, base.new_user, base.update_user
-    )
+    return base._replace(config=config.with_encoding(features), user=user, item=item, joint=joint)

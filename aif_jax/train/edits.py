@@ -4,8 +4,6 @@ An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several.
 built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
 `before` is the end of the training events, in seconds since 1970.
 
-*Warm start.* Yesterday's parameters under today's vocabulary.
-
 *Calibration.* Sampling shifts the logits of a model. Where a sample keeps every positive and a share r of the negatives, the
 odds in it are 1 / r times those outside, so the logit is too high by -log r, whatever the features: that part is corrected
 analytically. Where each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. What is
@@ -36,10 +34,9 @@ from scipy import sparse
 from scipy.optimize import isotonic_regression
 from scipy.sparse.linalg import svds
 
-from aif_jax import checks
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
-from aif_jax.checks import expect, expect_integers, expect_like_scores
+from aif_jax.checks import check_encoding, expect, expect_integers, expect_like_scores
 from aif_jax.config import Config
 from aif_jax.data.candidates import SampleKey, SourceFn, counts_before, population_weights
 from aif_jax.data.dataset import Dataset
@@ -48,7 +45,6 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.model import PreRanker, rebuilt
 from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding
 from aif_jax.train.evaluate import list_scores, sampled_before
 from aif_jax.trees import table_of
 from aif_jax.types import Array, Params
@@ -349,7 +345,7 @@ def _edit(change: Edit) -> Edit:
     """The edit that refuses data of another encoder and changes the model without its calibration."""
 
     def edit(trained: Trained, data: Dataset) -> Trained:
-        checks.check_encoding("data", expected=trained.encoding, got=data.encoding)
+        check_encoding("data", expected=trained.encoding, got=data.encoding)
         return change(trained.replace(params=with_calibration(trained.params, None)), data)
 
     return edit
@@ -375,11 +371,9 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
       True
     """
     block = block or PureSvd()
-    user, item = checks.expect_integers(user, "user", size=2**62), checks.expect_integers(item, "item", size=size)
-    checks.expect(
-        user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape]
-    )
-    checks.expect(0 < deviation < np.inf, "deviation", "a finite value above 0", deviation)
+    user, item = expect_integers(user, "user", size=2**62), expect_integers(item, "item", size=size)
+    expect(user.ndim == 1 and user.shape == item.shape, "user, item", "one of each for an event", [user.shape, item.shape])
+    expect(0 < deviation < np.inf, "deviation", "a finite value above 0", deviation)
     factors = np.zeros((size, block.width), np.float32)
     user, item = user[item > 0], item[item > 0]
     if not len(item):
@@ -474,7 +468,6 @@ def grow_vocabulary(
       ((9, 8), 9)
     """
     schema = config.schema
-    groups = {"item_attributes": schema.item_attributes, "user_attributes": schema.user_attributes}
     known = list(schema.table_sizes)
     if name not in known:
         raise KeyError(f"attribute: expected one of {known}, which have a table, got {name!r}")
@@ -489,8 +482,8 @@ def grow_vocabulary(
         raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
     larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in group)
-        for field, group in groups.items()
+        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in getattr(schema, field))
+        for field in ("item_attributes", "user_attributes")
     }
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
     if "fitted" in params:
@@ -520,7 +513,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
     same = before.columns == encoder.columns and before.scales == encoder.scales
     same = same and before.vocabularies.get("action") == encoder.vocabularies.get("action")
-    checks.expect(same, "encoder", "the columns, actions and scales of the model's encoder", "others; derive it from that one")
+    expect(same, "encoder", "the columns, actions and scales of the model's encoder", "others; derive it from that one")
     embedded = {a.name: a for a in (*config.schema.item_attributes, *config.schema.user_attributes) if a.table is None}
     for number, (name, after) in enumerate(encoder.vocabularies.items()):
         old = before.vocabularies[name]
@@ -560,7 +553,7 @@ def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, be
         rows = (np.shape(before.params["embedding"][name])[0], np.shape(after.params["embedding"][name])[0])
         expected, got = f"one row for each of {rows[0]} rows of table {name!r}", f"shape {np.shape(leaf)}"
         fits = (np.shape(leaf)[:1], np.shape(start)[:1]) == ((rows[0],), (rows[1],))
-        checks.expect(fits, f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
+        expect(fits, f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
         kept = np.flatnonzero(place[name] >= 0)
         return jnp.asarray(start).at[place[name][kept]].set(jnp.asarray(leaf)[kept])
 
@@ -576,9 +569,9 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     """
     name = config.schema.item_attribute("item").table_name
     size = config.schema.item_attribute("item").size
-    counts = checks.expect_integers(counts, "counts", size=2**62)
-    checks.expect(counts.shape == (size,), "counts", f"one for each of {size} items", f"shape {list(counts.shape)}")
-    checks.expect(name in params["embedding"], "params", f"an embedding {name!r}", list(params["embedding"]))
+    counts = expect_integers(counts, "counts", size=2**62)
+    expect(counts.shape == (size,), "counts", f"one for each of {size} items", f"shape {list(counts.shape)}")
+    expect(name in params["embedding"], "params", f"an embedding {name!r}", list(params["embedding"]))
     table = jnp.asarray(params["embedding"][name])
     shared = jnp.where((counts == 0)[:, None], table[:1], table)
     return params | {"embedding": params["embedding"] | {name: shared}}
@@ -605,7 +598,7 @@ def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Con
         if per_item is None:
             doubtful = sorted(leaf for leaf, array in values.items() if np.shape(array)[:1] == place.shape)
             expected, got = "names of the fitted arrays with a row for each item, () for none", f"None; {doubtful} may be such"
-            checks.expect(not doubtful, f"block {group!r}, per_item", expected, got)
+            expect(not doubtful, f"block {group!r}, per_item", expected, got)
         return {leaf: grow(array) if leaf in per_item else array for leaf, array in values.items()} if per_item else values
 
     return {group: moved_group(group, values) for group, values in fitted.items()}

@@ -353,12 +353,12 @@ def list_scores(
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
     """The item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
     check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.encoding)
-    total, parts = len(catalogue), []
+    total = len(catalogue)
     one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
     run = partial(_item_rows, params, model=model)
     size = fitting(min(ITEMS, total), lambda n: widest(run, shaped_like(one, n)))
-    for at in _filled(total, size, label="item rows", progress=progress):
-        parts.append(run(catalogue.features(at, content=model.config.reads_content)))
+    batches = _filled(total, size, label="item rows", progress=progress)
+    parts = [run(catalogue.features(at, content=model.config.reads_content)) for at in batches]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
 

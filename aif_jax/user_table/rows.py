@@ -21,6 +21,7 @@ from aif_jax.model import PreRanker
 from aif_jax.store import codec
 from aif_jax.store.codec import STORAGES, Packed, Storage
 from aif_jax.store.snapshots import integer
+from aif_jax.trees import take
 from aif_jax.types import Events, Params, UserMemory
 
 UserId: TypeAlias = int | str
@@ -325,11 +326,6 @@ class UserProgram:
         """uint32 [W], the row of a user without events."""
         self._compiled = _compiled(model.update_user, storage, empty.layout)
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one user's row."""
-        return self.empty.nbytes
-
     def __call__(self, words: np.ndarray, events: Events, counts: np.ndarray, *, lanes: int | None = None) -> Updated:
         """Rows after events.
 
@@ -377,7 +373,7 @@ class UserProgram:
         made = Updated(words.copy(), *np.zeros((2, len(counts)), np.int32))
         for turn in range(int(turns.max(initial=-1)) + 1):
             mine, now = users[turns == turn], turns == turn
-            part = jax.tree.map(lambda leaf, now=now: leaf[ranges(starts[now], sizes[now])], events)
+            part = take(events, ranges(starts[now], sizes[now]))
             result = self(made.words[mine], part, sizes[now], lanes=lanes)
             made.words[mine] = result.words
             made.late[mine] += result.late

@@ -26,6 +26,7 @@ from aif_jax.store.folders import CheckpointError
 from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding
+from aif_jax.trees import take
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
 
@@ -223,7 +224,7 @@ class UserTable:
         self.version, self._clock = trained.version, clock
         self.storage: Storage = storage
         self._program = UserProgram(trained.model, trained.params, storage=storage, batch_size=batch_size)
-        self.row_bytes = self._program.row_bytes
+        self.row_bytes = self._program.empty.nbytes
         self.rows: Rows = MemoryRows(len(self._program.empty)) if rows is None else rows
 
     @classmethod
@@ -320,9 +321,9 @@ class UserTable:
             new, _ = self.encoder.events(events)
             late = new.time > stamps(int(moment) + self.encoder.max_skew, "now")
             expect(not late.any(), "events", f"times up to {self.encoder.max_skew} s after the request's", "a later one")
-            new = _part(new, new.time < stamps(moment, "now"))
+            new = take(new, new.time < stamps(moment, "now"))
             if (more := len(new.time) - places) > 0:
-                before, new = _part(new, slice(0, more)), _part(new, slice(more, None))
+                before, new = take(new, slice(0, more)), take(new, slice(more, None))
                 words = self._program(np.asarray(packed.words)[None], before, np.array([more])).words[0]
                 packed = Packed(words=words, layout=packed.layout)
             since = jax.tree.map(lambda empty, leaf: np.concatenate([leaf, empty[len(leaf) :]]), since, new)
@@ -456,7 +457,7 @@ class UserTable:
         counts = np.bincount(owner, minlength=len(numbers))
         by_user = np.lexsort((at, owner))  # and by message; within one as `Encoder.events` orders them
         written = written and Written(*(np.asarray(leaf)[order][by_user] for leaf in written))
-        return self._run(list(numbers), _part(events, by_user), counts, at[by_user], partition, again=again, written=written)
+        return self._run(list(numbers), take(events, by_user), counts, at[by_user], partition, again=again, written=written)
 
     def _run(
         self,
@@ -489,7 +490,7 @@ class UserTable:
             if not len(left):
                 return applied
             lanes = lanes or self._program.lanes
-            made = self._program.in_order(before.words, _part(events, index), new, at[index], lanes=lanes)
+            made = self._program.in_order(before.words, take(events, index), new, at[index], lanes=lanes)
             position = np.maximum(before.position, np.maximum.reduceat(at[index], np.cumsum(new) - new))
             where = np.full(len(left), partition, np.int32) if streamed else before.partition
             good = self.rows.put([users[i] for i in left], Stored(made.words, position, where), expected=before.position)
@@ -509,10 +510,6 @@ def _check_partition(users: list[UserId], rows: Stored, partition: int | None) -
         at = int(np.argmax(moved))
         expected = f"events of user {users[at]!r} by partition {rows.partition[at]}, as before"
         raise ValueError(f"update: expected {expected}, got partition {partition}; build the table again for other partitions")
-
-
-def _part(events: Events, at: Any) -> Events:
-    return jax.tree.map(lambda leaf: leaf[at], events)
 
 
 _unpack = jax.jit(Packed.widened)
