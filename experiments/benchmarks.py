@@ -32,9 +32,9 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
-from aif_jax.data.candidates import SampleKey, item_counts
+from aif_jax.data.candidates import SampleKey, counts_before
 from aif_jax.metrics import ByUser
-from aif_jax.train.evaluate import catalogue_scores, list_scores
+from aif_jax.train.evaluate import best_rows, catalogue_scores, list_scores
 from aif_jax.train.losses import pointwise_bce
 from aif_jax.train.tasks import Goal, Goals
 from experiments import common
@@ -200,13 +200,10 @@ def once_a_user(run: aif.Run, data: Dataset, test: int, *, k: int, requests: int
     if len(users) > requests:
         drawn = np.sort(np.random.default_rng(0).choice(len(users), requests, replace=False))
         users, first = users[drawn], first[drawn]
-    unknown = np.where(item_counts(data, np.flatnonzero(log.time < test)) > 0, 0.0, -np.inf)
+    unknown = np.where(counts_before(data, test) > 0, 0.0, -np.inf)
     gains, found = 1 / np.log2(np.arange(k) + 2), np.zeros((2, len(users)))
     for rows, scores in catalogue_scores(run.model, run.params, data, later[first], repeats=True):
-        scores = scores + unknown
-        top = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable"), 1)
-        for row, best in zip(rows, top, strict=True):
+        for row, best in zip(rows, best_rows(scores + unknown, k), strict=True):
             wanted = np.unique(log.item[later[log.user[later] == users[row]]])
             hit = np.isin(best, wanted)
             found[:, row] = hit @ gains / gains[: len(wanted)].sum(), hit.sum() / len(wanted)

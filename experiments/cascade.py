@@ -144,10 +144,9 @@ def parse(arguments: list[str] | None):
         "batch_size": (128, 32, "requests a step"),
         "rounds": (300, 5, "timed rounds"),
         "seeds": ([0, 1, 2], [2], "worlds and trainings"),
+        "figures": (Path("."), None, "where the pictures go"),
     }
-    paths = {"recflow": "a folder with RecFlow's files", "figures": "where the pictures go (default .)"}
-    options = common.options(__doc__, arguments, settings, **paths)
-    options.figures = options.figures or Path(".")
+    options = common.options(__doc__, arguments, settings, recflow="a folder with RecFlow's files")
     smoke = options.smoke
     options.world = SMALL if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
     options.shown_requests, options.shown, options.passes = (150, 20, 4) if smoke else (20_000, 128, 1)
@@ -298,7 +297,7 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
             model, scores, held = aif.build(shifted), scores + offset[lists.rows], held + offset[fitted_on.rows]
         figures[f"calibration_no_weights_{name}"] = after((held, fitted_on.labels, np.ones(len(at))), scores, chance).worst
         logistic = after((held, fitted_on.labels, weights), scores, chance, form="logistic")
-        given: dict[str, Any] = dict(candidates=source_of(fitted_on), calibration_negatives=None, weights=weights)
+        given: dict[str, Any] = dict(candidates=lambda *_: fitted_on, calibration_negatives=None, weights=weights)
         fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
         logits = aif_scores.calibrated(fitted, scores, np)
         isotonic, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))
@@ -325,11 +324,6 @@ def like(lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     edges = np.quantile(wanted, np.arange(0.1, 0.95, 0.1))
     counts, goal = (np.bincount(np.searchsorted(edges, values), minlength=10) for values in (lengths, wanted))
     return (goal / np.maximum(counts, 1))[np.searchsorted(edges, lengths)]
-
-
-def source_of(lists: CandidateLists) -> SourceFn:
-    """These lists, whatever is asked for."""
-    return lambda positions, draw: lists
 
 
 def impressions(

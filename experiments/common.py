@@ -183,6 +183,11 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+def size_of(tree: Any) -> int:
+    """Bytes of all arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
     """Milliseconds of every function in turn, round by round, so that a drift of the machine hits all alike.
 

@@ -208,36 +208,31 @@ async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[
 
 def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
     """Every figure."""
-    cpu: dict[str, dict[str, float]] = defaultdict(dict)
-    rps: dict[str, dict[str, float]] = defaultdict(dict)
-    spread: dict[str, dict[str, float]] = defaultdict(dict)
-    critical: dict[str, dict[str, float]] = defaultdict(dict)
-    curves: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(dict)
+    made: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for name, kind in dict.fromkeys((name, kind) for name, kind, _ in loads):
         rows = [over_rounds(loads[name, kind, n], n) for n in options.concurrency]
         within = [row for row in rows if row["p99_ms"] <= options.p99_bound_ms]
         best = max(within or rows[:1], key=lambda row: row["rps"])
-        for shared in KINDS if len(_kinds(name)) == 1 else (kind,):
-            cpu[name][shared], spread[name][shared] = best["cpu_ms"], best["cpu_spread_ms"]
-            rps[name][shared] = best["rps"] if within else 0.0
-            critical[name][shared] = rows[0]["critical_p50_ms"]
-            curves[name][shared] = rows
+        figures = {"cpu_ms": best["cpu_ms"], "cpu_spread_ms": best["cpu_spread_ms"], "max_rps": best["rps"] if within else 0.0}
+        figures |= {"critical_p50_ms": rows[0]["critical_p50_ms"], "closed_loops": rows}
+        for figure, value in figures.items():
+            for shared in KINDS if len(_kinds(name)) == 1 else (kind,):
+                made[figure][name][shared] = value
+    cpu, rps = made["cpu_ms"], made["max_rps"]
     floor = {kind: over_rounds(found, 1)["cpu_ms"] for kind, found in floors.items()}
+
+    def over(above: dict[str, float], below: dict[str, float]) -> dict[str, float]:
+        return {kind: above[kind] / max(below[kind], 1e-9) for kind in KINDS}
+
     return {
-        "cpu_ms": dict(cpu),
-        "cpu_spread_ms": dict(spread),
-        "max_rps": dict(rps),
+        **made,
         "floor_cpu_ms": floor,
-        "engine_over_floor": {kind: cpu["aif"][kind] / floor[kind] for kind in KINDS},
-        "cpu_ratio_sequential_over_aif": {kind: cpu["sequential"][kind] / cpu["aif"][kind] for kind in KINDS},
-        "rps_ratio_aif_over_sequential": {kind: rps["aif"][kind] / max(rps["sequential"][kind], 1e-9) for kind in KINDS},
-        "rps_ratio_streaming_over_sequential": {
-            kind: rps["streaming"][kind] / max(rps["sequential"][kind], 1e-9) for kind in KINDS
-        },
-        "cpu_ratio_sequential_over_streaming": {kind: cpu["sequential"][kind] / cpu["streaming"][kind] for kind in KINDS},
+        "engine_over_floor": over(cpu["aif"], floor),
+        "cpu_ratio_sequential_over_aif": over(cpu["sequential"], cpu["aif"]),
+        "rps_ratio_aif_over_sequential": over(rps["aif"], rps["sequential"]),
+        "rps_ratio_streaming_over_sequential": over(rps["streaming"], rps["sequential"]),
+        "cpu_ratio_sequential_over_streaming": over(cpu["sequential"], cpu["streaming"]),
         "overhead_p50_ms": {wait: float(np.median(values)) for wait, values in gaps.items()},
-        "critical_p50_ms": dict(critical),
-        "closed_loops": dict(curves),
     }
 
 

@@ -171,9 +171,7 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
 
     def look_up(size: int) -> float:
         ids = ids_of(rng.integers(0, size * 10 // 9, LOOKED_UP))  # a tenth unknown
-        start = time.perf_counter()
-        held[size].lookup(ids)
-        return (time.perf_counter() - start) * 1e3
+        return common.milliseconds(lambda: held[size].lookup(ids))
 
     work = {f"upsert {size}": lambda _, size=size: update(size) for size in sizes}
     work |= {f"lookup {size}": lambda _, size=size: look_up(size) for size in sizes}
@@ -199,8 +197,8 @@ async def freshness(world: World, options: Any) -> dict[str, Any]:
     engine = AsyncPreRanker(
         world.trained,
         index,
-        features=lambda request: _ready(users[request.user]),
-        retrieval=lambda request: _ready(candidates[rng.integers(64)]),
+        features=lambda request: users[request.user],
+        retrieval=lambda request: candidates[rng.integers(64)],
         config=ServingConfig(buckets=(CANDIDATES,), cache_bytes=0),
     )
     latency: dict[bool, list[float]] = {False: [], True: []}
@@ -252,10 +250,6 @@ async def freshness(world: World, options: Any) -> dict[str, Any]:
         "request_p50_ratio_under_updates": float(np.median(busy) / np.median(quiet)),
         "freshness_ms": fresh,
     }
-
-
-async def _ready(value: Any) -> Any:
-    return value
 
 
 def draw(figures: dict[str, Any], freshness_ms: list[float], folder: Path) -> None:

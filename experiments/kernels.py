@@ -41,7 +41,8 @@ from experiments import common, drawn
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
 LARGEST = 7e7
 BOUNDED = ("din_linear", "interaction")
-Form = tuple[Callable[..., Any], tuple]
+Form = partial[Any]
+"""A compiled form with its inputs on the device."""
 
 
 @common.script
@@ -87,7 +88,7 @@ def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, flo
 def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict[str, float]) -> dict[int, dict[str, float]]:
     """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin, and their bounds."""
     made = {(name, n): form for n in lengths for name, form in fixed_forms(candidates, n, bits).items()}
-    times = medians({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
+    times = common.medians({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
     found: dict[int, dict[str, float]] = {n: {} for n in lengths}
     for name, n in made:
         found[n][name] = times[f"{name},{n}"]
@@ -99,13 +100,8 @@ def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict
 def growing(candidates: int, length: int, bits: int, rounds: int, rate: dict[str, float]) -> dict[str, float]:
     """Median milliseconds of the forms that grow with L, other libraries, and the bound of popcounts."""
     made = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
-    found = medians(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
+    found = common.medians(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
     return found | {"simtier_bound": 1e3 * candidates * length * bits / 32 / rate["popcounts_per_second"]}
-
-
-def medians(made: dict[str, Form], rounds: int) -> dict[str, float]:
-    """Median milliseconds of every form, timed in turn."""
-    return common.medians({name: (lambda form=form: run(form)) for name, form in made.items()}, rounds)
 
 
 def history(candidates: int, length: int, bits: int) -> tuple[jax.Array, ...]:
@@ -130,8 +126,8 @@ def forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
         made["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
         made["simtier_naive"] = compiled(partial(histogram_reference, tiers=TIERS), item, tiers)
         linear = linear_memory.deviation(linear_memory.sum_events(signs(past).T, values, mask), signs(item), kernel)
-        np.testing.assert_allclose(linear, run(made["din_direct"]), rtol=1e-3, atol=1e-3)
-        np.testing.assert_array_equal(*(run(made[name]) for name in ("simtier", "simtier_naive")))
+        np.testing.assert_allclose(linear, made["din_direct"](), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(made["simtier"](), made["simtier_naive"]())
     return made
 
 
@@ -154,7 +150,7 @@ def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
     codes = aif.blocks.SimTierCodes(codes=CODES, tiers=TIERS)
     by_codes = tuple(codes if isinstance(block, aif.blocks.SimTier) else block for block in aif_blocks(bits))
     made["interaction"], config = whole(candidates, length, by_codes)
-    params, state, rows = made["interaction"][1]
+    params, state, rows = made["interaction"].args
     kernel = params["head"]["first"]["kernels"][codes.name]
     made["simtier_codes"] = compiled(lambda state, rows: codes.score({}, state, rows, kernel).pairs[0][0], state, rows)
     head, ready = drawn.head_alone(config, candidates)
@@ -183,13 +179,13 @@ def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, 
 
 def bound(form: Form, rate: dict[str, float]) -> float:
     """Milliseconds that multiply-adds alone, or bytes in and out alone, would take."""
-    made = form[0].lower(*form[1]).compile()  # type: ignore[attr-defined]
+    made = form.func.lower(*form.args).compile()  # type: ignore[attr-defined]
     size = made.memory_analysis()
     moved = (size.argument_size_in_bytes + size.output_size_in_bytes) / rate["cached_bytes_per_second"]
     return 1e3 * max(moved, made.cost_analysis()["flops"] / 2 / rate["multiply_adds_per_second"])
 
 
-def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Form]:
+def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Callable[[], Any]]:
     """Hamming distances by NumPy and faiss, softmax attention by PyTorch: what is installed, where [C, L] fits."""
     if candidates * length > LARGEST:
         return {}
@@ -199,24 +195,24 @@ def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Form]:
     def hamming() -> np.ndarray:
         return sum(np.bitwise_count(item[:, w, None] ^ past[:, w]) for w in range(bits // 64))  # type: ignore[return-value]
 
-    made: dict[str, Form] = {"numpy_hamming": (hamming, ())}
+    made: dict[str, Callable[[], Any]] = {"numpy_hamming": hamming}
     try:
         import faiss  # type: ignore[import-not-found]
 
         index = faiss.IndexBinaryFlat(bits)
         index.add(past.view(np.uint8))  # type: ignore[call-arg]
-        made["faiss_hamming"] = (lambda: index.search(item.view(np.uint8), 16), ())  # type: ignore[call-arg]
+        made["faiss_hamming"] = lambda: index.search(item.view(np.uint8), 16)  # type: ignore[call-arg]
     except ImportError:
         pass
     try:
         import torch  # type: ignore[import-not-found]
 
         query, values = (torch.from_numpy(rng.normal(size=(n, WIDTH)).astype(np.float32)) for n in (candidates, length))
-        made["torch_softmax_attention"] = (lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values, ())
+        made["torch_softmax_attention"] = lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values
     except ImportError:
         pass
-    for f, inputs in made.values():
-        f(*inputs)
+    for form in made.values():
+        form()
     return made
 
 
@@ -229,22 +225,22 @@ def schema() -> aif.Schema:
 def rates(smoke: bool) -> dict[str, float]:
     """What the machine can do: 32-bit popcounts a second out of the cache, bytes a second out of memory and cache (read and
     written), and multiply-adds of float32 matrices a second."""
-    data = jnp.arange(2**16, dtype=jnp.uint32)
-    repeats, side = 64, 256 if smoke else 1024
-    count = jax.jit(lambda x: sum((jax.lax.population_count(x ^ jnp.uint32(i)) for i in range(repeats)), jnp.uint32(0)))
+    data, repeats, side = jnp.arange(2**16, dtype=jnp.uint32), 64, 256 if smoke else 1024
     large, small = jnp.zeros(2**22 if smoke else 2**26, jnp.float32), jnp.zeros(2**18, jnp.float32)
-    square = jnp.ones((side, side))
-    copy, product = jax.jit(lambda x: x + 1.0), jax.jit(lambda x: x @ x)
-    best = {}
-    for name, f, x in (
-        ("popcounts", count, data), ("bytes", copy, large), ("cached_bytes", copy, small), ("multiply_adds", product, square),
-    ):  # fmt: skip
-        jax.block_until_ready(f(x))
-        best[name] = min(common.milliseconds(lambda f=f, x=x: f(x)) for _ in range(10)) / 1e3
+
+    def count(x: jax.Array) -> jax.Array:
+        return sum((jax.lax.population_count(x ^ jnp.uint32(i)) for i in range(repeats)), jnp.uint32(0))
+
     done = {
-        "popcounts": repeats * data.size, "bytes": 2 * large.nbytes, "cached_bytes": 2 * small.nbytes, "multiply_adds": side**3,
-    }  # fmt: skip
-    return {f"{name}_per_second": done[name] / seconds for name, seconds in best.items()}
+        "popcounts": (repeats * data.size, compiled(count, data)),
+        "bytes": (2 * large.nbytes, compiled(lambda x: x + 1.0, large)),
+        "cached_bytes": (2 * small.nbytes, compiled(lambda x: x + 1.0, small)),
+        "multiply_adds": (side**3, compiled(lambda x: x @ x, jnp.ones((side, side)))),
+    }
+    return {
+        f"{name}_per_second": amount / (min(common.milliseconds(once) for _ in range(10)) / 1e3)
+        for name, (amount, once) in done.items()
+    }
 
 
 def extra_mib(candidates: int, length: int, bits: int) -> float:
@@ -260,14 +256,9 @@ def extra_mib(candidates: int, length: int, bits: int) -> float:
 
 def compiled(f: Callable, *inputs: Any) -> Form:
     """The compiled form with its inputs on the device, run once."""
-    made, placed = jax.jit(f), jax.device_put(inputs)
-    jax.block_until_ready(made(*placed))
-    return made, placed
-
-
-def run(form: Form) -> Any:
-    """The result of a form."""
-    return form[0](*form[1])
+    made = partial(jax.jit(f), *jax.device_put(inputs))
+    jax.block_until_ready(made())
+    return made
 
 
 def plot(path: Path, figures: dict[str, Any], candidates: int, lengths: list[int]) -> None:

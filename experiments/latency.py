@@ -38,7 +38,7 @@ from experiments.services import Asked, Delays, Engine, Model, Sequential, Serve
 SERVICES = ("aif", "sequential", "exact", "two_tower", "cold")
 BARE = ("interaction", "head", "staged", "sequential")
 """Compiled functions on ready inputs: interaction; head; index rows, interaction and top-k; the sequential way."""
-TURN, COLD = 8, 2
+TURN, COLD, WARM = 8, 2, 3
 NEW = {"cache_bytes": 0}
 """Every request is of a new user."""
 
@@ -130,23 +130,18 @@ class Bare:
 
 async def one_by_one(ways: dict[str, Any], bare: Bare, rounds: int) -> tuple[dict[str, np.ndarray], dict[str, Served]]:
     """Milliseconds of the critical path of every service, one request at a time, in turn; and one answer of each."""
-    names = (*ways, "total_aif", "total_sequential", *(f"bare_{name}" for name in BARE))
+    names = (*ways, *(f"total_{name}" for name in ways), *(f"bare_{name}" for name in BARE))
     times: dict[str, list[float]] = {name: [] for name in names}
     found: dict[str, Served] = {}
-    for number in range(-3, rounds):
+    for number in range(-WARM, rounds):
         for name, service in ways.items():
-            answer = await service.rank(new(number))
-            if number >= 0:
-                times[name].append(answer.critical_ms)
-                found[name] = answer
-                if name in ("aif", "sequential"):
-                    times[f"total_{name}"].append(answer.total_ms)
+            found[name] = await service.rank(new(number))
+            times[name].append(found[name].critical_ms)
+            times[f"total_{name}"].append(found[name].total_ms)
         for name in BARE:
             await asyncio.sleep(Delays().retrieval)  # as a request waits
-            milliseconds = getattr(bare, name)()
-            if number >= 0:
-                times[f"bare_{name}"].append(milliseconds)
-    return {name: np.asarray(values) for name, values in times.items()}, found
+            times[f"bare_{name}"].append(getattr(bare, name)())
+    return {name: np.asarray(values[WARM:]) for name, values in times.items()}, found
 
 
 async def back_to_back(models: dict[str, Model], bare: Bare, count: int, rounds: int, k: int) -> dict[str, np.ndarray]:

@@ -56,7 +56,18 @@ BUCKETS = (64, 128, 256, 512, 1024)
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
-    options = parse(arguments)
+    settings = {
+        "users": (1000, 40, "users"),
+        "items": (20_000, 200, "items"),
+        "events": (200, 70, "events of a user, to train on"),
+        "history": (4096, 64, "events of a user in the store"),
+        "rate": (1000, 100, "item changes and user events a second"),
+        "seconds": (30.0, 1.5, "seconds under writes"),
+        "reads": (500, 10, "fetches that are timed"),
+        "probe": (50, 5, "events for one request at once"),
+        "embedded": (False, None, "no server, although there is one"),
+    }
+    options = common.options(__doc__, arguments, settings, figure="picture of a typical request (PNG)")
     data = synthetic_world(0, users=options.users, items=options.items, events_per_user=options.events).dataset
     small, head = (SMOKE, dict(head=(8,))) if options.smoke else ({}, {})
     configs = {
@@ -72,22 +83,6 @@ def main(arguments: list[str] | None = None) -> None:
     if options.figure:
         services.draw({f"a ranking over {'Valkey' if url else 'memory'}, median of all": example}, options.figure)
     common.report(figures, options.json)
-
-
-def parse(arguments: list[str] | None):
-    """The command line."""
-    settings = {
-        "users": (1000, 40, "users"),
-        "items": (20_000, 200, "items"),
-        "events": (200, 70, "events of a user, to train on"),
-        "history": (4096, 64, "events of a user in the store"),
-        "rate": (1000, 100, "item changes and user events a second"),
-        "seconds": (30.0, 1.5, "seconds under writes"),
-        "reads": (500, 10, "fetches that are timed"),
-        "probe": (50, 5, "events for one request at once"),
-        "embedded": (False, None, "no server, although there is one"),
-    }
-    return common.options(__doc__, arguments, settings, figure="picture of a typical request (PNG)")
 
 
 @contextlib.contextmanager

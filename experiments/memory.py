@@ -53,21 +53,16 @@ def parts(items: int, *, smoke: bool = False) -> dict[str, int]:
     params = trained | {"fitted": {"fields": {"category": jax.ShapeDtypeStruct((items,), np.int32)}}}
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), drawn.items(schema, (1,)))
     made = {
-        "parameters": size(trained),
-        "optimizer": size(adam),
-        "fields": size(params["fitted"]),
+        "parameters": common.size_of(trained),
+        "optimizer": common.size_of(adam),
+        "fields": common.size_of(params["fitted"]),
         "ids": ID_BYTES * items,
-        "state": size(jax.eval_shape(model.user, params, user_specs(schema, length=config.history_length))),
+        "state": common.size_of(jax.eval_shape(model.user, params, user_specs(schema, length=config.history_length))),
     }
     for storage in codec.STORAGES:
         row = jax.eval_shape(lambda p, x, storage=storage: codec.pack(codec.encode(model.item(p, x), storage)), params, one)
-        made[f"rows, {storage}"] = items * size(row)
+        made[f"rows, {storage}"] = items * common.size_of(row)
     return made
-
-
-def size(tree: Any) -> int:
-    """Bytes of all arrays."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def run(job: str, items: int, *, smoke: bool) -> None:

@@ -10,7 +10,6 @@ record.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -229,10 +228,8 @@ def _legend(axis: Any, **where: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draws every figure that there is a record for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, results=question.RESULTS)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the PNG files go")
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
     parser.add_argument("--refresh", metavar="FILE", type=Path, default=REFRESH, help="record (default %(default)s)")
     options = parser.parse_args(arguments)
     draw_blocks(blocks(options.results), options.out / "blocks.png")

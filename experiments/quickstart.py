@@ -133,16 +133,14 @@ def parse(arguments: list[str] | None):
         "retrieval_ms": (15.0, None, "how long retrieval takes"),
         "load": (False, None, "measure requests a second of 64 callers too, half a minute"),
         "seed": (0, None, "seed of parameters, order and negatives"),
+        "figure": (Path("quickstart_timelines.png"), None, "the picture"),
     }
     paths = {
         "data": "a folder with MovieLens files of any release, in place of a fetched one",
         "cache": "where fetched data is kept (default: the user's cache)",
         "out": "keep the run of the AIF model there: checkpoints and logs",
-        "figure": "the picture (default: quickstart_timelines.png)",
     }
-    options = common.options(__doc__, arguments, settings, **paths)
-    options.figure = options.figure or Path("quickstart_timelines.png")
-    return options
+    return common.options(__doc__, arguments, settings, **paths)
 
 
 def load(options) -> Dataset:
@@ -200,14 +198,9 @@ def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) 
     block = item_offset.present(whole.config)
     correction = np.asarray(whole.params["fitted"][block.name]["table"]) if block else np.zeros(len(data.catalogue))
     scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(positions), np.int64)
-    ends = log.history_end(positions)
-    for at, every in catalogue_scores(sampled.model, sampled.params, data, positions, repeats=True, progress=False):
-        scores[at] = np.take_along_axis(every, lists.rows[at], 1)
-        corrected = every + correction
-        for row, place in enumerate(at):
-            met = log.item[log.offsets[log.user[positions[place]]] : ends[place]] if not data.repeats else log.item[:0]
-            corrected[row, met[met != log.item[positions[place]]]] = -np.inf
-        ranks[at] = rank_of(corrected, log.item[positions[at]])
+    for at, every in catalogue_scores(sampled.model, sampled.params, data, positions, progress=False):
+        scores[at] = np.take_along_axis(every, lists.rows[at], 1)  # no candidate was met before, unless users come back
+        ranks[at] = rank_of(every + correction, log.item[positions[at]])
     users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibration_negatives
     return Quality(
         metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where),
@@ -332,11 +325,10 @@ async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float
     }
     found: dict[str, list[Load]] = {name: [] for name in loops}
     async with serving.started(services):
-        for turn in track(range(rounds + 1), label="closed loops", unit="rounds"):
+        for _ in track(range(rounds + 1), label="closed loops", unit="rounds"):
             for name, (service, kind) in loops.items():
-                measured = await closed_loop(service, kind, callers, seconds)
-                found[name] += [measured] if turn else []  # the first one warms up
-    rows = {name: serving.over_rounds(loads, callers) for name, loads in found.items()}
+                found[name].append(await closed_loop(service, kind, callers, seconds))
+    rows = {name: serving.over_rounds(loads[1:], callers) for name, loads in found.items()}  # the first one warms up
     return {name: (row["cpu_ms"], row["rps"]) for name, row in rows.items()}
 
 

@@ -160,8 +160,8 @@ class Arm:
         self.rows_step = rows_step(self.model, self.rows_optimizer, loss=LOSS, tables=("item",))
         params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
         row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))
-        self.index_row_bytes = _bytes(row)
-        self.export_bytes = _bytes(params) + len(data.catalogue) * self.index_row_bytes
+        self.index_row_bytes = common.size_of(row)
+        self.export_bytes = common.size_of(params) + len(data.catalogue) * self.index_row_bytes
 
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
         """Samples of a span, and a share as many earlier ones."""
@@ -265,10 +265,6 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
     made |= metrics.probabilities_by_user(scores[:, :16], found.labels[:, :16], users[:, None], where=where[:, :16])
     made[f"hr@{K}"] = metrics.mean_by_user(hit, users)
     return made | ({f"hr@{K} of new items": metrics.mean_by_user(hit[of_new], users[of_new])} if of_new.any() else {})
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
@@ -422,10 +418,9 @@ FAULTS = ("NaN", "wrong labels", "swapped columns", "lost half of the data", "sa
 def gate(world: World, *, small: bool, models: int, count: int, epochs: int, config: GateConfig, bar: Any) -> dict[str, Any]:
     """How many of the planted bad models are refused, and of the good ones passed."""
     planter = Planter(world, small=small, count=count, epochs=epochs, config=config)
-    refused, passed, by_fault, why = 0, 0, {name: [0, 0] for name in FAULTS}, []
+    passed, by_fault, why = 0, {name: [0, 0] for name in FAULTS}, []
     for number in range(models):
         name, reasons = planter.bad(number)
-        refused += bool(reasons)
         by_fault[name][0] += bool(reasons)
         by_fault[name][1] += 1
         wrong = planter.good(number)
@@ -433,8 +428,8 @@ def gate(world: World, *, small: bool, models: int, count: int, epochs: int, con
         why += list(wrong)
         bar.update(2)
     return {
-        "models": models, "gate_refused_bad": refused, "gate_passed_good": passed, "refused_by_fault": by_fault,
-        "reasons_against_good": why, "requests": len(planter.requests.positions),
+        "models": models, "gate_refused_bad": sum(refused for refused, _ in by_fault.values()), "gate_passed_good": passed,
+        "refused_by_fault": by_fault, "reasons_against_good": why, "requests": len(planter.requests.positions),
     }  # fmt: skip
 
 
@@ -455,14 +450,10 @@ def catalogue_of(items: int) -> tuple[aif.Dataset, Trained]:
     return data, Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
 
 
-def publishing(*, items: int, moved: int = MOVED) -> dict[str, Any]:
+async def publishing(*, items: int, moved: int = MOVED) -> dict[str, Any]:
     """Times of twenty publishes without and with load, and what the callers met."""
     data, base = catalogue_of(items)
     index = aif.ItemIndex.build(base, data.catalogue, progress=False)
-    return asyncio.run(_publishes(data, base, index, moved))
-
-
-async def _publishes(data: aif.Dataset, base: Trained, index: aif.ItemIndex, moved: int) -> dict[str, Any]:
     rng, encode = np.random.default_rng(1), data.encoder.with_length(base.config.history_length)  # type: ignore[union-attr]
     raw = data.items.raw
     times = [NOW - 60 - n for n in range(20)]
@@ -600,7 +591,7 @@ def measured(options: Any) -> dict[str, Any]:
     figures: dict[str, Any] = {"worlds": {}}
     if items:
         with parts("delta"):
-            figures["delta"] = publishing(items=items, moved=100 if options.smoke else MOVED)
+            figures["delta"] = asyncio.run(publishing(items=items, moved=100 if options.smoke else MOVED))
     steps = len(names) * (3 * days + 2 + len(WITHIN) * bool(hours) * (days + 1)) + 2 * models
     with Bar(steps, label="refresh", unit="steps") as bar:
         for name in names:

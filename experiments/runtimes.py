@@ -24,7 +24,6 @@ Figures   medians of turns interleaved in one process, each after a pause, in wh
 
 from __future__ import annotations
 
-import abc
 import importlib.util
 import io
 import logging
@@ -53,6 +52,8 @@ PAUSE = 0.01
 BATCH = 8
 NARROW: tuple[Storage, ...] = ("bfloat16", "int8")
 Program = Callable[[int], Any]
+Best = tuple[np.ndarray, np.ndarray]
+"""Logits and places."""
 NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "onnxruntime")}
 
 
@@ -84,24 +85,24 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
             others |= onnx_programs(made, features, counts, top)
     for name, other in others.items():
         for count in counts:
-            check(name, ours.whole(0, count), other.whole(0, count))
+            check(name, ours.whole(count, 0), other.whole(count, 0))
     timed: dict[str, Program] = {}
     for count, more in zip(counts, ("", f"_{counts[1]}"), strict=True):
         timed[f"head{more}"] = head(made, count, top)
         for name, each in {"aif_jax": ours, **others}.items():
             programs = {} if more else {"user": each.user}
-            programs |= {what: partial(sized, getattr(each, what), count) for what in ("score", "whole")}
+            programs |= {what: partial(getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
-        timed[f"halves{more}"] = partial(sized, ours.halves, count)
-        timed |= {f"{storage}{more}": partial(sized, each.score, count) for storage, each in narrow.items()}
-        timed[f"batch{more}"] = partial(sized, ours.batch, count)
-        check("halves", ours.score(0, count), ours.halves(0, count))
-        check("batch", ours.score(3, count), ours.batch(0, count)[3])
+        timed[f"halves{more}"] = partial(ours.halves, count)
+        timed |= {f"{storage}{more}": partial(each.score, count) for storage, each in narrow.items()}
+        timed[f"batch{more}"] = partial(ours.batch, count)
+        check("halves", ours.score(count, 0), ours.halves(count, 0))
+        check("batch", ours.score(count, 3), ours.batch(count, 0)[3])
     turns = {name: partial(turn, program) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
-    pairs = [(ours.score(0, count), ours.halves(0, count)) for count in counts]
+    pairs = [(ours.score(count, 0), ours.halves(count, 0)) for count in counts]
     return summary(medians, list(others), f"_{counts[1]}") | {
         "halves_difference": max(float(np.abs(whole[0] - halves[0]).max()) for whole, halves in pairs),
         "halves_same_places": min(float(np.mean(whole[1] == halves[1])) for whole, halves in pairs),
@@ -110,32 +111,21 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
 
 def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
     """Milliseconds by runtime and program, and ratios; the second size is always called 10,000, also where it is smaller."""
-    programs = {
-        "user": "user",
-        "score": "score",
-        "whole": "whole",
-        "score_10000": f"score{large}",
-        "whole_10000": f"whole{large}",
-    }
+    programs = {what: what for what in ("user", "score", "whole")}
+    programs |= {f"{what}_10000": f"{what}{large}" for what in ("score", "whole")}
     ms = {name: {what: medians[f"{name} {at}"] for what, at in programs.items()} for name in ("aif_jax", *others)}
     figures: dict[str, Any] = {"runtime_ms": ms, "head_ms": {"": medians["head"], "10000": medians[f"head{large}"]}}
-    figures["score_over_head"] = ms["aif_jax"]["score"] / medians["head"]
-    figures["score_10000_over_head"] = ms["aif_jax"]["score_10000"] / medians[f"head{large}"]
-    figures["score_in_halves"] = medians["halves"] / ms["aif_jax"]["score"]
-    figures["score_10000_in_halves"] = medians[f"halves{large}"] / ms["aif_jax"]["score_10000"]
     for score, more in (("score", ""), ("score_10000", large)):
-        figures[f"{score}_of_eight"] = medians[f"batch{more}"] / (BATCH * ms["aif_jax"][score])
-        figures |= {f"{score}_over_{storage}": ms["aif_jax"][score] / medians[f"{storage}{more}"] for storage in NARROW}
+        ours = ms["aif_jax"][score]
+        figures[f"{score}_over_head"] = ours / medians[f"head{more}"]
+        figures[f"{score}_in_halves"] = medians[f"halves{more}"] / ours
+        figures[f"{score}_of_eight"] = medians[f"batch{more}"] / (BATCH * ours)
+        figures |= {f"{score}_over_{storage}": ours / medians[f"{storage}{more}"] for storage in NARROW}
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
         if found:
             figures[f"over_{runtime}"] = {what: min(one[what] for one in found) / ms["aif_jax"][what] for what in programs}
     return figures
-
-
-def sized(function: Callable[..., Any], count: int, i: int) -> Any:
-    """Request i of a program with so many candidates."""
-    return function(i, count)
 
 
 def turn(program: Program, i: int) -> float:
@@ -147,7 +137,7 @@ def turn(program: Program, i: int) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def check(name: str, ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> None:
+def check(name: str, ours: Best, theirs: Best) -> None:
     """Raises SystemExit where the best candidates of two runtimes differ: then it is another network."""
     difference = float(np.abs(ours[0] - theirs[0]).max())
     if not difference < 1e-4:
@@ -168,25 +158,24 @@ def head(made: Model, count: int, top: int) -> Program:
     return lambda i: jax.device_get(best())
 
 
-class Runtime(abc.ABC):
-    """The programs of a runtime: a subclass has `user` and `scored`, and calls `_ready` when it can compute states."""
+class Runtime:
+    """The programs of a runtime.
 
-    def _ready(self, made: Model) -> None:
-        self._world, self._states = made.world, [self.user(number) for number in range(made.world.users)]
+    Args:
+      made: the model.
+      user: request number to a state, ready.
+      scored: rows and a state to logits and places of the best.
+    """
 
-    @abc.abstractmethod
-    def user(self, number: int) -> Any:
-        """A state, ready."""
+    def __init__(self, made: Model, user: Callable[[int], Any], scored: Callable[[np.ndarray, Any], Best]):
+        self.user, self.scored, self._world = user, scored, made.world
+        self._states = [user(number) for number in range(made.world.users)]
 
-    @abc.abstractmethod
-    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and places of the best of some rows."""
-
-    def score(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def score(self, count: int, number: int) -> Best:
         """Logits and places of the best for a user with a state."""
         return self.scored(self._world.candidates(number, count), self._states[number % len(self._states)])
 
-    def whole(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def whole(self, count: int, number: int) -> Best:
         """Both programs."""
         return self.scored(self._world.candidates(number, count), self.user(number))
 
@@ -197,25 +186,23 @@ class Ours(Runtime):
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
         self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top, batch=BATCH)
         plain, index = self._compiled.programs.plain, made.index
-        self._plain = [plain(user, version=index.version, encoding=index.encoding) for user in made.users]
+        users = [plain(user, version=index.version, encoding=index.encoding) for user in made.users]
         self._threads = ThreadPoolExecutor(2)
-        self._ready(made)
 
-    def user(self, number: int) -> Any:
-        return self._compiled.state(pack(self._plain[number % len(self._plain)]))
+        def scored(rows: np.ndarray, state: Any) -> Best:
+            best = self._compiled.best(rows, state)
+            return best.logits, best.positions
 
-    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        best = self._compiled.best(rows, state)
-        return best.logits, best.positions
+        super().__init__(made, lambda number: self._compiled.state(pack(users[number % len(users)])), scored)
 
-    def batch(self, number: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def batch(self, count: int, number: int) -> list[Best]:
         """`score` of the users from this one on, one call."""
         users = range(number, number + BATCH)
         rows = [self._world.candidates(user, count) for user in users]
         found = self._compiled.best_of_each(rows, [self._states[user % len(self._states)] for user in users])
         return [(best.logits, best.positions) for best in found]
 
-    def halves(self, number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def halves(self, count: int, number: int) -> Best:
         """`score` by two programs at a time."""
         rows, state = np.split(self._world.candidates(number, count), 2), self._states[number % len(self._states)]
         found = list(self._threads.map(self._compiled.best, rows, [state, state]))
@@ -238,32 +225,29 @@ def torch_programs(
 
     torch.set_num_threads(common.threads())
     network = TorchServing(made.params, made.config, rows_of(made)).eval()
-    found = {"torch": TorchPrograms(made, features, network.state, dict.fromkeys(counts, network.best), top)}
+    found = {"torch": torch_runtime(made, features, network.state, dict.fromkeys(counts, network.best), top)}
     if compiled and shutil.which(os.environ.get("CXX", "g++")):
         best = {count: torch.compile(network.best, dynamic=False) for count in counts}
-        found["torch compiled"] = TorchPrograms(made, features, torch.compile(network.state, dynamic=False), best, top)
+        found["torch compiled"] = torch_runtime(made, features, torch.compile(network.state, dynamic=False), best, top)
     elif compiled:
         print("torch compiled: left out, there is no C++ compiler (g++, or the one that CXX names)")
     return found
 
 
-class TorchPrograms(Runtime):
+def torch_runtime(made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int) -> Runtime:
     """The programs as PyTorch functions."""
+    import torch
 
-    def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int):
-        import torch
+    def user(number: int) -> Any:
+        with torch.inference_mode():
+            return state(*map(torch.from_numpy, features[number % len(features)]))
 
-        self._torch, self._features, self._state, self._best, self._top = torch, features, state, best, top
-        self._ready(made)
-
-    def user(self, number: int) -> Any:
-        with self._torch.inference_mode():
-            return self._state(*map(self._torch.from_numpy, self._features[number % len(self._features)]))
-
-    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        with self._torch.inference_mode():
-            logits, places = self._best[len(rows)](self._torch.from_numpy(rows), *state, self._top)
+    def scored(rows: np.ndarray, values: Any) -> Best:
+        with torch.inference_mode():
+            logits, places = best[len(rows)](torch.from_numpy(rows), *values, top)
         return logits.numpy(), places.numpy()
+
+    return Runtime(made, user, scored)
 
 
 def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
@@ -280,12 +264,17 @@ def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[i
         example = tuple(state(*user))
     score = Part(network, lambda *inputs: network.best(*inputs, top))
     rows = {count: torch.from_numpy(made.world.candidates(0, count)) for count in counts}
-    sessions = {count: session(score, (each, *example)) for count, each in rows.items()}
-    return {"onnxruntime": OnnxPrograms(made, features, session(state, user), sessions)}
+    find_state, best = session(state, user), {count: session(score, (each, *example)) for count, each in rows.items()}
+    runtime = Runtime(
+        made,
+        lambda number: find_state(features[number % len(features)]),
+        lambda rows, values: best[len(rows)]([rows, *values]),
+    )
+    return {"onnxruntime": runtime}
 
 
-def session(module: Any, inputs: tuple[Any, ...]) -> Any:
-    """A session of ONNX Runtime on as many threads as there are cores."""
+def session(module: Any, inputs: tuple[Any, ...]) -> Callable[[list[np.ndarray]], Any]:
+    """A module as a function of its inputs, in ONNX Runtime on as many threads as there are cores."""
     import onnxruntime
     import torch
 
@@ -295,25 +284,9 @@ def session(module: Any, inputs: tuple[Any, ...]) -> Any:
         torch.onnx.export(module.eval(), inputs, dynamo=True, opset_version=18, verbose=False).save(written)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = common.threads()
-    return onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
-
-
-class OnnxPrograms(Runtime):
-    """The programs as sessions of ONNX Runtime."""
-
-    def __init__(self, made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any]):
-        self._features, self._state, self._best = features, state, best
-        self._names = {key: [one.name for one in made.get_inputs()] for key, made in {"user": state, **best}.items()}
-        self._ready(made)
-
-    def user(self, number: int) -> Any:
-        features = self._features[number % len(self._features)]
-        return self._state.run(None, dict(zip(self._names["user"], features, strict=True)))
-
-    def scored(self, rows: np.ndarray, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        names = self._names[len(rows)]
-        logits, places = self._best[len(rows)].run(None, dict(zip(names, [rows, *state], strict=True)))
-        return logits, places
+    made = onnxruntime.InferenceSession(written.getvalue(), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in made.get_inputs()]
+    return lambda values: made.run(None, dict(zip(names, values, strict=True)))
 
 
 if __name__ == "__main__":

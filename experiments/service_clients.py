@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +101,7 @@ def main() -> None:
 
 def closed_loop(options: Any) -> Load:
     """Callers in threads, each of which sends its next call when it has the answer to the last one."""
-    calls = packed(options.calls, options.way)
-    counts, failures = [0] * options.callers, []
+    calls, counts = packed(options.calls, options.way), [0] * options.callers
     ready = threading.Barrier(options.callers + 1)
     start = cpu = end = 0.0
 
@@ -115,21 +115,18 @@ def closed_loop(options: Any) -> Load:
                 while time.perf_counter() < end:
                     rank((number + counts[number]) % len(calls))
                     counts[number] += 1
-        except BaseException as error:
-            failures.append(error)
+        except BaseException:
             ready.abort()
+            raise
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(options.callers)]
-    for thread in threads:
-        thread.start()
-    with contextlib.suppress(threading.BrokenBarrierError):
-        ready.wait()
-        start, cpu = time.perf_counter(), time.process_time()
-        end = start + options.seconds
-        ready.wait()
-    for thread in threads:
-        thread.join()
-    if failures:
+    with ThreadPoolExecutor(options.callers) as threads:
+        running = [threads.submit(run, number) for number in range(options.callers)]
+        with contextlib.suppress(threading.BrokenBarrierError):
+            ready.wait()
+            start, cpu = time.perf_counter(), time.process_time()
+            end = start + options.seconds
+            ready.wait()
+    if failures := [error for future in running if (error := future.exception())]:
         raise next((error for error in failures if not isinstance(error, threading.BrokenBarrierError)), failures[0])
     requests = sum(counts)
     return Load(requests / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / max(requests, 1), requests)

@@ -249,7 +249,8 @@ def soak(process: Any, addresses: dict[str, str], calls: Path, options: Any) -> 
         running = [threads.submit(load, way, addresses[way], calls, **words) for way in ("http", "grpc")]
         start = time.perf_counter()
         while not all(future.done() for future in running):
-            samples.append((time.perf_counter() - start, resident(process.pid) / 2**20))
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            samples.append((time.perf_counter() - start, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
             time.sleep(options.soak / 100)
     later = np.array(samples[len(samples) // 10 :])
     return {
@@ -260,11 +261,6 @@ def soak(process: Any, addresses: dict[str, str], calls: Path, options: Any) -> 
         "soak_mb_a_minute": 60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0]),
         "soak_curve_mb": [round(mb, 2) for _, mb in samples],
     }
-
-
-def resident(process: int) -> int:
-    """Bytes of memory of a process."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

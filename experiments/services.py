@@ -32,13 +32,7 @@ ENGINES = ("aif", "streaming", "two_tower")
 SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 """Services without an engine, and the model of each."""
 STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
-LANES = {
-    "features": "user side",
-    "user": "user side",
-    "shared": "user side",
-    "retrieval": "retrieval",
-    "wait_user": "real time",
-}
+LANES = dict.fromkeys(("features", "user", "shared"), "user side") | {"retrieval": "retrieval"}
 """The picture's line of each stage; a stage that is not named here runs in real time."""
 
 

@@ -39,7 +39,7 @@ from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, 
 from aif_jax.output import Bar, track
 from aif_jax.types import Params
 from experiments import common
-from experiments.kernels import compiled, medians
+from experiments.kernels import compiled
 
 HIGHEST, TIERS, BITS = 16, 8, 64
 FITS: dict[str, dict[str, Any] | None] = {
@@ -97,26 +97,17 @@ def projections(content: np.ndarray, bits: list[int], seed: int) -> Iterator[tup
     for k in bits:
         for kind, options in FITS.items():
             if options is None:
-                fitted = random_projection(content.shape[1], bits=k, seed=seed)
+                gaussian = jax.random.normal(jax.random.key(seed), (content.shape[1], k))
+                fitted: Params = {"projection": gaussian, "offset": jnp.zeros(k)}
             else:
                 fitted = fit_projection(content, bits=k, seed=seed, **options)
             yield f"{kind} K={k}", by_bits(np.asarray(sign(fitted, jnp.asarray(content))))
-
-
-def random_projection(width: int, *, bits: int, seed: int = 0) -> Params:
-    """A Gaussian projection [E, K], which needs no data."""
-    return {"projection": jax.random.normal(jax.random.key(seed), (width, bits)), "offset": jnp.zeros(bits)}
 
 
 def by_bits(signature: np.ndarray):
     """Share of equal bits between rows of a table of signatures [N, W]."""
     bits = 32 * signature.shape[1]
     return lambda items, past: 1 - np.bitwise_count(signature[items][:, None] ^ signature[past]).sum(-1, dtype=np.int64) / bits
-
-
-def by_angle(content: np.ndarray):
-    """1 - angle / pi between rows of a table of unit length [N, E]."""
-    return lambda items, past: 1 - np.arccos(np.clip(content[items] @ content[past].T, -1, 1)) / np.pi
 
 
 def agreement(
@@ -127,11 +118,12 @@ def agreement(
     found: dict[str, list[float]] = {"top": [], "tier": [], "histogram": []}
     for past in histories:
         items = rng.choice(len(content), candidates, replace=False)
-        ours, floats = similarity(items, past), by_angle(content)(items, past)
+        angle = np.arccos(np.clip(content[items] @ content[past].T, -1, 1))
+        ours, floats = similarity(items, past), 1 - angle / np.pi
         found["top"].append(rank_correlation(highest(ours), highest(floats)))
-        tiers = histogram(ours)
-        found["tier"].append(rank_correlation(tiers @ np.arange(TIERS), histogram(floats) @ np.arange(TIERS)))
-        found["histogram"].append(np.abs(tiers - histogram(floats)).sum(1).mean() / 2)
+        tiers, exact = histogram(ours) / len(past), histogram(floats) / len(past)
+        found["tier"].append(rank_correlation(tiers @ np.arange(TIERS), exact @ np.arange(TIERS)))
+        found["histogram"].append(np.abs(tiers - exact).sum(1).mean() / 2)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -142,9 +134,9 @@ def highest(similarity: np.ndarray) -> np.ndarray:
 
 
 def histogram(similarity: np.ndarray) -> np.ndarray:
-    """Share of the history in every tier [C, T]."""
-    tier = np.minimum(np.floor(similarity * TIERS), TIERS - 1)
-    return np.stack([(tier == t).mean(1) for t in range(TIERS)], 1)
+    """How many behaviours are in every tier of a similarity in [0, 1], int [C, T]."""
+    tier = np.clip((similarity * TIERS).astype(int), 0, TIERS - 1)
+    return np.stack([(tier == t).sum(1) for t in range(TIERS)], 1)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -201,9 +193,9 @@ def of_codes(content: np.ndarray, histories: Histories, options: Any) -> dict[st
         candidates = [rng.choice(len(content), options.candidates, replace=False) for _ in histories]
         pairs = list(zip(candidates, histories, strict=True))
         cosines = [content[items] @ content[rows].T for items, rows in pairs]
-        exact, tops = [counts(cosine) for cosine in cosines], [highest(cosine) for cosine in cosines]
-        by_bits = [counts(as_signs(signature[items]) @ as_signs(signature[rows]).T / BITS) for items, rows in pairs]
-        found.setdefault("signatures", []).append(tables_agree([np.log1p(x) for x in by_bits], exact, tops))
+        exact, tops = [histogram((1 + cosine) / 2) for cosine in cosines], [highest(cosine) for cosine in cosines]
+        bits = [histogram(by_bits(signature)(items, rows)) for items, rows in pairs]
+        found.setdefault("signatures", []).append(tables_agree([np.log1p(x) for x in bits], exact, tops))
         found.setdefault("moments", []).append(moments_agree(signature, pairs, exact, tops))
         signed = jnp.asarray(signature)
         tables: dict[str, Any] = {"moments": compiled(lambda past, mask, s=signed: moments(s[past], mask), past, everything)}
@@ -218,7 +210,7 @@ def of_codes(content: np.ndarray, histories: Histories, options: Any) -> dict[st
                 found.setdefault(f"R={r} J={j}", []).append(tables_agree(read, exact, tops))
             bar.update()
         if seed == 0:
-            for name, median in medians(tables, 2 if options.smoke else 15).items():
+            for name, median in common.medians(tables, 2 if options.smoke else 15).items():
                 sizes[name]["table ms"] = median
     bar.close()
     return {
@@ -261,22 +253,11 @@ def moments_agree(
     found: dict[str, list[float]] = {"float": [], "top": []}
     for (items, rows), counted, top in zip(pairs, exact, tops, strict=True):
         state = moments(jnp.asarray(signature[rows]), jnp.ones(len(rows), bool))
-        mean, deviation = spread(jnp.asarray(as_signs(signature[items])), *state)
+        mean, deviation = spread(signs(jnp.asarray(signature[items])), *state)
         quantile = statistics.NormalDist().inv_cdf(1 - HIGHEST / 2 / len(rows))  # the middle of the highest sixteen
         found["float"].append(rank_correlation(np.asarray(mean), mean_tier(counted)))
         found["top"].append(rank_correlation(np.asarray(mean + quantile * deviation), top))
     return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-def as_signs(words: np.ndarray) -> np.ndarray:
-    """uint32 [N, W] -> float32 [N, K] of -1 and +1."""
-    return np.asarray(signs(jnp.asarray(words)))
-
-
-def counts(cosine: np.ndarray) -> np.ndarray:
-    """Histogram of (1 + cosine) / 2, int [C, T]; the cosine of signs gives the share of equal bits."""
-    at = np.clip(((1 + cosine) / 2 * TIERS).astype(int), 0, TIERS - 1)
-    return np.stack([(at == t).sum(1) for t in range(TIERS)], 1)
 
 
 def tables_agree(read: list[np.ndarray], exact: list[np.ndarray], tops: list[np.ndarray]) -> dict[str, float]:

@@ -47,7 +47,7 @@ class TorchAIF(nn.Module):
         self.weights = nn.ParameterDict(
             {_key(jax.tree_util.keystr(path, simple=True, separator="/")): nn.Parameter(_tensor(leaf)) for path, leaf in leaves}
         )
-        self._fields = {name: _tensor(table).long() for name, table in params["fitted"]["fields"].items()}
+        self._fields = _tensors(params["fitted"]["fields"])
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B] of a batch from `to_torch`."""
@@ -190,7 +190,7 @@ class TorchServing(TorchAIF):
         floats = [np.asarray(part) for part in (rows.vector, rows.blocks[self.bea.name])]
         self.widths = [part.shape[1] for part in floats]
         self.floats = nn.Parameter(_tensor(np.concatenate(floats, 1)))
-        self.values = nn.Buffer(_tensor(rows.blocks[self.matching.name]).long())
+        self.values = nn.Buffer(_tensor(rows.blocks[self.matching.name]))
 
     def state(self, item: Tensor, action: Tensor, age: Tensor, mask: Tensor, floats: Tensor, *ids: Tensor) -> list[Tensor]:
         """What `best` reads of a user: features of one user, ids in the order of the schema's user attributes."""
@@ -316,29 +316,15 @@ def expect_same(network: TorchAIF, tensors: dict[str, Any], model: aif.PreRanker
 
 def to_torch(batch: Any) -> dict[str, Any]:
     """A pointwise `Batch` as PyTorch tensors."""
-
-    def tensors(part: Any, column: Any) -> dict[str, Tensor]:
-        return {name: _tensor(value[column]).long() for name, value in part.items()}
-
-    items, history = batch.items, batch.users.history
-    first, every = (slice(None), 0), slice(None)
+    users, items = batch.users, jax.tree.map(lambda leaf: leaf[:, 0], batch.items)
     return {
-        "users": {
-            "ids": tensors(batch.users.ids, every),
-            "floats": _tensor(batch.users.floats),
-            "history": {
-                "item": _tensor(history.item).long(),
-                "action": _tensor(history.action).long(),
-                "age": _tensor(history.age),
-                "mask": _tensor(history.mask),
-            },
-        },
+        "users": {"ids": _tensors(users.ids), "floats": _tensor(users.floats), "history": _tensors(vars(users.history))},
         "items": {
-            "ids": tensors(items.ids, first),
-            "floats": _tensor(items.floats[first]),
-            "content": None if items.content is None else _tensor(items.content[first]),
+            "ids": _tensors(items.ids),
+            "floats": _tensor(items.floats),
+            "content": None if items.content is None else _tensor(items.content),
         },
-        "labels": _tensor(batch.labels[first]),
+        "labels": _tensor(batch.labels[:, 0]),
     }
 
 
@@ -360,7 +346,13 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.tensor(np.asarray(array))
+    """Integers as int64, the type of PyTorch's indices."""
+    values = np.asarray(array)
+    return torch.tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values)
+
+
+def _tensors(arrays: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: _tensor(array) for name, array in arrays.items()}
 
 
 def _key(path: str) -> str:

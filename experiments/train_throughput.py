@@ -177,9 +177,7 @@ class Child:
             raise SystemExit(f"--before: expected the package of {checkout.resolve()}, got that of {found}")
 
     def __call__(self, i: int) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        print(file=self._process.stdin, flush=True)
         return float(self._read())
 
     def close(self) -> None:

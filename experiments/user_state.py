@@ -18,6 +18,7 @@ Method    Interleaved round by round in one process, a length at a time, compila
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import Dataset, Events, Streamed, UserFeatures, UserTable
 from aif_jax.encoding.times import stamps
-from aif_jax.features import SINCE, no_events, pack
+from aif_jax.features import SINCE, behaviours, no_events, pack
 from aif_jax.output import track
 from aif_jax.serving.programs import HistoryLayout, Programs
 from aif_jax.store.codec import STORAGES, Packed
@@ -69,11 +70,12 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
     """CPU and bytes of the user side, by length of the history: whole, and streamed with 16 new events."""
     schema, params = model.config.schema, jax.device_put(params)
     rng, users, cpu = np.random.default_rng(0), 16, {}
+    widths: dict[str, Any] = {name: getattr(model.config, name) for name in ("width", "towers", "head")}
     streamed = Programs(model, max_k=8, bid="bid", user_storage="float32")
     program = UserProgram(model, params, storage="float32", batch_size=users)
     sizes: dict[str, dict[int, int]] = {"whole": {}, "streamed": {}}
     for length in options.lengths:
-        windowed = aif.build(window(model.config, length))
+        windowed = aif.build(aif.presets.aif(schema, long_length=length, **widths))
         drawn_params = windowed.init(jax.random.key(0), None, fitted=params["fitted"])
         whole = Programs(windowed, max_k=8, bid="bid")
         logs = [drawn(schema, length, rng) for _ in range(users)]
@@ -83,9 +85,7 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
             before, since = part(events, slice(0, -NEW)), part(events, slice(-NEW, None))
             words = program(np.zeros((1, len(program.empty)), np.uint32), before, np.array([len(before.time)])).words[0]
             history = Streamed(memory=Packed(words=words, layout=program.layout), since=since, now=stamps(NOW)[()])
-            given["streamed"].append(
-                UserFeatures(ids=given["whole"][-1].ids, floats=given["whole"][-1].floats, history=history)
-            )
+            given["streamed"].append(dataclasses.replace(given["whole"][-1], history=history))
         work: dict[str, Any] = {}
         ways = (("whole", whole, drawn_params, HistoryLayout(length)), ("streamed", streamed, params, HistoryLayout(NEW, True)))
         for way, programs, weights, layout in ways:
@@ -104,12 +104,6 @@ def requests(model: aif.PreRanker, params: Any, options) -> dict[str, Any]:
         "feature_bytes_streamed": sizes["streamed"][longest],
         "lengths": list(options.lengths),
     }
-
-
-def window(config: aif.Config, length: int) -> aif.Config:
-    """`presets.aif` of the same sizes and fields: what would be served without a table."""
-    sizes = dict(width=config.width, towers=config.towers, head=config.head, long_length=length)
-    return aif.presets.aif(config.schema, **sizes)
 
 
 def side(programs: Programs, compiled: Any, features: list[UserFeatures]):
@@ -150,16 +144,16 @@ def encoding(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     columns, made, table = data.encoder.columns, data.encoder.with_length(length), UserTable(run.trained)
     user = np.asarray(data.users.raw)[0].item()
     names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
+    unit = 1000 if columns.time_unit == "ms" else 1
 
     def raw(count: int, until: int) -> dict[str, np.ndarray]:
         at = rng.integers(0, len(data.log), count)
         item = np.asarray(data.items.raw)[np.maximum(data.log.item[at], 1) - 1]
         action = np.asarray(columns.actions or range(1, data.schema.actions))[np.maximum(data.log.action[at], 1) - 1]
-        time_ = np.sort(rng.integers(until - 10**7, until, count)) * (1000 if columns.time_unit == "ms" else 1)
+        time_ = np.sort(rng.integers(until - 10**7, until, count)) * unit
         values = {columns.item: item, columns.time: time_, columns.action: action}
         return {name: values[name] for name in names}
 
-    unit = 1000 if columns.time_unit == "ms" else 1
     old, new = raw(length, NOW - 100), raw(NEW, NOW - 1)
     table.update(old | {columns.user: np.repeat(user, length)})
 
@@ -200,7 +194,7 @@ def exactness(run: aif.Run, data: Dataset, options) -> dict[str, Any]:
     expected = []
     for some in np.array_split(np.arange(len(users)), -(-len(users) // 16)):
         features = data.user_features(last[some], length=whole.config.history_length)
-        expected.append(np.asarray(full(params, _plain(features), data.catalogue.features(lists[some]))))
+        expected.append(np.asarray(full(params, features, data.catalogue.features(lists[some]))))
     expected = np.concatenate(expected)
     worst, auc, found = {}, {"whole": list_auc(expected)}, {}
     for storage in options.storages:
@@ -232,11 +226,11 @@ def streamed_scores(
     def score(words, features, now, items):
         memory = Packed(words=words, layout=program.layout).widened()
         history = Streamed(memory=memory, since=no_events(1), now=now)
-        features = UserFeatures(ids=features.ids, floats=features.floats, history=history)
+        features = dataclasses.replace(features, history=history)
         return program.model.joint(program.params, features, items)
 
     scores = jax.jit(jax.vmap(score))
-    profiles, now = _plain(data.user_features(last, length=1)), stamps(log.time[last])
+    profiles, now = data.user_features(last, length=1), stamps(log.time[last])
     found = []
     for some in np.array_split(np.arange(len(users)), -(-len(users) // 16)):
         one = jax.tree.map(lambda leaf, some=some: leaf[some], profiles)
@@ -259,21 +253,15 @@ def drawn(schema: aif.Schema, count: int, rng: np.random.Generator) -> Events:
 
 def whole_history(schema: aif.Schema, events: Events) -> UserFeatures:
     """The same events as a history."""
-    empty = aif.empty_user(schema, length=len(events.time))
     age = (stamps(NOW) - events.time[::-1]).astype(np.float32)
-    history = aif.Behaviours(
-        item=events.item[::-1].copy(), action=events.action[::-1].copy(), age=age, mask=np.ones(len(age), bool)
-    )
-    return UserFeatures(ids=empty.ids, floats=empty.floats, history=history)
+    item, action = (np.asarray(column)[::-1] for column in (events.item, events.action))
+    history = behaviours(item, action, age, np.ones(len(age), bool))
+    return dataclasses.replace(aif.empty_user(schema, length=len(age)), history=history)
 
 
 def part(events: Events, at: slice) -> Events:
     """Some of the events."""
     return jax.tree.map(lambda leaf: leaf[at], events)
-
-
-def _plain(features: UserFeatures) -> UserFeatures:
-    return UserFeatures(ids=features.ids, floats=features.floats, history=features.history)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def test_kernels(tmp_path):
 def test_nothing_of_the_size_of_the_history_reaches_the_interaction_by_codes():
     """Inputs of every form that is timed as flat in L have the same shapes at any L."""
     short, long = (kernels.fixed_forms(5, n, 64) for n in (64, 96))
-    for name, (_, inputs) in short.items():
-        shapes = [[x.shape for x in jax.tree.leaves(made)] for made in (inputs, long[name][1])]
+    for name, form in short.items():
+        shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
         assert shapes[0] == shapes[1], name
 
 

@@ -14,7 +14,6 @@ again, that of the event's item is the log's.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def synthetic_cascade(
     at = np.sort(rng.choice(starts, requests, replace=False))
     popular = world.popularity**0.75 / (world.popularity**0.75).sum()
     of_topic, of_category = (_members(group) for group in (world.topic, world.category))
-    lines: dict[str, list[Any]] = {name: [] for name in ("user", "time", "rows", "stage", "click", "long_view", RANKER, WHOLE)}
+    lines: list[dict[str, np.ndarray]] = []
     for position in at:
         end, first = log.history_end([position])[0], log.offsets[log.user[position]]
         history = log.item[first:end]
@@ -85,14 +84,12 @@ def synthetic_cascade(
         clicked[own] = log.action[position] >= CLICK
         long_view = clicked * (rng.random(len(rows)) < world.long_view_probability(rows))
         known, heard = stage == 0, stage <= 1
-        lines["user"].append(np.full(len(rows), log.user[position]))
-        lines["time"].append(np.full(len(rows), log.time[position]))
-        values = (rows, stage, np.where(known, clicked, np.nan), np.where(known, long_view, np.nan))
-        for name, value in zip(("rows", "stage", "click", "long_view"), values, strict=True):
-            lines[name].append(value)
-        lines[RANKER].append(np.where(heard, ranker, np.nan))
-        lines[WHOLE].append(ranker)
-    table = {name: np.concatenate(parts) for name, parts in lines.items()}
+        lines.append({
+            "user": np.full(len(rows), log.user[position]), "time": np.full(len(rows), log.time[position]),
+            "rows": rows, "stage": stage, "click": np.where(known, clicked, np.nan),
+            "long_view": np.where(known, long_view, np.nan), RANKER: np.where(heard, ranker, np.nan), WHOLE: ranker,
+        })  # fmt: skip
+    table = {name: np.concatenate([line[name] for line in lines]) for name in lines[0]}
     labels = {name: table[name].astype(np.float32) for name in ("click", "long_view", RANKER, WHOLE)}
     made, without, _ = from_columns(
         log, **{name: table[name] for name in ("user", "time", "rows", "stage")}, labels=labels, candidates=candidates

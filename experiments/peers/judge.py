@@ -120,9 +120,8 @@ def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, f
         for some, power, every in _catalogue(found, on, rows, POWERS):
             hits[power] += (rank_of(np.where(on.counts > 0, every, -np.inf), target[some]) < 100).sum()
         tried[HIT_RATE] = [hits[power] / len(rows) for power in POWERS]
-    return {name: POWERS[np.argmax(means)] for name, means in tried.items()}, {
-        name: max(means) for name, means in tried.items()
-    }
+    powers = {name: POWERS[np.argmax(means)] for name, means in tried.items()}
+    return powers, {name: max(means) for name, means in tried.items()}
 
 
 def _catalogue(

@@ -1,14 +1,8 @@
-"""The files of one slice: what a peer trains on, and the requests that it scores. Needs NumPy and pyarrow alone.
+"""The files of one slice: what a peer trains on, and the requests that it scores; README.md here has their columns.
 
-| file | a row is | columns |
-|---|---|---|
-| `items.parquet` | a catalogue row; row 0 is no item | `count` (training events), one column for each field, `content` |
-| `events.parquet` | a training event, sorted by user and time | `user`, `item`, `action`, `time` |
-| `requests.parquet` | a request | `user`, `time`; strictly earlier `items`, `actions`, `times`; `candidates`; `whole` |
-| `about.json` | | what the slice is |
-
-Items and users are rows of the data set's vocabularies. Histories are oldest first. `candidates` are a request's sampled items
-in ascending order, the event's own among them; `whole` tells the requests that rank the whole catalogue.
+Needs NumPy and pyarrow alone. Items and users are rows of the data set's vocabularies. Histories are oldest first. `candidates`
+are a request's sampled items in ascending order, the event's own among them; `whole` tells the requests that rank the whole
+catalogue.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Score files: what a model gives the requests, in Parquet. Needs NumPy and pyarrow alone.
-
-| file | `request` | `scores`, a list | gives |
-|---|---|---|---|
-| `NAME.candidates.parquet` | each one | a number for each of its `candidates`, in their order | GAUC |
-| `NAME.catalogue.parquet` | each that is `whole` | a number for each catalogue row, the first ignored | HR@100 |
+"""Score files: what a model gives the requests, in Parquet; README.md here has their columns. Needs NumPy and pyarrow alone.
 
 A higher score is better, and a user's requests are compared with each other too. Requests are numbered from 0 in the order of
 `requests.parquet`. `NAME.json` is optional: `logits` (default false) says that scores are logarithms of a likelihood up to a

@@ -120,17 +120,15 @@ class Replica:
     """
 
     def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64, workers: int = 1):
-        self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", "{port}", "--poll", "0.1", *words]
+        port, self._workers, self.addresses = str(free_port()), workers, {}
+        self.address = f"http://127.0.0.1:{port}"
+        self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", port, "--poll", "0.1", *words]
         self._command += ["--workers", str(workers)] if workers > 1 else []
-        self._workers, self.addresses = workers, {}
         self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", f"max_k={max_k}"]
-        self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
-        command = [word.format(port=self.port) if word == "{port}" else word for word in self._command]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
 
     def wait(self) -> Replica:
         """Waits until it is ready; RuntimeError where it ends instead."""

@@ -12,8 +12,6 @@ Measured  experiments/results/calibration/record.json, drawn by `experiments.plo
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 from aif_jax import Evaluation, train
 from aif_jax.data import eligible
 from experiments import common
-from experiments.study import datasets, question
+from experiments.study import datasets, question, records
 from experiments.study.question import AIF, EPOCHS, Trial
 
 RECORD = Path("experiments/results/calibration/record.json")
@@ -44,7 +42,7 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, p
         if way != "before":
             given = train.calibrate(model, params, data.dataset, held[0], form=way, progress=progress)
         made["ways"][way] = figures(train.evaluate(model, given, data.dataset, held[1], k=None, progress=progress))
-    return made | {"machine": common.machine()}
+    return made
 
 
 def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -> np.ndarray:
@@ -55,22 +53,14 @@ def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -
 
 def figures(report: Evaluation) -> dict[str, Any]:
     """What the record keeps of an evaluation."""
-    tenths = report.deciles
-    return {
-        "predicted": [round(value, 5) for value in tenths.predicted],
-        "observed": [round(value, 5) for value in tenths.observed],
-        "deviations": [round(value, 5) for value in tenths.deviations],
-        "ratio": round(report.calibration, 4),
-        "error": round(report.calibration_error, 4),
-        "log_loss": round(report.log_loss, 4),
-    }
+    tenths = {name: getattr(report.deciles, name) for name in ("predicted", "observed", "deviations")}
+    rates = {"ratio": report.calibration, "error": report.calibration_error, "log_loss": report.log_loss}
+    return records.rounded(tenths) | records.rounded(rates, digits=4)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
+    parser = records.parser(__doc__, work=Path("out/question"))
     parser.add_argument("--json", metavar="FILE", type=Path, default=RECORD, help="the record (default %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny synthetic data set, in seconds")
     parser.add_argument("--quiet", action="store_true", help="no bars")
@@ -79,9 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     made = measure(data, options.work, requests=100 if options.smoke else REQUESTS, progress=not options.quiet)
     rows = [(way, *(one[name] for name in ("ratio", "error", "log_loss"))) for way, one in made["ways"].items()]
     print(common.table(rows, ("calibration", "predicted / observed", "error", "log-loss")))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {options.json}")
+    common.write_json(options.json, made)
 
 
 if __name__ == "__main__":

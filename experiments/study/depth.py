@@ -14,8 +14,6 @@ Measured  in experiments/results/question/depth/, one record a data set, and tim
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -141,13 +139,10 @@ def report(record: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Judges the ways on each data set, or times them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser = records.parser(__doc__, results=RESULTS, work=Path("out/question"))
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
     parser.add_argument("--seed", nargs="+", type=int, default=list(question.SEEDS), help="seeds (default %(default)s)")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
     parser.add_argument("--kept", metavar="DIR", type=Path, default=question.RESULTS, help="question's records (%(default)s)")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
     parser.add_argument("--times", action="store_true", help="measure times only, of the first data set, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=150, help="requests of every way (default %(default)s)")
     parser.add_argument("--report", action="store_true", help="print what the records say and stop")
@@ -163,5 +158,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("out/question/compiled").absolute()))
     main()

@@ -17,11 +17,10 @@ Measured  in experiments/results/question/popular_now/, one record a run and one
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +102,13 @@ def evaluate(
     requests = question.requests_of(trial, part, data)
     at, users = requests.positions, log.user[requests.positions][:, None]
     counts, statistics = item_counts(dataset, part.seen), counts_at(dataset)
-    met = SeenPairs(log, at).contains(np.arange(len(at))[:, None], requests.rows)
-    kept = np.full(met.shape, True) if data.repeats else ~met
     scores = question.sampled_scores(model, params, data, requests, progress=progress)
-    trained = (counts[log.item[at]] > 0)[:, None]
+    sampled = question.sampled_metrics(scores, requests, data, counts)
     lists = drawn_so_far(dataset, negatives=99, repeats=data.repeats)(at, SampleKey(0, 0, 0))
     so_far = list_scores(model, params, dataset, at, lists, progress=progress)
     happened = (statistics.counts(log.item[at], log.time[at]) > 0)[:, None]
-    found = {
-        "gauc": metrics.gauc_by_user(scores, requests.labels, users, where=kept),
-        "gauc_trained": metrics.gauc_by_user(scores, requests.labels, users, where=kept & trained),
-        "gauc_so_far": metrics.gauc_by_user(so_far, lists.labels, users, where=(lists.rows > 0) & happened),
-    }
+    found = {name: sampled[name] for name in ("gauc", "gauc_trained")}
+    found["gauc_so_far"] = metrics.gauc_by_user(so_far, lists.labels, users, where=(lists.rows > 0) & happened)
     at = question.catalogue_requests(requests)
     names = [(kind, untrained) for kind in ("hr100", "hr100_now") for untrained in question.UNTRAINED]
     hits = {name: np.zeros(len(at)) for name in names}
@@ -169,31 +163,24 @@ def report(results: Path) -> str:
             f"{record['dataset']}, {record['model']}: statistics {record['statistics']}, negatives {record['negatives']}"
         )
         for name in ("gauc", "gauc_trained", "gauc_so_far"):
-            gap = metrics.paired_interval(records.by_user(results, record, name), records.by_user(results, base, name))
+            gap = metrics.paired_interval(*(records.by_user(results, one, name) for one in (record, base)))
             values = f"{base['figures'][name]:.4f} -> {record['figures'][name]:.4f}"
             lines.append(f"  {name} {values}, {100 * gap.value:+.2f} [{100 * gap.low:+.2f}, {100 * gap.high:+.2f}] points")
         for kind in ("hr100", "hr100_now"):
-            ours, theirs = (
-                records.by_user(results, record, best(record, kind)),
-                records.by_user(results, base, best(base, kind)),
-            )
+            ours, theirs = (records.by_user(results, one, best(one, kind)) for one in (record, base))
             gap = metrics.paired_interval(ours, theirs, ratio=True)
-            lines.append(
-                f"  {kind} {theirs.mean:.3f} -> {ours.mean:.3f}, {gap.value:.2f} times [{gap.low:.2f}, {gap.high:.2f}]"
-            )
+            shown = f"{gap.value:.2f} times [{gap.low:.2f}, {gap.high:.2f}]"
+            lines.append(f"  {kind} {theirs.mean:.3f} -> {ours.mean:.3f}, {shown}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Does the missing runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser = records.parser(__doc__, results=RESULTS, work=Path("out/popular_now"))
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"])
     parser.add_argument("--model", nargs="+", default=[question.BASE, question.WITH_MATCHING, question.AIF])
     parser.add_argument("--statistics", nargs="+", default=[NONE, DECAYED], choices=[NONE, DECAYED])
     parser.add_argument("--negatives", nargs="+", default=[TRAINING], choices=[TRAINING, SO_FAR])
-    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/popular_now"), help="where models are kept")
     parser.add_argument("--report", action="store_true", help="print what the records say and stop")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
@@ -203,17 +190,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = {"results": options.results, "work": options.work, "progress": not options.quiet}
     for name in options.dataset:
         plain = datasets.load(name, options.data)
-        for negatives in options.negatives:
-            for model in options.model:
-                for kind in options.statistics:
-                    trial = Trial(dataset=name, model=model)
-                    if identity(trial, kind, negatives) in records.read(options.results):
-                        continue
-                    made = run(trial, plain, kind, negatives, **given)
-                    print(made["id"], json.dumps(records.rounded(made["figures"])), flush=True)
-                    jax.clear_caches()
+        for negatives, model, kind in product(options.negatives, options.model, options.statistics):
+            trial = Trial(dataset=name, model=model)
+            if identity(trial, kind, negatives) in records.read(options.results):
+                continue
+            made = run(trial, plain, kind, negatives, **given)
+            print(made["id"], json.dumps(records.rounded(made["figures"])), flush=True)
+            jax.clear_caches()
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("out/question/compiled").absolute()))
     main()

@@ -21,10 +21,8 @@ Measured  in experiments/results/question/, one record a run and one file with i
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import resource
 import time
 from collections.abc import Iterable, Sequence
@@ -107,6 +105,7 @@ TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 MODELS |= QUANTIZED | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
 PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "heads", "test", "rolling", "smoke")
+PUBLIC = ("movielens", "taobao")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
@@ -177,45 +176,38 @@ class Part(NamedTuple):
 
 def plan(name: str) -> list[Trial]:
     """The runs of a plan, the most telling first."""
-    both = ("movielens", "taobao")
+
+    def each(tried: Iterable[str], on: Sequence[str] = PUBLIC, seeds: Sequence[int] = (0,), **given: Any) -> list[Trial]:
+        """Runs by seed, then model, then data set."""
+        return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
+
+    given: dict[str, Any] = dict(epochs=EPOCHS)
     if name == "validation":
-        first = [Trial(dataset=on, model=model) for model in (BASE, WITH_MATCHING, AIF, "aif before") for on in both]
-        others = [Trial(dataset=on, model=model) for model in BY_BLOCKS for on in both]
-        kept = [Trial(dataset="movielens", model=model, met="kept") for model in (BASE, "aif before", AIF)]
-        seeds = [Trial(dataset=on, model=model, seed=seed) for model in SEEDED for seed in SEEDS for on in both]
-        return list(dict.fromkeys([*first, *others, *kept, *seeds]))
+        first = each((BASE, WITH_MATCHING, AIF, "aif before"))
+        kept = each((BASE, "aif before", AIF), PUBLIC[:1], met="kept")
+        seeds = [trial for model in SEEDED for trial in each((model,), seeds=SEEDS)]
+        return list(dict.fromkeys([*first, *each(BY_BLOCKS), *kept, *seeds]))
     if name == "worlds":
-        tried = [(model, seed) for seed in SEEDS for model in _COMPARED]
-        tried += [(model, seed) for seed in SEEDS for model in BY_BLOCKS if model.startswith("aif without")]
-        return [Trial(dataset=on, model=model, seed=seed) for model, seed in tried for on in WORLDS]
+        without = [model for model in BY_BLOCKS if model.startswith("aif without")]
+        return each(_COMPARED, WORLDS, SEEDS) + each(without, WORLDS, SEEDS)
     if name == "tuning":
-        tried = (BASE, WITH_MATCHING, AIF)
-        slower = dict(epochs=3, learning_rate=5e-3)
+        slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
-        return [Trial(dataset=on, model=model, **options) for options in settings for model in tried for on in both]
-    if name in ("sequence", "taught"):
-        tried = tuple(SEQUENCE if name == "sequence" else TAUGHT)
-        runs = [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
-        longer = [model for model in SEQUENCE if model.endswith("32 events")] if name == "sequence" else []
-        return runs + [Trial(dataset="movielens", model=model, epochs=3) for model in longer]  # does more training do the same?
-    if name == "quantised":
-        tried = (*QUANTIZED, WITHOUT_MEMORY)
-        return [Trial(dataset=on, model=model, epochs=2) for model in tried for on in both]
+        return [trial for options in settings for trial in each(_COMPARED, **options)]
+    if name == "sequence":
+        longer = [model for model in SEQUENCE if model.endswith("32 events")]
+        return each(SEQUENCE, epochs=2) + each(longer, PUBLIC[:1], epochs=3)  # does more training do the same?
+    if name in ("taught", "quantised"):
+        return each(TAUGHT if name == "taught" else (*QUANTIZED, WITHOUT_MEMORY), epochs=2)
     if name == "heads":
-        return [Trial(dataset=on, model=model, epochs=EPOCHS) for model in HEADS for on in both]
+        return each(HEADS, **given)
     if name == "longer":
-        runs = [("validation", 0), *(("test", seed) for seed in SEEDS)]
-        given = dict(dataset="movielens", epochs=EPOCHS)
-        return [Trial(model=model, split=split, seed=seed, **given) for split, seed in runs for model in LONGER]
+        return each(LONGER, PUBLIC[:1], **given) + each(LONGER, PUBLIC[:1], SEEDS, split="test", **given)
     if name in ("test", "rolling"):
-        given = dict(split=name, epochs=EPOCHS)
-        tried = [(BASE, seed) for seed in SEEDS] + [(model, seed) for seed in SEEDS for model in (AIF, WITH_MATCHING)]
-        tried += [(WITHOUT_MEMORY, seed) for seed in SEEDS]
-        tried += [(model, seed) for model in (FULL, WITHOUT_MATCHING) for seed in SEEDS if name == "test"]
-        return [Trial(dataset=on, model=model, seed=seed, **given) for model, seed in tried for on in both]
+        groups = [(BASE,), (AIF, WITH_MATCHING), (WITHOUT_MEMORY,), *([(FULL,), (WITHOUT_MATCHING,)] if name == "test" else [])]
+        return [trial for group in groups for trial in each(group, seeds=SEEDS, split=name, **given)]
     if name == "smoke":
-        rolled = [Trial(dataset="smoke", model=BASE, split="rolling")]
-        return [*(Trial(dataset="smoke", model=model) for model in (BASE, WITH_MATCHING, AIF)), *rolled]
+        return each(_COMPARED, ("smoke",)) + each((BASE,), ("smoke",), split="rolling")
     raise ValueError(f"plan: expected one of {PLANS}, got {name!r}")
 
 
@@ -414,7 +406,11 @@ def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Trains, evaluates, keeps the model in `work` and the figures in `results`."""
     began, parts = time.perf_counter(), parts_of(trial, data)
-    made = [run_part(trial, part, data, work=work, progress=progress) for part in parts]
+    made: list[tuple[dict[str, ByUser], dict[str, Any]]] = []
+    for part in parts:
+        model, params, told = trained(trial, part, data, work=work, progress=progress)
+        told["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+        made.append((evaluate(trial, part, model, params, data, progress=progress), told))
     found = {name: joined([one[name] for one, _ in made]) for name in made[0][0]}
     said: dict[str, Any] = {name: sum(one.get(name, 0) for _, one in made) for name in SPENT}
     said["parameters"] = made[-1][1]["parameters"]
@@ -433,15 +429,6 @@ def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> 
     """Writes the record of a run, and its metrics by user into a file next to it."""
     record = {"id": trial.id, **dataclasses.asdict(trial), "users": len(found["gauc"].users), **more}
     return records.keep(results, record, found)
-
-
-def run_part(
-    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
-) -> tuple[dict[str, ByUser], dict[str, Any]]:
-    """Trains and judges one model of a run; its metrics by user and what is said of the training."""
-    model, params, said = trained(trial, part, data, work=work, progress=progress)
-    found = evaluate(trial, part, model, params, data, progress=progress)
-    return found, said | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
 
 
 def trained(
@@ -494,14 +481,11 @@ def over_seeds(parts: list[ByUser]) -> ByUser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Does the missing runs of a plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser = records.parser(__doc__, results=RESULTS, work=Path("out/question"))
     parser.add_argument("--plan", nargs="+", default=["validation"], help=f"{', '.join(PLANS)} (default validation)")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
     parser.add_argument("--report", action="store_true", help="print tables from the records and stop")
     parser.add_argument("--figure", metavar="PNG", type=Path, help="draw gain against time after retrieval, with --report")
@@ -519,9 +503,7 @@ def main(arguments: list[str] | None = None) -> None:
         rounds = 5 if name == "smoke" else options.rounds
         given = dict(rounds=rounds, smoke=name == "smoke", tried=options.model or TIMED)
         made = measure_times(datasets.load(name, options.data), options.work, **given)
-        options.results.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(records.rounded({"rounds": rounds, "models": made, "machine": common.machine()}), indent=1) + "\n"
-        (options.results / TIMES).write_text(text, encoding="utf-8")
+        common.write_json(options.results / TIMES, records.rounded({"rounds": rounds, "models": made}))
         return
     loaded: dict[str, datasets.StudyData] = {}
     for trial in (trial for name in options.plan for trial in plan(name)):
@@ -570,7 +552,7 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     `score_over_head_...` the scoring program over its head alone at C=1,000.
     """
     found, made = records.read(results), {}
-    for dataset in ("movielens", "taobao"):
+    for dataset in PUBLIC:
         runs = {name: runs_of(found, dataset, name) for name in (AIF, BASE, WITH_MATCHING)}
         if not all(runs.values()):
             continue
@@ -636,16 +618,12 @@ def measure_times(
             timed[f"{name}/cpu"] = partial(critical.time_one, way.whole, rows, time.process_time)
             if config.head:
                 head, inputs = drawn.head_alone(config, count)
-                weights = aif.build(config).init(jax.random.key(0), None, fitted=aif.fit_tables(config, dataset.catalogue))[
-                    "head"
-                ]
+                fitted = aif.fit_tables(config, dataset.catalogue)
+                weights = aif.build(config).init(jax.random.key(0), None, fitted=fitted)["head"]
                 top = min(100, count)
-                alone = jax.jit(lambda params, inputs, head=head, top=top: jax.lax.top_k(head(params, inputs), top))
-
-                def once(i: int, found: np.ndarray, alone: Any = alone, inputs: tuple = (weights, inputs)) -> Any:
-                    return alone(*inputs)
-
-                timed[f"{name}/head"] = partial(critical.time_one, once, rows, time.perf_counter)
+                best = jax.jit(lambda weights, inputs, head=head, top=top: jax.lax.top_k(head(weights, inputs), top))
+                alone = partial(best, weights, inputs)
+                timed[f"{name}/head"] = partial(critical.time_one, lambda *_, alone=alone: alone(), rows, time.perf_counter)
     for once in timed.values():
         for i in range(3):
             once(i)
@@ -665,18 +643,12 @@ def read_times(results: Path) -> dict[str, Any]:
 
 
 def _ratios(times: dict[str, Any]) -> dict[str, float]:
-    made = {}
-    for length in (512, 2048):
-        one = times.get(f"{AIF}, C=1000, L={length}")
-        if one:
-            made[f"score_over_head_{length}"] = one["score"]["p50"] / one["head"]["p50"]
-    ours, full = times.get(f"{AIF}, C=1000, L=2048"), times.get(f"{FULL}, C=1000, L=2048")
-    if ours and full:
-        made["critical_ratio_exact"] = full["score"]["p50"] / ours["score"]["p50"]
-    large = times.get(f"{AIF}, C=10000, L=512")
-    if large:
-        made["score_10000_over_head"] = large["score"]["p50"] / large["head"]["p50"]
-    return made
+    p50 = {f"{name} {what}": of["p50"] for name, one in times.items() for what, of in one.items() if what != "trained"}
+    ratios = {"critical_ratio_exact": (f"{FULL}, C=1000, L=2048 score", f"{AIF}, C=1000, L=2048 score")}
+    at = {"score_over_head_512": "C=1000, L=512", "score_over_head_2048": "C=1000, L=2048"}
+    for name, size in (at | {"score_10000_over_head": "C=10000, L=512"}).items():
+        ratios[name] = (f"{AIF}, {size} score", f"{AIF}, {size} head")
+    return {name: p50[above] / p50[below] for name, (above, below) in ratios.items() if above in p50 and below in p50}
 
 
 def report(results: Path) -> str:
@@ -718,7 +690,7 @@ def picture(results: Path, path: Path) -> None:
         FULL: ("full attention", "tab:red"),
     }
     with common.picture(path, 1, 2, size=(9, 3.6), dpi=140, sharey=True) as (figure, axes):
-        for axis, dataset in zip(axes, ("movielens", "taobao"), strict=True):
+        for axis, dataset in zip(axes, PUBLIC, strict=True):
             for model, (label, colour) in labels.items():
                 runs = runs_of(found, dataset, model)
                 same = [run for run in runs_of(found, dataset, BASE) if run["seed"] in {one["seed"] for one in runs}]
@@ -743,5 +715,4 @@ def picture(results: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("out/question/compiled").absolute()))
     main()

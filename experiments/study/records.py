@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -14,6 +15,16 @@ from aif_jax.metrics import ByUser
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "old_protocol"
 """Records of the protocol that counted met items among the negatives; those of today's are written by `question.py`."""
+
+
+def parser(description: str | None, *, results: Path | None = None, work: Path | None = None) -> argparse.ArgumentParser:
+    """A parser with `--data`, and the folders of records and models that have a default; the description is the header."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    for name, what, usual in (("results", "records", results), ("work", "models", work)):
+        if usual is not None:
+            made.add_argument(f"--{name}", metavar="DIR", type=Path, default=usual, help=f"{what} (default %(default)s)")
+    return made
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:

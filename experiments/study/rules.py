@@ -10,14 +10,11 @@ Measured  in experiments/results/question/, one record a rule.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 
 from aif_jax import EventLog, metrics
 from aif_jax.data.candidates import item_counts
-from experiments.study import datasets, question
+from experiments.study import datasets, question, records
 from experiments.study.question import Part, Trial
 
 POPULARITY, UNPOPULARITY = "rule, most popular first", "rule, least popular first"
@@ -58,10 +55,8 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
 
 def main(arguments: list[str] | None = None) -> None:
     """Judges every rule on the test split of both data sets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    parser = records.parser(__doc__, results=question.RESULTS)
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=question.RESULTS, help="records (default %(default)s)")
     options = parser.parse_args(arguments)
     for name in options.dataset:
         data = datasets.load(name, options.data)

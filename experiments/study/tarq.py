@@ -101,13 +101,10 @@ class Tarq(Block):
         else:
             mean, deviations = jnp.asarray(history.mean), jnp.asarray(history.deviations)
             ready = jnp.concatenate([deviations @ kernel, deviations / root], -1) if self.dot_product else deviations @ kernel
-            found = sum(
-                ready[level].at[codes[:, level]].get(mode="promise_in_bounds") for level in range(self.levels)
-            )  # [C, H + D]
-            rest, product = (
-                found[:, : kernel.shape[1]],
-                (item * found[:, kernel.shape[1] :]).sum(-1) if self.dot_product else 0.0,
-            )
+            # [C, H + D]
+            found = sum(ready[level].at[codes[:, level]].get(mode="promise_in_bounds") for level in range(self.levels))
+            rest, read = jnp.split(found, [kernel.shape[1]], axis=1)
+            product = (item * read).sum(-1) if self.dot_product else 0.0
         return HeadInputs(once=mean @ kernels["mean"], rest=rest, logit=product if self.dot_product else 0.0)
 
 
