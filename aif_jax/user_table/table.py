@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.raw import column_of, plain
@@ -25,7 +25,6 @@ from aif_jax.store.codec import Layout, Packed, Storage
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding
 from aif_jax.trees import take
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
@@ -141,10 +140,8 @@ def add_part(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> 
             raise ValueError(f"{part.place(at)}: expected each user once, got user {user!r}, who {which} already")
         seen.add(user)
     stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
-    written = rows.put(users, stored, expected=before.position)
-    expect(
-        written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer"
-    )
+    lost = np.count_nonzero(~rows.put(users, stored, expected=before.position))
+    expect(not lost, part.name, "nobody else to write rows meanwhile", f"{lost} rows of another writer")
 
 
 def describe(layout: Layout) -> list[list[Any]]:
