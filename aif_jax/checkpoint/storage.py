@@ -421,13 +421,9 @@ class ShardedArrays:
 
 
 def write_together(
-    path: Path,
-    trees: Mapping[str, Any],
-    record: Mapping[str, Any],
-    *,
-    formats: tuple[str, str],
-    rows: Callable[[str, Any], int],
-) -> None:
+    path: Path, trees: Mapping[str, Any], record: Mapping[str, Any],
+    *, formats: tuple[str, str], rows: Callable[[str, Any], int],
+) -> None:  # fmt: skip
     """Writes a folder in all processes of a job; each calls this with the same record and its part of the same arrays.
 
     Args:

@@ -387,15 +387,9 @@ def _share(part: Any, share: slice) -> Any:
 
 
 def make_batch(
-    dataset: Dataset,
-    positions: Any,
-    rows: np.ndarray,
-    labels: Labels,
-    *,
-    config: Config,
-    log_q: np.ndarray | None = None,
-    length: int | None = None,
-) -> Batch:
+    dataset: Dataset, positions: Any, rows: np.ndarray, labels: Labels,
+    *, config: Config, log_q: np.ndarray | None = None, length: int | None = None,
+) -> Batch:  # fmt: skip
     """The features of samples and their candidates, as NumPy arrays.
 
     Args:

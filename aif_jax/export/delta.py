@@ -193,16 +193,9 @@ class Delta:
 
     @classmethod
     def make(
-        cls,
-        base: Trained,
-        rows: Mapping[str, MovedRows],
-        catalogue: Catalogue,
-        *,
-        number: int = 1,
-        events: Dataset | None = None,
-        also: Any = (),
-        admitted: AdmittedItems | None = None,
-    ) -> Delta:
+        cls, base: Trained, rows: Mapping[str, MovedRows], catalogue: Catalogue,
+        *, number: int = 1, events: Dataset | None = None, also: Any = (), admitted: AdmittedItems | None = None,
+    ) -> Delta:  # fmt: skip
         """The delta of rows that moved: recomputes the index rows of the items, and the rows of the users, that read one.
 
         Args:

@@ -34,13 +34,9 @@ Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
 def merge_store(
-    program: ItemProgram,
-    rows: Iterable[tuple[Part, Any, np.ndarray]],
-    *,
-    capacity: int | None,
-    known: int | None,
-    progress: bool,
-) -> tuple[Store, View]:
+    program: ItemProgram, rows: Iterable[tuple[Part, Any, np.ndarray]],
+    *, capacity: int | None, known: int | None, progress: bool,
+) -> tuple[Store, View]:  # fmt: skip
     """Puts rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
     places: list[tuple[int, Part]] = []
 
@@ -65,14 +61,9 @@ def merge_store(
 
 
 def fill(
-    program: ItemProgram,
-    batches: Iterable[tuple[Keys, Packed]],
-    *,
-    capacity: int | None,
-    known: int | None,
-    progress: bool,
-    place: Callable[[int], str] | None = None,
-) -> tuple[Store, View]:
+    program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
+    *, capacity: int | None, known: int | None, progress: bool, place: Callable[[int], str] | None = None,
+) -> tuple[Store, View]:  # fmt: skip
     """A new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
     `known`: how many items there are, where that is known; `place` says where an item came from.

@@ -323,14 +323,9 @@ class UserJob(Job):
     rows_of = "user"
 
     def __init__(
-        self,
-        trained: Trained | Source,
-        *,
-        storage: Storage = "float32",
-        batch_size: int = USER_BATCH,
-        position: int | None = None,
-        partition: int = 0,
-    ):
+        self, trained: Trained | Source,
+        *, storage: Storage = "float32", batch_size: int = USER_BATCH, position: int | None = None, partition: int = 0,
+    ):  # fmt: skip
         super().__init__(trained, storage=storage, batch_size=batch_size)
         self.position, self.partition = NONE if position is None else position, partition
         self.column = self._source.encoder.columns.user

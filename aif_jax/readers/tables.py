@@ -457,14 +457,9 @@ class Scan:
         return counts
 
     def note(
-        self,
-        problems: Problems,
-        kind: str,
-        wrong: np.ndarray,
-        column: str | None,
-        expected: str,
+        self, problems: Problems, kind: str, wrong: np.ndarray, column: str | None, expected: str,
         got: Callable[[np.ndarray], Iterable[str]],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
         for file, start, stop, rows in self._spans():
             here = np.flatnonzero(wrong[start:stop])

@@ -276,14 +276,9 @@ class SnapshotWriter:
 
     @classmethod
     def resume(
-        cls: type[Writer],
-        directory: str | Path,
-        trained: Trained,
-        *,
-        load: Mapping[str, Any] | None = None,
-        takeover: bool = False,
-        **options: Any,
-    ) -> Writer:
+        cls: type[Writer], directory: str | Path, trained: Trained,
+        *, load: Mapping[str, Any] | None = None, takeover: bool = False, **options: Any,
+    ) -> Writer:  # fmt: skip
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:

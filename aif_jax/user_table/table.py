@@ -226,16 +226,9 @@ class UserTable:
 
     @classmethod
     def build(
-        cls,
-        trained: Trained,
-        events: Dataset | Iterable[Any],
-        *,
-        until: Any = None,
-        position: int | None = None,
-        partition: int = 0,
-        progress: bool = True,
-        **options: Any,
-    ) -> UserTable:
+        cls, trained: Trained, events: Dataset | Iterable[Any],
+        *, until: Any = None, position: int | None = None, partition: int = 0, progress: bool = True, **options: Any,
+    ) -> UserTable:  # fmt: skip
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
@@ -364,14 +357,9 @@ class UserTable:
 
     @classmethod
     def from_parts(
-        cls,
-        trained: Trained,
-        parts: Parts,
-        *,
-        users: int | None = None,
-        rows: Rows | None = None,
-        clock: Callable[[], float] | None = time.time,
-    ) -> UserTable:
+        cls, trained: Trained, parts: Parts,
+        *, users: int | None = None, rows: Rows | None = None, clock: Callable[[], float] | None = time.time,
+    ) -> UserTable:  # fmt: skip
         """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
 
         Args:
@@ -457,17 +445,9 @@ class UserTable:
         return self._run(list(numbers), take(events, by_user), counts, at[by_user], partition, again=again, written=written)
 
     def _run(
-        self,
-        users: list[UserId],
-        events: Events,
-        counts: np.ndarray,
-        at: np.ndarray,
-        partition: int,
-        *,
-        again: bool,
-        lanes: int | None = None,
-        written: Written | None = None,
-    ) -> UpdateCounts:
+        self, users: list[UserId], events: Events, counts: np.ndarray, at: np.ndarray, partition: int,
+        *, again: bool, lanes: int | None = None, written: Written | None = None,
+    ) -> UpdateCounts:  # fmt: skip
         """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
 
         Rows that others changed meanwhile are read again.
