@@ -18,6 +18,7 @@ from . import (
 )
 from .catalogue import Catalogue
 from .checkpoint import Checkpoints
+from .checks import EncodingMismatch, VersionMismatch
 from .config import Config
 from .data.dataset import Dataset
 from .data.events import EventLog
@@ -44,8 +45,8 @@ from .serving import (
     ServingConfig,
 )
 from .store.trained import Trained
-from .store.version import EncodingMismatch, VersionMismatch, fingerprint
 from .store.version import __version__ as __version__
+from .store.version import fingerprint
 from .train import Evaluation, evaluate
 from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState

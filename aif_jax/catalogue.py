@@ -11,6 +11,7 @@ import numpy as np
 from aif_jax.checks import expect, expect_integers
 from aif_jax.features import check_item_features
 from aif_jax.schema import Schema
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
 
@@ -114,8 +115,7 @@ class Catalogue:
           content: False leaves the content out, for training a model whose tower does not read it.
         """
         rows = expect_integers(rows, "rows", size=len(self))
-        items = self.items if content else dataclasses.replace(self.items, content=None)
-        return jax.tree.map(lambda table: table[rows], items)
+        return take(self.items if content else dataclasses.replace(self.items, content=None), rows)
 
     def with_content(self, content: Any) -> Catalogue:
         """The same catalogue with another content embedding float32 [N, E]; its schema says E, and names no encoder."""

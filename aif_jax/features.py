@@ -127,8 +127,7 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
       >>> check_user_features(schema, empty_user(schema, length=4), batched=False)
     """
-    if not isinstance(features, UserFeatures):
-        raise TypeError(f"{name}: expected UserFeatures, got {type(features).__name__}")
+    expect(isinstance(features, UserFeatures), name, "UserFeatures", type(features).__name__, error=TypeError)
     if isinstance(features.history, Streamed) and not batched:
         _check_stream(schema, features.history, f"{name}.history")
         layout, profile = (dataclasses.replace(each, history=None) for each in (user_layout(schema), features))
@@ -152,8 +151,7 @@ def check_item_features(
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
       >>> check_item_features(schema, empty_items(schema, 2), batched=True)
     """
-    if not isinstance(features, ItemFeatures):
-        raise TypeError(f"{name}: expected ItemFeatures, got {type(features).__name__}")
+    expect(isinstance(features, ItemFeatures), name, "ItemFeatures", type(features).__name__, error=TypeError)
     layout = item_layout(schema)
     if features.content is None and not needs_content:
         layout = dataclasses.replace(layout, content=None)

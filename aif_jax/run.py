@@ -15,7 +15,7 @@ import optax
 
 from aif_jax import checkpoint, export
 from aif_jax.blocks.item_offset import UNTRAINED
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.encoder import Encoder
@@ -26,7 +26,7 @@ from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding, fingerprint
+from aif_jax.store.version import fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
 from aif_jax.train.edits import Edit, Form

@@ -128,8 +128,7 @@ class Schema:
             if attribute.table is None:
                 continue
             field = f"Attribute {attribute.name!r}.table"
-            if attribute.name in self.behaviour_fields:
-                raise ValueError(f"{field}: expected None for a behaviour field, got {attribute.table!r}")
+            expect(attribute.name not in self.behaviour_fields, field, "None for a behaviour field", repr(attribute.table))
             expected = f"one of size {attribute.size} that shares no table, among {sizes}"
             expect(sizes.get(attribute.table) == attribute.size, field, expected, repr(attribute.table))
 
@@ -165,6 +164,5 @@ def statistic_names(half_lives: tuple[int, ...]) -> tuple[str, ...]:
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:
     named = {attribute.name: attribute for attribute in attributes}
-    if name not in named:
-        raise KeyError(f"attribute: expected one of {list(named)}, got {name!r}")
+    expect(name in named, "attribute", f"one of {list(named)}", repr(name), error=KeyError)
     return named[name]

@@ -14,6 +14,7 @@ import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.blocks.item_offset import with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
+from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.data.candidates import NegativeSampler, SampleKey
 from aif_jax.encoding.capacity import Capacity, add_counts, assign, new_rows
 from aif_jax.encoding.encoder import Encoder
@@ -22,7 +23,6 @@ from aif_jax.export.consume.files import ExportError
 from aif_jax.export.consume.model import _vocabularies
 from aif_jax.index import ItemIndex
 from aif_jax.readers import admit
-from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.train.edits import carry_over, carry_over_state
 from aif_jax.train.evaluate import catalogue_scores
 from aif_jax.train.tasks import NextItem

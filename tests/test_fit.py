@@ -11,10 +11,10 @@ import pytest
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
+from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import SampleKey, SeenPairs
 from aif_jax.data.split import eligible, split_by_time
 from aif_jax.run import Run, fit
-from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem

@@ -14,6 +14,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli, export
+from aif_jax.checks import EncodingMismatch
 from aif_jax.connectors import SnapshotStore
 from aif_jax.data.cascade import open_samples
 from aif_jax.export import Delta
@@ -23,7 +24,6 @@ from aif_jax.refreshing import GateConfig, follow
 from aif_jax.refreshing.continuous import name_of
 from aif_jax.refreshing.job import Job
 from aif_jax.refreshing.run import KEPT
-from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.tasks import Cascaded, Impressions, NextItem
 from tests.demo import same
 from tests.follow_world import batches

@@ -14,6 +14,7 @@ from pyarrow import csv, parquet
 
 import aif_jax as aif
 from aif_jax import Catalogue, item
+from aif_jax.checks import EncodingMismatch
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -22,7 +23,7 @@ from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.index.store import ItemProgram
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
-from aif_jax.store.version import EncodingMismatch, fingerprint
+from aif_jax.store.version import fingerprint
 from tests import demo
 from tests.beside import meanwhile
 from tests.demo import same

@@ -17,9 +17,9 @@ from pyarrow import parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.checks import VersionMismatch
 from aif_jax.index import parts
 from aif_jax.jobs import encode
-from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import MemoryRows
 from tests import demo
 from tests import jobs_world as world

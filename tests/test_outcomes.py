@@ -13,6 +13,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint
+from aif_jax.checks import EncodingMismatch
 from aif_jax.connectors import SnapshotStore
 from aif_jax.data.cascade import STAGES, open_samples
 from aif_jax.data.pipeline import Pipeline, make_batch
@@ -24,7 +25,6 @@ from aif_jax.readers.read import read_samples
 from aif_jax.refreshing import GateConfig
 from aif_jax.refreshing.watch import Outcomes
 from aif_jax.scores import with_calibration
-from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.step import score
 from aif_jax.train.tasks import Cascaded, Impressions
 from tests.light import lightly_compiled

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.connectors import (
     BruteForce,
     EventLayout,
@@ -24,7 +25,6 @@ from aif_jax.connectors import (
 )
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
-from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from tests import demo, servers
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, raw
 

@@ -19,7 +19,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import cli, connectors
 from aif_jax.data.pipeline import make_batch
-from aif_jax.encoding.vocabulary import string_array
+from aif_jax.encoding.vocabulary import id_array
 from aif_jax.jobs import join_outcomes
 from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
@@ -251,7 +251,7 @@ def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
             for _ in range(3000):
                 record["note"] = [record["note"]]
         events = {"item": [10**6 * number + n for n in range(4000)]} if kind == "events" else None
-        ids = string_array([f"{number} {n} a longer text of an item" for n in range(500)]) if kind == "texts" else IDS
+        ids = id_array([f"{number} {n} a longer text of an item" for n in range(500)]) if kind == "texts" else IDS
         features = {"floats": np.ones(5000)} if kind == "arrays" else None
         call = Call(user="ann", candidates=None, record=record, events=events)
         return Seen(call, Candidates(ids), features=features)

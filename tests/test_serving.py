@@ -17,6 +17,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import output as progress
+from aif_jax.checks import VersionMismatch
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
@@ -24,7 +25,6 @@ from aif_jax.serving import programs as serving_programs
 from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
 from aif_jax.serving.versions import Version
-from aif_jax.store.version import VersionMismatch
 from tests import demo
 from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
 

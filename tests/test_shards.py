@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from aif_jax import Trained, cli
+from aif_jax.checks import VersionMismatch
 from aif_jax.index import ItemIndex, shard_of
 from aif_jax.service import tensors
 from aif_jax.service.client import HEADER, Client, ServiceError, affinity_key
 from aif_jax.service.shards import ShardedClient, ShardsMissing, merged
 from aif_jax.serving import Candidates
-from aif_jax.store.version import VersionMismatch
 from tests.service_world import EVENTS, IDS, NOW, SERVING, exports, running
 from tests.serving_world import shared
 

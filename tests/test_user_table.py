@@ -15,9 +15,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks
+from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.connectors import MemoryStream, SinkTarget, ValkeyStream
 from aif_jax.store.codec import STORAGES, Packed
-from aif_jax.store.version import EncodingMismatch, VersionMismatch
 from aif_jax.user_table import ClockError, MemoryRows, RemoteRows, Stored, UpdateCounts, UserTable, UserTableWriter
 from aif_jax.user_table.rows import NONE
 from aif_jax.user_table.table import read_rows, write_rows

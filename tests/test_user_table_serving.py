@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.checks import VersionMismatch
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
-from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
 from tests.test_user_table import ARRIVAL, DATA, ENCODER, MODEL, PARAMS, raw
 

@@ -13,10 +13,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.checks import VersionMismatch
 from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
 from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
-from aif_jax.store.version import VersionMismatch
 from tests.demo import same
 from tests.writer_world import MODEL, OWNERS, Items, Owner, build
 

@@ -331,8 +331,5 @@ def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> No
 
 def expect_content(part: Any, config: Config) -> None:
     """Raises ValueError where the schema has no content embedding."""
-    if not config.schema.content:
-        raise ValueError(
-            f"{type(part).__name__}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block "
-            "out (`presets.aif` does that by itself)"
-        )
+    out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
+    checks.expect(config.schema.content, type(part).__name__, "schema.content > 0", f"0: {out}")

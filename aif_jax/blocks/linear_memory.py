@@ -59,7 +59,8 @@ class Memory(Block):
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
         once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
         if isinstance(history, ByEvent):
-            read = _read(history, layers.dense(params["query"], item))
+            query = layers.dense(params["query"], item)
+            read = weigh_events(query @ jnp.asarray(history.keys).T, history, self.width)  # f_i A / (sqrt(K) n)
             return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
         # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
         moments = jnp.asarray(history.moments) * _scale(history)
@@ -217,11 +218,6 @@ def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Arra
     count = jnp.maximum(mask.sum(), 1).astype(agreement.dtype)
     weights = jnp.where(mask[None, :], agreement, jnp.zeros((), agreement.dtype)) / (math.sqrt(width) * count)
     return weights @ jnp.asarray(history.values)
-
-
-def _read(history: ByEvent, query: jax.Array) -> jax.Array:
-    """What each query reads, f_i A / (sqrt(K) n), float32 [C, D]."""
-    return weigh_events(query @ jnp.asarray(history.keys).T, history, query.shape[-1])
 
 
 def _scale(history: Summed) -> jax.Array:

@@ -94,12 +94,10 @@ class Sim(Cached):
 
     def user(self, params: Params, user: UserView) -> SimCache:
         schema, long = user.config.schema, user.long
-        value, size = (
-            layers.behaviour_fields(user.params, schema, long.item)[self.field],
-            schema.item_attribute(self.field).size,
-        )
+        value = layers.behaviour_fields(user.params, schema, long.item)[self.field]
         age, mask = jnp.asarray(long.age), jnp.asarray(long.mask)
-        return fill_cache(value, user.embedded, age, mask, slots=self.slots, length=self.length, size=size)
+        sizes = {"slots": self.slots, "length": self.length, "size": schema.item_attribute(self.field).size}
+        return fill_cache(value, user.embedded, age, mask, **sizes)
 
 
 def fill_cache(

@@ -60,9 +60,8 @@ class SimTierCodes(Tiers):
         """
         content = np.asarray(items.content, np.float32)
         centres = fit_centres(content, codes=self.codes, seed=seed)
-        nearest, weights = jax.lax.map(
-            lambda row: nearest_centres(jnp.asarray(centres), row, count=self.nearest, tiers=self.tiers), jnp.asarray(content)
-        )
+        of_row = partial(nearest_centres, jnp.asarray(centres), count=self.nearest, tiers=self.tiers)
+        nearest, weights = jax.lax.map(of_row, jnp.asarray(content))
         return {
             "centres": jnp.asarray(centres),
             "between": jnp.asarray(centre_tiers(centres, tiers=self.tiers)),

@@ -74,14 +74,9 @@ class Checkpoint:
 
 
 def save(
-    path: str | Path,
-    trained: Trained,
-    *,
-    step: int = 0,
-    opt_state: Any = None,
-    position: Any = None,
-    metrics: Mapping[str, float] | None = None,
-) -> None:
+    path: str | Path, trained: Trained,
+    *, step: int = 0, opt_state: Any = None, position: Any = None, metrics: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
     """Writes a checkpoint folder: complete, or not there at all.
 
     Args:
@@ -388,12 +383,9 @@ class Checkpoints:
         thread.shutdown(wait=False)
 
     def restore(
-        self,
-        step: int | Literal["latest", "best"] = "latest",
-        *,
-        config: Config | None = None,
-        like: Mapping[str, Any] | None = None,
-    ) -> Checkpoint:
+        self, step: int | Literal["latest", "best"] = "latest",
+        *, config: Config | None = None, like: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:  # fmt: skip
         """`load` of one step, by all processes of a job where templates are on devices of several.
 
         Raises FileNotFoundError for no such step; CheckpointError for one of another run; ProcessError in all processes for

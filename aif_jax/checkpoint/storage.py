@@ -31,12 +31,13 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
+from aif_jax.export.consume.files import memory
 from aif_jax.sharding import local as here
 from aif_jax.sharding import processes
 from aif_jax.sharding.meshes import place, rows_beside
 from aif_jax.sharding.processes import by_first, together
 from aif_jax.store import sealed
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.sealed import MANIFEST, is_json, seal
 from aif_jax.store.version import Digest, __version__, digest, holds
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
@@ -162,9 +163,8 @@ def read(
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     size, limit = sum(nbytes(leaf) for name in like for leaf in leaves.get(name, {}).values()), memory()
     if size > limit:
-        raise CheckpointError(
-            f"{path}: expected at most the {limit} bytes of memory here, it lists {size}; take a larger machine"
-        )
+        limit = f"at most the {limit} bytes of memory here"
+        raise CheckpointError(f"{path}: expected {limit}, it lists {size}; take a larger machine")
     held = leaves_by_path(sealed.read(path, format=record["format"])) if (path / MANIFEST).is_file() else None
     return {
         name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None, held)
@@ -335,8 +335,7 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
     elif leaf.dtype.startswith("<U"):
         array = array.view(leaf.dtype)[..., 0]
     got = digest(array)
-    if got.dtype != leaf.dtype:
-        raise ValueError(f"{name}: expected {leaf.dtype}, got {got.dtype} of JAX here; set jax_enable_x64 or use NumPy")
+    expect(got.dtype == leaf.dtype, name, leaf.dtype, f"{got.dtype} of JAX here; set jax_enable_x64 or use NumPy")
     if got != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved; {DAMAGED}")
     if _placed_later(template, leaf) or (_sharding(template) is not None and isinstance(array, np.ndarray)):
@@ -394,9 +393,8 @@ class ShardedArrays:
         widths = {leaf: nbytes(leaves[leaf]) // max(1, leaves[leaf].shape[0]) for leaf in wanted}
         size = sum(widths[leaf] * (end - first) for leaf, (first, end) in wanted.items())
         if size > memory():
-            raise CheckpointError(
-                f"{self.path}: expected arrays that fit the memory, it lists {size} bytes; take a larger machine"
-            )
+            way_out = "take a larger machine"
+            raise CheckpointError(f"{self.path}: expected arrays that fit the memory, it lists {size} bytes; {way_out}")
         result = {}
         for leaf, (first, end) in wanted.items():
             result[leaf] = np.zeros((end - first, *leaves[leaf].shape[1:]), jnp.dtype(leaves[leaf].dtype))
@@ -408,14 +406,10 @@ class ShardedArrays:
                 if low >= high:
                     continue
                 held = held if held is not None else self._part(number, checksum, name)
-                rows, shape = held.get(leaf), (stop - start, *leaves[leaf].shape[1:])
-                if rows is None or (str(rows.dtype), rows.shape) != (leaves[leaf].dtype, shape):
-                    got = None if rows is None else describe(rows)
-                    expected = f"{leaves[leaf].dtype}{list(shape)}"
-                    raise CheckpointError(
-                        f"{self.path}: part {number}: {name}/{leaf}: expected {expected}, got {got}; {DAMAGED}"
-                    )
-                result[leaf][low - first : high - first] = rows[low - start : high - start]
+                expected = f"{leaves[leaf].dtype}{[stop - start, *leaves[leaf].shape[1:]]}"
+                where, got = f"{self.path}: part {number}: {name}/{leaf}", describe(held[leaf]) if leaf in held else None
+                expect(got == expected, where, expected, f"{got}; {DAMAGED}", error=CheckpointError)
+                result[leaf][low - first : high - first] = held[leaf][low - start : high - start]
         return result
 
     def _part(self, number: int, checksum: str, name: str) -> dict[str, np.ndarray]:
@@ -427,13 +421,9 @@ class ShardedArrays:
 
 
 def write_together(
-    path: Path,
-    trees: Mapping[str, Any],
-    record: Mapping[str, Any],
-    *,
-    formats: tuple[str, str],
-    rows: Callable[[str, Any], int],
-) -> None:
+    path: Path, trees: Mapping[str, Any], record: Mapping[str, Any],
+    *, formats: tuple[str, str], rows: Callable[[str, Any], int],
+) -> None:  # fmt: skip
     """Writes a folder in all processes of a job; each calls this with the same record and its part of the same arrays.
 
     Args:

@@ -320,8 +320,7 @@ class ParquetFeatures(FeatureSource):
 def _grouped(parquet: Any, path: str | Path, wanted: Any, user: str) -> tuple[Any, dict[UserId, tuple[int, int]]]:
     """The columns of a file with the rows of a user next to each other, and where those of each user are."""
     file = local(path, "file")
-    if not file.exists():
-        raise FileNotFoundError(f"{file}: expected a Parquet file or folder, got no such file")
+    expect(file.exists(), str(file), "a Parquet file or folder", "no such file", error=FileNotFoundError)
     table = parquet.read_table(str(file))
     missing = [name for name in wanted if name not in table.schema.names]
     expect(not missing, str(file), f"columns {list(wanted)}", f"none of {missing}")

@@ -17,19 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import expect, expect_array, expect_finite, needs_extra
+from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, needs_extra
 from aif_jax.connectors.records import Fetch
 from aif_jax.encoding.times import PER_SECOND
-from aif_jax.encoding.vocabulary import as_ids, string_array
+from aif_jax.encoding.vocabulary import as_ids, id_array
 from aif_jax.features import empty_items
 from aif_jax.index import ItemIndex
 from aif_jax.serving.requests import Request
+from aif_jax.serving.versions import check_version
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, UserFeatures
 
 ROW_BLOCK = 1024  # rows of a brute-force table are a multiple of it, so that a few more items do not compile again
 TOLERANCE = 1e-3  # of a logit against the dot product
+TWO_TOWER = "a two-tower model, whose logit is a dot product"
 
 
 class SearchResult(NamedTuple):
@@ -59,8 +60,7 @@ class TwoTower:
 
     def __init__(self, trained: Trained):
         config = trained.config
-        linear = not config.head and config.towers is not None
-        expect(linear, "model", "a two-tower model, whose logit is a dot product", f"one with head={config.head}")
+        expect(not config.head and config.towers is not None, "model", TWO_TOWER, f"one with head={config.head}")
         self.encoder = trained.need_encoder("TwoTower").with_length(config.history_length)
         self.trained = trained.on_device()
         self.version, self.width = trained.version, config.width
@@ -82,14 +82,12 @@ class TwoTower:
           VersionMismatch: an index of another model.
           ValueError: no ids for an index of strings, which it holds as hashes.
         """
-        if index.version != self.version:
-            raise VersionMismatch("index", expected=self.version, got=index.version)
+        check_version(index, self.version)
         if ids is None:
             expect(index.kind != "strings", "ids", "the raw ids of an index of strings", None)
             stored, rows = index.stored(decoded=True)
             return stored, np.asarray(rows.vector, np.float32)
-        listed = as_ids(ids, "ids")
-        raw = listed if isinstance(listed, np.ndarray) else string_array(listed)
+        raw = id_array(as_ids(ids, "ids"))
         rows, there = index.take(raw)
         return raw[there], np.asarray(rows.vector, np.float32)[there]
 
@@ -119,11 +117,10 @@ class TwoTower:
             wanted = vectors @ np.asarray(self._query(self.trained.params, features))
             good = logits.shape == wanted.shape and np.abs(logits - wanted).max() <= TOLERANCE * (1 + np.abs(wanted).max())
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"model: expected a two-tower model, whose logit is a dot product, got another: {error}"
-            ) from error
-        expect(good, "model", "a two-tower model, whose logit is a dot product with the item's vector",
-            f"blocks {[block.name for block in self.trained.config.blocks]}; retrieve with presets.two_tower")  # fmt: skip
+            raise ValueError(f"model: expected {TWO_TOWER}, got another: {error}") from error
+        blocks = [block.name for block in self.trained.config.blocks]
+        expected, got = f"{TWO_TOWER} with the item's vector", f"blocks {blocks}; retrieve with presets.two_tower"
+        expect(good, "model", expected, got)
 
 
 class BruteForce:
@@ -190,8 +187,7 @@ def recall(found: Any, exact: Any) -> float:
 
 def checked(ids: Any, vectors: Any) -> tuple[np.ndarray, np.ndarray]:
     """Raw ids [n] and finite vectors float32 [n, D] that fit together; raises TypeError, ValueError."""
-    listed = as_ids(ids, "ids")
-    raw = listed if isinstance(listed, np.ndarray) else string_array(listed)
+    raw = id_array(as_ids(ids, "ids"))
     vectors = expect_array(vectors, "vectors", dtype=np.float32, shape=(len(raw), None))
     expect_finite(vectors, "vectors")
     return raw, vectors

@@ -116,8 +116,7 @@ class SnapshotStore:
         """
         source = local(folder, "folder")
         files = sorted(path for path in source.rglob("*") if path.is_file())
-        if not files:
-            raise FileNotFoundError(f"{source}: expected a folder with files, got none; give an export or a snapshot")
+        expect(files, f"{source}", "a folder with files", "none; give an export or a snapshot", error=FileNotFoundError)
         mine = f"a folder without a file {MANIFEST!r}, which the store writes"
         expect(not (source / MANIFEST).exists(), str(source), mine, "one; remove it")
         entries: dict[str, dict[str, Any]] = {}
@@ -207,9 +206,8 @@ class SnapshotStore:
             except FileNotFoundError:
                 moved = self._pointer() if name is None else pointer
                 if moved == pointer or not left:  # else it was removed because there are newer ones
-                    raise FileNotFoundError(
-                        f"{self.url}: expected the snapshot {wanted}, got none or a part of it; name another"
-                    ) from None
+                    got = "none or a part of it; name another"
+                    raise FileNotFoundError(f"{self.url}: expected the snapshot {wanted}, got {got}") from None
         raise AssertionError
 
     def current(self) -> str | None:
@@ -313,9 +311,8 @@ class SnapshotStore:
             pointer = Pointer(**json.loads(raw))
             expect(NAME.fullmatch(pointer.name) and re.fullmatch("[0-9a-f]{64}", pointer.sha256), CURRENT, "a pointer", raw)
         except (ValueError, TypeError, RecursionError) as error:
-            raise SnapshotError(
-                f"{self.url}: {CURRENT}: expected the name of a snapshot, got {raw[:80]!r}; publish again"
-            ) from error
+            got = f"{raw[:80]!r}; publish again"
+            raise SnapshotError(f"{self.url}: {CURRENT}: expected the name of a snapshot, got {got}") from error
         return pointer
 
     def _next(self) -> int:

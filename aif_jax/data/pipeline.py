@@ -25,12 +25,12 @@ from typing import Any, Generic, TypeVar
 import jax
 import numpy as np
 
-from aif_jax.checks import expect, expect_integer, expect_integers
+from aif_jax.checks import check_encoding, expect, expect_integer, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.encoding import hashing
-from aif_jax.store.version import check_encoding, digest
+from aif_jax.store.version import digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 
@@ -387,15 +387,9 @@ def _share(part: Any, share: slice) -> Any:
 
 
 def make_batch(
-    dataset: Dataset,
-    positions: Any,
-    rows: np.ndarray,
-    labels: Labels,
-    *,
-    config: Config,
-    log_q: np.ndarray | None = None,
-    length: int | None = None,
-) -> Batch:
+    dataset: Dataset, positions: Any, rows: np.ndarray, labels: Labels,
+    *, config: Config, log_q: np.ndarray | None = None, length: int | None = None,
+) -> Batch:  # fmt: skip
     """The features of samples and their candidates, as NumPy arrays.
 
     Args:

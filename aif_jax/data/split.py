@@ -146,12 +146,8 @@ def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
 
 def eligible_positions(
     log: EventLog,
-    *,
-    min_history: int,
-    since: int | None = None,
-    before: int | None = None,
-    file: str | os.PathLike[str] | None = None,
-) -> np.ndarray:
+    *, min_history: int, since: int | None = None, before: int | None = None, file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Events int64 of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
     `eligible(log, split_by_time(log).train, ...)` gives the same positions; this reads the log in one pass over blocks.
@@ -175,12 +171,8 @@ def eligible_positions(
 
 def request_starts(
     log: EventLog,
-    *,
-    min_history: int = 0,
-    since: int | None = None,
-    before: int | None = None,
-    file: str | os.PathLike[str] | None = None,
-) -> np.ndarray:
+    *, min_history: int = 0, since: int | None = None, before: int | None = None, file: str | os.PathLike[str] | None = None,
+) -> np.ndarray:  # fmt: skip
     """The first event of every request (the events of one user at one time); arguments and errors as `eligible_positions`.
 
     Example:
@@ -192,13 +184,9 @@ def request_starts(
 
 
 def _select(
-    log: EventLog,
-    chosen: Callable[[slice, np.ndarray], np.ndarray],
-    min_history: int,
-    since: int | None,
-    before: int | None,
+    log: EventLog, chosen: Callable[[slice, np.ndarray], np.ndarray], min_history: int, since: int | None, before: int | None,
     file: str | os.PathLike[str] | None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Positions by `chosen(places, first event of the same user and time)`; one bit for each event until all are counted."""
     expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
     if file is not None and os.path.lexists(file):

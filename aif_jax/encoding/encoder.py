@@ -16,7 +16,7 @@ from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
 from aif_jax.encoding.times import Ticks, ascending, break_ties, stamps, ticks
-from aif_jax.encoding.vocabulary import Vocabulary, as_ids, string_array
+from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, Events, ItemFeatures, UserFeatures
@@ -160,7 +160,7 @@ class Encoder:
         lengths = {name: len(value) for name, value in (rows | floats).items()}
         one = len({*lengths.values(), len(raw if content is None else content)}) == 1
         expect(one, "items", "columns of one length", lengths)
-        return raw if isinstance(raw, np.ndarray) else string_array(raw), self.item_features(rows, floats, content)
+        return id_array(raw), self.item_features(rows, floats, content)
 
     def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
         """Raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
@@ -363,8 +363,7 @@ class Encoder:
         """Values as a file would give them: booleans are 0 and 1, or refused as ids; numbers of a text column are text."""
         first = values[0] if len(values) else None
         if isinstance(first, bool | np.bool_):
-            if name in ("user", "item"):
-                raise TypeError(f"{where}: expected integers or strings as ids, got bool")
+            expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
             values = np.asarray(values, np.int64)
         if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
             values = list(map(str, values))

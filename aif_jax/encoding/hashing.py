@@ -19,11 +19,9 @@ FEW = 16  # strings below which Python's integers are faster than NumPy's calls
 
 
 def folded(
-    strings: list[str],
-    start: tuple[np.generic, ...],
-    step: Callable[..., tuple[np.ndarray, ...]],
+    strings: list[str], start: tuple[np.generic, ...], step: Callable[..., tuple[np.ndarray, ...]],
     one: Callable[..., tuple[int, ...]],
-) -> list[np.ndarray]:
+) -> list[np.ndarray]:  # fmt: skip
     """The states [n] of each string after its last character, in memory that follows the characters.
 
     Args:

@@ -61,7 +61,7 @@ class Vocabulary:
 
     def __init__(self, raw: Any, *, rows: Any = None, size: int | None = None, counts: IdCounts | None = None):
         ids = as_ids(raw, "Vocabulary", short=False)
-        self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else string_array(sorted(set(ids)))
+        self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else id_array(sorted(set(ids)))
         self.fixed, self.counts = size is not None, counts
         if rows is None:
             self.rows, self._size = np.arange(1, len(self.raw) + 1, dtype=np.int32), len(self.raw) + 1
@@ -226,8 +226,7 @@ class Vocabulary:
             expected = "the arrays 'count' and 'last' of the ids that were counted"
             expect(len(numbers) == 2, "Vocabulary", expected, f"{len(numbers)} of the two")
             counts = IdCounts(cls.from_arrays(counted), *numbers)
-        if fixed["size"].shape != (1,):
-            raise ValueError(f"Vocabulary: expected an array 'size' of one number, got shape {list(fixed['size'].shape)}")
+        expect(fixed["size"].shape == (1,), "Vocabulary", "an array 'size' of one number", f"shape {list(fixed['size'].shape)}")
         return cls(ids.raw if len(ids.raw) else [], rows=fixed["rows"], size=int(fixed["size"][0]), counts=counts)
 
     @functools.cached_property
@@ -322,9 +321,9 @@ def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
         raise ValueError(f"{name}: expected ids of at most {MOST_CHARACTERS} characters, got {got}")
 
 
-def string_array(strings: list[str]) -> np.ndarray:
-    """[n] strings as NumPy's StringDType, each at its length."""
-    return np.array(strings, np.dtypes.StringDType())
+def id_array(ids: np.ndarray | list[str]) -> np.ndarray:
+    """Ids [n] of `as_ids` as one array: integers as they are, strings as NumPy's StringDType, each at its length."""
+    return ids if isinstance(ids, np.ndarray) else np.array(ids, np.dtypes.StringDType())
 
 
 def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | list[str] | None:

@@ -48,8 +48,7 @@ def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder
     paths, root = [str(local(file, "files")) for file in files], local(folder, "folder")
     expect(bool(paths), "files", "at least one", "none; check the paths")
     for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"files: expected Parquet files, got no such file {path}")
+        expect(Path(path).is_file(), "files", "Parquet files", f"no such file {path}", error=FileNotFoundError)
     root.mkdir(parents=True)
     unfinished = root / "_temporary"
     unfinished.mkdir()

@@ -143,9 +143,8 @@ def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
         config = Config.from_json(manifest["config"])
         encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise consume.ExportError(
-            f"{folder}: expected params, config and encoder, got others: {error}; export the model again"
-        ) from error
+        got = f"others: {error}; export the model again"
+        raise consume.ExportError(f"{folder}: expected params, config and encoder, got {got}") from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")

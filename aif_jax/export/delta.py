@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from aif_jax.index.build import BATCH
 from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.index.store import ItemProgram
 from aif_jax.model import fit_new
+from aif_jax.schema import Attribute
 from aif_jax.store import sealed
 from aif_jax.store.codec import unpack
 from aif_jax.store.folders import CheckpointError
@@ -192,16 +193,9 @@ class Delta:
 
     @classmethod
     def make(
-        cls,
-        base: Trained,
-        rows: Mapping[str, MovedRows],
-        catalogue: Catalogue,
-        *,
-        number: int = 1,
-        events: Dataset | None = None,
-        also: Any = (),
-        admitted: AdmittedItems | None = None,
-    ) -> Delta:
+        cls, base: Trained, rows: Mapping[str, MovedRows], catalogue: Catalogue,
+        *, number: int = 1, events: Dataset | None = None, also: Any = (), admitted: AdmittedItems | None = None,
+    ) -> Delta:  # fmt: skip
         """The delta of rows that moved: recomputes the index rows of the items, and the rows of the users, that read one.
 
         Args:
@@ -234,7 +228,7 @@ class Delta:
             new[admitted.ids.rows] = True
         tables = base.params["embedding"]
         masks = {name: np.isin(np.arange(len(tables[name])), each.at) for name, each in rows.items()}  # which rows moved
-        of_items = new | _items_that_read(masks, base, catalogue)
+        of_items = new | _items_that_read(masks, schema.item_attributes, catalogue)
         raw_rows = np.arange(1, len(catalogue.raw) + 1) if catalogue.rows is None else np.asarray(catalogue.rows)
         chosen = np.flatnonzero(of_items[raw_rows])
         items = catalogue.features(raw_rows[chosen])
@@ -391,10 +385,10 @@ def _item_rows(after: Trained, items: ItemFeatures, count: int) -> dict[str, np.
     return dict(named(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)))
 
 
-def _items_that_read(masks: Mapping[str, np.ndarray], base: Trained, catalogue: Catalogue) -> np.ndarray:
-    """bool [N] which catalogue rows have an attribute whose embedding row moved."""
+def _items_that_read(masks: Mapping[str, np.ndarray], attributes: Iterable[Attribute], catalogue: Catalogue) -> np.ndarray:
+    """bool [N] in which catalogue rows the embedding row of one of the attributes moved."""
     reads = np.zeros(len(catalogue), bool)
-    for attribute in base.config.schema.item_attributes:
+    for attribute in attributes:
         if attribute.table_name in masks:
             hit = masks[attribute.table_name][np.asarray(catalogue.ids[attribute.name])]
             reads |= hit if hit.ndim == 1 else hit.any(axis=1)
@@ -408,12 +402,8 @@ def _user_rows(masks: Mapping[str, np.ndarray], after: Trained, new: np.ndarray,
     chosen[np.asarray(also, np.int64)] = True
     chosen[log.user[new[log.item]]] = True
     if any(block.streams for block in after.config.blocks):
-        fields = events.catalogue.ids
-        read = np.zeros(len(events.catalogue), bool)
-        for field in after.config.schema.behaviour_fields:
-            if field in masks:
-                read |= masks[field][np.asarray(fields[field])]
-        chosen[log.user[read[log.item]]] = True
+        fields = map(after.config.schema.item_attribute, after.config.schema.behaviour_fields)
+        chosen[log.user[_items_that_read(masks, fields, events.catalogue)[log.item]]] = True
     some = chosen[log.user]
     part = EventLog.from_arrays(*(getattr(log, name)[some] for name in COLUMNS), users=log.users)
     table = UserTable.build(after, dataclasses.replace(events, log=part), clock=None, progress=False)

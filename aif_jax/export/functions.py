@@ -49,13 +49,9 @@ class Exported(NamedTuple):
 
 
 def export_all(
-    model: PreRanker,
-    params: Mapping[str, Any],
-    bounds: Bounds,
-    *,
-    platforms: Sequence[str],
-    orders: Mapping[str, Expression] | None = None,
-) -> dict[str, Exported]:
+    model: PreRanker, params: Mapping[str, Any], bounds: Bounds,
+    *, platforms: Sequence[str], orders: Mapping[str, Expression] | None = None,
+) -> dict[str, Exported]:  # fmt: skip
     """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     schema, flat_params = model.config.schema, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checks import expect, needs_extra
+from aif_jax.checks import VersionMismatch, expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
@@ -28,7 +28,7 @@ from aif_jax.scores import Expression, parse_expression
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, __version__, fingerprint
+from aif_jax.store.version import __version__, fingerprint
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, expect_shard, in_shard, raw_keys
@@ -22,7 +22,6 @@ from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import Bar, hidden
 from aif_jax.readers import read_items
 from aif_jax.store.codec import Packed
-from aif_jax.store.version import check_encoding
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
@@ -35,13 +34,9 @@ Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 
 def merge_store(
-    program: ItemProgram,
-    rows: Iterable[tuple[Part, Any, np.ndarray]],
-    *,
-    capacity: int | None,
-    known: int | None,
-    progress: bool,
-) -> tuple[Store, View]:
+    program: ItemProgram, rows: Iterable[tuple[Part, Any, np.ndarray]],
+    *, capacity: int | None, known: int | None, progress: bool,
+) -> tuple[Store, View]:  # fmt: skip
     """Puts rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
     places: list[tuple[int, Part]] = []
 
@@ -66,14 +61,9 @@ def merge_store(
 
 
 def fill(
-    program: ItemProgram,
-    batches: Iterable[tuple[Keys, Packed]],
-    *,
-    capacity: int | None,
-    known: int | None,
-    progress: bool,
-    place: Callable[[int], str] | None = None,
-) -> tuple[Store, View]:
+    program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
+    *, capacity: int | None, known: int | None, progress: bool, place: Callable[[int], str] | None = None,
+) -> tuple[Store, View]:  # fmt: skip
     """A new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
     `known`: how many items there are, where that is known; `place` says where an item came from.
@@ -85,10 +75,8 @@ def fill(
         for keys, stored in batches:
             count = len(keys.key)
             if count > store.room:
-                if capacity is not None:
-                    raise ValueError(
-                        f"capacity: expected at least the catalogue's items, got {capacity}; leave it None, or pass more"
-                    )
+                got = f"{capacity}; leave it None, or pass more"
+                expect(capacity is None, "capacity", "at least the catalogue's items", got)
                 store.resize(2 * store.capacity)
             store.append(stored, count)
             computed.append(stored)
@@ -118,8 +106,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.trained.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)
-    if len(features.floats) != len(keys.key):
-        raise ValueError(f"features: expected {len(keys.key)} items like ids, got {len(features.floats)}")
+    expect(len(features.floats) == len(keys.key), "features", f"{len(keys.key)} items like ids", len(features.floats))
     return keys, jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
 
@@ -168,10 +155,8 @@ def item_batches(
 ) -> tuple[Iterator[Batch], int | None]:
     """Checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are where that is known."""
     known = None
-    if isinstance(catalogue, ItemFeatures) != (ids is not None):
-        raise ValueError(
-            "ids: expected together with ItemFeatures, and with nothing else, got one of them; leave ids out of files"
-        )
+    both = isinstance(catalogue, ItemFeatures) == (ids is not None)
+    expect(both, "ids", "together with ItemFeatures, and with nothing else", "one of them; leave ids out of files")
     if isinstance(catalogue, ItemFeatures):
         catalogue, known = [(ids, catalogue)], len(ids)
     elif isinstance(catalogue, Catalogue):

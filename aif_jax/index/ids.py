@@ -58,14 +58,12 @@ def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = Tru
     `short` refuses strings of more than 1,024 characters.
     """
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
-    if len(shape) != 1:
-        raise ValueError(f"{name}: expected one axis, got shape {list(shape)}")
+    expect(len(shape) == 1, name, "one axis", f"shape {list(shape)}")
     ids = as_ids(raw, name, short=short)
     keys = Keys(ids) if isinstance(ids, np.ndarray) else _hashed(ids)
-    if None not in (like, keys.kind) and keys.kind != like:
-        raise TypeError(f"{name}: expected {like}, got {keys.kind}")
-    if keys.kind == "integers" and keys.key.min() == EMPTY:
-        raise ValueError(f"{name}: expected ids but {EMPTY}, which is reserved, got it; give the item another")
+    expect(like is None or keys.kind in (None, like), name, like, keys.kind, error=TypeError)
+    allowed = keys.kind != "integers" or keys.key.min() != EMPTY
+    expect(allowed, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
     return keys
 
 

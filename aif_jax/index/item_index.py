@@ -193,15 +193,9 @@ class ItemIndex:
 
     @classmethod
     def from_parts(
-        cls,
-        trained: Trained,
-        parts: Parts,
-        *,
-        items: int | None = None,
-        capacity: int | None = None,
-        mesh: Any = None,
-        progress: bool = True,
-    ) -> ItemIndex:
+        cls, trained: Trained, parts: Parts,
+        *, items: int | None = None, capacity: int | None = None, mesh: Any = None, progress: bool = True,
+    ) -> ItemIndex:  # fmt: skip
         """Merges rows that `jobs.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:

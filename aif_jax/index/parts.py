@@ -22,13 +22,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.checks import expect
+from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import Kind, as_ids
+from aif_jax.export.consume.files import memory
 from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.folders import local, memory, new_file
-from aif_jax.store.version import VersionMismatch
+from aif_jax.store.folders import local, new_file
 
 Parts: TypeAlias = "str | Path | Iterable[Any]"
 """A Parquet or Arrow IPC file, a folder of them in the order of their names, or an iterable of such paths, or of Arrow record
@@ -68,9 +68,8 @@ def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
 def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion, extra: Mapping[str, Any] | None = None) -> Any:
     """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
-    expect(
-        words.nbytes < 1 << 31, "batch_size", "encoded rows below 2 GiB, the limit of an Arrow array", f"{words.nbytes} bytes"
-    )
+    limit = "encoded rows below 2 GiB, the limit of an Arrow array"
+    expect(words.nbytes < 1 << 31, "batch_size", limit, f"{words.nbytes} bytes")
     data = np.ascontiguousarray(words.astype("<u4", copy=False))
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(4 * data.shape[1])
     rows = arrow.Array.from_buffers(arrow.binary(), count, [None, arrow.py_buffer(ends), arrow.py_buffer(data)])
@@ -166,8 +165,7 @@ def column(part: Part, name: str, dtype: Any) -> np.ndarray:
 
 def _files(path: str | Path) -> Iterator[Part]:
     root = local(path, "parts")
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: expected encoded rows, got no such file or folder")
+    expect(root.exists(), str(root), "encoded rows", "no such file or folder", error=FileNotFoundError)
     if not root.is_dir():
         yield from _file(root)
         return
@@ -196,10 +194,8 @@ def _file(path: Path) -> Iterator[Part]:
                 yield Part(str(path), first, batch)
                 first += batch.num_rows
     except (arrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: expected a complete file of encoded rows, got another: {reason}; encode again"
-        ) from error
+        got = "another: " + str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: expected a complete file of encoded rows, got {got}; encode again") from error
 
 
 def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:

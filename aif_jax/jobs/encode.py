@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, Self
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain
-from aif_jax.encoding.vocabulary import Kind, as_ids, string_array
+from aif_jax.encoding.vocabulary import Kind, as_ids, id_array
 from aif_jax.export.contents import open as open_model
 from aif_jax.features import empty_items
 from aif_jax.index import parts
@@ -27,7 +27,6 @@ from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch
 from aif_jax.trees import take
 from aif_jax.types import Events
 from aif_jax.user_table.rows import NONE, UserProgram
@@ -324,14 +323,9 @@ class UserJob(Job):
     rows_of = "user"
 
     def __init__(
-        self,
-        trained: Trained | Source,
-        *,
-        storage: Storage = "float32",
-        batch_size: int = USER_BATCH,
-        position: int | None = None,
-        partition: int = 0,
-    ):
+        self, trained: Trained | Source,
+        *, storage: Storage = "float32", batch_size: int = USER_BATCH, position: int | None = None, partition: int = 0,
+    ):  # fmt: skip
         super().__init__(trained, storage=storage, batch_size=batch_size)
         self.position, self.partition = NONE if position is None else position, partition
         self.column = self._source.encoder.columns.user
@@ -421,8 +415,7 @@ def _named(schema: Any) -> str:
 def _grouped(encoder: Encoder, table: Any) -> tuple[np.ndarray, Events, np.ndarray]:
     """Users [n] of a table that is ordered by user, their events one user after the other, and how many each has."""
     events, order = encoder.events(table)
-    ids = as_ids(plain(column_of(table, encoder.columns.user)), encoder.columns.user)
-    users = ids if isinstance(ids, np.ndarray) else string_array(ids)
+    users = id_array(as_ids(plain(column_of(table, encoder.columns.user)), encoder.columns.user))
     change = np.append(True, users[1:] != users[:-1])[: len(users)]
     owner = (np.cumsum(change) - 1)[order]
     at = np.argsort(owner, kind="stable")

@@ -14,20 +14,22 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.data.cascade import RECORD, STAGES, features_from, names_of
+from aif_jax.data.events import ArrayWriter
 from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.columns import Kind as ColumnKind
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.hashing import hash_ids
+from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.readers.sources import Problems, Source, pyarrow
-from aif_jax.readers.tables import Codes, Scan, blocks, distinct_values, raw_values
+from aif_jax.readers.tables import Codes, Scan, blocks
 from aif_jax.service.log import log_files, logged_arrays
 from aif_jax.store.folders import new_folder
 
@@ -167,8 +169,8 @@ class _Join:
 
     def summary(self) -> JoinSummary:
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(JoinSummary)}
-        plain: Any = {k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()}
-        return JoinSummary(**plain)
+        counts: Any = {k: {w: n for w, n in v.items() if n} if isinstance(v, Counter) else v for k, v in found.items()}
+        return JoinSummary(**counts)
 
     def cut_outcomes(self, source: Source, kinds: Mapping[str, ColumnKind]) -> int:
         """Writes the outcomes of known items into parts; the second of the last one."""
@@ -184,12 +186,12 @@ class _Join:
                 seconds = table.ticks(time).seconds
                 last = max(last, int(seconds.max(initial=0)))
                 rows = _rows(table.codes[item], self.items, f"outcomes, column {item!r}")
-                named = raw_values(table.codes[outcome], "strings").tolist()
+                named = table.codes[outcome].values("strings").tolist()
                 kind = np.array([codes.get(name, -1) for name in named], np.int8)
                 self.ignored["of another name"] += int(np.count_nonzero(kind < 0))
                 self.ignored["of an item without a row"] += int(np.count_nonzero((kind >= 0) & (rows == 0)))
                 some = np.flatnonzero((kind >= 0) & (rows > 0))
-                ids = raw_values(table.codes[request], "strings")[some].tolist()
+                ids = table.codes[request].values("strings")[some].tolist()
                 parts.add(ids, {"row": rows[some], "time": seconds[some], "kind": kind[some]})
             problems.expect_none()
         return last
@@ -232,7 +234,7 @@ class _Join:
         if requests is None:
             self.ignored["without a request"] += 0 if outcomes is None else outcomes.num_rows
             return
-        ids, seconds, reason = requests["id"].to_pylist(), _numpy(requests["time"]), _numpy(requests["reason"])
+        ids, seconds, reason = requests["id"].to_pylist(), plain(requests["time"]), plain(requests["reason"])
         good, place = reason == 0, {}
         for at in sorted(range(len(ids)), key=lambda at: (seconds[at], at)):
             if place.setdefault(ids[at], at) != at:
@@ -247,7 +249,7 @@ class _Join:
         returned = _pairs(requests["returned"])
         stage = np.where(np.isin(pairs, returned), PRE_RANKED, RETRIEVED).astype(np.int8)
         logit = _logits(requests, pairs, returned)
-        stage[_numpy(requests["scored"])[owner] & ~np.isnan(logit)] = PRE_RANKED
+        stage[plain(requests["scored"])[owner] & ~np.isnan(logit)] = PRE_RANKED
         done = np.zeros((len(pairs), len(self.names)), bool)
         if outcomes is not None:
             self._mark(done, pairs, place, good, seconds, outcomes)
@@ -267,7 +269,7 @@ class _Join:
         owner, labels = owner[order], np.where(exposed[order, None], done[order], np.nan).astype(np.float32)
         lengths = np.bincount(owner, minlength=len(ids))[good]
         chosen = np.flatnonzero(good)
-        users = _numpy(requests["user"])[chosen]
+        users = plain(requests["user"])[chosen]
         samples.add_to(((users >> 30) * self.parts) >> 32, {
             "id": requests["id"].take(chosen), "user": users, "time": seconds[chosen],
             "version": requests["version"].take(chosen),
@@ -282,7 +284,7 @@ class _Join:
     ) -> None:
         """Sets what followed on each candidate in time, and counts everything else."""
         at = np.array([place.get(name, -1) for name in outcomes["id"].to_pylist()], np.int64)
-        kind, row, time = (_numpy(outcomes[name]) for name in ("kind", "row", "time"))
+        kind, row, time = (plain(outcomes[name]) for name in ("kind", "row", "time"))
         pair = (at << 32) | row
         found = np.minimum(np.searchsorted(pairs, pair), max(len(pairs) - 1, 0))
         delay = time - seconds[at]
@@ -310,7 +312,7 @@ class _Join:
             table = _table(self.work / "samples", part)
             if table is None:
                 continue
-            ids, user, time = table["id"].to_pylist(), _numpy(table["user"]), _numpy(table["time"])
+            ids, user, time = table["id"].to_pylist(), plain(table["user"]), plain(table["time"])
             order = np.array(sorted(range(len(ids)), key=lambda at: (user[at], time[at], ids[at])))
             same = np.append(False, (np.diff(user[order]) == 0) & (np.diff(time[order]) == 0))
             self.left_out[SAME_SECOND] += int(np.count_nonzero(same))
@@ -320,8 +322,8 @@ class _Join:
             for start in range(0, len(order), ROWS):
                 for name, array in self._features(table["features"].slice(start, ROWS).to_pylist(), maps).items():
                     arrays.add(f"features.{name}", array)
-            arrays.add("version", _numpy(table["version"]))
-            lengths = _numpy(pyarrow("pyarrow.compute").list_value_length(table["rows"]))
+            arrays.add("version", plain(table["version"]))
+            lengths = plain(pyarrow("pyarrow.compute").list_value_length(table["rows"]))
             owner = np.repeat(np.arange(len(order)), lengths)
             slot = owner, np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             flat = {name: _values(table[name]) for name in ("rows", "stage", "logit", "labels")}
@@ -402,41 +404,6 @@ class Partitions:
             self._writers[number].write_table(rows)
 
 
-class ArrayWriter:
-    """Writes `.npy` files whose first axis grows."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack):
-        self._folder, self._stack = folder, stack
-        self._files: dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        """Appends an array [n, ...]."""
-        array = np.ascontiguousarray(array)
-        if name not in self._files:
-            file = self._stack.enter_context(open(self._folder / f"{name}.npy", "wb"))
-            self._files[name] = file, array.dtype, array.shape[1:]
-            self._header(name)
-        file, dtype, shape = self._files[name]
-        fits = (array.dtype, array.shape[1:]) == (dtype, shape)
-        expect(fits, name, f"{dtype}{list(shape)} as before", f"{array.dtype}{list(array.shape[1:])}")
-        file.write(array.data)
-        self._counts[name] += len(array)
-
-    def finish(self) -> list[str]:
-        """Writes the lengths; the names of all arrays."""
-        for name in self._files:
-            self._header(name)
-        return sorted(self._files)
-
-    def _header(self, name: str) -> None:
-        file, dtype, shape = self._files[name]
-        file.seek(0)
-        described = np.lib.format.dtype_to_descr(dtype)
-        header = {"descr": described, "fortran_order": False, "shape": (self._counts[name], *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-
-
 def _parts(files: Sequence[Path]) -> int:
     """How many parts the requests are cut into, by their size before compression."""
     size, rows = 0, 0
@@ -475,7 +442,7 @@ def _table(folder: Path, part: int) -> Any:
 
 def _rows(codes: Codes, vocabulary: Vocabulary, name: str) -> np.ndarray:
     """int32 rows of a column's ids; ValueError for ids of another kind."""
-    ids, of_kind = distinct_values(codes, vocabulary.kind)
+    ids, of_kind = codes.distinct_ids(vocabulary.kind)
     strange = len(codes.distinct) - len(of_kind)
     expect(not strange, name, f"{vocabulary.kind} like the vocabulary", f"{strange} ids of another kind")
     rows = np.zeros(len(codes.distinct) + 1, np.int32)
@@ -496,13 +463,9 @@ def _lists(values: np.ndarray, lengths: np.ndarray) -> Any:
     return pyarrow().ListArray.from_arrays(offsets, pyarrow().array(values))
 
 
-def _numpy(column: Any) -> np.ndarray:
-    return column.to_numpy() if hasattr(column, "chunks") else column.to_numpy(zero_copy_only=False)
-
-
 def _pairs(lists: Any) -> np.ndarray:
     """int64 (place << 32 | row) of every value of a column of lists of rows."""
-    lengths = _numpy(pyarrow("pyarrow.compute").list_value_length(lists))
+    lengths = plain(pyarrow("pyarrow.compute").list_value_length(lists))
     return (np.repeat(np.arange(len(lengths)), lengths) << 32) | _values(lists)
 
 
@@ -514,8 +477,8 @@ def _key(users: list[str]) -> np.ndarray:
 
 def _logits(requests: Any, pairs: np.ndarray, returned: np.ndarray) -> np.ndarray:
     """float32 [pairs] logits of the first objective as they were served, NaN where the log has none."""
-    lengths = _numpy(pyarrow("pyarrow.compute").list_value_length(requests["logits"]))
-    values, scored = _values(requests["logits"]), _numpy(requests["scored"])
+    lengths = plain(pyarrow("pyarrow.compute").list_value_length(requests["logits"]))
+    values, scored = _values(requests["logits"]), plain(requests["scored"])
     made = np.full(len(pairs), np.nan, np.float32)
     start = np.cumsum(lengths) - lengths
     for of_scores, listed in ((True, _pairs(requests["rows"])), (False, returned)):

@@ -11,38 +11,16 @@ Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.0
 as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
 """
 
+# ruff: noqa: I001
+
 from aif_jax.metrics.entries import (
-    Averaged,
-    Calibration,
-    Deciles,
-    Weighting,
-    auc,
-    calibration,
-    deciles,
-    gauc,
-    hit_rate_at_k,
-    hit_rate_by_stage,
-    log_loss,
-    ndcg_at_k,
-    order_agreement,
-    ranker_recall_at_k,
-    recall_at_k,
-    top_k_labels,
-)
+    Averaged, Calibration, Deciles, Weighting, auc, calibration, deciles, gauc, hit_rate_at_k, hit_rate_by_stage, log_loss,
+    ndcg_at_k, order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
+)  # fmt: skip
 from aif_jax.metrics.intervals import (
-    ByUser,
-    Interval,
-    auc_by_user,
-    gauc_by_user,
-    mean_by_user,
-    paired_interval,
-    paired_intervals,
-    plot_deciles,
-    probabilities_by_user,
-    ratio_by_user,
-    user_interval,
-    user_intervals,
-)
+    ByUser, Interval, auc_by_user, gauc_by_user, mean_by_user, paired_interval, paired_intervals, plot_deciles,
+    probabilities_by_user, ratio_by_user, user_interval, user_intervals,
+)  # fmt: skip
 
 __all__ = [
     "auc", "gauc", "Weighting",

@@ -185,14 +185,9 @@ def paired_interval(
 
 
 def paired_intervals(
-    metrics: Mapping[str, ByUser],
-    others: Mapping[str, ByUser],
-    *,
-    ratio: bool = False,
-    draws: int = DRAWS,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
+    metrics: Mapping[str, ByUser], others: Mapping[str, ByUser],
+    *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0,
+) -> dict[str, Interval]:  # fmt: skip
     """`paired_interval` of the metrics that both have by name, over the same draws."""
     names, found = [name for name in metrics if name in others], {}
     means = _resampled([of[name] for name in names for of in (metrics, others)], draws, seed)

@@ -85,15 +85,9 @@ class Bar:
     """
 
     def __init__(
-        self,
-        total: int | None = None,
-        *,
-        label: str,
-        unit: str,
-        show: bool = True,
-        leave: bool = True,
-        file: TextIO | None = None,
-    ):
+        self, total: int | None = None,
+        *, label: str, unit: str, show: bool = True, leave: bool = True, file: TextIO | None = None,
+    ):  # fmt: skip
         self.total, self.label, self.unit, self.done = total, label, unit, 0
         self._file, self._notes = sys.stderr if file is None else file, ""
         self._show = show and not _quiet.get()

@@ -25,18 +25,7 @@ from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.output import hidden
 from aif_jax.readers.check import FILES, Repeats, profile_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source
-from aif_jax.readers.tables import (
-    Content,
-    Scan,
-    Tables,
-    blocks,
-    distinct_values,
-    lookup,
-    raw_values,
-    read_tables,
-    scan,
-    validate,
-)  # fmt: skip
+from aif_jax.readers.tables import Content, Scan, Tables, blocks, lookup, read_tables, scan, validate
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -158,7 +147,7 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
     for block in blocks(items, columns.of("items"), problems, columns=columns, name="items"):
         table = Scan(block.file, columns.of("items"), columns)
         table.add(block, problems)
-        ids, rows = raw_values(table.codes[columns.item_id], encoder.vocabularies["item"].kind), {}
+        ids, rows = table.codes[columns.item_id].values(encoder.vocabularies["item"].kind), {}
         for column, name in columns.vocabularies("items").items():
             known = encoder.vocabularies[name]
             _, (rows[name],) = validate(name, [(table, column)], columns, problems, given=known)
@@ -379,7 +368,7 @@ def _of_attributes(
     problems, kinds = Problems(), columns.of(file)
     table = scan(source, {name: kinds[name] for name in (key, *named)}, problems, columns=columns, name=file)
     problems.expect_none()
-    ids, codes = distinct_values(table.codes[key], seen.ids.kind, is_text=key in columns.text)
+    ids, codes = table.codes[key].distinct_ids(seen.ids.kind, is_text=key in columns.text)
     place = np.zeros(len(table.codes[key].distinct) + 1, np.int64)
     place[codes] = seen.ids.encode(ids)
     at = place[table.codes[key].codes] - 1
@@ -399,7 +388,7 @@ def _counted(table: Scan, column: str, like: Vocabulary, last: np.ndarray, count
     latest[:] = np.iinfo(np.int64).min
     np.add.at(total, code, count[row])
     np.maximum.at(latest, code, last[row])
-    ids, of_kind = distinct_values(codes, like.kind, is_text=column in table.columns.text)
+    ids, of_kind = codes.distinct_ids(like.kind, is_text=column in table.columns.text)
     strange = total.astype(bool)
     strange[of_kind] = False
     got = f"{int(strange.sum())} values that are none"

@@ -70,8 +70,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     with files of more than one kind, TypeError for no source.
     """
     if isinstance(source, TextFile):
-        if not Path(source.path).is_file():
-            raise FileNotFoundError(f"{source.path}: expected a file, got no such file")
+        expect(Path(source.path).is_file(), f"{source.path}", "a file", "no such file", error=FileNotFoundError)
         files = [(Path(source.path).name, _text(source, wanted, problems))]
     elif isinstance(source, str | os.PathLike):
         files = ((file.name, _file(file, wanted, problems)) for file in files_of(source))
@@ -92,8 +91,7 @@ def files_of(path: PathLike) -> list[Path]:
         if len({file.name.endswith(".parquet") for file in files}) != 1:
             raise ValueError(f"{root}: expected Parquet files or text files, one kind, got {[f.name for f in files[:8]]}")
         return files
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: expected a file or folder, got no such file")
+    expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
     expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))
     return [root]
 

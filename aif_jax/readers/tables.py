@@ -25,7 +25,7 @@ from aif_jax.encoding.encoder import Encoder, vocabulary_names
 from aif_jax.encoding.raw import flat_lists
 from aif_jax.encoding.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
 from aif_jax.encoding.vocabulary import Kind as IdKind
-from aif_jax.encoding.vocabulary import Vocabulary, string_array
+from aif_jax.encoding.vocabulary import Vocabulary, id_array
 from aif_jax.readers.sources import File, Problems, Source, TableBatch, TextFile, batches, pyarrow
 
 Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
@@ -354,6 +354,19 @@ class Codes:
         """Whether the values came as integers."""
         return self.distinct.type == pyarrow().int64()
 
+    def values(self, kind: IdKind | None) -> np.ndarray:
+        """The values of a column without missing ones, [n] int64 or StringDType; 0 or "" for those of another kind."""
+        ids, of_kind = self.distinct_ids(kind)
+        values = id_array(ids)
+        place = np.zeros(len(self.distinct) + 1, np.int64)
+        place[of_kind] = np.arange(1, len(values) + 1)
+        return np.concatenate([np.zeros(1, values.dtype), values])[place[self.codes]]
+
+    def distinct_ids(self, kind: IdKind | None, *, is_text: bool = False) -> tuple[np.ndarray | list[str], np.ndarray]:
+        """The distinct values that are of a kind (None: the column's own), and their codes, int64 [distinct]."""
+        ids, fits = _as_kind(self, kind or _kind([self], is_text=is_text))
+        return ids, np.flatnonzero(fits)
+
     def _merge(self) -> None:
         """Distinct values so far keep their codes; those of pending blocks are found among them or appended."""
         if not self._pending:
@@ -444,14 +457,9 @@ class Scan:
         return counts
 
     def note(
-        self,
-        problems: Problems,
-        kind: str,
-        wrong: np.ndarray,
-        column: str | None,
-        expected: str,
+        self, problems: Problems, kind: str, wrong: np.ndarray, column: str | None, expected: str,
         got: Callable[[np.ndarray], Iterable[str]],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
         for file, start, stop, rows in self._spans():
             here = np.flatnonzero(wrong[start:stop])
@@ -574,21 +582,6 @@ def validate(
             strange = table.is_good(column) & (codes.codes >= 0) & (rows[-1] == 0)
             table.note(problems, unknown, strange, column, expected, lambda at, codes=codes: _shown(codes, at))
     return vocabulary, rows
-
-
-def raw_values(codes: Codes, kind: IdKind | None) -> np.ndarray:
-    """The values of a column without missing ones, [n] int64 or StringDType; 0 or "" for those of another kind."""
-    ids, fits = _as_kind(codes, kind or _kind([codes]))
-    values = ids if isinstance(ids, np.ndarray) else string_array(ids)
-    place = np.zeros(len(fits) + 1, np.int64)
-    place[:-1][fits] = np.arange(1, len(values) + 1)
-    return np.concatenate([np.zeros(1, values.dtype), values])[place[codes.codes]]
-
-
-def distinct_values(codes: Codes, kind: IdKind | None, *, is_text: bool = False) -> tuple[np.ndarray | list[str], np.ndarray]:
-    """The distinct values of a column that are of a kind (None: the column's own), and their codes, int64 [distinct]."""
-    ids, fits = _as_kind(codes, kind or _kind([codes], is_text=is_text))
-    return ids, np.flatnonzero(fits)
 
 
 def _values(codes: Codes, kind: Kind, columns: Columns) -> Values:

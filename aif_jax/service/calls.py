@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import EncodingMismatch, VersionMismatch, expect
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates
-from aif_jax.store.version import EncodingMismatch, VersionMismatch
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 FIELDS = (

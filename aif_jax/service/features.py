@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from aif_jax.checks import check_encoding
 from aif_jax.connectors.records import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of
@@ -17,7 +18,6 @@ from aif_jax.features import SINCE, check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
-from aif_jax.store.version import check_encoding
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours, UserFeatures
 from aif_jax.user_table import UserTable

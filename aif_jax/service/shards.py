@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import VersionMismatch, expect
 from aif_jax.index.ids import shard_of
 from aif_jax.service.calls import SCORES
 from aif_jax.service.client import GONE, Client, ServiceError
 from aif_jax.serving import Candidates
 from aif_jax.serving.programs import without_repeats
-from aif_jax.store.version import VersionMismatch
 
 BUSY = (*GONE, 429, 504)  # statuses of a shard that does not answer this call, whatever the call is
 Answers = dict[int, dict[str, Any]]

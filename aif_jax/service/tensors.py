@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from aif_jax.encoding.vocabulary import string_array
+from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service.calls import BadCall
 
 CONTENT_TYPE = "application/octet-stream"
@@ -205,7 +205,7 @@ def _split_texts(name: str, raw: bytes, count: int) -> list[bytes]:
 
 def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
     try:
-        return string_array([value.decode() if isinstance(value, bytes) else value for value in values])
+        return id_array([value.decode() if isinstance(value, bytes) else value for value in values])
     except UnicodeDecodeError as error:
         raise BadCall(name, f"expected UTF-8: {error.reason}") from None
 

@@ -24,14 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from aif_jax.checks import expect
+from aif_jax.checks import VersionMismatch, check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.scores import Expression, objective_names, parse_expression, probabilities
 from aif_jax.store import codec
 from aif_jax.store.codec import Packed, Storage
-from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.types import Params, Streamed, UserFeatures
 from aif_jax.user_table.rows import pack as pack_memory
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.vocabulary import MOST_CHARACTERS, as_ids, expect_short, string_array
+from aif_jax.encoding.vocabulary import MOST_CHARACTERS, as_ids, expect_short, id_array
 from aif_jax.scores import probabilities
 from aif_jax.types import Params
 
@@ -127,8 +127,7 @@ def _plain_ids(raw: Any, name: str) -> np.ndarray:
         if values.dtype.kind != "i":
             expect_short(values, name)
         return values
-    ids = as_ids(values, name)
-    return ids if isinstance(ids, np.ndarray) else string_array(ids)
+    return id_array(as_ids(values, name))
 
 
 class Span(NamedTuple):

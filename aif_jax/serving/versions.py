@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import expect_finite
+from aif_jax.checks import VersionMismatch, check_encoding, expect_finite
 from aif_jax.features import behaviours, empty_user, no_events, pack
 from aif_jax.output import track
 from aif_jax.schema import Schema
@@ -23,7 +23,6 @@ from aif_jax.serving.programs import HistoryLayout, Orders, Programs
 from aif_jax.serving.requests import Meaning, NonFiniteScores
 from aif_jax.store.codec import Packed
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Streamed, UserFeatures
 

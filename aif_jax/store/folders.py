@@ -138,14 +138,6 @@ def sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with contextlib.suppress(OSError, ValueError):  # "max" for no limit
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes)
-
-
 def _work_folders(directory: Path) -> list[tuple[Path, str]]:
     """Work folders in a directory, each with the name that it is for."""
     matches = [(folder, WORK.fullmatch(folder.name)) for folder in sorted(directory.glob(".*.partial"))]

@@ -23,8 +23,8 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.export.consume import files
-from aif_jax.export.consume.files import MANIFEST, seal
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, memory, new_folder, unfinished, write_file
+from aif_jax.export.consume.files import MANIFEST, memory, seal
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished, write_file
 from aif_jax.store.version import __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 
@@ -96,8 +96,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
     with refusing(path):
         manifest = files.parse_json(files.read_file(path / MANIFEST, MANIFEST, limit=files.MANIFEST_BYTES), MANIFEST)
         got = manifest.get("format") if isinstance(manifest, dict) else manifest
-        if got != format:
-            raise CheckpointError(f"{path}: expected the format {format!r}, got {got!r}; {rebuild}")
+        expect(got == format, f"{path}", f"the format {format!r}", f"{got!r}; {rebuild}", error=CheckpointError)
         if manifest.get("sha256") != seal(manifest):
             raise CheckpointError(f"{path}: {MANIFEST} was altered; {rebuild}")
         try:
@@ -154,8 +153,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
     header, end = {}, 0
     for name, value in host.items():
         dtype = ARRAY_TYPES.get(value.dtype.newbyteorder("<"))
-        if dtype is None:
-            raise TypeError(f"{name}: expected a dtype among {sorted(ARRAY_TYPES.values())}, got {value.dtype}")
+        expect(dtype is not None, name, f"a dtype among {sorted(ARRAY_TYPES.values())}", value.dtype, error=TypeError)
         header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
         end += value.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -29,13 +29,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from aif_jax.checks import expect
+from aif_jax.checks import VersionMismatch, check_encoding, expect
 from aif_jax.config import Config
+from aif_jax.export.consume.files import memory
 from aif_jax.store import sealed
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.folders import CheckpointError, local, memory, remove_folder, remove_unfinished
+from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import VersionMismatch, check_encoding
 from aif_jax.trees import differences, listed
 
 CLAIM = re.compile(r"\.owner-(\d+)")
@@ -276,14 +276,9 @@ class SnapshotWriter:
 
     @classmethod
     def resume(
-        cls: type[Writer],
-        directory: str | Path,
-        trained: Trained,
-        *,
-        load: Mapping[str, Any] | None = None,
-        takeover: bool = False,
-        **options: Any,
-    ) -> Writer:
+        cls: type[Writer], directory: str | Path, trained: Trained,
+        *, load: Mapping[str, Any] | None = None, takeover: bool = False, **options: Any,
+    ) -> Writer:  # fmt: skip
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:

@@ -14,9 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checks import EncodingMismatch as EncodingMismatch
-from aif_jax.checks import VersionMismatch as VersionMismatch
-from aif_jax.checks import check_encoding as check_encoding
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.trees import is_key, leaves_by_path
@@ -90,8 +88,7 @@ def holds(leaf: Any) -> bool:
 
 def digest(leaf: Any, path: str = "leaf") -> Digest:
     """The digest of one array, a typed random key by its key data; raises ValueError where this process holds only a part."""
-    if not holds(leaf):
-        raise ValueError(f"{path}: expected an array that this process holds whole, got one spread over several processes")
+    expect(holds(leaf), path, "an array that this process holds whole", "one spread over several processes")
     dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else str(np.asarray(leaf).dtype)
     data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)

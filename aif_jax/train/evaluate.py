@@ -20,7 +20,7 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect, expect_integers
+from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
@@ -30,7 +30,7 @@ from aif_jax.model import PreRanker
 from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
-from aif_jax.store.version import check_encoding, digest
+from aif_jax.store.version import digest
 from aif_jax.train.step import score
 from aif_jax.train.tasks import NextItem
 from aif_jax.trees import differences, listed

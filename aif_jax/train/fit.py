@@ -28,7 +28,7 @@ import optax
 from aif_jax import checkpoint, metrics, output, sharding
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
-from aif_jax.checks import expect, expect_array, expect_finite
+from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
 from aif_jax.config import Config
 from aif_jax.data import pipeline
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe
@@ -41,7 +41,7 @@ from aif_jax.scores import GROUP, objective_names, with_calibration
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding, fingerprint
+from aif_jax.store.version import fingerprint
 from aif_jax.train.evaluate import by_objective, evaluate, predict
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.losses import Loss, SequenceLoss

@@ -179,8 +179,7 @@ def positions_of(position: Any, count: int) -> np.ndarray:
     if np.ndim(position) == 0:
         return np.full(count, integer(position, "position"), np.int64)
     at = np.asarray(position)
-    if at.dtype.kind not in "iu":
-        raise TypeError(f"position: expected integers, got {at.dtype}")
+    expect(at.dtype.kind in "iu", "position", "integers", at.dtype, error=TypeError)
     one_each = f"one, or one for each of {count} events"
     expect(at.shape == (count,), "position", one_each, f"an array of shape {list(at.shape)}")
     expect((at[1:] >= at[:-1]).all(), "position", "positions of events in the order of the stream", "some that fall")
@@ -249,9 +248,8 @@ class RemoteRows(Rows):
         return f"{self._prefix}{'s' if isinstance(user, str) else 'i'}:{user}"
 
     def get(self, users: Sequence[UserId]) -> Stored:
-        found = Stored(
-            np.zeros((len(users), self._width), np.uint32), np.full(len(users), NONE), np.zeros(len(users), np.int32)
-        )
+        words = np.zeros((len(users), self._width), np.uint32)
+        found = Stored(words, np.full(len(users), NONE), np.zeros(len(users), np.int32))
         keys = [self.key(user) for user in users]
         for place, value in enumerate(self._client.mget(keys) if keys else ()):
             if value is not None:
@@ -284,9 +282,8 @@ class RemoteRows(Rows):
     def _row(self, value: bytes, key: str) -> tuple[np.ndarray, int, int]:
         wanted = HEADER.size + 4 * self._width
         if len(value) != wanted or value[:4] != MAGIC:
-            raise ValueError(
-                f"{key}: expected a row of {wanted} bytes of this format, got {len(value)} bytes: {value[:8]!r}..."
-            )
+            got = f"{len(value)} bytes: {value[:8]!r}..."
+            raise ValueError(f"{key}: expected a row of {wanted} bytes of this format, got {got}")
         magic, width, position, partition, checksum = HEADER.unpack_from(value)
         head, body = HEADER.pack(magic, width, position, partition, 0), value[HEADER.size :]
         if width != self._width or checksum != zlib.crc32(body, zlib.crc32(head)):
@@ -350,9 +347,8 @@ class UserProgram:
                 users = left[first : first + (lanes or self.batch_size)]
                 part = _window(events, starts[users] + done[users], ends[users], width)
                 size = lanes or next(size for size in self.sizes if size >= len(users))
-                result = self._compiled(
-                    self.params, _filled(words[users], size), jax.tree.map(partial(_filled, size=size), part)
-                )
+                filled = partial(_filled, size=size)
+                result = self._compiled(self.params, filled(words[users]), jax.tree.map(filled, part))
                 for mine, made in zip((words, late, beyond), result, strict=True):
                     made = np.asarray(made)[: len(users)]
                     mine[users] = made if mine is words else mine[users] + made

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.raw import column_of, plain
@@ -25,7 +25,6 @@ from aif_jax.store.codec import Layout, Packed, Storage
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import check_encoding
 from aif_jax.trees import take
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
 from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
@@ -141,10 +140,8 @@ def add_part(rows: Rows, part: Part, users: list[UserId], words: np.ndarray) -> 
             raise ValueError(f"{part.place(at)}: expected each user once, got user {user!r}, who {which} already")
         seen.add(user)
     stored = Stored(words, column(part, "position", np.int64), column(part, "partition", np.int32))
-    written = rows.put(users, stored, expected=before.position)
-    expect(
-        written.all(), part.name, "nobody else to write rows meanwhile", f"{np.count_nonzero(~written)} rows of another writer"
-    )
+    lost = np.count_nonzero(~rows.put(users, stored, expected=before.position))
+    expect(not lost, part.name, "nobody else to write rows meanwhile", f"{lost} rows of another writer")
 
 
 def describe(layout: Layout) -> list[list[Any]]:
@@ -229,16 +226,9 @@ class UserTable:
 
     @classmethod
     def build(
-        cls,
-        trained: Trained,
-        events: Dataset | Iterable[Any],
-        *,
-        until: Any = None,
-        position: int | None = None,
-        partition: int = 0,
-        progress: bool = True,
-        **options: Any,
-    ) -> UserTable:
+        cls, trained: Trained, events: Dataset | Iterable[Any],
+        *, until: Any = None, position: int | None = None, partition: int = 0, progress: bool = True, **options: Any,
+    ) -> UserTable:  # fmt: skip
         """A table from a log of events, in bounded memory next to the rows.
 
         Args:
@@ -367,14 +357,9 @@ class UserTable:
 
     @classmethod
     def from_parts(
-        cls,
-        trained: Trained,
-        parts: Parts,
-        *,
-        users: int | None = None,
-        rows: Rows | None = None,
-        clock: Callable[[], float] | None = time.time,
-    ) -> UserTable:
+        cls, trained: Trained, parts: Parts,
+        *, users: int | None = None, rows: Rows | None = None, clock: Callable[[], float] | None = time.time,
+    ) -> UserTable:  # fmt: skip
         """Merges rows that `jobs.UserJob` made, in bounded memory next to the rows; equals `build` of a `Dataset` bit for bit.
 
         Args:
@@ -460,17 +445,9 @@ class UserTable:
         return self._run(list(numbers), take(events, by_user), counts, at[by_user], partition, again=again, written=written)
 
     def _run(
-        self,
-        users: list[UserId],
-        events: Events,
-        counts: np.ndarray,
-        at: np.ndarray,
-        partition: int,
-        *,
-        again: bool,
-        lanes: int | None = None,
-        written: Written | None = None,
-    ) -> UpdateCounts:
+        self, users: list[UserId], events: Events, counts: np.ndarray, at: np.ndarray, partition: int,
+        *, again: bool, lanes: int | None = None, written: Written | None = None,
+    ) -> UpdateCounts:  # fmt: skip
         """Applies events of one user after the other, at positions `at` int64 [sum of counts] of the stream.
 
         Rows that others changed meanwhile are read again.

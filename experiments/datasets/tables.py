@@ -21,7 +21,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.readers import TextFile, read
 from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Problems, pyarrow
-from aif_jax.readers.tables import Content, load, raw_values
+from aif_jax.readers.tables import Content, load
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -50,7 +50,7 @@ class Table:
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
-        return self._columns[name] if name in self._columns else raw_values(self._scan.codes[name], "strings")
+        return self._columns[name] if name in self._columns else self._scan.codes[name].values("strings")
 
     def __len__(self) -> int:
         return self._scan.count

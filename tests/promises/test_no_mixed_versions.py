@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from aif_jax import Trained, export
+from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
-from aif_jax.store.version import EncodingMismatch, VersionMismatch, fingerprint
+from aif_jax.store.version import fingerprint
 from tests.serving_world import shared
 
 

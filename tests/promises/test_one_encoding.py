@@ -11,11 +11,11 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import export, train
+from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.index import ItemIndex
 from aif_jax.jobs import ItemJob, UserJob
-from aif_jax.store.version import EncodingMismatch
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 from aif_jax.user_table import UserTable
 

@@ -30,10 +30,10 @@ import pyarrow.parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
+from aif_jax.checks import VersionMismatch
 from aif_jax.export import Delta, ExportError, MovedRows
 from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
-from aif_jax.store.version import VersionMismatch
 from aif_jax.user_table import UserTable
 from tests import writer_world
 from tests.reliability import victims

@@ -48,6 +48,12 @@ class ExportError(ValueError):
     """A folder that is not what its manifest says, that this process cannot run, or inputs that do not fit the model."""
 
 
+def expect(ok: Any, name: str, expected: object, got: object) -> None:
+    """Raises ExportError "name: expected ..., got ..." unless `ok`."""
+    if not ok:
+        raise ExportError(f"{name}: expected {expected}, got {got}")
+
+
 def local(folder: str | Path) -> Path:
     """The path of a local folder; ExportError for a URL, which may hold a password, so that only its protocol is shown."""
     if URL.match(str(folder)):
@@ -63,19 +69,15 @@ def read_manifest(folder: Path, *, sha256: str | None = None, max_bytes: int | N
     memory) is refused. Raises ExportError.
     """
     raw = read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
-    if sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256:
-        raise ExportError(f"{MANIFEST}: expected sha256 {sha256}, got {hashlib.sha256(raw).hexdigest()}")
+    digest = hashlib.sha256(raw).hexdigest()
+    expect(sha256 in (None, digest), MANIFEST, f"sha256 {sha256}", digest)
     manifest = parse_json(raw, MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        got = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise ExportError(f"{MANIFEST}: expected format {FORMAT!r}, got {reprlib.repr(got)}")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        version = manifest.get("format_version")
-        raise ExportError(
-            f"{MANIFEST}: expected format_version {FORMAT_VERSION}, got {version!r}; export again or update the loader"
-        )
-    if manifest.get("sha256") != (digest := seal(manifest)):
-        raise ExportError(f"{MANIFEST} was altered: expected sha256 {manifest.get('sha256')} inside, got {digest}")
+    got = manifest.get("format") if isinstance(manifest, dict) else manifest
+    expect(isinstance(manifest, dict) and got == FORMAT, MANIFEST, f"format {FORMAT!r}", reprlib.repr(got))
+    version, way_out = manifest.get("format_version"), "export again or update the loader"
+    expect(version == FORMAT_VERSION, MANIFEST, f"format_version {FORMAT_VERSION}", f"{version!r}; {way_out}")
+    inside, digest = manifest.get("sha256"), seal(manifest)
+    expect(inside == digest, f"{MANIFEST} was altered", f"sha256 {inside} inside", digest)
     _check_form(manifest)
     total = sum(entry["bytes"] for entry in manifest["files"].values())
     limit = memory() // 2 if max_bytes is None else max_bytes
@@ -105,16 +107,14 @@ def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
         raise ExportError(f"{MANIFEST}: expected {name!r} among its files, got {sorted(manifest['files'])}")
     raw = read_file(folder / name, name, size=entry["bytes"])
     digest = hashlib.sha256(raw).hexdigest()
-    if digest != entry["sha256"]:
-        raise ExportError(f"{name} was altered: expected sha256 {entry['sha256']}, got {digest}")
+    expect(digest == entry["sha256"], f"{name} was altered", f"sha256 {entry['sha256']}", digest)
     return raw
 
 
 def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """Arrays of a safetensors file, as read-only views of its bytes; ExportError where the header does not describe them."""
-    length = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1
-    if not 0 <= length <= min(len(raw) - 8, MANIFEST_BYTES):
-        raise ExportError(f"arrays: expected a header of at most {min(len(raw) - 8, MANIFEST_BYTES)} bytes, got {length}")
+    length, limit = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1, min(len(raw) - 8, MANIFEST_BYTES)
+    expect(0 <= length <= limit, "arrays", f"a header of at most {limit} bytes", length)
     header = parse_json(raw[8 : 8 + length], "arrays: header")
     try:
         header.pop("__metadata__", None)
@@ -125,20 +125,16 @@ def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
     data = memoryview(raw)[8 + length :]
     arrays, end = {}, 0
     for name, dtype, shape, start, stop in entries:
-        if max(len(shape), name.count("/")) > MOST_DIMENSIONS or not all(is_size(number) for number in (*shape, start, stop)):
-            raise ExportError(
-                f"arrays {reprlib.repr(name)}: expected at most {MOST_DIMENSIONS} groups, and as many sizes and "
-                f"offsets from 0 to {LARGEST_SIZE}, got {reprlib.repr((shape, start, stop))}"
-            )
+        few = max(len(shape), name.count("/")) <= MOST_DIMENSIONS and all(map(is_size, (*shape, start, stop)))
+        expected = f"at most {MOST_DIMENSIONS} groups, and as many sizes and offsets from 0 to {LARGEST_SIZE}"
+        expect(few, f"arrays {reprlib.repr(name)}", expected, reprlib.repr((shape, start, stop)))
         size = math.prod(shape) * dtype.itemsize
         whole = math.prod(max(1, dim) for dim in shape) * dtype.itemsize  # NumPy refuses huge axes of empty arrays too
-        if start != end or stop - start != size or whole > LARGEST_SIZE:
-            raise ExportError(f"arrays {name!r}: expected {size} bytes from {end}, got {start} to {stop}")
-        if stop > len(data):
-            raise ExportError(f"arrays {name!r}: expected {stop} bytes of data, got {len(data)}")
+        fits = (start, stop) == (end, end + size) and whole <= LARGEST_SIZE
+        expect(fits, f"arrays {name!r}", f"{size} bytes from {end}", f"{start} to {stop}")
+        expect(stop <= len(data), f"arrays {name!r}", f"{stop} bytes of data", len(data))
         arrays[name], end = np.frombuffer(data[start:stop], dtype).reshape(shape), stop
-    if end != len(data):
-        raise ExportError(f"arrays: expected {end} bytes of data, got {len(data)}")
+    expect(end == len(data), "arrays", f"{end} bytes of data", len(data))
     return arrays
 
 
@@ -197,8 +193,7 @@ def is_size(number: Any) -> bool:
 
 
 def _expect(good: Any, field: str, expected: str, got: Any) -> None:
-    if not good:
-        raise ExportError(f"{MANIFEST} {field}: expected {expected}, got {type(got).__name__} {reprlib.repr(got)}")
+    expect(good, f"{MANIFEST} {field}", expected, f"{type(got).__name__} {reprlib.repr(got)}")
 
 
 def read_file(path: Path, name: str, *, size: int | None = None, limit: int | None = None) -> bytes:
@@ -209,19 +204,17 @@ def read_file(path: Path, name: str, *, size: int | None = None, limit: int | No
         raise ExportError(f"{name}: expected a file in the folder, got none ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode) or ("/" in name and path.parent.is_symlink()):  # a link could lead out of the folder
         raise ExportError(f"{name}: expected a regular file, got a link, a folder or a device")
-    if size is not None and status.st_size != size:
-        raise ExportError(f"{name}: expected {size} bytes, got {status.st_size}")
-    if limit is not None and status.st_size > limit:
-        raise ExportError(f"{name}: expected at most {limit} bytes, got {status.st_size}")
+    expect(size in (None, status.st_size), name, f"{size} bytes", status.st_size)
+    expect(limit is None or status.st_size <= limit, name, f"at most {limit} bytes", status.st_size)
     with path.open("rb") as file:
         return file.read(status.st_size + 1)  # one more than expected, so that a file that grew meanwhile does not pass
 
 
 def memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process runs in."""
-    sizes = [LARGEST_SIZE]
+    """Bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
+    sizes = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every platform
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError, ValueError):  # "max" for no limit
         sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes)
+    return min(sizes, default=LARGEST_SIZE)

@@ -14,7 +14,7 @@ import jax
 import jax.export
 import numpy as np
 
-from .files import DTYPE_NAMES, ORDER, PROBABILITY, ExportError, memory
+from .files import DTYPE_NAMES, ORDER, PROBABILITY, ExportError, expect, memory
 
 OVER = {"users": "b", "item": "n", "interaction": "c"}
 """The axis over which a function runs in blocks."""
@@ -58,9 +58,8 @@ class Axis:
 
 def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]]) -> dict[str, Axis]:
     """The axes of a manifest, with other buckets for some; ExportError for sizes that the functions do not allow."""
-    if unknown := sorted(set(buckets) - set(manifest["axes"])):
-        raise ExportError(f"buckets: expected axes among {sorted(manifest['axes'])}, got {unknown}")
-    axes = {}
+    axes, unknown = {}, sorted(set(buckets) - set(manifest["axes"]))
+    expect(not unknown, "buckets", f"axes among {sorted(manifest['axes'])}", unknown)
     for name, spec in manifest["axes"].items():
         low, high = spec["minimum"], spec.get("maximum")
         sizes = tuple(sorted({int(size) for size in buckets.get(name, spec["buckets"])}))
@@ -110,8 +109,7 @@ class Function:
         self.ignored = frozenset(spec["ignored"])
         self.used_axes = {dim for entry in self.inputs.values() for dim in entry.shape if isinstance(dim, str)}
         over = axis_of(name)
-        if over is not None and over not in self.used_axes:
-            raise ExportError(f"{name}: expected inputs with the axis {over!r}, got {sorted(self.used_axes)}")
+        expect(over is None or over in self.used_axes, name, f"inputs with the axis {over!r}", sorted(self.used_axes))
         self._check_size()
         self.exported = exported = _deserialize(raw, name)
         self._check_signature()
@@ -148,8 +146,7 @@ class Function:
             value, wanted = given[name], self.inputs[name]
             if wanted.size is not None or wanted.finite or not isinstance(value, jax.Array):
                 value = np.asarray(jax.device_get(value))
-            if value.dtype != wanted.dtype:
-                raise ExportError(f"{self.name} input {name}: expected dtype {wanted.dtype}, got {value.dtype}")
+            expect(value.dtype == wanted.dtype, f"{self.name} input {name}", f"dtype {wanted.dtype}", value.dtype)
             if isinstance(value, np.ndarray):
                 wanted.check(f"{self.name} input {name}", value)
             taken[name] = value
@@ -315,8 +312,7 @@ def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:
     fits = fits and offsets[0] == 0 and offsets[-1] == len(utf8)
     # Only the first of ascending strings may be empty, so their number is bounded by their bytes.
     fits = fits and bool((offsets[1:2] >= 0).all()) and bool((offsets[2:] > offsets[1:-1]).all())
-    if not fits:
-        raise ExportError(f"{name}: expected utf8 uint8 [m], offsets int64 that rise from 0 to m, got others; export again")
+    expect(fits, name, "utf8 uint8 [m], offsets int64 that rise from 0 to m", "others; export again")
     data = utf8.tobytes()
     try:
         texts = [data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())]

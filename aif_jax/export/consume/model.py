@@ -19,7 +19,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, local, memory, read_arrays, read_manifest
+from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, expect, local, memory, read_arrays, read_manifest
 from .functions import Function, Ids, axis_of, read_axes
 
 try:
@@ -148,8 +148,7 @@ class ExportedModel:
           ExportError: rows that the table does not have.
         """
         function, rows = self.functions["interaction"], np.asarray(rows)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu":
-            raise ExportError(f"rows: expected integers [C], got {rows.dtype}{list(rows.shape)}")
+        expect(rows.ndim == 1 and rows.dtype.kind in "iu", "rows", "integers [C]", f"{rows.dtype}{list(rows.shape)}")
         needed = [name[5:] for name in function.inputs if name.startswith("rows.")]
         if missing := [name for name in needed if name not in table]:
             raise ExportError(f"table: expected columns {needed}, got none named {missing}")
@@ -173,10 +172,8 @@ class ExportedModel:
         Raises:
           ExportError: logits that do not fit; an export of one objective without calibration or orders: then it is the sigmoid.
         """
-        if PROBABILITY not in self.functions:
-            raise ExportError(
-                "probabilities: expected a calibration, orders or several objectives, got none; export a calibrated model"
-            )
+        expected, got = "a calibration, orders or several objectives", "none; export a calibrated model"
+        expect(PROBABILITY in self.functions, "probabilities", expected, got)
         return self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})["probabilities"]
 
     def value(self, order: str, logits: Any, side: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -190,8 +187,7 @@ class ExportedModel:
         Raises:
           ExportError: another order, logits or side values that do not fit.
         """
-        if order not in self.orders:
-            raise ExportError(f"order: expected one of {sorted(self.orders)}, got {order!r}")
+        expect(order in self.orders, "order", f"one of {sorted(self.orders)}", repr(order))
         function = self.functions[f"{ORDER}{order}"]
         given = {f"side.{name}": np.asarray(values) for name, values in (side or {}).items()}
         return function.on_host({"logits": np.asarray(logits)} | given)["scores"]
@@ -209,8 +205,7 @@ class ExportedModel:
 
     def encode(self, name: str, raw: Any) -> np.ndarray:
         """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds."""
-        if name not in self._vocabularies:
-            raise ExportError(f"vocabulary: expected one of {sorted(self._vocabularies)}, got {name!r}")
+        expect(name in self._vocabularies, "vocabulary", f"one of {sorted(self._vocabularies)}", repr(name))
         known, rows = self._vocabularies[name]
         return rows[known.positions(raw)]
 
@@ -218,11 +213,9 @@ class ExportedModel:
         """Features by name; their encoding must be the model's where both are known."""
         given = flatten(features)
         encoding = given.pop("encoding", "")
-        if self.encoding and not (isinstance(encoding, str) and encoding in ("", self.encoding)):
-            raise ExportError(
-                f"features: expected the encoding {self.encoding}, got {encoding}; their ids and floats mean something else to "
-                "this model: encode with the encoder that it was exported with"
-            )
+        fits = not self.encoding or (isinstance(encoding, str) and encoding in ("", self.encoding))
+        why = "their ids and floats mean something else to this model: encode with the encoder that it was exported with"
+        expect(fits, "features", f"the encoding {self.encoding}", f"{encoding}; {why}")
         return given
 
     def _gather_and_score(self, params, states, columns, rows):
@@ -274,8 +267,7 @@ def verify(
             raise
         except Exception as error:  # whatever a foreign function does when it runs
             raise ExportError(f"{name}: expected golden outputs, the function failed: {error}") from error
-        if set(got) != set(expected):
-            raise ExportError(f"{name}: expected golden outputs {sorted(got)}, got {sorted(expected)}")
+        expect(set(got) == set(expected), name, f"golden outputs {sorted(got)}", sorted(expected))
         differences = {key: difference(f"{name} {key}", got[key], expected[key], tolerance) for key in expected}
         largest[name] = max(differences.values(), default=0.0)
     return {"version": model.version, "max_abs_diff": max(largest.values(), default=0.0), "functions": largest}
@@ -306,17 +298,14 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
     """Raises where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
     made, here = str(manifest["made_with"].get("jax")), jax.__version__
     advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions again"
-    if _release(made) > _release(here):
-        raise ExportError(f"jax: expected at least {made}, which wrote this export, got {here}; {advice}")
+    expect(_release(made) <= _release(here), "jax", f"at least {made}, which wrote this export", f"{here}; {advice}")
     low = jax.export.minimum_supported_calling_convention_version
     high = jax.export.maximum_supported_calling_convention_version
     for name, spec in manifest["functions"].items():
         version = spec.get("calling_convention_version")
-        if type(version) is not int or not low <= version <= high:
-            raise ExportError(
-                f"{name}: expected a calling convention of {low} to {high}, as jax {here} reads, got {version} of jax "
-                f"{made}; {advice}"
-            )
+        reads = type(version) is int and low <= version <= high
+        expected = f"a calling convention of {low} to {high}, as jax {here} reads"
+        expect(reads, name, expected, f"{version} of jax {made}; {advice}")
 
 
 def _open(
@@ -375,8 +364,7 @@ def difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> f
     with np.errstate(invalid="ignore"):  # infinities are refused below
         gap = np.abs(got.astype(np.float64) - wanted)
     allowed = tolerance * np.maximum(1.0, np.abs(wanted)) if jnp.issubdtype(expected.dtype, jnp.floating) else 0.0
-    if not (gap <= allowed).all():
-        raise ExportError(f"{what}: expected the golden output within {tolerance}, got a difference of {gap.max()}")
+    expect((gap <= allowed).all(), what, f"the golden output within {tolerance}", f"a difference of {gap.max()}")
     return float(gap.max())
 
 
@@ -406,8 +394,7 @@ def verify_in_child(
       ExportError: as `verify`; the child crashed, or took more than `max_bytes` (None: half of the memory) or `max_seconds`;
         functions that do not run on a CPU.
     """
-    if "cpu" not in platforms:
-        raise ExportError(f"platforms: expected cpu, where a child process checks, got {platforms}; trusted=True runs here")
+    expect("cpu" in platforms, "platforms", "cpu, where a child process checks", f"{platforms}; trusted=True runs here")
     limit = memory() // 2 if max_bytes is None else max_bytes
     order = {"folder": str(folder.absolute()), "tolerance": tolerance, "sha256": sha256, "max_bytes": max_bytes}
     path = [os.path.abspath(entry) for entry in sys.path if entry]
