@@ -267,7 +267,7 @@ def verify(
             raise
         except Exception as error:  # whatever a foreign function does when it runs
             raise ExportError(f"{name}: expected golden outputs, the function failed: {error}") from error
-        expect(set(got) == set(expected), name, f"golden outputs {sorted(got)}", sorted(expected))
+        expect(set(got) == set(expected), name, f"golden outputs {sorted(expected)}", sorted(got))
         differences = {key: difference(f"{name} {key}", got[key], expected[key], tolerance) for key in expected}
         largest[name] = max(differences.values(), default=0.0)
     return {"version": model.version, "max_abs_diff": max(largest.values(), default=0.0), "functions": largest}
