@@ -37,14 +37,9 @@ class KafkaStream(UpdateStream):
     """
 
     def __init__(
-        self,
-        servers: str,
-        topic: str,
-        *,
-        group: str | None = None,
-        rejected: str | None = None,
+        self, servers: str, topic: str, *, group: str | None = None, rejected: str | None = None,
         options: Mapping[str, Any] | None = None,
-    ):
+    ):  # fmt: skip
         with needs_extra("streams of Kafka need confluent-kafka", "kafka"):
             import confluent_kafka
         expect(topic != rejected, "rejected", "another topic than that of the stream", rejected)

@@ -110,15 +110,9 @@ class ValkeyFeatureWriter:
     """
 
     def __init__(
-        self,
-        client: Any,
-        layout: EventLayout,
-        *,
-        user: str = "user",
-        length: int = 4096,
-        prefix: str = "aif",
+        self, client: Any, layout: EventLayout, *, user: str = "user", length: int = 4096, prefix: str = "aif",
         seconds: float | None = None,
-    ):
+    ):  # fmt: skip
         expect(length >= 1, "length", "at least 1", length)
         expect(seconds is None or seconds > 0, "seconds", "None or more than 0", seconds)
         self._client, self.layout, self.length, self._prefix, self._user = client, layout, length, prefix, user
@@ -200,14 +194,9 @@ class ValkeyStates:
     """
 
     def __init__(
-        self,
-        client: Any,
-        *,
-        seconds: float = 600.0,
-        timeout: float = 0.05,
-        most_bytes: int = 1 << 20,
+        self, client: Any, *, seconds: float = 600.0, timeout: float = 0.05, most_bytes: int = 1 << 20,
         prefix: str = "aif-state",
-    ):
+    ):  # fmt: skip
         for name, value in (("seconds", seconds), ("timeout", timeout), ("most_bytes", most_bytes)):
             expect(value > 0, name, "more than 0", value)
         self.counters: Counter[str] = Counter()
