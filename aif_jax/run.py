@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,14 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
 from aif_jax.scores import GROUP, with_calibration
-from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
+from aif_jax.serving import AsyncPreRanker
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import check_encoding, fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.edits import Edit, Form
+from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
 from aif_jax.train.loop import LogWriter
@@ -105,16 +105,9 @@ class Run:
         return self.trained.version
 
     def evaluate(
-        self,
-        data: Dataset,
-        split: Literal["test", "validation"] = "test",
-        *,
-        k: int | None = 100,
-        requests: int | None = None,
-        min_history: int | None = None,
-        repeats: bool | None = None,
-        **options: Any,
-    ) -> Evaluation:
+        self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
+        min_history: int | None = None, repeats: bool | None = None, **options: Any,
+    ) -> Evaluation:  # fmt: skip
         """Figures of a slice that training never saw.
 
         Args:
@@ -181,9 +174,7 @@ class Run:
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
 
-    def calibrate(
-        self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
-    ) -> Run:
+    def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
         """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
 
         Its version is another, so an index is built after it. `metrics` are those that a calibration leaves as they are.
@@ -191,14 +182,14 @@ class Run:
         run's.
 
         Args:
-          form, rate, options: see `train.calibrate`.
           requests: at most so many, drawn at random; None takes all.
+          options: others of `train.calibrate`, such as `form` and `rate`.
 
         Raises:
           ValueError: a run without a validation slice, or as `train.calibrate`.
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
-        given = {"calibration_negatives": self.settings.task.calibration_negatives, "form": form, "rate": rate} | options
+        given: dict[str, Any] = {"calibration_negatives": self.settings.task.calibration_negatives} | options
         trained = edits.calibration(validation, **given)(self.trained, data)
         return dataclasses.replace(self, trained=trained, metrics=training.of_ranking(self.metrics))
 
@@ -228,17 +219,9 @@ class Run:
         """
         return UserTable.build(self.trained, events, **options)
 
-    def serve(
-        self,
-        index: ItemIndex,
-        *,
-        features: Callable[..., Any],
-        retrieval: Callable[..., Any] | None = None,
-        config: ServingConfig | None = None,
-        states: StateStore | None = None,
-    ) -> AsyncPreRanker:
+    def serve(self, index: ItemIndex, **options: Any) -> AsyncPreRanker:
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
-        return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config, states=states)
+        return AsyncPreRanker(self.trained, index, **options)
 
     def save(self, folder: str | Path) -> None:
         """Writes the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.
