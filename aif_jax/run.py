@@ -105,16 +105,9 @@ class Run:
         return self.trained.version
 
     def evaluate(
-        self,
-        data: Dataset,
-        split: Literal["test", "validation"] = "test",
-        *,
-        k: int | None = 100,
-        requests: int | None = None,
-        min_history: int | None = None,
-        repeats: bool | None = None,
-        **options: Any,
-    ) -> Evaluation:
+        self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
+        min_history: int | None = None, repeats: bool | None = None, **options: Any,
+    ) -> Evaluation:  # fmt: skip
         """Figures of a slice that training never saw.
 
         Args:
@@ -229,14 +222,9 @@ class Run:
         return UserTable.build(self.trained, events, **options)
 
     def serve(
-        self,
-        index: ItemIndex,
-        *,
-        features: Callable[..., Any],
-        retrieval: Callable[..., Any] | None = None,
-        config: ServingConfig | None = None,
-        states: StateStore | None = None,
-    ) -> AsyncPreRanker:
+        self, index: ItemIndex, *, features: Callable[..., Any], retrieval: Callable[..., Any] | None = None,
+        config: ServingConfig | None = None, states: StateStore | None = None,
+    ) -> AsyncPreRanker:  # fmt: skip
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
         return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config, states=states)
 

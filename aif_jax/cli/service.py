@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +93,12 @@ def run_serve(options: argparse.Namespace) -> int:
             raise UsageError("serve: expected --user-table with --max-user-age, got none; add it")
         expect(options.workers >= 1, "--workers", "at least 1", options.workers)
     log_to_stderr(options.log_form, options.log_level)
-    with contextlib.nullcontext() if not is_store or is_worker() else _mirror(options, settings):
+    with contextlib.ExitStack() as stack:
+        if is_store and not is_worker():  # in the process that watches the workers; credentials come from the environment
+            with shared.open_store(options.folder) as store:
+                stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
         serve(settings, workers=options.workers)
     return FINE
-
-
-@contextlib.contextmanager
-def _mirror(options: argparse.Namespace, settings: ServiceSettings) -> Iterator[None]:
-    """Keeps the local folder like the store, in the process that watches the workers; credentials come from the environment."""
-    with contextlib.ExitStack() as stack:
-        with shared.open_store(options.folder) as store:
-            stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
-        yield
 
 
 def run_replay(options: argparse.Namespace) -> int:

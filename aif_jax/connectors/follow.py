@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -114,14 +114,13 @@ class UserTarget(_Written[UserTableWriter]):
         return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        parts = joined([entry.change for entry in entries])
+        parts = list(tables_of(entries))
         if not parts:
             self.writer.skip(position=position, partition=partition)
             return
-        expect(all(part.table is not None for part in parts), "message", "events", "a deletion")
         expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
-        at, written = by_event(entries)
-        self.writer.update(parts[0].table, position=at, partition=partition, written=written)
+        table, at, written = parts[0]
+        self.writer.update(table, position=at, partition=partition, written=written)
 
 
 class SinkTarget(Target):
@@ -145,33 +144,32 @@ class SinkTarget(Target):
 
     @property
     def saved(self) -> Mapping[int, int]:
-        return dict(self._positions)
+        return self.positions
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
-        expect(all(entry.change.table is not None for entry in entries), "message", "events", "a deletion")
-        (at, written), done = by_event(entries), 0
-        for part in joined([entry.change for entry in entries]):
-            some = slice(done, done + part.table.num_rows)
-            options: dict[str, Any] = {"position": at[some], "partition": partition}
-            if isinstance(self._sink, UserTable):
-                options["written"] = Written(*(leaf[some] for leaf in written))
-            self._sink.update(part.table, **options)
-            done = some.stop
+        for table, at, written in tables_of(entries):
+            options: dict[str, Any] = {"written": written} if isinstance(self._sink, UserTable) else {}
+            self._sink.update(table, position=at, partition=partition, **options)
         self._positions[partition] = max(position, self._positions.get(partition, position))
 
     def tick(self) -> None:
         """Nothing to save."""
 
 
-def by_event(entries: Sequence[StreamEntry]) -> tuple[np.ndarray, Written]:
-    """The position of the message of each event [n], and when it was written."""
-    counts = [entry.change.table.num_rows for entry in entries]
-    messages = [entry.message for entry in entries]
-    seconds = [np.nan if message.time is None else message.time for message in messages]
-    written = Written(np.array(seconds), np.array([message.by_broker for message in messages]))
-    positions = np.array([message.position for message in messages], np.int64)
-    return np.repeat(positions, counts), Written(*(np.repeat(leaf, counts) for leaf in written))
+def tables_of(entries: Sequence[StreamEntry]) -> Iterator[tuple[Any, np.ndarray, Written]]:
+    """The events of messages: tables of one schema each, the position of each event's message, and when it was written."""
+    changes, messages = [entry.change for entry in entries], [entry.message for entry in entries]
+    expect(all(change.table is not None for change in changes), "message", "events", "a deletion")
+    seconds = np.array([np.nan if message.time is None else message.time for message in messages])
+    by_broker = np.array([message.by_broker for message in messages])
+    positions, done = np.array([message.position for message in messages], np.int64), 0
+    counts = [change.table.num_rows for change in changes]
+    at, *written = (np.repeat(leaf, counts) for leaf in (positions, seconds, by_broker))
+    for part in joined(changes):
+        some = slice(done, done + part.table.num_rows)
+        yield part.table, at[some], Written(*(leaf[some] for leaf in written))
+        done = some.stop
 
 
 class Follower:
@@ -201,15 +199,9 @@ class Follower:
     """
 
     def __init__(
-        self,
-        stream: UpdateStream,
-        target: Target,
-        *,
-        max_batch: int = 1000,
-        changed: Callable[[], Any] | None = None,
-        store: SnapshotStore | None = None,
-        max_rejected: int = 1000,
-    ):
+        self, stream: UpdateStream, target: Target, *, max_batch: int = 1000, changed: Callable[[], Any] | None = None,
+        store: SnapshotStore | None = None, max_rejected: int = 1000,
+    ):  # fmt: skip
         expect(max_batch >= 1, "max_batch", "at least 1", max_batch)
         expect(max_rejected >= 1, "max_rejected", "at least 1", max_rejected)
         self.stream, self.target, self.counters = stream, target, Counter()

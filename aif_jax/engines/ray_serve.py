@@ -9,7 +9,7 @@ from typing import Any
 from aif_jax.checks import needs_extra
 from aif_jax.service.calls import parse
 from aif_jax.service.client import affinity_key
-from aif_jax.service.core import Policy, Service, rank_fields, score_fields
+from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 
@@ -17,15 +17,9 @@ ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 def replicas(
-    folder: str | Path,
-    *,
-    count: int | None = None,
-    config: ServingConfig | None = None,
-    policy: Policy | None = None,
-    affinity: bool = True,
-    models: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Any:
+    folder: str | Path, *, count: int | None = None, config: ServingConfig | None = None, policy: Policy | None = None,
+    affinity: bool = True, models: Mapping[str, Any] | None = None, **options: Any,
+) -> Any:  # fmt: skip
     """An application for `serve.run`, whose handle `call` calls.
 
     Args:
@@ -76,18 +70,18 @@ class Replica:
 
     async def rank(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The best k, with arrays; raises what `Service.rank` raises."""
-        asked = parse(fields, self._service.policy.limits)
-        return rank_fields(await self._service.rank(asked), asked.id)
+        return await self._called("rank", fields)
 
     async def score(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Logits of candidates."""
-        asked = parse(fields, self._service.policy.limits)
-        return score_fields(await self._service.score(asked), asked.id)
+        return await self._called("score", fields)
 
     async def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Computes the state of a user who is coming."""
-        asked = parse(fields, self._service.policy.limits)
-        return {"id": asked.id, "version": (await self._service.prepare(asked)).version}
+        return await self._called("prepare", fields)
+
+    async def _called(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._service.fields(method, parse(fields, self._service.policy.limits))
 
     async def metrics(self) -> dict[str, dict[str, Any]]:
         """The engine's figures by version."""

@@ -26,9 +26,9 @@ import numpy as np
 from aif_jax import checkpoint, output
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.config import Config
-from aif_jax.connectors.follow import Follower, StreamEntry, by_event
+from aif_jax.connectors.follow import Follower, StreamEntry, tables_of
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.connectors.streams import UpdateStream, joined
+from aif_jax.connectors.streams import UpdateStream
 from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.cascade import RECORD, join_samples
 from aif_jax.data.dataset import Dataset
@@ -56,7 +56,6 @@ from aif_jax.store.folders import URL, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
 from aif_jax.train.fit import expect_labels
 from aif_jax.train.optimizers import ids_of
-from aif_jax.train.step import TrainState
 from aif_jax.train.tasks import TASKS, Goals, Task
 from aif_jax.trees import leaves_by_path
 from aif_jax.user_table import Written
@@ -206,7 +205,7 @@ def follow(
         arguments |= {} if admit_after is None else {"admit_after": admit_after}
         arguments |= {"samples": str(local(stream, "samples"))} if isinstance(stream, str | Path) else {}
         with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
-            chain = Chain.open(job, store, root, functools.partial(
+            chain = Chain(job, store, root, functools.partial(
                 _history, events, items, users, content=content, progress=progress, admit_after=admit_after, say=say,
             ), task=task, settings=settings, clock=clock, stream=stream)  # fmt: skip
             began = chain.number
@@ -241,12 +240,7 @@ class Arrivals:
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`."""
-        written, parts, done = by_event(entries)[1], [], 0
-        for change in joined([entry.change for entry in entries]):
-            expect(change.table is not None, "message", "events", "a deletion")
-            some = slice(done, done + change.table.num_rows)
-            parts.append(self._encoded(change.table, Written(*(leaf[some] for leaf in written))))
-            done = some.stop
+        parts = [self._encoded(table, written) for table, _, written in tables_of(entries)]
         for part in parts:  # all are encoded before one is added
             self.add(part)
         self.positions[partition] = position
@@ -370,38 +364,13 @@ class SampleRuns:
         self.positions[name], self.used = len(used) if count is None else count, np.append(self.used, used)
 
 
-@dataclasses.dataclass(kw_only=True)
 class Chain:
-    """The micro-batches on one export."""
+    """The micro-batches on one export, as far as a job has sealed them; what is sealed and not published is published."""
 
-    job: Job
-    store: SnapshotStore
-    root: str
-    data: Dataset  # catalogue and users under the encoder of the last published version
-    log: EventLog  # events of the files, with codes of items where there is an admission
-    admission: Admission | None
-    task: Task
-    settings: FollowSettings
-    with_users: bool
-    trained: Trained  # of the last published version
-    state: TrainState
-    step: Any
-    tables: tuple[str, ...]
-    arrivals: Arrivals | SampleRuns
-    number: int = 0  # of the last micro-batch
-    deltas: int = 0
-    refused: int = 0
-    samples: int = 0
-    admitted: int = 0
-    sealed_arrivals: int = 0
-    published_arrivals: int = 0  # events that the users' rows of the last published version hold
-
-    @classmethod
-    def open(
-        cls, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], History], *, task: Task | None,
+    def __init__(
+        self, job: Job, store: SnapshotStore, root: str, history: Callable[[Trained], History], *, task: Task | None,
         settings: FollowSettings, clock: Callable[[], float] | None, stream: UpdateStream | str | Path,
-    ) -> Chain:  # fmt: skip
-        """The chain in a job, as far as it is sealed; what is sealed and not published is published."""
+    ):  # fmt: skip
         record = job.step("current", functools.partial(_keep, store, root))
         trained = checkpoint.load(job.path("current") / MODEL).trained()
         known = dict(record["task"])
@@ -417,19 +386,21 @@ class Chain:
         if isinstance(stream, str | Path):
             expect(admission is None, "admit_after", "None with samples, which have no raw ids", "a number; leave it out")
             expect(settings.k is None, "k", f"None for {name}, which ranks lists", settings.k)
-            arrivals: Any = SampleRuns(stream, data, task, objectives, until)
+            self.arrivals: Arrivals | SampleRuns = SampleRuns(stream, data, task, objectives, until)
         else:
             expect_labels(task, data, objectives)
-            arrivals = Arrivals(trained.need_encoder("follow"), until, log, clock, admission)
-        tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
-        loss = task.loss or Goals.of(objectives)
-        chain = cls(
-            job=job, store=store, root=root, data=data, log=log, admission=admission, task=task, settings=settings,
-            with_users=record["users"], trained=trained, state=rows_state(trained.params, tables, optimizer),
-            step=rows_step(trained.model, optimizer, loss=loss, tables=tables), tables=tables, arrivals=arrivals,
-        )  # fmt: skip
-        chain._resume()
-        return chain
+            self.arrivals = Arrivals(trained.need_encoder("follow"), until, log, clock, admission)
+        self.job, self.store, self.root, self.task, self.settings = job, store, root, task, settings
+        self.trained = trained  # of the last published version
+        self.data = data  # catalogue and users under its encoder
+        self.log, self.admission = log, admission  # events of the files, with codes of items where there is an admission
+        self.with_users: bool = record["users"]
+        self.tables, optimizer = moving_tables(trained.config.schema, settings.tables), rows_optimizer(settings.learning_rate)
+        self.state = rows_state(trained.params, self.tables, optimizer)
+        self.step = rows_step(trained.model, optimizer, loss=task.loss or Goals.of(objectives), tables=self.tables)
+        self.number = self.deltas = self.refused = self.samples = self.admitted = 0  # `number` of the last micro-batch
+        self.sealed_arrivals = self.published_arrivals = 0  # events in it, and in the users' rows of the published version
+        self._resume()
 
     def run(self, feed: Follower | SampleRuns, *, every: float, batches: int | None, stop: Callable[[], bool]) -> bool:
         """Follows until `stop`, or `batches` micro-batches more; True where the store has another export."""

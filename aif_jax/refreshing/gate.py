@@ -337,15 +337,9 @@ class ShownItems(NamedTuple):
 
 
 def judge_outcomes(
-    new: ShownItems,
-    old: ShownItems,
-    *,
-    calibration: float = 0.2,
-    log_loss: float = 0.05,
-    users: int = 100,
-    draws: int = 1000,
+    new: ShownItems, old: ShownItems, *, calibration: float = 0.2, log_loss: float = 0.05, users: int = 100, draws: int = 1000,
     level: float = 0.95,
-) -> tuple[str, ...]:
+) -> tuple[str, ...]:  # fmt: skip
     """Why a version in service should be taken back, by what users did with the items that it and the version before showed.
 
     Two figures, neither of which depends on how often the outcome follows: predicted over observed, and log-loss over the

@@ -142,12 +142,15 @@ def refresh(
     expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
     store = SnapshotStore(where, keep=keep)
-    arguments = {
+    settings: dict[str, Any] = {
+        "replay": replay, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "id_dropout": id_dropout,
+        "seed": seed, "requests": requests, "k": k,
+    }  # fmt: skip
+    arguments = settings | {
         "current": current.version if isinstance(current, Trained) else str(current), "out": store.url,
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
-        "task": repr(task), "since": None if since is None else str(since), "replay": replay, "held_out": held_out,
-        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "id_dropout": id_dropout, "seed": seed,
-        "requests": requests, "k": k, "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
+        "task": repr(task), "since": None if since is None else str(since), "held_out": held_out,
+        "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
         "gate": dataclasses.asdict(gate), "user_table": user_table, "platforms": list(platforms),
     }  # fmt: skip
     places = () if URL.match(where) else (local(where),)
@@ -162,10 +165,6 @@ def refresh(
         if newest <= served.newest or not len(task.positions(data, min_history=1, since=served.since, before=None)):
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(served.since)}", "status": "nothing new"})
             return Refreshed(status="nothing new")
-        settings = dict(
-            task=task, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, id_dropout=id_dropout, seed=seed,
-            replay=replay, requests=requests, k=k,
-        )  # fmt: skip
         job.step("warm start", functools.partial(steps.warm_start, seed))
         job.step("train", functools.partial(steps.train, settings))
         job.step("additions", steps.additions)
@@ -302,7 +301,7 @@ class _Steps:
         run = fit(
             started.model, self.data, out=self.job.path("fit"), start=started.params, keep_best=False,
             since=datetime.fromtimestamp(self.served.since, UTC), validation=self.held_out if self.calibrated else 0.0,
-            test=self.held_out, progress=self.progress, **settings,
+            test=self.held_out, progress=self.progress, task=self.task, **settings,
         )  # fmt: skip
         checkpoint.save(partial / MODEL, run.trained)
         trained = training.training_positions(self.data, run.settings)

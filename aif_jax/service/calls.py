@@ -109,7 +109,8 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
     if "features" in given and ("events" in given or "record" in given):
         raise BadCall("features", "expected either encoded features or a raw record and events, got both; send one of them")
     budget = given.get("budget")
-    if budget is not None and not (_is_number(budget) and 0 < budget < sys.float_info.max):
+    is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if budget is not None and not (is_number and 0 < budget < sys.float_info.max):
         raise BadCall("budget", f"expected more than 0 seconds, got {_shown(budget)}")
     return Call(
         user=_id(given["user"], "user"),
@@ -179,10 +180,6 @@ def _integer(value: Any, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
         raise BadCall(field, f"expected an integer of 64 bits, got {_shown(value)}")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.config import Config
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
@@ -184,41 +183,46 @@ class Service:
           Stale: a model older than the policy allows.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        return await self._answered("rank", self._rank(call, batches))
+        return await self._answered("rank", self._scored("rank", call, batches))
 
     async def score(self, call: Call) -> Reply[Scores]:
         """Logits of a call's candidates, in their order; raises as `rank`."""
-        return await self._answered("score", self._score(call))
+        return await self._answered("score", self._scored("score", call))
 
     async def prepare(self, call: Call) -> Served:
         """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
         return (await self._answered("prepare", self._prepare(call))).served
+
+    async def fields(self, method: str, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> dict[str, Any]:
+        """What a front sends of the answer to a call of "rank", "score" or "prepare"; raises as `rank`."""
+        if method == "rank":
+            return rank_fields(await self.rank(call, batches=batches), call.id)
+        if method == "score":
+            return score_fields(await self.score(call), call.id)
+        return {"id": call.id, "version": (await self.prepare(call)).version}
 
     async def _prepare(self, call: Call) -> Reply[Any]:
         served = self._picked(call)
         await served.engine.prepare(self._request(call, served, prepare=True))
         return Reply(None, served)
 
-    async def _rank(self, call: Call, batches: AsyncIterator[Candidates] | None) -> Reply[Ranking]:
+    async def _scored(self, method: str, call: Call, batches: AsyncIterator[Candidates] | None = None) -> Reply[Any]:
         served = self._picked(call)
-        _expect_order(call, served)
-        given: list[Candidates] = []
+        engine, config, given = served.engine, served.engine.config, []
+        order, known = call.order or config.order, (LOGIT, BID, *config.orders)
+        if order not in known:
+            raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
         candidates = candidates_from(call) if batches is None else _noted(batches, given)
-        if call.k is None:
-            raise BadCall("k", f"expected 1 to max_k={served.engine.config.max_k}, got none; send k, how many to answer with")
+        if method == "rank" and call.k is None:
+            raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
         request = self._request(call, served)
         with engine_checks():
-            answer = self._marked(await served.engine.rank(request, call.k, candidates=candidates), served)
-        self._observe("rank", call, served, answer, request, given)
-        return Reply(answer, served)
-
-    async def _score(self, call: Call) -> Reply[Scores]:
-        served = self._picked(call)
-        _expect_order(call, served)
-        request, given = self._request(call, served), candidates_from(call)
-        with engine_checks():
-            answer = self._marked(await served.engine.score(request, given), served)
-        self._observe("score", call, served, answer, request, [])
+            if method == "rank":
+                answer: Any = await engine.rank(request, call.k, candidates=candidates)  # type: ignore[arg-type]
+            else:
+                answer = await engine.score(request, candidates)
+        answer = self._marked(answer, served)
+        self._observe(method, call, served, answer, request, given)
         return Reply(answer, served)
 
     async def _answered(self, method: str, work: Any) -> Any:
@@ -297,14 +301,6 @@ def digest_of(features: UserFeatures) -> bytes:
     return made.digest()
 
 
-def _expect_order(call: Call, served: Served) -> None:
-    """Raises BadCall for an order that the version does not have."""
-    config = served.engine.config
-    order, known = call.order or config.order, (LOGIT, BID, *config.orders)
-    if order not in known:
-        raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
-
-
 async def _noted(batches: AsyncIterator[Candidates], given: list[Candidates]) -> AsyncIterator[Candidates]:
     """The batches, each noted."""
     async for batch in batches:
@@ -344,15 +340,11 @@ def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
 
 def _common(reply: Reply[Any], call_id: str) -> dict[str, Any]:
     answer: Answer = reply.answer
-    return {
-        "id": call_id,
-        "version": answer.version,
-        "degraded": answer.degraded,
-        "reason": answer.reason,
-        "state_age": answer.state_age,
-        "non_finite": answer.non_finite,
-        "stages": answer.stages,
-    } | ({"objectives": list(reply.served.objectives)} if len(reply.served.objectives) > 1 else {})
+    about = {
+        "id": call_id, "version": answer.version, "degraded": answer.degraded, "reason": answer.reason,
+        "state_age": answer.state_age, "non_finite": answer.non_finite, "stages": answer.stages,
+    }  # fmt: skip
+    return about | ({"objectives": list(reply.served.objectives)} if len(reply.served.objectives) > 1 else {})
 
 
 def to_json(value: Any) -> Any:
@@ -423,11 +415,5 @@ def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> di
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 
 
-@functools.lru_cache(maxsize=4)
-def _state(user: Any) -> Any:
-    return jax.jit(user)
-
-
-@functools.lru_cache(maxsize=4)
-def _contributions(config: Config) -> Any:
-    return jax.jit(functools.partial(contributions, config=config))
+_state = functools.lru_cache(maxsize=4)(jax.jit)
+_contributions = functools.lru_cache(maxsize=4)(lambda config: jax.jit(functools.partial(contributions, config=config)))

@@ -49,14 +49,9 @@ class UserSource:
     """
 
     def __init__(
-        self,
-        schema: Schema,
-        length: int,
-        encoder: Encoder | None,
-        reads: Reads | None,
-        table: UserTable | None = None,
+        self, schema: Schema, length: int, encoder: Encoder | None, reads: Reads | None, table: UserTable | None = None,
         places: tuple[int, ...] = SINCE,
-    ):
+    ):  # fmt: skip
         self.table, self._places = table, places
         self._schema = schema
         self._length = length

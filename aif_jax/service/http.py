@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
-from aif_jax.service.core import Service, explain, rank_fields, score_fields, to_json
+from aif_jax.service.core import Service, explain, to_json
 from aif_jax.service.log import PARENT
 from aif_jax.serving.metrics import prometheus_text
 
@@ -106,13 +107,9 @@ class App:
     """
 
     def __init__(
-        self,
-        service: Service,
-        *,
-        token: str | None = None,
-        more: Mapping[str, Handler] | None = None,
+        self, service: Service, *, token: str | None = None, more: Mapping[str, Handler] | None = None,
         max_requests: int | None = None,
-    ):
+    ):  # fmt: skip
         self._service = service
         self._max_requests, self._flying = math.inf if max_requests is None else max_requests, 0
         self._token = None if token is None else token.encode()
@@ -120,7 +117,8 @@ class App:
         self._summing = asyncio.Lock()
         folder = Path(__file__).parent / "page"
         self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
-        self._posts: dict[str, Handler] = {"/v1/rank": self._rank, "/v1/score": self._score, "/v1/prepare": self._prepare}
+        methods = ("rank", "score", "prepare")
+        self._posts: dict[str, Handler] = {f"/v1/{name}": functools.partial(self._called, name) for name in methods}
         self._posts["/v1/explain"] = self._explain
         self._gets: dict[str, Handler] = {
             "/health/live": self._live, "/health/ready": self._ready, "/metrics": self._metrics, "/status.json": self._status,
@@ -229,17 +227,12 @@ class App:
         most = {"texts": limits.texts} if reader is tensors.unpack else {}
         return parse(reader(asked.body, **most), limits)
 
-    async def _rank(self, asked: Asked) -> Response:
-        call = self._call(asked)
-        return _fields(asked, rank_fields(await self._service.rank(call), call.id))
-
-    async def _score(self, asked: Asked) -> Response:
-        call = self._call(asked)
-        return _fields(asked, score_fields(await self._service.score(call), call.id))
-
-    async def _prepare(self, asked: Asked) -> Response:
-        call = self._call(asked)
-        return _fields(asked, {"id": call.id, "version": (await self._service.prepare(call)).version})
+    async def _called(self, method: str, asked: Asked) -> Response:
+        """The answer to a call of a method, in the form of the question."""
+        fields = await self._service.fields(method, self._call(asked))
+        if asked.kind == JSON:
+            return json_response(fields)
+        return Response(200, asked.kind, tensors.pack(fields, encode=tensors.encode))
 
     async def _explain(self, asked: Asked) -> Response:
         return json_response(await explain(self._service, self._call(asked)))
@@ -303,10 +296,3 @@ def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Respons
     if problem.retry_after is not None:
         headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))
     return json_response(problem.to_json(), status=problem.status)._replace(headers=headers)
-
-
-def _fields(asked: Asked, fields: dict[str, Any]) -> Response:
-    """An answer in the form of the question."""
-    if asked.kind == JSON:
-        return json_response(fields)
-    return Response(200, asked.kind, tensors.pack(fields, encode=tensors.encode))

@@ -25,7 +25,7 @@ import numpy as np
 
 from aif_jax.service import rpc, tensors
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
-from aif_jax.service.core import Service, rank_fields, score_fields, to_json
+from aif_jax.service.core import Service, to_json
 from aif_jax.service.http import JSON, Asked, Response, json_response
 from aif_jax.store.version import __version__
 
@@ -84,18 +84,12 @@ async def infer(
     for name, array in inputs.items():
         one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
         tensors.put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
-    call = parse(fields, service.policy.limits)
-    if "k" in fields:
-        answer = rank_fields(await service.rank(call), call.id)
-        outputs = {name: answer[name] for name in ("ids", "scores", "logits")}
-    else:
-        answer = score_fields(await service.score(call), call.id)
-        outputs = {name: answer[name] for name in ("logits", "mask")}
+    method, wanted = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
+    answer = await service.fields(method, parse(fields, service.policy.limits))
     more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
-    if unknown := [name for name in names if name not in outputs]:
-        raise BadCall("outputs", f"expected some of {list(outputs)}, got {unknown[0][:200]!r}")
-    outputs = {name: outputs[name] for name in names} if names else outputs
-    return answer["version"], outputs, {"degraded": answer["degraded"]} | more
+    if unknown := [name for name in names if name not in wanted]:
+        raise BadCall("outputs", f"expected some of {list(wanted)}, got {unknown[0][:200]!r}")
+    return answer["version"], {name: answer[name] for name in names or wanted}, {"degraded": answer["degraded"]} | more
 
 
 def _scalar(array: np.ndarray, name: str) -> Any:

@@ -16,10 +16,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 from aif_jax.checks import needs_extra
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Limits, candidates_of, parse, reported
-from aif_jax.service.core import Reply, Service, rank_fields, score_fields
+from aif_jax.service.core import Service
 from aif_jax.service.log import PARENT
 from aif_jax.service.process import Listening
-from aif_jax.serving import Candidates, DeadlineExceeded, Ranking, Scores
+from aif_jax.serving import Candidates, DeadlineExceeded
 
 PACKAGE = "aif_jax.v1"
 INFERENCE = "inference"
@@ -78,9 +78,8 @@ def call_of(given: Any, limits: Limits, *, budget: float | None) -> Call:
     return parse(fields, limits)
 
 
-def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
-    """A RankResponse."""
-    fields = rank_fields(reply, call_id)
+def rank_response(fields: Mapping[str, Any]) -> Any:
+    """A RankResponse of `rank_fields`."""
     ids = fields["ids"]
     best = {"ids": [_bytes(ids, "<i8")]} if ids.dtype.kind == "i" else {"texts": ids.tolist()}
     return kind(f"{PACKAGE}.RankResponse", packed=True)(
@@ -89,12 +88,19 @@ def rank_response(reply: Reply[Ranking], call_id: str) -> Any:
     )  # fmt: skip
 
 
-def score_response(reply: Reply[Scores], call_id: str) -> Any:
-    """A ScoreResponse."""
-    fields = score_fields(reply, call_id)
+def score_response(fields: Mapping[str, Any]) -> Any:
+    """A ScoreResponse of `score_fields`."""
     return kind(f"{PACKAGE}.ScoreResponse", packed=True)(
         about=_about(fields), logits=[_bytes(fields["logits"])], known=[_bytes(fields["mask"], "?")]
     )
+
+
+def prepare_response(fields: Mapping[str, Any]) -> Any:
+    """A PrepareResponse."""
+    return kind(f"{PACKAGE}.PrepareResponse")(request_id=fields["id"], version=fields["version"])
+
+
+RESPONSES = {"rank": rank_response, "score": score_response, "prepare": prepare_response}
 
 
 def _bytes(array: np.ndarray, dtype: str = "<f4") -> bytes:
@@ -186,20 +192,10 @@ class PreRanking:
 
     def methods(self) -> dict[str, Method]:
         """The methods of one request by name."""
-        return {"Rank": self._rank, "Score": self._score, "Prepare": self._prepare}
+        return {name.title(): functools.partial(self._called, name) for name in RESPONSES}
 
-    async def _rank(self, given: Any, left: float | None) -> Any:
-        call = call_of(given, self._limits, budget=left)
-        return rank_response(await self._service.rank(call), call.id)
-
-    async def _score(self, given: Any, left: float | None) -> Any:
-        call = call_of(given, self._limits, budget=left)
-        return score_response(await self._service.score(call), call.id)
-
-    async def _prepare(self, given: Any, left: float | None) -> Any:
-        call = call_of(given, self._limits, budget=left)
-        version = (await self._service.prepare(call)).version
-        return kind(f"{PACKAGE}.PrepareResponse")(request_id=call.id, version=version)
+    async def _called(self, name: str, given: Any, left: float | None) -> Any:
+        return RESPONSES[name](await self._service.fields(name, call_of(given, self._limits, budget=left)))
 
     async def rank_stream(self, parts: AsyncIterator[bytes], left: float | None) -> Any:
         """The method RankStream."""
@@ -224,7 +220,7 @@ class PreRanking:
                 fields = {} if raw is None else _candidates(read(name, raw).candidates)
                 batch = candidates_of(fields["candidates"], fields.get("bids"), self._limits) if fields else None
 
-        return rank_response(await self._service.rank(call, batches=batches()), call.id)
+        return rank_response(await self._service.fields("rank", call, batches=batches()))
 
 
 async def start(
@@ -264,17 +260,13 @@ async def start(
         await context.abort(grpc.StatusCode[problem.code], text, tuple(trailing))
         raise AssertionError("unreachable: abort raises")
 
-    def unary(request: str, method: Method) -> Any:
-        async def handle(raw: bytes, context: Any) -> bytes:
-            return await answered(context, lambda left: method(read(request, raw), left))
+    def handled(kind: Any, method: Callable[[Any, float | None], Awaitable[Any]], given: Callable[[Any], Any]) -> Any:
+        """The handler of a kind of call; `given` makes what the method takes of what came."""
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        async def handle(came: Any, context: Any) -> bytes:
+            return await answered(context, lambda left: method(given(came), left))
 
-    def streamed(method: Callable[[AsyncIterator[bytes], float | None], Awaitable[Any]]) -> Any:
-        async def handle(parts: AsyncIterator[bytes], context: Any) -> bytes:
-            return await answered(context, lambda left: method(parts.__aiter__(), left))
-
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return kind(handle)
 
     class Authorized(grpc.aio.ServerInterceptor):
         """Refuses calls without the token, except health checks."""
@@ -305,9 +297,10 @@ async def start(
     services = {PRE_RANKING: pre_ranking.methods(), **(more or {})}
     for name, methods in services.items():
         package = name.rpartition(".")[0]
-        handlers = {each: unary(f"{package}.{each}Request", method) for each, method in methods.items()}
+        requests = {each: functools.partial(read, f"{package}.{each}Request") for each in methods}
+        handlers = {each: handled(grpc.unary_unary_rpc_method_handler, methods[each], requests[each]) for each in methods}
         if name == PRE_RANKING:
-            handlers["RankStream"] = streamed(pre_ranking.rank_stream)
+            handlers["RankStream"] = handled(grpc.stream_unary_rpc_method_handler, pre_ranking.rank_stream, aiter)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # a module that it imports as a name
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

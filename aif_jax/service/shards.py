@@ -60,13 +60,9 @@ class ShardedClient:
     """
 
     def __init__(
-        self,
-        addresses: Sequence[str],
-        *,
-        missing: Literal["refuse", "degrade"] = "refuse",
-        timeout: float = 10.0,
+        self, addresses: Sequence[str], *, missing: Literal["refuse", "degrade"] = "refuse", timeout: float = 10.0,
         **options: Any,
-    ):
+    ):  # fmt: skip
         expect(len(addresses) > 0, "addresses", "one of each shard", list(addresses))
         expect(missing in ("refuse", "degrade"), "missing", "'refuse' or 'degrade'", repr(missing))
         self.addresses = list(addresses)

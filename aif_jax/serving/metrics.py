@@ -144,13 +144,9 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
 def prometheus_text(
-    metrics: dict[str, Any] | None = None,
-    *,
-    by_version: dict[str, dict[str, Any]] | None = None,
-    gauges: Samples | None = None,
-    counters: Samples | None = None,
-    labels: dict[str, str] | None = None,
-) -> str:
+    metrics: dict[str, Any] | None = None, *, by_version: dict[str, dict[str, Any]] | None = None,
+    gauges: Samples | None = None, counters: Samples | None = None, labels: dict[str, str] | None = None,
+) -> str:  # fmt: skip
     """The metrics of an engine or a follower in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.

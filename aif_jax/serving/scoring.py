@@ -113,16 +113,9 @@ class Scorer:
         return results
 
     async def _submit(
-        self,
-        job: Job,
-        user: UserSide | Computation,
-        given: Any,
-        start: float,
-        whole: bool,
-        tasks: list[ScoringTask],
-        *,
+        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, tasks: list[ScoringTask], *,
         split: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket.
 
         The pieces and batches of a request are padded to one size, since programs of two sizes may differ in the last bit of
@@ -247,16 +240,9 @@ def ranking(job: Job, results: list[Scored], k: int, group_cap: int | None) -> R
         chosen[mask] = ids[best.positions[mask]]
         logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
     return Ranking(
-        ids=chosen,
-        scores=best.scores,
-        logits=logits,
-        mask=mask,
-        candidates=len(ids),
-        unknown=job.unknown,
-        excluded=job.excluded,
-        _meaning=job.version.meaning,
-        **job.finish(),
-    )
+        ids=chosen, scores=best.scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
+        excluded=job.excluded, _meaning=job.version.meaning, **job.finish(),
+    )  # fmt: skip
 
 
 def scores(job: Job, results: list[Scored]) -> Scores:

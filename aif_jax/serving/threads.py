@@ -313,15 +313,9 @@ class Batcher:
     """
 
     def __init__(
-        self,
-        name: str,
-        threads: int,
-        config: ServingConfig,
-        programs: Programs,
-        *,
-        prepare: Callable[[Any], Any],
+        self, name: str, threads: int, config: ServingConfig, programs: Programs, *, prepare: Callable[[Any], Any],
         run: Callable[[list[Any], list[Any], float], Sequence[Any]],
-    ):
+    ):  # fmt: skip
         self.sizes = batch_sizes(config.batch_size)  # ascending from 1
         self._sharing, self._full = programs.batchers, programs.full
         self._sharing.add(self)

@@ -60,13 +60,9 @@ class StateCache:
     """
 
     def __init__(
-        self,
-        limit: int,
-        *,
-        max_age: float | None = None,
-        unversioned_ttl: float = 5.0,
+        self, limit: int, *, max_age: float | None = None, unversioned_ttl: float = 5.0,
         clock: Callable[[], float] = time.perf_counter,
-    ):
+    ):  # fmt: skip
         self.limit = limit
         self.bytes = 0
         self.hits = 0
@@ -285,13 +281,9 @@ class UserStates:
     """User states of requests, used from the event loop's thread."""
 
     def __init__(
-        self,
-        programs: Programs,
-        config: ServingConfig,
-        features: TimeLimitedCall,
-        metrics: Metrics,
+        self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics,
         store: StateStore | None = None,
-    ):
+    ):  # fmt: skip
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds

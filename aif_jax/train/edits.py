@@ -22,6 +22,7 @@ Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); isotonic regression by 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -279,13 +280,7 @@ model of `assemble`, whose functions it would replace."""
 
 def chain(*edits: Edit) -> Edit:
     """The edit that applies several, one after the other."""
-
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        for each in edits:
-            trained = each(trained, data)
-        return trained
-
-    return edit
+    return lambda trained, data: functools.reduce(lambda made, edit: edit(made, data), edits, trained)
 
 
 def svd_term(*, before: int, **options: Any) -> Edit:

@@ -191,19 +191,9 @@ class Ranked(NamedTuple):
 
 
 def evaluate(
-    model: PreRanker,
-    params: Params,
-    data: Dataset,
-    positions: Any,
-    *,
-    k: int | None = 100,
-    candidates: SourceFn | None = None,
-    calibration_negatives: int = 15,
-    repeats: bool | None = None,
-    seed: int = 0,
-    batch_size: int = 128,
-    progress: bool = True,
-) -> Evaluation:
+    model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
+    calibration_negatives: int = 15, repeats: bool | None = None, seed: int = 0, batch_size: int = 128, progress: bool = True,
+) -> Evaluation:  # fmt: skip
     """Evaluates a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
     Every figure has a 95 % interval over users, see `Evaluation.intervals`.
@@ -281,14 +271,9 @@ def by_objective(
 
 
 def _figures(
-    raw: np.ndarray,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    users: np.ndarray,
-    where: np.ndarray,
-    weights: np.ndarray | None,
+    raw: np.ndarray, logits: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray, weights: np.ndarray | None,
     count: int,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
     ranked, of_users = (raw, labels), users[:, None]
     given = logits[:, :count], labels[:, :count]
@@ -296,19 +281,13 @@ def _figures(
     rates = metrics.calibration(*given, **few)
     by_user = metrics.gauc_by_user(*ranked, of_users, where=where)
     evenly = by_user._replace(weights=np.ones(len(by_user.users)))
+    of_all = {"auc": metrics.auc_by_user(*ranked, of_users, where=where), "gauc": by_user, "gauc_mean": evenly}
     return Evaluation(
-        requests=len(users),
-        users=len(np.unique(users)),
-        auc=metrics.auc(*ranked, where=where),
-        gauc=by_user.mean,
-        gauc_mean=evenly.mean,
-        log_loss=metrics.log_loss(*given, where=where[:, :count]),
-        calibration=rates.ratio,
-        calibration_error=rates.error,
-        deciles=metrics.deciles(*given, **few),
-        by_user={"auc": metrics.auc_by_user(*ranked, of_users, where=where), "gauc": by_user, "gauc_mean": evenly}
-        | metrics.probabilities_by_user(*given, of_users, **few),
-    )
+        requests=len(users), users=len(np.unique(users)), auc=metrics.auc(*ranked, where=where), gauc=by_user.mean,
+        gauc_mean=evenly.mean, log_loss=metrics.log_loss(*given, where=where[:, :count]), calibration=rates.ratio,
+        calibration_error=rates.error, deciles=metrics.deciles(*given, **few),
+        by_user=of_all | metrics.probabilities_by_user(*given, of_users, **few),
+    )  # fmt: skip
 
 
 def sampled_before(data: Dataset, positions: np.ndarray, *, repeats: bool | None = None) -> SourceFn:
@@ -323,29 +302,31 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
 
 
 def list_scores(
-    model: PreRanker,
-    params: Params,
-    data: Dataset,
-    positions: np.ndarray,
-    lists: CandidateLists,
-    *,
-    batch_size: int = 128,
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, batch_size: int = 128,
     progress: bool = True,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
     At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where an array of the program
     would be larger than `ARRAY`.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
-    size, width = _list_sizes(model, params, data, positions, lists, batch_size)
+
+    def width_of(requests: int, candidates: int) -> int:
+        none = np.zeros((1, candidates), np.float32)
+        one = make_batch(data, positions[:1], lists.rows[:1, :candidates], none, config=model.config)
+        return widest(partial(_scores, params, model=model), shaped_like(one, requests))
+
+    whole = lists.rows.shape[1]
+    size = fitting(batch_size, lambda n: width_of(n, whole))
+    width = whole if size > 1 else fitting(whole, lambda n: width_of(1, n))
 
     def batches(columns: slice) -> Iterator[Batch]:
         for at in _filled(len(positions), size, label="score", progress=progress):
             labels = jax.tree.map(lambda values, at=at: values[at, columns], lists.labels)
             yield make_batch(data, positions[at], lists.rows[at, columns], labels, config=model.config)
 
-    columns = [slice(start, start + width) for start in range(0, lists.rows.shape[1], width)]
+    columns = [slice(start, start + width) for start in range(0, whole, width)]
     parts = [np.concatenate(list(predict(model, params, batches(some))))[: len(positions)] for some in columns]
     return np.concatenate(parts, axis=1)
 
@@ -363,35 +344,23 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
 
 
 def rank_catalogue(
-    model: PreRanker,
-    params: Params,
-    data: Dataset,
-    positions: np.ndarray,
-    *,
-    k: int = 1,
-    repeats: bool | None = None,
-    batch_size: int = 128,
-    progress: bool = True,
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, **options: Any
 ) -> Ranked:
-    """Scores every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows."""
+    """Scores every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows.
+
+    `options` are those of `catalogue_scores`.
+    """
     ranks, top = np.zeros(len(positions), np.int64), np.zeros((len(positions), k), np.int32)
-    found = catalogue_scores(model, params, data, positions, repeats=repeats, batch_size=batch_size, progress=progress)
-    for at, scores in found:
+    for at, scores in catalogue_scores(model, params, data, positions, **options):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
         top[at] = best_rows(scores, k)
     return Ranked(ranks, top)
 
 
 def catalogue_scores(
-    model: PreRanker,
-    params: Params,
-    data: Dataset,
-    positions: np.ndarray,
-    *,
-    repeats: bool | None = None,
-    batch_size: int = 128,
-    progress: bool = True,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
+    batch_size: int = 128, progress: bool = True,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
     Item statistics, where the schema has them, are those as of the first of the events that are scored together, as an index
@@ -488,19 +457,3 @@ def _rank(params: Params, states: UserState, rows: ItemRow, start: Any, *, model
     some = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), rows)
     logits = jax.vmap(model.interaction, (None, 0, None))(params, states, some)
     return logits if model.config.outputs == 1 else logits[..., 0]
-
-
-def _list_sizes(
-    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, most: int
-) -> tuple[int, int]:
-    """How many requests, and how many candidates of each, are scored at a time."""
-
-    def width_of(requests: int, candidates: int) -> int:
-        one = make_batch(
-            data, positions[:1], lists.rows[:1, :candidates], np.zeros((1, candidates), np.float32), config=model.config
-        )
-        return widest(partial(_scores, params, model=model), shaped_like(one, requests))
-
-    whole = lists.rows.shape[1]
-    size = fitting(most, lambda n: width_of(n, whole))
-    return size, whole if size > 1 else fitting(whole, lambda n: width_of(1, n))

@@ -399,21 +399,10 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
 
 
 def train(
-    model: PreRanker,
-    data: Dataset,
-    settings: FitSettings,
-    *,
-    folder: Path,
-    loss: LossFn,
-    sequence_loss: SequenceLoss | None,
-    teacher: Teacher | None,
-    start: Params | None,
-    optimizer: optax.GradientTransformation | None,
-    sparse: SparseConfig | None,
-    on_bad_batch: Any,
-    writers: Sequence[LogWriter],
-    progress: bool,
-) -> Checkpoint:
+    model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, sequence_loss: SequenceLoss | None,
+    teacher: Teacher | None, start: Params | None, optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
+    on_bad_batch: Any, writers: Sequence[LogWriter], progress: bool,
+) -> Checkpoint:  # fmt: skip
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     task, config = settings.task, model.config
     samples = samples_of(data, settings)
@@ -423,18 +412,11 @@ def train(
     say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     feed = Pipeline(
-        dataset=data,
-        positions=training_positions(data, settings),
-        candidates=source if teacher is None else distilled(source, teacher, data),
-        config=config,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        buckets=settings.buckets,
-        id_dropout=settings.id_dropout,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+        dataset=data, positions=training_positions(data, settings), config=config, batch_size=settings.batch_size,
+        candidates=source if teacher is None else distilled(source, teacher, data), epochs=settings.epochs,
+        seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
     if replayed := len(feed.positions) - samples.train:
         say(f"replay: {replayed:,} earlier samples, drawn at random, are trained on too", progress=progress)
     for line in plan(feed, settings, samples):
@@ -459,20 +441,12 @@ def train(
         spent = Spent()
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
-                state,
-                step,
-                spent.counted(batches),
-                total=len(feed) - trained,
-                writers=(log, *writers),
-                checkpoints=checkpoints,
-                config=config,
+                state, step, spent.counted(batches), total=len(feed) - trained, writers=(log, *writers),
+                checkpoints=checkpoints, config=config, on_bad_batch=on_bad_batch, progress=progress,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
-                save_every=settings.evaluate_every or feed.steps_per_epoch,
-                save_seconds=SAVE_SECONDS,
+                save_every=settings.evaluate_every or feed.steps_per_epoch, save_seconds=SAVE_SECONDS,
                 evaluate=validate and spent.timed(validate),
-                on_bad_batch=on_bad_batch,
-                progress=progress,
-            )
+            )  # fmt: skip
         say(spent.line(), progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
@@ -506,14 +480,9 @@ def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
 
 
 def held_out(
-    data: Dataset,
-    settings: FitSettings,
-    split: str,
-    *,
-    requests: int | None = None,
-    min_history: int | None = None,
+    data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None, min_history: int | None = None,
     repeats: bool | None = None,
-) -> tuple[np.ndarray, SourceFn]:
+) -> tuple[np.ndarray, SourceFn]:  # fmt: skip
     """Positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
 
     None for `min_history` or `repeats` takes that of training.

@@ -237,14 +237,9 @@ def pointwise_bce(
 
 @term(lists_with_a_positive)
 def listwise_softmax(
-    scores: jax.Array,
-    labels: jax.Array,
-    where: jax.Array,
-    log_q: jax.Array,
-    *,
-    logq_correction: bool = True,
+    scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True,
     temperature: float = 1.0,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """Softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
 
     -sum_c p_c log softmax(s / t - log q)_c, with p = labels / sum(labels)
@@ -375,15 +370,9 @@ def pairwise_ndcg(
 
 @term(lists, targets="teacher_scores")
 def lcron(
-    scores: jax.Array,
-    teacher_scores: jax.Array,
-    where: jax.Array,
-    log_q: jax.Array,
-    *,
-    k: int = 10,
-    single: float = 1.0,
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 10, single: float = 1.0,
     temperature: float = 1.0,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """The ranker's k best must pass this stage and the ranker: the mean over candidates, then over lists.
 
     BCE(p_i r_i, y_i) + single * BCE(p_i, y_i), y_i = 1 for the ranker's k best
@@ -439,15 +428,9 @@ def _passing(scores: jax.Array, where: jax.Array, k: int, temperature: float) ->
 
 @term(lists, targets="stages")
 def margin_info_nce(
-    scores: jax.Array,
-    stages: jax.Array,
-    where: jax.Array,
-    log_q: jax.Array,
-    *,
-    margin: float = 0.0,
-    temperature: float = 1.0,
+    scores: jax.Array, stages: jax.Array, where: jax.Array, log_q: jax.Array, *, margin: float = 0.0, temperature: float = 1.0,
     logq_correction: bool = True,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """Every candidate against all that came less far, with a margin: the mean over the candidates of a list, then over lists.
 
     -log( e^((s_i - m) / t) / (e^((s_i - m) / t) + sum over j of a later stage of e^(s_j / t)) )

@@ -189,13 +189,9 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def update_rows(
-    update: Callable[[Params, Params, Any], tuple[Params, Any, Any]],
-    trained: Params,
-    opt_state: Any,
-    gradient: Params,
-    ids: Mapping[str, jax.Array],
-    row_gradients: Mapping[str, jax.Array],
-) -> tuple[Params, Any, Any]:
+    update: Callable[[Params, Params, Any], tuple[Params, Any, Any]], trained: Params, opt_state: Any, gradient: Params,
+    ids: Mapping[str, jax.Array], row_gradients: Mapping[str, jax.Array],
+) -> tuple[Params, Any, Any]:  # fmt: skip
     """Runs an update on the dense parameters and on some rows of the tables, and puts both back.
 
     `update` maps (gradient, params, opt_state) to (params, opt_state, anything) for trees of any number of rows; `ids` [size]

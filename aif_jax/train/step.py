@@ -193,15 +193,9 @@ def _at_once(f: Callable[[int], Any], count: int) -> list[Any]:
 
 
 def loss_and_gradient(
-    scores_of: ScoresFn,
-    params: Any,
-    batch: Batch,
-    loss: LossFn,
-    *,
-    part: int | None,
-    share: tuple[Any, int] = (0, 1),
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1),
     auxiliary: AuxiliaryFn = nothing,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Any]:  # fmt: skip
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
 
     `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
@@ -219,14 +213,9 @@ def loss_and_gradient(
 
 
 def _scored_once(
-    scores_of: ScoresFn,
-    params: Any,
-    batch: Batch,
-    loss: Loss | Goals,
-    part: int,
-    share: tuple[Any, int],
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, share: tuple[Any, int],
     auxiliary: AuxiliaryFn,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Any]:  # fmt: skip
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
     parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)

@@ -86,13 +86,10 @@ class NextItem:
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
-        counts = counts_before(data, before)
-        if held_out:
-            sampler = NegativeSampler(counts, power=self.power, rows=data.catalogue.rows)
-            return sampled_negatives(data, sampler=sampler, negatives=self.evaluated, repeats=repeats)
-        sampler = NegativeSampler(counts, power=self.power, uniform=self.uniform, rows=data.catalogue.rows)
-        options: dict[str, Any] = {"negatives": self.negatives, "logq_correction": self.logq_correction, "repeats": repeats}
-        return sampled_negatives(data, sampler=sampler, **options)
+        uniform, negatives = (0.0, self.evaluated) if held_out else (self.uniform, self.negatives)
+        sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform, rows=data.catalogue.rows)
+        options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
+        return sampled_negatives(data, sampler=sampler, negatives=negatives, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
