@@ -19,9 +19,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
@@ -178,16 +178,15 @@ def in_shares(samples: int, size: int, gradient_bytes: int = 0) -> tuple[int, in
     return shares, -(-samples // (shares * -(-parts // shares)))
 
 
-@cache
 def _threads() -> tuple[ThreadPoolExecutor, ...]:
-    """A thread for each core but the caller's."""
+    """A thread for each core but the caller's, of one step: calls of a thread wait for each other, those of two models too."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return tuple(ThreadPoolExecutor(1, "aif-train") for _ in range(min(cores, MOST_SHARES) - 1))
 
 
-def _at_once(f: Callable[[int], Any], count: int) -> list[Any]:
-    """[f(0), ..., f(count - 1)], dispatched by as many threads as there are cores, this one among them."""
-    first, threads = f(0), _threads()  # compiles
+def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolExecutor]) -> list[Any]:
+    """[f(0), ..., f(count - 1)], dispatched by this thread and others in turn."""
+    first = f(0)  # compiles
     others = {i: threads[i % (len(threads) + 1) - 1].submit(f, i) for i in range(1, count) if i % (len(threads) + 1)}
     return [first, *(others[i].result() if i in others else f(i) for i in range(1, count))]
 
@@ -471,6 +470,7 @@ class _Step:
     part: int | Literal["auto"] | None
     adds_up: bool
     slots: Slots = dataclasses.field(default_factory=dict)
+    threads: Sequence[ThreadPoolExecutor] = dataclasses.field(default_factory=_threads)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         dense, tables = split_tables(state.trained, self.tables)
@@ -493,7 +493,7 @@ class _Step:
         if shares == 1:
             return in_order(self.whole(state, self.slots, unique, batch, part=part, sizes=sizes))
         gradient = partial(self.gradient, state, self.slots, unique, batch, part=part, shares=shares, sizes=sizes)
-        return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares), sizes=sizes)
+        return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares, self.threads), sizes=sizes)
 
     def _part_size(self, batch: Batch, row_bytes: int) -> int | None:
         """Samples of a part of this batch, whose rows take so many bytes; None for all."""
