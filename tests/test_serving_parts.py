@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.serving import Timeline, geometric, prometheus_text
+from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
 from aif_jax.serving.programs import TopCandidates, best_of, has_repeats, pad, without_repeats
+from aif_jax.serving.scoring import bucket_for
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from aif_jax.serving.versions import batch_sizes
 from experiments.services import draw
@@ -33,6 +34,10 @@ def test_padding_and_sizes():
     values = np.array([1, 2], np.int32)
     assert pad(values, 4, -1).tolist() == [1, 2, -1, -1] and not np.shares_memory(pad(values, 2, -1), values)
     assert batch_sizes(1) == (1,) and batch_sizes(6) == (1, 2, 4, 6)
+
+
+def test_ten_thousand_candidates_are_padded_by_little():
+    assert bucket_for(10_000, ServingConfig().buckets) == 10_240
 
 
 # merging the best of several batches

@@ -43,7 +43,7 @@ class ServingConfig:
     """How an engine serves. Times are in seconds, sizes in bytes.
 
     Attributes:
-      buckets: candidate counts that are compiled ahead, ascending. A request with more than the last is split.
+      buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next, or split above the last.
       max_k: the largest k that `rank` accepts.
       history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
       user_storage: storage of the `UserTable` whose rows replace the history in features; None: histories only.
@@ -81,7 +81,7 @@ class ServingConfig:
       ValueError: names the field, what was expected and what came.
     """
 
-    buckets: tuple[int, ...] = geometric(128, 16384)
+    buckets: tuple[int, ...] = (*geometric(128, 8192), 10_240, 16_384)
     max_k: int = 512
     history_lengths: tuple[int, ...] = ()
     user_storage: Storage | None = None

@@ -51,7 +51,7 @@ class AsyncPreRanker:
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
       >>> model = aif.build(aif.presets.two_tower(schema))
       >>> AsyncPreRanker(aif.Trained(model, {}), None, features=lambda request: aif.empty_user(schema, length=256))
-      AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, 512, 1024, 2048, 4096, 8192, 16384), cached_states=0)
+      AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, ..., 8192, 10240, 16384), cached_states=0)
     """
 
     def __init__(
