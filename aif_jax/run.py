@@ -119,7 +119,7 @@ class Run:
           options: others of `train.evaluate`.
 
         Raises:
-          ValueError: no sample in the slice.
+          ValueError: another slice, no sample in it, a k below 1.
         """
         check_encoding("data", expected=self.trained.encoding, got=data.encoding)
         repeats = self.settings.repeats if repeats is None else repeats

@@ -214,10 +214,11 @@ def evaluate(
     Raises:
       EncodingMismatch: data of another encoder than the one whose data the model is of, see `Schema.encoding`; data without
         an encoder has nothing to compare.
-      ValueError: no position, or what the source refuses, such as an event of an unknown item.
+      ValueError: no position, a k below 1, or what the source refuses, such as an event of an unknown item.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
+    expect(k is None or k >= 1, "k", "None or at least 1", k)
     expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
     repeats = bool(data.repeats if repeats is None else repeats)
     source = sampled_before(data, positions, repeats=repeats) if candidates is None else candidates

@@ -339,13 +339,10 @@ class FitSettings:
 
     def span(self, split: str) -> dict[str, int | None]:
         """The first second of a slice, "train", "validation" or "test", and the first after it."""
-        bounds = {
-            "train": (self.since, self.first_validation),
-            "validation": (self.first_validation, self.first_test),
-            "test": (self.first_test, None),
-        }
-        expect(split in bounds, "split", f"one of {list(bounds)}", repr(split))
-        return dict(zip(("since", "before"), bounds[split], strict=True))
+        names, moments = ("train", "validation", "test"), (self.since, self.first_validation, self.first_test, None)
+        expect(split in names, "split", f"one of {list(names)}", repr(split))
+        place = names.index(split)
+        return {"since": moments[place], "before": moments[place + 1]}
 
 
 def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -> dict[str, int | None]:
@@ -487,6 +484,7 @@ def held_out(
 
     None for `min_history` or `repeats` takes that of training.
     """
+    expect(split in ("validation", "test"), "split", "'validation' or 'test', which training never saw", repr(split))
     span, task = settings.span(split), settings.task
     least = settings.min_history if min_history is None else min_history
     positions = task.positions(data, min_history=least, **span)
