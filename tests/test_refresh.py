@@ -299,6 +299,35 @@ def test_rows_of_users_are_published_within_the_export(tmp_path):
     assert models.newer(UserTable, mirror, made.name, written, made.trained) is None
 
 
+def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):
+    """Events of the newest days that say the opposite of what the model learned, as a fault of a log does."""
+    table = world.events(5)
+    turned = table["time"] >= world.START + 4 * world.DAY
+    table["item"] = np.where(turned, (table["item"] - 100 + 2) % world.ITEMS + 100, table["item"])
+    options = world.OPTIONS | {"since": run.settings.first_validation, "held_out": 0.3, "learning_rate": 1e-6}
+    made = aif.refresh(served, table, items=world.items(5), out=tmp_path / "store", **options)
+    assert made.status == "refused" and SnapshotStore(tmp_path / "store").current() is None
+    assert any(
+        "no calibration fits it: calibration scores: expected scores that rise" in each
+        for each in made.report["gate"]["reasons"]
+    )
+    assert made.trained.params["fitted"]["calibration"]["scale"] == aif.open(served).params["fitted"]["calibration"]["scale"]
+
+
+def test_a_model_with_item_statistics_gets_an_index_with_those_of_today(tmp_path):
+    columns = dataclasses.replace(world.COLUMNS, item_statistics=(3600,))
+    days, newer = (aif.read(world.events(n), items=world.items(n), columns=columns, progress=False) for n in (4, 5))
+    options = dict(batch_size=64, epochs=1, validation=0.1, test=0.0, keep_best=False, requests=20, k=None, progress=False)
+    first = aif.fit(world.model(days.schema), days, **options)
+    gate = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0)
+    given = world.OPTIONS | {"gate": gate, "since": first.settings.first_validation}
+    made = aif.refresh(first.trained, world.events(5), items=world.items(5), out=tmp_path / "store", **given)
+    index = aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index
+    ids = np.arange(100, 100 + world.ITEMS)
+    table = world.items(5) | newer.statistic_columns(ids, int(newer.log.time.max()) + 1)
+    assert same(index.take(ids)[0], aif.ItemIndex.build(made.trained, table, progress=False).take(ids)[0])
+
+
 # warm start, and the old model as it is served
 
 

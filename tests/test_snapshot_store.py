@@ -376,3 +376,16 @@ def test_a_publish_that_was_killed_before_its_pointer_is_not_doubled(open_store,
     name = store.publish(tmp_path / "made", unless_current=True)
     assert store.names() == [before, name] and store.current() == name and number_of(store.fetch(tmp_path / "here")) == 2
     assert store.rollback() == before
+
+
+def test_what_was_rolled_back_does_not_come_back_by_itself(open_store, tmp_path):
+    """A refresh that runs again ends with the same files; a person may still publish them."""
+    store = open_store()
+    before, undone = (store.publish(fill(tmp_path / f"made{number}", number)) for number in (1, 2))
+    store.rollback()
+    for _ in range(2):
+        with pytest.raises(SnapshotError, match=f"{undone}, which was rolled back, has the same; publish newer ones"):
+            store.publish(tmp_path / "made2", unless_current=True)
+        assert store.current() == before
+    assert store.publish(tmp_path / "made1", unless_current=True) == before
+    assert store.publish(tmp_path / "made2") == store.current() > undone

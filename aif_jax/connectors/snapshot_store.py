@@ -30,6 +30,7 @@ from aif_jax.store.sealed import digest_of
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
 FORMAT = "aif_jax.snapshot_store/1"
 MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
+UNDONE = "rolled-back"  # an empty file in a snapshot that stays out
 MODIFIED = "modified_ns"  # when a file was written, in the manifest
 BLOCK = 8 << 20  # bytes read in one go
 RECORD_BYTES = 64 << 20  # of a manifest
@@ -107,11 +108,12 @@ class SnapshotStore:
         Args:
           folder: local folder with at least one file.
           unless_current: where the current snapshot, or a complete one after it, has the same files, make that current and
-            return its name: a caller that was killed while it published calls again and publishes once.
+            return its name: a caller that was killed while it published calls again and publishes once. Not one rolled back.
 
         Raises:
           FileNotFoundError: no such folder, or one that changes meanwhile.
-          SnapshotError: what was uploaded reads back as something else; another process has published a later one.
+          SnapshotError: what was uploaded reads back as something else; another process has published a later one; with
+            `unless_current` files of a snapshot that was rolled back.
           OSError: of the file system.
         """
         source = local(folder, "folder")
@@ -129,6 +131,9 @@ class SnapshotStore:
                 manifest, listed = self._manifest(name)
                 if _contents(listed) == _contents(entries):
                     if there is None or name != there.name:
+                        same, out = f"{name}, which was rolled back, has the same", "publish newer ones, or these by themselves"
+                        none = not self._files.exists(self._path(name, UNDONE))
+                        expect(none, self.url, "other files than of a rollback", f"{same}; {out}", error=SnapshotError)
                         self._point(name, manifest)
                     return name
         name = f"{self._next():010d}-{secrets.token_hex(4)}"
@@ -175,8 +180,10 @@ class SnapshotStore:
           SnapshotError: the manifest of the snapshot before is torn or altered.
           OSError: of the file system.
         """
-        before = self.before_current()
-        self._point(before, self._manifest(before)[0])
+        before, current = self.before_current(), self.current()
+        manifest, _ = self._manifest(before)
+        self._put(self._path(str(current), UNDONE), b"")
+        self._point(before, manifest)
         return before
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:

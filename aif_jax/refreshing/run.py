@@ -32,7 +32,7 @@ from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measu
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import grown, warm_start
 from aif_jax.run import fit
-from aif_jax.scores import GROUP
+from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.folders import URL, local
 from aif_jax.store.trained import Trained
 from aif_jax.train import edits
@@ -171,7 +171,7 @@ def refresh(
         trained, name = _model(job, "additions"), None
         verdict = job.step("gate", functools.partial(steps.judge, trained, requests, fixed))
         if not verdict["reasons"]:
-            catalogue = data.catalogue if items is None else items
+            catalogue = data.catalogue if items is None or data.statistics is not None else items  # a file has none of today
             job.step("tables", functools.partial(steps.tables, trained, catalogue, user_table))
             job.step("export", functools.partial(steps.export, trained, newest, tuple(platforms)))
             name = job.step("publish", functools.partial(publish, store, job.path("export") / EXPORT))["name"]
@@ -324,14 +324,20 @@ class _Steps:
                 before=settings.first_validation, power=getattr(self.task, "power", 0.75),
                 untrained=item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None,
             )  # fmt: skip
+        made, faults = edits.chain(*changes.values())(_model(self.job, "train"), self.data), []
         if self.calibrated:
             of_slice = functools.partial(training.held_out, settings=settings, split="validation")
-            form = "isotonic" if "x" in old.params["fitted"][GROUP] else "logistic"
-            changes["calibration"] = edits.calibration(
-                of_slice, calibration_negatives=self.task.calibration_negatives, form=form, progress=self.progress
-            )
-        checkpoint.save(partial / MODEL, edits.chain(*changes.values())(_model(self.job, "train"), self.data))
-        return {"line": ", ".join(changes) or "none: the served model has none", "additions": list(changes)}
+            of_slice(self.data)  # without a sample there is nothing to judge
+            served, negatives = old.params["fitted"][GROUP], self.task.calibration_negatives
+            options: dict[str, Any] = {"form": "isotonic" if "x" in served else "logistic", "progress": self.progress}
+            changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, **options)
+            try:
+                made = changes["calibration"](made, self.data)
+            except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
+                made, faults = made.replace(params=with_calibration(made.params, served)), [f"no calibration fits it: {error}"]
+        checkpoint.save(partial / MODEL, made)
+        line = ", ".join(changes) or "none: the served model has none"
+        return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
 
     def settings(self) -> training.FitSettings:
         """Settings of the training."""
@@ -361,9 +367,10 @@ class _Steps:
         share = volume(data.log.time, self.served.since)
         verdict = judge(measured, self.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
+        reasons = [*self.job.sealed("additions")["faults"], *verdict.reasons]  # type: ignore[index]
         return {
-            "line": "passed" if verdict.passed else "refused: " + "; ".join(verdict.reasons),
-            "reasons": list(verdict.reasons), "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
+            "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
+            "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
             "requests": len(positions),
             "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
             "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
