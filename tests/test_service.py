@@ -466,6 +466,13 @@ def test_paths_methods_and_types(client):
         ("HEAD", "/health/live", "", 200),
     ):
         assert client.request(method, path, b"", {"content-type": kind})[0] == status, (method, path)
+    sizes = set()
+    for method in ("GET", "HEAD"):
+        client._connection.request(method, "/page.js", headers=client._headers)
+        with client._connection.getresponse() as response:
+            sizes.add(response.headers["content-length"])
+            assert bool(response.read()) == (method == "GET")
+    assert len(sizes) == 1 and sizes != {"0"}
     for path, allowed in (("/v1/rank", "POST"), ("/metrics", "GET, HEAD")):
         client._connection.request("DELETE", path, headers=client._headers)
         with client._connection.getresponse() as response:

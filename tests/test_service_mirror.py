@@ -43,7 +43,7 @@ def version_after(client, before: str, seconds: float = 60.0) -> str:
     raise AssertionError(f"no other version within {seconds} s")
 
 
-def test_a_service_follows_a_store(open_store, tmp_path):
+def test_a_service_follows_a_store(open_store, tmp_path, caplog):
     made, store, here, written = exports(), open_store(), tmp_path / "here", time.time() - 1000
     with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot, got none"):
         Mirror(store, here).update()
@@ -63,8 +63,13 @@ def test_a_service_follows_a_store(open_store, tmp_path):
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "rows").write_text("no export")
         store.publish(tmp_path / "broken")
-        until(lambda: mirror.failures)
+        until(lambda: mirror.failures > 2)
         assert client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"]
+        assert "not fetched, the versions before go on" in service.service.models.problem  # also in other processes
+        assert re.search(r"^aif_problem\S* 1", client.request("GET", "/metrics")[2].decode(), re.M)
+        assert caplog.text.count("not fetched") == 1  # not again at each look
+        store.publish(made.root / "two")
+        until(lambda: service.service.models.problem is None)
 
 
 def test_a_version_that_does_worse_in_service_is_taken_back(tmp_path, capsys):

@@ -200,8 +200,8 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
     [
         (["none"], 2, "expected an exported folder"),
         (["."], 2, "got neither"),
-        (["s3://bucket/models"], 2, "expected a folder, or the URL of a store and --mirror"),
-        (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store and --mirror"),
+        (["s3://bucket/models"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
+        (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
         (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
         (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
         (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),

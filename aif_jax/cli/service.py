@@ -77,7 +77,7 @@ def run_serve(options: argparse.Namespace) -> int:
     compute_inline()
     is_store = URL.match(options.folder) is not None
     fits, got = is_store == (options.mirror is not None), f"{options.folder} and --mirror {options.mirror}"
-    expect(fits, "serve", "a folder, or the URL of a store and --mirror", got, error=UsageError)
+    expect(fits, "serve", "a folder, or the URL of a store, file:///PATH on disk, and --mirror", got, error=UsageError)
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")

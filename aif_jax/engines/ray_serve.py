@@ -30,8 +30,7 @@ def replicas(
       affinity: route by the user's hash; False leaves it to Ray's own router, which does not know users.
       models: options of `aif_jax.service.models.Models`, such as `poll`.
       options: keyword arguments of `ray.serve.deployment`, such as `ray_actor_options={"num_cpus": 2}`; `max_ongoing_requests`
-        is by default that
-        of the engine's `max_pending`.
+        is by default that of the engine's `max_pending`.
 
     Raises:
       ImportError: Ray Serve is missing.

@@ -1,8 +1,7 @@
 """Ray Train: makes the workers of a `JaxTrainer` one job of `jax.distributed`, and reports metrics and checkpoints to Ray.
 
-On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a separate model, silently
-(Ray 2.60).
-`joined` does it, and refuses workers that are not one job. The extra is `ray`.
+On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a separate model, silently (Ray
+2.60). `joined` does it, and refuses workers that are not one job. The extra is `ray`.
 """
 
 from __future__ import annotations

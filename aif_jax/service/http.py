@@ -27,7 +27,8 @@ def service_text(service: Service) -> str:
     """
     models, worker = service.models, str(os.getpid())
     shares = {id(served): share for share, served in models.shares}
-    gauges: dict[str, Any] = {"ready": [({}, float(service.unready is None))]}
+    flags = {"ready": service.unready is None, "problem": models.problem is not None}
+    gauges: dict[str, Any] = {name: [({}, float(flag))] for name, flag in flags.items()}
     gauges |= {f"model_{name}": [] for name in ("age_seconds", "share", "items")}
     gauges |= {name: [] for name in ("index_age_seconds", "index_position", "user_table_age_seconds", "user_table_position")}
     for served in models.held:
@@ -156,7 +157,8 @@ class App:
         shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
         shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
         await send({"type": "http.response.start", "status": response.status, "headers": shown})
-        await send({"type": "http.response.body", "body": response.body, "more_body": unread})
+        body = b"" if scope["method"] == "HEAD" else response.body  # its length is that of GET
+        await send({"type": "http.response.body", "body": body, "more_body": unread})
         if unread:  # a connection that is closed while bytes come takes the answer back from a caller who has not read it
             room = self._service.policy.limits.body_bytes
             with contextlib.suppress(TimeoutError):
@@ -186,8 +188,7 @@ class App:
         if isinstance(body, Failure):
             return problem_response(body)
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        response = await _unless_left(handler(Asked(method, path, headers, body, kind)), receive)
-        return response._replace(body=b"") if method == "HEAD" else response
+        return await _unless_left(handler(Asked(method, path, headers, body, kind)), receive)
 
     def _knows(self, headers: Headers) -> bool:
         assert self._token is not None

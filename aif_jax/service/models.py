@@ -151,6 +151,8 @@ def path_of(root: Path, entry: ExportEntry) -> Path:
 
 
 logger = logging.getLogger(__name__)
+UNFETCHED = "unfetched"
+"""File of a mirror: what could not be fetched at last."""
 
 
 class Mirror:
@@ -226,12 +228,24 @@ class Mirror:
         while not self._stop.wait(self._poll):
             try:
                 self.update()
+                (self.folder / UNFETCHED).unlink(missing_ok=True)
             except Exception as error:  # of a store that is elsewhere: what serves goes on
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
+        """Logs what is new, and leaves it for the status of the processes that serve the folder."""
         self.failures += 1
-        logger.error("%s: not fetched, the versions before go on: %s: %s", self.store.url, type(error).__name__, error)
+        text = f"{self.store.url}: not fetched, the versions before go on: {type(error).__name__}: {error}"
+        if text != _text_in(self.folder / UNFETCHED):
+            logger.error("%s", text)
+            with contextlib.suppress(OSError):
+                (self.folder / UNFETCHED).write_text(text, "utf-8")
+
+
+def _text_in(file: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return file.read_text("utf-8")
+    return None
 
 
 USERS = "users"
@@ -486,8 +500,9 @@ class Models:
 
     @property
     def problem(self) -> str | None:
-        """What could not be taken over; None where everything could."""
-        return "; ".join(failing.text for failing in self._failing.values()) or None
+        """What could not be taken over, or fetched by a mirror; None where everything could."""
+        unfetched = _text_in(self.root / UNFETCHED)
+        return "; ".join([failing.text for failing in self._failing.values()] + ([unfetched] if unfetched else [])) or None
 
     async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
         """Takes one thing over; if that fails, only this is tried less often, or with `each` logged less often."""

@@ -241,7 +241,7 @@ def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) 
 def _flat(name: str, values: Any, depth: int) -> list[Any]:
     """A flat list of nested lists, row by row."""
     if not isinstance(values, list):
-        raise BadCall(name, f"expected `data`, a list, or `binary_data_size`, got {type(values).__name__}")
+        raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
     if depth and values and isinstance(values[0], list):
         return [value for row in values for value in _flat(name, row, depth - 1)]
     return values
