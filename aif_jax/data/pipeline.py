@@ -361,7 +361,8 @@ class Pipeline:
         fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
         try:
             draw = SampleKey(self.seed, epoch, step)
-            rows, labels, log_q = (_share(part, share) for part in self.candidates(samples, draw))
+            parts: Any = self.candidates(samples, draw)  # labels may be several by name, log_q may be None
+            rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))  # noqa: B023
             batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
             problem = problem_of(batch)
             batch = batch if not self.id_dropout else self._hidden(batch, draw, share)
@@ -379,11 +380,6 @@ class Pipeline:
         hidden = rng.random((self.batch_size, item.shape[1]))[share] < self.id_dropout
         ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
         return dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
-
-
-def _share(part: Any, share: slice) -> Any:
-    """The samples of this process in rows, labels (several by name perhaps) or log_q (None perhaps) of a batch."""
-    return jax.tree.map(lambda values: values[share] if np.ndim(values) > 1 else values, part)
 
 
 def make_batch(

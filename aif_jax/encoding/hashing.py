@@ -72,7 +72,7 @@ def hash_ids(raw: Any, size: int, *, seed: int = 0) -> np.ndarray:
     """
     _check_size(size)
     ids = as_ids(raw, "hash_ids", short=False)
-    words = ids.view(np.uint64) if isinstance(ids, np.ndarray) else _words(ids)
+    words = ids.view(np.uint64) if isinstance(ids, np.ndarray) else folded(ids, (np.uint64(0),), _step, _rest)[0]
     mixed = mix(words + mix(np.full(1, seed % 2**64, np.uint64) + STEP))
     shape = raw.shape if isinstance(raw, np.ndarray) else np.array(raw, object).shape  # np.shape pads strings
     return (mixed % np.uint64(size - 1)).astype(np.int32).reshape(shape) + np.int32(1)
@@ -116,12 +116,8 @@ def _check_size(size: int) -> None:
     expect(2 <= size <= 2**31, "size", "2 to 2^31 rows, row 0 included", size)
 
 
-def _words(strings: list[str]) -> np.ndarray:
-    """uint64 [n]: the characters of each string mixed in one after another, without those of code 0."""
-    return folded(strings, (np.uint64(0),), _step, _rest)[0]
-
-
 def _step(words: np.ndarray, character: np.ndarray) -> tuple[np.ndarray]:
+    """The next character of each string mixed into its word, but for those of code 0."""
     return (np.where(character > 0, mix((words ^ character.astype(np.uint64)) + STEP), words),)
 
 

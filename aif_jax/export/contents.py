@@ -167,11 +167,8 @@ def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any
     return jax.tree.unflatten(jax.tree.structure(layout), [golden[f"{function}.inputs/{name}"] for name in names])
 
 
-@functools.lru_cache(maxsize=4)
-def _over_items(item: Any) -> Any:
-    """One compiled function for all versions of a model."""
-    return jax.jit(jax.vmap(item, (None, 0)))
-
+# one compiled function for all versions of a model
+_over_items = functools.lru_cache(maxsize=4)(lambda item: jax.jit(jax.vmap(item, (None, 0))))
 
 SHOWN = 6  # names of a folder in an error
 

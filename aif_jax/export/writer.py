@@ -87,7 +87,8 @@ def save(
       >>> export.load(folder, sha256=digest).version == export.verify(folder)["version"]
       True
     """
-    _require_flatbuffers()
+    with needs_extra("exports need flatbuffers", "export"):
+        import flatbuffers  # noqa: F401
     with new_folder(folder) as partial:
         if index is not None and index.version != trained.version:
             raise VersionMismatch("index", expected=trained.version, got=index.version)
@@ -293,8 +294,3 @@ def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[s
         (target / f"{name}.mlir").write_text(text)
         entry = {"file": f"{name}.mlir", "platform": manifest["platforms"][0], "sizes": sizes, "arguments": arguments}
         manifest["functions"][name]["stablehlo"] = entry | {"results": sorted(built.outputs)}
-
-
-def _require_flatbuffers() -> None:
-    with needs_extra("exports need flatbuffers", "export"):
-        import flatbuffers  # noqa: F401

@@ -122,7 +122,8 @@ def _user(user: Any) -> dict[str, Any]:
         fields["features"] = {name: _tensor(tensor, name) for name, tensor in user.features.items()}
         fields["encoding"] = user.encoding
     if user.record or user.events or user.known:
-        fields["record"] = {name: _value(value) for name, value in user.record.items()} or None
+        chosen = {name: (value, value.WhichOneof("value")) for name, value in user.record.items()}
+        fields["record"] = {name: which and getattr(value, which) for name, (value, which) in chosen.items()} or None
         fields["events"] = {name: _column(column, name) for name, column in user.events.items()}
         fields["events"] = fields["events"] or ({} if fields["record"] is None else None)
     return fields
@@ -150,11 +151,6 @@ def _numbers(parts: Any, field: str, dtype: str) -> np.ndarray:
     if len(raw) % wanted.itemsize:
         raise BadCall(field, f"expected {wanted.itemsize} bytes for each, got {len(raw)}")
     return np.frombuffer(raw, wanted)
-
-
-def _value(value: Any) -> Any:
-    which = value.WhichOneof("value")
-    return None if which is None else getattr(value, which)
 
 
 def _column(column: Any, name: str) -> Any:

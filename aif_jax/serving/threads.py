@@ -165,7 +165,8 @@ class TimeLimitedCall:
     def __init__(self, name: str, function: Any, config: ServingConfig):
         self._name = name
         self._function = function
-        self._on_loop = _is_async(function)
+        call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+        self._on_loop = any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
         self._workers = Workers(f"aif-{name}", config.callable_threads, replace=True)
         self._timeout = config.callable_timeout
         self._max_hung = config.max_hung
@@ -278,11 +279,6 @@ async def _read(stream: Any, arrived: asyncio.Queue[Any]) -> None:
         async for batch in stream:
             arrived.put_nowait(batch)
             await asyncio.sleep(0)  # a stream that never waits must not hold up the loop
-
-
-def _is_async(function: Any) -> bool:
-    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, call))
 
 
 RECENT = 0.1  # weight of the latest call in running means

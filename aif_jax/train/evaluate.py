@@ -47,7 +47,9 @@ def widest(function: Callable[..., Any], *args: Any) -> int:
       >>> widest(lambda x: (x[:, None] * x[None, :]).sum(), jnp.zeros(100))  # the product is float32 [100, 100]
       40000
     """
-    return max(map(_bytes, _arrays(jax.make_jaxpr(function)(*args).jaxpr)), default=0)
+    found = [variable.aval for variable in _arrays(jax.make_jaxpr(function)(*args).jaxpr)]
+    sizes = (math.prod(getattr(each, "shape", ())) * getattr(getattr(each, "dtype", None), "itemsize", 8) for each in found)
+    return max(sizes, default=0)
 
 
 def fitting(most: int, width_of: Callable[[int], int]) -> int:
@@ -79,11 +81,6 @@ def _arrays(jaxpr: Any) -> Iterator[Any]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
                     yield from _arrays(inner)
-
-
-def _bytes(variable: Any) -> int:
-    shape, dtype = getattr(variable.aval, "shape", ()), getattr(variable.aval, "dtype", None)
-    return math.prod(shape) * getattr(dtype, "itemsize", 8)
 
 
 ITEMS = 1024  # items in one run of the item function
