@@ -277,6 +277,11 @@ def test_the_commands_of_a_store(tmp_path, capsys):
         return "".join(capsys.readouterr()).strip()
 
     assert run("current", url, code=1) == ""
+    fill(tmp_path / "made", 0)
+    assert "expected an export, or a snapshot of an index or a user table, got a folder without manifest.json" in run(
+        "publish", url, str(tmp_path / "made"), code=2
+    )
+    (tmp_path / "made" / "manifest.json").write_text("{}")
     names = [run("publish", url, str(fill(tmp_path / "made", number)), "--keep", "2") for number in range(1, 4)]
     assert json.loads(run("list", url)) == {"current": names[2], "snapshots": names[1:]} and run("current", url) == names[2]
     folder = run("fetch", url, str(tmp_path / "here"))

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
 from aif_jax.connectors import EventLayout, Follower, IndexTarget, SinkTarget, SnapshotStore, Target, UserTarget
 from aif_jax.connectors.valkey import FORMS, SCHEMES, ValkeyFeatureWriter, open_client, open_stream
+from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter
 from aif_jax.output import Bar
@@ -311,15 +312,15 @@ def add_snapshot_commands(commands: Any) -> None:
 def run_snapshots(options: argparse.Namespace) -> int:
     """What `SNAPSHOTS` says of the action."""
     with shared.open_store(options.url, keep=options.keep) as store:
-        if options.action == "list":
-            lines = [json.dumps({"current": store.current(), "snapshots": store.names()})]
-        elif options.action == "current":
-            lines = [] if (name := store.current()) is None else [name]
-        elif options.action == "publish":
-            lines = [store.publish(options.folder)]
-        elif options.action == "fetch":
-            lines = [store.fetch(options.directory, options.name)]
-        else:
-            lines = store.collect()
+        if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
+            known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index or a user table"
+            expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)
+        actions: dict[str, Callable[[], list[Any]]] = {
+            "list": lambda: [json.dumps({"current": store.current(), "snapshots": store.names()})],
+            "current": lambda: [] if (name := store.current()) is None else [name],
+            "publish": lambda: [store.publish(options.folder)],
+            "fetch": lambda: [store.fetch(options.directory, options.name)],
+        }
+        lines = actions.get(options.action, store.collect)()
     print(*lines, sep="\n", end="\n" if lines else "")
     return PROBLEMS if options.action == "current" and not lines else FINE

@@ -112,8 +112,7 @@ class SnapshotStore:
 
         Raises:
           FileNotFoundError: no such folder, or one that changes meanwhile.
-          SnapshotError: what was uploaded reads back as something else; another process has published a later one; with
-            `unless_current` files of a snapshot that was rolled back.
+          SnapshotError: what was uploaded reads back as something else; a later one is current; `unless_current` of a rollback.
           OSError: of the file system.
         """
         source = local(folder, "folder")
