@@ -292,7 +292,7 @@ def test_a_process_that_starts_again_overwrites_nothing(served, tmp_path):
     assert len(list(read_log(tmp_path))) == 2
 
 
-def test_a_shadow_scores_after_the_answer(tmp_path):
+def test_a_shadow_scores_after_the_answer(tmp_path, caplog):
     exports().copied(tmp_path)
     (tmp_path / "current").write_text("one\ntwo share=0\n")
     found: list[Models] = []
@@ -311,7 +311,12 @@ def test_a_shadow_scores_after_the_answer(tmp_path):
         service.call(scored)
         assert unknown["degraded"] and shadow.counters["shadow_degraded"] == 1
         metrics = client.request("GET", "/metrics")[2].decode()
+        shadow._version = lambda: found[0].named("three")
+        for _ in range(3):
+            assert not client.rank(**ANN, candidates=IDS, k=5)["degraded"]
+            service.call(scored)
+        assert shadow.counters.pop("shadow_failed") == 3 and caplog.text.count("shadow: UnknownVersion") == 1
     one, two = (np.argsort(-exports().logits(name), kind="stable")[:5] for name in ("one", "two"))
-    assert shadow.counters["shadow_calls"] == 4 and shadow.counters["shadow_failed"] == 0
+    assert shadow.counters["shadow_calls"] == 4
     assert shadow.counters["shadow_top"] == 15 and shadow.counters["shadow_top_same"] == 3 * len(set(one) & set(two))
     assert "aif_shadow_calls_total" in metrics

@@ -208,6 +208,7 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
         (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
         (["FOLDER", "--workers", "0"], 2, "--workers"),
+        (["FOLDER", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
         (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
         (["FOLDER", "--max-user-age", "60"], 2, "expected --user-table with --max-user-age"),
         (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),

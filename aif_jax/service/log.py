@@ -424,7 +424,7 @@ class Shadow:
         expect(0 <= share <= 1, "shadow share", "0 to 1", share)
         names = ("calls", "dropped", "failed", "degraded", "top", "top_same")
         self.counters = {f"shadow_{name}": 0 for name in names}
-        self._version, self._share, self._limit = version, share, limit
+        self._version, self._share, self._limit, self._said = version, share, limit, ""
         self._running: set[asyncio.Task[None]] = set()
 
     def observe(self, seen: Observed) -> None:
@@ -457,7 +457,9 @@ class Shadow:
                 self.counters["shadow_top_same"] += len(set(first.tolist()) & set(seen.candidates.ids[order].tolist()))
         except Exception as error:  # of a version that nobody was promised
             self.counters["shadow_failed"] += 1
-            logger.warning("shadow: %s: %s", type(error).__name__, error)
+            if (text := f"{type(error).__name__}: {error}") != self._said:  # a line for a problem, not for each call
+                self._said = text
+                logger.warning("shadow: %s", text)
 
 
 PARENT: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent", default="")

@@ -76,15 +76,13 @@ class ServiceSettings:
     def __post_init__(self):
         expect(self.keep >= 1, "keep", "at least 1", self.keep)
         expect(self.poll > 0, "poll", "more than 0 seconds", self.poll)
-        timeout = self.features_timeout
-        expect(timeout is None or timeout > 0, "features_timeout", "None or more than 0 seconds", timeout)
+        expect((limit := self.features_timeout) is None or limit > 0, "features_timeout", "None or more than 0 seconds", limit)
+        for name in ("log_share", "shadow_share"):
+            expect(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
 
 
 def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
-    """Serves until SIGTERM or SIGINT; `workers` processes run the same command line as this one.
-
-    Raises what `run` raises; RuntimeError where workers keep dying.
-    """
+    """Serves until SIGTERM or SIGINT, in `workers` processes of this command line; RuntimeError where they keep dying."""
     ports = os.environ.get(WORKER)
     if ports is not None:
         http_port, grpc_port, watcher = ports.split(",")
