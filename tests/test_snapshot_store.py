@@ -277,11 +277,10 @@ def test_the_commands_of_a_store(tmp_path, capsys):
         return "".join(capsys.readouterr()).strip()
 
     assert run("current", url, code=1) == ""
-    fill(tmp_path / "made", 0)
+    (fill(tmp_path / "made", 0) / "manifest.json").unlink()
     assert "expected an export, or a snapshot of an index or a user table, got a folder without manifest.json" in run(
         "publish", url, str(tmp_path / "made"), code=2
     )
-    (tmp_path / "made" / "manifest.json").write_text("{}")
     names = [run("publish", url, str(fill(tmp_path / "made", number)), "--keep", "2") for number in range(1, 4)]
     assert json.loads(run("list", url)) == {"current": names[2], "snapshots": names[1:]} and run("current", url) == names[2]
     folder = run("fetch", url, str(tmp_path / "here"))
@@ -389,7 +388,9 @@ def test_what_was_rolled_back_does_not_come_back_by_itself(open_store, tmp_path)
     before, undone = (store.publish(fill(tmp_path / f"made{number}", number)) for number in (1, 2))
     store.rollback()
     for _ in range(2):
-        with pytest.raises(SnapshotError, match=f"{undone}, which was rolled back, has the same; publish newer ones"):
+        with pytest.raises(
+            SnapshotError, match=f"files that were not rolled back, got those of {undone}, which was; publish newer"
+        ):
             store.publish(tmp_path / "made2", unless_current=True)
         assert store.current() == before
     assert store.publish(tmp_path / "made1", unless_current=True) == before

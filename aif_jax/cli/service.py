@@ -311,10 +311,10 @@ def add_snapshot_commands(commands: Any) -> None:
 
 def run_snapshots(options: argparse.Namespace) -> int:
     """What `SNAPSHOTS` says of the action."""
+    if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
+        known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index or a user table"
+        expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)
     with shared.open_store(options.url, keep=options.keep) as store:
-        if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
-            known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index or a user table"
-            expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)
         actions: dict[str, Callable[[], list[Any]]] = {
             "list": lambda: [json.dumps({"current": store.current(), "snapshots": store.names()})],
             "current": lambda: [] if (name := store.current()) is None else [name],

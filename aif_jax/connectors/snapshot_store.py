@@ -130,9 +130,9 @@ class SnapshotStore:
                 manifest, listed = self._manifest(name)
                 if _contents(listed) == _contents(entries):
                     if there is None or name != there.name:
-                        same, out = f"{name}, which was rolled back, has the same", "publish newer ones, or these by themselves"
-                        none = not self._files.exists(self._path(name, UNDONE))
-                        expect(none, self.url, "other files than of a rollback", f"{same}; {out}", error=SnapshotError)
+                        got, out = f"those of {name}, which was", "publish newer ones, or these by themselves"
+                        stays = not self._files.exists(self._path(name, UNDONE))
+                        expect(stays, self.url, "files that were not rolled back", f"{got}; {out}", error=SnapshotError)
                         self._point(name, manifest)
                     return name
         name = f"{self._next():010d}-{secrets.token_hex(4)}"

@@ -367,7 +367,7 @@ class _Steps:
         share = volume(data.log.time, self.served.since)
         verdict = judge(measured, self.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
-        reasons = [*self.job.sealed("additions")["faults"], *verdict.reasons]  # type: ignore[index]
+        reasons = [*self.job.sealed("additions").get("faults", ()), *verdict.reasons]  # type: ignore[union-attr]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
             "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
