@@ -72,7 +72,7 @@ DOORS = [
     ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
     ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),
     ("redis", "remote", lambda folder: open_client("redis://127.0.0.1:1")),
-    ("flatbuffers", "export", lambda folder: writer._require_flatbuffers()),
+    ("flatbuffers", "export", lambda folder: writer.save(folder, None)),
     ("pyarrow", "data", lambda folder: pyarrow()),
     ("ray", "ray", lambda folder: ray_serve.replicas(folder)),
     ("ray", "ray", lambda folder: ray_data._actors(None, 1)),
