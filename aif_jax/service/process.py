@@ -443,7 +443,7 @@ async def run(service: Service, where: Listening, *, routes: Mapping[str, Handle
     try:
         async with service, Frozen(service.models).looking(), listening(service, where, routes=routes, grpc=grpc) as addresses:
             with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
-                print(json.dumps({"ready": True, **addresses}), flush=True)
+                print(json.dumps({"ready": True, **addresses}) + "\n", end="", flush=True)  # one write: workers share stdout
             logger.info("ready: %s", addresses)
             await stop.wait()
             logger.info("draining")
