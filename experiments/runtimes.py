@@ -1,25 +1,21 @@
 """The same weights and inputs in other runtimes: ONNX Runtime, PyTorch, PyTorch compiled.
 
 Claim     none of the three programs is slower here than in another runtime.
-Command   python -m experiments.runtimes --json runtimes.json      (or --smoke); `experiments.cost` writes the same figures
+Command   python -m experiments.runtimes --json runtimes.json   (or --smoke; --pause 0: back to back); `experiments.cost` too
 Time      4 minutes on two cores, most of it `torch.compile`, which needs a C++ compiler; others need the extra "benchmarks"
 Programs  user   features on the host -> state in the runtime's memory
           score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
           whole  user, then score
           head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
-          halves ours alone: `score` of two halves in two threads, then the best of both, which an engine does whose largest
-                 bucket is half of C
-          batch  ours alone: `score` of eight users in one call, as an engine does whose requests wait together
+           batch  ours alone: `score` of eight users in one call, as an engine does whose requests wait together
           bfloat16, int8   ours alone: `score` over an index of such rows (`experiments.study.storage`: what they do to ranking)
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
-          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_10000_over_head`,
-          and `score_in_halves` and `score_10000_in_halves`, the time of the halves over that of the whole; `score_of_eight` is
-          the time of a batch over eight times that of one user, `score_over_bfloat16` and `score_over_int8` that of float32
-          rows over that of such rows, each for 10,000 too; `halves_difference` is the largest difference of their logits,
-          `halves_same_places` the share of places with the same candidate, the worse of both sizes. Weights are as initialised.
+          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_of_eight`, the time of
+          a batch over eight times that of one user, `score_over_bfloat16` and `score_over_int8`, that of float32 rows over that
+          of such rows, each for 10,000 too, as `score_10000_over_head`. Weights are as initialised.
 """
 
 from __future__ import annotations
@@ -60,11 +56,12 @@ NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "o
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison and prints its ratios."""
-    options = common.options(__doc__, arguments, {"rounds": (200, 3, "turns of each program")})
-    common.report(measure(rounds=options.rounds, smoke=options.smoke), options.json)
+    settings = {"rounds": (200, 3, "turns of each program"), "pause": (PAUSE, None, "seconds before each turn")}
+    options = common.options(__doc__, arguments, settings)
+    common.report(measure(rounds=options.rounds, pause=options.pause, smoke=options.smoke), options.json)
 
 
-def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
+def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[str, Any]:
     """Every figure; a runtime that is not installed is left out, with a line that says so."""
     sizes: dict[str, Any] = dict(short_length=8, long_length=32, width=8) if smoke else {}
     world, counts = World(items=300 if smoke else 20_000), (60, 120) if smoke else (1000, 10_000)
@@ -93,20 +90,14 @@ def measure(*, rounds: int, smoke: bool = False) -> dict[str, Any]:
             programs = {} if more else {"user": each.user}
             programs |= {what: partial(getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
-        timed[f"halves{more}"] = partial(ours.halves, count)
         timed |= {f"{storage}{more}": partial(each.score, count) for storage, each in narrow.items()}
         timed[f"batch{more}"] = partial(ours.batch, count)
-        check("halves", ours.score(count, 0), ours.halves(count, 0))
         check("batch", ours.score(count, 3), ours.batch(count, 0)[3])
-    turns = {name: partial(turn, program) for name, program in timed.items()}
+    turns = {name: partial(turn, program, pause) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, rounds).items()}
-    pairs = [(ours.score(count, 0), ours.halves(count, 0)) for count in counts]
-    return summary(medians, list(others), f"_{counts[1]}") | {
-        "halves_difference": max(float(np.abs(whole[0] - halves[0]).max()) for whole, halves in pairs),
-        "halves_same_places": min(float(np.mean(whole[1] == halves[1])) for whole, halves in pairs),
-    }
+    return summary(medians, list(others), f"_{counts[1]}")
 
 
 def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
@@ -118,7 +109,6 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     for score, more in (("score", ""), ("score_10000", large)):
         ours = ms["aif_jax"][score]
         figures[f"{score}_over_head"] = ours / medians[f"head{more}"]
-        figures[f"{score}_in_halves"] = medians[f"halves{more}"] / ours
         figures[f"{score}_of_eight"] = medians[f"batch{more}"] / (BATCH * ours)
         figures |= {f"{score}_over_{storage}": ours / medians[f"{storage}{more}"] for storage in NARROW}
     for runtime in NEEDED:
@@ -128,9 +118,9 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     return figures
 
 
-def turn(program: Program, i: int) -> float:
+def turn(program: Program, pause: float, i: int) -> float:
     """Milliseconds of one call, after a pause and a call that does not count."""
-    time.sleep(PAUSE)
+    time.sleep(pause)
     program(i + 1)
     start = time.perf_counter()
     program(i)

@@ -352,6 +352,22 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
         assert usage.value.code == 2
 
 
+def test_events_of_unknown_items_are_skipped_where_that_is_said(world, tmp_path, run, caplog):
+    folder, *_ = world
+    events = pq.read_table(folder / "events.parquet").to_pydict()
+    events["item"][0] = 99  # the items file lacks it
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    given = ["--events", tmp_path / "events.parquet", *files(folder)[2:], "--quiet"]
+    train = ["train", *given, *FLAGS, *SMALL, "--batch-size", 64, "--out", tmp_path / "run"]
+    for words in (train, ["add", "svd", *given, "--run", tmp_path / "run", "--out", tmp_path / "served"]):
+        code, _, err = run(*words)
+        assert code == 1 and "got 99" in err, err
+        caplog.clear()
+        code, _, err = run(*words, "--unknown", "skip")
+        assert code == 0, err
+        assert "1 rows left out or left unknown" in caplog.text
+
+
 def test_wrong_words_of_train(world, tmp_path, run):
     folder, *_ = world
     words = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run"]

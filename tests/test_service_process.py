@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from aif_jax.service.core import Service
 from aif_jax.service.log import read_log
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, run
-from aif_jax.service.processes import source_of, supervise
+from aif_jax.service.processes import ServiceSettings, serve, source_of, supervise
 from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
 from tests.service_world import ANN, EVENTS, IDS, connected, exports, running
@@ -157,6 +158,30 @@ def test_a_signal_while_workers_start_ends_all(monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", start)
     supervise(Listening(http_port=0), 2)
     assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
+def test_workers_that_cannot_start_are_not_started_again(monkeypatch):
+    started = []
+
+    def start(command, **options):
+        started.append(real([sys.executable, "-c", "raise SystemExit(2)" if not started else "import time; time.sleep(60)"]))
+        return started[-1]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as ended:
+        supervise(Listening(http_port=0), 2)
+    assert ended.value.code == 2 and [process.returncode for process in started] == [2, -signal.SIGTERM]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_port_that_is_taken_is_found_before_anything_is_compiled(monkeypatch, protocol):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = {"http_port": 0, "grpc_port": port} if protocol == "grpc" else {"http_port": port}
+        monkeypatch.setattr(Models, "start", None)  # what compiles is not called
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}: Address already in use"):
+            serve(ServiceSettings(folder=exports().root / "one", where=Listening(**ports)))
 
 
 def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):

@@ -138,6 +138,8 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
     parser.add_argument("--events", required=True, help="file or folder: one row for each interaction")
     parser.add_argument("--items", required=items_required, help="file or folder: one row for each item")
     parser.add_argument("--users", help="file or folder: one row for each user")
+    if items_required:  # it trains on them
+        shared.add_flags(parser, read, ["unknown"])
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +207,7 @@ def run_train(options: argparse.Namespace) -> int:
     task = shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
-    files = dict(items=options.items, users=options.users, columns=columns)
+    files = dict(items=options.items, users=options.users, columns=columns, unknown=options.unknown or "error")
     data = processes.together("read", lambda: read(options.events, **files))
     with shared.as_usage("--set"):
         model = build(PRESETS[options.preset](data.schema, **changes))
@@ -240,7 +242,7 @@ def run_add(options: argparse.Namespace) -> int:
     expect_new(options.out)
     trained = Run.load(options.trained)
     encoder = shared.encoder_of(options.trained, trained.trained)
-    data = read(options.events, items=options.items, users=options.users, encoder=encoder)
+    data = read(options.events, items=options.items, users=options.users, encoder=encoder, unknown=options.unknown or "error")
     made = dataclasses.replace(trained, folder=None)  # which stays as it is
     parts = [name for name in ADDED if name in options.parts]
     for part in parts:

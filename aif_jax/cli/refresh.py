@@ -83,8 +83,7 @@ def run_refresh(options: argparse.Namespace) -> int:
     """
     settings: dict[str, Any] = shared.flags_given(options, FLAGS)
     alone = shared.flags_given(options, (*FOLLOWING, "tables", "every", "stream_options"))
-    if options.follow is None and alone:
-        raise UsageError(f"refresh: expected --follow with {_flags(alone)}, got none; add it")
+    expect(options.follow or not alone, "refresh", f"--follow with {_flags(alone)}", "none; add it", error=UsageError)
     if options.task is not None:
         settings["task"] = shared.read_task(options.task)
     with shared.as_usage("--gate"):

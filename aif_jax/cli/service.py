@@ -104,9 +104,8 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def run_replay(options: argparse.Namespace) -> int:
     """Scores a request log with another version: features that differ, overlap of the rankings, differences of the scores."""
-    fields = shared.read_fields(options.serving, "--serving", SERVING)
     with shared.as_usage("--serving"):
-        config = ServingConfig(**fields)
+        config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
     report = replay(options.log, options.model, config=config, limit=options.limit)
     print(json.dumps(to_json(dataclasses.asdict(report))) if options.json else report)
     return FINE
@@ -125,8 +124,7 @@ def _token(path: Path | None) -> str | None:
     if path is None:
         return None
     token = path.read_text("utf-8").strip()
-    if not token:
-        raise UsageError(f"--token-file {path}: expected a token, got an empty file")
+    expect(token, f"--token-file {path}", "a token", "an empty file", error=UsageError)
     return token
 
 

@@ -126,7 +126,8 @@ class EventLog:
         if not len(self):
             return f"EventLog(0 events, {self.users - 1} users)"
         lengths = np.diff(self.offsets)[1:]
-        first, last = (_date(function(self.time)) for function in (np.min, np.max))
+        ends = (int(function(self.time)) for function in (np.min, np.max))
+        first, last = (str(np.datetime64(at, "s"))[:10] if 10**8 <= at < 2**33 else f"second {at}" for at in ends)
         history = f"events of a user: median {np.median(lengths):g}, at most {lengths.max(initial=0):,}"
         return f"EventLog({len(self):,} events, {self.users - 1:,} users, {first} to {last}; {history})"
 
@@ -428,8 +429,3 @@ def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> 
 def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """bool [n - 1]: events that do not come after the one before them, by user and time."""
     return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
-
-
-def _date(seconds: Any) -> str:
-    """The day, where the time can be a Unix time; else the number."""
-    return str(np.datetime64(int(seconds), "s"))[:10] if 10**8 <= seconds < 2**33 else f"second {int(seconds)}"

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def read(
     columns: Columns | None = None,
     content: Content | None = None,
     encoder: Encoder | None = None,
-    unknown: str = "error",
+    unknown: Literal["error", "skip"] = "error",
     name: str | None = None,
     repeats: bool | None = None,
     progress: bool = True,

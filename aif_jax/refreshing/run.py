@@ -256,7 +256,7 @@ def _inputs(
 
 def _read(
     events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *, content: Content | None,
-    unknown: str, progress: bool,
+    unknown: Literal["skip", "error"], progress: bool,
 ) -> Dataset:  # fmt: skip
     """The data under vocabularies with the ids of the served model and the new ones."""
     own = trained.need_encoder("refresh")

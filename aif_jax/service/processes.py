@@ -114,6 +114,8 @@ def is_worker() -> bool:
 
 async def run_one(settings: ServiceSettings) -> None:
     """One process."""
+    for port in filter(None, (settings.where.http_port, settings.where.grpc_port)):  # found taken before anything is compiled
+        bind(settings.where.host, port, reuse=settings.where.reuse_port).close()
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
@@ -188,6 +190,9 @@ def supervise(where: Listening, workers: int) -> None:
             for at, process in enumerate(processes):
                 if stopping or process.poll() is None:
                     continue
+                if process.returncode == 2:  # the exit code of a command that cannot start: it has said why
+                    stop(0, None)
+                    sys.exit(2)
                 died = [when for when in died if time.monotonic() - when < RESTART_SECONDS] + [time.monotonic()]
                 if len(died) > RESTARTS:
                     stop(0, None)

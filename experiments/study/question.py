@@ -4,9 +4,9 @@ Claim     Over a two-tower model, and over one with matching statistics, `preset
 Command   python -m experiments.study.question --data DIR --plan validation
           (--plan test: the models of the headline; --plan worlds: synthetic worlds, one with repeats and one without;
           --plan sequence, taught: baselines and preset, each with a sequence loss, or distilled from the preset;
-          --plan quantised: quantised target attention, see `tarq`; --plan rolling: the headline over blocks of the time line,
-          for many users; --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the
-          user function and of the scoring program, all models in turn)
+          --plan attention: exact target attention; --plan rolling: the headline over blocks of the time line, for many users;
+          --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
+          of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
           negatives, neither in training nor in evaluation, and are left out of the catalogue. Taobao users do come back: met
           items stay. Every record also holds the figures of the other kind of candidates.
@@ -45,7 +45,7 @@ from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
-from experiments.study import critical, datasets, models, records, tarq
+from experiments.study import critical, datasets, models, records
 
 RESULTS = records.RESULTS.parent / "question"
 EACH = "every behaviour field"
@@ -83,15 +83,12 @@ SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items(
 BY_BLOCKS = tuple(MODELS)
 SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
 """Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
-TARQ = tarq.Tarq(dot_product=True)
-QUANTIZED: dict[str, dict[str, Any]] = {
-    "aif with TARQ": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TARQ, models.DOT), **WIDE),
-    "aif with TARQ in place of linear memory": dict(blocks=(MATCHING, models.BEA, TARQ, models.DOT), **WIDE),
+ATTENTION: dict[str, dict[str, Any]] = {
     "aif with target attention in place of linear memory": dict(
         blocks=(MATCHING, models.BEA, blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
     ),
 }
-"""Quantised target attention against linear attention, and what both approximate."""
+"""What linear attention approximates."""
 LONGER = {f"{model}, 2,048 events": MODELS[model] | dict(long_length=2048) for model in (WITH_MATCHING, AIF)}
 """Four times the history, on both sides: the scoring program does not depend on it."""
 HEADS = {
@@ -102,9 +99,9 @@ HEADS = {
 """Other sizes of the MLP, which is most of the scoring program."""
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= QUANTIZED | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
+MODELS |= ATTENTION | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
 MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "quantised", "longer", "heads", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "attention", "longer", "heads", "test", "rolling", "smoke")
 PUBLIC = ("movielens", "taobao")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
@@ -197,8 +194,8 @@ def plan(name: str) -> list[Trial]:
     if name == "sequence":
         longer = [model for model in SEQUENCE if model.endswith("32 events")]
         return each(SEQUENCE, epochs=2) + each(longer, PUBLIC[:1], epochs=3)  # does more training do the same?
-    if name in ("taught", "quantised"):
-        return each(TAUGHT if name == "taught" else (*QUANTIZED, WITHOUT_MEMORY), epochs=2)
+    if name in ("taught", "attention"):
+        return each(TAUGHT if name == "taught" else (*ATTENTION, WITHOUT_MEMORY), epochs=2)
     if name == "heads":
         return each(HEADS, **given)
     if name == "longer":
@@ -255,7 +252,7 @@ def train_model(
         feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
         loss = with_teacher(loss, losses.distill_listwise)
     weight = SEQUENCE.get(trial.model)
-    added: Any = tarq.loss_of(model.config) if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
+    added = None if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
     step = train.make_step(model, optimizer, loss=loss, sequence_loss=added)
     began, spent = time.perf_counter(), time.process_time()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
