@@ -4,9 +4,9 @@ Claim     XLA's schedule for less memory answers a lone call sooner and carries 
           candidates by least. Both leave the scores as they are, bit by bit.
 Command   python -m experiments.choices --json choices.json      (or --smoke; --help lists all)
 Time      7 minutes on two cores
-Schedules By default XLA hands half of more than eight operations that could start to a thread of its pool. "less_memory" has
-          the schedule under which eight are never ready; "dots_apart" and "no_ynnpack" make products one by one and without
-          YNNPACK. `PJRT_NPROC=1` in the environment leaves one thread in the pool: then compare with a run without.
+Schedules "ours" hands half of more than eight operations that could start to a thread of XLA's pool; with "less_memory" eight
+          are never ready; "dots_apart" and "no_ynnpack" make products one by one and without YNNPACK. `PJRT_NPROC=1` in the
+          environment leaves one thread in the pool: then compare with a run without.
 Calls     `score` and `halves` of `experiments.runtimes`: medians of turns interleaved in one process, each after a call that
           does not count; `calls_a_second` of one and two threads that call at C=1,000. `X_over` is X of an arm over ours.
 Engine    `AsyncPreRanker` over the same model. Lone requests of a cached user, critical path, after a wait of 15 ms and back to
@@ -88,26 +88,24 @@ def calls(made: Model, counts: tuple[int, ...], options: Any) -> dict[str, Any]:
             for what in ("score", "halves"):
                 turns[f"{name} {what}_{size}"] = partial(turn, partial(getattr(arm, what), count), 0.0)
     medians = {name: float(np.median(ms)) for name, ms in common.interleaved(turns, options.rounds).items()}
-    threads = {1: dict.fromkeys(arms, 0.0), 2: dict.fromkeys(arms, 0.0)}
-    for number, found in threads.items():
-        loops: dict[str, list[float]] = {name: [] for name in arms}
-        for i in range(options.loops):
-            for name in list(arms) if i % 2 else reversed(arms):
-                loops[name].append(rate(partial(arms[name].score, counts[0]), number, options.seconds))
-        found |= {name: float(np.median(each)) for name, each in loops.items()}
+    rates: dict[str, dict[str, float]] = {}
+    for number in (1, 2):
+        ways = {name: partial(rate, partial(arm.score, counts[0]), number, options.seconds) for name, arm in arms.items()}
+        found = common.interleaved(ways, options.loops)
+        rates[f"{number} threads"] = {name: float(np.median(each)) for name, each in found.items()}
     by_arm = {name: {key.split()[1]: ms for key, ms in medians.items() if key.startswith(f"{name} ")} for name in arms}
-    found = {name: [part for count in counts for part in arm.score(count, 3)] for name, arm in arms.items()}
-    halves = [abs(arms["ours"].halves(count, 3)[0] - whole) for count, whole in zip(counts, found["ours"][::2], strict=True)]
+    best = {name: [part for count in counts for part in arm.score(count, 3)] for name, arm in arms.items()}
+    halves = [abs(arms["ours"].halves(count, 3)[0] - whole) for count, whole in zip(counts, best["ours"][::2], strict=True)]
     return {
         "call_ms": by_arm,
         "call_over": {name: {what: ms[what] / by_arm["ours"][what] for what in ms} for name, ms in by_arm.items()},
-        "calls_a_second": {f"{number} threads": found for number, found in threads.items()},
-        "same_bits": {name: all(map(np.array_equal, each, found["ours"])) for name, each in found.items()},
-        "halves_difference": float(max(map(np.max, halves))),
+        "calls_a_second": rates,
+        "same_bits": {name: all(map(np.array_equal, each, best["ours"])) for name, each in best.items()},
+        "halves_difference": float(np.max(halves)),
     }
 
 
-def rate(program: Any, threads: int, seconds: float) -> float:
+def rate(program: Any, threads: int, seconds: float, _: int) -> float:
     """Calls a second of threads that call one after another."""
     start, counts = time.perf_counter(), [0] * threads
 

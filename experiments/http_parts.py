@@ -42,7 +42,6 @@ from experiments.scale_out.replicas import NAMES
 from experiments.service_clients import caller, packed
 from experiments.service_load import World, engine
 
-TYPE = (b"content-type", b"application/octet-stream")
 Way = Callable[[int], Awaitable[Any]]
 
 
@@ -79,10 +78,10 @@ async def measure(folder: Path, options: Any) -> dict[str, Any]:
             app, ready = App(ours), App(Ready(ours, tensors.unpack(over_http(0))))  # type: ignore[arg-type]  # no engine
 
             async def http(user: int) -> None:
-                note(totals["http"], over_http(user))
+                totals["http"].append(float(tensors.unpack(over_http(user))["stages"]["total"]))
 
             async def through_app(user: int) -> None:
-                note(totals["app"], await asgi(app, bodies[user]))
+                totals["app"].append(float(tensors.unpack(await asgi(app, bodies[user]))["stages"]["total"]))
 
             ways: dict[str, Way] = {"engine": rank, "http": http, "app": through_app}
             ways["app_at_once"] = lambda user: asgi(ready, bodies[user])
@@ -120,11 +119,6 @@ async def block(way: Way, calls: int) -> list[float]:
     return found
 
 
-def note(totals: list[float], answer: bytes) -> None:
-    """Keeps the seconds that the engine says it took."""
-    totals.append(float(tensors.unpack(answer)["stages"]["total"]))
-
-
 def blocking(call: Callable[[int], bytes]) -> Way:
     """A way that blocks the loop of this process, which has nothing else to do."""
 
@@ -148,7 +142,7 @@ class Ready:
 async def asgi(app: App, body: bytes) -> bytes:
     """The answer of an application to one ranking."""
     sent: list[dict[str, Any]] = []
-    headers = [TYPE, (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(len(body)).encode())]
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}

@@ -1,20 +1,17 @@
-"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction, compared with other libraries.
+"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction.
 
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
-Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). PyTorch and faiss are measured where
-          they are installed (`pip install "aif_jax[benchmarks]"`) and left out otherwise.
-Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the
-          same with SimTier by bridge codes,
-          "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L, so its spread over L is
-          the noise of the clock. Weights are as initialised.
+Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). Commit f02acaa also measures NumPy,
+          faiss and PyTorch, and what the machine would take at its rates of popcounts, multiply-adds and bytes.
+Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same with
+          SimTier by bridge codes, "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L,
+          so its spread over L is the noise of the clock. Weights are as initialised.
 Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
           ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
           that a drift of the machine hits all alike; what grows is interleaved length by length. Forms that hold a [C, L]
           array are left out where that has more than 7e7 entries.
-Bound     What the machine would take at the rates measured in the same run: popcounts alone for SimTier; for the linear DIN and
-          the interaction the larger of multiply-adds and of bytes in and out, from the cache.
 Measured  experiments/notes/long_history.md, with the machine
 """
 
@@ -23,7 +20,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,7 +36,6 @@ from experiments import common, drawn
 
 WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
 LARGEST = 7e7
-BOUNDED = ("din_linear", "interaction")
 Form = partial[Any]
 """A compiled form with its inputs on the device."""
 
@@ -53,20 +48,20 @@ def main(arguments: list[str] | None = None) -> None:
         "candidates": ([1000, 10_000], [40], "C"),
         "lengths": ([256, 1024, 4096, 16_384, 65_536], [64], "L"),
         "bits": ([64, 128], [64], "K"),
-        "plot": (Path("kernels.png"), None, "the picture"),
     }
     options = common.options(__doc__, arguments, settings)
     candidates, lengths, bits = options.candidates, options.lengths, options.bits
 
-    figures: dict[str, Any] = {"largest_pairs": LARGEST, "rates": rates(options.smoke)}
+    figures: dict[str, Any] = {"largest_pairs": LARGEST}
     bar = Bar(len(bits) * len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
     for k in bits:
         into = figures if k == 64 else figures.setdefault(f"k{k}", {})
         for c in candidates:
-            record(into, c, flat(c, lengths, k, options.rounds, figures["rates"]))
+            record(into, c, flat(c, lengths, k, options.rounds))
             bar.update()
             for n in lengths:
-                record(into, c, {n: growing(c, n, k, options.rounds, figures["rates"])})
+                few = max(2, options.rounds // 3 if c * n > 2e6 else options.rounds)
+                record(into, c, {n: common.medians(forms(c, n, k), few)})
                 into.setdefault("simtier_extra_mib", {})[f"{c},{n}"] = extra_mib(c, n, k)
                 bar.update()
             for name in ("interaction", "head_only"):
@@ -74,7 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
                 into.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = times[-1] / times[0]
                 into.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(times) / min(times)
     bar.close()
-    plot(options.plot, figures, candidates[0], lengths)
     common.report(figures, options.json)
 
 
@@ -85,23 +79,14 @@ def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, flo
             into.setdefault(f"{name}_ms", {})[f"{candidates},{length}"] = milliseconds
 
 
-def flat(candidates: int, lengths: list[int], bits: int, rounds: int, rate: dict[str, float]) -> dict[int, dict[str, float]]:
-    """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin, and their bounds."""
+def flat(candidates: int, lengths: list[int], bits: int, rounds: int) -> dict[int, dict[str, float]]:
+    """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin."""
     made = {(name, n): form for n in lengths for name, form in fixed_forms(candidates, n, bits).items()}
     times = common.medians({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
     found: dict[int, dict[str, float]] = {n: {} for n in lengths}
     for name, n in made:
         found[n][name] = times[f"{name},{n}"]
-        if name in BOUNDED:
-            found[n][f"{name}_bound"] = bound(made[name, n], rate)
     return found
-
-
-def growing(candidates: int, length: int, bits: int, rounds: int, rate: dict[str, float]) -> dict[str, float]:
-    """Median milliseconds of the forms that grow with L, other libraries, and the bound of popcounts."""
-    made = forms(candidates, length, bits) | other_libraries(candidates, length, bits)
-    found = common.medians(made, max(2, rounds // 3 if candidates * length > 2e6 else rounds))
-    return found | {"simtier_bound": 1e3 * candidates * length * bits / 32 / rate["popcounts_per_second"]}
 
 
 def history(candidates: int, length: int, bits: int) -> tuple[jax.Array, ...]:
@@ -177,70 +162,10 @@ def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, 
     return compiled(model.interaction, params, state, rows), config
 
 
-def bound(form: Form, rate: dict[str, float]) -> float:
-    """Milliseconds that multiply-adds alone, or bytes in and out alone, would take."""
-    made = form.func.lower(*form.args).compile()  # type: ignore[attr-defined]
-    size = made.memory_analysis()
-    moved = (size.argument_size_in_bytes + size.output_size_in_bytes) / rate["cached_bytes_per_second"]
-    return 1e3 * max(moved, made.cost_analysis()["flops"] / 2 / rate["multiply_adds_per_second"])
-
-
-def other_libraries(candidates: int, length: int, bits: int) -> dict[str, Callable[[], Any]]:
-    """Hamming distances by NumPy and faiss, softmax attention by PyTorch: what is installed, where [C, L] fits."""
-    if candidates * length > LARGEST:
-        return {}
-    rng = np.random.default_rng(0)
-    item, past = (rng.integers(0, 2**63, (n, bits // 64), dtype=np.uint64) for n in (candidates, length))
-
-    def hamming() -> np.ndarray:
-        return sum(np.bitwise_count(item[:, w, None] ^ past[:, w]) for w in range(bits // 64))  # type: ignore[return-value]
-
-    made: dict[str, Callable[[], Any]] = {"numpy_hamming": hamming}
-    try:
-        import faiss  # type: ignore[import-not-found]
-
-        index = faiss.IndexBinaryFlat(bits)
-        index.add(past.view(np.uint8))  # type: ignore[call-arg]
-        made["faiss_hamming"] = lambda: index.search(item.view(np.uint8), 16)  # type: ignore[call-arg]
-    except ImportError:
-        pass
-    try:
-        import torch  # type: ignore[import-not-found]
-
-        query, values = (torch.from_numpy(rng.normal(size=(n, WIDTH)).astype(np.float32)) for n in (candidates, length))
-        made["torch_softmax_attention"] = lambda: torch.softmax(query @ values.T / WIDTH**0.5, -1) @ values
-    except ImportError:
-        pass
-    for form in made.values():
-        form()
-    return made
-
-
 def schema() -> aif.Schema:
     """A catalogue of items with a category and content."""
     attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
     return aif.Schema(item_attributes=attributes, content=CONTENT)
-
-
-def rates(smoke: bool) -> dict[str, float]:
-    """What the machine can do: 32-bit popcounts a second out of the cache, bytes a second out of memory and cache (read and
-    written), and multiply-adds of float32 matrices a second."""
-    data, repeats, side = jnp.arange(2**16, dtype=jnp.uint32), 64, 256 if smoke else 1024
-    large, small = jnp.zeros(2**22 if smoke else 2**26, jnp.float32), jnp.zeros(2**18, jnp.float32)
-
-    def count(x: jax.Array) -> jax.Array:
-        return sum((jax.lax.population_count(x ^ jnp.uint32(i)) for i in range(repeats)), jnp.uint32(0))
-
-    done = {
-        "popcounts": (repeats * data.size, compiled(count, data)),
-        "bytes": (2 * large.nbytes, compiled(lambda x: x + 1.0, large)),
-        "cached_bytes": (2 * small.nbytes, compiled(lambda x: x + 1.0, small)),
-        "multiply_adds": (side**3, compiled(lambda x: x @ x, jnp.ones((side, side)))),
-    }
-    return {
-        f"{name}_per_second": amount / (min(common.milliseconds(once) for _ in range(10)) / 1e3)
-        for name, (amount, once) in done.items()
-    }
 
 
 def extra_mib(candidates: int, length: int, bits: int) -> float:
@@ -259,22 +184,6 @@ def compiled(f: Callable, *inputs: Any) -> Form:
     made = partial(jax.jit(f), *jax.device_put(inputs))
     jax.block_until_ready(made())
     return made
-
-
-def plot(path: Path, figures: dict[str, Any], candidates: int, lengths: list[int]) -> None:
-    """Milliseconds against L at the smaller C, both axes logarithmic."""
-    import matplotlib
-
-    drawn = {name: values for name, values in figures.items() if name.endswith("_ms")}
-    with common.picture(path, size=(10, 5.5)) as (figure, axes):
-        for number, (name, values) in enumerate(drawn.items()):
-            at = [n for n in lengths if f"{candidates},{n}" in values]
-            style = ":" if name.endswith("_bound_ms") else "--" if name.startswith(("numpy", "faiss", "torch")) else "-"
-            colour = matplotlib.colormaps["tab20"](number)
-            axes.plot(at, [values[f"{candidates},{n}"] for n in at], style, marker=".", label=name[:-3], color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="behaviours in the history", ylabel="milliseconds")
-        axes.set_title(f"Real-time cost for {candidates} candidates, K=64, on {jax.devices()[0].platform}")
-        figure.legend(loc="outside right upper", fontsize=8)
 
 
 if __name__ == "__main__":

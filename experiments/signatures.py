@@ -15,15 +15,12 @@ Codes     The package's functions from fit to table; T=8, signatures of K=64; th
           correlation of the mean tier with that of the histogram of the float similarity (1 + cosine) / 2, "top" that of the
           mean tier of the 16 most similar behaviours with their mean float similarity; "error" is the mean absolute difference
           to the float histogram in log1p counts, which the head reads. "signatures" is the exact histogram of signatures.
-          "moments" are mean and deviation of the similarity of signatures in place of a histogram, exact by s^T m and s^T M s;
-          its "top" is the mean of the 16 highest of a normal distribution. Means over users and seeds (fit, candidates).
-          "table ms" is the median time of the user side after `--length` behaviours, taken in turn; "state" and "fitted" are
-          the KiB that it adds to a user's state and to the parameters.
+          Means over users and seeds (fit, candidates). "table ms" is the median time of the user side after `--length`
+          behaviours, taken in turn; "state" and "fitted" are the KiB that it adds to a user's state and to the parameters.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -34,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from aif_jax.blocks.signatures import fit_projection, sign, signs
+from aif_jax.blocks.signatures import fit_projection, sign
 from aif_jax.blocks.simtier_codes import centre_tiers, code_table, fit_centres, nearest_centre, nearest_centres
 from aif_jax.output import Bar, track
 from aif_jax.types import Params
@@ -185,7 +182,7 @@ def of_codes(content: np.ndarray, histories: Histories, options: Any) -> dict[st
     padded = [(np.pad(rows, (0, longest - len(rows))), np.arange(longest) < len(rows)) for rows in histories]
     past, everything = np.random.default_rng(0).integers(0, len(content), options.length), np.ones(options.length, bool)
     found: dict[str, list[dict[str, float]]] = {}
-    sizes: dict[str, dict[str, float]] = {"moments": {"state": 4 * (BITS + BITS**2) / 1024, "fitted": 0.0}}
+    sizes: dict[str, dict[str, float]] = {}
     bar = Bar(options.seeds * len(options.codes), label="codebooks", unit="fits")
     for seed in range(options.seeds):
         signature = np.asarray(sign(fit_projection(content, bits=BITS, seed=seed), jnp.asarray(content)))
@@ -196,9 +193,7 @@ def of_codes(content: np.ndarray, histories: Histories, options: Any) -> dict[st
         exact, tops = [histogram((1 + cosine) / 2) for cosine in cosines], [highest(cosine) for cosine in cosines]
         bits = [histogram(by_bits(signature)(items, rows)) for items, rows in pairs]
         found.setdefault("signatures", []).append(tables_agree([np.log1p(x) for x in bits], exact, tops))
-        found.setdefault("moments", []).append(moments_agree(signature, pairs, exact, tops))
-        signed = jnp.asarray(signature)
-        tables: dict[str, Any] = {"moments": compiled(lambda past, mask, s=signed: moments(s[past], mask), past, everything)}
+        tables: dict[str, Any] = {}
         for r in options.codes:
             codes = fit(content, r, max(options.per_item), seed)
             tables[f"R={r}"] = compiled(codes.table, past, everything)
@@ -230,34 +225,6 @@ def fit(content: np.ndarray, r: int, per_item: int, seed: int) -> Codes:
         return code_table(between, code[past], jnp.zeros(past.shape[0], jnp.int32), mask, tiers=TIERS)
 
     return Codes(np.asarray(index), np.asarray(weight), table, centres.nbytes + between.nbytes + code.nbytes)
-
-
-def moments(signature: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean m [K] of a history's signs and mean M [K, K] of their outer products: what mean and variance of sim need."""
-    kept = jnp.where(mask[:, None], signs(signature), 0.0)
-    count = jnp.maximum(mask.sum(), 1).astype(jnp.float32)
-    return kept.sum(0) / count, kept.T @ kept / count
-
-
-def spread(query: jax.Array, mean: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation of the similarity of signs [C, K] to a history, [C] each: exact, whatever L is."""
-    bits = query.shape[-1]
-    first, square = query @ mean / bits, ((query @ second) * query).sum(-1) / bits**2
-    return 0.5 + first / 2, jnp.sqrt(jnp.maximum(square - first**2, 0.0)) / 2
-
-
-def moments_agree(
-    signature: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]], exact: list[np.ndarray], tops: list[np.ndarray]
-) -> dict[str, float]:
-    """The protocol's figures of `moments`: no histogram, so no "error"."""
-    found: dict[str, list[float]] = {"float": [], "top": []}
-    for (items, rows), counted, top in zip(pairs, exact, tops, strict=True):
-        state = moments(jnp.asarray(signature[rows]), jnp.ones(len(rows), bool))
-        mean, deviation = spread(signs(jnp.asarray(signature[items])), *state)
-        quantile = statistics.NormalDist().inv_cdf(1 - HIGHEST / 2 / len(rows))  # the middle of the highest sixteen
-        found["float"].append(rank_correlation(np.asarray(mean), mean_tier(counted)))
-        found["top"].append(rank_correlation(np.asarray(mean + quantile * deviation), top))
-    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def tables_agree(read: list[np.ndarray], exact: list[np.ndarray], tops: list[np.ndarray]) -> dict[str, float]:

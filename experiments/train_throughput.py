@@ -2,7 +2,7 @@
 
 Claim     a step costs the same whether the item table has 10^4 or 10^7 rows, and the AIF model trains at three times the
           examples a second of a straightforward PyTorch version with sparse embeddings, on the same cores.
-Command   python -m experiments.train_throughput --json FILE      (add --plot FILE.png, or --smoke)
+Command   python -m experiments.train_throughput --json FILE      (or --smoke)
           python -m experiments.train_throughput --step --data DIR        (merged MovieLens with content.npz)
           git worktree add BEFORE 673c47a; python -m experiments.train_throughput --before BEFORE --only-before --json FILE
 Expected  8 minutes and 10 GiB on two cores with --rounds 14
@@ -280,7 +280,6 @@ def main(arguments: list[str] | None = None) -> None:
         "step": (False, None, "only: a step on samples of --data against PyTorch"),
     }
     paths = {
-        "plot": "write the step times as a PNG",
         "before": "checkout of an older commit, for step_ratio_before",
         "data": "a folder with MovieLens files, and content.npz where there is one",
     }
@@ -350,19 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     figures["input_share"] = input_share(size, 5 if smoke else 40, changes)
 
-    if options.plot:
-        plot(options.plot, figures)
     common.report(figures, options.json)
-
-
-def plot(path: Path, figures: dict[str, Any]) -> None:
-    """Step time against table rows and history."""
-    with common.picture(path, 1, 2, size=(9, 3.5), dpi=150) as (_, axes):
-        for axis, name in zip(axes, ("table_rows", "history"), strict=True):
-            times = figures[f"step_ms_by_{name}"]
-            axis.plot([int(x) for x in times], list(times.values()), marker="o")
-            label = {"table_rows": "item table rows", "history": "long history"}[name]
-            axis.set(xscale="log", ylim=(0, None), xlabel=label, ylabel="ms a step")
 
 
 if __name__ == "__main__":

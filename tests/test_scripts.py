@@ -9,11 +9,9 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks.signatures import signs
 from experiments import kernels, signatures
 from experiments.scale_out import __main__ as scale_out
 from experiments.scale_out import catalogue
@@ -39,16 +37,13 @@ def drawn(*pictures: Path) -> bool:
 
 
 def test_kernels(tmp_path):
-    figures = measured(tmp_path, "experiments.kernels", "--plot", str(tmp_path / "kernels.png"))
+    figures = measured(tmp_path, "experiments.kernels")
     names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "simtier_codes", "interaction", "head_only"
-    for key in (*names, "numpy_hamming"):
+    for key in names:
         assert list(figures[f"{key}_ms"]) == ["40,64"]
         assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
-    assert all(rate > 0 for rate in figures["rates"].values()) and "multiply_adds_per_second" in figures["rates"]
-    for name in kernels.BOUNDED:
-        assert 0 < figures[f"{name}_bound_ms"]["40,64"] < math.inf
     assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length
-    assert 0 < figures["simtier_extra_mib"]["40,64"] < 1 and drawn(tmp_path / "kernels.png")
+    assert 0 < figures["simtier_extra_mib"]["40,64"] < 1
 
 
 def test_nothing_of_the_size_of_the_history_reaches_the_interaction_by_codes():
@@ -80,17 +75,7 @@ def test_codes(tmp_path):
     np.testing.assert_allclose(covered["float"], 1)
     assert covered["error"] < 1e-3 < few["error"] and few["float"] < 0.95
     assert covered["state"] == 1024 * 8 * 4 / 1024 and covered["table ms"] > 0
-    assert covered["float"] > figures["signatures"]["float"] > 0.5 and set(figures["moments"]) >= {"float", "top"}
-
-
-def test_moments_are_the_mean_and_deviation_of_the_similarity():
-    rng = np.random.default_rng(0)
-    item, past = (rng.integers(0, 2**32, (n, 2), dtype=np.uint32) for n in (5, 30))
-    mask = np.arange(30) < 20
-    share = 1 - np.bitwise_count(item[:, None] ^ past[None, :20]).sum(-1) / 64
-    mean, deviation = signatures.spread(signs(jnp.asarray(item)), *signatures.moments(jnp.asarray(past), jnp.asarray(mask)))
-    np.testing.assert_allclose(mean, share.mean(1), rtol=1e-5)
-    np.testing.assert_allclose(deviation, share.std(1), rtol=1e-4)
+    assert covered["float"] > figures["signatures"]["float"] > 0.5
 
 
 # serving
@@ -226,6 +211,15 @@ def test_http_parts(tmp_path, monkeypatch, capsys):
     assert figures["sockets_at_once_ms"] > 0 and "not_found_ms" in capsys.readouterr().out
 
 
+def test_loops(tmp_path, monkeypatch, capsys):
+    for name, value in child_environment(flags=flags()).items():
+        monkeypatch.setenv(name, value)
+    figures = measured(tmp_path, "experiments.loops")
+    assert {*figures["rps"]} == {f"{way} {count}" for way in ("workers", "loops", "gil") for count in (1, 2)}
+    assert all(value > 0 for what in ("rps", "cpu_ms", "mib") for value in figures[what].values())
+    assert not figures["no_gil"] and "cpu_ms" in capsys.readouterr().out
+
+
 @pytest.mark.timeout(900)
 def test_service_load(tmp_path, monkeypatch, capsys):
     for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
@@ -245,7 +239,7 @@ def test_service_load(tmp_path, monkeypatch, capsys):
 
 
 def test_train_throughput(tmp_path):
-    figures = measured(tmp_path, "experiments.train_throughput", "--plot", str(tmp_path / "plot.png"), needs=("torch",))
+    figures = measured(tmp_path, "experiments.train_throughput", needs=("torch",))
     assert figures.keys() >= {
         "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
         "dense_step_ms_1e6", "sparse_step_ms_1e6", "input_share",
@@ -253,7 +247,7 @@ def test_train_throughput(tmp_path):
     times = figures["step_ms_by_table_rows"]
     assert figures["step_ratio_1e7_over_1e4"] == pytest.approx(list(times.values())[-1] / list(times.values())[0])
     assert figures["ratio_over_torch"] == pytest.approx(figures["examples_per_s"] / figures["torch_examples_per_s"])
-    assert 0 <= figures["input_share"] <= 1 and drawn(tmp_path / "plot.png")
+    assert 0 <= figures["input_share"] <= 1
 
 
 def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
