@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from aif_jax import layers
 from aif_jax.blocks.block import HeadInputs, own
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.types import ItemRow, Params, UserState
 
@@ -41,17 +42,6 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
     """What each block adds to the logits, float32 [C] or [C, T] by name: the logit less the logit without the block's terms.
 
     "tower" is the share of user and item vector. The head is not linear, so the contributions need not add up to the logit.
-
-    Example:
-      >>> import numpy as np, aif_jax as aif
-      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
-      >>> model = aif.build(aif.presets.two_tower(schema, width=4))
-      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
-      >>> params = model.init(jax.random.key(0), catalogue)
-      >>> state = model.user(params, aif.empty_user(schema, length=256))
-      >>> rows = jax.vmap(model.item, (None, 0))(params, aif.empty_items(schema, 2))
-      >>> {name: part.shape for name, part in contributions(params, state, rows, config=model.config).items()}
-      {'dot_product': (2,)}
     """
     named = _terms(params, state, rows, config)
     whole = logits(params["head"], list(named.values()))
@@ -67,7 +57,9 @@ def _terms(params: Params, state: UserState, rows: ItemRow, config: Config) -> d
     if config.towers is not None and config.head:
         terms["tower"] = towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
-        terms[block.name] = block.score(own(params, block), state, rows, kernels(params["head"], block.name))
+        term = block.score(own(params, block), state, rows, kernels(params["head"], block.name))
+        expect(isinstance(term, HeadInputs), f"{block.name}.score", "HeadInputs", type(term).__name__, error=TypeError)
+        terms[block.name] = term
     return terms
 
 
@@ -113,7 +105,10 @@ def logits(params: Params, terms: Sequence[HeadInputs]) -> jax.Array:
 
     Terms of fitted tables are float32 whatever the compute dtype.
     """
-    direct = [term.logit for term in terms if not isinstance(term.logit, float)]
+    given = [[term.logit for term in terms], [term.offset for term in terms]]
+    if "direct" not in params:  # one objective
+        given = [[value for pair in zip(*given, strict=True) for value in pair], []]
+    direct, offsets = ([value for value in values if not isinstance(value, float)] for values in given)
     if "first" not in params:
         direct = [logit.astype(params["bias"].dtype) for logit in direct]
         return sum(direct[1:], direct[0]) + params["bias"]
@@ -124,7 +119,8 @@ def logits(params: Params, terms: Sequence[HeadInputs]) -> jax.Array:
     direct = [logit.astype(logits.dtype) for logit in direct]
     if "direct" not in params:
         return sum(direct, logits[..., 0])
-    return logits + sum(direct, jnp.zeros_like(logits[:, 0]))[:, None] * params["direct"][None, :]
+    logits += sum(direct, jnp.zeros_like(logits[:, 0]))[:, None] * params["direct"][None, :]
+    return logits.at[:, 0].add(sum(offset.astype(logits.dtype) for offset in offsets)) if offsets else logits
 
 
 def total(pairs: Sequence[Pair]) -> jax.Array | float:

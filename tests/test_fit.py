@@ -277,12 +277,24 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
         ({"keep_best": "hr@100"}, r"fit keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
         ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
         ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
-        ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0"),
+        ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
     ],
 )
 def test_wrong_settings_are_refused(data, model, wrong, message):
     with pytest.raises(ValueError, match=message):
         fit(model, data, **GIVEN | wrong)
+
+
+def test_parameters_of_another_vocabulary_or_model_are_no_start(data, model):
+    """Ids beyond a smaller table would read its last row: nothing would fail, and nothing be right."""
+    params = demo.init(model, items=data.catalogue)
+    smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}
+    rows, width = params["embedding"]["item"].shape
+    with pytest.raises(ValueError, match=rf"(?s)see warm_start.*/item: expected \[{rows}, {width}\], the start has \["):
+        fit(model, data, start=smaller, **GIVEN)
+    other = aif.build(aif.presets.two_tower(data.schema, width=width))
+    with pytest.raises(ValueError, match="(?s)see warm_start.*not in the start"):
+        fit(other, data, start=params, **GIVEN)
 
 
 def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, model):

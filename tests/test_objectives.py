@@ -13,6 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
+from aif_jax.blocks import with_item_offset
 from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
@@ -76,6 +77,18 @@ def test_each_column_is_a_model_of_one_objective():
     rows = jax.jit(jax.vmap(many.item, (None, 0)))(params, items)
     staged = jax.jit(many.interaction)(params, jax.jit(many.user)(params, user), rows)
     np.testing.assert_allclose(staged, joint(params, user, items), atol=2e-5)
+
+
+@pytest.mark.usefixtures("light_compilation")
+def test_an_offset_is_of_the_first_objective_and_not_weighed():
+    model, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
+    params = params | {"head": params["head"] | {"direct": jnp.asarray([0.8, 0.9, 1.1], jnp.float32)}}
+    table = np.linspace(-2, 1, model.config.schema.item_attribute("item").size, dtype=np.float32)
+    changed, config = with_item_offset(params, table, config=model.config)
+    user, items = demo.user(model.config), demo.items(9)
+    added = np.asarray(aif.build(config).joint(changed, user, items)) - np.asarray(model.joint(params, user, items))
+    np.testing.assert_allclose(added[:, 0], table[np.asarray(items.ids["item"])], atol=1e-5)
+    assert not added[:, 1:].any()
 
 
 # losses

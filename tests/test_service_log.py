@@ -13,6 +13,7 @@ import tracemalloc
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,6 +99,22 @@ def test_a_replay_leaves_out_what_a_call_excluded(served, tmp_path):
     (file,) = tmp_path.glob("*.parquet")  # one of before, which had no such columns
     pq.write_table(pq.read_table(file).drop_columns(["exclude", "exclude_texts"]), file)
     assert [old.exclude for old in read_log(tmp_path)] == [None]
+
+
+def test_a_replay_goes_on_behind_a_call_without_candidates(served, tmp_path):
+    with noted(served, RequestLog(tmp_path)) as client:
+        client.rank(**ANN, candidates=IDS[:0], k=5, id="r1")
+        client.rank(**ANN, candidates=IDS, k=5, id="r2")
+    report = replay(tmp_path, exports().root / "one", config=SERVING)
+    assert (report.records, report.overlap, report.skipped) == (2, 1.0, {})
+
+
+def test_what_another_encoder_made_is_not_compared_with_ours(logged, tmp_path):
+    (file,) = logged.glob("*.parquet")
+    table = pq.read_table(file)
+    other = pa.array(["0" * 64 if encoding else "" for encoding in table["encoding"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("encoding"), "encoding", other), tmp_path / file.name)
+    assert replay(tmp_path, exports().root / "one", config=SERVING).fields == {}
 
 
 def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):

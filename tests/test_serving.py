@@ -24,7 +24,7 @@ from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Engine
 from aif_jax.serving import programs as serving_programs
 from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
-from aif_jax.serving.versions import Version
+from aif_jax.serving.versions import Snapshot, Version
 from tests import demo
 from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
 
@@ -122,6 +122,32 @@ async def test_a_repeated_candidate_is_ranked_once(world):
         np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
 
 
+async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
+    """The best two have the cheaper twin alone; whether the request before had repeats makes no difference."""
+    ids, bids = world.ids[[5, 5, 3, 9]], np.float32([1, 9, 2, 3])
+    async with world.engine(orders={"cheap": "p * 0 - bid"}, max_k=2) as engine:
+        for before in (world.ids[:4], world.ids[[7, 7]]):
+            await engine.rank(Request(user=3, context=before), 2)
+            answer = await engine.rank(Request(user=3, order="cheap", context=Candidates(ids, bids)), 2)
+            assert answer.ids.tolist() == world.ids[[3, 9]].tolist() and answer.scores.tolist() == [-2, -3]
+
+
+async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_time(world, monkeypatch):
+    run = Snapshot.run
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return run(*arguments)
+
+    async with world.engine(on_loop=0.0) as engine:
+        await engine.rank(3, 4)
+        before = engine._metrics.scoring
+        monkeypatch.setattr(Snapshot, "run", slow)
+        with pytest.raises(DeadlineExceeded, match="scoring"):
+            await engine.rank(3, 4, budget=0.1)
+        assert before < 0.05 < engine._metrics.scoring < 0.2
+
+
 async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
     index = ItemIndex.build(
@@ -137,6 +163,7 @@ async def test_item_ids_may_be_strings(world):
         wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
         assert by_number[40].ids.tolist() == names[wanted].tolist()
         assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
+        assert (await engine.rank(Request(user=3, context=names[:0]), 2)).ids.tolist() == ["", ""]
         with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
             await engine.rank(Request(user=3, context=mixed()), 8)
 

@@ -23,13 +23,15 @@ class HeadInputs(NamedTuple):
       once: [H] the same for every candidate.
       pairs: products of (left [C, w], right [w, H]), which the head joins into one.
       rest: [C, H] everything else.
-      logit: [C], added to the logit past the MLP.
+      logit: [C], added to the logit past the MLP; with several objectives to each, by a trained weight.
+      offset: [C], added to the logit of the first objective as it is: what is fitted after training.
     """
 
     once: Any = 0.0
     pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
     rest: Any = 0.0
     logit: Any = 0.0
+    offset: Any = 0.0
 
 
 class Fitted(Protocol):

@@ -25,7 +25,7 @@ class ItemOffset(Block):
     Trained against negatives drawn with probability q, a score is log P / q up to a constant: right for candidates that are
     found by popularity, wrong for a whole catalogue, which needs log P. An item newer than the table has the offset of row 0.
 
-    - Formula: logit += offset_i, such as log q_i = 0.75 log(count_i), see `popularity_offset`.
+    - Formula: logit += offset_i, of the first objective, such as log q_i = 0.75 log(count_i), see `popularity_offset`.
     - Paper: the correction of sampled softmax (Jean et al. 2015, arXiv 1412.2007).
     - Cost: a gather; a row holds one number.
     - When: candidates come from the whole catalogue and negatives were drawn by popularity.
@@ -50,7 +50,7 @@ class ItemOffset(Block):
         return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]["offset"]))
+        return HeadInputs(offset=jnp.asarray(rows.blocks[self.name]["offset"]))
 
 
 def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | None = UNTRAINED) -> np.ndarray:

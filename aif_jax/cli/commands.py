@@ -308,17 +308,18 @@ def run_index_update(options: argparse.Namespace) -> int:
     encoder = shared.encoder_of(options.checkpoint, trained)
     updated = ItemIndex.load(options.index, trained)
     positions = index.inspect(options.index).positions | dict(options.position)
-    before, changed, deleted = len(updated), 0, []
+    before, changed, deleted = len(updated), 0, 0
     if options.items is not None:
         for items in read_items(options.items, encoder):
             ids, features = of_shard(items, options.shard)
             updated, changed = updated.upsert(ids, features), changed + len(ids)
     if options.deleted is not None:
         name = encoder.columns.item_id
-        deleted = load_columns(options.deleted, {name: "id"}, columns=encoder.columns)[name]
-        updated = updated.delete(deleted)
-    summary = f"{changed} changed, {len(deleted)} deleted, {before} -> {len(updated)} items, version {updated.version}"
-    figures = {"changed": changed, "deleted": len(deleted), "before": before, "items": len(updated), "version": updated.version}
+        there, ids = len(updated), load_columns(options.deleted, {name: "id"}, columns=encoder.columns)[name]
+        updated = updated.delete(ids)
+        deleted = there - len(updated)  # the others of the file are not in the index
+    summary = f"{changed} changed, {deleted} deleted, {before} -> {len(updated)} items, version {updated.version}"
+    figures = {"changed": changed, "deleted": deleted, "before": before, "items": len(updated), "version": updated.version}
     return save(updated, positions, summary, figures, options)
 
 

@@ -258,7 +258,8 @@ class Pipeline:
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
         least = f"at least one batch of batch_size={self.batch_size} to train on"
-        expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; take a smaller one")
+        hint = "take a smaller one" if len(self.positions) else "see min_history, since and the splits"
+        expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; {hint}")
 
     @property
     def steps_per_epoch(self) -> int:

@@ -48,12 +48,7 @@ def say(line: str, *, file: TextIO | None = None) -> None:
 
 
 def track(values: Iterable[T], *, total: int | None = None, **options: Any) -> Iterator[T]:
-    """The same values, counted by a `Bar` of these options; `total` defaults to their length.
-
-    Example:
-      >>> list(track([1, 2], label="train", unit="steps", show=False))
-      [1, 2]
-    """
+    """The same values, counted by a `Bar` of these options; `total` defaults to their length."""
     if total is None:
         total = len(values) if hasattr(values, "__len__") else None  # type: ignore[arg-type]
     with Bar(total, **options) as bar:
@@ -76,12 +71,6 @@ class Bar:
       show: False for `progress=False`.
       leave: whether an outermost bar stays on the terminal.
       file: where to write; None is stderr.
-
-    Example:
-      >>> with Bar(3, label="item index", unit="items", show=False) as bar:
-      ...     bar.update(2)
-      >>> bar.done
-      2
     """
 
     def __init__(

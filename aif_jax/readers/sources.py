@@ -122,7 +122,10 @@ def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[
 def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[TableBatch]:
     arrow, file = pyarrow(), File(name)
     if isinstance(source, Mapping):
-        source = arrow.table({str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()})
+        columns = {str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()}
+        lengths = {key: len(column) for key, column in columns.items()}
+        expect(len({*lengths.values()}) <= 1, name, "columns of one length", lengths)
+        source = arrow.table(columns)
     if isinstance(source, arrow.RecordBatch):
         source = arrow.Table.from_batches([source])
     if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
@@ -166,7 +169,7 @@ def _array(values: Any, name: str) -> Any:
         return arrow.array(values)
     except OverflowError as error:
         raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
-    except (arrow.ArrowNotImplementedError, arrow.ArrowInvalid) as error:
+    except arrow.ArrowException as error:
         raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
 
 

@@ -224,8 +224,8 @@ class Logits(Answer):
 class Ranking(Logits):
     """The answer to `rank`: the best k, best first; ties keep the candidates' order.
 
-    A candidate that comes twice is ranked once, with its higher bid. Where fewer than k candidates have a score, the mask is
-    false for the rest, which carries no real id.
+    A candidate that comes twice is ranked once, with its higher bid; in two batches, with its higher score. Where fewer than k
+    candidates have a score, the mask is false for the rest, which carries no real id.
 
     Attributes:
       ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.

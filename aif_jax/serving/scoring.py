@@ -104,6 +104,8 @@ class Scorer:
         except BaseException:
             for task in tasks:
                 task.future.cancel()
+            if tasks:  # of those that were too late too, or the reserve would not grow
+                self._metrics.observe_scoring(time.perf_counter() - job.submitted)
             raise
         if results:
             self._metrics.observe_scoring(time.perf_counter() - job.submitted)
@@ -147,7 +149,8 @@ class Scorer:
     def _run(self, tasks: list[ScoringTask], rows: list[np.ndarray], started: float) -> list[Scored]:
         """Scores tasks of one key, whose rows were looked up."""
         looked_up = time.perf_counter()
-        parts, logits, spans = self._compute(tasks, rows, look_first=self._repeats)
+        priced = any(task.candidates.bids is not None for task in tasks)  # a repeat's score may differ
+        parts, logits, spans = self._compute(tasks, rows, look_first=self._repeats or priced)
         scored = []
         for slot, task in enumerate(tasks):
             part, whole = (None, logits[slot][: len(rows[slot])]) if task.whole else (parts[slot], None)
@@ -232,7 +235,8 @@ def ranking(job: Job, results: list[Scored], k: int, group_cap: int | None) -> R
     best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, group_cap=group_cap)
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask, rows)
-    ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [np.zeros(0, np.int64)])
+    none = np.zeros(0, np.str_ if job.version.snapshot.index.kind == "strings" else np.int64)
+    ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [none])
     if mask.all():
         chosen, logits = ids[best.positions], best.logits
     else:

@@ -125,12 +125,7 @@ def expect_equal(what: str, values: dict[str, bytes]) -> None:
 
 
 def named(problems: Sequence[str]) -> str:
-    """The problems that are not "", each with the processes that have it.
-
-    Example:
-      >>> named(["", "no disk", "no disk"])
-      'processes 1, 2 of 3: no disk'
-    """
+    """The problems that are not "", each with the processes that have it."""
     texts = dict.fromkeys(text for text in problems if text)
     who = {text: [str(at) for at, other in enumerate(problems) if other == text] for text in texts}
     lines = [f"process{'es' if len(at) > 1 else ''} {', '.join(at)} of {len(problems)}: {text}" for text, at in who.items()]

@@ -167,12 +167,7 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
 
 
 def in_shares(samples: int, size: int, gradient_bytes: int = 0) -> tuple[int, int]:
-    """Shares of a batch in parts of `size` samples, and samples of a part where each share has as many.
-
-    Example:
-      >>> [in_shares(256, size) for size in (256, 128, 86, 16, 2)]
-      [(1, 256), (2, 128), (2, 64), (4, 16), (8, 2)]
-    """
+    """Shares of a batch in parts of `size` samples, and samples of a part where each share has as many."""
     parts = -(-samples // size)
     shares = min(MOST_SHARES, max(2, parts // 4), max(1, SHARES_BYTES // max(gradient_bytes, 1))) if parts > 1 else 1
     return shares, -(-samples // (shares * -(-parts // shares)))
