@@ -13,7 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
-from aif_jax.blocks import with_item_offset
+from aif_jax.blocks import with_item_offset, with_pure_svd
 from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
@@ -86,9 +86,13 @@ def test_an_offset_is_of_the_first_objective_and_not_weighed():
     table = np.linspace(-2, 1, model.config.schema.item_attribute("item").size, dtype=np.float32)
     changed, config = with_item_offset(params, table, config=model.config)
     user, items = demo.user(model.config), demo.items(9)
-    added = np.asarray(aif.build(config).joint(changed, user, items)) - np.asarray(model.joint(params, user, items))
-    np.testing.assert_allclose(added[:, 0], table[np.asarray(items.ids["item"])], atol=1e-5)
-    assert not added[:, 1:].any()
+    before, after = model.joint(params, user, items), aif.build(config).joint(changed, user, items)
+    np.testing.assert_allclose(after[:, 0] - before[:, 0], table[np.asarray(items.ids["item"])], atol=1e-5)
+    np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
+    svd, config = with_pure_svd(changed, np.stack([table, table**2], 1), config=config)
+    more = aif.build(config).joint(svd, user, items)
+    assert np.abs(more[:, 0] - after[:, 0]).min() > 1e-3
+    np.testing.assert_array_equal(more[:, 1:], before[:, 1:])
 
 
 # losses

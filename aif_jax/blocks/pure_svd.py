@@ -19,7 +19,7 @@ from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 class PureSvd(Block):
     """Adds a dot product of PureSVD factors to the logit: what history and candidate share with other users' histories.
 
-        logit += sum_n n ** -decay v_n . v_c    v_n: factor [R] of the n-th last event, v_c of the candidate
+        logit += sum_n n ** -decay v_n . v_c    v_n: factor [R] of the n-th last event, v_c of the candidate; first objective
 
     V [N, R] are the leading right singular vectors of the matrix of users and items of the training events. They are fitted
     after training and never before: an event of a training sample is in them, and a model that could read it there would trust
@@ -64,7 +64,7 @@ class PureSvd(Block):
         return {"factor": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
+        return HeadInputs(offset=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
 
 
 def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd | None = None) -> tuple[Params, Config]:

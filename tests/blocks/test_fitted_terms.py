@@ -95,7 +95,7 @@ def test_offsets_of_items_by_hand():
 
     assert [row(item) for item in (0, 1, 2, 3, -1)] == [-100.0, 0.5, 2.0, -100.0, -100.0]  # newer ones: as the unknown item
     terms = block.score(params, parts.state(block, {}), parts.rows(block, {"offset": jnp.array([0.5, -100.0])}), {})
-    assert terms.logit.tolist() == [0.5, -100.0] and terms.pairs == ()
+    assert terms.offset.tolist() == [0.5, -100.0] and terms.pairs == ()
 
 
 def test_offsets_by_popularity():
@@ -138,7 +138,7 @@ def test_halves_by_hand():
 
     assert [factor(item) for item in (0, 1, 3, 4, -1)] == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
     terms = block.score(params, parts.state(block, half), parts.rows(block, {"factor": jnp.array(TABLE)}), {})
-    np.testing.assert_allclose(terms.logit, TABLE @ half["sum"], rtol=1e-6)
+    np.testing.assert_allclose(terms.offset, TABLE @ half["sum"], rtol=1e-6)
     assert terms.pairs == () and block.recent(config) == 3
 
 
