@@ -220,6 +220,7 @@ def test_encoded_features_and_raw_events_give_one_answer(client):
 def test_prepare_then_rank_by_the_id_alone(client):
     version = client.prepare(**ANN, feature_version=7)["version"]
     answer = client.rank(user="ann", feature_version=7, candidates=IDS, k=5, version=version)
+    assert client.rank(**ANN, candidates=IDS, k=1, version="one")["version"] == version  # the name of the served folder
     assert not answer["degraded"] and "user" not in answer["stages"]
     np.testing.assert_array_equal(answer["ids"], client.rank(**ANN, candidates=IDS, k=5)["ids"])
     unknown = client.rank(user="nobody prepared", candidates=IDS, k=5)

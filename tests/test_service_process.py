@@ -244,6 +244,8 @@ def test_tls_and_a_token_over_http_and_grpc(tmp_path):
         (["FOLDER", "--user-table", "valkey://h:1/x"], 1, "server: expected redis://HOST:PORT"),
         (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),
         (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
+        (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
+        (["FOLDER", "--shadow", "one"], 2, "--shadow: expected a folder of exports, whose file 'current' names it, got one"),
     ],
 )
 def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):

@@ -82,6 +82,8 @@ def run_serve(options: argparse.Namespace) -> int:
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
+    alone, expected = options.shadow and (folder / MANIFEST).is_file(), "a folder of exports, whose file 'current' names it"
+    expect(not alone, "--shadow", expected, f"one export, {folder}", error=UsageError)
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))

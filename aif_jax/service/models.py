@@ -81,6 +81,7 @@ def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
     """
     if only is not None:
         expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
+        expect((root / only).is_dir(), "--version", f"the name of an export in {root}", repr(only), error=FileNotFoundError)
         return [ExportEntry(only, share=1.0)]
     if (root / MANIFEST).is_file():
         return [ExportEntry("", share=1.0)]
@@ -447,7 +448,7 @@ class Models:
         """The version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
         for served in self.held:
             prefix = len(version) >= LEAST_PREFIX and served.version.startswith(version)
-            if prefix or (served.entry.folder == version != ""):
+            if prefix or (served.entry.folder or self.root.name) == version:
                 return served
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")

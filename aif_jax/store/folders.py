@@ -99,13 +99,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file, or replaces it: whole and on disk when this returns; see `new_file`.
-
-    Example:
-      >>> path = tempfile.mkdtemp() + "/settings.json"
-      >>> write_file(path, b"{}"), Path(path).read_bytes()
-      (None, b'{}')
-    """
+    """Writes a file, or replaces it: whole and on disk when this returns; see `new_file`."""
     with new_file(path) as partial:
         partial.write_bytes(content)
 
