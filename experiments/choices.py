@@ -1,7 +1,7 @@
 """What the engine chose, beside what was left: how XLA orders a program's operations, and the size that 10,000 candidates take.
 
-Claim     XLA's schedule for less memory answers a lone call sooner and carries less load; a bucket of 10,240 pads 10,000
-          candidates by least. Both leave the scores as they are, bit by bit.
+Claim     XLA's schedule for less memory answers a lone request sooner, with the same bits, and batches of new users slower;
+          10,000 candidates take least in one bucket of 10,240.
 Command   python -m experiments.choices --json choices.json      (or --smoke; --help lists all)
 Time      7 minutes on two cores
 Schedules "ours" hands half of more than eight operations that could start to a thread of XLA's pool; with "less_memory" eight

@@ -1,6 +1,6 @@
 """Where the time goes that a call over HTTP takes and the engine does not: sockets, uvicorn, our application, a cold process.
 
-Claim     Waking another process and a core that has gone idle takes half of the 0.15 ms that a service may add.
+Claim     Our application takes half of what a call over HTTP adds, sockets and waking a core that has gone idle a fifth.
 Command   python -m experiments.http_parts --json http_parts.json      (or --smoke; --help lists all)
 Time      2 minutes on two cores
 Load      of `experiments.service_load`: 1,000 candidates, k=300, cached users; one caller with a connection that stays open.

@@ -1,6 +1,6 @@
 """The same weights and inputs in other runtimes: ONNX Runtime, PyTorch, PyTorch compiled.
 
-Claim     none of the three programs is slower here than in another runtime.
+Claim     none of the three programs is slower here than in ONNX Runtime; on two cores compiled PyTorch is mostly faster.
 Command   python -m experiments.runtimes --json runtimes.json   (or --smoke; --pause 0: back to back); `experiments.cost` too
 Time      4 minutes on two cores, most of it `torch.compile`, which needs a C++ compiler; others need the extra "benchmarks"
 Programs  user   features on the host -> state in the runtime's memory
