@@ -123,9 +123,9 @@ async def test_a_repeated_candidate_is_ranked_once(world):
 
 
 async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
-    """The best two have the cheaper twin alone; whether the request before had repeats makes no difference."""
-    ids, bids = world.ids[[5, 5, 3, 9]], np.float32([1, 9, 2, 3])
-    async with world.engine(orders={"cheap": "p * 0 - bid"}, max_k=2) as engine:
+    """The best have the cheaper twin alone; whether the request before had repeats makes no difference."""
+    ids, bids = world.ids[[5, 5, 3, 9, *range(10, 20)]], np.float32([1, 99, 2, 3, *range(10, 20)])
+    async with world.engine(orders={"cheap": "p * 0 - bid"}) as engine:
         for before in (world.ids[:4], world.ids[[7, 7]]):
             await engine.rank(Request(user=3, context=before), 2)
             answer = await engine.rank(Request(user=3, order="cheap", context=Candidates(ids, bids)), 2)
