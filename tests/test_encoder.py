@@ -291,6 +291,7 @@ def test_one_item():
     ({"id": [20, None, 30]}, TypeError, "id: expected integers or strings, all of one kind, got NoneType"),
     ({"id": [True, False, True]}, TypeError, "column 'id': expected integers or strings as ids, got bool"),
     ({"category": [1, 2, 3]}, TypeError, "expected strings like the vocabulary"),
+    ({"tags": [[False, 2**63], [], None]}, TypeError, "column 'tags': expected integers from -2^63 to below 2^63, got 92233"),
 ])  # fmt: skip
 def test_wrong_items_are_refused(change, error, message):
     with pytest.raises(error, match=re.escape(message)):

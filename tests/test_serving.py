@@ -132,6 +132,13 @@ async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
             assert answer.ids.tolist() == world.ids[[3, 9]].tolist() and answer.scores.tolist() == [-2, -3]
 
 
+async def test_an_order_is_a_name_or_left_out(world):
+    async with world.engine() as engine:
+        assert (await engine.rank(Request(user=3, order=None), 4)).mask.all()
+        with pytest.raises(ValueError, match="order: expected one of"):
+            await engine.rank(Request(user=3, order=""), 4)
+
+
 async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_time(world, monkeypatch):
     run = Snapshot.run
 

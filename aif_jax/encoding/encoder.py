@@ -364,7 +364,7 @@ class Encoder:
         first = values[0] if len(values) else None
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
-            values = np.asarray(values, np.int64)
+            values = [int(value) for value in values]  # larger ones are refused as of other columns
         if column in self.columns.text and isinstance(first, int | np.integer) and self.vocabularies[name].kind == "strings":
             values = list(map(str, values))
         return values

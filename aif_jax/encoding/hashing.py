@@ -88,10 +88,6 @@ def hash_rest(vocabulary: Vocabulary, raw: Any, size: int, *, seed: int = 0) -> 
 
     Raises:
       ValueError: no row is left for the rest.
-
-    Example:
-      >>> hash_rest(Vocabulary([10, 20]), [20, 10, 99], 4).tolist()
-      [2, 1, 3]
     """
     first = len(vocabulary)
     expect(size > first, "hash_rest.size", f"more than the vocabulary's {first} rows", size)

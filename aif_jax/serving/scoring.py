@@ -126,7 +126,8 @@ class Scorer:
         job.candidates_there = time.perf_counter()
         if not whole:
             job.timeline.add("retrieval", start, job.candidates_there)
-        batch, buckets, order = Candidates.of(given), self._config.buckets, job.request.order or self._config.order
+        batch, buckets = Candidates.of(given), self._config.buckets
+        order = self._config.order if job.request.order is None else job.request.order
         job.version.snapshot.orders.expect(order, given=batch.bids is not None)
         if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
             raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
