@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def compiling(changes: Mapping[str, Any]) -> Iterator[None]:
-    """The engine's programs are compiled with these options of XLA on top of its own."""
+    """The engine's programs are compiled with these options of XLA on top of those it has."""
     platform = jax.default_backend()
     before = COMPILER_OPTIONS.get(platform, {})
     COMPILER_OPTIONS[platform] = {**before, **changes}

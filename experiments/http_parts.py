@@ -40,7 +40,7 @@ from aif_jax.serving import compute_inline
 from experiments import common
 from experiments.scale_out.replicas import NAMES
 from experiments.service_clients import caller, packed
-from experiments.service_load import World, engine
+from experiments.service_load import SIZES, World, engine
 
 Way = Callable[[int], Awaitable[Any]]
 
@@ -48,10 +48,7 @@ Way = Callable[[int], Awaitable[Any]]
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
-    settings = {
-        "items": (20_000, 200, "catalogue size"),
-        "candidates": (1000, 50, "candidates of a request"),
-        "k": (300, 10, "k of a request"),
+    settings = SIZES | {
         "rounds": (10, 2, "blocks of each way"),
         "calls": (150, 5, "calls of a block"),
     }

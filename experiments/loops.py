@@ -8,8 +8,8 @@ Ways      workers   `aif-jax serve --workers N` of this interpreter
           loops     one process of PYTHON with N loops on one port, an engine each; `no_gil` says whether it runs without one
           gil       the same with PYTHON_GIL=1
 Figures   by way and N: requests a second, processor time of a request in the service, MiB that its processes have (a share of
-          what they have in common): medians of loads in turn. Each loop and each worker has a cache of states of its own, so
-          the share of hits is the same.
+          what they have in common): medians of loads in turn. Each loop and each worker has its cache of states, so the
+          share of hits is the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aif_jax.service.process import Listening, bind, listening
 from aif_jax.service.processes import loop_factory
 from aif_jax.serving import ServingConfig, compute_inline
 from experiments import common
-from experiments.service_load import World, load, processor_seconds
+from experiments.service_load import SIZES, World, load, processor_seconds
 
 COUNTS = (1, 2)
 
@@ -43,10 +43,7 @@ COUNTS = (1, 2)
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
-    settings = {
-        "items": (20_000, 200, "catalogue size"),
-        "candidates": (1000, 50, "candidates of a request"),
-        "k": (300, 10, "k of a request"),
+    settings = SIZES | {
         "rounds": (7, 1, "loads of each way"),
         "seconds": (3.0, 0.3, "seconds of each load"),
         "callers": (16, 2, "callers at once"),

@@ -40,14 +40,18 @@ from experiments.scale_out import replicas
 from experiments.scale_out.replicas import NAMES, Replica
 from experiments.service_clients import Load, caller, load, packed
 
+SIZES = {
+    "items": (20_000, 200, "catalogue size"),
+    "candidates": (1000, 50, "candidates of a request"),
+    "k": (300, 10, "k of a request"),
+}
+"""Settings of a `World`, of every script that loads a service."""
+
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
-    settings = {
-        "items": (20_000, 200, "catalogue size"),
-        "candidates": (1000, 50, "candidates of a request"),
-        "k": (300, 10, "k of a request"),
+    settings = SIZES | {
         "rounds": (1000, 10, "interleaved requests of each protocol"),
         "seconds": (10.0, 0.5, "seconds of each load"),
         "callers": (8, 2, "callers at once"),

@@ -123,7 +123,7 @@ ROOM = 12  # files of a room
 CROWDED = {"service": 14, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 38_332
-MOST_LINES_OF_EXPERIMENTS = 13_096
+MOST_LINES_OF_EXPERIMENTS = 13_094
 TOP_LEVEL = {
     ".ci", ".github", ".gitignore", "LICENSE", "README.md", "pyproject.toml", "aif_jax", "docs", "experiments", "tests",
 }  # fmt: skip
