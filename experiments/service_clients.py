@@ -1,7 +1,7 @@
 """Clients of a service: callers that each wait for their answer, in processes that `service_load` starts.
 
-Callers are threads with plain sockets, or gRPC's blocking stubs: they take a third to two thirds of the processor time of
-asyncio's clients, which matters where clients and service share the cores.
+Callers are threads with plain sockets: they take a third to two thirds of the processor time of asyncio's clients, which
+matters where clients and service share the cores.
 """
 
 from __future__ import annotations
@@ -32,15 +32,8 @@ class Load(NamedTuple):
 
 
 @contextlib.contextmanager
-def caller(way: str, address: str, calls: list[bytes]) -> Iterator[Caller]:
-    """One caller with a connection that stays open, for "http" or "grpc"; calls are packed, by user."""
-    if way == "grpc":
-        import grpc
-
-        with grpc.insecure_channel(address) as channel:
-            stub: Any = channel.unary_unary("/aif_jax.v1.PreRanking/Rank")
-            yield lambda user: stub(calls[user])
-        return
+def caller(address: str, calls: list[bytes]) -> Iterator[Caller]:
+    """One caller with a connection that stays open; calls are packed, by user."""
     host, port = address.removeprefix("http://").split(":")
     head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/octet-stream\r\ncontent-length: "
     whole = [f"{head}{len(call)}\r\n\r\n".encode() + call for call in calls]
@@ -69,14 +62,14 @@ def caller(way: str, address: str, calls: list[bytes]) -> Iterator[Caller]:
         yield rank
 
 
-def packed(folder: Path, way: str) -> list[bytes]:
-    """The calls of a way, by user."""
-    return [(folder / f"{way}-{user}").read_bytes() for user in range(len(list(folder.glob(f"{way}-*"))))]
+def packed(folder: Path) -> list[bytes]:
+    """The calls, by user."""
+    return [(folder / str(user)).read_bytes() for user in range(len(list(folder.iterdir())))]
 
 
-def load(way: str, address: str, calls: Path, *, callers: int, seconds: float, clients: int = 1) -> Load:
+def load(address: str, calls: Path, *, callers: int, seconds: float, clients: int = 1) -> Load:
     """Load of client processes with so many callers in all."""
-    words = ["--callers", str(max(1, callers // clients)), "--seconds", str(seconds), way, address, str(calls)]
+    words = ["--callers", str(max(1, callers // clients)), "--seconds", str(seconds), address, str(calls)]
     command = [sys.executable, "-m", "experiments.service_clients", *words]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
     outputs = [process.communicate()[0] for process in running]
@@ -91,7 +84,6 @@ def load(way: str, address: str, calls: Path, *, callers: int, seconds: float, c
 def main() -> None:
     """One client process; prints its `Load` as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("http", "grpc"))
     parser.add_argument("address")
     parser.add_argument("calls", type=Path, help="folder of packed calls")
     parser.add_argument("--callers", type=int, default=8)
@@ -101,13 +93,13 @@ def main() -> None:
 
 def closed_loop(options: Any) -> Load:
     """Callers in threads, each of which sends its next call when it has the answer to the last one."""
-    calls, counts = packed(options.calls, options.way), [0] * options.callers
+    calls, counts = packed(options.calls), [0] * options.callers
     ready = threading.Barrier(options.callers + 1)
     start = cpu = end = 0.0
 
     def run(number: int) -> None:
         try:
-            with caller(options.way, options.address, calls) as rank:
+            with caller(options.address, calls) as rank:
                 for user in range(len(calls)):
                     rank(user)  # states are cached from here on
                 ready.wait()

@@ -1,19 +1,18 @@
 """What the service adds to the engine, how much load it carries, and whether publishing under load disturbs anyone.
 
-Claim     The lean HTTP way adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second;
-          gRPC adds at most 0.6 ms and keeps 60 %; two workers carry 1.8 times what one does where cores allow; 20 publishes
-          under load fail no call and mix no two versions.
+Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the requests a second; two workers carry
+          1.8 times what one does where cores allow; 20 publishes under load fail no call and mix no two versions.
 Command   python -m experiments.service_load --json service_load.json      (or --smoke; --soak 600 adds ten minutes of load)
 Time      about 5 minutes on 2 CPU cores
 Measured  experiments/README.md, with the machine
-Load      1,000 candidates, k=300, users with cached states, so that what differs is the way in. Clients are processes with
+Load      1,000 candidates, k=300, users with cached states, so that what differs is HTTP. Clients are processes with
           connections that stay open and messages that are packed before the clock starts, see `service_clients`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
-          second: `--callers` of each way in turn, each alone on the machine, with the processor time of service and client
+          second: `--callers` of each in turn, each alone on the machine, with the processor time of service and client
           for one request, which says what would be left of the engine with clients on other machines. Workers: two against
           one with as many callers each, on all cores, and on one core a worker; `workers_ceiling` is the number of cores
           over those that one worker and its clients use, which no number of workers can exceed. Publishes: two exports take
-          turns while callers compare every answer with what its version must say. Soak: HTTP and gRPC at once, memory sampled.
+          turns while callers compare every answer with what its version must say. Soak: memory sampled.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.service import rpc, tensors
+from aif_jax.service import tensors
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
@@ -52,7 +51,7 @@ SIZES = {
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
     settings = SIZES | {
-        "rounds": (1000, 10, "interleaved requests of each protocol"),
+        "rounds": (1000, 10, "interleaved requests of each"),
         "seconds": (10.0, 0.5, "seconds of each load"),
         "callers": (8, 2, "callers at once"),
         "publishes": (20, 2, "publishes under load"),
@@ -81,22 +80,14 @@ class World(replicas.World):
         return common | {"candidates": self.candidates, "k": self.options.k}
 
     def write(self, folder: Path) -> None:
-        """Packed calls of every way, for the clients."""
+        """Packed calls, for the clients."""
         folder.mkdir()
         for user in range(len(self.users)):
-            (folder / f"http-{user}").write_bytes(tensors.pack(self.fields(user)))
-            (folder / f"grpc-{user}").write_bytes(self._message(user))
-
-    def _message(self, user: int) -> bytes:
-        fields = self.fields(user)
-        tensors = {n: {"dtype": a.dtype.name, "shape": a.shape, "data": a.tobytes()} for n, a in fields["features"].items()}
-        who = {"id": {"number": user}, "feature_version": {"number": 1}, "features": tensors, "encoding": fields["encoding"]}
-        made = rpc.kind(f"{rpc.PACKAGE}.RankRequest")
-        return made(user=who, candidates={"ids": self.candidates.tolist()}, k=self.options.k).SerializeToString()
+            (folder / str(user)).write_bytes(tensors.pack(self.fields(user)))
 
     def serving(self, workers: int = 1) -> Replica:
-        """`aif-jax serve` of both, over HTTP and gRPC."""
-        return Replica(self.folder, "--grpc-port", "0", buckets=self.config.buckets, max_k=self.config.max_k, workers=workers)
+        """`aif-jax serve` of both."""
+        return Replica(self.folder, buckets=self.config.buckets, max_k=self.config.max_k, workers=workers)
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
@@ -105,30 +96,27 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
     world.write(calls)
     callers, seconds = options.callers, options.seconds
     with world.serving() as service:  # idle while the engine in this process has the machine
-        process, addresses = service.process, service.addresses
-        figures = asyncio.run(overheads(world, calls, addresses))
-        for way in ("http", "grpc"):
-            before = processor_seconds(process.pid)
-            seen = load(way, addresses[way], calls, callers=callers, seconds=seconds)
-            # the clients' first calls, one a user and caller, count among the service's
-            served = seen.requests + callers * len(world.users)
-            figures[f"{way}_rps"], figures[f"{way}_client_cpu_ms"] = seen.rps, seen.client_ms
-            figures[f"{way}_service_cpu_ms"] = 1e3 * (processor_seconds(process.pid) - before) / served
+        process, address = service.process, service.address
+        figures = asyncio.run(overheads(world, calls, address))
+        before = processor_seconds(process.pid)
+        seen = load(address, calls, callers=callers, seconds=seconds)
+        # the clients' first calls, one a user and caller, count among the service's
+        served = seen.requests + callers * len(world.users)
+        figures |= {"http_rps": seen.rps, "http_client_cpu_ms": seen.client_ms}
+        figures["http_service_cpu_ms"] = 1e3 * (processor_seconds(process.pid) - before) / served
         alone = asyncio.run(engine_load(world))
-        figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms}
-        for way in ("http", "grpc"):
-            figures[f"{way}_rps_share"] = figures[f"{way}_rps"] / alone.rps
-            figures[f"{way}_cpu_share"] = alone.client_ms / figures[f"{way}_service_cpu_ms"]
+        figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms, "http_rps_share": seen.rps / alone.rps}
+        figures["http_cpu_share"] = alone.client_ms / figures["http_service_cpu_ms"]
         busy = figures["http_rps"] * (figures["http_service_cpu_ms"] + figures["http_client_cpu_ms"]) / 1e3
         figures["workers_ceiling"] = common.threads() / busy
         if options.soak:
-            figures |= soak(process, addresses, calls, options)
-        figures |= asyncio.run(publishing(world, addresses))
+            figures |= soak(process, address, calls, options)
+        figures |= asyncio.run(publishing(world, address))
     with world.serving(workers=2) as service:
         # two clients, so that the load is not what one process can send
-        two = load("http", service.address, calls, callers=2 * callers, seconds=seconds, clients=2).rps
+        two = load(service.address, calls, callers=2 * callers, seconds=seconds, clients=2).rps
     with on_one_core(), world.serving() as service:
-        one = load("http", service.address, calls, callers=callers, seconds=seconds).rps
+        one = load(service.address, calls, callers=callers, seconds=seconds).rps
     return figures | {"workers_scaling": two / figures["http_rps"], "workers_and_cores_scaling": two / one}
 
 
@@ -149,12 +137,11 @@ def processor_seconds(process: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def overheads(world: World, calls: Path, addresses: dict[str, str]) -> dict[str, Any]:
+async def overheads(world: World, calls: Path, address: str) -> dict[str, Any]:
     """Medians of one caller over the engine in this process, interleaved."""
-    times: dict[str, list[float]] = {"engine": [], "http": [], "grpc": []}
+    times: dict[str, list[float]] = {"engine": [], "http": []}
     async with engine(world) as in_process:
-        with contextlib.ExitStack() as stack:
-            ways = {way: stack.enter_context(caller(way, addresses[way], packed(calls, way))) for way in ("http", "grpc")}
+        with caller(address, packed(calls)) as rank:
             for number in range(-len(world.users), world.options.rounds):  # states are cached from 0 on
                 user = number % len(world.users)
                 for name in list(times) if number % 2 else reversed(times):
@@ -162,12 +149,12 @@ async def overheads(world: World, calls: Path, addresses: dict[str, str]) -> dic
                     if name == "engine":
                         await in_process(user)
                     else:
-                        ways[name](user)  # blocks the loop of this process, which has nothing else to do
+                        rank(user)  # blocks the loop of this process, which has nothing else to do
                     if number >= 0:
                         times[name].append(time.perf_counter() - start)
     medians = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
     figures = {f"{name}_p50_ms": value for name, value in medians.items()}
-    return figures | {f"{way}_overhead_p50_ms": medians[way] - medians["engine"] for way in ("http", "grpc")}
+    return figures | {"http_overhead_p50_ms": medians["http"] - medians["engine"]}
 
 
 @contextlib.asynccontextmanager
@@ -206,13 +193,13 @@ async def engine_load(world: World) -> Load:
     return Load(count / seconds, 1e3 * cpu / count, count)
 
 
-async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
+async def publishing(world: World, address: str) -> dict[str, Any]:
     """Calls that failed and answers that mixed versions while versions took turns."""
     calls = [tensors.pack(world.fields(user)) for user in range(len(world.users))]
     done, failed, mixed, seen = threading.Event(), [], [], [""]
 
     def run(user: int) -> None:
-        with caller("http", addresses["http"], calls) as rank:
+        with caller(address, calls) as rank:
             while not done.is_set():
                 user = (user + 1) % len(calls)
                 try:
@@ -244,22 +231,20 @@ async def publishing(world: World, addresses: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def soak(process: Any, addresses: dict[str, str], calls: Path, options: Any) -> dict[str, Any]:
-    """Memory of the service under load from both ways at once, sampled; slope and growth from the end of the first tenth on."""
-    callers = max(1, options.callers // 2)
+def soak(process: Any, address: str, calls: Path, options: Any) -> dict[str, Any]:
+    """Memory of the service under load, sampled; slope and growth from the end of the first tenth on."""
     samples: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(2) as threads:
-        words: Any = {"callers": callers, "seconds": options.soak}
-        running = [threads.submit(load, way, addresses[way], calls, **words) for way in ("http", "grpc")]
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(load, address, calls, callers=options.callers, seconds=options.soak)
         start = time.perf_counter()
-        while not all(future.done() for future in running):
+        while not running.done():
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             samples.append((time.perf_counter() - start, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
             time.sleep(options.soak / 100)
     later = np.array(samples[len(samples) // 10 :])
     return {
         "soak_seconds": options.soak,
-        "soak_calls": sum(future.result().requests for future in running),
+        "soak_calls": running.result().requests,
         "soak_mb": samples[-1][1],
         "soak_growth_mb": float(later[-1, 1] - later[0, 1]),
         "soak_mb_a_minute": 60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0]),

@@ -60,7 +60,7 @@ TABLE = {
         "tests/test_delta_serving.py", "tests/test_export_untrusted.py", "tests/test_follow_admission.py",
         "tests/test_follow_process.py",
         "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
-        "tests/test_service_fronts.py", "tests/test_service_grpc.py",
+        "tests/test_service_fronts.py",
         "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",
         "tests/test_service_page.py", "tests/test_service_process.py",
         "tests/test_sharded_training.py", "tests/test_shared_states.py", "tests/test_snapshot_store.py",

@@ -159,7 +159,6 @@ def running(
     where: Listening | None = None,
     policy: Policy | None = None,
     routes: Any = None,
-    grpc: Any = None,
     observers: tuple[Any, ...] = (),
     **options: Any,
 ) -> Iterator[Running]:
@@ -170,7 +169,7 @@ def running(
     async def serve() -> None:
         models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
         service = Service(models, policy=policy, observers=observers)
-        async with service, listening(service, where, routes=routes and routes(service), grpc=grpc) as addresses:
+        async with service, listening(service, where, routes=routes and routes(service)) as addresses:
             outcome["running"] = Running(service, addresses, loop, where.token)
             ready.set()
             await stop.wait()

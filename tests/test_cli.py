@@ -152,7 +152,7 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     assert flags_given(options, SERVE[Limits]) == {"body_bytes": 9}
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text
-    assert "--grpc-port NUMBER port of gRPC; 0 takes a free one (default: no gRPC)" in text
+    assert "--port NUMBER port of HTTP; 0 takes a free one (default: 8080)" in text
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(["--when-stale", "never"])
     assert ended.value.code == 2

@@ -474,8 +474,8 @@ def used_by(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in DOCS if fences(page, "python", "text")], ids=lambda page: page.stem)
 def test_pages_use_what_is_in_the_reference(page):
-    """Names that docs/api.md lists, or their attributes; generated stubs are described by their protocol."""
-    known = {*reference_entries(), *dict(public(aif, "aif_jax")), "aif_jax", "aif_jax.service.stubs"}
+    """Names that docs/api.md lists, or their attributes."""
+    known = {*reference_entries(), *dict(public(aif, "aif_jax")), "aif_jax"}
     prefixes = {name: {name.rsplit(".", cut)[0] for cut in range(max(1, name.count(".")))} for name in used_by(page)}
     assert {name for name, every in prefixes.items() if not every & known} == set()
 
@@ -580,7 +580,7 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}
     assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
     twice = {line for line in flags if flags.count(line) > 1}
-    assert "- `--grpc-port NUMBER`: port of gRPC; 0 takes a free one (default: no gRPC)\n" in page and "`--no-repeats`" in page
+    assert "- `--port NUMBER`: port of HTTP; 0 takes a free one (default: 8080)\n" in page and "`--no-repeats`" in page
     assert not re.findall(r"^- .*(?:\bNone\b|default: none).*", page, re.M), "say what happens without the flag: '; None: ...'"
     assert len(flags) > 100 and {line for line in twice if line[3:].split(" ")[0].strip("`:") not in named} == set()
     for words, parser in reference.commands(reference.parser_of()):

@@ -15,7 +15,6 @@ from aif_jax.connectors.valkey import open_client
 from aif_jax.engines import ray_data, ray_serve, ray_train, spark
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow
-from aif_jax.service import rpc
 from aif_jax.service.log import Traces
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
@@ -52,7 +51,7 @@ def test_each_import_of_an_optional_package_names_an_extra_that_exists():
 
 
 def test_the_scan_for_optional_imports_finds_what_it_should():
-    source = 'def f():\n  import redis\n  import json\n  with needs_extra("x", "y"):\n    import grpc\n    import ray'
+    source = 'def f():\n  import redis\n  import json\n  with needs_extra("x", "y"):\n    import asyncpg\n    import ray'
     assert unnamed(source) == ["redis"] and local_imports(source) == ["json"]
     block = "try:\n  import redis\nexcept ImportError:\n  "
     assert unnamed(block + "raise ImportError('aif_jax[remote]')") == [] and unnamed(block + "redis = None") == ["redis"]
@@ -81,7 +80,6 @@ DOORS = [
     ("prometheus_client", "metrics", lambda folder: exposed(dict, 0).__enter__()),
     ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
-    ("grpc", "grpc", lambda folder: asyncio.run(rpc.start(None, Listening(grpc_port=0)))),
     ("opentelemetry", "traces", lambda folder: Traces()),
 ]
 """Optional package, its extra, and what somebody calls who lacks it."""

@@ -18,8 +18,7 @@ import aif_jax
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "aif_jax"
-GENERATED = "service/stubs"  # by protoc, for clients; no module of the package, and no test of house rules
-SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if GENERATED not in path.as_posix())
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") if not m.name.endswith("__main__")]
 
 OWNERS = {
@@ -54,7 +53,6 @@ OWNERS = {
     "httptools": ("service/process.py",),
     "orjson": ("service/tensors.py",),
     "uvloop": ("service/processes.py",),
-    "grpc": ("service/rpc.py",),
     "opentelemetry": ("service/log.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
@@ -86,9 +84,6 @@ OPTIONAL = (
     "uvicorn",
     "orjson",
     "uvloop",
-    "grpc",
-    "grpc_health",
-    "grpc_reflection",
     "opentelemetry",
     "fsspec",
     "confluent_kafka",
@@ -120,7 +115,7 @@ SWITCHES = {
 FACE = 69
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
-CROWDED = {"service": 14, "blocks": 18}
+CROWDED = {"service": 13, "blocks": 18}
 """Rooms with more files than ROOM, to be merged, and the blocks, one file an approximation."""
 MOST_LINES = 38_332
 MOST_LINES_OF_EXPERIMENTS = 13_094
@@ -328,7 +323,7 @@ loaded = sorted(name for name in sys.modules if name.startswith("aif_jax"))
 assert loaded == ["aif_jax"], loaded
 aif_jax.build, aif_jax.presets, aif_jax.Config
 rooms = sorted({name.split(".")[1] for name in sys.modules if name.startswith("aif_jax.")} & HEAVY)
-heavy = sorted({"orbax", "optax", "pyarrow", "grpc"} & set(sys.modules))
+heavy = sorted({"orbax", "optax", "pyarrow", "uvicorn"} & set(sys.modules))
 assert not rooms and not heavy, (rooms, heavy)
 for name in aif_jax.__all__:
     getattr(aif_jax, name)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("light_compilation")
 def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
     """The figures that a script writes, where all that it needs is installed."""
     for package in needs:
-        pytest.importorskip(package, reason="the extra 'experiments', 'benchmarks' or 'grpc' is not installed")
+        pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
     importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
     return json.loads((folder / "figures.json").read_text())
 
@@ -199,40 +199,19 @@ def test_choices(tmp_path, capsys):
     assert len(figures["rps"]) == 4 and "same_bits" in capsys.readouterr().out
 
 
-def test_http_parts(tmp_path, monkeypatch, capsys):
-    for name, value in child_environment(flags=flags()).items():
-        monkeypatch.setenv(name, value)
-    figures = measured(tmp_path, "experiments.http_parts")
-    over = figures["http_ms"] - figures["engine_ms"]
-    parts = ("sockets_ms", "uvicorn_ms", "app_ms", "engine_in_service_ms", "not_found_ms")
-    assert figures["http_over_engine_ms"] == pytest.approx(over) == pytest.approx(sum(figures[part] for part in parts))
-    assert figures["engine_in_service_ms"] == pytest.approx(figures["http_total_ms"] - figures["engine_ms"])
-    assert 0 < figures["http_total_ms"] < figures["http_ms"] and figures["app_at_once_ms"] > 0 < figures["app_ms"]
-    assert figures["sockets_at_once_ms"] > 0 and "not_found_ms" in capsys.readouterr().out
-
-
-def test_loops(tmp_path, monkeypatch, capsys):
-    for name, value in child_environment(flags=flags()).items():
-        monkeypatch.setenv(name, value)
-    figures = measured(tmp_path, "experiments.loops")
-    assert {*figures["rps"]} == {f"{way} {count}" for way in ("workers", "loops", "gil") for count in (1, 2)}
-    assert all(value > 0 for what in ("rps", "cpu_ms", "mib") for value in figures[what].values())
-    assert not figures["no_gil"] and "cpu_ms" in capsys.readouterr().out
-
-
 @pytest.mark.timeout(900)
 def test_service_load(tmp_path, monkeypatch, capsys):
     for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
         monkeypatch.setenv(name, value)
-    figures = measured(tmp_path, "experiments.service_load", needs=("grpc",))
+    figures = measured(tmp_path, "experiments.service_load")
     names = {
-        "http_overhead_p50_ms", "grpc_overhead_p50_ms", "http_rps_share", "grpc_rps_share", "publish_failed", "publish_mixed",
-        "workers_scaling", "workers_ceiling", "workers_and_cores_scaling", "http_service_cpu_ms", "grpc_client_cpu_ms",
+        "http_overhead_p50_ms", "http_rps_share", "publish_failed", "publish_mixed",
+        "workers_scaling", "workers_ceiling", "workers_and_cores_scaling", "http_service_cpu_ms", "http_client_cpu_ms",
         "engine_cpu_ms", "soak_growth_mb", "soak_mb_a_minute",
     }  # fmt: skip
     assert names <= figures.keys() and names - {"soak_growth_mb"} <= set(capsys.readouterr().out.split())
     assert figures["publish_failed"] == figures["publish_mixed"] == 0 and figures["publish_calls"] > 0
-    assert figures["http_rps_share"] > 0 and figures["grpc_rps_share"] > 0 and figures["workers_scaling"] > 0
+    assert figures["http_rps_share"] > 0 and figures["workers_scaling"] > 0
 
 
 # training

@@ -174,14 +174,12 @@ def test_workers_that_cannot_start_are_not_started_again(monkeypatch):
     assert ended.value.code == 2 and [process.returncode for process in started] == [2, -signal.SIGTERM]
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_port_that_is_taken_is_found_before_anything_is_compiled(monkeypatch, protocol):
+def test_a_port_that_is_taken_is_found_before_anything_is_compiled(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ports = {"http_port": 0, "grpc_port": port} if protocol == "grpc" else {"http_port": port}
         monkeypatch.setattr(Models, "start", None)  # what compiles is not called
         with pytest.raises(OSError, match=f"127.0.0.1:{port}: Address already in use"):
-            serve(ServiceSettings(folder=exports().root / "one", where=Listening(**ports)))
+            serve(ServiceSettings(folder=exports().root / "one", where=Listening(http_port=port)))
 
 
 def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
@@ -195,29 +193,18 @@ def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl, to make a certificate")
-def test_tls_and_a_token_over_http_and_grpc(tmp_path):
-    grpc = pytest.importorskip("grpc", reason="needs the extra 'grpc'")
-    from aif_jax.service import rpc
-    from aif_jax.service.stubs import preranking_pb2 as pb
-    from aif_jax.service.stubs.preranking_pb2_grpc import PreRankingStub
-
+def test_tls_and_a_token(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(["openssl", "req", "-x509", *words], check=True, capture_output=True)
-    where = Listening(http_port=0, grpc_port=0, token="open sesame", certificate=certificate, key=key)
-    with running(exports().root / "one", where=where, grpc=rpc.start) as service:
+    where = Listening(http_port=0, token="open sesame", certificate=certificate, key=key)
+    with running(exports().root / "one", where=where) as service:
         assert service.addresses["http"].startswith("https://")
         with service.client(trust=str(certificate)) as client:
             assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
         with pytest.raises(OSError), service.client() as client:  # nobody vouches for it
             client.rank(**ANN, candidates=IDS, k=3)
-        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
-        with grpc.secure_channel(service.addresses["grpc"], credentials) as channel:
-            user = pb.User(id=pb.Id(text="ann"), known=True)
-            request = pb.RankRequest(user=user, candidates=pb.Candidates(ids=IDS), k=3)
-            answer = PreRankingStub(channel).Rank(request, metadata=[("authorization", "Bearer open sesame")])
-            assert len(answer.best.ids) == 3
 
 
 @pytest.mark.parametrize(

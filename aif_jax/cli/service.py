@@ -41,7 +41,7 @@ FLAGS: dict[type, Mapping[str, str]] = {
     Nearline: {"index": "index", "users": "user_table", "prefix": "user_prefix"},
     Policy: {name: name for name in ("max_age", "max_index_age", "max_user_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
-    Listening: {"host": "host", "http_port": "port", "grpc_port": "grpc_port"}
+    Listening: {"host": "host", "http_port": "port"}
     | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
 }
 """Flags of `serve` by the field that each sets."""
@@ -59,7 +59,7 @@ def add_service_commands(commands: Any) -> None:
         shared.add_flags(one, owner, names)
     text = "file with the bearer token that calls must bring, but for / and /health (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
-    one.add_argument("--workers", type=int, default=1, help="processes that share the ports (default: %(default)s)")
+    one.add_argument("--workers", type=int, default=1, help="processes that share the port (default: %(default)s)")
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
@@ -74,7 +74,7 @@ def add_service_commands(commands: Any) -> None:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    """Serves an exported model over HTTP and gRPC until SIGTERM; prints its addresses as JSON when it is ready."""
+    """Serves an exported model over HTTP until SIGTERM; prints its address as JSON when it is ready."""
     compute_inline()
     is_store = URL.match(options.folder) is not None
     fits, got = is_store == (options.mirror is not None), f"{options.folder} and --mirror {options.mirror}"

@@ -1,7 +1,7 @@
-"""The service: the engine behind HTTP and gRPC, for programs in other languages. `aif-jax serve FOLDER` starts it.
+"""The service: the engine behind HTTP, for programs in other languages. `aif-jax serve FOLDER` starts it.
 
     processes.py  process.py                      the processes, and one of them
-    http.py  inference.py  rpc.py                 fronts: bytes in, bytes out
+    http.py  inference.py                         fronts: bytes in, bytes out
         tensors.py  calls.py                      one form of calls and problems for all of them
                   core.py                         `Service`: versions, limits, observers, answers
     models.py  features.py                          versions of a folder or a store; what a call's user becomes

@@ -1,4 +1,4 @@
-"""What a caller sends, checked once before any work is done for it, and what goes wrong, in the words of HTTP and gRPC."""
+"""What a caller sends, checked once before any work is done for it, and what goes wrong, in the words of HTTP."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Call:
     """One call of `rank`, `score` or `prepare`.
 
     Attributes:
-      candidates: to rank or score; None for `prepare`, or where they come in mini-batches.
+      candidates: to rank or score; None for `prepare`.
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with; None where the call does not say.
       order: name of the score expression, see `Request.order`; None takes the engine's.
@@ -209,8 +209,8 @@ class Stale(RuntimeError):
 class Failure(NamedTuple):
     """An error as a caller sees it."""
 
-    code: str  # of gRPC
-    status: int  # of HTTP
+    code: str  # the kind of error, such as "INVALID_ARGUMENT"
+    status: int  # HTTP status code
     message: str
     field: str = ""
     retry_after: float | None = None  # seconds

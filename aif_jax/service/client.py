@@ -14,7 +14,7 @@ from aif_jax.checks import expect
 from aif_jax.service import tensors
 
 HEADER = "x-aif-user"
-"""Header of HTTP, or metadata of gRPC, that a consistent hash reads; `Client` sends it with every call."""
+"""Header that a consistent hash reads; `Client` sends it with every call."""
 
 
 def affinity_key(user: int | str) -> str:

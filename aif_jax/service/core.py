@@ -11,7 +11,6 @@ import secrets
 import time
 import types
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import jax
@@ -122,7 +121,7 @@ class Observed:
     call: Call
     served: Served
     answer: Any  # Ranking or Scores
-    candidates: Candidates  # all of them, also where they came in mini-batches
+    candidates: Candidates
     features: UserFeatures | None  # None where the state was computed by an earlier call
     now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
 
@@ -174,8 +173,8 @@ class Service:
             return "draining" if self.draining else "starting"
         return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
-    async def rank(self, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> Reply[Ranking]:
-        """The best k candidates of a call, or of candidates that come in mini-batches.
+    async def rank(self, call: Call) -> Reply[Ranking]:
+        """The best k candidates of a call.
 
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
@@ -183,7 +182,7 @@ class Service:
           Stale: a model older than the policy allows.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        return await self._answered("rank", self._scored("rank", call, batches))
+        return await self._answered("rank", self._scored("rank", call))
 
     async def score(self, call: Call) -> Reply[Scores]:
         """Logits of a call's candidates, in their order; raises as `rank`."""
@@ -193,10 +192,10 @@ class Service:
         """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
         return (await self._answered("prepare", self._prepare(call))).served
 
-    async def fields(self, method: str, call: Call, *, batches: AsyncIterator[Candidates] | None = None) -> dict[str, Any]:
+    async def fields(self, method: str, call: Call) -> dict[str, Any]:
         """What a front sends of the answer to a call of "rank", "score" or "prepare"; raises as `rank`."""
         if method == "rank":
-            return rank_fields(await self.rank(call, batches=batches), call.id)
+            return rank_fields(await self.rank(call), call.id)
         if method == "score":
             return score_fields(await self.score(call), call.id)
         return {"id": call.id, "version": (await self.prepare(call)).version}
@@ -206,13 +205,13 @@ class Service:
         await served.engine.prepare(self._request(call, served, prepare=True))
         return Reply(None, served)
 
-    async def _scored(self, method: str, call: Call, batches: AsyncIterator[Candidates] | None = None) -> Reply[Any]:
+    async def _scored(self, method: str, call: Call) -> Reply[Any]:
         served = self._picked(call)
-        engine, config, given = served.engine, served.engine.config, []
+        engine, config = served.engine, served.engine.config
         order, known = call.order or config.order, (LOGIT, BID, *config.orders)
         if order not in known:
             raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
-        candidates = candidates_from(call) if batches is None else _noted(batches, given)
+        candidates = candidates_from(call)
         if method == "rank" and call.k is None:
             raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
         request = self._request(call, served)
@@ -222,7 +221,7 @@ class Service:
             else:
                 answer = await engine.score(request, candidates)
         answer = self._marked(answer, served)
-        self._observe(method, call, served, answer, request, given)
+        self._observe(method, call, served, answer, candidates, request)
         return Reply(answer, served)
 
     async def _answered(self, method: str, work: Any) -> Any:
@@ -239,13 +238,12 @@ class Service:
             self.recent.note(method, version, code, answer)
 
     def _observe(
-        self, method: str, call: Call, served: Served, answer: Answer, request: Request, batches: list[Candidates]
+        self, method: str, call: Call, served: Served, answer: Answer, candidates: Candidates, request: Request
     ) -> None:
         if not self.observers:
             return
         if method == "rank":
             call = dataclasses.replace(call, order=call.order or served.engine.config.order)
-        candidates = joined(batches) if batches or call.candidates is None else call.candidates
         features = request.context.features or request.context.fetched
         seen = Observed(method, call, served, answer, candidates, features, request.context.now)
         for observer in self.observers:
@@ -299,22 +297,6 @@ def digest_of(features: UserFeatures) -> bytes:
     for leaf in jax.tree.leaves(features):
         made.update(np.asarray(leaf).tobytes())
     return made.digest()
-
-
-async def _noted(batches: AsyncIterator[Candidates], given: list[Candidates]) -> AsyncIterator[Candidates]:
-    """The batches, each noted."""
-    async for batch in batches:
-        given.append(batch)
-        yield batch
-
-
-def joined(batches: list[Candidates]) -> Candidates:
-    """Candidates of all batches."""
-    if not batches:
-        return Candidates(np.zeros(0, np.int64))
-    bids = [batch.bids for batch in batches if batch.bids is not None]
-    ids = np.concatenate([batch.ids for batch in batches])
-    return Candidates(ids, np.concatenate(bids) if len(bids) == len(batches) else None)
 
 
 def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:

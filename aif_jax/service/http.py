@@ -262,7 +262,7 @@ class App:
 
 
 async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
-    """What the work responds; where the caller leaves before that, the work is cancelled, as a call of gRPC is."""
+    """What the work responds; where the caller leaves before that, the work is cancelled."""
     loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
     watching: list[asyncio.Task[None]] = []
     assert task is not None

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, over REST (with the extension for binary tensors) and gRPC.
+"""The Open Inference Protocol v2 over REST, with the extension for binary tensors.
 
 | input | type and shape | |
 |---|---|---|
@@ -15,15 +15,14 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from aif_jax.service import rpc, tensors
+from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
 from aif_jax.service.core import Service, to_json
 from aif_jax.service.http import JSON, Asked, Response, json_response
@@ -186,73 +185,3 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
         if isinstance(inner, dict) and "binary_data" in inner:
             binary[entry["name"]] = inner["binary_data"] is True
     return names, binary
-
-
-GRPC_SERVICE = f"{rpc.INFERENCE}.GRPCInferenceService"
-CONTENTS = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
-PARAMETERS = {bool: "bool_param", int: "int64_param", str: "string_param"}
-
-
-class InferenceRpc:
-    """The methods of GRPCInferenceService."""
-
-    def __init__(self, service: Service):
-        self._service = service
-
-    def methods(self) -> Mapping[str, rpc.Method]:
-        """The methods by name, for `rpc.start`."""
-        service = self._service
-        fields: dict[str, Callable[[Any], dict[str, Any]]] = {
-            "ServerLive": lambda given: {"live": True},
-            "ServerReady": lambda given: {"ready": is_ready(service)},
-            "ModelReady": lambda given: {"ready": given.name == MODEL and is_ready(service, given.version)},
-            "ServerMetadata": lambda given: server_metadata(),
-            "ModelMetadata": lambda given: model_metadata(service, given.name, given.version),
-        }
-        return {name: functools.partial(_respond, name, of) for name, of in fields.items()} | {"ModelInfer": self._infer}
-
-    async def _infer(self, given: Any, left: float | None) -> Any:
-        expect_model(given.model_name)
-        inputs = _message_inputs(given.inputs, given.raw_input_contents)
-        if left is not None and "budget" not in inputs:
-            inputs["budget"] = np.array([left])
-        names = [output.name for output in given.outputs]
-        version, outputs, parameters = await infer(
-            self._service, version=given.model_version, call_id=given.id, inputs=inputs, names=names
-        )
-        typed = {name: {PARAMETERS[type(value)]: value} for name, value in parameters.items()}
-        return _made(
-            "ModelInferResponse", model_name=MODEL, model_version=version, id=given.id, parameters=typed,
-            outputs=[tensors.described(*output) for output in outputs.items()],
-            raw_output_contents=[tensors.to_bytes(array) for array in outputs.values()],
-        )  # fmt: skip
-
-
-async def _respond(name: str, fields: Callable[[Any], dict[str, Any]], given: Any, left: float | None) -> Any:
-    return _made(f"{name}Response", **fields(given))
-
-
-def _made(kind: str, /, **fields: Any) -> Any:
-    return rpc.kind(f"{rpc.INFERENCE}.{kind}")(**fields)
-
-
-def _message_inputs(listed: Sequence[Any], raw: Sequence[bytes]) -> dict[str, np.ndarray]:
-    if len(listed) > tensors.MOST_TENSORS or (raw and len(raw) != len(listed)):
-        expected = f"at most {tensors.MOST_TENSORS}, raw contents for all or none"
-        raise BadCall("inputs", f"expected {expected}, got {len(listed)} and {len(raw)}")
-    arrays: dict[str, np.ndarray] = {}
-    for at, tensor in enumerate(listed):
-        name, shape = tensor.name, tensors.expect_shape(tensor.name, tensor.datatype, list(tensor.shape))
-        if name in arrays:
-            raise BadCall("inputs", f"expected tensors with different names, got {name[:200]!r} twice")
-        if raw:
-            arrays[name] = tensors.from_bytes(name, tensor.datatype, shape, raw[at])
-        else:
-            values = list(getattr(tensor.contents, CONTENTS[tensor.datatype]))
-            arrays[name] = tensors.from_values(name, tensor.datatype, shape, values)
-    return arrays

@@ -1,4 +1,4 @@
-"""One process of a service: HTTP and gRPC on one event loop, ready after warm-up, drained on SIGTERM.
+"""One process of a service: HTTP on an event loop, ready after warm-up, drained on SIGTERM.
 
 An HTTP connection is uvicorn's, with budgets in bytes and seconds for whatever a caller sends, or leaves unsent and unread:
 
@@ -277,14 +277,13 @@ class Listening:
     Attributes:
       host: address to bind; the default is reachable from this machine alone.
       http_port: port of HTTP; 0 takes a free one.
-      grpc_port: port of gRPC; 0 takes a free one; None: no gRPC.
       token: bearer token that calls must bring; None: no token.
       certificate, key: PEM files of TLS; None: no TLS.
       reuse_port: several processes may listen on the ports.
       drain_delay: seconds between the end of readiness and the end of listening, for load balancers to notice.
       drain_timeout: seconds that calls in flight may take after that.
-      connections: HTTP connections, and calls of gRPC, at once. With one more connection the one that has waited longest for
-        its caller is closed; one more call gets 503 or RESOURCE_EXHAUSTED, and health is answered still.
+      connections: HTTP connections at once. With one more connection the one that has waited longest for its caller is closed;
+        one more call gets 503, and health is answered still.
       keep_alive: seconds after which an idle HTTP connection is closed: longer than a load balancer keeps one, or its calls
         meet connections that are being closed.
 
@@ -294,7 +293,6 @@ class Listening:
 
     host: str = "127.0.0.1"
     http_port: int = 8080
-    grpc_port: int | None = None
     token: str | None = dataclasses.field(default=None, repr=False)
     certificate: Path | None = None
     key: Path | None = None
@@ -307,8 +305,7 @@ class Listening:
     def __post_init__(self):
         together = (self.certificate is None) == (self.key is None)
         expect(together, "TLS", "a certificate and its key", "one of them")
-        for port in (self.http_port, self.grpc_port or 0):
-            expect(0 <= port < 1 << 16, "port", "0 to 65535", port)
+        expect(0 <= self.http_port < 1 << 16, "port", "0 to 65535", self.http_port)
         for name, least in (("drain_delay", 0), ("drain_timeout", 0), ("connections", 1), ("keep_alive", 1)):
             expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
@@ -316,16 +313,13 @@ class Listening:
 
 @contextlib.asynccontextmanager
 async def listening(
-    service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None
+    service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None
 ) -> AsyncIterator[dict[str, Any]]:
     """Serves a service that has started; yields the addresses, and drains at the end of the block.
 
-    Args:
-      grpc: starts gRPC: `await grpc(service, where)` returns (port, stop), `await stop(seconds)` ends it; None: no gRPC.
-
     Raises:
-      ImportError: uvicorn or grpc is missing; names the extra.
-      OSError: a port is taken.
+      ImportError: uvicorn is missing; names the extra.
+      OSError: the port is taken.
     """
     with needs_extra("a service needs uvicorn and httptools", "service"):
         import uvicorn
@@ -348,7 +342,6 @@ async def listening(
             ssl_certfile=where.certificate, ssl_keyfile=where.key,
         )
     )  # fmt: skip
-    stop_grpc: Any = None
     running = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]))
     try:
         while not server.started:
@@ -357,17 +350,11 @@ async def listening(
                 raise OSError(f"{where.host}:{where.http_port}: the HTTP server did not start")
             await asyncio.sleep(0.005)
         scheme = "http" if where.certificate is None else "https"
-        addresses: dict[str, Any] = {"http": f"{scheme}://{_shown(where.host)}:{bound.getsockname()[1]}"}
-        if grpc is not None:
-            port, stop_grpc = await grpc(service, where)
-            addresses["grpc"] = f"{_shown(where.host)}:{port}"
-        yield addresses
+        yield {"http": f"{scheme}://{_shown(where.host)}:{bound.getsockname()[1]}"}
     finally:
         service.ready, service.draining = False, True
         if not running.done():
             await asyncio.sleep(where.drain_delay)
-        if stop_grpc is not None:
-            await stop_grpc(where.drain_timeout)
         server.should_exit = True
         await asyncio.gather(running, return_exceptions=True)
         bound.close()
@@ -425,8 +412,8 @@ class Frozen:
             gc.unfreeze()
 
 
-async def run(service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None, grpc: Any = None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Prints one JSON line with the addresses when it is ready.
+async def run(service: Service, where: Listening, *, routes: Mapping[str, Handler] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Prints one JSON line with its address when it is ready.
 
     For a process that does nothing else: signals and garbage collections are those of the service, see `Frozen`.
     """
@@ -441,7 +428,7 @@ async def run(service: Service, where: Listening, *, routes: Mapping[str, Handle
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     try:
-        async with service, Frozen(service.models).looking(), listening(service, where, routes=routes, grpc=grpc) as addresses:
+        async with service, Frozen(service.models).looking(), listening(service, where, routes=routes) as addresses:
             with contextlib.suppress(OSError):  # nobody reads it any more: no reason not to serve
                 print(json.dumps({"ready": True, **addresses}) + "\n", end="", flush=True)  # one write: workers share stdout
             logger.info("ready: %s", addresses)

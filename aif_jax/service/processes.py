@@ -16,9 +16,8 @@ from typing import Any
 
 from aif_jax.checks import expect
 from aif_jax.output import hidden
-from aif_jax.service import inference, rpc
 from aif_jax.service.core import Policy, Service
-from aif_jax.service.inference import InferenceRest, InferenceRpc
+from aif_jax.service.inference import InferenceRest
 from aif_jax.service.log import RequestLog, Shadow, Traces
 from aif_jax.service.models import Models, Nearline
 from aif_jax.service.process import Listening, bind, run
@@ -26,7 +25,7 @@ from aif_jax.serving import ServingConfig
 from aif_jax.sharding.processes import end_with
 
 logger = logging.getLogger(__name__)
-WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "HTTP port,GRPC port,process that watches it"
+WORKER = "AIF_JAX_SERVE_WORKER"  # in the environment of a worker: "port,process that watches it"
 RESTARTS = 5  # of workers that died within `RESTART_SECONDS`; with more, something is wrong with all of them
 RESTART_SECONDS = 60.0
 
@@ -85,11 +84,9 @@ def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
     """Serves until SIGTERM or SIGINT, in `workers` processes of this command line; RuntimeError where they keep dying."""
     ports = os.environ.get(WORKER)
     if ports is not None:
-        http_port, grpc_port, watcher = ports.split(",")
+        http_port, watcher = ports.split(",")
         end_with(int(watcher), lambda: os.kill(os.getpid(), signal.SIGTERM))  # which drains
-        where = dataclasses.replace(
-            settings.where, http_port=int(http_port), grpc_port=int(grpc_port) if grpc_port else None, reuse_port=True
-        )
+        where = dataclasses.replace(settings.where, http_port=int(http_port), reuse_port=True)
         settings = dataclasses.replace(settings, where=where)
     if workers == 1 or ports is not None:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -114,8 +111,8 @@ def is_worker() -> bool:
 
 async def run_one(settings: ServiceSettings) -> None:
     """One process."""
-    for port in filter(None, (settings.where.http_port, settings.where.grpc_port)):  # found taken before anything is compiled
-        bind(settings.where.host, port, reuse=settings.where.reuse_port).close()
+    where = settings.where
+    bind(where.host, where.http_port, reuse=where.reuse_port).close()  # found taken before anything is compiled
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
@@ -128,10 +125,9 @@ async def run_one(settings: ServiceSettings) -> None:
     if settings.traces:
         observers.append(Traces())
     service = Service(models, policy=settings.policy, observers=tuple(observers))
-    grpc = None if settings.where.grpc_port is None else start_grpc
     try:
         with hidden():  # its log says what is compiled
-            await run(service, settings.where, routes=routes(service), grpc=grpc)
+            await run(service, where, routes=routes(service))
     finally:
         if log is not None:
             await asyncio.to_thread(log.close)
@@ -140,11 +136,6 @@ async def run_one(settings: ServiceSettings) -> None:
 def routes(service: Service) -> dict[str, Any]:
     """HTTP routes in addition to those of `App`."""
     return {"/v2": InferenceRest(service)}
-
-
-async def start_grpc(service: Service, where: Listening) -> Any:
-    """gRPC with every service that there is."""
-    return await rpc.start(service, where, more={inference.GRPC_SERVICE: InferenceRpc(service).methods()})
 
 
 def source_of(name: str) -> Any:
@@ -160,11 +151,10 @@ def source_of(name: str) -> Any:
 
 
 def supervise(where: Listening, workers: int) -> None:
-    """Starts worker processes on the same ports, restarts those that die, and hands signals on to them."""
-    # Bound and never listened to: the ports stay taken between two workers, and a free port is chosen once.
-    held = [bind(where.host, port, reuse=True) for port in (where.http_port, where.grpc_port) if port is not None]
-    ports = [str(each.getsockname()[1]) for each in held]
-    environment = os.environ | {WORKER: ",".join([*ports, ""][:2] + [str(os.getpid())])}
+    """Starts worker processes on the same port, restarts those that die, and hands signals on to them."""
+    # Bound and never listened to: the port stays taken between two workers, and a free port is chosen once.
+    held = bind(where.host, where.http_port, reuse=True)
+    environment = os.environ | {WORKER: f"{held.getsockname()[1]},{os.getpid()}"}
     stopping = False
 
     def stop(number: int, frame: Any) -> None:
@@ -208,5 +198,4 @@ def supervise(where: Listening, workers: int) -> None:
             process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-        for each in held:
-            each.close()
+        held.close()
