@@ -2,7 +2,7 @@
 
 Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
 Time      seconds
-Gives     blocks.png, refresh.png, quality_against_time.png, user_state.png, load.png, calibration.png, with --data history.png
+Gives     blocks.png, refresh.png, quality_against_time.png, load.png, calibration.png, with --data history.png
 
 Bars are 95 % intervals over users, of paired differences. The timeline is drawn by `experiments.quickstart`, which keeps no
 record.
@@ -25,14 +25,12 @@ from experiments.study import calibration, datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
-USER_STATE = Path("experiments/results/user_state/record.json")
 LOAD = Path("experiments/results/cost/record.json")
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
 LOADED = (
     ("exact", "new", "full attention", "tab:gray", -5),
     ("aif", "new", "AIF, new users", "tab:cyan", -5),
-    ("streaming", "returning_16", "AIF, user states", "tab:green", 6),
     ("aif", "returning_0", "AIF, cached users", "tab:blue", -20),
     ("two_tower", "new", "two-tower, new users", "black", 6),
 )
@@ -155,25 +153,6 @@ def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: s
         _legend(axis, loc="upper left", ncols=2)
 
 
-def draw_user_state(record: Mapping[str, Any], path: Path) -> None:
-    """CPU of the user part by length of the history; `record` is what `experiments.user_state --json` writes."""
-    lengths, cpu = record["lengths"], record["request_cpu_ms"]
-    with drawing(path, 4.2, "A user state makes long histories cheap") as axis:
-        for way, label, colour, shift in (
-            ("whole", "whole history", "tab:gray", 8),
-            ("streamed", "user state and 16 new events", "tab:blue", -24),
-        ):
-            times = [cpu[f"{way}_{length}"] for length in lengths]
-            axis.plot(lengths, times, marker="o", color=colour)
-            place = dict(xytext=(-8, shift), textcoords="offset points", ha="right")
-            axis.annotate(f"{label}: {times[-1]:.2g} ms", (lengths[-1], times[-1]), color=colour, **place)
-        axis.set(xscale="log", yscale="log", xlabel="events of the user", ylabel="CPU of the user part, ms")
-        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axis.set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
-        axis.minorticks_off()
-        axis.margins(y=0.15)
-
-
 def draw_load(record: Mapping[str, Any], path: Path, *, title: str = "CPU of a request under load") -> None:
     """CPU of a request against requests a second; `record` is of what `experiments.cost --json` writes."""
     with drawing(path, 5.2, title) as axis:
@@ -235,7 +214,6 @@ def main(arguments: list[str] | None = None) -> None:
     draw_blocks(blocks(options.results), options.out / "blocks.png")
     draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
-    draw_user_state(json.loads(USER_STATE.read_text(encoding="utf-8")), options.out / "user_state.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))
     title = "Under load AIF takes a twelfth of full attention's CPU,\nfor known users a fortieth"
     draw_load(load, options.out / "load.png", title=title)

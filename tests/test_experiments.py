@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,41 +111,6 @@ def test_training_step_against_torch(tmp_path):
     assert got["max_abs_logit_difference"] < 1e-4
     assert got["ratio_torch_over_jax"] == pytest.approx(got["torch_step_ms"] / got["jax_step_ms"]) and got["jax_step_ms"] > 0
     assert got["batch_size"] > 0 and got["torch_threads"] > 0
-
-
-@pytest.mark.parametrize("where", [[], pytest.param(["--embedded"], marks=pytest.mark.reliability)], ids=["server", "embedded"])
-def test_live(tmp_path, where):
-    if not where and not (shutil.which("valkey-server") or shutil.which("redis-server")):
-        pytest.skip("no valkey-server or redis-server on this machine")
-    got, _ = run("experiments.live", tmp_path, "--figure", "live.png", *where)
-    assert got["server"] == (not where) and got["rejected"] == 0 and got["degraded"] == 0
-    names = ("feature_fetch_p50_ms", "state_fetch_p50_ms", "item_freshness_p99_s", "user_freshness_p99_s")
-    for name in (*names, "user_applied_p99_s", "prepared_critical_p50_ms", "critical_p50_ms", "request_p50_ms"):
-        assert 0 < got[name] < 60_000, name
-    assert got["changes_not_seen"] == 0 and got["probes"] > 2
-    assert 0 < got["retrieval_recall1000"] <= 1 and got["item_messages_applied"] > 5 and got["event_messages_applied"] > 5
-    assert (tmp_path / "live.png").stat().st_size > 10_000
-
-
-def test_memory(tmp_path, monkeypatch):
-    for name, value in child_environment(flags=flags()).items():  # of the processes that it measures
-        monkeypatch.setenv(name, value)
-    got = measured(tmp_path, "experiments.memory", "--peaks")
-    large = got["bytes_by_part"]["10000000"]
-    assert large["parameters"] >= 10**7 * 8 * 4 and large["optimizer"] >= 2 * large["parameters"]
-    assert large["rows, int8"] < large["rows, bfloat16"] < large["rows, float32"] and large["ids"] == 20 * 10**7
-    assert set(got["peak_mib"]) == {"train", "worker"} == set(got["process_mib"]) and min(got["process_mib"].values()) > 50
-
-
-def test_user_state(tmp_path):
-    got = measured(tmp_path, "experiments.user_state", "--figures", str(tmp_path))
-    assert got["max_abs_streamed_minus_full"] < 1e-4
-    sizes = got["state_bytes"]
-    assert sizes["int8"] < sizes["float32"]
-    assert set(got["update_us_per_event"]) == {"single", "batched"} and min(got["update_us_per_event"].values()) > 0
-    assert got["request_cpu_ms_full_64"] > 0 and got["request_cpu_ms_streamed"] > 0 and got["rebuild_events_per_s"] > 0
-    assert got["feature_bytes_full"] > 0 and got["feature_bytes_streamed"] > 0
-    assert (tmp_path / "user_state.png").stat().st_size > 10_000
 
 
 def test_refresh(tmp_path):

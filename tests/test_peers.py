@@ -18,7 +18,7 @@ from experiments.peers.feeds import batches
 from experiments.peers.judge import GAUC, HIT_RATE
 from experiments.peers.lists import Lists
 from experiments.peers.scores import Scores
-from experiments.study import datasets, models, question, records
+from experiments.study import datasets, models, question
 from tests.test_docs import fences
 
 README = Path(lists.__file__).with_name("README.md")
@@ -432,5 +432,5 @@ def test_flags_are_checked(capsys):
 
 
 def test_the_page_is_that_of_the_records():
-    page = records.RESULTS.parents[2] / "experiments" / "notes" / report.PAGE
+    page = README.parents[1] / "notes" / report.PAGE
     assert page.read_text(encoding="utf-8") == report.markdown(report.RESULTS, question.RESULTS)

@@ -20,7 +20,7 @@ from tests.light import lightly_compiled
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
-        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png", "user_state.png",
+        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
@@ -85,17 +85,6 @@ def test_the_figure_of_load_is_the_table_of_the_experiments():
     assert f"aif new / cached / session | {cpu('aif', 'new'):.2g} / {cpu('aif', 'returning_0'):.2g} / " in page
     others = ", ".join(f"{cpu(name, 'new'):.2g}" for name in ("sequential", "cold", "two_tower", "exact"))
     assert f"{others} ms" in page
-
-
-def test_the_record_of_user_states_is_the_table_of_the_experiments():
-    page = (Path(__file__).resolve().parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
-    cpu = json.loads(plots.USER_STATE.read_text(encoding="utf-8"))["request_cpu_ms"]
-    for way, name in (
-        ("streamed", "the same by length of the history, 64 / 512 / 4,096 / 32,768 events: row"),
-        ("whole", "whole history"),
-    ):
-        shown = re.findall(r"[\d.]+", next(line for line in page.splitlines() if line.startswith(f"| {name} |")).split("|")[2])
-        assert [cpu[f"{way}_{length}"] for length in (64, 512, 4096, 32768)] == pytest.approx(list(map(float, shown)), rel=0.02)
 
 
 def test_points_are_hundredths_with_the_error_to_both_sides():

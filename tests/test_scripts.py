@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import kernels, signatures
+from experiments import kernels
 from experiments.scale_out import __main__ as scale_out
 from experiments.scale_out import catalogue
 from tests.conftest import child_environment
@@ -52,30 +52,6 @@ def test_nothing_of_the_size_of_the_history_reaches_the_interaction_by_codes():
     for name, form in short.items():
         shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
         assert shapes[0] == shapes[1], name
-
-
-def test_rank_correlation_by_hand():
-    assert signatures.rank_correlation(np.array([1, 2, 3, 4]), np.array([10, 20, 30, 90])) == 1
-    np.testing.assert_allclose(signatures.rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])), -1)
-    np.testing.assert_allclose(signatures.rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3])), 3**0.5 / 2)
-    assert signatures.rank_correlation(np.array([1, 1, 1]), np.array([1, 2, 3])) == 0
-
-
-def test_signatures(tmp_path):
-    figures = measured(tmp_path, "experiments.signatures", "--part", "projections")["agreement"]
-    assert {"random K=64", "rotated K=64", "itq K=64", "itq at the origin K=64"} <= set(figures)
-    assert figures["random K=64"]["top"] > figures["random K=32"]["top"] > 0.5
-    assert 0 < figures["random K=64"]["histogram"] < 1
-
-
-def test_codes(tmp_path):
-    """Codes that cover the catalogue give the histogram itself; fewer lose some of it."""
-    figures = measured(tmp_path, "experiments.signatures", "--part", "codes")["codes"]
-    covered, few = figures["R=1024 J=1"], figures["R=16 J=1"]
-    np.testing.assert_allclose(covered["float"], 1)
-    assert covered["error"] < 1e-3 < few["error"] and few["float"] < 0.95
-    assert covered["state"] == 1024 * 8 * 4 / 1024 and covered["table ms"] > 0
-    assert covered["float"] > figures["signatures"]["float"] > 0.5
 
 
 # serving
@@ -184,19 +160,6 @@ def test_a_runtime_that_is_not_installed_is_left_out(monkeypatch, capsys):
     figures = runtimes.measure(rounds=1, smoke=True)
     assert set(figures["runtime_ms"]) == {"aif_jax"} and not any(name.startswith("over_") for name in figures)
     assert "torch: left out, no_such_package not installed" in capsys.readouterr().out
-
-
-def test_choices(tmp_path, capsys):
-    figures = measured(tmp_path, "experiments.choices")
-    assert figures["same_bits"]["ours"] and figures["same_bits"]["less_memory"] and figures["halves_difference"] < 1e-4
-    ms, over = figures["call_ms"], figures["call_over"]
-    for name, calls in ms.items():
-        assert over[name] == pytest.approx({what: value / ms["ours"][what] for what, value in calls.items()})
-    for load, rps in figures["rps"].items():
-        assert figures["rps_over"][load] == pytest.approx(rps["less_memory"] / rps["ours"])
-    alone = [figures["calls_a_second"], figures["engine_ms"], {"": figures["padded_ms"]}, {"": figures["padded_cpu_ms"]}]
-    assert all(value > 0 for table in alone for row in table.values() for value in row.values())
-    assert len(figures["rps"]) == 4 and "same_bits" in capsys.readouterr().out
 
 
 @pytest.mark.timeout(900)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,8 @@ from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 RESULTS = question.RESULTS / "peers"
 PAGE = "peers.md"
-OLD = records.RESULTS / "peers.jsonl"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 OURS = {AIF: "AIF", WITH_MATCHING: "two-tower with matching statistics", BASE: "two-tower"}
-MAIN = {
-    "gauc asked": "GAUC as asked",
-    "gauc corrected": "GAUC corrected",
-    "hr@100 asked": "HR@100 as asked",
-    "hr@100 corrected": "HR@100 corrected",
-}
 HEADING = """# Other people's models
 
 Written by `python -m experiments.peers --report-only --page experiments/notes` from `experiments/results/question/peers`.
@@ -52,16 +44,10 @@ add one by writing score files.
   idle core. DIN computes attention for each candidate, which for the whole catalogue takes longer than its training: it has
   no HR@100.
 """
-OLD_HEADING = """## Old protocol
-
-MovieLens, 3,000 requests of 172 users: rated films count among the negatives, requests whose film has no training event
-count too, and peers had 600 core-seconds. ± is the standard error over users. *Corrected*: popularity added or taken off as
-a model's negatives ask for.
-"""
 
 
 def markdown(results: Path, ours: Path) -> str:
-    """The page: a heading, a table of figures for each data set, settings, trials, and the figures of the old protocol."""
+    """The page: a heading, a table of figures for each data set, settings, trials."""
     found, theirs = records.read(results), records.read(ours)
     seconds = ", ".join(f"{DATASETS[name]} {value:.0f} s" for name, value in tuning.SECONDS.items())
     parts = [HEADING.format(seconds=seconds, powers=", ".join(f"{power:g}" for power in POWERS))]
@@ -79,10 +65,7 @@ def markdown(results: Path, ours: Path) -> str:
         rows = [[model, _pairs(trial["settings"]), *(_number(trial["figures"].get(name)) for name in (GAUC, HIT_RATE))]
                 for model, about in abouts for trial in about["trials"]]  # fmt: skip
         parts.append(f"### {title}: trials on the validation split\n\n{table(['', 'settings', 'GAUC', 'HR@100'], rows)}")
-    old = [json.loads(line) for line in OLD.read_text(encoding="utf-8").splitlines()]
-    old.sort(key=lambda one: (-one["figures"]["gauc asked"], one["model"]))
-    rows = [[one["model"], *(f"{one['figures'][name]:.3f} ± {one['errors'][name]:.3f}" for name in MAIN)] for one in old]
-    return "\n".join([*parts, OLD_HEADING, table(["", *MAIN.values()], rows)])
+    return "\n".join(parts)
 
 
 def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict[str, dict[str, Any]]) -> str:

@@ -47,7 +47,7 @@ from aif_jax.types import Params
 from experiments import common, drawn
 from experiments.study import critical, datasets, models, records
 
-RESULTS = records.RESULTS.parent / "question"
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "question"
 EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)

@@ -13,9 +13,6 @@ import numpy as np
 
 from aif_jax.metrics import ByUser
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "old_protocol"
-"""Records of the protocol that counted met items among the negatives; those of today's are written by `question.py`."""
-
 
 def parser(description: str | None, *, results: Path | None = None, work: Path | None = None) -> argparse.ArgumentParser:
     """A parser with `--data`, and the folders of records and models that have a default; the description is the header."""

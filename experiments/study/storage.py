@@ -5,7 +5,7 @@ Command   python -m experiments.study.storage --data DIR --work DIR, with the mo
 Protocol  That of `question`, validation split, `presets.aif`: the same requests and candidates. A row is written in a storage
           and read again; the rest of the model computes in float32. Means over seeds; intervals are 95 % over users, paired.
 Figures   by data set and storage: GAUC points and the ratio of HR@100 against float32 rows, of requests whose item has a
-          training event. `experiments.runtimes` has what such rows cost, `experiments.memory` their bytes.
+          training event. `experiments.runtimes` has what such rows cost, `experiments.index_refresh` their bytes.
 """
 
 from __future__ import annotations
