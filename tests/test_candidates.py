@@ -277,7 +277,7 @@ def test_what_was_met_before_is_what_a_loop_finds(seed):
     user, item = rng.integers(1, 5, 60), rng.integers(0, 9, 60)
     log = EventLog.from_arrays(user, item, np.ones(60, int), rng.integers(0, 20, 60))
     at = rng.integers(0, 60, 12)
-    seen = SeenPairs(log, at)
+    seen = SeenPairs(test_sampling.of_log(log, items=8, actions=2), at)
     for place, position in enumerate(at):
         earlier = (log.user == log.user[position]) & (log.time < log.time[position])
         met = set(log.item[earlier].tolist())

@@ -264,7 +264,7 @@ def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
     data, cascade = made.dataset, made.dataset.cascade
     assert data.repeats
     at, once = cascade.positions[:60], dataclasses.replace(made.dataset, repeats=False)
-    met = sources.SeenPairs(data.log, at)
+    met = sources.SeenPairs(data, at)
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
     assert gone.any() and (met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] == 0)).any()

@@ -189,7 +189,7 @@ def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, traine
     once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
     sample = np.arange(len(positions))[:, None]
     rows = sampled_before(once, positions)(positions, SampleKey(0, 0, 0)).rows
-    assert not SeenPairs(data.log, positions).contains(sample, rows[:, 1:]).any()
+    assert not SeenPairs(data, positions).contains(sample, rows[:, 1:]).any()
     by_data = train.evaluate(model, params, once, positions, **given)
     by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
     usual = train.evaluate(model, params, data, positions, **given)

@@ -330,7 +330,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     assert cursor["pipeline"]["candidates"]["repeats"] is False
     positions, source = held_out(once, made.settings, "test")
     sample = np.arange(len(positions))[:, None]
-    assert not SeenPairs(data.log, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
+    assert not SeenPairs(data, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
     assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True

@@ -183,7 +183,7 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     (part,) = question.parts_of(trial, smoke)
     requests = question.requests_of(trial, part, smoke)  # as for evaluation: met items are among them and are masked there
     sample = np.arange(len(requests.rows))[:, None]
-    assert SeenPairs(smoke.dataset.log, requests.positions).contains(sample, requests.rows)[:, 1:].any()
+    assert SeenPairs(smoke.dataset, requests.positions).contains(sample, requests.rows)[:, 1:].any()
     plans = [trial for name in question.PLANS if name != "smoke" for trial in question.plan(name)]
     assert len({trial.id for trial in plans}) == len(plans)
     assert {trial.dataset for trial in plans} == {"movielens", "taobao", *question.WORLDS}

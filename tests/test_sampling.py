@@ -110,7 +110,7 @@ pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, ma
 def test_what_a_user_has_seen_is_no_negative(events):
     log = EventLog.from_arrays(*np.array(events).T, np.ones(len(events), int), np.arange(len(events)), users=5)
     at = np.arange(len(log))
-    seen = SeenPairs(log, at)
+    seen = SeenPairs(of_log(log, items=6, actions=2), at)
     for sample in at.tolist():
         earlier = (log.user == log.user[sample]) & (log.time < log.time[sample])
         mine = sorted(set(log.item[earlier].tolist()))
@@ -121,7 +121,7 @@ def test_what_a_user_has_seen_is_no_negative(events):
 
 
 def test_seen_nothing():
-    seen = SeenPairs(dataset().log, [0, 3])
+    seen = SeenPairs(dataset(), [0, 3])
     assert not seen.contains([0, 1], [1, 2]).any()
     assert seen.items(1).tolist() == []
-    assert SeenPairs(dataset().log, []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)
+    assert SeenPairs(dataset(), []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)

@@ -19,7 +19,6 @@ import numpy as np
 from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_integers
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import EventLog
 from aif_jax.model import name_of
 from aif_jax.store.version import digest
 
@@ -38,8 +37,8 @@ def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
 
 
 def counts_before(dataset: Dataset, time: int) -> np.ndarray:
-    """Events of each item before a time in seconds, int64 [N], read in blocks."""
-    log, counts = dataset.log, np.zeros(len(dataset.catalogue), np.int64)
+    """Events of each item before a time in seconds, of `Dataset.histories`, int64 [N], read in blocks."""
+    log, counts = dataset.histories, np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(log), BLOCK):
         earlier = log.time[start : start + BLOCK] < time
         counts += np.bincount(log.item[start : start + BLOCK][earlier], minlength=len(counts))
@@ -47,20 +46,22 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 class SeenPairs:
-    """What each sample's user has met strictly before it; samples are places in `positions` [B].
+    """What the user of each sample has met in `Dataset.histories` strictly before it; samples are `positions` [B] of the log.
 
     Of each user's pairs the first event counts, which later samples share.
 
     Example:
-      >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 4], [1, 1, 1], [10, 20, 30])
-      >>> SeenPairs(log, [1, 2]).contains([[0], [1]], [[4, 5], [4, 5]]).tolist()
+      >>> import aif_jax as aif
+      >>> events = {"user": [7, 7, 7], "item": [1, 2, 1], "time": [10, 20, 30]}
+      >>> data = aif.read(events, items={"item": [1, 2], "category": [1, 1]}, columns=aif.Columns())
+      >>> SeenPairs(data, [1, 2]).contains([[0], [1]], [[1, 2], [1, 2]]).tolist()
       [[True, False], [True, True]]
     """
 
-    def __init__(self, log: EventLog, positions: Any):
-        at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
-        self._end = log.history_end(at)
-        users, self._owner = np.unique(log.user[at], return_inverse=True)
+    def __init__(self, dataset: Dataset, positions: Any):
+        log, at = dataset.histories, expect_integers(positions, "positions", size=len(dataset.log)).astype(np.int64)
+        self._end = dataset.history_end(at)
+        users, self._owner = np.unique(dataset.log.user[at], return_inverse=True)
         start, last = log.offsets[users], np.zeros(len(users), np.int64)
         np.maximum.at(last, self._owner, self._end)
         lengths = last - start
@@ -355,7 +356,7 @@ def sampled_negatives(
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
         target = _targets(dataset, at)
-        seen = None if repeats else SeenPairs(dataset.log, at)
+        seen = None if repeats else SeenPairs(dataset, at)
         drawn = sampler.sample(len(target), negatives, avoid=target, seen=seen, **draw._asdict())
         rows = np.concatenate([target[:, None], drawn], axis=1)
         labels = np.zeros(rows.shape, np.float32)
@@ -449,7 +450,7 @@ def retrieved(
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
-            rows = SeenPairs(dataset.log, positions).dropped(rows, kept=rows == rows[:, :1])
+            rows = SeenPairs(dataset, positions).dropped(rows, kept=rows == rows[:, :1])
         rows[_repeated(rows, np.zeros_like(rows))] = 0
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = rows[:, 0] > 0
@@ -585,7 +586,7 @@ def _cascade(dataset: Dataset) -> Cascade:
 
 def _unmet(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
     """Rows [B, M] without the candidates that were not shown and that the user has met before; and what each user has met."""
-    met = SeenPairs(dataset.log, cascade.positions[at])
+    met = SeenPairs(dataset, cascade.positions[at])
     return met.dropped(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
 
 

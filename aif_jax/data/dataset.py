@@ -12,7 +12,7 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade, ServedFeatures, names_of
-from aif_jax.data.events import EventLog, ItemStatistics, repeated_share
+from aif_jax.data.events import COLUMNS, EventLog, ItemStatistics, repeated_share
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import ticks
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -117,7 +117,16 @@ class Dataset:
     @functools.cached_property
     def repeated(self) -> float:
         """Measured share of the events that repeat an item which their user has met before, see `events.repeated_share`."""
-        return repeated_share(self.log)
+        return repeated_share(self.histories)
+
+    @functools.cached_property
+    def histories(self) -> EventLog:
+        """The events that histories hold: those of `Columns.history_actions`, or the whole log."""
+        engaged = None if self.encoder is None or self.served is not None else self.encoder.engaged
+        if engaged is None:
+            return self.log
+        kept = np.isin(self.log.action, engaged)
+        return EventLog.from_arrays(*(getattr(self.log, name)[kept] for name in COLUMNS), users=self.log.users)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -155,13 +164,13 @@ class Dataset:
             return dataclasses.replace(self.served.of(positions, length=length), encoding=self.encoding)
         users = self.log.user[positions]
         self.expect_intact("user", positions, users, len(self.users))
-        return self._features(users, self.log.time[positions], self.log.history_end(positions), length)
+        return self._features(users, self.log.time[positions], self.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
         expect(self.served is None, "request_features", "data with histories in its log", f"served requests: {self!r}")
         users = expect_integers(users, "users", size=len(self.users))
-        end = self.log.history_end_at(users, times)
+        end = self.histories.history_end_at(users, times)
         return self._features(users, ticks(times, "times").seconds, end, length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
@@ -171,7 +180,7 @@ class Dataset:
         at = np.asarray(positions)
         users = self.log.user[at]
         self.expect_intact("user", at, users, len(self.users))
-        return self.log.history_end(at) - self.log.offsets[users]
+        return self.history_end(at) - self.histories.offsets[users]
 
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
@@ -233,9 +242,15 @@ class Dataset:
         if self.encoding != encoder.version:
             object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=encoder.schema))
 
+    def history_end(self, positions: np.ndarray) -> np.ndarray:
+        """Where in `histories` the history of each sample ends, int64 [B]."""
+        if self.histories is self.log:
+            return self.log.history_end(positions)
+        return self.histories.history_end_at(self.log.user[positions], self.log.time[positions])
+
     def _features(self, users: np.ndarray, times: np.ndarray, end: np.ndarray, length: int) -> UserFeatures:
         expect(length >= 1, "length", "at least 1", length)
-        log = self.log
+        log = self.histories
         index, mask = log.windows(log.offsets[users], end, length)
         if not len(log):  # there is nothing to read, not even for padding
             log = EventLog.from_arrays([1], [0], [0], [0])

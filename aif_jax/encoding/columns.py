@@ -35,6 +35,8 @@ class Columns:
       time_unit: time unit of integer times: "s", "ms", "us" or "ns".
       action: what was done (a behaviour type or a rating); None where the events are of one kind.
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
+      history_actions: values of `action` that histories hold, those of a user who engages: ("click", "buy") of an impression
+        log, whose shows would otherwise fill the history. `NextItem` takes their events as positives. () takes every event.
       category: category of an item; the field by which SIM looks into the history.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
@@ -66,6 +68,7 @@ class Columns:
     time_unit: TimeUnit = "s"
     action: str | None = None
     actions: tuple[str | int, ...] = ()
+    history_actions: tuple[str | int, ...] = ()
     category: str = "category"
     item_attributes: tuple[str, ...] = ()
     item_bags: tuple[str, ...] = ()
@@ -116,6 +119,11 @@ class Columns:
         has_column = not self.actions or self.action is not None
         expected, got = "a column for them in Columns.action", f"None with actions {self.actions}"
         expect(has_column, "Columns.actions", expected, got)
+        if self.history_actions:
+            expect(self.action is not None, "Columns.history_actions", "a column for them in Columns.action", "None")
+            known = set(map(str, self.actions or self.history_actions))
+            expected = f"actions among Columns.actions {self.actions}"
+            expect(known >= set(map(str, self.history_actions)), "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
         """The columns of a file and what they hold; without `computed`, those that `read` does not compute from the events."""
@@ -152,8 +160,9 @@ class Columns:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Columns.from_json` reads it back."""
-        # without statistics they are left out: columns from before them keep the fingerprint that they had
-        fields = {name: value for name, value in vars(self).items() if name != "item_statistics" or value}
+        # what is not set is left out: columns without statistics or history actions keep the fingerprint that they had
+        left_out = {name for name in ("item_statistics", "history_actions") if not getattr(self, name)}
+        fields = {name: value for name, value in vars(self).items() if name not in left_out}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod

@@ -37,6 +37,7 @@ class Encoder:
     | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
     | one that lost its row, or has none yet, see `encoding.capacity` | the same |
     | an action that is none of those listed | action 0 |
+    | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
     | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
     | an event later than that | ValueError: clocks or units differ |
@@ -84,6 +85,9 @@ class Encoder:
             fits = len(scale) == 2 or (len(scale) == 4 and scale[2] < scale[3])
             expected = "(mean, deviation), or with low < high (mean, deviation, low, high)"
             expect(fits, f"Encoder.scales[{name!r}]", expected, scale)
+        if self.engaged is not None and not self.engaged.all():
+            known = np.asarray(self.vocabularies["action"].raw).tolist()
+            expect(False, "Columns.history_actions", f"actions that the events have, {known}", self.columns.history_actions)
         object.__setattr__(self, "schema", dataclasses.replace(self.schema, encoding=self.version))
 
     def __repr__(self) -> str:
@@ -212,6 +216,12 @@ class Encoder:
         vocabulary, rows = self._listed_actions["strings" if isinstance(first, str) else "integers"]
         return rows[vocabulary.encode(raw, name)]
 
+    @functools.cached_property
+    def engaged(self) -> np.ndarray | None:
+        """int32 action rows of `Columns.history_actions`, whose events histories hold; None for every event."""
+        chosen = self.columns.history_actions
+        return self.action_rows(list(chosen)) if chosen else None
+
     def expect_of_user(self, events: Any, user: Any) -> None:
         """Raises ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
 
@@ -313,6 +323,8 @@ class Encoder:
             got = f"one {seconds[late] - now} s later at position [{late}]"
             raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
         kept = value < now * time.per_second  # an event in the same second would tie with a sample
+        if self.engaged is not None:
+            kept &= np.isin(self.action_rows(raw[columns.action]), self.engaged)
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= value >= np.partition(value[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)

@@ -314,7 +314,7 @@ class _Steps:
         settings, old = self.settings(), self.served.trained
         changes: dict[str, edits.Edit] = {}
         if (term := pure_svd.present(old.config)) is not None:
-            log, factors = self.data.log, np.asarray(old.params["fitted"][term.name]["table"])
+            log, factors = self.data.histories, np.asarray(old.params["fitted"][term.name]["table"])
             known, before = self._own_rows("item"), log.time < self.served.since
             deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
             changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)

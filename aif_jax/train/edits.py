@@ -288,8 +288,8 @@ def svd_term(*, before: int, **options: Any) -> Edit:
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
-        training = data.log.time < before
-        user, item = data.log.user[training], data.log.item[training]
+        log = data.histories
+        user, item = (part[log.time < before] for part in (log.user, log.item))
         params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
         return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 

@@ -407,8 +407,9 @@ def catalogue_scores(
         of_target = scores[each, target]
         scores[:, free] = -np.inf  # row 0 is no item
         if not repeats:
-            for row, position, end in zip(each, here, log.history_end(here), strict=True):
-                scores[row, log.item[log.offsets[log.user[position]] : end]] = -np.inf
+            met = data.histories
+            for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):
+                scores[row, met.item[start:end]] = -np.inf
         scores[each, target] = of_target
         left = min(size, len(positions) - done)
         yield at[:left], scores[:left]

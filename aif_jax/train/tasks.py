@@ -17,7 +17,7 @@ know, and counts nowhere unless `missing` says what it means.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -44,7 +44,8 @@ from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextItem:
-    """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample.
+    """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample, or
+    with `Columns.history_actions` every event of these actions.
 
     The loss is listwise and pointwise: a softmax over a list does not fix the level of its scores, which GAUC, pooled over a
     user's lists, depends on.
@@ -67,7 +68,7 @@ class NextItem:
     loss = listwise_softmax + pointwise_bce
     ranks_catalogue = True
     samples = "events"
-    no_sample = "of items that the catalogue lacks"
+    no_sample = "of items that the catalogue lacks, or of none of Columns.history_actions"
 
     def __post_init__(self):
         expect_types(self)
@@ -81,8 +82,11 @@ class NextItem:
         return self.negatives
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """Events of known items in a span of time."""
-        return eligible_positions(data.log, min_history=min_history, since=since, before=before)
+        """Events of known items in a span of time, those that histories hold."""
+        positions = _with_history(eligible_positions, data, min_history=min_history, since=since, before=before)
+        if data.histories is data.log:
+            return positions
+        return positions[np.isin(data.log.action[positions], data.encoder.engaged)]  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
@@ -113,7 +117,7 @@ class Liked:
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Events of known items and actions in a span of time."""
-        positions = eligible_positions(data.log, min_history=min_history, since=since, before=before)
+        positions = _with_history(eligible_positions, data, min_history=min_history, since=since, before=before)
         return positions[data.log.action[positions] > 0]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
@@ -153,7 +157,7 @@ class Impressions:
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The first event of every request in a span of time."""
-        return _requests(data, min_history=min_history, since=since, before=before)
+        return _with_history(request_starts, data, min_history=min_history, since=since, before=before)
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
@@ -200,7 +204,7 @@ class Cascaded:
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The requests of the cascade in a span of time."""
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
-        starts = _requests(data, min_history=min_history, since=since, before=before)
+        starts = _with_history(request_starts, data, min_history=min_history, since=since, before=before)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
@@ -213,12 +217,14 @@ class Cascaded:
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
 
 
-def _requests(data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-    """The first event of every request in a span of time whose history, in the log or as served, is long enough."""
-    if data.served is None:
-        return request_starts(data.log, min_history=min_history, since=since, before=before)
-    starts = request_starts(data.log, since=since, before=before)
-    return starts[data.served.history_lengths(starts) >= min_history]
+def _with_history(
+    select: Callable[..., np.ndarray], data: Dataset, *, min_history: int, since: int | None, before: int | None
+) -> np.ndarray:
+    """Positions of the log by `select` of `data.split`, in a span of time, whose history is long enough."""
+    if data.served is None and data.histories is data.log:
+        return select(data.log, min_history=min_history, since=since, before=before)
+    positions = select(data.log, min_history=0, since=since, before=before)
+    return positions[data.history_lengths(positions) >= min_history]
 
 
 Task: TypeAlias = NextItem | Liked | Impressions | Cascaded

@@ -84,7 +84,7 @@ def drawn_so_far(dataset: Dataset, *, negatives: int, repeats: bool, tries: int 
         good = rng.random(tried.shape) < np.maximum(count, 1) ** -0.25
         good &= (tried != target[:, None]) & (tried > 0)
         if not repeats:
-            good &= ~SeenPairs(log, positions).contains(np.arange(len(positions))[:, None], tried)
+            good &= ~SeenPairs(dataset, positions).contains(np.arange(len(positions))[:, None], tried)
         first = np.argsort(~good, axis=1, kind="stable")[:, :negatives]
         chosen = np.where(np.take_along_axis(good, first, 1), np.take_along_axis(tried, first, 1), 0)
         rows = np.concatenate([target[:, None], chosen], 1).astype(np.int32)

@@ -328,7 +328,7 @@ def catalogue_requests(requests: Requests) -> np.ndarray:
 def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.StudyData, counts: np.ndarray) -> dict[str, ByUser]:
     """GAUC by user, see `evaluate`, of scores [R, 1 + n] of the sampled candidates; `counts` [N]: training events of items."""
     log = data.dataset.log
-    met = SeenPairs(log, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
+    met = SeenPairs(data.dataset, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
     trained = counts[requests.rows[:, :1]] > 0
     where = {
         "gauc_all": np.ones_like(met),
@@ -461,7 +461,7 @@ def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
     """Share of the sampled negatives that the user has met before."""
     requests = requests_of(trial, part, data)
     sample = np.arange(len(requests.rows))[:, None]
-    return float(SeenPairs(data.dataset.log, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
+    return float(SeenPairs(data.dataset, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
 
 
 def joined(parts: list[ByUser]) -> ByUser:
