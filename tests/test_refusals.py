@@ -26,7 +26,6 @@ from aif_jax.encoding import hashing
 from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
-from aif_jax.index import shard_of
 from aif_jax.refreshing import GateConfig
 from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Limits
@@ -472,7 +471,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: parse_current("one\ntwo share=0.7\nthree share=0.7"), "shares of at most 1"),
     (lambda: parse_current("one colour=red"), "FOLDER"),
     (lambda: Limits(candidates=0), "candidates: expected more than 0, got 0"),
-    *((lambda shards=shards: shard_of([1], shards), "shards: expected an integer of at least 1") for shards in (0, -1, 1.5)),
     *((lambda field=field: ValkeyStates(None, **{field: 0}), f"{field}: expected more than 0, got 0")
       for field in ("seconds", "timeout", "most_bytes")),
     (lambda: Client("http://127.0.0.1:1", retries=-1), "Client retries: expected 0 or more, got -1"),

@@ -1,4 +1,4 @@
-"""Several services in real processes: replicas behind the proxy of the page, and an index that is split over them."""
+"""Several services in real processes: replicas behind the proxy of the page."""
 
 from __future__ import annotations
 
@@ -38,16 +38,6 @@ def test_affinity(name):
         assert got[f"hit_share_after_{after}"] == 1, after
     assert (got["versions_while_one_lags"], got["versions_after_publish"]) == (2, 1)
     assert got["proxied_call_p50_ms"] > 0 and got["direct_call_p50_ms"] > 0
-
-
-def test_split():
-    got = serving.measure_split(True)
-    assert got["sharded_topk_equal"] and got["sharded_calls"] == 40
-    assert got["lag_mixed_answers"] == 0 and got["lag_versions"] == 1
-    assert (
-        got["dead_shard_degraded"] and "of 50 candidates have no score: no answer of shard 0 of 2" in got["dead_shard_reason"]
-    )
-    assert got["sharded_messages"] == 4 and got["sharded_bytes_sent"] > 50 * 8
 
 
 def test_the_files_of_both_proxies_are_what_runs():

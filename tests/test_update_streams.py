@@ -41,7 +41,7 @@ from aif_jax.connectors import (
 )
 from aif_jax.connectors.streams import Message
 from aif_jax.connectors.valkey import id_of, position_of
-from aif_jax.index import IndexWriter, ItemIndex, shard_of
+from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.store.snapshots import snapshots
 from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 from tests import demo, servers, test_user_table
@@ -164,27 +164,6 @@ def test_an_index_follows(broker, tmp_path):
     assert again.metrics()["gauges"]["stream_lag"] <= PARTITIONS  # Kafka: the end of a transaction is an offset too
     resumed.close()
     again.stream.close()
-
-
-def test_each_shard_follows_its_items(tmp_path):
-    """Of one stream: each applies the changes of its own items, and passes those of others."""
-    stream, trained = MemoryStream(), aif.Trained(MODEL, PARAMS, ENCODER)
-    stream.send(encode(items({f"i{number}": 1.0 for number in range(12)})))
-    stream.send(encode_deleted(["i3", "i4"]))
-    stream.send(encode(items({"i5": 2.0})))
-    every: dict[str, float] = {}
-    for place in range(3):
-        index = ItemIndex.build(trained, [items({"i0": 0.0, "i5": 0.0})], shard=(place, 3), batch_size=8, progress=False)
-        with IndexWriter.start(tmp_path / f"{place}", index, every_updates=100) as writer:
-            follower = Follower(stream, IndexTarget(writer, shard=(place, 3)))
-            follower.step()
-            names = list(found := prices(writer.index))
-            assert (shard_of(names, 3) == place).all() and not every.keys() & found.keys()
-            assert writer.positions == {0: 2} and follower.counters["rejected"] == 0
-            every |= found
-    assert every == {f"i{number}": 2.0 if number == 5 else 1.0 for number in range(12) if number not in (3, 4)}
-    with pytest.raises(ValueError, match="shard: expected .place, N."):
-        IndexTarget(writer, shard=(3, 3))
 
 
 def test_what_was_not_saved_comes_again(broker, tmp_path):
@@ -624,9 +603,6 @@ def test_the_command_follows_and_goes_on(trained, valkey_url, tmp_path, capsys):
         assert metrics["counters"]["stream_published"] == 2 and metrics["gauges"]["stream_lag"] == 0
         fetched = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
         assert aif.index.verify(fetched).items == number + 1
-    words[words.index(str(tmp_path / "w"))], held = str(tmp_path / "shard"), shard_of(["i1", "i2"], 2) == 1
-    assert 0 < held.sum() < 2 and cli.main([*words, "--shard", "1/2"]) == 0
-    assert aif.index.verify(snapshots(tmp_path / "shard")[-1]).items == 1 + held.sum()
 
 
 def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):

@@ -27,7 +27,6 @@ from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import ItemIndex
-from aif_jax.index.build import of_shard
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
@@ -93,7 +92,6 @@ def add_commands(commands: Any) -> None:
     shared.add_checkpoint(one, required=True)
     one.add_argument("--items", required=True, help="Parquet, CSV or TSV file or folder with the columns that training read")
     shared.add_flags(one, ItemIndex.build, BUILD)
-    shared.add_shard(one)
     add_output(one)
 
     one = shared.add_command(inner, "update", run_index_update)
@@ -101,7 +99,6 @@ def add_commands(commands: Any) -> None:
     shared.add_checkpoint(one, required=True)
     one.add_argument("--items", help="raw items file or folder: new and changed items")
     one.add_argument("--deleted", help="file or folder with the id column: items to delete, after the changes")
-    shared.add_shard(one)
     add_output(one)
 
     add_index_follow(inner)
@@ -293,7 +290,7 @@ def run_index_build(options: argparse.Namespace) -> int:
     expect_new(options.out)
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
-    built = ItemIndex.build(trained, options.items, shard=options.shard, **shared.flags_given(options, BUILD))
+    built = ItemIndex.build(trained, options.items, **shared.flags_given(options, BUILD))
     figures = {"items": len(built), "device_bytes": round(len(built) * built.bytes_per_row), "version": built.version}
     summary = f"{figures['items']} items, {figures['device_bytes']} bytes on the device, version {built.version}"
     return save(built, dict(options.position), summary, figures, options)
@@ -310,8 +307,7 @@ def run_index_update(options: argparse.Namespace) -> int:
     positions = index.inspect(options.index).positions | dict(options.position)
     before, changed, deleted = len(updated), 0, 0
     if options.items is not None:
-        for items in read_items(options.items, encoder):
-            ids, features = of_shard(items, options.shard)
+        for ids, features in read_items(options.items, encoder):
             updated, changed = updated.upsert(ids, features), changed + len(ids)
     if options.deleted is not None:
         name = encoder.columns.item_id

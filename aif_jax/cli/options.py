@@ -218,19 +218,6 @@ def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> Non
     parser.add_argument("--checkpoint", type=Path, required=required, help=text)
 
 
-def add_shard(parser: Any) -> None:
-    """Adds `--shard`."""
-    text = "only the items of one of N hosts, counted from 0, for an index that is split by id (default: all)"
-    parser.add_argument("--shard", type=_shard, metavar="PLACE/N", help=text)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"expected PLACE/N with 0 <= PLACE < N, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
 def encoder_of(path: Path, trained: Trained) -> Encoder:
     """The encoder of the model at a path. Raises UsageError for one without."""
     with as_usage(str(path)):

@@ -139,7 +139,6 @@ def add_index_follow(inner: Any) -> None:
     _add_stream(one)
     one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
-    shared.add_shard(one)
     _add_snapshots(one)
 
 
@@ -173,7 +172,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
     shared.encoder_of(options.checkpoint, trained)
     stream, store = _stream(options), _store(options)
     writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index")
-    return _follow(stream, IndexTarget(writer, shard=options.shard), options, writer=writer, store=store)
+    return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
 def run_users_follow(options: argparse.Namespace) -> int:

@@ -16,8 +16,7 @@ from aif_jax.connectors.records import EventSink
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
-from aif_jax.index.build import of_shard
-from aif_jax.index.ids import expect_shard, raw_keys
+from aif_jax.index.ids import raw_keys
 from aif_jax.store.snapshots import SnapshotWriter, positions_by_partition, snapshots
 from aif_jax.user_table import UserTable, UserTableWriter, Written
 
@@ -80,15 +79,7 @@ class _Written(Target, Generic[Writer]):
 
 
 class IndexTarget(_Written[IndexWriter]):
-    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones.
-
-    Args:
-      shard: (place, N): applies only the changed items of that shard, as `ItemIndex.build`; None applies all.
-    """
-
-    def __init__(self, writer: IndexWriter, *, shard: tuple[int, int] | None = None):
-        super().__init__(writer)
-        self._shard = None if shard is None else expect_shard(shard)
+    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
@@ -99,8 +90,7 @@ class IndexTarget(_Written[IndexWriter]):
             else:
                 items = encoder.items(change.table)
                 kind = raw_keys(items[0], "ids", like=kind).kind
-                items = of_shard(items, self._shard)
-                changes += [(items, None)] if len(items[0]) else []
+                changes.append((items, None))
         self.writer.update(changes, position=position, partition=partition)
 
 

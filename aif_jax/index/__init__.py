@@ -1,12 +1,12 @@
 """The nearline item index: rows of every item, made ahead of requests and updated item by item; the N2O table of AIF."""
 
 from aif_jax.index.build import capacity_for
-from aif_jax.index.ids import shard_of, string_ids
+from aif_jax.index.ids import string_ids
 from aif_jax.index.item_index import IndexWriter, ItemIndex, Manifest, inspect, verify
 from aif_jax.store.codec import STORAGES, Storage
 from aif_jax.store.snapshots import WriterConflict, snapshots
 
 __all__ = [
-    "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids", "shard_of",
+    "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids",
     "Storage", "STORAGES", "Manifest", "inspect", "verify",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
-from aif_jax.index.ids import Keys, View, expect_shard, in_shard, raw_keys
+from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import Bar, hidden
@@ -145,14 +145,7 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
         yield _join(rest)
 
 
-def of_shard(items: tuple[Any, Any], shard: tuple[int, int] | None) -> tuple[Any, Any]:
-    """Of items, raw ids [n] and features, those of a shard (place, N); None keeps all."""
-    return items if shard is None else take(items, in_shard(raw_keys(items[0], "ids").key, shard))
-
-
-def item_batches(
-    program: ItemProgram, catalogue: Any, ids: Any, shard: tuple[int, int] | None
-) -> tuple[Iterator[Batch], int | None]:
+def item_batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[Batch], int | None]:
     """Checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are where that is known."""
     known = None
     both = isinstance(catalogue, ItemFeatures) == (ids is not None)
@@ -169,11 +162,7 @@ def item_batches(
     elif not isinstance(catalogue, Iterable):
         expected = "Catalogue, path, ItemFeatures, pairs (ids, features), or raw columns or records"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
-    batches = _stream(program, catalogue)
-    if shard is None:
-        return batches, known
-    expect_shard(shard)
-    return (take(batch, in_shard(batch[0].key, shard)) for batch in batches), None
+    return _stream(program, catalogue), known
 
 
 def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:

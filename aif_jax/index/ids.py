@@ -5,8 +5,6 @@
 Keys are in buckets of 8, one cache line each; a full bucket overflows into the next. Keys are only ever added, so every version
 reads the same array. Rows are in pages of 128; a version has a directory of pages, and a change copies the directory and the
 pages that it alters. A key that a version does not hold has row -1 in it.
-
-*Shards.* An index that is split by item id over several hosts: which of them holds an item.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.hashing import folded, mix
+from aif_jax.encoding.hashing import folded
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
@@ -274,38 +272,3 @@ class IdMap:
             pending = left if pending is None else pending[left]
             bucket = (bucket[left] + 1) % len(self.keys)
         return places
-
-
-def shard_of(ids: Any, shards: int) -> np.ndarray:
-    """int64 [n] which of `shards` shards, counted from 0, holds each of raw ids [n]: a fixed hash, the same on every machine.
-
-    Args:
-      ids: integers or strings, as an index takes them.
-      shards: N, at least 1.
-
-    Raises:
-      TypeError, ValueError: ids of both kinds or of neither, N below 1.
-
-    Example:
-      >>> shard_of([10, 20, 30, 40], 2).tolist(), shard_of(["item 2", "item 3"], 3).tolist()
-      ([1, 0, 0, 1], [1, 2])
-    """
-    expect(isinstance(shards, int) and shards >= 1, "shards", "an integer of at least 1", repr(shards))
-    return _shard_of(raw_keys(ids, "ids").key, shards)
-
-
-def in_shard(keys: np.ndarray, shard: tuple[int, int]) -> np.ndarray:
-    """bool [n] whether ids with these keys int64 [n] are in the shard (place, N)."""
-    return _shard_of(keys, shard[1]) == shard[0]
-
-
-def _shard_of(keys: np.ndarray, shards: int) -> np.ndarray:
-    # Ids that count up, or in steps, must not favour a shard.
-    return (mix(keys.astype(np.uint64)) % np.uint64(shards)).astype(np.int64)
-
-
-def expect_shard(shard: Any) -> tuple[int, int]:
-    """A pair (place, N) of a shard; ValueError for another."""
-    good = isinstance(shard, tuple) and len(shard) == 2 and all(type(number) is int for number in shard)
-    expect(good and 0 <= shard[0] < shard[1], "shard", "(place, N) with 0 <= place < N", repr(shard))
-    return shard

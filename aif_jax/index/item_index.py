@@ -139,7 +139,6 @@ class ItemIndex:
         batch_size: int = BATCH,
         capacity: int | None = None,
         mesh: Any = None,
-        shard: tuple[int, int] | None = None,
         progress: bool = True,
     ) -> ItemIndex:
         """Runs the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
@@ -154,15 +153,14 @@ class ItemIndex:
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
           mesh: splits batches and table over its devices, see `aif_jax.sharding.row_mesh`.
-          shard: (place, N): only the items that `shard_of` gives to that one of N hosts; None takes all.
 
         Raises:
           TypeError, ValueError: ids that are neither integers nor strings or of both kinds, an id that comes twice, features
-            that do not fit the schema, a catalogue larger than `capacity`, a shard out of range.
+            that do not fit the schema, a catalogue larger than `capacity`.
           EncodingMismatch: features or a catalogue that another encoder made.
         """
         program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
-        batches, known = item_batches(program, catalogue, ids, shard)
+        batches, known = item_batches(program, catalogue, ids)
         computed = ((keys, program(features)) for keys, features in rebatch(batches, batch_size))
         return cls(*fill(program, computed, capacity=capacity, known=known, progress=progress))
 

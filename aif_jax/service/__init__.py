@@ -6,7 +6,7 @@
                   core.py                         `Service`: versions, limits, observers, answers
     models.py  features.py                          versions of a folder or a store; what a call's user becomes
               log.py                              what an operator sees
-    client.py  shards.py                          for callers
+    client.py                                     for callers
 
 It is thin over `aif_jax.serving`, which knows nothing of networks.
 """

@@ -2,7 +2,7 @@
 
 Claim     Two training processes follow the loss of one within 1e-6; 10^6 items through Ray Data and through Spark make the
           index of a local build, bit for bit, at 60 % of its rate or more; a router by user keeps the hits of the state cache
-          within 2 points of the ideal; an index split over processes gives the exact top-k.
+          within 2 points of the ideal.
 Command   python -m experiments.scale_out --json scale_out.json      (--smoke: seconds; --parts: some of it; --help lists all)
 Needs     the extras ray and spark, and Java; what is not installed is named in the output and under "missing"
 Time      ten minutes on 2 CPU cores, two of them for the catalogue
@@ -24,7 +24,7 @@ from experiments import common
 PARTS = {
     "training": ("measure",),
     "catalogue": ("measure",),
-    "serving": ("measure_affinity", "measure_split"),
+    "serving": ("measure_affinity",),
 }
 """Modules of this package and the functions `f(smoke) -> figures` of each; each figure has one name."""
 

@@ -81,13 +81,6 @@ class World:
         publish(folder, NAMES[:1])
         return folder
 
-    def shard(self, folder: Path, place: int, shards: int) -> Path:
-        """The same with the items of a shard alone."""
-        for each in NAMES:
-            self.save(folder, each, self.index(each, shard=(place, shards)))
-        publish(folder, NAMES[:1])
-        return folder
-
     def call(self, user: int, *, k: int = 5) -> dict[str, Any]:
         """The fields of a call: raw events, so that the same call finds the state of the one before it in the cache."""
         return {"user": user, "events": self.events(user), "now": NOW, "candidates": self.candidates, "k": k}

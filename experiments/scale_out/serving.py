@@ -1,4 +1,4 @@
-"""Replicas behind a consistent hash, and an index split over services: do states hit, is an answer whole, what is a hop?
+"""Replicas behind a consistent hash: do states hit, what is a hop?
 
 Processes are real: `aif-jax serve`, and the proxy of docs/deploy. They die by SIGKILL.
 """
@@ -10,17 +10,15 @@ import itertools
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aif_jax.service import tensors
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.models import publish
-from aif_jax.service.shards import ShardedClient, ShardsMissing
 from experiments import common
 from experiments.scale_out.replicas import NAMES, Proxy, Replica, World, await_up, counters, proxy
 
@@ -91,51 +89,6 @@ def measure_affinity(smoke: bool, name: Proxy = "haproxy") -> dict[str, Any]:
             figures["hit_share_after_publish"], mixed = played["hit_share"], mixed + played["mixed"]
             figures["versions_after_publish"] = played["versions"]
         return figures | {"mixed_answers": mixed}
-
-
-def measure_split(smoke: bool) -> dict[str, Any]:
-    """An index split over services against one with all of it: equal answers, a shard that follows late, one that dies.
-
-    Returns:
-      `sharded_topk_equal`: whether ids, scores and logits of every call equal those of the whole index, bit for bit; calls that
-      were compared; medians in milliseconds of both ways, interleaved, and what a shard more adds; bytes of a call and of its
-      answers; answers that mix versions; what a dead shard leaves.
-    """
-    shards = 2 if smoke else 4
-    sizes: dict[str, Any] = {"users": 8} if smoke else {"users": 64, "items": 20_000, "candidates": 1000, "small": False}
-    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
-        folder = Path(root)
-        world = World(folder / "models", **sizes)
-        folders = [world.copy(folder / "whole"), *(world.shard(folder / f"shard-{n}", n, shards) for n in range(shards))]
-        # one bucket for all, so that every row is computed in the same program
-        whole, *parts = _started(stack, folders, buckets=(64,) if smoke else (world.count,), max_k=300)
-        addresses = [part.address for part in parts]
-        one, many = stack.enter_context(Client(whole.address)), stack.enter_context(ShardedClient(addresses))
-        calls = list(_calls(world, 40 if smoke else 500))
-        equal = [_same(one.rank(**call), many.rank(**call)) for call in calls]
-        figures: dict[str, Any] = {"sharded_topk_equal": all(equal), "sharded_calls": len(calls), "shards": shards}
-        k = 5 if smoke else 300
-        single = stack.enter_context(ShardedClient([whole.address]))
-        ways = {"whole": one.rank, "one_shard": single.rank, "sharded": many.rank}
-        times = common.interleaved({way: _timed(world, ask, k) for way, ask in ways.items()}, 20 if smoke else 400)
-        figures |= {f"{way}_call_p50_ms": float(np.median(values)) for way, values in times.items()}
-        figures |= _bytes(world, many, k)
-
-        for each in folders[1:-1]:
-            publish(each, NAMES[1:])
-        _await_versions(parts[:-1], world, 0, list(world.logits)[1])
-        answers = [(user, many.rank(**world.call(user))) for user in world.users]
-        figures["lag_mixed_answers"] = sum(not world.is_of_one_version(*answer) for answer in answers)
-        figures["lag_versions"] = len({answer["version"] for _, answer in answers})
-
-        parts[0].kill()
-        with contextlib.suppress(ShardsMissing):
-            many.rank(**world.call(0))
-            raise RuntimeError("a call was answered without a shard")
-        with ShardedClient(addresses, missing="degrade") as degrading:
-            answer = degrading.rank(**world.call(0))
-        figures["dead_shard_degraded"], figures["dead_shard_reason"] = answer["degraded"], answer["reason"]
-        return figures
 
 
 def _started(stack: contextlib.ExitStack, folders: Sequence[Path], **options: Any) -> list[Replica]:
@@ -213,33 +166,6 @@ def _timed(world: World, ask: Callable[..., Any], k: int, *, users: int | None =
         return 1e3 * (time.perf_counter() - start)
 
     return run
-
-
-def _calls(world: World, count: int) -> Iterator[dict[str, Any]]:
-    """Calls of every order, with repeated and unknown candidates, bids with ties, small and large k."""
-    rng = np.random.default_rng(2)
-    for turn in range(count):
-        candidates = rng.choice(np.append(world.ids, [1, 2, 3]), world.count)
-        fields: dict[str, Any] = {"candidates": candidates, "k": int(rng.integers(1, min(300, world.count)))}
-        if turn % 3:
-            fields["order"] = "bid"
-        if turn % 3 == 2:
-            fields["bids"] = rng.integers(0, 3, len(candidates)).astype(np.float32)
-        yield {**world.call(turn % len(world.users)), **fields}
-
-
-def _same(one: dict[str, Any], many: dict[str, Any]) -> bool:
-    """Whether two answers are equal, bit for bit."""
-    counts = all(one[name] == many[name] for name in ("version", "candidates", "unknown", "degraded"))
-    return counts and all(np.array_equal(one[name], many[name]) for name in ("ids", "scores", "logits"))
-
-
-def _bytes(world: World, client: ShardedClient, k: int) -> dict[str, int]:
-    """What goes over the wire for one call to all shards, without the headers of HTTP."""
-    _, _, calls = client._split(world.call(0, k=k))
-    answers, _ = client._asked("/v1/rank", calls)
-    sent, got = sum(len(tensors.pack(call)) for call in calls.values()), sum(len(tensors.pack(a)) for a in answers.values())
-    return {"sharded_bytes_sent": sent, "sharded_bytes_received": got, "sharded_messages": 2 * len(calls)}
 
 
 def _await(name: Proxy, stats: str, wanted: int) -> None:
