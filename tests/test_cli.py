@@ -126,7 +126,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     words = capsys.readouterr().out.replace("|", " ").split()
-    assert set("check train add index users snapshots export verify serve replay doctor".split()) <= set(words)
+    assert set("check train add index users snapshots export verify serve doctor".split()) <= set(words)
 
 
 def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
@@ -135,11 +135,11 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     for owner, names in SERVE.items():
         add_flags(parser, owner, names)
     assert all(not flags_given(parser.parse_args([]), names) for names in SERVE.values())
-    options = parser.parse_args("--port 0 --max-age 2 --index rows --no-traces --when-stale refuse --max-bytes 9".split())
+    options = parser.parse_args("--port 0 --max-age 2 --index rows --log-share 0.5 --when-stale refuse --max-bytes 9".split())
     assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
     assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse"}
     assert flags_given(options, SERVE[Nearline]) == {"index": Path("rows")}
-    assert flags_given(options, SERVE[ServiceSettings]) == {"traces": False}
+    assert flags_given(options, SERVE[ServiceSettings]) == {"log_share": 0.5}
     assert flags_given(options, SERVE[Limits]) == {"body_bytes": 9}
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text

@@ -15,7 +15,6 @@ from aif_jax.connectors.valkey import open_client
 from aif_jax.engines import ray_data, ray_serve, ray_train, spark
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow
-from aif_jax.service.log import Traces
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
@@ -80,7 +79,6 @@ DOORS = [
     ("prometheus_client", "metrics", lambda folder: exposed(dict, 0).__enter__()),
     ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
-    ("opentelemetry", "traces", lambda folder: Traces()),
 ]
 """Optional package, its extra, and what somebody calls who lacks it."""
 WITHOUT_DOOR = {

@@ -52,7 +52,6 @@ OWNERS = {
     "httptools": ("service/process.py",),
     "orjson": ("service/tensors.py",),
     "uvloop": ("service/processes.py",),
-    "opentelemetry": ("service/log.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
     "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),
@@ -83,7 +82,6 @@ OPTIONAL = (
     "uvicorn",
     "orjson",
     "uvloop",
-    "opentelemetry",
     "fsspec",
     "confluent_kafka",
     "usearch",

@@ -250,4 +250,4 @@ def test_every_job_has_json_and_quiet():
         for words, one in website("reference").commands(cli.parser_of())
         if {"--json", "--quiet"} <= {word for action in one._actions for word in action.option_strings}
     }
-    assert both == {"check", "train", "add", "index build", "index update", "index verify", "refresh", "replay"}
+    assert both == {"check", "train", "add", "index build", "index update", "index verify", "refresh"}

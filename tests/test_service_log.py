@@ -1,8 +1,7 @@
-"""Request log, replay, shadow."""
+"""The request log."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import json
@@ -13,24 +12,21 @@ import tracemalloc
 
 import jax
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax import cli, connectors
+from aif_jax import connectors
 from aif_jax.data.pipeline import make_batch
 from aif_jax.encoding.vocabulary import id_array
 from aif_jax.jobs import join_outcomes
 from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
-from aif_jax.service.core import Service
-from aif_jax.service.log import LogRecord, RequestLog, Shadow, read_log, replay
-from aif_jax.service.models import Models
+from aif_jax.service.log import LogRecord, RequestLog, read_log
 from aif_jax.serving import Candidates
 from aif_jax.train.step import score
-from tests.service_world import ANN, EVENTS, IDS, SERVING, exports, running
+from tests.service_world import ANN, EVENTS, IDS, exports, running
 
 
 class Source:
@@ -89,32 +85,14 @@ def test_records_say_what_was_answered(logged):
     assert pq.read_schema(file).names == list(LogRecord._fields)
 
 
-def test_a_replay_leaves_out_what_a_call_excluded(served, tmp_path):
+def test_a_record_says_what_a_call_excluded_and_that_it_had_no_candidates(served, tmp_path):
     best = IDS[np.argsort(-exports().logits("one"), kind="stable")]
     with noted(served, RequestLog(tmp_path)) as client:
         client.rank(**ANN, candidates=IDS, exclude=best[:3], k=5, id="r1")
-    (record,) = read_log(tmp_path)
-    assert record.exclude == best[:3].tolist() and record.ids == best[3:8].tolist() and record.exclude_texts is None
-    assert replay(tmp_path, exports().root / "one", config=SERVING).overlap == 1.0
-    (file,) = tmp_path.glob("*.parquet")  # one of before, which had no such columns
-    pq.write_table(pq.read_table(file).drop_columns(["exclude", "exclude_texts"]), file)
-    assert [old.exclude for old in read_log(tmp_path)] == [None]
-
-
-def test_a_replay_goes_on_behind_a_call_without_candidates(served, tmp_path):
-    with noted(served, RequestLog(tmp_path)) as client:
-        client.rank(**ANN, candidates=IDS[:0], k=5, id="r1")
-        client.rank(**ANN, candidates=IDS, k=5, id="r2")
-    report = replay(tmp_path, exports().root / "one", config=SERVING)
-    assert (report.records, report.overlap, report.skipped) == (2, 1.0, {})
-
-
-def test_what_another_encoder_made_is_not_compared_with_ours(logged, tmp_path):
-    (file,) = logged.glob("*.parquet")
-    table = pq.read_table(file)
-    other = pa.array(["0" * 64 if encoding else "" for encoding in table["encoding"].to_pylist()])
-    pq.write_table(table.set_column(table.column_names.index("encoding"), "encoding", other), tmp_path / file.name)
-    assert replay(tmp_path, exports().root / "one", config=SERVING).fields == {}
+        client.rank(**ANN, candidates=IDS[:0], k=5, id="r2")
+    first, second = read_log(tmp_path)
+    assert first.exclude == best[:3].tolist() and first.ids == best[3:8].tolist() and first.exclude_texts is None
+    assert second.candidates == second.ids == [] and second.exclude is None
 
 
 def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkeypatch):
@@ -128,16 +106,6 @@ def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkey
         log._write([record])
         names.append(max(path.name for path in tmp_path.iterdir()))
     assert names == sorted(set(names)) and len(list(read_log(tmp_path))) == 3
-
-
-def test_replay_with_the_same_version_finds_no_difference(logged):
-    report = replay(logged, exports().root / "one", config=SERVING)
-    assert (report.records, report.skipped) == (3, {"no features": 1})
-    assert set(report.fields) == {"ids.user", "floats", *(f"history.{n}" for n in ("item", "action", "age", "mask"))}
-    assert not any(field.different for field in report.fields.values())
-    assert report.overlap == 1.0 and report.logit_difference["largest"] < 1e-5
-    assert sum(report.histogram["logged"]) == sum(report.histogram["other"]) == 13
-    assert "the same in every record" in str(report)
 
 
 def test_joined_samples_score_as_the_service_did(logged, tmp_path):
@@ -159,65 +127,6 @@ def test_joined_samples_score_as_the_service_did(logged, tmp_path):
     known = ~np.isnan(cascade.labels["served"])
     assert known.sum() >= 5 + 3 and (cascade.labels["click"] == 1).sum() >= 1
     np.testing.assert_allclose(scores[known], cascade.labels["served"][known], rtol=1e-5, atol=1e-5)
-
-
-def test_replay_with_another_version(logged, capsys):
-    report = replay(logged, exports().root / "two", config=SERVING, limit=2)
-    one, two = exports().logits("one"), exports().logits("two")
-    best = np.argsort(-one, kind="stable")[:5]
-    overlap = len(set(best) & set(np.argsort(-two, kind="stable")[:5])) / 5
-    assert report.records == 2 and report.overlap == pytest.approx(overlap)
-    gaps = np.concatenate([np.abs(one - two)[best], np.abs(one - two)[:3]])
-    assert report.logit_difference["mean"] == pytest.approx(gaps.mean(), rel=1e-3)
-    words = ["replay", str(logged), "--model", str(exports().root / "two"), "--serving", "buckets=[64]", "max_k=8"]
-    assert cli.main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["records"] == 3
-    assert cli.main(["replay", str(logged / "none"), "--model", str(exports().root)]) == 2
-
-
-def copy_of(logged, folder, **changes):
-    """A log with changed columns: `changes[name](value, row)` gives each value; returns the changed columns."""
-    (file,) = logged.glob("*.parquet")
-    table = pq.read_table(file)
-    made = {name: [change(row[name], row) for row in table.to_pylist()] for name, change in changes.items()}
-    for name, values in made.items():
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), [values])
-    pq.write_table(table, folder / "requests-1.parquet")
-    return made
-
-
-def test_replay_finds_the_field_that_differs(logged, tmp_path):
-    """A log whose raw events have other ages than the features that were served: a skewed clock."""
-    from aif_jax.service import tensors
-
-    def later(value, row):
-        fields = None if value is None else tensors.unpack(value)
-        return None if fields is None else tensors.pack(fields | {"now": fields["now"] + 30})
-
-    copy_of(logged, tmp_path, raw=later)
-    report = replay(tmp_path, exports().root / "one", config=SERVING)
-    assert report.fields["history.age"].different == 2 and report.fields["history.age"].largest == 30
-    assert not report.fields["history.item"].different
-    assert "history.age: 2 of 2 differ, by at most 30" in str(report)
-
-
-def test_replay_compares_no_answer_that_is_degraded_now(logged, monkeypatch):
-    score = Service.score
-
-    async def degraded(self, call):
-        reply = await score(self, call)
-        return dataclasses.replace(reply, answer=dataclasses.replace(reply.answer, degraded=True))
-
-    monkeypatch.setattr(Service, "score", degraded)
-    report = replay(logged, exports().root / "one", config=SERVING)
-    assert (report.records, report.skipped) == (0, {"degraded now": 3, "no features": 1})
-
-
-def test_replay_compares_no_answer_of_another_user_state(logged, tmp_path):
-    copy_of(logged, tmp_path, degraded=lambda value, row: row["id"] == "r1")
-    report = replay(tmp_path, exports().root / "one", config=SERVING)
-    assert (report.records, report.skipped) == (2, {"answered degraded": 1, "no features": 1})
 
 
 def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
@@ -307,33 +216,3 @@ def test_a_process_that_starts_again_overwrites_nothing(served, tmp_path):
         with noted(served, RequestLog(tmp_path)) as client:
             client.rank(**ANN, candidates=IDS, k=1)
     assert len(list(read_log(tmp_path))) == 2
-
-
-def test_a_shadow_scores_after_the_answer(tmp_path, caplog):
-    exports().copied(tmp_path)
-    (tmp_path / "current").write_text("one\ntwo share=0\n")
-    found: list[Models] = []
-    shadow = Shadow(lambda: found[0].named("two"), share=1.0)
-
-    async def scored():
-        await asyncio.gather(*shadow._running)
-
-    with running(tmp_path, observers=(shadow,)) as service, service.client() as client:
-        found.append(service.service.models)
-        for _ in range(3):
-            answer = client.rank(**ANN, candidates=IDS, k=5)
-            assert answer["version"] == exports().index["one"].version
-            service.call(scored)
-        unknown = client.rank(user="nobody", candidates=IDS, k=5)  # a user state of neither version: nothing to compare
-        service.call(scored)
-        assert unknown["degraded"] and shadow.counters["shadow_degraded"] == 1
-        metrics = client.request("GET", "/metrics")[2].decode()
-        shadow._version = lambda: found[0].named("three")
-        for _ in range(3):
-            assert not client.rank(**ANN, candidates=IDS, k=5)["degraded"]
-            service.call(scored)
-        assert shadow.counters.pop("shadow_failed") == 3 and caplog.text.count("shadow: UnknownVersion") == 1
-    one, two = (np.argsort(-exports().logits(name), kind="stable")[:5] for name in ("one", "two"))
-    assert shadow.counters["shadow_calls"] == 4
-    assert shadow.counters["shadow_top"] == 15 and shadow.counters["shadow_top_same"] == 3 * len(set(one) & set(two))
-    assert "aif_shadow_calls_total" in metrics

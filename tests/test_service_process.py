@@ -1,4 +1,4 @@
-"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, workers on one port, TLS, logs, traces."""
+"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, workers on one port, TLS, logs."""
 
 from __future__ import annotations
 
@@ -232,7 +232,6 @@ def test_tls_and_a_token(tmp_path):
         (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),
         (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
         (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
-        (["FOLDER", "--shadow", "one"], 2, "--shadow: expected a folder of exports, whose file 'current' names it, got one"),
     ],
 )
 def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
@@ -249,26 +248,3 @@ def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
 def test_a_feature_source_by_its_name():
     assert source_of("tests.test_service_log:Source").get
     assert dataclasses.replace(Listening(), token="x").__repr__().count("x'") == 0
-
-
-def test_spans_of_a_call():
-    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from aif_jax.service.log import Traces
-
-    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    with running(exports().root / "one", observers=(Traces(provider),)) as service, service.client() as client:
-        body = json.dumps({**ANN, "candidates": IDS.tolist(), "k": 3, "id": "r1"}).encode()
-        headers = {"content-type": "application/json", "traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-        assert client.request("POST", "/v1/rank", body, headers)[0] == 200
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    whole = spans.pop("aif.rank")
-    assert f"{whole.context.trace_id:032x}" == trace and whole.attributes["aif.request_id"] == "r1"
-    assert {"aif.features", "aif.user", "aif.retrieval", "aif.score"} <= spans.keys()
-    for span in spans.values():
-        assert span.parent.span_id == whole.context.span_id and whole.start_time <= span.start_time <= span.end_time
-        assert span.end_time <= whole.end_time + 1000

@@ -28,7 +28,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scip
 EXTRAS = {
     "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",), "plots": ("matplotlib",),
     "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "pyarrow"),
-    "traces": ("opentelemetry-api",),
     "remote": ("redis", "hiredis"), "kafka": ("confluent-kafka", "pyarrow"), "store": ("fsspec", "s3fs"),
     "faiss": ("faiss-cpu",), "usearch": ("usearch",), "pgvector": ("asyncpg",), "ray": ("ray", "pyarrow"),
     "spark": ("pyspark", "pyarrow"), "experiments": ("scikit-learn", "matplotlib", "pyarrow"),

@@ -1,4 +1,4 @@
-"""The commands of production: `serve`, `replay`, `index follow`, `users follow`, and those of `snapshots`."""
+"""The commands of production: `serve`, `index follow`, `users follow`, and those of `snapshots`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from aif_jax.export.contents import open as open_model
 from aif_jax.index import STORAGES, IndexWriter
 from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy, to_json
-from aif_jax.service.log import replay
+from aif_jax.service.core import Policy
 from aif_jax.service.models import Mirror, Nearline
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
@@ -37,7 +36,7 @@ from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 FLAGS: dict[type, Mapping[str, str]] = {
     ServiceSettings: {"only": "version", "keep": "keep", "poll": "poll"}
-    | {name: name for name in ("features", "features_timeout", "log", "log_share", "shadow", "shadow_share", "traces")},
+    | {name: name for name in ("features", "features_timeout", "log", "log_share")},
     Nearline: {"index": "index", "users": "user_table", "prefix": "user_prefix"},
     Policy: {name: name for name in ("max_age", "max_index_age", "max_user_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
@@ -65,13 +64,6 @@ def add_service_commands(commands: Any) -> None:
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
     )
 
-    one = shared.add_command(commands, "replay", run_replay)
-    one.add_argument("log", type=Path, help="file or folder that `serve --log` wrote")
-    one.add_argument("--model", type=Path, required=True, help="exported folder that scores the log again")
-    one.add_argument("--limit", type=int, help="records to read at most (default: all)")
-    one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of ServingConfig, see serve")
-    shared.add_shown(one, printed="the report")
-
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves an exported model over HTTP until SIGTERM; prints its address as JSON when it is ready."""
@@ -82,8 +74,6 @@ def run_serve(options: argparse.Namespace) -> int:
     folder = options.mirror if is_store else Path(options.folder)
     if not is_store and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected an exported folder, got none; write one: aif-jax export")
-    alone, expected = options.shadow and (folder / MANIFEST).is_file(), "a folder of exports, whose file 'current' names it"
-    expect(not alone, "--shadow", expected, f"one export, {folder}", error=UsageError)
     given = {owner: shared.flags_given(options, names) for owner, names in FLAGS.items()}
     with shared.as_usage("serve"):
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
@@ -101,15 +91,6 @@ def run_serve(options: argparse.Namespace) -> int:
             with shared.open_store(options.folder) as store:
                 stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
         serve(settings, workers=options.workers)
-    return FINE
-
-
-def run_replay(options: argparse.Namespace) -> int:
-    """Scores a request log with another version: features that differ, overlap of the rankings, differences of the scores."""
-    with shared.as_usage("--serving"):
-        config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
-    report = replay(options.log, options.model, config=config, limit=options.limit)
-    print(json.dumps(to_json(dataclasses.asdict(report))) if options.json else report)
     return FINE
 
 

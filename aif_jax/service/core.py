@@ -1,4 +1,4 @@
-"""`Service`: calls in, answers out; knows versions, limits, logs and shadows, and nothing of networks."""
+"""`Service`: calls in, answers out; knows versions, limits and observers, and nothing of networks."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Service:
 
     Args:
       policy: limits and what to do with a stale model.
-      observers: whoever wants to know of calls that were answered, such as a log or a shadow: `observe(seen)` gets an
+      observers: whoever wants to know of calls that were answered, such as a log: `observe(seen)` gets an
         `Observed`, returns at once and raises nothing.
     """
 

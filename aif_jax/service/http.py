@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from aif_jax.service import tensors
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
 from aif_jax.service.core import Service, explain, to_json
-from aif_jax.service.log import PARENT
 from aif_jax.serving.metrics import prometheus_text
 
 
@@ -183,7 +182,6 @@ class App:
                 wrong = Failure("UNIMPLEMENTED", 405, f"{path}: expected {allowed}, got {method}")
                 return problem_response(wrong, (b"allow", allowed.encode()))
             return problem_response(Failure("NOT_FOUND", 404, "no such path"))
-        PARENT.set(headers.get(b"traceparent", b"").decode("latin-1"))
         body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
         if isinstance(body, Failure):
             return problem_response(body)

@@ -1,13 +1,8 @@
-"""Observers of answered calls: the request log (a sample as Parquet files) and its replay by another version, shadow traffic,
-OpenTelemetry spans."""
+"""The request log: a sample of the answered calls as Parquet files."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import contextvars
-import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -16,22 +11,18 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from aif_jax.checks import expect, needs_extra
+from aif_jax.checks import expect
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service import tensors
-from aif_jax.service.calls import Call, Limits, parse, problem_of
-from aif_jax.service.core import Observed, Service
-from aif_jax.service.features import Context
-from aif_jax.service.models import Models, Served
-from aif_jax.serving import Ranking, Request, ServingConfig
+from aif_jax.service.core import Observed
+from aif_jax.serving import Ranking
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours
@@ -248,262 +239,7 @@ def _bytes(values: list[Any]) -> int:
     return size
 
 
-ROOM = Limits(candidates=1 << 24, events=1 << 24)
-BINS = 20
-
-
-@dataclasses.dataclass(kw_only=True)
-class Field:
-    """One array of the features, over all records."""
-
-    compared: int = 0
-    different: int = 0
-    largest: float = 0.0
-
-    def note(self, logged: np.ndarray, now: np.ndarray) -> None:
-        """Compares two values of it."""
-        self.compared += 1
-        if not np.array_equal(logged, now):
-            self.different += 1
-            same = logged.shape == now.shape
-            gap = np.abs(logged.astype(np.float64) - now.astype(np.float64)).max() if same else np.inf
-            self.largest = max(self.largest, float(gap))
-
-
-@dataclasses.dataclass(kw_only=True)
-class Replay:
-    """What a replay found.
-
-    Attributes:
-      records: that were scored again.
-      skipped: others, by reason.
-      fields: by name of the features: how many records have other values now than were logged, and the largest difference.
-      overlap: mean share of a logged ranking that the other version has among as many best.
-      logit_difference: mean and largest |logit - logged logit| of the same items.
-      histogram: edges and counts of logged logits and of the other version's.
-    """
-
-    version: str
-    records: int
-    skipped: dict[str, int]
-    fields: dict[str, Field]
-    overlap: float | None
-    logit_difference: dict[str, float]
-    histogram: dict[str, list[float]]
-
-    def __str__(self) -> str:
-        skipped = "".join(f"; skipped {count}: {reason}" for reason, count in self.skipped.items())
-        lines = [f"version {self.version[:12]}: {self.records} records{skipped}"]
-        lines += [
-            f"  {name}: {field.different} of {field.compared} differ, by at most {field.largest:g}"
-            for name, field in self.fields.items()
-            if field.different
-        ]
-        if not any(field.different for field in self.fields.values()):
-            lines.append(f"  features: {len(self.fields)} fields, the same in every record")
-        if self.overlap is not None:
-            lines.append(f"  top-k overlap {self.overlap:.4f}")
-        mean, most = (self.logit_difference[name] for name in ("mean", "largest"))
-        return "\n".join([*lines, f"  logits differ by {mean:.3g} on average, at most {most:.3g}"])
-
-
-def replay(log: str | Path, folder: str | Path, *, config: ServingConfig | None = None, limit: int | None = None) -> Replay:
-    """Scores the records of a log with the export in a folder.
-
-    Raw records and events are encoded again by the export's encoder; logged features are used where there are no raw ones.
-
-    Args:
-      log: file or folder that `RequestLog` wrote.
-
-    Raises:
-      FileNotFoundError, ValueError: no log, no export.
-    """
-    records = itertools.islice(read_log(log), limit)
-    return asyncio.run(_replay(records, Service(Models(folder, config=config or ServingConfig()))))
-
-
-async def _replay(records: Any, service: Service) -> Replay:
-    skipped: Counter[str] = Counter()
-    fields: dict[str, Field] = {}
-    overlaps: list[float] = []
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    count = 0
-    async with service:
-        served = service.models.held[0]
-        for record in records:
-            try:
-                call = call_of(record)
-                if call is None or record.degraded:
-                    skipped["no features" if call is None else "answered degraded"] += 1
-                    continue
-                features = served.users.of(call)
-                answer = (await service.score(call)).answer
-                if answer.degraded:
-                    skipped["degraded now"] += 1
-                    continue
-            except Exception as error:  # of one record, which the report counts
-                skipped[f"{problem_of(error).code}: {str(error)[:120]}"] += 1
-                continue
-            count += 1
-            same = record.encoding == served.restored.trained.encoding  # or rows mean other values
-            if record.features is not None and call.features is None and same:
-                now = leaves_by_path(features, separator=".")
-                for name, logged in logged_arrays(record.features).items():
-                    if name in now:
-                        fields.setdefault(name, Field()).note(logged, np.asarray(now[name]))
-            if len(answer.logits):
-                _compare(record, call, answer.logits, overlaps, pairs)
-    logged, other = (np.concatenate([pair[side] for pair in pairs] or [np.zeros(0)]) for side in (0, 1))
-    gap = np.abs(logged - other)
-    return Replay(
-        version=served.version, records=count, skipped=dict(skipped), fields=fields,
-        overlap=float(np.mean(overlaps)) if overlaps else None,
-        logit_difference={"mean": float(gap.mean()) if len(gap) else 0.0, "largest": float(gap.max(initial=0.0))},
-        histogram=_histogram(logged, other),
-    )  # fmt: skip
-
-
-def call_of(record: LogRecord) -> Call | None:
-    """The call that a record keeps, for `score`; None where it has neither raw nor encoded features."""
-    candidates = record.candidates if record.candidate_texts is None else record.candidate_texts
-    exclude = record.exclude if record.exclude_texts is None else record.exclude_texts
-    fields: dict[str, Any] = {"user": json.loads(record.user), "candidates": candidates, "exclude": exclude, "id": record.id}
-    if record.raw is not None:
-        fields |= tensors.unpack(record.raw)
-    elif record.features is not None:
-        fields |= {"features": logged_arrays(record.features), "encoding": record.encoding}
-    else:
-        return None
-    return parse(fields, ROOM)
-
-
 def logged_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """Arrays of a record by dotted name; raises ValueError."""
     head, _, data = raw.partition(b"\n")
     return tensors.arrays_from(tensors.parse_json(head).get("tensors"), data)
-
-
-def _compare(record: LogRecord, call: Call, logits: np.ndarray, overlaps: list[float], pairs: list[Any]) -> None:
-    """Notes the overlap of a ranking by logits of the first objective, and the logits of items that both versions scored."""
-    assert call.candidates is not None
-    best = record.ids if record.id_texts is None else record.id_texts
-    count = len(logits) if best is None else len(best)
-    logits, logged = np.reshape(logits, (len(logits), -1)), np.reshape(record.logits, (max(count, 1), -1))
-    most = min(logits.shape[1], logged.shape[1])  # of versions with different objectives the first ones are compared
-    logits, logged = logits[:, :most], np.asarray(logged[:count, :most], np.float64)
-    if best is None:
-        other = logits.astype(np.float64)
-    else:
-        at = {name: place for place, name in reversed(list(enumerate(call.candidates.ids.tolist())))}
-        other = logits[[at[name] for name in best]].astype(np.float64)
-        if best and record.order == "logit":
-            top = call.candidates.ids[np.argsort(-logits[:, 0], kind="stable")[: len(best)]].tolist()
-            overlaps.append(len(set(best) & set(top)) / len(best))
-    both = np.isfinite(logged) & np.isfinite(other)
-    pairs.append((logged[both], other[both]))
-
-
-def _histogram(logged: np.ndarray, other: np.ndarray) -> dict[str, list[float]]:
-    if not len(logged):
-        return {"edges": [], "logged": [], "other": []}
-    edges = np.histogram_bin_edges(np.concatenate([logged, other]), BINS)
-    counts = {name: np.histogram(values, edges)[0].tolist() for name, values in (("logged", logged), ("other", other))}
-    return {"edges": edges.tolist(), **counts}
-
-
-class Shadow:
-    """Observes a service: `Service(models, observers=(Shadow(lambda: models.named("next")),))`.
-
-    A version without users, share=0 in `current`, is loaded for it. Where one of the two answers is degraded, which may be that
-    of another user state, they are not compared; `counters["shadow_degraded"]` counts them.
-
-    Args:
-      share: share of the calls, 0 to 1.
-      limit: calls that may be scored at once; others are dropped.
-    """
-
-    def __init__(self, version: Callable[[], Served], *, share: float = 0.1, limit: int = 2):
-        expect(0 <= share <= 1, "shadow share", "0 to 1", share)
-        names = ("calls", "dropped", "failed", "degraded", "top", "top_same")
-        self.counters = {f"shadow_{name}": 0 for name in names}
-        self._version, self._share, self._limit, self._said = version, share, limit, ""
-        self._running: set[asyncio.Task[None]] = set()
-
-    def observe(self, seen: Observed) -> None:
-        """Starts the second scoring, or drops it."""
-        if random.random() >= self._share:
-            return
-        if len(self._running) >= self._limit:
-            self.counters["shadow_dropped"] += 1
-            return
-        task = asyncio.get_running_loop().create_task(self._score(seen))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    async def _score(self, seen: Observed) -> None:
-        try:
-            served = self._version()
-            if served is seen.served:
-                return
-            context = Context(served.users.of(seen.call), now=seen.call.now)
-            request = Request(user=seen.call.user, context=context, order="logit", exclude=seen.call.exclude)
-            scores = await served.engine.score(request, seen.candidates)
-            self.counters["shadow_calls"] += 1
-            if scores.degraded or seen.answer.degraded:
-                self.counters["shadow_degraded"] += 1
-            elif isinstance(seen.answer, Ranking) and seen.call.order == "logit":
-                first = seen.answer.ids[seen.answer.mask]
-                logits = scores.logits if scores.logits.ndim == 1 else scores.logits[:, 0]
-                order = np.argsort(-logits, kind="stable")[: len(first)]
-                self.counters["shadow_top"] += len(first)
-                self.counters["shadow_top_same"] += len(set(first.tolist()) & set(seen.candidates.ids[order].tolist()))
-        except Exception as error:  # of a version that nobody was promised
-            self.counters["shadow_failed"] += 1
-            if (text := f"{type(error).__name__}: {error}") != self._said:  # a line for a problem, not for each call
-                self._said = text
-                logger.warning("shadow: %s", text)
-
-
-PARENT: contextvars.ContextVar[str] = contextvars.ContextVar("traceparent", default="")
-"""The W3C `traceparent` that a call came with; the fronts set it."""
-
-
-class Traces:
-    """Observes a service: `Service(models, observers=(Traces(),))`. Spans go where the process's tracer provider sends them.
-
-    Args:
-      provider: a tracer provider; None takes the global one, which `opentelemetry-instrument` or your code sets up.
-
-    Raises:
-      ImportError: opentelemetry is missing.
-    """
-
-    def __init__(self, provider: Any = None):
-        with needs_extra("traces need OpenTelemetry", "traces"):
-            from opentelemetry import propagate, trace
-        self._extract = propagate.extract
-        self._within = trace.set_span_in_context
-        self._tracer = trace.get_tracer("aif_jax.service", tracer_provider=provider)
-
-    def observe(self, seen: Observed) -> None:
-        """Writes the spans of an answer."""
-        answer = seen.answer
-        zero = time.time() - (time.perf_counter() - answer.timeline.arrival)
-        spans = answer.timeline.spans
-        end = max((span.end for span in spans), default=0.0)
-        parent = self._extract({"traceparent": PARENT.get()}) if PARENT.get() else None
-        attributes = {
-            "aif.version": answer.version, "aif.candidates": len(seen.candidates.ids), "aif.degraded": answer.degraded,
-            "aif.request_id": seen.call.id,
-        }  # fmt: skip
-        whole = self._tracer.start_span(f"aif.{seen.method}", parent, start_time=_nanoseconds(zero), attributes=attributes)
-        inside = self._within(whole)
-        for span in spans:
-            if span.stage != "total":
-                part = self._tracer.start_span(f"aif.{span.stage}", inside, start_time=_nanoseconds(zero + span.start))
-                part.end(_nanoseconds(zero + span.end))
-        whole.end(_nanoseconds(zero + end))
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(1e9 * seconds)

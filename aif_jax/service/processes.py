@@ -18,7 +18,7 @@ from aif_jax.checks import expect
 from aif_jax.output import hidden
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest
-from aif_jax.service.log import RequestLog, Shadow, Traces
+from aif_jax.service.log import RequestLog
 from aif_jax.service.models import Models, Nearline
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig
@@ -48,9 +48,6 @@ class ServiceSettings:
       features_timeout: seconds for one read of `features`; None: ServingConfig.callable_timeout.
       log: folder of the request log, Parquet files; None: no log.
       log_share: share of the calls that are logged, 0 to 1.
-      shadow: export that also scores a share of the calls, for comparison; `current` lists it with share=0; None: no shadow.
-      shadow_share: share of the calls that the shadow scores too, 0 to 1.
-      traces: write OpenTelemetry spans to the tracer provider of the process, as `opentelemetry-instrument` sets it up.
 
     Raises:
       ValueError: numbers out of range.
@@ -68,16 +65,12 @@ class ServiceSettings:
     features_timeout: float | None = None
     log: Path | None = None
     log_share: float = 1.0
-    shadow: str | None = None
-    shadow_share: float = 0.1
-    traces: bool = False
 
     def __post_init__(self):
         expect(self.keep >= 1, "keep", "at least 1", self.keep)
         expect(self.poll > 0, "poll", "more than 0 seconds", self.poll)
         expect((limit := self.features_timeout) is None or limit > 0, "features_timeout", "None or more than 0 seconds", limit)
-        for name in ("log_share", "shadow_share"):
-            expect(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+        expect(0 <= self.log_share <= 1, "log_share", "0 to 1", self.log_share)
 
 
 def serve(settings: ServiceSettings, *, workers: int = 1) -> None:
@@ -119,12 +112,7 @@ async def run_one(settings: ServiceSettings) -> None:
         source_timeout=settings.features_timeout,
     )  # fmt: skip
     log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
-    observers: list[Any] = [] if log is None else [log]
-    if (name := settings.shadow) is not None:
-        observers.append(Shadow(lambda: models.named(name), share=settings.shadow_share))
-    if settings.traces:
-        observers.append(Traces())
-    service = Service(models, policy=settings.policy, observers=tuple(observers))
+    service = Service(models, policy=settings.policy, observers=() if log is None else (log,))
     try:
         with hidden():  # its log says what is compiled
             await run(service, where, routes=routes(service))
