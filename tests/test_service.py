@@ -305,7 +305,7 @@ def test_ids_are_strings_and_a_long_text_in_any_field_is_refused():
     """Hashed character by character it would keep the threads that score; each answer names the field."""
     long = "x" * (1 << 20)
     with running(exports("strings").root / "one") as service, service.client() as client:
-        good = {"user": "ann", "record": {"user": "ann"}, "candidates": ["item 17"], "k": 1}
+        good = {"user": "ann", "record": {"user": "ann"}, "events": {}, "candidates": ["item 17"], "k": 1}
         ids = np.array(["item 1017", "item 17", "none"], np.dtypes.StringDType())
         answer = client.rank(**good | {"candidates": ids, "k": 3})
         assert sorted(answer["ids"].tolist()) == ["item 1017", "item 17"] and answer["unknown"] == 1
@@ -378,7 +378,7 @@ PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
 
 
 def source(columns: aif.Columns = OWN, **rows) -> UserSource:
-    vocabularies = {name: Vocabulary(ids) for name, ids in (ROWS | rows).items()}
+    vocabularies = {name: Vocabulary(ids) for name, ids in (ROWS | rows).items() if ids is not None}
     schema = schema_of(columns, vocabularies)
     return UserSource(schema, 8, aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies), None)
 
@@ -397,8 +397,27 @@ def source(columns: aif.Columns = OWN, **rows) -> UserSource:
 ])  # fmt: skip
 def test_what_a_call_brings_is_named_by_field_and_column(call, field, message):
     with pytest.raises(BadCall) as error:
-        source().of(Call(**{"user": "ann", "record": {"country": "JP"}, "now": NOW} | call))
+        source().of(Call(**{"user": "ann", "record": {"country": "JP"}, "events": {}, "now": NOW} | call))
     assert error.value.field == field and str(error.value).startswith(f"{field}: {message}"), str(error.value)
+
+
+def test_a_call_leaves_out_nothing_that_the_model_reads():
+    """Without its record a user of France had ranked as one of nowhere, answered 200 and not degraded."""
+    whole = {"record": {"country": "JP"}, "events": PLAYED}
+    for left_out, message in (
+        ("record", r"record: expected values of \['country'\], .* got no record; send null for a value that is not known"),
+        ("events", r"events: expected the user's events, got none; send {} for a user without events"),
+    ):
+        with pytest.raises(BadCall, match=message) as error:
+            source().of(Call(user="ann", now=NOW, **{name: value for name, value in whole.items() if name != left_out}))
+        assert error.value.field == left_out
+    known = source().of(Call(user="ann", now=NOW, **whole))
+    new = source().of(Call(user="ann", now=NOW, record={"country": None}, events={}))
+    assert (known.ids["country"], new.ids["country"]) == (2, 0) and known.history.mask.sum() == 1 and not new.history.mask.any()
+    assert source().of(Call(user="ann")) is None  # an id alone: prepared before, or known to the feature source
+    plain = source(dataclasses.replace(OWN, user_attributes=(), user_id=True), country=None)
+    brought = plain.of(Call(user="bob", now=NOW, events=PLAYED))  # the id is there, and there is nothing else to know
+    assert brought.ids["user"] == 2 and brought.history.mask.sum() == 1
 
 
 def test_user_ids_are_of_the_kind_in_the_files():
@@ -650,7 +669,7 @@ def test_text_that_is_no_unicode_is_refused(client):
         body = f'{{"user": "ann", "candidates": [17], "k": 1, "{field}": "{value}"}}'.encode()
         status, answer = posted(client, "/v1/rank", body)
         assert status == 400 and answer["error"]["field"] == "body"
-    body = b'{"user": "\\ud83d\\ude00", "record": {"user": "ann"}, "candidates": [17], "k": 1}'  # a whole pair
+    body = b'{"user": "\\ud83d\\ude00", "record": {"user": "ann"}, "events": {}, "candidates": [17], "k": 1}'  # a whole pair
     assert posted(client, "/v1/rank", body)[0] == 200
 
 
@@ -767,7 +786,7 @@ def test_users_are_split_between_versions(tmp_path):
     with running(tmp_path) as service, service.client() as client:
         versions = {}
         for user in range(60):
-            fields = {"user": f"u{user}", "record": {"user": "ann"}, "candidates": IDS, "k": 1}
+            fields = {"user": f"u{user}", "record": {"user": "ann"}, "events": {}, "candidates": IDS, "k": 1}
             versions[user] = client.rank(**fields)["version"]
             assert client.rank(**fields)["version"] == versions[user]
         expected = {u: "two" if share_of(f"u{u}") >= 0.7 else "one" for u in range(60)}

@@ -23,7 +23,7 @@ from aif_jax.jobs import join_outcomes
 from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
-from aif_jax.service.log import LogRecord, RequestLog, read_log
+from aif_jax.service.log import LogRecord, RequestLog, logged_arrays, read_log
 from aif_jax.serving import Candidates
 from aif_jax.train.step import score
 from tests.service_world import ANN, EVENTS, IDS, exports, running
@@ -83,6 +83,43 @@ def test_records_say_what_was_answered(logged):
     assert records["r3"].raw is None and records["r3"].features is None  # the state was there already
     (file,) = logged.glob("*.parquet")
     assert pq.read_schema(file).names == list(LogRecord._fields)
+
+
+def history(record):
+    """Item rows of the features that a record keeps."""
+    arrays = logged_arrays(record.features)
+    return arrays["history.item"][arrays["history.mask"]].tolist()
+
+
+def test_a_record_keeps_the_features_that_the_answer_used(served, tmp_path):
+    """Those of an earlier call under the feature version, not those that a later one brings in vain."""
+    shorter = ANN | {"events": {name: values[:1] for name, values in EVENTS.items()}}
+    with noted(served, RequestLog(tmp_path)) as client:
+        first = client.rank(**ANN, feature_version="7a", candidates=IDS, k=5, id="first")
+        again = client.rank(**shorter, feature_version="7a", candidates=IDS, k=5, id="again")
+        other = client.rank(**shorter, candidates=IDS, k=5, id="other")
+        late = client.rank(**shorter, feature_version="7b", candidates=IDS, k=5, id="late")
+    assert first["scores"].tolist() == again["scores"].tolist() != other["scores"].tolist() == late["scores"].tolist()
+    records = {record.id: record for record in read_log(tmp_path)}
+    assert (records["again"].features, records["again"].raw) == (None, None)
+    assert {name: record.feature_version for name, record in records.items()} == {
+        "first": '"7a"', "again": '"7a"', "other": None, "late": '"7b"',
+    }  # fmt: skip
+    assert [len(history(records[name])) for name in ("first", "other", "late")] == [2, 1, 1]
+
+
+def test_a_record_keeps_no_features_where_a_stand_in_answers(served, tmp_path, monkeypatch):
+    engine = served.service.models.held[0].engine
+
+    async def failed(*_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(engine._users, "_make", failed)
+    with noted(served, RequestLog(tmp_path)) as client:
+        answer = client.rank(**ANN | {"user": "stood in for"}, candidates=IDS, k=5)
+    assert answer["degraded"] and "unknown user" in answer["reason"]
+    (record,) = read_log(tmp_path)
+    assert (record.features, record.raw) == (None, None) and record.degraded
 
 
 def test_a_record_says_what_a_call_excluded_and_that_it_had_no_candidates(served, tmp_path):
@@ -199,7 +236,7 @@ def test_calls_with_large_records_are_dropped_beyond_the_bound(served, tmp_path,
     monkeypatch.setattr(requests, "_write", lambda records: waiting.wait(60))
     with noted(served, requests) as client:
         for _ in range(6):
-            client.rank(user="ann", record={"user": "ann", "note": "x" * 300_000}, candidates=IDS, k=1)
+            client.rank(user="ann", record={"user": "ann", "note": "x" * 300_000}, events={}, candidates=IDS, k=1)
         assert requests.counters["log_dropped"] >= 2
         waiting.set()
 

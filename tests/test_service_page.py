@@ -57,7 +57,7 @@ def test_the_page_in_a_browser(tmp_path):
         script = "".join(f"document.forms[0].elements[{json.dumps(k)}].value = {json.dumps(v)};" for k, v in fields.items())
         browser.run(script + "document.forms[0].querySelector('button').click()")
         browser.until("document.querySelectorAll('#result tbody tr').length === 5")
-        expected = client.rank(user="ann", record={"user": "ann"}, candidates=IDS, k=5)
+        expected = client.rank(user="ann", record={"user": "ann"}, events={}, candidates=IDS, k=5)
         shown = browser.run("[...document.querySelectorAll('#result tbody tr')].map((row) => row.children[1].innerText)")
         assert shown == [str(number) for number in expected["ids"]]
         assert "dot_product" in browser.run("document.querySelector('#result thead').innerText")

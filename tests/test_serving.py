@@ -501,10 +501,12 @@ async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_st
         answer = await engine.rank(3, 5, budget=0.6)
         assert time.perf_counter() - start < 0.6
         assert answer.degraded and "late" in answer.reason and "unknown user" in answer.reason
+        assert answer.stand_in == "unknown user"
         expect_fallback(world, answer)
         await asyncio.sleep(1.0)  # the late user side still fills the cache
         answer = await engine.rank(3, 5, budget=0.6)
         assert answer.degraded and "stale state" in answer.reason
+        assert answer.stand_in == "stale state"
         expect(world, answer, 3, world.ids[:40], 5)
         assert engine.metrics()["degraded"] == {"late, unknown user": 1, "late, stale state": 1}
 
@@ -513,7 +515,7 @@ async def test_no_answer_uses_a_state_older_than_max_stale(world):
     async with world.engine(max_stale=0.5) as engine:
         request = Request(user=3, feature_version=1)
         first = await engine.rank(request, 5)
-        assert 0 <= first.state_age < 0.5
+        assert 0 <= first.state_age < 0.5 and first.stand_in is None
         await asyncio.sleep(0.1)
         assert (await engine.rank(request, 5)).state_age > first.state_age  # the same state
         engine.feature_error = OSError("away")

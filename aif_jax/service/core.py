@@ -122,7 +122,7 @@ class Observed:
     served: Served
     answer: Any  # Ranking or Scores
     candidates: Candidates
-    features: UserFeatures | None  # None where the state was computed by an earlier call
+    features: UserFeatures | None  # that the answer used; None of an earlier call's state, and of a stand-in
     now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
 
 
@@ -244,7 +244,7 @@ class Service:
             return
         if method == "rank":
             call = dataclasses.replace(call, order=call.order or served.engine.config.order)
-        features = request.context.features or request.context.fetched
+        features = None if answer.stand_in else request.context.used
         seen = Observed(method, call, served, answer, candidates, features, request.context.now)
         for observer in self.observers:
             observer.observe(seen)
@@ -282,11 +282,11 @@ class Service:
         version = call.feature_version
         told: dict[str, Any] = {"budget": call.budget, "order": call.order, "exclude": call.exclude}
         request = Request(user=call.user, feature_version=version, context=context, **told)
-        if version is not None and not self.observers and served.engine.holds_state(request):
+        if version is not None and served.engine.holds_state(request):
             return request  # the feature version says that nothing is new: a tenth of a call's time is saved
         context.features = served.users.of(call)
         if version is None and context.features is not None and not prepare:
-            # what the call brings counts, whatever was prepared for its user
+            context.used = context.features  # what the call brings counts, whatever was prepared for its user
             return dataclasses.replace(request, feature_version=digest_of(context.features))
         return request
 

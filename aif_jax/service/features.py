@@ -32,7 +32,7 @@ class Context:
     """What a request of the engine carries: features of the call, as far as it brought them."""
 
     features: UserFeatures | None
-    fetched: UserFeatures | None = None  # from the feature source
+    used: UserFeatures | None = None  # what its state was made from; None where an earlier call brought that
     now: int | None = None  # by which raw events were encoded, where that is known
     call: Call | None = None  # whose features have not been read, because its user's state was there
 
@@ -72,7 +72,7 @@ class UserSource:
             return self._encoded(call)
         if call.record is None and call.events is None:
             return None
-        return self._raw(call.record, call.events, call.now)
+        return self._raw(call)
 
     async def fetch(self, request: Request) -> UserFeatures:
         """The engine's `features`: those of the call, else those of the user's row and of the source; BadCall without both.
@@ -82,8 +82,9 @@ class UserSource:
         context: Context = request.context
         if context.features is None and context.call is not None:  # the state was dropped a moment ago
             context.features = self.of(context.call)
-        if context.features is not None:
-            return context.features
+        context.used = context.features
+        if context.used is not None:
+            return context.used
         if (reads := self._reads) is None and self.table is None:
             out = "or start the service with --features or --user-table"
             raise BadCall("features", f"expected features, raw events or a call of prepare before, got a user id alone; {out}")
@@ -95,15 +96,15 @@ class UserSource:
             record = None if reads is None else await reads.record(user)
             with contextlib.nullcontext() if reads is None or record is None else reads.encoding():
                 if (table := self.table) is None:
-                    context.fetched = encoded(self._encoder, record, moment)
+                    context.used = encoded(self._encoder, record, moment)
                 else:  # in a thread: rows may be in a server, and more events than have places are applied
                     raw = (None, None) if record is None else (record.attributes, record.events)
-                    context.fetched = await asyncio.to_thread(self._of_row, table, user, *raw, moment)
+                    context.used = await asyncio.to_thread(self._of_row, table, user, *raw, moment)
         except DAMAGE as error:
             if context.now is not None and str(error).startswith("now: "):
                 raise BadCall("now", f"expected a time in the unit of the events, got {context.now!r:.80}") from None
             raise SourceError(f"feature source{'' if self.table is None else ' or user table'}: {error}") from error
-        return context.fetched
+        return context.used
 
     def clock(self) -> int | None:
         """The time now in the unit of the raw events; None for a model without an encoder."""
@@ -120,12 +121,21 @@ class UserSource:
         if user == "" != ids.raw[0]:  # ascending
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
-    def _raw(self, record: Any, events: Any, now: Any) -> UserFeatures:
+    def _raw(self, call: Call) -> UserFeatures:
+        """The features of a record and events, of which a call may leave out none that the model reads."""
         if self._encoder is None:
             raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
-        moment = self.clock() if now is None else now
+        columns = self._encoder.columns
+        wanted = [*columns.user_attributes, *columns.user_floats]
+        if call.record is None and wanted:
+            out = "send null for a value that is not known"
+            raise BadCall("record", f"expected values of {wanted}, which this model reads, got no record; {out}")
+        if call.events is None:
+            raise BadCall("events", "expected the user's events, got none; send {} for a user without events")
+        identity = {columns.user_record_id: call.user} if columns.user_id else {}
+        moment = self.clock() if call.now is None else call.now
         try:
-            return encoded(self._encoder, Record(record, events), moment)
+            return encoded(self._encoder, Record(identity | dict(call.record or {}), call.events), moment)
         except DAMAGE as error:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")

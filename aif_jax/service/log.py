@@ -52,10 +52,11 @@ class LogRecord(NamedTuple):
     reason: str | None
     stages: str  # seconds by stage, JSON
     encoding: str
-    features: bytes | None  # encoded, tensors by dotted name; None of an earlier call's state, and of a row of users
-    raw: bytes | None  # record, events and now of the call, as tensors.pack writes; None for a call without
+    features: bytes | None  # that the answer used, as tensors by dotted name; None of an earlier call's state and of a stand-in
+    raw: bytes | None  # record, events and now that these were made from, as tensors.pack writes; None for a call without
     exclude: Any = None  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without, as in older files
     exclude_texts: list[str] | None = None
+    feature_version: str | None = None  # as JSON: another record of this version and user may have the features
 
 
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
@@ -154,7 +155,7 @@ def record_of(seen: Observed) -> LogRecord:
     candidates = seen.candidates
     given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
     known = {name: value for name, value in given.items() if value is not None}
-    raw = tensors.pack(known) if known.keys() - {"now"} else None
+    raw = tensors.pack(known) if known.keys() - {"now"} and seen.features is not None else None
     features = None
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
         features = tensors.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
@@ -165,6 +166,7 @@ def record_of(seen: Observed) -> LogRecord:
         reason=answer.reason, stages=json.dumps(answer.stages),
         encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
         exclude=_of(call.exclude, "i"), exclude_texts=_of(call.exclude, "T"),
+        feature_version=None if call.feature_version is None else json.dumps(call.feature_version),
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class Job:
     submitted: float = 0.0  # when the latest were handed to the scorer
     reason: str | None = None  # why the answer is degraded, in words
     degraded: str | None = None  # the same, as a counter's name
+    stand_in: str | None = None  # whose state scores in place of the user's own
     non_finite: int = 0  # known candidates without a finite score
     candidates: int = 0  # that were scored
     unknown: int = 0  # of these, candidates that the index does not hold
@@ -69,6 +70,7 @@ class Job:
             "non_finite": self.non_finite,
             "degraded": self.reason is not None,
             "reason": self.reason,
+            "stand_in": self.stand_in,
             "state_age": None if since is None else now - since,
             "stages": self.timeline.stages(),
             "timeline": self.timeline,

@@ -183,6 +183,8 @@ class Answer:
       degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
         made from, see `ServingConfig.max_unknown`.
       reason: why, in words; None otherwise.
+      stand_in: "stale state" or "unknown user", whose answer this is because the user's own state was late or failed; None
+        otherwise.
       state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
       stages: seconds of each stage; see `Timeline`.
       timeline: when each stage ran.
@@ -192,6 +194,7 @@ class Answer:
     non_finite: int
     degraded: bool
     reason: str | None
+    stand_in: str | None
     state_age: float | None
     stages: dict[str, float]
     timeline: Timeline

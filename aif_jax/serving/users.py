@@ -359,9 +359,9 @@ class UserStates:
         if not self._config.fallback:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
-        stand_in = "unknown user" if stale is None else "stale state"
-        job.reason = f"user side {what}: {error if what == 'late' else described(error)}; answered with the {stand_in}"
-        job.degraded = f"{what}, {stand_in}"
+        job.stand_in = "unknown user" if stale is None else "stale state"
+        job.reason = f"user side {what}: {error if what == 'late' else described(error)}; answered with the {job.stand_in}"
+        job.degraded = f"{what}, {job.stand_in}"
         if stale is None:
             return job.version.unknown[0]
         self.stale_age = time.perf_counter() - stale.since

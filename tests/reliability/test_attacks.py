@@ -27,7 +27,7 @@ from tests.reliability.sizes import FULL, SMOKE, Sizes
 from tests.service_world import IDS, SERVING, Running, exports, posted, running
 
 TOKEN = "open sesame"
-CALL = {"user": "ann", "record": {"user": "ann"}, "candidates": IDS, "k": 3}
+CALL = {"user": "ann", "record": {"user": "ann"}, "events": {}, "candidates": IDS, "k": 3}
 LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n"
 KEY = f"authorization: Bearer {TOKEN}\r\n".encode()

@@ -182,6 +182,7 @@ async function rank(event) {
     const candidates = form.get("candidates").split(/[\s,]+/).filter(Boolean).map((text) => idOf(text, isText));
     const call = { user: idOf(form.get("user"), isText), candidates, k: Number(form.get("k")) };
     for (const name of ["record", "events"]) if (form.get(name).trim()) call[name] = JSON.parse(form.get(name));
+    if (call.record) call.events ??= {};
     const options = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(call) };
     const answer = await asked("v1/explain", options);
     const unknown = answer.unknown ? `, ${answer.unknown} not in the index` : "";
