@@ -77,7 +77,7 @@ __all__ = [
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",
-    # connectors: feature stores, streams, snapshot stores, retrieval
+    # connectors: feature stores, streams, snapshot stores
     "connectors",
     # export and versions
     "export", "fingerprint", "VersionMismatch", "EncodingMismatch",

@@ -86,7 +86,6 @@ TABLE = {
         "tests/test_diversity.py::test_the_device_cuts_as_the_plain_rule_does",
         "tests/test_refresh.py::test_ids_of_vocabularies_of_fixed_size_come_and_go_by_a_refresh",
         "tests/test_refresh.py::test_rows_of_users_are_published_within_the_export",
-        "tests/test_retrieval.py::test_pgvector_finds_the_best",
         "tests/test_serving.py::test_a_process_that_serves_computes_in_the_calling_thread",
         "tests/test_serving_parts.py::test_the_bytes_of_a_cache_are_those_of_the_process",
     ),

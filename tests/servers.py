@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -118,27 +117,3 @@ def s3() -> Iterator[dict[str, Any]]:
 
         with running(command, ready, seconds=60, kill=True, cwd=folder):
             yield options
-
-
-@contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server that has pgvector."""
-    pytest.importorskip("asyncpg", reason="needs the extra 'pgvector'")
-    found = sorted(Path("/usr/share/postgresql").glob("*/extension/vector.control"))
-    if not found:
-        pytest.skip("no PostgreSQL with pgvector on this machine")
-    programs = Path("/usr/lib/postgresql") / found[-1].parts[4] / "bin"
-    user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}  # the server refuses to run as root
-    folder = tempfile.mkdtemp()
-    try:
-        if user:
-            shutil.chown(folder, "postgres")
-        data, port = f"{folder}/data", free_port()
-        initdb = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "--no-sync"]
-        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
-        command = [str(programs / "postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"]
-        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        with running(command, lambda: subprocess.run(ready, check=True), cwd=folder, **user):
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

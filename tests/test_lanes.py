@@ -80,9 +80,9 @@ def test_a_test_with_two_lanes_is_refused():
     ("tests/test_package.py::test_any", (), ("python",), "default"),
     ("tests/reliability/test_storm.py::test_storm", (), (), "standing"),
     ("tests/reliability/test_storm.py::test_storm", ("reliability",), (), "reliability"),
-    ("tests/test_retrieval.py::test_pgvector_finds_the_best", (), (), "standing"),
-    ("tests/test_retrieval.py::test_pgvector_finds_the_best_more", (), (), "default"),
-    ("tests/test_retrieval.py::test_many_kills", ("reliability",), (), "reliability"),
+    ("tests/test_cli.py::test_a_process_whose_output_nobody_reads_ends_in_silence", (), (), "standing"),
+    ("tests/test_cli.py::test_a_process_whose_output_nobody_reads_ends_in_silence_more", (), (), "default"),
+    ("tests/test_cli.py::test_many_kills", ("reliability",), (), "reliability"),
     ("tests/promises/test_exported_equals_joint.py::test_exported_equals_joint[aif]", (), (), "default"),
     ("tests/promises/test_exported_equals_joint.py::test_exported_equals_joint[paper]", (), (), "standing"),
     ("tests/test_engines.py::test_any", ("engines", "filterwarnings"), (), "engines"),
@@ -120,7 +120,7 @@ def test_left_out(expression, out):
         ("tests/test_study.py", "not docs and not experiments and not standing and not reliability and not engines", True),
         ("tests/test_study.py", "docs or experiments", False),
         ("tests/test_study.py", "", False),
-        ("tests/test_retrieval.py", "experiments", False),  # one of its tests has a line, the others are in the default lane
+        ("tests/test_cli.py", "experiments", False),  # one of its tests has a line, the others are in the default lane
         ("tests/reliability/test_kills.py", "default", True),
         ("tests/reliability/test_kills.py", "reliability", False),
         ("tests/test_model.py", "experiments", False),  # a fixture may put a test into another lane

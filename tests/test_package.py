@@ -34,9 +34,7 @@ OWNERS = {
     "asyncio": ("serving/", "service/", "connectors/"),
     "fsspec": ("connectors/snapshot_store.py",),
     "confluent_kafka": ("connectors/kafka.py",),
-    "usearch": ("connectors/retrieval.py",),
     "redis": ("connectors/valkey.py",),
-    "asyncpg": (),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
     "gc": ("service/process.py",),  # of a process that serves; a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
@@ -63,7 +61,7 @@ OWNERS = {
     "experiments": (),
     "tests": (),
     "torch": (),
-    "faiss": ("connectors/retrieval.py",),
+    "faiss": (),
     "onnx": (),
     "ray": ("engines/",),
     "pyspark": ("engines/spark.py",),
@@ -75,7 +73,6 @@ OPTIONAL = (
     "matplotlib",
     "pyarrow",
     "torch",
-    "faiss",
     "prometheus_client",
     "tensorboardX",
     "flatbuffers",
@@ -84,9 +81,7 @@ OPTIONAL = (
     "uvloop",
     "fsspec",
     "confluent_kafka",
-    "usearch",
     "redis",
-    "asyncpg",
     "ray",
     "pyspark",
 )

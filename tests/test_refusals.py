@@ -17,7 +17,7 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.catalogue import Catalogue
 from aif_jax.config import block_from_json
-from aif_jax.connectors import BruteForce, EventLayout, Fetch, MemoryFeatures, PgvectorSearch, Retrieval, ValkeyStates
+from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ValkeyStates
 from aif_jax.data.candidates import NegativeSampler
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder, Prefetch
@@ -456,11 +456,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: TEXT.pack({"item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}), "looks like 'ms'"),
     (lambda: TEXT.pack({"item": ["x", "y"], "time": [1_600_000_000], "event": ["buy"]}), "columns of one length"),
     (lambda: TEXT.pack({"item": ["x"], "time": [1_600_000_000]}), "expected a column 'event'"),
-    (lambda: BruteForce([1, 2], np.ones((3, 16), np.float32)), "vectors: expected shape [2, any], got [3, 16]"),
-    (lambda: BruteForce([1], np.full((1, 2), np.nan, np.float32)), "vectors: expected finite values"),
-    (lambda: BruteForce([1], np.ones((1, 2))), TypeError, "vectors: expected dtype float32"),
-    (lambda: PgvectorSearch(None, "items; DROP TABLE x"), "table: expected a lower-case name"),
-    (lambda: Retrieval(None, None, None, k=0), "k: expected at least 1"),
     (lambda: parse_current(""), "at least one"),
     (lambda: parse_current("../one"), "names of folders"),
     (lambda: parse_current("/etc"), "names of folders"),

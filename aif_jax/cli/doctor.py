@@ -29,7 +29,7 @@ EXTRAS = {
     "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",), "plots": ("matplotlib",),
     "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "pyarrow"),
     "remote": ("redis", "hiredis"), "kafka": ("confluent-kafka", "pyarrow"), "store": ("fsspec", "s3fs"),
-    "faiss": ("faiss-cpu",), "usearch": ("usearch",), "pgvector": ("asyncpg",), "ray": ("ray", "pyarrow"),
+    "ray": ("ray", "pyarrow"),
     "spark": ("pyspark", "pyarrow"), "experiments": ("scikit-learn", "matplotlib", "pyarrow"),
     "peers": ("implicit", "scipy", "pyarrow"), "benchmarks": ("torch", "onnxruntime", "onnxscript", "faiss-cpu"),
 }  # fmt: skip

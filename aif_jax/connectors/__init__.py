@@ -1,4 +1,4 @@
-"""What stands around the engine: feature sources, shared states, update streams, snapshot stores, retrieval.
+"""What stands around the engine: feature sources, shared states, update streams, snapshot stores.
 
 Each kind of server has one file, which alone imports its client, and only when it is used.
 """
@@ -9,9 +9,6 @@ from aif_jax.connectors.follow import Follower, IndexTarget, SinkTarget, StreamE
 from aif_jax.connectors.kafka import KafkaStream
 from aif_jax.connectors.records import (
     EventLayout, EventSink, FeatureSource, Fetch, MemoryFeatures, ParquetFeatures, Reads, Record,
-)  # fmt: skip
-from aif_jax.connectors.retrieval import (
-    BruteForce, FaissSearch, PgvectorSearch, Retrieval, SearchResult, TwoTower, UsearchSearch, recall,
 )  # fmt: skip
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.connectors.streams import (
@@ -26,5 +23,4 @@ __all__ = [
     "encode", "encode_deleted", "tombstone_key", "decode", "Change", "MessageError",
     "Follower", "Target", "StreamEntry", "IndexTarget", "UserTarget", "SinkTarget",
     "SnapshotStore", "SnapshotError",
-    "TwoTower", "Retrieval", "SearchResult", "BruteForce", "FaissSearch", "UsearchSearch", "PgvectorSearch", "recall",
 ]  # fmt: skip
