@@ -1,4 +1,4 @@
-"""What `latency`, `cost`, `runtimes` and `quickstart` serve: models, the engine, other ways, loads, and a picture of stages."""
+"""What `cost`, `runtimes` and `quickstart` serve: models, the engine, other ways, loads, and a picture of stages."""
 
 from __future__ import annotations
 

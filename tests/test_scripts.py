@@ -76,21 +76,6 @@ def test_index_refresh(tmp_path, capsys):
 SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
 
 
-def test_latency(tmp_path, capsys):
-    figures = measured(tmp_path, "experiments.latency", "--figures", str(tmp_path), needs=("matplotlib",))
-    assert set(figures["critical_p50_ms"]) == set(figures["critical_p99_ms"]) == SERVICES
-    assert all(value > 0 for value in figures["critical_p50_ms"].values())
-    ratio = figures["critical_p50_ms"]["sequential"] / figures["critical_p50_ms"]["aif"]
-    assert figures["critical_ratio_sequential_over_aif"] == pytest.approx(ratio)
-    assert figures.keys() >= {
-        "critical_ratio_exact_over_aif", "critical_ratio_aif_over_two_tower", "engine_overhead_ms", "max_rps_aif",
-        "max_rps_sequential", "critical_ms_by_history", "goodput_at_twice_over_max",
-    }  # fmt: skip
-    assert set(figures["critical_ms_by_history"]) == {"64"} and figures["machine"]["device"]
-    assert drawn(*(tmp_path / f"{picture}.png" for picture in ("timeline", "latency_by_history", "latency_by_load")))
-    assert "critical_p50_ms" in capsys.readouterr().out
-
-
 def test_cost(tmp_path, capsys):
     from experiments import cost
 
