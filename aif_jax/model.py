@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aif_jax import interaction, item, layers, user
-from aif_jax.blocks.block import own
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
@@ -185,33 +182,6 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
             fits = got.get(name, ())[:1] == (count,)
             expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got)
     return {"fields": fields} | {name: made for name, made in parts.items() if made}
-
-
-def fit_new(params: Params, items: ItemFeatures, config: Config) -> Params:
-    """Rows [n] of the fitted tables for items [n] that get a row between two fits; what was fitted on a catalogue stays.
-
-    Behaviour fields are those of the items, fitted tables such as signatures what the content of each gives, and arrays of
-    blocks what `Block.fit_new` gives.
-
-    Args:
-      params: all groups of the model.
-      items: features [n]; their item ids do not count.
-
-    Returns:
-      `fields`, and by name of table or block the arrays that have a row for each item.
-
-    Raises:
-      ValueError: a block that does not say which of its fitted arrays have a row for each item.
-    """
-    unknown = dataclasses.replace(items, ids={**items.ids, "item": np.zeros_like(items.ids["item"])}, encoding="")
-    rows: Params = {"fields": layers.fit_fields(items.ids, config.schema)}
-    for table in config.tables:
-        rows[table.name] = {"table": jax.vmap(table.item, (None, 0))(own(params, table), unknown)}
-    for block in config.blocks:
-        expected = "names of the fitted arrays with a row for each item, () for none"
-        expect(block.per_item is not None or block.name not in params["fitted"], f"{block!r}.per_item", expected, None)
-        rows[block.name] = block.fit_new(own(params, block), unknown)
-    return {name: made for name, made in rows.items() if made}
 
 
 def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:

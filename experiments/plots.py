@@ -90,30 +90,21 @@ def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None
 
 
 def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
-    """What an old model costs, what a refresh costs, and what deltas lose."""
+    """What an old model costs, and what a refresh costs."""
     worlds = record["worlds"]
-    title = "A model that is not refreshed falls behind; a warm start costs a tenth of a training or less"
-    with drawing(path, 3.9, title, width=13, panels=2) as (daily, by_hour):
+    with drawing(
+        path, 3.9, "A model that is not refreshed falls behind;\na warm start costs a tenth of a training or less"
+    ) as axis:
         for at, (name, world) in enumerate(worlds.items()):
             lost, (low, high) = world["stale_loss_gauc_points"], world["stale_loss_interval"]
-            daily.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
+            axis.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
             share = f"a refresh: {100 * world['warm_cost_share']:.0f} % of a training"
-            daily.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
-        daily.set_xlim(-0.5, 2.2 * max(world["stale_loss_interval"][1] for world in worlds.values()))
-        daily.set_xlabel(f"GAUC points lost in {next(iter(worlds.values()))['days']} days without a refresh")
-        for at, (name, world) in enumerate(worlds.items()):
-            for shift, arm, marker in ((-0.13, "delta", "o"), (0.13, "frozen", "s")):
-                lost, high, low = (-end for end in world["last_day_intervals"][arm])
-                error = [[lost - low], [high - lost]]
-                by_hour.errorbar(lost, at + shift, xerr=error, fmt=marker, color=COLOURS[name])
-        for label, marker in (("deltas, and a refresh every day", "o"), ("deltas alone", "s")):
-            by_hour.plot([], [], marker, color="dimgray", label=label)
-        by_hour.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        by_hour.set_xlabel(f"GAUC points behind training everything {next(iter(worlds.values()))['hours']} times a day")
-        for axis in (daily, by_hour):
-            axis.axvline(0, color="black", lw=1)
-            axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
-            axis.set_ylim(len(worlds) - 0.5, -0.5)
+            axis.annotate(share, (high, at), xytext=(10, -5), textcoords="offset points", color="dimgray")
+        axis.set_xlim(-0.5, 2.2 * max(world["stale_loss_interval"][1] for world in worlds.values()))
+        axis.set_xlabel(f"GAUC points lost in {next(iter(worlds.values()))['days']} days without a refresh")
+        axis.axvline(0, color="black", lw=1)
+        axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
+        axis.set_ylim(len(worlds) - 0.5, -0.5)
 
 
 def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
@@ -189,13 +180,13 @@ def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, height: float, title: str, *, width: float = 8, panels: int = 1) -> Iterator[Any]:
-    """Panels in the style, saved when the block ends."""
+def drawing(path: Path, height: float, title: str) -> Iterator[Any]:
+    """Axes in the style, saved when the block ends."""
     import matplotlib
 
     style = matplotlib.rc_context(STYLE)
-    with style, common.picture(path, 1, panels, size=(width, height), dpi=130) as (figure, axes):
-        yield axes
+    with style, common.picture(path, 1, 1, size=(8, height), dpi=130) as (figure, axis):
+        yield axis
         figure.suptitle(title, x=0.02, ha="left")
 
 

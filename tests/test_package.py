@@ -25,7 +25,7 @@ OWNERS = {
     "flax": ("layers.py",),
     "scipy": ("train/edits.py",),
     "orbax": ("checkpoint/storage.py",),
-    "optax": ("train/", "refreshing/frozen.py", "run.py"),
+    "optax": ("train/", "run.py"),
     "jax.export": ("export/",),
     "jax.sharding": ("sharding/meshes.py",),
     "jax.make_mesh": ("sharding/meshes.py",),

@@ -19,7 +19,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import export
-from aif_jax.export import Delta, ExportError
+from aif_jax.export import ExportError
 from aif_jax.export.consume import files
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError
@@ -122,7 +122,6 @@ KINDS = {
         damaged._make_users, "users", (lambda path: aif.UserTable.load(path, world.users()),),
         "aif_jax.user_table/2", "build the table again from the log: UserTable.build or aif-jax users build",
     ),
-    "delta": Kind(damaged._make_delta, "delta", (Delta.load,), "aif_jax.delta/1", "publish it again"),
     "export": Kind(
         lambda folder, _: shutil.copytree(Path(make_export.__file__).parent / "export", folder / "model"), "model",
         tuple(functools.partial(read, trusted=True) for read in (export.load, export.verify)),
@@ -199,7 +198,7 @@ def test_damage_is_named(originals, tmp_path, name, damage):
         assert name == "export" or str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["index", "users", "delta"])
+@pytest.mark.parametrize("name", ["index", "users"])
 def test_nothing_there_is_said(tmp_path, name):
     for read in KINDS[name].reads:
         with pytest.raises(FileNotFoundError, match="none: expected a snapshot, found nothing"):

@@ -246,11 +246,6 @@ class Block:
         """Parameters that are fitted once on the items [N] of the catalogue and never trained."""
         return {}
 
-    def fit_new(self, params: Params, items: ItemFeatures) -> Params:
-        """The arrays in `per_item` for items [n] that are newer than the fit: those of the unknown item unless overridden."""
-        count = jnp.shape(items.ids["item"])[0]
-        return {name: jnp.repeat(jnp.asarray(params[name])[:1], count, axis=0) for name in self.per_item or ()}
-
     def init(self, key: jax.Array, config: Config) -> Params:
         """Trained parameters of both sides."""
         return {}

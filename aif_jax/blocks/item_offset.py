@@ -39,13 +39,6 @@ class ItemOffset(Block):
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         return {"table": jnp.zeros(config.schema.item_attribute("item").size)}
 
-    def fit_new(self, params: Params, items: ItemFeatures) -> Params:
-        """The least offset of an item with a training event, where the unknown item has that of an item without one."""
-        table = jnp.asarray(params["table"])
-        least = jnp.min(table, where=table > UNTRAINED, initial=jnp.inf)
-        offset = jnp.where((table[0] > UNTRAINED) | jnp.isinf(least), table[0], least)
-        return {"table": jnp.full(jnp.shape(items.ids["item"]), offset)}
-
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 

@@ -70,12 +70,6 @@ class SimTierCodes(Tiers):
             "weights": weights,
         }
 
-    def fit_new(self, params: Params, items: ItemFeatures) -> Params:
-        centres, content = np.asarray(params["centres"]), np.asarray(items.content, np.float32)
-        of_row = partial(nearest_centres, jnp.asarray(centres), count=self.nearest, tiers=self.tiers)
-        nearest, weights = jax.vmap(of_row)(jnp.asarray(content))
-        return {"code": jnp.asarray(nearest_centre(content, centres)), "nearest": nearest, "weights": weights}
-
     def user(self, params: Params, user: UserView) -> jax.Array:
         """float32 [R, G * T] log1p histograms; reads L rows of R bytes, no product with content is taken."""
         code = layers.lookup(params["code"], jnp.asarray(user.long.item))

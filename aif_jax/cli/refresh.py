@@ -1,21 +1,16 @@
-"""The commands of the next model: `refresh`, once or following a stream, `watch` and `rollback`."""
+"""The commands of the next model: `refresh`, `watch` and `rollback`."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aif_jax.checks import expect
 from aif_jax.cli import options as shared
-from aif_jax.cli.options import FINE, REFUSED, UsageError
-from aif_jax.connectors.valkey import FORMS, open_stream
-from aif_jax.refreshing import GateConfig, follow, refresh, watch
+from aif_jax.cli.options import FINE, REFUSED
+from aif_jax.refreshing import GateConfig, refresh, watch
 from aif_jax.service.client import GONE, Client, ServiceError
 
 FLAGS = (
@@ -25,10 +20,6 @@ FLAGS = (
 """Arguments of `refresh` that have a flag of their name."""
 WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users")
 """Arguments of `watch` that have a flag of their name."""
-FOLLOWING = ("batches", "max_messages", "admit_after")
-"""Arguments of `follow` alone that have a flag of their name."""
-BOTH = ("held_out", "batch_size", "learning_rate", "seed", "requests", "k", "task", "gate")
-SECONDS = {"s": 1, "min": 60, "h": 3600}
 BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]
 
 
@@ -50,15 +41,6 @@ def add_refresh_commands(commands: Any) -> None:
     text = "two dates, such as 2022-05-06 2022-05-07: judge also on the requests since the first, before the second"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
     shared.add_flags(one, refresh, FLAGS)
-    group = one.add_argument_group("a stream in place of one training (see aif_jax.refreshing.follow)")
-    text = f"{FORMS}, or a folder of joined samples: train on it and publish deltas, until SIGTERM; --events are histories"
-    group.add_argument("--follow", metavar="STREAM", help=text)
-    text = "JSON of settings of the stream's client, such as passwords"
-    group.add_argument("--stream-options", type=Path, metavar="FILE", help=text)
-    text = "time between two micro-batches, such as 90s, 10min or 1h (default: 10min)"
-    group.add_argument("--every", type=_seconds, metavar="TIME", help=text)
-    group.add_argument("--tables", nargs="+", metavar="NAME", help=shared.flag_help(follow, "tables", None))
-    shared.add_flags(group, follow, FOLLOWING)
     one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
     shared.add_shown(one, printed="the report")
 
@@ -78,18 +60,13 @@ def run_refresh(options: argparse.Namespace) -> int:
     """Trains the served model on new events, judges it against the served one, and publishes it if the gate passes it.
 
     Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
-    refused the model, which stays out, and the report says why; 1 and 2 as for every command. With --follow it goes on until
-    SIGTERM; code 3 says that the gate refused every micro-batch.
+    refused the model, which stays out, and the report says why; 1 and 2 as for every command.
     """
     settings: dict[str, Any] = shared.flags_given(options, FLAGS)
-    alone = shared.flags_given(options, (*FOLLOWING, "tables", "every", "stream_options"))
-    expect(options.follow or not alone, "refresh", f"--follow with {_flags(alone)}", "none; add it", error=UsageError)
     if options.task is not None:
         settings["task"] = shared.read_task(options.task)
     with shared.as_usage("--gate"):
         settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
-    if options.follow is not None:
-        return _follow(options, settings, alone)
     settings |= {name: tuple(words) for name, words in shared.flags_given(options, ("fixed", "platforms")).items()}
     made = refresh(
         options.current or options.out, options.events, items=options.items, users=options.users, out=options.out,
@@ -101,41 +78,6 @@ def run_refresh(options: argparse.Namespace) -> int:
         reasons = made.report.get("gate", {}).get("reasons", ())
         print("\n".join([made.status if made.name is None else f"{made.status}: {made.name}", *reasons]))
     return REFUSED if made.status == "refused" else FINE
-
-
-def _follow(options: argparse.Namespace, settings: dict[str, Any], alone: dict[str, Any]) -> int:
-    given = settings | shared.flags_given(options, ("current", "fixed", "platforms"))
-    once = [name for name in given if name not in BOTH]
-    expected = f"none of {_flags(once)}, which are for a full refresh"
-    expect(not once, "refresh --follow", expected, "them; leave them out", error=UsageError)
-    client = shared.read_json(alone.pop("stream_options", None), "--stream-options")
-    if "tables" in alone:
-        alone["tables"] = tuple(alone["tables"])
-    with contextlib.ExitStack() as stack:
-        told, stream = stack.enter_context(shared.told_to_end()), options.follow
-        if not Path(stream).is_dir():
-            with shared.as_usage("--follow"):
-                stream = stack.enter_context(contextlib.closing(open_stream(stream, client)))
-        made = follow(
-            stream, options.events, items=options.items, users=options.users, out=options.out, work=options.work, stop=told,
-            progress=not options.quiet, **settings, **alone,
-        )  # fmt: skip
-    if options.json:
-        print(json.dumps(dataclasses.asdict(made)))
-    else:
-        print(f"{made.published} published, {made.refused} refused, {made.trained} samples, version {made.version[:12]}")
-    return REFUSED if made.refused and not made.published else FINE
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected a time such as 90s, 10min or 1h, got {text!r}")
-    return float(match[1]) * SECONDS[match[2]]
 
 
 def run_watch(options: argparse.Namespace) -> int:

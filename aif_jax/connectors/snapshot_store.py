@@ -9,7 +9,6 @@ A snapshot is never changed, so a reader sees the one that was current when it c
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -91,14 +90,6 @@ class SnapshotStore:
 
     def __repr__(self) -> str:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
-
-    def below(self, name: str, *, keep: int | None = None) -> SnapshotStore:
-        """The store in a folder of this one, with the same options; `keep` as for the class, None takes that of this one."""
-        expect(re.fullmatch(r"[a-z_]+", name), "name", "letters and _", repr(name))
-        expect(keep is None or keep >= 1, "keep", "at least 1", keep)
-        made = copy.copy(self)
-        made.url, made._root, made.keep = f"{self.url.rstrip('/')}/{name}", self._path(name), keep or self.keep
-        return made
 
     def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
         """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.

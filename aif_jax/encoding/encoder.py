@@ -103,10 +103,6 @@ class Encoder:
         """The same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
 
-    def with_items(self, more: Vocabulary) -> Encoder:
-        """The encoder with further items in free rows of its item vocabulary, see `Vocabulary.with_ids`; another version."""
-        return dataclasses.replace(self, vocabularies={**self.vocabularies, "item": self.vocabularies["item"].with_ids(more)})
-
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
         """Features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
 

@@ -92,20 +92,6 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def with_ids(self, more: Vocabulary) -> Vocabulary:
-        """The vocabulary with the ids of another one of the same fixed size in its free rows; every other row stays.
-
-        Raises:
-          ValueError: no fixed size, or another; ids or rows that are there already. TypeError: ids of another kind.
-        """
-        fits = self.fixed and more.fixed and len(self) == len(more)
-        expect(fits, "Vocabulary.with_ids", f"two of one fixed size, {len(self)}", f"{self!r} and {more!r}")
-        if not len(more.raw):
-            return self
-        strings = "strings" in (self.kind, more.kind)
-        ids = [*self.raw.tolist(), *more.raw.tolist()] if strings else np.append(self.raw, more.raw)
-        return Vocabulary(ids, rows=np.append(self.rows, more.rows), size=len(self), counts=self.counts)
-
     def decode(self, row: int) -> int | str:
         """The raw id of a known row, 1 to size - 1; IndexError for a row without one."""
         return self.ids_of(np.array([row])).tolist()[0]

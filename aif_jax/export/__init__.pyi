@@ -2,11 +2,9 @@
 
 from .consume import ExportedIndex, ExportedModel, ExportError, flatten, load, verify
 from .contents import Restored, restore
-from .delta import AdmittedItems, Delta, DeltaApplied, MovedRows, UserRows, WrongBase
 from .writer import CoverageError, rebuild, save
 
 __all__ = [
     "save", "load", "verify", "rebuild", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
-    "ExportError", "CoverageError", "Delta", "AdmittedItems", "MovedRows", "UserRows", "DeltaApplied",
-    "WrongBase",
+    "ExportError", "CoverageError",
 ]  # fmt: skip

@@ -148,7 +148,7 @@ def _write(
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
-        "version": fingerprint(trained.params, trained.config, encoder),  # behind a delta the name is another
+        "version": fingerprint(trained.params, trained.config, encoder),
         "encoding": "" if encoder is None else encoder.version,
         "made_with": {"python": platform.python_version(), "aif_jax": __version__}
         | {name: metadata.version(name) for name in PACKAGES},

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect, expect_array, expect_names
+from aif_jax.checks import expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
@@ -347,40 +347,14 @@ class ItemIndex:
             return self
         return self._changed(keys, lambda base: base._program, features)
 
-    def moved(
-        self, trained: Trained, keys: Keys, rows: Mapping[str, np.ndarray], *, new: np.ndarray | None = None
-    ) -> ItemIndex:
-        """A snapshot for the next version of the model, in which some items have new rows and all others keep theirs.
-
-        Both versions share the memory, and the cost is that of the change. Items that this snapshot lacks are left out, unless
-        they are `new`.
-
-        Args:
-          trained: model of the next version, of the same config.
-          keys: keys [n] of the items whose rows differ, all different.
-          rows: their decoded rows by dotted name [n], such as "vector", as `of_rows` takes them.
-          new: bool [n] which of them are put in where this snapshot lacks them; None for none.
-
-        Raises:
-          ValueError: an index of another storage than "float32", another config, columns other than those of the model's rows.
-        """
-        program = self._program
-        expect(self.storage == "float32", "index storage", "'float32', in which deltas hold rows", repr(self.storage))
-        expect(trained.config == self.trained.config, "index", "a model of the same config", trained.config)
-        columns = _tree_of(rows, len(keys.key), program)
-        there = self._view.lookup(keys) >= 0
-        keys, columns = take((keys, columns), there if new is None else there | new)
-        next_program = ItemProgram(trained, storage="float32", batch_size=program.batch_size, mesh=program.mesh)
-        return self._changed(keys, lambda _: next_program.packed, columns, program=next_program)
-
-    def _changed(self, keys: Keys, run: Callable[[ItemIndex], Any], items: Any, *, program: Any = None) -> ItemIndex:
-        """The snapshot with rows that `run` makes of items [n], all different, by `program` from then on."""
+    def _changed(self, keys: Keys, run: Callable[[ItemIndex], Any], items: Any) -> ItemIndex:
+        """The snapshot with rows that `run` makes of items [n], all different."""
         count, latest = len(keys.key), self._store.head() is self and self._store.fits(keys)
         base = self if latest else self._copy(least=count, kind=keys.kind)
         rows = base._store.rows.take(count)
         try:
             base._store.write(run(base), items, rows)
-            return base._next(keys, rows, program)
+            return base._next(keys, rows)
         except BaseException:
             base._store.rows.give_back(rows)
             raise
@@ -410,10 +384,9 @@ class ItemIndex:
         """
         return self._copy(capacity=capacity_for(len(self), self._store.program.mesh, capacity))
 
-    def _next(self, keys: Keys, rows: np.ndarray, program: ItemProgram | None = None) -> ItemIndex:
+    def _next(self, keys: Keys, rows: np.ndarray) -> ItemIndex:
         view, *unread = self._store.ids.assign(self._view, keys, rows)
         self._store.retire(self, *unread)
-        self._store.program = program or self._program
         return ItemIndex(self._store, view)
 
     def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:

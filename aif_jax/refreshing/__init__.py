@@ -1,10 +1,9 @@
 """Tomorrow's model: from a served model and newer events to the next version in service, or to a reason why not.
 
-`refresh` runs the steps, each done once and sealed; `follow` trains rows on a stream; `gate` judges old against new on the same
-requests. The room has another name than the call, because importing a module `aif_jax.refresh` would hide the function.
+`refresh` runs the steps, each done once and sealed; `gate` judges old against new on the same requests. The room has another
+name than the call, because importing a module `aif_jax.refresh` would hide the function.
 """
 
-from aif_jax.refreshing.continuous import Followed, follow
 from aif_jax.refreshing.gate import (
     GateConfig,
     Measured,
@@ -22,7 +21,7 @@ from aif_jax.refreshing.warm import as_served, grown, warm_start
 from aif_jax.refreshing.watch import watch
 
 __all__ = [
-    "refresh", "Refreshed", "follow", "Followed",
+    "refresh", "Refreshed",
     "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "judge_service", "volume", "watch",
     "ShownItems", "judge_outcomes",
     "grown", "warm_start", "as_served",

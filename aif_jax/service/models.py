@@ -10,7 +10,6 @@ The served folder: one export, or several with a file `current` that says which 
 
     root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
     root/2026-11-26/        an export, as `export.save` wrote it
-    root/deltas/NAME/       deltas that build on an export or on one another, in the order of their names
 
 The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
 """
@@ -36,8 +35,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.records import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.valkey import open_client
-from aif_jax.export import Delta, Restored, restore
-from aif_jax.export.delta import Chain
+from aif_jax.export import Restored, restore
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
@@ -51,8 +49,6 @@ from aif_jax.user_table import RemoteRows, UserTable
 from aif_jax.user_table.rows import NONE
 
 CURRENT = "current"
-DELTAS = "deltas"
-"""Folder of the deltas, in a store of exports and in a served folder, see `export.Delta`."""
 CURRENT_BYTES = 1 << 16
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -63,7 +59,7 @@ class ExportEntry(NamedTuple):
 
     Attributes:
       folder: name of the export within the served folder; "" for the served folder itself.
-      sha256: digest that `export.save` returned, which pins every byte, so no delta is applied; None takes any.
+      sha256: digest that `export.save` returned, which pins every byte; None takes any.
       share: share of the users, 0 to 1; `publish` gives the rest to its first entry.
     """
 
@@ -183,15 +179,11 @@ class Mirror:
         self.store, self.folder, self.failures = store, Path(folder), 0
         self._keep, self._poll, self._only = keep, poll, only
         self._name: str | None = None
-        self._deltas, self._delta = store.below(DELTAS), None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def update(self) -> str:
-        """Fetches the current export, if it is another one, and deltas that are new; returns the name of the export.
-
-        Raises what `SnapshotStore.fetch` raises.
-        """
+        """Fetches the current export, if it is another one; returns its name. Raises what `SnapshotStore.fetch` raises."""
         if self._name is None or (self._only or self.store.current()) != self._name:
             fetched = self.store.fetch(self.folder, self._only)
             publish(self.folder, [fetched.name])
@@ -199,13 +191,6 @@ class Mirror:
             old = sorted(name for name in self.store.names_in(self.folder) if name != self._name)
             for name in old[: max(0, len(old) - (self._keep - 1))]:  # those that serve are in memory
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-        if (newest := self._deltas.current()) != self._delta:
-            there, names = self.folder / DELTAS, self._deltas.names()
-            for name in names:
-                self._deltas.fetch(there, name)
-            for name in set(self._deltas.names_in(there)) - set(names):
-                shutil.rmtree(there / name, ignore_errors=True)
-            self._delta = newest
         return self._name
 
     def __enter__(self) -> Mirror:
@@ -329,12 +314,11 @@ class Served:
     restored: Restored
     engine: AsyncPreRanker
     users: UserSource
-    exported: float  # when the manifest of the export, or of the last delta, was written, in seconds since 1970
+    exported: float  # when the manifest of the export was written, in seconds since 1970
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
     table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
-    deltas: int = 0  # that it has on top of the export
     waits: bool = False  # for the first index of a nearline job
 
     @property
@@ -378,9 +362,8 @@ class Models:
 
     Args:
       config: config of every engine; its score expressions come on top of those of the export.
-      only: name of the one folder to serve, whatever `current` says; deltas on it are applied.
-      keep: versions in memory that callers may still name after they were replaced, those that serve among them; of as many
-        exports the newest version stays, however many deltas followed.
+      only: name of the one folder to serve, whatever `current` says.
+      keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
       nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
@@ -407,7 +390,6 @@ class Models:
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._nearline = nearline or Nearline()
-        self._chain = Chain(self.root / DELTAS)
         self._entries: list[ExportEntry] = []  # that serve
         self._wanted: list[ExportEntry] = []
         self._failing: dict[tuple[Any, ...], Failing] = {}
@@ -523,76 +505,10 @@ class Models:
                 logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
 
     async def _catch_up(self) -> None:
-        """Applies deltas, and takes over what nearline jobs wrote, each for each version that serves."""
+        """Takes over what nearline jobs wrote, each for each version that serves."""
         for place in range(len(self.shares)):
-            for step in (self._apply_deltas, self._newer_index, self._newer_users):
+            for step in (self._newer_index, self._newer_users):
                 await self._try((step.__name__, self.shares[place][1].entry.folder), step, place)
-
-    async def _apply_deltas(self, place: int) -> None:
-        """Moves a version that serves to the end of the chain that builds on it, or as far as the deltas can be applied.
-
-        An entry that pins the digest of its export serves just that. Raises what `Delta.load` and `Delta.apply` raise.
-        """
-        served = self.shares[place][1]
-        root = served.restored.manifest["version"]
-        deltas = {} if served.entry.sha256 is not None else await asyncio.to_thread(self._chain.on, root)
-        if not deltas and not served.deltas:
-            return
-        what, flag = "index", "--index" if self._nearline.index is not None else None
-        if served.users.table is not None and not self._within_export(served):
-            what, flag = "users' rows", "--user-table"
-        if flag is not None:
-            out = f"publish a full refresh, or start the service without {flag}"
-            where = next(iter(deltas.values()), self._chain.folder)
-            raise ValueError(f"{where}: expected the {what} of the export under a delta, got that of a nearline job; {out}")
-        if deltas and served.version not in (root, *deltas):  # another chain began on the export
-            served = self._take(place, await self.load(served.entry))
-        if rest := await asyncio.to_thread(self._chain.on, served.version):
-            moved, error = await self._moved(served, list(rest.values()))
-            if moved is not None:
-                served = self._take(place, moved)
-                logger.info("version %s of %s serves, delta %d", served.version[:12], served.entry.folder, served.deltas)
-            if error is not None:
-                raise error
-        if not deltas:
-            got = f"none that builds on {root[:12]}; publish a full refresh, because a restart serves without deltas"
-            raise ValueError(f"{self._chain.folder}: expected the first delta under {served.version[:12]}, got {got}")
-
-    def _within_export(self, served: Served) -> bool:
-        """Whether the rows of users are those that were published within the export, which its deltas follow."""
-        inside, written = path_of(self.root, served.entry) / USERS, served.table_from
-        return written is not None and written.path is not None and written.path.resolve().is_relative_to(inside.resolve())
-
-    def _take(self, place: int, served: Served) -> Served:
-        """Serves a version in place of another one of the same export."""
-        self.shares[place] = (self.shares[place][0], served)
-        serving = [each for _, each in self.shares]  # first: `_close_old` takes the last ones
-        self.held = serving + [each for each in self.held if each not in serving]
-        self.publishes += 1
-        self._close_old()
-        return served
-
-    async def _moved(self, served: Served, paths: Sequence[Path]) -> tuple[Served | None, Exception | None]:
-        """The version behind some deltas, and why the others could not be applied; the one before serves until then."""
-
-        def apply() -> tuple[Any, tuple[int, float] | None, Exception | None]:
-            parts, last = (served.restored.trained, served.restored.index, served.users.table), None
-            for path in paths:  # one in memory at a time
-                try:
-                    delta = Delta.load(path)
-                    parts = delta.apply(*parts)
-                except Exception as error:
-                    return parts, last, error
-                last = delta.number, (path / MANIFEST).stat().st_mtime
-            return parts, last, None
-
-        (trained, index, table), last, error = await asyncio.to_thread(apply)
-        if last is None:
-            return None, error
-        restored = dataclasses.replace(served.restored, trained=trained, index=index)
-        engine, users = await self._engine(restored, table, served.engine.config, served.engine)
-        changes: dict[str, Any] = {"deltas": last[0], "exported": last[1], "loaded": time.time()}
-        return dataclasses.replace(served, restored=restored, engine=engine, users=users, **changes), error
 
     async def _newer_index(self, place: int) -> None:
         """Takes over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
@@ -631,7 +547,7 @@ class Models:
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
-        known = {served.entry[:2]: served for served in reversed(self.held)}  # the latest of each
+        known = {served.entry[:2]: served for served in self.held}
         loaded: list[Served] = []
         try:
             for entry in entries:
@@ -649,12 +565,10 @@ class Models:
         self._close_old()
 
     def _close_old(self) -> None:
-        """Drains the engines beyond the last `keep` versions and the newest one of each of the last `keep` exports."""
+        """Drains the engines beyond the last `keep` versions."""
         keep = max(self._keep, len(self.shares))
-        newest = [each for at, each in enumerate(self.held) if each.entry[:2] not in {o.entry[:2] for o in self.held[:at]}]
-        kept = {*self.held[:keep], *newest[:keep]}
-        for served in [served for served in self.held if served not in kept]:
-            self.held.remove(served)
+        self.held, old = self.held[:keep], self.held[keep:]
+        for served in old:
             task = asyncio.get_running_loop().create_task(served.engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -689,7 +603,6 @@ class Models:
                 "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),
                 "loaded": served.loaded,
-                "deltas": served.deltas,
                 "items": len(served.restored.index or ()),
                 "golden_difference": served.difference,
                 "blocks": [block.name for block in served.restored.trained.config.blocks],

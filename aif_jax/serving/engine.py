@@ -68,7 +68,6 @@ class AsyncPreRanker:
         self.config = config = config or ServingConfig()
         self.model = model = trained.model
         self._first: tuple[Trained, Any] | None = (trained, index)
-        self._before = None if compiled_from is None else compiled_from._current
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
@@ -110,9 +109,8 @@ class AsyncPreRanker:
         """
         if self._first is None:
             raise EngineClosed("an engine starts once: make a new one")
-        (trained, index), before = self._first, self._before
-        self._first = self._before = None
-        self._serve(await self._built(trained, index, self._orders, before))
+        (trained, index), self._first = self._first, None
+        self._serve(await self._built(trained, index, self._orders))
         self._metrics.scoring = self._programs.warm_seconds  # until requests tell
         self._admission.open = True
         return self
@@ -125,7 +123,7 @@ class AsyncPreRanker:
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
-        self._first = self._before = None
+        self._first = None
         await self._admission.drain()
         await self._users.close()
         await asyncio.to_thread(self._scorer.close)
@@ -151,7 +149,7 @@ class AsyncPreRanker:
         async with self._publishing:
             known = self._orders if orders is None else self._orders_of(orders)
             known.expect(self.config.order, given=True)
-            version = await self._built(trained, index, known, self._current)
+            version = await self._built(trained, index, known)
             self._orders = known
             self._serve(version)
             self._metrics.counters["publishes"] += 1
@@ -170,8 +168,8 @@ class AsyncPreRanker:
             version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
 
-    async def _built(self, trained: Trained, index: Any, orders: Orders, before: Version | None) -> Version:
-        return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders, before=before)
+    async def _built(self, trained: Trained, index: Any, orders: Orders) -> Version:
+        return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders)
 
     def _orders_of(self, given: Mapping[str, str]) -> Orders:
         config = self.config

@@ -72,21 +72,16 @@ class Version:
         return programs.call(self.user[layout, len(words)], programs.upload_features(words))
 
 
-def build_version(
-    programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders, *, before: Version | None = None
-) -> Version:
+def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
     """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
-
-    Arrays that `before` has too, such as those that a delta leaves, are not searched for NaN again.
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
     model_config, params, name = trained.config, trained.params, trained.version
     check_encoding("index", expected=trained.encoding, got=index.encoding)
     check_version(index, name)
-    searched = {} if before is None else leaves_by_path(before.params)
     for path, leaf in leaves_by_path(params).items():
-        if leaf is not searched.get(path) and jnp.issubdtype(leaf.dtype, jnp.floating):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     fitted = params.get("fitted", {}).get(GROUP)
     meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})

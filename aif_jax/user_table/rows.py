@@ -123,47 +123,6 @@ class MemoryRows(Rows):
             self._table = np.concatenate([self._table, more])
 
 
-class OverlaidRows(Rows):
-    """Rows in this process over those of an earlier version of the model: some users have new rows, the others those below.
-
-    Nothing is ever written to the rows below, so both versions may be read.
-
-    Args:
-      below: rows of the earlier version, which nobody writes to any more.
-      users, rows: users with new rows, and these.
-    """
-
-    def __init__(self, below: MemoryRows | OverlaidRows, users: Sequence[UserId], rows: Stored):
-        earlier = below._above if isinstance(below, OverlaidRows) else MemoryRows(below.width)
-        self._below: MemoryRows = below._below if isinstance(below, OverlaidRows) else below
-        self._above, self.width = earlier.copy(), below.width
-        self._above.put(users, rows, expected=self._above.get(users).position)
-
-    def __len__(self) -> int:
-        return len(self._below) + sum(user not in self._below.of for user in self._above.of)
-
-    def get(self, users: Sequence[UserId]) -> Stored:
-        rows = self._below.get(users)
-        above = np.array([user in self._above.of for user in users], bool)
-        for leaf, new in zip(rows, self._above.get(users), strict=True):
-            leaf[above] = new[above]
-        return rows
-
-    def put(self, users: Sequence[UserId], rows: Stored, *, expected: np.ndarray) -> np.ndarray:
-        """As `Rows.put`; written over the rows below."""
-        good = np.flatnonzero(self.get(users).position == expected)
-        some = [users[at] for at in good.tolist()]
-        self._above.put(some, rows.take(good), expected=self._above.get(some).position)
-        return np.isin(np.arange(len(users)), good)
-
-    def copy(self) -> MemoryRows:
-        """All rows in one place."""
-        made = self._below.copy()
-        users = list(self._above.of)
-        made.put(users, self._above.get(users), expected=made.get(users).position)
-        return made
-
-
 def positions_of(position: Any, count: int) -> np.ndarray:
     """int64 [count]: the position in the stream of each of `count` events; `NONE` for events that are not from a stream.
 

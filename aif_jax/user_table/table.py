@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from aif_jax.store.snapshots import SnapshotWriter, partition_of
 from aif_jax.store.trained import Trained
 from aif_jax.trees import take
 from aif_jax.types import Events, Streamed, UserFeatures, UserMemory
-from aif_jax.user_table.rows import NONE, MemoryRows, OverlaidRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
+from aif_jax.user_table.rows import NONE, MemoryRows, Rows, Stored, UserId, UserProgram, positions_of, ranges
 
 
 class ClockError(RuntimeError):
@@ -327,7 +327,7 @@ class UserTable:
 
     def __len__(self) -> int:
         """Users with a row; of a table in this process."""
-        return len(self.rows) if isinstance(self.rows, OverlaidRows) else len(self._in_memory())
+        return len(self._in_memory())
 
     def __repr__(self) -> str:
         count = f"{len(self.rows):,} users" if isinstance(self.rows, MemoryRows) else type(self.rows).__name__
@@ -336,8 +336,7 @@ class UserTable:
     def copy(self) -> UserTable:
         """A table with a copy of the rows, for a snapshot while updates continue."""
         made = object.__new__(UserTable)
-        rows = self._in_memory()  # of rows over others a copy already
-        made.__dict__ |= self.__dict__ | {"rows": rows.copy() if rows is self.rows else rows}
+        made.__dict__ |= self.__dict__ | {"rows": self._in_memory().copy()}
         return made
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
@@ -397,30 +396,7 @@ class UserTable:
         table.rows = read_rows(path, manifest, width=len(table._program.empty))
         return table
 
-    def moved(self, trained: Trained, users: Sequence[UserId], rows: Stored) -> UserTable:
-        """A table for the next version of the model, in which some users have new rows and all others keep theirs.
-
-        This one stays as it is, for requests that began with it; nothing may update it any more.
-
-        Args:
-          trained: model of the next version, of the same config.
-          users: raw ids of the users whose rows differ, or who are new.
-          rows: their rows, as the table of that version has them.
-
-        Raises:
-          ValueError: rows that are not in this process, or of another width.
-        """
-        if not isinstance(below := self.rows, MemoryRows | OverlaidRows):
-            kept = f"rows in {type(below).__name__} belong to one version: publish a full refresh for them"
-            raise ValueError(f"user table: expected rows in this process, got others; {kept}")
-        expect(rows.words.shape == (len(users), below.width), "rows", f"[{len(users)}, {below.width}]", list(rows.words.shape))
-        made = UserTable(trained, storage=self.storage, batch_size=self._program.batch_size, clock=self._clock)
-        made.rows = OverlaidRows(below, users, rows)
-        return made
-
     def _in_memory(self) -> MemoryRows:
-        if isinstance(self.rows, OverlaidRows):
-            return self.rows.copy()
         if not isinstance(self.rows, MemoryRows):
             raise ValueError(f"table: expected rows in this process, got those of {type(self.rows).__name__}")
         return self.rows

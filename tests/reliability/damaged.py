@@ -31,7 +31,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch
-from aif_jax.export import Delta, ExportError, MovedRows
+from aif_jax.export import ExportError
 from aif_jax.export.consume import seal, verify
 from aif_jax.index import ItemIndex
 from aif_jax.user_table import UserTable
@@ -166,7 +166,7 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-# snapshots and deltas
+# snapshots
 
 
 def _make_index(folder: Path, number: int) -> None:
@@ -198,20 +198,6 @@ def _read_users(folder: Path) -> Any:
     return {"users": names, "version": table.version, "positions": UserTable.inspect(path).positions} | (
         table.rows.get(names)._asdict()
     )
-
-
-def _make_delta(folder: Path, number: int) -> None:
-    rows = {"item": MovedRows(np.array([3], np.int32), np.full((1, 4), number, np.float32))}
-    Delta.make(writer_world.users(), rows, writer_world.shop().catalogue, number=1).save(folder / "delta")
-
-
-def _read_delta(folder: Path) -> Any:
-    delta = Delta.load(folder / "delta")
-    rows = {name: moved._asdict() for name, moved in delta.rows.items()}
-    return {"rows": rows, "base": delta.base, "version": delta.version, "number": delta.number, "ids": delta.items.key}
-
-
-# checkpoints and runs
 
 
 def encoder(number: int = 0) -> aif.Encoder:
@@ -443,7 +429,6 @@ def _read_npz(folder: Path) -> Any:
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
     "users": Format(_make_users, _read_users, (FileNotFoundError, CheckpointError, VersionMismatch)),
-    "delta": Format(_make_delta, _read_delta, (FileNotFoundError, CheckpointError)),
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),

@@ -1,8 +1,7 @@
-"""A refresh, once or following a stream, that works until it is killed, in a separate process."""
+"""A refresh that works until it is killed, in a separate process."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -13,10 +12,8 @@ from typing import Any
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax.connectors import SnapshotStore, open_stream
+from aif_jax.connectors import SnapshotStore
 from aif_jax.refreshing import job as jobs
-from aif_jax.refreshing.continuous import name_of
-from tests import follow_world as followed
 from tests import refresh_world as world
 from tests.reliability.victims import CrashPoints, _compiled_in
 
@@ -36,36 +33,10 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
     (folder / "end.json").write_text(json.dumps(end))
 
 
-FOLLOWED = 2  # micro-batches
-FOLLOWING = ("current", *(f"{step} {number:06d}" for number in range(1, FOLLOWED + 1) for step in ("batch", "publish")))
-
-
 def working_on(root: Path, steps: Sequence[str]) -> str:
     """The step that a process in root/work was in when it was killed: the first one that is not sealed."""
     job = root / "work" / "job"
     return next((step for step in steps if not (job / step / jobs.SEAL).is_file()), "after the last step")
-
-
-def follow(root: str, url: str, at: int | None, step: str | None = None, sealed: bool = False) -> None:
-    """Follows the stream at a URL until there are `FOLLOWED` micro-batches in root/store; kills as for `refresh`."""
-    folder, points = _begun(root, step, sealed, at)
-    there = sum((folder / "work" / "job" / name_of(1 + n) / "step.json").exists() for n in range(FOLLOWED))
-    options = followed.OPTIONS | {"batches": FOLLOWED - there, "admit_after": 3}
-    with contextlib.closing(open_stream(url)) as stream:
-        made = aif.refreshing.follow(
-            stream, followed.files(), items=world.items(5), out=folder / "store", work=folder / "work", **options
-        )
-    end = {name: getattr(made, name) for name in ("published", "trained", "admitted", "version")} | {"points": points.count}
-    (folder / "end.json").write_text(json.dumps(end))
-
-
-def deltas(root: Path) -> list[dict[str, str]]:
-    """Digests of the files of each delta in root/store, in order; raises unless the last one is current."""
-    store = SnapshotStore(root / "store" / "deltas")
-    names = store.names()
-    assert names and store.current() == names[-1]
-    records = [json.loads((root / "store" / "deltas" / name / "snapshot-manifest.json").read_text())["files"] for name in names]
-    return [{relative: entry["sha256"] for relative, entry in files.items()} for files in records]
 
 
 def killing(step: str | None, sealed: bool, kill: Callable[[], Any]) -> Callable[..., Any]:

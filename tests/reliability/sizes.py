@@ -26,7 +26,6 @@ class Sizes:
     training_kills: int = 100
     training_crash_points: int = 100
     refresh_kills: int = 100  # of a job that refreshes a model
-    follow_kills: int = 50  # of one that follows a stream
     storm_requests: int = 1_000_000
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format

@@ -1,11 +1,9 @@
-"""Kills of a training run, a refresh, and a follower of a real stream that admits new items: each ends as one not killed."""
+"""Kills of a training run and of a refresh: each ends as one not killed."""
 
 from __future__ import annotations
 
 import abc
-import contextlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import redis
 
-from aif_jax.connectors import SnapshotStore, ValkeyStream
+from aif_jax.connectors import SnapshotStore
 from aif_jax.train.loop import JsonLines
-from tests import follow_world, refresh_world, servers
+from tests import refresh_world
 from tests.killed import Life
 from tests.reliability import refresher, victims
 from tests.reliability.sizes import FULL, generator
@@ -33,8 +30,6 @@ class Killed(abc.ABC):
     kills: tuple[tuple[str, bool], ...]
     """Steps, and whether they are killed when their work is done or when it is sealed too."""
     full: int
-    store = "store"
-    """Where the steps publish to."""
 
     def __init__(self, folder: Path, *arguments: Any):
         self.folder, self.arguments, self.number = folder, arguments, 0
@@ -97,59 +92,27 @@ class Refreshing(Killed):
         return self.end(root)["status"], refresher.contents(root)
 
 
-class Following(Killed):
-    """A published model follows later events in a real server: each is trained on once, each delta published once."""
-
-    work, steps, full = staticmethod(refresher.follow), refresher.FOLLOWING, FULL.follow_kills
-    store = "store/deltas"
-    kills = (
-        ("current", False), ("batch 000001", False), ("batch 000001", True), ("publish 000001", False),
-        ("publish 000001", True), ("batch 000002", True), ("publish 000002", False),
-    )  # fmt: skip
-
-    def __init__(self, folder: Path, url: str):
-        store = folder / "store"
-        SnapshotStore(store).publish(follow_world.export_of(folder / "export", rows=37))
-        stream = ValkeyStream(redis.Redis.from_url(url), ["events"])
-        stream.send_many(follow_world.messages(follow_world.until(store) - 20_000))
-        super().__init__(folder, f"{url}/events")
-        end, (_, deltas, samples) = self.end(folder / "1"), self.whole
-        assert end["published"] == len(deltas) == refresher.FOLLOWED and len(samples) == end["trained"] > 0
-        assert len(set(samples)) == len(samples)  # the world has no event twice in one second
-        assert end["admitted"] == 6
-
-    def new(self) -> Path:
-        root = super().new()
-        shutil.copytree(self.folder / "store", root / "store")
-        return root
-
-    def outcome(self, root: Path) -> Any:
-        return self.end(root)["version"], refresher.deltas(root), follow_world.trained_on(root / "work" / "job")
-
-
 @pytest.fixture(scope="module")
 def job(request, tmp_path_factory):
-    with contextlib.ExitStack() as server:
-        url = (server.enter_context(servers.valkey()),) if request.param is Following else ()
-        yield request.param(tmp_path_factory.mktemp("job"), *url)
+    return request.param(tmp_path_factory.mktemp("job"))
 
 
-@pytest.mark.parametrize("job", [Refreshing, Following], indirect=True)
+@pytest.mark.parametrize("job", [Refreshing], indirect=True)
 def test_a_job_is_killed_once_in_every_step(job):
     root = job.new()
     for step, sealed in job.kills:
         assert job.start(root, step, sealed).killed(), (step, sealed)
         published = sum(name.startswith("publish") for name in job.steps[: job.steps.index(step) + 1])
-        names = SnapshotStore(root / job.store).names()
+        names = SnapshotStore(root / "store").names()
         assert len(names) == published, f"{step}: half published, twice, or not when it was sealed"
-        assert SnapshotStore(root / job.store).current() == (names[-1] if names else None)
+        assert SnapshotStore(root / "store").current() == (names[-1] if names else None)
     assert not job.start(root).killed()
     assert job.outcome(root) == job.whole
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("job", [Training, Refreshing, Following], indirect=True)
+@pytest.mark.parametrize("job", [Training, Refreshing], indirect=True)
 def test_a_job_is_killed_before_any_change_of_a_file(job):
     rng = generator(type(job).__name__)
     kill_anywhere(job, job.full, lambda root: job.start(root, at=int(rng.integers(1, job.points))))
