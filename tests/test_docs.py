@@ -52,7 +52,7 @@ LIGHT_PAGES = (
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale_training": r"^[1-9]\d* steps\n0\.095 of a million ids collide"}
 """What a page prints that its text relies on, number by number."""
-SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale")
+SHOW_OUTPUTS = re.compile(r"tutorial_|connectors|which_config|scale|how_to_join")
 """Pages that show everything that they print; an HTML comment before the fence leaves one output unchecked."""
 NUMBER = r"[-+]?\d+(?:,\d{3})*(?:\.\d*)?(?:e[-+]?\d+)?"
 FACE = {"aif": "aif_jax", "columns": "Columns", "data": "Dataset", "model": "PreRanker", "run": "Run", "index": "ItemIndex"}

@@ -36,7 +36,6 @@ PASSED_ON = {
     "serving/users.py:UserStates._make": "the error of a callable",
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:engine_checks": "the engine's message", "service/client.py:Client.post": "the service's message",
-    "cli/refresh.py:run_watch.metrics": "the service's message",
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:refusing": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",

@@ -30,12 +30,9 @@ from aif_jax.refreshing import (
     GateConfig,
     Measured,
     Requests,
-    ShownItems,
     as_served,
     grown,
     judge,
-    judge_outcomes,
-    judge_service,
     measure,
     volume,
     warm_start,
@@ -44,7 +41,6 @@ from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.run import FIGURE, JSON, MARKDOWN, training_record
 from aif_jax.scores import with_calibration
 from aif_jax.service import models
-from aif_jax.serving.metrics import Histogram, prometheus_text
 from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
@@ -525,42 +521,3 @@ def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requ
 def test_volume_compares_the_new_part_with_the_days_before():
     times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])
     assert volume(times, 100) == pytest.approx(0.5, rel=0.02) and volume(times, 0) is None
-
-
-def test_a_service_is_judged_by_its_own_metrics():
-    pytest.importorskip("prometheus_client")
-
-    def counted(answered: int, degraded: int, failed: int, seconds: float) -> dict[str, Any]:
-        total = Histogram()
-        for _ in range(answered):
-            total.observe(seconds)
-        counters = {"answered": answered, "degraded": degraded}
-        return {"counters": counters, "degraded": {}, "failed": {"TimeoutError": failed}, "stages": {"total": total.values()}}
-
-    old, new = "a" * 12, "b" * 12
-    versions = {old: counted(500, 5, 1, 0.01), new: counted(300, 60, 30, 0.05)}
-    reasons = judge_service(prometheus_text(by_version=versions), new * 5, old * 5)
-    assert len(reasons) == 3 and "18.2% of 330 requests were degraded" in reasons[0]
-    assert "9.1% of 330 requests failed" in reasons[1] and "5.00 times as long" in reasons[2]
-    assert judge_service(prometheus_text(by_version={old: versions[old], new: versions[old]}), new, old) == ()
-    assert judge_service(prometheus_text(by_version={new: counted(50, 50, 0, 1.0)}), new, old) == ()  # too few
-    assert len(judge_service(prometheus_text(by_version={new: counted(0, 0, 200, 1.0)}), new, old)) == 1  # answers nobody
-
-
-def test_a_service_is_judged_by_what_followed():
-    rng, count = np.random.default_rng(0), 4000
-    users, truth = rng.integers(0, 300, count), rng.normal(-2, 1, count).astype(np.float32)
-    old = ShownItems(users, truth, (rng.random(count) < 1 / (1 + np.exp(-truth))).astype(np.float32))
-    later = (rng.random(count) < 1 / (1 + np.exp(-truth - 0.7))).astype(np.float32)  # another hour, more clicks
-    assert judge_outcomes(ShownItems(users, truth + np.float32(0.7), later), old) == ()
-    high, noise = old._replace(logits=truth + np.float32(0.5)), old._replace(logits=rng.permutation(truth))
-    (reason,) = judge_outcomes(high, old)
-    assert re.fullmatch(r"predicted over observed is 1.[34]\d, of the old version (0\.9|1\.0)\d; bound: at most 20%.*", reason)
-    (reason,) = judge_outcomes(noise, old)  # as many predicted as observed, and no order among them
-    assert re.fullmatch(r"normalized entropy is 1\.\d+, of the old version 0\.\d+; bound: at most 0.05 more", reason)
-    assert judge_outcomes(high, old, calibration=1.0) == () == judge_outcomes(high, high) == judge_outcomes(old, high)
-    some = users < 90
-    few = ShownItems(*(column[some] for column in high))
-    assert judge_outcomes(few, old) == judge_outcomes(high, ShownItems(*(column[some] for column in old))) == ()
-    assert judge_outcomes(few, old, users=80)
-    assert judge_outcomes(high._replace(labels=np.zeros(count, np.float32)), old) == ()

@@ -10,22 +10,16 @@ import threading
 import time
 import tracemalloc
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import aif_jax as aif
 from aif_jax import connectors
-from aif_jax.data.pipeline import make_batch
 from aif_jax.encoding.vocabulary import id_array
-from aif_jax.jobs import join_outcomes
-from aif_jax.readers.read import read_samples
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.log import LogRecord, RequestLog, logged_arrays, read_log
 from aif_jax.serving import Candidates
-from aif_jax.train.step import score
 from tests.service_world import ANN, EVENTS, IDS, exports, running
 
 
@@ -143,27 +137,6 @@ def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkey
         log._write([record])
         names.append(max(path.name for path in tmp_path.iterdir()))
     assert names == sorted(set(names)) and len(list(read_log(tmp_path))) == 3
-
-
-def test_joined_samples_score_as_the_service_did(logged, tmp_path):
-    """No skew between serving and training: the samples of a service's log, under the version that answered."""
-    world = exports()
-    records = [record for record in read_log(logged) if record.features is not None]
-    assert {record.id for record in records} == {"r1", "s1", "r2"}
-    clicks = {"request": ["r1", "s1"], "item": [records[0].ids[2], int(IDS[0])], "outcome": ["click"] * 2}
-    clicks |= {"time": [int(record.time) + 2 for record in records[:2]]}
-    encoder = world.encoder.with_length(world.model.config.history_length)
-    made = join_outcomes(logged, clicks, tmp_path / "out", encoder=encoder, windows={"click": 60}, until=2_000_000_000)
-    assert made.left_out.pop("without features") == 1 and made.samples + sum(made.left_out.values()) == 3
-    events = {"user": ["ann"], "item": [int(IDS[0])], "time": [1_700_000_000]}
-    bids = {"item": IDS, "category": ["tea", "cup", "pot", "tin"] * (len(IDS) // 4), "bid": np.linspace(1, 2, len(IDS))}
-    samples = read_samples(tmp_path / "out", aif.read(events, items=bids, encoder=encoder, unknown="skip", progress=False))
-    cascade, config = samples.cascade, world.model.config
-    batch = make_batch(samples, cascade.positions, cascade.rows, cascade.labels, config=config)
-    scores = np.asarray(jax.jit(lambda params, batch: score(world.model, params, batch))(world.params["one"], batch))
-    known = ~np.isnan(cascade.labels["served"])
-    assert known.sum() >= 5 + 3 and (cascade.labels["click"] == 1).sum() >= 1
-    np.testing.assert_allclose(scores[known], cascade.labels["served"][known], rtol=1e-5, atol=1e-5)
 
 
 def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):

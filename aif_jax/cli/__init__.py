@@ -1,8 +1,8 @@
 """The command line `aif-jax`: check files, train, build and follow an index, export, verify, refresh, serve.
 
 Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
-2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh` or
-`watch` refused a model; 141 nobody reads the output any more, as after `| head`.
+2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh`
+refused a model; 141 nobody reads the output any more, as after `| head`.
 """
 
 from __future__ import annotations

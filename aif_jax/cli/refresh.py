@@ -1,4 +1,4 @@
-"""The commands of the next model: `refresh`, `watch` and `rollback`."""
+"""The commands of the next model: `refresh` and `rollback`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from typing import Any
 
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, REFUSED
-from aif_jax.refreshing import GateConfig, refresh, watch
-from aif_jax.service.client import GONE, Client, ServiceError
+from aif_jax.refreshing import GateConfig, refresh
 
 FLAGS = (
     "unknown", "since", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed", "requests", "k",
     "user_table", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
-WATCHED = ("minutes", "every", "degraded", "failed", "slowdown", "requests", "samples", "calibration", "log_loss", "users")
-"""Arguments of `watch` that have a flag of their name."""
 BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]
 
 
@@ -43,14 +40,6 @@ def add_refresh_commands(commands: Any) -> None:
     shared.add_flags(one, refresh, FLAGS)
     one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
     shared.add_shown(one, printed="the report")
-
-    one = shared.add_command(commands, "watch", run_watch)
-    one.add_argument(
-        "--service", required=True, metavar="URL", help="a service that follows the store, such as http://HOST:8080"
-    )
-    one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
-    one.add_argument("--token", help="bearer token of the service")
-    shared.add_flags(one, watch, WATCHED)
 
     one = shared.add_command(commands, "rollback", run_rollback)
     one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
@@ -78,28 +67,6 @@ def run_refresh(options: argparse.Namespace) -> int:
         reasons = made.report.get("gate", {}).get("reasons", ())
         print("\n".join([made.status if made.name is None else f"{made.status}: {made.name}", *reasons]))
     return REFUSED if made.status == "refused" else FINE
-
-
-def run_watch(options: argparse.Namespace) -> int:
-    """Watches the current version in service for some minutes, and takes it back where it does worse than the one before.
-
-    Exit code 0: it stays; 3: it was taken back, and the output says why; 1 and 2 as for every command.
-    """
-
-    def metrics() -> str:
-        with Client(options.service, token=options.token) as client:
-            try:
-                status, _, text = client.request("GET", "/metrics")
-            except OSError as error:
-                raise ConnectionError(f"--service {options.service}: {error}") from error
-        if status in GONE:
-            raise ConnectionError(f"GET /metrics: expected an answer, got status {status}; it is asked again")
-        if status != 200:
-            raise ServiceError(status, {"code": "metrics", "message": text.decode(errors="replace")[:200]})
-        return text.decode()
-
-    with shared.open_store(options.out) as store:
-        return REFUSED if watch(metrics, store, **shared.flags_given(options, WATCHED)) else FINE
 
 
 def run_rollback(options: argparse.Namespace) -> int:

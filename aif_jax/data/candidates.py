@@ -467,10 +467,8 @@ def retrieved(
 
 def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:
     """ValueError for a threshold that is no action row of at least `least`, with the raw actions of the rows."""
-    actions, raw = dataset.actions, []
-    if dataset.served is not None:
-        raw = ["shown", *dataset.served.outcomes]
-    elif dataset.encoder is not None:
+    actions, raw = dataset.schema.actions, []
+    if dataset.encoder is not None:
         known = dataset.encoder.vocabularies.get("action")
         raw = list(dataset.encoder.columns.actions) or ([] if known is None else np.asarray(known.raw).tolist())
     rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))

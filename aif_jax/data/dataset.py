@@ -11,7 +11,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
-from aif_jax.data.cascade import Cascade, ServedFeatures, names_of
+from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import COLUMNS, EventLog, ItemStatistics, repeated_share
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import ticks
@@ -43,8 +43,6 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
-      served: features as a service served them, see `jobs.outcomes`: samples take them as they are, `users` may be any, and
-        the log has what was shown, not the histories. None where histories are in the log.
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
@@ -65,7 +63,6 @@ class Dataset:
     encoder: Encoder | None = None
     cascade: Cascade | None = None
     repeats: bool | None = None
-    served: ServedFeatures | None = None
 
     def __post_init__(self):
         schema, users, items = self.schema, len(self.users), len(self.items)
@@ -79,8 +76,7 @@ class Dataset:
         expect(same, "Dataset.items", "the raw ids of the catalogue in the same order and rows", got)
         if self.encoder is not None:
             known = self.encoder.vocabularies
-            of_users = self.users if self.served is not None else known["user"]
-            same = (self.encoder.schema, of_users, known["item"]) == (schema, self.users, self.items)
+            same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
             got = f"one of {self.encoder.schema!r}; take the encoder that read them"
             expect(same, "Dataset.encoder", "one of this schema with these users and items", got)
             self._carry(self.encoder)
@@ -91,7 +87,7 @@ class Dataset:
         name, shape = "Dataset.user_floats", (users, schema.user_floats)
         expect_finite(expect_array(self.user_floats, name, dtype=np.float32, shape=shape), name)
         expect_range(self.log.item, "Dataset.log.item", size=items)
-        expect_range(self.log.action, "Dataset.log.action", size=self.actions)
+        expect_range(self.log.action, "Dataset.log.action", size=self.schema.actions)
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
@@ -109,11 +105,6 @@ class Dataset:
         """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
         return self.catalogue.encoding
 
-    @property
-    def actions(self) -> int:
-        """Actions that the log may have, 0 among them: the schema's, or of served requests one shown and one an outcome."""
-        return self.schema.actions if self.served is None else len(self.served.outcomes) + 2
-
     @functools.cached_property
     def repeated(self) -> float:
         """Measured share of the events that repeat an item which their user has met before, see `events.repeated_share`."""
@@ -122,7 +113,7 @@ class Dataset:
     @functools.cached_property
     def histories(self) -> EventLog:
         """The events that histories hold: those of `Columns.history_actions`, or the whole log."""
-        engaged = None if self.encoder is None or self.served is not None else self.encoder.engaged
+        engaged = None if self.encoder is None else self.encoder.engaged
         if engaged is None:
             return self.log
         kept = np.isin(self.log.action, engaged)
@@ -140,7 +131,6 @@ class Dataset:
             "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
             "side": catalogue.side,
             "users": {**self.user_ids, "floats": self.user_floats},
-            "served": {} if self.served is None else names_of(self.served.features),
         }
         encoding = "" if self.encoder is None else self.encoder.version
         state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
@@ -160,23 +150,18 @@ class Dataset:
           CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
-        if self.served is not None:
-            return dataclasses.replace(self.served.of(positions, length=length), encoding=self.encoding)
         users = self.log.user[positions]
         self.expect_intact("user", positions, users, len(self.users))
         return self._features(users, self.log.time[positions], self.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
-        expect(self.served is None, "request_features", "data with histories in its log", f"served requests: {self!r}")
         users = expect_integers(users, "users", size=len(self.users))
         end = self.histories.history_end_at(users, times)
         return self._features(users, ticks(times, "times").seconds, end, length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
-        """int64 [B] events in the whole history before each sample, or in that which was served."""
-        if self.served is not None:
-            return self.served.history_lengths(positions)
+        """int64 [B] events in the whole history before each sample."""
         at = np.asarray(positions)
         users = self.log.user[at]
         self.expect_intact("user", at, users, len(self.users))
@@ -185,8 +170,6 @@ class Dataset:
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:
         """Item statistics as of any moment, from the events of the log; None where the schema has none."""
-        if self.served is not None:
-            return self.served.statistics
         return item_statistics(self.schema, self.log)
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:

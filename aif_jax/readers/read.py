@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import check_encoding, expect
-from aif_jax.data.cascade import LOGGED, Cascade, ServedFeatures, features_from, from_columns, join_samples, open_samples
+from aif_jax.checks import expect
+from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset, item_statistics
-from aif_jax.data.events import COLUMNS as OF_LOG
 from aif_jax.data.events import EventLog, out_of_order
 from aif_jax.encoding.capacity import Capacity, Turnover, add_counts, assign
 from aif_jax.encoding.columns import CODED, Columns, File, Kind
@@ -477,46 +476,3 @@ def read_cascade(
     if cut:
         logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
     return dataclasses.replace(data, cascade=made)
-
-
-def read_samples(folder: str | Path | Sequence[str | Path], data: Dataset) -> Dataset:
-    """The samples that `jobs.outcomes.join_outcomes` wrote, for `fit` with the task `Impressions` or `Cascaded`.
-
-    A user's features are those that were served; an item's come from the catalogue of `data`. Arrays stay on disk, but those of
-    several runs are copied into memory.
-
-    `Impressions(candidates=C, threshold=2)` trains the first outcome: action 1 is an item that was shown, 2 one with the first
-    outcome, 3 with the second; threshold={"click": 2, "conversion": 3} is for a later outcome that only follows the earlier.
-    `Cascaded` has a label of each outcome, unknown where nothing was shown, and the logit that was served as "served".
-
-    Args:
-      folder: folder of samples, or a list of such folders, of runs one after the other.
-      data: read with the encoder of the samples, such as `read(events, items=items, encoder=encoder, unknown="skip")`.
-
-    Returns:
-      Data with the samples in place of events and users. Users are numbered by a hash of their id, to group them.
-
-    Raises:
-      FileNotFoundError, ValueError: no folder of samples, or a damaged one; runs that do not fit together.
-      EncodingMismatch: data of another encoder than the samples'.
-    """
-    record, arrays = open_samples(folder) if isinstance(folder, str | Path) else join_samples(folder)
-    check_encoding(str(folder), expected=data.encoding, got=record["encoding"])
-    users, schema = Vocabulary(arrays["users"]), data.schema
-    parts = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("features.")}
-    labels = {name.partition(".")[2]: arrays[name] for name in arrays if name.startswith("labels.")}
-    features = features_from(parts, schema, encoding=record["encoding"], name=str(folder))
-    lengths = {a.name: () if a.length == 1 else (a.length,) for a in schema.user_attributes}
-    return dataclasses.replace(
-        data,
-        name=f"{data.name}, served",
-        log=EventLog(**{name: arrays[name] for name in (*OF_LOG, "offsets")}),
-        users=users,
-        user_ids={name: np.broadcast_to(np.int32(0), (len(users), *rest)) for name, rest in lengths.items()},
-        user_floats=np.broadcast_to(np.float32(0), (len(users), schema.user_floats)),
-        cascade=Cascade(positions=arrays["positions"], rows=arrays["rows"], stage=arrays["stage"], labels=labels),
-        served=ServedFeatures(
-            positions=arrays["positions"], features=features, outcomes=tuple(record["outcomes"]), statistics=data.statistics
-        ),
-        repeats=True,
-    )

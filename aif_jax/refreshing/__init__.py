@@ -8,21 +8,16 @@ from aif_jax.refreshing.gate import (
     GateConfig,
     Measured,
     Requests,
-    ShownItems,
     Verdict,
     judge,
-    judge_outcomes,
-    judge_service,
     measure,
     volume,
 )
 from aif_jax.refreshing.run import Refreshed, refresh
 from aif_jax.refreshing.warm import as_served, grown, warm_start
-from aif_jax.refreshing.watch import watch
 
 __all__ = [
     "refresh", "Refreshed",
-    "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "judge_service", "volume", "watch",
-    "ShownItems", "judge_outcomes",
+    "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "volume",
     "grown", "warm_start", "as_served",
 ]  # fmt: skip

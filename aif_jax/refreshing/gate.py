@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import timeit
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -272,141 +271,6 @@ def volume(times: np.ndarray, since: int) -> float | None:
     start = max(int(times.min()), since - span)
     before, now = np.count_nonzero((times >= start) & (times < since)), np.count_nonzero(times >= since)
     return float(now / span / (before / (since - start))) if before and span > 0 else None
-
-
-def judge_service(
-    text: str, new: str, old: str, *, degraded: float = 0.05, failed: float = 0.01, slowdown: float = 2.0, requests: int = 100
-) -> tuple[str, ...]:
-    """Why a version in service should be taken back, by what the service counts of it and of the version before.
-
-    A pure function of the answer to `GET /metrics`: call it some minutes after a publish, and run `aif-jax rollback` where it
-    returns a reason. Both versions must be in memory still (`serve --keep`, and a canary by share keeps both in use).
-    Calibration needs outcomes, which the service does not have: see `judge_outcomes`.
-
-    Args:
-      text: metrics in the Prometheus text format; workers are added up.
-      new, old: versions, at least the first 12 digits.
-      degraded: how much larger the share of degraded answers may be than the old version's.
-      failed: the same for failed requests.
-      slowdown: most mean time of a request, as a multiple of the old version's.
-      requests: requests to the new version, failed ones too, that a verdict needs; with fewer there is none.
-
-    Returns:
-      Sentences: what, measured, bound; empty where the version may stay, or has had too few requests.
-
-    Example:
-      >>> line = 'aif_{}_total{{version="{}"}} {}\\n'
-      >>> text = "".join(line.format(*each) for each in [("answered", "b" * 12, 200), ("degraded", "b" * 12, 50)])
-      >>> judge_service(text, "b" * 64, "a" * 64)
-      ("25.0% of 200 requests were degraded, 0.0% of the old version's; bound: at most 5.0 points more",)
-    """
-    counts = {version: _samples(text, version[:12]) for version in (new, old)}
-    asked = {version: requests_to(text, version) for version in (new, old)}
-    if asked[new] < requests:
-        return ()
-    reasons = []
-
-    def share(version: str, name: str) -> float:
-        return counts[version].get(name, 0.0) / asked[version] if asked[version] else 0.0
-
-    for what, name, bound in (("requests were degraded", "aif_degraded_total", degraded),
-                              ("requests failed", "aif_failed_reason_total", failed)):  # fmt: skip
-        now, before = share(new, name), share(old, name)
-        if now - before > bound:
-            than = f"{before:.1%} of the old version's; bound: at most {100 * bound:.1f} points more"
-            reasons.append(f"{now:.1%} of {asked[new]:.0f} {what}, {than}")
-    spent = [counts[version].get(f"aif_stage_seconds_{TOTAL}_mean", 0.0) for version in (new, old)]
-    if spent[1] and spent[0] > slowdown * spent[1]:
-        times = f"a request takes {spent[0] / spent[1]:.2f} times as long as with the old version"
-        reasons.append(f"{times}; bound: at most {slowdown:g} times")
-    return tuple(reasons)
-
-
-class ShownItems(NamedTuple):
-    """Items that a version showed, with what it predicted and what followed.
-
-    Attributes:
-      users: int64 [n], an integer for each user.
-      logits: float32 [n], of calibrated probabilities where the model has a calibration.
-      labels: float32 [n], 1 where the outcome followed, else 0.
-    """
-
-    users: np.ndarray
-    logits: np.ndarray
-    labels: np.ndarray
-
-
-def judge_outcomes(
-    new: ShownItems, old: ShownItems, *, calibration: float = 0.2, log_loss: float = 0.05, users: int = 100, draws: int = 1000,
-    level: float = 0.95,
-) -> tuple[str, ...]:  # fmt: skip
-    """Why a version in service should be taken back, by what users did with the items that it and the version before showed.
-
-    Two figures, neither of which depends on how often the outcome follows: predicted over observed, and log-loss over the
-    entropy of the observed rate (normalized entropy, He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at
-    Facebook"). A figure counts where it is worse by more than its bound and the interval over users leaves out no difference.
-    The hours of the two versions differ unless both serve at once (a canary by share).
-
-    Args:
-      new, old: items that each version showed, after the window of the outcome.
-      calibration: how much the factor between predicted and observed may grow: 0.2 lets 1.1 become 1.32 or 0.76.
-      log_loss: what may be added to the normalized entropy.
-      users: users of each version that a verdict needs; with fewer, or without an outcome, there is none.
-      draws, level: see `metrics.user_interval`.
-
-    Returns:
-      Sentences: what, measured, bound; empty where the version may stay, or nothing can be said yet.
-
-    Example:
-      >>> user, label = np.arange(400), (np.arange(400) % 2).astype(np.float32)
-      >>> fair, high = (ShownItems(user, np.full(400, logit, np.float32), label) for logit in (0.0, 2.0))
-      >>> judge_outcomes(fair, high), judge_outcomes(high, fair, log_loss=1.0)
-      ((), ('predicted over observed is 1.76, of the old version 1.00; bound: at most 20% further from 1',))
-    """
-    if min(len(np.unique(shown.users)) for shown in (new, old)) < users or not (new.labels.any() and old.labels.any()):
-        return ()
-    found: list[dict[str, ByUser]] = []
-    for shown in (new, old):
-        made = metrics.probabilities_by_user(shown.logits, shown.labels, shown.users)
-        rate = np.float64(shown.labels.mean())
-        entropy = -rate * np.log(rate) - (1 - rate) * np.log1p(-rate) if rate < 1 else 1.0
-        loss = made["log_loss"]
-        found.append({"calibration": made["calibration"], "loss": loss._replace(values=loss.values / entropy)})
-    options: dict[str, Any] = {"draws": draws, "level": level}
-    ratio = metrics.paired_interval(found[0]["calibration"], found[1]["calibration"], ratio=True, **options)
-    added = metrics.paired_interval(found[0]["loss"], found[1]["loss"], **options)
-    now, before = (each["calibration"].mean for each in found)
-    reasons = []
-    if abs(np.log(now)) - abs(np.log(before)) > np.log1p(calibration) and not ratio.low <= 1 <= ratio.high:
-        figures = f"predicted over observed is {now:.2f}, of the old version {before:.2f}"
-        reasons.append(f"{figures}; bound: at most {calibration:.0%} further from 1")
-    if added.value > log_loss and added.low > 0:
-        figures = f"normalized entropy is {found[0]['loss'].mean:.3f}, of the old version {found[1]['loss'].mean:.3f}"
-        reasons.append(f"{figures}; bound: at most {log_loss:g} more")
-    return tuple(reasons)
-
-
-TOTAL = "total"  # the stage that is the whole request
-SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\{([^}]*)\} ([0-9.eE+-]+)")
-
-
-def requests_to(text: str, version: str) -> float:
-    """Requests to a version, failed ones too, by the metrics of a service."""
-    found = _samples(text, version[:12])
-    return found.get("aif_answered_total", 0.0) + found.get("aif_failed_reason_total", 0.0)
-
-
-def _samples(text: str, version: str) -> dict[str, float]:
-    """Sums by name of the samples of a version, and the mean seconds of its requests."""
-    sums: dict[str, float] = {}
-    for match in filter(None, map(SAMPLE.match, text.splitlines())):
-        if f'version="{version}"' in match[2]:
-            stage = f"_{TOTAL}" if f'stage="{TOTAL}"' in match[2] else ""
-            sums[match[1] + stage] = sums.get(match[1] + stage, 0.0) + float(match[3])
-    count = sums.get(f"aif_stage_seconds_count_{TOTAL}", 0.0)
-    if count:
-        sums[f"aif_stage_seconds_{TOTAL}_mean"] = sums[f"aif_stage_seconds_sum_{TOTAL}"] / count
-    return sums
 
 
 def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict[str, Any]]:

@@ -221,7 +221,7 @@ def _with_history(
     select: Callable[..., np.ndarray], data: Dataset, *, min_history: int, since: int | None, before: int | None
 ) -> np.ndarray:
     """Positions of the log by `select` of `data.split`, in a span of time, whose history is long enough."""
-    if data.served is None and data.histories is data.log:
+    if data.histories is data.log:
         return select(data.log, min_history=min_history, since=since, before=before)
     positions = select(data.log, min_history=0, since=since, before=before)
     return positions[data.history_lengths(positions) >= min_history]

@@ -1,6 +1,5 @@
-"""Refresh every day with Airflow: the day's refresh, then minutes of service, then a return where the live metrics say so."""
+"""Refresh every day with Airflow."""
 
-import os
 import subprocess
 
 import pendulum
@@ -24,13 +23,7 @@ def refresh_preranker():
         if code:
             raise RuntimeError(f"refresh: exit code {code}")
 
-    @task(retries=0)
-    def watch() -> None:
-        code = subprocess.run(["aif-jax", "watch", "--service", os.environ["PRERANKER"], "--out", OUT], check=False).returncode
-        if code:
-            raise AirflowFailException("taken back, see the log" if code == REFUSED else f"watch: exit code {code}")
-
-    refresh() >> watch()
+    refresh()
 
 
 refresh_preranker()

@@ -16,7 +16,6 @@ PLACES = {
     "aif_jax.data.hashing": "aif_jax.encoding.hashing",
     "aif_jax.train.loop": "aif_jax.train.loop.loop",
     "aif_jax.refresh": "aif_jax.refreshing.run.refresh",
-    "aif_jax.refreshing.watch": "aif_jax.refreshing.watch.watch",
     "aif_jax.blocks.block": "aif_jax.blocks.block.block",
 }
 """Where a name is defined, if a module of the same name hides it from MkDocs."""
