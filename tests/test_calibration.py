@@ -187,14 +187,6 @@ def test_deciles_by_hand():
     assert (rates.ratio, rates.error) == (2.0, 0.25) and rates.entries[5] == 4
 
 
-def test_the_plot_is_drawn(tmp_path):
-    made = metrics.Deciles((0.0, 0.1, 0.4), (0.0, 0.12, 0.4), (50.0, 50.0, 50.0))
-    metrics.plot_deciles({"model": made, "none": metrics.Deciles((), (), ())}, tmp_path / "deciles.png", title="click")
-    assert (tmp_path / "deciles.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match="series: expected at least one"):
-        metrics.plot_deciles({}, tmp_path / "none.png")
-
-
 def test_a_score_of_next_items_needs_popularity_taken_off():
     """logQ teaches log popularity + log lift, and a click on what is shown depends on the lift alone.
 

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from aif_jax import connectors, metrics, train
+from aif_jax import connectors
 from aif_jax.checks import needs_extra
 from aif_jax.cli import doctor
 from aif_jax.connectors.valkey import open_client
@@ -62,8 +62,6 @@ async def serve_http(folder):
 
 
 DOORS = [
-    ("matplotlib", "plots", lambda folder: metrics.plot_deciles({}, folder / "p.png")),
-    ("tensorboardX", "tensorboard", lambda folder: train.TensorBoard(folder)),
     ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("127.0.0.1:1", "topic")),
     ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
     ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import sys
 
 import pytest
 
-from aif_jax.train.loop import JsonLines, TensorBoard
+from aif_jax.train.loop import JsonLines
 
 
 def test_json_lines_by_hand(tmp_path):
@@ -96,38 +94,3 @@ def test_a_row_is_on_disk_when_it_is_written(tmp_path, monkeypatch):
     log.write(1, {})
     log.write(2, {})
     assert synced == [str(log.path), str(tmp_path), str(log.path)]
-
-
-def points(folder) -> list[tuple[int, str, float]]:
-    """What TensorBoard would show, read from the event files: a step that a later file purges is gone."""
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    shown: list[tuple[int, str, float]] = []
-    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.name):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack("<Q", data[at : at + 8])
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            at += 16 + size
-            if event.session_log.status == SessionLog.START:
-                shown = [point for point in shown if point[0] < event.step]
-            shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-    return shown
-
-
-def test_tensorboard_files_can_be_read_and_resumed(tmp_path):
-    with TensorBoard(tmp_path) as log:
-        log.rewind(0)
-        for step in (10, 20, 30):
-            log.write(step, {"loss": step / 4, "skipped": 0.0})
-    with TensorBoard(tmp_path) as log:
-        log.rewind(20)
-        log.write(30, {"loss": 9.0, "skipped": 1.0})
-    kept = [(step, name, value) for step in (10, 20) for name, value in (("loss", step / 4), ("skipped", 0.0))]
-    assert points(tmp_path) == [*kept, (30, "loss", 9.0), (30, "skipped", 1.0)]
-
-
-def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r'pip install "aif_jax\[tensorboard\]"'):
-        TensorBoard(tmp_path)

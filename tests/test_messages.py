@@ -15,7 +15,7 @@ STATES = {
     "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
     "Overloaded": "more calls than can be answered", "Stale": "an old model", "ConnectionError": "the network",
     "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread", "ProcessError": "another process",
-    "WriterConflict": "another writer", "ShardsMissing": "services that did not answer", "AssertionError": "cannot happen",
+    "WriterConflict": "another writer", "AssertionError": "cannot happen",
     "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",
     "NonFiniteScores": "a model whose scores are NaN", "SourceError": "a record of the feature source", "Skipped": "no error",
 }  # fmt: skip
@@ -26,7 +26,6 @@ PASSED_ON = {
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:ticks": "`wrong_unit` makes the text",
     "encoding/times.py:stamps": "`wrong_unit` makes the text",
-    "export/consume/model.py:verify_in_child": "the message of the child, or how it ended",
     "jobs/encode.py:refuse": "the message of an error, behind the place",
     "jobs/encode.py:ItemJob.encode_file": "the message of an error, behind the file",
     "readers/sources.py:Problems.expect_none": "the problems of files, each with expected and got",

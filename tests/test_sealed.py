@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -124,7 +123,7 @@ KINDS = {
     ),
     "export": Kind(
         lambda folder, _: shutil.copytree(Path(make_export.__file__).parent / "export", folder / "model"), "model",
-        tuple(functools.partial(read, trusted=True) for read in (export.load, export.verify)),
+        (export.load, export.verify),
         data="user.jax_export", error=ExportError,
     ),
 }  # fmt: skip

@@ -26,8 +26,8 @@ from aif_jax.types import Params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "lazy-loader", "tqdm")
 EXTRAS = {
-    "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",), "plots": ("matplotlib",),
-    "tensorboard": ("tensorboardX",), "service": ("uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "pyarrow"),
+    "data": ("pyarrow",), "export": ("flatbuffers",), "metrics": ("prometheus-client",),
+    "service": ("uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "pyarrow"),
     "remote": ("redis", "hiredis"), "kafka": ("confluent-kafka", "pyarrow"), "store": ("fsspec", "s3fs"),
     "ray": ("ray", "pyarrow"),
     "spark": ("pyspark", "pyarrow"), "experiments": ("scikit-learn", "matplotlib", "pyarrow"),

@@ -94,8 +94,7 @@ def restore(
 ) -> Restored:
     """The model in an exported folder, for the engine of this package: its functions are compiled from the code that is here.
 
-    No exported function is read or run, so there is no child process as in `load`: parameters, config and encoder are data.
-    Import the modules of your blocks first.
+    No exported function is read or run: parameters, config and encoder are data. Import the modules of your blocks first.
 
     Args:
       folder: what `save` wrote.

@@ -18,7 +18,7 @@ from aif_jax.metrics.entries import (
     ndcg_at_k, order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
 )  # fmt: skip
 from aif_jax.metrics.intervals import (
-    ByUser, Interval, auc_by_user, gauc_by_user, mean_by_user, paired_interval, paired_intervals, plot_deciles,
+    ByUser, Interval, auc_by_user, gauc_by_user, mean_by_user, paired_interval, paired_intervals,
     probabilities_by_user, ratio_by_user, user_interval, user_intervals,
 )  # fmt: skip
 
@@ -26,7 +26,7 @@ __all__ = [
     "auc", "gauc", "Weighting",
     "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
     "ranker_recall_at_k", "order_agreement", "hit_rate_by_stage",
-    "log_loss", "calibration", "deciles", "plot_deciles",
+    "log_loss", "calibration", "deciles",
     "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",
     "user_interval", "user_intervals", "paired_interval", "paired_intervals",
     "Averaged", "Calibration", "Deciles",

@@ -16,7 +16,7 @@ import numpy as np
 
 from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset, pure_svd
-from aif_jax.checks import ArgumentError, expect, needs_extra
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.capacity import new_rows
@@ -451,21 +451,16 @@ def _task_record(task: Task) -> dict[str, Any]:
     return {"name": type(task).__name__} | dataclasses.asdict(task)
 
 
-MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"  # what a refresh changed, for people
+MARKDOWN, JSON = "report.md", "report.json"  # what a refresh changed, for people
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Writes `report.json`, `report.md` and, where matplotlib is installed, `report.png` into a folder that is there."""
-    try:
-        _plot(report, folder / FIGURE)
-        drawn = True
-    except ImportError:  # the figure is all that the extra gives
-        drawn = False
+    """Writes `report.json` and `report.md` into a folder that is there."""
     (folder / JSON).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    (folder / MARKDOWN).write_text(_markdown(report, figure=drawn), "utf-8")
+    (folder / MARKDOWN).write_text(_markdown(report), "utf-8")
 
 
-def _markdown(report: Mapping[str, Any], *, figure: bool = False) -> str:
+def _markdown(report: Mapping[str, Any]) -> str:
     """The report as Markdown: the outcome, reasons, vocabularies, metrics, sizes, seconds."""
     data, status = report["data"], report["status"]
     lines = [f"# Refresh: {status}", ""]
@@ -496,34 +491,7 @@ def _markdown(report: Mapping[str, Any], *, figure: bool = False) -> str:
         lines += [f"The new top k holds {overlap:.1%} of the old one.", ""]
     lines += _table(("part", "bytes"), [(name, f"{count:,}") for name, count in report["bytes"].items()])
     lines += _table(("step", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in report["seconds"].items()])
-    if figure:
-        lines += [f"![what changed]({FIGURE})", ""]
     return "\n".join(lines)
-
-
-def _plot(report: Mapping[str, Any], path: Path) -> None:
-    """Draws differences of the metrics with their intervals, and seconds by step, as a PNG; ImportError without matplotlib."""
-    with needs_extra("plots need matplotlib", "plots"):
-        from matplotlib.figure import Figure
-    drawn = Figure(figsize=(9, 4), layout="constrained")
-    left, right = drawn.subplots(1, 2)
-    rows = [
-        (metric if name == "newest" else f"{name}: {metric}", *each["difference"])
-        for name, metrics in report["gate"].get("metrics", {}).items()
-        for metric, each in metrics.items()
-        if metric.partition("@")[0] in ("auc", "gauc", "hr", "log_loss", "calibration_error")
-    ]
-    for place, (_, value, low, high) in enumerate(reversed(rows)):
-        left.errorbar(
-            value, place, xerr=[[max(0, value - low)], [max(0, high - value)]], marker="o", color="tab:blue", capsize=3
-        )
-    left.set_yticks(range(len(rows)), [row[0] for row in reversed(rows)])
-    left.axvline(0, color="0.7", linestyle="--")
-    left.set(title=f"new - old, {report['status']}", xlabel="difference with its interval over users")
-    seconds = report["seconds"]
-    right.barh(list(reversed(seconds)), list(reversed(seconds.values())))
-    right.set(title="where the time went", xlabel="seconds")
-    drawn.savefig(path, dpi=110)
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

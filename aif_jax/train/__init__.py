@@ -4,7 +4,7 @@ from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
 from aif_jax.train.edits import calibrate, carry_over, carry_over_state, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
-from aif_jax.train.loop import BadBatch, JsonLines, TensorBoard, loop, resume
+from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
 from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
 from aif_jax.train.step import TrainState, init_state, make_step, score
@@ -15,6 +15,6 @@ __all__ = [
     "svd_factors",
     "losses", "Goal", "Goals", "SequenceLoss", "lcron", "pairwise_ndcg", "margin_info_nce",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
-    "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines", "TensorBoard",
+    "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines",
     "carry_over", "carry_over_state",
 ]  # fmt: skip

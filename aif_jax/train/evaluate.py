@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -166,11 +165,6 @@ class Evaluation:
     @functools.cached_property
     def _intervals(self) -> dict[str, metrics.Interval]:
         return self.intervals()
-
-    def plot(self, path: str | os.PathLike[str], *, title: str = "") -> None:
-        """Draws predicted against observed by decile, a line for each objective; see `metrics.plot_deciles`."""
-        of_all = self.objectives or {"predicted against observed": self}
-        metrics.plot_deciles({name: figures.deciles for name, figures in of_all.items()}, path, title=title)
 
     def __str__(self) -> str:
         sure = self._intervals

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.checks import expect, needs_extra
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
@@ -32,7 +32,6 @@ from aif_jax.train.step import StepFn, TrainState, agreed
 from aif_jax.trees import leaves_by_path
 
 logger = logging.getLogger(__name__)
-FLUSH_SECONDS = 5
 
 
 class LogWriter(Protocol):
@@ -114,48 +113,6 @@ class JsonLines:
     def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-
-class TensorBoard:
-    """Scalars for TensorBoard through tensorboardX, which must be installed; each start has a file in `folder`."""
-
-    def __init__(self, folder: str | os.PathLike[str]):
-        with needs_extra("TensorBoard logs need tensorboardX", "tensorboard"):
-            import tensorboardX
-        self._module = tensorboardX
-        self.folder = local(folder)
-        self._writer: Any = None
-
-    def __enter__(self) -> TensorBoard:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to the curve of each figure."""
-        writer = self._writer or self._open(None)
-        for name, value in values.items():
-            writer.add_scalar(name, float(value), step)
-
-    def rewind(self, step: int) -> None:
-        """Begins a new event file, which tells TensorBoard to drop the points behind `step`."""
-        self.close()
-        self._open(step + 1)
-
-    def _open(self, purge_step: int | None) -> Any:
-        # The name must differ from that of a run that was killed within the same second: the file would be written over.
-        suffix = f".{time.time_ns()}"
-        self._writer = self._module.SummaryWriter(
-            str(self.folder), purge_step=purge_step, flush_secs=FLUSH_SECONDS, filename_suffix=suffix
-        )
-        return self._writer
-
-    def close(self) -> None:
-        """Closes the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=None"

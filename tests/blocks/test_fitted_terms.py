@@ -65,7 +65,7 @@ def test_a_term_is_added_to_every_score_through_index_engine_and_export(data, ru
     with pytest.raises(VersionMismatch):
         asyncio.run(served(run.index(data.catalogue, progress=False)))
     made.export(tmp_path / "export", index=index)
-    assert aif.export.verify(tmp_path / "export", trusted=True)
+    assert aif.export.verify(tmp_path / "export")
 
 
 @pytest.mark.parametrize(("put", "width"), [(with_item_offset, ()), (with_pure_svd, (2,))])

@@ -86,7 +86,7 @@ def expect_equal(folder: Any, case: Case, seed: int = 0) -> None:
     """Exports a model, loads it without the package's model code, and compares with `joint`."""
     model, params = case.made(seed)
     export.save(folder, aif.Trained(model, params), **EXPORT)
-    loaded = export.load(folder, trusted=True)
+    loaded = export.load(folder)
     places, items = model.config.history_length, demo.items(50, seed=seed)
     user = demo.user(model.config, events=places * 2 // 3, seed=seed)
     short = min(places, model.config.short_length + 1)

@@ -29,7 +29,6 @@ class Sizes:
     storm_requests: int = 1_000_000
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format
-    forged_files: int = 100  # whose checksums fit: each is tried in a child process, and may have to be compiled
     examples: int = 3000  # drawn by hypothesis, of each entry
     chaos_requests: int = 20_000
     soak_seconds: int = 600
@@ -44,7 +43,7 @@ class Sizes:
     def scaled(self, scale: float) -> Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
-        least |= {"damaged_files": 8, "forged_files": 8, "malformed_calls": 300, "roads": 1}
+        least |= {"damaged_files": 8, "malformed_calls": 300, "roads": 1}
         least |= {"row_updates": 3000}
         least |= {"flood_bytes": 128 << 20, "drips": 20, "crowd": 12, "pipelined": 1000}
         fields = dataclasses.asdict(self).items()

@@ -1,8 +1,7 @@
 """Runs an exported model with jax, numpy and the standard library; no model code, no flax, no optax, no orbax.
 
-A copy of this package is in every exported folder: a serving team can `import consume` from there. If you do not trust a
-folder, use `aif_jax.export.load`, the same code: its functions first run in a child process with limits, no pickle is read, and
-nothing is opened that the manifest does not list.
+A copy of this package is in every exported folder: a serving team can `import consume` from there. `aif_jax.export.load` is the
+same code. No pickle is read, and nothing is opened that the manifest does not list.
 """
 
 from .files import ExportError, checked, read_arrays, read_manifest, seal

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +13,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .files import ORDER, PROBABILITY, ExportError, checked, digest_of, expect, local, memory, read_arrays, read_manifest
+from .files import ORDER, PROBABILITY, ExportError, checked, expect, local, read_arrays, read_manifest
 from .functions import Function, Ids, axis_of, read_axes
-
-try:
-    import resource
-except ModuleNotFoundError:  # on Windows, where there is a limit of time alone
-    resource = None
-
-MAX_SECONDS = 300.0
 
 
 def load(
@@ -36,31 +23,24 @@ def load(
     buckets: Mapping[str, Sequence[int]] | None = None,
     sha256: str | None = None,
     max_bytes: int | None = None,
-    trusted: bool = False,
-    max_seconds: float = MAX_SECONDS,
 ) -> ExportedModel:
     """Reads an exported folder, checksums first, as functions of flat dicts of arrays.
 
-    A server gives `sha256`: then nothing but the folder that `save` wrote is read, at once. Without it (or `trusted`) a child
-    process first does what `verify` does, which takes the time of a start of JAX and of compiling every function.
+    Functions are programs that this process compiles and runs. A server gives `sha256`: then nothing but the folder that `save`
+    wrote is read. Without it, whoever can write the folder can run code here.
 
     Args:
       folder: what `aif_jax.export.save` wrote.
       buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
-      max_bytes: refuse folders that say they are larger, and functions that take more memory in a child process; None takes
-        half of the memory of this machine.
-      trusted: whoever can write the folder may run code here: no child process.
-      max_seconds: limit of time of the child process.
+      max_bytes: refuse folders that say they are larger; None takes half of the memory of this machine.
 
     Raises:
-      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version; the functions
-        crash, take too long or too much memory in the child process.
+      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version.
     """
     folder = local(folder)
-    manifest, _ = _open(folder, math.inf, sha256, max_bytes, trusted, max_seconds)
-    return ExportedModel(folder, manifest, buckets=buckets)
+    return ExportedModel(folder, _open(folder, sha256, max_bytes), buckets=buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,15 +209,11 @@ def verify(
     tolerance: float = 1e-4,
     sha256: str | None = None,
     max_bytes: int | None = None,
-    trusted: bool = False,
-    max_seconds: float = MAX_SECONDS,
 ) -> dict[str, Any]:
-    """Checks every checksum of a folder and replays its golden inputs, in a child process unless the folder is trusted.
-
-    The child process runs on the CPU. With `trusted` or `sha256` the functions run here, on this process's device.
+    """Checks every checksum of a folder and replays its golden inputs, on this process's device.
 
     Args:
-      folder, sha256, max_bytes, trusted, max_seconds: as `load`.
+      folder, sha256, max_bytes: as `load`.
       tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
         multiply in lower precision.
 
@@ -248,9 +224,7 @@ def verify(
       ExportError: as `load`; an output that differs by more.
     """
     folder = local(folder)
-    manifest, report = _open(folder, tolerance, sha256, max_bytes, trusted, max_seconds)
-    if report is not None:
-        return report
+    manifest = _open(folder, sha256, max_bytes)
     for name in manifest["files"]:
         checked(folder, manifest, name)
     model = ExportedModel(folder, manifest)
@@ -308,19 +282,11 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
         expect(reads, name, expected, f"{version} of jax {made}; {advice}")
 
 
-def _open(
-    folder: Path, tolerance: float, sha256: str | None, max_bytes: int | None, trusted: bool, max_seconds: float
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The manifest, and for a folder that is neither pinned nor trusted the report of the child process that checked it."""
-    digest = sha256 or digest_of(folder)  # the child and this process read the same bytes
-    manifest = read_manifest(folder, sha256=digest, max_bytes=max_bytes)
+def _open(folder: Path, sha256: str | None, max_bytes: int | None) -> dict[str, Any]:
+    """The manifest of a folder whose functions this JAX can read."""
+    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
     check_versions(manifest)
-    if trusted or sha256 is not None:
-        return manifest, None
-    for name in manifest["files"]:  # before a child process, which takes seconds
-        checked(folder, manifest, name)
-    limits = {"max_bytes": max_bytes, "max_seconds": max_seconds}
-    return manifest, verify_in_child(folder, manifest["platforms"], tolerance=tolerance, sha256=digest, **limits)
+    return manifest
 
 
 def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Ids, np.ndarray]]:
@@ -370,82 +336,3 @@ def difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> f
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d{1,9}", version.split("+")[0].split(".dev")[0])[:3])
-
-
-# This very package, imported by its path: neither the folder, nor the working directory, nor other packages are imported.
-START = """
-import importlib.util, sys
-home, order, *sys.path[:] = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("consume", home + "/__init__.py", submodule_search_locations=[home])
-sys.modules["consume"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-importlib.import_module("consume.model").verify_within(order)
-"""
-SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0", "MALLOC_ARENA_MAX": "2"}
-"""Accelerators belong to the parent; an arena of memory for each thread would count as memory that the functions take."""
-
-
-def verify_in_child(
-    folder: Path, platforms: Any, *, tolerance: float, sha256: str, max_bytes: int | None, max_seconds: float
-) -> dict[str, Any]:
-    """The report of `verify(folder, trusted=True)`, run on the CPU of a child process.
-
-    Raises:
-      ExportError: as `verify`; the child crashed, or took more than `max_bytes` (None: half of the memory) or `max_seconds`;
-        functions that do not run on a CPU.
-    """
-    expect("cpu" in platforms, "platforms", "cpu, where a child process checks", f"{platforms}; trusted=True runs here")
-    limit = memory() // 2 if max_bytes is None else max_bytes
-    order = {"folder": str(folder.absolute()), "tolerance": tolerance, "sha256": sha256, "max_bytes": max_bytes}
-    path = [os.path.abspath(entry) for entry in sys.path if entry]
-    command = [sys.executable, "-I", "-c", START, str(Path(__file__).parent), json.dumps([order, limit, max_seconds]), *path]
-    what = "functions: expected ones that a child process can read and run with the golden inputs"
-    try:
-        done = subprocess.run(
-            command, env=os.environ | SETTINGS, stdin=subprocess.DEVNULL, capture_output=True, timeout=max_seconds
-        )
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"{what} in at most {max_seconds:g} s, got no end; max_seconds sets the limit") from None
-    except OSError as error:
-        raise ExportError(f"{what}, got no child process ({error}); trusted=True does without") from None
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise ExportError(f"{what} in at most {limit} bytes of memory, it died of {name}; max_bytes sets the limit")
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        words = done.stderr.decode(errors="replace").strip()[-500:]
-        raise ExportError(f"{what}, it ended with code {done.returncode}: {words}") from None
-    if "error" in answer:
-        raise ExportError(answer["error"])
-    return answer
-
-
-def verify_within(text: str) -> None:
-    """The child: takes its limits, verifies, prints the report or the error as JSON."""
-    order, limit, seconds = json.loads(text)
-    jax.devices()  # what JAX itself needs is not counted
-    if resource is not None:
-        # The parent stops a child that takes too long; by its processor time it also ends where the parent was killed.
-        processor = int(min(seconds, 1e6) * (os.cpu_count() or 1)) + 1
-        limits = {resource.RLIMIT_AS: _address_space() + limit, resource.RLIMIT_CPU: processor, resource.RLIMIT_CORE: 0}
-        for kind, most in limits.items():
-            hard = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
-    try:
-        answer = verify(trusted=True, **order)
-    except ExportError as error:
-        answer = {"error": str(error)[:2000]}
-    except MemoryError:
-        answer = {"error": f"functions: expected ones that run in at most {limit} bytes of memory; max_bytes sets the limit"}
-    print("\n" + json.dumps(answer), flush=True)
-    os._exit(0)  # nothing of the functions runs any more
-
-
-def _address_space() -> int:
-    """Bytes of address space that this process has."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (OSError, ValueError):
-        return 8 << 30
-    return pages * os.sysconf("SC_PAGE_SIZE")
