@@ -24,7 +24,7 @@ PASSED_ON = {
     "cli/options.py:as_usage": "the message of an error, behind the option",
     "cli/options.py:open_store": "the message of the client of a file system",
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
-    "encoding/times.py:ticks": "`wrong_unit` makes the text",
+    "encoding/times.py:in_unit": "`wrong_unit` makes the text",
     "encoding/times.py:stamps": "`wrong_unit` makes the text",
     "jobs/encode.py:refuse": "the message of an error, behind the place",
     "jobs/encode.py:ItemJob.encode_file": "the message of an error, behind the file",

@@ -141,18 +141,19 @@ def test_times(tmp_path, times, unit, seconds):
     assert data.log.time.tolist() == [seconds]
 
 
-def test_files_of_different_units_are_ordered_in_the_finest(tmp_path):
+def test_files_of_different_units_are_ordered_in_the_unit_of_the_columns(tmp_path):
     (tmp_path / "events").mkdir()
     parquet(tmp_path, items={"item": [1, 2], "category": [1, 1]})
 
-    def log(milliseconds):
+    def log(milliseconds, unit="ns"):
         files = ("1", 2, milliseconds, "ms"), ("2", 1, 7_000_000_001, "ns")
-        for name, item, time, unit in files:
-            events = {"user": ["a"], "item": [item], "time": pa.array([time], pa.timestamp(unit))}
+        for name, item, time, given in files:
+            events = {"user": ["a"], "item": [item], "time": pa.array([time], pa.timestamp(given))}
             parquet(tmp_path / "events", **{name: events})
-        return readers.read(tmp_path / "events", items=tmp_path / "items.parquet", columns=Columns()).log
+        return readers.read(tmp_path / "events", items=tmp_path / "items.parquet", columns=Columns(time_unit=unit)).log
 
     assert log(7_000).item.tolist() == [2, 1] and log(7_000).time.tolist() == [7, 7]  # a nanosecond apart
+    assert log(7_000, "s").item.tolist() == [1, 2]  # of one second, as for a request whose times are seconds
     with pytest.raises(ValueError, match="expected times of at least 1823-11-12 .* in 'ms', got 1600-01-01 00:00:00.000"):
         log(-11_676_096_000_000)  # the year 1600
     report = readers.check(tmp_path / "events", items=tmp_path / "items.parquet", columns=Columns())

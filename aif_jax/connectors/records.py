@@ -26,7 +26,7 @@ from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import column_of, plain, taken
-from aif_jax.encoding.times import PER_SECOND, TimeUnit, ticks
+from aif_jax.encoding.times import PER_SECOND, TimeUnit, in_unit, whole_seconds
 from aif_jax.encoding.vocabulary import as_ids
 from aif_jax.readers.sources import pyarrow
 from aif_jax.serving.metrics import Histogram
@@ -110,9 +110,9 @@ class EventLayout:
           TypeError: ids or actions of another kind, times that are no times.
           ValueError: columns of different lengths, a text that is too long, a time in another unit.
         """
-        time = ticks(plain(column_of(events, self.time)), f"events, column {self.time!r}", unit=self.time_unit)
-        packed = np.zeros(len(time.value), self.dtype)
-        packed["time"] = time.value * PER_SECOND[self.time_unit] // time.per_second
+        time = in_unit(plain(column_of(events, self.time)), f"events, column {self.time!r}", unit=self.time_unit)
+        packed = np.zeros(len(time), self.dtype)
+        packed["time"] = time
         for field, column, size in (("item", self.item, self.item_bytes), ("action", self.action, self.action_bytes)):
             if column is not None:
                 values = as_ids(plain(column_of(events, column)), column)
@@ -490,6 +490,6 @@ def before(events: Any, encoder: Encoder, now: Any) -> dict[str, Any]:
     columns = encoder.columns
     names = [columns.item, columns.time, *([] if columns.action is None else [columns.action])]
     raw = {name: column_of(events, name) for name in names}
-    moment = int(ticks(now, "now", unit=columns.time_unit).seconds)
-    at = np.flatnonzero(ticks(plain(raw[columns.time]), columns.time, unit=columns.time_unit).seconds < moment)
+    moment = whole_seconds(now, "now", unit=columns.time_unit)
+    at = np.flatnonzero(whole_seconds(plain(raw[columns.time]), columns.time, unit=columns.time_unit) < moment)
     return {name: taken(values, at) for name, values in raw.items()}

@@ -14,7 +14,7 @@ from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, 
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import COLUMNS, EventLog, ItemStatistics, repeated_share
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.times import ticks
+from aif_jax.encoding.times import in_unit
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
 from aif_jax.schema import Schema, statistic_names
@@ -158,7 +158,7 @@ class Dataset:
         """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
         users = expect_integers(users, "users", size=len(self.users))
         end = self.histories.history_end_at(users, times)
-        return self._features(users, ticks(times, "times").seconds, end, length)
+        return self._features(users, in_unit(times, "times"), end, length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
         """int64 [B] events in the whole history before each sample."""
@@ -190,7 +190,7 @@ class Dataset:
         """
         if self.statistics is None:
             return self.catalogue
-        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), ticks(time, "time").seconds))
+        return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), in_unit(time, "time")))
 
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
         """Item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
@@ -208,7 +208,7 @@ class Dataset:
         """
         if self.statistics is None:
             return {}
-        floats = self.statistics.at(self.items.encode(ids), ticks(time, "time").seconds)
+        floats = self.statistics.at(self.items.encode(ids), in_unit(time, "time"))
         return dict(zip(statistic_names(self.schema.item_statistics), floats.T, strict=True))
 
     def with_content(self, content: Any) -> Dataset:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from aif_jax.checks import BLOCK, expect, expect_array, expect_integers
-from aif_jax.encoding.times import FLOOR, LATEST, expect_plausible, ticks
+from aif_jax.encoding.times import FLOOR, LATEST, expect_plausible, in_unit, out_of_order
 from aif_jax.store.folders import local, new_folder
 
 COLUMNS = {"user": np.int32, "item": np.int32, "action": np.int32, "time": np.int64}
@@ -161,7 +161,7 @@ class EventLog:
         """The same for user rows [B] at integer `times` [B] in seconds before 2100; user 0, the unknown one, has no history."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
-        times = ticks(times, "times").seconds
+        times = in_unit(times, "times")
         return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
 
     def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -424,8 +424,3 @@ def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> 
             hint = "; row 0 is the unknown user, who has no events" if name == "user" and column[at] == 0 else ""
             expected, got = f"values in [{low}, {high})", f"{column[at]} at position {start + at}{hint}"
             raise ValueError(f"EventLog.{name}: expected {expected}, got {got}")
-
-
-def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """bool [n - 1]: events that do not come after the one before them, by user and time."""
-    return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))

@@ -15,7 +15,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
-from aif_jax.encoding.times import Ticks, ascending, break_ties, stamps, ticks
+from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, stamps
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
@@ -38,7 +38,7 @@ class Encoder:
     | one that lost its row, or has none yet, see `encoding.capacity` | the same |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
-    | events in any order | the most recent first; ties are ordered by item and action, so the order of arrival never matters |
+    | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |
     | an event in the same second as the request, or up to `max_skew` seconds later | left out, as in training |
     | an event later than that | ValueError: clocks or units differ |
     | a time that cannot be in `Columns.time_unit` | ValueError with the likely unit |
@@ -113,7 +113,7 @@ class Encoder:
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
 
         Raises:
-          TypeError: ids of another kind than the vocabulary's, times that are no integers.
+          TypeError: ids of another kind than the vocabulary's, times that are none.
           ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats,
             events of other users.
         """
@@ -132,8 +132,8 @@ class Encoder:
         """
         raw, time = self._event_columns(table)
         item, action = self._event_rows(raw, slice(None))
-        order = np.lexsort((action, item, time.value))
-        stamp = stamps(time.seconds, f"events, column {self.columns.time!r}")
+        order = np.arange(len(time))[history_order(time, item, action)]
+        stamp = stamps(time // PER_SECOND[self.columns.time_unit], f"events, column {self.columns.time!r}")
         return Events(item=item[order], action=action[order], time=stamp[order]), order
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
@@ -300,7 +300,7 @@ class Encoder:
 
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length
-        moment = ticks(now, "now", unit=columns.time_unit).seconds
+        moment = in_unit(now, "now", unit=columns.time_unit) // PER_SECOND[columns.time_unit]
         expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
         (item, action), age, count = np.zeros((2, length), np.int32), np.zeros(length, np.int64), 0
         if events is not None:
@@ -312,36 +312,33 @@ class Encoder:
     def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Item row, action and second of the last events before `now`, most recent first."""
         columns, (raw, time) = self.columns, self._event_columns(events)
-        seconds, value = time.seconds, time.value
-        if len(seconds) and int(seconds.max()) > now + self.max_skew:
-            late = int(np.argmax(seconds))
+        per_second = PER_SECOND[columns.time_unit]
+        if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
             expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
-            got = f"one {seconds[late] - now} s later at position [{late}]"
+            got = f"one {last - now} s later at position [{int(np.argmax(time))}]"
             raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
-        kept = value < now * time.per_second  # an event in the same second would tie with a sample
+        kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[columns.action]), self.engaged)
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
-            kept &= value >= np.partition(value[kept], -self.length)[-self.length]
+            kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
         item, action = self._event_rows(raw, at)
-        order = ascending(value[at])
-        value, item, action, seconds = value[at][order], item[order], action[order], seconds[at][order]
-        order = break_ties([value], [item, action])
-        last = slice(None, -self.length - 1, -1)
-        return item[order][last], action[order][last], seconds[order][last]
+        time = time[at]
+        order = history_order(time, item, action)
+        latest = slice(None, -self.length - 1, -1)
+        item, action, time = (values[order][latest] for values in (item, action, time))
+        return item, action, time if per_second == 1 else time // per_second
 
-    def _event_columns(self, events: Any) -> tuple[dict[str, Any], Ticks]:
-        """Raw items and actions by column, all of one length, and times."""
+    def _event_columns(self, events: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """Raw items and actions by column, all of one length, and times int64 [n] in `Columns.time_unit`."""
         columns = self.columns
         names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
         raw = {name: column_of(events, name) for name in names}
         lengths = {name: len(values) for name, values in raw.items()}
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         where = f"events, column {columns.time!r}"
-        time = ticks(plain(raw[columns.time]), where, unit=columns.time_unit)
-        one_each(time.value, where, "time")
-        return raw, time
+        return raw, one_each(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
 
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Item row and action of some events, int32 each."""

@@ -1,13 +1,14 @@
 """Times: their units, what a present-day time can be, and the order of events.
 
-Inside the package times are whole seconds. `ticks` reads them once, at the edge, and refuses milliseconds given as seconds.
+`in_unit` reads times once, at the edge, as integers of the encoder's unit (`Columns.time_unit`), and refuses milliseconds given
+as seconds; `history_order` orders events by them, in training and in serving. Ages and the log count whole seconds.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+import re
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -16,76 +17,89 @@ from aif_jax.checks import ArgumentError
 TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 EARLIEST, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
-FLOOR = -(2**62)  # below it differences of times could overflow
+FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their differences fit nanoseconds
 STAMP_ZERO = LATEST - 2**32 + 1  # 1963: the time that a stamp counts from
 
 
-class Ticks(NamedTuple):
-    """Times as they came: integers, of which `per_second` make a second."""
+def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
+    """Times of any shape as integers in `unit`, int64, finer ones rounded down: the one form that is ordered and compared.
 
-    value: np.ndarray  # int64 [...]
-    per_second: int
+    Files, arrays, Arrow columns, JSON and stores come through here, so a time is the same integer wherever it comes from.
 
-    @property
-    def seconds(self) -> np.ndarray:
-        """int64 [...] whole seconds, rounded down."""
-        return self.value if self.per_second == 1 else self.value // self.per_second
+    Args:
+      times: integers in `unit`, or dates and times of any resolution: `datetime64`, `datetime`, ISO text (UTC where they name
+        no zone).
 
-
-def ticks(times: Any, name: str, *, unit: TimeUnit = "s") -> Ticks:
-    """Reads times of any shape: integers in `unit`, `datetime64` or `datetime` (UTC where they name no zone).
-
-    Raises TypeError for no times, ValueError for a missing one or one that cannot be in `unit`, with the likely unit.
+    Raises:
+      TypeError: no times.
+      ValueError: a missing time, or one that cannot be in `unit`, with the likely unit.
 
     Example:
-      >>> ticks(1_511_544_070_999, "now")
+      >>> in_unit(["2017-11-25T00:00:10.999", "2017-11-25T01:00:11+01:00"], "now", unit="ms").tolist()
+      [1511568010999, 1511568011000]
+      >>> in_unit(1_511_544_070_999, "now")
       Traceback (most recent call last):
       ValueError: now: expected a time before 2100 in 's', got 1511544070999, which looks like 'ms'
     """
-    if isinstance(times, datetime.datetime):
-        times = np.datetime64(times if times.tzinfo is None else times.astimezone(datetime.UTC).replace(tzinfo=None), "us")
     try:
         array = np.asarray(times)
     except ValueError:
         raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got lists of several lengths") from None
+    kind = array.dtype.kind
     if not array.size:
-        return Ticks(np.zeros(array.shape, np.int64), PER_SECOND[unit])
-    if array.dtype.kind == "M":
-        if np.isnat(array).any():
-            raise ValueError(f"{name}: expected a time, got none (NaT) {_place(np.isnat(array))}".rstrip())
-        own = np.datetime_data(array.dtype)
-        unit = own[0] if own[1] == 1 and own[0] in PER_SECOND else "s"  # type: ignore[assignment]
-        value = array.astype(f"datetime64[{unit}]").astype(np.int64)
-    elif array.dtype.kind in "iu":
-        value = array.astype(np.int64, copy=False)
-    else:
+        return np.zeros(array.shape, np.int64)
+    if kind in "iu":
+        expect_plausible(array, name, unit=unit)
+        return array.astype(np.int64, copy=False)
+    if kind in "OUT" and all(isinstance(value, str | datetime.date | None) for value in array.flat):
+        missing = np.array([value is None for value in array.flat]).reshape(array.shape)
+        if missing.any():
+            raise ValueError(f"{name}: expected a time, got None {_place(missing)}".rstrip())
+        nanoseconds, step = [_nanoseconds(value, name) for value in array.flat], PER_SECOND["ns"] // PER_SECOND[unit]
+        whole = np.array([value // PER_SECOND["ns"] for value in nanoseconds]).reshape(array.shape)
+        expect_plausible(whole, name, unit="s", dated=True)
+        return np.array([value // step for value in nanoseconds], np.int64).reshape(array.shape)
+    if kind != "M":
         raise TypeError(f"{name}: expected integer times in {unit!r} or datetime64, got dtype {array.dtype.name}")
-    expect_plausible(value, name, unit=unit, dated=array.dtype.kind == "M")
-    return Ticks(value, PER_SECOND[unit])
+    if np.isnat(array).any():
+        raise ValueError(f"{name}: expected a time, got none (NaT) {_place(np.isnat(array))}".rstrip())
+    expect_plausible(array.astype("datetime64[s]").astype(np.int64), name, unit="s", dated=True)
+    return array.astype(f"datetime64[{unit}]").astype(np.int64)
+
+
+def rescaled(value: np.ndarray, *, given: str, unit: str) -> np.ndarray:
+    """Plausible times int64 in the unit `given` as integers in `unit`, finer ones rounded down."""
+    finer, coarser = PER_SECOND[unit], PER_SECOND[given]
+    return value * (finer // coarser) if finer >= coarser else value // (coarser // finer)
+
+
+def whole_seconds(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
+    """The same in whole seconds, int64, rounded down."""
+    return in_unit(times, name, unit=unit) // PER_SECOND[unit]
 
 
 def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     """ONE time in whole seconds: an ISO date or date and time, a `datetime`, `date` or `datetime64`, or an integer in `unit`.
 
-    A date is its first second. Raises ArgumentError for anything else, and for a time that cannot be in `unit`.
+    A date is its first second. Raises ArgumentError for anything else, for a time that cannot be in `unit`, and for an integer
+    such as 20240501, which may be meant as a date and would be in August 1970.
 
     Example:
       >>> seconds_of("2022-05-06", "test"), seconds_of(1_651_795_200_500, "test", unit="ms")
       (1651795200, 1651795200)
     """
-    time: Any = value
     try:
-        if isinstance(value, str):
-            time = datetime.datetime.fromisoformat(value)
-        elif isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-            time = np.datetime64(value, "s")
-        if isinstance(value, bool | np.bool_) or np.ndim(time):
+        if isinstance(value, bool | np.bool_) or np.ndim(value):
             raise TypeError
-        return int(ticks(time, name, unit=unit).seconds)
+        moment = int(whole_seconds(value, name, unit=unit))
     except (TypeError, ValueError) as error:
         why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
         raise ArgumentError(f"{name}: expected {expected}, got {value!r}{why}") from None
+    if isinstance(value, int | np.integer) and (date := _date_of(int(value))):
+        out = f"give {date!r} for that date, {shown(moment)!r} for that moment"
+        raise ArgumentError(f"{name}: expected a moment, got {value}, a date written as a number or {unit!r} since 1970; {out}")
+    return moment
 
 
 def shown(seconds: int) -> str:
@@ -117,21 +131,27 @@ def stamps(seconds: Any, name: str = "times") -> np.ndarray:
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
     """Raises ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
-    late, early = wrong_unit(value, unit=unit, dated=dated)
-    for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (value < FLOOR, f"of at least {FLOOR}")):
+    late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
+    for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (ancient, f"of at least {earliest(unit)}")):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
             place = _place(wrong, start)
-            looks = f", which looks like {likely_unit(got)!r}" if got > EARLIEST else ""
+            looks = f", which looks like {likely_unit(got)!r}" if got > EARLIEST and not dated else ""
             raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{place and ' ' + place}{looks}")
 
 
-def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Which times are too late for the unit (after 2100), and which are too early because they look like seconds."""
-    late = value >= (LATEST + 1) * PER_SECOND[unit]
+def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which times of any integer dtype are after 2100, which look like seconds where the unit is finer, which before 1823."""
+    late = np.asarray(value >= (LATEST + 1) * PER_SECOND[unit], bool)
+    ancient = np.asarray(value < earliest(unit), bool)
     if unit == "s" or dated:
-        return late, np.zeros_like(late)
-    return late, (value > EARLIEST) & (value < LATEST)
+        return late, np.zeros_like(late), ancient
+    return late, np.asarray((value > EARLIEST) & (value < LATEST), bool), ancient
+
+
+def earliest(unit: str) -> int:
+    """The first time that is taken, in `unit`: in 1823, so that every time and every difference of two fits nanoseconds."""
+    return FLOOR * PER_SECOND[unit]
 
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:
@@ -149,7 +169,43 @@ def likely_unit(value: int) -> str:
     return next((unit for unit, per_second in PER_SECOND.items() if value // per_second <= LATEST), "ns")
 
 
-def ascending(value: np.ndarray) -> np.ndarray | slice:
+def history_order(
+    time: np.ndarray, item: np.ndarray, action: np.ndarray, *, user: np.ndarray | None = None
+) -> np.ndarray | slice:
+    """THE order of events, of the rows of one user or by `user` [n]: an index [n] that sorts them oldest first.
+
+    By time (integers of `in_unit`), those of one time by item row, then by action; histories read it backwards. Files, feature
+    stores and callers deliver the events of one moment in any order: this gives all of them one history.
+
+    Example:
+      >>> history_order(np.array([20, 10, 20]), np.array([7, 5, 6]), np.array([1, 1, 1])).tolist()
+      [1, 2, 0]
+    """
+    keys = [time] if user is None else [user, time]
+    order = _ascending(time) if user is None else _grouped(user, time)
+    ordered = [key[order] for key in keys]
+    same = np.logical_and.reduce([key[1:] == key[:-1] for key in ordered])
+    if not same.any():
+        return order
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    group = np.cumsum(np.append(True, ~same))[tied]
+    index = np.arange(len(time))[order]
+    at = index[tied]
+    index[tied] = at[np.lexsort((action[at], item[at], group))]
+    return index
+
+
+def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """bool [n - 1]: events that do not come after the one before them, by user and time."""
+    return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
+
+
+def _grouped(user: np.ndarray, time: np.ndarray) -> np.ndarray | slice:
+    """An index that sorts events [n] by user and time; files are often sorted so."""
+    return np.lexsort((time, user)) if out_of_order(user, time).any() else slice(None)
+
+
+def _ascending(value: np.ndarray) -> np.ndarray | slice:
     """An index that sorts times [n]; events mostly come in the order of their time, or in the opposite one."""
     rises = value[1:] >= value[:-1]
     if rises.all():
@@ -162,19 +218,35 @@ def ascending(value: np.ndarray) -> np.ndarray | slice:
     return np.sort((value - first) << bits | np.arange(len(value))) & (2**bits - 1)  # several times as fast as argsort
 
 
-def break_ties(keys: Sequence[np.ndarray], ties: Sequence[np.ndarray]) -> np.ndarray | slice:
-    """An index [n] that orders events, sorted by `keys` [n] each, by `ties` [n] each where the keys are equal.
+def _nanoseconds(value: str | datetime.date, name: str) -> int:
+    """Nanoseconds since 1970 of a date and time; a date is its first moment."""
+    if hasattr(value, "to_datetime64"):  # of pandas, with nanoseconds
+        return int(value.to_datetime64().astype("datetime64[ns]").astype(np.int64))  # type: ignore[union-attr]
+    if isinstance(value, str):
+        whole, _, rest = value.partition(".")
+        digits = re.match("[0-9]*", rest)[0]  # type: ignore[index]
+        try:
+            time = datetime.datetime.fromisoformat(whole + rest[len(digits) :])
+        except ValueError:
+            time = None
+        if time is None or (digits == "") != ("." not in value) or (digits and ":" not in whole):
+            raise ValueError(
+                f"{name}: expected a date and time in ISO form such as '2022-05-06T12:00:00', got {str(value)!r:.80}"
+            )
+        fraction = int(digits[:9].ljust(9, "0"))
+    else:
+        fraction = 0
+        time = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time.min)
+    since = (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    return since // datetime.timedelta(microseconds=1) * 1000 + fraction
 
-    Files and feature stores deliver events of one moment in any order; this gives both the same history.
-    """
-    same = np.logical_and.reduce([key[1:] == key[:-1] for key in keys])
-    if not same.any():
-        return slice(None)
-    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
-    group = np.cumsum(np.append(True, ~same))[tied]
-    order = np.arange(len(same) + 1)
-    order[tied] = tied[np.lexsort((*(tie[tied] for tie in reversed(ties)), group))]
-    return order
+
+def _date_of(number: int) -> str:
+    """The date that an integer such as 20240501 may be meant as, "" for none; those of 1970 to 2099."""
+    try:
+        return datetime.datetime.strptime(str(number), "%Y%m%d").date().isoformat() if 19700101 <= number < 21000101 else ""
+    except ValueError:
+        return ""
 
 
 def _place(wrong: np.ndarray, start: int = 0) -> str:

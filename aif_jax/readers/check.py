@@ -17,7 +17,7 @@ from aif_jax.checks import expect
 from aif_jax.encoding.columns import Columns, File, Kind
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.raw import bulk_of
-from aif_jax.encoding.times import readable
+from aif_jax.encoding.times import PER_SECOND, readable
 from aif_jax.readers.sources import CAP, Problem, Problems, Source, Suspicion
 from aif_jax.readers.tables import EXAMPLES, Scan, Tables, Values, read_tables
 
@@ -88,13 +88,13 @@ def profile_of(tables: Tables, columns: Columns, *, repeats: Repeats) -> tuple[P
     table, rows = tables.scans["events"], tables.rows["events"]
     good = table.is_good(columns.user, columns.time) & (rows["user"] > 0)
     at = slice(None) if good.all() else good
-    ticks = table.ticks(columns.time)
-    moments, events = ticks.value[at], int(np.count_nonzero(good))
+    per_second = PER_SECOND[columns.time_unit]
+    moments, events = table.times(columns.time)[at], int(np.count_nonzero(good))
     users, items = (_counts(rows[name][at], len(tables.vocabularies[name])) for name in ("user", "item"))
     profile = Profile(
         events=events,
-        first=readable(int(moments.min()) // ticks.per_second) if events else "",
-        last=readable(int(moments.max()) // ticks.per_second) if events else "",
+        first=readable(int(moments.min()) // per_second) if events else "",
+        last=readable(int(moments.max()) // per_second) if events else "",
         per_user=_quantiles(users[users > 0]),
         per_item=_quantiles(items[items > 0]),
         repeated=repeats.count / events if events else 0.0,
@@ -102,7 +102,8 @@ def profile_of(tables: Tables, columns: Columns, *, repeats: Repeats) -> tuple[P
     )
     suspicions = [
         *_suspect_repeats(table, repeats, events),
-        *_suspect_times(table, columns.time, moments, ticks.per_second),
+        *_suspect_times(table, columns.time, moments, per_second),
+        *_suspect_rounding(table, columns, rows["user"][at], moments),
         *_suspect_share(table, columns.user, users, tables.vocabularies["user"]),
         *_suspect_share(table, columns.item, items, tables.vocabularies["item"]),
     ]
@@ -168,6 +169,20 @@ def _suspect_times(table: Scan, column: str, moments: np.ndarray, per_second: in
         if count and not (future and where.startswith("after")):
             got = f"more than a year {where}: {count:,} of {len(moments):,} events, such as {readable(int(most) // per_second)}"
             yield Suspicion(kind="stray time", file=file, column=column, got=got)
+
+
+def _suspect_rounding(table: Scan, columns: Columns, users: np.ndarray, moments: np.ndarray) -> Iterator[Suspicion]:
+    """Events of one user whose order is in the file and is lost, because `Columns.time_unit` is coarser."""
+    if columns.time not in table.rounded:
+        return
+    order = np.lexsort((moments, users))
+    same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in (users, moments)])
+    if count := int(np.count_nonzero(same)):
+        got = (
+            f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {count:,} of {len(users):,}"
+            " events then share the time of another of their user and are ordered by item; a finer time_unit keeps their order"
+        )
+        yield Suspicion(kind="rounded time", file=table.label.name, column=columns.time, got=got)
 
 
 def _suspect_share(table: Scan, column: str, counts: np.ndarray, vocabulary: Any) -> Iterator[Suspicion]:
@@ -328,6 +343,7 @@ def check(
     |---|---|
     | repeated event | the same user, item, action and time in several rows; half of all where a file is there twice |
     | future event | an event later than today |
+    | rounded time | events of one user that only parts of `Columns.time_unit` tell apart, and whose order is lost |
     | stray time | a few events that are more than a year, and more than the span of all others, from the others |
     | one for many | a user or an item with more than a tenth of all events, and ten times as many as the others |
     | alike values | values that differ by blanks around them or, but for ids, by upper case: "Sport" and "Sport " |
@@ -400,7 +416,7 @@ def _note_order(tables: Tables, columns: Columns, problems: Problems, *, order: 
         return order, 0
     table, users = tables.scans["events"], tables.rows["events"]["user"]
     at = np.flatnonzero(table.is_good(columns.user, columns.time) & (users > 0))
-    user, time = users[at], table.ticks(columns.time).value[at]
+    user, time = users[at], table.times(columns.time)[at]
     changes = user[1:] != user[:-1], time[1:] < time[:-1]
     starts, falls = (np.append(False, change)[: len(user)] for change in changes)
     runs = np.flatnonzero(starts | (np.arange(len(user)) == 0))  # where the events of a user begin
@@ -437,7 +453,7 @@ def _repeats(tables: Tables, columns: Columns) -> Repeats:
     """Events that are the same as an earlier one in user, item, action and time."""
     table, rows = tables.scans["events"], tables.rows["events"]
     at = np.flatnonzero(table.is_good(*table.kinds) & (rows["user"] > 0) & (rows["item"] > 0))
-    parts = [rows["user"], rows["item"], rows.get("action"), table.ticks(columns.time).value]
+    parts = [rows["user"], rows["item"], rows.get("action"), table.times(columns.time)]
     keys = [part[at] for part in parts if part is not None]
     order = np.lexsort(keys[::-1])  # stable: the first of equals comes first
     same = np.logical_and.reduce([np.append(False, key[order][1:] == key[order][:-1]) for key in keys])[: len(at)]

@@ -14,12 +14,12 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset, item_statistics
-from aif_jax.data.events import EventLog, out_of_order
+from aif_jax.data.events import EventLog
 from aif_jax.encoding.capacity import Capacity, Turnover, add_counts, assign
 from aif_jax.encoding.columns import CODED, Columns, File, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
-from aif_jax.encoding.times import Ticks, break_ties
+from aif_jax.encoding.times import PER_SECOND, history_order
 from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.output import hidden
 from aif_jax.readers.check import FILES, Repeats, profile_of
@@ -192,7 +192,7 @@ def scan_columns(
             vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[column] = table.ticks(column).seconds if kind == "time" else table.floats(column)
+            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
     problems.expect_none()
     return table, arrays
 
@@ -275,19 +275,15 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
 
 
 def _log(tables: Tables, columns: Columns) -> tuple[EventLog, Repeats]:
-    """The events of known users, sorted by user and time, those of one moment by item and action; and how many are repeated."""
+    """The events of known users by user, in the order of histories; and how many are repeated."""
     table, rows = tables.scans["events"], tables.rows["events"]
     known = rows["user"] > 0
-    ticks = table.ticks(columns.time)
-    parts = rows["user"], ticks.value, rows["item"], rows.get("action", np.ones(table.count, np.int32))
+    parts = rows["user"], table.times(columns.time), rows["item"], rows.get("action", np.ones(table.count, np.int32))
     user, time, item, action = (part[known] for part in parts)
-    if out_of_order(user, time).any():
-        order = np.lexsort((time, user))
-        user, time, item, action = (part[order] for part in (user, time, item, action))
-    order, seconds = break_ties([user, time], [item, action]), Ticks(time, ticks.per_second).seconds
-    item, action = item[order], action[order]
+    order = history_order(time, item, action, user=user)
+    user, time, item, action = (part[order] for part in (user, time, item, action))
     same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)]) & (item[1:] > 0)
-    repeats = Repeats(int(np.count_nonzero(same)))
+    repeats, seconds = Repeats(int(np.count_nonzero(same))), time // PER_SECOND[columns.time_unit]
     return EventLog.from_arrays(user, item, action, seconds, users=len(tables.vocabularies["user"])), repeats
 
 
@@ -338,7 +334,7 @@ def admit(
     kinds: dict[str, Kind] = {columns.user: "id", columns.item: "id", columns.time: "time"}
     table = scan(events, kinds, problems, columns=columns, name="events")
     problems.expect_none()
-    seconds = table.ticks(columns.time).seconds
+    seconds = table.seconds(columns.time)
     expect(len(seconds) or now is not None, "events", "at least one event, or now", "none; give newer events")
     ones, named = np.ones(len(seconds), np.int64), {"user": columns.user, "item": columns.item}
     seen = {name: _counted(table, column, known[name], seconds, ones) for name, column in named.items()}

@@ -23,7 +23,7 @@ from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.columns import File as FileName
 from aif_jax.encoding.encoder import Encoder, vocabulary_names
 from aif_jax.encoding.raw import flat_lists
-from aif_jax.encoding.times import FLOOR, PER_SECOND, Ticks, likely_unit, quoted, wrong_unit
+from aif_jax.encoding.times import PER_SECOND, earliest, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import Kind as IdKind
 from aif_jax.encoding.vocabulary import Vocabulary, id_array
 from aif_jax.readers.sources import File, Problems, Source, TableBatch, TextFile, batches, pyarrow
@@ -96,10 +96,19 @@ class Coded(NamedTuple):
     cut: int = 0  # bags of more values than are kept
 
 
+class Times(NamedTuple):
+    """Times of a block."""
+
+    value: np.ndarray  # int64 [n] in `Columns.time_unit`
+    unit: str  # that of messages: the file's, or that of `Columns` where one of the times was rounded down
+    dated: bool = False  # whether they came as dates, not as integers
+    rounded: bool = False
+
+
 def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Any]:
     """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind.
 
-    A block has (values, good) of each column but those that are missing or cannot be read: `Coded`, `Ticks`, float32 [n] or
+    A block has (values, good) of each column but those that are missing or cannot be read: `Coded`, `Times`, float32 [n] or
     float32 [n, E], and bool [n], false where the value is a placeholder and its problem is noted.
     """
     widths: dict[str, int] = {}
@@ -231,30 +240,35 @@ class _Column:
         array[row[kept], place[kept]] = numbers.to_numpy(zero_copy_only=False)[kept]
         return self._finite(array, rows, good)
 
-    def times(self, values: Any, rows: np.ndarray) -> tuple[Ticks, np.ndarray]:
-        """Times in the unit that they came in."""
-        arrow = pyarrow()
+    def times(self, values: Any, rows: np.ndarray) -> tuple[Times, np.ndarray]:
+        """Times as integers of `Columns.time_unit`, as `times.in_unit` makes them of what a request brings."""
+        arrow, wanted = pyarrow(), self.columns.time_unit
         dated = is_dated(self.type)
         good = self._not_null(values, rows, "a time")
         if self.text:
             target, expected = (self.type, "a date and time") if dated else (arrow.int64(), "a whole number")
             values, parsed = self._parse(values, rows, target, expected)
             good &= parsed
-        if arrow.types.is_date(self.type):
-            values = values.cast(arrow.timestamp("s"))
-        unit = values.type.unit if dated else self.columns.time_unit
-        array = values.cast(arrow.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        late, early = wrong_unit(array, unit=unit, dated=dated)
-        for wrong, expected in ((late, "times before 2100"), (early, "times after 1973")):
-            looks = "" if dated else ", which looks like {!r}"
+        if arrow.types.is_date(values.type):
+            values = values.cast(arrow.timestamp("s" if arrow.types.is_date32(values.type) else "ms"))
+        unit = values.type.unit if dated else wanted
+        values = values.fill_null(0) if arrow.types.is_uint64(values.type) else values.cast(arrow.int64()).fill_null(0)
+        array = values.to_numpy(zero_copy_only=False)
+        late, early, ancient = wrong_unit(array, unit=unit, dated=dated)
+        least = quoted(earliest(unit), unit, dated=dated)
+        for wrong, expected in (
+            (late, "times before 2100"),
+            (early, "times after 1973"),
+            (ancient, f"times of at least {least}"),
+        ):
+            looks = "" if dated or wrong is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, unit, dated=dated)}{looks.format(likely_unit(int(v)))}" for v in array[good & wrong])
             self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
-        least = FLOOR * PER_SECOND[unit] // PER_SECOND["ns"]  # the year 1823: earlier ones could overflow in nanoseconds
-        ancient = good & (array < least)
-        expected = f"times of at least {quoted(least, unit, dated=dated)} in {unit!r}"
-        got = (quoted(value, unit, dated=dated) for value in array[ancient])
-        self.problems.add("time unit", self.file, rows[ancient], self.name, expected, got)
-        return Ticks(np.where(ancient, 0, array), PER_SECOND[unit]), good & ~ancient
+        most = 2**62 // max(1, PER_SECOND[wanted] // PER_SECOND[unit])  # later ones, which are refused, would overflow
+        array = np.where(ancient, 0, np.minimum(array, most)).astype(np.int64)
+        made = rescaled(array, given=unit, unit=wanted)
+        rounded = bool((rescaled(made, given=wanted, unit=unit) != array).any())
+        return Times(made, wanted if rounded else unit, dated, rounded), good & ~ancient
 
     def _encode(self, values: Any, rows: np.ndarray) -> Coded:
         """Codes into the distinct values; `rows` are the numbers of the values' rows."""
@@ -390,7 +404,8 @@ class Scan:
         self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}  # (first row, whether a placeholder)
         self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
-        self._units: dict[str, list[tuple[int, bool]]] = {name: [] for name, kind in kinds.items() if kind == "time"}
+        self._units: dict[str, list[tuple[str, bool]]] = {name: [] for name, kind in kinds.items() if kind == "time"}
+        self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
 
     def add(self, block: TableBatch, problems: Problems) -> None:
         """Appends a block of `tables.blocks`."""
@@ -409,9 +424,10 @@ class Scan:
                 shape = (count, self.columns.bag_length) if kind == "bag" else (count,)
                 codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
             elif kind == "time":
-                ticks = values or Ticks(np.zeros(count, np.int64), 1)
-                self._arrays[name].append(ticks)
-                self._units[name].append((ticks.per_second, is_dated(block.types.get(name))))
+                times = values or Times(np.zeros(count, np.int64), self.columns.time_unit)
+                self._arrays[name].append(times.value)
+                self._units[name].append((times.unit, times.dated))
+                self.rounded |= {name} if times.rounded else set()
             elif kind in ("float", "number") or values is not None:
                 self._arrays[name].append(np.zeros(count, np.float32) if values is None else values)
             if not good.all():
@@ -429,19 +445,19 @@ class Scan:
         """float32 [n] or [n, E] of a "float", "number" or "vector" column."""
         return _joined(self._arrays[name], np.zeros(0, np.float32))
 
-    def ticks(self, name: str) -> Ticks:
-        """int64 [n] of a "time" column, in the finest unit that its files have."""
-        parts = self._arrays[name]
-        finest = max((part.per_second for part in parts), default=1)
-        values = [value if count == finest else value * (finest // count) for value, count in parts]
-        parts[:] = [Ticks(_joined(values, np.zeros(0, np.int64)), finest)]
-        return parts[0]
+    def times(self, name: str) -> np.ndarray:
+        """int64 [n] of a "time" column, in `Columns.time_unit`."""
+        return _joined(self._arrays[name], np.zeros(0, np.int64))
+
+    def seconds(self, name: str) -> np.ndarray:
+        """The same in whole seconds."""
+        return self.times(name) // PER_SECOND[self.columns.time_unit]
 
     def time(self, name: str, row: int) -> str:
         """The value of a "time" column in row 0, 1, ... as its file has it."""
-        ticks, (per_second, dated) = self.ticks(name), self._units[name][self._part(row)]
-        unit = next(unit for unit, count in PER_SECOND.items() if count == per_second)
-        return quoted(int(ticks.value[row]) // (ticks.per_second // per_second), unit, dated=dated)
+        unit, dated = self._units[name][self._part(row)]
+        value = rescaled(self.times(name)[row], given=self.columns.time_unit, unit=unit)
+        return quoted(int(value), unit, dated=dated)
 
     def place(self, row: int) -> str:
         """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""

@@ -15,7 +15,7 @@ from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.raw import column_of, plain
-from aif_jax.encoding.times import STAMP_ZERO, seconds_of, stamps, ticks
+from aif_jax.encoding.times import STAMP_ZERO, seconds_of, stamps, whole_seconds
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids
 from aif_jax.features import SINCE, no_events
 from aif_jax.index.parts import Part, Parts, column, rows_of, stored_by
@@ -304,7 +304,7 @@ class UserTable:
         Raises what `Encoder.user` raises.
         """
         packed, since = self._packed(user), no_events(places)
-        moment = ticks(now, "now", unit=self.encoder.columns.time_unit).seconds
+        moment = whole_seconds(now, "now", unit=self.encoder.columns.time_unit)
         expect(not moment.ndim, "now", "one time", f"an array of shape {list(moment.shape)}")
         if events is not None:
             self.encoder.expect_of_user(events, user)

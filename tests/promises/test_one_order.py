@@ -1,0 +1,128 @@
+"""One order of a history: training and serving sort events by times of one resolution, however a time is written."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import aif_jax as aif
+from aif_jax.connectors import EventLayout, MemoryFeatures, ParquetFeatures
+from aif_jax.connectors.records import encoded
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.times import PER_SECOND
+from tests import demo
+
+START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
+RNG = np.random.default_rng(0)
+
+
+def bursts() -> dict[str, np.ndarray]:
+    """Events [n] of some users with times in microseconds, one to four in a second, in no order."""
+    parts = []
+    for user in range(USERS):
+        for second in range(20):
+            count = RNG.integers(1, 5)
+            times = START + second * 10**6 + RNG.integers(0, 10**6, count)
+            parts.append((np.full(count, user), RNG.integers(0, ITEMS, count), RNG.integers(1, 3, count), times))
+    columns = (np.concatenate(values) for values in zip(*parts, strict=True))
+    order = RNG.permutation(sum(len(values) for values, *_ in parts))
+    return dict(zip(("user", "item", "action", "time"), (column[order] for column in columns), strict=True))
+
+
+EVENTS = bursts()
+CATALOGUE = {"item": np.arange(ITEMS), "category": np.arange(ITEMS) % 3}
+NOW = START // 10**6 + 20  # after every event
+DATES = EVENTS["time"].astype("datetime64[us]")
+
+
+def read(path, unit: str) -> aif.Dataset:
+    """The events with times as timestamps in microseconds."""
+    pq.write_table(pa.table(EVENTS | {"time": pa.array(DATES)}), path)
+    return aif.read(path, items=CATALOGUE, columns=aif.Columns(action="action", actions=(1, 2), time_unit=unit))
+
+
+def scaled(at: np.ndarray, unit: str) -> np.ndarray:
+    """Microseconds in `unit`."""
+    return at * (PER_SECOND[unit] // 10**6) if unit == "ns" else at // (10**6 // PER_SECOND[unit])
+
+
+FORMS = {
+    "integers": lambda at, unit: scaled(at, unit).tolist(),
+    "unsigned": lambda at, unit: scaled(at, unit).astype(np.uint64),
+    "datetime64[us]": lambda at, unit: at.astype("datetime64[us]"),
+    "datetime64[ns]": lambda at, unit: at.astype("datetime64[us]").astype("datetime64[ns]"),
+    "datetime": lambda at, unit: at.astype("datetime64[us]").tolist(),
+    "text": lambda at, unit: [f"{time}Z" for time in at.astype("datetime64[us]").astype(str)],
+    "arrow": lambda at, unit: pa.array(at.astype("datetime64[us]"), pa.timestamp("us", "UTC")),
+}
+
+
+def delivered(user: int, unit: str, form: str) -> dict:
+    """The events of a user as a call brings them, in another order than the file has."""
+    at = RNG.permutation(np.flatnonzero(EVENTS["user"] == user))
+    table = {name: EVENTS[name][at].tolist() for name in ("item", "action")} | {"time": FORMS[form](EVENTS["time"][at], unit)}
+    return pa.table({name: pa.array(values) for name, values in table.items()}) if form == "arrow" else table
+
+
+@pytest.mark.parametrize("unit", PER_SECOND)
+def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit):
+    """A timestamp column, `time_unit="s"` by default, bursts of one to four events in a second."""
+    data = read(tmp_path / "events.parquet", unit)
+    assert data.encoder is not None
+    encoder = Encoder.from_record(data.encoder.to_record(), data.encoder.to_arrays()).with_length(LENGTH)  # of a checkpoint
+    rows, now = data.users.encode(np.arange(USERS)), NOW * PER_SECOND[unit]
+    trained = data.request_features(rows, np.full(USERS, NOW), length=LENGTH)
+    store = MemoryFeatures(EventLayout.of(encoder))
+    store.update(EVENTS | {"time": DATES})
+    files = ParquetFeatures(tmp_path / "events.parquet", columns=encoder.columns)
+    for user in range(USERS):
+        expected = jax.tree.map(lambda leaf, user=user: leaf[user], trained)
+        served = {form: encoder(None, delivered(user, unit, form), now) for form in FORMS}
+        for name, source in (("store", store), ("files", files)):
+            served[name] = encoded(encoder, asyncio.run(source.get(user)), datetime.datetime.fromtimestamp(NOW, datetime.UTC))
+        for form, features in served.items():
+            for got, want in zip(jax.tree.leaves(features.history), jax.tree.leaves(expected.history), strict=True):
+                np.testing.assert_array_equal(got, want, err_msg=f"{form}, user {user}", strict=True)
+    by_time = np.flatnonzero(EVENTS["user"] == 0)
+    by_time = by_time[np.argsort(EVENTS["time"][by_time])][: -LENGTH - 1 : -1]
+    in_order = trained.history.item[0].tolist() == (EVENTS["item"][by_time] + 1).tolist()
+    assert in_order == (unit != "s"), "within a second the order is by item where times are seconds, else by time"
+
+
+def test_logits_of_a_request_are_those_of_training(tmp_path):
+    data = read(tmp_path / "events.parquet", "s")
+    assert data.encoder is not None
+    model = aif.build(demo.config(schema=data.schema, long_length=LENGTH, blocks=(demo.BLOCKS[0], *demo.BLOCKS[2:4])))
+    params = demo.init(model, items=data.catalogue)
+    candidates, score = data.catalogue.features(np.arange(1, ITEMS)), jax.jit(model.joint)
+    trained = data.request_features(data.users.encode(np.arange(USERS)), np.full(USERS, NOW), length=LENGTH)
+    for user in range(USERS):
+        expected = score(params, jax.tree.map(lambda leaf, user=user: leaf[user], trained), candidates)
+        features = data.encoder.with_length(LENGTH)(None, delivered(user, "s", "integers"), NOW)
+        assert np.array_equal(score(params, features, candidates), expected)
+
+
+def test_events_of_one_second_by_hand():
+    """The smallest case: four events of one second, as timestamps in a file and as seconds in a call."""
+    events = {"user": [1] * 4, "item": [2, 1, 3, 4], "time": np.array([10, 20, 30, 5], "datetime64[ms]")}
+    items = {"item": [1, 2, 3, 4], "category": [1] * 4}
+    data = aif.read(events, items=items, columns=aif.Columns())
+    assert data.encoder is not None
+    trained = data.request_features([1], [1], length=4).history.item[0].tolist()
+    call = data.encoder.with_length(4)(None, {"item": [2, 1, 3, 4], "time": [0, 0, 0, 0]}, 1).history.item.tolist()
+    assert trained == call == [4, 3, 2, 1]
+
+
+def test_a_reader_is_told_that_an_order_is_lost():
+    events = {"user": [1] * 3, "item": [2, 1, 3], "time": np.array([10, 20, 5000], "datetime64[ms]")}
+    items = {"item": [1, 2, 3], "category": [1] * 3}
+    (suspicion,) = [s for s in aif.check(events, items=items).suspicions if s.kind == "rounded time"]
+    assert "Columns.time_unit='s', to which times are rounded down: 1 of 3 events" in suspicion.got
+    for columns in (aif.Columns(time_unit="ms"), aif.Columns(time_unit="ns")):
+        assert not [s for s in aif.check(events, items=items, columns=columns).suspicions if s.kind == "rounded time"]

@@ -1,0 +1,120 @@
+"""Times: every form as integers of one unit, without overflow; what cannot be a time of that unit."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aif_jax as aif
+from aif_jax.connectors import EventLayout
+from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, rescaled, seconds_of
+
+NOON = 1_651_838_400  # 2022-05-06T12:00:00
+TOKYO = datetime.timezone(datetime.timedelta(hours=9))
+
+
+@pytest.mark.parametrize("value", [
+    "2022-05-06T12:00:00.123456789", "2022-05-06 12:00:00.123456789Z", "2022-05-06T21:00:00.123456789+09:00",
+    np.datetime64("2022-05-06T12:00:00.123456789"),
+], ids=str)  # fmt: skip
+def test_one_moment_in_every_unit(value):
+    nanoseconds = NOON * 10**9 + 123_456_789
+    for unit, per_second in PER_SECOND.items():
+        assert int(in_unit(value, "at", unit=unit)) == nanoseconds * per_second // 10**9
+        assert in_unit([value, value], "at", unit=unit).tolist() == [nanoseconds * per_second // 10**9] * 2
+
+
+@pytest.mark.parametrize(("value", "seconds"), [
+    (datetime.datetime(2022, 5, 6, 12), NOON), (datetime.datetime(2022, 5, 6, 21, tzinfo=TOKYO), NOON),
+    (datetime.date(2022, 5, 6), NOON - 43_200), ("2022-05-06", NOON - 43_200),
+    (np.datetime64("2022-05-06", "D"), NOON - 43_200), (np.datetime64("2022-05-06T12", "h"), NOON),
+    (datetime.datetime(1969, 12, 31, 23, 59, 59, 500_000), -1),
+])  # fmt: skip
+def test_dates_and_times(value, seconds):
+    for unit, per_second in PER_SECOND.items():
+        assert int(in_unit(value, "at", unit=unit)) // per_second == seconds == seconds_of(value, "at", unit=unit)
+
+
+@pytest.mark.parametrize("unit", PER_SECOND)
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_nothing_overflows_up_to_2100(unit, dtype, tmp_path):
+    """In files, arrays and stores, in every unit."""
+    last = 4_102_444_800 * PER_SECOND[unit]
+    assert in_unit(np.array([last], dtype), "at", unit=unit).tolist() == [last]
+    events = {"user": [1], "item": [1], "time": np.array([last], dtype)}
+    layout = EventLayout(time_unit=unit)  # type: ignore[arg-type]
+    assert layout.pack(events)["time"].tolist() == [last]
+    columns = aif.Columns(time_unit=unit)  # type: ignore[arg-type]
+    data = aif.read(events, items={"item": [1], "category": [1]}, columns=columns)
+    assert data.log.time.tolist() == [4_102_444_800]
+    assert layout.pack(events | {"time": np.array([NOON], "datetime64[s]")})["time"].tolist() == [NOON * PER_SECOND[unit]]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1])
+def test_unsigned_times_do_not_wrap(value):
+    """A time of 64 bits without sign was a negative one."""
+    times = np.array([NOON, value], np.uint64)
+    with pytest.raises(ValueError, match=f"at: expected a time before 2100 in 's', got {value} at position \\[1\\]"):
+        in_unit(times, "at")
+    events = {"user": [1, 1], "item": [1, 1], "time": times}
+    report = aif.check(events, items={"item": [1], "category": [1]})
+    assert report.totals == {"time unit": 1} and str(value) in str(report.problems[0])
+
+
+def test_dates_of_64_bits_and_far_ones():
+    for type_ in (pa.date32(), pa.date64()):
+        events = {"user": [1], "item": [1], "time": pa.array([datetime.date(2022, 5, 6)], type_)}
+        for unit in PER_SECOND:
+            columns = aif.Columns(time_unit=unit)  # type: ignore[arg-type]
+            data = aif.read(events, items={"item": [1], "category": [1]}, columns=columns)
+            assert data.log.time.tolist() == [NOON - 43_200]
+    far = {"user": [1, 1], "item": [1, 1], "time": pa.array([2**61, -(2**61)], pa.timestamp("s"))}
+    assert aif.check(far, columns=aif.Columns(time_unit="ns")).totals == {"time unit": 2}
+
+
+@pytest.mark.parametrize(("value", "error", "message"), [
+    ([None, NOON], TypeError, "at: expected integer times in 's' or datetime64, got dtype object"),
+    ([None, "2022-05-06"], ValueError, r"at: expected a time, got None at position \[0\]"),
+    (["2022-05-06", "yesterday"], ValueError, "at: expected a date and time in ISO form such as .*, got 'yesterday'"),
+    ("2022-05-06.5", ValueError, "in ISO form"), ("2022-05-06T12:00:00.", ValueError, "in ISO form"),
+    ("1651838400", ValueError, "in ISO form"), (True, TypeError, "got dtype bool"), (1.5, TypeError, "got dtype float64"),
+    ("2101-01-01", ValueError, "expected a time before 2100"), ("1700-01-01", ValueError, "expected a time of at least"),
+    (np.datetime64("2200-01-01"), ValueError, "expected a time before 2100"), (-(2**62), ValueError, "a time of at least"),
+])  # fmt: skip
+def test_what_is_no_time(value, error, message):
+    with pytest.raises(error, match=message):
+        in_unit(value, "at")
+
+
+@pytest.mark.parametrize("number", [20240501, 19991231, np.int64(20240501)])
+def test_a_number_that_reads_as_a_date_is_refused(number):
+    date = f"{str(number)[:4]}-{str(number)[4:6]}-{str(number)[6:]}"
+    with pytest.raises(ValueError, match=rf"since: expected a moment, got {number}, .* give '{date}' for that date, '1970-"):
+        seconds_of(number, "since")
+    with pytest.raises(ValueError, match="since: expected a moment"):
+        seconds_of(number, "since", unit="ms")
+    assert seconds_of(str(number), "since") == seconds_of(date, "since")
+    assert seconds_of(20241301, "since") == 20241301  # there is no month 13
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2)), max_size=30))
+def test_the_order_is_that_of_a_plain_sort(events):
+    user, time, item, action = (
+        (np.array(column, np.int64) for column in zip(*events, strict=True)) if events else [np.zeros(0, np.int64)] * 4
+    )
+    places = np.arange(len(events))
+    by_user = places[history_order(time, item, action, user=user)]
+    assert [events[i] for i in by_user] == sorted(events)
+    of_one = places[history_order(time, item, action)]
+    assert [events[i][1:] for i in of_one] == sorted(event[1:] for event in events)
+
+
+@given(st.integers(-(2**62) // 10**9, 4_102_444_800), st.sampled_from(list(PER_SECOND)), st.sampled_from(list(PER_SECOND)))
+def test_rescaled_is_exact_and_rounds_down(second, given_unit, unit):
+    value = second * PER_SECOND[given_unit]
+    assert int(rescaled(np.int64(value), given=given_unit, unit=unit)) == value * PER_SECOND[unit] // PER_SECOND[given_unit]
