@@ -667,9 +667,16 @@ def test_the_scan_for_words_finds_them(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'; .ci/run builds the site too")
 def test_site_builds_without_warnings(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of its theme about a later MkDocs
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(SITE), "-d", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(SITE), "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "INFO" in said and "WARNING" not in said, (
+        said
+    )  # --quiet would hide warnings from --strict too
+    results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")
+    assert (
+        'href="../experiments/notes/results/' in results and (tmp_path / "site/experiments/notes/results/index.html").is_file()
+    )
     reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert "user_attributes," not in reference, "names that share a line are taken apart"
     assert 'id="aif_jax.build"' in reference and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(

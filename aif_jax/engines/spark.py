@@ -43,7 +43,8 @@ def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder
 
     Raises:
       FileExistsError: something is at `folder`. FileNotFoundError, ValueError: no files, one that is not there, a URL.
-      What `ItemJob.encode_file` raises, as Spark's error; the folder then has `_temporary` in it, which `from_parts` refuses.
+      Exception: what `ItemJob.encode_file` raises, as Spark's error; the folder then has `_temporary` in it, which `from_parts`
+        refuses.
     """
     paths, root = [str(local(file, "files")) for file in files], local(folder, "folder")
     expect(bool(paths), "files", "at least one", "none; check the paths")

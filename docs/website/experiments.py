@@ -1,0 +1,24 @@
+"""An MkDocs hook: the README and notes of experiments/, which pages link to, become pages of the site below experiments/."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = "experiments"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs asks for the files of the site."""
+    from mkdocs.structure.files import File
+
+    for path in sorted((ROOT / FOLDER).rglob("*.md")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs is about to render a page: on the site docs/ is the root and experiments/ is in it, in the repository beside it."""
+    if page.file.src_uri.startswith(f"{FOLDER}/"):
+        return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
+    return re.sub(rf"\]\(((?:\.\./)*)\.\./{FOLDER}/", rf"](\1{FOLDER}/", markdown)
