@@ -111,7 +111,7 @@ class AsyncPreRanker:
             raise EngineClosed("an engine starts once: make a new one")
         (trained, index), self._first = self._first, None
         self._serve(await self._built(trained, index, self._orders))
-        self._metrics.scoring = self._programs.warm_seconds  # until requests tell
+        self._metrics.observe_scoring(self._programs.warm_seconds)  # until requests tell
         self._admission.open = True
         return self
 

@@ -8,7 +8,7 @@ import bisect
 import contextlib
 import functools
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -103,6 +103,9 @@ class Histogram:
         return {"count": sum(self.counts), "sum": self.sum, **quantiles, "cumulative": cumulative}
 
 
+RECENT_SCORINGS = 32
+
+
 class Metrics:
     """What an engine counts; written from the event loop's thread only."""
 
@@ -111,11 +114,21 @@ class Metrics:
         self.degraded: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)
-        self.scoring = 0.0  # seconds that scoring took lately: up at once, down slowly
+        self._scoring: deque[float] = deque(maxlen=RECENT_SCORINGS)  # seconds
 
     def observe_scoring(self, seconds: float) -> None:
         """Notes how long the scoring of one request took."""
-        self.scoring = max(seconds, 0.95 * self.scoring + 0.05 * seconds)
+        self._scoring.append(seconds)
+
+    @property
+    def scoring(self) -> float:
+        """Seconds within which nine of ten recent requests were scored, 0.0 without any: one late request counts for little."""
+        if not self._scoring:
+            return 0.0
+        ordered = sorted(self._scoring)
+        place, share = divmod(0.9 * (len(ordered) - 1), 1)
+        below, above = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
+        return below + share * (above - below)
 
     def observe_known(self, known: Known) -> None:
         """Counts the events and attributes of one user's features, and those that the model does not know."""
