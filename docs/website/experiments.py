@@ -18,7 +18,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """MkDocs is about to render a page: on the site docs/ is the root and experiments/ is in it, in the repository beside it."""
+    """MkDocs is about to render a page: experiments/ is in the root of the site, and beside docs/ in the repository."""
     if page.file.src_uri.startswith(f"{FOLDER}/"):
         return re.sub(r"\]\(((?:\.\./)+)docs/", r"](\1", markdown)
     return re.sub(rf"\]\(((?:\.\./)*)\.\./{FOLDER}/", rf"](\1{FOLDER}/", markdown)
