@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import math
 import types
@@ -18,6 +19,19 @@ BLOCK = 1 << 22  # elements looked at in one go, so that a check of a memory-map
 
 class ArgumentError(ValueError):
     """An argument of a call that is missing or does not fit, whatever the data: a command ends with the code of wrong usage."""
+
+
+class Fields:
+    """Base of settings: a field that the class lacks is an ArgumentError with the nearest one, no bare TypeError."""
+
+    def __new__(cls, *_: Any, **given: Any):
+        """Raises ArgumentError for a misspelt field."""
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in given:
+            near = difflib.get_close_matches(name, names, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            expect(name in names, cls.__name__, f"the fields {', '.join(names)}", f"{name!r}{meant}", error=ArgumentError)
+        return super().__new__(cls)
 
 
 class VersionMismatch(ValueError):

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.schema import Schema
 from aif_jax.scores import parse_objectives
 
@@ -16,7 +16,7 @@ BLOCKS: dict[str, type] = {}  # every block class by name, for reading a config 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Fields):
     """What `build` needs to know.
 
     Attributes:

@@ -34,7 +34,9 @@ def script(main: Callable[..., None]) -> Callable[..., None]:
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
     made.add_argument("--quiet", action="store_true", help="no bar and no line of progress")

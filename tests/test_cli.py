@@ -242,11 +242,18 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
         ("{", "columns.json"),
         ('{"hue": 1}', "hue"),
         ('{"time_unit": "h"}', "Columns.time_unit"),
+        ('{"itm": "sku"}', "got 'itm'; did you mean 'item'?"),
         ("[]", "columns.json"),
     ):
         (tmp_path / "columns.json").write_text(text)
         code, _, err = run("check", *files(folder), "--columns", tmp_path / "columns.json")
         assert code == 2 and words in err
+    for short in ("--orde=none", "--ca=1"):  # a flag is its whole name
+        with pytest.raises(SystemExit) as usage:
+            run("check", *files(folder), short)
+        assert usage.value.code == 2
+    code, _, err = run("check", "--events", folder / "events.parquet", "--columns", tmp_path / "colums.json")
+    assert code == 2 and "colums.json: expected a JSON file of settings, got no such file" in err
     code, _, err = run("check", *files(folder), "--bag-length", 1)
     assert code == 2 and "Columns.bag_length" in err
     code, _, err = run("check", "--events", tmp_path / "none.parquet")

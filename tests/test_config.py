@@ -10,9 +10,22 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.config import BLOCKS, register
+from aif_jax.train.tasks import Impressions, NextItem
 from tests import demo
 
 BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
+
+
+@pytest.mark.parametrize(("kind", "field", "meant"), [
+    (aif.Config, "long_lenght", "long_length"), (aif.Columns, "itm", "item"), (Impressions, "treshold", "threshold"),
+    (NextItem, "negative", "negatives"),
+])  # fmt: skip
+def test_a_misspelt_field_is_named_with_the_nearest(kind, field, meant):
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__}: expected the fields .*, got '{field}'; did you mean '{meant}'"
+    ) as error:
+        kind(**{field: 1})
+    assert meant in str(error.value)
 
 
 def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():

@@ -37,6 +37,15 @@ def run(data, model, tmp_path_factory) -> Run:
     return fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", learning_rate=0.03, **GIVEN)
 
 
+def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused(data, model, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"diverged: the loss was \d.* at the first step .* a smaller learning rate"):
+        fit(model, data, out=tmp_path / "run", learning_rate=1000.0, **GIVEN)
+    for field, value in (("learning_rate", float("nan")), ("learning_rate", float("inf")), ("weight_decay", -1.0)):
+        with pytest.raises(ValueError, match=f"fit {field}: expected a finite number of at least 0, got {value}"):
+            fit(model, data, out=tmp_path / "other", **{field: value}, **GIVEN)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, model, run):
     parts = split_by_time(data.log)
     steps = 2 * (len(eligible(data.log, parts.train, min_history=1)) // 64)

@@ -79,7 +79,7 @@ def test_changes_reach_any_field():
     assert [block.name for block in presets.paper(SCHEMA, sim_fields=("item", "category")).blocks][1:3] == [
         "sim_item", "sim_category",
     ]  # fmt: skip
-    with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
+    with pytest.raises(ValueError, match="Config: expected the fields schema, width, .*, got 'depth'"):
         presets.aif(SCHEMA, depth=3)
     with pytest.raises(ValueError, match="Sim.field: expected one of schema.behaviour_fields"):
         presets.paper(SCHEMA, sim_fields=("brand",))

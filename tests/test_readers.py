@@ -114,6 +114,48 @@ def test_a_folder_gzip_and_tabs_will_do(tmp_path):
     assert data.log.item.tolist() == [1, 2, 2] and data.catalogue.ids["category"].tolist() == [0, 2, 1]
 
 
+def test_what_a_writer_has_not_finished_is_left_out(tmp_path):
+    """Hidden files, and files and folders that begin with "_": half-written parts of a job, its marks."""
+    rows = {
+        "1.csv": "1,7,20",
+        "_temporary/0/2.csv": "2,8,30",
+        ".hidden.csv": "3,8,30",
+        "day=1/_3.csv": "4,8,30",
+        "day=1/4.csv": "5,8,9",
+    }
+    for name, row in rows.items():
+        (tmp_path / "events" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "events" / name).write_text(f"user,item,time\n{row}\n")
+    (tmp_path / "events" / "_SUCCESS").write_text("")
+    data = readers.read(tmp_path / "events", items={"item": [7, 8], "category": [1, 2]}, columns=Columns())
+    assert data.users.raw.tolist() == [1, 5]
+    hidden = tmp_path / "_staged" / ".x"  # the folder itself may have any name
+    hidden.mkdir(parents=True)
+    (hidden / "1.csv").write_text("user,item,time\n1,7,20\n")
+    assert len(readers.read(hidden, items={"item": [7], "category": [1]}, columns=Columns()).log) == 1
+
+
+def test_a_missing_category_is_unknown(tmp_path):
+    """Null in Parquet, nothing in CSV, None in a request: row 0, as in other attributes."""
+    events = {"user": [1, 1], "item": [7, 8], "time": [10, 20]}
+    csv(tmp_path, items="item,category\n7,\n8,tea\n9,\n")
+    for items in (tmp_path / "items.csv", {"item": [7, 8, 9], "category": [None, "tea", None]}):
+        data = readers.read(events, items=items, columns=Columns())
+        assert data.catalogue.ids["category"].tolist() == [0, 0, 1, 0]
+        assert data.encoder.items({"item": [7, 8], "category": [None, "tea"]})[1].ids["category"].tolist() == [0, 1]
+    none = readers.read(events, items={"item": [7, 8], "category": [None, None]}, columns=Columns())
+    assert none.catalogue.ids["category"].tolist() == [0, 0, 0]
+
+
+def test_a_file_without_a_header_is_asked_for_one(tmp_path):
+    csv(tmp_path, events="1,7,20\n1,8,30\n", items="item,category\n7,tea\n8,cup\n")
+    with pytest.raises(ValueError) as error:
+        readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", columns=Columns())
+    text = str(error.value)
+    assert "expected the columns 'user', 'item', 'time' in the first line, got '1', '7', '20'; has the file a header?" in text
+    assert text.count("has the file a header") == 1 and "problems in all" not in text
+
+
 def test_many_blocks_are_one_table(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     events = {"user": rng.integers(0, 50, 1000), "item": rng.integers(0, 30, 1000), "time": rng.integers(0, 10**6, 1000)}
@@ -269,8 +311,8 @@ def test_tables_in_memory_give_the_same_as_files(folder):
         for field in ("user", "item", "action", "time"):
             assert np.array_equal(getattr(data.log, field), getattr(whole.log, field)), field
         assert np.array_equal(data.catalogue.content, whole.catalogue.content)
-    with pytest.raises(ValueError, match="items, row 2, column 'group': null: expected a category"):
-        readers.read(EVENTS, items=ITEMS | {"group": ["tea", None, "tea"]}, users=USERS, columns=COLUMNS)
+    with pytest.raises(ValueError, match="items, row 2, column 'id': null: expected an id"):
+        readers.read(EVENTS, items=ITEMS | {"id": [*ITEMS["id"][:1], None, *ITEMS["id"][2:]]}, users=USERS, columns=COLUMNS)
     with pytest.raises(TypeError, match="events: expected a path, a mapping of columns or an Arrow table, got list"):
         readers.read([1], items=ITEMS, users=USERS, columns=COLUMNS)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from aif_jax.checks import ArgumentError
 from aif_jax.cli.commands import add_commands
-from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, UsageError
+from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, Parser, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output import hidden
@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 def parser_of() -> argparse.ArgumentParser:
     """The parser of every command, whose options `main` runs."""
-    parser = argparse.ArgumentParser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add_commands(commands)
     add_snapshot_commands(commands)

@@ -31,6 +31,13 @@ PLATFORM_HELP = f"what the export is compiled for (default: {' '.join(PLATFORMS)
 TASK_HELP = f"a task and its fields, of {'; '.join(f'{name} ({fields})' for name, fields in _FIELDS_OF.items())}"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser, and those of its commands, that take flags as they are written: `--check` is no `--checkpoint`."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, allow_abbrev=False, **options)
+
+
 class UsageError(Exception):
     """Options that do not fit together, or a settings file that cannot be read."""
 
@@ -161,13 +168,14 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
     if options.columns is None and not settings:
         return None
     with as_usage("columns" if options.columns is None else f"--columns {options.columns}"):
-        return Columns.from_json(({} if options.columns is None else json.loads(options.columns.read_text("utf-8"))) | settings)
+        return Columns.from_json((read_json(options.columns, "--columns") or {}) | settings)
 
 
 def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
     """The settings in a JSON file, None for none; UsageError that shows none of them for what is no JSON object."""
     if path is None:
         return None
+    expect(path.is_file(), f"{option} {path}", "a JSON file of settings", "no such file", error=UsageError)
     try:
         settings = json.loads(path.read_text("utf-8"))
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
-from aif_jax.checks import expect
+from aif_jax.checks import Fields, expect
 from aif_jax.encoding.times import PER_SECOND, TimeUnit
 from aif_jax.schema import statistic_names
 
@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[type, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Columns:
+class Columns(Fields):
     """Which column is what: of the events file, the items file and, where there is one, the users file.
 
     Attributes:
@@ -38,7 +38,8 @@ class Columns:
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
       history_actions: values of `action` that histories hold, those of a user who engages: ("click", "buy") of an impression
         log, whose shows would otherwise fill the history. `NextItem` takes their events as positives. () takes every event.
-      category: category of an item; the field by which SIM looks into the history.
+      category: category of an item; the field by which SIM looks into the history. A missing one is "unknown": it matches no
+        other, in no block.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
       item_bags: columns of items with several values: lists, or text joined by `bag_separator`.
       bag_length: values of a bag that are kept, the first ones.
@@ -176,7 +177,7 @@ class Columns:
             "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "action")],
             "items": [
                 ((self.item_id,), "id"),
-                ((self.category,), "category"),
+                ((self.category,), "value"),
                 (self.item_attributes, "value"),
                 (self.item_bags, "bag"),
                 ((*self.item_floats, *self.statistics, *self.side), "float"),

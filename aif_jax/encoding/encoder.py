@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, stamps
@@ -263,7 +263,7 @@ class Encoder:
                 length=record["length"],
                 max_skew=record["max_skew"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ArgumentError) as error:
             text = f"encoder: expected a record of Encoder.to_record, got another: {error!r}"
             raise ValueError(f"{text}; another version wrote it, or it was edited: export or save the model again") from error
         version = record.get("version")

@@ -84,10 +84,14 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
 
 
 def files_of(path: PathLike) -> list[Path]:
-    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind."""
+    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
+
+    Files and folders whose name begins with "." or "_" are left out: what a writer has not finished, such as `_temporary/`.
+    """
     root = Path(path)
     if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        names = (file.relative_to(root) for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
         if len({file.name.endswith(".parquet") for file in files}) != 1:
             raise ValueError(f"{root}: expected Parquet files or text files, one kind, got {[f.name for f in files[:8]]}")
         return files
@@ -243,6 +247,11 @@ def _unended(path: PathLike) -> str:
 def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
     """The Arrow types of the columns wanted; a problem for each that is not there once."""
     names = schema.names
+    if file.first_line == 2 and wanted and not set(names) & set(wanted):
+        way_out = "has the file a header? Add one, or name the columns by readers.TextFile(names=)"
+        got = f"{', '.join(map(repr, names))[:200]}; {way_out}"
+        problems.add("missing column", file, None, None, f"the columns {', '.join(map(repr, wanted))} in the first line", got)
+        return {}
     for name in wanted:
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"

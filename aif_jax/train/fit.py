@@ -303,6 +303,9 @@ class FitSettings:
         for field in ("epochs", "batch_size", "requests", "evaluate_every"):
             value = getattr(self, field)
             expect(value is None or value >= 1, f"fit {field}", "at least 1", value)
+        for field in ("learning_rate", "weight_decay"):
+            value = getattr(self, field)
+            expect(0 <= value < float("inf"), f"fit {field}", "a finite number of at least 0", value)  # NaN is none
         expect(type(self.task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", self.task)
         expect(0 <= self.replay < float("inf"), "fit replay", "a share of at least 0", self.replay)
         expect(not self.replay or self.since is not None, "fit replay", "0 without since", self.replay)

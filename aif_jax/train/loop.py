@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -119,6 +120,10 @@ OUTSIDE = "a block or tower of yours that reads an embedding row outside the bat
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
+DIVERGED = 100
+"""Times the loss of the first step (or 1, where that is less) from which on a loss is one of a model that diverged."""
+
+
 class BadBatch(ValueError):
     """A batch that must not be trained on, under the policy "stop"; the message names the reason and the samples."""
 
@@ -132,6 +137,7 @@ class _Recent:
     pending: list[tuple[int, PrefetchedBatch, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
     bad: int = 0
     empty: int = 0
+    first: float | None = None  # the loss of the first step
 
     def restart(self) -> None:
         """Begins the next log entry."""
@@ -195,7 +201,8 @@ def loop(
         processes all call it and take the figures of process 0.
 
     Raises:
-      FloatingPointError: too many steps were skipped; the message names the step and the samples.
+      FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
+        of the first step; the message names the step and the samples.
       BadBatch: a corrupt record under "stop", or more than `max_skipped` under "skip".
       ProcessError: one of several processes cannot go on, or has another state or batch than process 0; raised in all.
       ValueError: checkpoints without a config, or a policy that does not exist.
@@ -341,6 +348,14 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str
         raise FloatingPointError(
             f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
             f"is {last['loss']}{fed.origin}: look at the inputs, then at the learning rate; {OUTSIDE}"
+        )
+    losses = [loss for metrics in fetched if math.isfinite(loss := float(metrics["loss"]))]
+    recent.first = losses[0] if recent.first is None and losses else recent.first
+    usual = statistics.median(losses) if losses else 0.0
+    if recent.first is not None and usual > DIVERGED * max(1.0, recent.first):
+        raise FloatingPointError(
+            f"diverged: the loss was {recent.first:.4g} at the first step and is {usual:.4g} up to step {number}; take "
+            "a smaller learning rate"
         )
     counts = ("samples", "places", "events")
     samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.checks import expect, expect_types
+from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.data.candidates import (
     CandidateSource,
     NegativeSampler,
@@ -43,7 +43,7 @@ from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NextItem:
+class NextItem(Fields):
     """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample, or
     with `Columns.history_actions` every event of these actions.
 
@@ -97,7 +97,7 @@ class NextItem:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Liked:
+class Liked(Fields):
     """Does the user like the item? Every event of a known item and action is a sample, its item the only candidate.
 
     Attributes:
@@ -126,7 +126,7 @@ class Liked:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Impressions:
+class Impressions(Fields):
     """Which of the items that were shown does the user click? The log holds impressions; a request is a sample.
 
     Attributes:
@@ -165,7 +165,7 @@ class Impressions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cascaded:
+class Cascaded(Fields):
     """What does each objective say of the candidates that retrieval finds? A logged request of `Dataset.cascade` is a sample.
 
     The default loss is binary cross-entropy of every objective where the log knows its label; `Goals` says more: other stages,

@@ -137,12 +137,14 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 def main(arguments: list[str] | None = None) -> None:
     """Builds a folder and compares it with that of the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="name", required=True)
-    one = commands.add_parser("movielens", help="merge three releases of ml-latest-small")
+    one = commands.add_parser("movielens", help="merge three releases of ml-latest-small", allow_abbrev=False)
     one.add_argument("releases", metavar="RELEASE", nargs="+", type=Path, help="folders, the newest first")
     one.add_argument("--embed", metavar="FOLDER", help="a sentence-transformers model, for content.npz")
-    two = commands.add_parser("taobao", help="the head of UserBehavior.csv")
+    two = commands.add_parser("taobao", help="the head of UserBehavior.csv", allow_abbrev=False)
     two.add_argument("file", metavar="FILE", type=Path, help="UserBehavior.csv")
     for command in (one, two):
         command.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")

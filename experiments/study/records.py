@@ -16,7 +16,9 @@ from aif_jax.metrics import ByUser
 
 def parser(description: str | None, *, results: Path | None = None, work: Path | None = None) -> argparse.ArgumentParser:
     """A parser with `--data`, and the folders of records and models that have a default; the description is the header."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     made.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     for name, what, usual in (("results", "records", results), ("work", "models", work)):
         if usual is not None:

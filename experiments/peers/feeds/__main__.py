@@ -31,7 +31,9 @@ FEEDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, scores, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("name", choices=FEEDS)
     parser.add_argument("lists", type=Path, help="folder of the slice")
     parser.add_argument("scores", type=Path, help="folder for the score file")
