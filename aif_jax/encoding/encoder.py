@@ -319,7 +319,7 @@ class Encoder:
             raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
-            kept &= np.isin(self.action_rows(raw[columns.action]), self.engaged)
+            kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
         if np.count_nonzero(kept) > self.length:  # those of the first moment stay, so that ties are ordered before they are cut
             kept &= time >= np.partition(time[kept], -self.length)[-self.length]
         at = slice(None) if kept.all() else np.flatnonzero(kept)
