@@ -14,7 +14,6 @@ from . import (
     serving,
     sharding,
     train,
-    user_table,
 )
 from .catalogue import Catalogue
 from .checkpoint import Checkpoints
@@ -50,7 +49,6 @@ from .store.version import fingerprint
 from .train import Evaluation, evaluate
 from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
-from .user_table import UserTable, UserTableWriter
 
 __all__ = [
     # your files
@@ -70,9 +68,7 @@ __all__ = [
     "Trained", "open",
     # the index
     "ItemIndex", "IndexWriter", "index",
-    # users nearline
-    "UserTable", "UserTableWriter", "user_table",
-    # both by jobs on an engine
+    # by jobs on an engine
     "jobs",
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",

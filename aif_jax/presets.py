@@ -44,7 +44,7 @@ def streaming(schema: Schema, **changes: Any) -> Config:
     """`aif` for users whose history is a stream: linear attention holds a whole life and is updated by every event.
 
     Matching statistics read the last `long_length` events, BEA and the user tower the last `short_length`; these are kept.
-    `model.update_user` and `aif_jax.user_table` serve it; given whole histories, it reads the first `long_length` events.
+    `model.update_user` updates its state; given whole histories, it reads the first `long_length` events.
     """
     short, long = blocks.Bea(dot_product=True), blocks.DecayedMemory(dot_product=True)
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))

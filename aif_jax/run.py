@@ -22,7 +22,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
 from aif_jax.scores import GROUP, with_calibration
-from aif_jax.serving import AsyncPreRanker, ServingConfig, StateStore
+from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained
@@ -38,7 +38,6 @@ from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task
 from aif_jax.types import Params
-from aif_jax.user_table import UserTable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,19 +213,12 @@ class Run:
         """
         return ItemIndex.build(self.trained, items, **options)
 
-    def user_table(self, events: Any, **options: Any) -> UserTable:
-        """A row of every user, for a model that streams; arguments as for `UserTable.build`.
-
-        `events` is a `Dataset`, or raw events by column; ValueError for a run of data without an encoder.
-        """
-        return UserTable.build(self.trained, events, **options)
-
     def serve(
         self, index: ItemIndex, *, features: Callable[..., Any], retrieval: Callable[..., Any] | None = None,
-        config: ServingConfig | None = None, states: StateStore | None = None,
+        config: ServingConfig | None = None,
     ) -> AsyncPreRanker:  # fmt: skip
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
-        return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config, states=states)
+        return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config)
 
     def save(self, folder: str | Path) -> None:
         """Writes the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.

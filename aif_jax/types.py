@@ -100,10 +100,10 @@ class UserMemory:
 
 @record
 class Streamed:
-    """A history as memory that events update, instead of `Behaviours` in `UserFeatures.history`; see `UserTable`.
+    """A history as memory that events update, instead of `Behaviours` in `UserFeatures.history`.
 
     Attributes:
-      memory: `UserMemory`, or `Packed` as a `UserTable` stores it.
+      memory: `UserMemory`.
       since: events [E] that the memory does not hold yet.
       now: uint32 [] time of the request, from `times.stamps`.
       version: version of the model that made the memory; "" if unknown.

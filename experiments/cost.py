@@ -5,7 +5,6 @@ Command   python -m experiments.cost --json cost.json --figure cost.png      (or
 Time      12 minutes on 2 CPU cores, 4 of them for the other runtimes
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
-          streaming   AsyncPreRanker over `presets.streaming`: features have a row of a `UserTable` and the events since
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
           exact       `presets.full_attention`: attention over both whole histories; sequential
           two_tower   AsyncPreRanker over a dot product
@@ -15,8 +14,7 @@ Inputs    the same for every service: encoded features as arrays on the host, as
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
           features of the catalogue on the device.
 Users     new          nobody has a state of them
-          returning    0, 1 or 16 events since their last request: `aif` computes a state again for new features, so that 1 and
-                       16 cost what a new user costs, `streaming` brings the row up to date; with 0 both have it in the cache
+          returning_0  no event since their last request: `aif` has the state in the cache
           session      five requests in a row with the same features
           Services without states cost the same for every kind.
 Load      closed loop: each client sends its next request when the last is answered. Feature fetch is a delay of 2 ms, retrieval
@@ -32,7 +30,6 @@ Figures   cpu_ms is CPU time of the process over requests at the concurrency of 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import tempfile
 import time
 from collections import defaultdict
@@ -42,18 +39,12 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-import aif_jax as aif
-from aif_jax.features import SINCE
 from aif_jax.output import Bar
 from aif_jax.serving import ServingConfig, compute_inline
-from aif_jax.store.codec import Packed
-from aif_jax.stream import FULL_NOW, events_of
-from aif_jax.types import Streamed
-from aif_jax.user_table.rows import UserProgram
-from experiments import common, drawn, plots, runtimes, services
+from experiments import common, plots, runtimes, services
 from experiments.services import ENGINES, SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, over_rounds
 
-KINDS = ("new", "returning_0", "returning_1", "returning_16", "session")
+KINDS = ("new", "returning_0", "session")
 
 
 @common.script
@@ -87,8 +78,6 @@ async def study(options) -> dict[str, Any]:
     """All measurements, interleaved."""
     world, k = World(items=options.items), min(300, options.candidates)
     models = services.models(world, options.history, smoke=options.smoke)
-    sizes: dict[str, Any] = dict(short_length=8, width=8) if options.smoke else {}
-    models["streaming"] = streamed(world, aif.presets.streaming(world.schema, **sizes), history=options.history)
     floor = Floor(models["aif"], options.candidates, k)
     threads = {"user_threads": options.threads, "score_threads": options.threads}
     config = {"batch_size": options.batch_size, "max_pending": 256, **threads}
@@ -133,20 +122,6 @@ def keep_in(folder: str | None) -> None:
     """Names the folder of compiled programs, which JAX reads once."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
-
-
-def streamed(world: World, config: aif.Config, *, history: int) -> Model:
-    """A model whose users are rows of a table, made from `history` events but the last 16, which come with the request."""
-    made, new = Model.drawn(world, config), SINCE[0]
-    program = UserProgram(made.model, made.params, storage="float32", batch_size=1)
-    for number in range(world.users):
-        user = drawn.users(world.schema, history, seed=number)
-        events = jax.tree.map(np.asarray, events_of(user.history))
-        before, since = (jax.tree.map(lambda leaf, at=at: leaf[at], events) for at in (slice(0, -new), slice(-new, None)))
-        words = program(np.zeros((1, len(program.empty)), np.uint32), before, np.array([history - new])).words[0]
-        row = Packed(words=words, layout=program.layout)
-        made.users[number] = dataclasses.replace(user, history=Streamed(memory=row, since=since, now=FULL_NOW))
-    return made
 
 
 class Floor(services.Compiled):
@@ -230,8 +205,6 @@ def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
         "engine_over_floor": over(cpu["aif"], floor),
         "cpu_ratio_sequential_over_aif": over(cpu["sequential"], cpu["aif"]),
         "rps_ratio_aif_over_sequential": over(rps["aif"], rps["sequential"]),
-        "rps_ratio_streaming_over_sequential": over(rps["streaming"], rps["sequential"]),
-        "cpu_ratio_sequential_over_streaming": over(cpu["sequential"], cpu["streaming"]),
         "overhead_p50_ms": {wait: float(np.median(values)) for wait, values in gaps.items()},
     }
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import Dataset, ItemIndex, Streamed
+from aif_jax import Dataset, ItemIndex
 from aif_jax.features import pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
-from aif_jax.serving.programs import COMPILER_OPTIONS, HistoryLayout, Programs, TopCandidates
+from aif_jax.serving.programs import COMPILER_OPTIONS, Programs, TopCandidates
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 
@@ -28,7 +28,7 @@ CONTENT = 64
 OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
 """Of the engine, and of every function that is compared with it."""
 SESSION = 5
-ENGINES = ("aif", "streaming", "two_tower")
+ENGINES = ("aif", "two_tower")
 SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
 """Services without an engine, and the model of each."""
 STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
@@ -159,7 +159,7 @@ class Model:
 
     def words(self, programs: Programs, number: int) -> np.ndarray:
         """The features of a request's user, checked, as words int32 [n]."""
-        return pack(programs.plain(self.user(number), version=self.index.version, encoding=self.index.encoding))
+        return pack(programs.plain(self.user(number), encoding=self.index.encoding))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Raw ids int64 [C] of a request's candidates."""
@@ -171,8 +171,7 @@ class Engine:
 
     def __init__(self, made: Model, candidates: int, k: int, config: Mapping[str, Any] | None = None):
         self._made, self._count, self._k = made, candidates, k
-        storage = "float32" if isinstance(made.users[0].history, Streamed) else None
-        given = {"buckets": (-(-candidates // 128) * 128,), "max_k": k, "user_storage": storage, **(config or {})}
+        given = {"buckets": (-(-candidates // 128) * 128,), "max_k": k, **(config or {})}
         self.engine = AsyncPreRanker(
             made.index.trained, made.index, features=self._features, retrieval=self._retrieve, config=ServingConfig(**given)
         )
@@ -231,7 +230,7 @@ class Sequential:
     async def __aenter__(self) -> Sequential:
         made, model = self._made, self._made.model
         length = made.config.history_length
-        self._programs.user(made.params, HistoryLayout(length))  # compiles the upload of the features
+        self._programs.user(made.params, length)  # compiles the upload of the features
         specs = user_specs(model.config.schema, length=length)
         answer = sequential_answer(model, self._k)
         self._catalogue = jax.device_put(made.world.features)
@@ -288,7 +287,7 @@ class Compiled:
 
     def __init__(self, made: Model, sizes: Iterable[int], k: int, *, batch: int = 1):
         self.made, self.programs = made, Programs(made.model, max_k=k, bid="bid")
-        self._user = self.programs.user(made.params, HistoryLayout(made.config.history_length))
+        self._user = self.programs.user(made.params, made.config.history_length)
         state, self._score = self.user(0), {}
         for size, users in itertools.product(sizes, {1, batch}):
             self._score[size, users] = self.programs.score(made.params, (state,) * users, made.index, size)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 import aif_jax as aif
 from aif_jax import blocks
-from tests import demo, writer_world
+from tests import demo
 
 ITEMS, USERS = 700, 30
 COLUMNS = aif.Columns(
@@ -81,11 +81,6 @@ def job(*, strings: bool = False, **options: Any) -> aif.jobs.ItemJob:
     return aif.jobs.ItemJob(trained(strings=strings), **{"batch_size": 64} | options)
 
 
-def user_job(**options: Any) -> aif.jobs.UserJob:
-    """The user job, with batches that the users do not fill."""
-    return aif.jobs.UserJob(trained(), **{"batch_size": 8} | options)
-
-
 def built(*, strings: bool = False, **options: Any) -> aif.ItemIndex:
     """The index as one process builds it."""
     batches, given = items(strings=strings).to_batches(), {"batch_size": 64, "progress": False} | options
@@ -97,16 +92,6 @@ def merged(parts: Any, *, strings: bool = False, **options: Any) -> aif.ItemInde
     return aif.ItemIndex.from_parts(trained(strings=strings), parts, progress=False, **options)
 
 
-def merged_users(parts: Any, **options: Any) -> aif.UserTable:
-    """The user table of parts."""
-    return aif.UserTable.from_parts(trained(), parts, **options)
-
-
 def same(a: aif.ItemIndex, b: aif.ItemIndex) -> bool:
     """Whether two indexes hold the same ids and rows, bit for bit."""
     return demo.same(a.stored(), b.stored()) and (a.version, a.storage, a.kind) == (b.version, b.storage, b.kind)
-
-
-def same_users(a: aif.UserTable, b: aif.UserTable) -> bool:
-    """Whether two tables in memory hold the same users and rows, bit for bit."""
-    return writer_world.rows(a) == writer_world.rows(b)

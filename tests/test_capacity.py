@@ -26,7 +26,6 @@ from aif_jax.readers import admit
 from aif_jax.train.edits import carry_over, carry_over_state
 from aif_jax.train.evaluate import catalogue_scores
 from aif_jax.train.tasks import NextItem
-from aif_jax.user_table import UserTable
 from tests import demo
 from tests.light import lightly_compiled
 
@@ -375,16 +374,6 @@ def test_indexes_and_user_states_of_the_model_before_are_refused(world, tmp_path
     ItemIndex.build(world.before, world.old_data.catalogue, progress=False).save(tmp_path / "index")
     with pytest.raises(VersionMismatch):
         ItemIndex.load(tmp_path / "index", after)
-    streamed = aif.build(world.before.config.replace(blocks=(blocks.DecayedMemory(width=8, dot_product=True),)))
-    before = aif.Trained(streamed, demo.init(streamed, items=world.old_data.catalogue), world.before.encoder)
-    made = UserTable.build(before, world.old_data, batch_size=4, progress=False)
-    raw = UserTable.build(before, [DAYS[0]], batch_size=4, progress=False)
-    for user in ("ann", "bob", "cem"):  # whose rows are in no order of ids
-        jax.tree.map(np.testing.assert_array_equal, made.memory(user), raw.memory(user))
-    made.save(tmp_path / "users")
-    assert len(UserTable.load(tmp_path / "users", before)) == 3
-    with pytest.raises(VersionMismatch):
-        UserTable.load(tmp_path / "users", carry_over(before, world.encoder, key=jax.random.key(3)))
     rebuilt = ItemIndex.build(after, world.data.catalogue, progress=False)
     assert len(rebuilt) == 7  # free rows are no items
     new = int(world.encoder.vocabularies["item"].encode([60])[0])

@@ -1,4 +1,4 @@
-"""The jobs on real engines: Ray Data and Spark in local mode, with processes of their own; `.ci/run engines`.
+"""The catalogue job on real engines: Ray Data and Spark in local mode, with processes of their own; `.ci/run engines`.
 
 Engines warn when they are imported, so they are imported within the tests, where warnings are no errors.
 """
@@ -62,12 +62,6 @@ def whole() -> aif.ItemIndex:
     return world.built()
 
 
-@pytest.fixture(scope="module")
-def users() -> aif.UserTable:
-    options = {"batch_size": 8, "position": 77, "progress": False}
-    return aif.UserTable.build(world.trained(), world.data(), **options)
-
-
 def test_a_catalogue_through_ray(ray, whole, tmp_path):
     """Blocks that no batch fits; in memory and through files; string ids."""
     from aif_jax.engines import ray_data
@@ -82,14 +76,6 @@ def test_a_catalogue_through_ray(ray, whole, tmp_path):
     assert world.same(merged, world.built(strings=True))
 
 
-def test_users_through_ray(ray, users):
-    from aif_jax.engines import ray_data
-
-    raw = ray.data.from_arrow(world.events()).random_shuffle(seed=0)
-    rows = ray_data.user_rows(raw, world.user_job(position=77), buckets=3, actors=1)
-    assert world.same_users(world.merged_users(rows.iter_batches(batch_format="pyarrow"), users=world.USERS), users)
-
-
 def test_ray_names_a_bad_item(ray):
     from aif_jax.engines import ray_data
 
@@ -100,8 +86,6 @@ def test_ray_names_a_bad_item(ray):
         list(encoded.iter_batches(batch_format="pyarrow"))
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the job's, 64, got 100"):
         ray_data.encode_items(ray.data.from_arrow(table), world.job(), batch_size=100)
-    with pytest.raises(ValueError, match="buckets: expected at least 1, got 0"):
-        ray_data.user_rows(ray.data.from_arrow(world.events()), world.user_job(), buckets=0)
 
 
 def test_a_catalogue_through_spark(spark, whole, tmp_path):
@@ -139,17 +123,6 @@ def test_files_through_spark(spark, whole, tmp_path):
         adapter.encode_files(spark, files, world.job(), tmp_path / "torn")
     with pytest.raises(CheckpointError, match="_temporary"):
         world.merged(tmp_path / "torn")
-
-
-def test_users_through_spark(spark, users, tmp_path):
-    from aif_jax.engines import spark as adapter
-
-    parquet.write_table(world.events(), tmp_path / "events.parquet")
-    raw = spark.read.parquet(str(tmp_path / "events.parquet")).orderBy("time")
-    adapter.user_rows(raw, world.user_job(position=77), partitions=3).write.parquet(str(tmp_path / "rows"))
-    assert world.same_users(world.merged_users(tmp_path / "rows", users=world.USERS), users)
-    with pytest.raises(ValueError, match="partitions: expected at least 1, got 0"):
-        adapter.user_rows(raw, world.user_job(), partitions=0)
 
 
 def test_spark_names_a_bad_item(spark, tmp_path):

@@ -18,7 +18,6 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from aif_jax.export.consume import files
 from aif_jax.index import ItemIndex, inspect
-from aif_jax.user_table import UserTable
 from tests import writer_world
 from tests.golden import make_export
 from tests.reliability import damaged
@@ -29,9 +28,9 @@ FOLDER = Path(make_export.__file__).parent / "export"
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """A checkpoint "one", an index "snapshot", a table of "users" and an exported "model" with encoder and index."""
+    """A checkpoint "one", an index "snapshot" and an exported "model" with encoder and index."""
     folder = tmp_path_factory.mktemp("originals")
-    for make in (damaged._make_checkpoint, damaged._make_index, damaged._make_users, damaged._make_export):
+    for make in (damaged._make_checkpoint, damaged._make_index, damaged._make_export):
         make(folder, 0)
     return folder
 
@@ -165,12 +164,12 @@ def test_one_empty_string_is_a_good_vocabulary():
 # Checkpoints and index snapshots
 
 
-RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json", "users": "manifest.json"}
+RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json"}
 
 
 @pytest.fixture
 def rewrite(originals, tmp_path):
-    """`rewrite(name, edit)` is a copy of "one", "snapshot" or "users" whose record was edited, with a checksum that fits."""
+    """`rewrite(name, edit)` is a copy of "one" or "snapshot" whose record was edited, with a checksum that fits."""
 
     def make(name, edit):
         shutil.copytree(originals / name, tmp_path / name, dirs_exist_ok=True)
@@ -276,13 +275,11 @@ OF_ITEMS = [
     lambda r: r.update(ids=[]),
     lambda r: [r["arrays"].pop(name) for name in list(r["arrays"]) if name.startswith("rows/")],
 ]
-OF_USERS = [lambda r: r.update(users=1 << 62), lambda r: r.update(users=-1), lambda r: r.update(users="4")]
 RECORDED = {
     "one": (CHECKPOINTS, (checkpoint.load,)),
     "snapshot": (
         SNAPSHOTS + OF_ITEMS, (inspect, aif.index.verify, lambda path: ItemIndex.load(path, writer_world.TRAINED)),
     ),
-    "users": (SNAPSHOTS + OF_USERS, (UserTable.inspect, lambda path: UserTable.load(path, writer_world.users()))),
 }  # fmt: skip
 """What is written into the record of each folder, and what reads it."""
 

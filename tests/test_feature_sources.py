@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,11 +16,28 @@ from hypothesis import strategies as st
 from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ParquetFeatures, ValkeyFeatures, ValkeyFeatureWriter
 from aif_jax.connectors.valkey import keys_of
 from aif_jax.serving import Request
-from tests.test_user_table import ARRIVAL, DATA, ENCODER, raw
+from experiments.datasets.synthetic import synthetic_world
 
+WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
+LOG = WORLD.dataset.log
+TIES = np.lexsort((LOG.action, LOG.item, LOG.time, LOG.user))  # as files are read: those of one moment by item and action
+DATA = dataclasses.replace(
+    WORLD.dataset, log=dataclasses.replace(LOG, **{name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")})
+)
+ENCODER = DATA.encoder
+ARRIVAL = np.argsort(DATA.log.time, kind="stable")  # as a stream brings them
 LAYOUT = EventLayout.of(ENCODER)
 TEXT = EventLayout(action="event", item_bytes=12, action_bytes=5)
 NOW = int(DATA.log.time.max()) + 100
+
+
+def raw(at) -> dict[str, np.ndarray]:
+    """Raw events at some positions of the log."""
+    log = DATA.log
+    names = {"user": DATA.users.raw[log.user[at] - 1], "item": DATA.items.raw[log.item[at] - 1]}
+    return names | {"action": log.action[at], "time": log.time[at]}
+
+
 T = 1_600_000_000
 
 

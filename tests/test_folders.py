@@ -17,7 +17,7 @@ from aif_jax import checkpoint, export
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from aif_jax.store.snapshots import SnapshotWriter, snapshots
 from tests.killed import Life, killed_at
-from tests.writer_world import TRAINED, Users, build, users
+from tests.writer_world import TRAINED, build
 
 
 def contents(folder):
@@ -195,8 +195,6 @@ DOORS = {
     "ItemIndex.load": lambda url: aif.ItemIndex.load(url, TRAINED),
     "index.inspect": aif.index.inspect,
     "index.verify": aif.index.verify,
-    "UserTable.save": lambda url: Users(Path()).first().save(url),
-    "UserTable.load": lambda url: aif.UserTable.load(url, users()),
     "SnapshotWriter": lambda url: SnapshotWriter(url, None),
     "JsonLines": aif.train.JsonLines,
     "export.load": export.load,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import subprocess
 import sys
@@ -18,9 +17,7 @@ import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch
-from aif_jax.index import parts
 from aif_jax.jobs import encode
-from aif_jax.user_table import MemoryRows
 from tests import demo
 from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment
@@ -37,13 +34,6 @@ def encoded() -> list[pa.RecordBatch]:
 @pytest.fixture(scope="module")
 def whole() -> aif.ItemIndex:
     return world.built()
-
-
-@pytest.fixture(scope="module")
-def users() -> aif.UserTable:
-    """The table of a build from the data set."""
-    options = {"batch_size": 8, "position": STREAM_END, "progress": False}
-    return aif.UserTable.build(world.trained(), world.data(), **options)
 
 
 # items
@@ -333,94 +323,3 @@ def test_torn_files_are_refused(encoded, tmp_path, suffix, damage):
     victim.write_bytes({"cut": held[: len(held) // 2], "empty": b"", "text": b"no rows " * 100}[damage])
     with pytest.raises(CheckpointError, match=f"part-003{suffix}: expected a complete file of encoded rows"):
         world.merged(folder)
-
-
-# users
-
-
-def test_users_of_one_batch_leave_a_few_at_a_time(users, monkeypatch):
-    """An engine may hand over a million users in one batch; their rows together exceed what an Arrow array holds."""
-    monkeypatch.setattr(encode, "ROWS", 20)
-    (whole,) = world.events().combine_chunks().to_batches()
-    out = list(world.user_job(position=STREAM_END)([whole]))
-    assert len(out) > 2 and max(batch.num_rows for batch in out) <= 20
-    assert world.same_users(world.merged_users(out, users=world.USERS), users)
-    wrong = pa.concat_batches([whole, whole.slice(0, 1)])
-    with pytest.raises(ValueError, match=f"batch 0, row {whole.num_rows}: expected users in ascending order"):
-        list(world.user_job()([wrong]))
-    huge = np.broadcast_to(np.uint32(0), (1 << 20, 512))
-    with pytest.raises(ValueError, match="batch_size: expected encoded rows below 2 GiB, .* got 2147483648 bytes"):
-        parts.to_batch(np.arange(1 << 20), huge, parts.RowVersion("v", "float32", 1 << 20))
-
-
-@pytest.mark.parametrize("cut", [10_000, 50, 1])
-def test_rows_of_users_are_those_of_a_build(users, cut):
-    job = world.user_job(position=STREAM_END)
-    out = list(job(world.events().to_batches(max_chunksize=cut)))
-    assert all(batch.schema == job.schema for batch in out) and sum(batch.num_rows for batch in out) == world.USERS
-    assert world.same_users(world.merged_users(out, users=world.USERS), users)
-
-
-def test_rows_of_users_do_not_depend_on_who_comes_with_them(users):
-    """As on many workers: some users each, in any order of their events, from a job that was pickled."""
-    job, table = pickle.loads(pickle.dumps(world.user_job(position=STREAM_END))), world.events()
-    ids = np.asarray(table.column("user"))
-    parts = []
-    for worker in (2, 0, 1):
-        mine = table.take(np.random.default_rng(worker).permutation(np.flatnonzero(ids % 3 == worker)))
-        parts += list(job(mine.sort_by("user").to_batches(max_chunksize=40)))
-    assert world.same_users(world.merged_users(parts), users)
-
-
-def test_rows_of_users_from_files(users, tmp_path):
-    out = list(world.user_job(position=STREAM_END)(world.events().to_batches()))
-    folder = write(tmp_path / "rows", out)
-    merged = world.merged_users(folder)
-    assert world.same_users(merged, users)
-    new = {"user": [merged.rows.of.__iter__().__next__()], "item": [3], "action": [1], "time": [1_700_900_000 + 10**6]}
-    assert merged.update(new, position=STREAM_END).repeated == 1 and merged.update(new, position=STREAM_END + 1).events == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"user": None}, ValueError, "batch 1: expected the columns of the batches before, user int64.*, got item int64"),
-        ({"time": None}, ValueError, r"batch 1: expected the columns of the batches before, .*time.*, got "),
-        ({"user": [5] * 20, "action": ["buy"] * 20}, ValueError, "batch 1: expected the columns of the batches before"),
-        ({"user": [9] * 10 + [3] * 10}, ValueError, "batch 1, row 10: expected users in ascending order, got 3 after 9"),
-        ({"user": [1] * 20}, ValueError, "batch 1, row 0: expected users in ascending order, got 1 after 5"),
-        ({"time": [1_700_000_000] * 7 + [1_700_000_000_000] * 13}, ValueError, r"batch 1, row 7 \(user 9\): .*'ms'"),
-        ({"item": [3] * 7 + [None] + [3] * 12}, TypeError, r"batch 1, row 7 \(user 9\): "),
-    ],
-)  # fmt: skip
-def test_bad_events_are_named_by_batch_and_row(change, error, message):
-    first = {"user": [5] * 20, "item": [3] * 20, "action": [1] * 20, "time": [1_700_000_000] * 20}
-    second = {name: value for name, value in (first | {"user": [9] * 20} | change).items() if value is not None}
-    with pytest.raises(error, match=message):
-        list(world.user_job()([pa.RecordBatch.from_pydict(first), pa.RecordBatch.from_pydict(second)]))
-
-
-def test_bad_parts_of_users_are_refused():
-    (out,) = pa.Table.from_batches(world.user_job()(world.events().to_batches())).combine_chunks().to_batches()
-    first = out.column("id")[0].as_py()
-    with pytest.raises(ValueError, match=f"batch 1, row 0: expected each user once, got user {first}, who has a row already"):
-        world.merged_users([out, out.slice(0, 1)])
-    twice = pa.Table.from_batches([out.slice(0, 1)] * 2).combine_chunks().to_batches()
-    with pytest.raises(ValueError, match=f"batch 0, row 1: expected each user once, got user {first}, who is in this part"):
-        world.merged_users(twice)
-    with pytest.raises(ValueError, match="parts: expected 31 users, got 30"):
-        world.merged_users([out], users=31)
-    with pytest.raises(ValueError, match=r"no \['position'\]"):
-        world.merged_users([changed(out, position=None)])
-    with pytest.raises(ValueError, match="batch 0, column 'partition': expected int32, got int64"):
-        world.merged_users([changed(out, partition=pa.array([0] * 30))])
-    rows = MemoryRows(len(out.column("row")[0].as_py()) // 4)
-    assert len(world.merged_users([out], rows=rows)) == len(rows) == 30
-
-
-def test_one_program_serves_all_tasks_of_a_process():
-    """Each task may come with its own copy of the job."""
-    jobs = [pickle.loads(pickle.dumps(world.job())) for _ in range(3)]
-    programs = {id(job._program()) for job in jobs}
-    assert len(programs) == 1 and isinstance(jobs[0]._source, encode.Source)
-    assert dataclasses.is_dataclass(world.model()[0].config)

@@ -92,7 +92,7 @@ LAYERS = (
     # training
     "metrics", "data", "readers", "train",
     # production
-    "index", "user_table", "serving", "export", "connectors", "service", "jobs",
+    "index", "serving", "export", "connectors", "service", "jobs",
     # the whole road
     "run", "refreshing", "engines", "cli", "__main__", "__init__",
 )  # fmt: skip

@@ -40,13 +40,11 @@ from aif_jax.refreshing import (
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.run import JSON, MARKDOWN, training_record
 from aif_jax.scores import with_calibration
-from aif_jax.service import models
 from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import NextItem
-from aif_jax.user_table import UserTable
 from tests import refresh_world as world
 from tests.demo import same
 
@@ -113,7 +111,7 @@ def test_the_report_says_what_changed(published):
     for part in (made.name, "| item | 30 | 6 | 36 |", "gauc", "hr@5 of new items", "| train |"):
         assert part in text
     assert list(report["seconds"]) == [
-        "current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish"
+        "current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish"
     ]  # fmt: skip
 
 
@@ -275,22 +273,6 @@ def test_wrong_arguments_are_refused(run, tmp_path, changes, message):
     given = {"items": world.items(5), "out": tmp_path / "store"} | world.OPTIONS | changes
     with pytest.raises(ValueError, match=message):
         aif.refresh(run.folder, world.events(5), **given)
-
-
-def test_rows_of_users_are_published_within_the_export(tmp_path):
-    """With a model that streams: a service finds them in the mirror of the store."""
-    days = world.data(4)
-    sizes: dict[str, Any] = dict(width=4, towers=(8,), head=(8,), short_length=4, long_length=8)
-    model = aif.build(aif.presets.streaming(days.schema, **sizes))
-    served = Trained(model, model.init(jax.random.key(0), days.catalogue), days.encoder.with_length(8))
-    gate = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0)
-    options = world.OPTIONS | {"since": world.START + 4 * world.DAY, "gate": gate, "user_table": True}
-    made = aif.refresh(served, world.events(5), items=world.items(5), out=tmp_path / "store", **options)
-    mirror = tmp_path / "mirror"
-    assert SnapshotStore(tmp_path / "store").fetch(mirror).name == made.name
-    table, written = models.newer(UserTable, mirror, made.name, None, made.trained)
-    assert written.path == mirror / made.name / "users" and len(table) == world.USERS
-    assert models.newer(UserTable, mirror, made.name, written, made.trained) is None
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):

@@ -17,7 +17,7 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.catalogue import Catalogue
 from aif_jax.config import block_from_json
-from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ValkeyStates
+from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures
 from aif_jax.data.candidates import NegativeSampler
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder, Prefetch
@@ -466,8 +466,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: parse_current("one\ntwo share=0.7\nthree share=0.7"), "shares of at most 1"),
     (lambda: parse_current("one colour=red"), "FOLDER"),
     (lambda: Limits(candidates=0), "candidates: expected more than 0, got 0"),
-    *((lambda field=field: ValkeyStates(None, **{field: 0}), f"{field}: expected more than 0, got 0")
-      for field in ("seconds", "timeout", "most_bytes")),
     (lambda: Client("http://127.0.0.1:1", retries=-1), "Client retries: expected 0 or more, got -1"),
     (lambda: Listening(http_port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),

@@ -117,10 +117,6 @@ KINDS = {
         damaged._make_index, "snapshot", (aif.index.verify, lambda path: aif.ItemIndex.load(path, world.TRAINED)),
         "aif_jax.index/3", "build the index again: ItemIndex.build, run.index or aif-jax",
     ),
-    "users": Kind(
-        damaged._make_users, "users", (lambda path: aif.UserTable.load(path, world.users()),),
-        "aif_jax.user_table/2", "build the table again from the log: UserTable.build or aif-jax users build",
-    ),
     "export": Kind(
         lambda folder, _: shutil.copytree(Path(make_export.__file__).parent / "export", folder / "model"), "model",
         (export.load, export.verify),
@@ -197,8 +193,7 @@ def test_damage_is_named(originals, tmp_path, name, damage):
         assert name == "export" or str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["index", "users"])
-def test_nothing_there_is_said(tmp_path, name):
-    for read in KINDS[name].reads:
+def test_nothing_there_is_said(tmp_path):
+    for read in KINDS["index"].reads:
         with pytest.raises(FileNotFoundError, match="none: expected a snapshot, found nothing"):
             read(tmp_path / "none")

@@ -19,16 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from aif_jax import Trained, cli
+from aif_jax import cli
 from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Service
 from aif_jax.service.log import read_log
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, run
 from aif_jax.service.processes import ServiceSettings, serve, source_of, supervise
-from aif_jax.user_table import UserTable
 from tests.conftest import child_environment
-from tests.service_world import ANN, EVENTS, IDS, connected, exports, running
+from tests.service_world import ANN, IDS, connected, exports, running
 
 
 @contextlib.contextmanager
@@ -57,18 +56,15 @@ def serving(*words, env=None):
 def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
     """Four threads call; after SIGTERM every call is answered or its connection refused, and the process ends well.
 
-    Rows of users and an index come from their flags. Every line of the log is JSON, those of the HTTP server too.
+    An index comes from its flag. Every line of the log is JSON, those of the HTTP server too.
     """
     world = exports()
-    table = UserTable(Trained(world.model, world.params["one"], world.encoder), batch_size=8)
-    table.update({"user": ["ann"] * 2} | EVENTS, position=1)
-    table.save(tmp_path / "users")
     world.index["one"].save(tmp_path / "index", positions={3: 14})
-    words = [world.root / "one", "--user-table", tmp_path / "users", "--index", tmp_path / "index", "--max-user-age", 900]
-    words += ["--max-index-age", 900, "--drain-delay", 0.3, "--log", tmp_path / "log"]
+    words = [world.root / "one", "--index", tmp_path / "index", "--max-index-age", 900, "--drain-delay", 0.3]
+    words += ["--log", tmp_path / "log"]
     with serving(*words) as (process, [addresses]):
         with Client(addresses["http"]) as client:
-            answer = client.rank(user="ann", candidates=IDS, k=3)
+            answer = client.rank(**ANN, candidates=IDS, k=3)
             assert not answer["degraded"] and answer["stages"]["user"] > 0
             text = client.request("GET", "/metrics")[2].decode()
             line = next(line for line in text.splitlines() if line.startswith("aif_index_position{"))
@@ -222,14 +218,9 @@ def test_tls_and_a_token(tmp_path):
         (["FOLDER", "--workers", "0"], 2, "--workers"),
         (["FOLDER", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
         (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-        (["FOLDER", "--max-user-age", "60"], 2, "expected --user-table with --max-user-age"),
         (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),
         (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
         (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
-        (["FOLDER", "--user-table", "s3://bucket/users"], 2, "expected a folder or one of redis://"),
-        (["FOLDER", "--user-table", "unix:///run/redis"], 2, "expected a folder or one of redis://, rediss://, valkey://"),
-        (["FOLDER", "--user-table", "valkey://h:1/x"], 1, "server: expected redis://HOST:PORT"),
-        (["FOLDER", "--user-table", "nowhere"], 2, "expected snapshots"),
         (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
         (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
     ],

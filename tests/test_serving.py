@@ -23,7 +23,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving import programs as serving_programs
 from aif_jax.serving import threads as serving_threads
-from aif_jax.serving.programs import HistoryLayout, Programs, inputs_read
+from aif_jax.serving.programs import Programs, history_length, inputs_read
 from aif_jax.serving.versions import Snapshot, Version
 from tests import demo
 from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
@@ -769,7 +769,7 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         programs = Programs(world.model, max_k=8, bid="bid")
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
-        states = programs.user(world.params, HistoryLayout.of(world.user(3)), 2)(programs.upload_features(words))
+        states = programs.user(world.params, history_length(world.user(3)), 2)(programs.upload_features(words))
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
         score = programs.score(world.params, states, world.index, 32)
         inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)
@@ -782,13 +782,13 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
 
 
 def test_a_compiled_function_takes_only_the_parameters_that_it_reads_and_equals_the_one_of_all(world, monkeypatch):
-    layout, rows = HistoryLayout.of(world.user(3)), [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
+    length, rows = history_length(world.user(3)), [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
 
     def outputs(programs):
         for params in map(jax.device_put, (world.params, world.other_params(5))):  # the second takes over what is compiled
             index = world.index_of(params)
             for count in (1, 2):
-                user = programs.user(params, layout, count)
+                user = programs.user(params, length, count)
                 states = user(programs.upload_features([pack(world.user(name)) for name in (3, 7)][:count]))
                 score = programs.score(params, states, index, 32)
                 with index.reading() as table:

@@ -278,7 +278,7 @@ def test_the_commands_of_a_store(tmp_path, capsys):
 
     assert run("current", url, code=1) == ""
     (fill(tmp_path / "made", 0) / "manifest.json").unlink()
-    assert "expected an export, or a snapshot of an index or a user table, got a folder without manifest.json" in run(
+    assert "expected an export, or a snapshot of an index, got a folder without manifest.json" in run(
         "publish", url, str(tmp_path / "made"), code=2
     )
     names = [run("publish", url, str(fill(tmp_path / "made", number)), "--keep", "2") for number in range(1, 4)]

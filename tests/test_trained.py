@@ -123,7 +123,7 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=expected + r"checkpoints of steps \[3\]; take one, such as"):
         aif.open(tmp_path / "steps")
     aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
-    with pytest.raises(checkpoint.CheckpointError, match="found a snapshot of an index or a user table: give its `load`"):
+    with pytest.raises(checkpoint.CheckpointError, match="found a snapshot of an index: give its `load`"):
         aif.open(tmp_path / "index")
     export.save(tmp_path / "export", trained, platforms=("cpu",), stablehlo=False)
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())

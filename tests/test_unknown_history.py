@@ -7,14 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from aif_jax import Trained
 from aif_jax.serving import Request, ServingConfig
-from aif_jax.serving.metrics import Known, known_of, prometheus_text
-from aif_jax.user_table import UserTable
+from aif_jax.serving.metrics import known_of, prometheus_text
 from tests import serving_world
 from tests.service_world import IDS, NOW, exports, running
 from tests.serving_world import shared
-from tests.test_user_table import ARRIVAL, DATA, ENCODER, MODEL, PARAMS, raw
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 COUNTED = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
@@ -77,27 +74,6 @@ async def test_the_mark_stays_with_the_state_and_the_events_count_once():
     assert metrics["counters"]["history_events"] == 19 and metrics["counters"]["cache_hits"] == 2
 
 
-async def test_the_mark_goes_to_the_other_replicas():
-    kept = {}
-
-    class Store:
-        async def get(self, key):
-            return kept.get(key)
-
-        async def put(self, key, state):
-            kept[key] = state
-
-    request, found = Request(user=3, feature_version=1), []
-    for _ in range(2):
-        async with shared().engine() as engine:
-            engine._users._store = Store()
-            engine.features = lambda name: user(19, items=15)
-            found.append(await engine.rank(request, 5))
-            for task in tuple(engine._users._putting):
-                await task
-    assert "shared" in found[1].stages and found[1].degraded and found[1].reason == found[0].reason
-
-
 async def test_candidates_are_counted_like_events():
     world = shared()
     ids = np.append(world.ids[:30], np.arange(5))
@@ -107,21 +83,6 @@ async def test_candidates_are_counted_like_events():
     text = prometheus_text(metrics)
     for line in ("aif_unknown_candidates_total 5.0", "aif_candidates_total 75.0", "aif_history_events_total 10.0"):
         assert line in text
-
-
-def test_a_row_counts_the_events_that_it_keeps():
-    table = UserTable(Trained(MODEL, PARAMS, ENCODER), batch_size=8)
-    mine = ARRIVAL[DATA.log.user[ARRIVAL] == 3][:6]
-    events = raw(mine)
-    table.update(events | {"item": np.where(np.arange(6) < 4, 10**9, events["item"])})
-    now = int(DATA.log.time.max()) + 100
-    schema = MODEL.config.schema
-    assert known_of(schema, table.features(3, now=now)) == Known(events=6, items=4)
-    later = {name: values[:1] for name, values in events.items()} | {"item": [10**9], "time": [now - 10]}
-    assert known_of(schema, table.features(3, now=now, events=later)) == Known(events=7, items=5)
-    assert known_of(schema, table.features(10**6, now=now)) == Known()
-    whole = ENCODER.user(None, events, now)
-    assert known_of(schema, whole) == Known(events=6)
 
 
 def test_the_service_counts_and_marks():
@@ -140,5 +101,5 @@ def test_the_world_of_these_tests_has_no_unknown_history():
     """Else the promises of other tests would rest on marked answers."""
     world = serving_world.shared()
     for name in range(20):
-        known = known_of(world.model.config.schema, world.user(name))
+        known = known_of(world.user(name))
         assert known.warning(ServingConfig().max_unknown) is None

@@ -1,4 +1,4 @@
-"""Update streams: what a stream says is in the index, the user table and the feature store exactly once, whatever is killed."""
+"""Update streams: what a stream says is in the index and the feature store exactly once, whatever is killed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from aif_jax.connectors import (
     SinkTarget,
     SnapshotStore,
     StreamError,
-    UserTarget,
     ValkeyFeatureWriter,
     ValkeyStream,
     decode,
@@ -43,8 +42,7 @@ from aif_jax.connectors.streams import Message
 from aif_jax.connectors.valkey import id_of, position_of
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.store.snapshots import snapshots
-from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
-from tests import demo, servers, test_user_table
+from tests import demo, servers
 from tests.beside import meanwhile
 from tests.conftest import child_environment
 from tests.killed import Life
@@ -180,32 +178,6 @@ def test_what_was_not_saved_comes_again(broker, tmp_path):
     resumed.close()
 
 
-def send_events(broker, direct):
-    """Users' events into two partitions and, the same, into a table; then a tombstone, which no user table takes."""
-    for number, at in enumerate(test_user_table.MESSAGES[:6]):
-        user = test_user_table.DATA.log.user[at]
-        for partition in range(2):
-            mine = at[user % 2 == partition]
-            broker.send(encode(test_user_table.raw(mine)), partition=partition)
-            direct.update(test_user_table.raw(mine), position=number, partition=partition)
-    broker.send(encode_deleted([1]))
-
-
-def test_a_user_table_follows(broker, tmp_path):
-    """The rows of a stream are those of direct updates: late events too, a message twice by another name is two events."""
-    writer = UserTableWriter.start(tmp_path / "w", test_user_table.table(), every_updates=1000)
-    direct = test_user_table.table()
-    send_events(broker, direct)
-    follower = Follower(broker.open(), UserTarget(writer))
-    drain(follower, until=13)
-    counters = follower.metrics()["counters"]
-    assert counters["stream_rejected"] == 1 and counters["stream_events"] == sum(map(len, test_user_table.MESSAGES[:6]))
-    for user in direct.rows.of:
-        assert int(writer.table.memory(user).count) == int(direct.memory(user).count)
-        np.testing.assert_array_equal(writer.table.memory(user).recent.code, direct.memory(user).recent.code)
-    writer.close()
-
-
 def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
     """The same messages by two followers, of which one comes late: each event is in the store once."""
     import redis
@@ -228,23 +200,6 @@ def test_a_feature_store_follows_and_doubles_nothing(broker, valkey_url):
             if sink is remote:
                 counts = [int(client.getrange(f"{broker.name}:{{i:{user}}}:e", 12, 31)) for user in range(3)]
                 assert counts == [7, 7, 6]
-
-
-def test_rows_in_a_server_follow(valkey_url):
-    """`RemoteRows` as a sink: a follower stops in the middle, another begins again with other batches; nothing is doubled."""
-    import redis
-
-    with redis.Redis.from_url(valkey_url) as client:
-        broker, direct = Broker("valkey", valkey_url, "rows"), test_user_table.table()
-        send_events(broker, direct)
-        for most, until in ((4, 8), (100, 13)):
-            follower = Follower(broker.open(), SinkTarget(test_user_table.remote(client, prefix="rows")), max_batch=most)
-            drain(follower, until=until)
-        assert (follower.counters["applied"], follower.counters["rejected"]) == (12, 1)
-        there = test_user_table.remote(client, prefix="rows")
-        for user in direct.rows.of:
-            assert int(there.memory(user).count) == int(direct.memory(user).count)
-            np.testing.assert_array_equal(there.memory(user).recent.code, direct.memory(user).recent.code)
 
 
 def test_partitions_move_within_a_group(kafka_address, tmp_path):
@@ -627,43 +582,40 @@ def test_a_command_that_is_told_to_end_saves(trained, valkey_url, tmp_path):
     assert aif.index.verify(snapshots(tmp_path / "w")[-1]).items == 2
 
 
-def test_the_command_follows_users(trained, valkey_url, tmp_path, capsys):
-    """Into snapshots, rows in a server and a feature store; called again, each goes on, and counts nothing twice."""
+def test_the_command_follows_users(trained, valkey_url, capsys):
+    """Into a feature store; called again, it goes on, and counts nothing twice."""
     import redis
 
     broker = Broker("valkey", valkey_url, "users")
-    words = ["users", "follow", "--checkpoint", str(trained / "model"), "--until-idle", "--quiet"]
-    words += ["--stream", broker.url]
-    local = ["--directory", str(tmp_path / "w"), "--empty", "--store", str(tmp_path / "store")]
+    words = ["users", "follow", "--checkpoint", str(trained / "model"), "--until-idle", "--quiet", "--stream", broker.url]
+    words += ["--features", valkey_url, "--length", "9", "--prefix", "f"]
     for number in range(1, 3):
         broker.send(encode({"user": [1, 1], "item": ["i0", "i1"], "time": [T, T + 1]}))
-        for more in (local, ["--rows", valkey_url], ["--features", valkey_url, "--length", "9", "--prefix", "f"]):
-            assert cli.main([*words, *more]) == 0, capsys.readouterr().err
-            metrics = json.loads(capsys.readouterr().out)
-            assert metrics["counters"]["stream_applied"] == (1 if more is local else number)
-        loaded = checkpoint.load(trained / "model")
-        model, version = aif.build(loaded.config), loaded.version
-        folder = SnapshotStore(tmp_path / "store").fetch(tmp_path / "out")
-        table = UserTable.load(folder, aif.Trained(model, loaded.params, ENCODER).with_version(version))
-        assert int(table.memory(1).count) == 2 * number
+        assert cli.main(words) == 0, capsys.readouterr().err
+        metrics = json.loads(capsys.readouterr().out)
+        assert metrics["counters"]["stream_applied"] == number
         with redis.Redis.from_url(valkey_url) as client:
-            table.rows = RemoteRows(client, version=version, width=table.row_bytes // 4)
-            assert int(table.memory(1).count) == 2 * number
             assert int(client.getrange("f:{i:1}:e", 12, 31)) == 2 * number
 
 
-USERS, INDEX = ["users", "follow", "--stream", "redis://localhost:1/x"], ["index", "follow", "--directory", "w", "--stream"]
+USERS, INDEX = (
+    ["users", "follow", "--stream", "redis://localhost:1/x", "--features"],
+    ["index", "follow", "--directory", "w", "--stream"],
+)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*USERS, "--directory", "w"], "expected --table or --empty, to start from, got none"),
-        ([*USERS, "--directory", "w", "--empty", "--group", "g"], "expected --group with --rows or --features"),
-        ([*USERS, "--rows", "redis://h:1", "--store", "s"], "expected --table, --empty and --store with --directory alone"),
-        ([*USERS, "--rows", "redis://me:secret@/x"], "server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
-        ([*USERS, "--rows", "redis://h:1", "--group", "g"], "--stream: group: expected None: only topics of Kafka have groups"),
-        ([*USERS, "--rows", "redis://h:1", "--server-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
+        ([*USERS, "redis://me:secret@/x"], "server: expected redis://HOST:PORT[/DATABASE], got 'redis://***@/x'"),
+        (
+            [*USERS, "redis://h:1", "--group", "g"],
+            "--stream: group: expected None: only topics of Kafka have groups",
+        ),
+        (
+            [*USERS, "redis://h:1", "--server-options", "wrong.json"],
+            "wrong.json: expected a JSON object of settings",
+        ),
         ([*INDEX, "redis://localhost:1/x"], "expected --index, to start from, got none"),
         ([*INDEX, "nats://host/topic"], "expected kafka://HOST:PORT/TOPIC or redis://HOST:PORT/KEY"),
         ([*INDEX, "redis://me:secret@host/"], "got 'redis://***@host/'"),

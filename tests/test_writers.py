@@ -1,4 +1,4 @@
-"""Writers of snapshots, one suite for every table that has one: saved in time, durable, one owner, bad updates refused."""
+"""Writers of snapshots, saved in time, durable, one owner, bad updates refused."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
 from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from tests.demo import same
-from tests.writer_world import MODEL, OWNERS, Items, Owner, build
+from tests.writer_world import MODEL, TRAINED, Items, build
 
 
-@pytest.fixture(params=list(OWNERS))
-def world(request, tmp_path) -> Owner:
-    return OWNERS[request.param](tmp_path / "w")
+@pytest.fixture
+def world(tmp_path) -> Items:
+    return Items(tmp_path / "w")
 
 
 def test_snapshots_by_count_and_the_last_three_are_kept(world):
@@ -39,7 +39,7 @@ def test_snapshots_by_count_and_the_last_three_are_kept(world):
         assert again.positions == again.saved_positions == {0: 18} and world.holds(again.table, {0: 18})
         assert not world.apply(again, 18)
     assert world.positions() == [12, 16, 18], "nothing new, nothing saved"
-    with pytest.raises(FileExistsError, match=f"holds 3 snapshots already; use {world.writer.__name__}.resume"):
+    with pytest.raises(FileExistsError, match="holds 3 snapshots already; use IndexWriter.resume"):
         world.start()
     with world.resume(background=True) as third:
         world.apply(third, 19)
@@ -47,7 +47,7 @@ def test_snapshots_by_count_and_the_last_three_are_kept(world):
 
 
 def test_a_writer_that_was_only_made_writes_nothing(world):
-    world.writer(world.directory, world.first())
+    IndexWriter(world.directory, build())
     assert not world.directory.exists()
 
 
@@ -75,8 +75,8 @@ def test_what_is_no_position_is_refused(world, wrong, tmp_path):
     stream = world.start()
     for door in (
         lambda: world.apply(stream, 1, position=wrong),
-        lambda: world.writer(tmp_path / "n", world.first(), positions={0: wrong}),
-        lambda: world.writer.start(tmp_path / "n", world.first(), positions={0: wrong}),
+        lambda: IndexWriter(tmp_path / "n", build(), positions={0: wrong}),
+        lambda: IndexWriter.start(tmp_path / "n", build(), positions={0: wrong}),
         lambda: stream.table.save(tmp_path / "n", positions={0: wrong}),
     ):
         with pytest.raises(error, match=re.escape(f"position: {words}")):
@@ -97,7 +97,7 @@ def test_options_out_of_range_are_refused(world, option):
 
 def test_an_update_that_does_not_fit_changes_nothing(world):
     stream = world.start()
-    with pytest.raises(ValueError, match="features: expected 1 items like ids, got 2|events: expected columns of one length"):
+    with pytest.raises(ValueError, match="features: expected 1 items like ids, got 2"):
         world.misfit(stream)
     assert world.holds(stream.table, {}) and stream.positions == {} and world.apply(stream, 1)
     stream.close()
@@ -119,7 +119,7 @@ def test_snapshots_written_in_the_background_hold_their_own_moment(world):
             world.apply(stream, number)
     assert world.positions() == [10, 15, 17]
     for folder, count in zip(snapshots(world.directory), (10, 15, 17), strict=True):
-        assert world.holds(world.kind.load(folder, world.trained()), {0: count})
+        assert world.holds(aif.ItemIndex.load(folder, TRAINED), {0: count})
 
 
 class Disk:
@@ -167,9 +167,9 @@ def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch, bac
 
 def test_a_position_is_saved_when_it_is_durable_no_sooner(world, monkeypatch):
     """And an update that comes before a snapshot is written in the background is not in it."""
-    go, save = threading.Event(), world.kind.save
+    go, save = threading.Event(), aif.ItemIndex.save
     stream = world.start(every_updates=1, background=True)
-    monkeypatch.setattr(world.kind, "save", lambda *table, **options: go.wait(60) and save(*table, **options))
+    monkeypatch.setattr(aif.ItemIndex, "save", lambda *table, **options: go.wait(60) and save(*table, **options))
     world.apply(stream, 1)
     stream._every_updates = None
     world.apply(stream, 2)
@@ -177,7 +177,7 @@ def test_a_position_is_saved_when_it_is_durable_no_sooner(world, monkeypatch):
     go.set()
     stream.wait()
     assert stream.saved_positions == {0: 1} and world.positions() == [0, 1]
-    assert world.holds(world.kind.load(snapshots(world.directory)[-1], world.trained()), {0: 1})
+    assert world.holds(aif.ItemIndex.load(snapshots(world.directory)[-1], TRAINED), {0: 1})
     stream.close()
 
 
@@ -220,7 +220,7 @@ def test_resume_names_the_snapshot_that_it_cannot_read(world, tmp_path):
             world.resume()
         assert before.name in error.value.__notes__[0]
     with pytest.raises(FileNotFoundError, match="expected a complete snapshot, got none"):
-        world.writer.resume(tmp_path / "nothing", world.trained())
+        IndexWriter.resume(tmp_path / "nothing", TRAINED)
     assert not (tmp_path / "nothing").exists()
 
 
@@ -291,49 +291,44 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
 # pushes of a new version, which the index alone has
 
 
-@pytest.fixture
-def items(tmp_path) -> Items:
-    return Items(tmp_path / "w")
-
-
-def test_a_push_catches_up_with_the_updates_that_came_meanwhile(items):
+def test_a_push_catches_up_with_the_updates_that_came_meanwhile(world):
     new_params = {"item": {"scale": np.float32(0.5)}}
-    stream = items.start(every_updates=4)
+    stream = world.start(every_updates=4)
     for number in range(1, 6):
-        items.apply(stream, number)
+        world.apply(stream, number)
     with pytest.raises(RuntimeError, match="expected begin_push"):
         stream.finish_push(build())
     stream.begin_push()
-    catalogue = items.numbers({0: 5})  # as the source of truth has it when the build reads it
+    catalogue = world.numbers({0: 5})  # as the source of truth has it when the build reads it
     new = build(catalogue, list(catalogue.values()), params=new_params)
     for number in range(6, 10):
-        items.apply(stream, number)
+        world.apply(stream, number)
     old = stream.index
     new = stream.finish_push(new)
     assert stream.index is new and new.version != old.version
-    assert items.holds(old, {0: 9}) and np.array_equal(new.ids, old.ids)
+    assert world.holds(old, {0: 9}) and np.array_equal(new.ids, old.ids)
     assert np.array_equal(new.take(new.ids)[0]["item"], old.take(new.ids)[0]["item"])
     np.testing.assert_array_equal(new.take(new.ids)[0]["vector"] * 6, old.take(new.ids)[0]["vector"])
-    items.apply(stream, 10)
+    world.apply(stream, 10)
     stream.close()
     with pytest.raises(VersionMismatch):
-        items.resume()
-    resumed = IndexWriter.resume(items.directory, aif.Trained(MODEL, new_params))
+        world.resume()
+    resumed = IndexWriter.resume(world.directory, aif.Trained(MODEL, new_params))
     assert same(resumed.index.stored(), stream.index.stored()) and resumed.positions == {0: 10}
 
 
-def test_a_push_that_is_not_on_disk_is_saved_by_close(items, monkeypatch):
+def test_a_push_that_is_not_on_disk_is_saved_by_close(world, monkeypatch):
     disk = Disk(monkeypatch)
-    stream = items.start()
+    stream = world.start()
     stream.begin_push()
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
         stream.finish_push(build(params={"item": {"scale": np.float32(0.5)}}))
     disk.full = False
     stream.close()
-    assert inspect(snapshots(items.directory)[-1]).version == stream.index.version != build().version
+    assert inspect(snapshots(world.directory)[-1]).version == stream.index.version != build().version
 
 
-def test_a_deletion_of_no_ids_moves_the_position_alone(items):
-    stream = items.start()
-    assert stream.delete([], position=0) and not stream.delete([], position=0) and items.holds(stream.index, {})
+def test_a_deletion_of_no_ids_moves_the_position_alone(world):
+    stream = world.start()
+    assert stream.delete([], position=0) and not stream.delete([], position=0) and world.holds(stream.index, {})

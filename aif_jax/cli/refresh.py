@@ -14,7 +14,7 @@ from aif_jax.refreshing import GateConfig, refresh
 
 FLAGS = (
     "unknown", "since", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed", "requests", "k",
-    "user_table", "keep",
+    "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
 BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]

@@ -15,30 +15,28 @@ from typing import Any
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
-from aif_jax.connectors import EventLayout, Follower, IndexTarget, SinkTarget, SnapshotStore, Target, UserTarget
-from aif_jax.connectors.valkey import FORMS, SCHEMES, ValkeyFeatureWriter, open_client, open_stream
+from aif_jax.connectors import EventLayout, Follower, IndexTarget, SinkTarget, SnapshotStore, Target
+from aif_jax.connectors.valkey import FORMS, ValkeyFeatureWriter, open_client, open_stream
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
-from aif_jax.index import STORAGES, IndexWriter
+from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.models import Mirror, Nearline
+from aif_jax.service.models import Mirror
 from aif_jax.service.process import Listening, log_to_stderr
 from aif_jax.service.processes import ServiceSettings, is_worker, serve
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
-from aif_jax.store.snapshots import Writer, snapshots
+from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
-from aif_jax.user_table import RemoteRows, UserTable, UserTableWriter
 
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
 FLAGS: dict[type, Mapping[str, str]] = {
     ServiceSettings: {"only": "version", "keep": "keep", "poll": "poll"}
-    | {name: name for name in ("features", "features_timeout", "log", "log_share")},
-    Nearline: {"index": "index", "users": "user_table", "prefix": "user_prefix"},
-    Policy: {name: name for name in ("max_age", "max_index_age", "max_user_age", "when_stale")},
+    | {name: name for name in ("index", "features", "features_timeout", "log", "log_share")},
+    Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
     Listening: {"host": "host", "http_port": "port"}
     | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
@@ -79,11 +77,7 @@ def run_serve(options: argparse.Namespace) -> int:
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
-        nearline = Nearline(**given[Nearline] | {"users": _users(options)})
-        own = given[ServiceSettings]
-        settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, nearline=nearline, **own)
-        if options.max_user_age is not None and options.user_table is None:
-            raise UsageError("serve: expected --user-table with --max-user-age, got none; add it")
+        settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, **given[ServiceSettings])
         expect(options.workers >= 1, "--workers", "at least 1", options.workers)
     log_to_stderr(options.log_form, options.log_level)
     with contextlib.ExitStack() as stack:
@@ -92,15 +86,6 @@ def run_serve(options: argparse.Namespace) -> int:
                 stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
         serve(settings, workers=options.workers)
     return FINE
-
-
-def _users(options: argparse.Namespace) -> Any:
-    users = options.user_table
-    if users is None or not URL.match(users):
-        return users and Path(users)
-    if users.partition(":")[0] not in SCHEMES:
-        raise UsageError(f"--user-table {users}: expected a folder or one of {'://, '.join(SCHEMES)}://, got another URL")
-    return users
 
 
 def _token(path: Path | None) -> str | None:
@@ -127,80 +112,48 @@ def add_users_follow(inner: Any) -> None:
     """Adds `users follow` to the commands of `users`."""
     one = shared.add_command(inner, "follow", run_users_follow)
     _add_stream(one)
-    where = one.add_mutually_exclusive_group(required=True)
-    text = "keep the table in this process, with snapshots there; goes on with the newest one"
-    where.add_argument("--directory", type=Path, help=text)
-    where.add_argument("--rows", metavar="URL", help="keep the rows of the table in Valkey or Redis, redis://HOST:PORT")
-    where.add_argument("--features", metavar="URL", help="append the raw events to a feature store in Valkey or Redis")
-    text = "JSON of arguments of `redis.Redis` for --rows or --features, such as passwords"
+    one.add_argument("--features", required=True, metavar="URL", help="feature store in Valkey or Redis, redis://HOST:PORT")
+    text = "JSON of arguments of `redis.Redis`, such as passwords"
     one.add_argument("--server-options", type=Path, metavar="FILE", help=text)
-    one.add_argument("--prefix", default="aif", help="prefix of every key of --rows or --features (default: %(default)s)")
+    one.add_argument("--prefix", default="aif", help="prefix of every key of the store (default: %(default)s)")
     text = "events of a user that the feature store keeps (default: the model's history)"
     one.add_argument("--length", type=int, metavar="NUMBER", help=text)
-    text = "consumers of this group share the partitions of a Kafka topic; with --rows or --features"
+    text = "consumers of this group share the partitions of a Kafka topic"
     one.add_argument("--group", metavar="NAME", help=text)
-    start = one.add_mutually_exclusive_group()
-    start.add_argument("--table", type=Path, help="folder of the table to start from, where --directory has no snapshot")
-    start.add_argument("--empty", action="store_true", help="start without users: the stream holds every event")
-    text = "dtype of the matrices in a user state, for --rows or --empty (default: %(default)s)"
-    one.add_argument("--storage", choices=STORAGES, default="float32", help=text)
-    _add_snapshots(one)
 
 
 def run_index_follow(options: argparse.Namespace) -> int:
     """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
-    stream, store = _stream(options), _store(options)
-    writer = _writer(IndexWriter, trained, options, saved=options.index, start="--index")
+    stream, store, writer = _stream(options), _store(options), _writer(trained, options)
     return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
 
 
 def run_users_follow(options: argparse.Namespace) -> int:
-    """Applies a stream of users' events to a user table or a feature store until it is told to end (SIGTERM, SIGINT).
+    """Appends a stream of users' events to a feature store until it is told to end (SIGTERM, SIGINT).
 
-    Killed and called again, it goes on; events that it has applied count once.
+    Killed and called again, it goes on; events that the store has count once.
     """
-    remote = options.rows or options.features
-    expected, got = "--group with --rows or --features", "neither; a table here needs every partition"
-    expect(remote or options.group is None, "users follow", expected, got, error=UsageError)
-    local = options.table or options.empty or options.store
-    expected, got = "--table, --empty and --store with --directory alone", "--rows or --features"
-    expect(not (remote and local), "users follow", expected, got, error=UsageError)
     trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
-    if not remote:
-        stream, store = _stream(options), _store(options)
-        empty = UserTable(trained, storage=options.storage) if options.empty else None
-        writer = _writer(UserTableWriter, trained, options, saved=options.table, start="--table or --empty", empty=empty)
-        return _follow(stream, UserTarget(writer), options, writer=writer, store=store)
-    with shared.as_usage("--rows" if options.rows else "--features"):
-        client = open_client(remote, shared.read_json(options.server_options, "--server-options"))
+    with shared.as_usage("--features"):
+        client = open_client(options.features, shared.read_json(options.server_options, "--server-options"))
     with contextlib.closing(client):
-        if options.rows:
-            sink: Any = UserTable(trained, storage=options.storage)
-            version, width = trained.version, sink.row_bytes // 4
-            sink.rows = RemoteRows(client, version=version, width=width, prefix=options.prefix)
-        else:
-            length = options.length or trained.config.history_length
-            user, layout = encoder.columns.user, EventLayout.of(encoder)
-            sink = ValkeyFeatureWriter(client, layout, user=user, length=length, prefix=options.prefix)
+        length, layout = options.length or trained.config.history_length, EventLayout.of(encoder)
+        sink = ValkeyFeatureWriter(client, layout, user=encoder.columns.user, length=length, prefix=options.prefix)
         return _follow(_stream(options), SinkTarget(sink), options)
 
 
-def _writer(
-    kind: type[Writer], trained: Trained, options: argparse.Namespace, *, saved: Path | None, start: str, empty: Any = None
-) -> Writer:
-    """The writer of the directory: resumed, or started from a saved or an empty table; `start` names the options of these."""
+def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
+    """The writer of the directory: resumed, or started from a saved index."""
     every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
-        return kind.resume(options.directory, trained, takeover=options.takeover, **every)
-    if saved is not None:
-        table, positions = kind.kind.load(saved, trained), kind.kind.inspect(saved).positions
-        return kind.start(options.directory, table, positions=positions, **every)
-    if empty is None:
-        raise UsageError(f"follow: expected {start}, to start from, got none, and {options.directory} has no snapshot")
-    return kind.start(options.directory, empty, **every)
+        return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
+    if options.index is None:
+        raise UsageError(f"follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
+    index, positions = ItemIndex.load(options.index, trained), ItemIndex.inspect(options.index).positions
+    return IndexWriter.start(options.directory, index, positions=positions, **every)
 
 
 def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer: Any = None, store: Any = None) -> int:
@@ -280,7 +233,7 @@ def add_snapshot_commands(commands: Any) -> None:
         one.set_defaults(run=run_snapshots, keep=KEEP)
         one.add_argument("url", help="the store, such as s3://BUCKET/PATH, or a local path")
         if name == "publish":
-            one.add_argument("folder", type=Path, help="an export, or a snapshot of an index or a user table")
+            one.add_argument("folder", type=Path, help="an export, or a snapshot of an index")
         if name == "fetch":
             one.add_argument("directory", type=Path, help="local folder, made where it is missing")
             one.add_argument("--name", help="name of the snapshot (default: the current one)")
@@ -292,7 +245,7 @@ def add_snapshot_commands(commands: Any) -> None:
 def run_snapshots(options: argparse.Namespace) -> int:
     """What `SNAPSHOTS` says of the action."""
     if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
-        known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index or a user table"
+        known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index"
         expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)
     with shared.open_store(options.url, keep=options.keep) as store:
         actions: dict[str, Callable[[], list[Any]]] = {

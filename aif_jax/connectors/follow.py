@@ -1,4 +1,4 @@
-"""`Follower`: applies an update stream to an index, a user table or a feature store, exactly once, poison messages aside."""
+"""`Follower`: applies an update stream to an index or a feature store, exactly once, poison messages aside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,13 +17,11 @@ from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
 from aif_jax.index.ids import raw_keys
-from aif_jax.store.snapshots import SnapshotWriter, positions_by_partition, snapshots
-from aif_jax.user_table import UserTable, UserTableWriter, Written
+from aif_jax.store.snapshots import positions_by_partition, snapshots
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """What a message raises that can never be applied; anything else stops the follower."""
 logger = logging.getLogger(__name__)
-Writer = TypeVar("Writer", bound=SnapshotWriter)
 
 
 class StreamEntry(NamedTuple):
@@ -59,10 +57,10 @@ class Target(Protocol):
         ...
 
 
-class _Written(Target, Generic[Writer]):
-    """What targets share whose writer saves snapshots."""
+class IndexTarget(Target):
+    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
 
-    def __init__(self, writer: Writer):
+    def __init__(self, writer: IndexWriter):
         self.writer = writer
 
     @property
@@ -77,10 +75,6 @@ class _Written(Target, Generic[Writer]):
         """Saves a snapshot where one is due by time."""
         self.writer.tick()
 
-
-class IndexTarget(_Written[IndexWriter]):
-    """An `IndexWriter` as a target: messages are raw items, deletions and tombstones."""
-
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         changes, kind, encoder = [], self.writer.index.kind, self.writer.index.trained.need_encoder("IndexTarget")
         for change in joined([entry.change for entry in entries]):  # all are read before one is applied
@@ -94,37 +88,18 @@ class IndexTarget(_Written[IndexWriter]):
         self.writer.update(changes, position=position, partition=partition)
 
 
-class UserTarget(_Written[UserTableWriter]):
-    """A `UserTableWriter` as a target: messages are raw events; those of one user come by one partition."""
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What became of the events, see `aif_jax.user_table.UpdateCounts`."""
-        applied = self.writer.applied
-        return {"events": applied.events, "events_late": applied.late, "events_beyond": applied.beyond}
-
-    def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
-        parts = list(tables_of(entries))
-        if not parts:
-            self.writer.skip(position=position, partition=partition)
-            return
-        expect(len(parts) == 1, "messages", "events of one schema", f"{len(parts)} schemas")  # then one message at a time
-        table, at, written = parts[0]
-        self.writer.update(table, position=at, partition=partition, written=written)
-
-
 class SinkTarget(Target):
-    """A feature store, or a `UserTable` whose rows are in a server: a user's value holds its position, nothing else is saved.
+    """A feature store: a user's value holds its position, nothing else is saved.
 
     Messages are applied together, each event with the position of its message: a kill in the middle leaves users who have the
     first of their events, and the sink skips these when they come again.
 
     Args:
-      sink: `ValkeyFeatureWriter`, `MemoryFeatures`, or a `UserTable`.
+      sink: `ValkeyFeatureWriter` or `MemoryFeatures`.
       positions: to start after, by partition; messages from before the last of a user are skipped by the sink.
     """
 
-    def __init__(self, sink: EventSink | Any, *, positions: Mapping[int, int] | None = None):
+    def __init__(self, sink: EventSink, *, positions: Mapping[int, int] | None = None):
         self._sink = sink
         self._positions = positions_by_partition(positions)
 
@@ -138,27 +113,24 @@ class SinkTarget(Target):
 
     def apply(self, entries: Sequence[StreamEntry], *, position: int, partition: int) -> None:
         """As `Target.apply`; where it raises, some users may have their events, which are skipped when they come again."""
-        for table, at, written in tables_of(entries):
-            options: dict[str, Any] = {"written": written} if isinstance(self._sink, UserTable) else {}
-            self._sink.update(table, position=at, partition=partition, **options)
+        for table, at in tables_of(entries):
+            self._sink.update(table, position=at, partition=partition)
         self._positions[partition] = max(position, self._positions.get(partition, position))
 
     def tick(self) -> None:
         """Nothing to save."""
 
 
-def tables_of(entries: Sequence[StreamEntry]) -> Iterator[tuple[Any, np.ndarray, Written]]:
-    """The events of messages: tables of one schema each, the position of each event's message, and when it was written."""
+def tables_of(entries: Sequence[StreamEntry]) -> Iterator[tuple[Any, np.ndarray]]:
+    """The events of messages: tables of one schema each, and the position of each event's message."""
     changes, messages = [entry.change for entry in entries], [entry.message for entry in entries]
     expect(all(change.table is not None for change in changes), "message", "events", "a deletion")
-    seconds = np.array([np.nan if message.time is None else message.time for message in messages])
-    by_broker = np.array([message.by_broker for message in messages])
     positions, done = np.array([message.position for message in messages], np.int64), 0
     counts = [change.table.num_rows for change in changes]
-    at, *written = (np.repeat(leaf, counts) for leaf in (positions, seconds, by_broker))
+    at = np.repeat(positions, counts)
     for part in joined(changes):
         some = slice(done, done + part.table.num_rows)
-        yield part.table, at[some], Written(*(leaf[some] for leaf in written))
+        yield part.table, at[some]
         done = some.stop
 
 
@@ -212,8 +184,6 @@ class Follower:
 
         Raises:
           StreamError, and what the broker's client raises: the broker is gone, or nothing fits; a new follower goes on.
-          ClockError: events later than this machine's clock, see `aif_jax.user_table.UserTable`. They are not rejected: a new
-            follower applies them once the clock is right.
           WriterConflict: another writer owns the directory.
           OSError: a message could not be rejected; it was not passed then.
         """
@@ -241,8 +211,7 @@ class Follower:
         gauges: dict[str, float] = {"stream_lag": sum(self.stream.lag().values())}
         gauges["stream_age_seconds"] = max(dict(self._age).values(), default=0.0)
         gauges |= {f"stream_position_{partition}": at for partition, at in self.target.positions.items()}
-        counters = Counter(dict(self.counters)) | Counter(getattr(self.target, "counters", {}))
-        return {"counters": {f"stream_{name}": count for name, count in counters.items()}, "gauges": gauges}
+        return {"counters": {f"stream_{name}": count for name, count in dict(self.counters).items()}, "gauges": gauges}
 
     def _take(self, partition: int, messages: list[Message]) -> None:
         """Applies messages of one partition together, or where that fails one by one."""
@@ -307,7 +276,7 @@ class Follower:
         if saved == self._committed:
             return
         writer = getattr(self.target, "writer", None)
-        if self._store is not None and isinstance(writer, SnapshotWriter) and saved != self._published:
+        if self._store is not None and isinstance(writer, IndexWriter) and saved != self._published:
             try:
                 self._store.publish(snapshots(writer.directory)[-1])
                 self.counters["published"] += 1

@@ -1,7 +1,7 @@
 """`KafkaStream`: a topic of a broker of the Kafka protocol as an update stream, by confluent-kafka.
 
-An index and a user table hold every partition, so their follower reads all of them from the positions in its snapshot. Replicas
-that share a store (`SinkTarget`) share the partitions instead: with `group`, from the offsets that the group committed.
+An index holds every partition, so its follower reads all of them from the positions in its snapshot. Replicas that share a
+store (`SinkTarget`) share the partitions instead: with `group`, from the offsets that the group committed.
 """
 
 from __future__ import annotations
@@ -99,11 +99,10 @@ class KafkaStream(UpdateStream):
                 raise self._client.KafkaException(error)
             kind, milliseconds = found.timestamp()
             written = milliseconds / 1000 if kind != self._client.TIMESTAMP_NOT_AVAILABLE else None
-            by_broker = kind == self._client.TIMESTAMP_LOG_APPEND_TIME
             partition, offset = found.partition(), found.offset()
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
-            messages.append(Message(partition, offset, found.key(), found.value(), written, by_broker))
+            messages.append(Message(partition, offset, found.key(), found.value(), written))
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:

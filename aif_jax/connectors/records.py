@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -33,10 +33,13 @@ from aif_jax.serving.metrics import Histogram
 from aif_jax.serving.requests import Request
 from aif_jax.serving.users import SingleFlight
 from aif_jax.store.folders import local
+from aif_jax.store.snapshots import integer
 from aif_jax.types import UserFeatures
-from aif_jax.user_table.rows import NONE, UserId, positions_of
 
 MOST_BYTES = 1024  # of a text in a record
+UserId: TypeAlias = int | str
+"""A raw user id."""
+NONE = int(np.iinfo(np.int64).min)  # position of events that are not from a stream
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -273,6 +276,30 @@ def by_user(events: Any, column: str, layout: EventLayout, position: Any = None)
         yield name, at, packed[order[start:end]]
 
 
+def positions_of(position: Any, count: int) -> np.ndarray:
+    """int64 [count]: the position in the stream of each of `count` events; `NONE` for events that are not from a stream.
+
+    Args:
+      position: one for all, one for each in rising order, or None.
+
+    Raises:
+      TypeError: what is no integer.
+      ValueError: positions that fall, not one for each event, or outside 0 to 2^63 - 1.
+    """
+    if position is None:
+        return np.full(count, NONE)
+    if np.ndim(position) == 0:
+        return np.full(count, integer(position, "position"), np.int64)
+    at = np.asarray(position)
+    expect(at.dtype.kind in "iu", "position", "integers", at.dtype, error=TypeError)
+    one_each = f"one, or one for each of {count} events"
+    expect(at.shape == (count,), "position", one_each, f"an array of shape {list(at.shape)}")
+    expect((at[1:] >= at[:-1]).all(), "position", "positions of events in the order of the stream", "some that fall")
+    for end in at[[0, -1]] if count else ():
+        integer(end, "position")
+    return at.astype(np.int64)
+
+
 def check_partition(user: UserId, last: tuple[int, int], position: int, partition: int) -> None:
     """Raises ValueError for a user whose events came by another partition: positions of two cannot be compared."""
     if position != NONE and last[0] != NONE and last[1] != partition:
@@ -426,7 +453,7 @@ class Fetch(Reads):
       now: the time of a request, in the unit of the events; None is the clock of this machine.
       past_only: leaves out events from the request's second on however late they are, for replays; without it an event later
         than the clock allows is an error.
-      encode: `encode(request, record, now)`, in place of the encoder's, such as one that reads a `UserTable`.
+      encode: `encode(request, record, now)`, in place of the encoder's.
 
     Example:
       >>> from aif_jax.connectors import EventLayout, MemoryFeatures

@@ -50,7 +50,7 @@ class Pointer(NamedTuple):
 
 
 class SnapshotStore:
-    """Publishes folders (exports, snapshots of indexes and user tables) and fetches the current one.
+    """Publishes folders (exports, snapshots of indexes) and fetches the current one.
 
     One store holds one series of folders; use one for each kind. One process at a time publishes: two never mix files, and the
     one that would move the pointer back is refused. Any number of processes fetch meanwhile.

@@ -28,7 +28,6 @@ class Message(NamedTuple):
       key: raw item or user id.
       value: what `encode` made; None deletes the item that the key names.
       time: when it was written, seconds since 1970; None if unknown.
-      by_broker: whether `time` is by the clock of the broker; else of the producer.
     """
 
     partition: int
@@ -36,7 +35,6 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     time: float | None = None
-    by_broker: bool = False
 
 
 class UpdateStream(Protocol):
@@ -94,7 +92,7 @@ class MemoryStream(UpdateStream):
         """Adds a message, `gap` positions further than the next one; returns its position."""
         messages = self._messages[partition]
         position = (messages[-1].position + 1 if messages else 0) + gap
-        messages.append(Message(partition, position, key, value, self._clock(), by_broker=True))
+        messages.append(Message(partition, position, key, value, self._clock()))
         return position
 
     def send_many(self, values: Sequence[bytes], *, partition: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-"""Valkey or Redis as a feature store, a store of user states that replicas share, and an update stream.
+"""Valkey or Redis as a feature store and an update stream.
 
 Features: one read for attributes and events, one atomic append for new events, trimmed to a length.
 
@@ -12,13 +12,10 @@ An update stream, or the client of a server, from a URL, for command lines.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import struct
 import time
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,16 +24,13 @@ import numpy as np
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.kafka import KafkaStream
-from aif_jax.connectors.records import EventLayout, FeatureSource, Record, by_user, check_partition
+from aif_jax.connectors.records import NONE, EventLayout, FeatureSource, Record, UserId, by_user, check_partition
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
-from aif_jax.serving.users import StateKey
 from aif_jax.store.folders import redacted
 from aif_jax.store.snapshots import integer, positions_by_partition
-from aif_jax.user_table.rows import NONE, UserId
 
-ATTRIBUTES, EVENTS, STATES = b"AUA1", b"AUE1", b"AUS1"  # magic of values
+ATTRIBUTES, EVENTS = b"AUA1", b"AUE1"  # magic of values
 JSON_HEAD = struct.Struct("<4sII")  # magic, length, CRC-32
-STATE_HEAD = struct.Struct("<4sI16s")  # magic, CRC-32 of key and body, digest of the key
 HEAD = 64  # bytes: magic 4, layout 8, events so far 20, position 20, partition 11, ";"
 APPEND = """
 local head = redis.call('GETRANGE', KEYS[1], 0, 63)
@@ -179,74 +173,6 @@ def _attributes(value: bytes, key: str) -> Mapping[str, Any]:
         raise ValueError(f"{key}: expected attributes with their checksum, got {len(value)} bytes: {value[:8]!r}...") from error
 
 
-class ValkeyStates:
-    """A `StateStore` of an engine: what one replica computed, another reads in place of fetching features and computing again.
-
-    A server that is slow, gone or holds damaged bytes costs time and nothing else: the engine computes the state itself.
-
-    Args:
-      client: `redis.asyncio.Redis` or `valkey.asyncio.Valkey`, not decoding responses.
-      seconds: that a state lives; the engine's `max_stale` bounds its use too.
-      most_bytes: most bytes of a state; a larger one is not kept. The server's `maxmemory` bounds all together.
-
-    Attributes:
-      counters: hits, misses, damaged, timeouts, failed, written, too_large.
-    """
-
-    def __init__(
-        self, client: Any,
-        *, seconds: float = 600.0, timeout: float = 0.05, most_bytes: int = 1 << 20, prefix: str = "aif-state",
-    ):  # fmt: skip
-        for name, value in (("seconds", seconds), ("timeout", timeout), ("most_bytes", most_bytes)):
-            expect(value > 0, name, "more than 0", value)
-        self.counters: Counter[str] = Counter()
-        self._client, self._timeout, self._most, self._prefix = client, timeout, most_bytes, prefix
-        self._lives = max(1, round(seconds * 1000))
-
-    async def get(self, key: StateKey) -> bytes | None:
-        """The bytes of a state, or None; raises nothing."""
-        value = await self._tried(self._client.get(self._key(key)))
-        if value is None:
-            self.counters["misses"] += 1
-            return None
-        body = value[STATE_HEAD.size :]
-        if len(value) < STATE_HEAD.size or value[: STATE_HEAD.size] != self._head(key, body):
-            self.counters["damaged"] += 1
-            return None
-        self.counters["hits"] += 1
-        return body
-
-    async def put(self, key: StateKey, state: bytes) -> None:
-        """Keeps the bytes of a state for a while; raises nothing."""
-        if len(state) > self._most:
-            self.counters["too_large"] += 1
-            return
-        if await self._tried(self._client.set(self._key(key), self._head(key, state) + state, px=self._lives)):
-            self.counters["written"] += 1
-
-    async def _tried(self, call: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await call
-        except TimeoutError:
-            self.counters["timeouts"] += 1
-        except Exception:  # whatever a client raises: the engine goes on without
-            self.counters["failed"] += 1
-        return None
-
-    def _key(self, key: StateKey) -> str:
-        return f"{self._prefix}:{key.version[:16]}:{_digest(key).hex()}"
-
-    def _head(self, key: StateKey, body: bytes) -> bytes:
-        digest = _digest(key)
-        return STATE_HEAD.pack(STATES, zlib.crc32(body, zlib.crc32(digest)), digest)
-
-
-def _digest(key: StateKey) -> bytes:
-    """16 bytes that differ for two users, versions of features or models; the integer 7 and the string "7" are two."""
-    return hashlib.sha256(repr((key.user, key.feature_version, key.version)).encode()).digest()[:16]
-
-
 BITS = 21  # of the number within a millisecond
 COUNTED = 10_000  # entries of a partition that `lag` counts at most
 COUNT = "return #redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])"
@@ -307,7 +233,7 @@ class ValkeyStream(UpdateStream):
             for entry, fields in entries:
                 position = position_of(entry)
                 written = (position >> BITS) / 1000
-                messages.append(Message(partition, position, fields.get(b"key") or None, fields.get(b"value"), written, True))
+                messages.append(Message(partition, position, fields.get(b"key") or None, fields.get(b"value"), written))
                 self._last[partition] = entry.decode()
         return messages
 

@@ -124,7 +124,7 @@ class Encoder:
     __call__ = user
 
     def events(self, table: Any) -> tuple[Events, np.ndarray]:
-        """Events [n] of a stream, of one user or of many, for `model.update_user` and `UserTable`; errors as `user`.
+        """Events [n] of a stream, of one user or of many, for `model.update_user`; errors as `user`.
 
         Returns:
           Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,

@@ -1,18 +1,14 @@
-"""Catalogue and user jobs on Ray Data: actors that keep a compiled program. Needs the extra `ray`."""
+"""The catalogue job on Ray Data: actors that keep a compiled program. Needs the extra `ray`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.encoding.hashing import hash_ids
-from aif_jax.encoding.raw import column_of, plain
-from aif_jax.jobs import ItemJob, UserJob
+from aif_jax.jobs import ItemJob
 from aif_jax.readers.sources import pyarrow
 
 RUNS = 16  # of the compiled function for what Ray hands over at once
-BUCKET = "aif_jax_bucket"
 
 
 def encode_items(dataset: Any, job: ItemJob, *, actors: int = 1, batch_size: int | None = None, **options: Any) -> Any:
@@ -37,31 +33,6 @@ def encode_items(dataset: Any, job: ItemJob, *, actors: int = 1, batch_size: int
     return dataset.map_batches(EncodeItems, batch_size=size, **_actors(job, actors), **options)
 
 
-def user_rows(dataset: Any, job: UserJob, *, buckets: int, actors: int = 1, **options: Any) -> Any:
-    """Makes rows of users from a `ray.data.Dataset` of raw events; `UserTable.from_parts` merges what comes out.
-
-    Ray shuffles users into buckets by a hash of their id, so all events of a user meet in one call.
-
-    Args:
-      dataset: rows with the columns of the events file, in any order.
-      job: see `encode_items`.
-      buckets: the events of one must fit into an actor's memory.
-      actors: see `encode_items`.
-      options: keyword arguments of `GroupedData.map_groups`.
-
-    Returns:
-      A lazy `Dataset` of rows of users, see `UserJob.schema`.
-
-    Raises:
-      ImportError: Ray is missing.
-      ValueError: fewer than one bucket. Running it fails with what `UserJob` raises.
-    """
-    expect(buckets >= 1, "buckets", "at least 1", buckets)
-    given = {"column": job.column, "buckets": buckets}
-    bucketed = dataset.map_batches(add_bucket, fn_kwargs=given, batch_format="pyarrow")
-    return bucketed.groupby(BUCKET, num_partitions=buckets).map_groups(MakeUserRows, **_actors(job, actors), **options)
-
-
 class EncodeItems:
     """What an actor of `encode_items` runs: a table of raw items in, encoded rows out.
 
@@ -80,25 +51,7 @@ class EncodeItems:
         return pyarrow().Table.from_batches(encoded, schema=self.job.schema)
 
 
-class MakeUserRows:
-    """What an actor of `user_rows` runs: the events of a bucket in, rows of its users out; arguments as `EncodeItems`."""
-
-    def __init__(self, held: list[Any]):
-        self.job: UserJob = _fetch(held)
-
-    def __call__(self, table: Any) -> Iterator[Any]:
-        ordered = table.drop_columns([BUCKET]).combine_chunks().sort_by(self.job.column)
-        for batch in self.job(ordered.to_batches()):
-            yield pyarrow().Table.from_batches([batch])
-
-
-def add_bucket(table: Any, *, column: str, buckets: int) -> Any:
-    """A table of events with the bucket of each event's user."""
-    numbers = hash_ids(plain(column_of(table, column)), buckets + 1)
-    return table.append_column(BUCKET, pyarrow().array(numbers))
-
-
-def _actors(job: ItemJob | UserJob, count: int) -> dict[str, Any]:
+def _actors(job: ItemJob, count: int) -> dict[str, Any]:
     """Arguments that all calls share."""
     with needs_extra("Ray Data needs Ray", "ray"):
         import ray  # pyright: ignore[reportMissingImports]  the extra is not installed where types are checked

@@ -1,4 +1,4 @@
-"""Catalogue and user jobs on Spark's `mapInArrow`. Needs the extra `spark`, and Java."""
+"""The catalogue job on Spark's `mapInArrow`. Needs the extra `spark`, and Java."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.jobs import ItemJob, UserJob
+from aif_jax.jobs import ItemJob
 from aif_jax.store.folders import local
 
 
@@ -60,26 +60,6 @@ def encode_files(session: Any, files: Sequence[str | Path], job: ItemJob, folder
     return sum(rows)
 
 
-def user_rows(frame: Any, job: UserJob, *, partitions: int) -> Any:
-    """Makes rows of users from a `pyspark.sql.DataFrame` of raw events; `UserTable.from_parts` merges what comes out.
-
-    Args:
-      frame: rows with the columns of the events file, in any order; Spark brings the events of a user together and sorts them.
-      job: see `encode_items`.
-      partitions: tasks.
-
-    Returns:
-      A lazy `DataFrame` of rows of users, see `UserJob.schema`.
-
-    Raises:
-      ImportError: PySpark is missing.
-      ValueError: fewer than one partition. Running it fails with what `UserJob` raises.
-    """
-    expect(partitions >= 1, "partitions", "at least 1", partitions)
-    ordered = frame.repartition(partitions, job.column).sortWithinPartitions(job.column)
-    return _mapped(ordered, job)
-
-
 class PartitionTask:
     """What a Python worker runs for a partition; the job comes by a broadcast variable."""
 
@@ -101,7 +81,7 @@ class FileTask:
         return self.shared.value.encode_file(file, Path(self.folder) / f"part-{number:05}.parquet")
 
 
-def schema(job: ItemJob | UserJob) -> Any:
+def schema(job: ItemJob) -> Any:
     """The schema of what comes out of a job as Spark's `StructType`, for a call of `mapInArrow` by hand."""
     with needs_extra("Spark needs PySpark", "spark"):
         from pyspark.sql.pandas.types import from_arrow_schema  # pyright: ignore[reportMissingImports]
@@ -109,5 +89,5 @@ def schema(job: ItemJob | UserJob) -> Any:
     return from_arrow_schema(job.schema)
 
 
-def _mapped(frame: Any, job: ItemJob | UserJob) -> Any:
+def _mapped(frame: Any, job: ItemJob) -> Any:
     return frame.mapInArrow(PartitionTask(frame.sparkSession.sparkContext.broadcast(job)), schema(job))

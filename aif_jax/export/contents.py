@@ -208,7 +208,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     if steps := complete_steps(path):
         raise CheckpointError(f"{expected}, found checkpoints of steps {steps}; take one, such as {path / str(steps[-1])}")
     if (path / ARRAYS).is_file():
-        raise CheckpointError(f"{expected}, found a snapshot of an index or a user table: give its `load` the model")
+        raise CheckpointError(f"{expected}, found a snapshot of an index: give its `load` the model")
     names = sorted(entry.name for entry in path.iterdir())
     found = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     if "current" in names:

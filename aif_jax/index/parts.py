@@ -15,7 +15,7 @@ mixed, whatever shuffles them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -57,15 +57,15 @@ class Part(NamedTuple):
         return f"{self.name}, row {self.first + row}"
 
 
-def schema(kind: Kind, extra: Mapping[str, Any] | None = None) -> Any:
-    """The Arrow schema of encoded rows with ids of a kind; `extra` columns follow `row`."""
+def schema(kind: Kind) -> Any:
+    """The Arrow schema of encoded rows with ids of a kind."""
     arrow = pyarrow()
     named = {"id": arrow.int64() if kind == "integers" else arrow.string(), "row": arrow.binary()}
     stamp = {"version": arrow.string(), "storage": arrow.string(), "batch_size": arrow.int32()}
-    return arrow.schema(named | dict(extra or {}) | stamp)
+    return arrow.schema(named | stamp)
 
 
-def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion, extra: Mapping[str, Any] | None = None) -> Any:
+def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion) -> Any:
     """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
     limit = "encoded rows below 2 GiB, the limit of an Arrow array"
@@ -74,8 +74,8 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion, extra: Mappi
     ends = np.arange(count + 1, dtype=np.int32) * np.int32(4 * data.shape[1])
     rows = arrow.Array.from_buffers(arrow.binary(), count, [None, arrow.py_buffer(ends), arrow.py_buffer(data)])
     integers = ids.dtype.kind == "i"
-    columns = [arrow.array(ids) if integers else arrow.array(ids.tolist(), arrow.string()), rows, *(extra or {}).values()]
-    wanted = schema("integers" if integers else "strings", {name: array.type for name, array in (extra or {}).items()})
+    columns = [arrow.array(ids) if integers else arrow.array(ids.tolist(), arrow.string()), rows]
+    wanted = schema("integers" if integers else "strings")
     columns += [arrow.repeat(arrow.scalar(value, wanted.field(name).type), count) for name, value in stamp._asdict().items()]
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
 
@@ -154,13 +154,6 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
         raise ValueError(f"{part.place(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
     ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
     return ids, _words(columns["row"], width)
-
-
-def column(part: Part, name: str, dtype: Any) -> np.ndarray:
-    """Another column of a part, of an exact dtype. Raises ValueError where it is missing, null or of another type."""
-    values = plain(_columns(part, (name,))[name])
-    expect(values.dtype == dtype, f"{part.name}, column {name!r}", np.dtype(dtype).name, values.dtype)
-    return values
 
 
 def _files(path: str | Path) -> Iterator[Part]:

@@ -1,8 +1,8 @@
-"""Jobs over Arrow record batches: a catalogue or users' events in, encoded rows and their version out, on whatever engine.
+"""Jobs over Arrow record batches: a catalogue in, encoded rows and their version out, on whatever engine.
 
 `Iterator[pyarrow.RecordBatch] -> Iterator[pyarrow.RecordBatch]`; see docs/scale_catalogue.md. Needs the `data` extra.
 """
 
-from aif_jax.jobs.encode import ItemJob, UserJob
+from aif_jax.jobs.encode import ItemJob
 
-__all__ = ["ItemJob", "UserJob"]
+__all__ = ["ItemJob"]

@@ -38,12 +38,9 @@ from aif_jax.store.trained import Trained
 from aif_jax.train import edits
 from aif_jax.train import fit as training
 from aif_jax.train.tasks import TASKS, NextItem, Task
-from aif_jax.user_table import UserTable
 
 KEPT = "refresh.json"
 """File in a published export: until when it was trained, the newest event that it was judged on, its task and settings."""
-USERS = "users"
-"""Folder of the user table in a published export; `serve --user-table` finds it in the mirror of the store."""
 REPORTS = 30  # reports that stay in OUT/reports
 
 
@@ -87,14 +84,13 @@ def refresh(
     k: int = 100,
     fixed: tuple[Any, Any] | None = None,
     gate: GateConfig = GateConfig(),  # noqa: B008 frozen
-    user_table: bool = False,
     platforms: Iterable[str] = PLATFORMS,
     keep: int = 3,
     progress: bool = True,
 ) -> Refreshed:
     """Trains the served model on newer events, judges it against the served one, and publishes it if the gate passes it.
 
-    One job of steps: read, warm start, train, additions after training, gate, index and user table, export, publish. Each is
+    One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is
     sealed in `work` when it is done: killed at any moment, the same call goes on behind the last one and ends with the same
     model, bit for bit. A second job on the same place is refused.
 
@@ -124,7 +120,6 @@ def refresh(
       fixed: (first moment, first moment after) of requests that every refresh is judged on too, such as a hand-picked day; None
         for none. Leave them out of `events` training by a `since` after them.
       gate: bounds.
-      user_table: whether to publish the users' rows too, for a model that streams.
       platforms: see `export.save`.
       keep: exports that stay in the store.
       progress: whether to show a line for each step and bars.
@@ -151,7 +146,7 @@ def refresh(
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
         "task": repr(task), "since": None if since is None else str(since), "held_out": held_out,
         "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
-        "gate": dataclasses.asdict(gate), "user_table": user_table, "platforms": list(platforms),
+        "gate": dataclasses.asdict(gate), "platforms": list(platforms),
     }  # fmt: skip
     places = () if URL.match(where) else (local(where),)
     say = output.say if progress else lambda line: None
@@ -172,7 +167,7 @@ def refresh(
         verdict = job.step("gate", functools.partial(steps.judge, trained, requests, fixed))
         if not verdict["reasons"]:
             catalogue = data.catalogue if items is None or data.statistics is not None else items  # a file has none of today
-            job.step("tables", functools.partial(steps.tables, trained, catalogue, user_table))
+            job.step("index", functools.partial(steps.index, trained, catalogue))
             job.step("export", functools.partial(steps.export, trained, newest, tuple(platforms)))
             name = job.step("publish", functools.partial(publish, store, job.path("export") / EXPORT))["name"]
         job.step("report", functools.partial(steps.report, trained, name))
@@ -386,22 +381,16 @@ class _Steps:
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
         return new_rows(self.data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
-    def tables(self, trained: Trained, items: Any, user_table: bool, partial: Path) -> dict[str, Any]:
-        """Index and user table: both are of one version of the model, so every row is new."""
+    def index(self, trained: Trained, items: Any, partial: Path) -> dict[str, Any]:
+        """The index of the new version: every row is new."""
         index = ItemIndex.build(trained, items, progress=self.progress)
         index.save(partial / "index")
-        users = UserTable.build(trained, self.data, progress=self.progress) if user_table else None
-        if users is not None:
-            users.save(partial / USERS)
-        of_users = "" if users is None else f", {len(users):,} users"
-        return {"line": f"{len(index):,} items{of_users}", "items": len(index), "users": users and len(users)}
+        return {"line": f"{len(index):,} items", "items": len(index)}
 
     def export(self, trained: Trained, newest: int, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
-        """The folder that is published: an export with its index, the users' rows, and what the next refresh must know."""
-        made, folder = self.job.path("tables"), partial / EXPORT
-        export.save(folder, trained, ItemIndex.load(made / "index", trained), platforms=platforms, stablehlo=False)
-        if (made / USERS).is_dir():
-            shutil.copytree(made / USERS, folder / USERS)
+        """The folder that is published: an export with its index, and what the next refresh must know."""
+        index, folder = ItemIndex.load(self.job.path("index") / "index", trained), partial / EXPORT
+        export.save(folder, trained, index, platforms=platforms, stablehlo=False)
         kept = {"until": self.settings().first_validation, "newest": newest, "task": _task_record(self.task)}
         (folder / KEPT).write_text(json.dumps(kept), "utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -409,7 +398,7 @@ class _Steps:
 
     def report(self, trained: Trained, name: str | None, partial: Path) -> dict[str, Any]:
         """What `report.json` says."""
-        steps = ("current", "read", "warm start", "train", "additions", "gate", "tables", "export", "publish")
+        steps = ("current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish")
         done = {step: record for step in steps if (record := self.job.sealed(step)) is not None}
         gate, settings = done["gate"], self.settings()
         sizes = {"parameters before": bytes_of(self.served.trained), "parameters": bytes_of(trained)}

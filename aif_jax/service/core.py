@@ -25,11 +25,11 @@ from aif_jax.service.models import Models, Served
 from aif_jax.serving import Candidates, Ranking, Request, Scores
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer, Timeline
-from aif_jax.types import Streamed, UserFeatures
+from aif_jax.types import UserFeatures
 
 SECONDS = 300.0
 MOST = 20_000
-STAGES = "features user shared retrieval wait_user queue lookup upload score fetch critical total".split()
+STAGES = "features user retrieval wait_user queue lookup upload score fetch critical total".split()
 
 
 class EndedCall(NamedTuple):
@@ -92,10 +92,9 @@ class Policy:
     Attributes:
       limits: bounds of one call.
       max_age: seconds since the export of a model after which it counts as stale; None: no bound.
-      max_index_age, max_user_age: seconds since the index, or the user table, was written, after which it counts as stale;
-        None: no bound. `ServingConfig.max_stale` bounds the age of one user's state.
-      when_stale: "degrade" marks the answers of a stale model, index or table, "refuse" answers UNAVAILABLE; both end
-        readiness.
+      max_index_age: seconds since the index was written, after which it counts as stale; None: no bound.
+        `ServingConfig.max_stale` bounds the age of one user's state.
+      when_stale: "degrade" marks the answers of a stale model or index, "refuse" answers UNAVAILABLE; both end readiness.
 
     Raises:
       ValueError: an age that is not above 0, another word for `when_stale`.
@@ -104,11 +103,10 @@ class Policy:
     limits: Limits = Limits()
     max_age: float | None = None
     max_index_age: float | None = None
-    max_user_age: float | None = None
     when_stale: Literal["degrade", "refuse"] = "degrade"
 
     def __post_init__(self):
-        for name in ("max_age", "max_index_age", "max_user_age"):
+        for name in ("max_age", "max_index_age"):
             expect((age := getattr(self, name)) is None or age > 0, name, "None or more than 0 seconds", age)
         expect(self.when_stale in ("degrade", "refuse"), "when_stale", "'degrade' or 'refuse'", repr(self.when_stale))
 
@@ -258,14 +256,9 @@ class Service:
     def _stale(self, served: Served) -> str | None:
         """Which part of a version is older than it may be, in words."""
         policy = self.policy
-        for part, most, name in (
-            ("model is", policy.max_age, "age"),
-            ("index is", policy.max_index_age, "index_age"),
-            ("rows of users are", policy.max_user_age, "user_table_age"),
-        ):
-            if most is not None and (age := getattr(served, name) or 0.0) > most:
-                shown = f"{age:.0f} s old, more than" if age < math.inf else "of unknown age, expected at most"
-                return f"the {part} {shown} {most:g} s"
+        for part, most, age in (("model", policy.max_age, served.age), ("index", policy.max_index_age, served.index_age)):
+            if most is not None and age > most:
+                return f"the {part} is {age:.0f} s old, more than {most:g} s"
         return None
 
     def _marked(self, answer: A, served: Served) -> A:
@@ -347,12 +340,10 @@ MOST_EXPLAINED = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """The answer of `Service.rank`, its spans, what each block contributed to each logit, and what the user's row held.
+    """The answer of `Service.rank`, its spans, and what each block contributed to each logit.
 
     The contributions are computed from the features of the call. They are none where those are not known, because the state
-    came from an earlier call, and for a model whose interaction is not that of this package. `row` is None for a call without
-    a row of a user table; else its `events`, how many came `since` by the feature source, and `last_event`, the age in seconds
-    of the latest of all, None where there is none.
+    came from an earlier call, and for a model whose interaction is not that of this package.
     """
     call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is told from others
     found: list[Observed] = []
@@ -365,22 +356,10 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     fields = rank_fields(reply, call.id)
     fields = {name: value[:MOST_EXPLAINED] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
     features = next((seen.features for seen in found if seen.call.id == call.id), None)
-    if features is not None and isinstance(history := features.history, Streamed):
-        memory = await asyncio.to_thread(history.memory.widened)
-        features = dataclasses.replace(features, history=dataclasses.replace(history, memory=memory, version=""))
     parts = {} if features is None else await asyncio.to_thread(_parts, reply, features, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
     spans = [list(span) for span in reply.answer.timeline.spans]
-    return fields | {"spans": spans, "contributions": parts, "row": None if features is None else _row(features.history)}
-
-
-def _row(history: Any) -> dict[str, int | None] | None:
-    """What a row of the user table held, see `explain`."""
-    if not isinstance(history, Streamed):
-        return None
-    times = np.concatenate([np.asarray(history.memory.recent.time), np.asarray(history.since.time)])
-    last = int(history.now) - int(times.max()) if times.any() else None
-    return {"events": int(history.memory.count), "since": int(np.count_nonzero(history.since.time)), "last_event": last}
+    return fields | {"spans": spans, "contributions": parts}
 
 
 def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:

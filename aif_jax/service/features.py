@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 from typing import Any
@@ -13,14 +12,12 @@ import numpy as np
 from aif_jax.checks import check_encoding
 from aif_jax.connectors.records import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import column_of
-from aif_jax.features import SINCE, check_user_features, user_layout
+from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call
 from aif_jax.serving import Candidates, Request
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours, UserFeatures
-from aif_jax.user_table import UserTable
 
 HISTORY = "history."
 PARTS = {"now": "now", "user": "record", "events": "events"}
@@ -38,21 +35,13 @@ class Context:
 
 
 class SourceError(RuntimeError):
-    """A record of the feature source, or a row of the user table, that is damaged: no fault of the caller."""
+    """A record of the feature source, that is damaged: no fault of the caller."""
 
 
 class UserSource:
-    """The features of calls for one model version: those that a call brings, or by `reads` of the feature source.
+    """The features of calls for one model version: those that a call brings, or by `reads` of the feature source."""
 
-    `table` has rows of users, which a nearline job may exchange; `places` are the numbers of events since such a row that the
-    engine is compiled for.
-    """
-
-    def __init__(
-        self, schema: Schema, length: int, encoder: Encoder | None, reads: Reads | None, table: UserTable | None = None,
-        places: tuple[int, ...] = SINCE,
-    ):  # fmt: skip
-        self.table, self._places = table, places
+    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, reads: Reads | None):
         self._schema = schema
         self._length = length
         self._encoder = None if encoder is None else encoder.with_length(length)
@@ -75,35 +64,28 @@ class UserSource:
         return self._raw(call)
 
     async def fetch(self, request: Request) -> UserFeatures:
-        """The engine's `features`: those of the call, else those of the user's row and of the source; BadCall without both.
-
-        With rows, the events of the source are those that the row may not hold yet.
-        """
+        """The engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
         if context.features is None and context.call is not None:  # the state was dropped a moment ago
             context.features = self.of(context.call)
         context.used = context.features
         if context.used is not None:
             return context.used
-        if (reads := self._reads) is None and self.table is None:
-            out = "or start the service with --features or --user-table"
+        if (reads := self._reads) is None:
+            out = "or start the service with --features"
             raise BadCall("features", f"expected features, raw events or a call of prepare before, got a user id alone; {out}")
         if self._encoder is None:
             raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
         user: Any = request.user  # of a call: an integer or a string
         moment = self.clock() if context.now is None else context.now
         try:
-            record = None if reads is None else await reads.record(user)
-            with contextlib.nullcontext() if reads is None or record is None else reads.encoding():
-                if (table := self.table) is None:
-                    context.used = encoded(self._encoder, record, moment)
-                else:  # in a thread: rows may be in a server, and more events than have places are applied
-                    raw = (None, None) if record is None else (record.attributes, record.events)
-                    context.used = await asyncio.to_thread(self._of_row, table, user, *raw, moment)
+            record = await reads.record(user)
+            with contextlib.nullcontext() if record is None else reads.encoding():
+                context.used = encoded(self._encoder, record, moment)
         except DAMAGE as error:
             if context.now is not None and str(error).startswith("now: "):
                 raise BadCall("now", f"expected a time in the unit of the events, got {context.now!r:.80}") from None
-            raise SourceError(f"feature source{'' if self.table is None else ' or user table'}: {error}") from error
+            raise SourceError(f"feature source: {error}") from error
         return context.used
 
     def clock(self) -> int | None:
@@ -140,14 +122,6 @@ class UserSource:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")
             raise BadCall(PARTS.get(part, "events"), text[len(part) + 2 :] if part else text) from None
-
-    def _of_row(self, table: UserTable, user: Any, record: Any, events: Any, now: Any) -> UserFeatures:
-        columns = table.encoder.columns
-        if record is None and columns.user_id and not (columns.user_attributes or columns.user_floats):
-            record = {columns.user_record_id: user}  # the whole of a profile
-        count = 0 if events is None else len(column_of(events, columns.item))
-        places = next((size for size in self._places if size >= count), self._places[-1])
-        return table.features(user, record, now=now, events=events, places=places)
 
     def _encoded(self, call: Call) -> UserFeatures:
         assert call.features is not None

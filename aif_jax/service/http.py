@@ -29,18 +29,15 @@ def service_text(service: Service) -> str:
     flags = {"ready": service.unready is None, "problem": models.problem is not None}
     gauges: dict[str, Any] = {name: [({}, float(flag))] for name, flag in flags.items()}
     gauges |= {f"model_{name}": [] for name in ("age_seconds", "share", "items")}
-    gauges |= {name: [] for name in ("index_age_seconds", "index_position", "user_table_age_seconds", "user_table_position")}
+    gauges |= {name: [] for name in ("index_age_seconds", "index_position")}
     for served in models.held:
         labels = {"version": served.version[:12], "folder": served.entry.folder}
         gauges["model_age_seconds"].append((labels, served.age))
         gauges["model_share"].append((labels, shares.get(id(served), 0.0)))
         gauges["model_items"].append((labels, float(len(served.restored.index or ()))))
         gauges["index_age_seconds"].append((labels, served.index_age))
-        for name, written in (("index", served.index_from), ("user_table", served.table_from)):
-            positions = {} if written is None else written.positions
-            gauges[f"{name}_position"] += [(labels | {"partition": str(part)}, float(at)) for part, at in positions.items()]
-        if served.table_from is not None:
-            gauges["user_table_age_seconds"].append((labels, served.table_from.age))
+        positions = {} if served.index_from is None else served.index_from.positions
+        gauges["index_position"] += [(labels | {"partition": str(part)}, float(at)) for part, at in positions.items()]
     counters = {
         "calls": [({"method": method, "code": code}, float(n)) for (method, code), n in service.calls.items()],
         "publishes": [({}, float(models.publishes))],

@@ -1,10 +1,9 @@
 """The model versions of a service: loaded and compiled while others serve, verified, swapped, kept, retired.
 
-What nearline jobs write between two exports, and a service follows: snapshots of the index, rows of users.
+What nearline jobs write between two exports, and a service follows: snapshots of the index.
 
-root/000001-0000000042/            a snapshot of `aif-jax index follow` or of a `UserTableWriter`; the newest one serves
+root/000001-0000000042/            a snapshot of `aif-jax index follow`; the newest one serves
 root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
-root/2026-11-26/users/             rows of users within the export of that name, as `aif.refresh` publishes them
 
 The served folder: one export, or several with a file `current` that says which of them serve; or the mirror of a store.
 
@@ -22,19 +21,17 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import math
 import re
 import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from aif_jax.checks import expect
 from aif_jax.connectors.records import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.connectors.valkey import open_client
 from aif_jax.export import Restored, restore
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
@@ -45,8 +42,6 @@ from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST, is_complete
 from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
-from aif_jax.user_table import RemoteRows, UserTable
-from aif_jax.user_table.rows import NONE
 
 CURRENT = "current"
 CURRENT_BYTES = 1 << 16
@@ -234,34 +229,11 @@ def _text_in(file: Path) -> str | None:
     return None
 
 
-USERS = "users"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Nearline:
-    """Where the jobs write.
-
-    Attributes:
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
-        None: the export's index.
-      users: rows of users for calls with the id alone: folder of snapshots of a `UserTable`, or a folder of such folders, named
-        like the exports, or redis:// URL; None: calls bring the features.
-      prefix: prefix of the keys of `users` in a server, as `aif-jax users follow --rows URL --prefix` has it.
-    """
-
-    index: Path | None = None
-    users: str | Path | None = None
-    prefix: str = "aif"
-
-
-Table = TypeVar("Table", ItemIndex, UserTable)
-
-
 class Written(NamedTuple):
     """What a nearline job wrote and a service reads."""
 
-    path: Path | None  # of the snapshot; None for rows in a server
-    seconds: float  # when it was written, since 1970; of rows in a server, the partition that was written longest ago
+    path: Path  # of the snapshot
+    seconds: float  # when it was written, since 1970
     positions: Mapping[int, int]  # in the stream, by partition
 
     @property
@@ -274,9 +246,9 @@ class NoSnapshot(FileNotFoundError):
     """A nearline job that has written nothing yet."""
 
 
-def newest(root: Path, folder: str, *, inside: str = "") -> Path:
-    """The newest snapshot for the export in `folder`, first that `inside` the export. NoSnapshot where there is none."""
-    for place in (*([root / folder / inside] if inside else []), root / folder, root):
+def newest(root: Path, folder: str) -> Path:
+    """The newest snapshot for the export in `folder`, or of every version. NoSnapshot where there is none."""
+    for place in (root / folder, root):
         if is_complete(place):
             return place
         if found := snapshots(place):
@@ -284,22 +256,14 @@ def newest(root: Path, folder: str, *, inside: str = "") -> Path:
     raise NoSnapshot(f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job")
 
 
-def newer(kind: type[Table], root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[Table, Written] | None:
-    """The newest `ItemIndex` or `UserTable` of a model, unless it is the one before. Raises what `newest` and `load` raise."""
-    path = newest(root, folder, inside=USERS if kind is UserTable else "")
+def newer(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[ItemIndex, Written] | None:
+    """The newest `ItemIndex` of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
+    path = newest(root, folder)
     if before is not None and path == before.path:
         return None
-    table, positions = kind.load(path, trained), kind.inspect(path).positions
+    index, positions = ItemIndex.load(path, trained), ItemIndex.inspect(path).positions
     seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
-    return table, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
-
-
-def progress_in(table: UserTable) -> Written | None:
-    """How far the rows in a server are; None before the first one. Raises what its client raises."""
-    assert isinstance(table.rows, RemoteRows)
-    found = table.rows.progress()
-    positions = {partition: each.position for partition, each in found.items() if each.position > NONE}
-    return Written(None, min(each.seconds for each in found.values()), positions) if found else None
+    return index, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
 
 
 LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
@@ -318,7 +282,6 @@ class Served:
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
     index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
-    table_from: Written | None = None  # the nearline job of users' rows; None for none, or for rows of unknown age
     waits: bool = False  # for the first index of a nearline job
 
     @property
@@ -341,13 +304,6 @@ class Served:
         """Seconds since the index was written."""
         return self.age if self.index_from is None else self.index_from.age
 
-    @property
-    def user_table_age(self) -> float | None:
-        """Seconds since the rows of users were written, infinite where that is not known; None without such rows."""
-        if self.users.table is None:
-            return None
-        return math.inf if self.table_from is None else self.table_from.age
-
 
 class Failing(NamedTuple):
     """What could not be taken over."""
@@ -366,7 +322,8 @@ class Models:
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
-      nearline: where jobs write newer indexes, and rows of users for calls that bring an id alone.
+      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
+        None: the export's index.
       poll: seconds between two looks at `current`.
     """
 
@@ -379,7 +336,7 @@ class Models:
         keep: int = 2,
         source: FeatureSource | None = None,
         source_timeout: float | None = None,
-        nearline: Nearline | None = None,
+        index: Path | None = None,
         poll: float = 1.0,
     ):
         self.root = Path(root)
@@ -389,7 +346,7 @@ class Models:
         self.publishes = self.failures = 0
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
-        self._nearline = nearline or Nearline()
+        self._index = index
         self._entries: list[ExportEntry] = []  # that serve
         self._wanted: list[ExportEntry] = []
         self._failing: dict[tuple[Any, ...], Failing] = {}
@@ -442,39 +399,21 @@ class Models:
         where = str(path_of(self.root, entry))
         expect(restored.index is not None, where, "an export with an index", "one without; add --index")
         config, orders = restored.trained.config, dict(restored.manifest.get("orders", {}))
-        table, table_from = await asyncio.to_thread(self._table, entry, restored)
-        storage = self.config.user_storage if table is None else table.storage
-        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders), user_storage=storage)
+        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders))
         same = before is not None and before.restored.trained.config == config and before.engine.config == serving
-        engine, users = await self._engine(restored, table, serving, before.engine if before is not None and same else None)
-        return Served(entry, restored, engine, users, exported, time.time(), difference, table_from=table_from)
+        engine, users = await self._engine(restored, serving, before.engine if before is not None and same else None)
+        return Served(entry, restored, engine, users, exported, time.time(), difference)
 
     async def _engine(
-        self, restored: Restored, table: UserTable | None, config: ServingConfig, like: AsyncPreRanker | None
+        self, restored: Restored, config: ServingConfig, like: AsyncPreRanker | None
     ) -> tuple[AsyncPreRanker, UserSource]:
         """A warm engine with the compiled functions of one like it, and its source of users."""
         trained = restored.trained
         schema, length = trained.config.schema, trained.config.history_length
-        users = UserSource(schema, length, trained.encoder, self.reads, table, config.since_lengths)
+        users = UserSource(schema, length, trained.encoder, self.reads)
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
         return engine, users
-
-    def _table(self, entry: ExportEntry, restored: Restored) -> tuple[UserTable | None, Written | None]:
-        """The rows of a version's users, without which it is not served where there is to be such a table."""
-        users = self._nearline.users
-        if users is None:
-            return None, None
-        if isinstance(users, str):
-            client = open_client(users, {"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
-            table, written = UserTable(restored.trained, storage=self.config.user_storage or "float32"), None
-            table.rows = RemoteRows(client, version=table.version, width=table.row_bytes // 4, prefix=self._nearline.prefix)
-            with contextlib.suppress(Exception):  # of a server that is away, as `_refresh` will say
-                written = progress_in(table)
-            return table, written
-        found = newer(UserTable, users, entry.folder, None, restored.trained)
-        assert found is not None
-        return found
 
     @property
     def closing(self) -> bool:
@@ -507,17 +446,16 @@ class Models:
     async def _catch_up(self) -> None:
         """Takes over what nearline jobs wrote, each for each version that serves."""
         for place in range(len(self.shares)):
-            for step in (self._newer_index, self._newer_users):
-                await self._try((step.__name__, self.shares[place][1].entry.folder), step, place)
+            await self._try(("index", self.shares[place][1].entry.folder), self._newer_index, place)
 
     async def _newer_index(self, place: int) -> None:
         """Takes over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
-        served, root = self.shares[place][1], self._nearline.index
+        served, root = self.shares[place][1], self._index
         if root is None:
             return
         try:
             of = served.entry.folder, served.index_from, served.restored.trained
-            found = await asyncio.to_thread(newer, ItemIndex, root, *of)
+            found = await asyncio.to_thread(newer, root, *of)
         except NoSnapshot as error:
             if served.index_from is not None:
                 raise
@@ -528,17 +466,6 @@ class Models:
         if found is not None:
             await served.engine.update_index(found[0])
             served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
-
-    async def _newer_users(self, place: int) -> None:
-        """Takes over the newest rows of users, or how far those in a server are. Raises what `newer` raises."""
-        served, users = self.shares[place][1], self._nearline.users
-        if isinstance(users, str) and served.users.table is not None:
-            served.table_from = await asyncio.to_thread(progress_in, served.users.table)
-        elif isinstance(users, Path):
-            of = served.entry.folder, served.table_from, served.restored.trained
-            rows = await asyncio.to_thread(newer, UserTable, users, *of)
-            if rows is not None:
-                served.users.table, served.table_from = rows
 
     def _restore(self, entry: ExportEntry, before: Served | None) -> tuple[Restored, float, float]:
         path = path_of(self.root, entry)
@@ -598,9 +525,6 @@ class Models:
                 "age": served.age,
                 "index_age": served.index_age,
                 "index_positions": None if served.index_from is None else served.index_from.positions,
-                "user_rows": served.users.table is not None,
-                "user_table_age": served.user_table_age,
-                "user_table_positions": None if served.table_from is None else served.table_from.positions,
                 "objectives": list(served.objectives),
                 "loaded": served.loaded,
                 "items": len(served.restored.index or ()),

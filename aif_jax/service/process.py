@@ -380,7 +380,7 @@ class Frozen:
         """Freezes what is there after a publish, and collects replaced parts that were alive at the last look and still are."""
         models, parts = self._models, []
         for served in models.held:
-            parts += [served, served.engine, served.users, served.restored.trained, served.restored.index, served.users.table]
+            parts += [served, served.engine, served.users, served.restored.trained, served.restored.index]
         closing = self._replaced if models.closing else []  # requests in flight hold them
         leaked = [ref for ref in self._replaced if not closing and ref() is not None]
         serving = set(map(id, parts))

@@ -19,7 +19,7 @@ from aif_jax.output import hidden
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.inference import InferenceRest
 from aif_jax.service.log import RequestLog
-from aif_jax.service.models import Models, Nearline
+from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, bind, run
 from aif_jax.serving import ServingConfig
 from aif_jax.sharding.processes import end_with
@@ -42,7 +42,8 @@ class ServiceSettings:
       config: config of the engines.
       policy: policy of the service.
       where: to listen.
-      nearline: where jobs write newer indexes and rows of users.
+      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
+        None: the export's index.
       features: object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id
         alone; None: calls bring the features.
       features_timeout: seconds for one read of `features`; None: ServingConfig.callable_timeout.
@@ -60,7 +61,7 @@ class ServiceSettings:
     only: str | None = None
     keep: int = 2
     poll: float = 1.0
-    nearline: Nearline = Nearline()
+    index: Path | None = None
     features: str | None = None
     features_timeout: float | None = None
     log: Path | None = None
@@ -108,7 +109,7 @@ async def run_one(settings: ServiceSettings) -> None:
     bind(where.host, where.http_port, reuse=where.reuse_port).close()  # found taken before anything is compiled
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
-        source=None if settings.features is None else source_of(settings.features), nearline=settings.nearline,
+        source=None if settings.features is None else source_of(settings.features), index=settings.index,
         source_timeout=settings.features_timeout,
     )  # fmt: skip
     log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)

@@ -22,12 +22,10 @@ from aif_jax.serving.requests import (
     Scores,
     Timeline,
 )
-from aif_jax.serving.users import StateKey, StateStore
 
 __all__ = [
     "AsyncPreRanker", "ServingConfig", "geometric", "compute_inline",
     "Request", "Candidates", "Ranking", "Scores", "Answer", "Logits",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
     "Timeline", "prometheus_text",
-    "StateStore", "StateKey",
 ]  # fmt: skip

@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 
 from aif_jax.checks import expect, expect_types
-from aif_jax.features import SINCE
-from aif_jax.store.codec import STORAGES, Storage
 
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
@@ -46,8 +44,6 @@ class ServingConfig:
       buckets: candidate counts that are compiled ahead, ascending. Others are padded to the next, or split above the last.
       max_k: the largest k that `rank` accepts.
       history_lengths: lengths L of user features that are compiled ahead; () means the model config's `history_length`.
-      user_storage: storage of the `UserTable` whose rows replace the history in features; None: histories only.
-      since_lengths: lengths that are compiled ahead for events newer than the user's row.
       max_pending: requests held at once; one more is refused with `Overloaded`.
       budget: seconds for a request that gives none; None: no limit.
       reserve: least time kept back for scoring when the engine decides that the user part is late; it keeps back more where
@@ -84,8 +80,6 @@ class ServingConfig:
     buckets: tuple[int, ...] = (*geometric(128, 8192), 10_240, 16_384)
     max_k: int = 512
     history_lengths: tuple[int, ...] = ()
-    user_storage: Storage | None = None
-    since_lengths: tuple[int, ...] = SINCE
     max_pending: int = 64
     budget: float | None = None
     reserve: float = 0.005
@@ -117,8 +111,6 @@ class ServingConfig:
         expect_field(len(sizes) > 0 and _counts(sizes), "buckets", "at least one size of 1 or more")
         expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
         expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
-        expect_field(self.user_storage in (None, *STORAGES), "user_storage", f"None or one of {STORAGES}")
-        expect_field(len(self.since_lengths) > 0 and _counts(self.since_lengths), "since_lengths", "lengths of 1 or more")
         threads = ("callable_threads", "user_threads", "score_threads")
         for field in ("max_k", "max_pending", "max_hung", "batch_size", "group_cap", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")

@@ -24,7 +24,7 @@ from aif_jax.serving.programs import Orders, Programs, orders_of
 from aif_jax.serving.requests import EngineClosed, Ranking, Request, Scores
 from aif_jax.serving.scoring import Scorer, ranking, scores
 from aif_jax.serving.threads import TimeLimitedCall
-from aif_jax.serving.users import Computation, StateStore, UserStates
+from aif_jax.serving.users import Computation, UserStates
 from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
 
@@ -43,7 +43,6 @@ class AsyncPreRanker:
         scored while the next is on its way); async or not. Ids of one request are all integers or all strings. None for engines
         whose callers bring the candidates.
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
-      states: a cache of user states that replicas share, behind the engine's own; for requests with a feature version.
 
     Example:
       >>> import aif_jax as aif
@@ -63,7 +62,6 @@ class AsyncPreRanker:
         retrieval: Callable[[Request], Any] | None = None,
         config: ServingConfig | None = None,
         compiled_from: AsyncPreRanker | None = None,
-        states: StateStore | None = None,
     ):
         self.config = config = config or ServingConfig()
         self.model = model = trained.model
@@ -82,11 +80,11 @@ class AsyncPreRanker:
                 ("model config", model.config, compiled_from.model.config), ("serving config", config, compiled_from.config),
             ):  # fmt: skip
                 expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same {name} {mine}", theirs)
-        sizes: Any = {"max_k": config.max_k, "bid": config.bid, "user_storage": config.user_storage}
-        self._programs = Programs(model, **sizes) if compiled_from is None else compiled_from._programs
+        fresh = compiled_from is None
+        self._programs = Programs(model, max_k=config.max_k, bid=config.bid) if fresh else compiled_from._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
-        self._users = UserStates(self._programs, config, self._features, self._metrics, states)
+        self._users = UserStates(self._programs, config, self._features, self._metrics)
         self._scorer = Scorer(self._programs, self._users, config, self._metrics)
         self._admission.queues = (self._users, self._scorer)
 

@@ -6,19 +6,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import functools
 import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from aif_jax.checks import needs_extra
-from aif_jax.schema import Schema
-from aif_jax.store.codec import Layout
-from aif_jax.types import Streamed, UserFeatures
+from aif_jax.types import UserFeatures
 
 LEAST_EVENTS = 5
 """Events that a history must have before its unknown share marks an answer."""
@@ -27,7 +23,7 @@ LEAST_EVENTS = 5
 class Known(NamedTuple):
     """Counts of one user's features."""
 
-    events: int = 0  # of the history; of a row those that it keeps one by one
+    events: int = 0  # of the history
     items: int = 0  # events whose item is unknown
     actions: int = 0  # events whose action is unknown
     attributes: int = 0  # of the user, unknown or missing
@@ -40,32 +36,12 @@ class Known(NamedTuple):
         return f"history: {unknown}, more than max_unknown={bound}; expected ids and actions as the model's encoder read them"
 
 
-def known_of(schema: Schema, features: UserFeatures) -> Known:
+def known_of(features: UserFeatures) -> Known:
     """Counts of checked features of NumPy arrays."""
-    attributes = sum(not np.any(value) for value in features.ids.values())
-    history: Any = features.history
-    if not isinstance(history, Streamed):
-        return _known(history.item, history.action, history.mask, attributes)
-    since: Any = history.since
-    words, (code, time, count) = history.memory.words, _recent(history.memory.layout)
-    item, action = np.divmod(words[code : code + count], np.uint32(schema.actions))
-    kept = _known(item, action, words[time : time + count] > 0)
-    new = _known(since.item, since.action, since.time > 0)
-    return Known(kept.events + new.events, kept.items + new.items, kept.actions + new.actions, attributes)
-
-
-def _known(item: np.ndarray, action: np.ndarray, mask: np.ndarray, attributes: int = 0) -> Known:
-    events, items, actions = (int(np.count_nonzero(there)) for there in (mask, mask & (item == 0), mask & (action == 0)))
+    history, attributes = features.history, sum(not np.any(value) for value in features.ids.values())
+    unknown = (history.mask & (np.asarray(ids) == 0) for ids in (history.item, history.action))
+    events, items, actions = (int(np.count_nonzero(there)) for there in (history.mask, *unknown))
     return Known(events, items, actions, attributes)
-
-
-@functools.lru_cache(maxsize=16)
-def _recent(layout: Layout) -> tuple[int, int, int]:
-    """Where the codes and the times of the last events begin among the words of a row, and how many there are."""
-    starts = np.cumsum([0, *(column.words for column in layout.columns)])
-    places: Any = jax.tree.unflatten(layout.tree, range(len(layout.columns)))
-    code, time = places.recent.code, places.recent.time
-    return int(starts[code]), int(starts[time]), layout.columns[code].words
 
 
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))

@@ -24,15 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, Literal
 
-from aif_jax.checks import VersionMismatch, check_encoding, expect
+from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
-from aif_jax.features import check_user_features, streamed_specs, unpack, user_specs
+from aif_jax.features import check_user_features, unpack, user_specs
 from aif_jax.model import PreRanker
 from aif_jax.scores import Expression, objective_names, parse_expression, probabilities
 from aif_jax.store import codec
-from aif_jax.store.codec import Packed, Storage
-from aif_jax.types import Params, Streamed, UserFeatures
-from aif_jax.user_table.rows import pack as pack_memory
+from aif_jax.types import Params, UserFeatures
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
@@ -179,22 +177,10 @@ def compute_inline() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-class HistoryLayout(NamedTuple):
-    """What a user's history comes as: each layout has its compiled functions."""
-
-    places: int  # L of a whole history; events since the row of a `UserTable`
-    streamed: bool = False
-
-    @classmethod
-    def of(cls, features: Any) -> HistoryLayout:
-        """The layout of features; of no length where they are none, which the check reports."""
-        history = getattr(features, "history", None)
-        streamed = isinstance(history, Streamed)
-        size = getattr(getattr(history.since, "time", None) if streamed else getattr(history, "mask", None), "size", 0)
-        return cls(size if isinstance(size, int) and (size or streamed) else -1, streamed)
-
-    def __str__(self) -> str:
-        return f"a row and {self.places} events since" if self.streamed else f"a history of L={self.places}"
+def history_length(features: Any) -> int:
+    """Places L of the history of features; -1 where they are none, which the check reports."""
+    size = getattr(getattr(getattr(features, "history", None), "mask", None), "size", 0)
+    return size if isinstance(size, int) and size else -1
 
 
 class TopCandidates(NamedTuple):
@@ -210,10 +196,8 @@ class TopCandidates(NamedTuple):
 class Programs:
     """Compiled functions, shared by all versions of a model whose shapes are the same."""
 
-    def __init__(self, model: PreRanker, *, max_k: int, bid: str, user_storage: Storage | None = None):
+    def __init__(self, model: PreRanker, *, max_k: int, bid: str):
         self.model = model
-        # Shape and layout of the rows of a user table, where features bring them.
-        self.row: Any = None if user_storage is None else jax.eval_shape(lambda: pack_memory(model.new_user(), user_storage))
         self.max_k = max_k
         self.orders = orders_of(model.config, bid, {})  # of an engine that declares none
         self.compiles: Counter[str] = Counter()
@@ -227,27 +211,16 @@ class Programs:
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
-    def specs(self, layout: HistoryLayout) -> UserFeatures:
-        """Shapes and dtypes of the features of one user."""
-        schema = self.model.config.schema
-        if layout.streamed:
-            return streamed_specs(schema, self.row, places=layout.places)
-        return user_specs(schema, length=layout.places)
-
-    def user(self, params: Params, layout: HistoryLayout, count: int = 1) -> Callable[..., Any]:
-        """The compiled user function of these parameters for `count` histories of one layout: packed features [count, n] ->
+    def user(self, params: Params, length: int, count: int = 1) -> Callable[..., Any]:
+        """The compiled user function of these parameters for `count` histories of one length: packed features [count, n] ->
         states, each of them one array.
         """
-        specs = self.specs(layout)
+        specs = user_specs(self.model.config.schema, length=length)
         packed = jax.ShapeDtypeStruct((count, sum(spec.size for spec in jax.tree.leaves(specs))), np.int32)
 
         def users(params, packed):
             def user(words):
-                features = unpack(words, specs)
-                if layout.streamed:
-                    history = dataclasses.replace(features.history, memory=features.history.memory.widened())
-                    features = dataclasses.replace(features, history=history)
-                return codec.pack(self.model.user(params, features))
+                return codec.pack(self.model.user(params, unpack(words, specs)))
 
             if count == 1:
                 return (user(packed[0]),)
@@ -256,27 +229,16 @@ class Programs:
 
         return self._get("user", users, params, (packed,), of=specs)
 
-    def plain(self, features: UserFeatures, *, version: str, encoding: str) -> UserFeatures:
-        """Features of one user, checked, as NumPy arrays without names of versions, which no compiled function depends on.
+    def plain(self, features: UserFeatures, *, encoding: str) -> UserFeatures:
+        """Features of one user, checked, as NumPy arrays; without the encoder's version, on which no compiled function depends.
 
         Raises:
           EncodingMismatch: made by another encoder than the model's.
-          VersionMismatch: a row that another model made.
-          TypeError, ValueError: as `check_user_features`; a row of another layout, or one where none was to come.
+          TypeError, ValueError: as `check_user_features`.
         """
         check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
         check_user_features(self.model.config.schema, features, batched=False)
-        features = dataclasses.replace(features, encoding="")
-        if isinstance(history := features.history, Streamed):
-            if history.version and history.version != version:
-                raise VersionMismatch("UserFeatures.history", expected=version, got=history.version)
-            row, wanted = history.memory, self.row
-            expect(wanted is not None, "UserFeatures.history", "a whole history: ServingConfig.user_storage is None", "a row")
-            fits = isinstance(row, Packed) and row.layout == wanted.layout
-            fits = fits and (np.shape(row.words), row.words.dtype) == (wanted.words.shape, wanted.words.dtype)
-            expect(fits, "UserFeatures.history.memory", "a row of a UserTable of this model and storage", type(row).__name__)
-            features = dataclasses.replace(features, history=dataclasses.replace(history, version=""))
-        return jax.tree.map(np.asarray, features)
+        return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
 
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
@@ -294,10 +256,6 @@ class Programs:
     def upload_features(self, words: list[np.ndarray]) -> np.ndarray:
         """The packed features of some users as one array, which goes up with the call: one transfer for all leaves."""
         return self._count_up(words[0][None] if len(words) == 1 else np.stack(words))
-
-    def upload_state(self, state: Packed, words: np.ndarray) -> Packed:
-        """A state like `state` with these words, on the device."""
-        return Packed(words=self.call(jax.device_put, self._count_up(words)), layout=state.layout)
 
     def upload_rows(
         self, rows: list[np.ndarray], bids: list[np.ndarray | None], orders: list[str], bucket: int, known: Orders | None = None

@@ -14,7 +14,7 @@ import numpy as np
 from aif_jax.serving.admission import Job
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.programs import HistoryLayout, Programs, TopCandidates, best_of, has_repeats, without_repeats
+from aif_jax.serving.programs import Programs, TopCandidates, best_of, has_repeats, without_repeats
 from aif_jax.serving.requests import Candidates, DeadlineExceeded, NonFiniteScores, Ranking, Scores, kind_of
 from aif_jax.serving.threads import Batcher, TimeLimitedCall
 from aif_jax.serving.users import Computation, UserStates
@@ -40,17 +40,17 @@ class ScoringTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def key(self) -> tuple[int, HistoryLayout, int, int | None]:
+    def key(self) -> tuple[int, int, int, int | None]:
         """Tasks of one key run in one call of a compiled function. A batch of several runs alone: whether others wait must not
         decide which program scores it, since a tie with another batch of its request is a tie only in one program.
         """
-        return id(self.snapshot), self.user.layout, self.bucket, id(self.future) if self.split else None
+        return id(self.snapshot), self.user.length, self.bucket, id(self.future) if self.split else None
 
     @property
-    def shape(self) -> tuple[HistoryLayout, int, bool] | None:
+    def shape(self) -> tuple[int, int, bool] | None:
         """What its time depends on; None while an update writes into the index, and where many ids are excluded."""
         many = self.exclude is not None and len(self.exclude) > self.bucket
-        return None if many or self.snapshot.index.is_writing else (self.user.layout, self.bucket, self.whole)
+        return None if many or self.snapshot.index.is_writing else (self.user.length, self.bucket, self.whole)
 
 
 class Scored(NamedTuple):

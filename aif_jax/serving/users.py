@@ -1,29 +1,27 @@
-"""The user side of requests: states from the cache, from other replicas, or computed while retrieval runs."""
+"""The user side of requests: states from the cache, or computed while retrieval runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
-import hashlib
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from aif_jax.checks import expect
 from aif_jax.features import pack
 from aif_jax.serving.admission import Job
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known, Metrics, known_of
-from aif_jax.serving.programs import HistoryLayout, Programs
+from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.requests import DeadlineExceeded, Request
 from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
 from aif_jax.serving.versions import UserSide, Version
-from aif_jax.store.codec import Layout
 from aif_jax.types import UserFeatures
 
 ENTRY_BYTES, LEAF_BYTES = 1100, 1300
@@ -218,42 +216,6 @@ class SingleFlight:
             del self._running[key]
 
 
-HEAD = struct.Struct("<d8si?4i")  # wall-clock time of the fetch, digest of the layout, layout of the history, what is known
-
-
-class StateStore(Protocol):
-    """A cache of states by (user, feature version, model version), such as `aif_jax.connectors.ValkeyStates`."""
-
-    async def get(self, key: StateKey) -> bytes | None:
-        """The bytes of a state, or None."""
-        ...
-
-    async def put(self, key: StateKey, state: bytes) -> None:
-        """Keeps the bytes of a state."""
-        ...
-
-
-def to_bytes(words: np.ndarray, columns: Layout, layout: HistoryLayout, *, age: float, known: Known = Known()) -> bytes:  # noqa: B008 frozen
-    """A state of `age` seconds as bytes."""
-    return HEAD.pack(time.time() - age, _digest(columns), *layout, *known) + words.astype("<u4").tobytes()
-
-
-def from_bytes(data: bytes, empty: dict[HistoryLayout, Any]) -> UserSide | None:
-    """The state that `to_bytes` wrote, as words uint32 [W]; None for one of other columns or another layout than in `empty`."""
-    if len(data) < HEAD.size:
-        return None
-    fetched, digest, places, streamed, *known = HEAD.unpack_from(data)
-    like = empty.get(HistoryLayout(places, streamed))
-    if like is None or digest != _digest(like.layout) or len(data) - HEAD.size != 4 * like.words.size:
-        return None
-    words, age = np.frombuffer(data, "<u4", offset=HEAD.size), max(0.0, time.time() - fetched)
-    return UserSide(words, HistoryLayout(places, streamed), time.perf_counter() - age, Known(*known))
-
-
-def _digest(layout: Layout) -> bytes:
-    return hashlib.sha256(repr([tuple(column) for column in layout.columns]).encode()).digest()[:8]
-
-
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
 
 
@@ -265,25 +227,22 @@ class UserTask(NamedTuple):
     future: asyncio.Future[Any]
 
     @property
-    def layout(self) -> HistoryLayout:
-        """What its history comes as."""
-        return HistoryLayout.of(self.features)
+    def length(self) -> int:
+        """Places of its history."""
+        return history_length(self.features)
 
     @property
-    def key(self) -> tuple[int, HistoryLayout]:
+    def key(self) -> tuple[int, int]:
         """Tasks of one key run the same compiled function with the same parameters."""
-        return id(self.version), self.layout
+        return id(self.version), self.length
 
-    shape = layout
+    shape = length
 
 
 class UserStates:
     """User states of requests, used from the event loop's thread."""
 
-    def __init__(
-        self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics,
-        store: StateStore | None = None,
-    ):  # fmt: skip
+    def __init__(self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
@@ -292,8 +251,6 @@ class UserStates:
         self._features = features
         self._metrics = metrics
         self._tasks = Batcher("aif-user", config.user_threads, config, programs, prepare=self._pack, run=self._run)
-        self._store = store
-        self._putting: set[asyncio.Task[None]] = set()
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
@@ -369,10 +326,8 @@ class UserStates:
         return stale
 
     async def close(self) -> None:
-        """Stops every computation; states on their way to the shared store are left."""
+        """Stops every computation."""
         await self.running.close()
-        for task in self._putting:
-            task.cancel()
         await asyncio.to_thread(self._tasks.close)
 
     def _marked(self, job: Job, side: UserSide) -> UserSide:
@@ -387,11 +342,8 @@ class UserStates:
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
     async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
-        """Fetches features, runs the user function, caches the state; or takes it from the shared store."""
+        """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
-        shared = self._store is not None and job.request.feature_version is not None
-        if shared and (side := await self._shared(version, key)) is not None:
-            return side, [("shared", start, time.perf_counter())]
         features = await self._features(dataclasses.replace(job.request, version=version.name))
         fetched = time.perf_counter()
         task = UserTask(version, features, asyncio.get_running_loop().create_future())
@@ -401,56 +353,22 @@ class UserStates:
             raise self._features.noted(outcome)  # features that do not fit the model
         state, span, known = outcome
         self._metrics.observe_known(known)
-        side = UserSide(state, task.layout, start, known)
+        side = UserSide(state, task.length, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
-        if shared and len(self._putting) < self._config.max_pending:
-            task = asyncio.get_running_loop().create_task(self._share(key, side))
-            self._putting.add(task)
-            task.add_done_callback(self._putting.discard)
         return side, [("features", start, fetched), span]
-
-    async def _shared(self, version: Version, key: StateKey) -> UserSide | None:
-        """The state that another replica computed, where there is one that may be used."""
-        assert self._store is not None
-        try:
-            data = await self._store.get(key)
-        except Exception:  # whatever a store raises: the state is computed here
-            self._metrics.counters["shared_failed"] += 1
-            return None
-        empty = {side.layout: side.state for side in version.unknown}
-        side = None if data is None else from_bytes(data, empty)
-        oldest = time.perf_counter() - (self._config.max_stale or float("inf"))
-        if side is None or side.since is None or side.since < oldest:
-            self._metrics.counters["shared_misses"] += 1
-            return None
-        self._metrics.counters["shared_hits"] += 1
-        side = side._replace(state=self._programs.upload_state(empty[side.layout], side.state))
-        if version.name == self._serving:
-            self.cache.put(key, side, since=side.since)
-        return side
-
-    async def _share(self, key: StateKey, side: UserSide) -> None:
-        """Hands a state to the shared store."""
-        assert self._store is not None and side.since is not None
-        words = await asyncio.to_thread(self._programs.download, side.state.words)
-        try:
-            age = time.perf_counter() - side.since
-            await self._store.put(key, to_bytes(words, side.state.layout, side.layout, age=age, known=side.known))
-        except Exception:  # as above
-            self._metrics.counters["shared_failed"] += 1
 
     def _pack(self, task: UserTask) -> tuple[np.ndarray, Known]:
         """Checked features as words int32 [n], and how much of them the model knows."""
-        features = self._programs.plain(task.features, version=task.version.name, encoding=task.version.encoding)
-        if task.layout not in (layouts := task.version.layouts):
-            raise ValueError(f"UserFeatures.history: expected one of {', '.join(map(str, layouts))}, got {task.layout}")
-        return pack(features), known_of(self._programs.model.config.schema, features)
+        features = self._programs.plain(task.features, encoding=task.version.encoding)
+        expected = ", ".join(f"L={length}" for length in task.version.lengths)
+        expect(task.length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={task.length}")
+        return pack(features), known_of(features)
 
     def _run(
         self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
     ) -> list[tuple[Any, tuple[str, float, float], Known]]:
-        """States of users of one version and layout of history.
+        """States of users of one version and length of history.
 
         Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
         the interactions of others.
@@ -458,7 +376,7 @@ class UserStates:
         words = [each for each, _ in packed]
         words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
         with jax.profiler.TraceAnnotation("aif.user"):
-            states = tasks[0].version.states(self._programs, words, tasks[0].layout)
+            states = tasks[0].version.states(self._programs, words, tasks[0].length)
             jax.block_until_ready(states)
         span = ("user", started, time.perf_counter())
         return [(state, span, known) for state, (_, known) in zip(states, packed, strict=False)]

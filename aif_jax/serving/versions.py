@@ -13,39 +13,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, check_encoding, expect_finite
-from aif_jax.features import behaviours, empty_user, no_events, pack
+from aif_jax.features import behaviours, empty_user, pack
 from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Known
-from aif_jax.serving.programs import HistoryLayout, Orders, Programs
+from aif_jax.serving.programs import Orders, Programs, history_length
 from aif_jax.serving.requests import Meaning, NonFiniteScores
-from aif_jax.store.codec import Packed
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import Streamed, UserFeatures
+from aif_jax.types import UserFeatures
 
 
 class UserSide(NamedTuple):
-    """A user state on the device, with the layout of history that it was made from."""
+    """A user state on the device."""
 
     state: Any
-    layout: HistoryLayout
+    length: int  # places of the history that it was made from
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
     known: Known = Known()  # how much of them the model knows
 
 
 class Snapshot(NamedTuple):
-    """An index snapshot, and the functions compiled for its capacity, by (layout of history, requests in a batch, bucket)."""
+    """An index snapshot, and the functions compiled for its capacity, by (length of history, requests in a batch, bucket)."""
 
     index: Any
     orders: Orders
-    score: dict[tuple[HistoryLayout, int, int], Callable[..., Any]]
+    score: dict[tuple[int, int, int], Callable[..., Any]]
 
     def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
-        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of users of one layout."""
-        function = self.score[users[0].layout, len(users), bucket]
+        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of histories of one length."""
+        function = self.score[users[0].length, len(users), bucket]
         with self.index.reading() as table:
             return Programs.call(function, tuple(user.state for user in users), table, *inputs)
 
@@ -57,19 +56,19 @@ class Version:
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[tuple[HistoryLayout, int], Callable[..., Any]]  # by layout of history and users in a batch
-    unknown: list[UserSide]  # the unknown user in each layout: to compile for, and to answer with
+    user: dict[tuple[int, int], Callable[..., Any]]  # by length of history and users in a batch
+    unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
     snapshot: Snapshot
     meaning: Meaning  # of its logits
 
     @property
-    def layouts(self) -> tuple[HistoryLayout, ...]:
-        """Forms of history that are compiled."""
-        return tuple(side.layout for side in self.unknown)
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of history that are compiled."""
+        return tuple(side.length for side in self.unknown)
 
-    def states(self, programs: Programs, words: list[np.ndarray], layout: HistoryLayout) -> tuple[Any, ...]:
-        """States, not ready yet, of users whose packed features have one layout; of a compiled number."""
-        return programs.call(self.user[layout, len(words)], programs.upload_features(words))
+    def states(self, programs: Programs, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
+        """States, not ready yet, of users whose histories have one length; of a compiled number."""
+        return programs.call(self.user[length, len(words)], programs.upload_features(words))
 
 
 def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
@@ -87,16 +86,14 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
-    layouts = [HistoryLayout(length) for length in lengths]
-    layouts += [HistoryLayout(places, True) for places in config.since_lengths] if programs.row is not None else []
-    sizes = itertools.product(layouts, batch_sizes(config.batch_size))
-    user = {(layout, count): programs.user(params, layout, count) for layout, count in sizes}
+    sizes = itertools.product(lengths, batch_sizes(config.batch_size))
+    user = {(length, count): programs.user(params, length, count) for length, count in sizes}
 
     def state_of(features: UserFeatures) -> UserSide:
-        layout = HistoryLayout.of(features)
-        return UserSide(programs.call(user[layout, 1], programs.upload_features([pack(features)]))[0], layout, None)
+        length = history_length(features)
+        return UserSide(programs.call(user[length, 1], programs.upload_features([pack(features)]))[0], length, None)
 
-    unknown = [state_of(empty_features(programs, layout)) for layout in layouts]
+    unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
@@ -130,7 +127,7 @@ def build_snapshot(
     shapes = list(itertools.product(users, batch_sizes(config.batch_size), config.buckets))
     for user, count, bucket in track(shapes, label="engine", unit="programs"):
         before = programs.compiles["score"]
-        snapshot.score[user.layout, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
+        snapshot.score[user.length, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
             inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
@@ -151,15 +148,6 @@ def check_version(index: Any, name: str) -> None:
     """Raises VersionMismatch unless the index was made by the model version of that name."""
     if index.version != name:
         raise VersionMismatch("index", expected=name, got=index.version)
-
-
-def empty_features(programs: Programs, layout: HistoryLayout) -> UserFeatures:
-    """The unknown user without events, as NumPy arrays."""
-    whole = empty_user(programs.model.config.schema, length=layout.places)
-    if not layout.streamed:
-        return whole
-    row = Packed(words=np.zeros(programs.row.words.shape, np.uint32), layout=programs.row.layout)
-    return dataclasses.replace(whole, history=Streamed(memory=row, since=no_events(layout.places), now=np.ones((), np.uint32)))
 
 
 def probe_user(schema: Schema, length: int) -> UserFeatures:

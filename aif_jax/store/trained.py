@@ -1,4 +1,4 @@
-"""`Trained`: a model with its parameters and its encoder, the value that index, user table, jobs, engine and export take."""
+"""`Trained`: a model with its parameters and its encoder, the value that index, jobs, engine and export take."""
 
 from __future__ import annotations
 

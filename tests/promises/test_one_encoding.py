@@ -15,9 +15,8 @@ from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.index import ItemIndex
-from aif_jax.jobs import ItemJob, UserJob
+from aif_jax.jobs import ItemJob
 from aif_jax.train.evaluate import catalogue_scores, item_rows
-from aif_jax.user_table import UserTable
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 ITEMS, QUIET = 30, {"progress": False}
@@ -102,7 +101,6 @@ DOORS = {
     "Run.calibrate": lambda run, model, other, at: run.calibrate(other, **QUIET),
     "Run.with_svd": lambda run, model, other, at: run.with_svd(other),
     "Run.with_popularity_correction": lambda run, model, other, at: run.with_popularity_correction(other),
-    "Run.user_table": lambda run, model, other, at: run.user_table(other, **QUIET),
     "train.evaluate": lambda run, model, other, at: train.evaluate(run.model, run.params, other, positions(other), **QUIET),
     "train.evaluate, as before fit": lambda run, model, other, at: train.evaluate(
         model, run.params, other, positions(other), **QUIET
@@ -121,9 +119,7 @@ DOORS = {
     "fit_tables": lambda run, model, other, at: aif.fit_tables(run.config, other.catalogue),
     "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", batch_size=32, **QUIET),
     "Pipeline": lambda run, model, other, at: pipeline(model, other),
-    "UserTable": lambda run, model, other, at: UserTable(aif.Trained(run.model, run.params, other.encoder)),
     "ItemJob": lambda run, model, other, at: ItemJob(aif.Trained(run.model, run.params, other.encoder)),
-    "UserJob": lambda run, model, other, at: UserJob(aif.Trained(run.model, run.params, other.encoder)),
     "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),
     "checkpoint.save": lambda run, model, other, at: aif.checkpoint.save(
         at / "out", aif.Trained(run, run.params, other.encoder)

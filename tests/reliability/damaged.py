@@ -34,7 +34,6 @@ from aif_jax.checks import VersionMismatch
 from aif_jax.export import ExportError
 from aif_jax.export.consume import verify
 from aif_jax.index import ItemIndex
-from aif_jax.user_table import UserTable
 from tests import writer_world
 from tests.reliability import victims
 
@@ -181,21 +180,6 @@ def _read_index(folder: Path) -> Any:
         "ids": ids, "columns": jax.tree.map(np.asarray, columns), "version": index.version, "positions": manifest.positions,
         "config": manifest.config.to_json(), "batch": manifest.batch_size,
     }  # fmt: skip
-
-
-def _make_users(folder: Path, number: int) -> None:
-    table = writer_world.Users(folder).first()
-    table.update(writer_world.Users.events(0, number), position=number)
-    table.save(folder / "users", positions={0: number, 3: 9})
-
-
-def _read_users(folder: Path) -> Any:
-    path = folder / "users"
-    table = UserTable.load(path, writer_world.users())
-    names = sorted(table.rows.of)
-    return {"users": names, "version": table.version, "positions": UserTable.inspect(path).positions} | (
-        table.rows.get(names)._asdict()
-    )
 
 
 def encoder(number: int = 0) -> aif.Encoder:
@@ -412,7 +396,6 @@ def _read_npz(folder: Path) -> Any:
 
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
-    "users": Format(_make_users, _read_users, (FileNotFoundError, CheckpointError, VersionMismatch)),
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),

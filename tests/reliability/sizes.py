@@ -18,10 +18,8 @@ class Sizes:
 
     writer_kills: int = 600  # at random moments
     writer_crash_points: int = 200  # at a given change of a file
-    user_writer_kills: int = 100  # at random moments, and as many at a given change of a file
     follower_kills: int = 100  # of a process that applies an update stream
     upload_kills: int = 50  # of a process that publishes snapshots
-    row_updates: int = 200_000  # of rows that two readers check
     streams: int = 300  # of events, at random borders of batches
     training_kills: int = 100
     training_crash_points: int = 100
@@ -44,7 +42,6 @@ class Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
         least |= {"damaged_files": 8, "malformed_calls": 300, "roads": 1}
-        least |= {"row_updates": 3000}
         least |= {"flood_bytes": 128 << 20, "drips": 20, "crowd": 12, "pipelined": 1000}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})

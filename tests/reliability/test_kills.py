@@ -1,4 +1,4 @@
-"""Kills of writers of an index and of a user table: nothing lost, nothing left out, nothing applied twice."""
+"""Kills of writers of an index: nothing lost, nothing left out, nothing applied twice."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from aif_jax.store.snapshots import snapshots
 from tests.killed import Life
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, SEED, generator
-from tests.writer_world import OWNERS
 
 
 class Stream:
     """A stream that writers of one table apply one after the other, each from where the one before was killed."""
 
-    def __init__(self, name: str, folder: Path, *, updates: int, every: int = 3, background: bool = False):
-        self.folder, self.arguments = folder, (name, str(folder), updates, every, background)
-        self.updates, self.table, self.log = updates, victims.owner(name, folder), folder / "log"
+    def __init__(self, folder: Path, *, updates: int, every: int = 3, background: bool = False):
+        self.folder, self.arguments = folder, (str(folder), updates, every, background)
+        self.updates, self.table, self.log = updates, victims.items(folder), folder / "log"
         folder.mkdir(parents=True)
         self.log.touch()
 
@@ -84,25 +83,23 @@ class Stream:
         assert named == sorted(complete) and len(complete) <= 3, "half a snapshot has its name, or old ones were left"
 
 
-@pytest.mark.parametrize(("name", "kills"), [("index", 12), ("users", 6)])
-def test_writers_killed_a_few_times(tmp_path, name, kills):
-    kill_writers(tmp_path, name, kills=kills, seed=0)
+def test_writers_killed_a_few_times(tmp_path):
+    kill_writers(tmp_path, kills=12, seed=0)
 
 
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("name", "kills"), [("index", FULL.writer_kills), ("users", FULL.user_writer_kills)])
-def test_writers_killed_at_random_moments(tmp_path, name, kills):
-    kill_writers(tmp_path, name, kills=kills)
+def test_writers_killed_at_random_moments(tmp_path):
+    kill_writers(tmp_path, kills=FULL.writer_kills)
 
 
-def kill_writers(folder: Path, name: str, *, kills: int, seed: int = SEED) -> None:
+def kill_writers(folder: Path, *, kills: int, seed: int = SEED) -> None:
     """Kills writers one after the other; whenever all updates are in, a new stream begins."""
-    rng, started = generator(f"writer of {name}, random moments", seed), time.perf_counter()
+    rng, started = generator("writer of index, random moments", seed), time.perf_counter()
     done = torn = before_start = number = 0
     while done < kills:
         number += 1
-        stream = Stream(name, folder / str(number), updates=80, background=bool(number % 2))
+        stream = Stream(folder / str(number), updates=80, background=bool(number % 2))
         while True:
             seen, life = stream.size(), stream.start()
             if done % 3 and done < kills:  # two thirds die at work, the others while they start
@@ -128,21 +125,20 @@ def kill_writers(folder: Path, name: str, *, kills: int, seed: int = SEED) -> No
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize(("name", "kills"), [("index", FULL.writer_crash_points), ("users", FULL.user_writer_kills)])
-def test_writers_killed_at_crash_points(tmp_path, name, kills, background):
+def test_writers_killed_at_crash_points(tmp_path, background):
     """Dies before the nth change of a file, for n spread over a whole life: claim, saves, removals, recovery, close."""
-    rng, started = generator(f"writer of {name}, crash points"), time.perf_counter()
-    whole = Stream(name, tmp_path / "whole", updates=6, background=background)
+    rng, started = generator("writer of index, crash points"), time.perf_counter()
+    whole = Stream(tmp_path / "whole", updates=6, background=background)
     assert not whole.start().killed()
     whole.check_end()
     points = whole.lines()[-1]["done"]
     assert points > 40, "too few crash points to be all changes of files"
-    wanted = -(-kills // 2)
+    wanted = -(-FULL.writer_crash_points // 2)
     chosen = (rng.permutation(wanted) * points // wanted + 1).tolist()
     done = number = 0
     while chosen:
         number += 1
-        stream = Stream(name, tmp_path / str(number), updates=60, background=background)
+        stream = Stream(tmp_path / str(number), updates=60, background=background)
         while stream.start(chosen[-1] if chosen else None).killed():
             chosen.pop()
             done += 1
@@ -175,10 +171,9 @@ def locked(folder: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", list(OWNERS))
-def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path, name):
+def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
     """A stopped process keeps its lock, a killed one does not; nothing that a live writer has begun is removed."""
-    stream = Stream(name, tmp_path / "stream", updates=10_000)
+    stream = Stream(tmp_path / "stream", updates=10_000)
     life, table = stream.start(), stream.table
     life.await_word(stream.log, "applied")
     try:

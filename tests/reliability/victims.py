@@ -16,7 +16,7 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 import aif_jax as aif
 from aif_jax import train
 from aif_jax.store.snapshots import snapshots
-from tests.writer_world import OWNERS, Owner
+from tests.writer_world import Items
 
 PARTITIONS = 2
 
@@ -77,9 +77,9 @@ def count(last: int) -> int:
     return next(number for number in range(1, last + 2) if offset(number) > last) - 1
 
 
-def owner(name: str, folder: Path) -> Owner:
-    """The table of that name in a folder, whose updates have these offsets."""
-    return OWNERS[name](folder / "table", at=offset)
+def items(folder: Path) -> Items:
+    """The index in a folder, whose updates have these offsets."""
+    return Items(folder / "table", at=offset)
 
 
 def _compiled_in(cache: str) -> None:
@@ -89,14 +89,14 @@ def _compiled_in(cache: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def write(name: str, folder: str, updates: int, every: int, background: bool, at: int | None) -> None:
+def write(folder: str, updates: int, every: int, background: bool, at: int | None) -> None:
     """Applies `updates` updates of each partition, from wherever the stream is; a line of `log` for each start and update.
 
     Without a kill it ends with the line "done" and the number of crash points that it passed.
     """
     root = Path(folder)
     _compiled_in(str(root.parent / "compiled"))
-    table = owner(name, root)
+    table = items(root)
     points = CrashPoints(table.directory, at)
     options: dict[str, Any] = dict(every_updates=every, background=background)
     stream = table.resume(**options) if snapshots(table.directory) else table.start(**options)
@@ -117,7 +117,7 @@ def write(name: str, folder: str, updates: int, every: int, background: bool, at
         log.write(json.dumps({"done": points.count, "good": good()}) + "\n")
 
 
-def newest(table: Owner) -> dict[int, int]:
+def newest(table: Items) -> dict[int, int]:
     """Positions of the newest complete snapshot, {} for none."""
     there = snapshots(table.directory)
     return table.kind.inspect(there[-1]).positions if there else {}

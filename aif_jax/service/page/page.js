@@ -2,7 +2,7 @@
 // Asks /status.json every two seconds and draws it; sends the form to /v1/explain. Text only: nothing from elsewhere becomes HTML.
 
 const LANES = [
-  ["user side", "user", ["features", "user", "shared"]],
+  ["user side", "user", ["features", "user"]],
   ["retrieval", "retrieval", ["retrieval"]],
   ["interaction", "interaction", ["wait_user", "queue", "lookup", "upload", "score", "fetch"]],
   ["critical path", "whole", ["critical"]],
@@ -64,7 +64,6 @@ function drawModels(models, versions) {
     for (const [place, text] of [
       model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
       age(model.age), model.items.toLocaleString("en"), age(model.index_age) + position(model.index_positions),
-      model.user_rows ? age(model.user_table_age) + position(model.user_table_positions) : "none",
       seen ? seen.per_second.toFixed(1) : "0",
       total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
     ].entries()) {
@@ -168,11 +167,6 @@ function drawResult(answer) {
   at("parts").hidden = !names.length;
 }
 
-function lastEvent(row) {
-  const since = row.since ? ` and ${row.since} since it was written` : "";
-  return since + (row.last_event === null ? "" : `, the last ${age(row.last_event)} ago`);
-}
-
 async function rank(event) {
   event.preventDefault();
   const form = new FormData(event.target);
@@ -187,8 +181,7 @@ async function rank(event) {
     const answer = await asked("v1/explain", options);
     const unknown = answer.unknown ? `, ${answer.unknown} not in the index` : "";
     const degraded = answer.degraded ? ` Degraded: ${answer.reason}.` : "";
-    const row = answer.row ? ` The user's row: ${answer.row.events} events${lastEvent(answer.row)}.` : "";
-    said.textContent = `Version ${answer.version.slice(0, 12)}, ${answer.candidates} candidates${unknown}, ${milliseconds(answer.stages.total)}.${row}${degraded}`;
+    said.textContent = `Version ${answer.version.slice(0, 12)}, ${answer.candidates} candidates${unknown}, ${milliseconds(answer.stages.total)}.${degraded}`;
     said.className = "note";
     tried = true;
     drawTimeline(answer.spans);
