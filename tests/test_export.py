@@ -217,7 +217,10 @@ def test_manifest_says_what_is_inside(made, loaded):
         np.testing.assert_array_equal(stored[path], leaf, err_msg=path)
 
 
-def test_runs_where_flax_optax_orbax_and_the_package_cannot_be_imported(made, scored, python, tmp_path):
+def test_runs_with_what_the_page_names_and_nothing_else(made, scored, python, tmp_path):
+    """Every import is refused but those of jax, numpy, flatbuffers, what these require, and the standard library."""
+    page = (Path(__file__).parent.parent / "docs" / "tutorial_export.md").read_text()
+    assert "servers that have only `jax`, `numpy` and `flatbuffers`" in page and "`pip install jax flatbuffers`" in page
     features, items, logits = scored
     given = {f"user/{k}": v for k, v in export.flatten(features).items()}
     np.savez(tmp_path / "in.npz", **given, **{f"item/{k}": v for k, v in export.flatten(items).items()})
@@ -225,12 +228,16 @@ def test_runs_where_flax_optax_orbax_and_the_package_cannot_be_imported(made, sc
         f"""
 import sys
 import types
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("flax", "optax", "orbax", "aif_jax"):
-            raise ImportError("refused: " + name)
-sys.meta_path.insert(0, Refuse())
-for name in ("flax", "optax", "orbax.checkpoint", "aif_jax", "aif_jax.model"):
+import importlib.machinery
+import importlib.util
+ALLOWED = {{"jax", "jaxlib", "numpy", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy", "consume"}} | sys.stdlib_module_names
+class Only(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        root = name.split(".")[0]
+        return super().find_spec(name, path, target) if root in ALLOWED or root.startswith("_sysconfigdata") else None
+sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Only]
+for name in ("flax", "optax", "orbax.checkpoint", "safetensors", "aif_jax", "aif_jax.model"):
     try:
         __import__(name)
         sys.exit(name + " could be imported")
@@ -506,6 +513,13 @@ def test_raw_ids_become_rows_without_the_package(encoded):
         loaded.encode("category", [7])
     with pytest.raises(export.ExportError, match="vocabulary 'category': expected strings, got None"):
         loaded.encode("category", ["b", None])
+
+
+def test_raw_actions_become_numbers_where_the_columns_list_them(encoded):
+    raw = ["view", "buy", "none of them"]
+    numbers = load(encoded[0]).encode("action", raw)
+    assert numbers.dtype == np.int32 and numbers.tolist() == encoded[3].action_rows(raw).tolist() == [1, 2, 0]
+    assert load(encoded[0]).encode("action", [["buy"], [3]]).tolist() == [[2], [0]]
 
 
 def test_a_raw_user_scores_as_in_the_package(encoded):

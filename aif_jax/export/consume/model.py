@@ -92,6 +92,7 @@ class ExportedModel:
         }
         self._score = jax.jit(self._gather_and_score)
         self._vocabularies = _vocabularies(arrays(manifest["encoder"].get("file"))) if manifest.get("encoder") else {}
+        self._actions = _listed_actions(manifest.get("encoder") or {})
         self.index = _index(arrays(manifest["index"])) if manifest.get("index") else None
 
     def user(self, features: Any) -> dict[str, jax.Array]:
@@ -184,8 +185,16 @@ class ExportedModel:
         return self
 
     def encode(self, name: str, raw: Any) -> np.ndarray:
-        """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds."""
-        expect(name in self._vocabularies, "vocabulary", f"one of {sorted(self._vocabularies)}", repr(name))
+        """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds.
+
+        "action" takes raw actions, as integers or texts, also where the columns of the training files listed them.
+        """
+        if name == "action" and self._actions:
+            given = np.array(raw, object)
+            rows = [self._actions.get(str(value), 0) for value in given.reshape(-1).tolist()]
+            return np.array(rows, np.int32).reshape(given.shape)
+        names = sorted({*self._vocabularies, *(["action"] if self._actions else [])})
+        expect(name in self._vocabularies, "vocabulary", f"one of {names}", repr(name))
         known, rows = self._vocabularies[name]
         return rows[known.positions(raw)]
 
@@ -287,6 +296,13 @@ def _open(folder: Path, sha256: str | None, max_bytes: int | None) -> dict[str, 
     manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
     check_versions(manifest)
     return manifest
+
+
+def _listed_actions(encoder: Mapping[str, Any]) -> dict[str, int]:
+    """Numbers 1, 2, ... of the actions that the columns list, by their text; {} where their vocabulary has them, or none."""
+    for part in ("record", "columns", "actions"):
+        encoder = encoder.get(part) if isinstance(encoder, dict) else None  # type: ignore[assignment]
+    return {str(value): number for number, value in enumerate(encoder, start=1)} if isinstance(encoder, list) else {}
 
 
 def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Ids, np.ndarray]]:
