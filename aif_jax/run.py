@@ -21,7 +21,6 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
-from aif_jax.scores import GROUP, with_calibration
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
@@ -29,7 +28,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.store.version import fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.edits import Edit, Form
+from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
 from aif_jax.train.loop import LogWriter
@@ -173,38 +172,22 @@ class Run:
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
         return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
 
-    def calibrate(
-        self, data: Dataset, *, form: Form = "logistic", rate: float = 1.0, requests: int | None = None, **options: Any
-    ) -> Run:
+    def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
         """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
 
         Its version is another, so an index is built after it. `metrics` are those that a calibration leaves as they are.
-        Nothing is written: `save` writes the whole model into another folder, `save_calibration` the calibration into the
-        run's.
 
         Args:
-          form, rate, options: see `train.calibrate`.
           requests: at most so many, drawn at random; None takes all.
+          options: see `train.edits.calibration`.
 
         Raises:
-          ValueError: a run without a validation slice, or as `train.calibrate`.
+          ValueError: a run without a validation slice, or as `train.edits.calibration`.
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
-        given = {"calibration_negatives": self.settings.task.calibration_negatives, "form": form, "rate": rate} | options
-        trained = edits.calibration(validation, **given)(self.trained, data)
-        return dataclasses.replace(self, trained=trained, metrics=training.of_ranking(self.metrics))
-
-    def save_calibration(self) -> None:
-        """Writes the calibration into the run's folder, in place of an earlier one: `Run.load` reads it.
-
-        ValueError for a run without a folder or without a calibration.
-        """
-        expect(self.folder is not None, "save_calibration", "a run with a folder", "one in memory; use save(folder)")
-        assert self.folder is not None
-        made = self.params["fitted"].get(GROUP)
-        expect(made is not None, "save_calibration", "a calibrated run", "one without; use calibrate(data)")
-        bare = self.trained.replace(params=with_calibration(self.params, None))
-        training.keep_calibration(self.folder, bare.version, self.params)
+        given = {"calibration_negatives": self.settings.task.calibration_negatives} | options
+        made = self.edit(data, edits.calibration(validation, **given))
+        return dataclasses.replace(made, metrics=training.of_ranking(self.metrics))
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """The item index of a catalogue; arguments as for `ItemIndex.build`.

@@ -6,7 +6,7 @@ not, the probability of a conversion is the product of both: the entire-space mu
 1804.07931), which trains the conversion on every impression and so knows no selection by clicks.
 
 *Calibration*: from a logit to a probability that can be multiplied with a bid. It is a part of the parameters,
-`params["fitted"]["calibration"]`, so the version, the checkpoint and the export have it. `train.calibrate` fits it.
+`params["fitted"]["calibration"]`, so the version, the checkpoint and the export have it. `train.edits.calibration` fits it.
 
 *Score expressions*: what candidates are ranked by, declared in one line over probabilities and side values.
 
@@ -121,26 +121,14 @@ def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
     logits, made = xp.asarray(logits), params.get("fitted", {}).get(GROUP)
     if made is None:
         return logits
-    made = {name: xp.asarray(value) for name, value in made.items()}
-    several = next(iter(made.values())).ndim > ("x" in made)
-    if "scale" in made:
-        scale, bias = made["scale"], made["bias"]
-        lead = (1,) * (logits.ndim - 1) if several else (1,) * logits.ndim
-        return logits * scale.reshape(*lead, *scale.shape) + bias.reshape(*lead, *bias.shape)
-    if not several:
-        return _line(logits, made["x"], made["y"], xp)
-    lines = zip(made["x"], made["y"], strict=True)
-    return xp.stack([_line(logits[..., place], x, y, xp) for place, (x, y) in enumerate(lines)], -1)
-
-
-def _line(logits: Any, x: Any, y: Any, xp: Any) -> Any:
-    """The line through knots [K], of slope 1 outside them."""
-    inside = xp.clip(logits, x[0], x[-1])
-    return xp.interp(inside, x, y).astype(logits.dtype) + (logits - inside)
+    expect("scale" in made, "calibration", "scale and bias; calibrate the model again", sorted(made))
+    scale, bias = (xp.asarray(made[name]) for name in ("scale", "bias"))
+    shape = (1,) * (logits.ndim - scale.ndim) + scale.shape  # of one rank, as JAX may be told to want
+    return logits * scale.reshape(shape) + bias.reshape(shape)
 
 
 def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
-    """Parameters with what `fit` returned, or without any calibration for None; the rest is shared, not copied."""
+    """Parameters with `scale` and `bias` [] or [T], or without any calibration for None; the rest is shared, not copied."""
     rest = {name: part for name, part in params["fitted"].items() if name != GROUP}
     return params | {"fitted": rest if made is None else rest | {GROUP: made}}
 

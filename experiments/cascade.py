@@ -16,7 +16,7 @@ compared  opposed, and the ranker's own order has an AUC of clicks of 0.56 where
           the frontier of all weights is drawn in cascade_frontier.png.
 Protocol  split by time; the same lists, steps and optimizer for both losses; requests of the last 10 % are evaluated once, on
           all their candidates; three seeds, each with another world. Calibration is fitted on lists shown in the
-          validation slice (the isotonic form; the logistic one is reported too) and checked on the test slice: all requests,
+          validation slice and checked on the test slice: all requests,
           1.3 million items each, because the standard error of a decile of n with rate p, sqrt((1 - p) / (p n)), must be below
           3 % where it is fitted too. Observed is the mean of the true probability of what is in a decile;
           `calibration_clicks_*` is against drawn clicks, `standard_errors_*` are theirs.
@@ -24,7 +24,7 @@ Needs     Three things are needed for 3 %. Histories grow in this world, by a te
           means depends on their length: the models read whole histories, and requests of the validation slice are weighed so
           that their lengths are those of the test slice, whose labels are not read (`calibration_no_weights_*` is without).
           Under logQ a score holds the log of popularity, which clicks on what is shown do not follow, so they even fall where
-          it rises: an `ItemOffset` takes it off (`calibration_no_offset_logq` is without).
+          it rises: an `ItemOffset` takes it off.
 Time      286 s a seed with other load on the machine, about 5 minutes of CPU; on an idle one not known.
 """
 
@@ -47,7 +47,7 @@ from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, 
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
 from aif_jax.serving.programs import capped_top_k
-from aif_jax.train.edits import fit_calibration
+from aif_jax.train.edits import calibration, platt
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
 from aif_jax.train.tasks import Goal, Goals
@@ -301,32 +301,28 @@ def calibrations(world: World, options, seed: int) -> dict[str, Any]:
         scores, held = (list_scores(model, params, data, *part) for part in ((positions, lists), (at, fitted_on)))
         figures[f"calibration_raw_{name}"] = deciles(scores, chance).worst
         if corrected:
-            figures["calibration_no_offset_logq"] = after((held, fitted_on.labels, weights), scores, chance).worst
             offset = -popularity_offset(counts, power=1.0, untrained=None)
             params, shifted = with_item_offset(params, offset, config=config)
             model, scores, held = aif.build(shifted), scores + offset[lists.rows], held + offset[fitted_on.rows]
         figures[f"calibration_no_weights_{name}"] = after((held, fitted_on.labels, np.ones(len(at))), scores, chance).worst
-        logistic = after((held, fitted_on.labels, weights), scores, chance, form="logistic")
-        given: dict[str, Any] = dict(candidates=lambda *_: fitted_on, calibration_negatives=None, weights=weights)
-        fitted = train.calibrate(model, params, data, at, form="isotonic", **given)
-        logits = aif_scores.calibrated(fitted, scores, np)
-        isotonic, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))
-        for form, made in (("logistic", logistic), ("isotonic", isotonic)):
-            series[f"{name}, {form}"], figures[f"calibration_{form}_{name}"] = made, made.worst
+        edit = calibration(lambda _: (at, lambda *_: fitted_on), calibration_negatives=None, weights=weights)
+        logits = aif_scores.calibrated(edit(aif.Trained(model, params, data.encoder), data).params, scores, np)
+        made, clicks = deciles(logits, chance), metrics.deciles(logits, np.asarray(lists.labels))
+        series[name], figures[f"calibration_{name}"] = made, made.worst
         figures[f"calibration_clicks_{name}"] = clicks.worst
         errors = [deviation / observed for deviation, observed in zip(clicks.deviations, clicks.observed, strict=True)]
         figures[f"standard_errors_{name}"] = errors
         figures[f"standard_error_{name}"] = max(errors)
-    figures["calibration_max_rel_error"] = max(figures[f"calibration_isotonic_{name}"] for name in ("sampled", "logq"))
+    figures["calibration_max_rel_error"] = max(figures[f"calibration_{name}"] for name in ("sampled", "logq"))
     options.figures.mkdir(parents=True, exist_ok=True)
     plot_calibration(series, options.figures / "cascade_calibration.png")
     return figures
 
 
-def after(held: tuple[Any, Any, np.ndarray], scores: np.ndarray, truth: np.ndarray, **options: Any) -> metrics.Deciles:
-    """Deciles of scores [R, C] after a calibration, isotonic by default, on held-out scores, labels and weights of requests."""
-    made = fit_calibration(held[0], held[1], weights=held[2][:, None], **{"form": "isotonic"} | options)
-    return deciles(aif_scores.calibrated(aif_scores.with_calibration({"fitted": {}}, made), scores, np), truth)
+def after(held: tuple[Any, Any, np.ndarray], scores: np.ndarray, truth: np.ndarray) -> metrics.Deciles:
+    """Deciles of scores [R, C] after a calibration on held-out scores, labels and weights of requests."""
+    scale, bias = platt(held[0], held[1], weights=held[2][:, None])
+    return deciles(scores * scale + bias, truth)
 
 
 def like(lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 import aif_jax as aif
 from aif_jax import checkpoint, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import popularity_offset
-from aif_jax.checkpoint import CheckpointError
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import eligible, split_by_time
-from aif_jax.run import Run, fit
+from aif_jax.run import Run
 from aif_jax.scores import probabilities
 from aif_jax.serving import Request
-from aif_jax.store.sealed import seal
 from aif_jax.train import edits
-from aif_jax.train.edits import KNOTS, fit_calibration, stack_calibrations
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.fit import of_ranking
 from aif_jax.train.tasks import NextItem
@@ -47,6 +40,10 @@ def drawn(count: int, truth, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return scores, (rng.random(count) < sigmoid(truth(scores))).astype(np.float64)
 
 
+def fit(scores, labels, **options) -> dict[str, np.ndarray]:
+    return dict(zip(("scale", "bias"), edits.platt(scores, labels, **options), strict=True))
+
+
 def apply(made, scores) -> np.ndarray:
     params = aif_scores.with_calibration({"fitted": {}}, made)
     return np.asarray(aif_scores.calibrated(params, np.asarray(scores, np.float32)))
@@ -54,52 +51,30 @@ def apply(made, scores) -> np.ndarray:
 
 def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
     scores, labels = drawn(40_000, lambda s: 0.7 * s - 2)
-    made = fit_calibration(scores, labels)
+    made = fit(scores, labels)
     peer = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
     assert made["scale"] == pytest.approx(peer.coef_[0, 0], abs=1e-4) and made["bias"] == pytest.approx(
         peer.intercept_[0], abs=1e-4
     )
     assert (made["scale"], made["bias"]) == pytest.approx((0.7, -2), abs=0.06)
     assert made["scale"].dtype == made["bias"].dtype == np.float32
-    shifted = fit_calibration(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
+    shifted = fit(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
     np.testing.assert_allclose(shifted["scale"] * (1e3 * scores - 5e4) + shifted["bias"], 0.7 * scores - 2, atol=0.2)
 
 
-def test_isotonic_form_follows_scikit_learn_and_keeps_the_order():
-    scores, labels = drawn(60_000, lambda s: np.where(s < 0, -2 + 0.2 * s, -2 + 3 * s))
-    made = fit_calibration(scores, labels, form="isotonic")
-    assert len(made["x"]) == len(made["y"]) <= KNOTS
-    peer = IsotonicRegression(out_of_bounds="clip").fit(scores, labels)
-    grid = np.linspace(-1.5, 1.5, 31)
-    np.testing.assert_allclose(sigmoid(apply(made, grid)), peer.predict(grid), atol=0.03)
-    everywhere = apply(made, np.linspace(-9, 9, 501))
-    assert (np.diff(everywhere) > 0).all()
-    assert everywhere[-1] - everywhere[-2] == pytest.approx(18 / 500, abs=1e-4)  # slope 1 outside the knots
-    line, steps = (
-        metrics.deciles(apply(fit_calibration(scores, labels, form=f), scores), labels) for f in ("logistic", "isotonic")
-    )
-    assert steps.worst < 0.03 < 0.1 < line.worst
-
-
-def test_equal_scores_are_one_group_and_entries_of_no_weight_none():
-    """Whatever the order of the entries: the first half of either score has no positive."""
+def test_entries_of_no_weight_count_for_nothing():
     scores, labels = np.repeat([0.0, 1.0], 500), np.r_[np.zeros(450), np.ones(50), np.zeros(250), np.ones(250)]
-    made = fit_calibration(scores, labels, form="isotonic")
-    np.testing.assert_allclose(sigmoid(apply(made, [0.0, 1.0])), [0.1, 0.5], atol=2e-3)
-    for form in ("logistic", "isotonic"):
-        given = {"form": form, "weights": np.r_[np.ones(1000), np.zeros(3)]}
-        same = fit_calibration(np.r_[scores, 9, 9, 9], np.r_[labels, 0, 1, 0], **given)
-        assert {name: value.tolist() for name, value in same.items()} == {
-            name: value.tolist() for name, value in fit_calibration(scores, labels, form=form).items()
-        }
+    np.testing.assert_allclose(sigmoid(apply(fit(scores, labels), [0.0, 1.0])), [0.1, 0.5], atol=2e-3)
+    given = np.r_[np.ones(1000), np.zeros(3)]
+    assert fit(np.r_[scores, 9, 9, 9], np.r_[labels, 0, 1, 0], weights=given) == fit(scores, labels)
 
 
-@pytest.mark.parametrize("form", ["logistic", "isotonic"])
 @pytest.mark.parametrize("several", [False, True])
-def test_on_the_host_and_on_the_device_it_is_the_same(form, several):
+def test_on_the_host_and_on_the_device_it_is_the_same(several):
     """With -inf, which a candidate has that is none, among the logits."""
-    parts = [fit_calibration(*drawn(2000, lambda s: s - 1, seed=seed), form=form) for seed in range(1 + several)]
-    params = aif_scores.with_calibration({"fitted": {}}, stack_calibrations(parts))
+    parts = [fit(*drawn(2000, lambda s: s - 1, seed=seed)) for seed in range(1 + several)]
+    made = {name: np.stack([part[name] for part in parts]) for name in ("scale", "bias")} if several else parts[0]
+    params = aif_scores.with_calibration({"fitted": {}}, made)
     logits = np.random.default_rng(0).normal(size=(50, 2) if several else 50).astype(np.float32) * 3
     logits[0] = -np.inf
     host, device = aif_scores.calibrated(params, logits, np), aif_scores.calibrated(params, logits)
@@ -113,61 +88,26 @@ def test_on_the_host_and_on_the_device_it_is_the_same(form, several):
         np.testing.assert_allclose(host[..., place] if several else host, one, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["logistic", "isotonic"])
-def test_a_sampled_log_is_corrected_analytically(form):
+def test_a_sampled_log_is_corrected_analytically():
     """All positives and a share of the negatives, with its rate, or with weights, give the calibration of the whole log."""
     scores, labels = drawn(200_000, lambda s: s - 3)
     rng = np.random.default_rng(1)
     kept = (labels == 1) | (rng.random(len(labels)) < 0.2)
     few = scores[kept], labels[kept]
-    assert metrics.deciles(apply(fit_calibration(*few, form=form), scores), labels).worst > 1  # what sampling does
+    assert metrics.deciles(apply(fit(*few), scores), labels).worst > 1  # what sampling does
     for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):
-        made = metrics.deciles(apply(fit_calibration(*few, form=form, **options), scores), labels)
+        made = metrics.deciles(apply(fit(*few, **options), scores), labels)
         assert made.worst < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
-    rate = fit_calibration(*few, form=form, rate=0.2)
-    plain = fit_calibration(*few, form=form)
+    rate = fit(*few, rate=0.2)
+    plain = fit(*few)
     np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
 
 
-def with_knots(monkeypatch, knots, *given, **options):
-    monkeypatch.setattr(edits, "KNOTS", knots)
-    return fit_calibration(*given, **options)
-
-
-def test_several_objectives_have_a_calibration_each(monkeypatch):
-    for form in ("logistic", "isotonic"):
-        pairs = [drawn(5000, lambda s: s), drawn(3000, lambda s: 2 * s - 1, seed=1)]
-        parts = [with_knots(monkeypatch, knots, *pair, form=form) for pair, knots in zip(pairs, (9, 6), strict=True)]
-        scores = np.stack([pairs[0][0][:3000], pairs[1][0]], axis=1)
-        both = apply(stack_calibrations(parts), scores)
-        for place, made in enumerate(parts):
-            np.testing.assert_allclose(both[:, place], apply(made, scores[:, place]), atol=1e-4)
-        wide = apply(stack_calibrations(parts), scores.reshape(30, 100, 2))
-        np.testing.assert_allclose(wide.reshape(3000, 2), both, atol=1e-6)
-    assert stack_calibrations(parts[:1]) is parts[0]
-
-
-@pytest.mark.parametrize(
-    ("offset", "size"),
-    [(0.0, 1e-9), (0.0, 1.0), (-1000.0, 1.0), (-1000.0, 1e-3), (3e4, 0.01), (1e9, 1e3), (1e9, 1e6), (-1e30, 1e25), (0.0, 8e37)],
-)
-def test_isotonic_knots_rise_and_are_finite_as_float32(offset, size, monkeypatch):
-    scores, labels = drawn(3000, lambda s: 3 * s)
-    scores = (offset + size * np.clip(scores, -2, 2)).astype(np.float32)
-    made, few = (with_knots(monkeypatch, knots, scores, labels, form="isotonic") for knots in (32, 5))
-    several = stack_calibrations([made, few])
-    for name in ("x", "y"):
-        assert np.isfinite(several[name]).all() and (np.diff(several[name]) > 0).all(), name
-    raised = apply(made, np.unique(scores))
-    assert np.isfinite(raised).all() and (np.diff(raised) >= 0).all()
-
-
-@pytest.mark.parametrize("form", ["logistic", "isotonic"])
 @pytest.mark.parametrize("size", [1e38, 1e39, 1e60])
-def test_logits_that_float32_cannot_hold_are_refused(form, size):
+def test_logits_that_float32_cannot_hold_are_refused(size):
     scores, labels = drawn(1000, lambda s: 3 * s)
     with pytest.raises(ValueError, match=r"calibration scores: expected .* float32 .*, got .*e[-+]\d+"):
-        fit_calibration(scores * size, labels, form=form)
+        fit(scores * size, labels)
 
 
 def test_deciles_by_hand():
@@ -198,9 +138,13 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
     lift = rng.normal(size=100_000) + np.where(rows < 200, -1, 1)
     labels = (rng.random(100_000) < sigmoid(lift - 1)).astype(np.float64)
     scores = lift + np.log(counts / counts.sum())[rows]
-    for values, low, high in ((scores, 0.2, 2), (scores - popularity_offset(counts, power=1.0)[rows], 0, 0.03)):
-        worst = metrics.deciles(apply(fit_calibration(values, labels, form="isotonic"), values), labels).worst
-        assert low < worst < high
+    with pytest.raises(ValueError, match="expected scores that rise with the labels"):
+        fit(scores, labels)
+    values = scores - popularity_offset(counts, power=1.0)[rows]
+    made = fit(values, labels)
+    tenths = metrics.deciles(apply(made, values), labels)
+    errors = [deviation / observed for deviation, observed in zip(tenths.deviations, tenths.observed, strict=True)]
+    assert made["scale"] == pytest.approx(1, abs=0.03) and tenths.worst < 3 * max(errors) < 0.2
 
 
 # with a model
@@ -216,14 +160,14 @@ def run(data, tmp_path_factory) -> Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
     task = NextItem(negatives=7, evaluated=20, logq_correction=True)
     options = dict(epochs=3, batch_size=64, task=task, requests=60, k=None, learning_rate=0.02, progress=False)
-    return fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
+    return aif.fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
 
 
 def fingerprint_of(run: Run) -> str:
     return aif.fingerprint(run.params, run.config, run.encoder)
 
 
-def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(data, run):
+def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(data, run, tmp_path):
     raw = run.evaluate(data, "validation", k=None, progress=False)
     assert abs(raw.calibration - 1) > 0.2  # what logQ does to a sigmoid
     fitted = run.calibrate(data, progress=False)
@@ -237,31 +181,17 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     assert fitted.metrics == {name: run.metrics[name] for name in ranking}  # the others were of the logits before
     several = {"click.log_loss": 1.0, "click.gauc": 0.5, "click.calibration": 2.0, "hr@10": 0.1}
     assert of_ranking(several) == {"click.gauc": 0.5, "hr@10": 0.1}
-    assert fingerprint_of(Run.load(run.folder)) == fingerprint_of(run) and not (run.folder / "calibration.json").exists()
-    with pytest.raises(ValueError, match="save_calibration: expected a calibrated run, got one without"):
-        run.save_calibration()
-    with pytest.raises(ValueError, match=r"save_calibration: expected a run with a folder, got one in memory; use save"):
-        dataclasses.replace(fitted, folder=None).save_calibration()
-    fitted.save_calibration()
-    loaded = Run.load(run.folder)
+    assert fingerprint_of(Run.load(run.folder)) == fingerprint_of(run) and fitted.folder is None  # in memory until it is saved
+    fitted.save(tmp_path / "calibrated")
+    loaded = Run.load(tmp_path / "calibrated")
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), loaded.params, fitted.params)
     assert jax.tree.all(same) and loaded.metrics == fitted.metrics
     again = loaded.calibrate(data, rate=0.5, progress=False)  # replaces, does not add up
     shift = again.params["fitted"]["calibration"]["bias"] - fitted.params["fitted"]["calibration"]["bias"]
     assert shift == pytest.approx(np.log(0.5), abs=1e-5)
-    file = run.folder / "calibration.json"
-    record = json.loads(file.read_text())
-    file.write_text(json.dumps(record | {"calibration": {"scale": 1.0, "bias": 0.0}}))
-    with pytest.raises(CheckpointError, match="the record was altered"):
-        Run.load(run.folder)
-    file.write_text("[]")
-    with pytest.raises(CheckpointError, match="expected the calibration of a run"):
-        Run.load(run.folder)
-    other = {"version": "another", "calibration": {"scale": 1.0, "bias": 0.0}}
-    file.write_text(json.dumps(other | {"sha256": seal(other)}))
-    with pytest.raises(CheckpointError, match="expected that of version"):
-        Run.load(run.folder)
-    file.unlink()
+    knots = aif_scores.with_calibration(run.params, {"x": np.zeros(2, np.float32), "y": np.zeros(2, np.float32)})
+    with pytest.raises(ValueError, match=r"calibration: expected scale and bias; calibrate the model again, got \['x', 'y'\]"):
+        aif_scores.calibrated(knots, jnp.zeros(3))
 
 
 def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
@@ -270,7 +200,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     positions = eligible(data.log, parts.validation, min_history=3)
     sampler = aif.data.NegativeSampler(aif.data.item_counts(data, parts.train), power=0.75)
     source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
-    params = train.calibrate(run.model, run.params, data, positions, candidates=source, progress=False)
+    params = edits.calibration(lambda data: (positions, source), progress=False)(run.trained, data).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
     scores = list_scores(run.model, params, data, positions, lists, progress=False)
@@ -281,8 +211,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     assert weighed.calibration == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("form", ["logistic", "isotonic"])
-def test_a_request_of_weight_three_is_three_requests(data, run, form):
+def test_a_request_of_weight_three_is_three_requests(data, run):
     positions = eligible(data.log, split_by_time(data.log).validation, min_history=3)[:60]
     often = positions % 2 == 0
 
@@ -294,24 +223,24 @@ def test_a_request_of_weight_three_is_three_requests(data, run, form):
         return lists._replace(labels=(chance + 0.3 * (scores > 0) - 0.4 * (at[:, None] % 2) > 0.3).astype(np.float32))
 
     def fitted(at, **options):
-        given = dict(candidates=source, calibration_negatives=None, progress=False, form=form)
-        return train.calibrate(run.model, run.params, data, at, **given, **options)["fitted"]["calibration"]
+        edit = edits.calibration(lambda data: (at, source), calibration_negatives=None, progress=False, **options)
+        return edit(run.trained, data).params["fitted"]["calibration"]
 
     wanted, plain = fitted(np.concatenate([positions, positions[often], positions[often]])), fitted(positions)
     got = fitted(positions, weights=np.where(often, 3, 1))
     for name, value in got.items():
-        np.testing.assert_allclose(value, wanted[name], atol=0.05)  # half an entry of a group's two is of another weight
-    assert not all(np.allclose(value, plain[name], atol=0.05) for name, value in got.items() if name != "x")
-    with pytest.raises(ValueError, match=r"calibrate weights: expected one for each of 60 positions, got shape \[3\]"):
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-4)
+    assert not all(np.allclose(value, plain[name], atol=0.05) for name, value in got.items())
+    with pytest.raises(ValueError, match=r"calibration weights: expected one for each of 60 positions, got shape \[3\]"):
         fitted(positions, weights=np.ones(3))
 
 
 def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tmp_path):
-    fitted = aif_scores.with_calibration(run.params, fit_calibration([0.0, 1.0, 2.0], [0, 1, 1], form="isotonic"))
+    fitted = aif_scores.with_calibration(run.params, fit([0.0, 1.0, 2.0, 0.5], [0, 1, 1, 1]))
     checkpoint.save(tmp_path / "saved", aif.Trained(run, fitted, run.encoder))
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
-    np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["x"], fitted["fitted"]["calibration"]["x"])
+    np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["scale"], fitted["fitted"]["calibration"]["scale"])
     grown, _ = aif.grow_vocabulary(fitted, "item", len(data.catalogue) + 5, jax.random.key(0), config=run.config)
     assert grown["fitted"]["calibration"] is fitted["fitted"]["calibration"]
     assert aif_scores.with_calibration(fitted, None)["fitted"].keys() == run.params["fitted"].keys()

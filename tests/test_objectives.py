@@ -213,7 +213,8 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     assert got.objectives["like"].auc == pytest.approx(expected, abs=1e-6)
     assert min(evaluation.auc for evaluation in got.objectives.values()) > 0.55
     assert {"auc", "hr@10", "conversion.auc", "like.calibration"} <= got.figures().keys() and got.hit_rate is not None
-    fitted = train.calibrate(model, state.params, data, held, candidates=source, calibration_negatives=None, progress=False)
+    edit = train.edits.calibration(lambda data: (held, source), calibration_negatives=None, progress=False)
+    fitted = edit(aif.Trained(model, state.params, data.encoder), data).params
     assert fitted["fitted"]["calibration"]["scale"].shape == (3,)
     after = aif.evaluate(model, fitted, data, held, **given)
     assert after.objectives["click"].calibration == pytest.approx(1, abs=1e-3)

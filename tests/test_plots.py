@@ -68,7 +68,7 @@ def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsy
     assert (
         np.mean(before["observed"]) == pytest.approx(np.mean(logistic["observed"]), abs=1e-4) == pytest.approx(1 / 16, abs=0.01)
     )
-    assert "isotonic" in capsys.readouterr().out
+    assert "logistic" in capsys.readouterr().out
     plots.draw_calibration(record, tmp_path / "calibration.png")
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
 

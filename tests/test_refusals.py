@@ -35,7 +35,7 @@ from aif_jax.service.process import Listening
 from aif_jax.service.processes import source_of
 from aif_jax.serving import Request, ServingConfig, geometric
 from aif_jax.train import SequenceLoss, losses
-from aif_jax.train.edits import fit_calibration, svd_factors
+from aif_jax.train.edits import platt, svd_factors
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 
@@ -68,7 +68,7 @@ def log(*columns, users=3):
 
 
 def calibrated(scores=(0.0, 1.0, 0.5, 2.0), labels=(0, 1, 1, 0), **options):
-    return fit_calibration(list(scores), list(labels), **options)
+    return platt(list(scores), list(labels), **options)
 
 
 REFUSED = [  # call, error (ValueError where none is named), message: "..." stands for any text
@@ -394,16 +394,12 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: metrics.recall_at_k(1.0, 1, k=1), "scores: expected lists"),
     (lambda: metrics.calibration([1.0], [0], bins=0), "bins: expected an integer of at least 1, got 0"),
     (lambda: metrics.mean_by_user([1, 0], [1]), "users: expected shape [2], got [1]"),
-    (lambda: calibrated(form="beta"), "calibration form: expected one of"),
     (lambda: calibrated(rate=0.0), "calibration rate: expected a share above 0"),
     (lambda: calibrated(labels=[0, 0, 0, 0]), "calibration labels: expected entries of both classes, got 0 positives of 4"),
     (lambda: calibrated(labels=[0, 2, 0, 1]), "calibration labels: expected 0 or 1"),
     (lambda: calibrated(labels=[1, 1, 0, 0]),
      "calibration scores: expected scores that rise with the labels, got a scale of -"),
-    (lambda: calibrated(labels=[1, 1, 0, 0], form="isotonic"),
-     "calibration scores: expected scores that rise with the labels, got one rate"),
-    (lambda: calibrated(scores=[1, 1, 1, 1], form="isotonic"),
-     "calibration scores: expected scores that rise with the labels, got one rate"),
+    (lambda: calibrated(scores=[1, 1, 1, 1]), "calibration scores: expected scores that rise with the labels, got a scale of"),
     (lambda: calibrated(scores=[0, np.nan, 1, 2]), "calibration scores: expected finite logits"),
     (lambda: calibrated(weights=[1, -1, 1, 1]), "calibration weights: expected finite weights of 0 or more"),
     (lambda: calibrated(labels=[0, 1]), "calibration labels: expected the shape of scores (4,)"),

@@ -173,7 +173,7 @@ SHOWN = 6  # names of a folder in an error
 
 
 def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
-    """The trained model in a folder: `out` of `fit` (its best checkpoint, calibrated if it was), a checkpoint, or an export.
+    """The trained model in a folder: `out` of `fit` (its best checkpoint), a checkpoint, or an export.
 
     Args:
       folder: folder of a run, a checkpoint or an export; everything that is read is compared with its checksums.
@@ -198,7 +198,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     if (path / MANIFEST).is_file() and not (path / ARRAYS).is_file():
         return read_contents(path).trained(model)
     if (path / METADATA_FILE).is_file():  # which a run that was saved is too
-        return training.calibrated(path, checkpoint.load(path)).trained(model)
+        return checkpoint.load(path).trained(model)
     if training.is_run(path):
         return training.load(path)[1].trained(model)
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"

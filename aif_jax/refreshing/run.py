@@ -324,8 +324,7 @@ class _Steps:
             of_slice = functools.partial(training.held_out, settings=settings, split="validation")
             of_slice(self.data)  # without a sample there is nothing to judge
             served, negatives = old.params["fitted"][GROUP], self.task.calibration_negatives
-            options: dict[str, Any] = {"form": "isotonic" if "x" in served else "logistic", "progress": self.progress}
-            changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, **options)
+            changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, progress=self.progress)
             try:
                 made = changes["calibration"](made, self.data)
             except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate

@@ -2,7 +2,7 @@
 
 from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
-from aif_jax.train.edits import calibrate, carry_over, carry_over_state, fit_pure_svd, svd_factors
+from aif_jax.train.edits import carry_over, carry_over_state, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
 from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg
@@ -11,7 +11,7 @@ from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 
 __all__ = [
-    "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "calibrate", "edits", "fit_pure_svd",
+    "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "edits", "fit_pure_svd",
     "svd_factors",
     "losses", "Goal", "Goals", "SequenceLoss", "lcron", "pairwise_ndcg", "margin_info_nce",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",

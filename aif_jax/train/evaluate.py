@@ -1,6 +1,7 @@
 """Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue.
 
-Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see `train.calibrate`.
+Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see
+`train.edits.calibration`.
 """
 
 from __future__ import annotations

@@ -37,11 +37,10 @@ from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_devi
 from aif_jax.data.split import cuts_of_samples
 from aif_jax.encoding.times import shown
 from aif_jax.model import PreRanker, fit_tables, name_of
-from aif_jax.scores import GROUP, objective_names, with_calibration
+from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.trained import Trained
-from aif_jax.store.version import fingerprint
 from aif_jax.train.evaluate import by_objective, evaluate, predict
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.losses import Loss, SequenceLoss
@@ -263,7 +262,6 @@ def say(line: str, *, progress: bool) -> None:
 
 
 RECORD = "fit.json"
-CALIBRATION = "calibration.json"
 LOG = "log.jsonl"
 SAVE_SECONDS = 600.0
 """What a killed run of one process loses at most, in seconds, where evaluations are further apart."""
@@ -596,9 +594,9 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     record = settings_in(folder)
     settings = parsed(record, str(folder / RECORD))
     if (folder / METADATA_FILE).is_file():
-        return settings, calibrated(folder, checkpoint.load(folder))
+        return settings, checkpoint.load(folder)
     with checkpoints_of(folder, settings) as checkpoints:
-        return settings, calibrated(folder, dataclasses.replace(final(checkpoints, settings), settings=record))
+        return settings, dataclasses.replace(final(checkpoints, settings), settings=record)
 
 
 def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
@@ -607,30 +605,6 @@ def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
         return FitSettings.from_json(dict(record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
-
-
-def keep_calibration(folder: Path, version: str, params: Params) -> None:
-    """Writes the calibration of a run's checkpoint, of that version, next to its record."""
-    made = {name: np.asarray(value).tolist() for name, value in params[FITTED][GROUP].items()}
-    write_record(folder / CALIBRATION, {"version": version, GROUP: made})
-
-
-def calibrated(folder: Path, saved: Checkpoint) -> Checkpoint:
-    """A checkpoint with the calibration that the folder keeps of it; CheckpointError for that of another, or a damaged one."""
-    file = folder / CALIBRATION
-    if not file.is_file():
-        return saved
-    record = read_record(file, "the calibration of a run")
-    try:
-        made = {name: np.asarray(value, np.float32) for name, value in record[GROUP].items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: expected the calibration of a run, got none: {error!r}; remove it") from error
-    own = fingerprint(with_calibration(saved.params, None), saved.config, saved.encoder)  # it may have been saved calibrated
-    if record["version"] != own:
-        raise CheckpointError(f"{file}: expected that of version {own}, got that of {record['version']}; remove it")
-    params = with_calibration(saved.params, made)
-    version, metrics = fingerprint(params, saved.config, saved.encoder), of_ranking(saved.metrics or {})
-    return dataclasses.replace(saved, params=params, version=version, metrics=metrics or None)
 
 
 def of_ranking(figures: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax import Evaluation, train
+from aif_jax import Evaluation, Trained, train
 from aif_jax.data import eligible
 from experiments import common
 from experiments.study import datasets, question, records
@@ -29,7 +29,7 @@ REQUESTS = 1500
 
 
 def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, progress: bool = True) -> dict[str, Any]:
-    """The record: figures before and after each form of calibration."""
+    """The record: figures before and after a calibration."""
     trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
     (part,) = question.parts_of(trial, data)
     model, params, _ = question.trained(trial, part, data, work=work, progress=progress)
@@ -37,11 +37,10 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, p
     held = [drawn(log, slice_, rng, requests) for slice_ in (data.split.validation, data.split.test)]
     made: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
     made["users"] = len(np.unique(log.user[held[1]]))
-    for way in ("before", "logistic", "isotonic"):
-        given = params
-        if way != "before":
-            given = train.calibrate(model, params, data.dataset, held[0], form=way, progress=progress)
-        made["ways"][way] = figures(train.evaluate(model, given, data.dataset, held[1], k=None, progress=progress))
+    raw = Trained(model, params, data.dataset.encoder)
+    fitted = train.edits.calibration(lambda _: (held[0], None), progress=progress)(raw, data.dataset)
+    for way, one in (("before", raw), ("logistic", fitted)):
+        made["ways"][way] = figures(train.evaluate(model, one.params, data.dataset, held[1], k=None, progress=progress))
     return made
 
 

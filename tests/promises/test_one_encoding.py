@@ -112,7 +112,6 @@ DOORS = {
         run.save(at / "saved"),
         train.evaluate(aif.build(aif.checkpoint.load(at / "saved").config), run.params, other, positions(other), **QUIET),
     ),
-    "train.calibrate": lambda run, model, other, at: train.calibrate(run.model, run.params, other, positions(other), **QUIET),
     "scores of the catalogue": lambda run, model, other, at: scores(run.model, run, other),
     "rows of the catalogue": lambda run, model, other, at: item_rows(run.model, run.params, other.catalogue, **QUIET),
     "init": lambda run, model, other, at: model.init(jax.random.key(0), other.catalogue),
@@ -176,7 +175,7 @@ def test_a_calibration_whose_result_is_thrown_away_changes_nothing(run, data):
         return {path: path.read_bytes() for path in sorted(run.folder.rglob("*")) if path.is_file()}
 
     before, loaded = folder(), aif.Run.load(run.folder)
-    calibrated = run.calibrate(data, form="isotonic", **QUIET)
+    calibrated = run.calibrate(data, **QUIET)
     assert "calibration" in calibrated.params["fitted"]
     assert folder() == before
     jax.tree.map(np.testing.assert_array_equal, aif.Run.load(run.folder).params, loaded.params)
