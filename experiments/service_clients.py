@@ -35,7 +35,7 @@ class Load(NamedTuple):
 def caller(address: str, calls: list[bytes]) -> Iterator[Caller]:
     """One caller with a connection that stays open; calls are packed, by user."""
     host, port = address.removeprefix("http://").split(":")
-    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/octet-stream\r\ncontent-length: "
+    head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: "
     whole = [f"{head}{len(call)}\r\n\r\n".encode() + call for call in calls]
     with socket.create_connection((host, int(port))) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -67,18 +67,11 @@ def packed(folder: Path) -> list[bytes]:
     return [(folder / str(user)).read_bytes() for user in range(len(list(folder.iterdir())))]
 
 
-def load(address: str, calls: Path, *, callers: int, seconds: float, clients: int = 1) -> Load:
-    """Load of client processes with so many callers in all."""
-    words = ["--callers", str(max(1, callers // clients)), "--seconds", str(seconds), address, str(calls)]
+def load(address: str, calls: Path, *, callers: int, seconds: float) -> Load:
+    """Load of a client process with so many callers."""
+    words = ["--callers", str(callers), "--seconds", str(seconds), address, str(calls)]
     command = [sys.executable, "-m", "experiments.service_clients", *words]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
-    outputs = [process.communicate()[0] for process in running]
-    if any(process.returncode for process in running):
-        raise RuntimeError("a client failed")
-    seen = [Load(*json.loads(output)) for output in outputs]
-    requests = sum(each.requests for each in seen)
-    client_ms = sum(each.client_ms * each.requests for each in seen) / max(requests, 1)
-    return Load(sum(each.rps for each in seen), client_ms, requests)
+    return Load(*json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """What the service adds to the engine, how much load it carries, and whether publishing under load disturbs anyone.
 
-Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the requests a second; two workers carry
-          1.8 times what one does where cores allow; 20 publishes under load fail no call and mix no two versions.
+Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second; 20 publishes
+          under load fail no call and mix no two versions.
 Command   python -m experiments.service_load --json service_load.json      (or --smoke; --soak 600 adds ten minutes of load)
 Time      about 5 minutes on 2 CPU cores
 Measured  experiments/README.md, with the machine
@@ -9,10 +9,9 @@ Load      1,000 candidates, k=300, users with cached states, so that what differ
           connections that stay open and messages that are packed before the clock starts, see `service_clients`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
           second: `--callers` of each in turn, each alone on the machine, with the processor time of service and client
-          for one request, which says what would be left of the engine with clients on other machines. Workers: two against
-          one with as many callers each, on all cores, and on one core a worker; `workers_ceiling` is the number of cores
-          over those that one worker and its clients use, which no number of workers can exceed. Publishes: two exports take
-          turns while callers compare every answer with what its version must say. Soak: memory sampled.
+          for one request, which says what would be left of the engine with clients on other machines. Publishes: two
+          exports take turns while callers compare every answer with what its version must say. Soak: memory
+          sampled.
 """
 
 from __future__ import annotations
@@ -23,18 +22,17 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aif_jax.service import tensors
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
-from experiments import common
+from experiments import client, common
 from experiments.scale_out import replicas
 from experiments.scale_out.replicas import NAMES, Replica
 from experiments.service_clients import Load, caller, load, packed
@@ -83,11 +81,11 @@ class World(replicas.World):
         """Packed calls, for the clients."""
         folder.mkdir()
         for user in range(len(self.users)):
-            (folder / str(user)).write_bytes(tensors.pack(self.fields(user)))
+            (folder / str(user)).write_bytes(client.packed(self.fields(user)))
 
-    def serving(self, workers: int = 1) -> Replica:
+    def serving(self) -> Replica:
         """`aif-jax serve` of both."""
-        return Replica(self.folder, buckets=self.config.buckets, max_k=self.config.max_k, workers=workers)
+        return Replica(self.folder, buckets=self.config.buckets, max_k=self.config.max_k)
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
@@ -107,28 +105,10 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
         alone = asyncio.run(engine_load(world))
         figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms, "http_rps_share": seen.rps / alone.rps}
         figures["http_cpu_share"] = alone.client_ms / figures["http_service_cpu_ms"]
-        busy = figures["http_rps"] * (figures["http_service_cpu_ms"] + figures["http_client_cpu_ms"]) / 1e3
-        figures["workers_ceiling"] = common.threads() / busy
         if options.soak:
             figures |= soak(process, address, calls, options)
         figures |= asyncio.run(publishing(world, address))
-    with world.serving(workers=2) as service:
-        # two clients, so that the load is not what one process can send
-        two = load(service.address, calls, callers=2 * callers, seconds=seconds, clients=2).rps
-    with on_one_core(), world.serving() as service:
-        one = load(service.address, calls, callers=callers, seconds=seconds).rps
-    return figures | {"workers_scaling": two / figures["http_rps"], "workers_and_cores_scaling": two / one}
-
-
-@contextlib.contextmanager
-def on_one_core() -> Iterator[None]:
-    """Processes that start in the block share one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+    return figures
 
 
 def processor_seconds(process: int) -> float:
@@ -195,7 +175,7 @@ async def engine_load(world: World) -> Load:
 
 async def publishing(world: World, address: str) -> dict[str, Any]:
     """Calls that failed and answers that mixed versions while versions took turns."""
-    calls = [tensors.pack(world.fields(user)) for user in range(len(world.users))]
+    calls = [client.packed(world.fields(user)) for user in range(len(world.users))]
     done, failed, mixed, seen = threading.Event(), [], [], [""]
 
     def run(user: int) -> None:
@@ -203,7 +183,7 @@ async def publishing(world: World, address: str) -> dict[str, Any]:
             while not done.is_set():
                 user = (user + 1) % len(calls)
                 try:
-                    answer = tensors.unpack(rank(user))
+                    answer = client.unpacked(rank(user))
                 except (OSError, RuntimeError) as error:
                     return failed.append(error)
                 seen.append(answer["version"])

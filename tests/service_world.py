@@ -19,15 +19,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 
 import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
-from aif_jax.service.client import Client
 from aif_jax.service.core import Policy, Service
+from aif_jax.service.log import LogRecord
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving import ServingConfig
+from experiments.client import Client
 from tests import demo
 
 ITEMS = 40
@@ -112,11 +114,21 @@ class Slow:
             raise
 
 
+def read_log(folder: Path) -> list[LogRecord]:
+    """The records of a request log, file by file; features as arrays by dotted name."""
+    rows = pq.read_table(folder).to_pylist()
+    return [LogRecord(**row | {"features": row["features"] and dict(row["features"])}) for row in rows]
+
+
 def connected(address: str, said: bytes = b"") -> socket.socket:
     """A connection to an HTTP address that has sent some bytes."""
     host, port = address.removeprefix("http://").split(":")
     caller = socket.create_connection((host, int(port)), timeout=60)
-    caller.sendall(said)
+    try:
+        caller.sendall(said)
+    except OSError:
+        caller.close()
+        raise
     return caller
 
 
@@ -158,7 +170,6 @@ def running(
     *,
     where: Listening | None = None,
     policy: Policy | None = None,
-    routes: Any = None,
     observers: tuple[Any, ...] = (),
     **options: Any,
 ) -> Iterator[Running]:
@@ -169,7 +180,7 @@ def running(
     async def serve() -> None:
         models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
         service = Service(models, policy=policy, observers=observers)
-        async with service, listening(service, where, routes=routes and routes(service)) as addresses:
+        async with service, listening(service, where) as addresses:
             outcome["running"] = Running(service, addresses, loop, where.token)
             ready.set()
             await stop.wait()

@@ -28,8 +28,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.readers import read
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.process import Listening
-from aif_jax.service.processes import ServiceSettings
+from aif_jax.service.process import Listening, ServiceSettings
 from tests import demo
 
 pytestmark = pytest.mark.usefixtures("light_compilation")

@@ -48,7 +48,7 @@ def expect_answer(served, printed: str) -> None:
 
 
 def test_a_client_in_java(served, tmp_path):
-    """Java's own client offers HTTP/2 with every request, which a server may ignore."""
+    """Java's own client, told to speak HTTP/1.1: with its offer of HTTP/2 the service would not find the body."""
     tools("java", "javac")
     printed = call("java", CLIENTS / "java" / "RankHttp.java", served.addresses["http"], folder=tmp_path)
     answers = [json.loads(line.removeprefix("200 ")) for line in printed.splitlines()]

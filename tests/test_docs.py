@@ -27,7 +27,6 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.service import processes
 from tests import service_world
 from tests.light import lightly_compiled
 
@@ -332,7 +331,7 @@ def test_curl_lines_of_the_reference_are_answered():
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     blocks = [body for body in fences(ROOT / "docs" / "reference_http.md", "text") if body.startswith("curl")]
-    with service_world.running(service_world.exports().root / "one", routes=processes.routes) as served:
+    with service_world.running(service_world.exports().root / "one") as served:
         address = served.addresses["http"]
         lines = [line for block in blocks for line in re.split(r"\n(?=curl)", block.strip())]
         calls = [shlex.split(line.replace("http://127.0.0.1:8080", address)) for line in lines]
@@ -592,11 +591,8 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
 
 def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     page = website("reference").settings()
-    errors = [
-        name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)
-    ]  # ServiceError is imported by path
+    errors = [name for name, kind in public(aif, "aif_jax") if inspect.isclass(kind) and issubclass(kind, Exception)]
     assert len(set(errors)) > 15 and [name for name in errors if f"| [`{name.rpartition('.')[2]}`](api.md#" not in page] == []
-    assert "| [`ServiceError`](api.md#aif_jax.service.client.ServiceError) | `RuntimeError` |" in page
     assert "| `user_threads`, `score_threads` | `2` | user functions, and interactions, computed at once |" in page
     assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
 

@@ -13,9 +13,9 @@ from tests.messages import VALUE, Message, messages_in
 PACKAGE = Path(aif_jax.__file__).parent
 STATES = {
     "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
-    "Overloaded": "more calls than can be answered", "Stale": "an old model", "ConnectionError": "the network",
+    "Overloaded": "more calls than can be answered", "Stale": "an old model",
     "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread", "ProcessError": "another process",
-    "WriterConflict": "another writer", "AssertionError": "cannot happen",
+    "WriterConflict": "another writer",
     "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",
     "NonFiniteScores": "a model whose scores are NaN", "SourceError": "a record of the feature source", "Skipped": "no error",
 }  # fmt: skip
@@ -34,7 +34,7 @@ PASSED_ON = {
     "serving/threads.py:TimeLimitedCall.batches": "the error of a callable",
     "serving/users.py:UserStates._make": "the error of a callable",
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_columns": "the message of `expect_short`",
-    "service/calls.py:engine_checks": "the engine's message", "service/client.py:Client.post": "the service's message",
+    "service/calls.py:engine_checks": "the engine's message", 
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:refusing": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",

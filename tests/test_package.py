@@ -36,7 +36,7 @@ OWNERS = {
     "confluent_kafka": ("connectors/kafka.py",),
     "redis": ("connectors/valkey.py",),
     # a lock between readers and the writer of an index, a process that looks whether its parent is gone
-    "gc": ("service/process.py",),  # of a process that serves; a library leaves its caller's collections alone
+    "gc": (),  # a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
     # threads that make the next training batches, take a share of one, save a checkpoint, write a snapshot
     "concurrent": (
@@ -48,8 +48,8 @@ OWNERS = {
     ),
     "uvicorn": ("service/process.py",),
     "httptools": ("service/process.py",),
-    "orjson": ("service/tensors.py",),
-    "uvloop": ("service/processes.py",),
+    "orjson": ("service/http.py",),
+    "uvloop": ("service/process.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/sources.py", "config.py"),
     "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),

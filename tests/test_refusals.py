@@ -29,10 +29,8 @@ from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
 from aif_jax.refreshing import GateConfig
 from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Limits
-from aif_jax.service.client import Client
 from aif_jax.service.models import parse_current
-from aif_jax.service.process import Listening
-from aif_jax.service.processes import source_of
+from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig, geometric
 from aif_jax.train import SequenceLoss, losses
 from aif_jax.train.edits import platt, svd_factors
@@ -462,7 +460,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: parse_current("one\ntwo share=0.7\nthree share=0.7"), "shares of at most 1"),
     (lambda: parse_current("one colour=red"), "FOLDER"),
     (lambda: Limits(candidates=0), "candidates: expected more than 0, got 0"),
-    (lambda: Client("http://127.0.0.1:1", retries=-1), "Client retries: expected 0 or more, got -1"),
     (lambda: Listening(http_port=1 << 16), "0 to 65535"),
     (lambda: source_of("builtins:int"), "expected an object with"),
 ]  # fmt: skip

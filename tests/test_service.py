@@ -1,15 +1,13 @@
-"""The service over HTTP: binary bodies, JSON, errors, limits, the life cycle of versions."""
+"""The service over HTTP: JSON, errors, limits, the life cycle of versions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import json
 import re
 import shutil
-import socket
 import threading
 import time
 from collections import Counter
@@ -23,14 +21,13 @@ from aif_jax.connectors import Record
 from aif_jax.encoding.encoder import schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, restore
-from aif_jax.service import tensors
+from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, Limits, parse
-from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.features import UserSource
-from aif_jax.service.http import Asked, Response
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
-from aif_jax.service.process import Listening, OnePiece
+from aif_jax.service.process import Listening
+from experiments.client import Client, ServiceError
 from tests.beside import meanwhile
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, posted, running, until
 
@@ -53,41 +50,15 @@ def refusal(call, **fields) -> ServiceError:
     return error.value
 
 
-# binary bodies
-
-
-def test_a_body_comes_back_as_it_went():
-    fields = {
-        "user": "ann", "k": 3, "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
-        "events": {"item": np.array(["é", "", "b"], np.dtypes.StringDType()), "time": [1, 2, 3]},
-        "features": {"history.mask": np.zeros((2, 3), bool), "floats": np.zeros(0, np.float32)},
-    }  # fmt: skip
-    back = tensors.unpack(tensors.pack(fields))
-    assert back["events"]["item"].tolist() == ["é", "", "b"] and back["events"]["time"] == [1, 2, 3]
-    assert back["features"]["history.mask"].shape == (2, 3) and back["features"]["floats"].dtype == np.float32
-    np.testing.assert_array_equal(back["candidates"], np.arange(5))
-    assert back["flag"].tolist() == [True, False] and (back["user"], back["k"]) == ("ann", 3)
-    large = np.array([2**63 + 1], np.uint64)
-    assert tensors.unpack(tensors.pack({"candidates": large}))["candidates"].tolist() == large.tolist()
-
-
-def test_texts_beyond_the_bound_are_refused_before_they_are_read():
-    raw = tensors.pack(
-        {"candidates": np.array([""] * 5, np.dtypes.StringDType()), "exclude": np.array(["a"], np.dtypes.StringDType())}
-    )
-    assert len(tensors.unpack(raw, texts=6)["candidates"]) == 5
-    with pytest.raises(BadCall, match=r"exclude: expected fewer texts in all, got \[1\]; send fewer"):
-        tensors.unpack(raw, texts=5)
-    assert Limits(candidates=10, events=100).texts == 420
-    assert len(str(BadCall("x" * 10**6, "no"))) < 1100  # a caller's name comes back cut
+# JSON
 
 
 @pytest.fixture(params=["orjson", "json"])
 def reader(request, monkeypatch):
     """What reads and writes JSON: the package of the extra, or Python's."""
     if request.param == "json":
-        monkeypatch.setattr(tensors, "_orjson", lambda: None)
-    assert (tensors._orjson() is None) == (request.param == "json")
+        monkeypatch.setattr(front, "_orjson", lambda: None)
+    assert (front._orjson() is None) == (request.param == "json")
 
 
 @pytest.mark.parametrize("text", [
@@ -98,10 +69,10 @@ def reader(request, monkeypatch):
 ])  # fmt: skip
 def test_json_is_read_alike_with_and_without_the_package(text, monkeypatch):
     found = []
-    for fast in (tensors._orjson(), None):
-        monkeypatch.setattr(tensors, "_orjson", lambda fast=fast: fast)
+    for fast in (front._orjson(), None):
+        monkeypatch.setattr(front, "_orjson", lambda fast=fast: fast)
         try:
-            found.append(repr(tensors.parse_json(text.encode())))
+            found.append(repr(front.parse_json(text.encode())))
         except BadCall as error:
             found.append(str(error))
     assert fast is None and found[0] == found[1]
@@ -110,30 +81,11 @@ def test_json_is_read_alike_with_and_without_the_package(text, monkeypatch):
 def test_answers_are_read_alike_with_and_without_the_package(reader):
     """Also keys and values that orjson refuses."""
     fields = {"id": "\ud800", "k": 2**70, "positions": {3: 14}, "stages": {"total": 0.1 + 0.2, "queue": 1e-7}, "reason": None}
-    assert json.loads(tensors.encode(fields)) == json.loads(json.dumps(fields))
-    packed = tensors.pack({"id": "é\n", "stages": fields["stages"], "ids": np.arange(3), "a": {}}, encode=tensors.encode)
-    back = tensors.unpack(packed)
-    assert back.pop("ids").tolist() == [0, 1, 2] and back == {"id": "é\n", "stages": fields["stages"], "a": {}}
-    assert tensors.unpack(tensors.pack({}, encode=tensors.encode)) == {}
+    assert json.loads(front.encode(fields)) == json.loads(json.dumps(fields))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda raw: b"AIF1" + raw, "expected JSON"),
-    (lambda raw: raw[:-8], "binary_data_size of at most the 24 bytes left, got 32"),
-    (lambda raw: raw + bytes(8), "expected 32 bytes of tensors, got 40"),
-    (lambda raw: raw.replace(b"\n", b" ", 1), "expected JSON"),
-    (lambda raw: raw.replace(b'"INT64"', b'"INT63"'), "datatype among"),
-    (lambda raw: raw.replace(b"[4]", b"[-4]"), "sizes of 0 or more"),
-    (lambda raw: raw.replace(b"[4]", b"[5]"), "expected 40 bytes for INT64"),
-    (lambda raw: raw.replace(b'"candidates"', b'"user"'), "expected one value, got two"),
-    (lambda raw: raw.replace(b'"user":"a"', b'"user":NaN'), "expected a JSON number, got NaN"),
-    (lambda raw: b"[" * 5 + raw[5:], "expected JSON"),
-])  # fmt: skip
-def test_a_broken_body_is_refused(change, message, reader):
-    raw = tensors.pack({"user": "a", "candidates": np.arange(4)})
-    tensors.unpack(raw)
-    with pytest.raises(BadCall, match=message):
-        tensors.unpack(change(raw))
+def test_a_callers_name_comes_back_cut():
+    assert len(str(BadCall("x" * 10**6, "no"))) < 1100
 
 
 @pytest.mark.parametrize(("fields", "field"), [
@@ -208,12 +160,14 @@ def test_encoded_features_and_raw_events_give_one_answer(client):
     assert (other.status, other.code, other.field) == (412, "FAILED_PRECONDITION", "encoding")
     for name, value, says in (
         ("history.item", np.full(8, 1 << 20, np.int32), "expected values in"),
-        ("history.age", np.full(8, np.nan, np.float32), "expected finite"),
         ("floats", np.zeros(3, np.float32), "expected shape"),
         ("ids.user", 1.5, "expected int32"),
     ):
         wrong = refusal(client.score, user="ann", features=encoded | {name: value}, candidates=IDS)
         assert wrong.code == "INVALID_ARGUMENT" and wrong.field.startswith("features") and says in str(wrong), name
+    infinite = json.dumps({"user": "ann", "features": lists | {"history.age": [7e77] * 8}, "candidates": [17]})
+    status, answer = posted(client, "/v1/score", infinite.replace("7e+77", "1e999").encode())
+    assert status == 400 and "expected finite" in answer["error"]["message"] and answer["error"]["field"] == "features"
     assert "missing ['floats']" in str(refusal(client.score, user="a", candidates=IDS, features=history | {"ids.user": 1}))
 
 
@@ -390,7 +344,7 @@ def source(columns: aif.Columns = OWN, **rows) -> UserSource:
     ({"record": {}}, "record", "expected values of ['country'], got []"),
     ({"events": PLAYED | {"track": ["17"]}}, "events", "column 'track': expected integers like the vocabulary, got dtype <U2"),
     ({"events": PLAYED | {"track": 17}}, "events", "column 'track': expected a list of values, got 17"),
-    ({"events": PLAYED | {"at": ["today"]}}, "events", "column 'at': expected integer times"),
+    ({"events": PLAYED | {"at": ["today"]}}, "events", "column 'at': expected a date and time in ISO form"),
     ({"events": PLAYED | {"what": [1.5]}}, "events", "column 'what': expected integers or strings, got dtype float64"),
     ({"events": {"item": [17], "time": [NOW], "action": ["play"]}}, "events", "expected a column 'track', got ['item', 'time'"),
     ({"events": PLAYED, "now": 1000 * NOW}, "now", "expected a time before 2100"),
@@ -499,79 +453,9 @@ def test_paths_methods_and_types(client):
             assert (response.status, response.headers["allow"]) == (405, allowed) and response.read()
 
 
-@pytest.mark.parametrize("dtype", [">i4", "<u2", ">f8", "?", "<i8"])
-def test_tensors_come_back_in_native_order_whatever_the_array_is(dtype):
-    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
-    for shaped in (array, array.T, array.ravel()):
-        got = tensors.unpack(tensors.pack({"one": shaped}))["one"]
-        assert got.dtype == np.dtype(dtype).newbyteorder("=") and got.shape == shaped.shape and got.dtype.isnative
-        np.testing.assert_array_equal(got, shaped)
-
-
-def test_bytes_that_are_no_booleans_are_refused():
-    body = tensors.pack({"one": np.ones(9, bool)})
-    with pytest.raises(BadCall, match="one: expected bytes 0 and 1 of BOOL"):
-        tensors.unpack(body[:-1] + b"\2")
-
-
-def test_an_answer_leaves_in_one_piece():
-    class Transport:
-        def __init__(self):
-            self.sent = []
-
-        def write(self, data):
-            self.sent.append(bytes(data))
-
-        def close(self):
-            self.sent.append("closed")
-
-        def is_closing(self):
-            return self.sent[-1:] == ["closed"]
-
-    head, body = b"HTTP/1.1 200 OK\r\ncontent-length: 19\r\n\r\n", b"HTTP/1.1 is no head"
-    inner = Transport()
-    outer = OnePiece(inner)
-    for data in (b"HTTP/1.1 100 Continue\r\n\r\n", head, body, head, body):
-        outer.write(data)
-    assert inner.sent == [b"HTTP/1.1 100 Continue\r\n\r\n", head + body, head + body]
-    outer.write(head)  # of HEAD
-    assert len(inner.sent) == 3
-    outer.flush()
-    outer.flush()
-    assert inner.sent[3:] == [head]
-    outer.write(head)
-    assert not outer.is_closing()
-    outer.close()
-    assert inner.sent[4:] == [head, "closed"] and outer.is_closing()
-
-
-def test_an_answer_of_the_service_is_one_write_and_head_is_answered(served, monkeypatch):
-    written = []
-
-    class Counted:
-        def __init__(self, transport):
-            self.transport = transport
-
-        def __getattr__(self, name):
-            return getattr(self.transport, name)
-
-        def write(self, data):
-            written.append(bytes(data))
-            self.transport.write(data)
-
-    made = OnePiece.__init__
-    monkeypatch.setattr(OnePiece, "__init__", lambda self, transport: made(self, Counted(transport)))
-    with served.client() as client:
-        client.rank(**ANN, candidates=IDS, k=3)
-        assert len(written) == 1 and b"content-length" in written[0]
-        assert client.request("HEAD", "/health/live")[0] == 200
-        assert client.request("GET", "/health/live")[0] == 200
-        assert len(written) == 3 and written[1].endswith(b"\r\n\r\n") and written[2].endswith(b'{"live":true}')
-
-
 def test_a_body_is_bounded(served, client, monkeypatch):
     monkeypatch.setattr(served.service, "policy", Policy(limits=Limits(body_bytes=1000, body_seconds=0.2)))
-    status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": tensors.CONTENT_TYPE})
+    status, _, body = client.request("POST", "/v1/rank", bytes(1001), {"content-type": "application/json"})
     assert status == 413 and json.loads(body)["error"]["field"] == "body"
     for head, answer in (
         (b"content-length: 99999999999999999999999\r\n\r\n", (b" 413 ", b" 400 ")),
@@ -583,85 +467,12 @@ def test_a_body_is_bounded(served, client, monkeypatch):
             assert any(code in line for code in answer), (head[:30], line)
 
 
-@pytest.fixture(scope="module")
-def echoing():
-    """A service that answers with what it has read, after 0.2 s under `/slow`, and closes an idle connection after a second."""
-
-    async def echo(asked: Asked) -> Response:
-        if asked.path == "/slow":
-            await asyncio.sleep(0.2)
-        return Response(200, "text/plain", b"<%s %s>" % (asked.path.encode(), asked.body))
-
-    routes = dict.fromkeys(("/echo", "/slow"), echo)
-    with running(exports().root / "one", where=Listening(http_port=0, keep_alive=1), routes=lambda _: routes) as service:
-        yield service
-
-
-def test_a_head_is_bounded(echoing, monkeypatch):
-    """An endless or slow head, a connection that is silent, one that is idle: each is answered or closed, the rest go on."""
-    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.3)
-    connect, good = echoing.connect, b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n"
-    silent, slow, again = connect(), connect(good), connect(good + b"\r\n")
-    assert b" 200 " in again.recv(1 << 16)
-    again.sendall(good)  # the head of a second request, without its end
-    for each in (silent, slow, again):
-        assert each.recv(1) == b""
-        each.close()
-    with connect(good) as endless, contextlib.suppress(ConnectionError):
-        for number in range(1 << 12):
-            endless.sendall(b"x-%d: %s\r\n" % (number, bytes(1000).hex().encode()))
-        pytest.fail("8 MB of a head were read")
-    with connect(good + b"x-many: " + b"y" * 30_000 + b"\r\n\r\n") as idle:
-        assert b" 200 " in idle.recv(1 << 16)
-        assert idle.recv(1) == b""  # after a second
-    with echoing.client() as client:
-        assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
-
-
-OFFER = b"connection: keep-alive, Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
-
-
-def bodies(caller: socket.socket) -> list[bytes]:
-    """Bodies of all answers until the connection is closed."""
-    with contextlib.closing(caller):
-        said = b"".join(iter(lambda: caller.recv(1 << 16), b""))
-    return re.findall(rb"<.*?>", said, re.S)
-
-
-def test_an_offer_of_another_protocol_is_ignored(echoing):
-    """The body of a request that offers HTTP/2 is its body, however it arrives, and never a request."""
-    last = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, close\r\nupgrade: h2c\r\ncontent-length: 4\r\n\r\nlast"
-    hidden = b"GET /echo?hidden HTTP/1.1\r\nhost: x\r\n\r\n"
-    post = b"POST /echo HTTP/1.1\r\nhost: x\r\n" + OFFER
-    for body in (b"", b"some", hidden, hidden * 200):
-        whole = post + b"content-length: %d\r\n\r\n%s" % (len(body), body)
-        chunked = post + b"transfer-encoding: chunked\r\n\r\n"
-        chunked += (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
-        expected = [b"</echo %s>" % body] * 2 + [b"</echo last>"]
-        assert bodies(echoing.connect(whole + chunked + last)) == expected
-        caller = echoing.connect(whole[: len(whole) - len(body)])
-        for part in (whole[len(whole) - len(body) :], chunked[:-3], chunked[-3:], last[:-1], last[-1:]):
-            time.sleep(0.02)  # so that it is another packet
-            caller.sendall(part)
-        assert bodies(caller) == expected
-    with echoing.connect(b"CONNECT other:443 HTTP/1.1\r\nhost: x\r\n\r\n") as caller:
-        assert b" 400 " in caller.recv(1 << 16)
-    with echoing.connect(post + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n") as caller:
-        assert b" 400 " in caller.recv(1 << 16)
-
-
-def test_requests_that_wait_behind_others_are_answered_however_long(echoing, monkeypatch):
-    monkeypatch.setattr("aif_jax.service.process.HEAD_SECONDS", 0.1)
-    slow = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
-    for padding in (b"", b"x-long: %s\r\n" % (b"y" * 3000)):  # the ninth head is in one slice with others, or in its own
-        request = slow[:-2] + padding + b"\r\n"
-        assert len(bodies(echoing.connect(request * 12 + slow.replace(b"host", b"connection: close\r\nhost")))) == 13
-    caller = echoing.connect(slow * 9 + slow[:-2])  # a head that does not end is awaited for its own time alone
-    assert len(bodies(caller)) == 9
-    caller = echoing.connect(slow * 2 + slow[:-2] + b"connection: close\r\n")  # nobody reads its end while answers are awaited
-    time.sleep(0.15)
-    caller.sendall(b"\r\n")
-    assert len(bodies(caller)) == 3
+def test_an_idle_connection_is_closed_after_its_time():
+    where = Listening(http_port=0, keep_alive=1)
+    with running(exports().root / "one", where=where) as service:
+        with service.connect(b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n\r\n") as idle:
+            assert b" 200 " in idle.recv(1 << 16)
+            assert idle.recv(1) == b""
 
 
 def test_text_that_is_no_unicode_is_refused(client):

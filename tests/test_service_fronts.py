@@ -1,4 +1,4 @@
-"""The same calls through every front give the same answers and refusals: HTTP in two forms of body, and Open Inference.
+"""The same calls through every front give the same answers and refusals: JSON, and Open Inference's binary tensors.
 
 And what the Open Inference Protocol v2 alone has, judged by `tritonclient`, and answers of several objectives.
 """
@@ -17,26 +17,16 @@ triton = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
-from aif_jax.service import processes  # noqa: E402
-from aif_jax.service.client import ServiceError  # noqa: E402
-from aif_jax.service.inference import MODEL  # noqa: E402
-from aif_jax.service.log import RequestLog, read_log  # noqa: E402
-from aif_jax.service.tensors import from_bytes, to_bytes  # noqa: E402
-from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, posted, running  # noqa: E402
+from aif_jax.service.calls import BadCall, Limits  # noqa: E402
+from aif_jax.service.inference import MODEL, arrays_from, described, from_bytes, to_bytes  # noqa: E402
+from aif_jax.service.log import RequestLog  # noqa: E402
+from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, posted, read_log, running  # noqa: E402
 
 DATATYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
 
 
 class Refused(Exception):
     """A front refused a call; the arguments are code, field and message as far as its protocol has them."""
-
-
-def ask_binary(service: Any, method: str, fields: dict) -> dict:
-    with service.client() as client:
-        try:
-            return getattr(client, method)(**fields)
-        except ServiceError as error:
-            raise Refused(error.code, error.field, str(error)) from error
 
 
 def ask_json(service: Any, method: str, fields: dict) -> dict:
@@ -81,14 +71,14 @@ def ask_inference(service: Any, method: str, fields: dict) -> dict:
     return found | {"version": about["model_version"], "excluded": about["parameters"].get("excluded", 0)}
 
 
-FRONTS = {"binary": ask_binary, "json": ask_json, "inference": ask_inference}
+FRONTS = {"json": ask_json, "inference": ask_inference}
 
 
 CONFIGS = {"integers": SERVING, "objectives": dataclasses.replace(SERVING, orders={"both": "p.click * p.like"})}
 
 
 def started(kind: str, **options: Any) -> Any:
-    return running(exports(kind).root / "one", routes=processes.routes, config=CONFIGS[kind], **options)
+    return running(exports(kind).root / "one", config=CONFIGS[kind], **options)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -276,6 +266,58 @@ def test_other_methods_are_refused_and_told_which_are_not(served, kind):
                     assert response.headers["allow"] == (allowed if response.status == 405 else None), (method, path)
 
 
+def packed(arrays: dict) -> tuple[list, bytes]:
+    """Tensors as the protocol lists them, and the bytes after the JSON."""
+    parts = {name: to_bytes(array) for name, array in arrays.items()}
+    return [described(name, arrays[name], raw) for name, raw in parts.items()], b"".join(parts.values())
+
+
+def test_tensors_come_back_as_they_went():
+    arrays = {
+        "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
+        "events.item": np.array(["é", "", "b"], np.dtypes.StringDType()), "features.history.mask": np.zeros((2, 3), bool),
+        "features.floats": np.zeros(0, np.float32), "large": np.array([2**63 + 1], np.uint64),
+    }  # fmt: skip
+    back = arrays_from(*packed(arrays))
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype and back[name].shape == array.shape and back[name].tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("dtype", [">i4", "<u2", ">f8", "?", "<i8"])
+def test_tensors_come_back_in_native_order_whatever_the_array_is(dtype):
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    for shaped in (array, array.T, array.ravel()):
+        got = arrays_from(*packed({"one": shaped}))["one"]
+        assert got.dtype == np.dtype(dtype).newbyteorder("=") and got.shape == shaped.shape and got.dtype.isnative
+        np.testing.assert_array_equal(got, shaped)
+
+
+def test_texts_beyond_the_bound_are_refused_before_they_are_read():
+    texts = np.dtypes.StringDType()
+    listed, data = packed({"candidates": np.array([""] * 5, texts), "exclude": np.array(["a"], texts)})
+    assert len(arrays_from(listed, data, texts=6)["candidates"]) == 5
+    with pytest.raises(BadCall, match=r"exclude: expected fewer texts in all, got \[1\]; send fewer"):
+        arrays_from(listed, data, texts=5)
+    assert Limits(candidates=10, events=100).texts == 420
+
+
+@pytest.mark.parametrize(("change", "more", "message"), [
+    ({}, -8, "binary_data_size of at most the 24 bytes left, got 32"),
+    ({}, 8, "expected 32 bytes of tensors, got 40"),
+    ({"datatype": "INT63"}, 0, "datatype among"),
+    ({"shape": [-4]}, 0, "sizes of 0 or more"),
+    ({"shape": [5]}, 0, "expected 40 bytes for INT64"),
+    ({"name": 7}, 0, "expected different names, got 7"),
+    ({"datatype": "BOOL", "shape": [32]}, 0, "expected bytes 0 and 1 of BOOL"),
+])  # fmt: skip
+def test_broken_tensors_are_refused(change, more, message):
+    [entry], data = packed({"candidates": np.arange(2, 6)})
+    arrays_from([entry], data)
+    with pytest.raises(BadCall, match=message):
+        arrays_from([entry | change], data[:more] if more < 0 else data + bytes(more))
+
+
 def test_texts_as_bytes():
     raw = to_bytes(np.array(["é", "", "abc"], np.dtypes.StringDType()))
     assert raw == b"\x02\0\0\0\xc3\xa9\0\0\0\0\x03\0\0\0abc"
@@ -312,4 +354,4 @@ def test_a_log_has_the_calls_through_every_front(tmp_path):
     for record in records:
         expected = logits[np.searchsorted(IDS, record.ids or record.candidates)]
         np.testing.assert_allclose(np.reshape(record.logits, (-1, 2)), expected, atol=1e-5)
-    assert len(records) == 9
+    assert len(records) == 6

@@ -18,9 +18,9 @@ from aif_jax import connectors
 from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
-from aif_jax.service.log import LogRecord, RequestLog, logged_arrays, read_log
+from aif_jax.service.log import LogRecord, RequestLog
 from aif_jax.serving import Candidates
-from tests.service_world import ANN, EVENTS, IDS, exports, running
+from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running
 
 
 class Source:
@@ -81,8 +81,8 @@ def test_records_say_what_was_answered(logged):
 
 def history(record):
     """Item rows of the features that a record keeps."""
-    arrays = logged_arrays(record.features)
-    return arrays["history.item"][arrays["history.mask"]].tolist()
+    arrays = {name: np.array(values) for name, values in record.features.items()}
+    return arrays["history.item"][arrays["history.mask"] > 0].tolist()
 
 
 def test_a_record_keeps_the_features_that_the_answer_used(served, tmp_path):

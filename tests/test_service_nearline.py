@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.service.client import ServiceError
 from aif_jax.service.core import Policy
 from aif_jax.service.models import newer, newest
 from aif_jax.store.snapshots import snapshots
+from experiments.client import ServiceError
 from tests.service_world import ANN, IDS, exports, running, until
 
 

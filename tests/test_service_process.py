@@ -1,4 +1,4 @@
-"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, workers on one port, TLS, logs."""
+"""The command `serve` as a process: ready after warm-up, drained on SIGTERM, TLS, logs."""
 
 from __future__ import annotations
 
@@ -20,29 +20,25 @@ from pathlib import Path
 import pytest
 
 from aif_jax import cli
-from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.core import Service
-from aif_jax.service.log import read_log
 from aif_jax.service.models import Models
-from aif_jax.service.process import Listening, run
-from aif_jax.service.processes import ServiceSettings, serve, source_of, supervise
+from aif_jax.service.process import Listening, ServiceSettings, run, serve, source_of
+from experiments.client import Client, ServiceError
 from tests.conftest import child_environment
-from tests.service_world import ANN, IDS, connected, exports, running
+from tests.service_world import ANN, IDS, connected, exports, read_log, running
 
 
 @contextlib.contextmanager
 def serving(*words, env=None):
-    """Starts `aif-jax serve`; yields the process and its addresses, one a worker."""
+    """Starts `aif-jax serve`; yields the process and its addresses."""
     command = [sys.executable, "-m", "aif_jax", "serve", *map(str, words), "--port", "0"]
     command += ["--serving", "buckets=[64]", "max_k=8", "--log-form", "json"]
     environment = child_environment() | (env or {})
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    workers = int(words[words.index("--workers") + 1]) if "--workers" in words else 1
     try:
-        lines = [process.stdout.readline() for _ in range(workers)]
-        if not all(lines):
+        if not (line := process.stdout.readline()):
             raise AssertionError(process.communicate(timeout=60)[1])
-        yield process, [json.loads(line) for line in lines]
+        yield process, json.loads(line)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -62,7 +58,7 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
     world.index["one"].save(tmp_path / "index", positions={3: 14})
     words = [world.root / "one", "--index", tmp_path / "index", "--max-index-age", 900, "--drain-delay", 0.3]
     words += ["--log", tmp_path / "log"]
-    with serving(*words) as (process, [addresses]):
+    with serving(*words) as (process, addresses):
         with Client(addresses["http"]) as client:
             answer = client.rank(**ANN, candidates=IDS, k=3)
             assert not answer["degraded"] and answer["stages"]["user"] > 0
@@ -98,76 +94,6 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
     (warning,) = [entry for entry in log if entry["level"] != "INFO"]
     assert (warning["logger"], warning["message"]) == ("uvicorn.error", "Invalid HTTP request received.")
     assert len(list(read_log(tmp_path / "log"))) >= len(answered)
-
-
-def test_workers_share_a_port_and_one_that_dies_is_replaced():
-    with serving(exports().root / "one", "--workers", 2) as (process, addresses):
-        assert addresses[0] == addresses[1]
-
-        def workers() -> set[str]:
-            with Client(addresses[0]["http"]) as client:  # each connection goes to one of them
-                text = client.request("GET", "/metrics")[2].decode()
-            return {part.split('"')[1] for part in text.split("worker=")[1:]}
-
-        seen: set[str] = set()
-        end = time.monotonic() + 60
-        while len(seen) < 2:
-            seen |= workers()
-            assert time.monotonic() < end
-        os.kill(int(min(seen)), signal.SIGKILL)
-        again = json.loads(process.stdout.readline())
-        assert again["http"] == addresses[0]["http"]
-        with Client(addresses[0]["http"]) as client:
-            assert client.rank(**ANN, candidates=IDS, k=3)["ids"].shape == (3,)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-
-
-@pytest.mark.reliability
-def test_workers_end_with_the_process_that_watches_them():
-    with serving(exports().root / "one", "--workers", 2) as (process, addresses):
-        process.kill()
-        process.wait()
-        end = time.monotonic() + 60
-        while True:  # they drain, and the port is free again
-            try:
-                with Client(addresses[0]["http"]) as client:
-                    client.request("GET", "/health/live")
-            except ConnectionRefusedError:
-                break
-            except OSError:
-                pass
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-
-def test_a_signal_while_workers_start_ends_all(monkeypatch):
-    """SIGTERM comes between the start of the first worker and of the second."""
-    started = []
-
-    def start(command, **options):
-        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"]))
-        os.kill(os.getpid(), signal.SIGTERM)
-        return started[-1]
-
-    real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", start)
-    supervise(Listening(http_port=0), 2)
-    assert [process.returncode for process in started] == [-signal.SIGTERM]
-
-
-def test_workers_that_cannot_start_are_not_started_again(monkeypatch):
-    started = []
-
-    def start(command, **options):
-        started.append(real([sys.executable, "-c", "raise SystemExit(2)" if not started else "import time; time.sleep(60)"]))
-        return started[-1]
-
-    real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(SystemExit) as ended:
-        supervise(Listening(http_port=0), 2)
-    assert ended.value.code == 2 and [process.returncode for process in started] == [2, -signal.SIGTERM]
 
 
 def test_a_port_that_is_taken_is_found_before_anything_is_compiled(monkeypatch):
@@ -215,7 +141,6 @@ def test_tls_and_a_token(tmp_path):
         (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
         (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
         (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
-        (["FOLDER", "--workers", "0"], 2, "--workers"),
         (["FOLDER", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
         (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
         (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),

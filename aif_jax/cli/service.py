@@ -24,8 +24,7 @@ from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.models import Mirror
-from aif_jax.service.process import Listening, log_to_stderr
-from aif_jax.service.processes import ServiceSettings, is_worker, serve
+from aif_jax.service.process import Listening, ServiceSettings, log_to_stderr, serve
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
@@ -56,7 +55,6 @@ def add_service_commands(commands: Any) -> None:
         shared.add_flags(one, owner, names)
     text = "file with the bearer token that calls must bring, but for / and /health (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
-    one.add_argument("--workers", type=int, default=1, help="processes that share the port (default: %(default)s)")
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
     one.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: %(default)s)"
@@ -78,13 +76,12 @@ def run_serve(options: argparse.Namespace) -> int:
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
         settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, **given[ServiceSettings])
-        expect(options.workers >= 1, "--workers", "at least 1", options.workers)
     log_to_stderr(options.log_form, options.log_level)
     with contextlib.ExitStack() as stack:
-        if is_store and not is_worker():  # in the process that watches the workers; credentials come from the environment
+        if is_store:  # credentials come from the environment
             with shared.open_store(options.folder) as store:
                 stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
-        serve(settings, workers=options.workers)
+        serve(settings)
     return FINE
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import needs_extra
-from aif_jax.service.calls import parse
-from aif_jax.service.client import affinity_key
+from aif_jax.service.calls import affinity_key, parse
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
@@ -55,7 +54,7 @@ def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
     Args:
       handle: handle of the application, as `serve.run(replicas("models"))` returns it.
       method: "rank", "score" or "prepare".
-      fields: as `aif_jax.service.client.Client.rank` takes them.
+      fields: those of a call, see `aif_jax.service.calls.Call`.
     """
     return handle.options(method_name=method, session_id=affinity_key(fields["user"])).remote(dict(fields))
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 over REST, with the extension for binary tensors.
+"""The Open Inference Protocol v2 over REST, with the extension for binary
 
 | input | type and shape | |
 |---|---|---|
@@ -16,16 +16,18 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from aif_jax.service import tensors
+from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
 from aif_jax.service.core import Service, to_json
-from aif_jax.service.http import JSON, Asked, Response, json_response
+from aif_jax.service.http import JSON, Asked, Response, json_response, parse_json
 from aif_jax.store.version import __version__
 
 MODEL = "preranking"
@@ -82,7 +84,7 @@ async def infer(
     fields: dict[str, Any] = {"id": call_id, "version": version or None}
     for name, array in inputs.items():
         one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
-        tensors.put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
+        put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
     method, wanted = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
     answer = await service.fields(method, parse(fields, service.policy.limits))
     more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
@@ -101,6 +103,7 @@ def _column(array: np.ndarray) -> Any:
     return array if array.dtype.kind in "iu" else array.tolist()
 
 
+BINARY = "application/octet-stream"
 LENGTH = b"inference-header-content-length"
 ROUTE = re.compile(
     r"/v2(/health/(?P<health>live|ready)|/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<action>ready|infer))?)?"
@@ -150,8 +153,8 @@ class InferenceRest:
             expected = f"expected at most the {len(asked.body)} bytes of the body, got {length[:20]!r}"
             raise BadCall("inference-header-content-length", expected)
         end = len(asked.body) if length is None else int(length)
-        head, data = tensors.parse_json(asked.body[:end]), asked.body[end:]
-        inputs = tensors.arrays_from(head.get("inputs"), data, texts=self._service.policy.limits.texts)
+        head, data = parse_json(asked.body[:end]), asked.body[end:]
+        inputs = arrays_from(head.get("inputs"), data, texts=self._service.policy.limits.texts)
         call_id = head.get("id", "")
         names, binary = _outputs(head)
         version, answers, parameters = await infer(self._service, version=version, call_id=call_id, inputs=inputs, names=names)
@@ -160,14 +163,14 @@ class InferenceRest:
         outputs, parts = [], []
         for name, array in answers.items():
             if binary.get(name, binary[""]):
-                parts.append(tensors.to_bytes(array))
-                outputs.append(tensors.described(name, array, parts[-1]))
+                parts.append(to_bytes(array))
+                outputs.append(described(name, array, parts[-1]))
             else:
-                outputs.append(tensors.described(name, array) | {"data": to_json(array)})
+                outputs.append(described(name, array) | {"data": to_json(array)})
         text = json.dumps(fields | {"outputs": outputs}).encode()
         if not parts:
             return Response(200, JSON, text)
-        return Response(200, tensors.CONTENT_TYPE, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
+        return Response(200, BINARY, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
 
 
 def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
@@ -175,8 +178,8 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
     parameters = head.get("parameters")
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
     names, listed = [], head.get("outputs", [])
-    if not isinstance(listed, list) or len(listed) > tensors.MOST_TENSORS:
-        raise BadCall("outputs", f"expected a list of at most {tensors.MOST_TENSORS} tensors, got {type(listed).__name__}")
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+        raise BadCall("outputs", f"expected a list of at most {MOST_TENSORS} tensors, got {type(listed).__name__}")
     for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise BadCall("outputs", f"expected tensors with names, got {entry!r:.80}")
@@ -185,3 +188,146 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
         if isinstance(inner, dict) and "binary_data" in inner:
             binary[entry["name"]] = inner["binary_data"] is True
     return names, binary
+
+
+# tensors
+
+DATATYPES = {
+    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
+    "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}  # `dtype.name` takes longer than the rest of an array
+IS_LITTLE = sys.byteorder == "little"
+MOST_TENSORS = 256
+
+
+def put(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Adds a field, GROUP.NAME to its group; raises BadCall where there is one."""
+    group, dot, key = name.partition(".")
+    inside = fields.setdefault(group, {}) if dot else fields
+    if not isinstance(inside, dict) or (key or group) in inside:
+        raise BadCall(name[:80], "expected one value, got two; send one")
+    inside[key or group] = value
+
+
+def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
+    """A tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
+    entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
+    if raw is not None:
+        entry["parameters"] = {"binary_data_size": len(raw)}
+    return entry
+
+
+def datatype(array: np.ndarray) -> str:
+    """The protocol's name of a dtype; raises BadCall for one that it does not have."""
+    name = NAMES.get(array.dtype) or NAMES.get(array.dtype.newbyteorder("<")) if array.dtype.kind not in "UTO" else "BYTES"
+    if name is None:
+        raise BadCall("array", f"expected a dtype among {', '.join(map(str, NAMES))} or texts, got {array.dtype}")
+    return name
+
+
+def to_bytes(array: np.ndarray) -> bytes:
+    """A tensor's raw contents."""
+    if datatype(array) != "BYTES":
+        return (array if IS_LITTLE and array.dtype.isnative else array.astype(array.dtype.newbyteorder("<"))).tobytes()
+    return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
+
+
+def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
+    """Sizes of a tensor; raises BadCall for what cannot be one."""
+    good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DATATYPES or kind == "BYTES")
+    for size in shape if good else ():
+        good = good and type(size) is int and 0 <= size < 1 << 40
+    if not good:
+        expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
+        raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
+    return shape
+
+
+def from_bytes(name: str, kind: str, shape: list[int], raw: bytes | memoryview) -> np.ndarray:
+    """A tensor from its raw contents; raises BadCall."""
+    count = math.prod(shape)
+    if kind == "BYTES":
+        return _texts(name, _split_texts(name, bytes(raw), count)).reshape(shape)
+    dtype = DTYPES[kind]
+    if len(raw) != count * dtype.itemsize:
+        raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
+    if kind == "BOOL" and bytes(raw).translate(None, b"\0\1"):
+        raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {bytes(raw[:8])!r}")
+    array = np.frombuffer(raw, dtype) if len(shape) == 1 else np.frombuffer(raw, dtype).reshape(shape)
+    return array if IS_LITTLE else array.astype(dtype.newbyteorder("="))
+
+
+def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
+    """A tensor from a flat list of plain values; raises BadCall."""
+    count = math.prod(shape)
+    if len(values) != count:
+        raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
+    if kind == "BYTES":
+        if strange := [value for value in values if not isinstance(value, str | bytes)]:
+            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
+        return _texts(name, values).reshape(shape)
+    wanted = {"B": bool, "I": int, "U": int}.get(kind[0], (int, float))
+    if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
+        raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
+    try:
+        return np.array(values, DTYPES[kind].newbyteorder("=")).reshape(shape)
+    except (OverflowError, ValueError) as error:
+        raise BadCall(name, f"expected values of {kind}: {error}") from None
+
+
+def _split_texts(name: str, raw: bytes, count: int) -> list[bytes]:
+    parts, start = [], 0
+    while start < len(raw) and len(parts) <= count:
+        size = int.from_bytes(raw[start : start + 4], "little")
+        start += 4
+        parts.append(raw[start : start + size])
+        start += size
+    if start != len(raw) or len(parts) != count:
+        raise BadCall(name, f"expected {count} texts, each after its length in 4 bytes, got {len(raw)} bytes of something else")
+    return parts
+
+
+def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
+    try:
+        return id_array([value.decode() if isinstance(value, bytes) else value for value in values])
+    except UnicodeDecodeError as error:
+        raise BadCall(name, f"expected UTF-8: {error.reason}") from None
+
+
+def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
+    """Tensors by name, with at most so many texts in all; those with `binary_data_size` take their bytes from the data."""
+    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
+        raise BadCall("tensors", f"expected a list of at most {MOST_TENSORS}, got {listed!r:.40}")
+    arrays: dict[str, np.ndarray] = {}
+    start = 0
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name in arrays:
+            raise BadCall("tensors", f"expected different names, got {name!r:.80}")
+        kind: Any = entry.get("datatype")
+        shape = expect_shape(name, kind, entry.get("shape"))
+        if kind == "BYTES" and (texts := texts - math.prod(shape)) < 0:
+            raise BadCall(name, f"expected fewer texts in all, got {shape}; send fewer")
+        parameters = entry.get("parameters") or {}
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        if size is None:
+            arrays[name] = from_values(name, kind, shape, _flat(name, entry.get("data"), 4))
+        elif type(size) is int and 0 <= size <= len(data) - start:
+            arrays[name] = from_bytes(name, kind, shape, data[start : start + size])
+            start += size
+        else:
+            raise BadCall(name, f"expected binary_data_size of at most the {len(data) - start} bytes left, got {size!r:.40}")
+    if start < len(data):
+        raise BadCall("body", f"expected {start} bytes of tensors, got {len(data)}")
+    return arrays
+
+
+def _flat(name: str, values: Any, depth: int) -> list[Any]:
+    """A flat list of nested lists, row by row."""
+    if not isinstance(values, list):
+        raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
+    if depth and values and isinstance(values[0], list):
+        return [value for row in values for value in _flat(name, row, depth - 1)]
+    return values

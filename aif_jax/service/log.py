@@ -11,7 +11,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.readers.sources import pyarrow
-from aif_jax.service import tensors
-from aif_jax.service.core import Observed
+from aif_jax.service.core import Observed, to_json
 from aif_jax.serving import Ranking
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
@@ -52,11 +51,11 @@ class LogRecord(NamedTuple):
     reason: str | None
     stages: str  # seconds by stage, JSON
     encoding: str
-    features: bytes | None  # that the answer used, as tensors by dotted name; None of an earlier call's state and of a stand-in
-    raw: bytes | None  # record, events and now that these were made from, as tensors.pack writes; None for a call without
-    exclude: Any = None  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without, as in older files
-    exclude_texts: list[str] | None = None
-    feature_version: str | None = None  # as JSON: another record of this version and user may have the features
+    features: Any  # that the answer used: pairs of a dotted name and numbers; None of an earlier call's state and of a stand-in
+    raw: str | None  # record, events and now that these were made from, JSON; None for a call without
+    exclude: Any  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without
+    exclude_texts: list[str] | None
+    feature_version: str | None  # as JSON: another record of this version and user may have the features
 
 
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
@@ -155,10 +154,12 @@ def record_of(seen: Observed) -> LogRecord:
     candidates = seen.candidates
     given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
     known = {name: value for name, value in given.items() if value is not None}
-    raw = tensors.pack(known) if known.keys() - {"now"} and seen.features is not None else None
+    raw = json.dumps(to_json(known)) if known.keys() - {"now"} and seen.features is not None else None
     features = None
     if seen.features is not None and isinstance(seen.features.history, Behaviours):
-        features = tensors.pack({k: np.asarray(v) for k, v in leaves_by_path(seen.features, separator=".").items()})
+        features = [
+            (name, np.ravel(leaf).astype(np.float64)) for name, leaf in leaves_by_path(seen.features, separator=".").items()
+        ]
     return LogRecord(
         id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k or 0,
         order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
@@ -170,30 +171,6 @@ def record_of(seen: Observed) -> LogRecord:
     )  # fmt: skip
 
 
-def read_log(path: str | Path) -> Iterator[LogRecord]:
-    """The records of a file or of a folder, file by file; raises FileNotFoundError, ValueError for files that are none."""
-    arrow = pyarrow()
-    for file in log_files(path):
-        try:
-            table = pyarrow("pyarrow.parquet").ParquetFile(file)
-            missing = sorted(set(LogRecord._fields) - set(LogRecord._field_defaults) - set(table.schema_arrow.names))
-            expect(not missing, str(file), "the columns of a request log", f"none of {missing}")
-            columns = [name for name in LogRecord._fields if name in table.schema_arrow.names]
-            for batch in table.iter_batches(1024, columns=columns):
-                yield from (LogRecord(**row) for row in batch.to_pylist())
-        except arrow.ArrowException as error:
-            raise ValueError(f"{file}: expected a request log: {error}") from error
-
-
-def log_files(path: str | Path) -> list[Path]:
-    """The files of a request log, by time; FileNotFoundError for none."""
-    path = Path(path)
-    files = sorted(path.glob("requests-*.parquet")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise FileNotFoundError(f"{path}: expected a request log, got none; write one: aif-jax serve --log DIR")
-    return files
-
-
 def log_schema() -> Any:
     """The Arrow schema of its files."""
     arrow = pyarrow()
@@ -201,7 +178,7 @@ def log_schema() -> Any:
         "time": arrow.float64(), "k": arrow.int32(), "candidates": arrow.list_(arrow.int64()),
         "candidate_texts": arrow.list_(arrow.string()), "bids": arrow.list_(arrow.float32()),
         "ids": arrow.list_(arrow.int64()), "id_texts": arrow.list_(arrow.string()), "logits": arrow.list_(arrow.float32()),
-        "degraded": arrow.bool_(), "features": arrow.binary(), "raw": arrow.binary(),
+        "degraded": arrow.bool_(), "features": arrow.map_(arrow.string(), arrow.list_(arrow.float64())),
         "exclude": arrow.list_(arrow.int64()), "exclude_texts": arrow.list_(arrow.string()),
     }  # fmt: skip
     return arrow.schema([(name, kinds.get(name, arrow.string())) for name in LogRecord._fields])
@@ -239,9 +216,3 @@ def _bytes(values: list[Any]) -> int:
             else:
                 waiting += value
     return size
-
-
-def logged_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """Arrays of a record by dotted name; raises ValueError."""
-    head, _, data = raw.partition(b"\n")
-    return tensors.arrays_from(tensors.parse_json(head).get("tensors"), data)

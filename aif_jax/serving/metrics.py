@@ -134,7 +134,7 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 def prometheus_text(
     metrics: dict[str, Any] | None = None, *, by_version: dict[str, dict[str, Any]] | None = None,
-    gauges: Samples | None = None, counters: Samples | None = None, labels: dict[str, str] | None = None,
+    gauges: Samples | None = None, counters: Samples | None = None,
 ) -> str:  # fmt: skip
     """The metrics of an engine or a follower in the Prometheus text format, by the official client library.
 
@@ -152,7 +152,7 @@ def prometheus_text(
       >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}, "degraded": {}, "failed": {}, "stages": {}})
       True
     """
-    client, samples = _client(), (by_version or {}, gauges or {}, counters or {}, labels or {})
+    client, samples = _client(), (by_version or {}, gauges or {}, counters or {})
     return client.generate_latest(_registry(client, lambda: _families(metrics, *samples))).decode()
 
 
@@ -168,7 +168,7 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
       OSError: the port is taken.
     """
     client = _client()
-    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read(), {}, {}, {}, {})))
+    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read(), {}, {}, {})))
     try:
         yield
     finally:
@@ -195,18 +195,13 @@ def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
     return registry
 
 
-def _families(
-    metrics: dict[str, Any] | None, by_version: dict[str, Any], gauges: Samples, counters: Samples, common: dict[str, str]
-) -> Iterator[Any]:
+def _families(metrics: dict[str, Any] | None, by_version: dict[str, Any], gauges: Samples, counters: Samples) -> Iterator[Any]:
     """The metrics as the client's library has them; arguments as for `prometheus_text`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-    engines = [(common, metrics)] if metrics is not None else []
-    engines += [(common | {"version": version}, values) for version, values in by_version.items()]
-    counted, gauged = (
-        {name: [(common | own, value) for own, value in samples] for name, samples in given.items()}
-        for given in (counters, gauges)
-    )
+    engines: list[tuple[dict[str, str], dict[str, Any]]] = [({}, metrics)] if metrics is not None else []
+    engines += [({"version": version}, values) for version, values in by_version.items()]
+    counted, gauged = ({name: list(samples) for name, samples in given.items()} for given in (counters, gauges))
     latencies: list[tuple[dict[str, str], dict[str, Any]]] = []
     for own, values in engines:
         for name, value in values["counters"].items():

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,15 +108,13 @@ class Replica:
 
     Attributes:
       address: of HTTP, the same after a restart.
-      addresses: by protocol, when it is ready.
       process: that serves.
     """
 
-    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64, workers: int = 1):
-        port, self._workers, self.addresses = str(free_port()), workers, {}
+    def __init__(self, folder: Path, *words: str, buckets: Sequence[int], max_k: int = 64):
+        port = str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", port, "--poll", "0.1", *words]
-        self._command += ["--workers", str(workers)] if workers > 1 else []
         self._command += ["--log-level", "error", "--serving", f"buckets={json.dumps(list(buckets))}", f"max_k={max_k}"]
         self.process = self._started()
 
@@ -126,10 +124,8 @@ class Replica:
     def wait(self) -> Replica:
         """Waits until it is ready; RuntimeError where it ends instead."""
         assert self.process.stdout is not None
-        lines = [self.process.stdout.readline() for _ in range(self._workers)]
-        if not all(lines):
+        if not self.process.stdout.readline():
             raise RuntimeError(f"the replica did not start: exit code {self.process.wait()}")
-        self.addresses = json.loads(lines[0])
         return self
 
     def __enter__(self) -> Replica:
@@ -186,21 +182,29 @@ def proxy_config(name: Proxy, addresses: Sequence[str], *, port: int, stats: int
     hashed = "    hash $http_x_aif_user consistent;\n"
     text = _once(text, hashed, f"{hashed if affinity else ''}{servers}\n")
     text = _once(text, "listen 8000", f"listen 127.0.0.1:{port}")
-    return (
-        f"daemon off; master_process off; pid /dev/null; error_log /dev/null; events {{}}\nhttp {{ access_log off;\n{text}}}\n"
-    )
+    before = f"daemon off; master_process off; pid nginx-{port}.pid; error_log stderr; events {{ worker_connections 4096; }}"
+    return f"{before}\nhttp {{ access_log off;\n{text}}}\n"
 
 
 @contextlib.contextmanager
-def proxy(name: Proxy, addresses: Sequence[str], folder: Path, *, affinity: bool = True) -> Iterator[tuple[str, str]]:
+def proxy(
+    name: Proxy, addresses: Sequence[str], folder: Path, *, affinity: bool = True, changes: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, str]]:
     """Runs a proxy until the end of the block; yields its address, and that of its counters (HAProxy alone has them).
+
+    `changes` are texts of its configuration and what a test has in their place.
 
     Raises FileNotFoundError where the program is not installed.
     """
     program = find(name)
     port, stats = free_port(), free_port()
     file = folder / f"{name}-{port}.cfg"
-    file.write_text(proxy_config(name, addresses, port=port, stats=stats, affinity=affinity))
+    text = proxy_config(name, addresses, port=port, stats=stats, affinity=affinity)
+    for old, new in (changes or {}).items():
+        if old not in text:
+            raise ValueError(f"{name}: expected {old!r} in its configuration, got none")
+        text = text.replace(old, new)
+    file.write_text(text)
     command = [program, "-f", str(file)] if name == "haproxy" else [program, "-c", str(file), "-p", str(folder)]
     with (folder / f"{name}-{port}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

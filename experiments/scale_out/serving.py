@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.service.client import Client, ServiceError
 from aif_jax.service.models import publish
 from experiments import common
+from experiments.client import Client, ServiceError
 from experiments.scale_out.replicas import NAMES, Proxy, Replica, World, await_up, counters, proxy
 
 CALLS = 4  # of a user, so that all but a quarter can find a state

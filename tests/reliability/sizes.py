@@ -35,14 +35,12 @@ class Sizes:
     malformed_calls: int = 10_000  # of the service, over all ways in
     flood_bytes: int = 512 << 20  # that a hostile caller tries to send, of each flood
     drips: int = 500  # connections at once, of all kinds together
-    crowd: int = 1000  # connections beyond the bound
-    pipelined: int = 50_000  # requests at once on a connection
 
     def scaled(self, scale: float) -> Sizes:
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
         least |= {"damaged_files": 8, "malformed_calls": 300, "roads": 1}
-        least |= {"flood_bytes": 128 << 20, "drips": 20, "crowd": 12, "pipelined": 1000}
+        least |= {"flood_bytes": 128 << 20, "drips": 20}
         fields = dataclasses.asdict(self).items()
         return Sizes(**{name: max(least.get(name, 4), round(size * scale)) for name, size in fields})
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aif_jax.service import processes, tensors
 from aif_jax.service.inference import MODEL
 from tests.reliability.sizes import FULL, SMOKE, generator
 from tests.service_world import EVENTS, IDS, NOW, exports, running
@@ -68,14 +67,19 @@ class Mutations:
         text = json.dumps(fields).encode()
         return self.bytes(text) if self.rng.random() < 0.4 else text
 
-    def body(self) -> bytes:
-        """A binary body."""
-        fields = {**CALL, "candidates": IDS, "bids": np.ones(len(IDS), np.float32)}
-        raw = tensors.pack(fields)
+    def binary(self) -> tuple[bytes, int]:
+        """A call of the Open Inference Protocol with binary tensors, and the length that its header says of the JSON."""
+        user = b"\3\0\0\0ann"
+        arrays = [("user", "BYTES", 1, user), ("candidates", "INT64", len(IDS), IDS.astype("<i8").tobytes())]
+        inputs: Any = [
+            {"name": name, "datatype": kind, "shape": [size], "parameters": {"binary_data_size": len(data)}}
+            for name, kind, size, data in arrays
+        ]
+        head, data = json.dumps({"inputs": inputs}).encode(), b"".join(data for *_, data in arrays)
         if self.rng.random() < 0.5:
-            return self.bytes(raw)
-        head, newline, data = raw.partition(b"\n")
-        return json.dumps(self.fields(json.loads(head))).encode() + newline + data
+            return self.bytes(head + data), len(head)
+        head = json.dumps(self.fields({"inputs": inputs})).encode()
+        return head + data, len(head)
 
     def tensors(self) -> dict[str, Any]:
         """A call of the Open Inference Protocol."""
@@ -91,19 +95,20 @@ class Mutations:
 def fuzz(count: int, seed: int) -> Counter[Any]:
     """Sends malformed calls; returns how often each answer came."""
     mutations, answers = Mutations(generator("malformed calls", seed)), Counter()
-    with running(exports().root / "one", routes=processes.routes) as service, service.client() as client:
+    with running(exports().root / "one") as service, service.client() as client:
         expected = client.rank(**CALL)["ids"].tolist()
         for number in range(count):
             way = number % 3
             path = mutations.pick(["/v1/rank", "/v1/score", "/v1/prepare", "/v1/explain"])
-            kind, body = "application/json", b""
+            headers = {"content-type": "application/json"}
             if way == 0:
-                kind, body = tensors.CONTENT_TYPE, mutations.body()
+                path, (body, length) = f"/v2/models/{MODEL}/infer", mutations.binary()
+                headers = {"inference-header-content-length": str(length)}
             elif way == 1:
                 body = mutations.text(mutations.fields(CALL))
             else:
                 path, body = f"/v2/models/{MODEL}/infer", mutations.text(mutations.tensors())
-            status, _, answer = client.request("POST", path, body, {"content-type": kind})
+            status, _, answer = client.request("POST", path, body, headers)
             assert status in HTTP, (status, path, body, answer)
             assert status == 200 or json.loads(answer)["error"], (path, body)
             answers[status] += 1

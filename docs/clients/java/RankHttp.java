@@ -16,7 +16,7 @@ class RankHttp {
         .header("content-type", "application/json")
         .POST(HttpRequest.BodyPublishers.ofString(call))
         .build();
-    HttpClient client = HttpClient.newHttpClient();
+    HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
     for (int time = 0; time < 2; time++) { // the second call uses the connection of the first
       HttpResponse<String> answer = client.send(request, HttpResponse.BodyHandlers.ofString());
       System.out.println(answer.statusCode() + " " + answer.body());
