@@ -35,7 +35,7 @@ from aif_jax.train.loop import LogWriter
 from aif_jax.train.losses import Loss, SequenceLoss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.step import LossFn
-from aif_jax.train.tasks import Goals, NextItem, Task
+from aif_jax.train.tasks import Goals, NextItem, Task, task_of
 from aif_jax.types import Params
 
 
@@ -223,7 +223,7 @@ def fit(
     data: Dataset,
     *,
     out: str | Path | None = None,
-    task: Task = NextItem(),  # noqa: B008 frozen
+    task: Task | None = None,
     epochs: int = 1,
     batch_size: int = 256,
     loss: LossFn | None = None,
@@ -266,7 +266,8 @@ def fit(
       data: from `read`, or any `Dataset`.
       out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk. Several processes need one that
         all of them see.
-      task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`.
+      task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
+        events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
       epochs: how often every sample comes.
       batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
@@ -322,6 +323,7 @@ def fit(
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
+    task = task_of(data, task)
     training.expect_labels(task, data, model.config.objectives)
     given = loss or task.loss or Goals.of(model.config.objectives)
     if teacher is not None:

@@ -101,7 +101,10 @@ def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
     small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
-    given = dict(validation=0.0, keep_best=False, epochs=options.epochs, batch_size=batch) | benchmark.settings
+    given = (
+        dict(task=aif.train.NextItem(), validation=0.0, keep_best=False, epochs=options.epochs, batch_size=batch)
+        | benchmark.settings
+    )
     return aif.fit(aif.build(config), benchmark.data, **given)
 
 

@@ -171,6 +171,7 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
             aif.build(PRESETS[name](data.schema, **(SMOKE if options.smoke else {}))),
             data,
             out=options.out if name == "aif" else None,
+            task=aif.train.NextItem(),
             epochs=options.epochs,
             batch_size=options.batch_size,
             seed=options.seed,

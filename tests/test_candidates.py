@@ -63,8 +63,10 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
     assert found.rows.tolist() == [[1, 2, 3], [2, 0, 0], [4, 0, 0], [5, 6, 0], [1, 0, 0]]  # item 0 is none of the catalogue
     assert found.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
     assert (found.rows.dtype, found.labels.dtype, found.log_q) == (np.int32, np.float32, None)
-    several = impressions(dataset, candidates=3, threshold={"shown": 1, "click": 2})(np.array([0, 3]), DRAW).labels
-    assert several["click"].tolist() == [[0, 1, 0], [1, 0, 0]] and several["shown"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    several = impressions(dataset, candidates=3, threshold={"click": 2, "again": 2})(np.array([0, 3]), DRAW).labels
+    assert several["click"].tolist() == several["again"].tolist() == [[0, 1, 0], [1, 0, 0]]
+    with pytest.raises(ValueError, match=r"threshold\['shown'\]: expected an action row in \[2, 3\), got 1"):
+        impressions(dataset, candidates=3, threshold={"shown": 1, "click": 2})
 
 
 def shown(items, actions) -> Dataset:

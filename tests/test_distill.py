@@ -7,13 +7,13 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
-from aif_jax.train import Goal, Goals, losses, predict
+from aif_jax.train import Goal, Goals, NextItem, losses, predict
 from aif_jax.train import fit as distill
 from experiments.datasets.synthetic import synthetic_world
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
-GIVEN = dict(batch_size=64, k=None, progress=False, learning_rate=0.02)
+GIVEN = dict(task=NextItem(), batch_size=64, k=None, progress=False, learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")

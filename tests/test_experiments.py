@@ -78,7 +78,8 @@ def test_quickstart_evaluates_as_a_run_does():
     data = synthetic_world(0, users=30, items=150, topics=12, categories=8, events_per_user=40, content_dim=12).dataset
     trained = aif.fit(
         aif.build(aif.presets.two_tower(data.schema, width=4, towers=(), sequence=False, short_length=4)),
-        data, batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False, progress=False,
+        data, task=aif.train.NextItem(), batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False,
+        progress=False,
     )  # fmt: skip
     sampled = trained.with_svd(data, width=4)
     whole = sampled.with_popularity_correction(data)

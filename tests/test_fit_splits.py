@@ -54,8 +54,10 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
     if isinstance(task, Impressions):
         users, sizes = np.unique(np.stack([data.log.user, data.log.time]), axis=1, return_counts=True)
-        eight = int((sizes > 3).sum())
-        assert samples.longer == eight > 0 and users.shape[1] == len(times)
+        shown = np.array([(data.log.time[(data.log.user == user) & (data.log.action < 2)] <= at).any() for user, at in users.T])
+        eight = int((sizes[shown] > 3).sum())
+        assert samples.longer == eight > 0 and shown.sum() == len(times) == users.shape[1] - samples.unknown
+        why += f", {samples.unknown} before the first impression of their user, histories alone"
         why += f"; {eight:,} lists have more than `candidates` items: positives are kept"
     assert line.endswith(f"left out: {why}")
 
@@ -149,8 +151,8 @@ MISSPELT = [
     (TWO, NextItem(), r"NextItem: expected a model of one objective, got one with \['click', 'like'\]"),
     ((), Impressions(candidates=2, threshold={"click": 2}), r"Config.objectives: expected names of the objectives"),
     (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
-     r"threshold\['click'\]: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
-    ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[1, 3\): 1 is 'see', 2 is 'click'"),
+     r"threshold\['click'\]: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
+    ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click'"),
     ((), Liked(threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 9"),
 ]  # fmt: skip
 

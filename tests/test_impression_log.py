@@ -11,7 +11,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.candidates import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.train.tasks import Impressions, NextItem
+from aif_jax.train.tasks import Impressions, Liked, NextItem, task_of
 
 START = 1_700_000_000
 ITEMS = {"item": list(range(1, 9)), "category": [1, 1, 2, 2, 3, 3, 4, 4]}
@@ -122,3 +122,110 @@ def test_history_actions_that_no_event_has_are_refused():
         ValueError, match=r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"
     ):
         data_of(columns)
+
+
+TASK = Impressions(candidates=3, threshold=2)
+SMALL: dict[str, Any] = dict(batch_size=2, epochs=1, validation=0.2, test=0.2, k=None, keep_best=False, progress=False)
+
+
+def model_of(data: aif.Dataset) -> aif.PreRanker:
+    return aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
+
+
+def test_several_actions_must_name_their_positives_or_the_task():
+    data = data_of(COLUMNS)
+    message = (
+        r"fit task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for 10 "
+        r"'shown', 4 'click', 1 'buy'; give task=Impressions\(.*\) to rank what was shown, or Columns\(history_actions=\("
+    )
+    with pytest.raises(ValueError, match=message):
+        aif.fit(model_of(data), data, **SMALL)
+    assert task_of(data_of(ENGAGED), None) == NextItem()
+    assert task_of(data, TASK) is TASK and task_of(data, NextItem()) == NextItem()
+    one = rows((1, 1, "1 click, 2 click"), (1, 2, "3 click"))
+    assert task_of(data_of(COLUMNS, one), None) == NextItem()
+
+
+HISTORY = rows((3, -9, "1 click"), (3, -8, "2 click, 4 buy"), (3, -7, "5 click"), (4, -9, "6 click"))
+"""Of user 3, who has impressions later on, and of user 4, who has none."""
+
+
+def with_histories() -> dict[str, list]:
+    later = rows((3, 3, "1 shown, 7 click"), (3, 4, "8 click"))
+    return {name: [*HISTORY[name], *later[name], *TABLE[name]] for name in TABLE}
+
+
+def test_histories_without_times_are_no_lists(caplog):
+    data = data_of(ENGAGED, with_histories())
+    starts = TASK.positions(data, min_history=0, since=None, before=None)
+    minutes = {
+        user: ((data.log.time[starts] - START) // 60)[data.users.raw[data.log.user[starts] - 1] == user] for user in (1, 3, 4)
+    }
+    assert {user: found.tolist() for user, found in minutes.items()} == {1: [1, 2, 3, 4], 3: [3, 4], 4: []}
+    first = starts[data.log.user[starts] == data.users.encode([3])[0]][0]
+    found = data.user_features([first], length=8).history
+    assert found.item[found.mask].tolist() == [5, 4, 2, 1]  # they are history all the same
+    with caplog.at_level("INFO"):
+        aif.fit(model_of(data), data, task=TASK, **SMALL)
+    assert "left out: " in caplog.text and "4 before the first impression of their user, histories alone" in caplog.text
+
+
+def test_fit_says_what_the_labels_are(caplog):
+    table = rows(
+        *((user, at, f"{(user + at) % 2 + 1} click, {at % 4 + 4} shown, 3 shown") for user in (1, 2) for at in range(20)),
+        *((user, at, "4 shown, 5 shown") for user in (1, 2) for at in range(20, 24)),
+        *((user, at, "8 click, 1 shown") for user in (1, 2) for at in range(24, 40)),
+    )  # fmt: skip
+    data = data_of(ENGAGED, table)
+    with caplog.at_level("INFO"):
+        aif.fit(model_of(data), data, task=TASK, **SMALL | dict(min_history=0, validation=0.2, test=0.2))
+    # 20 of 24 training lists of each user have a click, 20 of their 20 x 3 + 4 x 2 candidates; the last 16 hold item 8
+    assert (
+        "labels: 29.4% of the candidates are positive; 16.7% of the lists have one label, which teaches no order" in caplog.text
+    )
+    assert (
+        "validation: 100.0% of the requests are for an item without a training event, 50.0% of the candidates are"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "message"),
+    [
+        (COLUMNS, Impressions(candidates=3, threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown'"),
+        (COLUMNS, Liked(threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown', 2 is 'click'"),
+        (
+            dataclasses.replace(COLUMNS, actions=("no", "shown", "click", "buy")), TASK,
+            r"threshold: expected positives and negatives among the events, got 100% positives for 2; events by least action "
+            r"row: 1 \('no'\): 100.0%, 2 \('shown'\): 100.0%, 3 \('click'\): 33.3%, 4 \('buy'\): 6.7%; take one that",
+        ),
+        (
+            dataclasses.replace(COLUMNS, actions=("shown", "click", "buy", "gift")), Impressions(candidates=3, threshold=4),
+            r"threshold: expected positives and negatives among the events, got 0% positives for 4",
+        ),
+        (
+            dataclasses.replace(COLUMNS, actions=()), TASK,
+            r"threshold: expected Columns.actions in ascending order of what they mean, such as \('shown', 'click'\), for a "
+            r"threshold, got none, which leaves them in alphabetical order: 1 is 'buy', 2 is 'click', 3 is 'shown'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_threshold_that_makes_one_label_of_all_is_refused(columns, task, message):
+    data = data_of(columns)
+    with pytest.raises(ValueError, match=message):
+        aif.fit(model_of(data), data, task=task, **SMALL)
+
+
+def test_check_says_what_the_lists_are():
+    report = aif.check(TABLE, items=ITEMS, columns=ENGAGED)
+    lists = report.profile.lists
+    assert lists is not None and (lists.count, lists.one_action) == (7, pytest.approx(2 / 7))
+    assert lists.actions == {"shown": pytest.approx(10 / 15), "click": pytest.approx(4 / 15), "buy": pytest.approx(1 / 15)}
+    assert (lists.new_events, lists.new_lists) == (0.0, 0.0)
+    text = "7 lists (events of one user at one moment); 28.6 % of them of one action; events by action: 66.7 % 'shown', 26.7 %"
+    assert text in str(report)
+    later = rows((1, 9, "1 shown, 8 click"), (1, 9, "3 shown"))
+    table = {name: TABLE[name] + later[name] for name in TABLE}
+    table["item"] = [1 if item == 8 and at < len(TABLE["item"]) else item for at, item in enumerate(table["item"])]
+    lists = aif.check(table, items=ITEMS, columns=ENGAGED).profile.lists
+    assert lists is not None and (lists.new_events, lists.new_lists) == (pytest.approx(1 / 3), 1.0)

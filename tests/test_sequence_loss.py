@@ -199,7 +199,7 @@ def test_the_model_is_the_same_with_and_without_the_loss(models, data):
 
 def test_fit_learns_the_sequence_and_resumes_under_the_same_settings(data, models, tmp_path):
     model, _ = models[1]
-    given = dict(batch_size=64, k=None, buckets=(), progress=False, epochs=1, learning_rate=0.02)
+    given = dict(task=train.NextItem(), batch_size=64, k=None, buckets=(), progress=False, epochs=1, learning_rate=0.02)
     run = aif.fit(model, data, out=tmp_path / "run", sequence_loss=SequenceLoss(), **given)
     assert run.settings.sequence_loss == f"SequenceLoss(weight=0.1, negatives=256, repeats={data.repeats})"
     assert aif.Run.load(tmp_path / "run").settings == run.settings

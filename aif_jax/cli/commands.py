@@ -68,8 +68,9 @@ def add_commands(commands: Any) -> None:
     text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
     text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
-    text = f"{shared.TASK_HELP}; such as Liked threshold=4 (default: NextItem)"
-    one.add_argument("--task", nargs="+", default=["NextItem"], metavar=("NAME", "FIELD=VALUE"), help=text)
+    text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
+    text = f"{shared.TASK_HELP}; such as Liked threshold=4 {text}"
+    one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
     shared.add_flags(one, fit, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     shared.add_shown(one, printed="the figures")
@@ -200,7 +201,7 @@ def run_train(options: argparse.Namespace) -> int:
         return start_processes(options)
     if options.coordinator is not None:
         join(options)
-    task = shared.read_task(options.task)
+    task = None if options.task is None else shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns, unknown=options.unknown or "error")
@@ -221,7 +222,7 @@ def run_train(options: argparse.Namespace) -> int:
             print(f"validation: {', '.join(f'{name} {value:.4f}' for name, value in run.metrics.items())}")
             if test is not None:
                 print(f"test: {dataclasses.replace(test, note='')}")
-            if text := note(run.config, task, run.settings.k):
+            if text := note(run.config, run.settings.task, run.settings.k):
                 print(text)
 
     processes.by_first("evaluate", report)

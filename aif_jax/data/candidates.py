@@ -319,7 +319,7 @@ def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource
       ValueError: a threshold that every or no action reaches.
     """
     actions = dataset.schema.actions
-    _expect_row(dataset, threshold, "threshold", least=2)
+    expect_threshold(dataset, threshold, "threshold")
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = expect_integers(positions, "positions", size=len(dataset.log))
@@ -388,13 +388,13 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
       A source whose positions are the first events of requests: `split.request_starts(log)`.
 
     Raises:
-      ValueError: candidates below 1, a threshold that is no action row.
+      ValueError: candidates below 1, a threshold that is no action row from 2 on, text actions without `Columns.actions`.
     """
     expect(candidates >= 1, "candidates", "at least 1", candidates)
     several = isinstance(threshold, Mapping)
     thresholds = dict(threshold) if several else {"": threshold}
     for name, least in thresholds.items():
-        _expect_row(dataset, least, f"threshold[{name!r}]" if several else "threshold", least=1)
+        expect_threshold(dataset, least, f"threshold[{name!r}]" if several else "threshold")
     lowest = min(thresholds.values())
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
@@ -465,15 +465,15 @@ def retrieved(
     return CandidateSource(lists, {"kind": "retrieved", **settings})
 
 
-def _expect_row(dataset: Dataset, row: Any, name: str, *, least: int) -> None:
-    """ValueError for a threshold that is no action row of at least `least`, with the raw actions of the rows."""
-    actions, raw = dataset.schema.actions, []
-    if dataset.encoder is not None:
-        known = dataset.encoder.vocabularies.get("action")
-        raw = list(dataset.encoder.columns.actions) or ([] if known is None else np.asarray(known.raw).tolist())
+def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
+    """ValueError for a threshold that is no action row above another one, or whose actions are in no order of meaning."""
+    raw, columns = dataset.action_names, dataset.encoder.columns if dataset.encoder is not None else None
     rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))
-    good = isinstance(row, int | np.integer) and not isinstance(row, bool) and least <= row < actions
-    expect(good, name, f"an action row in [{least}, {actions}){rows}", repr(row))
+    good = isinstance(row, int | np.integer) and not isinstance(row, bool) and 2 <= row < dataset.schema.actions
+    expect(good, name, f"an action row in [2, {dataset.schema.actions}){rows}", repr(row))
+    if columns is not None and not columns.actions and any(isinstance(value, str) for value in raw):
+        expected = "Columns.actions in ascending order of what they mean, such as ('shown', 'click'), for a threshold"
+        expect(False, name, expected, f"none, which leaves them in alphabetical order{rows}")
 
 
 def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:

@@ -105,6 +105,19 @@ class Dataset:
         """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
         return self.catalogue.encoding
 
+    @property
+    def action_names(self) -> list[Any]:
+        """Raw actions of the action rows from 1 on; [] where none is known."""
+        if self.encoder is None:
+            return []
+        known = self.encoder.vocabularies.get("action")
+        return list(self.encoder.columns.actions) or ([] if known is None else np.asarray(known.raw).tolist())
+
+    @functools.cached_property
+    def action_counts(self) -> np.ndarray:
+        """Events of the log by action row, int64 [actions]."""
+        return np.bincount(self.log.action, minlength=self.schema.actions)
+
     @functools.cached_property
     def repeated(self) -> float:
         """Measured share of the events that repeat an item which their user has met before, see `events.repeated_share`."""

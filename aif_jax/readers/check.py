@@ -30,6 +30,7 @@ MOST = 0.1, 10  # a user with more than this share of all events, and with so ma
 UNIQUE = 0.99, 20  # an attribute with another value in this share of its rows, of at least so many
 FEW = 20  # of so many events one can be far from the others
 FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
+NEWEST = 0.1  # share of the events that `fit` holds out for the test, by time
 LEVELS = 10  # a single negative value is no level of a scale where there are at least so many others
 UNSCALED = 10.0  # a mean further from 0, or a deviation further from 1 by this factor, wants scaling
 ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
@@ -57,6 +58,61 @@ class ColumnProfile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Events of one user at one moment: a list that was shown, where the events are an impression log.
+
+    Attributes:
+      count: how many there are.
+      one_action: share of those whose events are of one action, and so of one label.
+      actions: share of the events by raw action; {} without a column of actions.
+      new_events, new_lists: among the newest tenth of the events, the share of events whose item has no event before it, and
+        the share of lists that hold such an item; None with fewer than ten events.
+    """
+
+    count: int
+    one_action: float
+    actions: dict[str, float]
+    new_events: float | None
+    new_lists: float | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.count:,} lists (events of one user at one moment)"]
+        if len(self.actions) > 1:
+            parts.append(f"{_percent(self.one_action)} of them of one action")
+            parts.append("events by action: " + ", ".join(f"{_percent(s)} {name!r}" for name, s in self.actions.items()))
+        if self.new_events is not None and self.new_lists is not None:
+            new = f"{_percent(self.new_events)} of the events and {_percent(self.new_lists)} of the lists"
+            parts.append(f"newest tenth: {new} have an item without an earlier event")
+        return "; ".join(parts)
+
+
+def lists_of(tables: Tables, columns: Columns) -> Lists | None:
+    """The lists among events of known users at good times; None without such an event."""
+    table, rows = tables.scans["events"], tables.rows["events"]
+    good = np.flatnonzero(table.is_good(columns.user, columns.time) & (rows["user"] > 0))
+    if not len(good):
+        return None
+    time, user, item = table.ticks(columns.time).value[good], rows["user"][good], rows["item"][good]
+    action = rows["action"][good] if "action" in rows else np.ones(len(good), np.int32)
+    order = np.lexsort((time, user))
+    starts = np.append(True, (np.diff(user[order]) != 0) | (np.diff(time[order]) != 0))
+    firsts = np.flatnonzero(starts)
+    least, most = (ends.reduceat(action[order], firsts) for ends in (np.minimum, np.maximum))
+    names = list(columns.actions) or np.asarray(getattr(tables.vocabularies.get("action"), "raw", ())).tolist()
+    counts = np.bincount(action, minlength=len(names) + 1)
+    shares = {str(name): counts[row] / len(good) for row, name in enumerate(names, 1) if counts[row]}
+    new_events = new_lists = None
+    if (newest := round(NEWEST * len(good))) and (cut := np.sort(time)[-newest]) > time.min():
+        late = time >= cut
+        new = late & ~np.isin(item, item[~late])
+        of_list = np.cumsum(starts) - 1
+        held, hold = (np.unique(of_list[part[order]]) for part in (late, new))
+        new_events, new_lists = float(new.sum() / late.sum()), len(hold) / len(held)
+    one = float((least == most).mean())
+    return Lists(count=len(firsts), one_action=one, actions=shares, new_events=new_events, new_lists=new_lists)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """What a data set looks like."""
 
@@ -67,6 +123,7 @@ class Profile:
     per_item: dict[str, float]
     repeated: float  # share of events that are in an earlier row too
     columns: tuple[ColumnProfile, ...]
+    lists: Lists | None = None  # of `check` alone; None without events
 
     def __str__(self) -> str:
         span = f", {self.first} to {self.last} (UTC)" if self.events else ""
@@ -80,7 +137,7 @@ class Profile:
             for c in self.columns
         ]
         title = f"profile: {self.events:,} events{span}, {_percent(self.repeated)} of them duplicates"
-        return "\n".join([title, *_aligned(numbers), *_aligned(shares)])
+        return "\n".join([title, *_aligned(numbers), *_aligned(shares), *([] if self.lists is None else [f"  {self.lists}"])])
 
 
 def profile_of(tables: Tables, columns: Columns, *, repeats: Repeats) -> tuple[Profile, list[Suspicion]]:
@@ -354,8 +411,9 @@ def check(
     | placeholder | a single negative value such as -1 among others from 0 |
     | unscaled floats | a column far from mean 0 and deviation 1 although `Columns.scale` is off |
 
-    The report ends with a *profile*: the time span, the events of a user and of an item, ranges of floats, and for each
-    categorical column the number of distinct values and the shares of missing and unknown ones.
+    The report ends with a *profile*: the time span, the events of a user and of an item, ranges of floats, for each
+    categorical column the number of distinct values and the shares of missing and unknown ones, and `Lists`: how many lists
+    have one label, how often each action comes, how many items of the newest events are new.
 
     Args:
       events: Parquet, CSV or TSV, file or folder; a table in memory.
@@ -385,6 +443,7 @@ def check(
                         values  missing  unknown
         events, 'user'       2      0 %      0 %
         events, 'item'       2      0 %      0 %
+        2 lists (events of one user at one moment)
       2 problems, 0 suspicions (events: 3 rows, events sorted by user and time)
     """
     expect(order in ORDERS, "order", f"one of {', '.join(ORDERS)}", repr(order))
@@ -393,6 +452,7 @@ def check(
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     checked, unsorted = _note_order(tables, columns, problems, order=order)
     profile, suspicions = profile_of(tables, columns, repeats=_repeats(tables, columns))
+    profile = dataclasses.replace(profile, lists=lists_of(tables, columns))
     rows = {}
     for name in ("items", "users", "events"):
         rows |= tables.scans[name].counts() if name in tables.scans else {}

@@ -31,10 +31,10 @@ from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Check
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
 from aif_jax.config import Config
 from aif_jax.data import pipeline
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, expect_threshold
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
-from aif_jax.data.split import cuts_of_samples
+from aif_jax.data.split import cuts_of_samples, request_starts
 from aif_jax.encoding.times import shown
 from aif_jax.model import PreRanker, fit_tables, name_of
 from aif_jax.scores import objective_names
@@ -46,7 +46,7 @@ from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.losses import Loss, SequenceLoss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, Liked, NextItem, Task
 from aif_jax.trees import differences, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
@@ -123,7 +123,7 @@ class Samples(NamedTuple):
     test: int
     earlier: int  # before `since`
     short: int  # whose user has too few earlier events
-    unknown: int  # events that are no sample of the task
+    unknown: int  # events, or requests, that are no sample of the task
     longer: int = 0  # lists with more than `Impressions.candidates` items
 
 
@@ -136,11 +136,14 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     times, longer = data.log.time[positions], 0
     if isinstance(task, Impressions):
         longer = int(np.count_nonzero(data.log.request_end(positions) - positions > task.candidates))
+        possible = len(request_starts(data.log))
+    else:
+        possible = len(data.log) if task.samples == "events" else len(everything)
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
     return Samples(
         train=len(times) - validation, validation=validation - test, test=test,
         earlier=len(everything) - len(inside), short=len(inside) - len(times),
-        unknown=len(data.log) - len(everything) if task.samples == "events" else 0, longer=longer,
+        unknown=possible - len(everything), longer=longer,
     )  # fmt: skip
 
 
@@ -160,6 +163,42 @@ def samples_line(samples: Samples, settings: Any) -> str:
         f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
         f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}{cut}"
     )
+
+
+def label_lines(
+    data: Dataset, settings: Any, samples: Samples, positions: np.ndarray, source: SourceFn, *, config: Config
+) -> Iterator[str]:
+    """Lines of text on labels of training lists, and on held-out items without a training event; of `requests` lists each."""
+    if not isinstance(settings.task, NextItem):
+        some = np.random.default_rng(0).permutation(positions)[: settings.requests]
+        rows, labels, _ = source(some, SampleKey(settings.seed, 0, 0))
+        for name, of in named_labels(labels, config):
+            known = (rows > 0) & ~np.isnan(of)
+            positive, negative = known & (of > 0), known & (of == 0)
+            one = 1 - (positive.any(1) & negative.any(1)).mean()
+            shares = f"{positive.sum() / max(1, known.sum()):.1%} of the candidates are positive"
+            yield f"labels{name and f' of {name!r}'}: {shares}; {one:.1%} of the lists have one label, which teaches no order"
+    for split in ("validation", "test"):
+        if getattr(samples, split):
+            at, held = held_out(data, settings, split, requests=settings.requests)
+            rows, labels, _ = held(at, SampleKey(0, 0, 0))
+            log = data.histories if settings.task.samples == "events" else data.log
+            untrained = np.ones(len(data.catalogue), bool)
+            untrained[log.item[log.time < settings.first_validation]] = False
+            new, there = untrained[rows] & (rows > 0), max(1, np.count_nonzero(rows))
+            for _, of in named_labels(labels, config)[:1]:
+                wanted = (rows > 0) & (of > 0)
+                requests = (new & wanted).any(1).sum() / max(1, wanted.any(1).sum())
+                share = f"{requests:.1%} of the requests are for an item without a training event"
+                yield f"{split}: {share}, {new.sum() / there:.1%} of the candidates are such items"
+            return
+
+
+def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
+    """Labels [B, C] of each objective by name, "" for those of one array."""
+    if not isinstance(labels, dict):
+        return [("", labels)]
+    return [(name, labels[name]) for name in objective_names(config.objectives) if name in labels]
 
 
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
@@ -366,9 +405,24 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
     return np.union1d(positions, drawn)
 
 
+def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
+    """ValueError for a threshold that is no action row, or that all or none of the events reach."""
+    expect_threshold(data, threshold, name)
+    counts = data.action_counts
+    share = counts[threshold:].sum() / max(1, counts.sum())
+    reached = counts[::-1].cumsum()[::-1] / max(1, counts.sum())
+    names = data.action_names or range(1, data.schema.actions)
+    listed = ", ".join(f"{row + 1} ({value!r}): {reached[row + 1]:.1%}" for row, value in enumerate(list(names)[:20]))
+    way_out = f"events by least action row: {listed}; take one that some events reach and others do not, or other events"
+    expect(0 < share < 1, name, "positives and negatives among the events", f"{share:.0%} positives for {threshold}; {way_out}")
+
+
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     """ValueError where a task does not have a label for each objective of the model; names both."""
     known, name = list(objective_names(objectives)), type(task).__name__
+    if isinstance(task, Impressions | Liked):
+        for objective, least in (task.thresholds if isinstance(task, Impressions) else {"": task.threshold}).items():
+            expect_both_labels(data, least, f"threshold[{objective!r}]" if objective else "threshold")
     if isinstance(task, Impressions) and isinstance(task.threshold, Mapping):
         name, labels = "Impressions.threshold", sorted(task.threshold)
     elif isinstance(task, Cascaded):
@@ -415,6 +469,8 @@ def train(
         seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
+    for line in label_lines(data, settings, samples, feed.positions, source, config=config):
+        say(line, progress=progress)
     if replayed := len(feed.positions) - samples.train:
         say(f"replay: {replayed:,} earlier samples, drawn at random, are trained on too", progress=progress)
     for line in plan(feed, settings, samples):

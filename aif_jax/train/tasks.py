@@ -129,6 +129,9 @@ class Liked(Fields):
 class Impressions(Fields):
     """Which of the items that were shown does the user click? The log holds impressions; a request is a sample.
 
+    A user's requests before the first one with an event below the threshold are no samples but histories alone: a log begins
+    with them where histories come from elsewhere, without times, and their lists would be all positive.
+
     Attributes:
       candidates: C, items of a list that count: of longer lists the positives and a random draw of the rest.
       threshold: the least action row that counts as a click; action rows must be in ascending order (seen, clicked). Of
@@ -140,10 +143,15 @@ class Impressions(Fields):
 
     ranks_catalogue = False
     samples = "requests"
-    no_sample = ""
+    no_sample = "before the first impression of their user, histories alone"
 
     def __post_init__(self):
         expect_types(self)
+
+    @property
+    def thresholds(self) -> dict[str, int]:
+        """The thresholds by name of the objective, "" for the only one."""
+        return dict(self.threshold) if isinstance(self.threshold, Mapping) else {"": self.threshold}
 
     @property
     def loss(self) -> Loss | None:
@@ -156,8 +164,13 @@ class Impressions(Fields):
         return self.candidates
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """The first event of every request in a span of time."""
-        return _with_history(request_starts, data, min_history=min_history, since=since, before=before)
+        """The first event of every request in a span of time, from the first impression of its user on."""
+        starts, log = _with_history(request_starts, data, min_history=min_history, since=since, before=before), data.log
+        shown = np.flatnonzero(log.action < min(self.thresholds.values()))
+        users, place = np.unique(log.user[shown], return_index=True)
+        first = np.full(log.users, len(log))
+        first[users] = shown[place]
+        return starts[log.request_end(starts) > first[log.user[starts]]]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
@@ -215,6 +228,22 @@ class Cascaded(Fields):
         if self.sampled:
             sampler = NegativeSampler(counts_before(data, before), power=self.power, rows=data.catalogue.rows)
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
+
+
+def task_of(data: Dataset, task: Task | None) -> Task:
+    """The task, or `NextItem` for None; ValueError where events have several actions and nothing names the positives."""
+    if task is not None or (data.encoder is not None and data.encoder.engaged is not None):
+        return task or NextItem()
+    rows, names = np.flatnonzero(data.action_counts[1:]), data.action_names
+    found = {str(names[row]) if names else str(row + 1): int(data.action_counts[row + 1]) for row in rows}
+    if len(found) > 1:
+        raise ValueError(
+            f"fit task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for"
+            f" {', '.join(f'{count:,} {name!r}' for name, count in found.items())}; give task=Impressions(candidates=...,"
+            f" threshold=...) to rank what was shown, or Columns(history_actions=(...)) to name the positives of NextItem;"
+            f" task=NextItem() takes every event as a positive"
+        )
+    return NextItem()
 
 
 def _with_history(
