@@ -92,7 +92,7 @@ def lists_of(tables: Tables, columns: Columns) -> Lists | None:
     good = np.flatnonzero(table.is_good(columns.user, columns.time) & (rows["user"] > 0))
     if not len(good):
         return None
-    time, user, item = table.ticks(columns.time).value[good], rows["user"][good], rows["item"][good]
+    time, user, item = table.times(columns.time)[good], rows["user"][good], rows["item"][good]
     action = rows["action"][good] if "action" in rows else np.ones(len(good), np.int32)
     order = np.lexsort((time, user))
     starts = np.append(True, (np.diff(user[order]) != 0) | (np.diff(time[order]) != 0))
