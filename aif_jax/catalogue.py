@@ -21,13 +21,11 @@ class Catalogue:
 
     Attributes:
       schema: which features there are.
-      raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`. With `rows` those of the rows that have an item.
+      raw: int64 or str [N - 1] raw item ids; row r is `raw[r - 1]`.
       ids: int32 [N] each, or [N, n] for a multi-valued attribute.
       floats: float32 [N, F].
       content: float32 [N, E] content embedding; None where the schema has none.
       side: float32 [N] each.
-      rows: integers, the row of each raw id, for a vocabulary of fixed size: rows without an id are free, all zeros, and no
-        candidates. None where each row has an item.
 
     Raises:
       TypeError: wrong dtype.
@@ -48,19 +46,13 @@ class Catalogue:
     floats: np.ndarray
     content: np.ndarray | None = None
     side: dict[str, Any] = dataclasses.field(default_factory=dict)
-    rows: np.ndarray | None = None
 
     def __post_init__(self):
         flat = self.raw.ndim == 1 and self.raw.dtype.kind in "iuUT"
         expect(flat, "Catalogue.raw", "integers or strings [N - 1]", f"{self.raw.dtype} {list(self.raw.shape)}")
         check_item_features(self.schema, self.items, batched=True, name="Catalogue")
-        if self.rows is None:
-            fits = len(self.floats) == len(self)
-            expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
-        else:
-            rows = expect_integers(self.rows, "Catalogue.rows", size=len(self.floats))
-            distinct = rows.shape == self.raw.shape and len(np.unique(rows[rows > 0])) == len(rows)
-            expect(distinct, "Catalogue.rows", f"{len(self.raw)} distinct rows from 1, one for each raw id", rows)
+        fits = len(self.floats) == len(self)
+        expect(fits, "Catalogue.floats", f"{len(self)} rows (raw ids and the unknown item)", len(self.floats))
         for path, table in jax.tree_util.tree_leaves_with_path(self.items):
             name = f"Catalogue{jax.tree_util.keystr(path)}"
             expect(not np.any(table[0]), name, "zeros in row 0 (the unknown item)", table[0])
@@ -95,7 +87,7 @@ class Catalogue:
 
     def __len__(self) -> int:
         """N, rows, the unknown row 0 included."""
-        return len(self.raw) + 1 if self.rows is None else len(self.floats)
+        return len(self.raw) + 1
 
     @property
     def encoding(self) -> str:

@@ -21,11 +21,8 @@ from aif_jax.blocks.item_offset import popularity_offset, with_item_offset
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
-from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.times import shown
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.metrics import ByUser
-from aif_jax.readers import admit
 from aif_jax.refreshing import (
     GateConfig,
     Measured,
@@ -113,27 +110,6 @@ def test_the_report_says_what_changed(published):
     assert list(report["seconds"]) == [
         "current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish"
     ]  # fmt: skip
-
-
-def test_ids_of_vocabularies_of_fixed_size_come_and_go_by_a_refresh(tmp_path):
-    """With the encoder that `admit` made: the table keeps its shape, an id that stays its row, one that came is not unknown."""
-    rule = {"item": Capacity(rows=32)}
-    before, _ = admit(world.data(4).encoder, world.events(4), capacity=rule, fresh=True)
-    days = aif.read(world.events(4), items=world.items(4), encoder=before, unknown="skip", progress=False)
-    run = aif.fit(
-        world.model(days.schema), days, batch_size=64, validation=0.1, test=0.0, keep_best=False, requests=20, k=None,
-        progress=False,
-    )  # fmt: skip
-    new = {name: column[-300:] for name, column in world.events(5).items()}
-    after, turnover = admit(before, new, capacity=rule)
-    assert turnover["item"].admitted == world.NEW and turnover["item"].evicted == world.NEW - 2
-    data = aif.read(world.events(5), items=world.items(5), encoder=after, unknown="skip", progress=False)
-    made = aif.refresh(
-        run.trained, data, out=tmp_path / "store", since=run.settings.first_validation, **world.OPTIONS
-    )  # fmt: skip
-    assert made.status == "published" and made.report["vocabularies"]["item"] == {"before": 30, "after": 32}
-    assert made.trained.encoding == after.version != run.trained.encoding
-    assert made.trained.params["embedding"]["item"].shape == run.trained.params["embedding"]["item"].shape
 
 
 def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, tmp_path, capsys):
@@ -308,16 +284,6 @@ def newer(run) -> aif.Dataset:
     """Five days under the ids of the model and the new ones."""
     encoder = grown(run.encoder, world.data(5).encoder)
     return aif.read(world.events(5), items=world.items(5), encoder=encoder, progress=False)
-
-
-def test_a_vocabulary_of_fixed_size_is_not_grown(run):
-    """It would get rows beyond its size; ids come and go by `readers.admit`."""
-    fixed = Vocabulary([1, 2], rows=[1, 2], size=9)
-    encoder = dataclasses.replace(run.encoder, vocabularies={**run.encoder.vocabularies, "user": fixed})
-    with pytest.raises(
-        ValueError, match="vocabulary 'user': expected one that may grow, got one of fixed size; use readers.admit"
-    ):
-        grown(encoder, world.data(5).encoder)
 
 
 def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):

@@ -23,9 +23,8 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder, Prefetch
 from aif_jax.data.split import cuts_of_samples, eligible, split_by_time
 from aif_jax.encoding import hashing
-from aif_jax.encoding.capacity import Capacity
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.vocabulary import IdCounts, Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.refreshing import GateConfig
 from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Limits
@@ -234,19 +233,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Vocabulary([1, 2]).encode([1.0]), TypeError, "expected integers like the vocabulary, got dtype float64"),
     (lambda: Vocabulary([1.0, float("nan")]), TypeError, "expected integers or strings, got dtype float64"),
     (lambda: Vocabulary(["a", "b"]).encode(["a", "z", 7]), TypeError, "got int after str at position 2"),
-    (lambda: Capacity(rows=0), "Capacity.rows"),
-    (lambda: Capacity(admit_after=0, rows=3), "admit_after"),
-    (lambda: Capacity(evict_after=-1, rows=3), "evict_after"),
-    (lambda: Capacity(when_full="grow", rows=3), "'evict' or 'refuse'"),
-    (lambda: Vocabulary([7, 8], rows=[1, 1], size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[0, 1], size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[1, 4], size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[1], size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[1.0, 2.0], size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[1, 2], size=None), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=None, size=4), "Vocabulary"),
-    (lambda: Vocabulary([7, 8], rows=[1, 2], size=2**31 + 1), "Vocabulary"),
-    (lambda: IdCounts(Vocabulary([1]), np.zeros(2, np.int64), np.zeros(1, np.int64)), "IdCounts"),
     # logs, splits, orders, negatives
     (lambda: log([0, 1], [1, 1], [1, 1], [1, 1]),
      "user: expected values in [1, 3)... got 0 at position 0; row 0 is the unknown"),

@@ -105,7 +105,6 @@ class NegativeSampler:
       counts: [N] how often each catalogue row occurs among the TRAINING events.
       power: 1 for popularity as it is, 0 for uniform.
       uniform: share of the draws that are uniform over all items, those without a count among them.
-      rows: integers, the rows that have an item (`Catalogue.rows`); None where all but row 0 do.
 
     Raises:
       TypeError, ValueError: counts that are not finite numbers of at least 0, a share that is none, or fewer than two items
@@ -119,15 +118,13 @@ class NegativeSampler:
       [[2, 2, 2], [1, 1, 1]]
     """
 
-    def __init__(self, counts: Any, *, power: float = 0.75, uniform: float = 0.0, rows: Any = None):
+    def __init__(self, counts: Any, *, power: float = 0.75, uniform: float = 0.0):
         counts = np.asarray(counts, np.float64)
         expect_array(counts, "counts", dtype=np.float64, shape=(None,))
         expect_finite(counts, "counts", minimum=0)
         expect(0 <= power < np.inf, "power", "a finite value of at least 0", power)
         expect(0 <= uniform <= 1, "uniform", "a share from 0 to 1", uniform)
         weights, items = counts**power, np.arange(len(counts)) > 0
-        if rows is not None:
-            items[:] = np.isin(np.arange(len(counts)), rows)
         weights[~items] = 0
         drawable = np.count_nonzero(weights) if uniform < 1 else 0
         drawable = max(drawable, np.count_nonzero(items) if uniform > 0 else 0)

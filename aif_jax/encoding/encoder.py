@@ -35,7 +35,6 @@ class Encoder:
     | raw | becomes |
     |---|---|
     | an item or attribute value that the vocabulary lacks, None | row 0; an unknown item is still an event of the history |
-    | one that lost its row, or has none yet, see `encoding.capacity` | the same |
     | an action that is none of those listed | action 0 |
     | an event whose action is none of `Columns.history_actions`, where there are any | left out |
     | events in any order | the most recent first, ties as `times.history_order` has them: the order of arrival never matters |

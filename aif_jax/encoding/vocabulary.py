@@ -1,11 +1,7 @@
-"""Vocabularies: raw ids to rows 1..n in ascending order of the raw id; row 0 is everything unknown.
-
-A vocabulary of fixed size gives rows as ids come and takes them back as ids go, see `encoding.capacity`.
-"""
+"""Vocabularies: raw ids to rows 1..n in ascending order of the raw id; row 0 is everything unknown."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -38,20 +34,12 @@ class Vocabulary:
 
     Args:
       raw: ids in any order, repeated or not: integers within int64, or strings, all of one kind.
-      rows: integers [n], the row of each of n distinct ids; None numbers the ids in ascending order.
-      size: rows of a vocabulary of fixed size, the unknown row 0 and free ones included; goes with `rows`.
-      counts: events of ids and when they were last seen, of a vocabulary of fixed size; no part of what a row means, so neither
-        of equality nor of the digest.
 
     Raises:
       TypeError: ids that are neither integers nor strings, None or a mixture of kinds among them, integers beyond int64.
-      ValueError: rows that are not distinct rows in 1 .. size - 1, one for each distinct id.
 
     Attributes:
-      raw: the n ids, ascending, int64 or NumPy's StringDType.
-      rows: int32 [n] the row of each; without a fixed size `raw[i]` has row i + 1.
-      fixed: whether the size is fixed.
-      counts: `IdCounts`, or None.
+      raw: the n ids, ascending, int64 or NumPy's StringDType; `raw[i]` has row i + 1.
 
     Example:
       >>> vocabulary = Vocabulary([30, 10, 20])
@@ -59,32 +47,16 @@ class Vocabulary:
       [1, 0, 3]
     """
 
-    def __init__(self, raw: Any, *, rows: Any = None, size: int | None = None, counts: IdCounts | None = None):
+    def __init__(self, raw: Any):
         ids = as_ids(raw, "Vocabulary", short=False)
         self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else id_array(sorted(set(ids)))
-        self.fixed, self.counts = size is not None, counts
-        if rows is None:
-            self.rows, self._size = np.arange(1, len(self.raw) + 1, dtype=np.int32), len(self.raw) + 1
-        else:
-            self.rows, self._size = np.asarray(rows), 0 if size is None else int(size)
-            good = self.rows.dtype.kind in "iu" and self.rows.shape == (len(ids),) == self.raw.shape
-            good = good and (not len(ids) or (self.rows.min() >= 1 and self.rows.max() < self._size))
-            if not good or self._size > 2**31 or len(np.unique(self.rows)) != len(ids):
-                expected = f"{len(ids)} distinct rows in [1, {size}) of distinct ids"
-                raise ValueError(f"Vocabulary.rows: expected {expected}, got {rows!r}")
-            is_array = isinstance(ids, np.ndarray)
-            order = np.argsort(ids, kind="stable") if is_array else sorted(range(len(ids)), key=ids.__getitem__)
-            self.rows = self.rows[order].astype(np.int32)
-        if self.fixed != (rows is not None) or (counts is not None and not self.fixed):
-            raise ValueError("Vocabulary: expected rows and size together, and counts with them alone, got some of them")
 
     def __len__(self) -> int:
-        """Rows, the unknown row 0 included, and free ones where the size is fixed: the `size` of the attribute."""
-        return self._size
+        """Rows, the unknown row 0 included: the `size` of the attribute."""
+        return len(self.raw) + 1
 
     def __repr__(self) -> str:
-        free = f", {self._size - 1 - len(self.raw)} free rows" if self.fixed else ""
-        return f"Vocabulary({len(self.raw)} ids + unknown{free})"
+        return f"Vocabulary({len(self.raw)} ids + unknown)"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.digest == other.digest
@@ -93,12 +65,12 @@ class Vocabulary:
         return hash(self.digest)
 
     def decode(self, row: int) -> int | str:
-        """The raw id of a known row, 1 to size - 1; IndexError for a row without one."""
+        """The raw id of a known row, 1 to n; IndexError for a larger one."""
         return self.ids_of(np.array([row])).tolist()[0]
 
     def ids_of(self, rows: np.ndarray) -> np.ndarray:
-        """The raw ids of known rows [n]; IndexError for a row without one."""
-        return self.raw[self._place_of_row[rows] if self.fixed else rows - 1]
+        """The raw ids of known rows [n]; IndexError for a larger one."""
+        return self.raw[rows - 1]
 
     @property
     def kind(self) -> Kind | None:
@@ -132,14 +104,14 @@ class Vocabulary:
             at = np.empty(len(ids), np.int64)
             at[order] = np.searchsorted(self.raw, ids[order])
             np.minimum(at, len(self.raw) - 1, out=at)
-            rows = np.where(self.raw[at] == ids, self.rows[at], np.int32(0))
+            rows = np.where(self.raw[at] == ids, at + 1, 0).astype(np.int32)
         return rows.reshape(shape)
 
     def _rows_of(self, raw: list[Any] | np.ndarray) -> np.ndarray | None:
         """Rows of strings, checking the types of unknown ones only; None where something is no string."""
         if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self.raw) <= FEW:
             rows = np.zeros(raw.shape, np.int32)
-            for row, text in zip(self.rows.tolist(), self.raw.tolist(), strict=True):
+            for row, text in enumerate(self.raw.tolist(), 1):
                 rows[raw == text] = row
             return rows
         values = raw if isinstance(raw, list) else raw.reshape(-1).tolist()
@@ -153,30 +125,14 @@ class Vocabulary:
 
     @functools.cached_property
     def digest(self) -> str:
-        """64 hex digits over the ids and their rows: equal vocabularies have equal digests."""
+        """64 hex digits over the ids: equal vocabularies have equal digests."""
         state = hashlib.sha256(b"" if self.kind is None else self.kind.encode())
-        for array in self._ids().values() if self.kind is not None else ():
+        for array in self.to_arrays().values() if self.kind is not None else ():
             state.update(array.data)
-        if self.fixed:
-            state.update(f" fixed {self._size} ".encode())
-            state.update(self.rows.data)
         return state.hexdigest()
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The ids as plain arrays: {"ids": int64 [n]}, or for strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}.
-
-        Of a fixed size also "rows" int32 [n], "size" int64 [1], and where there are counts the ids of these, "counted_" before
-        their names, "count" and "last" int64 [m].
-        """
-        if not self.fixed:
-            return self._ids()
-        arrays = self._ids() | {"rows": self.rows, "size": np.array([self._size])}
-        if self.counts is None:
-            return arrays
-        ids = {f"counted_{name}": array for name, array in self.counts.ids.to_arrays().items()}
-        return arrays | ids | {"count": self.counts.count, "last": self.counts.last}
-
-    def _ids(self) -> dict[str, np.ndarray]:
+        """The ids as plain arrays: {"ids": int64 [n]}, or for strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
         if self.raw.dtype.kind == "i":
             return {"ids": self.raw}
         encoded = [text.encode() for text in self.raw.tolist()]
@@ -188,8 +144,6 @@ class Vocabulary:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Vocabulary:
         """The vocabulary that `to_arrays` wrote. Raises ValueError for other arrays."""
-        if "rows" in arrays:
-            return cls._fixed_from(dict(arrays))
         if set(arrays) == {"ids"}:
             return cls(np.asarray(arrays["ids"]))
         expect(set(arrays) == {"utf8", "offsets"}, "Vocabulary", "the arrays 'ids', or 'utf8' and 'offsets'", sorted(arrays))
@@ -201,30 +155,9 @@ class Vocabulary:
             raise ValueError(f"Vocabulary: expected offsets int64 that rise from 0 to {len(data)}, got {got}")
         return cls([data[start:stop].decode() for start, stop in itertools.pairwise(offsets.tolist())])
 
-    @classmethod
-    def _fixed_from(cls, arrays: dict[str, np.ndarray]) -> Vocabulary:
-        fixed = {name: np.asarray(arrays.pop(name, 0)) for name in ("rows", "size")}
-        counted = {name.removeprefix("counted_"): arrays.pop(name) for name in list(arrays) if name.startswith("counted_")}
-        numbers = [np.asarray(arrays.pop(name)) for name in ("count", "last") if name in arrays]
-        ids = cls.from_arrays(arrays)
-        counts = None
-        if counted or numbers:
-            expected = "the arrays 'count' and 'last' of the ids that were counted"
-            expect(len(numbers) == 2, "Vocabulary", expected, f"{len(numbers)} of the two")
-            counts = IdCounts(cls.from_arrays(counted), *numbers)
-        expect(fixed["size"].shape == (1,), "Vocabulary", "an array 'size' of one number", f"shape {list(fixed['size'].shape)}")
-        return cls(ids.raw if len(ids.raw) else [], rows=fixed["rows"], size=int(fixed["size"][0]), counts=counts)
-
-    @functools.cached_property
-    def _place_of_row(self) -> np.ndarray:
-        """int64 [size] the place of each row in `raw`, that after the last one for a row without an id."""
-        places = np.full(self._size, len(self.raw))
-        places[self.rows] = np.arange(len(self.raw))
-        return places
-
     @functools.cached_property
     def _rows_by_string(self) -> _Rows:
-        return _Rows(zip(self.raw.tolist(), self.rows.tolist(), strict=True))
+        return _Rows(zip(self.raw.tolist(), itertools.count(1)))
 
     @functools.cached_property
     def _dense_rows(self) -> np.ndarray | None:
@@ -233,33 +166,23 @@ class Vocabulary:
         if last - first >= SPREAD * len(self.raw) + 1024:
             return None
         rows = np.zeros(last - first + 2, np.int32)
-        rows[self.raw - first] = self.rows
+        rows[self.raw - first] = np.arange(1, len(self))
         return rows
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class IdCounts:
-    """Exact counts of ids, those without a row among them.
+def new_rows(before: Vocabulary, after: Vocabulary) -> np.ndarray:
+    """Where each row of a vocabulary is in the one after it: int32 [len(before)], -1 for a row that lost its id.
 
-    Attributes:
-      ids: the ids, in their ascending order those of the arrays.
-      count: int64 [m] events of each.
-      last: int64 [m] when it was last seen, in seconds since 1970.
-
-    Raises:
-      ValueError: arrays of other shapes or dtypes, a negative count.
+    Example:
+      >>> new_rows(Vocabulary([5, 7]), Vocabulary([3, 7])).tolist()
+      [0, -1, 2]
     """
-
-    ids: Vocabulary
-    count: np.ndarray
-    last: np.ndarray
-
-    def __post_init__(self):
-        wanted = (len(self.ids.raw),)
-        good = all(each.shape == wanted and each.dtype == np.int64 for each in (self.count, self.last)) and not self.ids.fixed
-        if not good or (self.count < 0).any():
-            got = f"{self.count.dtype}{list(self.count.shape)}, {self.last.dtype}{list(self.last.shape)}"
-            raise ValueError(f"IdCounts: expected int64 counts of at least 0 and times of {wanted[0]} ids, got {got}")
+    place = np.full(len(before), -1, np.int32)
+    place[0] = 0
+    if before.kind is not None and after.kind in (before.kind, None):
+        row = after.encode(before.raw)
+        place[1:] = np.where(row > 0, row, -1)
+    return place
 
 
 def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> np.ndarray | list[str]:

@@ -194,8 +194,7 @@ def _columns(table: Any) -> Any:
 def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     for start in range(0, len(catalogue.raw), size):
         raw = catalogue.raw[start : start + size]
-        rows = np.arange(start + 1, start + 1 + len(raw)) if catalogue.rows is None else catalogue.rows[start : start + size]
-        yield raw, catalogue.features(rows)
+        yield raw, catalogue.features(np.arange(start + 1, start + 1 + len(raw)))
 
 
 def _join(batches: list[Any]) -> Any:

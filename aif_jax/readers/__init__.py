@@ -1,11 +1,10 @@
-"""Your Parquet, CSV and TSV files: `read` makes a `Dataset` of them, `check` lists what is wrong, `read_items` feeds an index,
-`admit` chooses the ids that have a row.
+"""Your Parquet, CSV and TSV files: `read` makes a `Dataset` of them, `check` lists what is wrong, `read_items` feeds an index.
 
 Needs the `data` extra (Apache Arrow).
 """
 
 from aif_jax.readers.check import Report, check
-from aif_jax.readers.read import admit, load_columns, read, read_cascade, read_items
+from aif_jax.readers.read import load_columns, read, read_cascade, read_items
 from aif_jax.readers.sources import Problem, TextFile
 
-__all__ = ["Problem", "Report", "TextFile", "admit", "check", "load_columns", "read", "read_cascade", "read_items"]
+__all__ = ["Problem", "Report", "TextFile", "check", "load_columns", "read", "read_cascade", "read_items"]

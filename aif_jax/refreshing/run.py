@@ -19,8 +19,8 @@ from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.times import seconds_of, shown
+from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
@@ -101,8 +101,7 @@ def refresh(
     Args:
       current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
       events: files or tables of `read`: the new events, and earlier ones as far back as histories and `replay` shall reach. Or
-        a `Dataset` with an encoder: for vocabularies of fixed size, one read with the encoder that `readers.admit` made of the
-        served model's.
+        a `Dataset` with an encoder.
       out: snapshot store of exports, see `connectors.SnapshotStore`: what `aif-jax serve OUT --mirror DIR` follows. Reports go
         to the store OUT/reports.
       items, users: files or tables of `read`; None with a `Dataset`.

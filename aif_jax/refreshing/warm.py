@@ -13,9 +13,8 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import carry_over
@@ -46,7 +45,6 @@ def grown(encoder: Encoder, newer: Encoder) -> Encoder:
     expect(encoder.columns == newer.columns, "columns", f"those of the served model, {encoder.columns}", newer.columns)
     vocabularies = dict(encoder.vocabularies)
     for name, vocabulary in vocabularies.items():
-        expect(not vocabulary.fixed, f"vocabulary {name!r}", "one that may grow", "one of fixed size; use readers.admit")
         other = newer.vocabularies[name]
         if name == "action" or not len(other.raw) or other == vocabulary:
             continue
@@ -67,8 +65,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
 
     Args:
       trained: model with an encoder.
-      encoder: what `grown` returned, or `readers.admit` for vocabularies of fixed size, where the row of an id that went starts
-        new.
+      encoder: what `grown` returned.
       catalogue: items of `encoder`.
       seed: seed of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
 
@@ -78,9 +75,8 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed
     old = trained.need_encoder("warm_start")
     for name in (a.name for a in (*old.schema.item_attributes, *old.schema.user_attributes)):
         vocabulary = old.vocabularies[name]
-        lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[vocabulary.rows] < 0]
-        known = encoder.vocabularies[name].fixed or not len(lacks)  # with a fixed size ids also go
-        expect(known, f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
+        lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[1:] < 0]
+        expect(not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
     carried = carry_over(trained, encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
     return carried.replace(params=carried.params | {"fitted": fitted})

@@ -2,7 +2,7 @@
 
 from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
-from aif_jax.train.edits import carry_over, carry_over_state, fit_pure_svd, svd_factors
+from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
 from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg
@@ -16,5 +16,5 @@ __all__ = [
     "losses", "Goal", "Goals", "SequenceLoss", "lcron", "pairwise_ndcg", "margin_info_nce",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
     "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines",
-    "carry_over", "carry_over_state",
+    "carry_over",
 ]  # fmt: skip

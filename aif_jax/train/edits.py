@@ -28,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
@@ -38,13 +37,12 @@ from aif_jax.checks import check_encoding, expect, expect_integers, expect_like_
 from aif_jax.config import Config
 from aif_jax.data.candidates import SampleKey, SourceFn, counts_before, population_weights
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.capacity import new_rows
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.model import rebuilt
 from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import list_scores, sampled_before
-from aif_jax.trees import table_of
 from aif_jax.types import Array, Params
 
 STEPS = 100  # of Newton's method, which needs about six
@@ -357,7 +355,7 @@ def grow_vocabulary(
       size: rows of the new vocabulary, the unknown row 0 included.
       rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
         place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
-        `encoding.capacity.new_rows(before, after)`.
+        `encoding.vocabulary.new_rows(before, after)`.
 
     Raises:
       KeyError: no attribute with such a table.
@@ -406,11 +404,9 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     that they were made with, so none of the model before is taken; build them from the result. Fit the tables again on the new
     catalogue, and run the edits after training again, so that new items have theirs.
 
-    With vocabularies of fixed size the config stays but for the encoder's version, and so do compiled programs.
-
     Args:
       trained: model of the encoder before, not changed.
-      encoder: encoder of the same columns, such as from `readers.admit`, or from reading newer files.
+      encoder: encoder of the same columns, such as from reading newer files.
 
     Raises:
       ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
@@ -430,40 +426,6 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
     model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
     return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length))
-
-
-def carry_over_state(opt_state: Any, optimizer: optax.GradientTransformation, before: Trained, after: Trained) -> Any:
-    """The optimizer state of `before` for the model that `carry_over` made of it.
-
-    An id that both know keeps its moments, dense or sparse; rows that are new start as in `optimizer.init`. Moments of other
-    parameters, and the count of steps, go on.
-
-    Args:
-      opt_state: opt state of `optimizer` for the trained groups of `before`, as in `TrainState.opt_state`.
-      optimizer: which treats rows apart, as `train.optimizers` needs it.
-
-    Raises:
-      ValueError: state that has not one row for each row of a table whose rows changed.
-    """
-    trained = {name: group for name, group in after.params.items() if name != "fitted"}
-    with jax.numpy_dtype_promotion("standard"):
-        fresh = optimizer.init(trained)
-    old, new = (each.need_encoder("carry_over_state").vocabularies for each in (before, after))
-    names = {a.name for group in (before.config.schema.item_attributes, before.config.schema.user_attributes) for a in group}
-    place = {name: new_rows(old[name], new[name]) for name in names & old.keys() if old[name] != new[name]}
-
-    def one(path: tuple, leaf: Any, start: Any) -> Any:
-        name = table_of(path, place)
-        if name is None:
-            return leaf
-        rows = (np.shape(before.params["embedding"][name])[0], np.shape(after.params["embedding"][name])[0])
-        expected, got = f"one row for each of {rows[0]} rows of table {name!r}", f"shape {np.shape(leaf)}"
-        fits = (np.shape(leaf)[:1], np.shape(start)[:1]) == ((rows[0],), (rows[1],))
-        expect(fits, f"optimizer state {jax.tree_util.keystr(path)}", expected, got)
-        kept = np.flatnonzero(place[name] >= 0)
-        return jnp.asarray(start).at[place[name][kept]].set(jnp.asarray(leaf)[kept])
-
-    return jax.tree_util.tree_map_with_path(one, opt_state, fresh)
 
 
 def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:

@@ -362,7 +362,7 @@ def catalogue_scores(
     or those of one user; and programs over some users and items whose arrays are within `ARRAY` each.
 
     Yields:
-      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for rows without an item and, unless users come back
+      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0, no item, and, unless users come back
       to items (`repeats`; None takes `data.repeats`), for what the user has met before, but never for the event's own item.
     """
     repeats = data.repeats if repeats is None else repeats
@@ -387,7 +387,7 @@ def catalogue_scores(
         size = fitting(size, lambda n: width_of(n, 1))
     count = fitting(total, lambda n: width_of(size, n))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
-    done, free = 0, np.delete(np.arange(total), data.items.rows)
+    done = 0
     for places in _filled(len(positions), size, label="rank", progress=progress):
         at = order[places]
         here = positions[at]
@@ -400,7 +400,7 @@ def catalogue_scores(
             scores[:, start : start + count] = score_some(states, rows, np.int32(start), count=count)
         target, each = log.item[here], np.arange(size)
         of_target = scores[each, target]
-        scores[:, free] = -np.inf  # row 0 is no item
+        scores[:, 0] = -np.inf
         if not repeats:
             met = data.histories
             for row, start, end in zip(each, met.offsets[log.user[here]], data.history_end(here), strict=True):

@@ -91,7 +91,7 @@ class NextItem(Fields):
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
         """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
         uniform, negatives = (0.0, self.evaluated) if held_out else (self.uniform, self.negatives)
-        sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform, rows=data.catalogue.rows)
+        sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform)
         options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
         return sampled_negatives(data, sampler=sampler, negatives=negatives, **options)
 
@@ -226,7 +226,7 @@ class Cascaded(Fields):
             return logged(data, repeats=repeats)
         sampler = None
         if self.sampled:
-            sampler = NegativeSampler(counts_before(data, before), power=self.power, rows=data.catalogue.rows)
+            sampler = NegativeSampler(counts_before(data, before), power=self.power)
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
 
 

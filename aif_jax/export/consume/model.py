@@ -195,8 +195,7 @@ class ExportedModel:
             return np.array(rows, np.int32).reshape(given.shape)
         names = sorted({*self._vocabularies, *(["action"] if self._actions else [])})
         expect(name in self._vocabularies, "vocabulary", f"one of {names}", repr(name))
-        known, rows = self._vocabularies[name]
-        return rows[known.positions(raw)]
+        return (self._vocabularies[name].positions(raw) + 1).astype(np.int32)
 
     def _features(self, features: Any) -> dict[str, Any]:
         """Features by name; their encoding must be the model's where both are known."""
@@ -305,25 +304,13 @@ def _listed_actions(encoder: Mapping[str, Any]) -> dict[str, int]:
     return {str(value): number for number, value in enumerate(encoder, start=1)} if isinstance(encoder, list) else {}
 
 
-def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[Ids, np.ndarray]]:
-    """Ids and their rows int32 [n + 1], 0 for position -1, from "NAME/ids", or "NAME/utf8" and "NAME/offsets".
-
-    A vocabulary of fixed size has "NAME/rows" too; its counts are of no use here.
-    """
+def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
+    """Ids by name, from "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     for path, array in arrays.items():
         name, _, kind = path.rpartition("/")
         parts.setdefault(name, {})[kind] = array
-    made = {}
-    for name, part in parts.items():
-        more = {"rows", "size", "count", "last"} if "rows" in part else set()  # and the ids that are counted
-        ids = {kind: part[kind] for kind in part.keys() - more if not (more and kind.startswith("counted_"))}
-        known = Ids(ids, f"vocabulary {name!r}")
-        rows = part.get("rows", np.arange(1, len(known) + 1))
-        if rows.shape != (len(known),) or rows.dtype.kind != "i" or (rows < 1).any():
-            raise ExportError(f"vocabulary {name!r}: expected a row of at least 1 for each of {len(known)} ids, got {rows[:5]}")
-        made[name] = known, np.append(rows, 0).astype(np.int32)
-    return made
+    return {name: Ids(part, f"vocabulary {name!r}") for name, part in parts.items()}
 
 
 def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
