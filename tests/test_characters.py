@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aif_jax.encoding import hashing
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from aif_jax.index import ids, string_ids
 from aif_jax.serving.requests import Candidates
@@ -17,24 +16,18 @@ LONG = "x" * (MOST_CHARACTERS + 1)
 texts = st.lists(st.text(st.characters(codec="utf-32", exclude_categories=()), max_size=12), max_size=60)
 
 
-def words_of(strings):
-    return hashing.folded(strings, (np.uint64(0),), hashing._step, hashing._rest)[0]
-
-
 @given(texts, st.integers(0, 40))
 def test_hashes_are_those_of_the_loop(strings, repeats):
     strings = [text * (repeats if number % 7 == 0 else 1) for number, text in enumerate(strings)]
     keys = ids._hashed(strings)
     expected = [reference.key(text) for text in strings]
     assert list(zip(keys.key.tolist(), keys.mark.tolist(), strict=True)) == expected
-    np.testing.assert_array_equal(words_of(strings), reference.words(strings) if strings else [])
 
 
-@pytest.mark.parametrize("count", [1, hashing.FEW, hashing.FEW + 1, 3 * hashing.FEW])
+@pytest.mark.parametrize("count", [1, ids.FEW, ids.FEW + 1, 3 * ids.FEW])
 def test_every_length_around_the_change_from_arrays_to_integers(count):
     for strings in (["ab" * 9] * count, ["x" * number for number in range(count)], ["", *["é\0y" * count] * count]):
         assert ids._hashed(strings).key.tolist() == [reference.key(text)[0] for text in strings]
-        np.testing.assert_array_equal(words_of(strings), reference.words(strings))
 
 
 def test_a_long_text_costs_its_characters(monkeypatch):
@@ -50,16 +43,15 @@ def test_a_long_text_costs_its_characters(monkeypatch):
         return called
 
     monkeypatch.setattr(ids, "_step", counted(ids._step))
-    monkeypatch.setattr(hashing, "_step", counted(hashing._step))
     strings = ["long" * 50_000, *(f"item {number}" for number in range(2000))]
     tracemalloc.start()
     try:
-        keys, rows = string_ids(strings), hashing.hash_ids(strings, 1000)
+        keys = string_ids(strings)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20  # padded: 1.6 GB
     finally:
         tracemalloc.stop()
-    assert calls <= 2 * len("item 1999")
-    assert keys[0] == reference.key(strings[0])[0] and rows[1:].tolist() == hashing.hash_ids(strings[1:], 1000).tolist()
+    assert calls <= len("item 1999")
+    assert keys[0] == reference.key(strings[0])[0] and keys[1:].tolist() == string_ids(strings[1:]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -80,4 +72,4 @@ def test_ids_are_bounded(take):
 
 def test_categories_are_not_bounded():
     assert Vocabulary([LONG, "a"]).encode([LONG, "b"]).tolist() == [2, 0]
-    assert hashing.hash_ids([LONG], 9).shape == string_ids([LONG]).shape == (1,)
+    assert string_ids([LONG]).shape == (1,)

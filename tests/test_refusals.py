@@ -22,7 +22,6 @@ from aif_jax.data.candidates import NegativeSampler
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder, Prefetch
 from aif_jax.data.split import cuts_of_samples, eligible, split_by_time
-from aif_jax.encoding import hashing
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.refreshing import GateConfig
@@ -225,9 +224,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(bag_length=1), "Columns.bag_length: expected at least 2"),
     (lambda: Columns.from_json({"colour": 1}), TypeError, "colour"),
     *((lambda wrong=wrong: Columns(item_statistics=wrong), "item_statistics") for wrong in ((0,), (7, 7), (9, 3), ("day",))),
-    (lambda: hashing.hash_ids([1.5], 9), TypeError, "expected integers or strings, got dtype float64"),
-    (lambda: hashing.hash_ids([1], 1), "expected 2 to 2^31 rows, row 0 included, got 1"),
-    (lambda: hashing.hash_rest(Vocabulary([1]), [1], 2), "more than the vocabulary's 2 rows, got 2"),
     (lambda: Vocabulary([1, 2]).encode(["1"]), TypeError, "expected integers like the vocabulary, got dtype <U1"),
     (lambda: Vocabulary(["a"]).encode([1]), TypeError, "expected strings like the vocabulary, got dtype int64"),
     (lambda: Vocabulary([1, 2]).encode([1.0]), TypeError, "expected integers like the vocabulary, got dtype float64"),

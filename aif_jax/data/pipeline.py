@@ -29,7 +29,6 @@ from aif_jax.checks import check_encoding, expect, expect_integer, expect_intege
 from aif_jax.config import Config
 from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.encoding import hashing
 from aif_jax.store.version import digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
@@ -114,9 +113,16 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
     high, low, one = np.uint64(bits // 2), np.uint64(bits - bits // 2), np.uint64(1)  # widths of the two halves
     left, right = index >> low, index & ((one << low) - one)
     for key in keys:
-        left, right = right, left ^ (hashing.mix(right ^ key) & ((one << high) - one))
+        left, right = right, left ^ (_mix(right ^ key) & ((one << high) - one))
         high, low = low, high
     return (left << low) | right
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser, uint64 [n]: every bit of the result depends on every bit of `value` (Steele, Lea, Flood 2014)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 HIDDEN = 3  # stream of random numbers: candidates whose item id is hidden

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.hashing import folded
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
@@ -83,11 +82,25 @@ def _nested(raw: Any) -> bool:
 
 
 MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
+FEW = 16  # strings below which Python's integers are faster than NumPy's calls
 
 
 def _hashed(strings: list[str]) -> Keys:
-    """Key and mark of strings; a hash that an index stores, the same in every version."""
-    mixed, marks = folded(strings, (np.uint64(0xCBF29CE484222325), np.uint32(0x811C9DC5)), _step, _rest)
+    """Key and mark of strings; a hash that an index stores, the same in every version. Memory follows the characters."""
+    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+    points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
+    order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
+    starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
+    mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
+    place = int(sizes[FEW]) if len(strings) > FEW else 0
+    for at, count in enumerate(np.searchsorted(-sizes, -np.arange(place), side="left").tolist()):
+        mixed[:count], marks[:count] = _step(mixed[:count], marks[:count], points[starts[:count] + at])
+    for row in range(min(FEW, len(strings))):  # so one long string costs no array operation for each of its characters
+        rest = points[starts[row] + place : starts[row] + sizes[row]].tolist()
+        mixed[row], marks[row] = _rest(int(mixed[row]), int(marks[row]), rest)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    mixed, marks = mixed[back], marks[back]
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
     return Keys(np.where(ids == EMPTY, 0, ids), marks)

@@ -13,7 +13,6 @@ PLACES = {
     "aif_jax.read": "aif_jax.readers.read.read",
     "aif_jax.read_cascade": "aif_jax.readers.read.read_cascade",
     "aif_jax.evaluate": "aif_jax.train.evaluate.evaluate",
-    "aif_jax.data.hashing": "aif_jax.encoding.hashing",
     "aif_jax.train.loop": "aif_jax.train.loop.loop",
     "aif_jax.refresh": "aif_jax.refreshing.run.refresh",
     "aif_jax.blocks.block": "aif_jax.blocks.block.block",
