@@ -6,28 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from aif_jax.encoding.capacity import new_rows
 
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.blocks.item_offset import with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
-from aif_jax.checks import EncodingMismatch, VersionMismatch
+from aif_jax.checks import EncodingMismatch
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
 from aif_jax.train.edits import carry_over
-from aif_jax.user_table import UserTable
 from tests import demo
 from tests.light import lightly_compiled
-
-
-def test_ordinary_vocabularies_have_the_digest_that_they_had():
-    assert Vocabulary([3, 1]).digest.startswith("6ee9e86bd9e1") and set(Vocabulary([3, 1]).to_arrays()) == {"ids"}
-    assert Vocabulary(["b", "a"]).digest.startswith("a274a3a5ece9")
-
-
-# a model
 
 COLUMNS = aif.Columns(
     content="embedding", user_id=True, item_attributes=("brand",), action="event", actions=("view", "buy"), scale=False
@@ -154,23 +144,13 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     assert (signature[row] != params["fitted"]["signatures_64"]["table"][row]).any()
 
 
-def test_indexes_and_user_states_of_the_model_before_are_refused(world, tmp_path):
+def test_indexes_of_the_model_before_are_refused(world, tmp_path):
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
     with pytest.raises(EncodingMismatch):
         ItemIndex.build(after, world.old_data.catalogue, progress=False)
     ItemIndex.build(world.before, world.old_data.catalogue, progress=False).save(tmp_path / "index")
-    with pytest.raises(VersionMismatch):
+    with pytest.raises(ValueError, match="expected config and schema of the model, got others"):
         ItemIndex.load(tmp_path / "index", after)
-    streamed = aif.build(world.before.config.replace(blocks=(blocks.DecayedMemory(width=8, dot_product=True),)))
-    before = aif.Trained(streamed, demo.init(streamed, items=world.old_data.catalogue), world.before.encoder)
-    made = UserTable.build(before, world.old_data, batch_size=4, progress=False)
-    raw = UserTable.build(before, [DAYS[0]], batch_size=4, progress=False)
-    for user in ("ann", "bob", "cem"):  # whose rows are in no order of ids
-        jax.tree.map(np.testing.assert_array_equal, made.memory(user), raw.memory(user))
-    made.save(tmp_path / "users")
-    assert len(UserTable.load(tmp_path / "users", before)) == 3
-    with pytest.raises(VersionMismatch):
-        UserTable.load(tmp_path / "users", carry_over(before, world.encoder, key=jax.random.key(3)))
     rebuilt = ItemIndex.build(after, world.data.catalogue, progress=False)
     assert len(rebuilt) == 7
     new = int(world.encoder.vocabularies["item"].encode([60])[0])
