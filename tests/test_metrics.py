@@ -159,7 +159,7 @@ def test_top_k_labels():
 
 
 @quick
-@given(entries(), st.sampled_from(["impressions", "mean"]))
+@given(entries(), st.sampled_from(["requests", "mean"]))
 def test_auc_and_gauc_equal_the_definitions(data, weighting):
     scores, labels, groups, where = data
     close(metrics.auc(scores, labels, where=where), reference.auc(scores, labels, where))
@@ -317,3 +317,18 @@ def test_device_arrays_of_any_number_type(dtype):
     scores, labels = jnp.array([[1, 3, 2]], dtype), jnp.array([[0, 1, 0]])
     assert metrics.auc(scores, labels) == 1
     assert metrics.recall_at_k(scores, labels, k=1, where=jnp.ones((1, 3), bool)) == (1, 1, 0)
+
+
+def test_a_user_weighs_by_requests_however_long_the_lists_are():
+    """User 1: two lists, of 2 and 2 items, AUC 1. User 2: one list of 6 items, AUC 0."""
+    scores = np.array([[2, 1, 0, 0, 0, 0], [2, 1, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], float)
+    labels = np.array([[1, 0, 0, 0, 0, 0]] * 3)
+    where = np.arange(6) < np.array([[2], [2], [6]])
+    users = np.array([[1], [1], [2]])
+    assert metrics.gauc(scores, labels, users, where=where).value == pytest.approx(2 / 3)  # 0.4 by candidates
+    assert metrics.gauc(scores, labels, users, where=where, weighting="mean").value == 0.5
+    assert metrics.gauc_by_user(scores, labels, users, where=where).weights.tolist() == [2, 1]
+    where[1] = False  # a list without a valid candidate is no request
+    assert metrics.gauc_by_user(scores, labels, users, where=where).weights.tolist() == [1, 1]
+    entries = metrics.gauc(scores[where], labels[where], np.broadcast_to(users, where.shape)[where])
+    assert entries.value == pytest.approx(2 / 8)  # flat scores: each number is a request

@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_like_scores
 
-Weighting = Literal["impressions", "mean"]
+Weighting = Literal["requests", "mean"]
 
 
 class Averaged(NamedTuple):
@@ -68,15 +68,18 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
     return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
 
 
-def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting: Weighting = "impressions") -> Averaged:
+def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting: Weighting = "requests") -> Averaged:
     """Group AUC: the mean of the AUC within each group, as a rule a user or a request.
 
-    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = entries of g ("impressions") or 1 ("mean")
+    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g ("requests") or 1 ("mean")
+
+    A request is a list [C], the last axis, with a valid entry of the group; a single number of flat scores [n] is one too. So
+    a long list weighs as much as a short one, and in the AUC of its group each of its entries counts.
 
     Args:
       scores, labels, where: see `auc`.
       groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
-      weighting: "impressions" (each group by its valid entries, as the papers report) or "mean" (each group alike).
+      weighting: "requests" (each group by its requests) or "mean" (each group alike).
 
     Returns:
       The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
@@ -84,6 +87,8 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
     Example:
       >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
       Averaged(value=0.8, used=2, left_out=1)
+      >>> gauc([[0.2, 0.9, 0.5], [0.7, 0.3, 0.0]], [[0, 1, 0], [0, 1, 0]], [[7], [8]], where=[[True] * 3, [True, True, False]])
+      Averaged(value=0.5, used=2, left_out=0)
     """
     _, values, weights, left_out = groups_auc(scores, labels, groups, where=where, weighting=weighting)
     return Averaged(ratio(weights @ values, weights.sum()), len(values), left_out)
@@ -99,12 +104,14 @@ def groups_auc(
     groups = np.asarray(groups)
     expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
     groups = _broadcast(groups, "groups", scores.shape)[valid]
+    lists = np.flatnonzero(valid) // (max(1, valid.shape[-1]) if valid.ndim > 1 else 1)
     scores, positive = scores[valid], labels[valid] != 0
     names, groups = np.unique(groups, return_inverse=True)
+    requests = np.bincount(np.unique(groups.astype(np.int64) * valid.size + lists) // max(1, valid.size), minlength=len(names))
     won_twice, positives, negatives = _pairs(scores, positive, groups)
     pairs_twice = 2 * positives * negatives
     used = pairs_twice > 0
-    weights = (positives + negatives)[used] if weighting == "impressions" else np.ones(used.sum())
+    weights = requests[used] if weighting == "requests" else np.ones(used.sum())
     return names[used], won_twice[used] / pairs_twice[used], np.asarray(weights, np.float64), int((~used).sum())
 
 

@@ -58,7 +58,7 @@ def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> 
       >>> gauc_by_user([0.2, 0.9, 0.3, 0.3], [0, 1, 0, 1], [7, 7, 8, 8]).values.tolist()
       [1.0, 0.5]
     """
-    return ByUser(*groups_auc(scores, labels, users, where=where, weighting="impressions")[:3])
+    return ByUser(*groups_auc(scores, labels, users, where=where, weighting="requests")[:3])
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:

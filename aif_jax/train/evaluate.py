@@ -94,7 +94,7 @@ class Evaluation:
     Attributes:
       requests, users: how many the figures are of.
       auc: over all candidates of all requests.
-      gauc: mean over users of the AUC of their candidates, weighted by candidates.
+      gauc: mean over users of the AUC of their candidates, weighted by requests.
       gauc_mean: the plain mean over users.
       log_loss: mean over candidates, in nats.
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.

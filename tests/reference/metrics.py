@@ -30,7 +30,7 @@ def gauc(scores, labels, groups, where, weighting):
         if math.isnan(value):
             left_out += 1
         else:
-            weights.append(int(mine.sum()) if weighting == "impressions" else 1)
+            weights.append(int(mine.sum()) if weighting == "requests" else 1)
             total += weights[-1] * value
     return (total / sum(weights) if weights else NAN), len(weights), left_out
 
