@@ -24,7 +24,6 @@ from aif_jax.service.core import Observed, to_json
 from aif_jax.serving import Ranking
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import Behaviours
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
@@ -156,7 +155,7 @@ def record_of(seen: Observed) -> LogRecord:
     known = {name: value for name, value in given.items() if value is not None}
     raw = json.dumps(to_json(known)) if known.keys() - {"now"} and seen.features is not None else None
     features = None
-    if seen.features is not None and isinstance(seen.features.history, Behaviours):
+    if seen.features is not None:
         features = [
             (name, np.ravel(leaf).astype(np.float64)) for name, leaf in leaves_by_path(seen.features, separator=".").items()
         ]

@@ -232,12 +232,12 @@ def stop(started: Sequence[subprocess.Popen]) -> None:
         process.wait()
 
 
-def end_with(parent: int, end: Callable[[], object] = lambda: os._exit(1)) -> None:
-    """Ends this process, by `end`, when its parent, of that id, is gone; looks once a second."""
+def end_with(parent: int) -> None:
+    """Ends this process when its parent, of that id, is gone; looks once a second."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        end()
+        os._exit(1)
 
     threading.Thread(target=watch, name="aif_jax.parent", daemon=True).start()
