@@ -101,6 +101,22 @@ def test_a_file_is_replaced_whole_and_forced_to_disk_before_and_after_its_rename
     assert contents(tmp_path) == {"new/fit.json": "two"} and not unfinished(target)
 
 
+def test_a_pipe_is_written_into_and_a_folder_is_refused(tmp_path):
+    """Neither is replaced: a replaced `/dev/null` would be a file that grows."""
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_file(pipe, b"figures")
+        assert os.read(reader, 100) == b"figures" and pipe.is_fifo()
+    finally:
+        os.close(reader)
+    with pytest.raises(IsADirectoryError, match="folder: expected a file to write, got a folder"):
+        write_file(folder, b"figures")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
 def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
     target = tmp_path / "a"
     write_file(target, b"old")

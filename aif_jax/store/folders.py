@@ -86,9 +86,15 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
 
     The file is forced to disk before it replaces another one of the name, and the name after it: a kill or a power cut leaves
-    the old file or the new one, whole. FileNotFoundError for a folder that is not there, ValueError for a URL.
+    the old file or the new one, whole. A device, a pipe or a socket at `path` stays: the contents are written into it.
+    FileNotFoundError for a folder that is not there, IsADirectoryError for a folder at `path`, ValueError for a URL.
     """
     target = local(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target}: expected a file to write, got a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        yield target
+        return
     for leftover in unfinished(target):
         _clean(leftover)
     with _work_folder(target) as work:
