@@ -272,7 +272,8 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     fresh = init_params(arm.model, arm.data, seed=0)
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
-    params, spent = dict.fromkeys((*ARMS, "hourly"), base), dict.fromkeys((*ARMS, *WITHIN), 0.0)
+    params: dict[str, Params] = dict.fromkeys((*ARMS, "hourly"), base)
+    spent: dict[str, float] = dict.fromkeys((*ARMS, *WITHIN), 0.0)
     new = counts_before(arm.data, world.days[0]) == 0
     by_day: list[dict[str, Any]] = []
     last: dict[str, dict[str, metrics.ByUser]] = {}
@@ -501,7 +502,8 @@ def draw(figures: dict[str, Any], folder: Path) -> None:
     """GAUC and HR@100 of new items by day, and CPU seconds a day, a row for each world."""
     found = figures["worlds"]
     names = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red")
-    colours, size = dict(zip((*ARMS, *WITHIN), names, strict=True)), (12, 3.2 * len(found))
+    colours: dict[str, str] = dict(zip((*ARMS, *WITHIN), names, strict=True))
+    size = (12, 3.2 * len(found))
     with common.picture(folder / "refresh.png", len(found), 3, size=size, dpi=110, squeeze=False) as (_, axes):
         for row, (name, world) in zip(axes, found.items(), strict=True):
             for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
