@@ -224,14 +224,14 @@ def fit(
     *,
     out: str | Path | None = None,
     task: Task | None = None,
-    epochs: int = 1,
+    epochs: int = 3,
     batch_size: int = 256,
     loss: LossFn | None = None,
     sequence_loss: SequenceLoss | None = None,
     teacher: Teacher | None = None,
     distill: Loss = distill_listwise,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-5,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.1,
     optimizer: optax.GradientTransformation | None = None,
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     compute_dtype: Any = jnp.float32,
@@ -268,7 +268,7 @@ def fit(
         all of them see.
       task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
         events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
-      epochs: how often every sample comes.
+      epochs: how often every sample comes. With `learning_rate` and `weight_decay` the recipe of all models of the results.
       batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
       sequence_loss: a `train.SequenceLoss` to add: next item at every place of the short history; None for none.
@@ -318,7 +318,7 @@ def fit(
       >>> _ = (folder / "items.csv").write_text("\\n".join(["item,category", *(f"{n},{n % 3}" for n in range(11))]))
       >>> data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns())
       >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
-      >>> run = aif.fit(model, data, batch_size=32, k=3, progress=False)
+      >>> run = aif.fit(model, data, epochs=1, batch_size=32, k=3, progress=False)
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """

@@ -101,11 +101,8 @@ def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
     small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
-    given = (
-        dict(task=aif.train.NextItem(), validation=0.0, keep_best=False, epochs=options.epochs, batch_size=batch)
-        | benchmark.settings
-    )
-    return aif.fit(aif.build(config), benchmark.data, **given)
+    given = dict(task=aif.train.NextItem(), learning_rate=3e-3, weight_decay=1e-5, epochs=options.epochs, batch_size=batch)
+    return aif.fit(aif.build(config), benchmark.data, validation=0.0, keep_best=False, **(given | benchmark.settings))
 
 
 def since(options, test: int) -> dict[str, Any]:

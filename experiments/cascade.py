@@ -197,8 +197,8 @@ def consistency(data: Dataset, label: str, truth: str, options, seed: int, click
     for name, (objectives, loss) in ways.items():
         model = aif.build(aif.presets.aif(data.schema, objectives=objectives, **options.model))
         run = aif.fit(
-            model, data, task=task, loss=loss, epochs=options.epochs, batch_size=options.batch_size, seed=seed, k=None,
-            requests=300, keep_best="auc", **moments,
+            model, data, task=task, loss=loss, learning_rate=3e-3, weight_decay=1e-5, epochs=options.epochs,
+            batch_size=options.batch_size, seed=seed, k=None, requests=300, keep_best="auc", **moments,
         )  # fmt: skip
         scored[name] = {
             split: list_scores(run.model, run.params, data, part.positions, part.lists, batch_size=16)

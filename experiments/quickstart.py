@@ -173,6 +173,8 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
             out=options.out if name == "aif" else None,
             task=aif.train.NextItem(),
             epochs=options.epochs,
+            learning_rate=3e-3,
+            weight_decay=1e-5,
             batch_size=options.batch_size,
             seed=options.seed,
             validation=0.0,

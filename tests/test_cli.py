@@ -262,7 +262,8 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
 
 # -- train ------------------------------------------------------------------------------------------------------------------
 
-SMALL = ["--preset", "two_tower", "--set", "width=8", "short_length=4", "long_length=8", "towers=[8]", "sequence=false"]
+SMALL = ["--epochs", "1"]
+SMALL += ["--preset", "two_tower", "--set", "width=8", "short_length=4", "long_length=8", "towers=[8]", "sequence=false"]
 START = 1_600_041_600  # 2020-09-14
 
 

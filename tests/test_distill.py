@@ -13,7 +13,7 @@ from experiments.datasets.synthetic import synthetic_world
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
-GIVEN = dict(task=NextItem(), batch_size=64, k=None, progress=False, learning_rate=0.02)
+GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def popular(positions, rows):
 
 def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     strong = dict(teacher=popular, distill=50.0 * losses.distill_listwise, epochs=2)
-    run, plain = (aif.fit(student, data, out=out, **GIVEN, **more) for out, more in ((tmp_path / "run", strong), (None, {})))
+    run, plain = (aif.fit(student, data, out=out, **(GIVEN | more)) for out, more in ((tmp_path / "run", strong), (None, {})))
     positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
     wanted = popular(positions, rows)
     agreed = []
@@ -73,7 +73,7 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     assert aif.Run.load(tmp_path / "run").settings == run.settings and plain.settings.teacher is None
     assert "teacher" not in plain.settings.to_json()
     with pytest.raises(ValueError, match="teacher"):
-        aif.fit(student, data, out=tmp_path / "run", **GIVEN, epochs=2)
+        aif.fit(student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
 
 
 def test_a_loss_of_labels_by_name_keeps_its_goals():

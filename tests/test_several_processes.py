@@ -135,7 +135,8 @@ def files(folder: Path) -> list[str]:
     (folder / "items.csv").write_text("item,category\n" + "".join(f"{item},c{item % 7}\n" for item in range(100, 161)))
     sizes = ["width=4", "short_length=3", "long_length=4", "towers=[]", "head=[4]", "sequence=false"]
     named = ["--events", folder / "events.csv", "--items", folder / "items.csv"]
-    return ["train", *map(str, named), "--preset", "two_tower", "--set", *sizes, "--batch-size", "64", "--quiet", "--json"]
+    how = ["--epochs", "1", "--batch-size", "64", "--quiet", "--json"]
+    return ["train", *map(str, named), "--preset", "two_tower", "--set", *sizes, *how]
 
 
 @pytest.fixture(scope="module")

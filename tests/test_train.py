@@ -136,7 +136,7 @@ def test_predict_gives_joint_scores_and_compiles_once(model, params, batch):
 
 def test_a_short_run_trains_from_its_first_step_and_a_longer_one_warms_up():
     def first(steps):
-        optimizer, weights = train.default_optimizer(steps, learning_rate=0.5), {"w": jnp.ones(3)}
+        optimizer, weights = train.default_optimizer(steps, learning_rate=0.5, weight_decay=1e-5), {"w": jnp.ones(3)}
         with jax.numpy_dtype_promotion("standard"):
             return optimizer.update({"w": jnp.ones(3)}, optimizer.init(weights), weights)[0]["w"]
 

@@ -319,10 +319,10 @@ class FitSettings:
     optimizer: str
     sequence_loss: str | None = None
     teacher: str | None = None
-    epochs: int = 1
+    epochs: int = 3
     batch_size: int = 256
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-5
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
     compute_dtype: str = "float32"
     buckets: tuple[int, ...] = ()
     id_dropout: float = 0.0

@@ -40,7 +40,7 @@ from aif_jax.trees import table_of
 from aif_jax.types import ItemFeatures, Params, UserFeatures, record
 
 
-def default_optimizer(steps: int, *, learning_rate: float = 3e-3, weight_decay: float = 1e-5) -> optax.GradientTransformation:
+def default_optimizer(steps: int, *, learning_rate: float = 1e-2, weight_decay: float = 0.1) -> optax.GradientTransformation:
     """AdamW with a warm-up from 0 over 5 % of the steps, a cosine decay, and gradients clipped to norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, max(1, steps), learning_rate / 100)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))

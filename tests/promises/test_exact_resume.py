@@ -43,7 +43,7 @@ feed = Pipeline(
     dataset=dataset, positions=positions, candidates=sampled_negatives(dataset, sampler=sampler, negatives=3), config=config,
     batch_size=64, epochs=3, buckets=(8,), window=5, seed=1,
 )
-optimizer = train.default_optimizer({STEPS})
+optimizer = train.default_optimizer({STEPS}, learning_rate=3e-3, weight_decay=1e-5)
 params = demo.init(model, items=dataset.catalogue)
 state = train.init_state(params, optimizer)
 step = train.make_step(model, optimizer, loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)

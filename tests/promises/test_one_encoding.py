@@ -47,7 +47,7 @@ def model(data):
 
 @pytest.fixture(scope="module")
 def run(data, model, tmp_path_factory):
-    return aif.fit(model, data, out=tmp_path_factory.mktemp("encoding") / "run", batch_size=32, k=None, **QUIET)
+    return aif.fit(model, data, out=tmp_path_factory.mktemp("encoding") / "run", epochs=1, batch_size=32, k=None, **QUIET)
 
 
 def positions(data) -> np.ndarray:
@@ -116,7 +116,7 @@ DOORS = {
     "rows of the catalogue": lambda run, model, other, at: item_rows(run.model, run.params, other.catalogue, **QUIET),
     "init": lambda run, model, other, at: model.init(jax.random.key(0), other.catalogue),
     "fit_tables": lambda run, model, other, at: aif.fit_tables(run.config, other.catalogue),
-    "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", batch_size=32, **QUIET),
+    "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", epochs=1, batch_size=32, **QUIET),
     "Pipeline": lambda run, model, other, at: pipeline(model, other),
     "ItemJob": lambda run, model, other, at: ItemJob(aif.Trained(run.model, run.params, other.encoder)),
     "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),

@@ -132,8 +132,9 @@ def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
     items = {"item": list(range(11)), "category": [n % 3 for n in range(11)]}
     data = aif.read({"user": n % 7, "item": n * n % 11, "time": 1_600_000_000 + n + later}, items=items, columns=aif.Columns())
     model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
-    given: dict[str, Any] = dict(batch_size=32, evaluate_every=3, k=None, progress=False, task=train.NextItem(negatives=3))
-    return aif.fit(model, data, out=folder, **given, **options)
+    given: dict[str, Any] = dict(epochs=1, batch_size=32, evaluate_every=3, k=None, progress=False)
+    given |= {"task": train.NextItem(negatives=3)}
+    return aif.fit(model, data, out=folder, **(given | options))
 
 
 def fit(folder: str, at: int | None) -> None:
