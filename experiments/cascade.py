@@ -1,10 +1,10 @@
-"""What pre-ranking is for: the ranker's choice, calibrated scores, several objectives, a diverse cut.
+"""What pre-ranking is for: the ranker's choice, calibrated scores, several objectives.
 
 Claims    Training on the ranker's scores raises the share of its top 100 in ours (ranker recall@100) by at least 5 points over
           plain binary cross-entropy on what was shown, at equal AUC of clicks (`ranker_recall100_gain`, points). After
           calibration predicted over observed is within 3 % in every decile, under 15 sampled negatives and under logQ
           (`calibration_max_rel_error`, the worse of the two). Four objectives cost at most 1.1 times the critical path of one
-          (`critical_ratio_t4_over_t1`), the group cap at most 0.1 ms at C=1,000 (`group_cap_ms`).
+          (`critical_ratio_t4_over_t1`).
 Command   python -m experiments.cascade                 (or --smoke, --json FILE, --quality, --speed; --help lists all)
 Data      the synthetic world and a cascade over it, `experiments/datasets/cascade.py`; --recflow DIR trains and evaluates on
           days of RecFlow in its place (recall against the ranker's logged order).
@@ -46,7 +46,6 @@ from aif_jax.blocks import DotProduct, popularity_offset, with_item_offset
 from aif_jax.data.candidates import CandidateLists, NegativeSampler, SampleKey, SourceFn, counts_before
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.split import eligible, request_starts, split_by_time, time_cuts
-from aif_jax.serving.programs import capped_top_k
 from aif_jax.train.edits import calibration, platt
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
@@ -62,7 +61,6 @@ TARGETS = {
     "ranker_recall100_gain": 5.0,
     "calibration_max_rel_error": 0.03,
     "critical_ratio_t4_over_t1": 1.1,
-    "group_cap_ms": 0.1,
 }
 COUNTS = {"exposed": 10, "ranked": 30, "pre_ranked": 10, "retrieved": 30}
 CHOSEN = "chosen"
@@ -72,7 +70,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 EQUAL = 0.005
 """AUC on the validation slice that counts as equal: below its standard error there, 0.007 with 6,000 labels."""
 OBJECTIVES = ("click", "long_view|click", "like", "share|click")
-CAP_K, CAP_CANDIDATES, CAP_MOST = 100, 1000, 3
+K, CANDIDATES = 100, 1000
 
 
 @common.script
@@ -148,7 +146,7 @@ def parse(arguments: list[str] | None):
     """The command line, and the sizes of worlds and models."""
     settings = {
         "quality": (False, None, "the ranker's choice and calibration alone"),
-        "speed": (False, None, "critical path and group cap alone"),
+        "speed": (False, None, "the critical path alone"),
         "days": (["all"], None, "days of RecFlow to read"),
         "epochs": (4, 1, "passes over the requests"),
         "batch_size": (128, 32, "requests a step"),
@@ -384,22 +382,14 @@ def _trained(model: aif.PreRanker, data: Dataset, positions: np.ndarray, source:
 
 
 def speed(options) -> dict[str, Any]:
-    """Milliseconds of the interaction with one and with four objectives, and of the cut with and without a cap."""
+    """Milliseconds of the interaction with one and with four objectives."""
     world = synthetic_world(0, users=20, items=1200, topics=40, categories=20, events_per_user=80, lag=8)
     data, rng = world.dataset, np.random.default_rng(0)
-    rows = rng.integers(1, len(data.catalogue), CAP_CANDIDATES)
+    rows = rng.integers(1, len(data.catalogue), CANDIDATES)
     ways = {f"t{len(names) or 1}": _critical(data, names, rows, options) for names in ((), OBJECTIVES)}
-    values = jax.device_put(rng.normal(size=CAP_CANDIDATES).astype(np.float32))
-    groups = jax.device_put(rng.integers(0, 200, CAP_CANDIDATES).astype(np.float32))
-    few = jax.device_put(rng.integers(0, 20, CAP_CANDIDATES).astype(np.float32))
-    ways["top_k"] = compiled(lambda v: jax.lax.top_k(v, CAP_K), values)
-    for name, by in (("capped", groups), ("sorted", few)):
-        ways[name] = compiled(lambda v, g: capped_top_k(v, g, CAP_K, CAP_MOST), values, by)
     p50 = common.medians(ways, options.rounds, warm=3)
     return {
         "critical_ratio_t4_over_t1": p50["t4"] / p50["t1"],
-        "group_cap_ms": p50["capped"] - p50["top_k"],
-        "group_cap_few_groups_ms": p50["sorted"] - p50["top_k"],
         **{f"{name}_ms": value for name, value in p50.items()},
     }
 
@@ -417,7 +407,7 @@ def _critical(data: Dataset, names: tuple[str, ...], rows: np.ndarray, options) 
         logits = model.interaction(params, state, jax.tree.map(lambda leaf: leaf[rows], table))
         p = jax.nn.sigmoid(logits)
         value = p[:, 0] * p[:, 1] + 0.1 * p[:, 2] + 0.1 * p[:, 0] * p[:, 3] if names else p
-        return jax.lax.top_k(value, CAP_K)
+        return jax.lax.top_k(value, K)
 
     return compiled(answer, params, state, table, jnp.asarray(rows))
 

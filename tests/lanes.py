@@ -78,7 +78,6 @@ TABLE = {
         "tests/blocks/test_sim.py", "tests/test_carry_over.py", "tests/test_distill.py",
         "tests/test_calibration.py", "tests/test_objectives.py",
         "tests/test_sequence_loss.py", "tests/test_sparse.py", "tests/test_tier_histogram.py",
-        "tests/test_diversity.py::test_the_device_cuts_as_the_plain_rule_does",
         "tests/test_serving.py::test_a_process_that_serves_computes_in_the_calling_thread",
         "tests/test_serving_parts.py::test_the_bytes_of_a_cache_are_those_of_the_process",
     ),

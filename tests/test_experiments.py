@@ -142,11 +142,7 @@ def test_refresh(tmp_path):
 def test_cascade(tmp_path):
     got = measured(tmp_path, "experiments.cascade", "--figures", str(tmp_path))
     assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1
-    assert (
-        0 <= got["calibration_max_rel_error"] < 5
-        and got["critical_ratio_t4_over_t1"] > 0
-        and math.isfinite(got["group_cap_ms"])
-    )
+    assert 0 <= got["calibration_max_rel_error"] < 5 and got["critical_ratio_t4_over_t1"] > 0
     assert [weight for weight, *_ in got["frontier"]][0] == 0 and 0 < got["auc_consistent"] < 1
     for picture in ("cascade_calibration.png", "cascade_frontier.png"):
         assert (tmp_path / picture).stat().st_size > 10_000

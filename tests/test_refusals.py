@@ -402,7 +402,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: ServingConfig(budget=float("inf")), "ServingConfig.budget: expected"),
     *((lambda share=share: ServingConfig(max_unknown=share), "ServingConfig.max_unknown: expected None or a share from 0 to 1")
       for share in (-0.1, 1.5, float("nan"))),
-    (lambda: ServingConfig(group="bid", group_cap=0), "ServingConfig.group_cap: expected an integer of at least 1, got 0"),
     (lambda: Request(user=1, order=7), "Request.order"),
     (lambda: Request(user=1, budget=0.0), "Request.budget"),
     (lambda: Request(user=[1]), TypeError, "Request.user: expected something hashable"),

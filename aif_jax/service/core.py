@@ -295,17 +295,14 @@ def digest_of(features: UserFeatures) -> bytes:
 def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
     """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself.
 
-    A model of T objectives has logits [k, T], and `objectives` names them. `group` and `group_cap` are there where the cut is
-    diverse.
+    A model of T objectives has logits [k, T], and `objectives` names them.
     """
     answer = reply.answer
     arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
     if not answer.mask.all():
         arrays = {name: array[answer.mask] for name, array in arrays.items()}
-    config = reply.served.engine.config
-    cut = {} if config.group is None else {"group": config.group, "group_cap": config.group_cap}
     counts = {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")}
-    return _common(reply, call_id) | counts | cut | arrays
+    return _common(reply, call_id) | counts | arrays
 
 
 def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:

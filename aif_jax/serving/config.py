@@ -67,9 +67,6 @@ class ServingConfig:
       bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
       orders: score expressions by name, such as {"value": "p.conversion * value"}; requests
         choose one. "bid" is there by itself: the probability of the first objective times the bid.
-      group: name of the side column that limits the answer to `group_cap` items of a kind, such as an author's id; None: no
-        limit. A float32, so ids are exact up to 2 ** 24.
-      group_cap: candidates of one group in an answer, at most; exact.
       order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 
@@ -98,8 +95,6 @@ class ServingConfig:
     bid: str = "bid"
     orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     order: str = "logit"
-    group: str | None = None
-    group_cap: int = 1
     drain_timeout: float = 10.0
 
     def __post_init__(self):
@@ -112,7 +107,7 @@ class ServingConfig:
         expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
         expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
         threads = ("callable_threads", "user_threads", "score_threads")
-        for field in ("max_k", "max_pending", "max_hung", "batch_size", "group_cap", *threads):
+        for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
         for field in ("reserve", "cache_bytes", "prepare_ttl", "on_loop", "drain_timeout"):
             expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")

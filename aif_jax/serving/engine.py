@@ -170,8 +170,7 @@ class AsyncPreRanker:
         return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders)
 
     def _orders_of(self, given: Mapping[str, str]) -> Orders:
-        config = self.config
-        return orders_of(self.model.config, config.bid, given, group=config.group, group_cap=config.group_cap)
+        return orders_of(self.model.config, self.config.bid, given)
 
     def _serve(self, version: Version) -> None:
         self._versions.add(version)
@@ -242,7 +241,7 @@ class AsyncPreRanker:
         if candidates is None:
             reader, candidates = self._retrieval, await self._retrieval(job.request)
         found = await self._scorer.score(job, user, candidates, reader, whole=False)
-        return ranking(job, found, k, None if self.config.group is None else self.config.group_cap)
+        return ranking(job, found, k)
 
     async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
         return scores(job, await self._scorer.score(job, user, candidates, self._given, whole=True))

@@ -46,8 +46,6 @@ class Orders(NamedTuple):
     expressions: tuple[Expression, ...]
     bid: str  # the side value that candidates may bring in place of the row's
     in_row: bool  # whether the row has it
-    group: str | None = None  # the side value by which the cut is diverse
-    group_cap: int = 1  # candidates of one group
 
     def expect(self, order: str, *, given: bool) -> None:
         """Raises ValueError for an order that there is none of, or that reads a bid that is nowhere."""
@@ -63,14 +61,12 @@ class Orders(NamedTuple):
         return 0 if order == LOGIT else 2 * self.names.index(order) + 1 + given
 
 
-def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str | None = None, group_cap: int = 1) -> Orders:
+def orders_of(config: Config, bid: str, given: Mapping[str, Any]) -> Orders:
     """The orders of an engine: "bid", the probability of the first objective times the bid, and those given.
 
     Raises:
-      ValueError: a name that is taken by the logit, an expression that does not fit the model, or a group that no row has.
+      ValueError: a name that is taken by the logit, or an expression that does not fit the model.
     """
-    known = group is None or group in config.schema.side
-    expect(known, "ServingConfig.group", f"a side value among {list(config.schema.side)}", repr(group))
     expect(isinstance(given, Mapping), "orders", "score expressions by name", type(given).__name__)
     expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without an expression", list(given))
     several = config.outputs > 1
@@ -79,86 +75,7 @@ def orders_of(config: Config, bid: str, given: Mapping[str, Any], *, group: str 
     texts = ({BID: f"{first} * {bid}"} if usable else {}) | dict(given)
     side = {*config.schema.side, *([bid] if usable else [])}
     parsed = tuple(parse_expression(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
-    return Orders(tuple(texts), parsed, bid, bid in config.schema.side, group, group_cap)
-
-
-LEAST_WINDOW = 256
-
-
-def capped_top_k(values: jax.Array, groups: jax.Array, k: int, group_cap: int) -> tuple[jax.Array, jax.Array]:
-    """The best k of C candidates with at most `group_cap` of a group (an author, a category, an advertiser), inside jit.
-
-    The answer is that of the plain rule: go through the candidates from the best to the worst, and leave out one whose group
-    has `group_cap` already. A window of the best is looked at first. What it leaves out is of groups that are full, so where it
-    holds fewer than k, candidates of full groups are dropped and the next window is one of those that may still enter. Nothing
-    is sorted by group, and each further window has filled a group: there are at most k / group_cap of them.
-    `python -m experiments.cascade` measures the cost.
-
-    Args:
-      values: float32 [C], -inf for candidates that are none; ties keep the candidates' order.
-      groups: float32 [C] or integers; equal numbers are one group.
-      k: at most C.
-      group_cap: m, at least 1.
-
-    Returns:
-      values [k], best first, -inf where there are no more; positions int32 [k].
-
-    Example:
-      >>> values, positions = capped_top_k(jnp.array([4.0, 3.0, 2.0, 1.0]), jnp.array([7, 7, 8, 7]), 3, 1)
-      >>> values.tolist(), positions[:2].tolist()
-      ([4.0, 2.0, -inf], [0, 2])
-    """
-    window, slots = min(max(2 * k, LEAST_WINDOW), values.shape[0]), jnp.arange(k, dtype=jnp.int32)
-    place = jnp.arange(window, dtype=jnp.int32)
-
-    def enter(
-        left: jax.Array, held: jax.Array | int, chosen: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The window, and the choice [k] of which `count` are taken, with those of the window that fit; `held` as `after`."""
-        best, at = jax.lax.top_k(left, window)
-        own = groups[at]
-        before = jnp.sum((own[None, :] == own[:, None]) & (place[None, :] < place[:, None]), axis=1, dtype=jnp.int32)
-        fits = (before + (held if isinstance(held, int) else held[at]) < group_cap) & (best > -jnp.inf)
-        slot = jnp.where(fits, count + jnp.cumsum(fits, dtype=jnp.int32) - 1, k)
-        return at, chosen.at[slot].set(at, mode="drop"), count + jnp.sum(fits, dtype=jnp.int32)
-
-    def after(left: jax.Array, at: jax.Array, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Values [C] without the window and without full groups, and how many of its group are chosen int32 [C]."""
-        same = (groups[:, None] == groups[chosen][None, :]) & (slots < count)[None, :]
-        held = jnp.sum(same, axis=1, dtype=jnp.int32)
-        return jnp.where(held < group_cap, left.at[at].set(-jnp.inf, unique_indices=True), -jnp.inf), held
-
-    def further() -> tuple[jax.Array, jax.Array]:
-        def some(state: tuple[jax.Array, ...]) -> jax.Array:
-            return (state[3] < k) & (jnp.max(state[0]) > -jnp.inf)
-
-        def window_after(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            at, chosen, count = enter(*state)
-            return *after(state[0], at, chosen, count), chosen, count
-
-        state = *after(values, at, chosen, count), chosen, count
-        _, _, *made = jax.lax.while_loop(some, window_after, state)
-        return made[0], made[1]
-
-    at, chosen, count = enter(values, 0, jnp.zeros(k, jnp.int32), jnp.int32(0))
-    chosen, count = jax.lax.cond(count >= k, lambda: (chosen, count), further)
-    return jnp.where(slots < count, values[chosen], -jnp.inf), chosen
-
-
-def within_cap(groups: np.ndarray, group_cap: int) -> np.ndarray:
-    """bool [n]: which of some candidates, best first, are among the first `group_cap` of their group; on the host.
-
-    Example:
-      >>> within_cap(np.array([7, 7, 8, 7]), 2).tolist()
-      [True, True, True, False]
-    """
-    order = np.argsort(groups, kind="stable")
-    ordered = groups[order]
-    new = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
-    place = np.arange(len(ordered))
-    within = np.zeros(len(ordered), np.bool_)
-    within[order] = place - np.maximum.accumulate(np.where(new, place, 0)) < group_cap
-    return within
+    return Orders(tuple(texts), parsed, bid, bid in config.schema.side)
 
 
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
@@ -190,7 +107,6 @@ class TopCandidates(NamedTuple):
     logits: np.ndarray  # float32 [min(max_k, bucket)], or [.., T]
     positions: np.ndarray  # int32 [min(max_k, bucket)]
     non_finite: int  # known candidates of the whole batch without a finite score
-    groups: np.ndarray | None = None  # float32, of every candidate, where the cut over several batches is diverse
 
 
 class Programs:
@@ -299,14 +215,6 @@ class Programs:
             parts.append(TopCandidates(scores.view(np.float32), shaped, positions, int(row[-1])))
         return parts
 
-    def download_whole(self, whole: tuple[jax.Array, jax.Array], best: list[TopCandidates]) -> list[TopCandidates]:
-        """Logits [b, bucket] and values and groups [b, 2, bucket] of every candidate -> parts that hold all, best first."""
-        parts, (logits, values) = [], map(self.download, whole)
-        for (value, groups), raw, part in zip(values, logits, best, strict=True):
-            order = np.argsort(-value, kind="stable").astype(np.int32)
-            parts.append(TopCandidates(value[order], raw[order], order, part.non_finite, groups[order]))
-        return parts
-
     def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:
         model, k, each = self.model, min(self.max_k, bucket), self._each
         objectives, several = model.config.objectives, model.config.outputs > 1
@@ -317,7 +225,6 @@ class Programs:
             finite = known & (jnp.isfinite(logits).all(-1) if several else jnp.isfinite(logits))
             logits = jnp.where(finite[:, None] if several else finite, logits, -jnp.inf)
             side: dict[str, Any] = {name: jnp.asarray(value) for name, value in getattr(items, "side", {}).items()}
-            group = None if orders.group is None else side[orders.group]  # of the row, also where candidates bring bids
             given = (order > 0) & (order % 2 == 0)
             side[orders.bid] = jnp.where(given, bids, side.get(orders.bid, bids))
             p, value = probabilities(params, logits, objectives), logits[:, 0] if several else logits
@@ -327,12 +234,10 @@ class Programs:
             value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0: no tie, which it is for the merge on the host
             # Without the barrier XLA computes both again for every reader.
             logits, value = jax.lax.optimization_barrier((logits, value))
-            uncapped = group is None
-            best, positions = jax.lax.top_k(value, k) if uncapped else capped_top_k(value, group, k, orders.group_cap)
+            best, positions = jax.lax.top_k(value, k)
             as_bits = [jax.lax.bitcast_convert_type(part, jnp.int32).ravel() for part in (best, logits[positions])]
             non_finite = jnp.sum(known & (value == -jnp.inf), dtype=jnp.int32)
-            whole = logits if uncapped else (logits, jnp.stack([value, group]))
-            return jnp.concatenate([*as_bits, positions, non_finite[None]]), whole
+            return jnp.concatenate([*as_bits, positions, non_finite[None]]), logits
 
         def many(params, states, table, rows, bids, order):
             stacked = codec.unpack(jax.tree.map(lambda *words: jnp.stack(words), *states))
@@ -413,9 +318,7 @@ def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
     return padded
 
 
-def best_of(
-    parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1, group_cap: int | None = None
-) -> TopCandidates:
+def best_of(parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1) -> TopCandidates:
     """The best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
@@ -423,9 +326,8 @@ def best_of(
       rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
       k: how many to keep; missing ones have score -inf and position 0.
       outputs: T, logits of a candidate.
-      group_cap: candidates of a group where the cut is diverse: parts then hold every candidate with its group.
     """
-    if len(parts) == 1 and parts[0].groups is None:
+    if len(parts) == 1:
         scores, logits, positions = (field[:k] for field in parts[0][:3])
     else:
         offsets = np.cumsum([0, *map(len, rows)])[: len(rows)]
@@ -437,11 +339,7 @@ def best_of(
         best = np.argsort(-scores, kind="stable")
         best = best[scores[best] > -np.inf]
         _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
-        best = best[np.sort(first)]
-        if group_cap is not None and parts:
-            groups = np.concatenate([part.groups for part in parts if part.groups is not None])
-            best = best[within_cap(groups[best], group_cap)]
-        best = best[:k]
+        best = best[np.sort(first)][:k]
         scores, logits, positions = scores[best], logits[best], positions[best]
     if len(scores) < k:
         scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)

@@ -34,7 +34,7 @@ class ScoringTask(NamedTuple):
     bucket: int
     order: str
     whole: bool  # all logits come back, not the best k
-    split: bool  # one of several batches of a request: where the cut is diverse, all its candidates come back
+    split: bool  # one of several batches of a request
     submitted: float  # by time.perf_counter
     deadline: float | None
     future: asyncio.Future[Any]
@@ -180,11 +180,6 @@ class Scorer:
         scored = time.perf_counter()
         with jax.profiler.TraceAnnotation("aif.fetch"):
             best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
-            if first.snapshot.orders.group is not None:
-                if any(task.split and not task.whole for task in tasks):
-                    every = self._programs.download_whole(logits, best)
-                    best = [every[slot] if task.split else best[slot] for slot, task in enumerate(tasks)]
-                logits, _ = logits
             whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
         fetched = time.perf_counter()
         if not look_first and any(map(_repeats, tasks, rows, best)):
@@ -229,11 +224,11 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
     return max(fits, least)
 
 
-def ranking(job: Job, results: list[Scored], k: int, group_cap: int | None) -> Ranking:
+def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
     outputs = max(1, len(job.version.meaning.objectives))
     rows = [scored.rows for scored in results]
-    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs, group_cap=group_cap)
+    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs)
     mask = best.scores > -np.inf
     _expect_some_finite(job, best.non_finite, mask, rows)
     none = np.zeros(0, np.str_ if job.version.snapshot.index.kind == "strings" else np.int64)

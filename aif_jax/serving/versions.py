@@ -43,7 +43,7 @@ class Snapshot(NamedTuple):
     score: dict[tuple[int, int, int], Callable[..., Any]]
 
     def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
-        """Packed answers, and logits (and values with groups, for a diverse cut), not ready yet, of histories of one length."""
+        """Packed answers, and logits, not ready yet, of histories of one length."""
         function = self.score[users[0].length, len(users), bucket]
         with self.index.reading() as table:
             return Programs.call(function, tuple(user.state for user in users), table, *inputs)
