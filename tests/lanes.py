@@ -58,7 +58,7 @@ TABLE = {
         *OF_VARIANTS, EXPORTED, HEAD,
         "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
         "tests/test_export_untrusted.py",
-        "tests/test_feature_sources.py", "tests/test_launch.py", "tests/test_several_processes.py",
+        "tests/test_feature_sources.py", "tests/test_several_processes.py",
         "tests/test_service_fronts.py",
         "tests/test_service_log.py", "tests/test_service_mirror.py", "tests/test_service_nearline.py",
         "tests/test_service_page.py", "tests/test_service_process.py",

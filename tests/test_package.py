@@ -35,9 +35,9 @@ OWNERS = {
     "fsspec": ("connectors/snapshot_store.py",),
     "confluent_kafka": ("connectors/kafka.py",),
     "redis": ("connectors/valkey.py",),
-    # a lock between readers and the writer of an index, a process that looks whether its parent is gone
+    # a lock between readers and the writer of an index
     "gc": (),  # a library leaves its caller's collections alone
-    "threading": ("serving/", "service/", "index/store.py", "sharding/processes.py"),
+    "threading": ("serving/", "service/", "index/store.py"),
     # threads that make the next training batches, take a share of one, save a checkpoint, write a snapshot
     "concurrent": (
         "serving/",

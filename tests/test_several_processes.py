@@ -1,4 +1,4 @@
-"""Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, the command line.
+"""Two processes of one job: the loss of one, checkpoints in parts, problems that all are told of, `fit`.
 
 One pair of processes does every check that can share it; 200 steps and kills are in `reliability/test_processes.py`.
 """
@@ -12,12 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from aif_jax import Trained, checkpoint, cli
+from aif_jax import Run, Trained, checkpoint
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.sharding import processes
+from aif_jax.index import ItemIndex
 from aif_jax.store.version import fingerprint
 from experiments.scale_out import training
 from tests.conftest import ROOT, child_environment
@@ -115,28 +116,45 @@ said["replicated"] = replicated.version
 def start(folder: Path, code: str, count: int) -> list[subprocess.Popen]:
     words = [sys.executable, "-c", code, str(folder), str(count)]
     options = dict(cwd=ROOT, env=child_environment(flags=flags()), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return processes.start(lambda address, index: [*words, address, str(index)], count, **options)
+    return training.start(words, count, **options)
 
 
 def finish(started: list[subprocess.Popen], timeout: float = 280) -> None:
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
-        processes.stop(started)
+        training.stop(started)
     assert [process.returncode for process in started] == [0] * len(started), "\n\n".join(outputs)
 
 
-def files(folder: Path) -> list[str]:
-    """Writes events and items, and returns the words of a command that reads them; a model that is small."""
+FIT = """
+import sys
+from pathlib import Path
+folder, count, address, index = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+import jax
+if count > 1:
+    jax.distributed.initialize(address, count, index)
+import aif_jax as aif
+
+data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns(), progress=False)
+sizes = dict(width=4, short_length=3, long_length=4, towers=(), head=(4,), sequence=False)
+model = aif.build(aif.presets.two_tower(data.schema, **sizes))
+aif.fit(model, data, out=folder / f"run-{count}", batch_size=64, EPOCHS, progress=False)
+"""
+
+
+def fit_code(epochs: int = 1) -> str:
+    """What each process does: `fit` on the files of `write_files`."""
+    return FIT.replace("EPOCHS", f"epochs={epochs}")
+
+
+def write_files(folder: Path) -> None:
+    """Writes events and items."""
     rng = np.random.default_rng(0)
     users, ids = rng.integers(0, 30, 900), rng.integers(100, 161, 900)
     events = [f"{user},{item},{1_700_000_000 + 60 * at}" for at, (user, item) in enumerate(zip(users, ids, strict=True))]
     (folder / "events.csv").write_text("user,item,time\n" + "\n".join(events) + "\n")
     (folder / "items.csv").write_text("item,category\n" + "".join(f"{item},c{item % 7}\n" for item in range(100, 161)))
-    sizes = ["width=4", "short_length=3", "long_length=4", "towers=[]", "head=[4]", "sequence=false"]
-    named = ["--events", folder / "events.csv", "--items", folder / "items.csv"]
-    how = ["--epochs", "1", "--batch-size", "64", "--quiet", "--json"]
-    return ["train", *map(str, named), "--preset", "two_tower", "--set", *sizes, *how]
 
 
 @pytest.fixture(scope="module")
@@ -213,17 +231,12 @@ def test_the_curve_of_one(pair, tmp_path):
         assert len(told["losses"]) == STEPS
 
 
-@pytest.mark.usefixtures("light_compilation")
-def test_the_command_line(tmp_path, capsys):
-    """`train --processes 2` learns what one process learns, prints it once, and leaves a checkpoint that serves."""
-    words = files(tmp_path)
-    command = [sys.executable, "-m", "aif_jax", *words, "--out", str(tmp_path / "two"), "--processes", "2"]
-    done = subprocess.run(command, env=child_environment(flags=flags()), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert cli.main([*words, "--out", str(tmp_path / "one")]) == 0
-    (two,), (one,) = done.stdout.splitlines(), capsys.readouterr().out.splitlines()
-    assert json.loads(two)["validation"] == pytest.approx(json.loads(one)["validation"], rel=1e-4)
-    build = ["index", "build", "--checkpoint", tmp_path / "two", "--items", tmp_path / "items.csv", "--out", tmp_path / "index"]
-    assert cli.main([str(word) for word in [*build, "--quiet"]]) == 0
-    assert cli.main(["index", "verify", str(tmp_path / "index")]) == 0
-    assert "61 items" in capsys.readouterr().out
+def test_fit_in_two_processes_ends_as_in_one(tmp_path):
+    """With the same parameters, up to the order of sums, and a checkpoint that one process serves."""
+    write_files(tmp_path)
+    for count in (2, 1):
+        finish(start(tmp_path, fit_code(), count))
+    two, one = (Run.load(tmp_path / f"run-{count}") for count in (2, 1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), two.params, one.params)
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-4)
+    assert len(ItemIndex.build(two.trained, tmp_path / "items.csv", progress=False)) == 61

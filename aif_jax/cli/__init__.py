@@ -19,7 +19,6 @@ from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, Parser, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output import hidden
-from aif_jax.sharding.processes import end
 from aif_jax.store.compiled import keep
 
 __all__ = ["main"]
@@ -44,12 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       >>> main(["index", "inspect", "no-such-folder"])
       2
     """
-    options = None
     try:
         try:
-            options = parser_of().parse_args(argv)
-            options.words = list(sys.argv[1:] if argv is None else argv)
-            code = _run(options)
+            code = _run(parser_of().parse_args(argv))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # at the end of the process a closed pipe would leave a traceback
@@ -63,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(os.devnull, "wb") as nowhere:  # where what is left to write goes
             for descriptor in lost:
                 os.dup2(nowhere.fileno(), descriptor)
-    if code and getattr(options, "coordinator", None) is not None:
-        end(code)  # the others wait for this process, which would wait for them before it ends
     return code
 
 

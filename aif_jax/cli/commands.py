@@ -10,15 +10,10 @@ import argparse
 import dataclasses
 import inspect
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from aif_jax import export, index
-from aif_jax.checks import expect
 from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
@@ -33,7 +28,6 @@ from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.check import ORDERS
 from aif_jax.readers.sources import CAP
 from aif_jax.run import Run, fit
-from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import note
@@ -74,7 +68,6 @@ def add_commands(commands: Any) -> None:
     shared.add_flags(one, fit, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     shared.add_shown(one, printed="the figures")
-    add_processes(one)
     shared.add_columns(one)
 
     one = shared.add_command(commands, "add", run_add)
@@ -139,17 +132,6 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
         shared.add_flags(parser, read, ["unknown"])
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of a command that may run in several processes."""
-    group = parser.add_argument_group("several processes, which take a share of every batch each")
-    text = "processes of the job; alone it starts them on this host (default: %(default)s)"
-    group.add_argument("--processes", type=at_least_one, default=1, metavar="NUMBER", help=text)
-    text = "address of process 0, for a job over several hosts, each started with the same options but --process-id"
-    group.add_argument("--coordinator", metavar="HOST:PORT", help=text)
-    group.add_argument("--process-id", type=int, metavar="NUMBER", help="number of this process, from 0")
-    group.add_argument("--parent", type=int, help=argparse.SUPPRESS)
-
-
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
@@ -195,37 +177,27 @@ def preset_arguments(name: str) -> list[str]:
 
 def run_train(options: argparse.Namespace) -> int:
     """Trains a model on files. Killed and called again, it resumes."""
-    if (options.coordinator is None) != (options.process_id is None):
-        raise UsageError("train: expected --coordinator and --process-id, or neither, got one of them")
-    if options.coordinator is None and options.processes > 1:
-        return start_processes(options)
-    if options.coordinator is not None:
-        join(options)
     task = None if options.task is None else shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns, unknown=options.unknown or "error")
-    data = processes.together("read", lambda: read(options.events, **files))
+    data = read(options.events, **files)
     with shared.as_usage("--set"):
         model = build(PRESETS[options.preset](data.schema, **changes))
     flags = shared.flags_given(options, FIT)
     run = fit(model, data, out=options.out, task=task, progress=not options.quiet, **flags)
-
-    def report() -> None:
-        figures: dict[str, Any] = {"validation": run.metrics}
-        test = run.evaluate(data) if options.evaluate else None
-        if options.json:
-            if test is not None:
-                figures |= {"test": test.figures(), "intervals": {"test": bounds(test)}}
-            print(json.dumps(figures))
-        else:
-            print(f"validation: {', '.join(f'{name} {value:.4f}' for name, value in run.metrics.items())}")
-            if test is not None:
-                print(f"test: {dataclasses.replace(test, note='')}")
-            if text := note(run.config, run.settings.task, run.settings.k):
-                print(text)
-
-    processes.by_first("evaluate", report)
+    figures: dict[str, Any] = {"validation": run.metrics}
+    test = run.evaluate(data) if options.evaluate else None
+    if options.json:
+        if test is not None:
+            figures |= {"test": test.figures(), "intervals": {"test": bounds(test)}}
+        print(json.dumps(figures))
+    else:
+        print(f"validation: {', '.join(f'{name} {value:.4f}' for name, value in run.metrics.items())}")
+        if test is not None:
+            print(f"test: {dataclasses.replace(test, note='')}")
+        if text := note(run.config, run.settings.task, run.settings.k):
+            print(text)
     return FINE
 
 
@@ -260,29 +232,6 @@ def run_add(options: argparse.Namespace) -> int:
 def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
     """Low and high ends of the 95 % intervals of figures by name."""
     return {name: [one.low, one.high] for name, one in evaluation.intervals().items()}
-
-
-def start_processes(options: argparse.Namespace) -> int:
-    """Starts the processes of a job on this host, and waits for them; returns the exit code of the first that failed."""
-    words = [sys.executable, "-m", "aif_jax", *options.words, "--parent", str(os.getpid())]
-    started = processes.start(
-        lambda address, index: [*words, "--coordinator", address, "--process-id", str(index)], options.processes
-    )
-    return processes.wait(started)
-
-
-def join(options: argparse.Namespace) -> None:
-    """Makes this process the one of its number in its job."""
-    number, expected = options.process_id, f"0 to {options.processes - 1}, one less than --processes"
-    expect(0 <= number < options.processes, "--process-id", expected, number, error=UsageError)
-    own = os.dup(1)
-    os.dup2(2, 1)  # gloo writes lines where the figures go
-    sys.stdout = os.fdopen(own, "w", encoding="utf-8")
-    one_host = options.parent is not None
-    if one_host:
-        processes.end_with(options.parent)
-    devices = [options.process_id] if one_host else None  # of the GPUs of a host, where it has them
-    jax.distributed.initialize(options.coordinator, options.processes, options.process_id, local_device_ids=devices)
 
 
 def run_index_build(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Devices and processes: meshes and row-sharded tables, the processes of one job, and a launcher for them."""
+"""Devices and processes: meshes and row-sharded tables, the processes of one job."""
 
 from aif_jax.sharding.meshes import local, padded_rows, place, place_batch, place_state, replicated, row_mesh, rows
 

@@ -3,8 +3,6 @@
 A process that raises alone leaves the others waiting in a collective. So whatever one process may find out alone, a corrupt
 record, a full disk, is told to all before the next collective: `together` for a call, `train.step` for batches. All calls here
 but `end_at_once` are collectives: every process makes them in the same order, from the thread that runs the steps.
-
-Starts the processes of one job on this host, and ends all when one fails.
 """
 
 from __future__ import annotations
@@ -12,14 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
-import subprocess
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -150,14 +144,9 @@ def end_at_once() -> Iterator[None]:
         if not several() or (isinstance(error, SystemExit) and not error.code):
             raise
         traceback.print_exc()
-        end(1)
-
-
-def end(code: int) -> NoReturn:
-    """Ends this process now, without waiting for the others of its job."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 @functools.cache
@@ -173,71 +162,3 @@ def _gather() -> tuple[Any, Any]:
     devices = {device.process_index: device for device in reversed(jax.devices())}
     mesh = row_mesh([devices[process] for process in range(jax.process_count())])
     return mesh, jax.jit(lambda values: values, out_shardings=replicated(mesh))
-
-
-GRACE = 10.0  # seconds for processes to end by themselves once one has failed
-
-
-def start(command: Callable[[str, int], Sequence[str]], count: int, **options: object) -> list[subprocess.Popen]:
-    """Starts `count` processes.
-
-    Args:
-      command: (address of the coordinator, index of the process) to the words of its command.
-      count: processes.
-      options: keyword arguments of `subprocess.Popen`.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    started: list[subprocess.Popen] = []
-    try:
-        for index in range(count):
-            started.append(subprocess.Popen(list(command(address, index)), **options))  # type: ignore[arg-type]
-    except BaseException:
-        stop(started)
-        raise
-    return started
-
-
-def wait(started: Sequence[subprocess.Popen], *, grace: float = GRACE) -> int:
-    """Waits for all; when one fails the others get `grace` seconds, to say why they fail too, and are killed.
-
-    Returns:
-      0, or the exit code of the first that failed, which stderr names; 128 + n for one that signal n ended.
-    """
-    first, deadline = 0, None
-    try:
-        while any(process.poll() is None for process in started):
-            failed = [index for index, process in enumerate(started) if process.poll()]
-            if failed and deadline is None:
-                code = started[failed[0]].returncode
-                how = f"signal {-code} ended it" if code < 0 else f"exit code {code}"
-                print(f"error: process {failed[0]} of {len(started)}: {how}; all are stopped", file=sys.stderr)
-                first, deadline = (128 - code if code < 0 else code), time.monotonic() + grace
-            if deadline is not None and time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-        codes = [process.poll() for process in started]
-        return first or next((128 - code if code < 0 else code for code in codes if code), 0)
-    finally:
-        stop(started)
-
-
-def stop(started: Sequence[subprocess.Popen]) -> None:
-    """Kills those that run: a process of `jax.distributed` ignores SIGTERM until its next step."""
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-    for process in started:
-        process.wait()
-
-
-def end_with(parent: int) -> None:
-    """Ends this process when its parent, of that id, is gone; looks once a second."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="aif_jax.parent", daemon=True).start()

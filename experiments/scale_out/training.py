@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from aif_jax.output import Bar
-from aif_jax.sharding import processes
 
 STEPS, SMOKE_STEPS = 200, 24
 SAVE_EVERY = 9
@@ -51,13 +52,33 @@ def begin(folder: Path, count: int, steps: int) -> list[Any]:
     """Starts a run in `count` processes; it goes on with what is in the folder."""
     folder.mkdir(exist_ok=True)
     words = [sys.executable, "-m", "experiments.scale_out.training", str(folder), str(steps), str(count)]
-    return processes.start(lambda address, index: [*words, address, str(index)], count)
+    return start(words, count)
 
 
-def finish(started: list[Any]) -> None:
-    """Waits for a run; RuntimeError where it failed."""
-    if code := processes.wait(started):
-        raise RuntimeError(f"a run ended with exit code {code}")
+def start(words: list[str], count: int, **options: Any) -> list[subprocess.Popen]:
+    """Starts a command `count` times, with the address of process 0 and the number of the process as its last words."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    return [subprocess.Popen([*words, address, str(index)], **options) for index in range(count)]
+
+
+def finish(started: list[subprocess.Popen]) -> None:
+    """Waits for a run; RuntimeError where it failed, once all are gone."""
+    try:
+        while any(process.poll() is None for process in started) and not any(process.returncode for process in started):
+            time.sleep(0.05)
+    finally:
+        stop(started)
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"a run ended with exit codes {[process.returncode for process in started]}")
+
+
+def stop(started: list[subprocess.Popen]) -> None:
+    """Kills those that run: a process of `jax.distributed` ignores SIGTERM until its next step."""
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def kill(folder: Path, steps: int, *, at: int) -> None:
@@ -73,7 +94,7 @@ def kill(folder: Path, steps: int, *, at: int) -> None:
         if code == 0:
             raise RuntimeError("expected that the other process fails, it ended well")
     finally:
-        processes.stop(started)
+        stop(started)
 
 
 def losses(folder: Path) -> np.ndarray:

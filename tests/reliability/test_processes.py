@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +14,7 @@ import pytest
 from aif_jax import checkpoint
 from aif_jax.checkpoint import Checkpoints
 from experiments.scale_out import training
-from tests.conftest import child_environment
-from tests.test_several_processes import PAIR, files, finish, start
+from tests.test_several_processes import PAIR, finish, fit_code, start, write_files
 
 pytestmark = [pytest.mark.reliability, pytest.mark.timeout(1800)]
 
@@ -42,30 +39,25 @@ def test_two_hundred_steps_and_a_kill():
     assert figures["restart_bit_identical"]
 
 
-def test_the_command_line_goes_on(tmp_path: Path):
-    """One of two processes is killed by SIGKILL; the same command again ends bit for bit as one that was left alone."""
-    words = [*files(tmp_path), "--epochs", "4", "--processes", "2", "--out"]
-    environment = child_environment(writes=False)
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "aif_jax", *words, str(tmp_path / name)]
-
-    def run(name: str) -> int:
-        return subprocess.run(command(name), env=environment, timeout=600).returncode
-
-    assert run("whole") == 0
-    last = max(Checkpoints(tmp_path / "whole").steps)
-    with subprocess.Popen(command("killed"), env=environment) as parent:
-        while not (steps := Checkpoints(tmp_path / "killed").steps) and parent.poll() is None:
+def test_fit_goes_on(tmp_path: Path):
+    """One of two processes is killed by SIGKILL; the same call again ends bit for bit as one that was left alone."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_files(tmp_path / name)
+    finish(start(tmp_path / "whole", fit_code(4), 2))
+    whole, killed = (Checkpoints(tmp_path / name / "run-2") for name in ("whole", "killed"))
+    last, started = whole.latest, start(tmp_path / "killed", fit_code(4), 2)
+    try:
+        while not killed.steps and started[1].poll() is None:
             time.sleep(0.01)
-        assert parent.poll() is None and max(steps) < last
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        os.kill(int(children[-1]), signal.SIGKILL)
-        assert parent.wait(60) != 0
-    assert max(Checkpoints(tmp_path / "killed").steps) < last  # it had not ended
-    assert run("killed") == 0
-    whole, again = (checkpoint.load(tmp_path / name / str(last)) for name in ("whole", "killed"))
-    assert whole.version == again.version and whole.step == again.step == last
+        os.kill(started[1].pid, signal.SIGKILL)
+        assert started[0].wait(200) != 0
+    finally:
+        training.stop(started)
+    assert last is not None and max(killed.steps) < last  # it had not ended
+    finish(start(tmp_path / "killed", fit_code(4), 2))
+    one, other = (runs.restore(last) for runs in (whole, killed))
+    assert one.version == other.version and one.step == other.step == last
 
 
 def test_two_to_four_to_one(tmp_path: Path):
