@@ -244,6 +244,7 @@ def fit(
     since: Any = None,
     start: Params | None = None,
     replay: float = 0.0,
+    without: tuple[Any, Any] | None = None,
     requests: int = 2000,
     k: int | None = 100,
     repeats: bool | None = None,
@@ -292,6 +293,8 @@ def fit(
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
       replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
+      without: (first moment, first moment after) of samples that are never trained on, replayed or not, such as a period to
+        judge on; dates or numbers as for `since`. None leaves none out.
       requests: samples of the validation slice that are evaluated, at most.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
       repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
@@ -342,6 +345,7 @@ def fit(
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
         keep_best="gauc" if keep_best is True else keep_best or None,
         start=None if start is None else fingerprint(start, model.config, data.encoder), replay=replay,
+        without=None if without is None else training.moments(without, data, "fit without"),
     )  # fmt: skip
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
     goes_on = local(out, "out") if out is not None and resume else None

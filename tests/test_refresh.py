@@ -21,6 +21,7 @@ from aif_jax.blocks.item_offset import popularity_offset, with_item_offset
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
+from aif_jax.connectors.snapshot_store import SnapshotError
 from aif_jax.encoding.times import shown
 from aif_jax.metrics import ByUser
 from aif_jax.refreshing import (
@@ -41,7 +42,7 @@ from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
-from aif_jax.train.tasks import NextItem
+from aif_jax.train.tasks import Liked, NextItem
 from tests import refresh_world as world
 from tests.demo import same
 
@@ -108,7 +109,8 @@ def test_the_report_says_what_changed(published):
     for part in (made.name, "| item | 30 | 6 | 36 |", "gauc", "hr@5 of new items", "| train |"):
         assert part in text
     assert list(report["seconds"]) == [
-        "current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish"
+        "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
+        "publish",
     ]  # fmt: skip
 
 
@@ -133,8 +135,6 @@ def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
     out, err = capsys.readouterr()
     first = json.loads(out)
     assert first["status"] == "published" and err == ""
-    assert cli.main(["rollback", "--out", str(tmp_path / "store")]) == 1 + 1
-    assert "expected a snapshot to go back to, got none before" in capsys.readouterr().err
     pa.csv.write_csv(pa.table(world.events(6)), tmp_path / "events5.csv")
     words = refresh_words(tmp_path, "size=0.5", "--current", str(tmp_path / "store"), "--out", str(tmp_path / "store"))
     assert cli.main([word for word in words if word != "--json"]) == cli.options.REFUSED == 3
@@ -166,7 +166,7 @@ def refresh_words(folder: Path, *more: str) -> list[str]:
 
 def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected, tmp_path, capsys):
     """The road of the tutorial: train, add, export, publish, refresh; and from the run with both terms itself."""
-    store, until = tmp_path / "store", run.settings.first_validation
+    store, until = tmp_path / "store", run.settings.first_test  # what is before, it was trained or chosen on
     assert cli.main(["snapshots", "publish", str(store), str(corrected / "EXPORT")]) == 0
     for number, words in enumerate((["--out", str(store)], ["--current", str(corrected / "corrected"), "--out", f"{store}2"])):
         capsys.readouterr()
@@ -252,7 +252,7 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
     table = world.events(5)
     turned = table["time"] >= world.START + 4 * world.DAY
     table["item"] = np.where(turned, (table["item"] - 100 + 2) % world.ITEMS + 100, table["item"])
-    options = world.OPTIONS | {"since": run.settings.first_validation, "held_out": 0.3, "learning_rate": 1e-6}
+    options = world.OPTIONS | {"since": run.settings.first_validation, "held_out": 0.3, "learning_rate": 1e-6, "batch_size": 32}
     made = aif.refresh(served, table, items=world.items(5), out=tmp_path / "store", **options)
     assert made.status == "refused" and SnapshotStore(tmp_path / "store").current() is None
     assert any(
@@ -274,6 +274,132 @@ def test_a_model_with_item_statistics_gets_an_index_with_those_of_today(tmp_path
     ids = np.arange(100, 100 + world.ITEMS)
     table = world.items(5) | newer.statistic_columns(ids, int(newer.log.time.max()) + 1)
     assert same(index.take(ids)[0], aif.ItemIndex.build(made.trained, table, progress=False).take(ids)[0])
+
+
+# the gate's earlier period and floor, and what is checked before the first step
+
+
+def refreshed(current: Any, table: Any, store: Path, **changes: Any) -> aif.refreshing.Refreshed:
+    """A refresh of the first five days with other options."""
+    return aif.refresh(current, table, out=store, **({"items": world.items(5)} | world.OPTIONS | changes))
+
+
+def test_a_shuffled_day_is_refused_by_the_floor(run, tmp_path):
+    """Both models are as bad on its newest hours, so their difference says nothing."""
+    table, rng = world.events(5), np.random.default_rng(0)
+    day = table["time"] >= world.START + 4 * world.DAY
+    table["item"] = np.where(day, rng.permutation(world.ITEMS)[table["item"] - 100] + 100, table["item"])
+    table["item"][day] = rng.permutation(table["item"][day])
+    made = refreshed(run.folder, table, tmp_path / "store")
+    (reason,) = [each for each in made.report["gate"]["reasons"] if each.startswith("newest: gauc")]
+    assert re.search(r"gauc of the new model is 0\.\d+ \(95% interval .*\); bound: surely above 0.5", reason)
+    assert made.status == "refused" and SnapshotStore(tmp_path / "store").current() is None
+
+
+def test_a_day_of_wrong_items_is_refused_by_the_earlier_period(run, tmp_path):
+    """The new model learns that each event is of the next category, and beats the served one on the newest hours."""
+    table, rng = world.events(5, a_day=900), np.random.default_rng(0)
+    day = np.flatnonzero(table["time"] >= world.START + 4 * world.DAY)
+    for user in range(world.USERS):
+        at = day[table["user"][day] == user]
+        table["item"][at] = 100 + 4 * rng.integers(0, 9, len(at)) + (user + np.arange(len(at))) % world.CATEGORIES
+    since = world.START + 4 * world.DAY
+    period = (since - world.DAY // 2, since)
+    made = refreshed(
+        run.folder, table, tmp_path / "store", since=since, fixed=period, epochs=20, learning_rate=0.05, replay=0.0
+    )
+    newest, fixed = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
+    assert newest["new"] > newest["old"] + 0.05 and fixed["new"] < fixed["old"] - 0.05
+    assert made.report["gate"]["reasons"] and all(each.startswith("fixed: ") for each in made.report["gate"]["reasons"])
+
+
+def test_the_earlier_period_travels_and_is_never_trained_on(run, published, tmp_path):
+    """Of a run its validation span; each refresh keeps it, and takes its held-out hours where the events no longer hold it."""
+    store, made = published
+    first, after = run.settings.first_validation, run.settings.first_test
+    export = SnapshotStore(store).fetch(tmp_path / "here")
+    record = training_record(aif.open(export), export)
+    settings = FitSettings.from_json(made.trained.settings)
+    newest = int(world.events(5)["time"].max())
+    assert record["periods"] == [[first, after], [settings.first_test, newest + 1]] and settings.without == (first, after)
+    assert training_record(made.trained)["periods"] == [[first, after]]
+    with pytest.raises(
+        ArgumentError, match=r"refresh fixed: expected an earlier period with samples of at least 900 users .* 2"
+    ):
+        refreshed(store, world.events(6), tmp_path / "store", gate=dataclasses.replace(world.GATE, users=900))
+    late = {name: column[world.events(6)["time"] >= after] for name, column in world.events(6).items()}
+    again = refreshed(store, late, tmp_path / "store")
+    assert FitSettings.from_json(again.trained.settings).without == (settings.first_test, newest + 1)
+    data, with_replay = world.data(5), dataclasses.replace(settings, replay=9.0)
+    times = data.log.time[training_positions(data, with_replay)]
+    assert (times < first).any() and (times >= after).any() and not ((times >= first) & (times < after)).any()
+    with pytest.raises(ValueError, match="fit without: expected two moments, the first earlier"):
+        dataclasses.replace(settings, without=(after, first))
+
+
+def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(run, tmp_path):
+    store = SnapshotStore(tmp_path / "store")
+    made = refreshed(run.folder, world.events(5), tmp_path / "store")
+    (before, name) = store.names()
+    assert made.name == name and store.rollback() == before == store.current()
+    served = aif.export.restore(store.fetch(tmp_path / "here"))
+    assert served.trained.version == run.version and len(served.index) == world.ITEMS
+    assert training_record(served.trained, tmp_path / "here" / before) == training_record(run.trained)
+    work = {"work": tmp_path / "other"}
+    with pytest.raises(SnapshotError, match=rf"got those of {name}, which was rolled back; give newer events, other settings"):
+        refreshed(run.folder, world.events(5), tmp_path / "store", **work)
+    assert not (tmp_path / "other" / "job" / "train").exists()
+    again = refreshed(run.folder, world.events(5), tmp_path / "store", learning_rate=0.01, **work)
+    assert again.status == "published" and store.names() == [before, again.name]
+
+
+def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
+    pa.csv.write_csv(pa.table(world.items(5)), tmp_path / "items.csv")
+    with begin(tmp_path / "work", {"k": 1}, say=lambda line: None) as job:
+        job.step("read", lambda _: {"line": "done"})
+    for changes, error, message in (
+        ({"events": tmp_path / "typo.csv"}, FileNotFoundError, "typo.csv: expected a file or folder, got no such file"),
+        ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
+        ({"content": tmp_path / "typo.npz"}, FileNotFoundError, "typo.npz: expected a file, got no such file"),
+        ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected the folder of a run"),
+        ({"task": NextItem(negatives=3)}, ArgumentError, "refresh task: expected that of the served model, .* leave it out"),
+        ({"task": Liked(threshold=1)}, ArgumentError, "refresh task: expected that of the served model"),
+        ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
+        ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
+        ({"epochs": 0}, ValueError, "fit epochs: expected at least 1, got 0"),
+        ({"unknown": "keep"}, ArgumentError, "unknown: expected 'skip' or 'error', got 'keep'"),
+    ):  # fmt: skip
+        given: dict[str, Any] = {"items": tmp_path / "items.csv", "work": tmp_path / "work"} | world.OPTIONS | changes
+        with pytest.raises(error, match=message):
+            aif.refresh(given.pop("current", run.folder), given.pop("events", world.events(5)), out=tmp_path / "store", **given)
+        assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
+
+
+def test_a_model_with_content_from_elsewhere_is_refreshed(tmp_path):
+    def content(days: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.array(world.items(days)["item"])
+        return ids, np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)[ids - 100]
+
+    days = aif.read(world.events(4), items=world.items(4), columns=world.COLUMNS, content=content(4), progress=False)
+    options = dict(batch_size=64, epochs=4, learning_rate=0.02, keep_best=False, requests=20, k=None, progress=False)
+    first = aif.fit(world.model(days.schema), days, validation=0.1, test=0.0, **options)
+    made = refreshed(first.trained, world.events(5), tmp_path / "store", content=content(5))
+    index = aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index
+    assert made.status == "published" and len(index) == world.ITEMS
+
+
+def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path):
+    """Items without an event score as the unknown item; one that the served model has learned keeps its row."""
+    first = world.first(None, id_dropout=0.3).with_unseen_items(world.data(4))
+    days = world.events(5)
+    known = days["item"] < 100 + world.ITEMS - world.NEW  # no event of the new items
+    late = known & (days["item"] != 100) & (days["time"] >= world.START + world.DAY)
+    for number, part in enumerate((known, late)):
+        table = {name: column[part] for name, column in days.items()}
+        made = refreshed(first.trained, table, tmp_path / f"store {number}")
+        rows = np.asarray(made.trained.params["embedding"]["item"])
+        assert made.report["additions"] == ["unseen items"] and FitSettings.from_json(made.trained.settings).id_dropout == 0.3
+        assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
 # warm start, and the old model as it is served
@@ -378,6 +504,14 @@ def test_the_gate_refuses(fault):
     new, options, message = REFUSALS[fault]
     (reason,) = judge({"newest": (new, measured())}, **options).reasons
     assert re.search(message, reason) and "bound" in reason, reason
+
+
+def test_the_gate_needs_an_order_that_is_surely_no_chance():
+    few = ByUser(np.arange(9), 0.55 + 0.4 * np.cos(7 * np.arange(9.0)), np.ones(9))
+    new = measured(by_user=dict(measured().by_user) | {"gauc": few})
+    (reason,) = judge({"newest": (new, new), "fixed": (new, new)}, GateConfig(users=5)).reasons
+    assert reason.startswith("newest: gauc of the new model is 0.5") and reason.endswith("bound: surely above 0.5")
+    assert judge({"newest": (new, new)}, GateConfig(users=5, floor=0.2)).passed
 
 
 def test_the_gate_passes_what_is_no_worse():

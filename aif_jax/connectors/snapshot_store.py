@@ -156,6 +156,16 @@ class SnapshotStore:
             raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
         return before[-1]
 
+    def rolled_back(self) -> list[str]:
+        """The names of the complete snapshots after the current one that `rollback` took out of use, oldest first."""
+        current = self.current()
+        later = [name for name in self.names() if current is not None and name > current]
+        return [name for name in later if self._files.exists(self._path(name, UNDONE))]
+
+    def holds(self, name: str, file: str) -> bool:
+        """Whether a snapshot has a file."""
+        return self._files.exists(self._path(name, file))
+
     def read(self, name: str, file: str) -> bytes:
         """A small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
         return self._read(self._path(name, file), RECORD_BYTES)

@@ -33,6 +33,7 @@ from aif_jax.trees import describe, leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN = (*PLATFORMS, "rocm")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 STABLEHLO_CANDIDATES = 1024
 
@@ -87,8 +88,7 @@ def save(
       >>> export.load(folder, sha256=digest).version == export.verify(folder)["version"]
       True
     """
-    with needs_extra("exports need flatbuffers", "export"):
-        import flatbuffers  # noqa: F401
+    expect_platforms(platforms)
     with new_folder(folder) as partial:
         if index is not None and index.version != trained.version:
             raise VersionMismatch("index", expected=trained.version, got=index.version)
@@ -96,6 +96,13 @@ def save(
             partial, trained, {} if index is None else {"index": index_arrays(index)},
             training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo, orders=orders or {},
         )  # fmt: skip
+
+
+def expect_platforms(platforms: Sequence[str]) -> None:
+    """ImportError where an export cannot be written here, ValueError for platforms that are unknown."""
+    with needs_extra("exports need flatbuffers", "export"):
+        import flatbuffers  # noqa: F401
+    expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
 
 
 def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +119,10 @@ def read(
     return made
 
 
-def read_items(items: Source, encoder: Encoder, *, content: Content | None = None) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
+def read_items(
+    items: Source, encoder: Encoder, *, content: Content | None = None,
+    statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+) -> Iterator[tuple[np.ndarray, ItemFeatures]]:  # fmt: skip
     """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
 
     Errors as `read`; nothing is checked across blocks, such as ids that repeat.
@@ -127,6 +130,8 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
     Args:
       items: file, folder or table in memory, with the columns that training read.
       content: where training took its content embedding from elsewhere.
+      statistics: item statistics of raw ids [n] by column, such as `Dataset.statistic_columns` of a moment; None where they are
+        columns of the items.
 
     Yields:
       Raw ids [n], int64 or strings, and ItemFeatures [n]; items that the encoder does not know have row 0.
@@ -138,11 +143,12 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
       [[7, 8]]
     """
     columns, problems = encoder.columns, Problems()
+    kinds = columns.of("items", computed=statistics is None)
     has_content = not encoder.schema.content or columns.content is not None or content is not None
     expect(has_content, "content", "the content embedding that training took from elsewhere", None)
     embed = None if content is None else lookup(content)
-    for block in blocks(items, columns.of("items"), problems, columns=columns, name="items"):
-        table = Scan(block.file, columns.of("items"), columns)
+    for block in blocks(items, kinds, problems, columns=columns, name="items"):
+        table = Scan(block.file, kinds, columns)
         table.add(block, problems)
         ids, rows = table.codes[columns.item_id].values(encoder.vocabularies["item"].kind), {}
         for column, name in columns.vocabularies("items").items():
@@ -151,7 +157,9 @@ def read_items(items: Source, encoder: Encoder, *, content: Content | None = Non
         for kind in SKIPPED:
             problems.drop(kind)
         problems.expect_none()
-        floats = {name: table.floats(name) for name in (*columns.item_floats, *columns.statistics, *columns.side)}
+        computed = {} if statistics is None else statistics(ids)
+        named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
+        floats = {name: table.floats(name) for name in named} | computed
         embedding = None if columns.content is None else table.floats(columns.content)
         yield ids, encoder.item_features(rows, floats, embedding if embed is None else embed(ids))
     problems.expect_none()

@@ -35,8 +35,8 @@ OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 class GateConfig:
     """Bounds beyond which a new model is refused.
 
-    A metric refuses where the new model is worse by more than its bound and the interval of the difference leaves out 0: what
-    may be chance does not refuse.
+    A metric refuses a model that is worse by more than its bound, and significantly: the interval of the difference leaves out
+    0. A loss of any size that may be chance passes, so the number of users decides how small a loss the gate finds.
 
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
@@ -49,6 +49,7 @@ class GateConfig:
       unknown: largest share of the requests' items that the new model's vocabulary lacks.
       volume: least events a day of the new part, as a share of the days before; half of the files missing is refused.
       users: least users to judge by.
+      floor: what GAUC on the newest requests must surely be above, its interval as a whole; 0.5 is a random order.
       draws, level, seed: draws, level and seed of the bootstrap over users, see `metrics.user_interval`.
 
     Raises:
@@ -65,6 +66,7 @@ class GateConfig:
     unknown: float = 0.01
     volume: float = 0.6
     users: int = 100
+    floor: float = 0.5
     draws: int = 1000
     level: float = 0.95
     seed: int = 0
@@ -73,7 +75,7 @@ class GateConfig:
         expect_types(self)
         for field in dataclasses.fields(self):
             expect(getattr(self, field.name) >= 0, f"GateConfig.{field.name}", "at least 0", getattr(self, field.name))
-        for name in ("overlap", "unknown", "volume"):
+        for name in ("overlap", "unknown", "volume", "floor"):
             expect(getattr(self, name) <= 1, f"GateConfig.{name}", "a share from 0 to 1", getattr(self, name))
         expect(0 < self.level < 1 and self.draws >= 1, "GateConfig.level, draws", "a share, and at least 1", self)
 
@@ -225,7 +227,8 @@ def judge(
     """Whether a new model may follow the old one: a pure function of measurements.
 
     Args:
-      slices: name to (new, old) on the same requests; size, speed, vocabulary and overlap are judged on the first.
+      slices: name to (new, old) on the same requests: first the newest ones, of which size, speed, vocabulary, overlap and the
+        floor are judged, then those of an earlier period, which a bad day cannot have spoilt.
       config: bounds.
       volume: events a day of the new part over those before it; None where nobody knows.
     """
@@ -245,6 +248,11 @@ def judge(
                 f"{name}: the new top {new.top.shape[1]} holds {overlap:.1%} of the old one, and no ranking metric is surely "
                 f"better; bound: at least {config.overlap:.1%}"
             )
+    gauc = new.by_user.get("gauc")
+    options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
+    if gauc is not None and (own := metrics.user_interval(gauc, **options)).low <= config.floor:
+        interval = f"{config.level:.0%} interval {own.low:.4f} to {own.high:.4f}"
+        reasons.append(f"{name}: gauc of the new model is {own.value:.4f} ({interval}); bound: surely above {config.floor:g}")
     if new.unknown > config.unknown:
         share = f"{new.unknown:.1%} of the requests are for items that the new model's vocabulary lacks"
         reasons.append(f"{name}: {share}; bound: at most {config.unknown:.1%}")

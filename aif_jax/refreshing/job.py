@@ -68,12 +68,17 @@ class Job:
 
 @contextlib.contextmanager
 def begin(
-    work: Path, arguments: Mapping[str, Any], *, places: tuple[Path, ...] = (), say: Callable[[str], None]
+    work: Path,
+    arguments: Mapping[str, Any],
+    *,
+    places: tuple[Path, ...] = (),
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:
     """The job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
 
     An unfinished job of other arguments (another model, other data) is removed, and its steps are done again: nothing of it was
-    published.
+    published. Before that, and before the first step of any new job, `check` raises for inputs that cannot be used.
 
     An attempt that ends before its first step is done leaves nothing behind.
 
@@ -87,15 +92,16 @@ def begin(
             lease.take()
         remove_unfinished(work)
         job = Job(folder, leases[-1], say)
-        if folder.exists():
-            file = folder / RECORD
-            before = json.loads(file.read_text("utf-8")) if file.is_file() else None
-            if job.sealed(DONE) is None and before != record:
-                lines = differences(before or {}, record, path="refresh", source="unfinished job")
+        file = folder / RECORD
+        before = json.loads(file.read_text("utf-8")) if file.is_file() else None
+        finished = job.sealed(DONE) is not None
+        if finished or before != record:
+            check()
+            if before is not None and not finished:
+                lines = differences(before, record, path="refresh", source="unfinished job")
                 say("refresh: an unfinished job of other arguments is dropped: " + "; ".join(lines[:3]))
-            if job.sealed(DONE) is not None or before != record:
+            if folder.exists():
                 remove_folder(folder)
-        if not folder.exists():
             folder.mkdir()
             write_file(folder / RECORD, json.dumps(record, indent=1).encode())
         yield job

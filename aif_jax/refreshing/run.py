@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
-import shutil
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -17,20 +19,21 @@ import numpy as np
 from aif_jax import checkpoint, export, output
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import ArgumentError, expect
-from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
+from aif_jax.connectors.snapshot_store import CURRENT, SnapshotError, SnapshotStore
+from aif_jax.data.candidates import counts_before
 from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
-from aif_jax.export.writer import PLATFORMS
+from aif_jax.export.writer import PLATFORMS, expect_platforms
 from aif_jax.index import ItemIndex
-from aif_jax.readers import read
-from aif_jax.readers.sources import Source
+from aif_jax.readers import read, read_items
+from aif_jax.readers.sources import Source, TextFile, files_of
 from aif_jax.readers.tables import Content
 from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
-from aif_jax.refreshing.warm import grown, warm_start
+from aif_jax.refreshing.warm import grown, under, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.folders import URL, local
@@ -40,7 +43,7 @@ from aif_jax.train import fit as training
 from aif_jax.train.tasks import TASKS, NextItem, Task
 
 KEPT = "refresh.json"
-"""File in a published export: until when it was trained, the newest event that it was judged on, its task and settings."""
+"""File in a published export: what `training_record` says of it, and a digest of what it was made from."""
 REPORTS = 30  # reports that stay in OUT/reports
 
 
@@ -78,7 +81,7 @@ def refresh(
     epochs: int = 1,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
-    id_dropout: float = 0.0,
+    id_dropout: float | None = None,
     seed: int = 0,
     requests: int = 2000,
     k: int = 100,
@@ -98,6 +101,12 @@ def refresh(
     next part is what the calibration is fitted on, and the last part, the newest hours, is for the gate. The next refresh
     trains on what this one held out.
 
+    A bad day spoils both its training part and its newest hours. So the gate also judges on the requests of an earlier period,
+    `fixed`, which no refresh trains on.
+
+    All inputs are checked before an unfinished job of other arguments is dropped. Into an empty store the served model is
+    published first, once the gate has passed the new one, so that the first refresh can be rolled back.
+
     Args:
       current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
       events: files or tables of `read`: the new events, and earlier ones as far back as histories and `replay` shall reach. Or
@@ -109,15 +118,19 @@ def refresh(
       content: see `read`, for a model with a content embedding from elsewhere.
       unknown: what to do with events of items that are neither in `items` nor known to the served model: leave them out of
         training, or raise an error, see `read`.
-      task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`.
+      task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`. For a model that says its task no
+        other one.
       since: the moment from which events are new, a date or number; None: where the served model's training ended.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
-      epochs, batch_size, learning_rate, id_dropout, seed: see `fit`.
+      epochs, batch_size, learning_rate, seed: see `fit`.
+      id_dropout: see `fit`; None takes that of the served model's training. Above 0, new items without a training event are
+        scored as the unknown item, as by `Run.with_unseen_items`.
       requests: at most so many of the held-out samples are evaluated, drawn at random.
       k: k of HR@k and the overlap, for tasks that rank the catalogue.
-      fixed: (first moment, first moment after) of requests that every refresh is judged on too, such as a hand-picked day; None
-        for none. Leave them out of `events` training by a `since` after them.
+      fixed: (first moment, first moment after) of an earlier period that both models are judged on too. No refresh trains on it
+        from now on, replayed or not. None takes that of the served model's refresh, of its run the validation span; where
+        `events` no longer hold `GateConfig.users` users of it, the hours that the served model's own gate judged it on.
       gate: bounds.
       platforms: see `export.save`.
       keep: exports that stay in the store.
@@ -128,10 +141,13 @@ def refresh(
 
     Raises:
       WriterConflict: another job works there; says which process on which host.
-      FileNotFoundError: no served model.
-      ValueError: `since` is needed and not given, data or settings that do not fit, as `read` and `fit`.
+      FileNotFoundError: no served model, no such file.
+      ValueError: `since` or `fixed` is needed and not given, another task than the model's, data or settings that do not fit,
+        as `read` and `fit`.
+      SnapshotError: the same call made a model that was rolled back.
     """
     expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out, error=ArgumentError)
+    expect(unknown in ("skip", "error"), "unknown", "'skip' or 'error'", repr(unknown), error=ArgumentError)
     where, needed = str(out), f"a local folder for the steps of a job on {out}"
     expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
@@ -149,25 +165,46 @@ def refresh(
     }  # fmt: skip
     places = () if URL.match(where) else (local(where),)
     say = output.say if progress else lambda line: None
-    with output.hidden(not progress), begin(folder, arguments, places=places, say=say) as job:
-        served, data = _inputs(job, functools.partial(_keep, current, since), functools.partial(
+    opened = functools.cache(functools.partial(_open, current, since, task))
+
+    def check() -> None:
+        expect_platforms(tuple(platforms))
+        given = {name: settings[name] for name in ("replay", "epochs", "batch_size", "requests")}
+        record = {"loss": "", "optimizer": "", "keep_best": None, "first_validation": 0, "first_test": 0, "since": 0}
+        training.FitSettings(**record, **given)  # which refuses what `fit` would
+        for source in (events, items, users, content):
+            _expect_there(source)
+        trained, _ = opened()
+        for moment in fixed or ():
+            seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
+
+    with output.hidden(not progress), begin(folder, arguments, places=places, say=say, check=check) as job:
+        served, data = _inputs(job, functools.partial(_keep, opened), functools.partial(
             _read, events, items, users, content=content, unknown=unknown, progress=progress
         ))  # fmt: skip
-        task = served.task if task is None else task
-        steps = _Steps(job=job, served=served, data=data, task=task, held_out=held_out, gate=gate, progress=progress)
+        steps = _Steps(
+            job=job, served=served, data=data, items=items, content=content, held_out=held_out, gate=gate, progress=progress
+        )
         newest = int(data.log.time.max(initial=0))
-        if newest <= served.newest or not len(task.positions(data, min_history=1, since=served.since, before=None)):
+        if newest <= served.newest or not len(served.task.positions(data, min_history=1, since=served.since, before=None)):
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(served.since)}", "status": "nothing new"})
             return Refreshed(status="nothing new")
+        steps = dataclasses.replace(steps, fixed=steps.period(fixed))
+        inputs = json.dumps(arguments | {"current": served.trained.version, "files": data.digest, "out": ""})
+        inputs = hashlib.sha256(inputs.encode()).hexdigest()
+        _expect_not_rolled_back(store, inputs)
+        settings["id_dropout"] = served.id_dropout if id_dropout is None else id_dropout
         job.step("warm start", functools.partial(steps.warm_start, seed))
         job.step("train", functools.partial(steps.train, settings))
         job.step("additions", steps.additions)
         trained, name = _model(job, "additions"), None
-        verdict = job.step("gate", functools.partial(steps.judge, trained, requests, fixed))
+        verdict = job.step("gate", functools.partial(steps.judge, trained, requests))
         if not verdict["reasons"]:
-            catalogue = data.catalogue if items is None or data.statistics is not None else items  # a file has none of today
-            job.step("index", functools.partial(steps.index, trained, catalogue))
-            job.step("export", functools.partial(steps.export, trained, newest, tuple(platforms)))
+            job.step("served", functools.partial(steps.served_export, store, tuple(platforms)))
+            if (job.path("served") / EXPORT).is_dir():
+                job.step("publish served", functools.partial(publish, store, job.path("served") / EXPORT))
+            job.step("index", functools.partial(steps.index, trained))
+            job.step("export", functools.partial(steps.export, trained, inputs, tuple(platforms)))
             name = job.step("publish", functools.partial(publish, store, job.path("export") / EXPORT))["name"]
         job.step("report", functools.partial(steps.report, trained, name))
         report = json.loads((job.path("report") / FILES / JSON).read_text("utf-8"))
@@ -183,46 +220,91 @@ class _Served:
     trained: Trained
     task: Task
     since: int  # seconds since 1970, from which events are new: the end of its training samples, unless another was given
-    newest: int  # time of the newest event that a refresh judged it on, -1 for none
+    record: dict[str, Any]  # `training_record`
+
+    @property
+    def newest(self) -> int:
+        """Time of the newest event that a refresh judged it on, -1 for none."""
+        return self.record["newest"]
+
+    @property
+    def id_dropout(self) -> float:
+        """Share of candidates that its training had without their item id."""
+        return self.record["id_dropout"]
 
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
-    """Until when a model was trained, None for unknown, the newest event that it was judged on, and its task.
+    """What a model says of its training, by the settings of its run and what a refresh wrote into the export in `folder`.
 
-    As the export in `folder` says, if a refresh wrote it, else as the settings of the run do.
+    `until` when it was trained, and its `task`, None for unknown; `periods` [from, before] that it was judged on and never
+    trained on, the one to be judged on again first; the `newest` event that it was judged on, -1 for none; `id_dropout`.
     """
+    record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
+    if trained.settings is not None and "first_validation" in trained.settings:
+        settings = training.parsed(trained.settings, "settings of the served model")
+        first = validated = settings.first_validation, settings.first_test
+        if settings.without is not None:  # trained by a refresh, which judged it on that period
+            first = settings.without
+        until = settings.first_validation if settings.without is not None else settings.first_test
+        record |= {"until": until, "task": _task_record(settings.task), "id_dropout": settings.id_dropout}
+        record["periods"] = [list(first)] if settings.validates or first is not validated else []
     if folder is not None and (folder / KEPT).is_file():
-        return json.loads((folder / KEPT).read_text("utf-8"))
-    record: dict[str, Any] = {"until": None, "newest": -1, "task": _task_record(NextItem())}
-    if trained.settings is None or "first_validation" not in trained.settings:
-        return record
-    settings = training.parsed(trained.settings, "settings of the served model")
-    return record | {"until": settings.first_validation, "task": _task_record(settings.task)}
+        record |= json.loads((folder / KEPT).read_text("utf-8"))
+    return record
 
 
-def _keep(current: Trained | str | Path, since: Any, partial: Path) -> dict[str, Any]:
-    """The served model as a checkpoint, until when it was trained, and the moment from which events are new."""
+def _expect_there(source: Any) -> None:
+    """FileNotFoundError for the path of a file that is not there, ValueError for one of another kind."""
+    if isinstance(source, str | os.PathLike) and not os.fspath(source).endswith(".npz"):
+        files_of(source)
+    elif isinstance(source, str | os.PathLike | TextFile):
+        path = Path(source.path if isinstance(source, TextFile) else source)
+        expect(path.is_file(), str(path), "a file", "no such file", error=FileNotFoundError)
+
+
+def _expect_not_rolled_back(store: SnapshotStore, inputs: str) -> None:
+    """SnapshotError where an export that was made from the same inputs was rolled back."""
+    for name in store.rolled_back():
+        record = json.loads(store.read(name, KEPT)) if store.holds(name, KEPT) else {}
+        out = "give newer events, other settings, or publish it by itself"
+        got = f"those of {name}, which was rolled back; {out}"
+        expect(record.get("inputs") != inputs, "refresh", "another model, data or settings", got, error=SnapshotError)
+
+
+def _open(current: Trained | str | Path, since: Any, task: Task | None) -> tuple[Trained, dict[str, Any]]:
+    """The served model and its record, with the task and the moment from which events are new."""
     if isinstance(current, Trained):
         trained, record = current, training_record(current)
     else:
-        fetched, folder = partial / "fetched", Path(current)
+        folder = Path(current)
         if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of this job
             out = "give `current`, such as the --out of `aif-jax train`"
             raise ArgumentError(f"{current}: expected a served model, found an empty store; {out}")
-        if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
-            folder = SnapshotStore(current).fetch(fetched)
-        trained = open_model(folder)
-        record = training_record(trained, folder)
-        shutil.rmtree(fetched, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as fetched:
+            if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
+                folder = SnapshotStore(current).fetch(fetched)
+            trained = open_model(folder)
+            record = training_record(trained, folder)
+    known = record["task"]
+    if task is not None and known is not None:
+        got = f"{_task_record(task)}; leave it out"
+        expect(_task_record(task) == known, "refresh task", f"that of the served model, {known}", got, error=ArgumentError)
+    record["task"] = known or _task_record(NextItem() if task is None else task)
     unit = trained.need_encoder("refresh").columns.time_unit
     since = record["until"] if since is None else seconds_of(since, "since", unit=unit)
     if since is None:
         expected = "the moment from which events are new, because the served model does not say until when it was trained"
         out = "give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"
         raise ArgumentError(f"refresh since: expected {expected}, got None; {out}")
+    return trained, record | {"since": since}
+
+
+def _keep(opened: Callable[[], tuple[Trained, dict[str, Any]]], partial: Path) -> dict[str, Any]:
+    """Writes the served model as a checkpoint."""
+    trained, record = opened()
     checkpoint.save(partial / MODEL, trained)
     until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
-    return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version, "since": since}
+    return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
 
 
 def _inputs(
@@ -232,7 +314,7 @@ def _inputs(
     record = job.step("current", keep)  # keeps the model: what is current elsewhere may move meanwhile
     task, trained = dict(record["task"]), _model(job, "current")
     task = TASKS[task.pop("name")](**task)
-    served = _Served(trained=trained, task=task, since=record["since"], newest=record["newest"])
+    served = _Served(trained=trained, task=task, since=record["since"], record=record)
     began = time.perf_counter()
     data = read_data(trained)
     seconds, before = time.perf_counter() - began, job.sealed("read")
@@ -272,15 +354,36 @@ class _Steps:
     job: Job
     served: _Served
     data: Dataset
-    task: Task
+    items: Source | None
+    content: Content | None
     held_out: float
     gate: GateConfig
     progress: bool
+    fixed: tuple[int, int] = (0, 0)  # seconds since 1970, the period that no refresh trains on
+
+    @property
+    def task(self) -> Task:
+        """Task of the served model."""
+        return self.served.task
 
     @property
     def calibrated(self) -> bool:
         """Whether the served model has a calibration, for which a part of the new samples is kept."""
         return GROUP in self.served.trained.params["fitted"]
+
+    def period(self, fixed: tuple[Any, Any] | None) -> tuple[int, int]:
+        """The earlier period to judge on: the one given, else the first of the served model's that the events hold."""
+        periods = self.served.record["periods"] if fixed is None else [training.moments(fixed, self.data, "fixed")]
+        counts = {}
+        for first, after in periods:
+            positions = self.task.positions(self.data, min_history=0, since=first, before=after)
+            users = counts[f"{shown(first)} to {shown(after)}"] = len(np.unique(self.data.log.user[positions]))
+            if users >= self.gate.users:
+                return first, after
+        expected = f"an earlier period with samples of at least {self.gate.users} users in the events, to judge both models on"
+        got = ", ".join(f"{users} users from {span}" for span, users in counts.items()) or "none that the served model says"
+        out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
+        raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
 
     def warm_start(self, seed: int, partial: Path) -> dict[str, Any]:
         """The served model under the new vocabularies."""
@@ -294,8 +397,8 @@ class _Steps:
         started = _model(self.job, "warm start")
         run = fit(
             started.model, self.data, out=self.job.path("fit"), start=started.params, keep_best=False,
-            since=datetime.fromtimestamp(self.served.since, UTC), validation=self.held_out if self.calibrated else 0.0,
-            test=self.held_out, progress=self.progress, task=self.task, **settings,
+            since=_moment(self.served.since), validation=self.held_out if self.calibrated else 0.0, test=self.held_out,
+            without=(_moment(self.fixed[0]), _moment(self.fixed[1])), progress=self.progress, task=self.task, **settings,
         )  # fmt: skip
         checkpoint.save(partial / MODEL, run.trained)
         trained = training.training_positions(self.data, run.settings)
@@ -307,6 +410,8 @@ class _Steps:
         """What the served model has that is fitted after training, fitted again."""
         settings, old = self.settings(), self.served.trained
         changes: dict[str, edits.Edit] = {}
+        if settings.id_dropout:
+            changes["unseen items"] = functools.partial(self._unseen, settings.first_validation)
         if (term := pure_svd.present(old.config)) is not None:
             log, factors = self.data.histories, np.asarray(old.params["fitted"][term.name]["table"])
             known, before = self._own_rows("item"), log.time < self.served.since
@@ -332,22 +437,29 @@ class _Steps:
         line = ", ".join(changes) or "none: the served model has none"
         return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
 
+    def _unseen(self, before: int, trained: Trained, data: Dataset) -> Trained:
+        """Items without an event score as the unknown item, unless the served model has a row of its own for them."""
+        name = data.schema.item_attribute("item").table_name
+        table = np.asarray(self.served.trained.params["embedding"][name])
+        own = np.maximum(self._own_rows("item"), 0)
+        has_own = (table[own] != table[0]).any(1)
+        seen = np.where(has_own, 1, counts_before(data, before))
+        return trained.replace(params=edits.unseen_as_unknown(trained.params, seen, config=trained.config))
+
     def settings(self) -> training.FitSettings:
         """Settings of the training."""
         record: Any = self.job.sealed("train")
         return training.FitSettings.from_json(record["settings"])
 
-    def judge(self, trained: Trained, requests: int, fixed: tuple[Any, Any] | None, _: Path) -> dict[str, Any]:
+    def judge(self, trained: Trained, requests: int, _: Path) -> dict[str, Any]:
         """The gate's verdict as plain JSON."""
         settings, data = self.settings(), self.data
-        slices = {"newest": training.held_out(data, settings, "test", requests=requests, min_history=0)}
-        if fixed is not None:
-            unit = data.encoder.columns.time_unit  # type: ignore[union-attr]
-            first, after = (seconds_of(moment, "fixed", unit=unit) for moment in fixed)
-            span = dataclasses.replace(
-                settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None
-            )
-            slices["fixed"] = training.held_out(data, span, "validation", requests=requests, min_history=0)
+        first, after = self.fixed
+        span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
+        slices = {
+            "newest": training.held_out(data, settings, "test", requests=requests, min_history=0),
+            "fixed": training.held_out(data, span, "validation", requests=requests, min_history=0),
+        }
         measured = {}
         for name, (positions, candidates) in slices.items():
             asked = Requests(
@@ -379,24 +491,47 @@ class _Steps:
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
         return new_rows(self.data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
-    def index(self, trained: Trained, items: Any, partial: Path) -> dict[str, Any]:
+    def index_of(self, trained: Trained) -> ItemIndex:
+        """The index of the items file, with the item statistics after the last event."""
+        own, encoder = trained.need_encoder("refresh"), self.data.encoder
+        if self.items is None:
+            rows: Any = [(self.data.items.raw, under(self.data.catalogue.features(self.data.items.rows), encoder, own))]
+            return ItemIndex.build(trained, rows, progress=self.progress)
+        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
+        rows = read_items(self.items, own, content=self.content, statistics=today)
+        return ItemIndex.build(trained, rows, progress=self.progress)
+
+    def served_export(self, store: SnapshotStore, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
+        """The served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
+        if store.current() is not None:
+            return {"line": f"{store.url} has a version before"}
+        trained, record = self.served.trained, self.served.record
+        kept = {name: record[name] for name in ("until", "newest", "task", "periods")}
+        export.save(partial / EXPORT, trained, self.index_of(trained), platforms=platforms, stablehlo=False)
+        (partial / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
+        return {"line": f"version {trained.version[:12]} is published first"}
+
+    def index(self, trained: Trained, partial: Path) -> dict[str, Any]:
         """The index of the new version: every row is new."""
-        index = ItemIndex.build(trained, items, progress=self.progress)
+        index = self.index_of(trained)
         index.save(partial / "index")
         return {"line": f"{len(index):,} items", "items": len(index)}
 
-    def export(self, trained: Trained, newest: int, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
+    def export(self, trained: Trained, inputs: str, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
         """The folder that is published: an export with its index, and what the next refresh must know."""
         index, folder = ItemIndex.load(self.job.path("index") / "index", trained), partial / EXPORT
         export.save(folder, trained, index, platforms=platforms, stablehlo=False)
-        kept = {"until": self.settings().first_validation, "newest": newest, "task": _task_record(self.task)}
-        (folder / KEPT).write_text(json.dumps(kept), "utf-8")
+        newest, settings = int(self.data.log.time.max()), self.settings()
+        periods = [list(self.fixed), [settings.first_test, newest + 1]]
+        kept = {"until": settings.first_validation, "newest": newest, "task": _task_record(self.task), "periods": periods}
+        (folder / KEPT).write_text(json.dumps(kept | {"inputs": inputs}), "utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return {"line": f"{size:,} bytes", "bytes": size}
 
     def report(self, trained: Trained, name: str | None, partial: Path) -> dict[str, Any]:
         """What `report.json` says."""
-        steps = ("current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish")
+        steps = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
+                 "publish")  # fmt: skip
         done = {step: record for step in steps if (record := self.job.sealed(step)) is not None}
         gate, settings = done["gate"], self.settings()
         sizes = {"parameters before": bytes_of(self.served.trained), "parameters": bytes_of(trained)}
@@ -419,6 +554,10 @@ class _Steps:
         (partial / FILES).mkdir()
         write_report(partial / FILES, report)
         return {"line": report["status"], "status": report["status"]}
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps

@@ -108,6 +108,13 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     return Trained(mapped(trained.model, config, encoder.version), trained.params | {ROWS: rows})
 
 
+def under(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
+    """The features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
+    places = {name: np.maximum(new_rows(before.vocabularies[name], after.vocabularies[name]), 0) for name in items.ids}
+    ids = {name: places[name][rows] for name, rows in items.ids.items()}
+    return dataclasses.replace(items, ids=ids, encoding=after.version)
+
+
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
 def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
     """A model for features of another encoder (version `features`): `params[ROWS]` maps their ids to its own, by attribute.

@@ -35,7 +35,7 @@ from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, 
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
 from aif_jax.data.split import cuts_of_samples, request_starts
-from aif_jax.encoding.times import shown
+from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.model import PreRanker, fit_tables, name_of
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
@@ -125,6 +125,7 @@ class Samples(NamedTuple):
     short: int  # whose user has too few earlier events
     unknown: int  # events, or requests, that are no sample of the task
     longer: int = 0  # lists with more than `Impressions.candidates` items
+    without: int = 0  # of the span `without`
 
 
 def samples_of(data: Dataset, settings: Any) -> Samples:
@@ -140,8 +141,9 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     else:
         possible = len(data.log) if task.samples == "events" else len(everything)
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
+    without = int(settings.is_without(times[times < settings.first_validation]).sum())
     return Samples(
-        train=len(times) - validation, validation=validation - test, test=test,
+        train=len(times) - validation - without, validation=validation - test, test=test, without=without,
         earlier=len(everything) - len(inside), short=len(inside) - len(times),
         unknown=possible - len(everything), longer=longer,
     )  # fmt: skip
@@ -155,6 +157,7 @@ def samples_line(samples: Samples, settings: Any) -> str:
         f"before {shown(settings.since or 0)} (since)": samples.earlier,
         f"with fewer than {least} earlier events of the user (min_history)": samples.short,
         task.no_sample: samples.unknown,
+        "of the period that is never trained on (without)": samples.without,
     }
     why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count) or "none"
     cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
@@ -335,6 +338,7 @@ class FitSettings:
     keep_best: str | None = "gauc"
     start: str | None = None
     replay: float = 0.0
+    without: tuple[int, int] | None = None
 
     def __post_init__(self):
         for field in ("epochs", "batch_size", "requests", "evaluate_every"):
@@ -346,6 +350,8 @@ class FitSettings:
         expect(type(self.task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", self.task)
         expect(0 <= self.replay < float("inf"), "fit replay", "a share of at least 0", self.replay)
         expect(not self.replay or self.since is not None, "fit replay", "0 without since", self.replay)
+        if self.without is not None:
+            expect(self.without[0] < self.without[1], "fit without", "two moments, the first earlier", self.without)
         if self.keep_best is not None:
             best = repr(self.keep_best)
             expect(self.validates, "fit keep_best", "False without a validation slice", best)
@@ -366,7 +372,8 @@ class FitSettings:
         """A dict of plain JSON values; `from_json` reads it back."""
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
-        for field in ("since", "start", "replay", "sequence_loss", "teacher"):  # as in records of runs from before, which go on
+        # left out where unset, as in records of runs from before, which go on
+        for field in ("since", "start", "replay", "without", "sequence_loss", "teacher"):
             if not values[field]:
                 del values[field]
         return json.loads(json.dumps(values))
@@ -375,7 +382,8 @@ class FitSettings:
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """The settings that `to_json` wrote."""
         task = dict(value["task"])
-        return cls(**{**value, "task": TASKS[task.pop("name")](**task), "buckets": tuple(value["buckets"])})
+        spans = {name: tuple(value[name]) for name in ("buckets", "without") if name in value}
+        return cls(**{**value, "task": TASKS[task.pop("name")](**task), **spans})
 
     def span(self, split: str) -> dict[str, int | None]:
         """The first second of a slice, "train", "validation" or "test", and the first after it."""
@@ -383,6 +391,11 @@ class FitSettings:
         expect(split in names, "split", f"one of {list(names)}", repr(split))
         place = names.index(split)
         return {"since": moments[place], "before": moments[place + 1]}
+
+    def is_without(self, times: np.ndarray) -> np.ndarray:
+        """bool [n], which times in seconds are in the span that is never trained on."""
+        first, after = self.without or (0, 0)
+        return (times >= first) & (times < after)
 
 
 def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -> dict[str, int | None]:
@@ -393,13 +406,27 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
+def moments(span: tuple[Any, Any], data: Dataset, name: str) -> tuple[int, int]:
+    """Two moments in seconds: dates, or numbers in the unit of the data; ValueError for others."""
+    unit = "s" if data.encoder is None else data.encoder.columns.time_unit
+    first, after = (seconds_of(moment, name, unit=unit) for moment in span)
+    return first, after
+
+
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
-    """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random."""
-    least = settings.min_history
-    positions = settings.task.positions(data, min_history=least, **settings.span("train"))
+    """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random.
+
+    Neither has one of the span `without`.
+    """
+
+    def positions_in(**span: int | None) -> np.ndarray:
+        positions = settings.task.positions(data, min_history=settings.min_history, **span)
+        return positions[~settings.is_without(data.log.time[positions])]
+
+    positions = positions_in(**settings.span("train"))
     if not settings.replay:
         return positions
-    earlier = settings.task.positions(data, min_history=least, since=None, before=settings.since)
+    earlier = positions_in(since=None, before=settings.since)
     count = min(len(earlier), round(settings.replay * len(positions)))
     drawn = np.random.default_rng((settings.seed, 1)).choice(earlier, count, replace=False)
     return np.union1d(positions, drawn)

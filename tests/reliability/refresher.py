@@ -17,7 +17,8 @@ from aif_jax.refreshing import job as jobs
 from tests import refresh_world as world
 from tests.reliability.victims import CrashPoints, _compiled_in
 
-STEPS = ("current", "read", "warm start", "train", "additions", "gate", "index", "export", "publish", "report", "done")
+STEPS = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
+         "publish", "report", "done")  # fmt: skip
 
 
 def refresh(root: str, current: str, since: int, at: int | None, step: str | None = None, sealed: bool = False) -> None:
