@@ -7,7 +7,7 @@ import pytest
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.readers import check, sources
+from aif_jax.readers import check
 
 EVENTS = "user,item,time\n1,7,10\n1,8,20\n2,7,5\n2,7,6\n3,8,9\n3,7,11\n"
 ITEMS = "item,category\n7,tea\n8,cup\n"
@@ -44,14 +44,12 @@ def folder(tmp_path):
 
 def test_clean_files_are_clean(folder):
     report = check(folder / "events.csv", items=folder / "items.csv", users=folder / "users.csv", columns=Columns())
-    assert report.clean and report.problems == report.suspicions == [] and (report.order, report.unsorted) == ("user", 0)
+    assert report.clean and report.problems == report.suspicions == []
     assert list(report.rows.values()) == [2, 3, 6]
-    assert "0 problems, 0 suspicions" in str(report) and "sorted by user and time)" in str(report)
+    assert "0 problems, 0 suspicions" in str(report) and "events.csv: 6 rows)" in str(report)
 
 
 @pytest.mark.parametrize(("file", "old", "new", "problem"), [
-    ("events", "2,7,6", "2,7,4", ("unsorted time", 5, "time", "4 after 5")),
-    ("events", "3,7,11", "1,7,30", ("history across users", 7, "user", "user 1 again, after events of other users")),
     ("events", "2,7,6", "2,-7,6", ("negative id", 5, "item", "-7")),
     ("events", "2,7,6", "2,9,6", ("unknown item", 5, "item", "9")),
     ("events", "2,7,6", "9,7,6", ("unknown user", 5, "user", "9")),
@@ -78,12 +76,12 @@ def test_one_wrong_row_or_header(folder, file, old, new, problem):
     text = {"events": EVENTS, "items": ITEMS, "users": USERS}[file]
     assert old in text
     write(folder, **{file: text.replace(old, new)})
-    assert problem in found(folder, users=True, columns=Columns(user_floats=("age",)), order="user")
+    assert problem in found(folder, users=True, columns=Columns(user_floats=("age",)))
 
 
 def test_all_problems_of_a_file_at_once(folder):
     write(folder, events="user,item,time\n1,7,10\n1,-8,20\n1,7\n1,9,15\n2,7,\n1,7,30\n1,7,30\n\n")
-    assert found(folder, order="user") == [
+    assert found(folder) == [
         ("wrong number of fields", 4, None, "2 in '1,7'"),
         ("null", 6, "time", "nothing"),
         ("null", 9, "user", "nothing"),
@@ -91,7 +89,6 @@ def test_all_problems_of_a_file_at_once(folder):
         ("null", 9, "time", "nothing"),
         ("negative id", 3, "item", "-8"),
         ("unknown item", 5, "item", "9"),
-        ("unsorted time", 5, "time", "15 after 20"),
     ]
     ((kind, column, got),) = suspicions(folder / "events.csv", items=folder / "items.csv", columns=Columns())
     assert (kind, column) == ("repeated event", None) and "1 of 5 events, such as line 8 (as line 7)" in got
@@ -107,9 +104,7 @@ def test_parquet_tells_rows(tmp_path):
     pq.write_table(
         pa.table({"item": [1.0, 2.0], "category": [None, "x"], "content": [[1.0, 2.0], [3.0]]}), tmp_path / "items.parquet"
     )
-    report = check(
-        tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"), order="user"
-    )
+    report = check(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"))
     got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
     pandas = "double (pandas makes floats of integers where one is missing)"
     assert got == [
@@ -118,7 +113,6 @@ def test_parquet_tells_rows(tmp_path):
         ("wrong type", None, "item", pandas),
         ("wrong length", 2, "content", "1"),
         ("negative id", 3, "item", "-3"),
-        ("unsorted time", 2, "time", "5 after 1511544070000"),
     ]
     assert str(report.problems[1]).startswith(f"{tmp_path / 'events.parquet'}, row 1, column 'time': time unit: expected")
 
@@ -160,34 +154,6 @@ def test_values_that_a_trained_model_lacks(folder):
     ]
 
 
-@pytest.mark.parametrize(("events", "order"), [
-    ("1,7,10\n1,8,20\n2,7,5\n2,8,15\n", "user"),
-    ("1,7,10\n2,8,20\n1,7,25\n2,8,35\n", "time"),
-    ("1,7,10\n2,8,5\n1,7,25\n2,8,1\n1,8,7\n", "none"),
-])  # fmt: skip
-def test_order_is_what_the_file_looks_like(folder, events, order):
-    write(folder, events="user,item,time\n" + events)
-    report = check(folder / "events.csv", columns=Columns())
-    assert report.clean and report.order == order
-
-
-def test_order_as_it_is_said_to_be(folder):
-    write(folder, events="user,item,time\n1,7,10\n2,8,5\n1,7,25\n2,8,1\n1,8,7\n")
-    assert [row for kind, row, *_ in found(folder, order="time")] == [3, 5]
-    again = [(kind, row) for kind, row, *_ in found(folder, order="user")]
-    assert again == [("history across users", 4), ("history across users", 5), ("history across users", 6)]
-    assert found(folder, order="none") == []
-
-
-def test_order_across_blocks(tmp_path, monkeypatch):
-    """What is out of order is found where one block ends and the next begins."""
-    events = {"user": [1, 1, 1, 2, 2, 1], "item": [1] * 6, "time": [10, 20, 15, 5, 6, 30]}
-    pq.write_table(pa.table(events), tmp_path / "events.parquet")
-    monkeypatch.setattr(sources, "ROWS", 2)
-    report = check(tmp_path / "events.parquet", columns=Columns(), order="user")
-    assert [(p.kind, p.row) for p in report.problems] == [("unsorted time", 3), ("history across users", 6)]
-
-
 def test_cap_lists_some_and_counts_all(folder):
     write(folder, events="user,item,time\n" + "1,7,\n" * 30 + "1,-7,3\n")
     report = check(folder / "events.csv", columns=Columns(), cap=5)
@@ -205,7 +171,6 @@ def test_many_bad_values_are_found_among_many_good_ones(folder):
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ({"order": "rows"}, "order: expected one of auto, user, time, none, got 'rows'"),
     ({"cap": 0}, "cap: expected at least 1 problem of a kind, got 0"),
 ])  # fmt: skip
 def test_wrong_options(folder, option, message):
@@ -224,15 +189,6 @@ def test_a_file_that_is_repeated_in_a_folder_repeats_its_ids(folder):
     assert report.problems[0].got == f"7, which is in line 2 of {folder / 'items' / '1.csv'} too"
 
 
-def test_floats_far_from_unit_scale_where_scaling_is_off(folder):
-    write(folder, users="user,age,height\n1,25,.5\n2,45,.7\n3,31,-.9\n")
-    columns = Columns(user_floats=("age", "height"))
-    assert found(folder, users=True, columns=columns) == []
-    columns = Columns(user_floats=("age", "height"), scale=False)
-    ((kind, column, got),) = suspicions(folder / "events.csv", users=folder / "users.csv", columns=columns)
-    assert (kind, column) == ("unscaled floats", "age") and got.startswith("mean 33.7, deviation 8.38")
-
-
 def test_ids_with_leading_zeros_are_no_integers(folder):
     write(folder, events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n")
     assert found(folder) == []  # two text ids
@@ -244,7 +200,7 @@ def test_integers_beyond_64_bits(tmp_path):
     pq.write_table(
         pa.table({"user": pa.array([1, 2**63], pa.uint64()), "item": [1, 1], "time": [1, 2]}), tmp_path / "e.parquet"
     )
-    (problem,) = check(tmp_path / "e.parquet", columns=Columns(), order="none").problems
+    (problem,) = check(tmp_path / "e.parquet", columns=Columns()).problems
     assert str(problem).endswith(f"row 2, column 'user': wrong type: expected an integer below 2^63, got {2**63}")
 
 
@@ -252,8 +208,8 @@ def test_text_after_a_block_of_integers(folder):
     """A column that begins with a block of integers is one of integers; what comes later is named, not made text of all."""
     lines = "".join(f"{user},7,{user}\n" for user in range(1, 150_000)) + "x,7,150000\n"
     write(folder, events="user,item,time\n" + lines)
-    assert found(folder, order="none") == [("wrong type", 150_001, "user", "'x'")]
-    assert found(folder, order="none", columns=Columns(text=("user",))) == []
+    assert found(folder) == [("wrong type", 150_001, "user", "'x'")]
+    assert found(folder, columns=Columns(text=("user",))) == []
 
 
 def test_files_of_a_folder_that_differ(tmp_path):
@@ -266,7 +222,7 @@ def test_files_of_a_folder_that_differ(tmp_path):
     }
     for name, table in tables.items():
         pq.write_table(pa.table(table), tmp_path / "events" / f"{name}.parquet")
-    report = check(tmp_path / "events", columns=Columns(), order="user")
+    report = check(tmp_path / "events", columns=Columns())
     assert [(p.where.rpartition("/")[2], p.kind, p.got) for p in report.problems] == [
         ("2.parquet", "missing column", "the columns 'user', 'item'"),
         ("3.parquet", "wrong type", "text"),

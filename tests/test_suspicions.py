@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -62,44 +61,12 @@ def years_ahead(data):
     set_at(data["events"], "time", _7=1_900_000_000 * 2, _9=4_000_000_000)
 
 
-def long_ago(data):
-    set_at(data["events"], "time", _7=0)
-
-
 def one_outlier(data):
     set_at(data["items"], "price", _7=1e12)
 
 
 def two_low_outliers(data):
     set_at(data["users"], "age", _7=-1e9, _20=-2e9)
-
-
-def minus_one(data):
-    set_at(data["items"], "price", _8=-1.0, _9=-1.0)
-
-
-def blanks(data):
-    set_at(data["items"], "category", _3="Category 4 ", _4="category 1")
-
-
-def blanks_in_ids(data):
-    for table in data.values():
-        if "user" in table:
-            table["user"] = [f"User{user}" for user in table["user"]]
-    data["users"]["user"][0] = "User1 "
-    data["events"]["user"] = ["User1 " if user == "User0" else user for user in data["events"]["user"]]
-
-
-def commas(data):
-    data["items"]["tags"] = [tags and tags.replace("|", ", ") for tags in data["items"]["tags"]]
-
-
-def robot(data):
-    data["events"]["user"][: EVENTS // 3] = [5] * (EVENTS // 3)
-
-
-def id_as_category(data):
-    data["items"]["category"] = data["items"]["item"]
 
 
 def many_tags(data):
@@ -110,16 +77,9 @@ def many_tags(data):
 CASES = [
     (read_twice, "repeated event", None, r"3,000 of 6,000 events, such as row 3001 \(as row 1\), .*; is a file there twice"),
     (years_ahead, "future event", "time", r"later than today, .{10}: 2 of 3,000 events, the last at 2096-10-02 07:06:40"),
-    (long_ago, "stray time", "time", "more than a year before 2020-09-13 .*: 1 of 3,000 events, such as second 0"),
     (one_outlier, "outlier", "price", r"far above \S+: 1 of 120 values, such as 1e\+12; the first is in row 8"),
     (two_low_outliers, "outlier", "age", r"far below \S+: 2 of 60 values, such as -2e\+09; the first is in row 8"),
-    (minus_one, "placeholder", "price", "-1 is the only negative value, in 2 of 120 rows, the first in row 9"),
-    (blanks, "alike values", "category", "2 of 10 values .*: 'Category 1' and 'category 1', 'Category 4 ' and 'Category 4'"),
-    (blanks_in_ids, "alike values", "user", "'User1' and 'User1 '|'User1 ' and 'User1'"),
-    (commas, "bag separator", "tags", r"2 of 3 values hold ',', such as 'tag 0, tag 1'; Columns.bag_separator is '\|'"),
     (many_tags, "cut bag", "tags", "2 of 9. rows have more values than the first 8, which Columns.bag_length keeps"),
-    (robot, "one for many", "user", r"5 has 1,0\d\d of 3,000 events \(3\d\.\d %\)"),
-    (id_as_category, "unique values", "category", "120 values in 120 rows"),
 ]
 
 
@@ -158,7 +118,7 @@ def test_each_suspicion_is_named_by_check_and_logged_by_read(spoil, kind, column
 def test_all_suspicions_at_once(tmp_path):
     """From files: rows are lines of the file, and no suspicion hides another."""
     data = tables()
-    spoils = [one_outlier, minus_one, blanks, commas, robot, years_ahead, read_twice]
+    spoils = [one_outlier, many_tags, years_ahead, read_twice]
     for spoil in spoils:
         spoil(data)
     for name, table in data.items():
@@ -200,17 +160,6 @@ def test_profile_by_hand():
     assert (missing.column, missing.values, missing.missing, missing.unknown) == ("brand", 1, 0.5, 0)
     assert str(report).splitlines()[-1].startswith("1 problem, 1 suspicion (items: 2 rows, events: 4 rows")
     assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them duplicates" in str(report)
-
-
-def test_counts_and_quantiles_in_blocks(monkeypatch):
-    """Of large tables the same as of small ones; a quantile of times is taken of a sample."""
-    data = tables()
-    years_ahead(data), robot(data)
-    whole = run(data)
-    monkeypatch.setattr(sys.modules["aif_jax.readers.check"], "BLOCK", 7)  # `readers.check` is the function
-    assert run(data).profile == whole.profile
-    monkeypatch.setattr(sys.modules["aif_jax.readers.check"], "SAMPLE", 100)
-    assert {s.kind for s in run(data).suspicions} == {s.kind for s in whole.suspicions}
 
 
 # both agree
@@ -263,24 +212,12 @@ def test_a_thousand_of_one_kind_hide_no_other():
     assert "unknown action: expected one of 'view', 'buy', got 'look'" in lines[1]
 
 
-def test_unsorted_events_are_no_problem_unless_an_order_is_stated(tmp_path):
-    """Values are quoted as the file has them: in its unit, or as its dates."""
+def test_unsorted_events_are_no_problem_and_times_are_quoted_as_the_file_has_them():
     columns = Columns(time_unit="ms")
-    times = [1_600_000_000_500, 1_600_000_000_400, 1_600_000_000_900, 1_600_000_001_000, 1_600_000_002_000]
-    events = {"user": [1] * 5, "item": [7] * 5, "time": times}
+    events = {"user": [1] * 3, "item": [7] * 3, "time": [1_600_000_000_500, 1_600_000_000_400, 1_600_000_000_900]}
     items = {"item": [7], "category": ["tea"]}
-    report = aif.check(events, items=items, columns=columns)
-    assert report.clean and (report.order, report.unsorted) == ("user", 1)
-    assert "events sorted by user and time but for 1)" in str(report)
-    assert len(aif.read(events, items=items, columns=columns).log) == 5
-    (problem,) = aif.check(events, columns=columns, order="user").problems
-    assert (problem.kind, problem.row, problem.got) == ("unsorted time", 2, "1600000000400 after 1600000000500")
-    (tmp_path / "events").mkdir()
-    for name, unit, chosen in (("1", "ms", times[:1]), ("2", "us", [times[1] // 1000 * 10**6])):
-        table = {"user": [1], "item": [7], "time": pa.array(chosen, pa.timestamp(unit))}
-        pq.write_table(pa.table(table), tmp_path / "events" / f"{name}.parquet")
-    (problem,) = aif.check(tmp_path / "events", columns=columns, order="time").problems
-    assert problem.got == "2020-09-13 12:26:40.000000 after 2020-09-13 12:26:40.500"
+    assert aif.check(events, items=items, columns=columns).clean
+    assert len(aif.read(events, items=items, columns=columns).log) == 3
     late = {"user": [1], "item": [7], "time": pa.array([5_000_000_000], pa.timestamp("s"))}
     (problem,) = aif.check(late, columns=columns).problems
     assert (problem.kind, problem.got) == ("time unit", "2128-06-11 08:53:20")

@@ -25,7 +25,6 @@ from aif_jax.index import ItemIndex
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
-from aif_jax.readers.check import ORDERS
 from aif_jax.readers.sources import CAP
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
@@ -48,7 +47,6 @@ def add_commands(commands: Any) -> None:
     one = shared.add_command(commands, "check", run_check)
     add_files(one)
     shared.add_checkpoint(one, use="values that its encoder lacks are problems, and its columns are the default")
-    one.add_argument("--order", choices=ORDERS, default="auto", help="what the events are sorted by (default: %(default)s)")
     text = "problems of one kind that are listed (default: %(default)s)"
     one.add_argument("--cap", type=at_least_one, default=CAP, help=text)
     one.add_argument("--strict", action="store_true", help="exit with 1 for suspicions too, not for problems alone")
@@ -163,7 +161,7 @@ def run_check(options: argparse.Namespace) -> int:
         encoder = shared.encoder_of(options.checkpoint, open_model(options.checkpoint))
     report = check(
         options.events, items=options.items, users=options.users, columns=shared.read_columns(options), encoder=encoder,
-        order=options.order, cap=options.cap,
+        cap=options.cap,
     )  # fmt: skip
     print(json.dumps(dataclasses.asdict(report), indent=2) if options.json else report)
     return FINE if report.clean and not (options.strict and report.suspicions) else PROBLEMS
@@ -320,7 +318,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Reports installed versions and devices, and runs a smoke test."""
+    """Reports installed versions and extras, and runs a smoke test."""
     report = doctor.examine()
     print(json.dumps(report, indent=2) if options.json else doctor.render(report))
     return FINE if report["healthy"] else PROBLEMS

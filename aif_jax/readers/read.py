@@ -18,11 +18,11 @@ from aif_jax.data.events import EventLog
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.raw import scale_of, stacked
-from aif_jax.encoding.times import PER_SECOND, history_order
+from aif_jax.encoding.times import PER_SECOND
 from aif_jax.output import hidden
-from aif_jax.readers.check import FILES, Repeats, profile_of
+from aif_jax.readers.check import FILES, suspicions_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source
-from aif_jax.readers.tables import Content, Scan, Tables, blocks, lookup, read_tables, scan, validate
+from aif_jax.readers.tables import Content, Scan, Tables, blocks, events_of, lookup, read_tables, scan, validate
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -93,11 +93,13 @@ def read(
             scales=_scales(tables, columns),
         )
     user_ids, user_floats = _users(tables, encoder)
-    log, doubled = _log(tables, columns)
+    found = events_of(tables, columns)
+    moments = found.time // PER_SECOND[columns.time_unit]
+    log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
     catalogue = _catalogue(tables, encoder, embedding)
     if statistics := item_statistics(encoder.schema, log):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
-    for suspicion in profile_of(tables, columns, repeats=doubled)[1]:
+    for suspicion in suspicions_of(tables, columns, found):
         logger.warning("%s", suspicion)
     made = Dataset(
         name=name or Path(tables.scans["events"].label.name).name.split(".")[0],
@@ -277,19 +279,6 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = stacked([table.floats(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
-
-
-def _log(tables: Tables, columns: Columns) -> tuple[EventLog, Repeats]:
-    """The events of known users by user, in the order of histories; and how many are repeated."""
-    table, rows = tables.scans["events"], tables.rows["events"]
-    known = rows["user"] > 0
-    parts = rows["user"], table.times(columns.time), rows["item"], rows.get("action", np.ones(table.count, np.int32))
-    user, time, item, action = (part[known] for part in parts)
-    order = history_order(time, item, action, user=user)
-    user, time, item, action = (part[order] for part in (user, time, item, action))
-    same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)]) & (item[1:] > 0)
-    repeats, seconds = Repeats(int(np.count_nonzero(same))), time // PER_SECOND[columns.time_unit]
-    return EventLog.from_arrays(user, item, action, seconds, users=len(tables.vocabularies["user"])), repeats
 
 
 CANDIDATES = 1024

@@ -291,7 +291,7 @@ class File:
 class Problem:
     """One thing that is wrong."""
 
-    kind: str  # "null", "negative id", "missing column", "wrong type", "unknown category", "unsorted time", ...
+    kind: str  # "null", "negative id", "missing column", "wrong type", "unknown category", ...
     file: str  # the path
     row: int | None  # which row of data, 1 for the first; None where the problem is the file's or the column's
     column: str | None  # None where the problem is the row's or the file's
@@ -308,7 +308,7 @@ class Problem:
 class Suspicion:
     """Something that `read` accepts and that is seldom meant, such as a file that is there twice."""
 
-    kind: str  # "repeated event", "future event", "outlier", "alike values", ...: the table in `check` has all
+    kind: str  # "repeated event", "future event", "outlier", ...: the table in `check` has all
     file: str  # the path
     column: str | None  # None where the suspicion is that of several columns
     got: str  # in words, with counts and examples

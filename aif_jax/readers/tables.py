@@ -23,7 +23,7 @@ from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.columns import File as FileName
 from aif_jax.encoding.encoder import Encoder, vocabulary_names
 from aif_jax.encoding.raw import flat_lists
-from aif_jax.encoding.times import PER_SECOND, earliest, likely_unit, quoted, rescaled, wrong_unit
+from aif_jax.encoding.times import PER_SECOND, earliest, history_order, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import Kind as IdKind
 from aif_jax.encoding.vocabulary import Vocabulary, id_array
 from aif_jax.readers.sources import File, Problems, Source, TableBatch, TextFile, batches, pyarrow
@@ -507,20 +507,11 @@ def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
     return parts[0]
 
 
-SEPARATORS = (",", ";", "|", "\t")  # what bags as text are usually joined by
-EXAMPLES = 3
+class Values(NamedTuple):
+    """What `check` tells of the distinct values of a categorical column; they are not kept."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Values:
-    """What the distinct values of a categorical column tell; they are not kept."""
-
-    kind: Kind
     count: int  # distinct values
     missing: int  # rows without one
-    alikes: int  # values that are the same as another but for blanks around them and, but for ids, upper case
-    alike: tuple[tuple[str, str], ...]  # some of them
-    separator: tuple[str, int, str] | None  # of bags with one value at most: what many values hold, how many, an example
     cut: int  # bags of more values than are kept
 
 
@@ -552,7 +543,9 @@ def read_tables(
     for name in scans:
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
-            values[name, column] = _values(scans[name].codes[column], columns.of(name, computed=False)[column], columns)
+            codes = scans[name].codes[column]
+            first = codes.codes if codes.codes.ndim == 1 else codes.codes[:, 0]
+            values[name, column] = Values(len(codes.distinct), int(np.count_nonzero(first < 0)), codes.cut)
     rows: dict[FileName, dict[str, np.ndarray]] = {name: {} for name in scans}
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
@@ -600,44 +593,6 @@ def validate(
     return vocabulary, rows
 
 
-def _values(codes: Codes, kind: Kind, columns: Columns) -> Values:
-    first = codes.codes if codes.codes.ndim == 1 else codes.codes[:, 0]
-    distinct, alikes, alike, separator = codes.distinct, 0, (), None
-    if len(distinct) and not codes.is_integer:
-        alikes, alike = _alike(distinct, fold=kind != "id")
-        if kind == "bag" and (codes.codes[:, 1:] < 0).all():
-            separator = _separator(distinct, columns.bag_separator)
-    missing = int(np.count_nonzero(first < 0))
-    return Values(
-        kind=kind, count=len(distinct), missing=missing, alikes=alikes, alike=alike, separator=separator, cut=codes.cut
-    )
-
-
-def _alike(distinct: Any, *, fold: bool) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """How many distinct texts are those of another but for blanks around them and, with `fold`, upper case; some pairs."""
-    compute = pyarrow("pyarrow.compute")
-    plain = compute.utf8_trim_whitespace(distinct)
-    coded = (compute.utf8_lower(plain) if fold else plain).dictionary_encode()
-    count = len(distinct) - len(coded.dictionary)
-    if not count:
-        return 0, ()
-    group = coded.indices.to_numpy()
-    order = np.argsort(group, kind="stable")
-    second = np.flatnonzero(group[order][1:] == group[order][:-1])[:EXAMPLES]
-    return count, tuple((distinct[int(order[i])].as_py(), distinct[int(order[i + 1])].as_py()) for i in second)
-
-
-def _separator(distinct: Any, given: str) -> tuple[str, int, str] | None:
-    """The separator that most values of bags hold, where two of them and a tenth do."""
-    compute, most = pyarrow("pyarrow.compute"), None
-    for separator in SEPARATORS:
-        held = compute.match_substring(distinct, separator).to_numpy(zero_copy_only=False)
-        count = int(np.count_nonzero(held))
-        if separator != given and count >= max(2, len(distinct) / 10, 1 + (most[1] if most else 0)):
-            most = separator, count, distinct[int(np.argmax(held))].as_py()
-    return most
-
-
 def _kind(members: list[Codes], *, is_text: bool = False) -> IdKind:
     """Whether a vocabulary is of integers or of text."""
     typed = {codes.is_integer for codes in members if not codes.is_text and len(codes.distinct)}
@@ -678,6 +633,30 @@ def _note_values(
             here = wrong[codes.codes]
             table.note(problems, kind, here, column, expected, lambda at: _shown(codes, at))
             table.bad[column].append((0, here))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Events:
+    """Events of known users with a time, by user and in the order of histories; arrays [n]."""
+
+    at: np.ndarray  # int64, rows of the table
+    user: np.ndarray
+    time: np.ndarray  # in `Columns.time_unit`
+    item: np.ndarray
+    action: np.ndarray
+    again: np.ndarray  # bool, whether an event is the one before it once more, of a known item
+
+
+def events_of(tables: Tables, columns: Columns) -> Events:
+    """The events of tables that were read."""
+    table, rows = tables.scans["events"], tables.rows["events"]
+    good = table.is_good(columns.user, columns.time) & (rows["user"] > 0)
+    parts = rows["user"], table.times(columns.time), rows["item"], rows.get("action", np.ones(table.count, np.int32))
+    user, time, item, action = parts if good.all() else [part[good] for part in parts]
+    order = history_order(time, item, action, user=user)
+    user, time, item, action = (part[order] for part in (user, time, item, action))
+    same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)])
+    return Events(np.flatnonzero(good)[order], user, time, item, action, np.append(False, same)[: len(user)] & (item > 0))
 
 
 def _note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> None:
