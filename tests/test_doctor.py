@@ -51,7 +51,7 @@ def test_a_checkpoint_that_comes_back_different_fails(monkeypatch):
             params=jax.tree.map(lambda x: x + 1, real(*a, **k).params), config=None, version=""
         ),
     )
-    with pytest.raises(ValueError, match="expected the parameters that were saved, got others"):
+    with pytest.raises(AssertionError, match="Arrays are not equal"):
         doctor.smoke_test()
 
 
@@ -65,7 +65,7 @@ def test_a_platform_that_is_not_here_is_reported_and_fails(python):
 def test_the_next_commands_are_commands(capsys):
     """Each begins a command that is there: a module of experiments, or one of `aif-jax`."""
     commands = [line.split() for line in doctor.NEXT.splitlines()[1:]]
-    assert len(commands) == 3
+    assert len(commands) == 2
     for words in commands:
         if words[0] == "aif-jax":
             with pytest.raises(SystemExit) as ended:
