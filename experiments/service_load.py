@@ -6,7 +6,7 @@ Command   python -m experiments.service_load --json service_load.json      (or -
 Time      about 5 minutes on 2 CPU cores
 Measured  experiments/README.md, with the machine
 Load      1,000 candidates, k=300, users with cached states, so that what differs is HTTP. Clients are processes with
-          connections that stay open and messages that are packed before the clock starts, see `service_clients`.
+          connections that stay open and messages that are packed before the clock starts, see `callers`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
           second: `--callers` of each in turn, each alone on the machine, with the processor time of service and client
           for one request, which says what would be left of the engine with clients on other machines. Publishes: two
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
 import threading
@@ -32,23 +33,18 @@ import numpy as np
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
-from experiments import client, common
-from experiments.scale_out import replicas
-from experiments.scale_out.replicas import NAMES, Replica
-from experiments.service_clients import Load, caller, load, packed
-
-SIZES = {
-    "items": (20_000, 200, "catalogue size"),
-    "candidates": (1000, 50, "candidates of a request"),
-    "k": (300, 10, "k of a request"),
-}
-"""Settings of a `World`, of every script that loads a service."""
+from experiments import common, replicas
+from experiments.callers import Load, caller, load
+from experiments.replicas import NAMES, Replica
 
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measures and prints the figures."""
-    settings = SIZES | {
+    settings = {
+        "items": (20_000, 200, "catalogue size"),
+        "candidates": (1000, 50, "candidates of a request"),
+        "k": (300, 10, "k of a request"),
         "rounds": (1000, 10, "interleaved requests of each"),
         "seconds": (10.0, 0.5, "seconds of each load"),
         "callers": (8, 2, "callers at once"),
@@ -77,11 +73,9 @@ class World(replicas.World):
         common = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
         return common | {"candidates": self.candidates, "k": self.options.k}
 
-    def write(self, folder: Path) -> None:
-        """Packed calls, for the clients."""
-        folder.mkdir()
-        for user in range(len(self.users)):
-            (folder / str(user)).write_bytes(client.packed(self.fields(user)))
+    def packed(self) -> list[str]:
+        """The calls, by user, in JSON."""
+        return [json.dumps(self.fields(user), default=lambda array: array.tolist()) for user in self.users]
 
     def serving(self) -> Replica:
         """`aif-jax serve` of both."""
@@ -90,12 +84,12 @@ class World(replicas.World):
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
     """All figures."""
-    world, calls = World(folder / "models", options), folder / "calls"
-    world.write(calls)
+    world, calls = World(folder / "models", options), folder / "calls.json"
+    calls.write_text(json.dumps(world.packed()), encoding="utf-8")
     callers, seconds = options.callers, options.seconds
     with world.serving() as service:  # idle while the engine in this process has the machine
         process, address = service.process, service.address
-        figures = asyncio.run(overheads(world, calls, address))
+        figures = asyncio.run(overheads(world, address))
         before = processor_seconds(process.pid)
         seen = load(address, calls, callers=callers, seconds=seconds)
         # the clients' first calls, one a user and caller, count among the service's
@@ -117,11 +111,11 @@ def processor_seconds(process: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def overheads(world: World, calls: Path, address: str) -> dict[str, Any]:
+async def overheads(world: World, address: str) -> dict[str, Any]:
     """Medians of one caller over the engine in this process, interleaved."""
     times: dict[str, list[float]] = {"engine": [], "http": []}
     async with engine(world) as in_process:
-        with caller(address, packed(calls)) as rank:
+        with caller(address, [call.encode() for call in world.packed()]) as rank:
             for number in range(-len(world.users), world.options.rounds):  # states are cached from 0 on
                 user = number % len(world.users)
                 for name in list(times) if number % 2 else reversed(times):
@@ -175,7 +169,7 @@ async def engine_load(world: World) -> Load:
 
 async def publishing(world: World, address: str) -> dict[str, Any]:
     """Calls that failed and answers that mixed versions while versions took turns."""
-    calls = [client.packed(world.fields(user)) for user in range(len(world.users))]
+    calls = [call.encode() for call in world.packed()]
     done, failed, mixed, seen = threading.Event(), [], [], [""]
 
     def run(user: int) -> None:
@@ -183,7 +177,7 @@ async def publishing(world: World, address: str) -> dict[str, Any]:
             while not done.is_set():
                 user = (user + 1) % len(calls)
                 try:
-                    answer = client.unpacked(rank(user))
+                    answer = json.loads(rank(user))
                 except (OSError, RuntimeError) as error:
                     return failed.append(error)
                 seen.append(answer["version"])

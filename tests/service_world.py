@@ -29,8 +29,8 @@ from aif_jax.service.log import LogRecord
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving import ServingConfig
-from experiments.client import Client
 from tests import demo
+from tests.client import Client
 
 ITEMS = 40
 IDS = 17 + 1000 * np.arange(ITEMS)

@@ -5,10 +5,8 @@ Engines warn when they are imported, so they are imported within the tests, wher
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -133,16 +131,3 @@ def test_spark_names_a_bad_item(spark, tmp_path):
     encoded = adapter.encode_items(spark.read.parquet(str(tmp_path / "items.parquet")), world.job())
     with pytest.raises(Exception, match=r"row 40 \(item 283\): column 'price': expected finite values"):
         encoded.collect()
-
-
-@pytest.mark.timeout(900)
-def test_the_experiment_runs_with_engines(environment, tmp_path):
-    pytest.importorskip("ray", reason="needs the extra 'ray'")
-    pytest.importorskip("pyspark", reason="needs the extra 'spark'")
-    command = [sys.executable, "-m", "experiments.scale_out", "--smoke", "--parts", "catalogue", "--json", "figures.json"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["missing"] == [] and figures["ray_equal"] and figures["spark_equal"]
-    assert figures["spark_frame_equal"] and figures["spark_frame_rows_per_s"] > 0
-    assert figures["spark_rows_per_s"] > 0 and figures["spark_index_rows_per_s"] > 0 and figures["ray_rows_per_s"] >= 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.scale_out import training
+from tests import process_training as training
 from tests.conftest import ROOT, child_environment
 
 pytestmark = [

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from experiments import kernels
-from experiments.scale_out import __main__ as scale_out
-from experiments.scale_out import catalogue
 from tests.conftest import child_environment
 from tests.light import flags
 
@@ -191,30 +189,3 @@ def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
         with pytest.raises(SystemExit):
             train_throughput.main(["--only-before", *wrong])
         assert message in capfd.readouterr().err
-
-
-# catalogues on clusters, without any engine
-
-
-def test_scale_out_of_the_catalogue_names_what_is_not_installed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(catalogue, "present", lambda need: need == "java")
-    figures = measured(tmp_path, scale_out.__name__, "--parts", "catalogue")
-    assert figures["missing"] == ["pyspark", "ray"] and figures["catalogue_rows"] == catalogue.SMOKE_ROWS
-    assert [figures[name] for name in ("ray_equal", "spark_equal", "ray_rows_per_s", "spark_rows_per_s")] == [None] * 4
-    assert figures["build_rows_per_s"] > 0 and figures["merge_rows_per_s"] > 0
-    printed = capsys.readouterr().out
-    for words in ("not installed: ray", "not installed: pyspark", "left out by --parts: training"):
-        assert words in printed
-
-
-def test_a_difference_is_noticed(tmp_path):
-    world = catalogue.make(tmp_path, rows=2048)
-    index, _ = catalogue.build(world, "index")
-    parts = list(world.job()(catalogue.read(world)))
-    assert catalogue.same(catalogue.merge(world, parts), index)
-    changed = {"item": [5], "category": [1], "brand": [1], "bid": [1.0]} | dict.fromkeys(catalogue.COLUMNS.item_floats, [0.5])
-    assert not catalogue.same(catalogue.merge(world, parts).upsert(changed), index)
-
-
-def test_what_is_present():
-    assert catalogue.present("numpy") and not catalogue.present("no_such_package")

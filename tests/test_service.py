@@ -27,8 +27,8 @@ from aif_jax.service.core import Policy
 from aif_jax.service.features import UserSource
 from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
 from aif_jax.service.process import Listening
-from experiments.client import Client, ServiceError
 from tests.beside import meanwhile
+from tests.client import Client, ServiceError
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, Slow, exports, posted, running, until
 
 

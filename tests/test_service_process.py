@@ -23,7 +23,7 @@ from aif_jax import cli
 from aif_jax.service.core import Service
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, ServiceSettings, run, serve, source_of
-from experiments.client import Client, ServiceError
+from tests.client import Client, ServiceError
 from tests.conftest import child_environment
 from tests.service_world import ANN, IDS, connected, exports, read_log, running
 

@@ -20,7 +20,7 @@ from aif_jax import Run, Trained, checkpoint
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.index import ItemIndex
 from aif_jax.store.version import fingerprint
-from experiments.scale_out import training
+from tests import process_training as training
 from tests.conftest import ROOT, child_environment
 from tests.light import flags
 
@@ -35,7 +35,7 @@ from aif_jax import checkpoint, sharding, train
 from aif_jax.sharding import processes
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.pipeline import PrefetchedBatch
-from experiments.scale_out import training
+from tests import process_training as training
 
 model, feed, optimizer, params = training.world(index, count)
 mesh = sharding.row_mesh()

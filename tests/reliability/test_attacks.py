@@ -24,8 +24,8 @@ from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
-from experiments.client import Client
-from experiments.scale_out import replicas
+from tests import proxies
+from tests.client import Client
 from tests.reliability.sizes import FULL, SMOKE, Sizes
 from tests.service_world import IDS, SERVING, Running, connected, exports, posted, running
 
@@ -84,19 +84,19 @@ def service(*, limits: Limits | None = None, **options) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def fronted(name: replicas.Proxy, folder: Path, *changes: dict[str, dict[str, str]], **options) -> Iterator[Fronted]:
+def fronted(name: proxies.Proxy, folder: Path, *changes: dict[str, dict[str, str]], **options) -> Iterator[Fronted]:
     """The same behind a proxy, with some changes of its file by its name."""
     try:
-        replicas.find(name)
+        proxies.find(name)
     except FileNotFoundError as error:
         pytest.skip(str(error))
     changed = {old: new for change in (FASTER, *changes) for old, new in change[name].items()}
-    with service(**options) as made, replicas.proxy(name, [made.addresses["http"]], folder, changes=changed) as (address, _):
+    with service(**options) as made, proxies.proxy(name, [made.addresses["http"]], folder, changes=changed) as (address, _):
         yield Fronted(made, address)
 
 
 @pytest.fixture(params=["haproxy", "nginx"])
-def name(request) -> replicas.Proxy:
+def name(request) -> proxies.Proxy:
     return request.param
 
 
@@ -141,7 +141,7 @@ FLOODS = BODIES | {
 }
 
 
-def floods_of(name: replicas.Proxy) -> dict[str, tuple[bytes, bytes]]:
+def floods_of(name: proxies.Proxy) -> dict[str, tuple[bytes, bytes]]:
     """Floods that a proxy ends; nginx reads trailers on, keeps none of them, and tells no replica."""
     return {what: said for what, said in FLOODS.items() if name == "haproxy" or "trailer" not in what}
 

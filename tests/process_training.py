@@ -1,9 +1,4 @@
-"""Training in two processes: the loss curve of one, and a run that is killed and started again ends bit for bit the same.
-
-Claim: two processes of `jax.distributed` with the item table split by rows give the loss of one process to 1e-6 over 200 steps;
-after a SIGKILL of one both end, and both started again end with the bits of a run that was not killed.
-Command: `python -m experiments.scale_out --json FILE` (this part alone: `python -m experiments.scale_out.training`).
-"""
+"""A small training in one or two processes, started here as `python -m tests.process_training`, killed and started again."""
 
 from __future__ import annotations
 
@@ -20,38 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from aif_jax.output import Bar
-
-STEPS, SMOKE_STEPS = 200, 24
+STEPS = 200
 SAVE_EVERY = 9
 
 
-def measure(smoke: bool) -> dict[str, Any]:
-    """`two_process_loss_max_rel` over 200 steps (24 with `smoke`), and `restart_bit_identical`."""
-    steps = SMOKE_STEPS if smoke else STEPS
-    with tempfile.TemporaryDirectory() as folder, Bar(3, label="processes", unit="runs") as bar:
+def measure(steps: int = STEPS) -> tuple[float, bool]:
+    """The largest relative difference of the loss of two processes to one, and whether a killed run ends with the same bits."""
+    with tempfile.TemporaryDirectory() as folder:
         one, two, killed = (Path(folder) / name for name in ("one", "two", "killed"))
         finish(begin(one, 1, steps))
-        bar.update()
         finish(begin(two, 2, steps))
-        bar.update()
         kill(killed, steps, at=steps // 2)
         finish(begin(killed, 2, steps))
-        bar.update()
         expected, got = losses(one), losses(two)
         if len(expected) != steps:
             raise RuntimeError(f"expected {steps} steps, got {len(expected)}")
         same = bool((losses(killed) == got).all()) and all(equal(two, killed, process) for process in range(2))
-    return {
-        "two_process_loss_max_rel": float(np.max(np.abs(got - expected) / np.abs(expected))),
-        "restart_bit_identical": same,
-    }
+    return float(np.max(np.abs(got - expected) / np.abs(expected))), same
 
 
 def begin(folder: Path, count: int, steps: int) -> list[Any]:
     """Starts a run in `count` processes; it goes on with what is in the folder."""
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "experiments.scale_out.training", str(folder), str(steps), str(count)]
+    words = [sys.executable, "-m", "tests.process_training", str(folder), str(steps), str(count)]
     return start(words, count)
 
 
@@ -161,10 +147,7 @@ def run(folder: Path, steps: int, count: int, address: str, index: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print(json.dumps(measure(smoke=False)))
-    else:
-        from aif_jax.sharding.processes import end_at_once
+    from aif_jax.sharding.processes import end_at_once
 
-        with end_at_once():
-            run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    with end_at_once():
+        run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
