@@ -111,7 +111,7 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
     for (file, column), values in tables.values.items():
         rows, total = tables.rows[file].get(columns.vocabularies(file)[column]), max(1, tables.scans[file].count)
         strange = 0 if rows is None or rows.ndim > 1 else max(0, int(np.count_nonzero(rows == 0)) - values.missing)
-        shares.append(ColumnProfile(file, column, values.count, values.missing / total, strange / total))
+        shares.append(ColumnProfile(file, column, values.distinct, values.missing / total, strange / total))
     for which, scan, name in _floats(tables, columns):
         good = scan.is_good(name)
         missing = 1 - float(good.mean()) if scan.count else 0.0

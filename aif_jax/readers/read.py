@@ -161,7 +161,7 @@ def read_items(
         problems.expect_none()
         computed = {} if statistics is None else statistics(ids)
         named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
-        floats = {name: table.floats(name) for name in named} | computed
+        floats = {**{name: table.floats(name) for name in named}, **computed}
         embedding = None if columns.content is None else table.floats(columns.content)
         yield ids, encoder.item_features(rows, floats, embedding if embed is None else embed(ids))
     problems.expect_none()

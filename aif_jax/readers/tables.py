@@ -510,7 +510,7 @@ def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
 class Values(NamedTuple):
     """What `check` tells of the distinct values of a categorical column; they are not kept."""
 
-    count: int  # distinct values
+    distinct: int
     missing: int  # rows without one
     cut: int  # bags of more values than are kept
 
