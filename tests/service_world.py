@@ -37,7 +37,7 @@ IDS = 17 + 1000 * np.arange(ITEMS)
 SERVING = ServingConfig(buckets=(16, 64), max_k=8, max_pending=16)
 NOW = 1_700_000_900
 EVENTS = {"item": [17, 1017], "time": [1_700_000_000, 1_700_000_050]}
-ANN = {"user": "ann", "record": {"user": "ann"}, "events": EVENTS, "now": NOW}
+ANN = {"user": "ann", "record": {}, "events": EVENTS, "now": NOW}
 """A user with what a call brings of her."""
 
 

@@ -20,9 +20,11 @@ from pathlib import Path
 import pytest
 
 from aif_jax import cli
+from aif_jax.export import Restored
 from aif_jax.service.core import Service
-from aif_jax.service.models import Models
-from aif_jax.service.process import Listening, ServiceSettings, run, serve, source_of
+from aif_jax.service.models import ExportEntry, Models, publish
+from aif_jax.service.process import Listening, run, source_of
+from aif_jax.serving import AsyncPreRanker
 from tests.client import Client, ServiceError
 from tests.conftest import child_environment
 from tests.service_world import ANN, IDS, connected, exports, read_log, running
@@ -96,12 +98,47 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
     assert len(list(read_log(tmp_path / "log"))) >= len(answered)
 
 
-def test_a_port_that_is_taken_is_found_before_anything_is_compiled(monkeypatch):
+@pytest.fixture
+def compiles(monkeypatch):
+    """What a test that may compile nothing must not call."""
+    monkeypatch.setattr(Restored, "check_golden", lambda *given: pytest.fail("golden outputs were computed"))
+    monkeypatch.setattr(AsyncPreRanker, "__aenter__", lambda *given: pytest.fail("an engine was warmed up"))
+
+
+@pytest.mark.usefixtures("compiles")
+def test_a_port_that_is_taken_is_found_before_anything_is_compiled(capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        monkeypatch.setattr(Models, "start", None)  # what compiles is not called
-        with pytest.raises(OSError, match=f"127.0.0.1:{port}: Address already in use"):
-            serve(ServiceSettings(folder=exports().root / "one", where=Listening(http_port=port)))
+        assert cli.main(["serve", str(exports().root / "one"), "--port", str(port)]) == 1
+    assert f"127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize(("package", "extra"), [("uvicorn", "service"), ("httptools", "service"), ("pyarrow", "data")])
+def test_a_missing_package_is_found_before_anything_is_compiled(package, extra, tmp_path, monkeypatch, capsys):
+    folder = str(exports().root / "one")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["serve", folder, "--port", "0", "--log", str(tmp_path / "log")]) == 2
+    assert f'pip install "aif_jax[{extra}]"' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("compiles")
+@pytest.mark.parametrize("damaged", ["params.safetensors", "encoder.safetensors", "index.safetensors", "manifest.json"])
+def test_a_model_that_cannot_be_read_is_found_before_anything_is_compiled(damaged, tmp_path, capsys):
+    """Also where it is the second of two, of which the first is fine."""
+    exports().copied(tmp_path)
+    publish(tmp_path, [ExportEntry("one"), ExportEntry("two", share=0.5)])
+    file = tmp_path / "two" / damaged
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cli.main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert str(tmp_path / "two") in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("compiles")
+def test_a_certificate_that_cannot_be_read_is_found_before_anything_is_compiled(tmp_path, capsys):
+    words = ["--certificate", tmp_path / "certificate.pem", "--key", tmp_path / "key.pem"]
+    assert cli.main(["serve", str(exports().root / "one"), "--port", "0", *map(str, words)]) == 1
+    assert f"TLS: expected a certificate and its key in PEM form, got {tmp_path / 'certificate.pem'}" in capsys.readouterr().err
 
 
 def test_a_signal_during_the_start_ends_it(monkeypatch, capsys):

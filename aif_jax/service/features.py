@@ -114,10 +114,17 @@ class UserSource:
             raise BadCall("record", f"expected values of {wanted}, which this model reads, got no record; {out}")
         if call.events is None:
             raise BadCall("events", "expected the user's events, got none; send {} for a user without events")
-        identity = {columns.user_record_id: call.user} if columns.user_id else {}
+        name, record = columns.user_record_id, call.record or {}
+        if name in record:
+            given = record[name].tolist() if isinstance(record[name], np.ndarray) else record[name]
+            if given not in (call.user, [call.user]):
+                raise BadCall(
+                    "record", f"column {name!r}: expected {call.user!r:.80}, the call's user, got {given!r:.80}; leave it out"
+                )
+        identity = {name: call.user} if columns.user_id else {}
         moment = self.clock() if call.now is None else call.now
         try:
-            return encoded(self._encoder, Record(identity | dict(call.record or {}), call.events), moment)
+            return encoded(self._encoder, Record({**record, **identity}, call.events), moment)
         except DAMAGE as error:
             text = str(error)
             part = next((name for name in PARTS if text.startswith((f"{name}: ", f"{name}, "))), "")

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from aif_jax.checks import expect
 from aif_jax.connectors.records import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.export import Restored, restore
+from aif_jax.export import ExportError, Restored, restore
 from aif_jax.index import ItemIndex
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
@@ -392,12 +392,11 @@ class Models:
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
 
-    async def load(self, entry: ExportEntry) -> Served:
-        """A version ready to serve: read, compared with its golden outputs, compiled, warmed up."""
+    async def _load(self, entry: ExportEntry, restored: Restored) -> Served:
+        """A version ready to serve: compared with its golden outputs, compiled, warmed up."""
         before = self.held[0] if self.held else None
-        restored, difference, exported = await asyncio.to_thread(self._restore, entry, before)
-        where = str(path_of(self.root, entry))
-        expect(restored.index is not None, where, "an export with an index", "one without; add --index")
+        exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
+        difference = await asyncio.to_thread(restored.check_golden)
         config, orders = restored.trained.config, dict(restored.manifest.get("orders", {}))
         serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders))
         same = before is not None and before.restored.trained.config == config and before.engine.config == serving
@@ -467,18 +466,25 @@ class Models:
             await served.engine.update_index(found[0])
             served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
 
-    def _restore(self, entry: ExportEntry, before: Served | None) -> tuple[Restored, float, float]:
+    def _restore(self, entry: ExportEntry) -> Restored:
+        """What a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
         path = path_of(self.root, entry)
-        restored = restore(path, compiled_from=None if before is None else before.restored, sha256=entry.sha256)
-        return restored, restored.check_golden(), (path / MANIFEST).stat().st_mtime
+        try:
+            restored = restore(path, compiled_from=self.held[0].restored if self.held else None, sha256=entry.sha256)
+        except ExportError as error:
+            text = str(error)
+            raise ExportError(text if str(path) in text else f"{path}: {text}") from error
+        expect(restored.index is not None, str(path), "an export with an index", "one without; add --index")
+        return restored
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
         """Swaps to these versions, all of them or none."""
         known = {served.entry[:2]: served for served in self.held}
+        read = {entry[:2]: await asyncio.to_thread(self._restore, entry) for entry in entries if entry[:2] not in known}
         loaded: list[Served] = []
         try:
             for entry in entries:
-                loaded.append(known.get(entry[:2]) or await self.load(entry))
+                loaded.append(known.get(entry[:2]) or await self._load(entry, read[entry[:2]]))
         except BaseException:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
             raise

@@ -14,6 +14,7 @@ import logging
 import pkgutil
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -68,6 +69,15 @@ class Listening:
             expect(getattr(self, name) >= least, name, f"at least {least}", getattr(self, name))
         expect(self.token != "", "token", "None or some text", "an empty text")
 
+    def tls(self) -> None:
+        """Reads certificate and key; ValueError where they cannot be read, or do not fit each other."""
+        if self.certificate is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+            except OSError as error:  # also ssl.SSLError
+                expected = "a certificate and its key in PEM form"
+                raise ValueError(f"TLS: expected {expected}, got {self.certificate} and {self.key}: {error}") from None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
@@ -116,8 +126,11 @@ class ServiceSettings:
 def serve(settings: ServiceSettings) -> None:
     """Serves until SIGTERM or SIGINT, and prints one JSON line with its address when it is ready.
 
-    Raises OSError where the port is taken, before anything is compiled.
+    Raises OSError where the port is taken, ImportError where a package is missing, and what `Models` raises for a folder that
+    cannot be read: all before anything is compiled.
     """
+    server_package()
+    settings.where.tls()
     bind(settings.where.host, settings.where.http_port).close()
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
@@ -132,6 +145,14 @@ def serve(settings: ServiceSettings) -> None:
     finally:
         if log is not None:
             log.close()
+
+
+def server_package() -> Any:
+    """The module uvicorn; ImportError where it, or httptools, is missing, names the extra."""
+    with needs_extra("a service needs uvicorn and httptools", "service"):
+        import httptools  # noqa: F401  which uvicorn imports when it starts
+        import uvicorn
+    return uvicorn
 
 
 def loop_factory() -> Any:
@@ -163,10 +184,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
       ImportError: uvicorn or httptools is missing; names the extra.
       OSError: the port is taken.
     """
-    with needs_extra("a service needs uvicorn and httptools", "service"):
-        import httptools  # noqa: F401  which uvicorn imports when it starts
-        import uvicorn
-
+    uvicorn = server_package()
     bound = bind(where.host, where.http_port)
     app = App(service, token=where.token, more={"/v2": InferenceRest(service)}, max_requests=where.max_requests)
     server = uvicorn.Server(
