@@ -204,9 +204,12 @@ def _check_fitted(config: Config, fitted: Params) -> None:
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
     if wanted - fitted.keys() or extra:
         raise ValueError(f"init fitted: expected {sorted(wanted)}, got {sorted(fitted)}; fit_tables makes them for a config")
-    for path, table in (fitted["fields"] | {name: fitted[name]["table"] for name in tables}).items():
-        got = table.shape[0]
-        expect(got == size, "init fitted", f"{size} rows in {path}, one for each item", got)
+    found = fitted["fields"] | {name: fitted[name]["table"] for name in tables}
+    for block in config.blocks:
+        found |= {f"{block.name}/{name}": fitted.get(block.name, {}).get(name) for name in block.per_item or ()}
+    for path, table in found.items():
+        got = None if table is None else jnp.shape(table)
+        expect(got and got[0] == size, "init fitted", f"{size} rows in {path}, one for each item", f"shape {got and list(got)}")
 
 
 def name_of(function: Any) -> str:

@@ -23,7 +23,7 @@ from aif_jax.store.snapshots import snapshots
 T = 1_600_000_000
 NAMES = [f"i{n}" for n in range(12)]
 PARTITIONS = 2
-PARAMS = {"item": {"scale": np.float32(3)}}
+PARAMS = {"item": {"scale": np.float32(3)}, "fitted": {}}
 
 
 @functools.cache
@@ -42,7 +42,8 @@ def encoder() -> aif.Encoder:
 def model() -> aif.PreRanker:
     """An item function that compiles in no time: this is about streams."""
     made = aif.build(aif.presets.two_tower(encoder().schema, width=4, short_length=4))
-    return made._replace(item=lambda params, f: {"vector": f.floats * params["item"]["scale"]})
+    item = lambda params, f: {"vector": f.floats * params["item"]["scale"]}  # noqa: E731
+    return made._replace(init=lambda *given, **options: PARAMS, item=item)
 
 
 def items(numbers: dict[str, float]) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_a_request_of_weight_three_is_three_requests(data, run):
 
 def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tmp_path):
     fitted = aif_scores.with_calibration(run.params, fit([0.0, 1.0, 2.0, 0.5], [0, 1, 1, 1]))
-    checkpoint.save(tmp_path / "saved", aif.Trained(run, fitted, run.encoder))
+    checkpoint.save(tmp_path / "saved", aif.Trained(run.model, fitted, run.encoder))
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
     np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["scale"], fitted["fitted"]["calibration"]["scale"])

@@ -35,11 +35,16 @@ def small(scale=1.0):
     }
 
 
+def trained(params):
+    """A model whose parameters are these, whatever their shapes."""
+    return aif.Trained(aif.build(CONFIG)._replace(init=lambda *given, **options: params), params)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """One good checkpoint; tests that damage it work on a copy."""
     folder = tmp_path_factory.mktemp("checkpoint") / "good"
-    checkpoint.save(folder, aif.Trained(aif.build(CONFIG), small()), opt_state=optax.adam(1e-3).init(small()))
+    checkpoint.save(folder, trained(small()), opt_state=optax.adam(1e-3).init(small()))
     return folder
 
 
@@ -116,7 +121,7 @@ def test_optimizer_state_comes_back_as_it_was(tmp_path):
     )
     update = jax.numpy_dtype_promotion("standard")(jax.jit(optimizer.update))  # Optax's noise mixes dtypes
     _, state = update(small(0.5), optimizer.init(small()), small())
-    checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), small()), opt_state=state)
+    checkpoint.save(tmp_path / "a", trained(small()), opt_state=state)
     template = jax.eval_shape(lambda: state)
     loaded = checkpoint.load(tmp_path / "a", like={"opt_state": template}).opt_state
     assert jax.tree.structure(loaded) == jax.tree.structure(state)
@@ -171,7 +176,8 @@ for count, spec in ((4, PartitionSpec("rows")), (2, PartitionSpec("rows", None))
     print(len(restored.sharding.device_set), restored.addressable_shards[0].data.shape)
 again = path + "-sharded"
 sharded = {{**template, "embedding": {{**host["embedding"], "item": restored}}}}
-checkpoint.save(again, checkpoint.load(path).trained().replace(params=sharded))
+checkpoint.Checkpoints(again).save(1, sharded, checkpoint.load(path).config)
+again += "/1"
 print(checkpoint.load(again).version == checkpoint.load(path).version)
 second = jax.device_put(1.0, jax.devices()[1])
 print((host["item"]["mlp"]["kernel"] * second).devices())  # what is loaded may go to any device
@@ -209,7 +215,7 @@ def test_renamed_and_resized_leaves_are_named(saved):
 def test_wrong_optimizer_template_is_refused(saved, tmp_path):
     with pytest.raises(ValueError, match="expected opt_state like the template"):
         checkpoint.load(saved, like={"opt_state": jax.eval_shape(optax.sgd(1.0, momentum=0.9).init, small())})
-    checkpoint.save(tmp_path / "bare", aif.Trained(aif.build(CONFIG), small()))
+    checkpoint.save(tmp_path / "bare", trained(small()))
     with pytest.raises(ValueError, match=r"expected \['opt_state'\], but it was saved without"):
         checkpoint.load(tmp_path / "bare", like={"opt_state": ()})
     with pytest.raises(ValueError, match="like: expected templates under"):
@@ -234,20 +240,21 @@ def test_missing_and_foreign_folders(saved, tmp_path):
 
 def test_nothing_is_overwritten(saved):
     with pytest.raises(FileExistsError, match="expected a new folder"):
-        checkpoint.save(saved, aif.Trained(aif.build(CONFIG), small(2.0)))
+        checkpoint.save(saved, trained(small(2.0)))
     assert_same(checkpoint.load(saved).params["item"], small()["item"])
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="position: expected plain JSON"):
-        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), small()), position={"batch": np.int64(3)})
+        checkpoint.save(tmp_path / "a", trained(small()), position={"batch": np.int64(3)})
+    run = aif.Checkpoints(tmp_path / "a")
     with pytest.raises(ValueError, match="params/item: expected an array, got object"):
-        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {"item": object()}))
+        run.save(1, {"item": object()}, CONFIG)
     with pytest.raises(ValueError, match="expected at least one array"):
-        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {}))
+        run.save(1, {}, CONFIG)
     with pytest.raises(ValueError, match="expected a different path for every leaf"):
-        checkpoint.save(tmp_path / "a", aif.Trained(aif.build(CONFIG), {"a/b": np.ones(1), "a": {"b": np.ones(1)}}))
-    assert not (tmp_path / "a").exists()
+        run.save(1, {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)
+    assert run.steps == [] and not list(tmp_path.glob("a/*"))
 
 
 DAMAGE = """
@@ -425,7 +432,7 @@ def test_arrays_may_be_donated_after_save_async(tmp_path):
 def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError):
-        checkpoint.save(tmp_path / "file" / "a", aif.Trained(aif.build(CONFIG), small()))
+        checkpoint.save(tmp_path / "file" / "a", trained(small()))
 
 
 FULL_DISK = """

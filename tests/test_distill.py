@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher, source):
         aif.fit(student, data, teacher=teacher, loss=lambda scores, labels, *, where: scores.sum(), **GIVEN)
     several = aif.build(teacher.config.replace(objectives=("click", "like")))
     with pytest.raises(ValueError, match=r"teacher: expected a model of one objective, or a function, got one of \['click'"):
-        distill.distilled(source, aif.Trained(several, teacher.params), data)
+        distill.distilled(source, aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
     other = aif.Trained(aif.build(teacher.config.with_encoding("another")), teacher.params)
     with pytest.raises(aif.EncodingMismatch, match="teacher"):
         distill.distilled(source, other, data)

@@ -8,7 +8,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.index import ItemIndex, verify
 from tests import demo
-from tests.writer_world import CONFIG, PARAMS, SCHEMA, TRAINED, build, features
+from tests.writer_world import CONFIG, MODEL, PARAMS, SCHEMA, TRAINED, build, features
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
@@ -51,7 +51,7 @@ def test_strings_go_to_disk_and_back(tmp_path):
 def test_a_snapshot_of_another_config_is_refused(tmp_path):
     build().save(tmp_path / "a")
     with pytest.raises(ValueError, match=r"config.width: expected 16, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(width=16)), PARAMS))
+        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL._replace(config=CONFIG.replace(width=16)), PARAMS))
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
     with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.Trained(aif.build(CONFIG.replace(schema=wider)), PARAMS))
+        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL._replace(config=CONFIG.replace(schema=wider)), PARAMS))

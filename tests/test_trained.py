@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 
+import numpy as np
 import pytest
 
 import aif_jax as aif
@@ -53,6 +54,34 @@ def test_a_version_that_is_given_is_not_computed_and_goes_with_no_other_fields(t
     assert made.version == made.on_device().version == "a" * 64
     monkeypatch.undo()
     assert made.replace(params=trained.params).version == trained.version != "a" * 64
+
+
+def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, data):
+    """Ids beyond a smaller table would read its last row: nothing would fail, and nothing be right."""
+    params, model = trained.params, trained.model
+    rows, width = params["embedding"]["item"].shape
+    smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}
+    fields = params["fitted"]["fields"]
+    for wrong, message in (
+        (
+            smaller,
+            rf"(?s)parameters of this model.*embedding/item: expected \[{rows}, {width}\], the params has \[{rows - 3}, ",
+        ),
+        (params | {"item": {}}, "item/.*: not in the params, expected"),
+        (params | {"other": {"kernel": np.zeros(2)}}, r"other/kernel: only in the params, \[2\]"),
+        (
+            params | {"fitted": params["fitted"] | {"fields": {n: t[:-3] for n, t in fields.items()}}},
+            f"expected {rows} rows in",
+        ),
+        ({name: group for name, group in params.items() if name != "fitted"}, "'fitted' among them"),
+        (None, "expected the groups that `model.init` returns, .* got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aif.Trained(model, wrong)
+        with pytest.raises(ValueError, match=message):
+            trained.replace(params=wrong)
+        with pytest.raises(ValueError, match=message.replace("the params", "the start")):
+            aif.fit(model, data, start=wrong, task=aif.train.NextItem(), progress=False)
 
 
 def test_what_needs_an_encoder_says_how_to_give_one(trained):

@@ -18,7 +18,7 @@ from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
 from aif_jax.store import sealed
 from aif_jax.store import snapshots as snapshot_files
 from tests.demo import same
-from tests.writer_world import MODEL, TRAINED, Items, build
+from tests.writer_world import MODEL, PARAMS, TRAINED, Items, build
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
 
 
 def test_a_push_catches_up_with_the_updates_that_came_meanwhile(world):
-    new_params = {"item": {"scale": np.float32(0.5)}}
+    new_params = PARAMS | {"item": {"scale": np.float32(0.5)}}
     stream = world.start(every_updates=4)
     for number in range(1, 6):
         world.apply(stream, number)
@@ -323,7 +323,7 @@ def test_a_push_that_is_not_on_disk_is_saved_by_close(world, monkeypatch):
     stream.begin_push()
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
-        stream.finish_push(build(params={"item": {"scale": np.float32(0.5)}}))
+        stream.finish_push(build(params=PARAMS | {"item": {"scale": np.float32(0.5)}}))
     disk.full = False
     stream.close()
     assert inspect(snapshots(world.directory)[-1]).version == stream.index.version != build().version

@@ -17,9 +17,12 @@ from aif_jax.store.snapshots import snapshots
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
 CONFIG = aif.Config(schema=SCHEMA, width=8)
-PARAMS = {"item": {"scale": np.float32(3)}}
+PARAMS = {"item": {"scale": np.float32(3)}, "fitted": {}}
 # An item function that compiles in no time: these tests are about files and processes.
-MODEL = aif.build(CONFIG)._replace(item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]})
+MODEL = aif.build(CONFIG)._replace(
+    init=lambda *given, **options: PARAMS,
+    item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]},
+)
 TRAINED = aif.Trained(MODEL, PARAMS)
 T = 1_600_000_000
 

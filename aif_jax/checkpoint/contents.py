@@ -96,10 +96,11 @@ def save(
       >>> import tempfile, jax, optax, aif_jax as aif
       >>> from aif_jax import checkpoint
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
-      >>> params = {"embedding": {"category": jax.numpy.ones((6, 8))}}
+      >>> config = aif.presets.two_tower(schema := aif.Schema(item_attributes=(item, category)))
+      >>> model = aif.build(config)
+      >>> params = model.init(jax.random.key(0), aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4}))
       >>> folder, adam = tempfile.mkdtemp() + "/first", optax.adam(1e-3)
-      >>> checkpoint.save(folder, aif.Trained(aif.build(config), params), step=7, opt_state=adam.init(params))
+      >>> checkpoint.save(folder, aif.Trained(model, params), step=7, opt_state=adam.init(params))
       >>> loaded = checkpoint.load(folder, config=config, like={"opt_state": jax.eval_shape(adam.init, params)})
       >>> loaded.step, type(loaded.opt_state[0]).__name__
       (7, 'ScaleByAdamState')

@@ -187,8 +187,10 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     Example:
       >>> import tempfile, jax, aif_jax as aif
       >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> model = aif.build(aif.presets.two_tower(aif.Schema(item_attributes=(item, category))))
-      >>> trained = aif.Trained(model, {"embedding": {"category": jax.numpy.ones((6, 8))}})
+      >>> schema = aif.Schema(item_attributes=(item, category))
+      >>> model = aif.build(aif.presets.two_tower(schema))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
+      >>> trained = aif.Trained(model, model.init(jax.random.key(0), catalogue))
       >>> folder = tempfile.mkdtemp() + "/model"
       >>> aif.checkpoint.save(folder, trained)
       >>> aif.open(folder).version == trained.version

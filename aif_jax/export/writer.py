@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, expect, needs_extra
@@ -29,8 +28,7 @@ from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
 from aif_jax.store.version import __version__, fingerprint
-from aif_jax.trees import describe, leaves_by_path, listed, mismatches
-from aif_jax.types import Params
+from aif_jax.trees import describe, leaves_by_path, listed
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = (*PLATFORMS, "rocm")
@@ -39,7 +37,7 @@ STABLEHLO_CANDIDATES = 1024
 
 
 class CoverageError(ValueError):
-    """A parameter that no exported function reads, or one that is missing."""
+    """A parameter that no exported function reads, though `training_only` does not name it."""
 
 
 def save(
@@ -70,7 +68,7 @@ def save(
 
     Raises:
       FileExistsError: the folder exists.
-      CoverageError: leaves missing or unused, by path.
+      CoverageError: leaves that no function reads, by path.
       VersionMismatch: the index is of other parameters or another encoder.
       EncodingMismatch: an encoder other than that of the model's data.
       ValueError: buckets that the functions do not allow.
@@ -145,7 +143,6 @@ def _write(
 ) -> str:
     """Fills a folder and verifies it; `parts` are further files of arrays by name."""
     model, params, encoder = trained.model, trained.params, trained.encoder
-    check_leaves(model, params, training_only)
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     bounds = functions.axis_bounds(model, leaves)
     axes = _axes(model.config, bounds, buckets)
@@ -199,18 +196,6 @@ def _expressions(config: Config, orders: Mapping[str, str]) -> dict[str, Express
         expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
     side = config.schema.side
     return {name: parse_expression(text, objectives=config.objectives, side=side) for name, text in orders.items()}
-
-
-def check_leaves(model: PreRanker, params: Params, training_only: Sequence[str]) -> None:
-    """Raises CoverageError unless params has the leaves, by path and shape, that the model's `init` makes."""
-    if "fitted" not in params:
-        raise CoverageError(f"params: expected the group 'fitted', which `model.init` returns, got {sorted(params)}")
-    made = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted=params["fitted"]))
-    expected = {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(made).items()}
-    got = {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(params).items()}
-    got = {path: shape for path, shape in got.items() if path in expected or not covered(path, training_only)}
-    if lines := mismatches(got, expected, source="params"):
-        raise CoverageError(f"params: expected the leaves of the model, got others:\n{listed(lines)}")
 
 
 def coverage(

@@ -126,6 +126,10 @@ def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
     def ids(params: Params, given: dict[str, Any]) -> dict[str, Any]:
         return {name: jnp.asarray(params[ROWS][name])[values] for name, values in given.items()}
 
+    def init(*given: Any, **options: Any) -> Params:
+        attributes = (*config.schema.item_attributes, *config.schema.user_attributes)
+        return base.init(*given, **options) | {ROWS: {a.name: jnp.zeros(a.size, jnp.int32) for a in attributes}}
+
     def user(params: Params, features: UserFeatures) -> Any:
         item = jnp.asarray(params[ROWS]["item"])[features.history.item]
         history = dataclasses.replace(features.history, item=item)
@@ -138,4 +142,4 @@ def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
     def joint(params: Params, features: UserFeatures, items: ItemFeatures) -> jax.Array:
         return base.interaction(params, user(params, features), jax.vmap(item, (None, 0))(params, items))
 
-    return base._replace(config=config.with_encoding(features), user=user, item=item, joint=joint)
+    return base._replace(config=config.with_encoding(features), init=init, user=user, item=item, joint=joint)

@@ -45,11 +45,13 @@ class AsyncPreRanker:
       compiled_from: an engine of an equal model config and serving config, whose compiled functions this one uses again.
 
     Example:
-      >>> import aif_jax as aif
+      >>> import jax, aif_jax as aif
       >>> from aif_jax.serving import AsyncPreRanker
       >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
       >>> model = aif.build(aif.presets.two_tower(schema))
-      >>> AsyncPreRanker(aif.Trained(model, {}), None, features=lambda request: aif.empty_user(schema, length=256))
+      >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
+      >>> trained = aif.Trained(model, model.init(jax.random.key(0), catalogue))
+      >>> AsyncPreRanker(trained, None, features=lambda request: aif.empty_user(schema, length=256))
       AsyncPreRanker(version=not started, pending=0/64, buckets=(128, 256, ..., 8192, 10240, 16384), cached_states=0)
     """
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -15,6 +16,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import item_layout, user_layout
 from aif_jax.model import PreRanker, build
 from aif_jax.store.version import encoding_for, fingerprint
+from aif_jax.trees import leaves_by_path, listed, mismatches
 from aif_jax.types import Params
 
 
@@ -26,6 +28,29 @@ def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
         model = model._replace(config=model.config.with_encoding(config.schema.encoding))
     expect(model.config == config, "model", f"one of the saved config {config!r}", repr(model.config))
     return model
+
+
+def check_params(model: PreRanker, params: Params, name: str = "params") -> None:
+    """Raises ValueError unless the parameters have the leaves, by path and shape, that the model's `init` makes.
+
+    Ids beyond a table that is too small would read its last row: nothing would fail, and nothing be right.
+    """
+    has = isinstance(params, Mapping) and "fitted" in params
+    got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
+    expect(has, name, "the groups that `model.init` returns, 'fitted' among them", got)
+    leaves, tree = jax.tree.flatten(params["fitted"])
+    expected = _expected(model.init, tree, tuple(map(np.shape, leaves)))
+    shapes = {path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(params).items()}
+    if lines := mismatches(shapes, expected, source=name):
+        raise ValueError(f"{name}: expected parameters of this model, see warm_start, got others:\n{listed(lines)}")
+
+
+@functools.lru_cache(maxsize=16)
+def _expected(init: Callable[..., Params], tree: Any, shapes: tuple[tuple[int, ...], ...]) -> dict[str, str]:
+    """Shapes by path of what `init` makes with a fitted group of these shapes; ValueError for one of another config."""
+    fitted = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes])
+    made = jax.eval_shape(lambda fitted: init(jax.random.key(0), None, fitted=fitted), fitted)
+    return {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(made).items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +68,7 @@ class Trained:
 
     Raises:
       EncodingMismatch: an encoder other than that of the model's data.
-      ValueError: an encoder of other features than the model's.
+      ValueError: an encoder of other features than the model's, or parameters of other paths or shapes than the model's.
 
     Example:
       >>> import jax, aif_jax as aif
@@ -63,6 +88,7 @@ class Trained:
     settings: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
+        check_params(self.model, self.params)
         if self.encoder is None:
             return
         schema, other = self.config.schema, self.encoder.schema

@@ -40,14 +40,14 @@ from aif_jax.model import PreRanker, fit_tables, name_of
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
-from aif_jax.store.trained import Trained
+from aif_jax.store.trained import Trained, check_params
 from aif_jax.train.evaluate import by_objective, evaluate, predict
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.losses import Loss, SequenceLoss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, Liked, NextItem, Task
-from aif_jax.trees import differences, leaves_by_path, listed, mismatches
+from aif_jax.trees import differences, listed
 from aif_jax.types import Params
 
 LABEL, TEACHER = "label", "teacher"
@@ -483,6 +483,8 @@ def train(
     on_bad_batch: Any, writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
+    if start is not None:
+        check_params(model, start, "start")
     task, config = settings.task, model.config
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
@@ -506,7 +508,7 @@ def train(
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    params = init_params(model, data, seed=settings.seed) if start is None else like(model, start)
+    params = init_params(model, data, seed=settings.seed) if start is None else start
     state, place = init_state(params, optimizer), jax.device_put
     if processes.several():
         mesh = sharding.row_mesh()
@@ -545,16 +547,6 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
         return {name: group for name, group in params.items() if name != FITTED}  # what is fitted is no constant of the program
 
     return trained(jax.random.key(seed)) | {FITTED: fitted}
-
-
-def like(model: PreRanker, start: Params) -> Params:
-    """The parameters; ValueError where the trained ones are not the model's by path and shape."""
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted={}))
-    trained = {name: group for name, group in start.items() if name != FITTED}
-    trees = ({path: str(list(np.shape(leaf))) for path, leaf in leaves_by_path(tree).items()} for tree in (trained, shapes))
-    if lines := mismatches(*trees, source="start"):
-        raise ValueError(f"fit start: expected parameters of this model, see warm_start, got others:\n{listed(lines)}")
-    return start
 
 
 def checkpoints_of(folder: Path, settings: FitSettings) -> Checkpoints:

@@ -121,7 +121,7 @@ DOORS = {
     "ItemJob": lambda run, model, other, at: ItemJob(aif.Trained(run.model, run.params, other.encoder)),
     "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),
     "checkpoint.save": lambda run, model, other, at: aif.checkpoint.save(
-        at / "out", aif.Trained(run, run.params, other.encoder)
+        at / "out", aif.Trained(run.model, run.params, other.encoder)
     ),
 }
 

@@ -40,12 +40,12 @@ def interaction(params: Any, state: Any, rows: Any) -> jax.Array:
     return jnp.where((made == version) & (state["version"] == version), logits, -1.0)
 
 
-MODEL = aif.build(CONFIG)._replace(user=user, item=item, interaction=interaction)
-
-
 def params(version: int) -> dict[str, Any]:
     """The parameters of a version."""
-    return {"version": np.float32(version)}
+    return {"version": np.float32(version), "fitted": {}}
+
+
+MODEL = aif.build(CONFIG)._replace(init=lambda *given, **options: params(0), user=user, item=item, interaction=interaction)
 
 
 def user_features(number: int) -> aif.UserFeatures:
