@@ -52,6 +52,7 @@ class Schema:
       actions: size of the behaviour-type (or rating-bucket) vocabulary, row 0 unknown.
       user_floats, item_floats: how many float features.
       item_statistics: half-lives in seconds of `ItemStatistics`, whose numbers are the last of the `item_floats`; () for none.
+      statistic_actions: names of the actions 1, 2, ... that the item statistics count apart; () counts all events as one kind.
       content: E, the width of the content embedding; 0 for none.
       side: names of float values that a row carries along for the engine, such as "bid".
       encoding: version of the encoder whose ids and floats these are; "" where none is known, as for arrays made by hand. It
@@ -71,6 +72,7 @@ class Schema:
     user_floats: int = 0
     item_floats: int = 0
     item_statistics: tuple[int, ...] = ()
+    statistic_actions: tuple[str, ...] = ()
     content: int = 0
     side: tuple[str, ...] = ()
     encoding: str = dataclasses.field(default="", compare=False)
@@ -88,8 +90,10 @@ class Schema:
             expect(name in single, behaviour, f"single-valued item attributes {sorted(single)}", repr(name))
         self._check_tables()
         expect(self.actions >= 2, "Schema.actions", "at least 2 (row 0 is 'unknown')", self.actions)
-        least = len(statistic_names(self.item_statistics))
+        least = len(self.statistics)
         expect(self.item_floats >= least, "Schema.item_floats", f"at least {least}, for item_statistics", self.item_floats)
+        fits, expected = len(self.statistic_actions) in (0, self.actions - 1), f"none or {self.actions - 1} names, for actions"
+        expect(fits, "Schema.statistic_actions", expected, self.statistic_actions)
         for field in ("user_floats", "item_floats", "content"):
             expect(getattr(self, field) >= 0, f"Schema.{field}", "0 or more", getattr(self, field))
 
@@ -118,6 +122,11 @@ class Schema:
         return _find(self.user_attributes, name)
 
     @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the item statistics, the last of the item floats; () for none."""
+        return statistic_names(self.item_statistics, self.statistic_actions)
+
+    @property
     def table_sizes(self) -> dict[str, int]:
         """Rows of every attribute's embedding table, by the table's name; attributes that share a table count once."""
         return {a.name: a.size for a in self.item_attributes + self.user_attributes if a.table is None}
@@ -136,7 +145,7 @@ class Schema:
         """A dict of plain JSON values; `Schema.from_json` reads it back."""
         # what is not set is left out: schemas without shared tables and statistics keep the fingerprint they had
         written = dataclasses.replace(self, encoding="")  # the encoder is written next to it
-        left_out = ("table", None), ("encoding", ""), ("item_statistics", ())
+        left_out = ("table", None), ("encoding", ""), ("item_statistics", ()), ("statistic_actions", ())
         return dataclasses.asdict(written, dict_factory=lambda fields: dict(f for f in fields if f not in left_out))
 
     @classmethod
@@ -146,20 +155,23 @@ class Schema:
         expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
         for field in ("item_attributes", "user_attributes"):
             value[field] = tuple(Attribute(**a) for a in value.get(field, ()))
-        for field in ("behaviour_fields", "side", "item_statistics"):
+        for field in ("behaviour_fields", "side", "item_statistics", "statistic_actions"):
             value[field] = tuple(value.get(field, ()))
         return cls(**value)
 
 
-def statistic_names(half_lives: tuple[int, ...]) -> tuple[str, ...]:
-    """The columns of the statistics in a table of items, () without half-lives.
+def statistic_names(half_lives: tuple[int, ...], actions: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The columns of the statistics in a table of items, () without half-lives; see `ItemStatistics`.
 
     Example:
       >>> statistic_names((3600,))
       ('events_so_far', 'events_half_life_3600', 'since_first_event', 'since_last_event')
+      >>> statistic_names((3600,), ("click",))[:3]
+      ('events_so_far_click', 'events_half_life_3600_click', 'events_rate_click')
     """
-    decayed = tuple(f"events_half_life_{seconds}" for seconds in half_lives)
-    return ("events_so_far", *decayed, "since_first_event", "since_last_event") if half_lives else ()
+    counts = ("events_so_far", *(f"events_half_life_{seconds}" for seconds in half_lives))
+    by_action = tuple(f"{name}_{action}" for action in actions for name in (*counts, "events_rate"))
+    return (*(by_action or counts), "since_first_event", "since_last_event") if half_lives else ()
 
 
 def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:

@@ -206,3 +206,101 @@ def test_a_schema_needs_places_for_them():
 def test_no_event_at_all():
     statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
     assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
+
+
+ACTIONS = ("shown", "click")
+
+
+def by_action() -> aif.Dataset:
+    """Item 1: shown an hour before and clicked half an hour before 2 h; item 2: shown twice at 0 h; item 3: never."""
+    half = HOUR // 2
+    table = {
+        "user": [1, 1, 2, 2, 1], "item": [1, 1, 2, 2, 2], "what": ["shown", "click", "shown", "shown", "click"],
+        "time": [START + HOUR, START + 3 * half, START, START, START + 4 * half],
+    }  # fmt: skip
+    columns = aif.Columns(action="what", actions=ACTIONS, item_statistics=(HOUR,))
+    return aif.read(table, items={"item": [1, 2, 3], "category": [1, 1, 2]}, columns=columns, progress=False)
+
+
+def test_actions_are_counted_apart_with_the_rate_of_each():
+    data, time = by_action(), START + 2 * HOUR
+    found = data.statistic_columns([1, 2, 3, 9], time)
+    assert tuple(found) == data.schema.statistics == data.encoder.columns.statistics  # type: ignore[union-attr]
+    assert list(found) == [
+        "events_so_far_shown", "events_half_life_3600_shown", "events_rate_shown", "events_so_far_click",
+        "events_half_life_3600_click", "events_rate_click", "since_first_event", "since_last_event",
+    ]  # fmt: skip
+    half = 2**-0.5
+    log1p = {
+        "events_so_far_shown": [1, 2], "events_half_life_3600_shown": [0.5, 0.5], "events_so_far_click": [1, 0],
+        "events_half_life_3600_click": [half, 0], "since_first_event": [1, 2], "since_last_event": [0.5, 2],
+    }  # fmt: skip
+    for name, values in log1p.items():
+        np.testing.assert_allclose(np.expm1(4 * found[name]), [*values, 0, 0], atol=1e-5, err_msg=name)
+    # of the four events before, three are shows: 20 events more at 3/4 and 1/4
+    shown, click = (
+        np.array([(1 + 15) / 22 / 0.75, (2 + 15) / 22 / 0.75, 1, 1]),
+        np.array([(1 + 5) / 22 / 0.25, 5 / 22 / 0.25, 1, 1]),
+    )
+    np.testing.assert_allclose(np.exp(4 * found["events_rate_shown"]), shown, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(4 * found["events_rate_click"]), click, rtol=1e-5)
+
+
+def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
+    data, rows = by_action(), np.arange(4)
+    table = {"item": [1, 2, 3], "category": [1, 1, 2]}
+    for time in (START, START + 1, START + 2 * HOUR, START + 9 * HOUR):
+        kept = np.asarray(data.log.time) < time
+        parts = (np.asarray(part)[kept] for part in (data.log.user, data.log.item, data.log.action, data.log.time))
+        past = dataclasses.replace(data, log=EventLog.from_arrays(*parts, users=data.log.users))
+        of_sample = data.item_features(rows, time).floats
+        np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
+        np.testing.assert_array_equal(of_sample, data.catalogue_at(time).floats)
+        encoded = data.encoder.items(table | past.statistic_columns([1, 2, 3], time))[1]  # type: ignore[union-attr]
+        np.testing.assert_array_equal(of_sample[1:], encoded.floats)
+    np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)
+    of_index = ItemIndex.build(
+        trained_on(data), table | data.statistic_columns([1, 2, 3], START + HOUR), batch_size=16, progress=False
+    )
+    same = ItemIndex.build(trained_on(data), data.catalogue_at(START + HOUR), batch_size=16, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, of_index.take([1, 2, 3])[0], same.take([1, 2, 3])[0])
+
+
+def trained_on(data: aif.Dataset) -> aif.Trained:
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, towers=(8,)))
+    return aif.Trained(model, model.init(jax.random.key(0), data.catalogue), encoder=data.encoder)
+
+
+def test_statistics_by_action_travel_with_schema_and_encoder(tmp_path):
+    data = by_action()
+    encoder = data.encoder
+    assert encoder is not None and data.schema.statistic_actions == ACTIONS and data.schema.item_floats == 8
+    assert aif.Schema.from_json(json.loads(json.dumps(data.schema.to_json()))) == data.schema
+    again = type(encoder).from_record(json.loads(json.dumps(encoder.to_record())), encoder.to_arrays())
+    assert again.version == encoder.version and again.columns.statistics == encoder.columns.statistics
+    written = tmp_path / "items.csv"
+    written.write_text("item,category\n1,1\n")
+    with pytest.raises(ValueError, match=r"column 'events_rate_shown': missing column: .*statistic_columns\(ids, time\)"):
+        ItemIndex.build(trained_on(data), written, progress=False)
+
+
+def test_one_action_is_counted_as_events_without_any_are():
+    one = aif.Columns(action="what", actions=("click",), item_statistics=(HOUR,))
+    table = events() | {"what": ["click"] * 1200}
+    named = aif.read(table, items=items(), columns=dataclasses.replace(one, item_floats=("price",)), progress=False)
+    plain = aif.read(
+        events(), items=items(), columns=aif.Columns(item_floats=("price",), item_statistics=(HOUR,)), progress=False
+    )
+    assert named.schema.statistics == plain.schema.statistics and named.schema.statistic_actions == ()
+    np.testing.assert_array_equal(named.catalogue.floats, plain.catalogue.floats)
+    assert "statistic_actions" not in json.dumps(named.schema.to_json())
+
+
+def test_actions_that_are_counted_apart_are_named():
+    with pytest.raises(ValueError, match=r"Columns.item_statistics: expected Columns.actions, the values of 'what', which are"):
+        aif.Columns(action="what", item_statistics=(HOUR,))
+    attributes = tuple(aif.Attribute(name=name, size=3) for name in ("item", "category"))
+    with pytest.raises(ValueError, match=r"Schema.statistic_actions: expected none or 2 names, for actions, got \('shown',\)"):
+        aif.Schema(item_attributes=attributes, actions=3, item_floats=9, item_statistics=(HOUR,), statistic_actions=("shown",))
+    with pytest.raises(ValueError, match="action: expected shape"):
+        ItemStatistics([1], [START], items=2, half_lives=(HOUR,), action=[1, 1], actions=2)

@@ -17,7 +17,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import in_unit
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import behaviours
-from aif_jax.schema import Schema, statistic_names
+from aif_jax.schema import Schema
 from aif_jax.types import ItemFeatures, UserFeatures
 
 PLACES, PIECE = 1024, 1 << 16  # of a large array: pieces that its digest reads, and their bytes
@@ -220,7 +220,7 @@ class Dataset:
         if self.statistics is None:
             return {}
         floats = self.statistics.at(self.items.encode(ids), in_unit(time, "time"))
-        return dict(zip(statistic_names(self.schema.item_statistics), floats.T, strict=True))
+        return dict(zip(self.schema.statistics, floats.T, strict=True))
 
     def with_content(self, content: Any) -> Dataset:
         """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
@@ -278,8 +278,9 @@ def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
     """The item statistics of a log; None where the schema has none."""
     if not schema.item_statistics:
         return None
-    items = schema.item_attribute("item").size
-    return ItemStatistics(log.item, log.time, items=items, half_lives=schema.item_statistics)
+    items, actions = schema.item_attribute("item").size, len(schema.statistic_actions)
+    given: dict[str, Any] = dict(items=items, half_lives=schema.item_statistics, action=log.action, actions=actions)
+    return ItemStatistics(log.item, log.time, **given)
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

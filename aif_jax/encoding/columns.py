@@ -46,8 +46,8 @@ class Columns(Fields):
       bag_separator: text between the values of a bag in a text column.
       item_floats: numbers of an item.
       item_statistics: half-lives in seconds of `ItemStatistics`, how popular an item is as of a sample's time, which then are
-        float features of items; () for none. `read` computes them from the events. Tables of items that an index is made of
-        hold them as of its refresh, see `Dataset.statistic_columns`.
+        float features of items; () for none. Several `actions` are counted apart, with the rate of each. `read` computes them
+        from the events. Tables of items that an index is made of hold them as of its refresh, see `Dataset.statistic_columns`.
       side: numbers of an item that the engine gets to see and the network does not, such as a bid.
       content: a column of lists of numbers, the content embedding.
       behaviour_fields: among `item_attributes`, those by which a behaviour is embedded too, after item and category (SIM may
@@ -111,6 +111,9 @@ class Columns(Fields):
         lives = self.item_statistics
         distinct = all(seconds >= 1 for seconds in lives) and list(lives) == sorted(set(lives))
         expect(distinct, "Columns.item_statistics", "ascending half-lives of a second or more", lives)
+        are_named = not lives or self.action is None or bool(self.actions)
+        expected = f"Columns.actions, the values of {self.action!r}, which are counted apart"
+        expect(are_named, "Columns.item_statistics", expected, "none; give such as actions=('shown', 'click')")
         for file in get_args(File):
             used = [name for name, _ in self._listed(file)]
             twice = sorted({name for name in used if used.count(name) > 1})
@@ -153,7 +156,12 @@ class Columns(Fields):
     @property
     def statistics(self) -> tuple[str, ...]:
         """The columns of item statistics in a table of items that an index is made of."""
-        return statistic_names(self.item_statistics)
+        return statistic_names(self.item_statistics, self.statistic_actions)
+
+    @property
+    def statistic_actions(self) -> tuple[str, ...]:
+        """The actions that item statistics count apart: those of a log of several."""
+        return tuple(map(str, self.actions)) if self.item_statistics and len(self.actions) > 1 else ()
 
     @property
     def floats(self) -> dict[str, tuple[str, ...]]:

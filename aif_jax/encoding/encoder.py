@@ -405,6 +405,7 @@ def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, conte
         user_floats=len(columns.user_floats),
         item_floats=len(columns.item_floats) + len(columns.statistics),
         item_statistics=columns.item_statistics,
+        statistic_actions=columns.statistic_actions,
         content=content,
         side=columns.side,
     )

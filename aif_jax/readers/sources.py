@@ -255,7 +255,9 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
     for name in wanted:
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
-            made = re.fullmatch(r"events_so_far|events_half_life_\d+|since_(first|last)_event", name)  # see `statistic_names`
+            made = re.fullmatch(
+                r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event", name
+            )  # see `statistic_names`
             got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if made else ""
             problems.add("missing column", file, None, name, "a column of this name", got)
     return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
