@@ -135,7 +135,7 @@ def model_of(data: aif.Dataset) -> aif.PreRanker:
 def test_several_actions_must_name_their_positives_or_the_task():
     data = data_of(COLUMNS)
     message = (
-        r"fit task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for 10 "
+        r"task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for 10 "
         r"'shown', 4 'click', 1 'buy'; give task=Impressions\(.*\) to rank what was shown, or Columns\(history_actions=\("
     )
     with pytest.raises(ValueError, match=message):

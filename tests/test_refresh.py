@@ -597,3 +597,16 @@ def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requ
 def test_volume_compares_the_new_part_with_the_days_before():
     times = np.concatenate([np.arange(0, 100), np.arange(100, 200, 2)])
     assert volume(times, 100) == pytest.approx(0.5, rel=0.02) and volume(times, 0) is None
+
+
+def test_a_model_that_names_no_task_needs_one_for_events_of_several_actions(tmp_path):
+    columns = dataclasses.replace(world.COLUMNS, action="what")
+    files = [world.events(days) | {"what": np.array(["shown", "click"])[world.events(days)["item"] % 2]} for days in (4, 5)]
+    days = aif.read(files[0], items=world.items(4), columns=columns, progress=False)
+    model = world.model(days.schema)
+    served = aif.Trained(model, model.init(jax.random.key(0), days.catalogue), days.encoder)  # which no run trained
+    given = world.OPTIONS | dict(items=world.items(5), since=int(days.log.time.max()) + 1)
+    message = r"task: expected a task, or positives by .*, got none for 735 'click', 765 'shown'; give task=Impressions"
+    with pytest.raises(ValueError, match=message):
+        aif.refresh(served, files[1], out=tmp_path / "store", **given)
+    assert not (tmp_path / "store").exists() or SnapshotStore(tmp_path / "store").current() is None

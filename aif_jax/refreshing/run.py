@@ -40,7 +40,7 @@ from aif_jax.store.folders import URL, local
 from aif_jax.store.trained import Trained
 from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.tasks import TASKS, NextItem, Task
+from aif_jax.train.tasks import TASKS, Task, task_of
 
 KEPT = "refresh.json"
 """File in a published export: what `training_record` says of it, and a digest of what it was made from."""
@@ -118,8 +118,7 @@ def refresh(
       content: see `read`, for a model with a content embedding from elsewhere.
       unknown: what to do with events of items that are neither in `items` nor known to the served model: leave them out of
         training, or raise an error, see `read`.
-      task: see `fit`; None takes that of the served model's refresh or run, else `NextItem`. For a model that says its task no
-        other one.
+      task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
       since: the moment from which events are new, a date or number; None: where the served model's training ended.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
@@ -289,7 +288,7 @@ def _open(current: Trained | str | Path, since: Any, task: Task | None) -> tuple
     if task is not None and known is not None:
         got = f"{_task_record(task)}; leave it out"
         expect(_task_record(task) == known, "refresh task", f"that of the served model, {known}", got, error=ArgumentError)
-    record["task"] = known or _task_record(NextItem() if task is None else task)
+    record["task"] = known or (None if task is None else _task_record(task))
     unit = trained.need_encoder("refresh").columns.time_unit
     since = record["until"] if since is None else seconds_of(since, "since", unit=unit)
     if since is None:
@@ -312,11 +311,11 @@ def _inputs(
 ) -> tuple[_Served, Dataset]:
     """The served model and the data; a job whose data is other than before the kill starts again."""
     record = job.step("current", keep)  # keeps the model: what is current elsewhere may move meanwhile
-    task, trained = dict(record["task"]), _model(job, "current")
-    task = TASKS[task.pop("name")](**task)
-    served = _Served(trained=trained, task=task, since=record["since"], record=record)
+    given, trained = dict(record["task"] or {}), _model(job, "current")
     began = time.perf_counter()
     data = read_data(trained)
+    task = task_of(data, TASKS[given.pop("name")](**given) if given else None)
+    served = _Served(trained=trained, task=task, since=record["since"], record=record | {"task": _task_record(task)})
     seconds, before = time.perf_counter() - began, job.sealed("read")
     if before is not None and before["digest"] != data.digest:
         job.say("refresh: the data changed since the job was killed, so its steps are done again")
