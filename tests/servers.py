@@ -62,7 +62,7 @@ def connects(port: int) -> None:
 @contextlib.contextmanager
 def valkey() -> Iterator[str]:
     """The URL of a Valkey or Redis server."""
-    redis = pytest.importorskip("redis", reason="needs the extra 'remote'")
+    redis = pytest.importorskip("redis", reason="needs the client redis")
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
         pytest.skip("no valkey-server or redis-server on this machine")

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
-import redis
 
 import aif_jax as aif
-from aif_jax.connectors import EventLayout, Follower, IndexTarget, KafkaStream, SinkTarget, ValkeyFeatureWriter, ValkeyStream
+from aif_jax.connectors import Follower, KafkaStream
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.store.snapshots import snapshots
 
@@ -64,14 +63,7 @@ def prices(index: ItemIndex) -> dict[str, float]:
     return {name: float(row[0]) / 3 for name, row, there in zip(NAMES, rows["vector"], mask, strict=True) if there}
 
 
-def open_stream(kind: str, address: str, name: str, **options):
-    """A stream that another process made."""
-    if kind == "kafka":
-        return KafkaStream(address, name, **options)
-    return ValkeyStream(redis.Redis.from_url(address), [f"{name}:{partition}" for partition in range(PARTITIONS)])
-
-
-def work(kind: str, address: str, name: str, folder: str, updates: int, cache: str) -> None:
+def work(address: str, topic: str, folder: str, cache: str) -> None:
     """Follows until all messages are in, from wherever the index is; notes where it started and what is saved."""
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -80,18 +72,13 @@ def work(kind: str, address: str, name: str, folder: str, updates: int, cache: s
         writer = IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
     else:
         writer = IndexWriter.start(root / "w", first_index(), every_updates=2)
-    client = redis.Redis.from_url(address.split()[-1])
-    sink = ValkeyFeatureWriter(client, EventLayout(), prefix=name)
-    follower = Follower(open_stream(kind, address.split()[0], name), IndexTarget(writer), max_batch=4)
-    events = Follower(open_stream(kind, address.split()[0], f"{name}-events"), SinkTarget(sink), max_batch=5)
+    follower = Follower(KafkaStream(address, topic), writer, max_batch=4)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)
-        wanted = json.loads((root / "ends").read_text())
+        wanted = json.loads((root / "ends").read_text()).items()
         while True:
             follower.step(0.02)
-            events.step(0.02)
             print(json.dumps(["saved", writer.saved_positions]), file=log)
-            there = [dict(map(lambda p: (str(p[0]), p[1]), t.positions.items())) for t in (follower.target, events.target)]
-            if all(one.get(p, -1) >= at for one, want in zip(there, wanted, strict=True) for p, at in want.items()):
+            if all(writer.positions.get(int(partition), -1) >= at for partition, at in wanted):
                 break
     writer.close()

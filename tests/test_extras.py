@@ -10,7 +10,6 @@ import pytest
 
 from aif_jax import connectors
 from aif_jax.checks import needs_extra
-from aif_jax.connectors.valkey import open_client
 from aif_jax.engines import ray_data, ray_serve, ray_train, spark
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow
@@ -49,10 +48,10 @@ def test_each_import_of_an_optional_package_names_an_extra_that_exists():
 
 
 def test_the_scan_for_optional_imports_finds_what_it_should():
-    source = 'def f():\n  import redis\n  import json\n  with needs_extra("x", "y"):\n    import fsspec\n    import ray'
-    assert unnamed(source) == ["redis"] and local_imports(source) == ["json"]
-    block = "try:\n  import redis\nexcept ImportError:\n  "
-    assert unnamed(block + "raise ImportError('aif_jax[remote]')") == [] and unnamed(block + "redis = None") == ["redis"]
+    source = 'def f():\n  import uvloop\n  import json\n  with needs_extra("x", "y"):\n    import fsspec\n    import ray'
+    assert unnamed(source) == ["uvloop"] and local_imports(source) == ["json"]
+    block = "try:\n  import uvloop\nexcept ImportError:\n  "
+    assert unnamed(block + "raise ImportError('aif_jax[store]')") == [] and unnamed(block + "uvloop = None") == ["uvloop"]
 
 
 async def serve_http(folder):
@@ -64,7 +63,6 @@ DOORS = [
     ("confluent_kafka", "kafka", lambda folder: connectors.KafkaStream("127.0.0.1:1", "topic")),
     ("fsspec", "store", lambda folder: connectors.SnapshotStore(folder)),
     ("s3fs", "store", lambda folder: connectors.SnapshotStore("s3://bucket/folder")),
-    ("redis", "remote", lambda folder: open_client("redis://127.0.0.1:1")),
     ("flatbuffers", "export", lambda folder: writer.save(folder, None)),
     ("pyarrow", "data", lambda folder: pyarrow()),
     ("ray", "ray", lambda folder: ray_serve.replicas(folder)),

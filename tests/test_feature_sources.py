@@ -1,22 +1,26 @@
-"""Feature sources: the same records from memory, Valkey and Parquet, the features of training, nothing lost or doubled."""
+"""Feature sources: the same records from memory and Valkey, the features of training, nothing lost."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
-from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures, ParquetFeatures, ValkeyFeatures, ValkeyFeatureWriter
+import aif_jax as aif
+from aif_jax.connectors import Fetch, MemoryFeatures, ValkeyFeatures, ValkeyFeatureWriter
 from aif_jax.connectors.valkey import keys_of
-from aif_jax.serving import Request
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
+from tests import servers
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
 LOG = WORLD.dataset.log
@@ -25,9 +29,8 @@ DATA = dataclasses.replace(
     WORLD.dataset, log=dataclasses.replace(LOG, **{name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")})
 )
 ENCODER = DATA.encoder
+COLUMNS = ENCODER.columns
 ARRIVAL = np.argsort(DATA.log.time, kind="stable")  # as a stream brings them
-LAYOUT = EventLayout.of(ENCODER)
-TEXT = EventLayout(action="event", item_bytes=12, action_bytes=5)
 NOW = int(DATA.log.time.max()) + 100
 
 
@@ -41,6 +44,11 @@ def raw(at) -> dict[str, np.ndarray]:
 T = 1_600_000_000
 
 
+def one(user: int | str, *numbers: int) -> dict[str, list]:
+    """Events of a user, each known by its item."""
+    return {"user": [user] * len(numbers), "item": [*numbers], "action": [1] * len(numbers), "time": [T + n for n in numbers]}
+
+
 @pytest.fixture
 def client(valkey_url):
     redis = pytest.importorskip("redis")
@@ -49,190 +57,174 @@ def client(valkey_url):
         yield made
 
 
-def read(url: str, users: list, layout: EventLayout = LAYOUT, **options) -> list:
+def read(url: str, users: list, **options) -> list:
     """Records of some users from the server, by one connection."""
     from redis import asyncio as redis
 
     async def get() -> list:
-        async with redis.Redis.from_url(url, **{"socket_timeout": 10} | options.pop("client", {})) as made:
-            source = ValkeyFeatures(made, layout, **options)
+        async with redis.Redis.from_url(url, socket_timeout=10) as made:
+            source = ValkeyFeatures(made, COLUMNS, **options)
             return [await source.get(user) for user in users]
 
     return asyncio.run(get())
 
 
-def same(a, b) -> bool:
-    plain = [
-        None if r is None else (r.attributes, {k: np.asarray(v).tolist() for k, v in (r.events or {}).items()}) for r in (a, b)
-    ]
-    return plain[0] == plain[1]
-
-
-def test_the_layout_is_that_of_the_encoder():
-    assert (LAYOUT.item, LAYOUT.action, LAYOUT.item_bytes, LAYOUT.action_bytes, LAYOUT.nbytes) == ("item", "action", 0, 0, 28)
-    packed = LAYOUT.pack(raw(ARRIVAL))
-    columns = LAYOUT.columns_of(LAYOUT.checked(packed.tobytes(), "events"))
-    for name, values in raw(ARRIVAL).items():
-        if name != "user":
-            np.testing.assert_array_equal(columns[name], values)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(max_size=4), st.integers(0, 4 * 10**9), st.sampled_from(["buy", "é", ""])), max_size=5))
-def test_text_is_packed_and_read_back(events):
-    item, time_, action = (list(column) for column in zip(*events, strict=True)) if events else ([], [], [])
-    given_ = {"item": item, "time": np.asarray(time_, np.int64), "event": action}
-    if any(len(text.encode("utf8", "replace")) > 12 or text.endswith("\0") for text in item):
-        assume(False)
-    packed = TEXT.pack(given_)
-    columns = TEXT.columns_of(TEXT.checked(packed.tobytes(), "events"))
-    assert columns["item"] == item and columns["event"] == action and columns["time"].tolist() == time_
-
-
-def test_every_flipped_bit_is_noticed():
-    data = TEXT.pack({"item": ["tea", "cup"], "time": [T, T + 1], "event": ["buy", "view"]}).tobytes()
-    for place in range(8 * len(data)):
-        wrong = bytearray(data)
-        wrong[place // 8] ^= 1 << place % 8
-        with pytest.raises(ValueError, match=r"events: expected events with their checksums, got 1 altered"):
-            TEXT.checked(bytes(wrong), "events")
-    with pytest.raises(ValueError, match="expected whole events of 32 bytes, got 63 bytes"):
-        TEXT.checked(data[:-1], "events")
-
-
 def test_memory_and_valkey_keep_the_same(valkey_url, client):
-    sinks = MemoryFeatures(LAYOUT, length=40), ValkeyFeatureWriter(client, LAYOUT, length=40)
-    for sink in sinks:
-        assert sum(sink.update(raw(at), position=n) for n, at in enumerate(np.array_split(ARRIVAL, 9))) == len(ARRIVAL)
-        sink.put_user(3, {"city": "Zürich", "age": 41.5, "tags": ["a", None]})
-        sink.put_user("3", {"city": "Rom"})
-    users = [*range(1, 15), "3", "nobody"]
+    stores = MemoryFeatures(COLUMNS, length=40), ValkeyFeatureWriter(client, COLUMNS, length=40)
+    for store in stores:
+        for at in np.array_split(ARRIVAL, 9):
+            store.append(raw(at))
+        store.put_user(3, {"city": "Zürich", "age": 41.5, "tags": ["a", None]})
+        store.put_user("3", {"city": "Rom"})
+        store.append(one("4", 7, 8))
+    users = [*range(1, 15), "4", "3", "nobody"]
     found = read(valkey_url, users, length=40)
-    for user, record in zip(users, found, strict=True):
-        assert same(record, asyncio.run(sinks[0].get(user))), user
+    assert found == [asyncio.run(stores[0].get(user)) for user in users]
     assert found[-1] is None and found[-2].events is None and found[2].attributes["city"] == "Zürich"
     assert len(found[2].events["item"]) == 40 and found[2].version == 90
+    assert found[-3].events == {"item": [7, 8], "time": [T + 7, T + 8], "action": [1, 1]}
 
 
-def test_features_from_every_source_are_those_of_training(valkey_url, client, tmp_path):
-    """Held-out positions, encoded from what the stores deliver."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    memory, writer = MemoryFeatures(LAYOUT), ValkeyFeatureWriter(client, LAYOUT)
-    for sink in (memory, writer):
-        sink.update(raw(ARRIVAL))
-    parquet.write_table(pyarrow.table(raw(np.random.default_rng(0).permutation(ARRIVAL))), tmp_path / "events.parquet")
-    files = ParquetFeatures(tmp_path / "events.parquet", columns=ENCODER.columns)
-    assert len(files) == 14
+def test_features_from_every_source_are_those_of_training(valkey_url, client):
+    """Held-out positions, encoded from what the stores have at that time."""
+    memory, writer = MemoryFeatures(COLUMNS), ValkeyFeatureWriter(client, COLUMNS)
     encoder = ENCODER.with_length(50)
     positions = np.array([DATA.log.offsets[user] + 70 for user in range(1, 15)])
     expected = DATA.user_features(positions, length=50)
     for place, position in enumerate(positions):
         user, now = int(DATA.log.user[position]), int(DATA.log.time[position])
+        before = raw(np.arange(DATA.log.offsets[user], position))
+        for store in (memory, writer):
+            store.append(before)
         (stored,) = read(valkey_url, [user])
 
         class Stored:
             async def get(self, user, record=stored):
                 return record
 
-        for source in (memory, files, Stored()):
-            fetch = Fetch(source, encoder, now=lambda request, now=now: now, past_only=True)
+        for source in (memory, Stored()):
+            fetch = Fetch(source, encoder, now=lambda request, now=now: now)
             got = asyncio.run(fetch(Request(user=user)))
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_array_equal(a, b[place])
 
 
-def test_what_came_before_is_skipped_user_by_user(client):
-    for sink in (MemoryFeatures(LAYOUT), ValkeyFeatureWriter(client, LAYOUT)):
-        one, two = ({"user": [u], "item": [3], "action": [1], "time": [T]} for u in (1, 2))
-        both = {name: one[name] + two[name] for name in one}
-        assert sink.update(one, position=2**62 + 5) == 1
-        assert sink.update(both, position=2**62 + 5) == 1
-        assert sink.update(both, position=2**62 + 4) == 0
-        assert sink.update(both, position=2**62 + 6) == 2
-        assert sink.update(both) == 2
-        with pytest.raises(ValueError, match="expected events of user 1 by partition 0, as before, got partition 3"):
-            sink.update(one, position=2**62 + 9, partition=3)
-
-
-def test_messages_that_come_together_keep_their_positions(client):
-    """Events of a user that the store has are left out, those of later messages are appended."""
-    layout = EventLayout()
-    raw = {"user": [1, 2, 1, 1], "item": [10, 20, 11, 12], "time": [T, T, T, T]}
-    for sink in (MemoryFeatures(layout), ValkeyFeatureWriter(client, layout, prefix="together")):
-        assert sink.update({"user": [1], "item": [10], "time": [T]}, position=4) == 1
-        assert sink.update(raw, position=np.array([4, 5, 5, 7])) == 3
-        assert sink.update(raw, position=np.array([4, 5, 5, 7])) == 0
-        assert sink.update({"user": [1], "item": [13], "time": [T]}, position=8) == 1
-        with pytest.raises(ValueError, match="position: expected positions of events in the order of the stream"):
-            sink.update(raw, position=np.array([9, 9, 9, 8]))
+def test_another_program_writes_and_reads(valkey_url, client):
+    """What connectors.md says of the keys is enough."""
+    name = "aif:{i:7}"
+    client.set(f"{name}:profile", '{"city": "Oslo"}')
+    for n in (1, 2):
+        client.rpush(f"{name}:events", json.dumps({"item": n, "time": T + n, "action": 1, "price": 9.5}))
+    (record,) = read(valkey_url, [7])
+    assert record.events == {"item": [1, 2], "time": [T + 1, T + 2], "action": [1, 1]} and record.version is None
+    client.incrby(f"{name}:count", 2)
+    ValkeyFeatureWriter(client, COLUMNS).append(one(7, 3))
+    (record,) = read(valkey_url, [7])
+    assert record.events["item"] == [1, 2, 3] and record.version == 3 and record.attributes == {"city": "Oslo"}
+    assert client.lindex(f"{name}:events", -1) == f'{{"item":3,"time":{T + 3},"action":1}}'.encode()
 
 
 def test_events_are_trimmed_to_the_length(valkey_url, client):
-    writer = ValkeyFeatureWriter(client, LAYOUT, length=16)
-    for n in range(100):
-        writer.update({"user": [1], "item": [n], "action": [1], "time": [T + n]})
-        assert client.strlen(keys_of("aif", 1)[1]) <= 64 + 18 * LAYOUT.nbytes
-    writer.update({"user": [2] * 50, "item": range(50), "action": [1] * 50, "time": [T] * 50})
-    one, two = read(valkey_url, [1, 2], length=16)
-    assert one.events["item"].tolist() == list(range(84, 100)) and one.version == 100
-    assert two.events["item"].tolist() == list(range(34, 50)) and two.version == 50
+    stores = MemoryFeatures(COLUMNS, length=16), ValkeyFeatureWriter(client, COLUMNS, length=16)
+    for store in stores:
+        for n in range(100):
+            store.append(one(1, n))
+        store.append(one(2, *range(50)))
+    assert [client.llen(keys_of("aif", user)[1]) for user in (1, 2)] == [16, 16]
+    for found in (read(valkey_url, [1, 2]), [asyncio.run(stores[0].get(user)) for user in (1, 2)]):
+        assert [record.events["item"] for record in found] == [[*range(84, 100)], [*range(34, 50)]]
+        assert [record.version for record in found] == [100, 50]
+    assert [record.events["item"] for record in read(valkey_url, [1], length=3)] == [[97, 98, 99]]
 
 
-def test_two_writers_of_one_user_lose_and_double_nothing(valkey_url, client):
-    """Two replicas consume the same stream at once."""
-    writers = [ValkeyFeatureWriter(client, LAYOUT) for _ in range(2)]
+def test_writers_of_one_user_at_once_lose_nothing(valkey_url, client):
+    """A reader meanwhile: the version is always that of the events."""
 
-    def consume(writer: ValkeyFeatureWriter) -> int:
-        message = {"user": [5], "item": [0], "action": [1], "time": [T]}
-        return sum(writer.update(message | {"item": [n], "time": [T + n]}, position=n) for n in range(200))
+    def write(first: int) -> None:
+        writer = ValkeyFeatureWriter(client, COLUMNS)
+        for n in range(first, first + 150):
+            writer.append(one(5, n))
 
-    with ThreadPoolExecutor(2) as pool:
-        new = list(pool.map(consume, writers))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(write, first) for first in (0, 1000, 2000)]
+        while not all(done.done() for done in running):
+            for record in read(valkey_url, [5] * 5):
+                assert record is None or len(record.events["item"]) == record.version
+        for done in running:
+            done.result()
     (record,) = read(valkey_url, [5])
-    assert record.events["item"].tolist() == list(range(200)) and sum(new) == 200
+    items = record.events["item"]
+    assert len(items) == record.version == 450
+    for first in (0, 1000, 2000):  # each writer's in its order
+        assert [item for item in items if first <= item < first + 1000] == [*range(first, first + 150)]
 
 
-@pytest.mark.parametrize("change", ["torn", "altered", "foreign", "another layout", "attributes", "short"])
-def test_torn_and_foreign_values_are_refused(valkey_url, client, change):
-    writer = ValkeyFeatureWriter(client, LAYOUT)
-    writer.update({"user": [1, 1], "item": [1, 2], "action": [1, 1], "time": [T, T]})
+GOOD = f'{{"item": 1, "time": {T}, "action": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("which", "value"),
+    [("profile", value) for value in ("", "{", "[1]", "7", "\\xff", "[" * 100_000, ["a list"])]
+    + [("events", [GOOD, value, GOOD]) for value in (
+        "", GOOD[:-1], GOOD[1:], "[]", "7", "{}", "null", f"{GOOD},{GOOD}", "[" * 100_000,
+        GOOD.replace("1,", "1.5,"), GOOD.replace("1,", "true,"), GOOD.replace("1,", '"x",'), GOOD.replace("1,", "[1],"),
+        GOOD.replace(str(T), f'"{T}"'), GOOD.replace(str(T), "null"), GOOD.replace("item", "sku"),
+    )]
+    + [("events", "a string"), ("events", [GOOD[:12], GOOD[12:]]), ("count", "seven"), ("count", "-1"), ("count", ["a list"])],
+)  # fmt: skip
+def test_damage_names_its_key(valkey_url, client, which, value):
+    writer = ValkeyFeatureWriter(client, COLUMNS)
+    writer.append(one(1, 1, 2))
     writer.put_user(1, {"city": "Oslo"})
-    attributes, events = keys_of("aif", 1)
-    value = client.get(events)
-    layout = EventLayout(action="action", action_bytes=8) if change == "another layout" else LAYOUT
-    changed = {"torn": value[:-3], "altered": value[:-1] + b"x", "foreign": b"something else", "short": value[:20]}
-    if change in changed:
-        client.set(events, changed[change])
-    if change == "attributes":
-        client.set(attributes, client.get(attributes)[:-1] + b"x")
-    key = attributes if change == "attributes" else events
-    with pytest.raises(ValueError, match=f"{key.replace('{', '.').replace('}', '.')}: expected"):
-        read(valkey_url, [1], layout)
-    if change not in ("altered", "attributes"):  # appending reads no old event
-        with pytest.raises(ValueError, match="expected"):
-            ValkeyFeatureWriter(client, layout).update(
-                {"user": [1], "item": [1], "action": ["b"] if layout != LAYOUT else [1], "time": [T]}
-            )
+    key = keys_of("aif", 1)[("profile", "events", "count").index(which)]
+    client.delete(key)
+    client.rpush(key, *value) if isinstance(value, list) else client.set(key, value.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{re.escape(key)}: expected"):
+        read(valkey_url, [1])
+    if (which, isinstance(value, list)) in (("events", False), ("count", True)) or value == "seven":
+        with pytest.raises(ValueError, match=f"{re.escape(key)}: expected a value of this store"):
+            writer.append(one(1, 3))
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(client):
+    writer = ValkeyFeatureWriter(client, COLUMNS)
+    for attributes, error in (({"age": float("nan")}, ValueError), ({"city": b"Oslo"}, TypeError)):
+        with pytest.raises(error):
+            writer.put_user(1, attributes)
+    with pytest.raises(ValueError, match="looks like 'ms'"):
+        writer.append({name: values * 2 for name, values in one(1, 1).items()} | {"time": [T, 1000 * T]})
+    assert client.keys() == []
 
 
 def test_users_are_forgotten_in_time(valkey_url, client):
-    writer = ValkeyFeatureWriter(client, LAYOUT, seconds=0.05)
-    writer.update({"user": [1], "item": [1], "action": [1], "time": [T]})
+    writer = ValkeyFeatureWriter(client, COLUMNS, seconds=0.3)
     writer.put_user(1, {})
-    assert read(valkey_url, [1])[0].version == 1
-    time.sleep(0.1)
-    assert read(valkey_url, [1]) == [None]
+    for n in range(4):  # an event keeps the profile too
+        time.sleep(0.1)
+        writer.append(one(1, n))
+    assert read(valkey_url, [1])[0] == ({}, {"item": [0, 1, 2, 3], "time": [T, T + 1, T + 2, T + 3], "action": [1] * 4}, 4)
+    time.sleep(0.4)
+    assert read(valkey_url, [1]) == [None] and client.keys() == []
 
 
-def test_a_read_takes_one_round_trip(valkey_url, client):
-    writer = ValkeyFeatureWriter(client, LAYOUT)
-    writer.update({"user": [1], "item": [1], "action": [1], "time": [T]})
+def test_a_read_takes_one_round_trip(valkey_url, client, monkeypatch):
+    from redis.asyncio.connection import AbstractConnection
+
+    ValkeyFeatureWriter(client, COLUMNS).append(one(1, 1))
+    read(valkey_url, [1])
+    sent, send = [], AbstractConnection.send_packed_command
+
+    async def counted(self, command, *args, **kwargs):
+        sent.append(command)
+        return await send(self, command, *args, **kwargs)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
     client.config_resetstat()
     read(valkey_url, [1] * 10)
-    commands = {name: stat["calls"] for name, stat in client.info("commandstats").items()}
-    assert commands["cmdstat_mget"] == 10 and not {"cmdstat_get", "cmdstat_getrange", "cmdstat_exec"} & commands.keys()
+    commands = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in client.info("commandstats").items()}
+    assert {name: commands[name] for name in ("multi", "get", "lrange", "exec")} == dict(multi=10, get=20, lrange=10, exec=10)
+    assert sum(b"LRANGE" in b"".join(command if isinstance(command, list) else [command]) for command in sent) == 10
+    assert len(sent) < 15  # the rest is of the connection's start
 
 
 async def test_a_fetch_counts_what_happened_and_shares_reads():
@@ -248,7 +240,7 @@ async def test_a_fetch_counts_what_happened_and_shares_reads():
                 raise ValueError("torn")
             if user == "down":
                 raise ConnectionError("down")
-            return None if user == "new" else await MemoryFeatures(LAYOUT).get(user)
+            return None if user == "new" else await MemoryFeatures(COLUMNS).get(user)
 
     source = Source()
     fetch = Fetch(source, ENCODER, timeout=0.1, now=lambda request: NOW)
@@ -287,7 +279,7 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
         async def get(self, user):
             self.reads += 1
             if self.reads > 2:
-                return await MemoryFeatures(LAYOUT).get(user)
+                return await MemoryFeatures(COLUMNS).get(user)
             try:
                 await self.released.wait()
             except asyncio.CancelledError:
@@ -321,7 +313,7 @@ async def test_a_server_that_does_not_answer_is_a_timeout(valkey_url, client):
     from redis import asyncio as redis
 
     async with redis.Redis.from_url(valkey_url) as made:
-        fetch = Fetch(ValkeyFeatures(made, LAYOUT), ENCODER, timeout=0.05, now=lambda request: NOW)
+        fetch = Fetch(ValkeyFeatures(made, COLUMNS), ENCODER, timeout=0.05, now=lambda request: NOW)
         await fetch(Request(user=1))
         client.client_pause(300)
         with pytest.raises(TimeoutError, match="no answer of the source within 0.05 s"):
@@ -331,12 +323,28 @@ async def test_a_server_that_does_not_answer_is_a_timeout(valkey_url, client):
         assert dict(fetch.counters) == {"missing": 2, "timeouts": 1}
 
 
-def test_parquet_files_that_do_not_fit_are_named(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
+async def test_without_its_server_an_engine_answers_degraded():
+    """The server dies under the engine: the last state of a known user, the unknown user for another, and it says so."""
+    from redis import asyncio as redis
 
-    with pytest.raises(FileNotFoundError, match="expected a Parquet file or folder"):
-        ParquetFeatures(tmp_path / "none", columns=ENCODER.columns)
-    parquet.write_table(pyarrow.table({"user": [1], "item": [1]}), tmp_path / "events.parquet")
-    with pytest.raises(ValueError, match="none of \\['time', 'action'\\]"):
-        ParquetFeatures(tmp_path / "events.parquet", columns=ENCODER.columns)
+    model = aif.build(aif.presets.two_tower(DATA.schema, width=4, short_length=8, towers=(4,)))
+    trained = aif.Trained(model, model.init(jax.random.key(0), DATA.catalogue), ENCODER)
+    ids = DATA.items.raw
+    rows = DATA.catalogue.features(np.arange(1, len(ids) + 1))
+    index = ItemIndex.build(trained, rows, ids=ids, batch_size=64, progress=False)
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(servers.valkey())
+        made = redis.Redis.from_url(url, socket_timeout=1)
+        with pytest.importorskip("redis").Redis.from_url(url) as writer:
+            ValkeyFeatureWriter(writer, COLUMNS).append(raw(ARRIVAL))
+        encoder = ENCODER.with_length(model.config.history_length)
+        fetch = Fetch(ValkeyFeatures(made, COLUMNS), encoder, timeout=5, now=lambda request: NOW)
+        config = ServingConfig(buckets=(8,), max_k=4)
+        async with AsyncPreRanker(trained, index, features=fetch, retrieval=lambda request: ids[:4], config=config) as engine:
+            live = await engine.rank(1, 4)
+            server.close()
+            known, other = [await engine.rank(user, 4) for user in (1, 2)]
+        await made.aclose()
+    assert not live.degraded and known.degraded and other.degraded
+    assert "stale state" in known.reason and known.ids.tolist() == live.ids.tolist()
+    assert "unknown user" in other.reason and other.mask.all() and fetch.counters["failed"] == 2

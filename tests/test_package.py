@@ -34,7 +34,7 @@ OWNERS = {
     "asyncio": ("serving/", "service/", "connectors/"),
     "fsspec": ("connectors/snapshot_store.py",),
     "confluent_kafka": ("connectors/kafka.py",),
-    "redis": ("connectors/valkey.py",),
+    "redis": (),  # the client is the caller's
     # a lock between readers and the writer of an index
     "gc": (),  # a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py"),
@@ -79,7 +79,6 @@ OPTIONAL = (
     "uvloop",
     "fsspec",
     "confluent_kafka",
-    "redis",
     "ray",
     "pyspark",
 )

@@ -17,7 +17,8 @@ import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.catalogue import Catalogue
 from aif_jax.config import block_from_json
-from aif_jax.connectors import EventLayout, Fetch, MemoryFeatures
+from aif_jax.connectors import Fetch, MemoryFeatures
+from aif_jax.connectors.features import by_user
 from aif_jax.data.candidates import NegativeSampler
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder, Prefetch
@@ -47,7 +48,7 @@ LOG = EventLog.from_arrays([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 ORDER, SAMPLER, STEP = EpochOrder(range(100), seed=0, epoch=0), NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
 EXPOSED = Goals(Goal(losses.pointwise_bce, "click", stages=("exposed",)))
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
-LAYOUT, TEXT = EventLayout(action="action"), EventLayout(action="event", item_bytes=12, action_bytes=5)
+COLUMNS = aif.Columns(action="event")
 LONG = "x" * 1025
 
 
@@ -416,21 +417,16 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: geometric(5, 4), "smallest"),
     (lambda: geometric(1, 4, ratio=1.0), "ratio"),
     # connectors and the service
-    (lambda: Fetch(MemoryFeatures(LAYOUT)), "encoder: expected an encoder or a function"),
-    (lambda: Fetch(MemoryFeatures(LAYOUT), encode=print, timeout=0), "timeout: expected None or more than 0"),
-    (lambda: Fetch(MemoryFeatures(LAYOUT), encode=print, share=0), "share: expected more than 0 seconds"),
-    (lambda: Fetch(MemoryFeatures(LAYOUT), encode=print, past_only=True), "past_only: expected an encoder"),
-    (lambda: MemoryFeatures(LAYOUT, length=0), "length: expected at least 1"),
-    (lambda: EventLayout(item_bytes=2000), "EventLayout.item_bytes: expected 0 to 1024, got 2000"),
-    (lambda: LAYOUT.pack({"item": ["a"], "time": [1_600_000_000], "action": [1]}),
-     TypeError, "column 'item': expected integers, got strings"),
-    (lambda: TEXT.pack({"item": [1], "time": [1_600_000_000], "event": ["buy"]}),
-     TypeError, "column 'item': expected strings, got integers"),
-    (lambda: TEXT.pack({"item": ["x" * 13], "time": [1_600_000_000], "event": ["buy"]}),
-     "at most 12 bytes of UTF-8"),
-    (lambda: TEXT.pack({"item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}), "looks like 'ms'"),
-    (lambda: TEXT.pack({"item": ["x", "y"], "time": [1_600_000_000], "event": ["buy"]}), "columns of one length"),
-    (lambda: TEXT.pack({"item": ["x"], "time": [1_600_000_000]}), "expected a column 'event'"),
+    (lambda: Fetch(MemoryFeatures(), None, timeout=0), "timeout: expected None or more than 0"),
+    (lambda: Fetch(MemoryFeatures(), None, share=0), "share: expected more than 0 seconds"),
+    (lambda: MemoryFeatures(length=0), "length: expected at least 1"),
+    (lambda: by_user({"user": [1], "item": [1.5], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
+     TypeError, "events, column 'item': expected integers or strings"),
+    (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000 * 1000], "event": ["buy"]}, COLUMNS),
+     "looks like 'ms'"),
+    (lambda: by_user({"user": [1], "item": ["x", "y"], "time": [1_600_000_000], "event": ["buy"]}, COLUMNS),
+     "events: expected columns of one length, got {'user': 1, 'item': 2"),
+    (lambda: by_user({"user": [1], "item": ["x"], "time": [1_600_000_000]}, COLUMNS), "expected a column 'event', got"),
     (lambda: parse_current(""), "at least one"),
     (lambda: parse_current("../one"), "names of folders"),
     (lambda: parse_current("/etc"), "names of folders"),

@@ -1,5 +1,4 @@
-"""The commands: `check`, `train`, `add`, `index build|update|follow|inspect|verify`, `users follow`, `export`, `verify`,
-`doctor`.
+"""The commands: `check`, `train`, `add`, `index build|update|follow|inspect|verify`, `export`, `verify`, `doctor`.
 
 What a command does is the docstring of its function, which is its help text too.
 """
@@ -17,7 +16,7 @@ from aif_jax import export, index
 from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
-from aif_jax.cli.service import add_index_follow, add_users_follow
+from aif_jax.cli.service import add_index_follow
 from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
 from aif_jax.export.contents import open as open_model
@@ -98,9 +97,6 @@ def add_commands(commands: Any) -> None:
     one = shared.add_command(inner, "verify", run_index_verify)
     one.add_argument("folder")
     shared.add_shown(one)
-
-    text = "Keeps what is known of users fresh."
-    add_users_follow(commands.add_parser("users", help=text, description=text).add_subparsers(required=True, metavar="follow"))
 
     one = shared.add_command(commands, "export", run_export)
     source = one.add_mutually_exclusive_group(required=True)

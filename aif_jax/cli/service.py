@@ -1,4 +1,4 @@
-"""The commands of production: `serve`, `index follow`, `users follow`, and those of `snapshots`."""
+"""The commands of production: `serve`, `index follow`, and those of `snapshots`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from aif_jax.checks import expect
 from aif_jax.cli import options as shared
 from aif_jax.cli.options import FINE, PROBLEMS, UsageError
-from aif_jax.connectors import EventLayout, Follower, IndexTarget, SinkTarget, SnapshotStore, Target
-from aif_jax.connectors.valkey import FORMS, ValkeyFeatureWriter, open_client, open_stream
+from aif_jax.connectors import Follower, SnapshotStore
+from aif_jax.connectors.kafka import FORM, open_stream
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
@@ -99,66 +99,32 @@ SHOWN = 1.0  # seconds between two looks at lag and age for the progress bar
 def add_index_follow(inner: Any) -> None:
     """Adds `index follow` to the commands of `index`."""
     one = shared.add_command(inner, "follow", run_index_follow)
-    _add_stream(one)
+    shared.add_checkpoint(one, required=True)
+    one.add_argument("--stream", required=True, metavar="URL", help=FORM)
+    one.add_argument("--stream-options", type=Path, metavar="FILE", help="JSON of settings of the client, such as passwords")
+    one.add_argument("--until-idle", action="store_true", help="end when nothing comes for a second")
+    text = "serve counters, lag and age for Prometheus there, at /metrics"
+    one.add_argument("--metrics", type=_address, metavar="[HOST:]PORT", help=text)
+    one.add_argument("--quiet", action="store_true", help="no progress, lag and age on stderr")
     one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
-    _add_snapshots(one)
-
-
-def add_users_follow(inner: Any) -> None:
-    """Adds `users follow` to the commands of `users`."""
-    one = shared.add_command(inner, "follow", run_users_follow)
-    _add_stream(one)
-    one.add_argument("--features", required=True, metavar="URL", help="feature store in Valkey or Redis, redis://HOST:PORT")
-    text = "JSON of arguments of `redis.Redis`, such as passwords"
-    one.add_argument("--server-options", type=Path, metavar="FILE", help=text)
-    one.add_argument("--prefix", default="aif", help="prefix of every key of the store (default: %(default)s)")
-    text = "events of a user that the feature store keeps (default: the model's history)"
-    one.add_argument("--length", type=int, metavar="NUMBER", help=text)
-    text = "consumers of this group share the partitions of a Kafka topic"
-    one.add_argument("--group", metavar="NAME", help=text)
+    text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
+    one.add_argument("--store", metavar="URL", help=text)
+    one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
+    one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
 
 
 def run_index_follow(options: argparse.Namespace) -> int:
     """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
-    trained = open_model(options.checkpoint)
+    trained, shown = open_model(options.checkpoint), 0.0
     shared.encoder_of(options.checkpoint, trained)
-    stream, store, writer = _stream(options), _store(options), _writer(trained, options)
-    return _follow(stream, IndexTarget(writer), options, writer=writer, store=store)
-
-
-def run_users_follow(options: argparse.Namespace) -> int:
-    """Appends a stream of users' events to a feature store until it is told to end (SIGTERM, SIGINT).
-
-    Killed and called again, it goes on; events that the store has count once.
-    """
-    trained = open_model(options.checkpoint)
-    encoder = shared.encoder_of(options.checkpoint, trained)
-    with shared.as_usage("--features"):
-        client = open_client(options.features, shared.read_json(options.server_options, "--server-options"))
-    with contextlib.closing(client):
-        length, layout = options.length or trained.config.history_length, EventLayout.of(encoder)
-        sink = ValkeyFeatureWriter(client, layout, user=encoder.columns.user, length=length, prefix=options.prefix)
-        return _follow(_stream(options), SinkTarget(sink), options)
-
-
-def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
-    """The writer of the directory: resumed, or started from a saved index."""
-    every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
-    if snapshots(options.directory):
-        return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
-    if options.index is None:
-        raise UsageError(f"follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
-    index, positions = ItemIndex.load(options.index, trained), ItemIndex.inspect(options.index).positions
-    return IndexWriter.start(options.directory, index, positions=positions, **every)
-
-
-def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer: Any = None, store: Any = None) -> int:
-    """Steps until the process is told to end, or nothing comes; then saves, publishes and prints the metrics as JSON."""
-    shown = 0.0
+    settings = shared.read_json(options.stream_options, "--stream-options")
+    with shared.as_usage("--stream"):
+        stream = open_stream(options.stream, settings)
+    store = None if options.store is None else SnapshotStore(options.store)
     with contextlib.closing(stream):
-        with writer or contextlib.nullcontext(), shared.told_to_end() as told:
-            follower = Follower(stream, target, store=store)
+        with _writer(trained, options) as writer, shared.told_to_end() as told:
+            follower = Follower(stream, writer, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
             with serving, Bar(label="follow", unit="messages", show=not options.quiet) as bar:
                 while not told():
@@ -174,37 +140,21 @@ def _follow(stream: Any, target: Target, options: argparse.Namespace, *, writer:
     return FINE
 
 
-def _add_stream(one: argparse.ArgumentParser) -> None:
-    shared.add_checkpoint(one, required=True)
-    one.add_argument("--stream", required=True, metavar="URL", help=FORMS)
-    one.add_argument("--stream-options", type=Path, metavar="FILE", help="JSON of settings of the client, such as passwords")
-    one.add_argument("--until-idle", action="store_true", help="end when nothing comes for a second")
-    text = "serve counters, lag and age for Prometheus there, at /metrics"
-    one.add_argument("--metrics", type=_address, metavar="[HOST:]PORT", help=text)
-    one.add_argument("--quiet", action="store_true", help="no progress, lag and age on stderr")
-
-
-def _add_snapshots(one: argparse.ArgumentParser) -> None:
-    text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
-    one.add_argument("--store", metavar="URL", help=text)
-    one.add_argument("--every-seconds", type=float, default=60.0, help="seconds between two snapshots (default: %(default)s)")
-    one.add_argument("--takeover", action="store_true", help="take the directory from a writer that hangs")
+def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
+    """The writer of the directory: resumed, or started from a saved index."""
+    every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
+    if snapshots(options.directory):
+        return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
+    if options.index is None:
+        raise UsageError(f"follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
+    index, positions = ItemIndex.load(options.index, trained), ItemIndex.inspect(options.index).positions
+    return IndexWriter.start(options.directory, index, positions=positions, **every)
 
 
 def _address(text: str) -> tuple[int, str]:
     """Port and host of an option."""
     host, _, port = text.rpartition(":")
     return int(port), host or "127.0.0.1"
-
-
-def _stream(options: argparse.Namespace) -> Any:
-    settings = shared.read_json(options.stream_options, "--stream-options")
-    with shared.as_usage("--stream"):
-        return open_stream(options.stream, settings, group=getattr(options, "group", None))
-
-
-def _store(options: argparse.Namespace) -> SnapshotStore | None:
-    return None if options.store is None else SnapshotStore(options.store)
 
 
 KEEP = inspect.signature(SnapshotStore).parameters["keep"].default

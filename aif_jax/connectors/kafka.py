@@ -1,7 +1,6 @@
-"""`KafkaStream`: a topic of a broker of the Kafka protocol as an update stream, by confluent-kafka.
+"""`KafkaStream`: a topic of a broker of the Kafka protocol as an update stream, by confluent-kafka; and one from a URL.
 
-An index holds every partition, so its follower reads all of them from the positions in its snapshot. Replicas that share a
-store (`SinkTarget`) share the partitions instead: with `group`, from the offsets that the group committed.
+An index holds every partition, so its follower reads all of them from the positions in its snapshot.
 """
 
 from __future__ import annotations
@@ -9,13 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
+from aif_jax.store.folders import redacted
 from aif_jax.store.snapshots import positions_by_partition
 
 SECONDS = 30.0  # for what the broker is asked at the start
 REFRESH = 30.0  # seconds between two looks for new partitions
+FORM = "kafka://HOST:PORT/TOPIC"
 
 
 class KafkaStream(UpdateStream):
@@ -23,31 +25,24 @@ class KafkaStream(UpdateStream):
 
     Args:
       servers: "host:port,...".
-      topic: with the item's or user's id as key, so that the messages of one come by one partition.
-      group: group of consumers that share the partitions; None reads all of them.
+      topic: with the item's id as key, so that the messages of one come by one partition.
       rejected: topic of rejected messages; None is the topic's name with ".rejected".
       options: further settings of the client by their Kafka names, such as `{"security.protocol": "SASL_SSL", ...}`; they
-        appear in no message. `max.poll.interval.ms` bounds how long a group waits for a member that hangs.
-
-    Attributes:
-      rebalances: how often the group gave this consumer other partitions.
+        appear in no message.
 
     Raises:
       ImportError: confluent-kafka is missing.
     """
 
-    def __init__(
-        self, servers: str, topic: str,
-        *, group: str | None = None, rejected: str | None = None, options: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
+    def __init__(self, servers: str, topic: str, *, rejected: str | None = None, options: Mapping[str, Any] | None = None):
         with needs_extra("streams of Kafka need confluent-kafka", "kafka"):
             import confluent_kafka
         expect(topic != rejected, "rejected", "another topic than that of the stream", rejected)
-        self._client, self._topic, self._group = confluent_kafka, topic, group
+        self._client, self._topic = confluent_kafka, topic
         self._rejected = rejected or f"{topic}.rejected"
         self._options = {"bootstrap.servers": servers, **(options or {})}
         settings = {
-            "group.id": group or "aif-jax",
+            "group.id": "aif-jax",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",  # messages that are gone must not be passed in silence
@@ -56,19 +51,14 @@ class KafkaStream(UpdateStream):
         self._consumer = confluent_kafka.Consumer(self._options | settings)
         self._producer: Any = None
         self._next: dict[int, int] = {}  # offset that is read next, by partition
-        self._committed: dict[int, int] = {}  # the same, as committed: of a group, by whoever had the partition before
         self._refreshed = 0.0
-        self.rebalances = 0
 
     def __repr__(self) -> str:
-        return f"KafkaStream(topic={self._topic!r}, group={self._group!r}, partitions={sorted(self._next)})"
+        return f"KafkaStream(topic={self._topic!r}, partitions={sorted(self._next)})"
 
     def begin(self, positions: Mapping[int, int]) -> None:
         """As `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
         positions = positions_by_partition(positions)
-        if self._group is not None:
-            self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked)
-            return
         partitions = self._partitions()
         if gone := [partition for partition in positions if partition not in partitions]:
             raise StreamError(
@@ -106,13 +96,10 @@ class KafkaStream(UpdateStream):
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.commit`; of partitions that this consumer has, never back. A lost commit repeats messages."""
-        mine = {partition: at + 1 for partition, at in positions.items() if partition in self._next}
-        mine = {partition: at for partition, at in mine.items() if at > self._committed.get(partition, -1)}
-        if mine:
-            places = [self._place(partition, at) for partition, at in mine.items()]
-            self._consumer.commit(offsets=places, asynchronous=self._group is None)
-            self._committed |= mine
+        """As `UpdateStream.commit`, of the group "aif-jax"; the follower does not read it back."""
+        if positions:
+            places = [self._place(partition, position + 1) for partition, position in positions.items()]
+            self._consumer.commit(offsets=places, asynchronous=True)
 
     def reject(self, message: Message, reason: str) -> None:
         """Writes the message to the topic of rejected ones, place and reason as headers. Raises OSError where it cannot."""
@@ -136,7 +123,7 @@ class KafkaStream(UpdateStream):
         return behind
 
     def close(self) -> None:
-        """Leaves the group and the broker."""
+        """Leaves the broker."""
         self._consumer.close()
 
     def _partitions(self) -> list[int]:
@@ -148,7 +135,7 @@ class KafkaStream(UpdateStream):
 
     def _refresh(self) -> None:
         """Reads partitions that were added."""
-        if self._group is not None or time.monotonic() - self._refreshed < REFRESH:
+        if time.monotonic() - self._refreshed < REFRESH:
             return
         self._refreshed = time.monotonic()
         added = [partition for partition in self._partitions() if partition not in self._next]
@@ -156,21 +143,26 @@ class KafkaStream(UpdateStream):
             self._next |= dict.fromkeys(added, 0)
             self._consumer.incremental_assign([self._start(partition, None) for partition in added])
 
-    def _assigned(self, consumer: Any, places: list[Any]) -> None:
-        """The group gave this consumer partitions: each goes on after what the group committed."""
-        self.rebalances += 1
-        committed = consumer.committed(places, SECONDS) if places else []
-        starts = [self._start(place.partition, place.offset - 1 if place.offset >= 0 else None) for place in committed]
-        self._next = {place.partition: max(place.offset, 0) for place in committed}
-        self._committed = {place.partition: place.offset for place in committed}
-        consumer.assign(starts)
-
-    def _revoked(self, consumer: Any, places: list[Any]) -> None:
-        for place in places:
-            self._next.pop(place.partition, None)
-
     def _start(self, partition: int, position: int | None) -> Any:
         return self._place(partition, self._client.OFFSET_BEGINNING if position is None else position + 1)
 
     def _place(self, partition: int, *offset: int) -> Any:
         return self._client.TopicPartition(self._topic, partition, *offset)
+
+
+def open_stream(url: str, options: Mapping[str, Any] | None = None) -> KafkaStream:
+    """The stream at a URL, for command lines.
+
+    Args:
+      url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`.
+      options: settings of the client by their Kafka names.
+
+    Raises:
+      ValueError: a URL of another form; a password in it is not shown.
+      ImportError: confluent-kafka is missing.
+    """
+    parts = urlsplit(url)
+    topic = parts.path.strip("/")
+    if parts.scheme != "kafka" or not topic or not parts.hostname or "/" in topic:
+        raise ValueError(f"stream: expected {FORM}, got {redacted(url)!r}")
+    return KafkaStream(parts.netloc, topic, options=options)

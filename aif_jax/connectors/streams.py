@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class Message(NamedTuple):
 
     Attributes:
       partition, position: its place in the stream; positions rise within a partition, with gaps.
-      key: raw item or user id.
+      key: raw item id.
       value: what `encode` made; None deletes the item that the key names.
       time: when it was written, seconds since 1970; None if unknown.
     """
@@ -95,10 +95,6 @@ class MemoryStream(UpdateStream):
         messages.append(Message(partition, position, key, value, self._clock()))
         return position
 
-    def send_many(self, values: Sequence[bytes], *, partition: int = 0) -> list[int]:
-        """Adds messages; returns their positions."""
-        return [self.send(value, partition=partition) for value in values]
-
     def begin(self, positions: Mapping[int, int]) -> None:
         positions = positions_by_partition(positions)
         for partition, messages in enumerate(self._messages):
@@ -152,7 +148,7 @@ class Change(NamedTuple):
 
 
 def encode(table: Any) -> bytes:
-    """Raw items or events by column as the value of a message.
+    """Raw items by column as the value of a message.
 
     Args:
       table: a mapping of columns (arrays or lists), an Arrow record batch or an Arrow table.

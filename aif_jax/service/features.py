@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding
-from aif_jax.connectors.records import DAMAGE, Reads, Record, clock, encoded
+from aif_jax.connectors.features import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema

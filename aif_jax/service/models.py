@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.checks import expect
-from aif_jax.connectors.records import FeatureSource, Reads
+from aif_jax.connectors.features import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.export import ExportError, Restored, restore
 from aif_jax.index import ItemIndex

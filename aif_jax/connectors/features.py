@@ -1,0 +1,252 @@
+"""A feature store in raw values: the protocol of a source, the source in memory, and what makes features of its records.
+
+`Reads` of a feature source, and `Fetch`: from a source to the features of a request, the `features` of an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from aif_jax.checks import expect
+from aif_jax.encoding.columns import Columns
+from aif_jax.encoding.encoder import Encoder
+from aif_jax.encoding.raw import column_of, one_each, plain
+from aif_jax.encoding.times import PER_SECOND, in_unit
+from aif_jax.encoding.vocabulary import as_ids
+from aif_jax.serving.metrics import Histogram
+from aif_jax.serving.requests import Request
+from aif_jax.serving.users import SingleFlight
+from aif_jax.types import UserFeatures
+
+UserId: TypeAlias = int | str
+"""A raw user id."""
+Event: TypeAlias = dict[str, int | str]
+"""A raw event by column of the events file, without its user; the time is an integer in `Columns.time_unit`."""
+
+
+class Record(NamedTuple):
+    """One user as a feature store keeps them: raw values, never rows of a vocabulary.
+
+    Attributes:
+      attributes: values by column of the users file; None if the store has none.
+      events: the last events by column of the events file, in any order; None for none.
+      version: changes with every event, for `Request.feature_version`; None if unknown.
+    """
+
+    attributes: Mapping[str, Any] | None = None
+    events: Any = None
+    version: Hashable = None
+
+
+class FeatureSource(Protocol):
+    """Where raw users come from."""
+
+    async def get(self, user: UserId) -> Record | None:
+        """The record of a user; None for an unknown one. Raises ValueError for one that is torn or foreign, and what its client
+        raises."""
+        ...
+
+
+class MemoryFeatures(FeatureSource):
+    """A feature source, and its write path, in this process: for one replica, tests, and where there is no server.
+
+    Args:
+      columns: names of the columns of events, and their time unit.
+      length: events kept of a user, the last that came.
+
+    Example:
+      >>> import asyncio
+      >>> source = MemoryFeatures(length=2)
+      >>> source.append({"user": [7, 7, 7], "item": [1, 2, 3], "time": [1_600_000_000] * 3})
+      >>> source.put_user(7, {"city": "Oslo"})
+      >>> record = asyncio.run(source.get(7))
+      >>> record.attributes, record.events["item"], record.version
+      ({'city': 'Oslo'}, [2, 3], 3)
+    """
+
+    def __init__(self, columns: Columns | None = None, *, length: int = 4096):
+        expect(length >= 1, "length", "at least 1", length)
+        self.columns, self.length = columns or Columns(), length
+        self._attributes: dict[UserId, Mapping[str, Any]] = {}
+        self._events: dict[UserId, tuple[list[Event], int]] = {}  # the last ones, and how many there were
+
+    async def get(self, user: UserId) -> Record | None:
+        attributes, (events, count) = self._attributes.get(user), self._events.get(user, ([], None))
+        if attributes is None and not events:
+            return None
+        return Record(attributes, in_columns(events, self.columns) if events else None, count)
+
+    def put_user(self, user: UserId, attributes: Mapping[str, Any]) -> None:
+        """Keeps raw values of a user by column of the users file."""
+        self._attributes[user] = dict(attributes)
+
+    def append(self, events: Any) -> None:
+        """Appends raw events of some users by column of the events file; raises as `by_user`."""
+        for user, some in by_user(events, self.columns):
+            before, count = self._events.get(user, ([], 0))
+            self._events[user] = ([*before, *some][-self.length :], count + len(some))  # at once: a reader finds whole records
+
+
+def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
+    """The events of each user, in the order in which they came.
+
+    Args:
+      events: raw values by column of the events file: a mapping of columns, an Arrow batch or table.
+
+    Raises:
+      TypeError: ids or actions that are no integers or strings, times that are no times.
+      ValueError: a column that is missing or longer than another, a time in another unit.
+    """
+    found: dict[str, list[Any]] = {}
+    for name in (columns.user, *event_columns(columns)):
+        values, where = plain(column_of(events, name)), f"events, column {name!r}"
+        if name == columns.time:
+            found[name] = one_each(in_unit(values, where, unit=columns.time_unit), where, "time").tolist()
+        else:
+            ids = as_ids(values, where)
+            found[name] = ids if isinstance(ids, list) else ids.tolist()
+    lengths = {name: len(values) for name, values in found.items()}
+    expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
+    users, parts = found.pop(columns.user), {}
+    for user, *values in zip(users, *found.values(), strict=True):
+        parts.setdefault(user, []).append(dict(zip(found, values, strict=True)))
+    return list(parts.items())
+
+
+def in_columns(events: Sequence[Event], columns: Columns) -> dict[str, list[Any]]:
+    """Events as lists by column, as the encoder takes them. KeyError for an event that lacks one."""
+    return {name: [event[name] for event in events] for name in event_columns(columns)}
+
+
+def event_columns(columns: Columns) -> list[str]:
+    """The columns of an event in a store: those of the events file without the user."""
+    return [name for name in columns.of("events") if name != columns.user]
+
+
+DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
+"""What an encoder raises for a record that does not fit."""
+
+
+class Reads:
+    """Reads of a feature source, counted and shared: requests of one user at one time share one read.
+
+    A read is shared for `share` seconds: one that takes longer may hang, so later requests begin another one. A read that
+    nobody waits for any more is cancelled.
+
+    Args:
+      timeout: seconds for one read of the source; None leaves it to the source.
+      share: seconds since its start in which a read is shared with later requests.
+
+    Attributes:
+      counters: records "found" and "missing", reads that ran into "timeouts", records that were "damaged", reads that "failed"
+        otherwise, that took longer than they are shared ("overdue"), and that every request gave up ("abandoned").
+      seconds: latency of reads that ended, a `Histogram`.
+    """
+
+    def __init__(self, source: FeatureSource, *, timeout: float | None = None, share: float = 1.0):
+        expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
+        expect(share > 0, "share", "more than 0 seconds", share)
+        self.source, self.counters, self.seconds = source, Counter(), Histogram()
+        self._timeout, self._share = timeout, share
+        self._reading = SingleFlight(detached_limit=0)
+
+    async def record(self, user: Any) -> Record | None:
+        """The record of a user; those who ask at one time share one read.
+
+        Raises:
+          TimeoutError: no answer within `timeout`.
+          Exception: whatever the source raises.
+        """
+        loop, reading = asyncio.get_running_loop(), self._reading.get(user)
+        if reading is not None:
+            here = reading.task.get_loop() is loop
+            if here and loop.time() - reading.began >= self._share:
+                self.counters["overdue"] += 1
+            if not here or loop.time() - reading.began >= self._share:
+                self._reading.forget(user, reading.task)
+        reading = self._reading.join(user, lambda: self._read(user))
+        try:
+            return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
+        finally:
+            if self._reading.leave(reading, keep=False):
+                self.counters["abandoned"] += 1
+
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Counts a record that cannot be encoded within the block as damaged."""
+        try:
+            yield
+        except DAMAGE:
+            self.counters["damaged"] += 1
+            raise
+
+    def values(self) -> dict[str, Any]:
+        """Counters, and the latency of reads as the stage "read": what `prometheus_text` takes."""
+        counters = {f"features_{name}": count for name, count in self.counters.items()}
+        return {"counters": counters, "stages": {"read": self.seconds.values()}}
+
+    async def _read(self, user: Any) -> Record | None:
+        start, limit = time.perf_counter(), asyncio.timeout(self._timeout)
+        try:
+            async with limit:
+                record = await self.source.get(user)
+        except TimeoutError:
+            self.counters["timeouts"] += 1
+            if not limit.expired():
+                raise  # of the source itself
+            raise TimeoutError(f"features: no answer of the source within {self._timeout} s") from None
+        except Exception as error:
+            self.counters["damaged" if isinstance(error, TypeError | ValueError) else "failed"] += 1
+            raise
+        self.seconds.observe(time.perf_counter() - start)
+        self.counters["missing" if record is None else "found"] += 1
+        return record
+
+
+class Fetch(Reads):
+    """`features(request)` over a source: gets the record, encodes it, counts what happened.
+
+    An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
+    source does not know is the unknown user without being an error. The engine's fetch and a retrieval that needs the same
+    features share one read.
+
+    Args:
+      source, timeout, share: see `Reads`.
+      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
+      now: the time of a request, in the unit of the events; None is the clock of this machine.
+    """
+
+    def __init__(
+        self, source: FeatureSource, encoder: Encoder,
+        *, timeout: float | None = None, share: float = 1.0, now: Callable[[Request], Any] | None = None,
+    ):  # fmt: skip
+        super().__init__(source, timeout=timeout, share=share)
+        self._encoder, self._now = encoder, now
+
+    async def __call__(self, request: Request) -> UserFeatures:
+        """The features of a request; raises what the source and the encoder raise."""
+        return await self.features(request, self._encoder)
+
+    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
+        """The features by another encoder, such as that of a retrieval model; one read serves both."""
+        record = await self.record(request.user)
+        with self.encoding():
+            return encoded(encoder, record, clock(encoder) if self._now is None else self._now(request))
+
+
+def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
+    """The features of a record, those of the unknown user without one."""
+    if record is None:
+        return encoder.user(None, None, now)
+    none = isinstance(record.events, Mapping) and not record.events
+    return encoder.user(record.attributes, None if none else record.events, now)
+
+
+def clock(encoder: Encoder) -> int:
+    """The time now, by this machine, in the unit of an encoder's events."""
+    return time.time_ns() * PER_SECOND[encoder.columns.time_unit] // 10**9
