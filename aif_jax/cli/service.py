@@ -164,7 +164,7 @@ SNAPSHOTS = {
     "list": "Prints the names of all complete snapshots, oldest first, and of the current one as JSON.",
     "current": "Prints the name of the current snapshot; exit code 1 for an empty store.",
     "publish": "Uploads and verifies a folder, makes it current and prints its name; removes old snapshots, down to --keep.",
-    "fetch": "Downloads a snapshot and checks every file; interrupted and called again, it goes on. Prints the local folder.",
+    "fetch": "Downloads a snapshot and checks every file. Prints the local folder.",
     "collect": "Removes the oldest snapshots, down to --keep, and day-old interrupted uploads; prints their names.",
 }
 

@@ -55,11 +55,6 @@ class Follower:
         self._published: Any = None
         stream.begin(writer.positions)
 
-    def run(self, stop: Callable[[], bool], *, seconds: float = 0.1) -> None:
-        """Steps until `stop()`, asked at least every `seconds`; raises what `step` raises."""
-        while not stop():
-            self.step(seconds)
-
     def step(self, seconds: float = 0.0) -> int:
         """Applies what comes within `seconds`; returns the number of messages.
 

@@ -16,14 +16,13 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.store.folders import local, new_folder, redacted, write_file
+from aif_jax.store.folders import local, new_folder, redacted, remove_unfinished, write_file
 from aif_jax.store.sealed import digest_of
 
 NAME = re.compile(r"(\d{10})-[0-9a-f]{8}")
@@ -132,10 +131,7 @@ class SnapshotStore:
             self._make_parent(place)
             self._files.put_file(str(file), place)
         for relative, entry in entries.items():
-            stored = hashlib.sha256()
-            for block in self._blocks(self._path(name, relative), entry["bytes"]):
-                stored.update(block)
-            self._check(name, relative, entry, stored.hexdigest())
+            self._read_through(name, relative, entry)
         manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True).encode()
         self._put(self._path(name, MANIFEST), manifest)
         before = self._pointer()
@@ -146,15 +142,6 @@ class SnapshotStore:
         self._point(name, manifest)
         self.collect()
         return name
-
-    def before_current(self) -> str:
-        """The name of the complete snapshot before the current one. FileNotFoundError where there is none (`keep`)."""
-        current = self.current()
-        before = [name for name in self.names() if current is not None and name < current]
-        if not before:
-            got = "an empty store" if current is None else f"none before {current}, which stays current"
-            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
-        return before[-1]
 
     def rolled_back(self) -> list[str]:
         """The names of the complete snapshots after the current one that `rollback` took out of use, oldest first."""
@@ -180,17 +167,20 @@ class SnapshotStore:
           SnapshotError: the manifest of the snapshot before is torn or altered.
           OSError: of the file system.
         """
-        before, current = self.before_current(), self.current()
-        manifest, _ = self._manifest(before)
-        self._put(self._path(str(current), UNDONE), b"")
-        self._point(before, manifest)
-        return before
+        current = self.current()
+        before = [name for name in self.names() if current is not None and name < current]
+        if current is None or not before:
+            got = "an empty store" if current is None else f"none before {current}, which stays current"
+            raise FileNotFoundError(f"{self.url}: expected a snapshot to go back to, got {got}; publish with a larger keep")
+        manifest, _ = self._manifest(before[-1])
+        self._put(self._path(current, UNDONE), b"")
+        self._point(before[-1], manifest)
+        return before[-1]
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
         """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
 
-        What an interrupted fetch left is used: files that are whole are not read again, the others from where they end. A
-        folder of that name is returned as it is.
+        A folder of that name is returned as it is; what killed fetches left is removed.
 
         Args:
           directory: a local folder, made where it is missing; one process at a time fetches into it.
@@ -256,45 +246,33 @@ class SnapshotStore:
         return removed
 
     def _fetch(self, directory: Path, name: str, sha256: str | None) -> Path:
-        target, partial = directory / name, directory / f".{name}.download"
-        for left in directory.glob(".*.download"):  # of fetches that were killed, which nothing continues
-            if NAME.fullmatch(left.name[1:].removesuffix(".download")) and (left != partial or target.is_dir()):
-                shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(directory)
+        target = directory / name
         if target.is_dir():
             return target
         _, entries = self._manifest(name, sha256)
-        for relative, entry in entries.items():
-            self._download(name, relative, entry, partial / relative)
         with new_folder(target) as work:
             for relative, entry in entries.items():
-                (work / relative).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(partial / relative, work / relative)
-                now = time.time_ns()
-                if (modified := entry.get(MODIFIED)) is not None:  # how old a model is counts from its export
-                    os.utime(work / relative, ns=(now, min(modified, now)))
-        shutil.rmtree(partial, ignore_errors=True)
+                self._download(name, relative, entry, work / relative)
         return target
 
     def _download(self, name: str, relative: str, entry: Mapping[str, Any], file: Path) -> None:
-        """A file of a snapshot, continued where an earlier download of it ended, and checked."""
+        """A file of a snapshot, checked, with the time when it was written: how old a model is counts from its export."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        for again in (False, True):
-            there = file.stat().st_size if file.is_file() and not again else 0
-            with open(file, "r+b" if there else "wb") as opened:
-                there = min(there, entry["bytes"])
-                opened.truncate(there)
-                opened.seek(there)
-                for block in self._blocks(self._path(name, relative), entry["bytes"], start=there):
-                    opened.write(block)
-            got = digest_of(file)
-            if got == entry["sha256"] or not there:
-                break  # what an earlier download left may be wrong: then it is read again from the start
-        if got != entry["sha256"]:
-            file.unlink()
-        self._check(name, relative, entry, got)
+        with open(file, "wb") as opened:
+            self._read_through(name, relative, entry, opened.write)
+        now = time.time_ns()
+        os.utime(file, ns=(now, min(entry.get(MODIFIED, now), now)))
 
-    def _check(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
-        where, wanted = f"{self.url}: {name}/{relative}", entry["sha256"]
+    def _read_through(
+        self, name: str, relative: str, entry: Mapping[str, Any], write: Callable[[bytes], Any] = lambda block: None
+    ) -> None:
+        """Hands every block of a file of a snapshot to `write`; SnapshotError where it is not what the manifest says."""
+        read = hashlib.sha256()
+        for block in self._blocks(self._path(name, relative), entry["bytes"]):
+            write(block)
+            read.update(block)
+        where, wanted, got = f"{self.url}: {name}/{relative}", entry["sha256"], read.hexdigest()
         expect(got == wanted, where, f"sha256 {wanted}", f"{got}; publish again", error=SnapshotError)
 
     def _point(self, name: str, manifest: bytes) -> None:
@@ -360,8 +338,9 @@ class SnapshotStore:
             raise SnapshotError(f"{self.url}: expected {path[-40:]} of at most {limit} bytes, got more; publish again")
         return data
 
-    def _blocks(self, path: str, size: int, *, start: int = 0) -> Iterator[bytes]:
-        """The bytes of a file from `start` on, up to `size`; fewer where it is shorter."""
+    def _blocks(self, path: str, size: int) -> Iterator[bytes]:
+        """The bytes of a file, up to `size`; fewer where it is shorter."""
+        start = 0
         while start < size:
             block = self._range(path, start, min(start + BLOCK, size))
             if not block:
