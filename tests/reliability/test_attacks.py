@@ -130,6 +130,7 @@ CHUNK = b"fa0\r\n" + b"v" * 4000 + b"\r\n"
 BODIES = {
     "a body without a token": (CHUNKED + b"\r\n", CHUNK),
     "a body": (CHUNKED + KEY + b"\r\n", CHUNK),
+    "a body of a terabyte": (POST + KEY + b"content-length: 1000000000000\r\n\r\n", b"v" * 4000),
     "a body that nobody reads": (CHUNKED.replace(b"/v1/rank", b"/none") + KEY + b"\r\n", CHUNK),
 }
 FLOODS = BODIES | {
