@@ -81,12 +81,13 @@ def blocks_and_outputs(page: Path) -> list[tuple[str, str | None]]:
 
 def fits(shown: str, printed: str) -> bool:
     """Line by line the same, but for the numbers, the width of gaps, and `...`, which is any text."""
-    loose, pattern, end = (f" *{NUMBER} *", ".*", " *"), "", 0
-    for token in re.finditer(rf"({NUMBER})|(\.\.\.)|( +)", shown):
-        pattern += re.escape(shown[end : token.start()]) + loose[(token.lastindex or 1) - 1]
-        end = token.end()
-    lines = "\n".join(line.rstrip() for line in printed.rstrip().splitlines())
-    return re.fullmatch(pattern + re.escape(shown[end:].rstrip()), lines, re.S) is not None
+
+    def loose(text: str) -> str:
+        text = re.sub(rf" *{NUMBER} *", " # ", text)
+        return re.sub(r" +", " ", "\n".join(line.rstrip() for line in text.rstrip().splitlines()))
+
+    pattern = re.escape(loose(shown)).replace(re.escape("..."), ".*")
+    return re.fullmatch(pattern, loose(printed), re.S) is not None
 
 
 def shell_lines(page: Path) -> list[str]:
