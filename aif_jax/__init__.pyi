@@ -48,17 +48,16 @@ from .store.version import __version__ as __version__
 from .store.version import fingerprint
 from .train import Evaluation, evaluate
 from .train.edits import grow_vocabulary, unseen_as_unknown
-from .types import Behaviours, Events, ItemFeatures, ItemRow, Streamed, UserFeatures, UserMemory, UserState
+from .types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState
 
 __all__ = [
     # your files
     "Columns", "check", "read", "read_cascade", "Dataset", "EventLog", "Catalogue", "Encoder", "Vocabulary", "data",
     # features
-    "Attribute", "Schema", "Behaviours", "Events", "Streamed", "UserFeatures", "ItemFeatures",
+    "Attribute", "Schema", "Behaviours", "UserFeatures", "ItemFeatures",
     "check_user_features", "check_item_features", "empty_user", "empty_items",
     # a model
     "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
-    "UserMemory",
     # training
     "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
     "unseen_as_unknown", "sharding",

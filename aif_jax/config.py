@@ -100,11 +100,6 @@ class Config(Fields):
         return max(self.short_length, self.long_length)
 
     @property
-    def kept_length(self) -> int:
-        """Last events that are kept of a user who is streamed: what the user tower and blocks read that do not stream."""
-        return max([self.short_length if self.towers is not None else 1, *(part.recent(self) for part in self.blocks)])
-
-    @property
     def outputs(self) -> int:
         """T, the logits of a candidate; with one they have no axis for it."""
         return max(1, len(self.objectives))

@@ -17,11 +17,9 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_array, expect_finite, expect_names, expect_range
 from aif_jax.schema import Attribute, Schema
-from aif_jax.types import Behaviours, Events, ItemFeatures, Streamed, UserFeatures
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 Tree = TypeVar("Tree")
-SINCE = (16,)
-"""Numbers of events since the row of a user was written that features have places for, see `Streamed`."""
 LENGTH = "L"  # stands in a leaf's shape for the places of the history
 
 
@@ -74,15 +72,6 @@ def item_specs(schema: Schema, *, lead: tuple[Any, ...] = ()) -> ItemFeatures:
     return _filled(item_layout(schema), jax.ShapeDtypeStruct, lead)
 
 
-def streamed_specs(schema: Schema, row: Any, *, places: int) -> UserFeatures:
-    """`user_specs` of a user whose history is a stream: `row` has the specs of the memory, `places` is E of `since`."""
-    whole = user_specs(schema, length=0)
-    spec: Any = jax.ShapeDtypeStruct
-    word = spec((places,), np.int32)
-    since = Events(item=word, action=word, time=spec((places,), np.uint32))
-    return dataclasses.replace(whole, history=Streamed(memory=row, since=since, now=spec((), np.uint32)))
-
-
 def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> UserFeatures:
     """The unknown user without events: NumPy zeros with `length` places of history and leading axes `lead`."""
     return _filled(user_layout(schema), np.zeros, lead, length)
@@ -91,12 +80,6 @@ def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> Us
 def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
     """`count` unknown items as NumPy arrays: every id 0, floats and content 0."""
     return _filled(item_layout(schema), np.zeros, (count,))
-
-
-def no_events(places: int) -> Events:
-    """`places` places of a stream without an event, NumPy zeros."""
-    none = np.zeros(places, np.int32)
-    return Events(item=none, action=none, time=np.zeros(places, np.uint32))
 
 
 def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
@@ -128,13 +111,8 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
       >>> check_user_features(schema, empty_user(schema, length=4), batched=False)
     """
     expect(isinstance(features, UserFeatures), name, "UserFeatures", type(features).__name__, error=TypeError)
-    if isinstance(features.history, Streamed) and not batched:
-        _check_stream(schema, features.history, f"{name}.history")
-        layout, profile = (dataclasses.replace(each, history=None) for each in (user_layout(schema), features))
-        return _check(layout, profile, name, batched=False)
-    if not isinstance(features.history, Behaviours):
-        kinds, got = "Behaviours" if batched else "Behaviours or Streamed", type(features.history).__name__
-        raise TypeError(f"{name}.history: expected {kinds}, got {got}")
+    got = type(features.history).__name__
+    expect(isinstance(features.history, Behaviours), f"{name}.history", "Behaviours", got, error=TypeError)
     mask = np.shape(features.history.mask)
     _check(user_layout(schema), features, name, batched=batched, length=mask[-1] if mask else None)
 
@@ -176,17 +154,6 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
         unpacked.append(part != 0 if leaf.dtype == np.bool_ else jax.lax.bitcast_convert_type(part, leaf.dtype))
         start += leaf.size
     return jax.tree.unflatten(tree, unpacked)
-
-
-def _check_stream(schema: Schema, history: Streamed, name: str) -> None:
-    """Checks what is sent of a stream; the memory is checked against its model by whoever compiles for it."""
-    where, since = f"{name}.since", history.since
-    time = expect_array(since.time, f"{where}.time", dtype=np.uint32, shape=(None,))
-    for field, size in (("item", schema.item_attribute("item").size), ("action", schema.actions)):
-        array = expect_array(getattr(since, field), f"{where}.{field}", dtype=np.int32, shape=time.shape)
-        expect_range(array, f"{where}.{field}", size=size)
-    now = expect_array(history.now, f"{name}.now", dtype=np.uint32, shape=())
-    expect(now > 0, f"{name}.now", "a time, from `times.stamps`", 0)
 
 
 def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:

@@ -259,12 +259,6 @@ def embed_context(params: Params, behaviours: Behaviours) -> jax.Array:
     return lookup(every, known * len(age) + age_bucket(jnp.asarray(behaviours.age)))
 
 
-def embed_events(params: Params, schema: Schema, item: Array, action: Array, mask: Array) -> jax.Array:
-    """The sum of the field and action embeddings of events, [E, D], without their ages; zeros where the mask is false."""
-    total = _embed(params, schema, item, action)
-    return jnp.where(jnp.asarray(mask)[:, None], total, jnp.zeros((), total.dtype))
-
-
 def _embed(params: Params, schema: Schema, item: Array, action: Array) -> jax.Array:
     embedding = params["embedding"]
     total = lookup(embedding["behaviour.action"], jnp.asarray(action))

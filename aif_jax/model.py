@@ -14,9 +14,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.scores import GROUP
-from aif_jax.types import Events, ItemFeatures, Params, UserFeatures, UserMemory
-from aif_jax.user import new as new_user
-from aif_jax.user import update as update_user
+from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 
 class Component(NamedTuple):
@@ -46,8 +44,6 @@ class PreRanker(NamedTuple):
       item: `(params, ItemFeatures) -> ItemRow` of ONE item; nearline, over the catalogue.
       interaction: `(params, UserState, ItemRow [C]) -> logits`, float32 [C], or [C, T] for T objectives; the critical path.
       joint: `(params, UserFeatures, ItemFeatures [C]) -> logits`: the three composed; what training differentiates.
-      new_user, update_user: `() -> UserMemory` of a user without events, and `(params, UserMemory, Events [E]) -> UserMemory`
-        of ONE user; nearline, for users whose history is a stream.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -66,8 +62,6 @@ class PreRanker(NamedTuple):
     item: Callable[[Params, ItemFeatures], Any]
     interaction: Callable[[Params, Any, Any], jax.Array]
     joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]
-    new_user: Callable[[], UserMemory]
-    update_user: Callable[[Params, UserMemory, Events], UserMemory]
 
     def __repr__(self) -> str:
         """Which functions it is made of, and the config."""
@@ -144,8 +138,7 @@ def assemble(
         hint = {"candidates": candidates} if hinted else {}
         return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
-    memory = partial(new_user, config), partial(update_user, config=config)
-    return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint, *memory)
+    return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
 
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:

@@ -12,7 +12,7 @@ from aif_jax import blocks
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
-__all__ = ["aif", "streaming", "paper", "two_tower", "two_tower_matching", "cold", "full_attention", "PRESETS"]
+__all__ = ["aif", "paper", "two_tower", "two_tower_matching", "cold", "full_attention", "PRESETS"]
 
 logger = logging.getLogger(__name__)
 LONG_LENGTH = 512
@@ -37,16 +37,6 @@ def aif(schema: Schema, **changes: Any) -> Config:
       ['matching_statistics', 'bea', 'linear_memory', 'dot_product']
     """
     short, long = blocks.Bea(dot_product=True), blocks.LinearMemory(dot_product=True)
-    return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))
-
-
-def streaming(schema: Schema, **changes: Any) -> Config:
-    """`aif` for users whose history is a stream: linear attention holds a whole life and is updated by every event.
-
-    Matching statistics read the last `long_length` events, BEA and the user tower the last `short_length`; these are kept.
-    `model.update_user` updates its state; given whole histories, it reads the first `long_length` events.
-    """
-    short, long = blocks.Bea(dot_product=True), blocks.DecayedMemory(dot_product=True)
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), short, long, blocks.DotProduct()))
 
 
@@ -81,7 +71,7 @@ def full_attention(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-PRESETS = {each.__name__: each for each in (aif, streaming, paper, two_tower, two_tower_matching, cold, full_attention)}
+PRESETS = {each.__name__: each for each in (aif, paper, two_tower, two_tower_matching, cold, full_attention)}
 """Presets by name, for command lines."""
 
 

@@ -54,84 +54,22 @@ class Behaviours:
 
 
 @record
-class Events:
-    """Events of one user in a stream: any order, time 0 where there is none.
-
-    Attributes:
-      item: int32 [E] index of the item.
-      action: int32 [E] behaviour type.
-      time: uint32 [E] from `times.stamps`.
-    """
-
-    item: Array
-    action: Array
-    time: Array
-
-
-@record
-class Kept:
-    """Events that are kept of one user, eight bytes each: the most recent first, time 0 where there is none.
-
-    Attributes:
-      code: uint32 [R] item and action in one number, see `stream.pack`.
-      time: uint32 [R] time of the event.
-    """
-
-    code: Array
-    time: Array
-
-
-@record
-class UserMemory:
-    """A user's whole history in bounded memory: `model.update_user` folds in events nearline, `model.new_user` is the start.
-
-    Valid for the parameters of one model version.
-
-    Attributes:
-      recent: the last R events.
-      count: int32 [] events so far.
-      blocks: what `Block.update` returned, by name of the block.
-    """
-
-    recent: Kept
-    count: Array
-    blocks: dict[str, Any]
-
-
-@record
-class Streamed:
-    """A history as memory that events update, instead of `Behaviours` in `UserFeatures.history`.
-
-    Attributes:
-      memory: `UserMemory`.
-      since: events [E] that the memory does not hold yet.
-      now: uint32 [] time of the request, from `times.stamps`.
-      version: version of the model that made the memory; "" if unknown.
-    """
-
-    memory: Any
-    since: Events
-    now: Array
-    version: str = static("")
-
-
-@record
 class UserFeatures:
     """Features of ONE user when the request arrives; callers batch with `jax.vmap`. The layout depends on the schema alone.
 
     Made by an `Encoder` from raw data; `check_user_features` checks your own. A model reads the first `short_length` and the
-    first `long_length` places of a `Behaviours` history; a `Streamed` one covers all of the user's events.
+    first `long_length` places of the history.
 
     Attributes:
       ids: int32 [] for each user attribute of the schema; int32 [n] for a multi-valued one.
       floats: float32 [schema.user_floats].
-      history: `Behaviours`, or `Streamed`.
+      history: `Behaviours`.
       encoding: version of the encoder that made the features; "" if unknown.
     """
 
     ids: dict[str, Array]
     floats: Array
-    history: Any
+    history: Behaviours
     encoding: str = static("")
 
 

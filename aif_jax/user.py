@@ -1,4 +1,4 @@
-"""The user component: one user's features -> UserState, off the critical path; and what is kept of a user, nearline.
+"""The user component: one user's features -> UserState, off the critical path.
 
 Profile u and short sequence Z are projected to width D, u' = u W_p and Z' = Z W_z; self-attention softmax(Z' Z'^T / sqrt D) Z'
 with a feed-forward network and masked pooling gives one vector, cross-attention softmax(u' Z'^T / sqrt D) Z' another; an MLP
@@ -9,18 +9,13 @@ MLP reads its state at the latest event too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from aif_jax import layers, stream
-from aif_jax.blocks.block import EventView, UserView, own, recent
-from aif_jax.checks import expect
+from aif_jax import layers
+from aif_jax.blocks.block import UserView, own, recent
 from aif_jax.config import Config
-from aif_jax.trees import describe
-from aif_jax.types import Array, Behaviours, Events, Params, Streamed, UserFeatures, UserMemory, UserState
+from aif_jax.types import Array, Behaviours, Params, UserFeatures, UserState
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -49,59 +44,11 @@ def init(key: jax.Array, config: Config) -> Params:
 
 
 def apply(params: Params, features: UserFeatures, *, config: Config, candidates: int | None = None) -> UserState:
-    """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`.
-
-    A `Streamed` history is brought up to date first; of one that comes whole, blocks that stream see the first `long_length`
-    events at once.
-    """
-    given, now = features.history, stream.FULL_NOW
-    if isinstance(given, Streamed):
-        memory = given.memory if isinstance(given.memory, UserMemory) else given.memory.widened()
-        kept, now = update(params, memory, given.since, config=config), given.now
-        history, memory = stream.history(config.schema, kept.recent, now), kept.blocks
-    else:
-        history = recent(given, config.history_length)
-        memory = _updated(params, _empty(config), stream.events_of(recent(history, config.long_length)), config=config)
-    view = UserView(
-        config=config, params=params, features=features, history=history, memory=memory, now=now, candidates=candidates
-    )
+    """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
+    history = recent(features.history, config.history_length)
+    view = UserView(config=config, params=params, features=features, history=history, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
     return UserState(vector=vector(params, view) if config.towers is not None else jnp.zeros(0), blocks=blocks)
-
-
-def new(config: Config) -> UserMemory:
-    """What is kept of a user without events."""
-    stream.check(config.schema)
-    return UserMemory(recent=stream.empty(config.kept_length), count=jnp.int32(0), blocks=_empty(config))
-
-
-def update(params: Params, memory: UserMemory, events: Events, *, config: Config) -> UserMemory:
-    """What is kept of ONE user after some more events [E], in any order; those of one moment count in their order.
-
-    One at a time or all at once come to the same, but for rounding. An event that is older than others before it is put in its
-    place, as far back as the last events are kept.
-    """
-    new = stream.ordered(events)
-    return UserMemory(
-        recent=stream.merge(memory.recent, stream.pack(config.schema, new)),
-        count=jnp.asarray(memory.count) + (new.time > 0).sum(dtype=jnp.int32),
-        blocks=_updated(params, memory.blocks, new, config=config),
-    )
-
-
-def _empty(config: Config) -> dict[str, Any]:
-    return {block.name: block.empty(config) for block in config.blocks if block.streams}
-
-
-def _updated(params: Params, memory: Mapping[str, Any], events: Events, *, config: Config) -> dict[str, Any]:
-    """The memories of the blocks that stream after events in the order of their time."""
-    view = EventView(config=config, params=params, events=events)
-    made = {block.name: block.update(own(params, block), memory[block.name], view) for block in config.blocks if block.streams}
-    for name, after in made.items():
-        kept, got = (jax.tree.map(describe, tree) for tree in (memory[name], after))
-        same = jax.tree.flatten(kept) == jax.tree.flatten(got)
-        expect(same, f"block {name!r}, update", f"structure, shapes and dtypes of its `empty`, {kept}", got)
-    return made
 
 
 def vector(params: Params, user: UserView) -> jax.Array:

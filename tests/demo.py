@@ -46,13 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "matching": {"blocks": (blocks.MatchingStatistics(("item", "category")), blocks.LinearMemory(width=8))},
     "factors": {"blocks": (blocks.PureSvd(width=4, length=9), blocks.ItemOffset(), blocks.DotProduct())},
     "two SIM fields": {"blocks": (blocks.Sim("category", slots=4, length=3), blocks.Sim("item", slots=4, length=3))},
-    "streaming": {
-        "blocks": (
-            blocks.DecayedSim("category", slots=4, length=3),
-            blocks.DecayedMemory(width=8, dot_product=True),
-            blocks.SimTier(tiers=4, bits=32, length=12),
-        )
-    },
     "two_tower": {"head": (), "blocks": (blocks.DotProduct(),)},
     "cold": {"towers": None, "blocks": (blocks.Concatenation(),)},
     "exact": {"blocks": (*EXACT, blocks.DotProduct())},

@@ -59,10 +59,10 @@ def data(*, strings: bool = False) -> aif.Dataset:
 
 @functools.cache
 def model(*, strings: bool = False) -> tuple[aif.PreRanker, Any]:
-    """A model with wide vectors, signatures and a state that events update, and its parameters as NumPy arrays."""
+    """A model with wide vectors, signatures, and its parameters as NumPy arrays."""
     layers = (
-        blocks.DecayedMemory(width=8, dot_product=True),
-        blocks.DecayedSim("category", slots=3, length=3),
+        blocks.LinearMemory(width=8, dot_product=True),
+        blocks.Sim("category", slots=3, length=3),
         blocks.DotProduct(),
     )
     sizes: dict[str, Any] = dict(width=16, short_length=4, long_length=16, towers=(16,), head=(8,))

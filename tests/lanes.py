@@ -72,7 +72,7 @@ TABLE = {
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_lanes.py::test_commands_keep_compiled_programs",
         "tests/promises/test_round_trips.py::test_an_export_scores_like_the_model[codes]",
-        "tests/blocks/test_decayed_memory.py", "tests/blocks/test_decayed_sim.py", "tests/blocks/test_signatures.py",
+        "tests/blocks/test_signatures.py",
         "tests/blocks/test_lsh_din.py", "tests/blocks/test_simtier.py", "tests/blocks/test_simtier_codes.py",
         "tests/blocks/test_exact.py", "tests/blocks/test_concatenation.py",
         "tests/blocks/test_sim.py", "tests/test_carry_over.py", "tests/test_distill.py",

@@ -192,7 +192,7 @@ def test_good_users_pass():
 @pytest.mark.parametrize(("features", "error", "message"), [
     ({}, TypeError, "UserFeatures: expected UserFeatures, got dict"),
     (demo.items(1), TypeError, "UserFeatures: expected UserFeatures, got ItemFeatures"),
-    (user(history=None), TypeError, "UserFeatures.history: expected Behaviours or Streamed, got NoneType"),
+    (user(history=None), TypeError, "UserFeatures.history: expected Behaviours, got NoneType"),
     (user(ids=None), TypeError, "UserFeatures.ids: expected a dict with keys ['gender', 'interests'], got NoneType"),
     (user(ids={"gender": np.int32(1)}), ValueError,
      "UserFeatures.ids: expected keys ['gender', 'interests'], got ['gender'] (missing ['interests'], extra [])"),

@@ -88,7 +88,7 @@ def test_changes_reach_any_field():
 def test_every_behaviour_field_is_matched():
     wider = dataclasses.replace(SCHEMA, item_attributes=(*SCHEMA.item_attributes, aif.Attribute(name="brand", size=5)),
                                 behaviour_fields=("item", "category", "brand"))  # fmt: skip
-    for name in ("aif", "streaming", "two_tower_matching", "full_attention"):
+    for name in ("aif", "two_tower_matching", "full_attention"):
         assert presets.PRESETS[name](wider).blocks[0] == blocks.MatchingStatistics(("item", "category", "brand"))
 
 

@@ -40,7 +40,6 @@ ITEM, CATEGORY = Attribute(name="item", size=10), Attribute(name="category", siz
 TAGS = Attribute(name="tags", size=5, length=3)
 BARE = Schema(item_attributes=(Attribute(name="item", size=5), Attribute(name="category", size=3)))
 FOUR = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
-MANY = Schema(item_attributes=(Attribute(name="item", size=2**31), Attribute(name="category", size=9)), actions=3)
 BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 READERS = blocks.Bea, blocks.Sim, blocks.LinearMemory, blocks.DotProduct, blocks.CrossAttention, blocks.TargetAttention
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
@@ -132,7 +131,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: blocks.Sim(7), "Sim.field: expected str, got 7"),
     (lambda: blocks.SimTier(length=512.0), "SimTier.length: expected int or None, got 512.0"),
     (lambda: blocks.SimTier(windows=(4, 8.0)), "SimTier.windows: expected tuple[int, ...], got (4, 8.0)"),
-    (lambda: blocks.DecayedSim("item", half_life="day"), "DecayedSim.half_life: expected float, got 'day'"),
     (lambda: Attribute(name="item", size="9"), "Attribute.size: expected int, got '9'"),
     (lambda: dataclasses.replace(BARE, content=4.0), "Schema.content: expected int, got 4.0"),
     (lambda: ServingConfig(buckets=512), "ServingConfig.buckets: expected tuple[int, ...], got 512"),
@@ -156,15 +154,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: block_from_json({}), "block: expected one of ...got None"),
     (lambda: block_from_json({"block": "Bea", "bridges": 0}), "Bea.bridges: expected at least 1, got 0"),
     # blocks
-    (lambda: blocks.DecayedMemory(width=0), "DecayedMemory.width: expected at least 1, got 0"),
-    (lambda: blocks.DecayedMemory(shortest=0.0), "DecayedMemory.shortest: expected above 0 and at most longest="),
-    (lambda: blocks.DecayedMemory(shortest=9.0, longest=8.0),
-     "DecayedMemory.shortest: expected above 0 and at most longest=8.0, got 9.0"),
-    (lambda: blocks.DecayedMemory(longest=np.nan), "DecayedMemory.shortest: expected above 0 and at most longest=nan"),
-    (lambda: blocks.DecayedSim(half_life=0.0), "DecayedSim.half_life: expected a finite number of seconds above 0, got 0.0"),
-    (lambda: blocks.DecayedSim(half_life=-1.0), "DecayedSim.half_life: expected a finite number of seconds above 0, got -1.0"),
-    (lambda: blocks.DecayedSim(half_life=np.inf), "DecayedSim.half_life: expected a finite number of seconds above 0, got inf"),
-    (lambda: aif.Config(schema=MANY, blocks=(blocks.DecayedSim(),)), "schema: expected at most 2^32 pairs of item and action"),
     (lambda: blocks.CosineTiers(tiers=1), "CosineTiers.tiers: expected 2 to 64, got 1"),
     (lambda: blocks.CosineTiers(windows=(4, 4)),
      "CosineTiers.windows: expected ascending numbers of behaviours, at least 1, got (4, 4)"),

@@ -79,7 +79,7 @@ def test_cost(tmp_path, capsys):
 
     figures = measured(tmp_path, "experiments.cost", "--figure", str(tmp_path / "cost.png"), needs=("matplotlib",))
     for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
-        assert set(figures[key]) == SERVICES | {"streaming"}
+        assert set(figures[key]) == SERVICES
         assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
     assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
     ratios = [key for key in figures if "_ratio_" in key]

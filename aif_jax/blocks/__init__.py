@@ -1,10 +1,8 @@
 """Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`."""
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, EventView, Fitted, HeadInputs, ItemView, UserView, block
+from aif_jax.blocks.block import Block, Fitted, HeadInputs, ItemView, UserView, block
 from aif_jax.blocks.concatenation import Concatenation
-from aif_jax.blocks.decayed_memory import DecayedMemory
-from aif_jax.blocks.decayed_sim import DecayedSim
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
@@ -18,9 +16,9 @@ from aif_jax.blocks.simtier import SimTier
 from aif_jax.blocks.simtier_codes import SimTierCodes
 
 __all__ = [
-    "Block", "block", "HeadInputs", "UserView", "EventView", "ItemView", "Fitted", "Signatures",
+    "Block", "block", "HeadInputs", "UserView", "ItemView", "Fitted", "Signatures",
     "MatchingStatistics",
-    "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct", "DecayedMemory", "DecayedSim",
+    "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct",
     "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
     "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "with_pure_svd",
 ]  # fmt: skip

@@ -43,9 +43,6 @@ class Bea(Block):
     def __post_init__(self):
         expect(self.bridges >= 1, self, "bridges", "at least 1", self.bridges)
 
-    def recent(self, config: Config) -> int:
-        return config.short_length
-
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from aif_jax import checks, layers
 from aif_jax.config import Config, register
-from aif_jax.types import Behaviours, Events, ItemFeatures, ItemRow, Params, Streamed, UserFeatures, UserState
+from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 
 class HeadInputs(NamedTuple):
@@ -67,9 +67,7 @@ class UserView:
     Attributes:
       config, params: config and parameters of the whole model.
       features: the user's features.
-      history: the events [n], n up to max(S, L); of a streamed user the last events that are kept.
-      memory: state with every event in it, by name of the streaming block.
-      now: uint32 [] time of the request, for the times in `memory`.
+      history: the events [n], n up to max(S, L).
       candidates: how many candidates the state will score if that is known (in training), None in serving: a block with a
         cheaper equal form for few candidates may use it.
     """
@@ -78,8 +76,6 @@ class UserView:
     params: Params
     features: UserFeatures
     history: Behaviours
-    memory: Mapping[str, Any]
-    now: Any
     candidates: int | None = None
 
     @cached_property
@@ -96,8 +92,7 @@ class UserView:
     def sequence(self) -> jax.Array:
         """Z' float32 [S, D]: the short history projected, with its position from the most recent event; needs towers."""
         tower, length = self.params["user"], self.config.short_length
-        whole = not isinstance(self.features.history, Streamed)  # then other blocks embed it too; embedded once it costs less
-        embedded = self.embeddings[:length] if whole else self.embed(self.short)
+        embedded = self.embeddings[:length]  # other blocks embed the history too; embedded once it costs less
         if self.config.sequence:
             embedded = embedded + tower["position"][: embedded.shape[0]]
         return layers.dense(tower["sequence"], embedded)
@@ -119,35 +114,6 @@ class UserView:
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
         """A fitted table's value for each place of a history, [S, ...]."""
         return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EventView:
-    """What a block may read of new events of ONE user, the oldest first: they come once and are never seen again.
-
-    Attributes:
-      config, params: config and parameters of the whole model.
-      events: [E] by time; time 0 where there is none.
-    """
-
-    config: Config
-    params: Params
-    events: Events
-
-    @cached_property
-    def mask(self) -> jax.Array:
-        """bool [E], where there is an event."""
-        return jnp.asarray(self.events.time) > 0
-
-    @cached_property
-    def embedded(self) -> jax.Array:
-        """Embeddings without the age, which goes on, float32 [E, D]; zeros where there is no event."""
-        item, action = self.events.item, self.events.action
-        return layers.embed_events(self.params, self.config.schema, item, action, self.mask)
-
-    def field(self, name: str) -> jax.Array:
-        """int32 [E], a behaviour field of the events' items."""
-        return layers.behaviour_fields(self.params, self.config.schema, self.events.item)[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,17 +142,14 @@ class Block:
         once       check(config)                       errors of a wrong config
         init       fit(items [N]), init(key)           tables of the catalogue; trained parameters
         nearline   item(params, item) of ONE item      -> rows.blocks[name]
-        nearline   update(params, memory, events)      streaming blocks alone -> user.memory[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
 
     `params` is what `init` and `fit` returned, in one dict. `kernels[n]` [widths[n], H] is the part of the head's first layer
-    that belongs to the input n of `widths`. States and rows are pytrees of arrays. A block that *streams* has `empty` and
-    `update`, reads what they make at `user.memory[name]` and no window of the history; others read the last `recent` events.
+    that belongs to the input n of `widths`. States and rows are pytrees of arrays.
 
     Attributes:
       needs_towers: whether it reads the item vector.
-      streams: whether it has `empty` and `update`.
       per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. A block
         that fits something must say it before that.
 
@@ -212,7 +175,6 @@ class Block:
     """
 
     needs_towers = False
-    streams = False
     per_item: ClassVar[tuple[str, ...] | None] = None
 
     @property
@@ -228,10 +190,6 @@ class Block:
     def least_history(self, config: Config) -> int:
         """The least number of places of a history that its exported function takes."""
         return 1
-
-    def recent(self, config: Config) -> int:
-        """How many of the user's last events `user` reads: as many are kept of a user who is streamed."""
-        return 0 if self.streams else config.long_length
 
     def check(self, config: Config) -> None:
         """Raises ValueError where the config lacks what the block needs."""
@@ -249,14 +207,6 @@ class Block:
     def init(self, key: jax.Array, config: Config) -> Params:
         """Trained parameters of both sides."""
         return {}
-
-    def empty(self, config: Config) -> Any:
-        """What is kept of a user without events, of bounded size."""
-        return {}
-
-    def update(self, params: Params, memory: Any, events: EventView) -> Any:
-        """What is kept of ONE user after some more events, nearline: the result does not depend on how a history is split."""
-        return memory
 
     def user(self, params: Params, user: UserView) -> Any:
         """The user half of ONE user, off the critical path."""
@@ -281,11 +231,8 @@ def block(cls: B) -> B:
     A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
 
     Raises:
-      TypeError: an `update` without `streams = True`.
       ValueError: another class has that name.
     """
-    if cls.update is not Block.update and not cls.streams:
-        raise TypeError(f"{cls.__name__}: expected streams = True in a block with `update`, got {cls.streams!r}")
     return register(dataclasses.dataclass(frozen=True)(_checked(cls)))
 
 

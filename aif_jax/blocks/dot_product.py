@@ -26,9 +26,6 @@ class DotProduct(Block):
 
     needs_towers = True
 
-    def recent(self, config: Config) -> int:
-        return 0
-
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,), jnp.float32) * 0.02}
 

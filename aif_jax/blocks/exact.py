@@ -59,9 +59,6 @@ class CrossAttention(_Attention):
       dot_product: adds the dot product of what is read and the item vector to the logit.
     """
 
-    def recent(self, config: Config) -> int:
-        return config.short_length
-
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.sequence, mask=jnp.asarray(user.short.mask))
 

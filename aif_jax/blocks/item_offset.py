@@ -33,9 +33,6 @@ class ItemOffset(Block):
 
     per_item = ("table",)
 
-    def recent(self, config: Config) -> int:
-        return 0
-
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         return {"table": jnp.zeros(config.schema.item_attribute("item").size)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -34,43 +33,8 @@ class ByEvent:
     mask: Array  # bool [L]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory(Block):
-    """What blocks share that sum a history with trained keys and read it with trained queries; their state is `Summed`."""
-
-    width: int = 64
-    dot_product: bool = False
-    needs_towers = True
-
-    def __post_init__(self):
-        expect(self.width >= 1, self, "width", "at least 1", self.width)
-
-    def widths(self, config: Config) -> dict[str, int]:
-        return {"mean": config.width, "deviation": config.width}
-
-    def init(self, key: jax.Array, config: Config) -> Params:
-        query, keys = jax.random.split(key)
-        return {
-            "query": layers.dense_init(query, config.width, self.width),
-            "key": layers.dense_init(keys, config.width, self.width),
-        }
-
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
-        once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
-        if isinstance(history, ByEvent):
-            query = layers.dense(params["query"], item)
-            read = weigh_events(query @ jnp.asarray(history.keys).T, history, self.width)  # f_i A / (sqrt(K) n)
-            return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
-        # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
-        moments = jnp.asarray(history.moments) * _scale(history)
-        linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
-        logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
-        return HeadInputs(once=once + constant @ kernel, pairs=((item, linear @ kernel),), logit=logit)
-
-
 @block
-class LinearMemory(Memory):
+class LinearMemory(Block):
     """Linear attention over the long history, whose state is summed before the candidate is known.
 
     DIN's target attention weighs every behaviour by its similarity to the candidate. Without a softmax over behaviours it is
@@ -97,10 +61,34 @@ class LinearMemory(Memory):
     width: int = 64
     keys: Literal["linear", "softmax"] = "softmax"
     dot_product: bool = False
+    needs_towers = True
 
     def __post_init__(self):
-        super().__post_init__()
+        expect(self.width >= 1, self, "width", "at least 1", self.width)
         expect(self.keys in ("linear", "softmax"), self, "keys", "'linear' or 'softmax'", self.keys)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"mean": config.width, "deviation": config.width}
+
+    def init(self, key: jax.Array, config: Config) -> Params:
+        query, keys = jax.random.split(key)
+        return {
+            "query": layers.dense_init(query, config.width, self.width),
+            "key": layers.dense_init(keys, config.width, self.width),
+        }
+
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+        history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
+        once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
+        if isinstance(history, ByEvent):
+            query = layers.dense(params["query"], item)
+            read = weigh_events(query @ jnp.asarray(history.keys).T, history, self.width)  # f_i A / (sqrt(K) n)
+            return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
+        # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
+        moments = jnp.asarray(history.moments) * _scale(history)
+        linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
+        logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
+        return HeadInputs(once=once + constant @ kernel, pairs=((item, linear @ kernel),), logit=logit)
 
     def user(self, params: Params, user: UserView) -> Summed | ByEvent:
         values, mask = user.embedded, jnp.asarray(user.long.mask)

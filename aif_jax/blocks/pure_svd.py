@@ -46,9 +46,6 @@ class PureSvd(Block):
         expect(self.length >= 1, self, "length", "at least 1", self.length)
         expect(self.decay >= 0, self, "decay", "at least 0", self.decay)
 
-    def recent(self, config: Config) -> int:
-        return min(self.length, config.long_length)
-
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         return {"table": jnp.zeros((config.schema.item_attribute("item").size, self.width))}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -24,13 +23,32 @@ class SimCache:
     value: Array  # int32 [Q] the field's value (category id), -1 where the slot is empty
     entries: Array  # float32 [Q, P, D] behaviour embeddings
     mask: Array  # bool [Q, P]
-    count: Array  # int32 [Q] behaviours of this value in the whole long history, not only the P kept; or float32, decayed
+    count: Array  # int32 [Q] behaviours of this value in the whole long history, not only the P kept
     age: Array  # float32 [Q] seconds since the last of them
 
 
-@dataclasses.dataclass(frozen=True)
-class Cached(Block):
-    """What blocks share that cache behaviours by the value of a field; their state is a `SimCache`."""
+@block
+class Sim(Block):
+    """SIM with pre-caching: attention over the user's behaviours that share a field with the candidate, such as its category.
+
+    Hard-search SIM reads the behaviours of the candidate's value, which is not known before the candidates are. The user's
+    values are: the user side caches, for the Q values with the most behaviours, the last P. In real time the candidate picks
+    its slot:
+
+        o = softmax(q E_slot^T / sqrt D) E_slot    q: item query [D], E_slot: cached behaviour embeddings [P, D]
+
+    The key map is part of the item's query, the value map part of the head's first layer: both are linear, so this loses
+    nothing. The head also gets flags: missing, log1p(count), log1p(age in days).
+
+    - Paper: SIM (arXiv 2006.05639), pre-caching as in AIF (2511.12934); the rule for choosing slots is ours.
+    - Cost: user side a sort of L; real time C x P x D, independent of L; a state holds Q x P x D numbers.
+    - When: to reproduce the paper (`presets.paper`); next to matching statistics it gained nothing.
+
+    Attributes:
+      field: one of the schema's behaviour fields, such as "category".
+      slots: Q, cached values: the most frequent ones of the long history.
+      length: P, behaviours cached for each value.
+    """
 
     field: str = "category"
     slots: int = 16
@@ -67,30 +85,6 @@ class Cached(Block):
             pairs=((own_slot(slots, value).astype(flags.dtype), slot_flags(slots).astype(flags.dtype) @ flags),),
             rest=read(slots, jnp.asarray(row["query"]), value, kernels["read"]),
         )
-
-
-@block
-class Sim(Cached):
-    """SIM with pre-caching: attention over the user's behaviours that share a field with the candidate, such as its category.
-
-    Hard-search SIM reads the behaviours of the candidate's value, which is not known before the candidates are. The user's
-    values are: the user side caches, for the Q values with the most behaviours, the last P. In real time the candidate picks
-    its slot:
-
-        o = softmax(q E_slot^T / sqrt D) E_slot    q: item query [D], E_slot: cached behaviour embeddings [P, D]
-
-    The key map is part of the item's query, the value map part of the head's first layer: both are linear, so this loses
-    nothing. The head also gets flags: missing, log1p(count), log1p(age in days).
-
-    - Paper: SIM (arXiv 2006.05639), pre-caching as in AIF (2511.12934); the rule for choosing slots is ours.
-    - Cost: user side a sort of L; real time C x P x D, independent of L; a state holds Q x P x D numbers.
-    - When: to reproduce the paper (`presets.paper`); next to matching statistics it gained nothing.
-
-    Attributes:
-      field: one of the schema's behaviour fields, such as "category".
-      slots: Q, cached values: the most frequent ones of the long history.
-      length: P, behaviours cached for each value.
-    """
 
     def user(self, params: Params, user: UserView) -> SimCache:
         schema, long = user.config.schema, user.long

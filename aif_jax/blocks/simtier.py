@@ -88,9 +88,6 @@ class SimTier(Tiers):
     def least_history(self, config: Config) -> int:
         return self.length if self.length is not None and self.length < config.long_length else 1
 
-    def recent(self, config: Config) -> int:
-        return config.long_length if self.length is None else min(self.length, config.long_length)
-
     def user(self, params: Params, user: UserView) -> TierHistory:
         seen = user.long if self.length is None else recent(user.long, self.length)
         group, mask = self.group(seen, user.config), jnp.asarray(seen.mask)

@@ -15,11 +15,11 @@ import numpy as np
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
-from aif_jax.encoding.times import PER_SECOND, history_order, in_unit, stamps
+from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
-from aif_jax.types import Behaviours, Events, ItemFeatures, UserFeatures
+from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
 CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
@@ -121,19 +121,6 @@ class Encoder:
         return UserFeatures(ids=ids, floats=floats, history=self._history(events, now), encoding=self.version)
 
     __call__ = user
-
-    def events(self, table: Any) -> tuple[Events, np.ndarray]:
-        """Events [n] of a stream, of one user or of many, for `model.update_user`; errors as `user`.
-
-        Returns:
-          Events of NumPy arrays in the order in which they are to be applied: by time, those of one moment by item and action,
-          as histories have them; and where in the table each of them is, int64 [n].
-        """
-        raw, time = self._event_columns(table)
-        item, action = self._event_rows(raw, slice(None))
-        order = np.arange(len(time))[history_order(time, item, action)]
-        stamp = stamps(time // PER_SECOND[self.columns.time_unit], f"events, column {self.columns.time!r}")
-        return Events(item=item[order], action=action[order], time=stamp[order]), order
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
         """Raw ids and features of n items; errors as `user`.

@@ -18,7 +18,6 @@ TimeUnit: TypeAlias = Literal["s", "ms", "us", "ns"]
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 EARLIEST, LATEST = 100_000_000, 4_102_444_800  # 1973 and 2100 in seconds: a present-day time is between them
 FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their differences fit nanoseconds
-STAMP_ZERO = LATEST - 2**32 + 1  # 1963: the time that a stamp counts from
 
 
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
@@ -110,23 +109,6 @@ def shown(seconds: int) -> str:
       '2022-05-06T00:00:00'
     """
     return str(np.datetime64(int(seconds), "s"))
-
-
-def stamps(seconds: Any, name: str = "times") -> np.ndarray:
-    """Times in seconds as uint32, which devices compare and subtract exactly: 1 is in 1963, 0 stands for no time.
-
-    Raises ValueError for one before 1963 or after 2100.
-
-    Example:
-      >>> stamps([1_500_000_060, 1_500_000_000]).tolist()
-      [1692522555, 1692522495]
-    """
-    array = np.asarray(seconds, np.int64)
-    outside = (array <= STAMP_ZERO) | (array > LATEST)
-    if outside.any():
-        got = int(array[outside].flat[0]) if array.ndim else int(array)
-        raise ValueError(f"{name}: expected seconds in ({STAMP_ZERO}, {LATEST}], got {got} {_place(outside)}".rstrip())
-    return (array - STAMP_ZERO).astype(np.uint32)
 
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:

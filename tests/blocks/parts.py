@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import stream
 from aif_jax.blocks import Block, HeadInputs, ItemView, UserView
 from aif_jax.blocks.block import own
 from aif_jax.types import Params
@@ -45,7 +44,7 @@ def _seen(
 ) -> UserView:
     """A view with some of what it would compute from the parameters."""
     known: dict[str, Any] = dict(config=config, params=params, features=features, candidates=candidates)
-    view = UserView(**known, history=features.history, memory={}, now=stream.FULL_NOW)
+    view = UserView(**known, history=features.history)
     view.__dict__.update(made)  # where a `cached_property` keeps its value
     return view
 

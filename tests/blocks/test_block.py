@@ -104,51 +104,25 @@ def test_a_value_by_id_or_from_content(row, expected):
 
 
 @blocks.block
-class Counting(blocks.Block):
-    """Counts a user's events; `kind` says what is wrong with it."""
+class Fitting(blocks.Block):
+    """Fits an array; `kind` says what is wrong with it."""
 
     kind: str = ""
-    streams = True
     per_item = ("table",)
 
     def fit(self, items, config, *, seed):
         return {"rows" if self.kind == "name" else "table": jnp.zeros(5 if self.kind == "rows" else len(items.ids["item"]))}
 
-    def empty(self, config):
-        return {"n": jnp.zeros((), jnp.float32)}
-
-    def update(self, params, memory, events):
-        n = memory["n"] + events.mask.sum().astype(jnp.float32)
-        return {"n": n.astype(jnp.int32) if self.kind == "dtype" else n[None] if self.kind == "shape" else n}
-
-
-@pytest.mark.parametrize("kind", ["dtype", "shape"])
-def test_a_memory_of_another_form_is_refused_by_the_name_of_its_block(kind):
-    model, params = demo.build(blocks=(Counting(), blocks.DotProduct()))
-    assert jax.eval_shape(model.user, params, demo.user(model.config)).vector.shape == (8,)
-    wrong = aif.build(model.config.replace(blocks=(Counting(kind), blocks.DotProduct())))
-    with pytest.raises(ValueError, match="block 'counting', update: expected structure, shapes and dtypes of its `empty`"):
-        jax.eval_shape(wrong.user, params, demo.user(model.config))
-
 
 @pytest.mark.parametrize("kind", ["name", "rows"])
 def test_per_item_names_arrays_with_a_row_for_each_item(kind):
     with pytest.raises(ValueError, match=r"per_item: expected an array 'table' of `fit` with 50 rows, got"):
-        demo.build(blocks=(Counting(kind), blocks.DotProduct()))
-
-
-def test_a_block_with_an_update_streams():
-    with pytest.raises(TypeError, match="Quiet: expected streams = True in a block with `update`, got False"):
-
-        @blocks.block
-        class Quiet(blocks.Block):
-            def update(self, params, memory, events):
-                return memory
+        demo.build(blocks=(Fitting(kind), blocks.DotProduct()))
 
 
 def test_what_is_trained_starts_as_float32_under_64_bits():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        for name in ("aif", "streaming", "two_tower"):
+        for name in ("aif", "paper", "two_tower"):
             model = aif.build(getattr(aif.presets, name)(demo.schema()))
             params = jax.eval_shape(lambda model=model: model.init(jax.random.key(0), demo.catalogue()))
             trained = {path: leaf for path, leaf in leaves_by_path(params).items() if not path.startswith("fitted")}

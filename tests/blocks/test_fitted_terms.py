@@ -139,7 +139,7 @@ def test_halves_by_hand():
     assert [factor(item) for item in (0, 1, 3, 4, -1)] == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
     terms = block.score(params, parts.state(block, half), parts.rows(block, {"factor": jnp.array(TABLE)}), {})
     np.testing.assert_allclose(terms.offset, TABLE @ half["sum"], rtol=1e-6)
-    assert terms.pairs == () and block.recent(config) == 3
+    assert terms.pairs == ()
 
 
 @pytest.mark.parametrize("users, width", [(40, 5), (6, 64)])  # by iteration, and where the rank is below the width

@@ -114,11 +114,3 @@ def test_padding_does_not_leak(form):
 
 def test_the_size_of_the_input():
     assert BLOCK.widths(demo.config()) == {"statistics": 2 * (matching.STATISTICS + ACTIONS)}
-
-
-def test_a_streamed_user_keeps_the_events_that_it_reads():
-    model, params = demo.build(blocks=(BLOCK,), long_length=12)
-    assert model.config.kept_length == 12
-    logits = [model.joint(params, demo.user(model.config, events=events), demo.items(6)) for events in (0, 12)]
-    assert np.ptp(np.asarray(logits[1]) - np.asarray(logits[0])) > 1e-3
-    assert isinstance(model, aif.PreRanker)

@@ -68,14 +68,14 @@ class Case(NamedTuple):
 
 CASES = {
     "aif": Case("aif", None, ("factors", "calibration")),
-    "streaming": Case("streaming", None, ("offset", "unseen", "calibration")),
+    "aif, other additions": Case("aif", None, ("offset", "unseen", "calibration")),
     "paper": Case("paper", None, ("factors", "offset")),
     "two_tower": Case("two_tower", None, ("unseen", "factors", "offset", "calibration")),
     "cold": Case("cold", None, ("offset",)),
     "two_tower_matching": Case("two_tower_matching", None, ("factors", "calibration")),
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
     "codes": Case(None, None, (), (blocks.SimTierCodes(), blocks.PureSvd(), blocks.ItemOffset())),
-    "in no preset": Case(None, None, (), (blocks.DecayedSim(), blocks.CosineTiers())),
+    "in no preset": Case(None, None, (), (blocks.CosineTiers(),)),
     "causal layers": Case(None, None, (), (blocks.DotProduct(),), encoder_layers=2),
     "below 64": Case("aif", 40, ("factors",)),
     "above 64": Case("cold", 65, ADDITIONS[:-1]),

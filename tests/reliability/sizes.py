@@ -20,7 +20,6 @@ class Sizes:
     writer_crash_points: int = 200  # at a given change of a file
     follower_kills: int = 100  # of a process that applies an update stream
     upload_kills: int = 50  # of a process that publishes snapshots
-    streams: int = 300  # of events, at random borders of batches
     training_kills: int = 100
     training_crash_points: int = 100
     refresh_kills: int = 100  # of a job that refreshes a model
