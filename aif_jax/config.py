@@ -24,11 +24,9 @@ class Config(Fields):
       width: D, the width of vectors, embeddings and attention.
       short_length: S, the recent behaviours that the user tower sees.
       long_length: L, the behaviours that blocks on the long history see.
-      towers: hidden widths of the user and the item MLP; None for a model without towers.
+      towers: hidden widths of the user and the item MLP.
       head: hidden widths of the head MLP; () for none: the logit is the sum of the blocks' logits and a bias.
       sequence: self-attention and profile-to-sequence cross-attention in the user tower; False pools by the mean.
-      encoder_layers: causal Transformer layers over the short history in the place of its self-attention, off the critical
-        path; meant for `train.SequenceLoss`. 0 for none.
       item_content: the content embedding enters the item tower, where the schema has one.
       blocks: approximations, see `aif_jax.blocks`; their order is that of the head's inputs.
       objectives: what each logit is the probability of, see `aif_jax.scores`: ("click", "conversion|click", "like") gives
@@ -47,10 +45,9 @@ class Config(Fields):
     width: int = 32
     short_length: int = 32
     long_length: int = 256
-    towers: tuple[int, ...] | None = (64,)
+    towers: tuple[int, ...] = (64,)
     head: tuple[int, ...] = (64, 32)
     sequence: bool = True
-    encoder_layers: int = 0
     item_content: bool = True
     blocks: tuple[Any, ...] = ()
     objectives: tuple[str, ...] = ()
@@ -60,7 +57,6 @@ class Config(Fields):
         for field in ("towers", "head"):
             widths = getattr(self, field)
             fits = isinstance(widths, tuple) and all(isinstance(w, int) and w >= 1 for w in widths)
-            fits = fits or (widths is None and field == "towers")
             expect(fits, f"Config.{field}", "a tuple of widths of at least 1", widths)
         expect(isinstance(self.objectives, tuple), "Config.objectives", "a tuple of names", repr(self.objectives))
         several = len(parse_objectives(self.objectives)) > 1
@@ -68,9 +64,6 @@ class Config(Fields):
         expect_types(self)
         for field in ("width", "short_length", "long_length"):
             expect(getattr(self, field) >= 1, f"Config.{field}", "at least 1", getattr(self, field))
-        expect(self.encoder_layers >= 0, "Config.encoder_layers", "at least 0", self.encoder_layers)
-        reads = self.encoder_layers == 0 or (self.sequence and self.towers is not None)
-        expect(reads, "Config.encoder_layers", "0 in a model without towers or with sequence=False", self.encoder_layers)
         for part in self.blocks:
             if type(part) not in BLOCKS.values():
                 raise TypeError(f"Config.blocks: expected values of classes made by the decorator `block`, got {part!r}")
@@ -81,9 +74,12 @@ class Config(Fields):
                 checked.check(self)
             used = self.head or not part.widths(self)
             expect(used, "Config.head", f"hidden widths for the inputs of {part!r}", "(): give head=(64, 32)")
-        lacks = "towers" if self.towers is None else "" if self.head else "a head"
-        expected = f"at least one block in a model without {lacks}"
-        expect(self.blocks or not lacks, "Config.blocks", expected, "none; add blocks=, or towers and head")
+        expect(
+            self.blocks or self.head,
+            "Config.blocks",
+            "at least one block in a model without a head",
+            "none; add blocks= or head=",
+        )
 
     def __repr__(self) -> str:
         """The fields that differ from their defaults: what a reader of a log looks for."""
@@ -126,7 +122,7 @@ class Config(Fields):
         """A dict of plain JSON values; `Config.from_json` reads it back."""
         blocks = [{"block": type(part).__name__} | _plain(part) for part in self.blocks]
         record = _plain(self) | {"schema": self.schema.to_json(), "blocks": blocks}
-        for field in ("objectives", "encoder_layers", "assembled"):
+        for field in ("objectives", "assembled"):
             if not record[field]:
                 del record[field]  # versions of models without them stay what they were
         return record

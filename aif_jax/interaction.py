@@ -24,7 +24,7 @@ Pair = tuple[jax.Array, jax.Array]  # an input [C, w] and its kernel [w, H]
 
 def widths(config: Config) -> dict[str, dict[str, int]]:
     """Widths of the head's inputs, by block and name, in order; "tower" has the user vector, the item vector, their product."""
-    towers = {} if config.towers is None else {"tower": {name: config.width for name in ("user", "item", "product")}}
+    towers = {"tower": {name: config.width for name in ("user", "item", "product")}}
     return towers | {block.name: block.widths(config) for block in config.blocks}
 
 
@@ -54,7 +54,7 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
 def _terms(params: Params, state: UserState, rows: ItemRow, config: Config) -> dict[str, HeadInputs]:
     """What towers and blocks give to the head, by name."""
     terms: dict[str, HeadInputs] = {}
-    if config.towers is not None and config.head:
+    if config.head:
         terms["tower"] = towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
         term = block.score(own(params, block), state, rows, kernels(params["head"], block.name))

@@ -13,8 +13,6 @@ from aif_jax.types import ItemFeatures, ItemRow, Params
 
 def init(key: jax.Array, config: Config) -> Params:
     """Parameters of the item tower."""
-    if config.towers is None:
-        return {}
     schema, width = config.schema, config.width
     content, tower = jax.random.split(key)
     inputs = len(schema.item_attributes) * width + schema.item_floats
@@ -29,7 +27,7 @@ def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
     """ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
     if config.reads_content and features.content is None:
         raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
-    made = vector(params, features, config=config) if config.towers is not None else jnp.zeros(0)
+    made = vector(params, features, config=config)
     view = ItemView(config=config, params=params, features=features, vector=made)
     return ItemRow(
         vector=made,

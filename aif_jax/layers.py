@@ -162,28 +162,6 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
     return one(shared, own, events, mask, total)
 
 
-def encoder_init(key: jax.Array, width: int, layers: int) -> Params:
-    """Parameters of `causal_encoder`, by layer."""
-
-    def layer(key: jax.Array) -> Params:
-        attention, out, feed_forward = jax.random.split(key, 3)
-        norms = {name: layer_norm_init(key, width) for name in ("attention_norm", "feed_forward_norm")}
-        params = {"attention": dense_init(attention, width, 3 * width), "out": dense_init(out, width, width)}
-        return params | norms | {"feed_forward": mlp_init(feed_forward, width, (2 * width, width))}
-
-    return {f"layer_{i}": layer(k) for i, k in enumerate(jax.random.split(key, layers))}
-
-
-def causal_encoder(params: Params, sequence: jax.Array, mask: jax.Array) -> jax.Array:
-    """Pre-norm Transformer layers of one head: [S, D], bool [S, S] who reads whom -> [S, D]."""
-    for i in range(len(params)):
-        layer = params[f"layer_{i}"]
-        query, keys, values = jnp.split(dense(layer["attention"], layer_norm(layer["attention_norm"], sequence)), 3, axis=-1)
-        sequence = sequence + dense(layer["out"], attention(query, keys, values, mask))
-        sequence = sequence + mlp(layer["feed_forward"], layer_norm(layer["feed_forward_norm"], sequence))
-    return sequence
-
-
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
     """One table [size, width] for each attribute that does not read another's, and two for behaviours alone."""
     sizes = schema.table_sizes | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}

@@ -12,7 +12,7 @@ from aif_jax import blocks
 from aif_jax.config import Config
 from aif_jax.schema import Schema
 
-__all__ = ["aif", "paper", "two_tower", "two_tower_matching", "cold", "full_attention", "PRESETS"]
+__all__ = ["aif", "paper", "two_tower", "two_tower_matching", "full_attention", "PRESETS"]
 
 logger = logging.getLogger(__name__)
 LONG_LENGTH = 512
@@ -59,11 +59,6 @@ def two_tower_matching(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), blocks.DotProduct()))
 
 
-def cold(schema: Schema, **changes: Any) -> Config:
-    """COLD (arXiv 2007.16122) without its feature selection: one MLP over concatenated features, everything in real time."""
-    return _config(schema, changes, towers=None, long_length=LONG_LENGTH, blocks=(blocks.Concatenation(),))
-
-
 def full_attention(schema: Schema, **changes: Any) -> Config:
     """Attention over both whole histories and matching statistics, no approximation: the expensive model to compare with."""
     attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
@@ -71,7 +66,7 @@ def full_attention(schema: Schema, **changes: Any) -> Config:
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
 
 
-PRESETS = {each.__name__: each for each in (aif, paper, two_tower, two_tower_matching, cold, full_attention)}
+PRESETS = {each.__name__: each for each in (aif, paper, two_tower, two_tower_matching, full_attention)}
 """Presets by name, for command lines."""
 
 

@@ -32,7 +32,7 @@ from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
 from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
 from aif_jax.train.loop import LogWriter
-from aif_jax.train.losses import Loss, SequenceLoss, distill_listwise
+from aif_jax.train.losses import Loss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task, task_of
@@ -227,7 +227,6 @@ def fit(
     epochs: int = 3,
     batch_size: int = 256,
     loss: LossFn | None = None,
-    sequence_loss: SequenceLoss | None = None,
     teacher: Teacher | None = None,
     distill: Loss = distill_listwise,
     learning_rate: float = 1e-2,
@@ -272,7 +271,6 @@ def fit(
       epochs: how often every sample comes. With `learning_rate` and `weight_decay` the recipe of all models of the results.
       batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
-      sequence_loss: a `train.SequenceLoss` to add: next item at every place of the short history; None for none.
       teacher: also train on its scores of the candidates: a `Trained` model of this data, such as `run.trained`, or a function
         of positions [B] in the log and catalogue rows [B, C] that returns float32 [B, C]; None for none. For one objective.
       distill: the loss of the teacher's scores, with its weight: `0.5 * losses.distill_listwise(temperature=2.0)`.
@@ -332,13 +330,10 @@ def fit(
     if teacher is not None:
         given = with_teacher(given, distill, model.config.objectives)
     repeats = bool(data.repeats if repeats is None else repeats)
-    if sequence_loss is not None:
-        sequence_loss = sequence_loss.bind(model, repeats=repeats)
     settings = training.FitSettings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
-        sequence_loss=None if sequence_loss is None else repr(sequence_loss),
         teacher=None if teacher is None else name_of_teacher(teacher),
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         compute_dtype=jnp.dtype(compute_dtype).name, id_dropout=id_dropout, seed=seed, min_history=min_history,
@@ -354,8 +349,8 @@ def fit(
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         processes.by_first("fit", lambda: training.begin(local(folder, "out"), settings, resume=resume))
         saved = training.train(
-            model, data, settings, folder=Path(folder), loss=given, sequence_loss=sequence_loss, teacher=teacher,
-            start=start, optimizer=optimizer, sparse=sparse, on_bad_batch=on_bad_batch, writers=writers, progress=progress,
+            model, data, settings, folder=Path(folder), loss=given, teacher=teacher, start=start,
+            optimizer=optimizer, sparse=sparse, on_bad_batch=on_bad_batch, writers=writers, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)
     return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

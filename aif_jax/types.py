@@ -97,7 +97,7 @@ class UserState:
     """What `PreRanker.user` returns: everything that the interaction reads of a user, computed off the critical path.
 
     Attributes:
-      vector: float32 [D]; [0] in a model without towers.
+      vector: float32 [D].
       blocks: what `Block.user` returned, by name of the block.
     """
 
@@ -110,7 +110,7 @@ class ItemRow:
     """What `PreRanker.item` returns: everything that the interaction reads of an item; one row of the item index.
 
     Attributes:
-      vector: float32 [D]; [0] in a model without towers.
+      vector: float32 [D].
       fitted: the item's value in each fitted table, such as its signature uint32 [W].
       blocks: what `Block.item` returned, by name of the block.
       side: float32 [] by name, from `ItemFeatures.side`.

@@ -1,4 +1,4 @@
-"""What a request costs: CPU time and requests a second of the engine and of four other ways, from the same inputs on the host.
+"""What a request costs: CPU time and requests a second of the engine and of three other ways, from the same inputs on the host.
 
 Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
 Command   python -m experiments.cost --json cost.json --figure cost.png      (or --smoke; --help lists all)
@@ -8,7 +8,6 @@ Services  aif         AsyncPreRanker over `presets.aif`
           sequential  the same model and scores; user function, item function and interaction start when the candidates come
           exact       `presets.full_attention`: attention over both whole histories; sequential
           two_tower   AsyncPreRanker over a dot product
-          cold        one MLP over concatenated features; sequential
           floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines, no batches
 Inputs    the same for every service: encoded features as arrays on the host, as a feature store delivers them, and raw ids of
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the

@@ -1,12 +1,12 @@
 """What a long history costs in real time: every form of DIN, SimTier and the whole interaction.
 
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
-          SimTier under 2.5 ms and 8 MiB, the interaction with bridge codes under twice its head and the same at any L.
+          SimTier under 2.5 ms and 8 MiB, the interaction without SimTier under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
 Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). Commit f02acaa also measures NumPy,
           faiss and PyTorch, and what the machine would take at its rates of popcounts, multiply-adds and bytes.
-Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same with
-          SimTier by bridge codes, "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L,
+Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same without
+          SimTier, "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L,
           so its spread over L is the noise of the clock. Weights are as initialised.
 Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
           ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
@@ -34,7 +34,7 @@ from aif_jax.layers import attention
 from aif_jax.output import Bar
 from experiments import common, drawn
 
-WIDTH, TIERS, CODES, CONTENT = 32, 8, 256, 32
+WIDTH, TIERS, CONTENT = 32, 8, 32
 LARGEST = 7e7
 Form = partial[Any]
 """A compiled form with its inputs on the device."""
@@ -125,21 +125,17 @@ def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Arra
 
 
 def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
-    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction by codes and parts of it, the head on ready
-    inputs, and a model without blocks."""
+    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head on ready inputs,
+    and a model without blocks."""
     item, past, values, _, mask, kernel = history(candidates, length, bits)
     summed = linear_memory.sum_events(signs(past).T, values, mask)
     made: dict[str, Form] = {
         "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
     }
-    codes = aif.blocks.SimTierCodes(codes=CODES, tiers=TIERS)
-    by_codes = tuple(codes if isinstance(block, aif.blocks.SimTier) else block for block in aif_blocks(bits))
-    made["interaction"], config = whole(candidates, length, by_codes)
-    params, state, rows = made["interaction"].args
-    kernel = params["head"]["first"]["kernels"][codes.name]
-    made["simtier_codes"] = compiled(lambda state, rows: codes.score({}, state, rows, kernel).pairs[0][0], state, rows)
+    flat = tuple(block for block in aif_blocks(bits) if not isinstance(block, aif.blocks.SimTier))
+    made["interaction"], config = whole(candidates, length, flat)
     head, ready = drawn.head_alone(config, candidates)
-    made["head_only"] = compiled(head, params["head"], ready)
+    made["head_only"] = compiled(head, made["interaction"].args[0]["head"], ready)
     made["base"], _ = whole(candidates, length, ())
     return made
 

@@ -29,7 +29,7 @@ OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
 """Of the engine, and of every function that is compared with it."""
 SESSION = 5
 ENGINES = ("aif", "two_tower")
-SEQUENTIAL = {"sequential": "aif", "exact": "exact", "cold": "cold"}
+SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
 STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
 LANES = dict.fromkeys(("features", "user", "shared"), "user side") | {"retrieval": "retrieval"}
@@ -316,7 +316,7 @@ class Compiled:
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     """The models of all services with weights as initialised; those with a long history read `length` events."""
     sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
-    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention, "cold": aif.presets.cold}
+    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention}
     configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
     configs["two_tower"] = aif.presets.two_tower(world.schema, **sizes)
     return {name: Model.drawn(world, config) for name, config in configs.items()}

@@ -28,12 +28,9 @@ EXACT = (
     blocks.CrossAttention(),
     blocks.TargetAttention(),
     blocks.Sim("category", slots=4, length=3),
-    blocks.CosineTiers(tiers=4),
 )
 VARIANTS: dict[str, dict[str, Any]] = {
     "every block": {},
-    "codes": {"blocks": (blocks.LinearMemory(width=8), blocks.SimTierCodes(codes=16, nearest=2, tiers=4))},
-    "codes by action": {"blocks": (blocks.SimTierCodes(codes=16, tiers=4, by_action=True),)},
     "tiers by action and window": {"blocks": (blocks.SimTier(tiers=4, bits=32, by_action=True, windows=(2, 6)),)},
     "base": {"sequence": False, "blocks": ()},
     "dot products": {
@@ -47,7 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "factors": {"blocks": (blocks.PureSvd(width=4, length=9), blocks.ItemOffset(), blocks.DotProduct())},
     "two SIM fields": {"blocks": (blocks.Sim("category", slots=4, length=3), blocks.Sim("item", slots=4, length=3))},
     "two_tower": {"head": (), "blocks": (blocks.DotProduct(),)},
-    "cold": {"towers": None, "blocks": (blocks.Concatenation(),)},
     "exact": {"blocks": (*EXACT, blocks.DotProduct())},
 }
 """Config changes by name: every kind of block, and what changes the types that cross a component."""

@@ -18,6 +18,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.train.edits import carry_over
 from tests import demo
 from tests.light import lightly_compiled
+from tests.own_block import Decay
 
 COLUMNS = aif.Columns(
     content="embedding", user_id=True, item_attributes=("brand",), action="event", actions=("view", "buy"), scale=False
@@ -42,8 +43,7 @@ def events_of(day, users, names):
 
 DAYS = (events_of(0, ["ann", "bob", "cem"], [1, 2, 3, 4, 5, 6]), events_of(1, ["ann", "bob", "dan"], [1, 2, 3, 4, 5, 60, 61]))
 CATALOGUES = (items_of([1, 2, 3, 4, 5, 6]), items_of([1, 2, 3, 4, 5, 60, 61]))
-KINDS = (blocks.MatchingStatistics(("item", "category")), blocks.LshDin(), blocks.SimTierCodes(codes=4, tiers=3, nearest=2),
-         blocks.CosineTiers(tiers=3))  # fmt: skip
+KINDS = (blocks.MatchingStatistics(("item", "category")), blocks.LshDin(), Decay())
 
 
 @dataclasses.dataclass
@@ -123,8 +123,8 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
     kept = np.flatnonzero(place >= 0)
     params, result = world.before.params, after[0].params
     fitted = rows_at(result["fitted"], "item", len(new))
-    # two fields and the item itself, LSH and cosine tables, code, nearest and weights, SVD factors, the correction
-    assert len(fitted) >= 8, sorted(map(str, fitted))
+    # the category, the signatures, what `Decay` fits, SVD factors, the correction
+    assert len(fitted) == 5, sorted(map(str, fitted))
     before = rows_at(params["fitted"], "item", len(old))
     for path, values in fitted.items():
         np.testing.assert_array_equal(values[row], values[0])

@@ -47,8 +47,6 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
 @pytest.mark.parametrize(("block", "name"), [
     (blocks.LshDin(), "Signatures"),
     (blocks.SimTier(), "Signatures"),
-    (blocks.CosineTiers(), "UnitContent"),
-    (blocks.SimTierCodes(), "SimTierCodes"),
 ])  # fmt: skip
 def test_a_block_on_content_needs_content(block, name):
     message = f"{name}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
@@ -72,9 +70,7 @@ def test_a_subclass_that_is_not_registered_is_refused():
         demo.config(blocks=(Wider(),))
 
 
-def test_models_without_towers_or_head():
-    cold = demo.config(towers=None, blocks=(blocks.Concatenation(),))
-    assert cold.head == (16, 8) and cold.towers is None
+def test_a_model_without_a_head():
     two_tower = demo.config(head=(), blocks=(blocks.DotProduct(),))
     assert two_tower.head == ()
 
@@ -82,8 +78,8 @@ def test_models_without_towers_or_head():
 def test_history_tables_and_content():
     config = demo.config(short_length=30, long_length=24)
     assert config.history_length == 30 and demo.config().history_length == 24
-    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64), blocks.CosineTiers()))
-    assert [table.name for table in shared.tables] == ["signatures_64", "unit_content"]
+    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64)))
+    assert [table.name for table in shared.tables] == ["signatures_64"]
     apart = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=32)))
     assert [table.name for table in apart.tables] == ["signatures_64", "signatures_32"]
     assert config.reads_content and not demo.config(item_content=False).reads_content
@@ -106,11 +102,10 @@ def test_json_round_trip(name):
 
 
 def test_json_by_hand():
-    value = aif.Config(schema=BARE, blocks=(blocks.Bea(4), blocks.SimTierCodes(windows=(2, 6)))[:1]).to_json()
+    value = aif.Config(schema=BARE, blocks=(blocks.Bea(4),)).to_json()
     assert value["blocks"] == [{"block": "Bea", "bridges": 4, "dot_product": False}]
     assert value["towers"] == [64] and value["head"] == [64, 32] and value["sequence"] is True
     assert aif.Schema.from_json(value["schema"]) == BARE
-    assert aif.Config(schema=BARE, towers=None, blocks=(blocks.Concatenation(),)).to_json()["towers"] is None
     windows = demo.config(blocks=(blocks.SimTier(windows=(2, 6)),))
     assert windows.to_json()["blocks"][0]["windows"] == [2, 6]
 

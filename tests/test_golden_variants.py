@@ -44,6 +44,31 @@ RENAMED = {
 """Old path to new path, the longest that fits counts; others are as they were."""
 
 
+@blocks.block
+class CosineTiers(blocks.SimTier):
+    """Tiers of the cosines of content, which the models of exact attention had beside it."""
+
+    per_item = ("table",)
+    tables = ()
+
+    def fit(self, items, config, *, seed):
+        return {"table": jnp.asarray(items.content)}
+
+    def user(self, params, user):
+        counted = [user.long.mask & (self.group(user.long, user.config) == g) for g in range(self.groups(user.config))]
+        return {"content": params["table"][user.long.item], "counted": jnp.stack(counted)}
+
+    def item(self, params, item):
+        return params["table"][item.features.ids["item"]]
+
+    def score(self, params, state, rows, kernels):
+        past = state.blocks[self.name]
+        tier = ((1.0 + rows.blocks[self.name] @ past["content"].T) / 2.0 * self.tiers).astype(jnp.int32)
+        of_tier = jax.nn.one_hot(jnp.clip(tier, 0, self.tiers - 1), self.tiers)
+        counts = jnp.einsum("clt,gl->cgt", of_tier, past["counted"].astype(jnp.float32))
+        return blocks.HeadInputs(rest=jnp.log1p(counts).reshape(len(counts), -1) @ kernels["tiers"])
+
+
 def config_of(changes: dict) -> aif.Config:
     """The block list that the old switches described."""
     old = {"bridges": 4, "memory": ["lsh", "learned"], "memory_keys": "linear", "sim_fields": ["category"], "simtier": "exact"}
@@ -56,11 +81,9 @@ def config_of(changes: dict) -> aif.Config:
     direct = [blocks.DotProduct()] if dots else []
     if old["architecture"] == "two_tower":
         return demo.config(**sizes, head=(), blocks=(blocks.DotProduct(),))
-    if old["architecture"] == "cold":
-        return demo.config(**sizes, towers=None, blocks=(blocks.Concatenation(),))
     if old["architecture"] == "exact":
         attention = [blocks.CrossAttention(dot_product=dots), blocks.TargetAttention(dot_product=dots)]
-        return demo.config(**sizes, blocks=(*attention, *sims, blocks.CosineTiers(**tiers), *direct))
+        return demo.config(**sizes, blocks=(*attention, *sims, CosineTiers(**tiers), *direct))
     made: list = [blocks.Bea(old["bridges"], dot_product=dots)] if old["bridges"] else []
     if "lsh" in old["memory"]:
         made.append(blocks.LshDin(old["signature_bits"]))
@@ -69,8 +92,6 @@ def config_of(changes: dict) -> aif.Config:
     made += sims
     if old["simtier"] == "exact":
         made.append(blocks.SimTier(bits=old["signature_bits"], **tiers))
-    if old["simtier"] == "codes":
-        made.append(blocks.SimTierCodes(16, nearest=old["codes_per_item"], **tiers))
     return demo.config(**sizes, blocks=(*made, *direct))
 
 
@@ -78,9 +99,6 @@ def renamed(path: str, tiers: str | None) -> list[str]:
     """New paths of an old parameter: several where blocks that shared it own one each."""
     if path == "interaction/first/kernels/tiers":
         return [f"head/first/kernels/{tiers}/tiers"]
-    if path.startswith("interaction/first/kernels/") and tiers == "concatenation":
-        name = path.rsplit("/", 1)[1]
-        return [f"head/first/kernels/concatenation/{ {'item_features': 'item'}.get(name, name) }"]
     if path.startswith("item/query/"):
         return [path.replace("item", f"blocks/sim_{field}", 1) for field in ("category", "item")]
     prefixes = [old for old in RENAMED if path == old or path.startswith(f"{old}/")]
@@ -91,7 +109,7 @@ def renamed(path: str, tiers: str | None) -> list[str]:
 def params_of(name: str, config: aif.Config) -> dict:
     """The old parameters under their new names; a parameter that is missing or left over fails."""
     variant = VARIANTS[name]
-    tiers = next((b.name for b in config.blocks if "tiers" in b.widths(config) or isinstance(b, blocks.Concatenation)), None)
+    tiers = next((b.name for b in config.blocks if "tiers" in b.widths(config)), None)
     old: dict = {}
     for path, key in variant["params"].items():
         for new in renamed(path, tiers):
@@ -107,13 +125,8 @@ def params_of(name: str, config: aif.Config) -> dict:
         made[f"signatures_{bits}"] = fitted | {"table": jnp.asarray(FILE[variant["signatures"]])}
     if "content" in fitted:
         content = fitted["content"]
-        made["unit_content"] = {"table": content / jnp.maximum(jnp.linalg.norm(content, axis=1, keepdims=True), 1e-6)}
+        made["cosine_tiers"] = {"table": content / jnp.maximum(jnp.linalg.norm(content, axis=1, keepdims=True), 1e-6)}
     like = jax.eval_shape(lambda key: aif.build(config).init(key, items(None)), jax.random.key(0))
-    if "code_centres" in fitted:
-        fit = jax.tree.map(jnp.asarray, blocks.SimTierCodes(16, nearest=2, tiers=4).fit(items(None), config, seed=0))
-        np.testing.assert_array_equal(fit["code"], fitted["item_codes"])
-        np.testing.assert_allclose(fit["centres"], fitted["code_centres"], atol=1e-6)
-        made["simtier_codes"] = fit | {"centres": fitted["code_centres"], "between": fitted["code_tiers"]}
     whole = {group: old.get(group, {}) for group in ("embedding", "user", "item", "blocks", "head")} | {"fitted": made}
     drop = [block for block in whole["blocks"] if block not in like["blocks"]]
     whole["blocks"] = {name: part for name, part in whole["blocks"].items() if name not in drop}

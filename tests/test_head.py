@@ -117,9 +117,8 @@ def test_interaction_equals_the_concatenated_head(name):
     def forms(made, state, items):
         rows, candidates = jax.vmap(model.item, (None, 0))(made, items), items.ids["item"].shape[0]
         inputs, logit = {}, jnp.zeros(candidates)
-        if config.towers is not None:
-            user = jnp.broadcast_to(state.vector, (candidates, config.width))
-            inputs["tower"] = {"user": user, "item": rows.vector, "product": user * rows.vector}
+        user = jnp.broadcast_to(state.vector, (candidates, config.width))
+        inputs["tower"] = {"user": user, "item": rows.vector, "product": user * rows.vector}
         for block in config.blocks:
             own = made["blocks"].get(block.name, {}) | made["fitted"].get(block.name, {})
             terms, widths = block.score(own, state, rows, parts.identity(block, config)), block.widths(config)

@@ -332,3 +332,21 @@ def test_a_user_weighs_by_requests_however_long_the_lists_are():
     assert metrics.gauc_by_user(scores, labels, users, where=where).weights.tolist() == [1, 1]
     entries = metrics.gauc(scores[where], labels[where], np.broadcast_to(users, where.shape)[where])
     assert entries.value == pytest.approx(2 / 8)  # flat scores: each number is a request
+
+
+def test_agreement_with_a_ranker_by_hand():
+    scores = [[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]]
+    ranker = [[9.0, np.nan, 8.0, 7.0], [9.0, 8.0, 7.0, np.nan]]
+    assert metrics.ranker_recall_at_k(scores, ranker, k=2) == (0.25, 2, 0)  # {0, 2} and {0, 1}, passed on {0, 1} and {3, 2}
+    assert metrics.ranker_recall_at_k(scores, ranker, k=3, top=1) == (0.5, 2, 0)
+    where = np.array([[True] * 4, [False, True, True, True]])
+    assert metrics.ranker_recall_at_k(scores, ranker, k=2, where=where).value == 0.5
+    assert metrics.order_agreement(scores, ranker) == (0.5, 2, 0)
+    assert metrics.order_agreement([[1.0, 1.0, 2.0]], [[1.0, 2.0, 2.0]]).value == 0.75  # a tie of scores is one half
+    assert metrics.order_agreement([[1.0, 2.0]], [[3.0, 3.0]]).left_out == 1
+    by_stage = metrics.hit_rate_by_stage(scores, [[3, 2, 0, 1], [2, 3, 3, 1]], k=1, names=("exposed", "ranked", "passed"))
+    assert by_stage["exposed"] == (0, 1, 1) and by_stage["ranked"] == (0.5, 2, 0) and by_stage["passed"] == (0.5, 2, 0)
+    for name in ("ranker_recall_at_k", "order_agreement"):
+        with pytest.raises(ValueError, match="ranker_scores: expected the shape of scores"):
+            options = {"k": 2} if name == "ranker_recall_at_k" else {}
+            getattr(metrics, name)(scores, [1.0], **options)

@@ -21,26 +21,23 @@ def compiled():
 
 
 def test_shapes_of_what_crosses_a_component():
-    codes = blocks.SimTierCodes(codes=16, nearest=2, tiers=4)
-    model, params = demo.build(blocks=(*demo.BLOCKS, codes))
+    model, params = demo.build()
     state = jax.eval_shape(model.user, params, demo.user(model.config))
     assert state.vector.shape == (8,)
     assert {name: jax.tree.map(lambda x: (x.shape, x.dtype.name), part) for name, part in state.blocks.items()}.keys() == {
-        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "simtier_codes",
+        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier",
     }  # fmt: skip
     assert state.blocks["bea"].shape == (4, 8)
     assert state.blocks["lsh_din"].moments.shape == (32, 8)
     assert state.blocks["linear_memory"].moments.shape == (8, 8)
     assert state.blocks["sim_category"].entries.shape == (4, 3, 8)
     assert state.blocks["sim_tier"].signature.shape == (24, 1) and state.blocks["sim_tier"].signature.dtype == jnp.uint32
-    assert state.blocks["simtier_codes"].shape == (16, 4)
     rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(9))
     assert rows.vector.shape == (9, 8) and rows.vector.dtype == jnp.float32
     assert rows.blocks["bea"].shape == (9, 4) and rows.blocks["linear_memory"] == {}  # it reads the item vector
     assert rows.blocks["sim_category"]["query"].shape == (9, 8) and rows.blocks["sim_category"]["value"].shape == (9,)
     assert rows.blocks["lsh_din"] == rows.blocks["sim_tier"] == {}  # they read the shared table
     assert rows.fitted["signatures_32"].shape == (9, 1) and rows.fitted["signatures_32"].dtype == jnp.uint32
-    assert rows.blocks["simtier_codes"]["codes"].shape == rows.blocks["simtier_codes"]["weights"].shape == (9, 2)
     assert rows.side["bid"].shape == (9,)
 
 
@@ -72,7 +69,7 @@ def test_groups_of_the_parameters(name):
 
 
 def test_init_is_a_function_of_key_and_seed(getkey):
-    model, catalogue = aif.build(demo.config(towers=None, blocks=(blocks.LshDin(bits=32),))), demo.catalogue()
+    model, catalogue = aif.build(demo.config(blocks=(blocks.LshDin(bits=32),))), demo.catalogue()
     key = getkey()
     one, same, other = (model.init(k, catalogue, seed=3) for k in (key, key, getkey()))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
@@ -84,7 +81,7 @@ def test_init_is_a_function_of_key_and_seed(getkey):
 
 
 def test_init_fits_on_the_host_under_jit(getkey):
-    model, catalogue = aif.build(demo.config(**demo.VARIANTS["codes"])), demo.catalogue()
+    model, catalogue = aif.build(demo.config()), demo.catalogue()
     fitted = jax.jit(lambda key: model.init(key, catalogue)["fitted"])(getkey())
     jax.tree.map(np.testing.assert_array_equal, fitted, aif.fit_tables(model.config, catalogue))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, listwise_softmax, pointwise_bce
-from aif_jax.train.step import loss_and_gradient, nothing
+from aif_jax.train.step import loss_and_gradient
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 from tests.reference.losses import sigmoid
@@ -156,16 +155,15 @@ def small(data):
     return model, demo.init(model, items=data.catalogue)
 
 
-def check_parts_add_up(model, params, batch, loss, auxiliary=nothing):
+def check_parts_add_up(model, params, batch, loss):
     """Raises unless a batch that is scored once in parts, twice in parts, and whole has one loss and one gradient."""
     trained = {name: group for name, group in params.items() if name != "fitted"}
 
-    def of_trained(function):
-        return lambda given, some: function(given | {"fitted": params["fitted"]}, some)
+    def scores_of(given, some):
+        return train.score(model, given | {"fitted": params["fitted"]}, some)
 
     def compiled(loss, part):
-        rest = {"part": part, "auxiliary": of_trained(auxiliary)}
-        return jax.jit(lambda p: loss_and_gradient(of_trained(partial(train.score, model)), p, batch, loss, **rest))(trained)
+        return jax.jit(lambda p: loss_and_gradient(scores_of, p, batch, loss, part=part))(trained)
 
     whole = compiled(loss, None)
     for other in (compiled(loss, 8), compiled(lambda *given, **rest: loss(*given, **rest), 8)):

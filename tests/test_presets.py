@@ -49,12 +49,11 @@ def test_paper_has_the_paper_s_blocks_alone():
 
 
 def test_baselines():
-    two_tower, matching, cold, full = (
-        presets.PRESETS[name](SCHEMA) for name in ("two_tower", "two_tower_matching", "cold", "full_attention")
+    two_tower, matching, full = (
+        presets.PRESETS[name](SCHEMA) for name in ("two_tower", "two_tower_matching", "full_attention")
     )
     assert two_tower.head == () and two_tower.blocks == (blocks.DotProduct(),)
     assert matching.head and [type(block) for block in matching.blocks] == [blocks.MatchingStatistics, blocks.DotProduct]
-    assert cold.towers is None and cold.blocks == (blocks.Concatenation(),)
     assert [type(block) for block in full.blocks] == [
         blocks.MatchingStatistics, blocks.CrossAttention, blocks.TargetAttention, blocks.DotProduct,
     ]  # fmt: skip

@@ -49,15 +49,15 @@ def test_smoke(tmp_path, capsys):
 
 
 def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
-    """A model with a sequence loss, and one whose teacher is trained first and kept."""
+    """A model, and one whose teacher is trained first and kept."""
     made = {}
-    for model in (question.BASE, f"{question.BASE}, sequence loss 0.1, 32 events", f"{question.BASE}, distilled"):
+    for model in (question.BASE, f"{question.BASE}, distilled"):
         trial = question.Trial(dataset="smoke", model=model)
         (part,) = question.parts_of(trial, smoke)
         part = part._replace(seen=part.seen[-200:])
         made[model] = question.trained(trial, part, smoke, work=tmp_path, progress=False)
-    plain, sequence, taught = (params["embedding"]["item"] for _, params, _ in made.values())
-    assert not np.allclose(plain, sequence) and not np.allclose(plain, taught)
+    plain, taught = (params["embedding"]["item"] for _, params, _ in made.values())
+    assert not np.allclose(plain, taught)
     assert {path.stem for path in tmp_path.glob("*.json")} >= {question.Trial(dataset="smoke", model=question.AIF).file}
     again, _, said = question.trained(trial, part, smoke, work=tmp_path, progress=False)
     assert said == made[trial.model][2] and again.config == made[trial.model][0].config
@@ -120,12 +120,7 @@ def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
     configs = {name: question.config_of(question.Trial(dataset="smoke", model=name), smoke) for name in question.MODELS}
-    assert len({(config.width, config.towers) for config in configs.values()}) == 1
-    plain = {config.short_length for name, config in configs.items() if name not in question.SEQUENCE}
-    assert len(plain) == 1
-    for variant in {name.partition(", ")[2] for name in question.SEQUENCE}:  # like for like
-        of_models = [configs[f"{model}, {variant}"] for model in (question.BASE, question.WITH_MATCHING, question.AIF)]
-        assert len({(config.short_length, config.encoder_layers) for config in of_models}) == 1
+    assert len({(config.width, config.towers, config.short_length) for config in configs.values()}) == 1
     fields = smoke.dataset.schema.behaviour_fields
     assert MatchingStatistics(fields) in configs[question.AIF].blocks
 

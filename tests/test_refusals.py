@@ -31,7 +31,7 @@ from aif_jax.service.calls import Limits
 from aif_jax.service.models import parse_current
 from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig, geometric
-from aif_jax.train import SequenceLoss, losses
+from aif_jax.train import losses
 from aif_jax.train.edits import platt, svd_factors
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
@@ -41,7 +41,6 @@ TAGS = Attribute(name="tags", size=5, length=3)
 BARE = Schema(item_attributes=(Attribute(name="item", size=5), Attribute(name="category", size=3)))
 FOUR = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="category", size=3)))
 BITS = "signature bits: expected a multiple of 32 from 32 to 256"
-READERS = blocks.Bea, blocks.Sim, blocks.LinearMemory, blocks.DotProduct, blocks.CrossAttention, blocks.TargetAttention
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
 LOG = EventLog.from_arrays([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
 ORDER, SAMPLER, STEP = EpochOrder(range(100), seed=0, epoch=0), NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
@@ -122,8 +121,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
      "Config.blocks: expected blocks of different names, got ['sim_category', 'sim_category']"),
     (lambda: demo.config(head=(), blocks=(blocks.DotProduct(), blocks.Bea(bridges=4))),
      "Config.head: expected hidden widths for the inputs of Bea(bridges=4, dot_product=False), got (): give head=(64, 32)"),
-    (lambda: demo.config(towers=None, blocks=()),
-     "Config.blocks: expected at least one block in a model without towers, got none"),
+    (lambda: demo.config(towers=None), "Config.towers: expected a tuple of widths of at least 1, got None"),
     (lambda: demo.config(blocks=(blocks.Sim("brand"),)),
      "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'"),
     (lambda: demo.config(head=(), blocks=()), "Config.blocks: expected at least one block in a model without a head, got none"),
@@ -154,9 +152,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: block_from_json({}), "block: expected one of ...got None"),
     (lambda: block_from_json({"block": "Bea", "bridges": 0}), "Bea.bridges: expected at least 1, got 0"),
     # blocks
-    (lambda: blocks.CosineTiers(tiers=1), "CosineTiers.tiers: expected 2 to 64, got 1"),
-    (lambda: blocks.CosineTiers(windows=(4, 4)),
-     "CosineTiers.windows: expected ascending numbers of behaviours, at least 1, got (4, 4)"),
     (lambda: blocks.LinearMemory(width=0), "LinearMemory.width: expected at least 1, got 0"),
     (lambda: blocks.LinearMemory(keys="sharp"), "LinearMemory.keys: expected 'linear' or 'softmax', got 'sharp'"),
     (lambda: blocks.MatchingStatistics(()), "at least one field, each once, got ()"),
@@ -177,19 +172,11 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: blocks.SimTier(length=0), "SimTier.length: expected None or at least 1, got 0"),
     (lambda: blocks.SimTier(length=8, windows=(2, 8)), "SimTier.length: expected None or at least 9, got 8"),
     (lambda: blocks.SimTier(bits=48), "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
-    (lambda: blocks.SimTierCodes(codes=0), "SimTierCodes.codes: expected at least 1, got 0"),
-    (lambda: blocks.SimTierCodes(codes=4, nearest=5), "SimTierCodes.nearest: expected 1 to codes=4, got 5"),
-    (lambda: blocks.SimTierCodes(nearest=0), "SimTierCodes.nearest: expected 1 to codes=256, got 0"),
-    (lambda: blocks.SimTierCodes(tiers=1), "SimTierCodes.tiers: expected 2 to 64, got 1"),
-    (lambda: blocks.SimTierCodes(windows=(3, 2)),
-     "SimTierCodes.windows: expected ascending numbers of behaviours, at least 1, got (3, 2)"),
     *((lambda bits=bits: blocks.LshDin(bits=bits), f"{BITS}, got {bits}") for bits in (0, 48, 512)),
     *((lambda bits=bits: blocks.Signatures(bits), f"{BITS}, got {bits}") for bits in (0, 31, 48, 288)),
     (lambda: blocks.Bea(bridges=0), "Bea.bridges: expected at least 1, got 0"),
     (lambda: demo.config(blocks=(blocks.Sim("tags"),)),
      "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'tags'"),
-    *((lambda made=made: demo.config(towers=None, blocks=(made(),)),
-       f"{made.__name__}: expected Config.towers, got None: the block reads the item vector") for made in READERS),
     (lambda: blocks.popularity_offset([0, -1]), "counts: expected finite"),
     (lambda: blocks.popularity_offset([1, np.nan]), "counts"),
     (lambda: blocks.popularity_offset([1, 1], power=-1), "power"),
@@ -331,15 +318,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
      TypeError, "expected scores and targets with where and log_q, got none"),
     (lambda: losses.pointwise_bce + 1.0, TypeError, "unsupported operand"),
     (lambda: math.nan * losses.pointwise_bce, "weight: expected a finite number, got nan"),
-    (lambda: SequenceLoss().bind(aif.build(aif.presets.two_tower(BARE, sequence=False))),
-     "sequence_loss: expected a model with towers and Config.sequence=True"),
-    (lambda: SequenceLoss().bind(aif.build(aif.presets.cold(BARE))), "sequence_loss: expected a model with towers"),
-    (lambda: aif.presets.two_tower(BARE, encoder_layers=1, sequence=False),
-     "Config.encoder_layers: expected 0 in a model without towers"),
-    (lambda: aif.presets.cold(BARE, encoder_layers=1), "Config.encoder_layers: expected 0 in a model without towers"),
-    (lambda: aif.presets.two_tower(BARE, encoder_layers=-1), "Config.encoder_layers: expected at least 0, got -1"),
-    (lambda: SequenceLoss(weight=0.0), "SequenceLoss.weight: expected a finite number above 0, got 0"),
-    (lambda: SequenceLoss(negatives=0), "SequenceLoss.negatives: expected at least 1, got 0"),
     (lambda: train.NextItem(negatives=0), "NextItem.negatives: expected at least 1, got 0"),
     (lambda: train.SparseConfig(min_rows=0), "min_rows: expected at least 1, got 0"),
     (lambda: GateConfig(gauc=-1.0), "GateConfig.gauc: expected at least 0"),

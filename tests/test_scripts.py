@@ -36,7 +36,7 @@ def drawn(*pictures: Path) -> bool:
 
 def test_kernels(tmp_path):
     figures = measured(tmp_path, "experiments.kernels")
-    names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "simtier_codes", "interaction", "head_only"
+    names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "interaction", "head_only"
     for key in names:
         assert list(figures[f"{key}_ms"]) == ["40,64"]
         assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
@@ -44,7 +44,7 @@ def test_kernels(tmp_path):
     assert 0 < figures["simtier_extra_mib"]["40,64"] < 1
 
 
-def test_nothing_of_the_size_of_the_history_reaches_the_interaction_by_codes():
+def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
     """Inputs of every form that is timed as flat in L have the same shapes at any L."""
     short, long = (kernels.fixed_forms(5, n, 64) for n in (64, 96))
     for name, form in short.items():
@@ -71,7 +71,7 @@ def test_index_refresh(tmp_path, capsys):
     assert drawn(tmp_path / "index_refresh.png") and "build_over_bare" in capsys.readouterr().out
 
 
-SERVICES = {"aif", "sequential", "exact", "two_tower", "cold"}
+SERVICES = {"aif", "sequential", "exact", "two_tower"}
 
 
 def test_cost(tmp_path, capsys):

@@ -58,7 +58,7 @@ def items_of(batch: Batch) -> np.ndarray:
     return np.unique(np.concatenate([[0], np.ravel(batch.items.ids["item"]), np.ravel(batch.users.history.item)]))
 
 
-@pytest.mark.parametrize("name", ["every block", "two SIM fields", "exact", "cold"])
+@pytest.mark.parametrize("name", ["every block", "two SIM fields", "exact"])
 def test_every_model_takes_the_step_of_the_dense_form(name):
     """Every table read through its rows, ids as they are: SIM's comparison, a history's categories, the bags of candidates."""
     model, params = demo.build(**demo.VARIANTS[name])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import Block, CosineTiers, LshDin, SimTierCodes
+from aif_jax.blocks import Block, LshDin, block
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.train.edits import grow_vocabulary, unseen_as_unknown
 from tests import demo
+from tests.own_block import Decay
 
 ITEMS = 50
 SCHEMA = aif.Schema(
@@ -19,7 +20,14 @@ SCHEMA = aif.Schema(
     user_attributes=(aif.Attribute(name="gender", size=3),),
     content=12,
 )
-CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(LshDin(), SimTierCodes(codes=4, tiers=3, nearest=2), CosineTiers(tiers=3)))
+CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(LshDin(), Decay()))
+
+
+@block
+class Codes(Block):
+    """Fits an array of its own length next to one with a row for each item."""
+
+    per_item = ("code",)
 
 
 def catalogue(raw):
@@ -90,8 +98,8 @@ def test_ids_that_move_take_their_rows_along(model, larger):
         if path[0].key == "fitted":
             for number in (7, 241):
                 np.testing.assert_array_equal(moved[after.encode([number])[0]], values[0])
-    # the embedding; the category; the tables of LSH and cosine; code, nearest and weights of the codebook
-    assert per_item == 7
+    # the embedding, the category, the signatures and what `Decay` fits
+    assert per_item == 4
     assert config.schema.item_attribute("item").size == ITEMS + 2
 
 
@@ -133,16 +141,14 @@ def test_attributes_that_share_a_table_grow_with_it(params, getkey):
 
 
 def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
-    """As many codes as items: centres and the tiers of code pairs stay, where their length alone would move them."""
+    """As many codes as items: centres stay, where their length alone would move them."""
     _, params, raw = model
-    config = CONFIG.replace(blocks=(SimTierCodes(codes=ITEMS, tiers=3, nearest=2),))
-    fitted = {"fields": params["fitted"]["fields"], "simtier_codes": {
-        "centres": jnp.ones((ITEMS, 12)), "between": jnp.ones((ITEMS, ITEMS), jnp.uint8), "code": jnp.arange(ITEMS),
-        "nearest": jnp.ones((ITEMS, 2), jnp.int32), "weights": jnp.ones((ITEMS, 2)),
-    }}  # fmt: skip
+    config = CONFIG.replace(blocks=(Codes(),))
+    codes = {"centres": jnp.ones((ITEMS, 12)), "code": jnp.arange(ITEMS)}
+    fitted = {"fields": params["fitted"]["fields"], "codes": codes}
     grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=config)
-    sizes = {name: len(array) for name, array in grown["fitted"]["simtier_codes"].items()}
-    assert sizes == {"centres": ITEMS, "between": ITEMS, "code": 60, "nearest": 60, "weights": 60}
+    sizes = {name: len(array) for name, array in grown["fitted"]["codes"].items()}
+    assert sizes == {"centres": ITEMS, "code": 60}
 
     undeclared = dataclasses.make_dataclass("Undeclared", [], bases=(Block,), frozen=True)()
     unsure = CONFIG.replace(blocks=())

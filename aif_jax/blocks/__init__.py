@@ -2,9 +2,8 @@
 
 from aif_jax.blocks.bea import Bea
 from aif_jax.blocks.block import Block, Fitted, HeadInputs, ItemView, UserView, block
-from aif_jax.blocks.concatenation import Concatenation
 from aif_jax.blocks.dot_product import DotProduct
-from aif_jax.blocks.exact import CosineTiers, CrossAttention, TargetAttention
+from aif_jax.blocks.exact import CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
@@ -13,12 +12,11 @@ from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
 from aif_jax.blocks.simtier import SimTier
-from aif_jax.blocks.simtier_codes import SimTierCodes
 
 __all__ = [
     "Block", "block", "HeadInputs", "UserView", "ItemView", "Fitted", "Signatures",
     "MatchingStatistics",
-    "Bea", "Sim", "SimTier", "SimTierCodes", "LinearMemory", "LshDin", "DotProduct",
-    "CrossAttention", "TargetAttention", "CosineTiers", "Concatenation",
+    "Bea", "Sim", "SimTier", "LinearMemory", "LshDin", "DotProduct",
+    "CrossAttention", "TargetAttention",
     "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "with_pure_svd",
 ]  # fmt: skip

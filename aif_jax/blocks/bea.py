@@ -38,7 +38,6 @@ class Bea(Block):
 
     bridges: int = 10
     dot_product: bool = False
-    needs_towers = True
 
     def __post_init__(self):
         expect(self.bridges >= 1, self, "bridges", "at least 1", self.bridges)

@@ -149,7 +149,6 @@ class Block:
     that belongs to the input n of `widths`. States and rows are pytrees of arrays.
 
     Attributes:
-      needs_towers: whether it reads the item vector.
       per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. A block
         that fits something must say it before that.
 
@@ -174,7 +173,6 @@ class Block:
       'last_seen'
     """
 
-    needs_towers = False
     per_item: ClassVar[tuple[str, ...] | None] = None
 
     @property
@@ -193,8 +191,6 @@ class Block:
 
     def check(self, config: Config) -> None:
         """Raises ValueError where the config lacks what the block needs."""
-        has_towers = config.towers is not None or not self.needs_towers
-        checks.expect(has_towers, type(self).__name__, "Config.towers", "None: the block reads the item vector")
 
     def widths(self, config: Config) -> dict[str, int]:
         """The inputs that it adds to the head, by name: `score` gets a kernel [width, H] for each."""

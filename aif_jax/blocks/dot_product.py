@@ -24,8 +24,6 @@ class DotProduct(Block):
     - When: always; with `head=()` it is the two-tower model.
     """
 
-    needs_towers = True
-
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,), jnp.float32) * 0.02}
 

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, Fitted, HeadInputs, ItemView, UserView, block, by_id
-from aif_jax.blocks.simtier import Tiers
+from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block
 from aif_jax.config import Config
-from aif_jax.types import Array, ItemFeatures, ItemRow, Params, UserState, record
+from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 
 @record
@@ -27,7 +26,6 @@ class Sequence:
 @dataclasses.dataclass(frozen=True)
 class _Attention(Block):
     dot_product: bool = False
-    needs_towers = True
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"read": config.width}
@@ -86,68 +84,3 @@ class TargetAttention(_Attention):
         history = state.blocks[self.name]
         mean = layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
         return super().score(params, state, rows, kernels)._replace(once=mean @ kernels["mean"])
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitContent(Fitted):
-    """A fitted table of content embeddings of unit length, float32 [N, E]."""
-
-    @property
-    def name(self) -> str:
-        return "unit_content"
-
-    def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        return {"table": _unit(jnp.asarray(items.content, jnp.float32))}
-
-    def item(self, params: Params, features: ItemFeatures) -> jax.Array:
-        return by_id(params["table"], features, lambda content: _unit(content.astype(params["table"].dtype)))
-
-
-@record
-class ContentHistory:
-    """What a candidate's content is compared with."""
-
-    content: Array  # float32 [L, E], unit length
-    group: Array  # int32 [L] histogram of each behaviour
-    mask: Array  # bool [L]
-
-
-@block
-class CosineTiers(Tiers):
-    """Tier histograms of float content embeddings; `SimTier` approximates them by signatures.
-
-    - Formula: log(1 + number of behaviours whose (1 + cos(e_i, e_j)) / 2 lies in tier t), t = 1 .. T.
-    - Paper: SimTier (arXiv 2407.19467).
-    - Cost: real time C x L x E.
-    - When: to measure what signatures lose.
-
-    Attributes:
-      tiers, by_action, windows: see `SimTier`.
-    """
-
-    tiers: int = 8
-
-    @property
-    def tables(self) -> tuple[Fitted, ...]:
-        return (UnitContent(),)
-
-    def user(self, params: Params, user: UserView) -> ContentHistory:
-        group, mask = self.group(user.long, user.config), jnp.asarray(user.long.mask)
-        return ContentHistory(content=user.values(self.tables[0], user.long), group=group, mask=mask)
-
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        """Makes no [C, L, T] array."""
-        kernel, history = kernels["tiers"], state.blocks[self.name]
-        content = jnp.asarray(rows.fitted[self.tables[0].name])
-        similarity = (1.0 + content @ jnp.asarray(history.content).T) / 2.0
-        tier = jnp.clip((similarity * self.tiers).astype(jnp.int32), 0, self.tiers - 1)
-        counts = []
-        for group in range(kernel.shape[0] // self.tiers):
-            counted = (jnp.asarray(history.mask) & (jnp.asarray(history.group) == group))[None, :]
-            reached = [jnp.sum((tier >= t) & counted, axis=1, dtype=jnp.int32) for t in range(self.tiers)]
-            counts += [a - b for a, b in zip(reached, [*reached[1:], jnp.zeros_like(reached[0])], strict=True)]
-        return HeadInputs(rest=jnp.log1p(jnp.stack(counts, -1).astype(jnp.float32)).astype(kernel.dtype) @ kernel)
-
-
-def _unit(content: jax.Array) -> jax.Array:
-    return content / jnp.maximum(jnp.linalg.norm(content, axis=-1, keepdims=True), 1e-6)

@@ -61,7 +61,6 @@ class LinearMemory(Block):
     width: int = 64
     keys: Literal["linear", "softmax"] = "softmax"
     dot_product: bool = False
-    needs_towers = True
 
     def __post_init__(self):
         expect(self.width >= 1, self, "width", "at least 1", self.width)

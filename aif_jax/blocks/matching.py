@@ -82,7 +82,6 @@ class MatchingStatistics(Block):
         expect(self.recent_events >= 1, self, "recent_events", "at least 1", self.recent_events)
 
     def check(self, config: Config) -> None:
-        super().check(config)
         known = config.schema.behaviour_fields
         unknown = [field for field in self.fields if field not in known]
         expect(not unknown, self, "fields", f"behaviour fields of the schema, {known}", unknown)

@@ -53,7 +53,6 @@ class Sim(Block):
     field: str = "category"
     slots: int = 16
     length: int = 8
-    needs_towers = True
 
     def __post_init__(self):
         expect(self.slots >= 1, self, "slots", "at least 1", self.slots)
@@ -64,7 +63,6 @@ class Sim(Block):
         return f"sim_{self.field}"
 
     def check(self, config: Config) -> None:
-        super().check(config)
         fields = config.schema.behaviour_fields
         expect(self.field in fields, self, "field", f"one of schema.behaviour_fields {fields}", self.field)
 

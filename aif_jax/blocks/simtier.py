@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -16,41 +15,8 @@ from aif_jax.config import Config
 from aif_jax.types import Behaviours, ItemRow, Params, UserState
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tiers(Block):
-    """What blocks of tier histograms share, explained at `SimTier`; by keyword unless a subclass names a field again."""
-
-    tiers: int = 8
-    by_action: bool = False
-    windows: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        expect(2 <= self.tiers <= 64, self, "tiers", "2 to 64", self.tiers)
-        ascending = all(a < b for a, b in itertools.pairwise((0, *self.windows)))
-        expect(ascending, self, "windows", "ascending numbers of behaviours, at least 1", self.windows)
-
-    def groups(self, config: Config) -> int:
-        """G, histograms of a candidate."""
-        return (config.schema.actions if self.by_action else 1) * (len(self.windows) + 1)
-
-    def widths(self, config: Config) -> dict[str, int]:
-        return {"tiers": self.groups(config) * self.tiers}
-
-    def group(self, long: Behaviours, config: Config) -> jax.Array:
-        """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
-
-        The groups of the most recent window come first.
-        """
-        action = jnp.asarray(long.action)
-        known = (action >= 0) & (action < config.schema.actions)
-        group = jnp.where(known, action, 0) if self.by_action else jnp.zeros_like(action)
-        ends = jnp.array(self.windows, group.dtype)
-        window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
-        return group + window * (config.schema.actions if self.by_action else 1)
-
-
 @block
-class SimTier(Tiers):
+class SimTier(Block):
     """SimTier on content signatures: how many behaviours of the long history are how similar to the candidate.
 
         log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 1 .. T equal tiers of [0, 1]
@@ -72,18 +38,41 @@ class SimTier(Tiers):
     """
 
     tiers: int = 8
+    by_action: bool = False
+    windows: tuple[int, ...] = ()
     bits: int = 64
     length: int | None = None
 
     def __post_init__(self):
         Signatures(self.bits)
-        super().__post_init__()
+        expect(2 <= self.tiers <= 64, self, "tiers", "2 to 64", self.tiers)
+        ascending = all(a < b for a, b in itertools.pairwise((0, *self.windows)))
+        expect(ascending, self, "windows", "ascending numbers of behaviours, at least 1", self.windows)
         least = max((1, *(end + 1 for end in self.windows)))
         expect(self.length is None or self.length >= least, self, "length", f"None or at least {least}", self.length)
 
     @property
     def tables(self) -> tuple[Fitted, ...]:
         return (Signatures(self.bits),)
+
+    def groups(self, config: Config) -> int:
+        """G, histograms of a candidate."""
+        return (config.schema.actions if self.by_action else 1) * (len(self.windows) + 1)
+
+    def widths(self, config: Config) -> dict[str, int]:
+        return {"tiers": self.groups(config) * self.tiers}
+
+    def group(self, long: Behaviours, config: Config) -> jax.Array:
+        """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
+
+        The groups of the most recent window come first.
+        """
+        action = jnp.asarray(long.action)
+        known = (action >= 0) & (action < config.schema.actions)
+        group = jnp.where(known, action, 0) if self.by_action else jnp.zeros_like(action)
+        ends = jnp.array(self.windows, group.dtype)
+        window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
+        return group + window * (config.schema.actions if self.by_action else 1)
 
     def least_history(self, config: Config) -> int:
         return self.length if self.length is not None and self.length < config.long_length else 1

@@ -65,11 +65,6 @@ def by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Arra
     return tier(differing, bits=candidates.shape[-1] * WORD, tiers=tiers)
 
 
-def by_table(between: jax.Array, code: jax.Array, tiers: int) -> jax.Array:
-    """Tier by look-up: uint8 [R, R], codes uint32 [n, 1] -> uint32 [n, R]."""
-    return between.at[code[:, 0]].get(mode="promise_in_bounds").astype(jnp.uint32)
-
-
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1, rule: Rule = by_bits) -> jax.Array:
     """Counts of behaviours by tier: candidates [C, ...] as `rule` has them -> int32 [C, G, T], exact, in a few MiB at any L."""
     cpu, default = (

@@ -5,7 +5,6 @@ from aif_jax.train import edits, losses
 from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
-from aif_jax.train.losses import SequenceLoss, lcron, margin_info_nce, pairwise_ndcg
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
@@ -13,7 +12,7 @@ from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextI
 __all__ = [
     "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "edits", "fit_pure_svd",
     "svd_factors",
-    "losses", "Goal", "Goals", "SequenceLoss", "lcron", "pairwise_ndcg", "margin_info_nce",
+    "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
     "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines",
     "carry_over",

@@ -5,7 +5,7 @@
 Its log says in words the samples of each split and what was left out, where its time went, what is missing.
 
 *Distillation.* A teacher scores the candidates of every batch, and one more term of the loss reads its scores. The losses are
-`losses.distill_listwise`, `losses.distill_pointwise` and `pairwise_ndcg`. Source: Hinton et al. 2015 (arXiv 1503.02531); a
+`losses.distill_listwise` and `losses.distill_pointwise`. Source: Hinton et al. 2015 (arXiv 1503.02531); a
 ranker as the teacher of a pre-ranker over its candidates, RankFlow (Qin et al. 2022).
 """
 
@@ -43,7 +43,7 @@ from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_re
 from aif_jax.store.trained import Trained, check_params
 from aif_jax.train.evaluate import by_objective, evaluate, predict
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
-from aif_jax.train.losses import Loss, SequenceLoss
+from aif_jax.train.losses import Loss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, Liked, NextItem, Task
@@ -320,7 +320,6 @@ class FitSettings:
     first_test: int
     loss: str
     optimizer: str
-    sequence_loss: str | None = None
     teacher: str | None = None
     epochs: int = 3
     batch_size: int = 256
@@ -373,7 +372,7 @@ class FitSettings:
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
         # left out where unset, as in records of runs from before, which go on
-        for field in ("since", "start", "replay", "without", "sequence_loss", "teacher"):
+        for field in ("since", "start", "replay", "without", "teacher"):
             if not values[field]:
                 del values[field]
         return json.loads(json.dumps(values))
@@ -478,7 +477,7 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
 
 
 def train(
-    model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, sequence_loss: SequenceLoss | None,
+    model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn,
     teacher: Teacher | None, start: Params | None, optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
     on_bad_batch: Any, writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
@@ -513,8 +512,7 @@ def train(
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
-    given: dict[str, Any] = {"loss": loss, "sequence_loss": sequence_loss, "sparse": sparse}
-    step = make_step(model, optimizer, compute_dtype=jnp.dtype(settings.compute_dtype), **given)
+    step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)

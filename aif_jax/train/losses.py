@@ -11,16 +11,6 @@ raise ValueError. Half-precision scores are converted to float32.
 
 Sources: sampled softmax and its logQ correction, Bengio and Senecal 2008, Yi et al. 2019; distillation with temperature, Hinton
 et al. 2015 (arXiv 1503.02531); one signature for all, google/rax.
-
-*Consistency.* Losses that teach a pre-ranker the choice of the ranker behind it: `pairwise_ndcg`, `distill_listwise` and
-`lcron` read the ranker's score of each candidate, `margin_info_nce` how far it came; see `tasks.Goals`.
-
-Sources: the weights of pairs are LambdaRank's, Burges 2010; InfoNCE, van den Oord et al. 2018 (arXiv 1807.03748), with an
-additive margin, Wang et al. 2018 (arXiv 1801.05599); passing a whole cascade, LCRON (arXiv 2503.09492).
-
-*Sequence.* `SequenceLoss`, an auxiliary loss of the user tower. The main loss teaches one event a sample; here each event of
-the short history is also the target of the state before it, as in SASRec (Kang and McAuley 2018, arXiv 1808.09781), against
-negatives that the whole batch shares. A state and an item meet in the space in which the user tower reads behaviours.
 """
 
 from __future__ import annotations
@@ -29,22 +19,16 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 
-from aif_jax import user
-from aif_jax.blocks.block import recent
-from aif_jax.checks import expect, expect_like_scores, expect_types
-from aif_jax.config import Config
-from aif_jax.data.pipeline import Batch
-from aif_jax.model import PreRanker
-from aif_jax.types import Array, Behaviours, Params
+from aif_jax.checks import expect, expect_like_scores
+from aif_jax.types import Array
 
 __all__ = [
-    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise", "pairwise_ndcg", "lcron", "margin_info_nce",
+    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise",
     "Loss", "term", "entries", "lists", "lists_with_a_positive",
 ]  # fmt: skip
 
@@ -330,235 +314,3 @@ def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
 def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:
     expect_like_scores(value.shape, name, shape)
     return jnp.broadcast_to(value, shape)
-
-
-@term(lists, targets="teacher_scores")
-def pairwise_ndcg(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 100, temperature: float = 1.0
-) -> jax.Array:
-    """Pairs in the ranker's order, each weighed by what NDCG@k loses if they swap places; the mean over lists.
-
-    sum over pairs i above j of |G_i - G_j| |D_i - D_j| log(1 + exp(-(s_i - s_j) / t)) / sum of the same weights
-
-    The ranker's own order gives gain and discount: G_i = 2^(-r_i / k), D_i = 1 / log2(2 + r_i) for ranks r_i < k, 0 from k on.
-    So pairs across the cut and near the top count, and pairs below it not at all. C^2 pairs a list.
-
-    Args:
-      scores: the student's logits [..., C].
-      teacher_scores: the ranker's scores, higher is better [..., C]; ties are no pair.
-      k: places that the ranker fills.
-
-    Example:
-      >>> teacher = jnp.array([[3.0, 2.0, 1.0]])
-      >>> bool(pairwise_ndcg(teacher * 9, teacher) < 0.01 < pairwise_ndcg(-teacher, teacher))
-      True
-    """
-    teacher = jax.lax.stop_gradient(teacher_scores)
-    above = (teacher[..., :, None] > teacher[..., None, :]) & where[..., :, None] & where[..., None, :]
-    rank = jnp.sum(above, axis=-2).astype(scores.dtype)  # how many the ranker has above
-    inside = (rank < k) & where
-    zero = jnp.zeros_like(rank)
-    gain = jnp.where(inside, jnp.exp2(-rank / k), zero)
-    discount = jnp.where(inside, 1 / jnp.log2(2 + rank), zero)
-    change = jnp.abs(gain[..., :, None] - gain[..., None, :]) * jnp.abs(discount[..., :, None] - discount[..., None, :])
-    weight = jnp.where(above, change, jnp.zeros_like(change))
-    gap = (scores[..., :, None] - scores[..., None, :]) / temperature
-    total = jnp.sum(weight, axis=(-1, -2))
-    lost = jnp.sum(weight * -jax.nn.log_sigmoid(gap), axis=(-1, -2))
-    return _nan_if_any(teacher, lost / jnp.where(total > 0, total, jnp.ones_like(total)))
-
-
-@term(lists, targets="teacher_scores")
-def lcron(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 10, single: float = 1.0,
-    temperature: float = 1.0,
-) -> jax.Array:  # fmt: skip
-    """The ranker's k best must pass this stage and the ranker: the mean over candidates, then over lists.
-
-    BCE(p_i r_i, y_i) + single * BCE(p_i, y_i), y_i = 1 for the ranker's k best
-
-    p_i and r_i are the probabilities that candidate i is among the first k in a soft order of this stage and of the ranker:
-    NeuralSort's P_r = softmax(((n + 1 - 2 r) s - sum_j |s - s_j|) / t) for places r = 1 to n, its columns scaled to sum 1.
-    The product bounds passing both stages in LCRON from below (Wang et al., ICML 2025, arXiv 2503.09492), the second term is
-    its loss of one stage. The ranker is fixed here, so it gets no gradient; in the paper it is trained too, with learned
-    weights of the terms. NeuralSort: Grover et al. 2019 (arXiv 1903.08850). C^2 numbers a list.
-
-    Args:
-      teacher_scores: the ranker's scores, higher is better [..., C].
-      k: places that the ranker fills; lists of at most k candidates add nothing.
-      single: weight of the second term.
-      temperature: t > 0, of both orders.
-
-    Example:
-      >>> ranker = jnp.array([[3.0, 2.0, 1.0, 0.0]])
-      >>> bool(lcron(9 * ranker, 9 * ranker, k=2) < 0.1 < lcron(-9 * ranker, 9 * ranker, k=2))
-      True
-    """
-    teacher = jax.lax.stop_gradient(teacher_scores)
-    above = (teacher[..., :, None] > teacher[..., None, :]) & where[..., :, None] & where[..., None, :]
-    best = jnp.sum(above, axis=-2) < k
-    ours, rankers = (_passing(values, where, k, temperature) for values in (scores, teacher))
-
-    def lost(probability: jax.Array) -> jax.Array:
-        return -jnp.where(best, jnp.log(probability + TINY), jnp.log(1 - probability + TINY))
-
-    count = jnp.sum(where, axis=-1)
-    each = jnp.where(where, lost(ours * rankers) + single * lost(ours), jnp.zeros_like(ours))
-    mean = jnp.sum(each, axis=-1) / jnp.maximum(count, 1).astype(each.dtype)
-    return jnp.where(count > k, mean, jnp.zeros_like(mean))
-
-
-TINY = 1e-6  # keeps the logarithm of a probability finite
-
-
-def _passing(scores: jax.Array, where: jax.Array, k: int, temperature: float) -> jax.Array:
-    """The probability [..., C] of being among the first k of a soft order; 0 where not valid."""
-    both = where[..., :, None] & where[..., None, :]
-    zero = jnp.zeros((), scores.dtype)
-    apart = jnp.sum(jnp.where(both, jnp.abs(scores[..., :, None] - scores[..., None, :]), zero), axis=-1)
-    count = jnp.sum(where, axis=-1)[..., None, None]
-    place = jnp.arange(1, scores.shape[-1] + 1).reshape((1,) * (scores.ndim - 1) + (-1, 1))
-    weight = (count + 1 - 2 * place).astype(scores.dtype)
-    valid = jnp.broadcast_to(where[..., None, :], both.shape) & (place <= count)
-    order = _log_softmax((weight * scores[..., None, :] - apart[..., None, :]) / temperature, valid)
-    order = jnp.where(valid, jnp.exp(order), zero)
-    whole = jax.lax.stop_gradient(jnp.sum(order, axis=-2))
-    return jnp.sum(order[..., :k, :], axis=-2) / jnp.where(whole > 0, whole, jnp.ones_like(whole))
-
-
-@term(lists, targets="stages")
-def margin_info_nce(
-    scores: jax.Array, stages: jax.Array, where: jax.Array, log_q: jax.Array, *, margin: float = 0.0, temperature: float = 1.0,
-    logq_correction: bool = True,
-) -> jax.Array:  # fmt: skip
-    """Every candidate against all that came less far, with a margin: the mean over the candidates of a list, then over lists.
-
-    -log( e^((s_i - m) / t) / (e^((s_i - m) / t) + sum over j of a later stage of e^(s_j / t)) )
-
-    Args:
-      stages: how far each came, 0 the furthest, as `data.STAGES` counts [..., C].
-      where: bool, true where a candidate counts; the last stage of a list is negatives alone.
-      log_q: subtracted from the scores where the candidates are sampled, see `losses.listwise_softmax`.
-      margin: m, in logits: how far ahead a candidate must be.
-
-    Example:
-      >>> round(float(margin_info_nce(jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[0.0, 1.0, 1.0]]))), 4)
-      0.5514
-    """
-    s = (scores - log_q if logq_correction else scores) / temperature
-    behind = (stages[..., None, :] > stages[..., :, None]) & where[..., None, :] & where[..., :, None]
-    has_any = jnp.any(behind, axis=-1)
-    others = jnp.where(behind, jnp.broadcast_to(s[..., None, :], behind.shape), jnp.full_like(s[..., None, :], -1e30))
-    own = s - margin / temperature
-    lost = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own
-    count = jnp.sum(has_any, axis=-1).astype(s.dtype)
-    total = jnp.sum(jnp.where(has_any, lost, jnp.zeros_like(lost)), axis=-1)
-    return _nan_if_any(stages, total / jnp.maximum(count, jnp.ones_like(count)))
-
-
-def _nan_if_any(targets: jax.Array, values: jax.Array) -> jax.Array:
-    """Values [...] of lists, NaN where a target [..., C] is: comparisons do not carry it on."""
-    return jnp.where(jnp.isnan(targets).any(axis=-1), jnp.nan, values)
-
-
-class Shared(NamedTuple):
-    """What all parts of a batch share."""
-
-    item: jax.Array  # int32 [M] negatives, 0 for none
-    log_q: jax.Array  # float32 [M] log of how often M draws hold them, 0 without a correction
-    targets: jax.Array  # int32 [] how many the batch has, at least 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SequenceLoss:
-    """Next item at every place of the short history; `fit` and `make_step` add it to the loss of the candidates.
-
-    -weight * mean over places p of log( e^(h_p z+) / (e^(h_p z+) + sum_j e^(h_p z_j - log q_j)) )
-
-    h_p is the causal state of the user tower after event p, see `Config.encoder_layers`, z+ the item of the next event, and z_j
-    are M negatives: candidates of the batch, those sampled last first. If candidates come with `log_q`, the M draws are
-    corrected as in sampled softmax. The target itself and unknown items are no negatives; without `repeats`, nor are items that
-    the user has met up to p.
-
-    Attributes:
-      weight: weight of the loss, added to the main one.
-      negatives: M, at most the candidates of a batch.
-      repeats: whether users come back to items; None takes that of `fit`, and True in `make_step`.
-
-    Example:
-      >>> import aif_jax as aif
-      >>> from aif_jax.train import losses
-      >>> import optax
-      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)), short_length=128, encoder_layers=1)
-      >>> given = dict(loss=losses.listwise_softmax, sequence_loss=SequenceLoss(weight=0.2))
-      >>> step = aif.train.make_step(aif.build(config), optax.sgd(0.1), **given)
-    """
-
-    weight: float = 0.1
-    negatives: int = 256
-    repeats: bool | None = None
-
-    def __post_init__(self):
-        expect_types(self)
-        expect(math.isfinite(self.weight) and self.weight > 0, "SequenceLoss.weight", "a finite number above 0", self.weight)
-        expect(self.negatives >= 1, "SequenceLoss.negatives", "at least 1", self.negatives)
-
-    def bind(self, model: PreRanker, *, repeats: bool = True) -> SequenceLoss:
-        """The same for a model, and for users who come back to items or not, unless it says so itself.
-
-        ValueError for a model whose user tower has no states.
-        """
-        reads = model.config.sequence and model.config.towers is not None
-        expect(reads, "sequence_loss", "a model with towers and Config.sequence=True", f"{model.config!r}")
-        ours = getattr(model.user, "func", None) is user.apply
-        expect(ours, "sequence_loss", "the user tower of aif_jax.user", f"{model!r}")
-        return dataclasses.replace(self, repeats=repeats) if self.repeats is None else self
-
-    def shared(self, batch: Batch, config: Config) -> Shared:
-        """Negatives of a whole batch, and how many targets it has."""
-        item = jnp.where(jnp.asarray(batch.where), jnp.asarray(batch.items.ids["item"]), 0)
-        last_first = item.T[::-1].reshape(-1)  # of lists that begin with their positive, the sampled ones first
-        order = jnp.argsort(last_first == 0, stable=True)[: self.negatives]
-        chosen = last_first[order]
-        log_q = jnp.zeros(chosen.shape)
-        if batch.log_q is not None:
-            of_each = jnp.broadcast_to(jnp.asarray(batch.log_q), item.shape).T[::-1].reshape(-1)
-            log_q = of_each[order] + math.log(len(chosen) / max(1, item.shape[1] - 1))
-        history = jax.vmap(lambda history: recent(history, config.short_length))(batch.users.history)
-        count = jnp.sum(_is_target(history) & jnp.asarray(batch.where).any(-1)[:, None], dtype=jnp.int32)
-        return Shared(chosen, log_q, jnp.maximum(count, 1))
-
-    def over(self, batch: Batch, config: Config) -> Callable[[Params, Batch], jax.Array]:
-        """`part` of a batch, with what is shared: a function of parameters and a part."""
-        return partial(self.part, shared=self.shared(batch, config), config=config)
-
-    def part(self, params: Params, batch: Batch, *, shared: Shared, config: Config) -> jax.Array:
-        """What a part of a batch adds to the loss."""
-        negatives = user.targets(params, shared.item, config=config)
-
-        def of_user(history: Behaviours) -> jax.Array:
-            short = recent(history, config.short_length)
-            states, items = user.states(params, short, config=config)
-            states, items = states[1:].astype(jnp.float32), items[:-1].astype(jnp.float32)
-            target, place = jnp.asarray(short.item)[:-1, None], jnp.arange(1, len(short.item))[:, None]
-            item = shared.item[None, :]
-            allowed = (item > 0) & (item != target)
-            if not self.repeats:
-                met = (jnp.asarray(history.item)[:, None] == item) & jnp.asarray(history.mask)[:, None]
-                first = jnp.max(jnp.where(met, jnp.arange(len(met))[:, None], -1), axis=0)  # the place where it was met first
-                allowed &= first[None, :] < place
-            others = jnp.where(allowed, states @ negatives.astype(jnp.float32).T - shared.log_q[None, :], -1e30)
-            own = jnp.sum(states * items, axis=-1)
-            lost = jnp.logaddexp(own, jax.nn.logsumexp(others, axis=-1)) - own
-            return jnp.sum(jnp.where(_is_target(short), lost, 0.0))
-
-        lost = jax.vmap(of_user)(batch.users.history)
-        valid = jnp.asarray(batch.where).any(-1)
-        return self.weight * jnp.sum(jnp.where(valid, lost, 0.0)) / shared.targets.astype(jnp.float32)
-
-
-def _is_target(history: Behaviours) -> jax.Array:
-    """bool [..., S - 1]: whether a known item follows the event of each place from 1 on."""
-    mask, item = jnp.asarray(history.mask), jnp.asarray(history.item)
-    return mask[..., 1:] & mask[..., :-1] & (item[..., :-1] > 0)

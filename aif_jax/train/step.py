@@ -35,7 +35,7 @@ from aif_jax.layers import Rows
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.sharding.processes import ProcessError, in_order
-from aif_jax.train.losses import Loss, SequenceLoss
+from aif_jax.train.losses import Loss
 from aif_jax.train.optimizers import (
     Slots,
     SparseConfig,
@@ -149,13 +149,6 @@ LossFn: TypeAlias = Loss | Goals | Callable[..., jax.Array]
 the batch has it."""
 ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 """(params, batch) -> scores [B, C]."""
-AuxiliaryFn: TypeAlias = Callable[[Any, Batch], jax.Array]
-"""(params, part of a batch) -> what it adds to the loss []; samples without a candidate add nothing."""
-
-
-def nothing(params: Any, batch: Batch) -> jax.Array:
-    """No auxiliary loss."""
-    return jnp.zeros(())
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
@@ -187,37 +180,34 @@ def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolEx
 
 
 def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1),
-    auxiliary: AuxiliaryFn = nothing,
-) -> tuple[jax.Array, Any]:  # fmt: skip
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1)
+) -> tuple[jax.Array, Any]:
     """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
 
     `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
     """
     if part is not None and isinstance(loss, Loss | Goals):
-        return _scored_once(scores_of, params, batch, loss, part, share, auxiliary)
+        return _scored_once(scores_of, params, batch, loss, part, share)
 
     def loss_of(scores: jax.Array) -> jax.Array:
         correction = {} if batch.log_q is None else {"log_q": batch.log_q}
         return loss(scores, batch.labels, where=batch.where, **correction)
 
     if part is None:
-        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)) + auxiliary(params, batch))(params)
-    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part, auxiliary)
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
 
 
 def _scored_once(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, share: tuple[Any, int],
-    auxiliary: AuxiliaryFn,
-) -> tuple[jax.Array, Any]:  # fmt: skip
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, share: tuple[Any, int]
+) -> tuple[jax.Array, Any]:
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
     parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
 
     def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
         def loss_of_part(params: Any) -> jax.Array:
-            own = loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
-            return own + auxiliary(params, batch)
+            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
 
         return jax.value_and_grad(loss_of_part)(params)
 
@@ -225,7 +215,7 @@ def _scored_once(
 
 
 def _scored_twice(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int, auxiliary: AuxiliaryFn
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
 ) -> tuple[jax.Array, Any]:
     samples, order = len(batch.where), _by_length(batch)
     parts = _parts(batch, order, part)
@@ -236,11 +226,9 @@ def _scored_twice(
 
     def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
         batch, weight = inputs
-        (_, added), pull = jax.vjp(lambda params: (scores_of(params, batch), auxiliary(params, batch)), params)
-        return added, pull((weight, jnp.ones_like(added)))[0]
+        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
 
-    added, total = _total(gradient, (jnp.zeros(()), params), (parts, weight.reshape(-1, part, *each)))
-    return value + added, total
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
 
 
 def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
@@ -344,7 +332,6 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     loss: LossFn,
-    sequence_loss: SequenceLoss | None = None,
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     part: int | Literal["auto"] | None = "auto",
     compute_dtype: Any = jnp.float32,
@@ -360,7 +347,6 @@ def make_step(
       loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
         bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts,
         a `Loss` scores each once and any other function twice, see `loss_and_gradient`.
-      sequence_loss: added to it: next item at every place of the short history; None for none.
       sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
         tower reads embedding rows that no feature of its batch names: under sparse updates those are NaN. The state is the
         same, so a run may resume from a checkpoint with another choice.
@@ -384,8 +370,6 @@ def make_step(
     except TypeError as error:
         got = str(error).removeprefix("got ")
         raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
-    if sequence_loss is not None:
-        sequence_loss = sequence_loss.bind(model)
 
     def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:
         return {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
@@ -398,20 +382,12 @@ def make_step(
         ids = ids_of(whole, unique, sizes)
         rows = {name: take_rows(whole[name], ids[name]) for name in tables}
 
-        def whole_params(params: tuple[Params, dict[str, jax.Array]]) -> Params:
+        def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
-            return join_tables(dense, taken) | state.fitted
+            return score(model, join_tables(dense, taken) | state.fitted, batch, compute_dtype=dtype)
 
-        def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
-            return score(model, whole_params(params), batch, compute_dtype=dtype)
-
-        of_sequence = nothing if sequence_loss is None else sequence_loss.over(batch, model.config)
-
-        def auxiliary(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
-            return of_sequence(_cast_params(whole_params(params), dtype), batch)
-
-        return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares), auxiliary=auxiliary)
+        return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
 
     def change(
         state: TrainState, unique: dict[str, UniqueIds], added: list[tuple[jax.Array, Any]], *, sizes: tuple[int, ...]

@@ -7,7 +7,6 @@
         Goal(pointwise_bce, "conversion"),                         # "conversion|click": over all candidates, by the product
         Goal(0.1 * pointwise_bce, "conversion", within="click"),   # the conditional logit, where clicked
         Goal(0.5 * distill_listwise, "ranker", stages=("exposed", "ranked")),  # the ranker's scores
-        Goal(0.2 * margin_info_nce(margin=0.5), "stage"),  # how far each candidate came
     )
 
 Where a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is a label that the log does not

@@ -3,7 +3,7 @@
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
           (--plan test: the models of the headline; --plan worlds: synthetic worlds, one with repeats and one without;
-          --plan sequence, taught: baselines and preset, each with a sequence loss, or distilled from the preset;
+          --plan taught: baselines and preset, each distilled from the preset;
           --plan attention: exact target attention; --plan rolling: the headline over blocks of the time line, for many users;
           --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
           of the scoring program, all models in turn)
@@ -72,14 +72,6 @@ MODELS: dict[str, dict[str, Any]] = {
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY, WITHOUT_MATCHING = "aif without linear memory", "aif without matching statistics"
 _COMPARED = (BASE, WITH_MATCHING, AIF)
-_SEQUENCE: dict[str, tuple[dict[str, Any], float | None]] = {
-    "sequence loss 0.1, 32 events": ({}, 0.1),
-    "sequence loss 0.1, 0 layers": (dict(short_length=128), 0.1),
-    "sequence loss 0.1, 1 layers": (dict(short_length=128, encoder_layers=1), 0.1),
-    "128 events": (dict(short_length=128), None),
-}
-"""After a model's name: what the user tower reads (32 events unless said), and the weight of a `SequenceLoss`."""
-SEQUENCE = {f"{model}, {name}": weight for name, (_, weight) in _SEQUENCE.items() for model in _COMPARED}
 BY_BLOCKS = tuple(MODELS)
 SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
 """Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
@@ -100,8 +92,7 @@ HEADS = {
 TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
 """Models that are also trained on the scores of another model, of the same seed and split."""
 MODELS |= ATTENTION | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
-MODELS |= {f"{model}, {name}": MODELS[model] | changes for name, (changes, _) in _SEQUENCE.items() for model in _COMPARED}
-PLANS = ("validation", "worlds", "tuning", "sequence", "taught", "attention", "longer", "heads", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "taught", "attention", "longer", "heads", "test", "rolling", "smoke")
 PUBLIC = ("movielens", "taobao")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
@@ -191,9 +182,6 @@ def plan(name: str) -> list[Trial]:
         slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
         return [trial for options in settings for trial in each(_COMPARED, **options)]
-    if name == "sequence":
-        longer = [model for model in SEQUENCE if model.endswith("32 events")]
-        return each(SEQUENCE, epochs=2) + each(longer, PUBLIC[:1], epochs=3)  # does more training do the same?
     if name in ("taught", "attention"):
         return each(TAUGHT if name == "taught" else (*ATTENTION, WITHOUT_MEMORY), epochs=2)
     if name == "heads":
@@ -251,9 +239,7 @@ def train_model(
     if teacher is not None:
         feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
         loss = with_teacher(loss, losses.distill_listwise)
-    weight = SEQUENCE.get(trial.model)
-    added = None if weight is None else train.SequenceLoss(weight=weight, repeats=repeats)
-    step = train.make_step(model, optimizer, loss=loss, sequence_loss=added)
+    step = train.make_step(model, optimizer, loss=loss)
     began, spent = time.perf_counter(), time.process_time()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)

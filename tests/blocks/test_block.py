@@ -18,18 +18,15 @@ from tests.blocks import parts
 EVERY = (
     *demo.BLOCKS,
     *demo.EXACT[:2],
-    demo.EXACT[3],
     blocks.Sim("item"),
-    blocks.SimTierCodes(),
     blocks.DotProduct(),
-    blocks.Concatenation(),
 )
 
 
 def test_names():
     assert [block.name for block in EVERY] == [
-        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "cross_attention", "target_attention", "cosine_tiers",
-        "sim_item", "simtier_codes", "dot_product", "concatenation",
+        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "cross_attention", "target_attention",
+        "sim_item", "dot_product",
     ]  # fmt: skip
 
 

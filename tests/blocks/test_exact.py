@@ -1,4 +1,4 @@
-"""What AIF approximates: attention and tiers against the formulas, pair by pair."""
+"""What AIF approximates: attention against the formulas, pair by pair."""
 
 import dataclasses
 
@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from aif_jax import layers
-from aif_jax.blocks import CosineTiers, CrossAttention, TargetAttention
+from aif_jax.blocks import CrossAttention, TargetAttention
 from tests import demo
 from tests.blocks import parts
 from tests.reference import bridge
-from tests.reference import simtier as reference
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +46,6 @@ def test_target_attention_adds_the_mean(attention):
     assert inputs["cross_attention"].shape == (5, 8)
 
 
-def test_float_tiers_against_loops():
-    block = CosineTiers(tiers=4, by_action=True, windows=(2, 6))
-    model, params = demo.build(blocks=(block,))
-    config, features, items = model.config, demo.user(model.config, events=15), demo.items(5)
-    assert block.widths(config) == {"tiers": 3 * 4 * 4}
-
-    half, _, inputs = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items))(params)
-    group = half.group
-    history, place, content = features.history, np.arange(24), demo.catalogue().content
-    np.testing.assert_array_equal(group, history.action + 4 * ((place >= 2).astype(int) + (place >= 6)))
-    counts = reference.cosine_histogram(
-        content[items.ids["item"]], content[history.item], np.asarray(group), history.mask, 4, 12
-    )
-    assert counts.sum() == 5 * 15
-    np.testing.assert_allclose(inputs, np.log1p(counts).reshape(5, -1), atol=1e-6)
-
-
 def test_exact_reads_the_whole_long_history():
     model, params = demo.build(**demo.VARIANTS["exact"])
     features, items = demo.user(model.config), demo.items(6)
@@ -72,13 +54,3 @@ def test_exact_reads_the_whole_long_history():
     without = dataclasses.replace(features, history=dataclasses.replace(features.history, mask=mask))
     joint = jax.jit(model.joint)
     assert np.abs(joint(params, features, items) - joint(params, without, items)).max() > 1e-6
-
-
-def test_an_item_newer_than_the_fit_is_compared_by_its_content():
-    model, params = demo.build(blocks=(CosineTiers(),))
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))
-    items = demo.items(4)
-    unknown = dataclasses.replace(items, ids=items.ids | {"item": np.zeros(4, np.int32)})
-    known, fresh = (rows(params, part).fitted["unit_content"] for part in (items, unknown))
-    np.testing.assert_allclose(known, items.content / np.linalg.norm(items.content, axis=1, keepdims=True), rtol=1e-5)
-    np.testing.assert_allclose(fresh, known, rtol=1e-5)

@@ -29,21 +29,16 @@ class Case(NamedTuple):
     length: int | None = None  # None is the preset's default
     additions: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
-    encoder_layers: int = 0
 
     def config(self) -> aif.Config:
         """Of the model as it is trained."""
         sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": (8,)}
-        if self.encoder_layers:
-            sizes["encoder_layers"] = self.encoder_layers
         if self.length is not None:
             sizes |= {"long_length": self.length}
         if self.preset is None:
             return aif.Config(schema=demo.schema(), blocks=self.blocks, **sizes)
-        for name in {"cold": ("towers",), "two_tower": ("head", "long_length")}.get(self.preset, ()):
-            sizes.pop(name, None)
-        if self.preset == "two_tower" and self.length is not None:
-            sizes |= {"short_length": self.length}
+        if self.preset == "two_tower":  # no head, and no history but the short one
+            sizes = {"width": 8, "towers": (8,)} | ({} if self.length is None else {"short_length": self.length})
         return presets.PRESETS[self.preset](demo.schema(), **sizes)
 
     def made(self, seed: int = 0) -> tuple[aif.PreRanker, Any]:
@@ -71,15 +66,12 @@ CASES = {
     "aif, other additions": Case("aif", None, ("offset", "unseen", "calibration")),
     "paper": Case("paper", None, ("factors", "offset")),
     "two_tower": Case("two_tower", None, ("unseen", "factors", "offset", "calibration")),
-    "cold": Case("cold", None, ("offset",)),
     "two_tower_matching": Case("two_tower_matching", None, ("factors", "calibration")),
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
-    "codes": Case(None, None, (), (blocks.SimTierCodes(), blocks.PureSvd(), blocks.ItemOffset())),
-    "in no preset": Case(None, None, (), (blocks.CosineTiers(),)),
-    "causal layers": Case(None, None, (), (blocks.DotProduct(),), encoder_layers=2),
+    "in no preset": Case(None, None, (), (blocks.PureSvd(), blocks.ItemOffset())),
     "below 64": Case("aif", 40, ("factors",)),
-    "above 64": Case("cold", 65, ADDITIONS[:-1]),
-    "beyond the factors' length": Case("cold", 700, ("factors",)),
+    "above 64": Case("two_tower_matching", 65, ADDITIONS[:-1]),
+    "beyond the factors' length": Case("two_tower_matching", 700, ("factors",)),
 }
 
 

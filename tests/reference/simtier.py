@@ -1,7 +1,5 @@
 """SimTier from its definition, one pair at a time."""
 
-import math
-
 import numpy as np
 
 from tests.reference import lsh
@@ -16,15 +14,4 @@ def histogram(candidates, signature, group, mask, tiers, groups):
             equal = bits - lsh.differing(candidate, signature[j])
             tier = max(t for t in range(tiers) if t * bits <= equal * tiers)
             counts[c, group[j], tier] += 1
-    return counts
-
-
-def cosine_histogram(content, past, group, mask, tiers, groups):
-    """Tier t holds (1 + cosine) / 2 in [t / T, (t + 1) / T), the last one also 1; int [C, G, T] in float64."""
-    counts = np.zeros((len(content), groups, tiers), np.int64)
-    for c, item in enumerate(np.asarray(content, np.float64)):
-        for j in np.flatnonzero(mask):
-            other = np.asarray(past[j], np.float64)
-            cosine = item @ other / math.sqrt((item @ item) * (other @ other))
-            counts[c, group[j], min(int((1 + cosine) / 2 * tiers), tiers - 1)] += 1
     return counts

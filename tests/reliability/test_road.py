@@ -71,9 +71,7 @@ class Road:
 
     def config(self, schema: aif.Schema) -> aif.Config:
         """The preset, at sizes for tests."""
-        sizes: dict[str, Any] = {"width": 8, "short_length": 16}
-        if self.preset != "cold":
-            sizes["towers"] = (8,)
+        sizes: dict[str, Any] = {"width": 8, "short_length": 16, "towers": (8,)}
         if self.preset != "two_tower":
             sizes |= {"head": (8,)} | ({} if self.length is None else {"long_length": self.length})
         return presets.PRESETS[self.preset](schema, **sizes)
@@ -213,7 +211,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
 
 
 def test_a_short_road(tmp_path):
-    road = Road("cold", None, "csv", " / ", False, ("factors", "catalogue", "unseen", "calibration"))
+    road = Road("two_tower_matching", None, "csv", " / ", False, ("factors", "catalogue", "unseen", "calibration"))
     run = walk(tmp_path / "road", road, generator("road", seed=0))
     assert "calibration" in run.params["fitted"]
 
