@@ -5,9 +5,9 @@ from . import (
     checkpoint,
     connectors,
     data,
+    engines,
     export,
     index,
-    jobs,
     metrics,
     presets,
     refreshing,
@@ -67,8 +67,8 @@ __all__ = [
     "Trained", "open",
     # the index
     "ItemIndex", "IndexWriter", "index",
-    # by jobs on an engine
-    "jobs",
+    # a catalogue on an engine
+    "engines",
     # serving
     "AsyncPreRanker", "ServingConfig", "Request", "Candidates", "Ranking", "Scores",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "serving",

@@ -76,9 +76,9 @@ def trained(*, strings: bool = False) -> aif.Trained:
     return aif.Trained(*model(strings=strings), data(strings=strings).encoder)
 
 
-def job(*, strings: bool = False, **options: Any) -> aif.jobs.ItemJob:
+def job(*, strings: bool = False, **options: Any) -> aif.engines.ItemJob:
     """The catalogue job, with batches that the catalogue does not fill."""
-    return aif.jobs.ItemJob(trained(strings=strings), **{"batch_size": 64} | options)
+    return aif.engines.ItemJob(trained(strings=strings), **{"batch_size": 64} | options)
 
 
 def built(*, strings: bool = False, **options: Any) -> aif.ItemIndex:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
 import aif_jax as aif
-from aif_jax.checkpoint import CheckpointError
 from tests import jobs_world as world
 from tests.conftest import ROOT
 
@@ -68,7 +67,7 @@ def test_a_catalogue_through_ray(ray, whole, tmp_path):
     encoded = ray_data.encode_items(raw, world.job(), actors=2, batch_size=128).materialize()
     assert world.same(world.merged(encoded.iter_batches(batch_format="pyarrow", batch_size=None), items=world.ITEMS), whole)
     encoded.write_parquet(str(tmp_path / "parts"))
-    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
+    assert world.same(world.merged(dataset.dataset(tmp_path / "parts").to_batches(), items=world.ITEMS), whole)
     strings = ray_data.encode_items(ray.data.from_arrow(world.items(strings=True)), world.job(strings=True))
     merged = world.merged(strings.iter_batches(batch_format="pyarrow"), strings=True)
     assert world.same(merged, world.built(strings=True))
@@ -87,7 +86,7 @@ def test_ray_names_a_bad_item(ray):
 
 
 def test_a_catalogue_through_spark(spark, whole, tmp_path):
-    """Partitions that no batch fits; string ids; a schema for a call by hand."""
+    """Partitions that no batch fits; string ids; through files and in memory."""
     from aif_jax.engines import spark as adapter
 
     for strings in (False, True):
@@ -95,32 +94,10 @@ def test_a_catalogue_through_spark(spark, whole, tmp_path):
         raw = spark.read.parquet(str(tmp_path / f"items-{strings}.parquet")).repartition(3)
         encoded = adapter.encode_items(raw, world.job(strings=strings))
         encoded.write.parquet(str(tmp_path / f"parts-{strings}"))
-        merged = world.merged(tmp_path / f"parts-{strings}", strings=strings, items=world.ITEMS)
+        batches = dataset.dataset(tmp_path / f"parts-{strings}").to_batches()
+        merged = world.merged(batches, strings=strings, items=world.ITEMS)
         assert world.same(merged, world.built(strings=True) if strings else whole)
-    by_hand = raw.mapInArrow(world.job(strings=True), adapter.schema(world.job(strings=True)))
-    assert world.same(world.merged(by_hand.toArrow().to_batches(), strings=True), world.built(strings=True))
-
-
-def test_files_through_spark(spark, whole, tmp_path):
-    """Tasks read and write files; what fails is named, and its folder refused."""
-    from aif_jax.engines import spark as adapter
-
-    files = [tmp_path / f"items-{number}.parquet" for number in range(3)]
-    for number, file in enumerate(files):
-        parquet.write_table(world.items().slice(number * 300, 300), file)
-    assert adapter.encode_files(spark, files, world.job(), tmp_path / "parts") == world.ITEMS
-    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
-    with pytest.raises(FileExistsError, match="parts"):
-        adapter.encode_files(spark, files, world.job(), tmp_path / "parts")
-    with pytest.raises(FileNotFoundError, match="items-3.parquet"):
-        adapter.encode_files(spark, [*files, tmp_path / "items-3.parquet"], world.job(), tmp_path / "more")
-    with pytest.raises(ValueError, match="files: expected at least one"):
-        adapter.encode_files(spark, [], world.job(), tmp_path / "more")
-    files[2].write_bytes(b"PAR1")
-    with pytest.raises(Exception, match=r"items-2.parquet: "):
-        adapter.encode_files(spark, files, world.job(), tmp_path / "torn")
-    with pytest.raises(CheckpointError, match="_temporary"):
-        world.merged(tmp_path / "torn")
+        assert world.same(world.merged(encoded.toArrow().to_batches(), strings=strings), merged)
 
 
 def test_spark_names_a_bad_item(spark, tmp_path):

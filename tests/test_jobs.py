@@ -5,19 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
-from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch
-from aif_jax.jobs import encode
+from aif_jax.engines import items
 from tests import demo
 from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment
@@ -71,42 +69,6 @@ def test_a_partition_of_its_own_gives_the_same_rows(whole):
     assert world.same(merged, whole) and not np.array_equal(merged.lookup(merged.ids)[0], whole.lookup(whole.ids)[0])
 
 
-def test_files_in_files_out(tmp_path, whole):
-    """As a task of an engine: files of uneven length, columns in another order, columns that no model reads."""
-    table = world.items().append_column("note", pa.array(["x"] * world.ITEMS)).select([6, 5, 4, 3, 2, 1, 0])
-    parquet.write_table(table.slice(0, 450), tmp_path / "a.parquet")
-    parquet.write_table(table.slice(450), tmp_path / "b.parquet")
-    (tmp_path / "parts").mkdir()
-    job = world.job()
-    rows = [job.encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / f"{name}.parquet") for name in "aab"]
-    assert rows == [450, 450, 250] and sorted(file.name for file in (tmp_path / "parts").iterdir()) == [
-        "a.parquet",
-        "b.parquet",
-    ]
-    assert world.same(world.merged(tmp_path / "parts", items=world.ITEMS), whole)
-    part = tmp_path / "parts" / "b.parquet"
-    content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 1
-    part.write_bytes(content)
-    with pytest.raises(CheckpointError, match="b.parquet: expected a complete file"):  # parts have checksums
-        world.merged(tmp_path / "parts")
-
-
-def test_a_bad_file_leaves_no_part(tmp_path):
-    prices = pa.array([0.0] * 1060 + [np.nan] + [0.0] * 39)
-    parquet.write_table(world.items(1100).set_column(4, "price", prices), tmp_path / "bad.parquet")
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
-    (tmp_path / "parts").mkdir()
-    for name, error, message in (
-        ("bad", ValueError, r"bad.parquet: batch 1, row 36 \(item 7423\): column 'price'"),
-        ("torn", ValueError, "torn.parquet: "),
-        ("none", FileNotFoundError, "none.parquet"),
-    ):
-        with pytest.raises(error, match=message):
-            world.job().encode_file(tmp_path / f"{name}.parquet", tmp_path / "parts" / "part.parquet")
-    assert not list((tmp_path / "parts").iterdir())
-
-
 def test_nothing_in_nothing_out(whole):
     empty = world.items(0).to_batches() + [world.items().slice(0, 0).to_batches()]
     assert (
@@ -146,8 +108,6 @@ def test_bad_input_is_named_by_batch_and_row(change, error, message):
     batches[2] = pa.RecordBatch.from_pydict({name: values for name, values in columns.items() if values is not None})
     with pytest.raises(error, match=message):
         list(world.job()(batches))
-    with pytest.raises(error, match=message.replace("batch 2", "batch 7")):
-        list(world.job()(batches[2:], first=7))
 
 
 # where the model comes from
@@ -162,7 +122,7 @@ def test_a_folder_is_enough(tmp_path, kind):
         export.save(tmp_path / "model", aif.Trained(model, params, encoder), platforms=("cpu",), stablehlo=False)
     else:
         checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
-    job, given = aif.jobs.ItemJob.load(tmp_path / "model"), aif.jobs.ItemJob(aif.Trained(model, params, encoder))
+    job, given = aif.engines.ItemJob(tmp_path / "model"), aif.engines.ItemJob(aif.Trained(model, params, encoder))
     assert job.version == given.version and len(pickle.dumps(job)) < 1000 < len(pickle.dumps(given))
     rows = [
         pa.Table.from_batches(list(one(world.items().to_batches()))) for one in (job, pickle.loads(pickle.dumps(job)), given)
@@ -176,7 +136,7 @@ def test_a_worker_needs_the_pickle_alone(encoded, tmp_path):
     parquet.write_table(world.items(), tmp_path / "items.parquet")
     code = f"""
 import pickle, pyarrow as pa
-from pyarrow import parquet
+from pyarrow import dataset, parquet
 job = pickle.load(open({str(tmp_path / "job")!r}, "rb"))
 out = list(job(parquet.ParquetFile({str(tmp_path / "items.parquet")!r}).iter_batches(200)))
 parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r})
@@ -188,12 +148,12 @@ parquet.write_table(pa.Table.from_batches(out), {str(tmp_path / "out.parquet")!r
 def test_another_model_in_the_folder_is_refused(tmp_path):
     (model, params), encoder = world.model(), world.data().encoder
     checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
-    sent = pickle.dumps(aif.jobs.ItemJob.load(tmp_path / "model"))
+    sent = pickle.dumps(aif.engines.ItemJob(tmp_path / "model"))
     (tmp_path / "model").rename(tmp_path / "old")
     other = jax.tree.map(lambda leaf: leaf * 2 if leaf.dtype == np.float32 else leaf, params)
     checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
     job = pickle.loads(sent)
-    encode._program.cache_clear()  # as in a new process
+    items._program.cache_clear()  # as in a new process
     with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
         list(job(world.items(8).to_batches()))
 
@@ -202,16 +162,16 @@ def test_what_is_no_job(tmp_path):
     model, params = world.model()
     checkpoint.save(tmp_path / "bare", aif.Trained(model, params))
     with pytest.raises(ValueError, match="bare: expected a model with an encoder"):
-        aif.jobs.ItemJob.load(tmp_path / "bare")
+        aif.engines.ItemJob(tmp_path / "bare")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        aif.jobs.ItemJob.load(tmp_path / "nowhere")
+        aif.engines.ItemJob(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="storage: expected one of"):
         world.job(storage="int4")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         world.job(batch_size=0)
     tower = aif.Component(lambda key, config: {}, lambda params, features, *, config: {"vector": features.floats})
     made = aif.assemble(model.config, item=tower)
-    job = aif.jobs.ItemJob(aif.Trained(made, params, world.data().encoder))
+    job = aif.engines.ItemJob(aif.Trained(made, params, world.data().encoder))
     with pytest.raises(ValueError, match="job, to be pickled: expected a model that `build` makes"):
         pickle.dumps(job)
 
@@ -219,26 +179,12 @@ def test_what_is_no_job(tmp_path):
 # the way back
 
 
-def write(folder: Path, parts: list[pa.RecordBatch], *, suffix: str = ".parquet") -> Path:
-    folder.mkdir()
-    for number, part in enumerate(parts):
-        table = pa.Table.from_batches([part])
-        if suffix == ".parquet":
-            parquet.write_table(table, folder / f"part-{number:03}.parquet", write_page_checksum=True)
-        else:
-            with pa.ipc.new_file(folder / f"part-{number:03}{suffix}", table.schema) as file:
-                file.write_table(table)
-    return folder
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_files_are_merged_in_the_order_of_their_names(encoded, whole, tmp_path, suffix):
-    folder = write(tmp_path / "parts", encoded, suffix=suffix)
-    (folder / "_SUCCESS").touch()
-    (folder / f".part-000{suffix}.crc").write_bytes(b"crc")
-    for given in (folder, str(folder), sorted(folder.glob(f"part*{suffix}")), [folder]):
-        index = world.merged(given, items=world.ITEMS)
-        assert world.same(index, whole) and np.array_equal(index.lookup(index.ids)[0], whole.lookup(whole.ids)[0])
+def test_batches_of_files_and_of_any_size_are_merged(encoded, whole, tmp_path):
+    for number, part in enumerate(encoded):
+        parquet.write_table(pa.Table.from_batches([part]), tmp_path / f"part-{number:03}.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    index = world.merged(dataset.dataset(tmp_path).to_batches(), items=world.ITEMS)
+    assert world.same(index, whole) and np.array_equal(index.lookup(index.ids)[0], whole.lookup(whole.ids)[0])
     assert world.same(world.merged(pa.Table.from_batches(encoded).to_batches(max_chunksize=7)), whole)
     large = pa.Table.from_batches(encoded).cast(encoded[0].schema.set(1, pa.field("row", pa.large_binary())))
     assert world.same(world.merged([large]), whole)
@@ -263,16 +209,12 @@ def test_parts_of_another_version_are_refused(encoded):
         aif.ItemIndex.from_parts(aif.Trained(model, other, world.data().encoder), encoded)
 
 
-def test_an_id_in_two_parts_is_refused(encoded, tmp_path):
+def test_an_id_in_two_parts_is_refused(encoded):
     ids = encoded[4].column("id").to_pylist()
     ids[5] = encoded[2].column("id")[7].as_py()
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
     with pytest.raises(ValueError, match=f"ones: {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
         world.merged(twice)
-    with pytest.raises(
-        ValueError, match=r"comes twice, in .*part-002.parquet, row 7 and .*part-004.parquet, row 5 \(1 repeated"
-    ):
-        world.merged(write(tmp_path / "parts", twice))
 
 
 @pytest.mark.parametrize(
@@ -294,32 +236,16 @@ def test_bad_parts_are_refused(encoded, change, error, message):
         world.merged([encoded[0], changed(encoded[1], **change)])
 
 
-def test_bad_stamps_and_sources_are_refused(encoded, tmp_path):
+def test_bad_stamps_and_sources_are_refused(encoded):
     with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
         world.merged([changed(encoded[0], storage=["int4"] * 64)])
     with pytest.raises(ValueError, match="parts: expected 701 items, got 700"):
         world.merged(encoded, items=701)
     with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 100"):
         world.merged(encoded, capacity=100)
-    with pytest.raises(FileNotFoundError, match="parts: expected encoded rows, got no such file or folder"):
-        world.merged(tmp_path / "parts")
-    with pytest.raises(FileNotFoundError, match="expected files named"):
-        world.merged(tmp_path)
-    with pytest.raises(TypeError, match="parts: expected a path or an iterable"):
+    with pytest.raises(TypeError, match="parts: expected an iterable of Arrow batches, got"):
         world.merged(encoded[0])
+    with pytest.raises(TypeError, match="parts: expected an iterable of Arrow batches, got str"):
+        world.merged("/shared/encoded")
     with pytest.raises(TypeError, match="parts, batch 0: expected Arrow record batches, got int"):
         world.merged([7])
-    (tmp_path / "_temporary").mkdir()
-    with pytest.raises(CheckpointError, match="expected parts of a job that has ended"):
-        world.merged(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_torn_files_are_refused(encoded, tmp_path, suffix, damage):
-    folder = write(tmp_path / "parts", encoded, suffix=suffix)
-    victim = folder / f"part-003{suffix}"
-    held = victim.read_bytes()
-    victim.write_bytes({"cut": held[: len(held) // 2], "empty": b"", "text": b"no rows " * 100}[damage])
-    with pytest.raises(CheckpointError, match=f"part-003{suffix}: expected a complete file of encoded rows"):
-        world.merged(folder)

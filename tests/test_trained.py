@@ -86,7 +86,7 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
 
 def test_what_needs_an_encoder_says_how_to_give_one(trained):
     with pytest.raises(ValueError, match=r"job: expected a model with an encoder.*; give Trained\(model, params, encoder\)"):
-        aif.jobs.ItemJob(trained.replace(encoder=None))
+        aif.engines.ItemJob(trained.replace(encoder=None))
 
 
 def folders(trained, at):

@@ -1,1 +1,8 @@
-"""Adapters to engines that run jobs: Ray and Spark. Each needs its extra."""
+"""The catalogue on an engine: a function of Arrow record batches, and adapters to Ray and Spark, each with its extra.
+
+`Iterator[pyarrow.RecordBatch] -> Iterator[pyarrow.RecordBatch]`; see docs/scale_catalogue.md.
+"""
+
+from aif_jax.engines.items import ItemJob
+
+__all__ = ["ItemJob"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from aif_jax.checks import expect_array, expect_names
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
-from aif_jax.index.parts import Parts, rows_of, stored_by
+from aif_jax.index.parts import rows_of, stored_by
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.store import snapshots
 from aif_jax.store.codec import Packed, Storage, decode, unpack
@@ -191,22 +191,20 @@ class ItemIndex:
 
     @classmethod
     def from_parts(
-        cls, trained: Trained, parts: Parts,
+        cls, trained: Trained, parts: Iterable[Any],
         *, items: int | None = None, capacity: int | None = None, mesh: Any = None, progress: bool = True,
     ) -> ItemIndex:  # fmt: skip
-        """Merges rows that `jobs.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
+        """Merges rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
-          parts: a Parquet or Arrow file, a folder of them in the order of their names, or an iterable of such paths or of Arrow
-            record batches. Storage and batch size are theirs.
+          parts: Arrow record batches or tables, such as `pyarrow.dataset.dataset(folder).to_batches()`. Storage and batch size
+            are theirs.
           items: how many there must be, so that a lost part is noticed; None takes what is there.
           capacity, mesh, progress: see `build`.
 
         Raises:
           ImportError: pyarrow is missing.
-          FileNotFoundError: no such parts.
-          CheckpointError: a file that is torn or altered, a folder whose job has not ended.
-          VersionMismatch: rows of another version, with part and row.
+          VersionMismatch: rows of another version, with batch and row.
           ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
             both places, another number of items.
         """

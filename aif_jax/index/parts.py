@@ -1,4 +1,4 @@
-"""Encoded rows as Arrow record batches, as jobs on an engine make them, and the way back from such parts.
+"""Encoded rows as Arrow record batches, as `engines.ItemJob` makes them, and the way back from such batches.
 
 | column | type | holds |
 |---|---|---|
@@ -16,25 +16,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import Kind, as_ids
 from aif_jax.export.consume.files import memory
 from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.folders import local, new_file
-
-Parts: TypeAlias = "str | Path | Iterable[Any]"
-"""A Parquet or Arrow IPC file, a folder of them in the order of their names, or an iterable of such paths, or of Arrow record
-batches or tables."""
-SUFFIXES = (".parquet", ".arrow", ".feather")
-ROWS = 1 << 13  # of a file, read at once
 
 
 class RowVersion(NamedTuple):
@@ -46,15 +37,14 @@ class RowVersion(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some rows of a part."""
+    """Encoded rows, and which batch of all they are."""
 
-    name: str  # a path, or "batch 3"
-    first: int  # the number of the first of them in it
+    name: str  # "batch 3"
     batch: Any  # Arrow record batch or table
 
     def place(self, row: int) -> str:
         """Where a row of these is."""
-        return f"{self.name}, row {self.first + row}"
+        return f"{self.name}, row {row}"
 
 
 def schema(kind: Kind) -> Any:
@@ -80,42 +70,18 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion) -> Any:
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
 
 
-def write(path: Path, batches: Iterable[Any], schema: Any) -> int:
-    """Writes a Parquet file with checksums, and returns its rows. It has its name when it is complete, and replaces another.
-
-    Two that write the same rows at once, as an engine does that tries a task again, leave one file.
-    """
-    parquet, rows = pyarrow("pyarrow.parquet"), 0
-    options = {"use_dictionary": list(RowVersion._fields), "compression": "none", "write_statistics": False}
-    with new_file(path) as partial, parquet.ParquetWriter(partial, schema, write_page_checksum=True, **options) as opened:
-        for batch in batches:
-            opened.write_batch(batch)
-            rows += batch.num_rows
-    return rows
+def read(batches: Iterable[Any]) -> Iterator[Part]:
+    """Numbered Arrow record batches; empty ones are left out. Raises TypeError for anything else."""
+    if not isinstance(batches, Iterable) or hasattr(batches, "schema") or isinstance(batches, str):
+        raise TypeError(f"parts: expected an iterable of Arrow batches, got {type(batches).__name__}")
+    for number, batch in enumerate(batches):
+        if not hasattr(batch, "schema"):
+            raise TypeError(f"parts, batch {number}: expected Arrow record batches, got {type(batch).__name__}")
+        if batch.num_rows:
+            yield Part(f"batch {number}", batch)
 
 
-def read(parts: Parts) -> Iterator[Part]:
-    """The rows of parts in their order, some at a time; empty ones are left out.
-
-    Raises:
-      ImportError: pyarrow is missing.
-      FileNotFoundError: no such file or folder, or one without parts.
-      CheckpointError: a file that is torn or altered, a folder whose job has not ended.
-      TypeError: what is neither a path nor Arrow.
-    """
-    given = [parts] if isinstance(parts, str | Path) else parts
-    if not isinstance(given, Iterable) or hasattr(given, "schema"):
-        raise TypeError(f"parts: expected a path or an iterable of Arrow batches, got {type(parts).__name__}")
-    for number, part in enumerate(given):
-        found = _files(part) if isinstance(part, str | Path) else [Part(f"batch {number}", 0, part)]
-        for one in found:
-            if not hasattr(one.batch, "schema"):
-                raise TypeError(f"parts, {one.name}: expected Arrow record batches, got {type(one.batch).__name__}")
-            if one.batch.num_rows:
-                yield one
-
-
-def stored_by(parts: Parts, version: str, batch_size: int) -> tuple[RowVersion, Iterator[Part]]:
+def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowVersion, Iterator[Part]]:
     """How rows of a version are stored, and the rows, see `read`: as the first one says, or without any as float32 in batches
     of that size. Raises ValueError for missing columns, or for what no job writes.
     """
@@ -154,41 +120,6 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
         raise ValueError(f"{part.place(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
     ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
     return ids, _words(columns["row"], width)
-
-
-def _files(path: str | Path) -> Iterator[Part]:
-    root = local(path, "parts")
-    expect(root.exists(), str(root), "encoded rows", "no such file or folder", error=FileNotFoundError)
-    if not root.is_dir():
-        yield from _file(root)
-        return
-    if (root / "_temporary").exists():  # of Hadoop, and so of Spark
-        raise CheckpointError(f"{root}: expected parts of a job that has ended, got _temporary of one; start it again, or wait")
-    files = sorted(file for file in root.iterdir() if file.name.endswith(SUFFIXES) and file.name[0] not in "._")
-    if not files:
-        raise FileNotFoundError(f"{root}: expected files named *{', *'.join(SUFFIXES)}, got none; encode the items again")
-    for file in files:
-        yield from _file(file)
-
-
-def _file(path: Path) -> Iterator[Part]:
-    arrow, parquet, ipc = pyarrow(), pyarrow("pyarrow.parquet"), pyarrow("pyarrow.ipc")
-    first = 0
-    try:
-        if path.suffix == ".parquet":
-            with parquet.ParquetFile(path, page_checksum_verification=True) as opened:
-                for batch in opened.iter_batches(batch_size=ROWS):
-                    yield Part(str(path), first, batch)
-                    first += batch.num_rows
-            return
-        with arrow.memory_map(str(path)) as source, ipc.open_file(source) as opened:
-            for number in range(opened.num_record_batches):
-                batch = opened.get_batch(number)
-                yield Part(str(path), first, batch)
-                first += batch.num_rows
-    except (arrow.ArrowException, OSError) as error:
-        got = "another: " + str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: expected a complete file of encoded rows, got {got}; encode again") from error
 
 
 def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:

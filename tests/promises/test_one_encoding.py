@@ -14,8 +14,8 @@ from aif_jax import export, train
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.engines import ItemJob
 from aif_jax.index import ItemIndex
-from aif_jax.jobs import ItemJob
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
