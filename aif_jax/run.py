@@ -309,7 +309,7 @@ def fit(
       EncodingMismatch: a model built on the schema of another encoder's data.
       ValueError: settings that do not fit together, too few samples, a run in `out` with other settings or data.
       FileExistsError: a run in `out` with `resume=False`.
-      FloatingPointError, BadBatch, ProcessError: as `loop`.
+      FloatingPointError, BadBatch: as `loop`.
 
     Example:
       >>> import aif_jax as aif
@@ -347,7 +347,8 @@ def fit(
     lengths = training.buckets(buckets, data, settings, model.config, folder=goes_on)
     settings = dataclasses.replace(settings, buckets=lengths)
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
-        processes.by_first("fit", lambda: training.begin(local(folder, "out"), settings, resume=resume))
+        if processes.first():
+            training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=given, teacher=teacher, start=start,
             optimizer=optimizer, sparse=sparse, on_bad_batch=on_bad_batch, writers=writers, progress=progress,

@@ -14,7 +14,7 @@ PACKAGE = Path(aif_jax.__file__).parent
 STATES = {
     "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
     "Overloaded": "more calls than can be answered", "Stale": "an old model",
-    "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread", "ProcessError": "another process",
+    "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread",
     "WriterConflict": "another writer",
     "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",
     "NonFiniteScores": "a model whose scores are NaN", "SourceError": "a record of the feature source", "Skipped": "no error",
@@ -28,7 +28,7 @@ PASSED_ON = {
     "encoding/times.py:stamps": "`wrong_unit` makes the text",
     "engines/items.py:_refuse": "the message of an error, behind the place",
     "readers/sources.py:Problems.expect_none": "the problems of files, each with expected and got",
-    "engines/ray_serve.py:Replica.check_health": "what the service says", "train/step.py:_settle": "what a process says",
+    "engines/ray_serve.py:Replica.check_health": "what the service says",
     "serving/threads.py:TimeLimitedCall.__call__": "the error of a callable",
     "serving/threads.py:TimeLimitedCall.batches": "the error of a callable",
     "serving/users.py:UserStates._make": "the error of a callable",

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +23,11 @@ from aif_jax.sharding import processes
 from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.sealed import is_json
 from aif_jax.store.trained import Trained, model_of
-from aif_jax.store.version import __version__, combine, digest, encoding_for, holds
+from aif_jax.store.version import __version__, combine, encoding_for
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import Params
 
 FORMAT = "aif_jax.checkpoint/2"
-SPREAD_FORMAT = "aif_jax.checkpoint/3"
-"""Of a folder with parts, see `checkpoint.storage`."""
-FORMATS = (FORMAT, SPREAD_FORMAT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +37,7 @@ class Checkpoint:
     Attributes:
       params: all groups of the model, `fitted` included.
       config: with its schema and blocks.
-      version: fingerprint of params, config and encoder, see `aif_jax.fingerprint`; "" where they were restored spread
-        over several processes, none of which holds what it is made of.
+      version: fingerprint of params, config and encoder, see `aif_jax.fingerprint`.
       encoder: turns raw users, events and items into features; None where it was saved without.
       step: training steps so far.
       opt_state: optimizer state, or None where `load` got no template for it.
@@ -64,8 +60,7 @@ class Checkpoint:
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """The model of this folder; `model` is one made by `assemble`, None builds it from the config."""
-        trained = Trained(model_of(self.config, model), self.params, self.encoder, self.settings)
-        return trained.with_version(self.version) if self.version else trained
+        return Trained(model_of(self.config, model), self.params, self.encoder, self.settings).with_version(self.version)
 
     def __repr__(self) -> str:
         parts = "with optimizer state, " if self.opt_state is not None else ""
@@ -107,7 +102,7 @@ def save(
     """
     rest = (trained.encoder, step, opt_state, position, metrics)
     contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings)
-    write(path, contents, trained.config)
+    storage.write_packed(path, packed(contents, trained.config, copy=False))
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -128,18 +123,17 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     like = dict(like or {})
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
-    leaves, record = storage.inspect(path, format=FORMATS)
-    spread = storage.ShardedArrays.of(local(path), record)
+    leaves, record = storage.inspect(path, format=FORMAT)
     stored = _parsed(path, record, "config", Config.from_json)
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
-    if "params" not in leaves.keys() | spread.leaves.keys():
+    if "params" not in leaves:
         raise CheckpointError(f"{path}: expected params inside, got {sorted(leaves)}; {storage.DAMAGED}")
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
-    trees = storage.read(path, templates, format=FORMATS, spread=spread)
+    trees = storage.read(path, templates, format=FORMAT)
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
@@ -147,7 +141,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     return Checkpoint(
         params=trees["params"],
         config=stored if encoder is None else stored.with_encoding(encoder.version),
-        version=_version(trees["params"], leaves.get("params", {}), spread.leaves.get("params", {}), stored, encoder),
+        version=combine(leaves["params"], stored, encoder),
         encoder=encoder,
         step=step,
         opt_state=trees.get("opt_state"),
@@ -160,7 +154,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:
     """The settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
-    return storage.inspect(path, format=FORMATS)[1].get("settings")
+    return storage.inspect(path, format=FORMAT)[1].get("settings")
 
 
 def contents_of(
@@ -188,46 +182,20 @@ def contents_of(
     return trees, record
 
 
-def write(path: str | Path, contents: tuple[dict[str, Any], dict[str, Any]], config: Config) -> None:
-    """Writes what `contents_of` returned, in all processes of a job together."""
-    if processes.several():
-        storage.write_together(local(path), *contents, formats=FORMATS, rows=_rows(config))
-    else:
-        storage.write_packed(path, packed(contents, config, copy=False))
-
-
 def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, copy: bool) -> storage.Packed:
     """What `contents_of` returned as Orbax takes it, hashed; without the rows that pad tables, see `storage.pack`."""
     trees, record = contents
-    rows = _rows(config)
+    sizes = config.schema.table_sizes
 
     def cut(path: Any, leaf: Any) -> Any:
-        count = rows(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) if np.ndim(leaf) else 0
-        return leaf[:count] if np.ndim(leaf) and count < leaf.shape[0] else leaf
+        """The leaf whole, without the rows that `sharding.place_state` adds to tables and their optimizer state."""
+        leaf = processes.whole(leaf)
+        *_, group, name = ("", *jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+        count = sizes.get(name) if group == "embedding" and np.ndim(leaf) else None
+        return leaf[:count] if count is not None and count < leaf.shape[0] else leaf
 
     trees = jax.tree_util.tree_map_with_path(cut, trees)
     return storage.pack(trees, record, format=FORMAT, copy=copy)
-
-
-def _rows(config: Config) -> Callable[[str, Any], int]:
-    """Rows of a leaf by path without those that `sharding.place_state` adds to tables and their optimizer state."""
-    sizes = config.schema.table_sizes
-
-    def rows(path: str, leaf: Any) -> int:
-        *_, group, name = ("", *path.split("/"))
-        return min(sizes.get(name, len(leaf)), len(leaf)) if group == "embedding" else len(leaf)
-
-    return rows
-
-
-def _version(
-    params: Params, leaves: Mapping[str, Any], spread: Mapping[str, Any], config: Config, encoder: Encoder | None
-) -> str:
-    """The version, from the digests that were checked; arrays that lay in parts are hashed whole."""
-    arrays = {path: leaf for path, leaf in leaves_by_path(params).items() if path in spread}
-    if not all(holds(leaf) and np.shape(leaf) == spread[path].shape for path, leaf in arrays.items()):
-        return ""
-    return combine({**leaves, **{path: digest(leaf, path) for path, leaf in arrays.items()}}, config, encoder)
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
@@ -247,8 +215,8 @@ def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) 
 class Checkpoints:
     """The checkpoints of one training run: a folder with one sub-folder for each step that is kept.
 
-    One process writes, or all processes of a job together, each its part (see `checkpoint.storage`); any number may read
-    meanwhile, since reading looks at the folder again each time.
+    One process writes, or all processes of a job together (see `checkpoint.storage`); any number may read meanwhile, since
+    reading looks at the folder again each time.
 
     Args:
       directory: made when the first checkpoint is saved.
@@ -348,7 +316,7 @@ class Checkpoints:
 
         Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
         background is raised by the next `save_async` or `wait`, or at the end of a `with` block. Processes of one job all call
-        this, and it returns when all have written: what one cannot do is raised in all.
+        this, and it returns when all is written.
 
         Args:
           step: must not be on disk yet.
@@ -360,19 +328,18 @@ class Checkpoints:
           FileExistsError: the step is there already.
           ValueError: the metric of `keep_best` is missing or not finite, or what `checkpoint.save` refuses.
         """
-        if self.keep_best is not None and judged:
+        if self.keep_best is not None and judged and processes.first():
             chooses = f"a finite {self.keep_best[0]!r}, by which keep_best={self.keep_best} chooses"
             expect(math.isfinite((metrics or {}).get(self.keep_best[0], math.nan)), "metrics", chooses, metrics)
         self.wait()
-        if not processes.several() and self._folder(step).exists():
+        if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
         own = {"run": self.run, "settings": self._settings}
         contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
-        if processes.several():
-            processes.by_first("checkpoints", lambda: remove_unfinished(self.directory))
-            write(self._folder(step), contents, config)
-            return processes.by_first("checkpoints", self.tidy)
         ready = packed(contents, config, copy=True)
+        if processes.several():
+            storage.write_packed(self._folder(step), ready)
+            return self.tidy() if processes.first() else None
 
         def save() -> None:
             remove_unfinished(self.directory)  # before it takes more of the disk
@@ -387,16 +354,7 @@ class Checkpoints:
         self, step: int | Literal["latest", "best"] = "latest",
         *, config: Config | None = None, like: Mapping[str, Any] | None = None,
     ) -> Checkpoint:  # fmt: skip
-        """`load` of one step, by all processes of a job where templates are on devices of several.
-
-        Raises FileNotFoundError for no such step; CheckpointError for one of another run; ProcessError in all processes for
-        what one of them could not read.
-        """
-        if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(like or {})):
-            return processes.together("checkpoints", lambda: self._restore(step, config, like))
-        return self._restore(step, config, like)
-
-    def _restore(self, step: int | str, config: Config | None, like: Mapping[str, Any] | None) -> Checkpoint:
+        """`load` of one step: FileNotFoundError for no such step, CheckpointError for one of another run."""
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}; take one of them")
@@ -433,7 +391,7 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            _, record = storage.inspect(self._folder(step), format=FORMATS)
+            _, record = storage.inspect(self._folder(step), format=FORMAT)
             self._expect_own(step, record.get("step"), record.get("run"))
             return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):

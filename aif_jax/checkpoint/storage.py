@@ -1,27 +1,18 @@
 """Named trees of arrays and a JSON record in one folder that checks itself, on Orbax.
 
 The record holds a SHA-256 of every leaf, which `read` compares with what it read. Orbax alone can read the arrays: nested dicts
-under the trees' names. Processes of one job write sealed folders (`store.sealed`), since Orbax's saves wait for all of them:
-arrays that are spread over them lie in parts, one folder of each process.
-
-    100/            what every process holds whole, and the record; written by process 0
-    100/part-0/     the rows of process 0, with their digests
-    100/part-1/
-
-Each process writes and reads on its own, and all tell each other how it went: no process waits in a collective for one that
-failed. The folder gets its name when all parts are complete. It is read by any number of processes: each reads the parts that
-hold its rows.
+under the trees' names. Several processes of one job all call `write` with the same arrays, and Orbax writes them once; each
+reads for itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,14 +23,12 @@ from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
 from aif_jax.export.consume.files import memory
-from aif_jax.sharding import local as here
-from aif_jax.sharding import processes
 from aif_jax.sharding.meshes import place, rows_beside
-from aif_jax.sharding.processes import by_first, together
+from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.sealed import MANIFEST, is_json, seal
-from aif_jax.store.version import Digest, __version__, digest, holds
+from aif_jax.store.version import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 
 RECORD = "custom_metadata"  # as Orbax names it
@@ -70,14 +59,15 @@ def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any],
     write_packed(path, pack(trees, record, format=format))
 
 
-def write_packed(path: str | Path, packed: Packed, *, into: bool = False) -> None:
-    """Writes what `pack` returned, as `write` does; with `into`, into the empty folder of a `new_folder`."""
+def write_packed(path: str | Path, packed: Packed) -> None:
+    """Writes what `pack` returned, as `write` does."""
     arrays, record = packed
-    with contextlib.nullcontext(Path(path)) if into else new_folder(path) as partial:
-        if jax.process_count() > 1:
-            return sealed.fill(partial, arrays, {RECORD: record}, format=record["format"])
+    if several():  # Orbax gives the folder its name once all processes are here
+        expect(not local(path).exists(), str(path), "a new folder", "one that is there already", error=FileExistsError)
         with _context():
-            ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
+            return ocp.save_checkpointables(str(local(path)), arrays, custom_metadata=record)
+    with new_folder(path) as partial, _context():
+        ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
@@ -97,12 +87,12 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
     metadata |= {"sha256": seal(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
-    if copy or jax.process_count() > 1:  # Orbax takes no array of one process where there are several
+    if copy or several():  # Orbax takes no array of one process where there are several
         arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
     return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
 
-def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
+def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
     """The digest of every leaf by tree and path, and the record given to `write`; reads no arrays.
 
     Raises:
@@ -118,15 +108,16 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
+    if (path / MANIFEST).is_file():
+        got = "one that several processes wrote before 0.2; load it with that version in one process, and save it again"
+        raise CheckpointError(f"{path}: expected a checkpoint of Orbax, got {got}")
     _check_files(path)
-    file = MANIFEST if (path / MANIFEST).is_file() else METADATA_FILE
     try:
-        metadata = json.loads((path / file).read_text())[RECORD]
-        formats = format if isinstance(format, tuple) else (format,)
-        if metadata["format"] not in formats:
-            raise CheckpointError(f"{path}: expected the format {formats}, got {metadata['format']!r}; {DAMAGED}")
+        metadata = json.loads((path / METADATA_FILE).read_text())[RECORD]
+        if metadata["format"] != format:
+            raise CheckpointError(f"{path}: expected the format {format!r}, got {metadata['format']!r}; {DAMAGED}")
         if metadata["sha256"] != seal(metadata):
-            raise CheckpointError(f"{path}: the record in {file} was altered; {DAMAGED}")
+            raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered; {DAMAGED}")
         leaves = {
             name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
@@ -136,40 +127,34 @@ def inspect(path: str | Path, *, format: str | tuple[str, ...]) -> tuple[dict[st
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {file} is torn, altered or not of this library: {error!r}; {DAMAGED}") from error
+        raise CheckpointError(
+            f"{path}: {METADATA_FILE} is torn, altered or not of this library: {error!r}; {DAMAGED}"
+        ) from error
     return leaves, metadata
 
 
-def read(
-    path: str | Path, like: Mapping[str, Any], *, format: str | tuple[str, ...], spread: ShardedArrays | None = None
-) -> dict[str, Any]:
+def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str, Any]:
     """Reads some trees of a folder and checks every leaf of them.
 
     Args:
       path: what `write` wrote.
       like: what to read: a template for each name, see `load`. None takes the tree as nested dicts on the default device,
         `np.ndarray` as nested dicts of NumPy arrays.
-      format: as given to `write`; several are allowed.
-      spread: what else is in the trees.
+      format: as given to `write`.
 
     Raises:
       FileNotFoundError, CheckpointError: as `inspect`.
       ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
     """
     path = local(path)
-    leaves, record = inspect(path, format=format)
-    parts = {} if spread is None else spread.leaves
-    if missing := like.keys() - leaves.keys() - parts.keys():
+    leaves, _ = inspect(path, format=format)
+    if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
-    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves.get(name, {}).values()), memory()
+    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves[name].values()), memory()
     if size > limit:
         limit = f"at most the {limit} bytes of memory here"
         raise CheckpointError(f"{path}: expected {limit}, it lists {size}; take a larger machine")
-    held = leaves_by_path(sealed.read(path, format=record["format"])) if (path / MANIFEST).is_file() else None
-    return {
-        name: _restore(path, name, leaves.get(name, {}), template, spread if name in parts else None, held)
-        for name, template in like.items()
-    }
+    return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
 
 
 def nbytes(leaf: Digest) -> int:
@@ -194,8 +179,7 @@ def _check_files(path: Path) -> None:
     count = 0
     for root, _, names in os.walk(path):
         for name in names:
-            arrays = name == sealed.ARRAYS or os.path.basename(root) == "d"  # Orbax keeps data in folders of this name
-            limit = memory() if arrays else RECORD_BYTES
+            limit = memory() if os.path.basename(root) == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
             size, count = os.lstat(os.path.join(root, name)).st_size, count + 1
             if size > limit or count > MOST_FILES:
                 expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
@@ -215,51 +199,39 @@ def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
     return leaf
 
 
-def _context() -> ocp.Context:
-    """How Orbax works here: by each process for itself."""
+def _context(*, alone: bool = False) -> ocp.Context:
+    """How Orbax works here: with all processes of a job, or by this one for itself."""
     context = ocp.Context()
     # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
     context.asynchronous.create_directories_asynchronously = False
-    if jax.process_count() > 1:
+    if alone and several():
         context.multiprocessing.active_processes = {jax.process_index()}
         context.multiprocessing.primary_host = jax.process_index()
     return context
 
 
-def _restore(
-    path: Path, name: str, leaves: Mapping[str, Digest], like: Any, spread: ShardedArrays | None, held: Mapping[str, Any] | None
-) -> Any:
+def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> Any:
     """One tree: its leaves read, checked against the record, and put into the form of the template."""
     nested = like is None or like is np.ndarray
-    parts = {} if spread is None else spread.leaves[name]
-    every = {**leaves, **parts}
-    templates = dict.fromkeys(every, like) if nested else leaves_by_path(like)
+    templates = dict.fromkeys(leaves, like) if nested else leaves_by_path(like)
     if not nested:
         lines = mismatches(
-            {p: str(leaf) for p, leaf in every.items()},
-            {p: _describe(t, every.get(p)) for p, t in templates.items()},
+            {p: str(leaf) for p, leaf in leaves.items()},
+            {p: _describe(t, leaves.get(p)) for p, t in templates.items()},
             source="checkpoint",
         )
         expect(not lines, str(path), f"{name} like the template", f"others:\n{listed(lines)}")
     arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
     if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
         try:
-            if held is not None:
-                arrays |= {p: held[f"{name}/{p}"] for p in stored}
-            else:
-                with _context():
-                    arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
+            with _context(alone=True):
+                arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
         except PermissionError:
             raise
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0][:300]
             raise CheckpointError(f"{path}: {name} is torn or altered: {type(error).__name__}: {reason}; {DAMAGED}") from error
-    decoded = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates if p in leaves}
-    if spread is not None:
-        ranges = {p: _rows_here(templates[p], parts[p].shape) for p in parts}
-        rows = spread.rows(name, ranges)
-        decoded |= {p: _from_rows(rows.pop(p), ranges[p][0], templates[p], parts[p]) for p in parts}
-    placed = {p: decoded[p] for p in templates}
+    placed = {p: _decode(arrays[p], leaves[p], templates[p], f"{path}: {name}/{p}") for p in templates}
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
 
 
@@ -293,7 +265,7 @@ def _sharding(template: Any) -> Any:
 
 def _placed_later(template: Any, leaf: Digest) -> bool:
     """Whether an array is read whole and then placed: by one of several processes, or with rows that pad it."""
-    return _sharding(template) is not None and (jax.process_count() > 1 or template.shape != leaf.shape)
+    return _sharding(template) is not None and (several() or template.shape != leaf.shape)
 
 
 def _describe(template: Any, leaf: Digest | None) -> str:
@@ -301,28 +273,6 @@ def _describe(template: Any, leaf: Digest | None) -> str:
     if leaf is not None and leaf.shape and rows_beside(template, leaf.shape[0]):
         template = jax.ShapeDtypeStruct((leaf.shape[0], *template.shape[1:]), template.dtype)
     return describe(template)
-
-
-def _rows_here(template: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(first row, end) that this process needs of a spread array: those of its devices where the template has a sharding."""
-    sharding = _sharding(template)
-    if sharding is None:
-        return 0, shape[0]
-    rows = [index[0].indices(template.shape[0]) for index in sharding.addressable_devices_indices_map(template.shape).values()]
-    return min(start for start, _, _ in rows), max(stop for _, stop, _ in rows)
-
-
-def _from_rows(rows: np.ndarray, first: int, template: Any, leaf: Digest) -> Any:
-    """The rows [first, ...) of a spread array in the form of the template, see `_decode`."""
-    sharding = _sharding(template)
-    if sharding is None:
-        return rows if template is np.ndarray or isinstance(template, np.ndarray) else jnp.asarray(rows)
-
-    def part(index: Any) -> np.ndarray:
-        start, stop, _ = index[0].indices(template.shape[0])
-        return rows[(slice(start - first, stop - first), *index[1:])]
-
-    return jax.make_array_from_callback(template.shape, sharding, part)
 
 
 def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
@@ -344,176 +294,3 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         return array
     moved = jnp.asarray(array)
     return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them
-
-
-PART_FORMAT = "aif_jax.checkpoint.part/1"
-MOST_PARTS = 1 << 16
-Trees = dict[str, dict[str, Any]]
-"""Arrays by tree and path."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardedArrays:
-    """The spread arrays of a folder, as its record has them.
-
-    Attributes:
-      path: path of the folder.
-      leaves: dtype and whole shape, by tree and path; the digests are those of the parts.
-      parts: for each part the hash of its record, and (first row, end) by tree and path.
-    """
-
-    path: Path
-    leaves: dict[str, dict[str, Digest]]
-    parts: list[tuple[str, dict[str, dict[str, tuple[int, int]]]]]
-
-    @classmethod
-    def of(cls, path: Path, record: Mapping[str, Any]) -> ShardedArrays:
-        """Reads the record; CheckpointError for one that is none."""
-        try:
-            leaves = {
-                name: {leaf: digest_of(path, f"{name}/{leaf}", {**entry, "sha256": ""}) for leaf, entry in tree.items()}
-                for name, tree in record.get("spread", {}).items()
-            }
-            parts = [(str(part["sha256"]), _ranges_of(part["rows"])) for part in record.get("parts", [])]
-            for name, tree in leaves.items():
-                for leaf, digest in tree.items():
-                    rows = [part[name][leaf] for _, part in parts]
-                    whole = [0, *(end for _, end in rows)] == [*(start for start, _ in rows), digest.shape[0]]
-                    if not whole or any(start > end for start, end in rows) or len(parts) > MOST_PARTS:
-                        raise ValueError(f"{name}/{leaf}: expected rows that follow each other, got {rows[:8]}")
-        except CheckpointError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-            raise CheckpointError(f"{path}: the list of its parts cannot be read: {error!r}; {DAMAGED}") from error
-        return cls(path, leaves, parts)
-
-    def rows(self, name: str, wanted: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-        """Rows [first, end) of the spread arrays of one tree, by path; zeros follow the last row. Parts read are checked."""
-        leaves = self.leaves[name]
-        widths = {leaf: nbytes(leaves[leaf]) // max(1, leaves[leaf].shape[0]) for leaf in wanted}
-        size = sum(widths[leaf] * (end - first) for leaf, (first, end) in wanted.items())
-        if size > memory():
-            way_out = "take a larger machine"
-            raise CheckpointError(f"{self.path}: expected arrays that fit the memory, it lists {size} bytes; {way_out}")
-        result = {}
-        for leaf, (first, end) in wanted.items():
-            result[leaf] = np.zeros((end - first, *leaves[leaf].shape[1:]), jnp.dtype(leaves[leaf].dtype))
-        for number, (checksum, part) in enumerate(self.parts):
-            held = None
-            for leaf, (first, end) in wanted.items():
-                start, stop = part[name][leaf]
-                low, high = max(first, start), min(end, stop)
-                if low >= high:
-                    continue
-                held = held if held is not None else self._part(number, checksum, name)
-                expected = f"{leaves[leaf].dtype}{[stop - start, *leaves[leaf].shape[1:]]}"
-                where, got = f"{self.path}: part {number}: {name}/{leaf}", describe(held[leaf]) if leaf in held else None
-                expect(got == expected, where, expected, f"{got}; {DAMAGED}", error=CheckpointError)
-                result[leaf][low - first : high - first] = held[leaf][low - start : high - start]
-        return result
-
-    def _part(self, number: int, checksum: str, name: str) -> dict[str, np.ndarray]:
-        """One tree of a part by path, checked to be of this checkpoint."""
-        folder = self.path / f"part-{number}"
-        if inspect(folder, format=PART_FORMAT)[1]["sha256"] != checksum:
-            raise CheckpointError(f"{folder}: expected the part of this checkpoint, got that of another; {DAMAGED}")
-        return leaves_by_path(read(folder, {name: np.ndarray}, format=PART_FORMAT)[name])
-
-
-def write_together(
-    path: Path, trees: Mapping[str, Any], record: Mapping[str, Any],
-    *, formats: tuple[str, str], rows: Callable[[str, Any], int],
-) -> None:  # fmt: skip
-    """Writes a folder in all processes of a job; each calls this with the same record and its part of the same arrays.
-
-    Args:
-      path: a folder that does not exist yet, on a disk that all processes see.
-      trees: pytrees by name. Arrays may be spread over processes by their leading axis, in order of the processes.
-      record: plain JSON.
-      formats: formats of a folder without spread arrays, and of one with them.
-      rows: rows of a leaf by path, without those that pad it.
-
-    Raises:
-      ProcessError: a process could not do its part, holds other values of what all hold, or does not see the folder. Nothing
-        is at `path` then.
-    """
-    what = f"checkpoint {path}"
-    whole, own, spread, ranges = together(what, lambda: _divide(trees, rows))
-    mine = jax.process_index()
-    has = [any(b > a for tree in part.values() for a, b in tree.values()) for part in ranges]
-    part = together(what, lambda: pack(own, {}, format=PART_FORMAT) if has[mine] else None)
-    seals = processes.gather_texts(part[1]["sha256"] if part else "")
-    if spread:
-        parts = [{"sha256": seal, "rows": rows} for seal, rows in zip(seals, ranges, strict=True)]
-        record = {**record, "spread": spread, "parts": json.loads(json.dumps(parts))}
-    main = together(what, lambda: pack(whole, record, format=formats[bool(spread)]))
-    digests = {f"{name}/{leaf}": entry["sha256"] for name, tree in main[1]["leaves"].items() for leaf, entry in tree.items()}
-    digests["record"] = main[1]["sha256"]
-    processes.expect_equal(what, {name: bytes.fromhex(digest) for name, digest in digests.items()})
-    with contextlib.ExitStack() as stack:
-        opened: list[Path] = []
-
-        def begin() -> None:
-            opened.append(stack.enter_context(new_folder(path)))
-            write_packed(opened[0], main, into=True)
-
-        def add() -> None:
-            if not sealed.is_complete(partial):
-                raise FileNotFoundError(f"{partial}: not there; give an `out` on a disk that all processes see")
-            if part is not None:
-                write_packed(partial / f"part-{mine}", part)
-
-        def end() -> None:
-            missing = [n for n, one in enumerate(has) if one and not sealed.is_complete(partial / f"part-{n}")]
-            if missing:
-                raise FileNotFoundError(f"{partial}: no parts of processes {missing}; give an `out` on a disk that all see")
-            stack.close()
-
-        by_first(what, begin)
-        partial = Path(processes.from_first(str(opened[0]) if opened else ""))
-        together(what, add)
-        by_first(what, end)
-
-
-def _ranges_of(rows: Mapping[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
-    """(first row, end) by tree and path, from a record."""
-    return {name: {leaf: (int(first), int(end)) for leaf, (first, end) in tree.items()} for name, tree in rows.items()}
-
-
-def _divide(trees: Mapping[str, Any], rows: Callable[[str, Any], int]) -> tuple[Trees, Trees, dict[str, Any], list[Any]]:
-    """Arrays held whole, the rows of this process of the others, dtype and shape of those, and every process's rows of them."""
-    whole: Trees = {}
-    own: Trees = {}
-    spread: dict[str, Any] = {}
-    ranges: list[dict[str, dict[str, tuple[int, int]]]] = [{} for _ in range(jax.process_count())]
-    for name, tree in trees.items():
-        whole[name] = {}
-        for path, leaf in leaves_by_path(tree).items():
-            if holds(leaf):
-                held, count = here(leaf), rows(path, leaf) if np.ndim(leaf) else 0
-                whole[name][path] = held[:count] if np.ndim(leaf) and count < len(leaf) else held
-                continue
-            count = rows(path, leaf)
-            spread.setdefault(name, {})[path] = {"dtype": str(leaf.dtype), "shape": [count, *leaf.shape[1:]]}
-            for process, (first, end) in enumerate(_ranges(leaf, f"{name}/{path}")):
-                ranges[process].setdefault(name, {})[path] = (min(first, count), min(end, count))
-            first, end = ranges[jax.process_index()][name][path]
-            shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
-            held = np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
-            own.setdefault(name, {})[path] = held[: end - first]
-    return whole, own, spread, ranges
-
-
-def _ranges(leaf: jax.Array, name: str) -> list[tuple[int, int]]:
-    """(first row, end) of each process."""
-    found: dict[int, set[tuple[int, int]]] = {}
-    for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
-        start, stop, _ = index[0].indices(leaf.shape[0])
-        found.setdefault(device.process_index, set()).add((start, stop))
-        if any(i.indices(n) != (0, n, 1) for i, n in zip(index[1:], leaf.shape[1:], strict=True)):
-            raise ValueError(f"{name}: expected an array that is spread by its rows, got {leaf.sharding}")
-    blocks = [sorted(found.get(process, set())) for process in range(jax.process_count())]
-    flat = [block for one in blocks for block in one]
-    if [0, *(end for _, end in flat)] != [*(first for first, _ in flat), leaf.shape[0]] or not all(blocks):
-        raise ValueError(f"{name}: expected rows spread in the order of the processes, got {flat}; see sharding.row_mesh")
-    return [(one[0][0], one[-1][1]) for one in blocks]

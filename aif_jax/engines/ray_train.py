@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ import jax
 
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect, needs_extra
-from aif_jax.sharding import processes
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -67,7 +65,7 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
 
     Raises:
       ValueError: a relative path: a worker has another working directory.
-      RuntimeError: the workers are not one job, JAX was used before, or two workers have the same GPU.
+      RuntimeError: the workers are not one job, or JAX was used before.
     """
     fits = folder is None or Path(folder).is_absolute()
     expect(fits, "joined folder", "an absolute path, as workers change directory", folder)
@@ -85,7 +83,6 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
     if (jax.process_count(), jax.process_index()) != (count, rank):
         got = f"process {jax.process_index()} of {jax.process_count()}"
         raise RuntimeError(f"worker {rank} of {count}: expected to be that process of jax.distributed, got {got}")
-    _expect_own_devices(context.get_node_rank())
     worker = Worker(rank=rank, count=count)
     if folder is None:
         yield worker
@@ -105,14 +102,3 @@ def _free_address() -> str:
     with socket.socket() as free:
         free.bind(("", 0))
         return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
-
-
-def _expect_own_devices(node: int) -> None:
-    """Raises RuntimeError where two workers of a node see the same GPUs."""
-    if jax.default_backend() != "gpu" or not processes.several():
-        return
-    held = processes.gather_texts(f"{node}/{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}")
-    for worker, other in enumerate(held):
-        if other in held[:worker]:
-            expected = "separate GPUs for each worker; set CUDA_VISIBLE_DEVICES for each before JAX starts"
-            raise RuntimeError(f"workers {held.index(other)} and {worker}: expected {expected}, both have {other} (node/GPUs)")

@@ -95,7 +95,7 @@ def local(array: Any) -> Any:
 def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
     """Puts a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
 
-    With several processes each gives the same state, whole; `train.loop` refuses states that differ.
+    With several processes each gives the same state, whole.
 
     Args:
       state: a `TrainState`, or any tree with tables under "embedding".

@@ -1,6 +1,5 @@
 """Training: losses, the step, the loop, the usual run, evaluation."""
 
-from aif_jax.sharding.processes import ProcessError
 from aif_jax.train import edits, losses
 from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
@@ -14,6 +13,6 @@ __all__ = [
     "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
-    "loop", "resume", "BadBatch", "ProcessError", "score", "predict", "JsonLines",
+    "loop", "resume", "BadBatch", "score", "predict", "JsonLines",
     "carry_over",
 ]  # fmt: skip

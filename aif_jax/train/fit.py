@@ -516,7 +516,8 @@ def train(
     with checkpoints_of(folder, settings) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)
-        processes.by_first("logs", lambda: log.restore(number, checkpoints.figures))
+        if processes.first():
+            log.restore(number, checkpoints.figures)
         epoch, batch = feed.start(cursor)
         trained = epoch * feed.steps_per_epoch + batch
         spent = Spent()
@@ -531,8 +532,9 @@ def train(
         say(spent.line(), progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
-        processes.by_first("checkpoints", checkpoints.tidy)
-        return processes.together("checkpoints", lambda: final(checkpoints, settings))
+        if processes.first():
+            checkpoints.tidy()
+        return final(checkpoints, settings)
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
@@ -600,7 +602,7 @@ def validation(
 
     def figures(state: TrainState) -> dict[str, float]:
         if not processes.first():
-            return {}  # the loop takes those of process 0
+            return {}  # process 0 writes the logs, and the record of a checkpoint
         evaluation = evaluate(model, jax.tree.map(sharding.local, state.params), data, positions, **options)
         say(f"step {int(state.step)}, validation: {evaluation}", progress=progress)
         return evaluation.figures()

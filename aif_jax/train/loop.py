@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, Protocol
 
 import jax
@@ -28,9 +27,7 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.output import Bar
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local, sync, write_file
-from aif_jax.store.version import digest, holds
-from aif_jax.train.step import StepFn, TrainState, agreed
-from aif_jax.trees import leaves_by_path
+from aif_jax.train.step import StepFn, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +175,9 @@ def loop(
     Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error. Only a
     `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
 
-    **Several processes** (`jax.distributed`) call this together, each with its share of the same batches. Before each step they
-    agree that all have theirs: what is wrong in one ends or skips the batch in all, and the error names the process. Process 0
-    shows the bar and writes the logs; all save checkpoints.
+    **Several processes** (`jax.distributed`) call this together, with equal states and each with its share of the same batches.
+    Process 0 shows the bar and writes the logs; all save checkpoints. A process that raises does not tell the others, see
+    `sharding.processes.end_at_once`; none skips a batch.
 
     Args:
       state: where to start; it is consumed.
@@ -198,30 +195,29 @@ def loop(
       save_every: steps between two checkpoints, counted over the whole run.
       save_seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
       evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
-        processes all call it and take the figures of process 0.
+        processes all call it; the figures of process 0 count.
 
     Raises:
       FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
         of the first step; the message names the step and the samples.
       BadBatch: a corrupt record under "stop", or more than `max_skipped` under "skip".
-      ProcessError: one of several processes cannot go on, or has another state or batch than process 0; raised in all.
-      ValueError: checkpoints without a config, or a policy that does not exist.
+      ValueError: checkpoints without a config, or a policy that does not exist, or "skip" in several processes.
     """
     if (checkpoints is None) != (config is None):
         raise ValueError("checkpoints, config: expected both or none, got one: a checkpoint holds the config of its model")
     expect(on_bad_batch in ("stop", "skip"), "on_bad_batch", "'stop' or 'skip'", repr(on_bad_batch))
     expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
+    one = on_bad_batch == "stop" or not processes.several()
+    expect(one, "on_bad_batch", "'stop', as the others of several processes would train on the batch", repr(on_bad_batch))
+    processes.meet()
     number = int(state.step)
-    processes.by_first("logs", lambda: [writer.rewind(number) for writer in writers])
+    writers = writers if processes.first() else ()
+    for writer in writers:
+        writer.rewind(number)
     recent = _Recent(started=time.perf_counter())
     saved, saved_at, cursor = number, time.perf_counter(), None
     save_seconds = math.inf if processes.several() else save_seconds  # clocks differ
     source = map(_fed, batches)
-    if processes.several():
-        held = {path: leaf for path, leaf in leaves_by_path(state).items() if holds(leaf)}
-        processes.expect_equal("state", {path: bytes.fromhex(digest(leaf).sha256) for path, leaf in held.items()})
-        source = agreed(source)
-
     with Bar(total, label=label, unit="steps", show=progress and processes.first()) as bar:
 
         def log(figures: Mapping[str, float] | None = None) -> None:
@@ -234,8 +230,9 @@ def loop(
             )  # fmt: skip
             recent.restart()
             if on_log is not None:
-                processes.together("on_log", partial(on_log, number, values))
-            processes.by_first("logs", lambda: [writer.write(number, values) for writer in writers])
+                on_log(number, values)
+            for writer in writers:
+                writer.write(number, values)
 
         def save(position: Any, *, judged: bool = True) -> None:
             nonlocal saved, saved_at
@@ -245,9 +242,7 @@ def loop(
             if evaluate is not None and judged:
                 jax.block_until_ready(state.step)  # so that the evaluation waits for no step
                 began = time.perf_counter()
-                figures = processes.together("evaluate", partial(evaluate, state))
-                plain = json.dumps({name: float(value) for name, value in figures.items()})
-                figures = json.loads(processes.from_first(plain))  # so that all keep the same best checkpoint
+                figures = {name: float(value) for name, value in evaluate(state).items()}
                 recent.started += time.perf_counter() - began
             log(figures)
             given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
@@ -260,7 +255,9 @@ def loop(
             while (fed := _next(source, recent)) is not None:
                 bar.update(1)
                 before, cursor = cursor, fed.cursor
-                if fed.batch is None or fed.problem is not None:
+                # a share without a candidate is trained on, as the others of several processes may have some
+                shared = fed.problem == "empty" and processes.several()
+                if fed.batch is None or (fed.problem is not None and not shared):
                     try:
                         _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
                     except BadBatch:
@@ -316,9 +313,8 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
     Raises:
       ValueError: a checkpoint of another model, config or optimizer: names what differs.
       CheckpointError: a damaged checkpoint.
-      ProcessError: several processes, and one cannot read it.
     """
-    latest = json.loads(processes.from_first(json.dumps(processes.together("checkpoints", lambda: checkpoints.latest))))
+    latest = checkpoints.latest
     if latest is None:
         return state, None
     saved = checkpoints.restore(latest, config=config, like={"params": state.params, "opt_state": _rest(state)})
@@ -363,7 +359,7 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str
         "skipped": float(skipped),
         "empty_batches": float(recent.empty),
         "bad_batches": float(recent.bad),
-        "examples_per_s": samples / seconds,
+        "examples_per_s": samples * jax.process_count() / seconds,  # shares are equally long
         "padding": 1 - events / places if places else 0.0,
         "input_share": recent.waited / seconds,
     }

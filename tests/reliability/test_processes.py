@@ -27,7 +27,7 @@ PASS_ON = """
 with Checkpoints(folder / "two") as saved:
     like = {"params": place().params, "opt_state": place().opt_state}
     read = saved.restore(like=like, config=model.config)
-assert read.params["embedding"]["item"].shape == (84, 4) and read.version == ""
+assert read.params["embedding"]["item"].shape == (84, 4)
 with Checkpoints(folder / f"{count}") as saved:
     saved.save(5, read.params, model.config, opt_state=read.opt_state)
 """
@@ -65,4 +65,3 @@ def test_two_to_four_to_one(tmp_path: Path):
     two, four = (checkpoint.load(tmp_path / name / "5") for name in ("two", "4"))
     assert two.version == four.version != ""
     jax.tree.map(np.testing.assert_array_equal, two.params, four.params)
-    assert len(list((tmp_path / "4" / "5").glob("part-*"))) == 4
