@@ -51,6 +51,7 @@ class KafkaStream(UpdateStream):
         self._consumer = confluent_kafka.Consumer(self._options | settings)
         self._producer: Any = None
         self._next: dict[int, int] = {}  # offset that is read next, by partition
+        self._behind: dict[int, int] = {}  # of the last poll: the client hangs where another thread asks it during one
         self._refreshed = 0.0
 
     def __repr__(self) -> str:
@@ -93,6 +94,7 @@ class KafkaStream(UpdateStream):
             assert partition is not None and offset is not None  # of a message without an error
             self._next[partition] = offset + 1
             messages.append(Message(partition, offset, found.key(), found.value(), written))
+        self._behind = {partition: self._behind_of(partition, place) for partition, place in self._next.items()}
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
@@ -115,12 +117,8 @@ class KafkaStream(UpdateStream):
             raise OSError(f"topic {self._rejected!r}: a rejected message was not written: {failed or 'no answer'}")
 
     def lag(self) -> dict[int, int]:
-        """As `UpdateStream.lag`, as far as the broker told with the last messages; offsets that are gaps count too."""
-        behind = {}
-        for partition, place in dict(self._next).items():
-            _, end = self._consumer.get_watermark_offsets(self._place(partition), cached=True)
-            behind[partition] = max(0, end - max(place, 0)) if end >= 0 else 0
-        return behind
+        """As `UpdateStream.lag` at the end of the last poll, as far as the broker told; offsets that are gaps count too."""
+        return self._behind
 
     def close(self) -> None:
         """Leaves the broker."""
@@ -132,6 +130,10 @@ class KafkaStream(UpdateStream):
             reason = "none" if listed is None or listed.error is None else listed.error.str()
             raise StreamError(f"topic {self._topic!r}: expected a topic with partitions, got {reason}; create one")
         return sorted(listed.partitions)
+
+    def _behind_of(self, partition: int, place: int) -> int:
+        _, end = self._consumer.get_watermark_offsets(self._place(partition), cached=True)
+        return max(0, end - max(place, 0)) if end >= 0 else 0
 
     def _refresh(self) -> None:
         """Reads partitions that were added."""
