@@ -135,7 +135,9 @@ class Run:
         run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
         """
         made = edits.chain(*changes)(self.trained, data)
-        made = made.replace(settings=made.settings or self.trained.settings)  # an edit may make a new Trained
+        if made.items is None and made.encoding == self.trained.encoding:  # an edit may make a new Trained
+            made = made.replace(items=self.trained.items)
+        made = made.replace(settings=made.settings or self.trained.settings)
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:

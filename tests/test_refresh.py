@@ -22,6 +22,7 @@ from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
 from aif_jax.connectors.snapshot_store import SnapshotError
+from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
 from aif_jax.metrics import ByUser
 from aif_jax.refreshing import (
@@ -29,7 +30,7 @@ from aif_jax.refreshing import (
     Measured,
     Requests,
     as_served,
-    grown,
+    forgotten,
     judge,
     measure,
     volume,
@@ -211,6 +212,8 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
     assert "refresh since: expected the moment" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, *words, "--since", "soon")) == 2
     assert "since: expected an ISO date" in capsys.readouterr().err
+    assert cli.main(refresh_words(corrected, *words, "--since", "2023-11-18", "--forget", "0")) == 2
+    assert "forget: expected days above 0, got 0.0" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, "--out", str(tmp_path / "store"))) == 2
     assert "store: expected a served model, found an empty store; give `current`" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, "--current", str(tmp_path / "old"), "--out", "s3://bucket/models")) == 2
@@ -402,14 +405,126 @@ def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path)
         assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
+# items that leave, and ids that are forgotten
+
+WIDE = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0, floor=0.0)
+
+
+@pytest.mark.parametrize("has_content", [False, True])
+def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, caplog, has_content):
+    """Through two refreshes: their category, floats and content as the first model read them, statistics of today."""
+    columns, rng = dataclasses.replace(world.COLUMNS, item_floats=("price",), item_statistics=(3600,)), np.random.default_rng(3)
+    price, vectors = rng.gamma(2.0, 10.0, world.ITEMS), rng.normal(size=(world.ITEMS, 4)).astype(np.float32)
+    leaves = rng.permutation(world.ITEMS - world.NEW)[: round(0.3 * world.ITEMS)] + 100
+
+    def files(days: int, gone: Any = ()) -> dict[str, Any]:
+        table = {name: np.array(column) for name, column in world.items(days).items()}
+        table |= {"price": price[table["item"] - 100]}
+        table = {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}
+        return {"items": table, "content": (table["item"], vectors[table["item"] - 100]) if has_content else None}
+
+    days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
+    options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
+    first = aif.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, out=tmp_path / "run", **options)
+    again, store = {"unknown": "error", "gate": WIDE}, tmp_path / "store"
+    refreshed(tmp_path / "run", world.events(5), store, **files(5, leaves), **again)
+    made = refreshed(store, world.events(6), store, **files(6, leaves[1:]), **again)
+    assert made.status == "published" and "left" not in caplog.text
+    whole = aif.read(world.events(6), **files(6), columns=columns, progress=False)
+    moved, known = made.trained.items, first.trained.items
+    assert moved is not None and known is not None and moved.side == {}
+    row, before, today = (
+        each.vocabularies["item"].encode(leaves) for each in (made.trained.encoder, first.encoder, whole.encoder)
+    )
+    fields = made.trained.params["fitted"]["fields"]
+    for name in ("category", "brand"):
+        raw = first.encoder.vocabularies[name].ids_of(known.ids[name][before])
+        assert np.array_equal(made.trained.encoder.vocabularies[name].ids_of(moved.ids[name][row]), raw)
+        if name in fields:  # what events of a history say of their item
+            assert np.array_equal(made.trained.encoder.vocabularies[name].ids_of(np.asarray(fields[name])[row]), raw)
+    assert np.array_equal(moved.floats[row, :1], known.floats[before, :1]) and known.floats[before, 0].std() > 0.1
+    np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.floats[today, 1:], rtol=1e-6)
+    assert (moved.content is None) is not has_content
+    assert not has_content or np.array_equal(moved.content[row], vectors[leaves - 100])
+    index = aif.export.restore(SnapshotStore(store).fetch(tmp_path / "here")).index
+    assert np.array_equal(np.sort(index.ids), np.sort(files(6, leaves[1:])["items"]["item"]))
+
+
+def aged(days: int) -> dict[str, Any]:
+    """Files in which five items, of a brand of their own, and five users, of a town of theirs, have no event after day 0."""
+    table, items = world.events(days), world.items(days)
+    late = table["time"] >= world.START + world.DAY
+    items["brand"][:5] = ["brand old"] * 5
+    kept = ~(late & ((table["item"] < 105) | (table["user"] < 5)))
+    users = {"user": np.arange(world.USERS), "town": ["old" if n < 5 else f"town {n % 3}" for n in range(world.USERS)]}
+    return {"events": {name: column[kept] for name, column in table.items()}, "items": items, "users": users}
+
+
+def test_ids_without_an_event_for_so_long_are_forgotten(tmp_path, capsys):
+    columns = dataclasses.replace(world.COLUMNS, user_id=True, user_attributes=("town",), item_statistics=(3600,))
+    days = aif.read(**aged(4), columns=columns, progress=False)
+    options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
+    first = aif.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, **options)
+    newer = aif.read(**aged(5), earlier=first.trained, progress=False)
+    since = int(newer.log.time.max()) - 3 * world.DAY
+    fewer = forgotten(newer, since)
+    started = warm_start(first.trained, fewer.encoder, fewer.catalogue, forget=True)
+    gone = {"item": range(100, 105), "user": range(5), "brand": ["brand old"], "town": ["old"], "category": []}
+    for name, ids in gone.items():
+        before, after = first.encoder.vocabularies[name], fewer.encoder.vocabularies[name]
+        assert set(newer.encoder.vocabularies[name].raw.tolist()) - set(after.raw.tolist()) == set(ids)
+        kept = after.raw[np.isin(after.raw, before.raw)]
+        old, new = (np.asarray(each.params["embedding"][name]) for each in (first, started))
+        assert np.array_equal(new[after.encode(kept)], old[before.encode(kept)]) and np.array_equal(new[0], old[0])
+        assert len(new) == len(after)
+    row, own = (each.items.encode(np.arange(105, 136)) for each in (newer, fewer))
+    now = since + world.DAY
+    np.testing.assert_allclose(fewer.statistics.at(own, now), newer.statistics.at(row, now), rtol=1e-6)
+    given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": tmp_path / "store", "progress": True}
+    made = aif.refresh(**aged(5), **given, forget=3)
+    assert made.status == "published" and made.trained.encoder.version == fewer.encoding
+    assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
+    assert "forgotten ids: 5 of user, 5 of item, 0 of category, 1 of brand, 1 of town" in capsys.readouterr().err
+    features = made.trained.encoder.user(
+        {"user": 3, "town": "old"}, {"item": [100, 110], "time": [since, since + 1]}, since + 9
+    )
+    assert (features.ids["user"], features.ids["town"], features.history.item[:3].tolist()) == (0, 0, [6, 0, 0])
+    assert len(aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index) == world.ITEMS
+    made = aif.refresh(events=newer, **(given | {"out": tmp_path / "other"}), forget=30)
+    index = aif.export.restore(SnapshotStore(tmp_path / "other").fetch(tmp_path / "there")).index
+    assert same(
+        index.take([100, 135])[0], aif.ItemIndex.build(made.trained, newer.catalogue, progress=False).take([100, 135])[0]
+    )
+    assert made.report["vocabularies"]["item"] == {"before": 30, "after": 36}
+    assert "refresh: forget: nothing, since no event is of" in capsys.readouterr().err
+
+
+def test_logged_requests_stay_those_of_their_users_when_ids_are_forgotten():
+    data = aif.read(**aged(5), columns=world.COLUMNS, progress=False)
+    positions = np.arange(0, len(data.log), 7)
+    rows = np.stack([data.log.item[positions], np.full(len(positions), data.items.encode([100])[0])], 1).astype(np.int32)
+    labels = {"score": np.arange(2.0 * len(positions), dtype=np.float32).reshape(-1, 2)}
+    data = dataclasses.replace(
+        data, cascade=Cascade(positions=positions, rows=rows, stage=np.zeros(rows.shape, np.int8), labels=labels)
+    )
+    fewer = forgotten(data, int(data.log.time.max()) - 3 * world.DAY)
+    assert data.cascade is not None and fewer.cascade is not None and 100 in fewer.items.raw and 101 not in fewer.items.raw
+    there = data.log.user[positions] > 5  # whose first five are forgotten
+    for name in ("time", "action"):
+        ours, theirs = (getattr(each.log, name)[each.cascade.positions] for each in (data, fewer))
+        assert np.array_equal(ours[there], theirs)
+    assert np.array_equal(data.cascade.labels["score"][there], fewer.cascade.labels["score"])
+    raw, own = data.items.ids_of(rows[there]), fewer.cascade.rows
+    assert np.array_equal(own, fewer.items.encode(raw)) and (own[raw != 100] > 0).sum() > 100
+
+
 # warm start, and the old model as it is served
 
 
 @pytest.fixture(scope="module")
 def newer(run) -> aif.Dataset:
     """Five days under the ids of the model and the new ones."""
-    encoder = grown(run.encoder, world.data(5).encoder)
-    return aif.read(world.events(5), items=world.items(5), encoder=encoder, progress=False)
+    return aif.read(world.events(5), items=world.items(5), earlier=run.trained, progress=False)
 
 
 def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
@@ -419,15 +534,15 @@ def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
         rows = np.append(0, after.encode(before.raw))
         old, new = (np.asarray(params["embedding"][name]) for params in (run.params, warm.params))
         assert np.array_equal(new[rows], old) and len(new) == len(after) and np.isfinite(new).all()
-    assert grown(run.encoder, world.data(4).encoder) is run.encoder
+    given: dict[str, Any] = {"earlier": run.trained, "progress": False}
+    assert aif.read(world.events(4), items=world.items(4), **given).encoder is run.encoder
     with pytest.raises(ValueError, match="encoder, 'item': expected every id of the model's"):
         warm_start(warm, run.encoder, world.data(4).catalogue)
-    with pytest.raises(ValueError, match="ids of 'item': expected integers like those of the served model, got strings"):
-        table = {name: list(map(str, values)) if name == "item" else values for name, values in world.items(5).items()}
-        named = world.events(5) | {"item": list(map(str, world.events(5)["item"].tolist()))}
-        columns = dataclasses.replace(world.COLUMNS, text=("item",))
-        strings = aif.read(named, items=table, columns=columns, progress=False).encoder
-        grown(run.encoder, dataclasses.replace(strings, columns=world.COLUMNS))
+    with pytest.raises(ValueError, match="expected integers like the vocabulary 'item' given, got text"):
+        named = ({**table, "item": [f"i{item}" for item in table["item"]]} for table in (world.events(5), world.items(5)))
+        aif.read(next(named), items=next(named), **given)
+    with pytest.raises(ValueError, match="encoder: expected none with earlier=, whose encoder it is"):
+        aif.read(world.events(5), items=world.items(5), encoder=run.encoder, **given)
 
 
 def test_the_old_model_answers_new_requests_as_in_service(run, newer):

@@ -25,7 +25,7 @@ from aif_jax.store.sealed import is_json
 from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import __version__, combine, encoding_for
 from aif_jax.trees import differences, leaves_by_path, listed
-from aif_jax.types import Params
+from aif_jax.types import ItemFeatures, Params
 
 FORMAT = "aif_jax.checkpoint/2"
 
@@ -45,6 +45,7 @@ class Checkpoint:
       metrics: figures of this step by name.
       run: name of the training run that wrote it, None where it has none.
       settings: settings of that run, see `Trained`.
+      items: features of the encoder's items, see `Trained`.
     """
 
     params: Params
@@ -57,10 +58,12 @@ class Checkpoint:
     metrics: dict[str, float] | None = None
     run: str | None = None
     settings: dict[str, Any] | None = None
+    items: ItemFeatures | None = None
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """The model of this folder; `model` is one made by `assemble`, None builds it from the config."""
-        return Trained(model_of(self.config, model), self.params, self.encoder, self.settings).with_version(self.version)
+        trained = Trained(model_of(self.config, model), self.params, self.encoder, self.settings, self.items)
+        return trained.with_version(self.version)
 
     def __repr__(self) -> str:
         parts = "with optimizer state, " if self.opt_state is not None else ""
@@ -101,7 +104,7 @@ def save(
       (7, 'ScaleByAdamState')
     """
     rest = (trained.encoder, step, opt_state, position, metrics)
-    contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings)
+    contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items)
     storage.write_packed(path, packed(contents, trained.config, copy=False))
 
 
@@ -132,7 +135,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     if config is not None and config != stored:
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
-    templates = {"params": None} | ({"encoder": np.ndarray} if "encoder" in leaves else {}) | like
+    templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | like
     trees = storage.read(path, templates, format=FORMAT)
     encoder = None
     if record.get("encoder") is not None:
@@ -149,6 +152,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         metrics=metrics,
         run=record.get("run"),
         settings=record.get("settings"),
+        items=_parsed(path, trees, "items", lambda tree: ItemFeatures(**tree)) if "items" in trees else None,
     )
 
 
@@ -159,14 +163,16 @@ def settings_of(path: str | Path) -> dict[str, Any] | None:
 
 def contents_of(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
-    *, run: str | None = None, settings: Mapping[str, Any] | None = None,
+    *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Trees and record of a checkpoint, checked; see `save`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
-    trees = {"params": params}
+    trees: dict[str, Any] = {"params": params}
     if encoder is not None:
         trees["encoder"] = encoder.to_arrays()
+        if items is not None:
+            trees["items"] = dataclasses.replace(items, encoding="")
     if opt_state is not None:
         trees["opt_state"] = opt_state
     record = {
@@ -225,6 +231,7 @@ class Checkpoints:
       run: a name of the run that every checkpoint carries; one of another run is refused. None takes any.
       settings: settings of the run, plain JSON that every checkpoint carries too, so that the run can be resumed from them
         alone.
+      items: features of the encoder's items, see `Trained`, that every checkpoint carries too.
 
     Example:
       >>> import tempfile, jax, aif_jax as aif
@@ -247,6 +254,7 @@ class Checkpoints:
         keep_best: tuple[str, Literal["max", "min"]] | None = None,
         run: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        items: ItemFeatures | None = None,
     ):
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
@@ -255,6 +263,7 @@ class Checkpoints:
         self.keep_best = keep_best
         self.run = run
         self._settings = settings
+        self._items = items
         self._saving: Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -334,7 +343,7 @@ class Checkpoints:
         self.wait()
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
-        own = {"run": self.run, "settings": self._settings}
+        own: dict[str, Any] = {"run": self.run, "settings": self._settings, "items": self._items}
         contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
         ready = packed(contents, config, copy=True)
         if processes.several():

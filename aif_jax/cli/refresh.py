@@ -13,8 +13,8 @@ from aif_jax.cli.options import FINE, REFUSED
 from aif_jax.refreshing import GateConfig, refresh
 
 FLAGS = (
-    "unknown", "since", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed", "requests", "k",
-    "keep",
+    "unknown", "since", "forget", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed",
+    "requests", "k", "keep",
 )  # fmt: skip
 """Arguments of `refresh` that have a flag of their name."""
 BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]

@@ -16,7 +16,7 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
-from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array
+from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
 from aif_jax.features import behaviours
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
@@ -101,6 +101,13 @@ class Encoder:
     def with_length(self, length: int) -> Encoder:
         """The same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
+
+    def with_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> Encoder:
+        """The encoder of the same columns, scales and length with other ids; itself where all are the same."""
+        if dict(vocabularies) == dict(self.vocabularies):
+            return self
+        schema = schema_of(self.columns, vocabularies, content=self.schema.content)
+        return dataclasses.replace(self, schema=schema, vocabularies=vocabularies)
 
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
         """Features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
@@ -396,6 +403,13 @@ def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, conte
         content=content,
         side=columns.side,
     )
+
+
+def under(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
+    """The features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
+    places = {name: np.maximum(new_rows(before.vocabularies[name], after.vocabularies[name]), 0) for name in items.ids}
+    ids = {name: places[name][rows] for name, rows in items.ids.items()}
+    return dataclasses.replace(items, ids=ids, encoding=after.version)
 
 
 def vocabulary_names(columns: Columns) -> list[str]:

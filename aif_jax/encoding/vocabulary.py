@@ -79,6 +79,17 @@ class Vocabulary:
             return None
         return "integers" if self.raw.dtype.kind == "i" else "strings"
 
+    def with_ids(self, other: Vocabulary) -> Vocabulary:
+        """The vocabulary with the ids of another one too; itself where that has none that it lacks.
+
+        Raises TypeError for ids of another kind.
+        """
+        if not len(other.raw) or self == other:
+            return self
+        same = self.raw.dtype == other.raw.dtype
+        whole = Vocabulary(np.concatenate([self.raw, other.raw]) if same else [*self.raw.tolist(), *other.raw.tolist()])
+        return whole if len(whole) > len(self) else self
+
     def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
         """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
 

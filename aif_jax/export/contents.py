@@ -28,7 +28,7 @@ from aif_jax.store.trained import Trained, model_of
 from aif_jax.store.version import fingerprint
 from aif_jax.train import fit as training
 from aif_jax.trees import leaves_by_path, nest
-from aif_jax.types import Params
+from aif_jax.types import ItemFeatures, Params
 
 IDS = ("ids", "keys", "marks")
 
@@ -42,11 +42,13 @@ class Contents(NamedTuple):
     encoder: Encoder | None
     parts: dict[str, dict[str, np.ndarray]]  # "golden" and, where there is one, "index"
     version: str
+    items: ItemFeatures | None  # see `Trained`
 
     def trained(self, model: PreRanker | None = None) -> Trained:
         """The model; `model` is one made by `assemble`, None builds it from the config."""
         known = self.manifest.get("settings")
-        return Trained(model_of(self.config, model), self.params, self.encoder, known).with_version(self.version)
+        trained = Trained(model_of(self.config, model), self.params, self.encoder, known, self.items)
+        return trained.with_version(self.version)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +129,11 @@ def restore(
     return Restored(trained=trained, index=index, golden=contents.parts["golden"], manifest=contents.manifest)
 
 
-def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
-    """Reads every array of a folder and compares checksums and version; raises ExportError."""
+def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:
+    """Reads the arrays of a folder and compares checksums and version; raises ExportError.
+
+    Features of items, which no service needs, are read with `items` alone.
+    """
     folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
 
@@ -141,6 +146,7 @@ def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
         params = nest(leaves)
         config = Config.from_json(manifest["config"])
         encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
+        known = ItemFeatures(**nest(arrays(manifest["items"]))) if items and manifest.get("items") else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         got = f"others: {error}; export the model again"
         raise consume.ExportError(f"{folder}: expected params, config and encoder, got {got}") from error
@@ -149,7 +155,7 @@ def read_contents(folder: str | Path, *, sha256: str | None = None) -> Contents:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
     parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
     config = config if encoder is None else config.with_encoding(encoder.version)
-    return Contents(manifest, config, params, encoder, parts, version)
+    return Contents(manifest, config, params, encoder, parts, version, known)
 
 
 def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:
@@ -198,7 +204,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     """
     path = local(folder, "folder")
     if (path / MANIFEST).is_file() and not (path / ARRAYS).is_file():
-        return read_contents(path).trained(model)
+        return read_contents(path, items=True).trained(model)
     if (path / METADATA_FILE).is_file():  # which a run that was saved is too
         return checkpoint.load(path).trained(model)
     if training.is_run(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -118,7 +119,7 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
     Raises:
       ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
     """
-    contents = read_contents(folder)
+    contents = read_contents(folder, items=True)
     manifest = contents.manifest
     with new_folder(new) as partial:
         return _write(
@@ -174,6 +175,8 @@ def _write(
     if encoder is not None:
         write_arrays(target / "encoder.safetensors", encoder.to_arrays())
         manifest["encoder"] = {"record": encoder.to_record(), "file": "encoder.safetensors"}
+        if trained.items is not None:
+            parts["items"] = leaves_by_path(dataclasses.replace(trained.items, encoding=""))
     for name, arrays in parts.items():
         manifest[name] = f"{name}.safetensors"
         write_arrays(target / manifest[name], arrays)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
@@ -15,14 +16,16 @@ from aif_jax.checks import expect
 from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset, item_statistics
 from aif_jax.data.events import EventLog
-from aif_jax.encoding.columns import CODED, Columns, Kind
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.encoding.columns import CODED, Columns, File, Kind
+from aif_jax.encoding.encoder import Encoder, schema_of, under
 from aif_jax.encoding.raw import scale_of, stacked
 from aif_jax.encoding.times import PER_SECOND
 from aif_jax.output import hidden
 from aif_jax.readers.check import FILES, suspicions_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source
 from aif_jax.readers.tables import Content, Scan, Tables, blocks, events_of, lookup, read_tables, scan, validate
+from aif_jax.store.trained import Trained
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ def read(
     columns: Columns | None = None,
     content: Content | None = None,
     encoder: Encoder | None = None,
+    earlier: Trained | None = None,
     unknown: Literal["error", "skip"] = "error",
     name: str | None = None,
     repeats: bool | None = None,
@@ -51,10 +55,12 @@ def read(
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
       items: the same: one row for each item of the catalogue.
       users: the same: one row for each user; None where nothing is known of users but their events.
-      columns: which column is what; left out with `encoder`.
+      columns: which column is what; left out with `encoder` and `earlier`.
       content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
         lack is an error, or with `unknown="skip"` row 0.
+      earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
+        items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
       unknown: "error", or "skip": leaves out events of unknown users and rows of unknown items. Events with an unknown item
         stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
@@ -74,10 +80,14 @@ def read(
       >>> data.log.item.tolist(), data.users.raw.tolist()
       ([2, 1, 1], ['ann', 'bob'])
     """
+    if earlier is not None:
+        expect(encoder is None, "encoder", "none with earlier=, whose encoder it is", encoder)
+        encoder = earlier.need_encoder("read earlier")
     columns = _options(columns, users, content, encoder, unknown)
     problems = Problems()
+    sources: dict[File, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
-        tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
+        tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
@@ -92,11 +102,13 @@ def read(
             vocabularies=tables.vocabularies,
             scales=_scales(tables, columns),
         )
+    if earlier is not None:
+        encoder = encoder.with_vocabularies(tables.vocabularies)
     user_ids, user_floats = _users(tables, encoder)
     found = events_of(tables, columns)
     moments = found.time // PER_SECOND[columns.time_unit]
     log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
-    catalogue = _catalogue(tables, encoder, embedding)
+    catalogue = _catalogue(tables, encoder, embedding, earlier)
     if statistics := item_statistics(encoder.schema, log):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
     for suspicion in suspicions_of(tables, columns, found):
@@ -227,12 +239,13 @@ def _options(
 
 def _content(tables: Tables, columns: Columns, content: Content | None) -> np.ndarray | None:
     """float32 [N, E] by row of the item vocabulary, zeros for the unknown item; None without content."""
-    vocabulary = tables.vocabularies["item"]
+    vocabulary, at = tables.vocabularies["item"], tables.rows["items"]["item"]
     if columns.content is not None:
-        return _by_row(tables.rows["items"]["item"], tables.scans["items"].floats(columns.content), len(vocabulary))
+        return _by_row(at, tables.scans["items"].floats(columns.content), len(vocabulary))
     if content is None:
         return None
-    return _by_row(np.arange(1, len(vocabulary)), lookup(content)(vocabulary.raw), len(vocabulary))
+    at = at[at > 0]
+    return _by_row(at, lookup(content)(vocabulary.ids_of(at)), len(vocabulary))
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -250,7 +263,8 @@ def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
     return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
 
 
-def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -> Catalogue:
+def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
+    """The features of all items: those of the file, of others what the model of `earlier` data knew."""
     columns, table, vocabulary = encoder.columns, tables.scans["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
@@ -259,14 +273,37 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None) -
     ids = {name: _by_row(at, values, count) for name, values in rows.items()}
     features: Any = encoder.item_features(ids | {"item": np.arange(count, dtype=np.int32)}, floats, embedding)
     known = _by_row(at, np.ones(len(at), bool), count)
+    features = dataclasses.replace(features, floats=features.floats * known[:, None])
+    if earlier is not None:
+        features = _with_departed(features, np.flatnonzero(~known)[1:], earlier, encoder)
     return Catalogue(
         schema=encoder.schema,
         raw=vocabulary.raw,
         ids=features.ids,
-        floats=features.floats * known[:, None],
+        floats=features.floats,
         content=features.content,
         side=features.side,
     )
+
+
+def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:
+    """The features [N], with those that the model knew in the rows of items that the file lacks."""
+    own = earlier.need_encoder("read earlier")
+    if not len(gone):
+        return features
+    if earlier.items is None:
+        text = "which an older version saved, does not hold their features: they have their id alone. Keep them in the file once more"
+        logger.warning("%d items left the items file, and the model, %s", len(gone), text)
+        return features
+    before = own.vocabularies["item"].encode(encoder.vocabularies["item"].ids_of(gone))
+    known = under(take(earlier.items, before), own, encoder)
+    known = dataclasses.replace(known, encoding=features.encoding)
+
+    def filled(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+        values[gone] = others
+        return values
+
+    return jax.tree.map(filled, features, known)
 
 
 def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.ndarray]:

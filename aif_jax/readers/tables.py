@@ -526,12 +526,13 @@ class Tables:
 
 
 def read_tables(
-    sources: Mapping[FileName, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None
-) -> Tables:
+    sources: Mapping[FileName, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None,
+    grow: bool = False,
+) -> Tables:  # fmt: skip
     """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
 
-    An `encoder` says it in their place. `problems` receives what is wrong with values, and ids that an items or users table has
-    twice.
+    An `encoder` says it in their place; with `grow` both do, but for actions. `problems` receives what is wrong with values,
+    and ids that an items or users table has twice.
     """
     scans: dict[FileName, Scan] = {
         name: scan(source, columns.of(name, computed=False), problems, columns=columns, name=name)
@@ -553,7 +554,8 @@ def read_tables(
         del members["action"]
     for vocabulary, places in members.items():
         tables = [(scans[name], column) for name, column in places]
-        known[vocabulary], settled = validate(vocabulary, tables, columns, problems, given=known.get(vocabulary))
+        given, grows = known.get(vocabulary), grow and vocabulary != "action"
+        known[vocabulary], settled = validate(vocabulary, tables, columns, problems, given=given, grow=grows)
         for (name, _), of_table in zip(places, settled, strict=True):
             rows[name][vocabulary] = of_table
     vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
@@ -563,16 +565,19 @@ def read_tables(
 
 
 def validate(
-    name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None
-) -> tuple[Vocabulary, list[np.ndarray]]:
-    """The vocabulary of some columns (`given`, or that of the last member with values) and int32 rows of each in it."""
+    name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None,
+    grow: bool = False,
+) -> tuple[Vocabulary, list[np.ndarray]]:  # fmt: skip
+    """The vocabulary of some columns and int32 rows of each in it: `given`, or that of the last member with values; both with
+    `grow`."""
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None
     kind = kind or _kind(held, is_text=any(column in columns.text for _, column in members))
     values = [_as_kind(codes, kind) for codes in held]
     vocabulary = given
-    if vocabulary is None:
-        vocabulary = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
+    if vocabulary is None or grow:
+        newer = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
+        vocabulary = newer if vocabulary is None else vocabulary.with_ids(newer)
     rows = []
     for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
         place = np.append(fits, False)  # the last one is code -1, no value

@@ -14,10 +14,10 @@ from aif_jax.refreshing.gate import (
     volume,
 )
 from aif_jax.refreshing.run import Refreshed, refresh
-from aif_jax.refreshing.warm import as_served, grown, warm_start
+from aif_jax.refreshing.warm import as_served, forgotten, warm_start
 
 __all__ = [
     "refresh", "Refreshed",
     "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "volume",
-    "grown", "warm_start", "as_served",
+    "forgotten", "warm_start", "as_served",
 ]  # fmt: skip

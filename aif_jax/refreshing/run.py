@@ -22,6 +22,7 @@ from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import CURRENT, SnapshotError, SnapshotStore
 from aif_jax.data.candidates import counts_before
 from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.encoder import under
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.export.consume.files import MANIFEST as EXPORTED
@@ -33,7 +34,7 @@ from aif_jax.readers.sources import Source, TextFile, files_of
 from aif_jax.readers.tables import Content
 from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
-from aif_jax.refreshing.warm import grown, under, warm_start
+from aif_jax.refreshing.warm import forgotten, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.folders import URL, local
@@ -45,6 +46,7 @@ from aif_jax.train.tasks import TASKS, Task, task_of
 KEPT = "refresh.json"
 """File in a published export: what `training_record` says of it, and a digest of what it was made from."""
 REPORTS = 30  # reports that stay in OUT/reports
+DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ def refresh(
     unknown: Literal["skip", "error"] = "skip",
     task: Task | None = None,
     since: Any = None,
+    forget: float | None = None,
     replay: float = 0.1,
     held_out: float = 0.1,
     epochs: int = 1,
@@ -120,6 +123,9 @@ def refresh(
         training, or raise an error, see `read`.
       task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
       since: the moment from which events are new, a date or number; None: where the served model's training ended.
+      forget: days without an event after which an item, a user, or an attribute value that came with them alone loses its row
+        and is unknown to the new model; None keeps all. Before `events` reach back that far, nothing is forgotten. An item or
+        user that is new gets a row with its first event.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
       epochs, batch_size, learning_rate, seed: see `fit`.
@@ -147,6 +153,7 @@ def refresh(
     """
     expect(0 < held_out < 0.5, "held_out", "a share above 0, below 0.5", held_out, error=ArgumentError)
     expect(unknown in ("skip", "error"), "unknown", "'skip' or 'error'", repr(unknown), error=ArgumentError)
+    expect(forget is None or forget > 0, "forget", "days above 0", forget, error=ArgumentError)
     where, needed = str(out), f"a local folder for the steps of a job on {out}"
     expect(work is not None or not URL.match(where), "work", needed, work, error=ArgumentError)
     folder = local(work if work is not None else f"{where.rstrip('/')}.work", "work")
@@ -158,7 +165,8 @@ def refresh(
     arguments = settings | {
         "current": current.version if isinstance(current, Trained) else str(current), "out": store.url,
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
-        "task": repr(task), "since": None if since is None else str(since), "held_out": held_out,
+        "task": repr(task), "since": None if since is None else str(since), "forget": forget,
+        "held_out": held_out,
         "fixed": None if fixed is None else list(map(str, fixed)), "unknown": unknown,
         "gate": dataclasses.asdict(gate), "platforms": list(platforms),
     }  # fmt: skip
@@ -181,10 +189,16 @@ def refresh(
         served, data = _inputs(job, functools.partial(_keep, opened), functools.partial(
             _read, events, items, users, content=content, unknown=unknown, progress=progress
         ))  # fmt: skip
+        newest, first = int(data.log.time.max(initial=0)), 0
+        if forget is not None:
+            first = newest - round(forget * DAY)
+            if int(data.log.time.min(initial=newest)) > first:
+                say(f"refresh: forget: nothing, since no event is of {shown(first)} or earlier")
+                first = 0
         steps = _Steps(
-            job=job, served=served, data=data, items=items, content=content, held_out=held_out, gate=gate, progress=progress
-        )
-        newest = int(data.log.time.max(initial=0))
+            job=job, served=served, data=data, kept=forgotten(data, first) if first else data, since=first, items=items,
+            content=content, held_out=held_out, gate=gate, progress=progress,
+        )  # fmt: skip
         if newest <= served.newest or not len(served.task.positions(data, min_history=1, since=served.since, before=None)):
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(served.since)}", "status": "nothing new"})
             return Refreshed(status="nothing new")
@@ -334,16 +348,13 @@ def _read(
     unknown: Literal["skip", "error"], progress: bool,
 ) -> Dataset:  # fmt: skip
     """The data under vocabularies with the ids of the served model and the new ones."""
-    own = trained.need_encoder("refresh")
     if isinstance(events, Dataset):
         expect(events.encoder is not None, "refresh data", "a Dataset with an encoder", "one without; read(..., encoder=...)")
         return events
     if items is None:
         raise ValueError("refresh items: expected the items file that belongs to events, got None")
-    files: dict[str, Any] = {"items": items, "users": users, "content": content, "progress": progress}
-    first = read(events, columns=own.columns, unknown="skip", **files)
-    encoder = grown(own, first.encoder)  # type: ignore[arg-type]  # which `read` made
-    return first if encoder.version == first.encoding else read(events, encoder=encoder, unknown=unknown, **files)
+    given: dict[str, Any] = {"users": users, "content": content, "unknown": unknown, "progress": progress}
+    return read(events, items=items, earlier=trained, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -353,6 +364,8 @@ class _Steps:
     job: Job
     served: _Served
     data: Dataset
+    kept: Dataset  # the data without the ids that are forgotten: what the new model knows
+    since: int  # seconds since 1970, ids without an event from then on are forgotten; 0 for none
     items: Source | None
     content: Content | None
     held_out: float
@@ -374,34 +387,37 @@ class _Steps:
         """The earlier period to judge on: the one given, else the first of the served model's that the events hold."""
         periods = self.served.record["periods"] if fixed is None else [training.moments(fixed, self.data, "fixed")]
         counts = {}
-        for first, after in periods:
+        for first, after in (period for period in periods if period[0] >= self.since):  # with what is known of later events
             positions = self.task.positions(self.data, min_history=0, since=first, before=after)
             users = counts[f"{shown(first)} to {shown(after)}"] = len(np.unique(self.data.log.user[positions]))
             if users >= self.gate.users:
                 return first, after
         expected = f"an earlier period with samples of at least {self.gate.users} users in the events, to judge both models on"
+        expected += f", that begins after what is forgotten, {shown(self.since)}" if self.since else ""
         got = ", ".join(f"{users} users from {span}" for span, users in counts.items()) or "none that the served model says"
         out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
         raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
 
     def warm_start(self, seed: int, partial: Path) -> dict[str, Any]:
         """The served model under the new vocabularies."""
-        encoder: Any = self.data.encoder
-        started = warm_start(self.served.trained, encoder, self.data.catalogue, seed=seed)
+        encoder: Any = self.kept.encoder
+        started = warm_start(self.served.trained, encoder, self.kept.catalogue, forget=self.since > 0, seed=seed)
         checkpoint.save(partial / MODEL, started)
-        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies"}
+        gone = ", ".join(f"{each.get('forgotten', 0):,} of {name}" for name, each in self.vocabularies().items())
+        gone = f"; forgotten ids: {gone}" if self.since else ""
+        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
 
     def train(self, settings: dict[str, Any], partial: Path) -> dict[str, Any]:
         """The model after training on the new samples; `settings` are arguments of `fit`."""
         started = _model(self.job, "warm start")
         run = fit(
-            started.model, self.data, out=self.job.path("fit"), start=started.params, keep_best=False,
+            started.model, self.kept, out=self.job.path("fit"), start=started.params, keep_best=False,
             since=_moment(self.served.since), validation=self.held_out if self.calibrated else 0.0, test=self.held_out,
             without=(_moment(self.fixed[0]), _moment(self.fixed[1])), progress=self.progress, task=self.task, **settings,
         )  # fmt: skip
         checkpoint.save(partial / MODEL, run.trained)
-        trained = training.training_positions(self.data, run.settings)
-        new = int((self.data.log.time[trained] >= self.served.since).sum())
+        trained = training.training_positions(self.kept, run.settings)
+        new = int((self.kept.log.time[trained] >= self.served.since).sum())
         line = f"{new:,} new samples until {shown(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
@@ -412,8 +428,8 @@ class _Steps:
         if settings.id_dropout:
             changes["unseen items"] = functools.partial(self._unseen, settings.first_validation)
         if (term := pure_svd.present(old.config)) is not None:
-            log, factors = self.data.histories, np.asarray(old.params["fitted"][term.name]["table"])
-            known, before = self._own_rows("item"), log.time < self.served.since
+            log, factors = self.kept.histories, np.asarray(old.params["fitted"][term.name]["table"])
+            known, before = self._own_rows("item", self.kept), log.time < self.served.since
             deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
             changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
         if (block := item_offset.present(old.config)) is not None:
@@ -422,14 +438,14 @@ class _Steps:
                 before=settings.first_validation, power=getattr(self.task, "power", 0.75),
                 untrained=item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None,
             )  # fmt: skip
-        made, faults = edits.chain(*changes.values())(_model(self.job, "train"), self.data), []
+        made, faults = edits.chain(*changes.values())(_model(self.job, "train"), self.kept), []
         if self.calibrated:
             of_slice = functools.partial(training.held_out, settings=settings, split="validation")
-            of_slice(self.data)  # without a sample there is nothing to judge
+            of_slice(self.kept)  # without a sample there is nothing to judge
             served, negatives = old.params["fitted"][GROUP], self.task.calibration_negatives
             changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, progress=self.progress)
             try:
-                made = changes["calibration"](made, self.data)
+                made = changes["calibration"](made, self.kept)
             except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
                 made, faults = made.replace(params=with_calibration(made.params, served)), [f"no calibration fits it: {error}"]
         checkpoint.save(partial / MODEL, made)
@@ -440,7 +456,7 @@ class _Steps:
         """Items without an event score as the unknown item, unless the served model has a row of its own for them."""
         name = data.schema.item_attribute("item").table_name
         table = np.asarray(self.served.trained.params["embedding"][name])
-        own = np.maximum(self._own_rows("item"), 0)
+        own = np.maximum(self._own_rows("item", data), 0)
         has_own = (table[own] != table[0]).any(1)
         seen = np.where(has_own, 1, counts_before(data, before))
         return trained.replace(params=edits.unseen_as_unknown(trained.params, seen, config=trained.config))
@@ -483,18 +499,20 @@ class _Steps:
 
     def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
         """bool [n] which rows of the data the served model's vocabulary lacks."""
-        return self._own_rows(name)[rows] <= 0
+        return self._own_rows(name, self.data)[rows] <= 0
 
-    def _own_rows(self, name: str) -> np.ndarray:
-        """The row that each row of the data has in the served model's vocabulary, 0 or -1 for none."""
+    def _own_rows(self, name: str, data: Dataset) -> np.ndarray:
+        """The row that each row of data has in the served model's vocabulary, 0 or -1 for none."""
         own = self.served.trained.need_encoder("refresh").vocabularies[name]
-        return new_rows(self.data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
+        return new_rows(data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
     def index_of(self, trained: Trained) -> ItemIndex:
         """The index of the items file, with the item statistics after the last event."""
         own, encoder = trained.need_encoder("refresh"), self.data.encoder
         if self.items is None:
-            rows: Any = [(self.data.items.raw, under(self.data.catalogue.features(self.data.items.rows), encoder, own))]
+            known: Any = encoder
+            features = self.data.catalogue.features(np.arange(1, len(self.data.items)))
+            rows: Any = [(self.data.items.raw, under(features, known, own))]
             return ItemIndex.build(trained, rows, progress=self.progress)
         today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
         rows = read_items(self.items, own, content=self.content, statistics=today)
@@ -527,6 +545,14 @@ class _Steps:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return {"line": f"{size:,} bytes", "bytes": size}
 
+    def vocabularies(self) -> dict[str, dict[str, int]]:
+        """Ids before and after by vocabulary, and how many were forgotten, where that was a question."""
+        sizes = self.job.sealed("read")["vocabularies"]  # type: ignore[index]
+        if not self.since:
+            return sizes
+        left = {name: len(vocabulary.raw) for name, vocabulary in self.kept.encoder.vocabularies.items()}  # type: ignore[union-attr]
+        return {name: each | {"after": left[name], "forgotten": each["after"] - left[name]} for name, each in sizes.items()}
+
     def report(self, trained: Trained, name: str | None, partial: Path) -> dict[str, Any]:
         """What `report.json` says."""
         steps = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
@@ -540,7 +566,7 @@ class _Steps:
         report = {
             "status": "refused" if gate["reasons"] else "published", "name": name,
             "versions": {"old": self.served.trained.version, "new": trained.version},
-            "vocabularies": done["read"]["vocabularies"],
+            "vocabularies": self.vocabularies(),
             "data": counts | {
                 "events": done["read"]["events"], "since": shown(self.served.since),
                 "until": shown(settings.first_validation),
@@ -602,8 +628,10 @@ def _markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     if grown := report["vocabularies"]:
-        lines += _table(("vocabulary", "ids before", "new", "after"), [
-            (name, f"{each['before']:,}", f"{each['after'] - each['before']:,}", f"{each['after']:,}")
+        forgets = any("forgotten" in each for each in grown.values())
+        lines += _table(("vocabulary", "ids before", "new", *(["forgotten"] if forgets else []), "after"), [
+            (name, f"{each['before']:,}", f"{each['after'] + each.get('forgotten', 0) - each['before']:,}",
+             *([f"{each['forgotten']:,}"] if forgets else []), f"{each['after']:,}")
             for name, each in grown.items()
         ])  # fmt: skip
     for name, metrics in report["gate"].get("metrics", {}).items():

@@ -13,73 +13,107 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
-from aif_jax.encoding.encoder import Encoder, schema_of
+from aif_jax.data.cascade import Cascade
+from aif_jax.data.dataset import Dataset, item_statistics
+from aif_jax.data.events import EventLog
+from aif_jax.encoding.encoder import Encoder, under
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import carry_over
+from aif_jax.trees import take
 from aif_jax.types import ItemFeatures, Params, UserFeatures
 
 ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the model's own tables
 
 
-def grown(encoder: Encoder, newer: Encoder) -> Encoder:
-    """An encoder with the ids of both; columns, scales and listed actions are those of the first, so floats mean the same.
+def forgotten(data: Dataset, since: int) -> Dataset:
+    """The data without the ids that had no event since a moment: items, users, and attribute values that came with them alone.
+
+    Events of an item that is forgotten stay in histories as those of the unknown item; those of a user who is forgotten are
+    left out, but item statistics still count them. Candidates of a logged request are events of theirs.
 
     Args:
-      encoder: encoder of the served model. Itself is returned where `newer` has no further id.
-      newer: encoder of newer data with the same columns. Its actions are left out where they are a vocabulary: their number is
-        part of the model.
-
-    Raises:
-      ValueError: other columns; ids that are integers in one and text in the other.
+      data: data with an encoder.
+      since: seconds since 1970.
 
     Example:
       >>> from aif_jax.encoding.columns import Columns
-      >>> def encoder(*items):
-      ...     known = {"user": Vocabulary([1]), "item": Vocabulary(items), "category": Vocabulary(["tea"])}
-      ...     return Encoder(schema=schema_of(Columns(), known), columns=Columns(), vocabularies=known)
-      >>> grown(encoder(7, 9), encoder(8, 9)).vocabularies["item"].raw.tolist()
-      [7, 8, 9]
+      >>> from aif_jax.readers import read
+      >>> events = {"user": [1, 2, 2], "item": [7, 8, 7], "time": [10, 20, 90]}
+      >>> data = read(events, items={"item": [7, 8], "category": ["tea", "cup"]}, columns=Columns())
+      >>> fewer = forgotten(data, 50)
+      >>> {name: vocabulary.raw.tolist() for name, vocabulary in fewer.encoder.vocabularies.items()}
+      {'user': [2], 'item': [7], 'category': ['tea']}
+      >>> fewer.log.item.tolist()
+      [0, 1]
     """
-    expect(encoder.columns == newer.columns, "columns", f"those of the served model, {encoder.columns}", newer.columns)
-    vocabularies = dict(encoder.vocabularies)
-    for name, vocabulary in vocabularies.items():
-        other = newer.vocabularies[name]
-        if name == "action" or not len(other.raw) or other == vocabulary:
-            continue
-        same = vocabulary.kind in (None, other.kind)
-        expect(same, f"ids of {name!r}", f"{vocabulary.kind} like those of the served model", other.kind)
-        ids = np.union1d(vocabulary.raw, other.raw) if other.kind == "integers" else [*vocabulary.raw, *other.raw]
-        vocabularies[name] = Vocabulary(ids)
-    if vocabularies == dict(encoder.vocabularies):
-        return encoder
-    schema = schema_of(encoder.columns, vocabularies, content=encoder.schema.content)
-    return dataclasses.replace(encoder, schema=schema, vocabularies=vocabularies)
+    before, log, cascade = data.encoder, data.log, data.cascade
+    if before is None:
+        raise ValueError("forgotten: expected data with an encoder, got data without; read(..., encoder=...)")
+    recent = log.time >= since
+    logged = () if cascade is None else cascade.rows[recent[cascade.positions]]
+    items, users = (np.union1d(0, rows) for rows in (np.append(log.item[recent], logged).astype(int), log.user[recent]))
+    kept = {"item": [items], "user": [users]}  # rows that stay, 0 among them
+    for table, rows in ((data.catalogue.ids, items), (data.user_ids, users)):
+        for name in set(table) - {"item", "user"}:
+            kept.setdefault(name, []).append(np.ravel(table[name][rows]))
+    vocabularies = dict(before.vocabularies)
+    for name, rows in kept.items():
+        vocabularies[name] = Vocabulary(vocabularies[name].ids_of(np.setdiff1d(np.concatenate(rows), 0)))
+    encoder = before.with_vocabularies(vocabularies)
+    places = {name: np.maximum(new_rows(before.vocabularies[name], encoder.vocabularies[name]), 0) for name in kept}
+    item, user = places["item"][log.item], places["user"][log.user]
+    known, features = user > 0, under(take(data.catalogue.items, items), before, encoder)
+    if cascade is not None:
+        there = known[cascade.positions]
+        cascade = Cascade(
+            positions=(np.cumsum(known) - 1)[cascade.positions[there]],
+            rows=places["item"][cascade.rows[there]],
+            stage=cascade.stage[there],
+            labels={name: values[there] for name, values in cascade.labels.items()},
+        )
+    parts: dict[str, Any] = {name: getattr(features, name) for name in ("ids", "floats", "content", "side")}
+    made = dataclasses.replace(
+        data,
+        schema=encoder.schema,
+        log=EventLog.from_arrays(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
+        catalogue=Catalogue(schema=encoder.schema, raw=vocabularies["item"].raw, **parts),
+        user_ids={name: places[name][table[users]] for name, table in data.user_ids.items()},
+        user_floats=data.user_floats[users],
+        users=vocabularies["user"],
+        items=vocabularies["item"],
+        encoder=encoder,
+        cascade=cascade,
+    )
+    whole = dataclasses.replace(log, item=item)
+    made.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service
+    return made
 
 
-def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, seed: int = 0) -> Trained:
-    """The model under a larger vocabulary: old ids keep their rows, new ids get random ones, fitted tables are fitted again.
+def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forget: bool = False, seed: int = 0) -> Trained:
+    """The model under another vocabulary: old ids keep their rows, new ids get random ones, fitted tables are fitted again.
 
     An SVD term and a popularity correction are zero until they are fitted again after training; a calibration is left out.
 
     Args:
       trained: model with an encoder.
-      encoder: what `grown` returned.
+      encoder: encoder of newer data, such as of `read(earlier=trained)`.
       catalogue: items of `encoder`.
+      forget: whether `encoder` may lack ids of the model's, whose rows are dropped.
       seed: seed of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
 
     Raises:
-      ValueError: a model without an encoder, or an encoder that lacks ids of the model's.
+      ValueError: a model without an encoder, or without `forget` an encoder that lacks ids of the model's.
     """
     old = trained.need_encoder("warm_start")
     for name in (a.name for a in (*old.schema.item_attributes, *old.schema.user_attributes)):
         vocabulary = old.vocabularies[name]
         lacks = vocabulary.raw[new_rows(vocabulary, encoder.vocabularies[name])[1:] < 0]
-        expect(not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
+        expect(forget or not len(lacks), f"encoder, {name!r}", "every id of the model's", f"none of {lacks[:5].tolist()}")
     carried = carry_over(trained, encoder, key=jax.random.key(seed))
     fitted = fit_tables(carried.config, catalogue, seed=seed)
-    return carried.replace(params=carried.params | {"fitted": fitted})
+    return carried.replace(params=carried.params | {"fitted": fitted}, items=catalogue.items)
 
 
 def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
@@ -106,13 +140,6 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     rows = {a.name: np.pad(places[a.name], (0, a.size - len(places[a.name]))) for a in attributes}
     config = trained.config.replace(schema=encoder.schema)
     return Trained(mapped(trained.model, config, encoder.version), trained.params | {ROWS: rows})
-
-
-def under(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
-    """The features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
-    places = {name: np.maximum(new_rows(before.vocabularies[name], after.vocabularies[name]), 0) for name in items.ids}
-    ids = {name: places[name][rows] for name, rows in items.ids.items()}
-    return dataclasses.replace(items, ids=ids, encoding=after.version)
 
 
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once

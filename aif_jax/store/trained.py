@@ -17,7 +17,7 @@ from aif_jax.features import item_layout, user_layout
 from aif_jax.model import PreRanker, build
 from aif_jax.store.version import encoding_for, fingerprint
 from aif_jax.trees import leaves_by_path, listed, mismatches
-from aif_jax.types import Params
+from aif_jax.types import ItemFeatures, Params
 
 
 def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
@@ -65,6 +65,8 @@ class Trained:
       encoder: encoder of the training data; None for a model that takes encoded features only.
       settings: settings of its run as JSON, which tell `refresh` until when it was trained; None for unknown. Checkpoints and
         exports carry them; they are no part of the version.
+      items: features of all rows of the encoder's items as training had them, NumPy arrays; None for unknown. Of items that
+        leave the items file `read(earlier=)` knows them from here. Saved with the model; no part of the version.
 
     Raises:
       EncodingMismatch: an encoder other than that of the model's data.
@@ -86,11 +88,15 @@ class Trained:
     params: Params = dataclasses.field(repr=False)
     encoder: Encoder | None = None
     settings: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False)
+    items: ItemFeatures | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
         check_params(self.model, self.params)
         if self.encoder is None:
             return
+        rows = len(self.encoder.vocabularies["item"])
+        if self.items is not None:
+            expect(len(self.items.floats) == rows, "Trained.items", f"{rows} rows like the encoder", len(self.items.floats))
         schema, other = self.config.schema, self.encoder.schema
         if any(layout(schema) != layout(other) for layout in (user_layout, item_layout)):
             raise ValueError(f"encoder: expected one that makes the features of {schema!r}, got one of {other!r}")

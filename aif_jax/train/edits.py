@@ -425,7 +425,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
         rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
     model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
-    return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length))
+    return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length), items=None)
 
 
 def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:

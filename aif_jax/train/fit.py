@@ -48,7 +48,7 @@ from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, Liked, NextItem, Task
 from aif_jax.trees import differences, listed
-from aif_jax.types import Params
+from aif_jax.types import ItemFeatures, Params
 
 LABEL, TEACHER = "label", "teacher"
 """Names of the labels of a batch that a teacher has scored."""
@@ -513,7 +513,7 @@ def train(
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
     step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
-    with checkpoints_of(folder, settings) as checkpoints:
+    with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)
         if processes.first():
@@ -549,12 +549,12 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
     return trained(jax.random.key(seed)) | {FITTED: fitted}
 
 
-def checkpoints_of(folder: Path, settings: FitSettings) -> Checkpoints:
-    """The checkpoints of a run."""
+def checkpoints_of(folder: Path, settings: FitSettings, items: ItemFeatures | None = None) -> Checkpoints:
+    """The checkpoints of a run, which carry the features of the items that it trains on."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
     record = settings.to_json()
-    return Checkpoints(folder, keep_best=keep_best, run=seal(record), settings=record)
+    return Checkpoints(folder, keep_best=keep_best, run=seal(record), settings=record, items=items)
 
 
 def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
