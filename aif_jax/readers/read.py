@@ -292,7 +292,7 @@ def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, e
     if not len(gone):
         return features
     if earlier.items is None:
-        text = "which an older version saved, does not hold their features: they have their id alone. Keep them in the file once more"
+        text = "which an older version saved, does not hold their features; keep them in the file once more"
         logger.warning("%d items left the items file, and the model, %s", len(gone), text)
         return features
     before = own.vocabularies["item"].encode(encoder.vocabularies["item"].ids_of(gone))
