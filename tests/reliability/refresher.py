@@ -68,13 +68,16 @@ def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[P
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Digests of the files of the one snapshot in root/store: parameters, encoder, index; raises unless nothing else was left.
+    """Digests of the files of the served model and of the new one in root/store; raises unless nothing else was left.
 
     Compiled functions are left out, and the manifest with their digests: they name the Python frames that called the export.
     """
     store = SnapshotStore(root / "store")
-    (name,), (report,) = store.names(), SnapshotStore(root / "store" / "reports").names()
-    assert store.current() == name and report
-    files = json.loads((root / "store" / name / "snapshot-manifest.json").read_text())["files"]
-    named_by_caller = {"manifest.json", *(relative for relative in files if relative.endswith(".jax_export"))}
-    return {relative: entry["sha256"] for relative, entry in files.items() if relative not in named_by_caller}
+    names, (report,) = store.names(), SnapshotStore(root / "store" / "reports").names()
+    assert len(names) == 2 and store.current() == names[-1] and report
+    digests = {}
+    for number, name in enumerate(names):
+        files = json.loads((root / "store" / name / "snapshot-manifest.json").read_text())["files"]
+        named_by_caller = {"manifest.json", *(relative for relative in files if relative.endswith(".jax_export"))}
+        digests |= {f"{number}/{each}": entry["sha256"] for each, entry in files.items() if each not in named_by_caller}
+    return digests
