@@ -410,8 +410,7 @@ def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path)
 WIDE = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0, floor=0.0)
 
 
-@pytest.mark.parametrize("has_content", [False, True])
-def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, caplog, has_content):
+def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, caplog):
     """Through two refreshes: their category, floats and content as the first model read them, statistics of today."""
     columns, rng = dataclasses.replace(world.COLUMNS, item_floats=("price",), item_statistics=(3600,)), np.random.default_rng(3)
     price, vectors = rng.gamma(2.0, 10.0, world.ITEMS), rng.normal(size=(world.ITEMS, 4)).astype(np.float32)
@@ -421,7 +420,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, ca
         table = {name: np.array(column) for name, column in world.items(days).items()}
         table |= {"price": price[table["item"] - 100]}
         table = {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}
-        return {"items": table, "content": (table["item"], vectors[table["item"] - 100]) if has_content else None}
+        return {"items": table, "content": (table["item"], vectors[table["item"] - 100])}
 
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
     options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
@@ -444,8 +443,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, ca
             assert np.array_equal(made.trained.encoder.vocabularies[name].ids_of(np.asarray(fields[name])[row]), raw)
     assert np.array_equal(moved.floats[row, :1], known.floats[before, :1]) and known.floats[before, 0].std() > 0.1
     np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.floats[today, 1:], rtol=1e-6)
-    assert (moved.content is None) is not has_content
-    assert not has_content or np.array_equal(moved.content[row], vectors[leaves - 100])
+    assert moved.content is not None and np.array_equal(moved.content[row], vectors[leaves - 100])
     index = aif.export.restore(SnapshotStore(store).fetch(tmp_path / "here")).index
     assert np.array_equal(np.sort(index.ids), np.sort(files(6, leaves[1:])["items"]["item"]))
 
