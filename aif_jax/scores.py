@@ -1,4 +1,4 @@
-"""From logits to what candidates are ranked by: objectives, calibration, score expressions.
+"""From logits to what candidates are ranked by: objectives, calibration, orders.
 
 *Objectives*: what each of a model's T logits is the probability of. An objective is a name, or "NAME|GIVEN": the probability of
 NAME where GIVEN is true. ("click", "conversion|click", "like") is a model with three logits. Over all candidates, clicked or
@@ -8,36 +8,38 @@ not, the probability of a conversion is the product of both: the entire-space mu
 *Calibration*: from a logit to a probability that can be multiplied with a bid. It is a part of the parameters,
 `params["fitted"]["calibration"]`, so the version, the checkpoint and the export have it. `train.edits.calibration` fits it.
 
-*Score expressions*: what candidates are ranked by, declared in one line over probabilities and side values.
+*Orders*: what candidates are ranked by, a JAX function `f(p, bid)` that gives float32 [C].
 
-    p * bid
-    p.conversion * value + 0.1 * p.like
-    p.click * p["conversion|click"] ** 0.5
+    lambda p, bid: p["click"] * bid
+    lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]
+    lambda p, bid: p["click"] * p["conversion|click"] ** 0.5
 
-`p.NAME` is the calibrated probability of an objective over all candidates, the one that `evaluate` reports under this name: of
-a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where GIVEN is true.
-`p` is the probability of a model with one objective; any other name is a side value of the item's row. There are numbers,
-+ - * / **, parentheses, `min`, `max`, `log`, `exp` and `sqrt`, and nothing else: the text is parsed into a tree of these, never
-evaluated by Python, and becomes a part of the compiled program.
+`p[NAME]`, float32 [C], is the calibrated probability of an objective over all candidates, the one that `evaluate` reports under
+this name: of a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where
+GIVEN is true; `p[""]` that of a model whose one objective has no name. `bid` is float32 [C]. An order is compiled into the
+scoring program and computes each candidate's value from that candidate alone, since C is padded.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import keyword
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, Literal
 
 from aif_jax.checks import expect
 from aif_jax.types import Array, Params
 
 GROUP = "calibration"
 """Its place in `params["fitted"]`."""
+Order = Callable[[Mapping[str, Any], Any], Any]
+"""float32 [C] of the probabilities [C] by name and the bid [C]."""
+PROBED = 3  # candidates that an order is traced with
 
 
 class Objective(NamedTuple):
@@ -133,73 +135,6 @@ def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
     return params | {"fitted": rest if made is None else rest | {GROUP: made}}
 
 
-PROBABILITY = "p"
-LONGEST = 500  # characters, so that no text nests deeper than a parser goes
-OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
-    ast.Add: jnp.add, ast.Sub: jnp.subtract, ast.Mult: jnp.multiply, ast.Div: jnp.divide, ast.Pow: jnp.power,
-}  # fmt: skip
-FUNCTIONS: dict[str, tuple[Callable[..., Any], int]] = {
-    "min": (jnp.minimum, 2), "max": (jnp.maximum, 2), "log": (jnp.log, 1), "exp": (jnp.exp, 1), "sqrt": (jnp.sqrt, 1),
-}  # fmt: skip
-"""By name: the function, and how many arguments it takes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Expression:
-    """A parsed expression, equal to another of the same text.
-
-    Attributes:
-      text: as it was given.
-      objectives: those of the model that it was checked for.
-      side: the side values that it reads, in alphabetical order.
-    """
-
-    text: str
-    objectives: tuple[str, ...]
-    side: tuple[str, ...]
-
-    def __call__(self, probabilities: Mapping[str, Any], side: Mapping[str, Any]) -> jax.Array:
-        """float32 [C] from what `probabilities` gives and side values [C]."""
-        return jnp.asarray(_value(_tree(self.text), probabilities, side), jnp.float32)
-
-
-def parse_expression(text: str, *, objectives: Sequence[str] = (), side: Sequence[str] = ()) -> Expression:
-    """Checks an expression for a model with the objectives of `Config.objectives` and side values of these names.
-
-    Raises:
-      ValueError: what is no expression, and where; a name that is neither an objective nor a side value; an expression that
-        reads no probability.
-
-    Example:
-      >>> value = parse_expression("p.click * bid", objectives=("click", "like"), side=("bid",))
-      >>> value({"click": 0.5, "like": 0.1}, {"bid": 3.0}).item()
-      1.5
-      >>> parse_expression("p.like * bid", objectives=("click", "like|click"))
-      Traceback (most recent call last):
-      ValueError: score expression 'p.like * bid': expected p.click, p.like, p["like|click"] or side values among [], got 'bid'
-    """
-    expect(isinstance(text, str), "score expression", "text such as 'p * bid'", repr(text))
-    expect(len(text) <= LONGEST, "score expression", f"at most {LONGEST} characters", len(text))
-    known, read, used = objective_names(objectives), set(), set()
-    conditional = [objective for objective in objectives if "|" in objective]
-    there = ", ".join([f"{PROBABILITY}.{name}" for name in known] + [f'{PROBABILITY}["{name}"]' for name in conditional])
-    for node in _walk(_tree(text), text):
-        if isinstance(node, ast.Name) and node.id != PROBABILITY:
-            expected = f"{there or PROBABILITY} or side values among {sorted(side)}"
-            expect(node.id in side, f"score expression {text!r}", expected, repr(node.id))
-            used.add(node.id)
-        elif isinstance(node, ast.Name):
-            expect(len(known) < 2, f"score expression {text!r}", f"one of {there}", f"{PROBABILITY} alone")
-            read.add("")
-        else:
-            name = _named(node)
-            good = name in (known if isinstance(node, ast.Attribute) else conditional)
-            expect(good, f"score expression {text!r}", f"one of {there or PROBABILITY}", ast.unparse(node))
-            read.add(name)
-    expect(len(read) > 0, f"score expression {text!r}", f"{PROBABILITY} or {PROBABILITY}.NAME", "none; add one")
-    return Expression(text, tuple(objectives), tuple(sorted(used)))
-
-
 def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: Any = jnp) -> dict[str, Any]:
     """Calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
 
@@ -216,67 +151,45 @@ def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: An
     return whole | {text: values for text, values in each.items() if "|" in text}
 
 
-def _tree(text: str) -> ast.expr:
+def order_inputs(objectives: Sequence[str], size: Any) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
+    """Shapes of the probabilities by name and of the bid that an order of C candidates takes; `size` is C."""
+    spec = jax.ShapeDtypeStruct((size,), np.float32)
+    logits = jax.ShapeDtypeStruct((size, len(objectives)), np.float32) if len(objectives) > 1 else spec
+    return jax.eval_shape(lambda logits: probabilities({}, logits, objectives), logits), spec
+
+
+def reads_bid(name: str, order: Any, objectives: Sequence[str]) -> bool:
+    """Whether an order reads the bid; ValueError for one that is no function of an order's inputs, or gives something else.
+
+    Example:
+      >>> reads_bid("value", lambda p, bid: p["click"] * bid, ("click", "like"))
+      True
+      >>> reads_bid("value", "p.click * bid", ("click", "like"))
+      Traceback (most recent call last):
+      ValueError: orders 'value': expected a function f(p, bid), got 'p.click * bid'; write lambda p, bid: p["click"] * bid
+    """
+    p, bid = order_inputs(objectives, PROBED)
+    way_out = f'write lambda p, bid: p["{next(iter(p))}"] * bid'
+    expect(callable(order), f"orders {name!r}", "a function f(p, bid)", f"{order!r}; {way_out}")
+    expected = f"a JAX function of p, with {sorted(p)}, and the bid to float32 [C]"
     try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"score expression {text!r}: expected an expression such as 'p * bid', got none: {error}") from None
+        traced, shape = jax.make_jaxpr(lambda p, bid: jnp.asarray(order(p, bid), jnp.float32), return_shape=True)(p, bid)
+    except Exception as error:  # whatever a caller's function raises
+        raise ValueError(f"orders {name!r}: expected {expected}, got {type(error).__name__}: {error}") from error
+    expect(shape.shape == bid.shape, f"orders {name!r}", expected, f"shape {list(shape.shape)} for C = {PROBED}")
+    read = inputs_read(traced.jaxpr)
+    expect(read, f"orders {name!r}", expected, f"one that reads neither; {way_out}")
+    return len(p) in read  # which comes last
 
 
-def _walk(node: ast.AST, text: str) -> Iterator[ast.AST]:
-    """The leaves that name something, of a tree that has nothing but what is allowed; ValueError for anything else."""
-    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        yield from _walk(node.left, text)
-        yield from _walk(node.right, text)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        yield from _walk(node.operand, text)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        expect(node.value < 1e30, f"score expression {text!r}", "numbers below 1e30", ast.unparse(node))
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords:
-        count = FUNCTIONS[node.func.id][1]
-        expected, got = f"{count} argument{'s' * (count > 1)} of {node.func.id}", len(node.args)
-        expect(got == count, f"score expression {text!r}", expected, got)
-        for argument in node.args:
-            yield from _walk(argument, text)
-    elif isinstance(node, ast.Name) or _is_probability(node):
-        yield node
-    else:
-        got, allowed = ast.unparse(node), f"numbers, names, + - * / ** and {', '.join(FUNCTIONS)}"
-        raise ValueError(f"score expression {text!r}: expected {allowed}, got {got!r}")
+def inputs_read(jaxpr: Jaxpr) -> list[int]:
+    """Places of the inputs that an output depends on; of an inner function either every input counts or none."""
+    wanted = set(_variables(jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not wanted.isdisjoint(equation.outvars):
+            wanted.update(_variables(equation.invars))
+    return [place for place, variable in enumerate(jaxpr.invars) if variable in wanted]
 
 
-def _value(node: ast.AST, probabilities: Mapping[str, Any], side: Mapping[str, Any]) -> Any:
-    """float32 [C], or [] where it reads no name."""
-    if isinstance(node, ast.BinOp):
-        left, right = (_value(part, probabilities, side) for part in (node.left, node.right))
-        return OPERATORS[type(node.op)](left, right)
-    if isinstance(node, ast.UnaryOp):
-        value = _value(node.operand, probabilities, side)
-        return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.Call):
-        arguments = [_value(argument, probabilities, side) for argument in node.args]
-        return FUNCTIONS[node.func.id][0](*arguments)  # type: ignore[attr-defined]
-    if isinstance(node, ast.Constant):
-        return jnp.float32(node.value)  # type: ignore[arg-type]
-    if isinstance(node, ast.Attribute | ast.Subscript):
-        return jnp.float32(probabilities[_named(node)])
-    assert isinstance(node, ast.Name)
-    if node.id == PROBABILITY:
-        (value,) = probabilities.values()
-        return jnp.float32(value)
-    return jnp.float32(side[node.id])
-
-
-def _is_probability(node: ast.AST) -> bool:
-    """Whether a node is `p.NAME`, or `p[TEXT]` with a text that has a bar."""
-    if not isinstance(node, ast.Attribute | ast.Subscript) or not isinstance(node.value, ast.Name):
-        return False
-    return node.value.id == PROBABILITY and "|" in (_named(node) if isinstance(node, ast.Subscript) else "|")
-
-
-def _named(node: Any) -> str:
-    """The objective that `p.NAME` or `p["NAME|GIVEN"]` names, "" for another subscript."""
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    text = node.slice.value if isinstance(node.slice, ast.Constant) else ""
-    return text if isinstance(text, str) else ""
+def _variables(atoms: Any) -> list[Any]:
+    return [atom for atom in atoms if not isinstance(atom, Literal)]

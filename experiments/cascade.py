@@ -10,10 +10,10 @@ Data      the synthetic world and a cascade over it, `experiments/datasets/casca
           days of RecFlow in its place (recall against the ranker's logged order).
 What is   One logit cannot do both: the ranker shows what has many clicks or much quality, so among the shown the two are
 compared  opposed, and the ranker's own order has an AUC of clicks of 0.56 where the truth has 0.71. So the ranker's choice is a
-          second objective, and requests are served by `p.click * p.chosen ** weight`. Recall and AUC are of the same order; AUC
-          is of clicks on what was shown, `auc_all` of clicks drawn from the truth for every candidate, which no log has. The
-          weight is the largest of `WEIGHTS` whose AUC on the validation slice is at most `EQUAL` below plain cross-entropy's;
-          the frontier of all weights is drawn in cascade_frontier.png.
+          second objective, and requests are served by `p["click"] * p["chosen"] ** weight`. Recall and AUC are of the same
+          order; AUC is of clicks on what was shown, `auc_all` of clicks drawn from the truth for every candidate, which no
+          log has. The weight is the largest of `WEIGHTS` whose AUC on the validation slice is at most `EQUAL` below plain
+          cross-entropy's; the frontier of all weights is drawn in cascade_frontier.png.
 Protocol  split by time; the same lists, steps and optimizer for both losses; requests of the last 10 % are evaluated once, on
           all their candidates; three seeds, each with another world. Calibration is fitted on lists shown in the
           validation slice and checked on the test slice: all requests,
@@ -66,7 +66,7 @@ COUNTS = {"exposed": 10, "ranked": 30, "pre_ranked": 10, "retrieved": 30}
 CHOSEN = "chosen"
 """Label and objective: whether the ranker puts a candidate among its best k."""
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
-"""Of the ranker's choice in the score expression `p.click * p.chosen ** weight`."""
+"""Of the ranker's choice in the order `p["click"] * p["chosen"] ** weight`."""
 EQUAL = 0.005
 """AUC on the validation slice that counts as equal: below its standard error there, 0.007 with 6,000 labels."""
 OBJECTIVES = ("click", "long_view|click", "like", "share|click")
@@ -132,7 +132,7 @@ def plot_frontier(figures: dict[str, Any], k: int, path: Path) -> None:
     """Ranker recall against AUC by the weight of the ranker's choice, and the model without it."""
     weights, recall, auc = zip(*figures["frontier"], strict=True)
     with common.picture(path, size=(5, 4), dpi=130) as (_, axis):
-        axis.plot(auc, recall, marker="o", label="p.click * p.chosen ** weight, by weight")
+        axis.plot(auc, recall, marker="o", label="p[click] * p[chosen] ** weight, by weight")
         for place in zip(weights, auc, recall, strict=True):
             axis.annotate(f"{place[0]:g}", place[1:], textcoords="offset points", xytext=(4, 4), fontsize=8)
         shown = "cross-entropy on what was shown"
@@ -258,7 +258,7 @@ def margin_info_nce(
 
 
 def served(logits: np.ndarray, weight: float) -> np.ndarray:
-    """What the score expression `p.LABEL * p.chosen ** weight` ranks by, as a logarithm [R, C], from logits [R, C, 2]."""
+    """What the order `p[LABEL] * p["chosen"] ** weight` ranks by, as a logarithm [R, C], from logits [R, C, 2]."""
     label, chosen = (-np.logaddexp(0, -logits[..., place].astype(np.float64)) for place in range(2))
     return label + weight * chosen
 

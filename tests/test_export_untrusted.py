@@ -92,6 +92,15 @@ def test_manifests_that_ask_for_too_much_are_refused(forge, edit, message):
         export.load(forge(edit=edit))
 
 
+def test_an_export_with_score_expressions_is_refused(forge):
+    folder = forge(edit=lambda manifest: manifest.update(orders={"value": "p * bid"}))
+    for read in (export.load, export.restore):
+        with pytest.raises(
+            ExportError, match="orders: expected names of compiled functions; export again with orders=.*, got dict"
+        ):
+            read(folder)
+
+
 def test_a_call_takes_at_most_half_of_the_memory():
     assert consume.functions.CALL_BYTES <= files.memory() // 2
 

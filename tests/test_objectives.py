@@ -263,12 +263,12 @@ async def test_the_engine_answers_with_all_logits_and_ranks_by_the_first(served)
 def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     made = {"scale": np.array([2, 1, 1], np.float32), "bias": np.array([0, -1, 0.5], np.float32)}
     params = aif_scores.with_calibration(served.params, made)
-    orders = {"value": "p.conversion * bid + 0.1 * p.like", "plain": "p.like"}
+    orders = {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"], "plain": lambda p, bid: p["like"]}
     given = dict(platforms=("cpu",), stablehlo=False, orders=orders, buckets={"c": [64], "n": [64], "b": [4]})
     digest = export.save(tmp_path / "model", aif.Trained(served.model, params), served.index_of(params), **given)
     loaded = export.load(tmp_path / "model", sha256=digest)
     assert export.verify(tmp_path / "model", sha256=digest)["functions"].keys() >= {"probability", "order_value", "order_plain"}
-    assert loaded.orders == orders
+    assert loaded.orders == ("value", "plain")
     state = loaded.user(served.user(3))
     rows, _ = loaded.index.lookup(served.ids[:70])
     logits = loaded.score(state, loaded.index.table, rows)
@@ -278,7 +278,7 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     np.testing.assert_allclose(loaded.probabilities(logits), p, atol=1e-4)
     bids = np.asarray(loaded.index.table["side.bid"])[rows]
     expected = p[:, 0] * p[:, 1] * bids + 0.1 * p[:, 2]
-    np.testing.assert_allclose(loaded.value("value", logits, {"bid": bids}), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(loaded.value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(loaded.value("plain", logits), p[:, 2], atol=1e-4)
     assert loaded.score(state, loaded.index.table, rows[:0]).shape == (0, 3)
     with pytest.raises(export.ExportError, match=r"order: expected one of \['plain', 'value'\], got 'bid'"):
@@ -286,7 +286,14 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     with pytest.raises(export.ExportError, match="missing"):
         loaded.value("value", logits)
     again = export.rebuild(tmp_path / "model", tmp_path / "again")
-    assert export.load(tmp_path / "again", sha256=again).orders == orders
-    for wrong, message in (({"a b": "p.like"}, "orders: expected names of letters"), ({"x": "p.like * price"}, "'price'")):
+    rebuilt = export.load(tmp_path / "again", sha256=again)
+    np.testing.assert_allclose(rebuilt.value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
+    export.rebuild(tmp_path / "again", tmp_path / "functions", orders=orders)
+    with pytest.raises(export.ExportError, match="order_plain scores: expected the golden output"):
+        export.rebuild(tmp_path / "again", tmp_path / "other", orders=orders | {"plain": lambda p, bid: p["click"]})
+    with pytest.raises(ValueError, match=r"orders: expected functions for \['plain', 'value'\], got \['plain'\]"):
+        export.rebuild(tmp_path / "again", tmp_path / "other", orders={"plain": orders["plain"]})
+    named = {"a b": orders["plain"]}, {"x": lambda p, bid: p["price"]}, {"x": "p.like * bid"}
+    for wrong, message in zip(named, ("orders: expected names of letters", "'price'", "function f"), strict=True):
         with pytest.raises(ValueError, match=message):
             export.save(tmp_path / "wrong", aif.Trained(served.model, params), **(given | {"orders": wrong}))

@@ -60,15 +60,15 @@ def test_a_service_follows_a_store(open_store, tmp_path, caplog):
         until(lambda: service.service.models.problem is None)
 
 
-def test_a_service_ranks_by_the_score_expressions_and_the_offset_of_its_export(tmp_path):
+def test_a_service_ranks_by_the_orders_and_the_offset_of_its_export(tmp_path):
     """The export's orders are the service's, next to those that the operator gives."""
     made, counts = exports(), np.arange(len(IDS) + 1)
     params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
     trained = Trained(build(config), params, made.encoder)
     index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
-    orders = {"value": "p * bid * bid"}
+    orders = {"value": lambda p, bid: p[""] * bid * bid}
     save(tmp_path / "export", trained, index, platforms=("cpu",), stablehlo=False, orders=orders)
-    serving = dataclasses.replace(SERVING, orders={"cheap": "p / (1 + bid)"})
+    serving = dataclasses.replace(SERVING, orders={"cheap": lambda p, bid: p[""] / (1 + bid)})
     with running(tmp_path / "export", config=serving) as service, service.client() as client:
         scores = client.score(**ANN, candidates=IDS)["logits"]
         rows = np.asarray(made.encoder.vocabularies["item"].encode(np.asarray(IDS)))

@@ -20,10 +20,11 @@ from aif_jax import output as progress
 from aif_jax.checks import VersionMismatch
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
+from aif_jax.scores import inputs_read
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
 from aif_jax.serving import programs as serving_programs
 from aif_jax.serving import threads as serving_threads
-from aif_jax.serving.programs import Programs, history_length, inputs_read
+from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.versions import Snapshot, Version
 from tests import demo
 from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
@@ -125,7 +126,7 @@ async def test_a_repeated_candidate_is_ranked_once(world):
 async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
     """The best have the cheaper twin alone; whether the request before had repeats makes no difference."""
     ids, bids = world.ids[[5, 5, 3, 9, *range(10, 20)]], np.float32([1, 99, 2, 3, *range(10, 20)])
-    async with world.engine(orders={"cheap": "p * 0 - bid"}) as engine:
+    async with world.engine(orders={"cheap": lambda p, bid: p[""] * 0 - bid}) as engine:
         for before in (world.ids[:4], world.ids[[7, 7]]):
             await engine.rank(Request(user=3, context=before), 2)
             answer = await engine.rank(Request(user=3, order="cheap", context=Candidates(ids, bids)), 2)
@@ -181,7 +182,7 @@ async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, 
     alike = np.arange(ITEMS) % 5
     sizes: dict = dict(ids=world.ids, batch_size=64, capacity=512, progress=False)
     index = ItemIndex.build(aif.Trained(world.model, world.params), world.take(alike), **sizes)
-    orders = {"zero": "p * 0 * (bid - 1.5)"}
+    orders = {"zero": lambda p, bid: p[""] * 0 * (bid - 1.5)}
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
 
     async def batches(candidates):

@@ -49,7 +49,8 @@ def add_service_commands(commands: Any) -> None:
     text = "export; or folder of exports with the file `current` of service.models.publish; or URL of a store of exports"
     one.add_argument("folder", help=text)
     one.add_argument("--mirror", type=Path, metavar="DIR", help="local folder for the exports of a store")
-    text = "fields of ServingConfig in JSON, such as buckets=[128,1024] max_k=300 budget=0.05: " + ", ".join(SERVING)
+    text = "fields of ServingConfig in JSON, such as buckets=[128,1024] max_k=300 budget=0.05: "
+    text += ", ".join(name for name in SERVING if name != "orders")  # which are functions
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     for owner, names in FLAGS.items():
         shared.add_flags(one, owner, names)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.custom_batching import sequential_vmap
 
 from aif_jax import checkpoint
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError
@@ -17,7 +18,7 @@ from aif_jax.checkpoint.storage import complete_steps
 from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.export import consume
-from aif_jax.export.consume.files import MANIFEST
+from aif_jax.export.consume.files import MANIFEST, ORDER
 from aif_jax.features import item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.index.ids import Keys
@@ -33,6 +34,31 @@ from aif_jax.types import ItemFeatures, Params
 IDS = ("ids", "keys", "marks")
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportedOrder:
+    """An order from an export, as engines take it; equal to another of the same bytes, as exports by one script have them.
+
+    Attributes:
+      name: its function in the export.
+      raw: that function, serialised; what is no such function raises ExportError at the first call.
+      inputs: names of the inputs that it reads.
+    """
+
+    name: str
+    raw: bytes = dataclasses.field(repr=False)
+    inputs: tuple[str, ...]
+
+    @functools.cached_property
+    def _value(self) -> Any:
+        call = consume.deserialize(self.raw, self.name).call
+        return sequential_vmap(lambda given: call({}, given)["scores"])  # an exported function has no rule for batches
+
+    def __call__(self, p: Mapping[str, Any], bid: Any) -> Any:
+        """float32 [C] of probabilities [C] by name and the bid [C]."""
+        given = {f"p.{name}": values for name, values in p.items()} | {"bid": bid}
+        return self._value({name: given[name] for name in self.inputs})
+
+
 class Contents(NamedTuple):
     """What the files of a folder hold, checksums compared."""
 
@@ -41,6 +67,7 @@ class Contents(NamedTuple):
     params: Params
     encoder: Encoder | None
     parts: dict[str, dict[str, np.ndarray]]  # "golden" and, where there is one, "index"
+    orders: dict[str, ExportedOrder]
     version: str
     items: ItemFeatures | None  # see `Trained`
 
@@ -60,12 +87,14 @@ class Restored:
       index: the exported rows; None where the export has none.
       golden: inputs and outputs by name, see `check_golden`.
       manifest: the parsed manifest.
+      orders: the exported orders by name, for `ServingConfig.orders`.
     """
 
     trained: Trained
     index: ItemIndex | None
     golden: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     manifest: Mapping[str, Any] = dataclasses.field(repr=False)
+    orders: Mapping[str, ExportedOrder] = dataclasses.field(default_factory=dict)
 
     def check_golden(self, *, tolerance: float = 1e-4) -> float:
         """Runs user function and interaction of this model on the golden inputs; returns the largest difference.
@@ -96,7 +125,8 @@ def restore(
 ) -> Restored:
     """The model in an exported folder, for the engine of this package: its functions are compiled from the code that is here.
 
-    No exported function is read or run: parameters, config and encoder are data. Import the modules of your blocks first.
+    No exported function is read or run, but for orders where they are used: parameters, config and encoder are data. Import the
+    modules of your blocks first.
 
     Args:
       folder: what `save` wrote.
@@ -126,7 +156,8 @@ def restore(
     if (arrays := contents.parts.get("index")) is not None:
         rows = {name: array for name, array in arrays.items() if name not in IDS}
         index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
-    return Restored(trained=trained, index=index, golden=contents.parts["golden"], manifest=contents.manifest)
+    golden, manifest = contents.parts["golden"], contents.manifest
+    return Restored(trained=trained, index=index, golden=golden, manifest=manifest, orders=contents.orders)
 
 
 def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:
@@ -155,7 +186,13 @@ def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool 
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
     parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
     config = config if encoder is None else config.with_encoding(encoder.version)
-    return Contents(manifest, config, params, encoder, parts, version, known)
+    orders = {name: _order(folder, manifest, f"{ORDER}{name}") for name in manifest.get("orders", ())}
+    return Contents(manifest, config, params, encoder, parts, orders, version, known)
+
+
+def _order(folder: Path, manifest: Mapping[str, Any], name: str) -> ExportedOrder:
+    spec = manifest["functions"][name]
+    return ExportedOrder(name, consume.checked(folder, manifest, spec.get("file")), tuple(e["name"] for e in spec["inputs"]))
 
 
 def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:

@@ -5,7 +5,7 @@
     item         N items, axis n
     interaction  one state and C rows, axis c (and l where a state carries the whole history)
     probability  logits of C candidates to calibrated probabilities, axis c; of calibrated models, and of several objectives
-    order_NAME   logits and side values of C candidates to what they are ranked by, axis c; for each score expression
+    order_NAME   probabilities and bids of C candidates to what they are ranked by, axis c; for each order
 
 Dataclasses are flattened to names such as "history.item". Parameters and inputs that a function does not read are left out of
 its signature, which so tells which parameters are used at all.
@@ -26,7 +26,7 @@ import numpy as np
 from aif_jax.export.consume.files import ORDER, PROBABILITY
 from aif_jax.features import Leaf, behaviours, item_layout, item_specs, user_layout, user_specs
 from aif_jax.model import PreRanker
-from aif_jax.scores import GROUP, Expression, calibrated, probabilities
+from aif_jax.scores import GROUP, Order, calibrated, order_inputs, probabilities
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import Params
 
@@ -50,7 +50,7 @@ class Exported(NamedTuple):
 
 def export_all(
     model: PreRanker, params: Mapping[str, Any], bounds: Bounds,
-    *, platforms: Sequence[str], orders: Mapping[str, Expression] | None = None,
+    *, platforms: Sequence[str], orders: Mapping[str, Order],
 ) -> dict[str, Exported]:  # fmt: skip
     """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     schema, flat_params = model.config.schema, specs_of(params)
@@ -64,35 +64,33 @@ def export_all(
             _pair(model, flat_params, bounds),
         ),
     }
-    size = symbols("c", bounds)["c"]
-    for name, (function, side) in values(model, params, orders or {}).items():
-        functions[name] = function, value_inputs(model, side, size)
-    return {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
-
-
-def values(
-    model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Expression]
-) -> dict[str, tuple[Callable[..., Any], tuple[str, ...]]]:
-    """Functions after the interaction and the side values that each reads: `probability`, and one for each order."""
-    objectives = model.config.objectives
-    made: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {}
-    if orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params):
-        made[PROBABILITY] = (lambda p, x: {"probabilities": jax.nn.sigmoid(calibrated(p, x["logits"]))}, ())
-    for name, expression in orders.items():
-
-        def value(p: Params, x: Any, expression: Expression = expression) -> dict[str, jax.Array]:
-            return {"scores": expression(probabilities(p, x["logits"], objectives), x.get("side", {}))}
-
-        made[f"{ORDER}{name}"] = value, expression.side
+    made = {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
+    any_size = {**bounds, "c": (1, None)}  # an engine's buckets may be smaller than those of the interaction
+    for name, function in values(model, params, orders).items():
+        sizes = bounds if name == PROBABILITY else any_size
+        size, outputs = symbols("c", sizes)["c"], model.config.outputs
+        logits = jax.ShapeDtypeStruct((size,) if outputs == 1 else (size, outputs), np.float32)
+        p, bid = order_inputs(model.config.objectives, size)
+        inputs = {"logits": logits} if name == PROBABILITY else {"p": p, "bid": bid}
+        made[name] = export_function(function, inputs, flat_params, sizes, platforms)
     return made
 
 
-def value_inputs(model: PreRanker, side: Sequence[str], size: Any) -> dict[str, Any]:
-    """Specs of the inputs of such a function for C candidates."""
-    outputs = model.config.outputs
-    spec = jax.ShapeDtypeStruct((size,), np.float32)
-    logits = spec if outputs == 1 else jax.ShapeDtypeStruct((size, outputs), np.float32)
-    return {"logits": logits} | ({"side": dict.fromkeys(side, spec)} if side else {})
+def values(
+    model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]
+) -> dict[str, Callable[[Params, Any], dict[str, Any]]]:
+    """Functions after the interaction: `probability` of logits, and one of probabilities and bid for each order."""
+    objectives = model.config.objectives
+
+    def probability(p: Params, x: Any) -> dict[str, Any]:
+        read = {"p": probabilities(p, x["logits"], objectives)} if orders else {}  # what orders read
+        return {"probabilities": jax.nn.sigmoid(calibrated(p, x["logits"]))} | read
+
+    def value(order: Order) -> Callable[[Params, Any], dict[str, Any]]:
+        return lambda _, x: {"scores": jnp.asarray(order(x["p"], x["bid"]), jnp.float32)}
+
+    known = orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params)
+    return ({PROBABILITY: probability} if known else {}) | {f"{ORDER}{name}": value(order) for name, order in orders.items()}
 
 
 def export_function(
@@ -202,9 +200,7 @@ USERS = 3
 ITEMS = 70  # more than the least candidate count, and no bucket
 
 
-def golden_case(
-    model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Expression] | None = None
-) -> dict[str, np.ndarray]:
+def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]) -> dict[str, np.ndarray]:
     """Arrays named `function.inputs/name` and `function.outputs/name`, of random users and items.
 
     A user has events in about three quarters of the places that the model reads, the last one has none.
@@ -224,10 +220,10 @@ def golden_case(
         "item": (items, rows),
         "interaction": ({"state": state, "rows": rows}, {"logits": jax.jit(model.interaction)(tree, state, rows)}),
     }
-    logits = cases["interaction"][1]["logits"]
-    side = {name: rng.exponential(1, ITEMS).astype(np.float32) for name in sorted(config.schema.side)}
-    for name, (function, read) in values(model, params, orders or {}).items():
-        inputs = {"logits": logits} | ({"side": {key: side[key] for key in read}} if read else {})
+    logits, bid = cases["interaction"][1]["logits"], rng.exponential(1, ITEMS).astype(np.float32)
+    p = jax.jit(lambda tree, logits: probabilities(tree, logits, config.objectives))(tree, logits)
+    for name, function in values(model, params, orders).items():
+        inputs = {"logits": logits} if name == PROBABILITY else {"p": p, "bid": bid}
         cases[name] = inputs, jax.jit(function)(tree, inputs)
     return {
         f"{function}.{part}/{name}": np.asarray(value)

@@ -24,7 +24,7 @@ from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
-from aif_jax.scores import Expression, parse_expression
+from aif_jax.scores import Order, reads_bid
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained
@@ -50,7 +50,7 @@ def save(
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
     stablehlo: bool = True,
-    orders: Mapping[str, str] | None = None,
+    orders: Mapping[str, Order] | None = None,
 ) -> str:
     """Writes a model for a place without its code, replays the golden case, and only then gives the folder its name.
 
@@ -62,7 +62,7 @@ def save(
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
       stablehlo: also write `.mlir` texts of fixed shapes.
-      orders: score expressions by name over the model's objectives and the schema's side values, see `aif_jax.scores`.
+      orders: JAX functions of probabilities and bid by name, see `aif_jax.scores`; the export has them compiled, no Python.
 
     Returns:
       sha256 of the manifest, which pins every other file: give it to `load(folder, sha256=...)`.
@@ -104,7 +104,10 @@ def expect_platforms(platforms: Sequence[str]) -> None:
     expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
 
 
-def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4) -> str:
+def rebuild(
+    folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4,
+    orders: Mapping[str, Order] | None = None,
+) -> str:  # fmt: skip
     """Writes the functions of a folder again with the JAX that is here; returns the sha256 of the new manifest.
 
     For folders whose functions JAX no longer reads, or does not read yet. The model is rebuilt from its parameters and config,
@@ -115,18 +118,20 @@ def rebuild(folder: str | Path, new: str | Path, *, model: PreRanker | None = No
       new: folder to be made.
       model: made by `assemble`; None builds it from the config.
       tolerance: tolerance of the old golden outputs, see `verify`.
+      orders: functions of the folder's orders, by name; None takes the compiled ones, which this JAX must be able to read.
 
     Raises:
       ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
     """
     contents = read_contents(folder, items=True)
-    manifest = contents.manifest
+    manifest, orders = contents.manifest, contents.orders if orders is None else orders
+    expect(set(orders) == set(contents.orders), "orders", f"functions for {sorted(contents.orders)}", sorted(orders))
     with new_folder(new) as partial:
         return _write(
             partial, contents.trained(model), contents.parts, tolerance=tolerance,
             training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
-            texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=manifest.get("orders", {}),
+            texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=orders,
         )  # fmt: skip
 
 
@@ -139,7 +144,7 @@ def _write(
     platforms: Sequence[str],
     buckets: Mapping[str, Sequence[int]],
     texts: bool,
-    orders: Mapping[str, str],
+    orders: Mapping[str, Order],
     tolerance: float = 1e-4,
 ) -> str:
     """Fills a folder and verifies it; `parts` are further files of arrays by name."""
@@ -147,8 +152,10 @@ def _write(
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     bounds = functions.axis_bounds(model, leaves)
     axes = _axes(model.config, bounds, buckets)
-    expressions = _expressions(model.config, orders)
-    exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=expressions)
+    for name, order in orders.items():
+        expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
+        reads_bid(name, order, model.config.objectives)  # or raises
+    exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=orders)
     unused = coverage(exported, leaves, training_only)
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
@@ -164,12 +171,12 @@ def _write(
         "training_only": list(unused),
     }
     if orders:
-        manifest["orders"] = dict(orders)
+        manifest["orders"] = list(orders)
     if trained.settings is not None:
         manifest["settings"] = dict(trained.settings)
     parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
     if "golden" not in parts:
-        parts["golden"] = golden_case(model, leaves, expressions)
+        parts["golden"] = golden_case(model, leaves, orders)
     if unused:
         write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
     if encoder is not None:
@@ -191,14 +198,6 @@ def _write(
     digest = hashlib.sha256(raw).hexdigest()
     consume.verify(target, tolerance=tolerance, sha256=digest)
     return digest
-
-
-def _expressions(config: Config, orders: Mapping[str, str]) -> dict[str, Expression]:
-    """Score expressions, parsed; ValueError for names that are none, or expressions that do not fit the model."""
-    for name in orders:
-        expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
-    side = config.schema.side
-    return {name: parse_expression(text, objectives=config.objectives, side=side) for name, text in orders.items()}
 
 
 def coverage(

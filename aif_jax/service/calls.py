@@ -69,7 +69,7 @@ class Call:
       candidates: to rank or score; None for `prepare`.
       exclude: item ids [E] that are not ranked or scored, of the candidates' kind, see `Request.exclude`; None for none.
       k: how many of them `rank` answers with; None where the call does not say.
-      order: name of the score expression, see `Request.order`; None takes the engine's.
+      order: name of the order, see `Request.order`; None takes the engine's.
       budget: seconds from arrival to answer; None takes the engine's.
       version: version of the model that must answer, as 64 hex digits or the first 8 or more; None for the one that serves.
       encoding: version of the encoder that made `features`; "" where the caller does not say.

@@ -317,7 +317,7 @@ class Models:
     """The versions that a folder says, used from the event loop's thread.
 
     Args:
-      config: config of every engine; its score expressions come on top of those of the export.
+      config: config of every engine; its orders come on top of those of the export.
       only: name of the one folder to serve, whatever `current` says.
       keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: source of features, for calls that bring an id alone.
@@ -397,8 +397,8 @@ class Models:
         before = self.held[0] if self.held else None
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
         difference = await asyncio.to_thread(restored.check_golden)
-        config, orders = restored.trained.config, dict(restored.manifest.get("orders", {}))
-        serving = dataclasses.replace(self.config, orders=orders | dict(self.config.orders))
+        config = restored.trained.config
+        serving = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         same = before is not None and before.restored.trained.config == config and before.engine.config == serving
         engine, users = await self._engine(restored, serving, before.engine if before is not None and same else None)
         return Served(entry, restored, engine, users, exported, time.time(), difference)

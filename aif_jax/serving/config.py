@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from aif_jax.checks import expect, expect_types
+from aif_jax.scores import Order
 
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
@@ -65,8 +66,9 @@ class ServingConfig:
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
         values compile longer.
       bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
-      orders: score expressions by name, such as {"value": "p.conversion * value"}; requests
-        choose one. "bid" is there by itself: the probability of the first objective times the bid.
+      orders: JAX functions by name, such as {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]}, of calibrated
+        probabilities [C] by objective and the bid [C], see `aif_jax.scores`; requests choose one by name. "bid" is there by
+        itself: the probability of the first objective times the bid.
       order: order of requests that choose none: "logit", that of the first objective, or a name among the orders.
       drain_timeout: how long shutdown waits for requests before it cancels them.
 
@@ -93,7 +95,7 @@ class ServingConfig:
     on_loop: float = 0.001
     batch_size: int = 1
     bid: str = "bid"
-    orders: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)
     order: str = "logit"
     drain_timeout: float = 10.0
 
@@ -114,6 +116,9 @@ class ServingConfig:
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)
             expect_field(value is None or 0 < value < math.inf, field, "None or more than 0 seconds")
+        functions = isinstance(self.orders, Mapping) and all(map(callable, self.orders.values()))
+        way_out = 'such as {"value": lambda p, bid: p["click"] * bid}; a service has those that its model was exported with'
+        expect_field(functions, "orders", f"functions f(p, bid) by name, {way_out}")
         share = self.max_unknown
         expect_field(share is None or 0 <= share <= 1, "max_unknown", "None or a share from 0 to 1")
 

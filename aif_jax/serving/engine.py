@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax.checks import expect
+from aif_jax.scores import Order
 from aif_jax.serving.admission import Admission, Job
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
@@ -130,14 +131,14 @@ class AsyncPreRanker:
         self._features.close()
         self._retrieval.close()
 
-    async def publish(self, trained: Trained, index: Any, *, orders: Mapping[str, str] | None = None) -> str:
+    async def publish(self, trained: Trained, index: Any, *, orders: Mapping[str, Order] | None = None) -> str:
         """Serves a new model version from now on; returns its name.
 
         What is not compiled yet is compiled while traffic continues, and probe users are scored. In-flight requests finish on
         their version, which is freed when the last one completes.
 
         Args:
-          orders: score expressions by name in place of those so far, see `ServingConfig.orders`; the model may stay the same.
+          orders: functions by name in place of those so far, see `ServingConfig.orders`; the model may stay the same.
 
         Raises:
           VersionMismatch, NonFiniteScores: as at the start; the old version stays.
@@ -171,7 +172,7 @@ class AsyncPreRanker:
     async def _built(self, trained: Trained, index: Any, orders: Orders) -> Version:
         return await asyncio.to_thread(build_version, self._programs, trained, index, self.config, orders)
 
-    def _orders_of(self, given: Mapping[str, str]) -> Orders:
+    def _orders_of(self, given: Mapping[str, Order]) -> Orders:
         return orders_of(self.model.config, self.config.bid, given)
 
     def _serve(self, version: Version) -> None:

@@ -8,6 +8,7 @@ scores, k logits (of each objective), k positions and a count.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -15,20 +16,18 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
 
 from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.features import check_user_features, unpack, user_specs
 from aif_jax.model import PreRanker
-from aif_jax.scores import Expression, objective_names, parse_expression, probabilities
+from aif_jax.scores import Order, inputs_read, objective_names, probabilities, reads_bid
 from aif_jax.store import codec
 from aif_jax.types import Params, UserFeatures
 
@@ -37,24 +36,23 @@ LOGIT, BID = "logit", "bid"
 
 
 class Orders(NamedTuple):
-    """The expressions of an engine by name, hashable: programs are compiled for them.
+    """The orders of an engine by name, hashable: programs are compiled for them.
 
-    The mode of a request is 0 for the logit, and 2 i + 1 or 2 i + 2 for expression i, with the bid of the row or of candidates.
+    The mode of a request is 0 for the logit, and 2 i + 1 or 2 i + 2 for order i, with the bid of the row or of candidates.
     """
 
     names: tuple[str, ...]
-    expressions: tuple[Expression, ...]
+    functions: tuple[Order, ...]
     bid: str  # the side value that candidates may bring in place of the row's
-    in_row: bool  # whether the row has it
+    need_bids: frozenset[str]  # names of those that read it where the row has none
 
     def expect(self, order: str, *, given: bool) -> None:
         """Raises ValueError for an order that there is none of, or that reads a bid that is nowhere."""
         if order == LOGIT:
             return
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
-        lacks = self.bid in self.expressions[self.names.index(order)].side and not given and not self.in_row
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
-        expect(not lacks, f"order {order!r}", expected, "neither; send bids, or take another order")
+        expect(given or order not in self.need_bids, f"order {order!r}", expected, "neither; send bids, or take another order")
 
     def mode(self, order: str, *, given: bool) -> int:
         """The number of an order in the compiled program."""
@@ -65,17 +63,18 @@ def orders_of(config: Config, bid: str, given: Mapping[str, Any]) -> Orders:
     """The orders of an engine: "bid", the probability of the first objective times the bid, and those given.
 
     Raises:
-      ValueError: a name that is taken by the logit, or an expression that does not fit the model.
+      ValueError: a name that is taken by the logit, or an order that does not fit the model, see `scores.reads_bid`.
     """
-    expect(isinstance(given, Mapping), "orders", "score expressions by name", type(given).__name__)
-    expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without an expression", list(given))
-    several = config.outputs > 1
-    first = f"p.{objective_names(config.objectives)[0]}" if several else "p"
-    usable = bid.isidentifier() and bid != "p"
-    texts = ({BID: f"{first} * {bid}"} if usable else {}) | dict(given)
-    side = {*config.schema.side, *([bid] if usable else [])}
-    parsed = tuple(parse_expression(text, objectives=config.objectives, side=sorted(side)) for text in texts.values())
-    return Orders(tuple(texts), parsed, bid, bid in config.schema.side)
+    expect(isinstance(given, Mapping), "orders", "functions f(p, bid) by name", type(given).__name__)
+    expect(LOGIT not in given, "orders", f"another name than {LOGIT!r}, which is the order without a function", list(given))
+    orders = {BID: _times_bid((*objective_names(config.objectives), "")[0])} | dict(given)
+    read = {name for name, order in orders.items() if reads_bid(name, order, config.objectives)}
+    return Orders(tuple(orders), tuple(orders.values()), bid, frozenset() if bid in config.schema.side else frozenset(read))
+
+
+@functools.cache  # one function a name, since programs are compiled for it
+def _times_bid(objective: str) -> Order:
+    return lambda p, bid: p[objective] * bid
 
 
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_width": 512}}
@@ -159,8 +158,8 @@ class Programs:
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
     ) -> Callable[..., Any]:
-        """The compiled interaction of these parameters for `len(states)` requests of one bucket, with gather, score expressions
-        and top-k: (states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, (2 + T) k + 1], logits
+        """The compiled interaction of these parameters for `len(states)` requests of one bucket, with gather, orders and
+        top-k: (states, table, rows [b, bucket], bids [b, bucket], order [b]) -> (int32 [b, (2 + T) k + 1], logits
         [b, bucket] or [b, bucket, T]).
         """
         count = len(states)
@@ -224,12 +223,11 @@ class Programs:
             known, logits = rows >= 0, model.interaction(params, state, items)
             finite = known & (jnp.isfinite(logits).all(-1) if several else jnp.isfinite(logits))
             logits = jnp.where(finite[:, None] if several else finite, logits, -jnp.inf)
-            side: dict[str, Any] = {name: jnp.asarray(value) for name, value in getattr(items, "side", {}).items()}
             given = (order > 0) & (order % 2 == 0)
-            side[orders.bid] = jnp.where(given, bids, side.get(orders.bid, bids))
+            bid = jnp.where(given, bids, getattr(items, "side", {}).get(orders.bid, bids))
             p, value = probabilities(params, logits, objectives), logits[:, 0] if several else logits
-            for place, expression in enumerate(orders.expressions):
-                value = jnp.where((order + 1) // 2 == place + 1, expression(p, side), value)
+            for place, function in enumerate(orders.functions):
+                value = jnp.where((order + 1) // 2 == place + 1, jnp.asarray(function(p, bid), jnp.float32), value)
             value = jnp.where(finite & jnp.isfinite(value), value, -jnp.inf)
             value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0: no tie, which it is for the merge on the host
             # Without the barrier XLA computes both again for every reader.
@@ -283,7 +281,7 @@ class Programs:
                 self.compiles[kind] += 1
                 logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)
         compiled, places = self._compiled[key]
-        return partial(compiled, [weights[place] for place in places])
+        return functools.partial(compiled, [weights[place] for place in places])
 
     def _constant(self, shape: tuple[int, ...], value: float | int) -> jax.Array:
         """Device arrays that most requests share, so that nothing goes up for them."""
@@ -296,19 +294,6 @@ class Programs:
         self.transfers["host_to_device"] += 1
         self.transfers["host_to_device_bytes"] += array.nbytes
         return array
-
-
-def inputs_read(jaxpr: Jaxpr) -> list[int]:
-    """Places of the inputs that an output depends on; of an inner function either every input counts or none."""
-    wanted = set(_variables(jaxpr.outvars))
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or not wanted.isdisjoint(equation.outvars):
-            wanted.update(_variables(equation.invars))
-    return [place for place, variable in enumerate(jaxpr.invars) if variable in wanted]
-
-
-def _variables(atoms: Any) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:

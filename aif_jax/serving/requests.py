@@ -57,7 +57,7 @@ class Request:
             expect(size <= MOST_CHARACTERS, f"Request.{field}", f"at most {MOST_CHARACTERS} characters", size)
         expect_budget(self.budget, "Request.budget")
         named = self.order is None or isinstance(self.order, str)
-        expect(named, "Request.order", "None, 'logit', 'bid' or the name of a score expression", repr(self.order))
+        expect(named, "Request.order", "None, 'logit', 'bid' or a name among the orders", repr(self.order))
         if self.exclude is not None:
             object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
 
@@ -217,7 +217,7 @@ class Logits(Answer):
     def probabilities(self) -> dict[str, np.ndarray]:
         """Calibrated probabilities float32 [C] by objective, "" for one without a name; 0 where the mask is false.
 
-        They are those that score expressions read, "NAME|GIVEN" of a conditional objective among them, of the version that
+        They are those that orders read, "NAME|GIVEN" of a conditional objective among them, of the version that
         scored; computed here, on the host, when asked for.
         """
         return probabilities(self._meaning.calibration, self.logits, self._meaning.objectives, np)
@@ -232,7 +232,7 @@ class Ranking(Logits):
 
     Attributes:
       ids: [k] item ids as retrieval gave them, int64 or strings; -1 or "" where the mask is false.
-      scores: float32 [k] what the ranking is by: the logit, or the value of a score expression; -inf where the mask is false.
+      scores: float32 [k] what the ranking is by: the logit, or the value of an order; -inf where the mask is false.
       logits: float32 [k], or [k, T] of T objectives; -inf where the mask is false.
       mask: bool [k].
       candidates: how many candidates came, known or not.

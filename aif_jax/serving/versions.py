@@ -108,15 +108,15 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 
 
 def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:
-    """Raises NonFiniteScores for an expression over rows alone that gives no probe item a value."""
+    """Raises NonFiniteScores for an order that needs no bids of candidates and gives no probe item a value."""
     orders, bucket = snapshot.orders, config.buckets[0]
-    for order, expression in zip(orders.names, orders.expressions, strict=True):
-        if orders.bid in expression.side and not orders.in_row:
-            continue  # it waits for the bids of candidates
+    for order in orders.names:
+        if order in orders.need_bids:
+            continue
         rows = np.arange(count, dtype=np.int32)
         packed, _ = snapshot.run([user], bucket, programs.upload_rows([rows], [None], [order], bucket, orders))
         if count and programs.download_best(packed)[0].non_finite == count:
-            raise NonFiniteScores(f"order {order!r}: {expression.text} of all {count} probe items is NaN or infinite")
+            raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
 
 
 def build_snapshot(

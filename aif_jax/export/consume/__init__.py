@@ -5,10 +5,10 @@ same code. No pickle is read, and nothing is opened that the manifest does not l
 """
 
 from .files import ExportError, checked, read_arrays, read_manifest, seal
-from .functions import read_axes
+from .functions import deserialize, read_axes
 from .model import ExportedIndex, ExportedModel, difference, flatten, load, verify
 
 __all__ = [
-    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "difference", "read_arrays",
-    "read_axes", "read_manifest", "seal",
+    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "deserialize", "difference",
+    "read_arrays", "read_axes", "read_manifest", "seal",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ MOST_FILES = 1024
 FUNCTIONS = ("user", "users", "item", "interaction")
 PROBABILITY = "probability"
 ORDER = "order_"
-"""How the names of functions begin that make scores of logits, one for each of the manifest's orders."""
+"""How the names of functions begin that make scores of probabilities and bid, one for each of the manifest's orders."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 PLAIN_NAME = re.compile(r"(consume/)?[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 PARTS = ("inputs", "outputs", "params", "ignored")
@@ -161,9 +161,9 @@ def _check_form(manifest: dict[str, Any]) -> None:
         good = isinstance(axis, dict) and is_size(axis.get("minimum")) and isinstance(axis.get("buckets"), list)
         good = good and all(map(is_size, axis["buckets"])) and (axis.get("maximum") is None or is_size(axis["maximum"]))
         _expect(good and 0 < len(axis["buckets"]) <= MOST_BUCKETS, f"axes {name!r}", "minimum, maximum and buckets", axis)
-    functions, encoder, orders = manifest["functions"], manifest.get("encoder"), manifest.get("orders", {})
-    good = isinstance(orders, dict) and all(isinstance(text, str) and name.isidentifier() for name, text in orders.items())
-    _expect(good, "orders", "score expressions by name", orders)
+    functions, encoder, orders = manifest["functions"], manifest.get("encoder"), manifest.get("orders", [])
+    good = isinstance(orders, list) and all(isinstance(name, str) and name.isidentifier() for name in orders)
+    _expect(good, "orders", "names of compiled functions; export again with orders={NAME: lambda p, bid: ...}", orders)
     names = {*FUNCTIONS, *(ORDER + name for name in orders)}
     _expect(set(functions) - {PROBABILITY} == names, "functions", ", ".join(map(repr, FUNCTIONS)), sorted(functions))
     for name, spec in functions.items():

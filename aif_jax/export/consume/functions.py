@@ -111,7 +111,7 @@ class Function:
         over = axis_of(name)
         expect(over is None or over in self.used_axes, name, f"inputs with the axis {over!r}", sorted(self.used_axes))
         self._check_size()
-        self.exported = exported = _deserialize(raw, name)
+        self.exported = exported = deserialize(raw, name)
         self._check_signature()
         self._run = jax.jit(lambda params, inputs: exported.call(params, inputs))
 
@@ -222,7 +222,8 @@ class Function:
         return dim if axis is None or axis.minimum != axis.maximum else axis.minimum
 
 
-def _deserialize(raw: bytes, name: str) -> Any:
+def deserialize(raw: bytes, name: str) -> Any:
+    """The `jax.export.Exported` of some bytes; ExportError for others, and for one that calls out of its module."""
     try:
         exported = jax.export.deserialize(bytearray(raw))
         text = exported.mlir_module()

@@ -72,7 +72,7 @@ class ExportedModel:
       version: fingerprint of params, config and encoder.
       encoding: version of the encoder that features must come from; "" where the export has none.
       config: the model's config, its schema included, as JSON values.
-      orders: text of the score expressions by name.
+      orders: names of the orders.
       index: the exported index, or None.
     """
 
@@ -84,7 +84,7 @@ class ExportedModel:
         self.version: str = manifest["version"]
         self.encoding: str = manifest["encoding"]
         self.config: dict[str, Any] = manifest["config"]
-        self.orders: dict[str, str] = dict(manifest.get("orders", {}))
+        self.orders: tuple[str, ...] = tuple(manifest.get("orders", ()))
         axes, params = read_axes(manifest, buckets or {}), jax.device_put(arrays(manifest["params"]))
         self.functions = {
             name: Function(name, spec, checked(folder, manifest, spec.get("file")), params, axes)
@@ -157,21 +157,22 @@ class ExportedModel:
         expect(PROBABILITY in self.functions, "probabilities", expected, got)
         return self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})["probabilities"]
 
-    def value(self, order: str, logits: Any, side: Mapping[str, Any] | None = None) -> np.ndarray:
-        """What candidates are ranked by, float32 [C]: a score expression that the model was exported with.
+    def value(self, order: str, logits: Any, bid: Any = None) -> np.ndarray:
+        """What candidates are ranked by, float32 [C]: an order that the model was exported with.
 
         Args:
           order: its name among `orders`.
           logits: float32 [C] or [C, T].
-          side: float32 [C] each: the side values that it reads, of `index.table` ("side.bid" is "bid") or from elsewhere.
+          bid: float32 [C], such as "side.bid" of `index.table`; None for an order that does not read it.
 
         Raises:
-          ExportError: another order, logits or side values that do not fit.
+          ExportError: another order, logits or bids that do not fit.
         """
         expect(order in self.orders, "order", f"one of {sorted(self.orders)}", repr(order))
-        function = self.functions[f"{ORDER}{order}"]
-        given = {f"side.{name}": np.asarray(values) for name, values in (side or {}).items()}
-        return function.on_host({"logits": np.asarray(logits)} | given)["scores"]
+        p = self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})
+        given = {name: values for name, values in p.items() if name.startswith("p.")}
+        given |= {} if bid is None else {"bid": np.asarray(bid)}
+        return self.functions[f"{ORDER}{order}"].on_host(given)["scores"]
 
     def warm_up(self, *, table: Mapping[str, Any] | None = None) -> ExportedModel:
         """Compiles user function and interaction at their buckets, before requests come; `score` too for a `table`."""
