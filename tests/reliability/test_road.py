@@ -3,6 +3,8 @@
 Ids are text, times are in ms, attributes have nulls, bags have a separator, each day has a file of impressions, a request has
 several impressions, and every file has its own names of columns. The steps: read, fit, additions after training, calibrate,
 index, engine, export, service. Every score at the end is that of the joint model on encoded raw values.
+
+A second road is that of an impression log, from its files to a service that follows a store through two refreshes.
 """
 
 from __future__ import annotations
@@ -10,7 +12,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import dataclasses
+import itertools
+import re
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +28,16 @@ from pyarrow import parquet
 
 import aif_jax as aif
 from aif_jax import presets
+from aif_jax.connectors import SnapshotStore
+from aif_jax.encoding.times import TimeUnit
+from aif_jax.refreshing import GateConfig
 from aif_jax.run import Run, fit
+from aif_jax.service.models import Mirror
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.train.tasks import Impressions, NextItem
+from tests.client import Client
 from tests.reliability.sizes import FULL, generator
-from tests.service_world import running
+from tests.service_world import Running, running, until
 
 DAYS, DAY_MS = 12, 86_400_000
 START = 1_777_600_000_000 // DAY_MS * DAY_MS
@@ -224,3 +235,184 @@ def test_roads_of_strangers(tmp_path):
         road = Road.drawn(rng)
         print(number, road)
         walk(tmp_path / str(number), road, rng)
+
+
+# an impression log, through two refreshes
+
+ACTIONS, FIRST_DAYS, LEAVERS = ("shown", "clicked", "bought"), 8, 4
+SHOPPERS, GOODS, RUBRICS = 96, 40, 4
+GATE = GateConfig(users=5, gauc=0.3, log_loss=1.0, calibration=1.0, overlap=0.0, slowdown=1000.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpressionLog:
+    """A shop whose log has what was shown, and what each user clicked before it began, without times.
+
+    Times are timestamps, several within a second and several equal; some rubrics are null; every two days items leave.
+    """
+
+    seed: int
+    unit: TimeUnit
+
+    def columns(self) -> aif.Columns:
+        """Which column is what."""
+        return aif.Columns(
+            user="visitor", item="sku", time="at", time_unit=self.unit, action="what", actions=ACTIONS,
+            history_actions=ACTIONS[1:], category="rubric", item_key="article", item_statistics=(86_400,),
+        )  # fmt: skip
+
+    def rubric(self, item: int) -> str | None:
+        """The rubric of an item, None for every ninth."""
+        return None if item % 9 == 4 else f"rubric {item % RUBRICS}"
+
+    def goods(self, days: int) -> range:
+        """The items that are on sale after some days."""
+        return range(LEAVERS * max(0, days - FIRST_DAYS) // 2, GOODS)
+
+    def items(self, days: int) -> dict[str, list]:
+        """The items file after some days."""
+        return {"article": [f"SKU-{item}" for item in self.goods(days)], "rubric": [self.rubric(n) for n in self.goods(days)]}
+
+    def events(self, days: int) -> dict[str, list]:
+        """The log of the first days, times in ms."""
+        table: dict[str, list] = {name: [] for name in ("visitor", "sku", "at", "what")}
+
+        def add(user: int, item: int, at: int, what: str) -> None:
+            for name, value in zip(table, (f"v{user}@shop", f"SKU-{item}", at, what), strict=True):
+                table[name].append(value)
+
+        rng = np.random.default_rng(self.seed)
+        for user in range(SHOPPERS):
+            for item in rng.choice(GOODS, 4, replace=False):
+                add(user, item, START - DAY_MS, ACTIONS[1 + rng.integers(2)])  # no times: all at one moment
+        for day in range(days):
+            for user in rng.permutation(SHOPPERS)[: 3 * SHOPPERS // 4]:
+                at = START + day * DAY_MS + int(rng.integers(DAY_MS // 1000 - 60)) * 1000
+                for request in range(rng.integers(1, 4)):  # within a second: one list or several, as the unit says
+                    for item in rng.choice(self.goods(day + 1), 5, replace=False):
+                        likes = rng.random() < (0.85 if item % RUBRICS == user % RUBRICS else 0.1)
+                        add(user, item, at + 130 * request, ACTIONS[int(likes) + int(likes and rng.random() < 0.3)])
+        return table
+
+    def write(self, folder: Path, days: int) -> dict[str, Path]:
+        """The files after some days: events by day of the log, and items."""
+        table = pa.table(self.events(days))
+        table = table.set_column(2, "at", table["at"].cast(pa.timestamp("ms", tz="UTC")))
+        (folder / "log").mkdir(parents=True)
+        for part, start in enumerate(range(0, len(table), 500)):
+            parquet.write_table(table.slice(start, 500), folder / "log" / f"part-{part:03d}.parquet")
+        parquet.write_table(pa.table(self.items(days)), folder / "items.parquet")
+        return {"events": folder / "log", "items": folder / "items.parquet"}
+
+    def moment(self, ms: int) -> int:
+        """A time in the unit of the columns."""
+        return ms if self.unit == "ms" else ms // 1000
+
+
+def expect_answers(log: ImpressionLog, trained: aif.Trained, client: Client, days: int, rng: np.random.Generator) -> None:
+    """Histories by the service's encoder are those of training, and the service ranks as the joint model does."""
+    raw, encoder = log.events(days), trained.encoder
+    assert encoder is not None
+    data = aif.read(raw | {"at": [log.moment(at) for at in raw["at"]]}, items=log.items(days), encoder=encoder, unknown="skip")
+    length = trained.config.history_length
+    seconds = int(data.log.time.max()) + 1
+    now, names = log.moment(1000 * seconds), np.array(log.items(days)["article"])[::-1]
+    candidates = data.item_features(encoder.vocabularies["item"].encode(names), seconds)
+    joint = jax.jit(trained.model.joint)
+    for user in rng.choice(data.users.raw, 6, replace=False).tolist():
+        own = [at for at, name in enumerate(raw["visitor"]) if name == user]
+        own = rng.permutation(own)  # in any order
+        events = {"sku": [raw["sku"][at] for at in own], "at": [log.moment(raw["at"][at]) for at in own]}
+        events["what"] = [raw["what"][at] for at in own]
+        features = encoder.with_length(length).user(None, events, now)
+        trained_on = data.request_features(data.users.encode([user]), [seconds], length=length).history
+        for field in ("item", "action", "age", "mask"):
+            np.testing.assert_array_equal(getattr(features.history, field), getattr(trained_on, field)[0], err_msg=field)
+        assert set(features.history.action[features.history.mask]) <= {2, 3}
+        call = {"user": user, "events": events, "now": now, "candidates": names}
+        logits = np.asarray(joint(trained.params, features, candidates))
+        answer, best = client.score(**call), client.rank(**call, k=5)
+        assert answer["version"] == best["version"] == trained.version and not answer["degraded"]
+        np.testing.assert_allclose(answer["logits"], logits, rtol=1e-4, atol=1e-4)
+        assert best["ids"].tolist() == names[np.argsort(-answer["logits"], kind="stable")[:5]].tolist()
+
+
+def expect_departed(log: ImpressionLog, trained: aif.Trained, days: int) -> None:
+    """Histories find the rubric of every item that was ever on sale, also of those that have left."""
+    assert trained.encoder is not None
+    item, rubric = (trained.encoder.vocabularies[name] for name in ("item", "category"))
+    assert log.goods(days).start > 0
+    rows = item.encode([f"SKU-{number}" for number in range(GOODS)])
+    known = np.array([log.rubric(number) or "" for number in range(GOODS)])
+    expected = np.where(known == "", 0, rubric.encode(known))
+    np.testing.assert_array_equal(np.asarray(trained.params["fitted"]["fields"]["category"])[rows], expected)
+
+
+def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator) -> None:
+    """From the files to a service that follows a store through two refreshes."""
+    days = FIRST_DAYS
+    data = aif.read(**log.write(folder / "first", days), columns=log.columns())
+    model = aif.build(presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=(8,)))
+    with pytest.raises(ValueError, match="threshold: expected an action row in"):
+        fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
+    task, options = Impressions(candidates=6, threshold=2), {"batch_size": 32, "requests": 200, "progress": False}
+    run = fit(model, data, task=task, epochs=8, learning_rate=0.02, validation=0.25, test=0.0, out=folder / "run", **options)
+    assert run.metrics["gauc"] > 0.6
+    run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",), stablehlo=False)
+    store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
+    store.publish(folder / "model")
+    with Mirror(store, here, poll=0.05), running(here, config=SERVING) as service, service.client() as client:
+        user = log.events(0)["visitor"][0]
+        call = {"user": user, "events": {"sku": ["SKU-30"], "at": [log.moment(START)], "what": ["clicked"]}}
+        call |= {"now": log.moment(START + DAY_MS), "candidates": log.items(FIRST_DAYS + 4)["article"]}
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask_until, stop, service, call, answers)
+            try:
+                expect_answers(log, run.trained, client, days, rng)
+                for days in (FIRST_DAYS + 2, FIRST_DAYS + 4):
+                    made = aif.refresh(
+                        folder / "store", **log.write(folder / f"{days} days", days), out=folder / "store", epochs=2,
+                        learning_rate=0.01, held_out=0.3, gate=GATE, platforms=("cpu",), **options,
+                    )  # fmt: skip
+                    assert made.status == "published" and made.trained is not None, made.report
+                    newest, earlier = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
+                    assert newest["new"] > GATE.floor and earlier["new"] > GATE.floor
+                    assert made.report["versions"] == {"old": versions[-1], "new": made.trained.version}
+                    versions.append(made.trained.version)
+                    until(lambda: client.rank(**call, k=1)["version"] == versions[-1])
+                    expect_answers(log, made.trained, client, days, rng)
+                    expect_departed(log, made.trained, days)
+            finally:
+                stop.set()
+            asked.result()
+    assert (
+        len(set(versions)) == 3
+        and [version for version, _ in itertools.groupby(each["version"] for each in answers)] == versions
+    )
+    for version in versions:  # each answer is of one version: those of a version are the same
+        first, *others = (each["logits"] for each in answers if each["version"] == version)
+        assert all(np.array_equal(first, other) for other in others)
+    refused = aif.refresh(
+        folder / "store", **log.write(folder / "more", days + 2), out=folder / "store", platforms=("cpu",), held_out=0.3,
+        gate=dataclasses.replace(GATE, floor=1.0), **options,
+    )  # fmt: skip
+    assert refused.status == "refused" and store.current() == made.name
+    assert any(re.match("newest: gauc of the new .* bound: surely above 1", each) for each in refused.report["gate"]["reasons"])
+
+
+def ask_until(stop: threading.Event, service: Running, call: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    """Makes one call again and again while versions change."""
+    with service.client() as client:
+        while not stop.is_set():
+            answers.append(client.score(**call))
+            assert not answers[-1]["degraded"]
+            stop.wait(0.1)
+
+
+@pytest.mark.reliability
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_roads_of_impression_logs(unit, tmp_path):
+    rng = generator("impressions")
+    walk_impressions(tmp_path, ImpressionLog(int(rng.integers(2**31)), unit), rng)
