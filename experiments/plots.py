@@ -64,7 +64,7 @@ def blocks(results: Path) -> dict[str, dict[str, Interval]]:
     for dataset in ("movielens", "taobao"):
         runs: dict[str, dict[int, Any]] = {}
         for run in found.values():
-            if (run["dataset"], run["split"], run["met"], run["epochs"]) == (dataset, "validation", "by the data", 1):
+            if (run["dataset"], run["split"], run["epochs"]) == (dataset, "validation", 1):
                 runs.setdefault(run["model"], {})[run["seed"]] = run
         for name, changed in PARTS.items():
             models = runs.get(AIF, {}), runs.get(f"{AIF} {changed}", {})

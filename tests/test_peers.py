@@ -14,7 +14,6 @@ from aif_jax.blocks.item_offset import popularity_offset
 from aif_jax.train.evaluate import catalogue_scores
 from experiments.peers import baselines, judge, lists, report, scores, tuning
 from experiments.peers.__main__ import main
-from experiments.peers.feeds import batches
 from experiments.peers.judge import GAUC, HIT_RATE
 from experiments.peers.lists import Lists
 from experiments.peers.scores import Scores
@@ -61,11 +60,6 @@ def small(**changes) -> Lists:
 
 CANDIDATES = np.array([[9.0, 2.0, 1.0], [2.0, 2.0, 4.0], [1.0, 2.0, 2.5]], np.float32)
 CATALOGUE = np.array([[np.nan, 9.0, 2.0, 1.0, 3.0, 2.0], [0.0, 1.0, 2.0, 2.5, 0.0, 7.0]], np.float32)
-EVENTS = {
-    "user": np.array([1, 1, 1, 1, 2, 2], np.int32),
-    "item": np.array([4, 5, 6, 7, 8, 9], np.int32),
-    "time": np.array([10, 20, 20, 30, 10, 40]),
-}
 
 
 # requests
@@ -113,10 +107,7 @@ def test_requests_of_another_data_set_are_refused(slices, tmp_path):
         lists.read(tmp_path)
 
 
-def test_samples_have_strictly_earlier_events():
-    users, items, histories = small(events=EVENTS).samples(2)
-    assert users.tolist() == [1, 1, 1, 2]
-    assert items.tolist() == [5, 6, 7, 9] and histories.tolist() == [[4, 0], [4, 0], [6, 5], [8, 0]]
+def test_recent_items_come_first():
     assert small().recent(3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
 
 
@@ -308,54 +299,6 @@ def test_als_scores_by_the_last_events(exported):
     np.testing.assert_array_equal(got, scored(exported, baselines.als(exported, factors=8, regularization=0.1, last=20)))
 
 
-# what feeds share
-
-
-def test_batches_end_with_the_budget(monkeypatch):
-    """Every positive comes once each time round, in another order each time; the number of batches can be rounded up."""
-    clock = iter(range(100))
-    monkeypatch.setattr(batches.time, "process_time", lambda: next(clock))
-    made = batches.Samples(small(events=EVENTS), negatives=2, seed=0)
-    assert made.items.tolist() == [5, 6, 7, 9]
-    budget = batches.Budget(seconds=4)
-    taken = [places.tolist() for places in made.order(2, np.arange(4), budget)]
-    assert budget.steps == len(taken) == 4  # the clock ticks once a look
-    assert sorted(taken[0] + taken[1]) == sorted(taken[2] + taken[3]) == [0, 1, 2, 3] and taken[:2] != taken[2:]
-    assert len(list(made.order(2, np.arange(4), batches.Budget(seconds=4), rounded=3))) == 6
-    assert len(list(made.order(9, np.arange(4), batches.Budget(seconds=0)))) == 1  # there is always a first batch
-
-
-def test_negatives_are_drawn_like_candidates():
-    one = small(events=EVENTS, count=np.array([0, 16, 1, 0, 0, 0, 0, 0, 0, 0]))
-    drawn = batches.Samples(one, negatives=3000, seed=0).lists_at(np.array([2, 0]))
-    assert drawn[:, 0].tolist() == [7, 5] and set(drawn[:, 1:].ravel().tolist()) == {1, 2}
-    assert (drawn[:, 1:] == 1).mean() == pytest.approx(8 / 9, abs=0.01)
-
-
-def test_met_items_are_no_negatives_where_nobody_comes_back():
-    """User 1 has met 4, user 2 has not; where users do come back it stays."""
-    count = np.array([0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
-    one = small(events=EVENTS, count=count)
-    first, second = batches.Samples(one, negatives=300, seed=0).lists_at(np.array([0, 3]))[:, 1:]
-    assert set(second.tolist()) == {1, 4} and set(first.tolist()) <= {0, 1}
-    assert (first == 0).mean() < 0.1  # five draws of 4 in a row
-    kept = small(events=EVENTS, count=count, about=small().about | {"repeats": True})
-    assert set(batches.Samples(kept, negatives=300, seed=0).lists_at(np.array([0]))[0, 1:].tolist()) == {1, 4}
-
-
-def test_features_of_histories_and_items():
-    content = np.array([[0, 0], [1, 3], [3, 5], [0, 1], [2, 2], [4, 4]], np.float32)
-    fields = small().fields | {"genres": np.ones((6, 2), np.int32)}  # a field of several values is left to whoever wants it
-    one = small(content=content, fields=fields)
-    made = batches.user_features(one, one.recent(3))
-    assert made["history"].tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
-    assert made["history_category"].tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
-    assert made["history_content"].tolist() == [[1, 3], [2, 4], [0, 0]]
-    items = batches.item_features(one, np.array([3, 1]))
-    assert items["item"].tolist() == [3, 1] and items["category"].tolist() == [2, 1] and items["content"].tolist()[0] == [0, 1]
-    assert set(made) == {"history", "history_category", "history_content"} and batches.sizes(one) == {"item": 6, "category": 3}
-
-
 # tuning, the command
 
 
@@ -373,27 +316,17 @@ def test_the_best_trial_is_chosen_and_kept(slices, tmp_path):
         scores.write(workplace.scores(slice_), name, made[slice_], lambda places: value[places], {"settings": settings})
 
     trials = ({"good": 0}, {"good": 1}, {"good": 2})
-    tuning.tuned("one", workplace, (trials[:2], ({"more": 5},)), write, last=7)
-    more = {"good": 1, "more": 5}  # of the best, which it does not beat
-    tests = [("test", {"good": 1, "last": 7})]
-    assert written == [*(("validation", each) for each in (*trials[:2], more)), *tests]
+    tuning.tuned("one", workplace, trials[:2], write)
+    assert written == [*(("validation", each) for each in trials[:2]), ("test", {"good": 1})]
     about = workplace.read("one").about
-    assert about["chosen"] == {"good": 1, "last": 7} and [t["settings"] for t in about["trials"]] == [*trials[:2], more]
+    assert about["chosen"] == {"good": 1} and [t["settings"] for t in about["trials"]] == [*trials[:2]]
     assert about["trials"][1]["figures"] == {GAUC: 1, HIT_RATE: 1} and about["trials"][0]["figures"][GAUC] == 0
-    tuning.tuned("one", workplace, (trials,), write)
-    assert len(written) == 4
+    tuning.tuned("one", workplace, trials, write)
+    assert len(written) == 3
     for path in workplace.scores("test").iterdir():
         path.unlink()
-    tuning.tuned("one", workplace, (trials,), write)  # the trials that were done are not done again
-    assert written[4:] == [("validation", {"good": 2}), ("test", {"good": 1})]
-
-
-def test_a_feed_that_fails_says_so(slices, tmp_path):
-    workplace = tuning.Workplace(folder=tmp_path, lists={name: small() for name in judge.SLICES}, slices=slices)
-    with pytest.raises(RuntimeError, match=r"rechub-dssm: its feed failed in .*"):
-        tuning.trained("rechub-dssm", workplace, "false", 1.0)
-    with pytest.raises(ValueError, match="peer: expected one of .*, got 'unknown'"):
-        tuning.trained("unknown", workplace, "false", 1.0)
+    tuning.tuned("one", workplace, trials, write)  # the trials that were done are not done again
+    assert written[3:] == [("validation", {"good": 2}), ("test", {"good": 1})]
 
 
 def test_smoke(tmp_path, capsys, monkeypatch):
@@ -423,12 +356,6 @@ def test_smoke(tmp_path, capsys, monkeypatch):
     assert "| truth | 1.000 [1.000, 1.000] | -" in page and "| two-tower | " in page and page in capsys.readouterr().out
     main(["--report-only", "--results", str(work / "results"), "--ours", str(tmp_path / "ours")])
     assert page in capsys.readouterr().out
-
-
-def test_flags_are_checked(capsys):
-    with pytest.raises(SystemExit):
-        main(["--peer", "rechub-dssm"])
-    assert "expected NAME=VALUE, got 'rechub-dssm'" in capsys.readouterr().err
 
 
 def test_the_page_is_that_of_the_records():

@@ -6,10 +6,10 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
-from aif_jax.data.candidates import SampleKey, SeenPairs, item_counts
+from aif_jax.data.candidates import SeenPairs, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.metrics import ByUser
-from experiments.study import datasets, popular_now, question, records, rules
+from experiments.study import datasets, question, records, rules
 from experiments.study.models import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -48,21 +48,6 @@ def test_smoke(tmp_path, capsys):
     assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
 
 
-def test_variants_are_trained_otherwise_by_the_same_function(smoke, tmp_path):
-    """A model, and one whose teacher is trained first and kept."""
-    made = {}
-    for model in (question.BASE, f"{question.BASE}, distilled"):
-        trial = question.Trial(dataset="smoke", model=model)
-        (part,) = question.parts_of(trial, smoke)
-        part = part._replace(seen=part.seen[-200:])
-        made[model] = question.trained(trial, part, smoke, work=tmp_path, progress=False)
-    plain, taught = (params["embedding"]["item"] for _, params, _ in made.values())
-    assert not np.allclose(plain, taught)
-    assert {path.stem for path in tmp_path.glob("*.json")} >= {question.Trial(dataset="smoke", model=question.AIF).file}
-    again, _, said = question.trained(trial, part, smoke, work=tmp_path, progress=False)
-    assert said == made[trial.model][2] and again.config == made[trial.model][0].config
-
-
 def test_worlds_with_repeats_and_without(smoke, tmp_path):
     """The first events of each user and item, strictly fewer; such data are trained and judged without met items."""
     data = datasets.once(smoke, "smoke")
@@ -78,33 +63,6 @@ def test_worlds_with_repeats_and_without(smoke, tmp_path):
     record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work", progress=False)
     assert record["figures"]["gauc"] == record["figures"]["gauc_unmet"] != record["figures"]["gauc_all"]
     assert [datasets.load(name).repeats for name in question.WORLDS] == [True, False]
-
-
-def test_popular_now(tmp_path, capsys):
-    """The same model with item statistics and without, on the smoke world; a run with a record is not run again."""
-    results = tmp_path / "results"
-    arguments = ["--dataset", "smoke", "--model", question.BASE, "--quiet"]
-    arguments += ["--results", str(results), "--work", str(tmp_path / "work")]
-    popular_now.main(arguments)
-    assert capsys.readouterr().out.count("gauc_so_far") == 2
-    popular_now.main(arguments)
-    assert "gauc_so_far" not in capsys.readouterr().out
-    popular_now.main([*arguments, "--report"])
-    assert capsys.readouterr().out.count("statistics decayed") == 1
-    plain, other = records.read(results).values()
-    assert plain["figures"]["gauc"] != other["figures"]["gauc"] and plain["steps"] == other["steps"]
-
-
-def test_negatives_so_far_had_an_event_before_the_sample(smoke):
-    data = smoke.dataset
-    positions = smoke.split.train[::17]
-    rows, labels, _ = popular_now.drawn_so_far(data, negatives=7, repeats=False)(positions, SampleKey(0, 0, 0))
-    first = np.full(len(data.catalogue), 2**62)
-    np.minimum.at(first, data.log.item, data.log.time)
-    assert (labels == (np.arange(8) == 0)).all() and (rows[:, 0] == data.log.item[positions]).all()
-    negatives, times = rows[:, 1:], data.log.time[positions][:, None]
-    assert (negatives > 0).mean() > 0.8
-    assert (first[negatives] < times)[negatives > 0].all() and (negatives != rows[:, :1]).all()
 
 
 def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():

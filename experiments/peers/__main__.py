@@ -2,12 +2,12 @@
 
 Claim     `presets.aif` ranks better than every peer's own code that is trained for as long.
 Command   python -m experiments.peers --data DIR
-          (--smoke: seconds; --report-only: tables from the records; --peer NAME=PYTHON: a trained peer too; --help lists all)
+          (--smoke: seconds; --report-only: tables from the records; --help lists all)
 Data      DIR holds movielens-small-merged/ and taobao-userbehavior-head100k/; the synthetic world of --smoke is made here.
 Protocol  experiments/notes/peers.md. Requests are written once into --work. Score files in WORK/DATA/test/scores are judged,
           whoever wrote them, and leave a record in experiments/results/question/peers; experiments/peers/README.md has their
           format.
-Time      closed-form baselines about ten minutes of one core, each trained peer about eight on MovieLens and three on Taobao.
+Time      about ten minutes of one core
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ def evaluate(options: argparse.Namespace) -> None:
     workplace = tuning.Workplace(folder=folder, lists=lists, slices=slices)
     for baseline in options.baselines:
         tuning.baseline(baseline, workplace)
-    for peer, python in options.peer:
-        tuning.trained(peer, workplace, python, tuning.SECONDS.get(name, 1.0))
     kept = records.read(options.results)
     for model in scores.names(workplace.scores("test")):
         found = workplace.read(model)
@@ -64,10 +62,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", choices=datasets.NAMES, default="movielens", help="default %(default)s")
     names = tuple(baselines.BASELINES)
     parser.add_argument("--baselines", nargs="*", choices=names, default=names, help="closed-form ones (default: all)")
-    parser.add_argument(
-        "--peer", action="append", default=[], type=pair, metavar="NAME=PYTHON",
-        help=f"a trained peer, one of {', '.join(tuning.FEEDS)}, and the Python that has its package",
-    )  # fmt: skip
     parser.add_argument("--report-only", action="store_true", help="tables from the records there are")
     parser.add_argument("--results", metavar="DIR", type=Path, help="records of peers (default question/peers of the results)")
     parser.add_argument(
@@ -79,14 +73,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.results is None:
         options.results = options.work / "results" if options.smoke else report.RESULTS
     return options
-
-
-def pair(text: str) -> tuple[str, str]:
-    """NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, value
 
 
 if __name__ == "__main__":

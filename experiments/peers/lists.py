@@ -54,19 +54,6 @@ class Lists:
         """The last items of each request, int32 [R, length], the most recent first, 0 where there is none."""
         return _windows(self.history["item"], self.offsets[:-1], self.offsets[1:], length)
 
-    def samples(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Training events with an earlier event of their user: users and items int32 [n], and what came before [n, length].
-
-        As `recent`: strictly earlier events only, because any order among ties would let a model look at the answer.
-        """
-        user, time, item = (self.events[name] for name in ("user", "time", "item"))
-        new_user = np.append(True, user[1:] != user[:-1])
-        new = new_user | np.append(True, time[1:] != time[:-1])
-        places = np.arange(len(user))
-        start, end = (np.maximum.accumulate(np.where(first, places, 0)) for first in (new_user, new))
-        kept = end > start
-        return user[kept], item[kept], _windows(item, start[kept], end[kept], length)
-
 
 def write(folder: Path, lists: Lists) -> None:
     """Writes the files into a folder; `about.json` comes last, so that a folder with it is complete."""

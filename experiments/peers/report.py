@@ -9,7 +9,7 @@ from typing import Any
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser
-from experiments.peers import baselines, tuning
+from experiments.peers import baselines
 from experiments.peers.judge import GAUC, HIT_RATE, POWERS
 from experiments.study import question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
@@ -21,8 +21,8 @@ OURS = {AIF: "AIF", WITH_MATCHING: "two-tower with matching statistics", BASE: "
 HEADING = """# Other people's models
 
 Written by `python -m experiments.peers --report-only --page experiments/notes` from `experiments/results/question/peers`.
-Unchanged models of other packages behind thin feeds, and closed-form baselines; `experiments/peers/README.md` says how to
-add one by writing score files.
+Closed-form baselines, and unchanged models of other packages, whose feeds commit 2597cac1 has (`experiments/peers/feeds`);
+`experiments/peers/README.md` says how to add a model by writing score files.
 
 - *Protocol.* That of [results.md](../../docs/results.md#protocol): the same requests, the same 99 negatives, the same
   metrics by user. Rated films of MovieLens are neither candidates nor negatives in a peer's training. GAUC and HR@100 are of
@@ -30,8 +30,9 @@ add one by writing score files.
   events.
 - *Against ours.* A peer has one seed, AIF and two-tower are means over three. Brackets are 95 % intervals over resampled
   users, paired; they do not hold the spread over a peer's seeds.
-- *Budget.* A trained peer gets the processor time that `presets.aif` trains for on the test split, three epochs on one core:
-  {seconds}. It runs from the first batch to the last and holds the making of batches, not imports and scoring.
+- *Budget.* A trained peer got the processor time that `presets.aif` trains for on the test split, three epochs on one core:
+  MovieLens 160 s, Taobao 55 s. It runs from the first batch to the last and holds the making of batches, not imports and
+  scoring.
 - *Tuning*, on the validation split: three learning rates (0.001, 0.003, 0.01), YoutubeDNN then two more temperatures, with a
   sixth of the budget each; closed-form baselines the settings of the last table. The best trial has the largest sum of GAUC
   and HR@100. Ours: one, two and three epochs, and another learning rate with three.
@@ -49,13 +50,12 @@ add one by writing score files.
 def markdown(results: Path, ours: Path) -> str:
     """The page: a heading, a table of figures for each data set, settings, trials."""
     found, theirs = records.read(results), records.read(ours)
-    seconds = ", ".join(f"{DATASETS[name]} {value:.0f} s" for name, value in tuning.SECONDS.items())
-    parts = [HEADING.format(seconds=seconds, powers=", ".join(f"{power:g}" for power in POWERS))]
+    parts = [HEADING.format(powers=", ".join(f"{power:g}" for power in POWERS))]
     for dataset in dict.fromkeys(one["dataset"] for one in found.values()):
         mine = [one for one in found.values() if one["dataset"] == dataset]
         mine.sort(key=lambda one: (-one["figures"][GAUC], one["model"]))
         title = DATASETS.get(dataset, dataset)
-        missing = {*baselines.BASELINES, *tuning.FEEDS} - {one["model"] for one in mine}
+        missing = {*baselines.BASELINES} - {one["model"] for one in mine}
         left = f"\nNot run: {', '.join(sorted(missing))}.\n" if missing else ""
         parts.append(f"## {title}\n\n{_figures(results, mine, ours, theirs)}{left}")
         abouts = [(one["model"], one["about"]) for one in mine if "trials" in one["about"]]

@@ -3,8 +3,7 @@
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
           (--plan test: the models of the headline; --plan worlds: synthetic worlds, one with repeats and one without;
-          --plan taught: baselines and preset, each distilled from the preset;
-          --plan attention: exact target attention; --plan rolling: the headline over blocks of the time line, for many users;
+          --plan rolling: the headline over blocks of the time line, for many users;
           --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
           of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
@@ -36,12 +35,10 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics, popularity_offset
-from aif_jax.data import CandidateSource, EventLog, NegativeSampler, Pipeline, SeenPairs, candidates, item_counts
+from aif_jax.data import EventLog, NegativeSampler, Pipeline, SeenPairs, candidates, item_counts
 from aif_jax.data.split import eligible, time_cuts
 from aif_jax.metrics import ByUser
-from aif_jax.train import losses
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
-from aif_jax.train.fit import distilled, with_teacher
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
 from experiments import common, drawn
@@ -75,24 +72,7 @@ _COMPARED = (BASE, WITH_MATCHING, AIF)
 BY_BLOCKS = tuple(MODELS)
 SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
 """Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
-ATTENTION: dict[str, dict[str, Any]] = {
-    "aif with target attention in place of linear memory": dict(
-        blocks=(MATCHING, models.BEA, blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
-    ),
-}
-"""What linear attention approximates."""
-LONGER = {f"{model}, 2,048 events": MODELS[model] | dict(long_length=2048) for model in (WITH_MATCHING, AIF)}
-"""Four times the history, on both sides: the scoring program does not depend on it."""
-HEADS = {
-    f"{model}, head {' '.join(map(str, head))}": MODELS[model] | dict(head=head)
-    for model, heads in ((AIF, ((32, 16), (32,), (16,), (128, 64))), (WITH_MATCHING, ((32, 16), (32,))))
-    for head in heads
-}
-"""Other sizes of the MLP, which is most of the scoring program."""
-TAUGHT = {f"{model}, distilled": AIF for model in (BASE, WITH_MATCHING, AIF)}
-"""Models that are also trained on the scores of another model, of the same seed and split."""
-MODELS |= ATTENTION | LONGER | HEADS | {name: MODELS[name.removesuffix(", distilled")] for name in TAUGHT}
-PLANS = ("validation", "worlds", "tuning", "taught", "attention", "longer", "heads", "test", "rolling", "smoke")
+PLANS = ("validation", "worlds", "tuning", "test", "rolling", "smoke")
 PUBLIC = ("movielens", "taobao")
 WORLDS = ("synthetic", datasets.ONCE)
 TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
@@ -130,14 +110,12 @@ class Trial:
     epochs: int = 1
     learning_rate: float = FIXED["learning_rate"]
     weight_decay: float = FIXED["weight_decay"]
-    met: str = "by the data"  # or "kept": met items are negatives in training, whatever the data say
 
     @property
     def id(self) -> str:
         """The name of the record."""
         parts = [self.dataset, self.split, self.model, f"epochs={self.epochs}"]
         parts += [f"{name}={getattr(self, name):g}" for name, usual in FIXED.items() if getattr(self, name) != usual]
-        parts += ["met items kept"] if self.met == "kept" else []
         return "/".join([*parts, f"seed {self.seed}"])
 
     @property
@@ -169,12 +147,10 @@ def plan(name: str) -> list[Trial]:
         """Runs by seed, then model, then data set."""
         return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
 
-    given: dict[str, Any] = dict(epochs=EPOCHS)
     if name == "validation":
         first = each((BASE, WITH_MATCHING, AIF, "aif before"))
-        kept = each((BASE, "aif before", AIF), PUBLIC[:1], met="kept")
         seeds = [trial for model in SEEDED for trial in each((model,), seeds=SEEDS)]
-        return list(dict.fromkeys([*first, *each(BY_BLOCKS), *kept, *seeds]))
+        return list(dict.fromkeys([*first, *each(BY_BLOCKS), *seeds]))
     if name == "worlds":
         without = [model for model in BY_BLOCKS if model.startswith("aif without")]
         return each(_COMPARED, WORLDS, SEEDS) + each(without, WORLDS, SEEDS)
@@ -182,15 +158,9 @@ def plan(name: str) -> list[Trial]:
         slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
         return [trial for options in settings for trial in each(_COMPARED, **options)]
-    if name in ("taught", "attention"):
-        return each(TAUGHT if name == "taught" else (*ATTENTION, WITHOUT_MEMORY), epochs=2)
-    if name == "heads":
-        return each(HEADS, **given)
-    if name == "longer":
-        return each(LONGER, PUBLIC[:1], **given) + each(LONGER, PUBLIC[:1], SEEDS, split="test", **given)
     if name in ("test", "rolling"):
         groups = [(BASE,), (AIF, WITH_MATCHING), (WITHOUT_MEMORY,), *([(FULL,), (WITHOUT_MATCHING,)] if name == "test" else [])]
-        return [trial for group in groups for trial in each(group, seeds=SEEDS, split=name, **given)]
+        return [trial for group in groups for trial in each(group, seeds=SEEDS, split=name, epochs=EPOCHS)]
     if name == "smoke":
         return each(_COMPARED, ("smoke",)) + each((BASE,), ("smoke",), split="rolling")
     raise ValueError(f"plan: expected one of {PLANS}, got {name!r}")
@@ -212,21 +182,13 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
 
 
 def train_model(
-    trial: Trial,
-    part: Part,
-    data: datasets.StudyData,
-    *,
-    source: CandidateSource | None = None,
-    teacher: aif.Trained | None = None,
-    progress: bool,
+    trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The trained model and what is said of the training; `source` None draws negatives by popularity."""
+    """The trained model and what is said of the training."""
     dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
-    repeats = data.repeats or trial.met == "kept"
-    if source is None:
-        sampler = NegativeSampler(item_counts(dataset, seen))
-        source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=repeats)
+    sampler = NegativeSampler(item_counts(dataset, seen))
+    source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=data.repeats)
     feed = Pipeline(
         dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
         candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
@@ -235,11 +197,7 @@ def train_model(
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
     fitted = aif.fit_tables(model.config, dataset.catalogue, seed=0)
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
-    loss = models.LOSS
-    if teacher is not None:
-        feed = dataclasses.replace(feed, candidates=distilled(feed.candidates, teacher, dataset))
-        loss = with_teacher(loss, losses.distill_listwise)
-    step = train.make_step(model, optimizer, loss=loss)
+    step = train.make_step(model, optimizer, loss=models.LOSS)
     began, spent = time.perf_counter(), time.process_time()
     state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
     params = jax.block_until_ready(state.params)
@@ -415,29 +373,15 @@ def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> 
 
 
 def trained(
-    trial: Trial,
-    part: Part,
-    data: datasets.StudyData,
-    *,
-    work: Path,
-    file: str | None = None,
-    source: CandidateSource | None = None,
-    progress: bool,
+    trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The model of a run, from `work` if it was trained before, and what is said of its training; its teacher comes first.
-
-    `file` is its name there, by default that of the run; `source` as `train_model` has it.
-    """
-    file = file or trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
+    """The model of a run, from `work` if it was trained before, and what is said of its training."""
+    file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
     folder, record = work / file, work / f"{file}.json"
     if folder.exists():
         said = json.loads(record.read_text(encoding="utf-8"))
         return aif.build(config_of(trial, data)), checkpoint.load(folder).params, said
-    teacher = None
-    if trial.model in TAUGHT:
-        of_teacher = dataclasses.replace(trial, model=TAUGHT[trial.model])
-        teacher = aif.Trained(*trained(of_teacher, part, data, work=work, progress=progress)[:2])
-    model, params, said = train_model(trial, part, data, source=source, teacher=teacher, progress=progress)
+    model, params, said = train_model(trial, part, data, progress=progress)
     checkpoint.save(folder, aif.Trained(model, params))
     record.write_text(json.dumps(said), encoding="utf-8")
     return model, params, said
@@ -556,8 +500,8 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
 
 def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str, *, epochs: int = EPOCHS) -> list[dict[str, Any]]:
     """The records of a model's test runs, one a seed."""
-    wanted = (dataset, model, "test", "by the data", epochs)
-    return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["met"], r["epochs"]) == wanted]
+    wanted = (dataset, model, "test", epochs)
+    return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["epochs"]) == wanted]
 
 
 def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
@@ -639,7 +583,7 @@ def report(results: Path) -> str:
     lines, found = [], records.read(results)
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in found.values():
-        key = (record["dataset"], record["split"], f"epochs={record['epochs']}", record["met"], f"{record['learning_rate']:g}")
+        key = (record["dataset"], record["split"], f"epochs={record['epochs']}", f"{record['learning_rate']:g}")
         groups.setdefault((*key, record["model"]), []).append(record)
     for key, runs in sorted(groups.items()):
         cells = [f"{', '.join(key[:-1])}: {key[-1]} ({len(runs)} seeds)"]
