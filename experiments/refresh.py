@@ -4,7 +4,7 @@ Claim     A model that is trained on each day's events from yesterday's paramete
           (within 0.2 GAUC points) at 15 % of its CPU time or less, and finds new items, which a model that is never refreshed
           cannot. Refreshed every hour by whole publishes it loses at most 0.2 GAUC points against a training from scratch every
           hour. The gate refuses at least 99 of 100 planted bad models and passes at least 95 of 100 good ones.
-Command   python -m experiments.refresh --data DIR --json FILE --figures DIR      (or --smoke; --help lists all)
+Command   python -m experiments.refresh --data DIR --json FILE      (or --smoke; --help lists all)
 Time      about 20 minutes on one CPU core, and as long again for the arms within a day
 Measured  experiments/README.md
 Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (its excerpt of 9 days) and a synthetic shop whose
@@ -31,7 +31,6 @@ Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (it
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -443,23 +442,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the study and prints its figures."""
     parser = common.parser(__doc__)
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
-    parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="join what --json wrote; nothing is run")
     settings = {
         "days": (3, 2, "trained days of each world"),
         "models": (100, 6, "planted models of each kind", 0),
         "requests": (400, 150, "requests a day that judge each model"),
         "hours": (24, 3, "trainings within a day of the arms hourly and hourly scratch; 0 leaves them out", 0),
     }
-    paths = {"data": "folder with the public data sets", "figures": "folder for the picture"}
-    options = common.options(parser, arguments, settings, **paths)
-    figures = joined(options.records) if options.records else measured(options)
+    options = common.options(parser, arguments, settings, data="folder with the public data sets")
+    figures = measured(options)
     keys = ("stale_loss_gauc_points", "warm_minus_scratch_gauc_points", "warm_cost_share", "new_item_hr100_gain")
     figures |= {key: {name: found[key] for name, found in figures["worlds"].items()} for key in keys}
     figures |= {key: figures["gate"][key] for key in ("gate_refused_bad", "gate_passed_good") if "gate" in figures}
     for key in ("hourly_minus_scratch_gauc_points", "hourly_cpu_seconds"):
         figures[key] = {name: found[key] for name, found in figures["worlds"].items() if key in found}
-    if options.figures and figures["worlds"]:
-        draw(figures, options.figures)
     common.report(figures, options.json)
 
 
@@ -485,37 +480,6 @@ def measured(options: Any) -> dict[str, Any]:
                 figures["gate"] = gate(world, small=options.smoke, config=config, bar=bar, **sizes)
     print(parts)
     return figures | {"seconds_by_part": {name: spent._asdict() for name, spent in parts.spent.items()}}
-
-
-def joined(records: list[Path]) -> dict[str, Any]:
-    """Records of several calls as one."""
-    figures: dict[str, Any] = {"worlds": {}, "seconds_by_part": {}}
-    for path in records:
-        record = json.loads(path.read_text("utf-8"))
-        figures["worlds"] |= record["worlds"]
-        figures["seconds_by_part"] |= record["seconds_by_part"]
-        figures |= {name: record[name] for name in ("gate",) if name in record}
-    return figures
-
-
-def draw(figures: dict[str, Any], folder: Path) -> None:
-    """GAUC and HR@100 of new items by day, and CPU seconds a day, a row for each world."""
-    found = figures["worlds"]
-    names = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red")
-    colours: dict[str, str] = dict(zip((*ARMS, *WITHIN), names, strict=True))
-    size = (12, 3.2 * len(found))
-    with common.picture(folder / "refresh.png", len(found), 3, size=size, dpi=110, squeeze=False) as (_, axes):
-        for row, (name, world) in zip(axes, found.items(), strict=True):
-            for axis, metric in zip(row, ("gauc", f"hr@{K} of new items"), strict=False):
-                for arm in (arm for arm in colours if arm in world["by_day"][-1]):
-                    values = [day.get(arm, {}).get(metric, float("nan")) for day in world["by_day"]]
-                    axis.plot(range(len(values)), values, marker="o", color=colours[arm], label=arm)
-                axis.set(title=f"{name}: {metric}", xlabel="days after the start's training")
-                axis.set_xticks(range(len(world["by_day"])))
-                axis.legend()
-            spent = world["cpu_seconds_a_day"] | world.get("cpu_seconds_a_day_within", {})
-            row[2].bar(list(spent), list(spent.values()), color=[colours[arm] for arm in spent])
-            row[2].set(title=f"{name}: training, {world['warm_cost_share']:.0%} of the CPU", ylabel="CPU seconds a day")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_training_step_against_torch(tmp_path):
 
 
 def test_refresh(tmp_path):
-    got = measured(tmp_path, "experiments.refresh", "--figures", str(tmp_path))
+    got = measured(tmp_path, "experiments.refresh")
     found = got["worlds"]["synthetic"]
     arms = {"day", "never", "scratch", "warm", "hourly"}
     assert [set(day) for day in found["by_day"]] == [arms, arms, arms | {"hourly scratch"}] and found["hours"] == 3
@@ -136,7 +136,6 @@ def test_refresh(tmp_path):
     by_fault = got["gate"]["refused_by_fault"]  # 82 requests are too few to be sure of the others
     assert by_fault["NaN"] == by_fault["lost half of the data"] == [1, 1] and 0 <= got["gate_passed_good"] <= 6
     assert got["gate_refused_bad"] == sum(refused for refused, _ in by_fault.values()) and got["gate"]["models"] == 6
-    assert (tmp_path / "refresh.png").stat().st_size > 10_000
 
 
 def test_cascade(tmp_path):
