@@ -124,7 +124,6 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None):
     """The command line."""
     settings = {
-        "dataset": (tuple(fetch.RELEASES), None, "the release to fetch"),
         "epochs": (1, None, "passes over the training samples"),
         "batch_size": (256, None, "samples a step"),
         "requests": (300, 200, "held-out requests that are evaluated"),
@@ -149,8 +148,8 @@ def load(options) -> Dataset:
         return synthetic_world(options.seed, users=100, items=400, topics=20, categories=20, events_per_user=120).dataset
     if options.data is not None:
         return movielens.read(options.data, content="text")
-    fetched = fetch.fetch_movielens(options.dataset, cache_dir=options.cache)
-    print(f"{options.dataset} from {'the cache, first from ' if fetched.cached else ''}{fetched.source}: {fetched.path}")
+    fetched = fetch.fetch_movielens(cache_dir=options.cache)
+    print(f"{fetch.NAME} from {'the cache, first from ' if fetched.cached else ''}{fetched.source}: {fetched.path}")
     if fetched.reason:
         print(f"  ({fetched.reason})")
     return movielens.read(fetched.path, content="text")

@@ -5,8 +5,8 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import socket
-import stat
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +82,8 @@ def server(monkeypatch):
 def release(monkeypatch):
     """Makes the bytes of a zip the release that is expected."""
 
-    def expect(data, name="ml-100k"):
-        monkeypatch.setitem(fetch.RELEASES, name, hashlib.md5(data, usedforsecurity=False).hexdigest())
+    def expect(data):
+        monkeypatch.setattr(fetch, "MD5", hashlib.md5(data, usedforsecurity=False).hexdigest())
         return data
 
     return expect
@@ -111,28 +111,15 @@ def wheel(tmp_path, monkeypatch):
 
 
 def test_grouplens_then_cache(tmp_path, server, release):
-    server.files["/ml-100k.zip"] = release(archive(ORIGINAL | {"ml-100k/sub/more.txt": "x", "__MACOSX/u.data": "junk"}))
+    server.files["/ml-100k.zip"] = release(archive(ORIGINAL | {"__MACOSX/u.data": "junk"}))
     cache = tmp_path / "new" / "cache"
     first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
     assert first == (cache / "ml-100k", "GroupLens", False, "")
-    assert sorted(p.relative_to(first.path).as_posix() for p in first.path.rglob("*") if p.is_file()) == [
-        "sub/more.txt", "u.data", "u.item", "u.user",
-    ]  # fmt: skip
+    assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
     assert len(movielens.read(first.path).log) == 1
     assert fetch_movielens(cache_dir=cache, base_url=server.url) == (cache / "ml-100k", "GroupLens", True, "")
     assert server.requests == ["/ml-100k.zip"]
     assert os.listdir(cache) == ["ml-100k"]
-
-
-def test_release_without_a_pinned_checksum_asks_for_the_published_one(tmp_path, server):
-    data = archive({"ml-latest-small/ratings.csv": "x"})
-    server.files["/ml-latest-small.zip"] = data
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    server.files["/ml-latest-small.zip.md5"] = f"MD5 (ml-latest-small.zip) = {md5}\n".encode()
-    assert fetch_movielens("ml-latest-small", cache_dir=tmp_path, base_url=server.url).path.name == "ml-latest-small"
-    server.files["/ml-latest.zip.md5"] = b"<html>sorry</html>"
-    with pytest.raises(FetchError, match=r"ml-latest\.zip\.md5: expected one MD5 sum, got '<html>sorry</html>'"):
-        fetch_movielens("ml-latest", cache_dir=tmp_path, base_url=server.url)
 
 
 def failing(kind, server, release):
@@ -140,30 +127,23 @@ def failing(kind, server, release):
     data = archive(ORIGINAL)
     if kind == "wrong checksum":
         server.files["/ml-100k.zip"] = data
-        return f"expected MD5 {fetch.RELEASES['ml-100k']}, got {hashlib.md5(data, usedforsecurity=False).hexdigest()}"
+        return f"expected MD5 {fetch.MD5}, got {hashlib.md5(data, usedforsecurity=False).hexdigest()}"
     if kind == "not found":
         return "HTTP Error 404"
-    if kind == "truncated":
-        server.files["/ml-100k.zip"] = (release(data)[:-20], len(data))
-        return f"expected {len(data)} bytes, got {len(data) - 20}: the connection was cut"
-    if kind == "not a zip":
-        server.files["/ml-100k.zip"] = release(b"hello")
-        return "expected a zip archive, got one that does not open"
-    server.files["/ml-100k.zip"] = release(archive({"other/u.data": "x"}))
-    return "expected files under ml-100k/, got none"
+    server.files["/ml-100k.zip"] = (release(data)[:-20], len(data))
+    return (
+        f"expected MD5 {fetch.MD5}, got {hashlib.md5(data[:-20], usedforsecurity=False).hexdigest()} of {len(data) - 20} bytes"
+    )
 
 
-FAILURES = ["wrong checksum", "not found", "truncated", "not a zip", "empty"]
-
-
-@pytest.mark.parametrize("kind", FAILURES)
+@pytest.mark.parametrize("kind", ["wrong checksum", "not found", "truncated"])
 def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(tmp_path, server, release, kind):
     message = failing(kind, server, release)
     cache = tmp_path / "cache"
     with pytest.raises(FetchError) as error:
         fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
     text = str(error.value)
-    assert message in text and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
+    assert re.search(message, text) and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
     assert os.listdir(cache) == []
 
 
@@ -178,19 +158,14 @@ def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
     assert os.listdir(cache) == ["ml-100k-recbole"]
 
 
-def test_other_releases_have_no_stand_in(tmp_path, server):
-    with pytest.raises(FetchError, match=r"ml-1m: .*/ml-1m\.zip: HTTP Error 404.* by hand"):
-        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=server.url)
-
-
 def test_a_host_that_refuses_or_stays_silent(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(FetchError, match=r"ml-1m: .*ml-1m\.zip: .*timed out"):
-            fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=url, timeout=0.2)
-    with pytest.raises(FetchError, match=r"ml-1m: .*ml-1m\.zip: .*refused"):
-        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=url)
+        with pytest.raises(FetchError, match=r"ml-100k: .*ml-100k\.zip: .*timed out"):
+            fetch_movielens(cache_dir=tmp_path, base_url=url, timeout=0.2, pip_arguments=NO_WHEEL)
+    with pytest.raises(FetchError, match=r"ml-100k: .*ml-100k\.zip: .*refused"):
+        fetch_movielens(cache_dir=tmp_path, base_url=url, pip_arguments=NO_WHEEL)
 
 
 @pytest.mark.parametrize(("files", "message"), [
@@ -232,66 +207,18 @@ def raw_server(head, piece, pause=0.0):
 
 @pytest.mark.parametrize(("head", "piece", "pause", "message"), [
     (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n", b"x", 0.01, "expected at most 1000000 bytes, got 2000000"),
-    (b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.01, "expected at least 10000 bytes a second, got .* in 0 s"),
-    (b"HTTP/1.1 200 OK\r\n", b"Slow: x\r\n", 0.01, "no answer, timed out after 0.4 s"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
+    (b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.01, "timed out after 0.4 s"),
+    (b"HTTP/1.1 200 OK\r\n", b"Slow: x\r\n", 0.01, "timed out after 0.4 s"),
     (b"what?\r\n\r\n", b"", 0.01, "what"),
 ], ids=["endless body", "announced", "body that drips", "headers that drip", "no HTTP"])  # fmt: skip
 def test_a_server_that_never_ends_is_left(tmp_path, monkeypatch, head, piece, pause, message):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(fetch, "MAX_ARCHIVE", 10**6)
+    monkeypatch.setattr(fetch, "MOST_BYTES", 10**6)
+    monkeypatch.setattr(fetch, "MOST_SECONDS", 0.4)
     with raw_server(head, piece, pause) as url, pytest.raises(FetchError, match=message):
-        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=url, timeout=0.2)
+        fetch_movielens(cache_dir=tmp_path, base_url=url, timeout=0.2, pip_arguments=NO_WHEEL)
     assert os.listdir(tmp_path) == []
-
-
-def crooked(kind):
-    """An archive that must not be unpacked, and what is said of it."""
-    data = archive({"ml-1m/users.dat": "x" * 100})
-    if kind == "bomb":
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
-            bundle.writestr("ml-1m/users.dat", b"0" * 3_000_000)
-        return packed.getvalue(), "expected at most 3 files and 1000000 bytes, got 1 files and 3000000 bytes"
-    if kind == "many files":
-        return archive({f"ml-1m/{i}": "x" for i in range(9)}), "expected at most 3 files .*, got 9 files"
-    if kind == "more than it says":  # the size in the directory of the archive
-        at = data.rindex(b"PK\x01\x02") + 24
-        return data[:at] + (50).to_bytes(4, "little") + data[at + 4 :], "got one that does not open: BadZipFile"
-    if kind == "encrypted":
-        at = data.rindex(b"PK\x01\x02") + 8
-        return data[:at] + b"\x01\x00" + data[at + 2 :], "got one that does not open: .*password"
-    if kind == "other compression":
-        at = data.rindex(b"PK\x01\x02") + 10
-        return data[:at] + b"\x63\x00" + data[at + 2 :], "got one that does not open: NotImplementedError"
-    if kind == "file as a folder":
-        return archive({"ml-1m/a": "x", "ml-1m/a/b": "x"}), "cannot be written: .*(exists|Not a directory)"
-    if kind == "link":
-        info = zipfile.ZipInfo("ml-1m/users.dat")
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-        return archive({info: "/etc/hostname"}), "expected files, got the link 'ml-1m/users.dat'"
-    return data[: len(data) // 2], "got one that does not open: BadZipFile"
-
-
-@pytest.mark.parametrize(
-    "kind", ["bomb", "many files", "more than it says", "encrypted", "other compression", "file as a folder", "link", "half"]
-)
-def test_crooked_archives_are_refused(tmp_path, server, release, monkeypatch, kind):
-    monkeypatch.setattr(fetch, "MAX_UNPACKED", 10**6)
-    monkeypatch.setattr(fetch, "MAX_MEMBERS", 3)
-    data, message = crooked(kind)
-    server.files["/ml-1m.zip"] = release(data, "ml-1m")
-    with pytest.raises(FetchError, match=message):
-        fetch_movielens("ml-1m", cache_dir=tmp_path, base_url=server.url)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("name", ["ml-1m/../../evil", "../evil", "/evil", "ml-1m\\..\\..\\evil", "C:/evil"])
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, server, release, name):
-    server.files["/ml-1m.zip"] = release(archive({"ml-1m/users.dat": "x", name: "evil"}), "ml-1m")
-    with pytest.raises(FetchError, match="expected paths inside the archive"):
-        fetch_movielens("ml-1m", cache_dir=tmp_path / "a" / "cache", base_url=server.url)
-    assert not list(tmp_path.rglob("*evil*")) and os.listdir(tmp_path / "a" / "cache") == []
 
 
 def test_two_at_once_both_succeed(tmp_path, server, release):
@@ -314,7 +241,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, server, release, monke
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetch, "_unzip", interrupt)
+    monkeypatch.setattr(fetch.zipfile, "ZipFile", interrupt)
     with contextlib.suppress(KeyboardInterrupt):
         fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
     assert os.listdir(tmp_path / "cache") == []
@@ -323,7 +250,7 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, server, release, monke
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, server):
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="the cache directory .*file cannot be written"):
-        fetch_movielens("ml-1m", cache_dir=tmp_path / "file", base_url=server.url)
+        fetch_movielens(cache_dir=tmp_path / "file", base_url=server.url)
 
 
 def test_default_cache_dir(monkeypatch, tmp_path):
@@ -333,11 +260,6 @@ def test_default_cache_dir(monkeypatch, tmp_path):
     assert fetch.default_cache_dir() == Path.home() / ".cache" / "aif_jax"
 
 
-def test_unknown_release():
-    with pytest.raises(ValueError, match=r"expected one of ml-100k, ml-1m, .* got 'ml-7k'"):
-        fetch_movielens("ml-7k")
-
-
-def test_published_checksums_are_whole():
-    assert all(md5 is None or len(bytes.fromhex(md5)) == 16 for md5 in fetch.RELEASES.values())
+def test_checksums_are_whole():
+    assert len(bytes.fromhex(fetch.MD5)) == 16
     assert all(len(bytes.fromhex(sha)) == 32 for sha in fetch.RECBOLE_SHA256.values())
