@@ -449,7 +449,7 @@ def test_lists_of_the_reference_become_entries():
     assert shown == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
     assert entries.on_page_markdown(text, page=other) == text
     expanded = entries.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"), page=page)
-    assert not re.findall(r"^- .*", expanded, re.M) and expanded.count("::: aif_jax.") == len(reference_entries()) > 250
+    assert not re.findall(r"^- .*", expanded, re.M) and expanded.count("::: aif_jax.") == len(reference_entries()) > 200
 
 
 def used_by(page: Path) -> set[str]:
