@@ -124,7 +124,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     words = capsys.readouterr().out.replace("|", " ").split()
-    assert set("check train add index users snapshots export verify serve doctor".split()) <= set(words)
+    assert set("check train add index snapshots export verify serve doctor".split()) <= set(words)
 
 
 def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():

@@ -80,6 +80,8 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
             aif.Trained(model, wrong)
         with pytest.raises(ValueError, match=message):
             trained.replace(params=wrong)
+        if wrong is None:
+            continue  # no start: `fit` draws the parameters
         with pytest.raises(ValueError, match=message.replace("the params", "the start")):
             aif.fit(model, data, start=wrong, task=aif.train.NextItem(), progress=False)
 
