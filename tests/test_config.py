@@ -113,7 +113,7 @@ def test_json_by_hand():
 def test_json_may_leave_defaults_out():
     config = aif.Config.from_json({"schema": BARE.to_json(), "blocks": [{"block": "Sim"}]})
     assert config == aif.Config(schema=BARE, blocks=(blocks.Sim(),))
-    assert blocks.SimTier(temperature=3).temperature == 3  # a float may be written without its point
+    assert blocks.PureSvd(decay=1).decay == 1  # a float may be written without its point
 
 
 def test_two_classes_of_one_name_are_refused():

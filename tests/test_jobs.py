@@ -171,7 +171,7 @@ def test_what_is_no_job(tmp_path):
         world.job(batch_size=0)
     tower = aif.Component(lambda key, config: {}, lambda params, features, *, config: {"vector": features.floats})
     made = aif.assemble(model.config, item=tower)
-    job = aif.engines.ItemJob(aif.Trained(made, params, world.data().encoder))
+    job = aif.engines.ItemJob(aif.Trained(made, params | {"item": {}}, world.data().encoder))
     with pytest.raises(ValueError, match="job, to be pickled: expected a model that `build` makes"):
         pickle.dumps(job)
 

@@ -13,6 +13,7 @@ from aif_jax.data.candidates import item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder
 from aif_jax.data.split import eligible_positions, request_starts
+from aif_jax.encoding.times import FLOOR, LATEST
 from tests.test_sampling import dataset
 
 
@@ -127,7 +128,7 @@ def test_positions_refuse_a_negative_history_and_a_file_that_is_there(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(times=st.lists(st.integers(-(2**61), 4_102_444_800) | st.integers(0, 9), min_size=1, max_size=60), data=st.data())
+@given(times=st.lists(st.integers(FLOOR, LATEST) | st.integers(0, 9), min_size=1, max_size=60), data=st.data())
 def test_a_time_found_by_rank_equals_sorting(times, data):
     log = EventLog.from_arrays([1] * len(times), [1] * len(times), [1] * len(times), times)
     rank = data.draw(st.integers(0, len(times) - 1))

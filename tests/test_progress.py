@@ -174,14 +174,14 @@ def test_fit_evaluate_index_and_users_say_lines_without_a_terminal_and_nothing_w
     monkeypatch.setattr(progress, "EVERY", 0.0)
     model = aif.build(demo.config(schema=data.schema, **SMALL_MODEL))
     task = NextItem(negatives=3, evaluated=20)
-    trained = fit(model, data, batch_size=256, task=task, requests=60, k=10)
+    trained = fit(model, data, batch_size=256, task=task, epochs=1, requests=60, k=10)
     ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64)
     out, err = capsys.readouterr()
     assert out == "" and not CONTROL.search(err)
     lines = (r"train: 1 of 3 steps \(33%\), ", r"score: 1 of 1 batches", r"rank: 1 of 1", r"item index: \d+ of 90 items")
     for line in lines:
         assert re.search(line, err), line
-    fit(model, data, batch_size=256, task=task, requests=60, k=10, progress=False)
+    fit(model, data, batch_size=256, task=task, epochs=1, requests=60, k=10, progress=False)
     ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
     trained.evaluate(data, progress=False)
     assert capsys.readouterr() == ("", "")

@@ -109,7 +109,7 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
     if (path / MANIFEST).is_file():
-        got = "one that several processes wrote before 0.2; load it with that version in one process, and save it again"
+        got = "one that several processes wrote before 0.2; read it with that version in one process, and save it again"
         raise CheckpointError(f"{path}: expected a checkpoint of Orbax, got {got}")
     _check_files(path)
     try:

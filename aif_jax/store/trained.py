@@ -94,8 +94,8 @@ class Trained:
         check_params(self.model, self.params)
         if self.encoder is None:
             return
-        rows = len(self.encoder.vocabularies["item"])
         if self.items is not None:
+            rows = len(self.encoder.vocabularies["item"])
             expect(len(self.items.floats) == rows, "Trained.items", f"{rows} rows like the encoder", len(self.items.floats))
         schema, other = self.config.schema, self.encoder.schema
         if any(layout(schema) != layout(other) for layout in (user_layout, item_layout)):
