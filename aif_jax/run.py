@@ -187,7 +187,7 @@ class Run:
           ValueError: a run without a validation slice, or as `train.edits.calibration`.
         """
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
-        given = {"calibration_negatives": self.settings.task.calibration_negatives} | options
+        given: dict[str, Any] = {"calibration_negatives": self.settings.task.calibration_negatives} | options
         made = self.edit(data, edits.calibration(validation, **given))
         return dataclasses.replace(made, metrics=training.of_ranking(self.metrics))
 

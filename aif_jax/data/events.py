@@ -343,7 +343,7 @@ class ItemStatistics:
         item, time = expect_integers(item, "item", size=items), np.asarray(time, np.int64)
         expect(item.shape == time.shape, "time", f"shape {list(item.shape)} like item", list(time.shape))
         self._lives, self._items = np.array(half_lives, np.float64), items
-        self._all = _Counts(item, time, items, None if actions else self._lives)
+        self._all = _Counts(item, time, items, self._lives[:0] if actions else self._lives)
         self._apart = []
         if actions:
             action = np.asarray(action)
@@ -392,13 +392,13 @@ def _rates(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
 class _Counts:
     """Events of one kind, by item and then by time; without half-lives they are only counted."""
 
-    def __init__(self, item: np.ndarray, time: np.ndarray, items: int, lives: np.ndarray | None):
+    def __init__(self, item: np.ndarray, time: np.ndarray, items: int, lives: np.ndarray):
         self._start, end = (int(time.min()), int(time.max())) if len(time) else (0, 0)
         self._span = end - self._start + 2
         self._keys = np.sort(item.astype(np.int64) * self._span + (time - self._start))
         self._first = np.searchsorted(self._keys, np.arange(items, dtype=np.int64) * self._span)
         self._times = np.sort(time[item > 0])
-        self._lives, self._sums = lives, None if lives is None else self._decayed_sums(lives)
+        self._lives, self._sums = lives, self._decayed_sums(lives)
 
     def before(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
         """int64: events of items strictly before moments."""
