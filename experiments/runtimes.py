@@ -176,7 +176,7 @@ class Ours(Runtime):
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
         self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top, batch=BATCH)
         plain, index = self._compiled.programs.plain, made.index
-        users = [plain(user, version=index.version, encoding=index.encoding) for user in made.users]
+        users = [plain(user, encoding=index.encoding) for user in made.users]
         self._threads = ThreadPoolExecutor(2)
 
         def scored(rows: np.ndarray, state: Any) -> Best:

@@ -34,7 +34,7 @@ def test_scripts_draw_with_the_package_and_know_quiet(capsys, monkeypatch):
     texts = {path.relative_to(ROOT): path.read_text() for path in (ROOT / "experiments").rglob("*.py")}
     assert [path for path, text in texts.items() if re.search(r"tqdm|\\r(?!\\n)", text)] == []
     shared = {path: text for path, text in texts.items() if "common.parser(" in text or "common.options(" in text}
-    assert len(shared) > 15 and [path for path, text in shared.items() if "@common.script\ndef main(" not in text] == []
+    assert len(shared) > 10 and [path for path, text in shared.items() if "@common.script\ndef main(" not in text] == []
 
     @common.script
     def main(arguments):

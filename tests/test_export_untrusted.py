@@ -243,9 +243,9 @@ def test_figures_that_are_none_are_refused_by_the_run(rewrite, tmp_path):
 
 
 def test_leaves_larger_than_memory_are_refused(originals, monkeypatch):
-    monkeypatch.setattr(storage, "memory", lambda: 10_000)
+    monkeypatch.setattr(storage, "memory", lambda: 100_000)
     assert checkpoint.load(originals / "one").step == 5
-    monkeypatch.setattr(storage, "memory", lambda: 1000)  # files of at most 738 bytes, params of 64, vocabularies of some 200
+    monkeypatch.setattr(storage, "memory", lambda: 40_000)  # files of at most 37,155 bytes, leaves of less
     checkpoint.load(originals / "one")
     monkeypatch.setattr(storage, "memory", lambda: 50)
     with pytest.raises(CheckpointError, match="expected at most 65536 files, this one of at most 50 bytes"):

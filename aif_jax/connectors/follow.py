@@ -29,7 +29,7 @@ class Follower:
     rejected (`stream.reject`, a dead-letter topic), counted and passed; the others of its batch are applied.
 
     Args:
-      writer: of the index; its model has an encoder.
+      writer: writes the index; its model has an encoder.
       max_batch: messages that are applied together.
       changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot is published, if any, and the one that it starts from.

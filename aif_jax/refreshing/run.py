@@ -124,12 +124,12 @@ def refresh(
       task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
       since: the moment from which events are new, a date or number; None: where the served model's training ended.
       forget: days without an event after which an item, a user, or an attribute value that came with them alone loses its row
-        and is unknown to the new model; None keeps all. Before `events` reach back that far, nothing is forgotten. An item or
-        user that is new gets a row with its first event.
+        and is unknown to the new model; None: all keep theirs. Before `events` reach back that far, nothing is forgotten. An
+        item or user that is new gets a row with its first event.
       replay: earlier samples to train on too, as a share of the new ones, drawn at random.
       held_out: share of the new samples that the gate judges on, and again as many for a calibration.
       epochs, batch_size, learning_rate, seed: see `fit`.
-      id_dropout: see `fit`; None takes that of the served model's training. Above 0, new items without a training event are
+      id_dropout: see `fit`; None: that of the served model's training. Above 0, new items without a training event are
         scored as the unknown item, as by `Run.with_unseen_items`.
       requests: at most so many of the held-out samples are evaluated, drawn at random.
       k: k of HR@k and the overlap, for tasks that rank the catalogue.
@@ -453,7 +453,7 @@ class _Steps:
         return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
 
     def _unseen(self, before: int, trained: Trained, data: Dataset) -> Trained:
-        """Items without an event score as the unknown item, unless the served model has a row of its own for them."""
+        """Items without an event score as the unknown item, unless the served model has a row for them."""
         name = data.schema.item_attribute("item").table_name
         table = np.asarray(self.served.trained.params["embedding"][name])
         own = np.maximum(self._own_rows("item", data), 0)

@@ -182,13 +182,13 @@ def _read_index(folder: Path) -> Any:
     }  # fmt: skip
 
 
-def encoder(number: int = 0) -> aif.Encoder:
-    """An encoder with every kind of vocabulary."""
+def _data(number: int = 0) -> aif.Dataset:
+    """Data with every kind of vocabulary."""
     columns = aif.Columns(
         action="event", actions=("view", "buy"), user_attributes=("city",), user_floats=("age",), user_id=True,
         item_attributes=("brand",), item_bags=("tags",), bag_length=3, item_floats=("price",), side=("bid",),
     )  # fmt: skip
-    data = aif.read(
+    return aif.read(
         {"user": ["ann", "bob", "zoë"], "item": [7, 8, 10**12], "time": [1_600_000_000] * 3, "event": ["buy", "view", "view"]},
         items={
             "item": [7, 8, 10**12], "category": ["é", "b", "b"], "brand": [1, 2, None], "tags": ["a|b", "", "c"],
@@ -197,19 +197,21 @@ def encoder(number: int = 0) -> aif.Encoder:
         users={"user": ["ann", "bob", "zoë"], "city": ["Oslo", "Rom", None], "age": [20.0, 30.5, 41.0]},
         columns=columns,
     )  # fmt: skip
-    assert data.encoder is not None
-    return data.encoder.with_length(4)
+
+
+def encoder(number: int = 0) -> aif.Encoder:
+    """The encoder of these data."""
+    made = _data(number).encoder
+    assert made is not None
+    return made.with_length(4)
 
 
 def _make_checkpoint(folder: Path, number: int) -> None:
-    leaves = {
-        "embedding": {"item": np.arange(12, dtype=np.float32).reshape(4, 3) + number},
-        "fitted": {"fields": {"item": np.arange(4, dtype=np.int32)}},
-    }
-    made = encoder(number)
+    data, made = _data(number), encoder(number)
     model = aif.build(writer_world.MODEL.config.replace(schema=made.schema))
+    params = model.init(jax.random.key(number), data.catalogue)
     checkpoint.save(
-        folder / "one", aif.Trained(model, leaves, made), step=5 + number, position={"epoch": number},
+        folder / "one", aif.Trained(model, params, made), step=5 + number, position={"epoch": number},
         metrics={"gauc": 0.5 + number / 8},
     )  # fmt: skip
 

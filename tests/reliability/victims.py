@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax import train
+from aif_jax import ItemIndex, train
 from aif_jax.store.snapshots import snapshots
 from tests.writer_world import Items
 
@@ -120,7 +120,7 @@ def write(folder: str, updates: int, every: int, background: bool, at: int | Non
 def newest(table: Items) -> dict[int, int]:
     """Positions of the newest complete snapshot, {} for none."""
     there = snapshots(table.directory)
-    return table.kind.inspect(there[-1]).positions if there else {}
+    return ItemIndex.inspect(there[-1]).positions if there else {}
 
 
 # the training run
