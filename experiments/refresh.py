@@ -204,7 +204,7 @@ class Arm:
     def hours_from_scratch(
         self, fresh: Params, first: int, before: int, *, hours: int, epochs: int, seed: int
     ) -> Iterator[Hour]:
-        """A model through a day that is trained anew before each hour, on all events before it."""
+        """A model through a day that is trained from scratch before each hour, on all events before it."""
         spent = 0.0
         for start, end in _hours(first, before, hours):
             params, seconds = self.train(fresh, self.positions(None, start, seed=seed), start, epochs=epochs, seed=seed)
