@@ -47,8 +47,6 @@ def options(
     description: argparse.ArgumentParser | str | None,
     arguments: list[str] | None,
     settings: Mapping[str, tuple[Any, ...]],
-    *,
-    need: str = "",
     **paths: str,
 ) -> argparse.Namespace:
     """The options of a script.
@@ -57,9 +55,7 @@ def options(
       description: the script's own header, or a `parser` with options of other kinds.
       arguments: words of the command line; None takes those of the process.
       settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type; a number
-        whose default is 1 or more must be at least 1, or a fourth value, and no number may be negative. A tuple has the
-        choices, the first is the default.
-      need: one of `paths` that must be given, but for a smoke run.
+        whose default is 1 or more must be at least 1, or a fourth value, and no number may be negative.
       paths: options that take a path, by name; their help texts.
 
     Returns:
@@ -70,19 +66,15 @@ def options(
     for name, text in paths.items():
         made.add_argument(f"--{name}", metavar="PATH", type=Path, help=text)
     for name, (default, _, text, *_) in settings.items():
-        flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
+        flag = f"--{name.replace('_', '-')}"
         kind: dict[str, Any] = {"action": "store_true"} if default is False else {"type": type(default)}
         if isinstance(default, list):
             kind = {"type": type(default[0]), "nargs": "+"}
-        elif isinstance(default, tuple):
-            kind = {"choices": default}
-        made.add_argument(flag, **kind, default=None, help=f"{text} (default: {_usual(default)})")
+        made.add_argument(flag, **kind, default=None, help=f"{text} (default: {default})")
     given = made.parse_args(arguments)
-    if need and not given.smoke and getattr(given, need) is None:
-        made.error(f"--{need}: expected {paths[need]}, got none; or give --smoke")
     for name, (default, small, _, *bound) in settings.items():
         if (value := getattr(given, name)) is None:
-            setattr(given, name, _usual(default) if small is None or not given.smoke else small)
+            setattr(given, name, default if small is None or not given.smoke else small)
             continue
         first, values = (default[0], value) if isinstance(default, list) else (default, [value])
         least = bound[0] if bound else int(isinstance(first, int) and first >= 1)
@@ -207,37 +199,29 @@ def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> di
     return times
 
 
-def milliseconds(call: Callable[[], Any], *, clock: Callable[[], float] = time.perf_counter) -> float:
+def milliseconds(call: Callable[[], Any]) -> float:
     """Milliseconds until the result of a call is there."""
-    start = clock()
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    return (clock() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3
 
 
-def medians(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 0, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+def medians(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 0) -> dict[str, float]:
     """Median milliseconds of every call, taken in turn, after `warm` rounds that do not count."""
-    arms = {name: (lambda _, call=call: milliseconds(call, clock=clock)) for name, call in calls.items()}
+    arms = {name: (lambda _, call=call: milliseconds(call)) for name, call in calls.items()}
     return {name: float(np.median(times[warm:])) for name, times in interleaved(arms, rounds + warm).items()}
 
 
 @contextlib.contextmanager
-def picture(
-    path: str | Path, *panels: int, size: tuple[float, float], dpi: int = 120, **grid: Any
-) -> Iterator[tuple[Any, Any]]:
+def picture(path: str | Path, *panels: int, size: tuple[float, float], **grid: Any) -> Iterator[tuple[Any, Any]]:
     """A figure and its axes, `panels` rows and columns of them, with options of `subplots`; written at the end of the block."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     yield figure, figure.subplots(*panels, **grid)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=130)
     print(f"picture written to {path}")
-
-
-def _usual(default: Any) -> Any:
-    return default[0] if isinstance(default, tuple) else default
 
 
 def _processor() -> str:

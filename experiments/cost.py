@@ -1,7 +1,7 @@
 """What a request costs: CPU time and requests a second of the engine and of three other ways, from the same inputs on the host.
 
 Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
-Command   python -m experiments.cost --json cost.json --figure cost.png      (or --smoke; --help lists all)
+Command   python -m experiments.cost --json cost.json      (or --smoke; --help lists all)
 Time      12 minutes on 2 CPU cores, 4 of them for the other runtimes
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
@@ -40,7 +40,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from aif_jax.output import Bar
 from aif_jax.serving import ServingConfig, compute_inline
-from experiments import common, plots, runtimes, services
+from experiments import common, runtimes, services
 from experiments.services import ENGINES, SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, over_rounds
 
 KINDS = ("new", "returning_0", "session")
@@ -52,8 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     figures = asyncio.run(study(options))
     print(f"CPU ms a request and requests/s at C={options.candidates}, L={options.history}, {common.machine()}")
-    if options.figure:
-        plots.draw_load(figures, options.figure)
     common.report(figures, options.json)
 
 
@@ -70,7 +68,7 @@ def parse(arguments: list[str] | None):
         "threads": (2, None, "threads of the engine, for each of its stages"),
         "p99_bound_ms": (100.0, None, "milliseconds of a whole request, for requests/s"),
     }
-    return common.options(__doc__, arguments, settings, figure="CPU a request and requests a second, drawn (PNG)")
+    return common.options(__doc__, arguments, settings)
 
 
 async def study(options) -> dict[str, Any]:

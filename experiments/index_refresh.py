@@ -3,7 +3,7 @@
 Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of it); an update of 1,000 items costs the same at
           10^4 and at 10^7 rows (at most 2x); 10,000 ids are found among 10^7 in about a millisecond; with 1,000 changes a
           second a change is seen within a second (p99), and the p99 of requests grows by at most 1.3x.
-Command   python -m experiments.index_refresh --json index_refresh.json --figures DIR      (or --smoke; --help lists all)
+Command   python -m experiments.index_refresh --json index_refresh.json      (or --smoke; --help lists all)
 Time      2 minutes on 2 CPU cores (6 GB of memory in all)
 Measured  experiments/README.md, with the machine and why the first figure is missed
 Method    measurements interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,15 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
         "interval": (0.5, 0.2, "seconds between two updates of the index"),
         "pause": (0.005, None, "seconds between two requests"),
     }
-    options = common.options(__doc__, arguments, settings, figures="folder for the pictures")
+    options = common.options(__doc__, arguments, settings)
     world = World(options.history)
     figures: dict[str, Any] = build_rate(world, items=options.build_items, rounds=options.rounds)
-    figures |= storage(world)
+    figures["bytes_per_row"] = {name: world.build(BATCH, storage=name).bytes_per_row for name in STORAGES}
     figures |= costs_by_size(world, sizes=options.sizes, rounds=options.rounds)
     figures |= asyncio.run(freshness(world, options))
-    freshness_ms = figures.pop("freshness_ms")
-    if options.figures:
-        draw(figures, freshness_ms, options.figures)
     common.report(figures, options.json)
 
 
@@ -133,25 +129,6 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
         "build_items_per_s": rate["build"],
         "bare_items_per_s": rate["bare"],
         "build_over_bare": float(np.median(times["bare"] / times["build"])),
-    }
-
-
-def storage(world: World) -> dict[str, Any]:
-    """Bytes of a row, and how far compact rows move the logits of 20 users for 4,096 items."""
-    ids = ids_of(np.arange(4096))
-    score = jax.jit(world.model.interaction)
-    rows = {name: world.build(4096, storage=name) for name in STORAGES}
-    states = [jax.jit(world.model.user)(world.params, world.user(seed)) for seed in range(20)]
-    logits = {n: np.stack([score(world.params, s, index.take(ids)[0]) for s in states]) for n, index in rows.items()}
-    exact = logits["float32"]
-    top = [set(np.argsort(-row)[:400]) for row in exact]
-    return {
-        "bytes_per_row": {name: index.bytes_per_row for name, index in rows.items()},
-        "score_error_over_std": {n: float(np.abs(v - exact).max() / exact.std()) for n, v in logits.items()},
-        "top_400_kept": {
-            n: float(np.mean([len(t & set(np.argsort(-row)[:400])) / 400 for t, row in zip(top, v, strict=True)]))
-            for n, v in logits.items()
-        },
     }
 
 
@@ -248,19 +225,7 @@ async def freshness(world: World, options: Any) -> dict[str, Any]:
         "request_p99_under_updates_ms": float(np.quantile(busy, 0.99)),
         "request_p99_ratio_under_updates": float(np.quantile(busy, 0.99) / np.quantile(quiet, 0.99)),
         "request_p50_ratio_under_updates": float(np.median(busy) / np.median(quiet)),
-        "freshness_ms": fresh,
     }
-
-
-def draw(figures: dict[str, Any], freshness_ms: list[float], folder: Path) -> None:
-    """Cost against catalogue size, and the distribution of freshness."""
-    with common.picture(folder / "index_refresh.png", 1, 2, size=(10, 4)) as (_, (left, right)):
-        for name, label in (("upsert_1000_ms", "upsert of 1,000 items"), ("lookup_10k_ms", "look-up of 10,000 ids")):
-            left.plot([int(size) for size in figures[name]], list(figures[name].values()), "o-", label=label)
-        left.set(xscale="log", xlabel="items in the index", ylabel="milliseconds", ylim=(0, None), title="cost of a change")
-        left.legend()
-        right.hist(freshness_ms, bins=50)
-        right.set(xlabel="milliseconds from change to answer", ylabel="changes", title="freshness at 1,000 changes a second")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms and 8 MiB, the interaction without SimTier under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
-Time      6 minutes with --rounds 15 (--candidates, --lengths, --bits choose other sizes). Commit f02acaa also measures NumPy,
-          faiss and PyTorch, and what the machine would take at its rates of popcounts, multiply-adds and bytes.
+Time      3 minutes with --rounds 15 (--candidates, --lengths choose other sizes)
 Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same without
-          SimTier, "base" a model without blocks, "head_only" the head's MLP on ready inputs; it does not see L,
-          so its spread over L is the noise of the clock. Weights are as initialised.
+          SimTier, "head_only" the head's MLP on ready inputs; it does not see L, so its spread over L is the noise of the
+          clock. Weights are as initialised.
 Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
           ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
           that a drift of the machine hits all alike; what grows is interleaved length by length. Forms that hold a [C, L]
           array are left out where that has more than 7e7 entries.
-Measured  experiments/notes/long_history.md, with the machine
 """
 
 from __future__ import annotations
@@ -34,8 +32,13 @@ from aif_jax.layers import attention
 from aif_jax.output import Bar
 from experiments import common, drawn
 
-WIDTH, TIERS, CONTENT = 32, 8, 32
+WIDTH, TIERS, CONTENT, BITS = 32, 8, 32, 64
 LARGEST = 7e7
+BLOCKS = (
+    aif.blocks.Bea(dot_product=True), aif.blocks.Sim("category"), aif.blocks.LinearMemory(dot_product=True),
+    aif.blocks.SimTier(tiers=16, bits=BITS, length=512), aif.blocks.DotProduct(),
+)  # fmt: skip
+"""The approximations of a long history next to each other; no matching statistics."""
 Form = partial[Any]
 """A compiled form with its inputs on the device."""
 
@@ -47,64 +50,48 @@ def main(arguments: list[str] | None = None) -> None:
         "rounds": (30, 2, "how often each form is timed"),
         "candidates": ([1000, 10_000], [40], "C"),
         "lengths": ([256, 1024, 4096, 16_384, 65_536], [64], "L"),
-        "bits": ([64, 128], [64], "K"),
     }
     options = common.options(__doc__, arguments, settings)
-    candidates, lengths, bits = options.candidates, options.lengths, options.bits
+    candidates, lengths = options.candidates, options.lengths
 
-    figures: dict[str, Any] = {"largest_pairs": LARGEST}
-    bar = Bar(len(bits) * len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
-    for k in bits:
-        into = figures if k == 64 else figures.setdefault(f"k{k}", {})
-        for c in candidates:
-            record(into, c, flat(c, lengths, k, options.rounds))
+    figures: dict[str, Any] = {"largest_pairs": LARGEST, "simtier_extra_mib": {}}
+    bar = Bar(len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
+    for c in candidates:
+        every = {(name, n): form for n in lengths for name, form in fixed_forms(c, n).items()}
+        times = common.medians({f"{name}_ms {n}": form for (name, n), form in every.items()}, options.rounds)
+        bar.update()
+        for n in lengths:
+            few = max(2, options.rounds // 3 if c * n > 2e6 else options.rounds)
+            times |= common.medians({f"{name}_ms {n}": form for name, form in forms(c, n).items()}, few)
+            figures["simtier_extra_mib"][f"{c},{n}"] = extra_mib(c, n)
             bar.update()
-            for n in lengths:
-                few = max(2, options.rounds // 3 if c * n > 2e6 else options.rounds)
-                record(into, c, {n: common.medians(forms(c, n, k), few)})
-                into.setdefault("simtier_extra_mib", {})[f"{c},{n}"] = extra_mib(c, n, k)
-                bar.update()
-            for name in ("interaction", "head_only"):
-                times = [into[f"{name}_ms"][f"{c},{n}"] for n in lengths]
-                into.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = times[-1] / times[0]
-                into.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(times) / min(times)
+        for key, milliseconds in times.items():
+            name, n = key.split()
+            figures.setdefault(name, {})[f"{c},{n}"] = milliseconds
+        for name in ("interaction", "head_only"):
+            ms = [figures[f"{name}_ms"][f"{c},{n}"] for n in lengths]
+            figures.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = ms[-1] / ms[0]
+            figures.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(ms) / min(ms)
     bar.close()
     common.report(figures, options.json)
 
 
-def record(into: dict[str, Any], candidates: int, found: dict[int, dict[str, float]]) -> None:
-    """Files milliseconds by length and form under "<form>_ms" and "C,L"."""
-    for length, forms in found.items():
-        for name, milliseconds in forms.items():
-            into.setdefault(f"{name}_ms", {})[f"{candidates},{length}"] = milliseconds
-
-
-def flat(candidates: int, lengths: list[int], bits: int, rounds: int) -> dict[int, dict[str, float]]:
-    """Median milliseconds of the forms that do not grow with L, all lengths in one round-robin."""
-    made = {(name, n): form for n in lengths for name, form in fixed_forms(candidates, n, bits).items()}
-    times = common.medians({f"{name},{n}": form for (name, n), form in made.items()}, rounds)
-    found: dict[int, dict[str, float]] = {n: {} for n in lengths}
-    for name, n in made:
-        found[n][name] = times[f"{name},{n}"]
-    return found
-
-
-def history(candidates: int, length: int, bits: int) -> tuple[jax.Array, ...]:
+def history(candidates: int, length: int) -> tuple[jax.Array, ...]:
     """Signatures of items and behaviours, values, queries, mask and a kernel, drawn at random."""
     rng = np.random.default_rng(0)
-    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, bits // 32), dtype=np.uint32)) for n in (candidates, length))
+    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, BITS // 32), dtype=np.uint32)) for n in (candidates, length))
     values, query = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (length, candidates))
     mask, kernel = rng.random(length) < 0.9, rng.normal(size=(WIDTH, 64)).astype(np.float32)
     return item, past, values, query, jnp.asarray(mask), jnp.asarray(kernel)
 
 
-def forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
+def forms(candidates: int, length: int) -> dict[str, Form]:
     """Forms of the package that compare every pair, compiled and checked against each other."""
-    item, past, values, query, mask, kernel = history(candidates, length, bits)
+    item, past, values, query, mask, kernel = history(candidates, length)
     tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
     made: dict[str, Form] = {
         "simtier": compiled(partial(histogram, tiers=TIERS), item, tiers),
-        "interaction_exact": whole(candidates, length, aif_blocks(bits))[0],
+        "interaction_exact": whole(candidates, length, BLOCKS)[0],
     }
     if candidates * length <= LARGEST:
         made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
@@ -118,33 +105,23 @@ def forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
 
 def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
     """DIN on LSH by comparing every pair, [C, H]."""
-    bits = 32 * item.shape[-1]
-    agreement = bits - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
+    agreement = BITS - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
     events = linear_memory.ByEvent(keys=past, values=values, mask=mask)
-    return linear_memory.weigh_events(agreement, events, bits) @ kernel
+    return linear_memory.weigh_events(agreement, events, BITS) @ kernel
 
 
-def fixed_forms(candidates: int, length: int, bits: int) -> dict[str, Form]:
-    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head on ready inputs,
-    and a model without blocks."""
-    item, past, values, _, mask, kernel = history(candidates, length, bits)
+def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
+    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
+    item, past, values, _, mask, kernel = history(candidates, length)
     summed = linear_memory.sum_events(signs(past).T, values, mask)
     made: dict[str, Form] = {
         "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
     }
-    flat = tuple(block for block in aif_blocks(bits) if not isinstance(block, aif.blocks.SimTier))
+    flat = tuple(block for block in BLOCKS if not isinstance(block, aif.blocks.SimTier))
     made["interaction"], config = whole(candidates, length, flat)
     head, ready = drawn.head_alone(config, candidates)
     made["head_only"] = compiled(head, made["interaction"].args[0]["head"], ready)
-    made["base"], _ = whole(candidates, length, ())
     return made
-
-
-def aif_blocks(bits: int) -> tuple[Any, ...]:
-    """The approximations of a long history next to each other, with signatures of `bits`; no matching statistics."""
-    short, long = aif.blocks.Bea(dot_product=True), aif.blocks.LinearMemory(dot_product=True)
-    tiers = aif.blocks.SimTier(tiers=16, bits=bits, length=512)
-    return (short, aif.blocks.Sim("category"), long, tiers, aif.blocks.DotProduct())
 
 
 def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
@@ -164,14 +141,11 @@ def schema() -> aif.Schema:
     return aif.Schema(item_attributes=attributes, content=CONTENT)
 
 
-def extra_mib(candidates: int, length: int, bits: int) -> float:
+def extra_mib(candidates: int, length: int) -> float:
     """MiB that the compiled exact SimTier allocates on top of inputs and output, by XLA's own account of the program."""
-    words = bits // 32
-    past = TierHistory(
-        signature=jnp.zeros((length, words), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
-    )
-    f = jax.jit(partial(histogram, tiers=TIERS))
-    size: Any = f.lower(jnp.zeros((candidates, words), jnp.uint32), past).compile().memory_analysis()
+    item, past, *_, mask, _ = history(candidates, length)
+    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
+    size: Any = jax.jit(partial(histogram, tiers=TIERS)).lower(item, tiers).compile().memory_analysis()
     return size.temp_size_in_bytes / 2**20
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -31,16 +30,12 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, metrics
-from aif_jax.blocks import item_offset
-from aif_jax.data.candidates import SampleKey
 from aif_jax.output import say, track
-from aif_jax.train import fit as training
-from aif_jax.train.evaluate import catalogue_scores, rank_of
 from experiments import common
 from experiments import services as serving
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
-from experiments.services import Asked, DataWorld, Delays, Engine, Load, Model, Sequential, Served, closed_loop
+from experiments.services import Asked, DataWorld, Delays, Engine, Model, Sequential, Served
 
 SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
 MIN_HISTORY = 5  # earlier events of the user of a held-out request
@@ -92,19 +87,12 @@ def main(arguments: list[str] | None = None) -> None:
     report(figures, quality, difference, data, options)
     with parts("picture"):
         picture(served, figures, options)
-    more = {}
-    if options.load:
-        with parts("load"):
-            more = asyncio.run(under_load(models, options))
-        header = ["many callers", "CPU ms a request", "requests/s"]
-        print("\n" + common.table([[name, *pair] for name, pair in more.items()], header))
     print("\n" + str(parts))
     common.write_json(
         options.json,
         {
             "models": figures,
             "max_abs_staged_minus_joint": difference,
-            "under_load": {name: dict(zip(("cpu_ms", "requests_per_s"), pair, strict=True)) for name, pair in more.items()},
             "retrieval_ms": options.retrieval_ms,
             "dataset": data.name,
             "n_users": len(data.users) - 1,
@@ -130,7 +118,6 @@ def parse(arguments: list[str] | None):
         "served": (100, 10, "requests answered in each way"),
         "candidates": (1000, None, "candidates that retrieval finds"),
         "retrieval_ms": (15.0, None, "how long retrieval takes"),
-        "load": (False, None, "measure requests a second of 64 callers too, half a minute"),
         "seed": (0, None, "seed of parameters, order and negatives"),
         "figure": (Path("quickstart_timelines.png"), None, "the picture"),
     }
@@ -184,32 +171,12 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
         sampled = trained.with_svd(data)
         whole = sampled.with_popularity_correction(data)
     with parts("evaluate"):
-        quality = evaluate(sampled, whole, data, requests=options.requests)
+        given: dict[str, Any] = dict(requests=options.requests, min_history=MIN_HISTORY, progress=False)
+        lists, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, k=K, **given)
+        quality = Quality(lists.by_user["gauc"], catalogue.by_user[f"hr@{K}"], lists.auc, lists.log_loss)
     if not options.quiet:
         say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}, {parts.total.wall:.0f} s")
     return whole, quality, {part: spent.wall for part, spent in parts.spent.items()}
-
-
-def evaluate(sampled: aif.Run, whole: aif.Run, data: Dataset, *, requests: int) -> Quality:
-    """The quality that `sampled.evaluate` and `whole.evaluate` give, from one pass over the catalogue.
-
-    The popularity correction is added to the score of each item, so one set of scores serves both.
-    """
-    positions, source = training.held_out(data, sampled.settings, "test", requests=requests, min_history=MIN_HISTORY)
-    lists, log = source(positions, SampleKey(0, 0, 0)), data.log
-    block = item_offset.present(whole.config)
-    correction = np.asarray(whole.params["fitted"][block.name]["table"]) if block else np.zeros(len(data.catalogue))
-    scores, ranks = np.zeros(lists.rows.shape, np.float32), np.zeros(len(positions), np.int64)
-    for at, every in catalogue_scores(sampled.model, sampled.params, data, positions, progress=False):
-        scores[at] = np.take_along_axis(every, lists.rows[at], 1)  # no candidate was met before, unless users come back
-        ranks[at] = rank_of(every + correction, log.item[positions[at]])
-    users, where, few = log.user[positions], lists.rows > 0, 1 + sampled.settings.task.calibration_negatives
-    return Quality(
-        metrics.gauc_by_user(scores, lists.labels, users[:, None], where=where),
-        metrics.mean_by_user(ranks < K, users),
-        metrics.auc(scores, lists.labels, where=where),
-        metrics.log_loss(scores[:, :few], lists.labels[:, :few], where=where[:, :few]),  # as many candidates as in training
-    )
 
 
 class Measured(NamedTuple):
@@ -222,7 +189,10 @@ class Measured(NamedTuple):
 async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, list[Measured]]:
     """Answers the same requests in every way, in turn."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
-    services = services_of(models, options, WAYS)
+    count = min(options.candidates, models["aif"].world.items)
+    config = {"max_pending": 256, "user_threads": 2, "score_threads": 2}
+    made = {way: (models[of], count, min(K, count)) for way, of in WAYS.items()}
+    services = {way: Sequential(*its) if way in SEQUENTIAL else Engine(*its, config) for way, its in made.items()}
     measured: dict[str, list[Measured]] = {way: [] for way in services}
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
@@ -238,18 +208,6 @@ async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[
                     answer = await services[way].rank(Asked(number, number, delays))  # a new user
                     measured[way].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
     return measured
-
-
-def services_of(models: dict[str, Model], options, ways: Iterable[str], *, batch_size: int = 1) -> dict[str, Any]:
-    """The service of each way."""
-    count = min(options.candidates, models["aif"].world.items)
-    config = {"batch_size": batch_size, "max_pending": 256, "user_threads": 2, "score_threads": 2}
-
-    def service(way: str) -> Any:
-        made, k = models[WAYS[way]], min(K, count)
-        return Sequential(made, count, k) if way in SEQUENTIAL else Engine(made, count, k, config)
-
-    return {way: service(way) for way in ways}
 
 
 def latency(measured: list[Measured]) -> dict[str, float]:
@@ -312,26 +270,6 @@ def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, floa
         times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
         drawn[f"{PEOPLE.get(way, way)}: {times} (medians)"] = typical.timeline
     serving.draw(drawn, options.figure)
-
-
-async def under_load(models: dict[str, Model], options) -> dict[str, tuple[float, float]]:
-    """CPU milliseconds a request and requests a second of callers who wait for nothing but the answer, median over rounds."""
-    services = services_of(models, options, ("two_tower", "aif", "aif_sequential"), batch_size=2 if options.smoke else 8)
-    callers, rounds, seconds = (4, 1, 0.05) if options.smoke else (64, 7, 0.5)
-    kinds = {"new users": "new", "cached states": "returning_0"}
-    loops = {
-        f"{way.replace('_seq', ', seq')}, {label}": (service, kind)
-        for way, service in services.items()
-        for label, kind in kinds.items()
-        if way not in SEQUENTIAL or kind == "new"
-    }
-    found: dict[str, list[Load]] = {name: [] for name in loops}
-    async with serving.started(services):
-        for _ in track(range(rounds + 1), label="closed loops", unit="rounds"):
-            for name, (service, kind) in loops.items():
-                found[name].append(await closed_loop(service, kind, callers, seconds))
-    rows = {name: serving.over_rounds(loads[1:], callers) for name, loads in found.items()}  # the first one warms up
-    return {name: (row["cpu_ms"], row["rps"]) for name, row in rows.items()}
 
 
 if __name__ == "__main__":

@@ -7,15 +7,14 @@ Programs  user   features on the host -> state in the runtime's memory
           score  rows of the candidates on the host, state -> logits and places of the best 100 on the host
           whole  user, then score
           head   the head's MLP on ready inputs and top-100, in JAX alone: what the score program is compared with
-           batch  ours alone: `score` of eight users in one call, as an engine does whose requests wait together
           bfloat16, int8   ours alone: `score` over an index of such rows (`experiments.study.storage`: what they do to ranking)
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
           call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
-          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_of_eight`, the time of
-          a batch over eight times that of one user, `score_over_bfloat16` and `score_over_int8`, that of float32 rows over that
-          of such rows, each for 10,000 too, as `score_10000_over_head`. Weights are as initialised.
+          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_over_bfloat16` and
+          `score_over_int8`, that of float32 rows over that of such rows, each for 10,000 too, as `score_10000_over_head`.
+          Weights are as initialised.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -39,13 +37,11 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
-from aif_jax.serving.programs import best_of
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 from experiments.services import Compiled, Model, World, compiled
 
 PAUSE = 0.01
-BATCH = 8
 NARROW: tuple[Storage, ...] = ("bfloat16", "int8")
 Program = Callable[[int], Any]
 Best = tuple[np.ndarray, np.ndarray]
@@ -91,8 +87,6 @@ def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[s
             programs |= {what: partial(getattr(each, what), count) for what in ("score", "whole")}
             timed |= {f"{name} {what}{more}": program for what, program in programs.items()}
         timed |= {f"{storage}{more}": partial(each.score, count) for storage, each in narrow.items()}
-        timed[f"batch{more}"] = partial(ours.batch, count)
-        check("batch", ours.score(count, 3), ours.batch(count, 0)[3])
     turns = {name: partial(turn, program, pause) for name, program in timed.items()}
     for once in track(turns.values(), label="first calls", unit="programs"):
         once(0)
@@ -109,7 +103,6 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
     for score, more in (("score", ""), ("score_10000", large)):
         ours = ms["aif_jax"][score]
         figures[f"{score}_over_head"] = ours / medians[f"head{more}"]
-        figures[f"{score}_of_eight"] = medians[f"batch{more}"] / (BATCH * ours)
         figures |= {f"{score}_over_{storage}": ours / medians[f"{storage}{more}"] for storage in NARROW}
     for runtime in NEEDED:
         found = [ms[name] for name in others if name.startswith(runtime)]
@@ -174,30 +167,15 @@ class Ours(Runtime):
     """The engine's compiled functions."""
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
-        self._compiled = Compiled(made, {*counts, *(count // 2 for count in counts)}, top, batch=BATCH)
+        self._compiled = Compiled(made, counts, top)
         plain, index = self._compiled.programs.plain, made.index
         users = [plain(user, encoding=index.encoding) for user in made.users]
-        self._threads = ThreadPoolExecutor(2)
 
         def scored(rows: np.ndarray, state: Any) -> Best:
             best = self._compiled.best(rows, state)
             return best.logits, best.positions
 
         super().__init__(made, lambda number: self._compiled.state(pack(users[number % len(users)])), scored)
-
-    def batch(self, count: int, number: int) -> list[Best]:
-        """`score` of the users from this one on, one call."""
-        users = range(number, number + BATCH)
-        rows = [self._world.candidates(user, count) for user in users]
-        found = self._compiled.best_of_each(rows, [self._states[user % len(self._states)] for user in users])
-        return [(best.logits, best.positions) for best in found]
-
-    def halves(self, count: int, number: int) -> Best:
-        """`score` by two programs at a time."""
-        rows, state = np.split(self._world.candidates(number, count), 2), self._states[number % len(self._states)]
-        found = list(self._threads.map(self._compiled.best, rows, [state, state]))
-        best = best_of(found, rows, self._compiled.programs.max_k)
-        return best.logits, best.positions
 
 
 def rows_of(made: Model) -> Any:

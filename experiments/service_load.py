@@ -1,17 +1,15 @@
-"""What the service adds to the engine, how much load it carries, and whether publishing under load disturbs anyone.
+"""What the service adds to the engine, and how much load it carries.
 
-Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second; 20 publishes
-          under load fail no call and mix no two versions.
-Command   python -m experiments.service_load --json service_load.json      (or --smoke; --soak 600 adds ten minutes of load)
-Time      about 5 minutes on 2 CPU cores
+Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second. Publishes under
+          load, failures and memory are tested: `tests/reliability`.
+Command   python -m experiments.service_load --json service_load.json      (or --smoke)
+Time      about a minute on 2 CPU cores
 Measured  experiments/README.md, with the machine
 Load      1,000 candidates, k=300, users with cached states, so that what differs is HTTP. Clients are processes with
           connections that stay open and messages that are packed before the clock starts, see `callers`.
 Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
           second: `--callers` of each in turn, each alone on the machine, with the processor time of service and client
-          for one request, which says what would be left of the engine with clients on other machines. Publishes: two
-          exports take turns while callers compare every answer with what its version must say. Soak: memory
-          sampled.
+          for one request, which says what would be left of the engine with clients on other machines.
 """
 
 from __future__ import annotations
@@ -21,10 +19,8 @@ import contextlib
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +44,6 @@ def main(arguments: list[str] | None = None) -> None:
         "rounds": (1000, 10, "interleaved requests of each"),
         "seconds": (10.0, 0.5, "seconds of each load"),
         "callers": (8, 2, "callers at once"),
-        "publishes": (20, 2, "publishes under load"),
-        "soak": (0.0, 0.5, "seconds of load over which memory is watched"),
     }
     options = common.options(__doc__, arguments, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,9 +93,6 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
         alone = asyncio.run(engine_load(world))
         figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms, "http_rps_share": seen.rps / alone.rps}
         figures["http_cpu_share"] = alone.client_ms / figures["http_service_cpu_ms"]
-        if options.soak:
-            figures |= soak(process, address, calls, options)
-        figures |= asyncio.run(publishing(world, address))
     return figures
 
 
@@ -165,65 +156,6 @@ async def engine_load(world: World) -> Load:
         await asyncio.gather(*map(run, range(world.options.callers)))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return Load(count / seconds, 1e3 * cpu / count, count)
-
-
-async def publishing(world: World, address: str) -> dict[str, Any]:
-    """Calls that failed and answers that mixed versions while versions took turns."""
-    calls = [call.encode() for call in world.packed()]
-    done, failed, mixed, seen = threading.Event(), [], [], [""]
-
-    def run(user: int) -> None:
-        with caller(address, calls) as rank:
-            while not done.is_set():
-                user = (user + 1) % len(calls)
-                try:
-                    answer = json.loads(rank(user))
-                except (OSError, RuntimeError) as error:
-                    return failed.append(error)
-                seen.append(answer["version"])
-                if not world.is_of_one_version(user, answer):
-                    mixed.append(answer["version"])
-
-    versions = list(world.logits)
-    with ThreadPoolExecutor(world.options.callers) as threads:
-        running = [threads.submit(run, number) for number in range(world.options.callers)]
-        try:
-            for number in range(world.options.publishes):
-                place = (number + 1) % 2
-                publish(world.folder, [NAMES[place]])
-                async with asyncio.timeout(120):
-                    while seen[-1] != versions[place]:
-                        await asyncio.sleep(0.01)
-        finally:
-            done.set()
-    for future in running:
-        future.result()
-    publish(world.folder, NAMES[:1])
-    return {
-        "publishes": world.options.publishes, "publish_calls": len(seen) - 1,
-        "publish_failed": len(failed), "publish_mixed": len(mixed),
-    }  # fmt: skip
-
-
-def soak(process: Any, address: str, calls: Path, options: Any) -> dict[str, Any]:
-    """Memory of the service under load, sampled; slope and growth from the end of the first tenth on."""
-    samples: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(load, address, calls, callers=options.callers, seconds=options.soak)
-        start = time.perf_counter()
-        while not running.done():
-            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-            samples.append((time.perf_counter() - start, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
-            time.sleep(options.soak / 100)
-    later = np.array(samples[len(samples) // 10 :])
-    return {
-        "soak_seconds": options.soak,
-        "soak_calls": running.result().requests,
-        "soak_mb": samples[-1][1],
-        "soak_growth_mb": float(later[-1, 1] - later[0, 1]),
-        "soak_mb_a_minute": 60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0]),
-        "soak_curve_mb": [round(mb, 2) for _, mb in samples],
-    }
 
 
 if __name__ == "__main__":

@@ -62,7 +62,6 @@ class Asked(NamedTuple):
     number: int  # of the user's features and the candidates
     key: Any  # of the user's state: requests of one key may share it
     delays: Delays = Delays()
-    budget: float | None = None  # seconds; the engine alone reads it
 
 
 class Served(NamedTuple):
@@ -186,7 +185,7 @@ class Engine:
     async def rank(self, asked: Asked) -> Served:
         """One request."""
         request = Request(user=asked.key, feature_version=0, context=asked)
-        answer = await self.engine.rank(request, self._k, budget=asked.budget)
+        answer = await self.engine.rank(request, self._k)
         return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
 
     async def _features(self, request: Request) -> aif.UserFeatures:
@@ -199,32 +198,15 @@ class Engine:
         return ids
 
 
-def sequential_answer(model: aif.PreRanker, k: int) -> Callable[..., jax.Array]:
-    """(params, features, catalogue, rows [C]) -> the best k as int32 [2, k]: bits of the logits, positions."""
-
-    def answer(params: Any, features: Any, catalogue: Any, rows: jax.Array) -> jax.Array:
-        items = jax.tree.map(lambda column: column[rows], catalogue)
-        return best(model.joint(params, features, items), k)
-
-    return answer
-
-
-def best(logits: jax.Array, k: int) -> jax.Array:
-    """The best k of logits [C] as int32 [2, k]: bits of the logits, positions."""
-    logits, positions = jax.lax.top_k(logits, k)
-    return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
-
-
 class Sequential:
     """Everything of the model starts when the candidates are there: one compiled function of user, items and top-k.
 
-    The features of the catalogue stay on the device; with `uploaded` those of the users are there before the clock starts too.
+    The features of the catalogue stay on the device.
     """
 
-    def __init__(self, made: Model, candidates: int, k: int, *, uploaded: bool = False):
+    def __init__(self, made: Model, candidates: int, k: int):
         self._made, self._count, self._k = made, candidates, k
         self._programs = Programs(made.model, max_k=k, bid="bid")
-        self._uploaded: list[Any] | None = [] if uploaded else None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
 
     async def __aenter__(self) -> Sequential:
@@ -232,14 +214,14 @@ class Sequential:
         length = made.config.history_length
         self._programs.user(made.params, length)  # compiles the upload of the features
         specs = user_specs(model.config.schema, length=length)
-        answer = sequential_answer(model, self._k)
         self._catalogue = jax.device_put(made.world.features)
-        self._answer = jax.jit(
-            lambda params, words, catalogue, rows: answer(params, unpack(words[0], specs), catalogue, rows),
-            compiler_options=OPTIONS,
-        )
-        if self._uploaded is not None:
-            self._uploaded += map(self._upload, range(made.world.users))
+
+        def answer(params: Any, words: jax.Array, catalogue: Any, rows: jax.Array) -> jax.Array:
+            items = jax.tree.map(lambda column: column[rows], catalogue)
+            logits, positions = jax.lax.top_k(model.joint(params, unpack(words[0], specs), items), self._k)
+            return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
+
+        self._answer = jax.jit(answer, compiler_options=OPTIONS)
         self._compute(0)
         return self
 
@@ -262,13 +244,10 @@ class Sequential:
             timeline.add(stage, start, stop)
         return Served(ids, logits, timeline)
 
-    def _upload(self, number: int) -> Any:
-        return self._programs.upload_features([self._made.words(self._programs, number)])
-
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
         began = time.perf_counter()
         ids = self._made.candidates(number, self._count)
-        features = self._uploaded[number % len(self._uploaded)] if self._uploaded else self._upload(number)
+        features = self._programs.upload_features([self._made.words(self._programs, number)])
         rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
         placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
         logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
@@ -282,15 +261,14 @@ class Compiled:
       made: the model.
       sizes: numbers of candidates that `best` takes, or pads to.
       k: the best that it finds.
-      batch: users that `best_of_each` takes in one call.
     """
 
-    def __init__(self, made: Model, sizes: Iterable[int], k: int, *, batch: int = 1):
+    def __init__(self, made: Model, sizes: Iterable[int], k: int):
         self.made, self.programs = made, Programs(made.model, max_k=k, bid="bid")
         self._user = self.programs.user(made.params, made.config.history_length)
         state, self._score = self.user(0), {}
-        for size, users in itertools.product(sizes, {1, batch}):
-            self._score[size, users] = self.programs.score(made.params, (state,) * users, made.index, size)
+        for size in sizes:
+            self._score[size] = self.programs.score(made.params, (state,), made.index, size)
 
     def user(self, number: int) -> Any:
         """The state of a request's user, ready on the device."""
@@ -302,15 +280,11 @@ class Compiled:
 
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
         """The best of rows of the index, padded to a size."""
-        return self.best_of_each([rows], [state], size=size)[0]
-
-    def best_of_each(self, rows: list[np.ndarray], states: list[Any], *, size: int | None = None) -> list[TopCandidates]:
-        """The best of each of some users' rows, one call."""
-        size, users = size or len(rows[0]), len(rows)
-        inputs = self.programs.upload_rows(rows, [None] * users, ["logit"] * users, size)
+        size = size or len(rows)
+        inputs = self.programs.upload_rows([rows], [None], ["logit"], size)
         with self.made.index.reading() as table:
-            packed, _ = self._score[size, users](tuple(states), table, *inputs)
-        return self.programs.download_best(packed)
+            packed, _ = self._score[size]((state,), table, *inputs)
+        return self.programs.download_best(packed)[0]
 
 
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
@@ -322,12 +296,10 @@ def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     return {name: Model.drawn(world, config) for name, config in configs.items()}
 
 
-def services(
-    models: Mapping[str, Model], candidates: int, k: int, config: Mapping[str, Any] | None = None, *, uploaded: bool = False
-) -> dict[str, Any]:
-    """The services of models by name; `config` has changes to that of the engines, `uploaded` as `Sequential` has it."""
+def services(models: Mapping[str, Model], candidates: int, k: int, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The services of models by name; `config` has changes to that of the engines."""
     made: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES if name in models}
-    others = {name: Sequential(models[of], candidates, k, uploaded=uploaded) for name, of in SEQUENTIAL.items()}
+    others = {name: Sequential(models[of], candidates, k) for name, of in SEQUENTIAL.items()}
     return made | others
 
 
@@ -397,7 +369,7 @@ def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
     longest = max((span.end for timeline in timelines.values() for span in timeline.spans), default=0.0)
     small = {}
     size = (9, 0.6 + 1.5 * len(timelines))
-    with common.picture(path, len(timelines), 1, size=size, dpi=130, sharex=True, squeeze=False) as (figure, panels):
+    with common.picture(path, len(timelines), 1, size=size, sharex=True, squeeze=False) as (figure, panels):
         for panel, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
             for stage, start, end in timeline.spans:
                 if stage in ("critical", "total"):

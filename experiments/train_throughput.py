@@ -3,20 +3,16 @@
 Claim     a step costs the same whether the item table has 10^4 or 10^7 rows, and the AIF model trains at three times the
           examples a second of a straightforward PyTorch version with sparse embeddings, on the same cores.
 Command   python -m experiments.train_throughput --json FILE      (or --smoke)
-          python -m experiments.train_throughput --step --data DIR        (merged MovieLens with content.npz)
           git worktree add BEFORE 673c47a; python -m experiments.train_throughput --before BEFORE --only-before --json FILE
-Expected  8 minutes and 10 GiB on two cores with --rounds 14
+Expected  6 minutes and 10 GiB on two cores with --rounds 14
 Measured  experiments/README.md, with the machine
 Model     `presets.aif` with an item table of so many rows, B=1024 pointwise samples; Adam in both, no clipping. The ids of a
-          batch are drawn from 8,192 rows spread over the table, so that a batch has as many unique ids at every table size;
-          `power_law` draws from the whole table instead, where a larger table means more unique ids.
+          batch are drawn from 8,192 rows spread over the table, so that a batch has as many unique ids at every table size.
 Checked   both start from the same parameters; their logits must agree to 1e-4 before anything is timed.
-Figures   medians of runs interleaved in one process, batches ready on the device; compile time apart. `input_share` is the
-          share of a run of the training loop that was spent waiting for a batch made by `data.pipeline.Pipeline`.
+Figures   medians of runs interleaved in one process, batches ready on the device; compile time apart.
           `ratio_over_torch` is the time of PyTorch's fastest step over ours, compiled too if there is a C++ compiler. With
           `--before DIR`, the checkout of an older commit, `step_ratio_before` is its step over ours at the quickstart's sizes,
           each with its own `presets.aif`: two processes of `experiments/one_step.py` that make a step each in turn.
-          `--step` gives `ratio_torch_over_jax`: a step on samples of MovieLens, AdamW, clipping and dense gradients in both.
 """
 
 from __future__ import annotations
@@ -24,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import os
 import shutil
 import subprocess
@@ -40,8 +35,7 @@ import optax
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data import CandidateSource, Dataset, NegativeSampler, SampleKey, candidates, eligible, item_counts, split_by_time
-from aif_jax.data.pipeline import Batch, Pipeline, make_batch, to_device
+from aif_jax.data.pipeline import Batch
 from aif_jax.features import behaviours
 from aif_jax.output import say, track
 from aif_jax.train import losses
@@ -49,8 +43,6 @@ from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.train.step import StepFn
 from aif_jax.types import Params
 from experiments import common, drawn
-from experiments.datasets import movielens
-from experiments.datasets.synthetic import synthetic_world
 
 CATEGORIES, CONTENT, ACTIONS, HOT = 1000, 64, 6, 8192
 RATE = 1e-3
@@ -62,14 +54,13 @@ class Trainer:
     """One model with its state and its batches; a call makes a step and returns its milliseconds."""
 
     def __init__(
-        self, config: aif.Config, batches: list[Batch], *, sparse: SparseConfig | None, fitted: Params, keep: bool = False,
-        optimizer: optax.GradientTransformation = ADAM,
-    ):  # fmt: skip
-        self.model, init, self.step = compiled(config, sparse, optimizer)
+        self, config: aif.Config, batches: list[Batch], *, sparse: SparseConfig | None, fitted: Params, keep: bool = False
+    ):
+        self.model, init, self.step = compiled(config, sparse)
         params = init(jax.random.key(0), fitted)
         self.params = params if keep else None
         self.batches = [jax.tree.map(jax.numpy.asarray, batch) for batch in batches]
-        self.state = train.init_state(params, optimizer)
+        self.state = train.init_state(params, ADAM)
 
     def __call__(self, i: int) -> float:
         begin = time.perf_counter()
@@ -79,12 +70,10 @@ class Trainer:
 
 
 @functools.cache
-def compiled(
-    config: aif.Config, sparse: SparseConfig | None, optimizer: optax.GradientTransformation
-) -> tuple[aif.PreRanker, Any, StepFn]:
+def compiled(config: aif.Config, sparse: SparseConfig | None) -> tuple[aif.PreRanker, Any, StepFn]:
     """Model, `init(key, fitted)` and step: one compilation for all trainers of a config."""
     model = aif.build(config)
-    step = train.make_step(model, optimizer, loss=losses.pointwise_bce, sparse=sparse)
+    step = train.make_step(model, ADAM, loss=losses.pointwise_bce, sparse=sparse)
     return model, jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted)), step
 
 
@@ -95,14 +84,10 @@ class TorchTrainer:
       ours: a trainer that keeps its first parameters.
       optimizers: those of a `TorchAIF`.
       sparse: whether the item table has sparse gradients.
-      clip: the largest norm of the gradients.
       compiled: by `torch.compile`.
     """
 
-    def __init__(
-        self, ours: Trainer, optimizers: Callable[[Any], list[Any]], *, sparse: bool = False, clip: float | None = None,
-        compiled: bool = False,
-    ):  # fmt: skip
+    def __init__(self, ours: Trainer, optimizers: Callable[[Any], list[Any]], *, sparse: bool = False, compiled: bool = False):
         import torch
 
         from experiments.torch_aif import TorchAIF, expect_same, to_torch
@@ -111,19 +96,17 @@ class TorchTrainer:
         assert ours.params is not None  # kept
         network = TorchAIF(ours.params, ours.model.config, sparse=("item",) if sparse else ())
         self._torch, self._tensors = torch, [to_torch(batch) for batch in ours.batches]
-        self._weights, self._optimizers, self._clip = list(network.parameters()), optimizers(network), clip
-        self.difference = expect_same(network, self._tensors[0], ours.model, ours.params, ours.batches[0])
+        self._optimizers = optimizers(network)
+        expect_same(network, self._tensors[0], ours.model, ours.params, ours.batches[0])
         self._logits = torch.compile(network, dynamic=False) if compiled else network
 
     def __call__(self, i: int) -> float:
-        begin, functions = time.perf_counter(), self._torch.nn
+        begin = time.perf_counter()
         batch = self._tensors[i % len(self._tensors)]
-        loss = functions.functional.binary_cross_entropy_with_logits(self._logits(batch), batch["labels"])
+        loss = self._torch.nn.functional.binary_cross_entropy_with_logits(self._logits(batch), batch["labels"])
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self._clip is not None:
-            functions.utils.clip_grad_norm_(self._weights, self._clip)
         for optimizer in self._optimizers:
             optimizer.step()
         return (time.perf_counter() - begin) * 1e3
@@ -140,15 +123,13 @@ def category_of(item: np.ndarray) -> np.ndarray:
     return np.where(item > 0, item % (CATEGORIES - 1) + 1, 0).astype(np.int32)
 
 
-def batch_of(config: aif.Config, size: int, *, seed: int, power_law: bool = False) -> Batch:
+def batch_of(config: aif.Config, size: int, *, seed: int) -> Batch:
     """Random features; histories between half and the whole of their length are filled."""
     rng, schema, length = np.random.default_rng(seed), config.schema, config.history_length
     rows = schema.item_attribute("item").size
     hot = rng.integers(1, rows, HOT).astype(np.int32)
 
     def items(shape: tuple[int, ...]) -> np.ndarray:
-        if power_law:  # density ~ 1 / rank
-            return np.minimum(np.exp(rng.random(shape) * np.log(rows)), rows - 1).astype(np.int32)
         return hot[rng.integers(0, HOT, shape)]
 
     users = drawn.users(schema, length, (size,), events=rng.integers(length // 2, length + 1, size), seed=seed)
@@ -213,103 +194,31 @@ def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> d
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def samples(data: Dataset) -> tuple[np.ndarray, CandidateSource]:
-    """Events of the training slice, and their candidates: the event's item and a sampled one."""
-    split = split_by_time(data.log)
-    sampler = NegativeSampler(item_counts(data, split.train))
-    return eligible(data.log, split.train, min_history=1), candidates.sampled_negatives(data, sampler=sampler, negatives=1)
-
-
-def against_torch(folder: Path | None, size: int, rounds: int) -> dict[str, Any]:
-    """A step on real samples; without a folder, on those of a small world.
-
-    A sample has one candidate: the event's item or, as often, a sampled one.
-    """
-    import torch
-
-    if folder is None:
-        data = synthetic_world(0, users=60, items=300, topics=20, categories=20, events_per_user=120).dataset
-    else:
-        vectors = folder / "content.npz"
-        data = movielens.read(folder, content=vectors if vectors.exists() else "text")
-    config = aif.presets.aif(data.schema, long_length=64 if folder is None else aif.presets.LONG_LENGTH)
-    (positions, source), rng, batches = samples(data), np.random.default_rng(0), []
-    for step in range(4):
-        at = rng.choice(positions, size)
-        rows, labels, _ = source(at, SampleKey(0, 0, step))
-        pick = np.arange(size), rng.integers(0, 2, size)
-        batches.append(make_batch(data, at, rows[pick][:, None], labels[pick][:, None], config=config))
-    fitted = aif.fit_tables(config, data.catalogue)
-    ours = Trainer(config, batches, sparse=None, fitted=fitted, keep=True, optimizer=train.default_optimizer(10_000))
-    given: dict[str, Any] = dict(lr=1e-3, weight_decay=1e-5)
-    theirs = TorchTrainer(ours, lambda network: [torch.optim.AdamW(network.parameters(), **given)], clip=1.0)
-    ms = timed({"jax": ours, "torch": theirs}, rounds, "step")
-    return {
-        "jax_step_ms": ms["jax"], "torch_step_ms": ms["torch"], "ratio_torch_over_jax": ms["torch"] / ms["jax"],
-        "max_abs_logit_difference": theirs.difference, "batch_size": size, "torch_threads": torch.get_num_threads(),
-    }  # fmt: skip
-
-
-def input_share(batch_size: int, steps: int, changes: dict[str, Any]) -> float:
-    """Share of the time that the loop waits for the pipeline's batches, after the step has been compiled."""
-    world = synthetic_world(0, users=max(200, 4 * batch_size), items=2000, topics=32, categories=50, events_per_user=60)
-    data = world.dataset
-    config = aif.presets.aif(data.schema, **changes)
-    positions, source = samples(data)
-    feed = Pipeline(dataset=data, positions=positions, candidates=source, config=config, batch_size=batch_size, epochs=100)
-    model, optimizer = aif.build(config), optax.adam(RATE)
-    state = train.init_state(model.init(jax.random.key(0), data.catalogue), optimizer)
-    step = train.make_step(model, optimizer, loss=losses.pointwise_bce)
-    seen: list[float] = []
-    with to_device(feed.batches()) as fed:
-        train.loop(
-            state, step, itertools.islice(fed, 2 * steps), total=2 * steps, label="input", log_every=steps,
-            on_log=lambda at, values: seen.append(values["input_share"]),
-        )  # fmt: skip
-    return seen[-1]
-
-
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs every comparison and prints its figures."""
     settings = {
         "rounds": (20, 2, "steps of each"),
         "batch_size": (1024, 16, "samples of a step"),
-        "threshold": (False, None, "only: dense and sparse updates by table size, for MIN_ROWS"),
         "only_before": (False, None, "only: the step of --before"),
-        "step": (False, None, "only: a step on samples of --data against PyTorch"),
     }
-    paths = {
-        "before": "checkout of an older commit, for step_ratio_before",
-        "data": "a folder with MovieLens files, and content.npz where there is one",
-    }
-    options = common.options(__doc__, arguments, settings, **paths)
+    options = common.options(__doc__, arguments, settings, before="checkout of an older commit, for step_ratio_before")
     if options.before and not (options.before / "aif_jax" / "__init__.py").exists():
         options.error(f"--before: expected a checkout with aif_jax in it, got {options.before}")
     if options.only_before and not options.before:
         options.error("--only-before: expected --before DIR too")
-    if options.step and not options.smoke and options.data is None:
-        options.error("--step: expected --data DIR, a folder with MovieLens files, or --smoke")
-    if not (options.threshold or options.only_before) and importlib.util.find_spec("torch") is None:
+    if not options.only_before and importlib.util.find_spec("torch") is None:
         options.error('PyTorch is missing: pip install "aif_jax[benchmarks]"')
     smoke, rounds, size = options.smoke, options.rounds, options.batch_size
-    if options.step:
-        return common.report(against_torch(options.data, size, rounds), options.json)
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
     small: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=(8,), sequence=False, blocks=few)
     changes = small if smoke else {}
 
-    def trainer(rows: int, *, sparse: Any = DEFAULT, power_law: bool = False, keep: bool = False, **sizes: int) -> Trainer:
+    def trainer(rows: int, *, sparse: Any = DEFAULT, keep: bool = False, **sizes: int) -> Trainer:
         config = config_of(rows, **changes | sizes)
-        made = [batch_of(config, size, seed=seed, power_law=power_law) for seed in range(2 if smoke else 4)]
+        made = [batch_of(config, size, seed=seed) for seed in range(2 if smoke else 4)]
         fitted = {"fields": {"category": category_of(np.arange(rows))}}
         return Trainer(config, made, sparse=sparse, fitted=fitted, keep=keep)
-
-    if options.threshold:
-        updates = {"dense": None, "sparse": SparseConfig(min_rows=HOT)}
-        for rows in (500, 1000) if smoke else (10_000, 20_000, 50_000, 100_000):
-            timed({f"{name}, {rows} rows": trainer(rows, sparse=s) for name, s in updates.items()}, rounds, "threshold")
-        return
 
     figures: dict[str, Any] = {"batch_size": size, "min_rows": MIN_ROWS}
     if options.before:
@@ -320,9 +229,6 @@ def main(arguments: list[str] | None = None) -> None:
     by_rows = timed({str(rows): trainer(rows) for rows in table_rows}, rounds, "table rows")
     figures["step_ms_by_table_rows"] = by_rows
     figures["step_ratio_1e7_over_1e4"] = by_rows[str(table_rows[-1])] / by_rows[str(table_rows[0])]
-    law = timed({str(rows): trainer(rows, power_law=True) for rows in (table_rows[0], table_rows[-1])}, rounds, "power law")
-    figures["step_ms_by_table_rows_power_law"] = law
-
     million = MIN_ROWS if smoke else 10**6
     pair = timed({"dense": trainer(million, sparse=None), "sparse": trainer(million)}, rounds, "update")
     figures |= {"dense_step_ms_1e6": pair["dense"], "sparse_step_ms_1e6": pair["sparse"]}
@@ -347,8 +253,6 @@ def main(arguments: list[str] | None = None) -> None:
         "ratio_over_torch": fastest / both["aif_jax"],
         "torch_step_ms": {name: both[name] for name in theirs},
     }
-    figures["input_share"] = input_share(size, 5 if smoke else 40, changes)
-
     common.report(figures, options.json)
 
 

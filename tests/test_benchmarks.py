@@ -69,19 +69,8 @@ def test_what_a_file_lacks_is_named(tmp_path):
         yambda.read(tmp_path)
 
 
-def test_embeddings_of_the_items_listened_to(tmp_path):
-    write(tmp_path)
-    with pytest.raises(FileNotFoundError, match="embeddings.parquet: expected the audio embeddings of Yambda, got none"):
-        yambda.read(tmp_path, content=True)
-    vectors = np.arange(12, dtype=np.float64).reshape(3, 4)
-    pq.write_table(pa.table({"item_id": [99, 20, 50], "normalized_embed": list(vectors)}), tmp_path / "embeddings.parquet")
-    data = yambda.read(tmp_path, content=True).dataset
-    content = data.catalogue.content[data.items.encode([10, 20, 30, 50])]
-    np.testing.assert_array_equal(content, np.stack([vectors[0] * 0, vectors[1], vectors[0] * 0, vectors[2]]))
-
-
 def test_users_are_ranked_once_as_a_slow_loop_ranks_them(tmp_path):
-    options = SimpleNamespace(smoke=True, content=False, days=None, requests=1000, epochs=1)
+    options = SimpleNamespace(smoke=True, days=None, requests=1000, epochs=1)
     benchmark = benchmarks.of_yambda(benchmarks.small_files("yambda", tmp_path), options)
     data, k = benchmark.data, 5
     run = benchmarks.trained("two-tower", benchmark, options)

@@ -49,7 +49,7 @@ def test_scripts_draw_with_the_package_and_know_quiet(capsys, monkeypatch):
 
 
 def test_quickstart(tmp_path):
-    got, printed = run("experiments.quickstart", tmp_path, "--out", "run", "--load")
+    got, printed = run("experiments.quickstart", tmp_path, "--out", "run")
     assert aif.Run.load(tmp_path / "run").config.blocks == aif.presets.aif(synthetic_world().dataset.schema).blocks
     assert list(got["models"]) == ["two_tower", "aif", "aif_sequential", "full_attention"]
     for way, found in got["models"].items():
@@ -60,11 +60,8 @@ def test_quickstart(tmp_path):
     one, other = got["models"]["aif"], got["models"]["aif_sequential"]
     assert all(one[name] == other[name] for name in ("gauc", "hr100", "auc", "log_loss"))
     assert got["max_abs_staged_minus_joint"] < 1e-5
-    ways = {"aif, new users", "aif, cached states", "two_tower, new users", "two_tower, cached states"}
-    assert set(got["under_load"]) == ways | {"aif, sequential, new users"}
-    assert all(min(pair.values()) > 0 for pair in got["under_load"].values())
     assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
-    parts = {"data", "models", "index", "start engines", "requests", "picture", "load"}
+    parts = {"data", "models", "index", "start engines", "requests", "picture"}
     assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
     assert list(got["seconds_by_model"]) == ["two_tower", "aif", "full_attention"]
     assert all(set(each) == {"train", "additions", "evaluate"} for each in got["seconds_by_model"].values())
@@ -72,22 +69,6 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
     assert "in a catalogue of 400 items: docs/results.md" in printed
     assert printed.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
-
-
-def test_quickstart_evaluates_as_a_run_does():
-    data = synthetic_world(0, users=30, items=150, topics=12, categories=8, events_per_user=40, content_dim=12).dataset
-    trained = aif.fit(
-        aif.build(aif.presets.two_tower(data.schema, width=4, towers=(), sequence=False, short_length=4)),
-        data, task=aif.train.NextItem(), batch_size=64, epochs=2, learning_rate=0.03, validation=0.0, keep_best=False,
-        progress=False,
-    )  # fmt: skip
-    sampled = trained.with_svd(data, width=4)
-    whole = sampled.with_popularity_correction(data)
-    got, given = quickstart.evaluate(sampled, whole, data, requests=80), dict(requests=80, min_history=5, progress=False)
-    expected, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, **given)
-    for value, name in ((got.gauc.mean, "gauc"), (got.auc, "auc"), (got.log_loss, "log_loss")):
-        assert value == pytest.approx(getattr(expected, name), abs=1e-5), name
-    assert got.hit_rate.mean == pytest.approx(catalogue.hit_rate) and 0 < got.hit_rate.mean < 1
 
 
 def test_quickstart_refuses_wrong_flags(capsys):
@@ -105,13 +86,6 @@ def test_quickstart_names_a_wrong_file(tmp_path):
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Film (1999),Drama\n")
     with pytest.raises(ValueError, match="ratings.csv.*line 2.*five"):
         quickstart.main(["--data", str(tmp_path)])
-
-
-def test_training_step_against_torch(tmp_path):
-    got = measured(tmp_path, "experiments.train_throughput", "--step", needs=("torch",))
-    assert got["max_abs_logit_difference"] < 1e-4
-    assert got["ratio_torch_over_jax"] == pytest.approx(got["torch_step_ms"] / got["jax_step_ms"]) and got["jax_step_ms"] > 0
-    assert got["batch_size"] > 0 and got["torch_threads"] > 0
 
 
 def test_refresh(tmp_path):
@@ -139,21 +113,19 @@ def test_refresh(tmp_path):
 
 
 def test_cascade(tmp_path):
-    got = measured(tmp_path, "experiments.cascade", "--figures", str(tmp_path))
+    got = measured(tmp_path, "experiments.cascade")
     assert -100 <= got["ranker_recall100_gain"] <= 100 and 0 < got["ranker_recall100_bce"] <= 1
-    assert 0 <= got["calibration_max_rel_error"] < 5 and got["critical_ratio_t4_over_t1"] > 0
-    assert [weight for weight, *_ in got["frontier"]][0] == 0 and 0 < got["auc_consistent"] < 1
-    for picture in ("cascade_calibration.png", "cascade_frontier.png"):
-        assert (tmp_path / picture).stat().st_size > 10_000
+    assert got["critical_ratio_t4_over_t1"] > 0 and [weight for weight, *_ in got["frontier"]][0] == 0
+    assert 0 < got["auc_consistent"] < 1 and 0 < got["auc_all_bce"] < 1
 
 
 def test_options_refuse_numbers_that_are_no_sizes(capsys):
     settings = {"rounds": (5, 1, ""), "seconds": (0.5, None, ""), "sizes": ([1, 4], None, ""), "seed": (0, None, "")}
-    settings |= {"release": (("new", "old"), None, ""), "hours": (24, 3, "", 0)}
+    settings |= {"hours": (24, 3, "", 0)}
     parser = common.parser("")
     parser.add_argument("--worlds", nargs="*")
     given = common.options(parser, ["--smoke", "--sizes", "2", "3", "--hours", "0", "--worlds"], settings)
-    assert (given.rounds, given.seconds, given.sizes, given.seed, given.release) == (1, 0.5, [2, 3], 0, "new")
+    assert (given.rounds, given.seconds, given.sizes, given.seed) == (1, 0.5, [2, 3], 0)
     assert given.hours == 0 and given.worlds == []  # a setting may have its own least value, and a parser other options
     for wrong, message in (
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
@@ -161,7 +133,6 @@ def test_options_refuse_numbers_that_are_no_sizes(capsys):
         (["--sizes", "4", "0"], "--sizes: expected at least 1, got 0"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--hours", "-1"], "--hours: expected at least 0, got -1"),
-        (["--release", "none"], "invalid choice: 'none'"),
     ):
         with pytest.raises(SystemExit):
             common.options("", wrong, settings)

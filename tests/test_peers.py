@@ -19,6 +19,7 @@ from experiments.peers.lists import Lists
 from experiments.peers.scores import Scores
 from experiments.study import datasets, models, question
 from tests.test_docs import fences
+from tests.test_question import met_once
 
 README = Path(lists.__file__).with_name("README.md")
 
@@ -160,11 +161,11 @@ def test_other_mistakes_with_score_files(tmp_path):
 # judged
 
 
-@pytest.mark.parametrize("name", ["smoke", datasets.ONCE])
+@pytest.mark.parametrize("name", ["smoke", "met once"])
 def test_score_files_are_judged_like_models(slices, tmp_path, name, monkeypatch):
     """A model's scores in a peer's files get what `question.evaluate` gives the model, where met items stay and where not."""
     monkeypatch.setitem(question.REQUESTS, "test", 64)
-    data = slices["test"].data if name == "smoke" else datasets.once(slices["test"].data, name)
+    data = slices["test"].data if name == "smoke" else met_once(slices["test"].data, name)
     on = judge.slice_of(data, "test")
     config = aif.Config(schema=data.dataset.schema, blocks=(models.DOT,), **models.SMOKE | dict(head=()))
     built = aif.build(config)

@@ -1,16 +1,17 @@
 """The study's protocol: met items, records with figures by user, paired comparisons."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
-from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
+from aif_jax.data import split_by_time
 from aif_jax.data.candidates import SeenPairs, item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records, rules
-from experiments.study.models import upper_half
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 
@@ -18,13 +19,6 @@ pytestmark = pytest.mark.usefixtures("light_compilation")
 @pytest.fixture(scope="module")
 def smoke():
     return datasets.load("smoke")
-
-
-def test_the_figure_of_the_results_is_drawn_from_the_records(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    question.main(["--report", "--figure", str(tmp_path / "figures" / "results.png")])
-    assert "3 seeds" in capsys.readouterr().out
-    assert (tmp_path / "figures" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_smoke(tmp_path, capsys):
@@ -48,9 +42,18 @@ def test_smoke(tmp_path, capsys):
     assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
 
 
-def test_worlds_with_repeats_and_without(smoke, tmp_path):
+def met_once(data: datasets.StudyData, name: str) -> datasets.StudyData:
+    """Each user's first event with an item alone, so that nobody comes back."""
+    log, users = data.dataset.log, len(data.dataset.users)
+    first = np.sort(np.unique(log.user.astype(np.int64) * len(data.dataset.items) + log.item, return_index=True)[1])
+    kept = EventLog.from_arrays(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)
+    dataset = dataclasses.replace(data.dataset, log=kept, repeats=None)
+    return datasets.StudyData(name=name, dataset=dataset, split=split_by_time(kept), sim_fields=data.sim_fields)
+
+
+def test_data_without_repeats_are_judged_without_met_items(smoke, tmp_path):
     """The first events of each user and item, strictly fewer; such data are trained and judged without met items."""
-    data = datasets.once(smoke, "smoke")
+    data = met_once(smoke, "smoke")
     before, after = smoke.dataset.log, data.dataset.log
     wanted = [pair for pair in dict.fromkeys(zip(before.user.tolist(), before.item.tolist(), strict=True))]
     assert list(zip(after.user.tolist(), after.item.tolist(), strict=True)) == wanted and len(wanted) < len(before)
@@ -62,18 +65,6 @@ def test_worlds_with_repeats_and_without(smoke, tmp_path):
     trial = question.Trial(dataset="smoke", model=question.BASE)
     record = question.run(trial, data, results=tmp_path / "results", work=tmp_path / "work", progress=False)
     assert record["figures"]["gauc"] == record["figures"]["gauc_unmet"] != record["figures"]["gauc_all"]
-    assert [datasets.load(name).repeats for name in question.WORLDS] == [True, False]
-
-
-def test_upper_tiers_count_as_the_upper_half_of_twice_as_many():
-    rng = np.random.default_rng(0)
-    signature = rng.integers(0, 2**32, (90, 2), dtype=np.uint32)
-    candidates = np.concatenate([signature[:10], rng.integers(0, 2**32, (10, 2), dtype=np.uint32)])
-    history = TierHistory(signature=signature, group=np.zeros(90, np.int32), mask=rng.random(90) < 0.8)
-    whole = np.asarray(histogram_reference(candidates, history, tiers=16))[:, 0]
-    upper = np.asarray(histogram(candidates, history, tiers=8, rule=upper_half))[:, 0]
-    np.testing.assert_array_equal(upper[:, 1:], whole[:, 9:])
-    np.testing.assert_array_equal(upper[:, 0], whole[:, :9].sum(1))
 
 
 def test_every_model_has_the_same_sizes_and_the_fields_of_the_data(smoke):
@@ -139,7 +130,7 @@ def test_requests_hold_met_items_and_plans_name_each_run_once(smoke):
     assert SeenPairs(smoke.dataset, requests.positions).contains(sample, requests.rows)[:, 1:].any()
     plans = [trial for name in question.PLANS if name != "smoke" for trial in question.plan(name)]
     assert len({trial.id for trial in plans}) == len(plans)
-    assert {trial.dataset for trial in plans} == {"movielens", "taobao", *question.WORLDS}
+    assert {trial.dataset for trial in plans} == {"movielens", "taobao"}
     with pytest.raises(ValueError, match=r"plan: expected one of \('validation', "):
         question.plan("all")
 

@@ -27,10 +27,6 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
     return json.loads((folder / "figures.json").read_text())
 
 
-def drawn(*pictures: Path) -> bool:
-    return all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 1000 for path in pictures)
-
-
 # kernels
 
 
@@ -46,7 +42,7 @@ def test_kernels(tmp_path):
 
 def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
     """Inputs of every form that is timed as flat in L have the same shapes at any L."""
-    short, long = (kernels.fixed_forms(5, n, 64) for n in (64, 96))
+    short, long = (kernels.fixed_forms(5, n) for n in (64, 96))
     for name, form in short.items():
         shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
         assert shapes[0] == shapes[1], name
@@ -56,7 +52,7 @@ def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
 
 
 def test_index_refresh(tmp_path, capsys):
-    figures = measured(tmp_path, "experiments.index_refresh", "--figures", str(tmp_path), needs=("matplotlib",))
+    figures = measured(tmp_path, "experiments.index_refresh")
     for name in (
         "build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms",
         "request_p99_ratio_under_updates",
@@ -67,8 +63,7 @@ def test_index_refresh(tmp_path, capsys):
     assert figures["freshness_p50_ms"] <= figures["freshness_p99_ms"]
     rows = figures["bytes_per_row"]
     assert rows["int8"] < rows["bfloat16"] < rows["float32"]
-    assert figures["score_error_over_std"]["float32"] == 0 < figures["score_error_over_std"]["bfloat16"]
-    assert drawn(tmp_path / "index_refresh.png") and "build_over_bare" in capsys.readouterr().out
+    assert "build_over_bare" in capsys.readouterr().out
 
 
 SERVICES = {"aif", "sequential", "exact", "two_tower"}
@@ -77,7 +72,7 @@ SERVICES = {"aif", "sequential", "exact", "two_tower"}
 def test_cost(tmp_path, capsys):
     from experiments import cost
 
-    figures = measured(tmp_path, "experiments.cost", "--figure", str(tmp_path / "cost.png"), needs=("matplotlib",))
+    figures = measured(tmp_path, "experiments.cost")
     for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
         assert set(figures[key]) == SERVICES
         assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
@@ -90,7 +85,7 @@ def test_cost(tmp_path, capsys):
     assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
     assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
     assert figures["score_over_head"] > 0 and figures["score_10000_over_head"] > 0
-    assert drawn(tmp_path / "cost.png") and "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
+    assert "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
 
 
 def test_cost_parses_only_sensible_sizes(capsys):
@@ -109,7 +104,7 @@ def test_runtimes(tmp_path, capsys):
     for name in ("torch", "onnxruntime"):
         assert figures[f"over_{name}"] == pytest.approx({what: times[name][what] / times["aif_jax"][what] for what in programs})
     assert figures["score_over_head"] == pytest.approx(times["aif_jax"]["score"] / figures["head_ms"][""])
-    ours_alone = ("of_eight", "over_bfloat16", "over_int8")
+    ours_alone = ("over_bfloat16", "over_int8")
     assert all(figures[f"{score}_{name}"] > 0 for score in ("score", "score_10000") for name in ours_alone)
     assert "over_onnxruntime" in capsys.readouterr().out
 
@@ -150,13 +145,8 @@ def test_service_load(tmp_path, monkeypatch, capsys):
     for name, value in child_environment(flags=flags()).items():  # of the services, which share what is compiled
         monkeypatch.setenv(name, value)
     figures = measured(tmp_path, "experiments.service_load")
-    names = {
-        "http_overhead_p50_ms", "http_rps_share", "publish_failed", "publish_mixed",
-        "http_service_cpu_ms", "http_client_cpu_ms",
-        "engine_cpu_ms", "soak_growth_mb", "soak_mb_a_minute",
-    }  # fmt: skip
-    assert names <= figures.keys() and names - {"soak_growth_mb"} <= set(capsys.readouterr().out.split())
-    assert figures["publish_failed"] == figures["publish_mixed"] == 0 and figures["publish_calls"] > 0
+    names = {"http_overhead_p50_ms", "http_rps_share", "http_service_cpu_ms", "http_client_cpu_ms", "engine_cpu_ms"}
+    assert names <= figures.keys() and names <= set(capsys.readouterr().out.split())
     assert figures["http_rps_share"] > 0
 
 
@@ -167,12 +157,11 @@ def test_train_throughput(tmp_path):
     figures = measured(tmp_path, "experiments.train_throughput", needs=("torch",))
     assert figures.keys() >= {
         "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
-        "dense_step_ms_1e6", "sparse_step_ms_1e6", "input_share",
+        "dense_step_ms_1e6", "sparse_step_ms_1e6",
     }  # fmt: skip
     times = figures["step_ms_by_table_rows"]
     assert figures["step_ratio_1e7_over_1e4"] == pytest.approx(list(times.values())[-1] / list(times.values())[0])
     assert figures["ratio_over_torch"] == pytest.approx(figures["examples_per_s"] / figures["torch_examples_per_s"])
-    assert 0 <= figures["input_share"] <= 1
 
 
 def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):

@@ -76,7 +76,7 @@ def rowwise_adagrad(
 
 
 MIN_ROWS = 20_000
-"""Rows from which a sparse update is cheaper than a dense one: `python -m experiments.train_throughput --threshold`."""
+"""Rows from which a sparse update is cheaper than a dense one, on two CPU cores."""
 SMALLEST = 1024
 """Rows below which an update's cost is its overhead; no smaller size is compiled."""
 

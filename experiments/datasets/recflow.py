@@ -38,16 +38,15 @@ COLUMNS = Columns(
 )  # fmt: skip
 
 
-def recflow(folder: str | Path, *, days: Sequence[str] | None = None, candidates: int = 1024) -> Dataset:
+def recflow(folder: str | Path, *, candidates: int = 1024) -> Dataset:
     """Reads RecFlow: exposures as events, and the cascade with FEEDBACK and `ranker` as labels.
 
     Args:
       folder: with `realshow/` and `all_stage/`.
-      days: names of files without ".feather"; None takes all in `realshow/`. Days of 10^8 lines take memory: name a few.
       candidates: M of a request.
     """
     folder = Path(folder)
-    names = sorted(file.stem for file in (folder / "realshow").glob("*.feather")) if days is None else list(days)
+    names = sorted(file.stem for file in (folder / "realshow").glob("*.feather"))
     if not names:
         raise FileNotFoundError(f"{folder}: expected files realshow/DAY.feather, got none")
     shown = _day(folder, "realshow", names, (*KEY, *ITEM, *USER, "effective_view"))

@@ -1,4 +1,4 @@
-r"""A synthetic world whose truth is known: what each block of a model is for is planted, and so is the best reachable AUC.
+r"""A synthetic world whose truth is known: what each block of a model is for is planted.
 
 **Items.** Item i has a popularity pop_i ~ rank^-skew, a hidden topic k_i and a category c_i, drawn independently of each other.
 The content embedding shows the topic: unit(centre of k_i + spread * noise). The category is an ordinary attribute.
@@ -35,17 +35,18 @@ The signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from aif_jax import Catalogue, Columns, Dataset, EventLog, Vocabulary, metrics
-from aif_jax.checks import expect_array, expect_integers
+from aif_jax import Catalogue, Columns, Dataset, EventLog, Vocabulary
+from aif_jax.checks import expect_integers
 from aif_jax.encoding.encoder import Encoder, schema_of
 from experiments.datasets.content import unit_rows
 
 SEEN, CLICK = 1, 2
+SKEW, SPREAD, MEAN_GAP = 0.8, 0.5, 6 * 3600
+"""Popularity of the r-th item ~ r^-SKEW, length of the noise round a topic's centre, seconds between events that do not tie."""
 SMALL: dict[str, Any] = dict(users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12)
 """Sizes of a world for smoke runs."""
 
@@ -201,9 +202,6 @@ class World:
       quality: float64 [N] hidden quality g, 0 in row 0.
       observable: bool [n] whether the truth at an event depends on its history alone.
       median_lift: m of the click probability.
-      lag: events between now and the far history.
-      recent: events that make up the short-term interest.
-      shares: of the four sources by their knobs' names, sum 1.
     """
 
     dataset: Dataset
@@ -213,9 +211,6 @@ class World:
     quality: np.ndarray
     observable: np.ndarray
     median_lift: float
-    lag: int
-    recent: int
-    shares: Mapping[str, float]
     _truth: Truth
 
     def lift(self, positions: Any, items: Any) -> np.ndarray:
@@ -249,44 +244,6 @@ class World:
         """How likely a long view is where the item is clicked: float64, shape of `items`, integer catalogue rows."""
         return 1 / (1 + np.exp(1 - self.quality[np.asarray(items)]))
 
-    def best_scores(self, positions: Any, items: Any, *, sampling: Any = None) -> np.ndarray:
-        """Scores that no model can beat on the next-item task.
-
-        The best score of an item is its likelihood ratio: how likely it is as the next item against as a negative,
-        log P(i | h) - log q_i - log(1 - P(i | h)); the last term is there because a negative is never the target.
-
-        `items` [B, C] are targets and negatives, `sampling` [N] the probabilities q of the negatives, such as
-        `NegativeSampler.probabilities`, by default popularity; the result is float64 [B, C].
-        """
-        rows = np.asarray(items)
-        q = self.popularity if sampling is None else np.asarray(sampling, np.float64)
-        expect_array(q, "sampling", dtype=np.float64, shape=self.popularity.shape)
-        probability = self.probability(positions, items)
-        if not (q[rows] > 0).all():
-            raise ValueError("sampling: expected a positive probability for every item that is scored, got 0")
-        return np.log(probability) - np.log(q[rows]) - np.log1p(-probability)
-
-    def ceiling_auc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> float:
-        """The AUC of the truth on the same samples: what the best model reaches, up to the luck of these labels.
-
-        With `items` [B, C] and `labels` [B, C], 0 or 1: the next-item task; without: clicks on each event's own item.
-        """
-        return metrics.auc(*self._task(positions, items, labels, sampling))
-
-    def ceiling_gauc(self, positions: Any, items: Any = None, labels: Any = None, *, sampling: Any = None) -> metrics.Averaged:
-        """The GAUC of the truth, by user and weighted by impressions; arguments and errors as those of `ceiling_auc`."""
-        scores, labels = self._task(positions, items, labels, sampling)
-        users = self.dataset.log.user[np.asarray(positions)]
-        return metrics.gauc(scores, labels, users.reshape(len(users), *[1] * (scores.ndim - 1)))
-
-    def _task(self, positions: Any, items: Any, labels: Any, sampling: Any) -> tuple[np.ndarray, Any]:
-        if (items is None) != (labels is None):
-            raise ValueError("expected items and labels together (the next-item task) or neither (the click task)")
-        if items is not None:
-            return self.best_scores(positions, items, sampling=sampling), labels
-        log, at = self.dataset.log, np.asarray(positions)
-        return self.click_probability(positions, log.item[at]), log.action[at] >= CLICK
-
 
 def synthetic_world(
     seed: int = 0,
@@ -305,11 +262,7 @@ def synthetic_world(
     interests: int = 10,
     favourites: int = 3,
     content_dim: int = 32,
-    content_spread: float = 0.5,
-    popularity_skew: float = 0.8,
     tie_rate: float = 0.15,
-    mean_gap: int = 6 * 3600,
-    topics_shown: bool = False,
 ) -> World:
     """Makes a world; the module's docstring has the formulas.
 
@@ -321,16 +274,12 @@ def synthetic_world(
       recent: events that make up the short-term interest.
       interests, favourites: hidden topics and categories of a user, which fill the first 2 * lag events.
       content_dim: E.
-      content_spread: length of the noise round a topic's centre, which has length 1.
-      popularity_skew: popularity of the r-th item ~ r^-skew; 0 for all alike.
       tie_rate: share of events that have the time of the one before.
-      mean_gap: seconds between events that do not tie.
-      topics_shown: the category of an item is its topic; `categories` must equal `topics`.
 
     Example:
       >>> world = synthetic_world(users=20, items=100, topics=10, categories=5, interests=2, events_per_user=80)
-      >>> bool(world.ceiling_auc(np.flatnonzero(world.observable)) > 0.6)
-      True
+      >>> world.probability([70], np.arange(1, 101)[None]).sum().round(9)
+      np.float64(1.0)
     """
     weights = dict(long_term=long_term, short_term=short_term, category_locality=category_locality, noise=noise)
     sizes = dict(users=(users, 2**31), items=(items, 2**31), categories=(categories, items + 1), topics=(topics, items + 1))
@@ -339,9 +288,7 @@ def synthetic_world(
     for knob, (value, limit) in sizes.items():
         if not 1 <= value < limit:
             raise ValueError(f"{knob}: expected 1 to {limit - 1}, got {value}")
-    for knob, value in (
-        weights | dict(content_spread=content_spread, popularity_skew=popularity_skew, mean_gap=mean_gap)
-    ).items():
+    for knob, value in weights.items():
         if not 0 <= value < np.inf:
             raise ValueError(f"{knob}: expected a finite number of at least 0, got {value}")
     if not 0 <= tie_rate < 1:
@@ -349,27 +296,20 @@ def synthetic_world(
     total = sum(weights.values())
     if not total > 0:
         raise ValueError("long_term, short_term, category_locality, noise: expected at least one above 0, got none")
-
-    shares = {knob: value / total for knob, value in weights.items()}
-
     rng = np.random.default_rng(seed)
-    popularity = rng.permutation((1.0 + np.arange(items)) ** -popularity_skew)
+    popularity = rng.permutation((1.0 + np.arange(items)) ** -SKEW)
     popularity = np.append(0, popularity / popularity.sum())
     topic, category = (np.append(-1, rng.permutation(np.arange(items) % n)).astype(np.int32) for n in (topics, categories))
-    if topics_shown:
-        if categories != topics:
-            raise ValueError(f"categories: expected {topics}, as many as topics, where these are shown, got {categories}")
-        category = topic.copy()
     centres = unit_rows(rng.standard_normal((topics, content_dim)))
-    scatter = rng.standard_normal((items, content_dim)) * content_spread / np.sqrt(content_dim)
+    scatter = rng.standard_normal((items, content_dim)) * SPREAD / np.sqrt(content_dim)
     content = unit_rows(centres[topic[1:]] + scatter)
 
-    time, length = _times(rng, users, events_per_user, tie_rate, mean_gap)
+    time, length = _times(rng, users, events_per_user, tie_rate)
     truth = Truth(
         popularity=popularity,
         topic=topic,
         category=category,
-        shares=tuple(shares.values()),
+        shares=tuple(value / total for value in weights.values()),
         lag=lag,
         recent=recent,
         interests=_choose(rng, users, topics, interests),
@@ -407,19 +347,16 @@ def synthetic_world(
         quality=quality,
         observable=~(truth.formative | (truth.far_mass == 0)),
         median_lift=median,
-        lag=lag,
-        recent=recent,
-        shares=shares,
         _truth=truth,
     )
 
 
-def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float, mean_gap: int) -> tuple[np.ndarray, np.ndarray]:
+def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Seconds int64 [users, events] in ascending order, and how many events of the user are strictly earlier."""
     new = rng.random((users, events)) >= tie_rate
     new[:, 0] = True
-    gap = np.where(new, 1 + rng.exponential(mean_gap, (users, events)), 0).astype(np.int64)
-    gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * mean_gap * events / 2  # users begin at different times
+    gap = np.where(new, 1 + rng.exponential(MEAN_GAP, (users, events)), 0).astype(np.int64)
+    gap[:, 0] = 1_500_000_000 + rng.random(users) * (1 - tie_rate) * MEAN_GAP * events / 2  # users begin at different times
     earlier = np.maximum.accumulate(np.where(new, np.arange(events), 0), axis=1)
     return np.cumsum(gap, axis=1), earlier
 

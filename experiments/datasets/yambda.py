@@ -1,8 +1,7 @@
 """Yambda (Yandex Music, 2025, Apache-2.0, arXiv 2505.22238) as a `Dataset`: listens with the benchmark's split by time.
 
 Files, Parquet, as published: `flat/50m/listens.parquet` (and 500m, 5b) with uid, item_id, timestamp (seconds from an unknown
-origin, in steps of 5), is_organic, played_ratio_pct; `artist_item_mapping.parquet` with artist_id, item_id; and, only for
-content, `embeddings.parquet` with item_id, normalized_embed (128 numbers of the audio).
+origin, in steps of 5), is_organic, played_ratio_pct; `artist_item_mapping.parquet` with artist_id, item_id.
 
 Tested on small files made to this layout (`write`), not on the full data.
 """
@@ -34,14 +33,13 @@ class Listens(NamedTuple):
     test: int  # the moment when the test slice begins
 
 
-def read(folder: str | Path, *, size: str = "50m", test: int = TEST, content: bool = False) -> Listens:
+def read(folder: str | Path, *, size: str = "50m", test: int = TEST) -> Listens:
     """Reads listens of at least half a track. An item without an artist has the artist -1; of several the lowest counts.
 
     Args:
       folder: with `flat/` and `artist_item_mapping.parquet`.
       size: "50m", "500m" or "5b", the folder in `flat/`. 50m takes about 4 GB of memory.
       test: the moment when the test day begins.
-      content: read the audio embeddings of the items that were listened to; those without one have zeros.
     """
     folder, arrow = Path(folder), pyarrow()
     table = _table(folder / "flat" / size / "listens.parquet", LISTENS)
@@ -57,11 +55,8 @@ def read(folder: str | Path, *, size: str = "50m", test: int = TEST, content: bo
               "action": arrow.DictionaryArray.from_arrays(arrow.array(codes), arrow.array(ACTIONS))}  # fmt: skip
     items = np.unique(events["item_id"])
     artists = _artists(folder / "artist_item_mapping.parquet", items)
-    embedding = (items, _embeddings(folder / "embeddings.parquet", items)) if content else None
-    made = aif.read(
-        arrow.table(events), items={"item_id": items, "artist_id": artists}, columns=COLUMNS, content=embedding,
-        name=f"yambda-{size}", repeats=True,
-    )  # fmt: skip
+    known = {"item_id": items, "artist_id": artists}
+    made = aif.read(arrow.table(events), items=known, columns=COLUMNS, name=f"yambda-{size}", repeats=True)
     return Listens(made, test)
 
 
@@ -94,23 +89,6 @@ def _artists(path: Path, items: np.ndarray) -> np.ndarray:
     places, made = np.searchsorted(items, item[known]), np.full(len(items), np.iinfo(np.int64).max)
     np.minimum.at(made, places, artist[known])
     return np.where(made == np.iinfo(np.int64).max, -1, made)
-
-
-def _embeddings(path: Path, items: np.ndarray) -> np.ndarray:
-    """Audio embeddings float32 [N, E] of items (ascending), read in batches."""
-    parquet = pyarrow("pyarrow.parquet")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the audio embeddings of Yambda, got none")
-    made: np.ndarray | None = None
-    for batch in parquet.ParquetFile(path).iter_batches(columns=["item_id", "normalized_embed"]):
-        ids, vectors = batch.column(0).to_numpy(), batch.column(1)
-        values = vectors.flatten().to_numpy().reshape(len(ids), -1).astype(np.float32)
-        made = np.zeros((len(items), values.shape[1]), np.float32) if made is None else made
-        known = np.isin(ids, items)
-        made[np.searchsorted(items, ids[known])] = values[known]
-    if made is None:
-        raise ValueError(f"{path}: expected embeddings, got an empty file")
-    return made
 
 
 def write(folder: str | Path, listens: dict[str, np.ndarray], artists: dict[str, np.ndarray], *, size: str = "50m") -> None:

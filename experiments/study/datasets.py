@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aif_jax.data import Dataset, EventLog, Split, split_by_time
+from aif_jax.data import Dataset, Split, split_by_time
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
 from experiments.datasets.synthetic import synthetic_world
 
 CONTENT = 64  # width that wide content embeddings are reduced to
 FOLDERS = {"movielens": "movielens-small-merged", "taobao": "taobao-userbehavior-head100k"}
-ONCE = "synthetic-once"
-NAMES = ("movielens", "taobao", "synthetic", ONCE, "smoke")
+NAMES = ("movielens", "taobao", "smoke")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
 
     Args:
       name: one of NAMES.
-      folder: that holds the data set's own folder (see FOLDERS); not needed for synthetic worlds.
+      folder: that holds the data set's own folder (see FOLDERS); not needed for the synthetic world of smoke runs.
 
     Raises:
       ValueError: an unknown name, or no folder where one is needed.
@@ -65,24 +64,10 @@ def load(name: str, folder: Path | None = None) -> StudyData:
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
         return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
-    if name == ONCE:
-        return once(load("synthetic"), name)
-    if name == "smoke":
-        world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
-    elif name == "synthetic":
-        world = synthetic_world(0, users=500, items=2000, events_per_user=300)
-    else:
+    if name != "smoke":
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
+    world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
     return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log))
-
-
-def once(data: StudyData, name: str) -> StudyData:
-    """Each user's first event with an item alone, so that nobody comes back."""
-    log, users = data.dataset.log, len(data.dataset.users)
-    first = np.sort(np.unique(log.user.astype(np.int64) * len(data.dataset.items) + log.item, return_index=True)[1])
-    kept = EventLog.from_arrays(*(column[first] for column in (log.user, log.item, log.action, log.time)), users=users)
-    dataset = dataclasses.replace(data.dataset, log=kept, repeats=None)
-    return StudyData(name=name, dataset=dataset, split=split_by_time(kept), sim_fields=data.sim_fields)
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --plan worlds: synthetic worlds, one with repeats and one without;
-          --plan rolling: the headline over blocks of the time line, for many users;
+          (--plan test: the models of the headline; --plan rolling: the headline over blocks of the time line, for many users;
           --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
           of the scoring program, all models in turn)
 Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
@@ -49,19 +48,15 @@ EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
 SIM, TIERS = models.SIM, models.WINDOWED
-UPPER = models.UpperTiers(tiers=8, bits=64, length=512)
 MODELS: dict[str, dict[str, Any]] = {
     "two-tower": dict(head=(), blocks=(models.DOT,)),
-    "two-tower with a head": dict(blocks=(models.DOT,)),
     "two-tower with matching statistics": dict(blocks=(MATCHING, models.DOT), **WIDE),
     "aif": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.DOT), **WIDE),
-    "aif before": dict(blocks=(models.BEA, SIM, models.LEARNED, TIERS, models.DOT), **WIDE),
     "aif without matching statistics": dict(blocks=(models.BEA, models.LEARNED, models.DOT), **WIDE),
     "aif without BEA": dict(blocks=(MATCHING, models.LEARNED, models.DOT), **WIDE),
     "aif without linear memory": dict(blocks=(MATCHING, models.BEA, models.DOT), **WIDE),
     "aif with SIM": dict(blocks=(MATCHING, models.BEA, SIM, models.LEARNED, models.DOT), **WIDE),
     "aif with SimTier": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TIERS, models.DOT), **WIDE),
-    "aif with upper tiers": dict(blocks=(MATCHING, models.BEA, models.LEARNED, UPPER, models.DOT), **WIDE),
     "full attention": dict(
         blocks=(MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
     ),
@@ -69,13 +64,11 @@ MODELS: dict[str, dict[str, Any]] = {
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY, WITHOUT_MATCHING = "aif without linear memory", "aif without matching statistics"
 _COMPARED = (BASE, WITH_MATCHING, AIF)
-BY_BLOCKS = tuple(MODELS)
 SEEDED = (AIF, *(name for name in MODELS if name.startswith("aif with")), WITH_MATCHING, BASE)
 """Models that are trained with every seed on the validation split: what a block is worth, of the preset or next to it."""
-PLANS = ("validation", "worlds", "tuning", "test", "rolling", "smoke")
+PLANS = ("validation", "tuning", "test", "rolling", "smoke")
 PUBLIC = ("movielens", "taobao")
-WORLDS = ("synthetic", datasets.ONCE)
-TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, "aif before", FULL)
+TIMED = (BASE, WITH_MATCHING, WITHOUT_MEMORY, AIF, FULL)
 METRICS = ("gauc", "gauc_trained", "hr100", "hr100_trained")
 TIMES = "times.json"
 SEEDS = (0, 1, 2)
@@ -148,12 +141,9 @@ def plan(name: str) -> list[Trial]:
         return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
 
     if name == "validation":
-        first = each((BASE, WITH_MATCHING, AIF, "aif before"))
+        first = each(_COMPARED)
         seeds = [trial for model in SEEDED for trial in each((model,), seeds=SEEDS)]
-        return list(dict.fromkeys([*first, *each(BY_BLOCKS), *seeds]))
-    if name == "worlds":
-        without = [model for model in BY_BLOCKS if model.startswith("aif without")]
-        return each(_COMPARED, WORLDS, SEEDS) + each(without, WORLDS, SEEDS)
+        return list(dict.fromkeys([*first, *each(MODELS), *seeds]))
     if name == "tuning":
         slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
@@ -415,15 +405,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
     parser.add_argument("--report", action="store_true", help="print tables from the records and stop")
-    parser.add_argument("--figure", metavar="PNG", type=Path, help="draw gain against time after retrieval, with --report")
     parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     if options.report:
         print(report(options.results))
-        if options.figure:
-            picture(options.results, options.figure)
         return
     if options.times:
         name = "smoke" if "smoke" in options.plan else "movielens"
@@ -616,7 +603,7 @@ def picture(results: Path, path: Path) -> None:
         AIF: ("AIF", "tab:blue"),
         FULL: ("full attention", "tab:red"),
     }
-    with common.picture(path, 1, 2, size=(9, 3.6), dpi=140, sharey=True) as (figure, axes):
+    with common.picture(path, 1, 2, size=(9, 3.6), sharey=True) as (figure, axes):
         for axis, dataset in zip(axes, PUBLIC, strict=True):
             for model, (label, colour) in labels.items():
                 runs = runs_of(found, dataset, model)
