@@ -340,11 +340,6 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str
             logger.warning("step %d changed nothing: loss %g, gradient norm %g%s%s", number, loss, norm, fed.origin, way_out)
     last = {name: float(value) for name, value in fetched[-1].items()}
     number, fed, _ = recent.pending[-1]
-    if skipped > max_skipped:
-        raise FloatingPointError(
-            f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
-            f"is {last['loss']}{fed.origin}: look at the inputs, then at the learning rate; {OUTSIDE}"
-        )
     losses = [loss for metrics in fetched if math.isfinite(loss := float(metrics["loss"]))]
     recent.first = losses[0] if recent.first is None and losses else recent.first
     usual = statistics.median(losses) if losses else 0.0
@@ -352,6 +347,11 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str
         raise FloatingPointError(
             f"diverged: the loss was {recent.first:.4g} at the first step and is {usual:.4g} up to step {number}; take "
             "a smaller learning rate"
+        )
+    if skipped > max_skipped:
+        raise FloatingPointError(
+            f"{skipped} of {number} steps had a loss or gradient that was not finite (allowed: {max_skipped}); the last loss "
+            f"is {last['loss']}{fed.origin}: look at the inputs, then take a smaller learning rate; {OUTSIDE}"
         )
     counts = ("samples", "places", "events")
     samples, places, events = (sum(getattr(f, name) for _, f, _ in recent.pending) for name in counts)
