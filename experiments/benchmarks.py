@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="only these (default all)")
     parser.add_argument("--days", type=float, help="train on the last days before the test slice alone (default all)")
     settings = {
-        "epochs": (2, None, "passes over the training samples"),
+        "epochs": (3, None, "passes over the training samples"),
         "requests": (3000, None, "judged at most, drawn at random"),
     }
     options = common.options(parser, arguments, settings, data="the folder with the data set's files")
@@ -99,7 +99,7 @@ def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
     small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
-    given = dict(task=aif.train.NextItem(), learning_rate=3e-3, weight_decay=1e-5, epochs=options.epochs, batch_size=batch)
+    given = dict(task=aif.train.NextItem(), epochs=options.epochs, batch_size=batch)
     return aif.fit(aif.build(config), benchmark.data, validation=0.0, keep_best=False, **(given | benchmark.settings))
 
 

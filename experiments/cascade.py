@@ -87,7 +87,7 @@ def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
 def parse(arguments: list[str] | None):
     """The command line, and the sizes of worlds and models."""
     settings = {
-        "epochs": (4, 1, "passes over the requests"),
+        "epochs": (3, 1, "passes over the requests"),
         "batch_size": (128, 32, "requests a step"),
         "rounds": (300, 5, "timed rounds"),
         "seeds": ([0, 1, 2], [2], "worlds and trainings"),
@@ -128,8 +128,8 @@ def consistency(data: Dataset, options, seed: int, click: np.ndarray) -> dict[st
     for name, (objectives, loss) in ways.items():
         model = aif.build(aif.presets.aif(data.schema, objectives=objectives, **options.model))
         run = aif.fit(
-            model, data, task=task, loss=loss, learning_rate=3e-3, weight_decay=1e-5, epochs=options.epochs,
-            batch_size=options.batch_size, seed=seed, k=None, requests=300, keep_best="auc", **moments,
+            model, data, task=task, loss=loss, epochs=options.epochs, batch_size=options.batch_size, seed=seed, k=None,
+            requests=300, keep_best="auc", **moments,
         )  # fmt: skip
         scored[name] = {
             split: list_scores(run.model, run.params, data, part.positions, part.lists, batch_size=16)
