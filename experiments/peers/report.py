@@ -35,7 +35,8 @@ Closed-form baselines, and unchanged models of other packages, whose feeds commi
   scoring.
 - *Tuning*, on the validation split: three learning rates (0.001, 0.003, 0.01), YoutubeDNN then two more temperatures, with a
   sixth of the budget each; closed-form baselines the settings of the last table. The best trial has the largest sum of GAUC
-  and HR@100. Ours: one, two and three epochs, and another learning rate with three.
+  and HR@100. Ours: one, two and three epochs, and another learning rate with three. GAUC of the trials weighs users by
+  candidates.
 - *Popularity.* How much of it belongs in a score depends on a model's negatives and on the metric. Ours have the theoretical
   share, none for GAUC and 0.75 log(count) for HR@100. A peer gets the best one of {powers} for each metric on the validation
   split, times log(count), or as an exponent of count if its scores are no logarithms: ours do not have that choice.
