@@ -34,7 +34,7 @@ class TorchAIF(nn.Module):
     Args:
       params: of the JAX model.
       config: with blocks among KNOWN, such as `presets.aif`.
-      sparse: embedding tables with sparse gradients, for SparseAdam and Adagrad.
+      sparse: embedding tables with sparse gradients, for SparseAdam.
     """
 
     def __init__(self, params: dict[str, Any], config: aif.Config, *, sparse: tuple[str, ...] = ()):
@@ -160,12 +160,10 @@ class TorchAIF(nn.Module):
             x = self._dense(f"{path}/layer_{i}", F.relu(x) if i else x)
         return x
 
-    def optimizers(self, learning_rate: float, *, adagrad: bool = False) -> list[torch.optim.Optimizer]:
-        """Adam (or Adagrad) of everything; of sparse tables SparseAdam (or Adagrad, which takes sparse gradients)."""
+    def optimizers(self, learning_rate: float) -> list[torch.optim.Optimizer]:
+        """Adam of everything, SparseAdam of sparse tables."""
         rows = [self._get(f"embedding/{name}") for name in self.sparse]
         rest = [weight for weight in self.weights.values() if not any(weight is row for row in rows)]
-        if adagrad:
-            return [torch.optim.Adagrad([*rows, *rest], lr=learning_rate, initial_accumulator_value=0.1)]
         made: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=learning_rate)]
         return made + ([torch.optim.SparseAdam(rows, lr=learning_rate)] if rows else [])
 

@@ -240,7 +240,6 @@ def main(arguments: list[str] | None = None) -> None:
     ours = trainer(100_000 if not smoke else MIN_ROWS, keep=True)
     theirs = {
         "torch SparseAdam": TorchTrainer(ours, lambda network: network.optimizers(RATE), sparse=True),
-        "torch Adagrad, sparse": TorchTrainer(ours, lambda network: network.optimizers(RATE, adagrad=True), sparse=True),
         "torch Adam, dense": TorchTrainer(ours, lambda network: network.optimizers(RATE)),
     }
     if not smoke and shutil.which(os.environ.get("CXX", "g++")):
