@@ -99,7 +99,8 @@ def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
             lost, (low, high) = world["stale_loss_gauc_points"], world["stale_loss_interval"]
             axis.errorbar(lost, at, xerr=[[lost - low], [high - lost]], fmt="o", color=COLOURS[name])
             share = f"a refresh: {100 * world['warm_cost_share']:.0f} % of a training"
-            axis.annotate(share, (lost, at), xytext=(0, 12), textcoords="offset points", ha="center", color="dimgray")
+            axis.annotate(share, (low, at), xytext=(0, 12), textcoords="offset points", color="dimgray")
+        axis.set_xlim(-0.5, 1.15 * max(world["stale_loss_interval"][1] for world in worlds.values()))
         axis.set_xlabel(f"GAUC points lost in {next(iter(worlds.values()))['days']} days without a refresh")
         axis.axvline(0, color="black", lw=1)
         axis.set_yticks(range(len(worlds)), [NAMES[name] for name in worlds])
