@@ -7,8 +7,6 @@ import csv
 import io
 import re
 import shutil
-import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.replicas import free_port
+from tests.servers import connects, running
 
 DEPLOY = Path(__file__).resolve().parent.parent / "docs" / "deploy"
 Proxy = Literal["haproxy", "nginx"]
@@ -72,22 +71,14 @@ def proxy(
         text = text.replace(old, new)
     file.write_text(text)
     command = [program, "-f", str(file)] if name == "haproxy" else [program, "-c", str(file), "-p", str(folder)]
-    with (folder / f"{name}-{port}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        until = time.monotonic() + 30
-        while not _answers(port):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{name} did not start:\n{(folder / f'{name}-{port}.log').read_text()}")
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{stats}"
-    finally:
-        process.terminate()
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context((folder / f"{name}-{port}.log").open("w+"))
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+            stack.enter_context(running(command, lambda: connects(port), log=log))
+        except OSError as error:
+            log.seek(0)
+            raise RuntimeError(f"{name} did not start:\n{log.read()}") from error
+        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{stats}"
 
 
 def find(name: Proxy) -> str:
@@ -115,14 +106,6 @@ def await_up(stats: str, wanted: int) -> None:
         if time.monotonic() > until:
             raise RuntimeError(f"expected {wanted} replicas up, got {counters(stats)}")
         time.sleep(0.05)
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
 
 
 def _once(text: str, old: str, new: str) -> str:

@@ -18,22 +18,21 @@ from typing import Any
 
 import pytest
 
+from experiments.replicas import free_port
+
 KEY, SECRET = "AKTESTKEY", "SKTESTSECRET"
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
 def running(
-    command: list[str], ready: Callable[[], Any], *, seconds: float = 30, kill: bool = False, **options: Any
-) -> Iterator[subprocess.Popen]:
-    """A process until the end of the block; the block begins when `ready` raises nothing more. `kill`: not asked to end."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    command: list[str], ready: Callable[[], Any], *, seconds: float = 30, kill: bool = False, log: Any = subprocess.DEVNULL,
+    **options: Any,
+) -> Iterator[subprocess.Popen]:  # fmt: skip
+    """A process until the end of the block; the block begins when `ready` raises nothing more.
+
+    `kill`: it is not asked to end. `log`: an open file for what it says.
+    """
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
     try:
         until = time.monotonic() + seconds
         while True:

@@ -70,11 +70,6 @@ def test_a_subclass_that_is_not_registered_is_refused():
         demo.config(blocks=(Wider(),))
 
 
-def test_a_model_without_a_head():
-    two_tower = demo.config(head=(), blocks=(blocks.DotProduct(),))
-    assert two_tower.head == ()
-
-
 def test_history_tables_and_content():
     config = demo.config(short_length=30, long_length=24)
     assert config.history_length == 30 and demo.config().history_length == 24

@@ -262,16 +262,6 @@ def test_masked_entries_are_never_looked_at(data, junk):
 
 
 @quick
-@given(entries())
-def test_gauc_of_one_group_is_auc(data):
-    scores, labels, _, where = data
-    value = metrics.auc(scores, labels, where=where)
-    grouped = metrics.gauc(scores, labels, np.zeros(len(scores), int), where=where)
-    close(grouped.value, value)
-    assert grouped.used == (not math.isnan(value))
-
-
-@quick
 @given(candidate_lists(), st.integers(0, 6))
 def test_a_model_keeps_all_of_its_own_best(data, more):
     scores, _, where, k = data
