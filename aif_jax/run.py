@@ -28,9 +28,10 @@ from aif_jax.store.trained import Trained
 from aif_jax.store.version import fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
+from aif_jax.train.distillation import Retrieval, Teacher, name_of_retrieval, name_of_teacher, with_teacher
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.fit import Teacher, name_of_teacher, note, with_teacher
+from aif_jax.train.fit import note
 from aif_jax.train.loop import LogWriter
 from aif_jax.train.losses import Loss, distill_listwise
 from aif_jax.train.optimizers import SparseConfig
@@ -231,6 +232,8 @@ def fit(
     loss: LossFn | None = None,
     teacher: Teacher | None = None,
     distill: Loss = distill_listwise,
+    candidates: Retrieval | None = None,
+    teacher_candidates: int = 16,
     learning_rate: float = 1e-2,
     weight_decay: float = 0.1,
     optimizer: optax.GradientTransformation | None = None,
@@ -273,9 +276,14 @@ def fit(
       epochs: how often every sample comes. With `learning_rate` and `weight_decay` the recipe of all models of the results.
       batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
-      teacher: also train on its scores of the candidates: a `Trained` model of this data, such as `run.trained`, or a function
-        of positions [B] in the log and catalogue rows [B, C] that returns float32 [B, C]; None for none. For one objective.
-      distill: the loss of the teacher's scores, with its weight: `0.5 * losses.distill_listwise(temperature=2.0)`.
+      teacher: a ranker, whose scores are trained on too: a `Trained` model of this data, such as `run.trained`; a function of
+        positions [B] in the log and catalogue rows [B, C] that returns float32 [B, C]; or the name of a label of
+        `data.cascade`, a column of scores that any ranker has logged. None for none. For one objective.
+      distill: the loss of the ranker's scores, with its weight: `4.0 * losses.distill_listwise`.
+      candidates: what retrieval finds for each sample, a function of positions [B] in the log that returns catalogue rows
+        [B, N], or such rows [n, N] of all events. The ranker scores them once, before training, into the folder of the run.
+        None: it scores the candidates of the task alone, in every epoch.
+      teacher_candidates: how many retrieved candidates of each sample are drawn for a batch.
       learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
       optimizer: any Optax transformation in its place.
       sparse: which tables get sparse updates, see `make_step`.
@@ -331,12 +339,15 @@ def fit(
     given = loss or task.loss or Goals.of(model.config.objectives)
     if teacher is not None:
         given = with_teacher(given, distill, model.config.objectives)
+    elif candidates is not None:
+        raise ValueError("fit candidates: expected a teacher that scores them, got none; give teacher=")
     repeats = bool(data.repeats if repeats is None else repeats)
     settings = training.FitSettings(
         task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
         loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
         optimizer="AdamW" if optimizer is None else "given",
-        teacher=None if teacher is None else name_of_teacher(teacher),
+        teacher=None if teacher is None else name_of_teacher(teacher), teacher_candidates=teacher_candidates,
+        candidates=None if candidates is None else name_of_retrieval(candidates),
         epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
         compute_dtype=jnp.dtype(compute_dtype).name, id_dropout=id_dropout, seed=seed, min_history=min_history,
         requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
@@ -352,7 +363,7 @@ def fit(
         if processes.first():
             training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
-            model, data, settings, folder=Path(folder), loss=given, teacher=teacher, start=start,
+            model, data, settings, folder=Path(folder), loss=given, teacher=teacher, candidates=candidates, start=start,
             optimizer=optimizer, sparse=sparse, on_bad_batch=on_bad_batch, writers=writers, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)

@@ -50,7 +50,8 @@ TABLE = {
     "experiments": (
         "tests/test_benchmarks.py", "tests/test_cascade_data.py", "tests/test_consistency.py", "tests/test_content.py",
         "tests/test_datasets.py", "tests/test_experiments.py", "tests/test_fetch.py", "tests/test_peers.py",
-        "tests/test_plots.py", "tests/test_question.py", "tests/test_recipes.py", "tests/test_scale_out_serving.py",
+        "tests/test_plots.py", "tests/test_question.py", "tests/test_ranker_recall.py", "tests/test_recipes.py",
+        "tests/test_scale_out_serving.py",
         "tests/test_scripts.py", "tests/test_study.py", "tests/test_synthetic.py",
         "tests/test_serving_parts.py::test_timeline_sums_stages_and_draws",
     ),

@@ -8,7 +8,7 @@ import aif_jax as aif
 from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import Goal, Goals, NextItem, losses, predict
-from aif_jax.train import fit as distill
+from aif_jax.train import distillation as distill
 from experiments.datasets.synthetic import synthetic_world
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -42,7 +42,7 @@ def source(data):
 def test_the_labels_hold_the_scores_of_the_teacher(data, teacher, source):
     """The same candidates; scores of histories of like length read together are those of whole ones."""
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 0)[::40]
-    taught = distill.distilled(source, teacher, data)
+    taught = distill.distilled(source, distill.scores_of(teacher, data), name=teacher.version)
     rows, labels, log_q = taught(at, SampleKey(0, 0, 0))
     plain = source(at, SampleKey(0, 0, 0))
     np.testing.assert_array_equal(rows, plain.rows)
@@ -65,7 +65,7 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     wanted = popular(positions, rows)
     agreed = []
     for one in (run, plain):
-        scores = distill.teacher_scores(one.model, one.params, data, positions, rows)
+        scores = distill.model_scores(one.model, one.params, data)(positions, rows)
         agreed.append(np.corrcoef(scores.ravel(), wanted.ravel())[0, 1])
     assert agreed[0] > 0.7 > agreed[1] + 0.2
     assert run.settings.teacher.endswith("test_distill.popular")
@@ -82,17 +82,17 @@ def test_a_loss_of_labels_by_name_keeps_its_goals():
     assert repr(both) == "Goal(pointwise_bce, 'click') + Goal(2 * distill_pointwise, 'teacher')"
 
 
-def test_what_does_not_fit_is_refused(data, student, teacher, source):
+def test_what_does_not_fit_is_refused(data, student, teacher):
     with pytest.raises(ValueError, match=r"fit teacher: expected a model of one objective; .*, got \['click', 'like'\]"):
         distill.with_teacher(losses.pointwise_bce, losses.distill_listwise, ("click", "like"))
     with pytest.raises(ValueError, match="fit loss: expected a losses.Loss or Goals next to a teacher"):
         aif.fit(student, data, teacher=teacher, loss=lambda scores, labels, *, where: scores.sum(), **GIVEN)
     several = aif.build(teacher.config.replace(objectives=("click", "like")))
     with pytest.raises(ValueError, match=r"teacher: expected a model of one objective, or a function, got one of \['click'"):
-        distill.distilled(source, aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
+        distill.scores_of(aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
     other = aif.Trained(aif.build(teacher.config.with_encoding("another")), teacher.params)
     with pytest.raises(aif.EncodingMismatch, match="teacher"):
-        distill.distilled(source, other, data)
+        distill.scores_of(other, data)
     at = np.arange(100, 104)
     for made, error in (
         (lambda positions, rows: rows, TypeError),
@@ -100,4 +100,87 @@ def test_what_does_not_fit_is_refused(data, student, teacher, source):
         (lambda positions, rows: np.full(rows.shape, np.nan, np.float32), ValueError),
     ):
         with pytest.raises(error, match="teacher scores: "):
-            distill.distilled(source, made, data)(at, SampleKey(0, 0, 0))
+            distill.scores_of(made, data)(at, np.ones((4, 2), np.int32))
+    for given, wanted in (
+        (dict(candidates=newest(data)), "fit candidates: expected a teacher that scores them, got none"),
+        (dict(teacher=popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "fit candidates: expected rows"),
+        (dict(teacher="score"), "fit teacher: expected data with a cascade"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            aif.fit(student, data, **GIVEN | given)
+
+
+def newest(data):
+    """Retrieval that finds the same eight items for all, the last ones of the catalogue."""
+    return lambda positions: np.tile(np.arange(53, 61, dtype=np.int32), (len(positions), 1))
+
+
+def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(data, teacher, source, tmp_path, monkeypatch):
+    """Scores are those of the model by its joint form; a second call reads them, and another ranker's are refused."""
+    monkeypatch.setattr(distill, "PART", 50)
+    at = np.arange(100, 220)
+    given = dict(folder=tmp_path / "scores", repeats=True, progress=False)
+    asked = []
+
+    def counted(positions, rows):
+        asked.append(len(positions))
+        return distill.model_scores(teacher.model, teacher.params, data)(positions, rows)
+
+    ranked = distill.rank_retrieved(counted, data, at, newest(data), name="one", **given)
+    assert asked == [50, 50, 20] and ranked.rows.shape == (120, 9)
+    np.testing.assert_array_equal(ranked.rows[:, 0], data.log.item[at])
+    plain = make_batch(data, at, ranked.rows, np.zeros(ranked.rows.shape, np.float32), config=teacher.config)
+    (whole,) = predict(teacher.model, teacher.params, [plain])
+    there = ranked.rows > 0  # an item that retrieval found is one candidate
+    np.testing.assert_allclose(ranked.scores[there], whole[there], atol=1e-5)
+    again = distill.rank_retrieved(counted, data, at, newest(data), name="one", **given)
+    np.testing.assert_array_equal(again.scores, ranked.scores)
+    assert len(asked) == 3
+    with pytest.raises(ValueError, match="expected scores of this ranker, retrieval and data, got others; remove the folder"):
+        distill.rank_retrieved(counted, data, at, newest(data), name="another", **given)
+
+    taught = distill.distilled(source, ranked, name="one", count=5)
+    rows, labels, _ = taught(at[:40], SampleKey(0, 0, 0))
+    assert rows.shape == (40, 4 + 5) and np.isnan(labels["label"][:, 4:]).all()
+    scores = {(place, row): ranked.scores[place, at] for (place, at), row in np.ndenumerate(ranked.rows[:40]) if row}
+    for place in range(40):
+        assert labels["teacher"][place, 0] == scores[place, rows[place, 0]]
+        kept = rows[place][rows[place] > 0]
+        assert len(set(rows[place, 4:][rows[place, 4:] > 0])) == (rows[place, 4:] > 0).sum()
+        known = [scores.get((place, row), np.nan) for row in kept]
+        np.testing.assert_array_equal(labels["teacher"][place][rows[place] > 0], np.float32(known))
+    other, _, _ = taught(at[:40], SampleKey(0, 1, 0))
+    assert (other[:, 4:] != rows[:, 4:]).any()
+    missing, unknown, _ = taught(np.array([99]), SampleKey(0, 0, 0))
+    assert not missing[0, 4:].any() and np.isnan(unknown["teacher"]).all()
+
+
+def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path):
+    """The student takes the ranker's order of what retrieval finds; the run goes on with the same call alone."""
+    strong = dict(teacher=popular, candidates=newest(data), distill=50.0 * losses.distill_listwise, epochs=2)
+    run = aif.fit(student, data, out=tmp_path / "run", **GIVEN | strong)
+    positions, rows = np.arange(100, 160), np.tile(np.arange(53, 61, dtype=np.int32), (60, 1))
+    scores = distill.model_scores(run.model, run.params, data)(positions, rows)
+    assert np.corrcoef(scores.ravel(), popular(positions, rows).ravel())[0, 1] > 0.7
+    assert list((tmp_path / "run" / "ranker_scores").iterdir())
+    assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 16
+    with pytest.raises(ValueError, match="candidates"):
+        aif.fit(student, data, out=tmp_path / "run", **GIVEN | strong | dict(candidates=None))
+
+
+def test_a_logged_ranker_is_a_column_of_scores():
+    """A label of the cascade teaches events whose request was logged; others train on their own labels alone."""
+    events = {"user": [1, 1, 1, 2, 2], "item": [1, 2, 3, 4, 5], "time": [10, 20, 20, 10, 30]}
+    data = aif.read(events, items={"item": range(1, 7), "category": [1] * 6}, columns=aif.Columns(), progress=False)
+    lines = {"user": [1, 1, 1], "time": [20] * 3, "item": [3, 5, 6], "stage": ["ranked", "ranked", "retrieved"]}
+    data = aif.read_cascade(lines | {"score": [2.0, 1.0, float("nan")]}, data, labels={"score": "ranker"}, candidates=4)
+    row = {item: int(data.encoder.vocabularies["item"].encode([item])[0]) for item in range(1, 7)}
+    ranked = distill.logged_ranks(data, "ranker", np.arange(5))
+    assert ranked.positions.tolist() == [1, 2]  # both events of the request
+    rows, scores = ranked.at(np.array([2, 4]))
+    assert sorted(rows[0]) == sorted([row[3], row[5], row[6], 0]) and not rows[1].any() and np.isnan(scores[1]).all()
+    assert scores[0][rows[0] == row[3]] == 2 and np.isnan(scores[0][rows[0] == row[6]])
+    with pytest.raises(ValueError, match=r"fit teacher: expected a label of the cascade \['ranker'\], got 'other'"):
+        distill.logged_ranks(data, "other", np.arange(5))
+    with pytest.raises(ValueError, match="a training event whose request is in the cascade, got none"):
+        distill.logged_ranks(data, "ranker", np.array([0, 3]))

@@ -3,10 +3,6 @@
 `aif.fit` is its face. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 
 Its log says in words the samples of each split and what was left out, where its time went, what is missing.
-
-*Distillation.* A teacher scores the candidates of every batch, and one more term of the loss reads its scores. The losses are
-`losses.distill_listwise` and `losses.distill_pointwise`. Source: Hinton et al. 2015 (arXiv 1503.02531); a
-ranker as the teacher of a pre-ranker over its candidates, RankFlow (Qin et al. 2022).
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,89 +24,28 @@ import optax
 from aif_jax import checkpoint, metrics, output, sharding
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
-from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import pipeline
-from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, expect_threshold
+from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, make_batch, to_device
+from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
 from aif_jax.data.split import cuts_of_samples, request_starts
 from aif_jax.encoding.times import seconds_of, shown
-from aif_jax.model import PreRanker, fit_tables, name_of
+from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
-from aif_jax.store.trained import Trained, check_params
-from aif_jax.train.evaluate import by_objective, evaluate, predict
+from aif_jax.store.trained import check_params
+from aif_jax.train import distillation
+from aif_jax.train.distillation import Retrieval, Teacher
+from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
-from aif_jax.train.losses import Loss
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Goal, Goals, Impressions, Liked, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Liked, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
-
-LABEL, TEACHER = "label", "teacher"
-"""Names of the labels of a batch that a teacher has scored."""
-SHORTEST, PARTS = 64, 4  # the shortest history that scoring compiles for; parts of a batch with histories of like length
-
-Teacher: TypeAlias = Trained | Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""A trained model, or `teacher(positions [B] of the log, catalogue rows int32 [B, C]) -> logits float32 [B, C]`."""
-
-
-def name_of_teacher(teacher: Teacher) -> str:
-    """What a record says of a teacher: the version of a model, the name of a function."""
-    return teacher.version if isinstance(teacher, Trained) else name_of(teacher)
-
-
-def distilled(source: SourceFn, teacher: Teacher, data: Dataset) -> CandidateSource:
-    """The same candidates with the teacher's logits as one more label; a label without a name is called `LABEL`.
-
-    Raises:
-      ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
-      EncodingMismatch: a teacher of data of another encoder.
-    """
-    if isinstance(teacher, Trained):
-        check_encoding("teacher", expected=data.encoding, got=teacher.config.schema.encoding)
-        several = objective_names(teacher.config.objectives)
-        expect(len(several) < 2, "teacher", "a model of one objective, or a function", f"one of {list(several)}")
-        scores = partial(teacher_scores, teacher.model, teacher.params, data)
-    else:
-        scores = teacher
-
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
-        rows, labels, log_q = source(positions, draw)
-        logits = expect_array(scores(positions, rows), "teacher scores", dtype=np.float32, shape=rows.shape)
-        expect_finite(np.where(rows > 0, logits, 0), "teacher scores")
-        named = labels if isinstance(labels, dict) else {LABEL: labels}
-        return CandidateLists(rows, {**named, TEACHER: logits}, log_q)
-
-    return CandidateSource(lists, {"kind": "distilled", "teacher": name_of_teacher(teacher), "of": describe(source)})
-
-
-def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
-    """The loss of the labels and, added to it, a loss of the teacher's logits, for a model of one objective."""
-    names = objective_names(objectives)
-    expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
-    expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")
-    goals = loss.goals if isinstance(loss, Goals) else (Goal(loss, LABEL),)
-    return Goals(*goals, Goal(term, TEACHER))
-
-
-def teacher_scores(model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A model's logits float32 [B, C] of candidates; histories of like length are read together, without the padding."""
-    longest = model.config.history_length
-    choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
-    lengths = data.history_lengths(positions)
-    scores = np.empty(rows.shape, np.float32)
-    for part in np.array_split(np.argsort(lengths, kind="stable"), PARTS):
-        if len(part):
-            length = choices[min(np.searchsorted(choices, lengths[part[-1]]), len(choices) - 1)]
-            labels = np.zeros((len(part), rows.shape[1]), np.float32)
-            batch = make_batch(data, positions[part], rows[part], labels, config=model.config, length=length)
-            (scores[part],) = predict(model, params, [batch])
-    return scores
-
 
 logger = logging.getLogger(__name__)
 
@@ -305,6 +240,7 @@ def say(line: str, *, progress: bool) -> None:
 
 RECORD = "fit.json"
 LOG = "log.jsonl"
+RANKED = "ranker_scores"
 SAVE_SECONDS = 600.0
 """What a killed run of one process loses at most, in seconds, where evaluations are further apart."""
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
@@ -321,6 +257,8 @@ class FitSettings:
     loss: str
     optimizer: str
     teacher: str | None = None
+    candidates: str | None = None
+    teacher_candidates: int = 16
     epochs: int = 3
     batch_size: int = 256
     learning_rate: float = 1e-2
@@ -340,7 +278,7 @@ class FitSettings:
     without: tuple[int, int] | None = None
 
     def __post_init__(self):
-        for field in ("epochs", "batch_size", "requests", "evaluate_every"):
+        for field in ("epochs", "batch_size", "requests", "evaluate_every", "teacher_candidates"):
             value = getattr(self, field)
             expect(value is None or value >= 1, f"fit {field}", "at least 1", value)
         for field in ("learning_rate", "weight_decay"):
@@ -372,9 +310,11 @@ class FitSettings:
         task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
         # left out where unset, as in records of runs from before, which go on
-        for field in ("since", "start", "replay", "without", "teacher"):
+        for field in ("since", "start", "replay", "without", "teacher", "candidates"):
             if not values[field]:
                 del values[field]
+        if not self.teacher:
+            del values["teacher_candidates"]
         return json.loads(json.dumps(values))
 
     @classmethod
@@ -478,7 +418,8 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
 
 def train(
     model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn,
-    teacher: Teacher | None, start: Params | None, optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
+    teacher: Teacher | None, candidates: Retrieval | None, start: Params | None,
+    optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
     on_bad_batch: Any, writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
@@ -491,10 +432,12 @@ def train(
     repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
     say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
+    positions, taught = training_positions(data, settings), source
+    if teacher is not None:
+        taught = with_scores(source, data, settings, positions, teacher, candidates, folder=folder, progress=progress)
     feed = Pipeline(
-        dataset=data, positions=training_positions(data, settings), config=config, batch_size=settings.batch_size,
-        candidates=source if teacher is None else distilled(source, teacher, data), epochs=settings.epochs,
-        seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
+        dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
+        epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     for line in label_lines(data, settings, samples, feed.positions, source, config=config):
@@ -535,6 +478,29 @@ def train(
         if processes.first():
             checkpoints.tidy()
         return final(checkpoints, settings)
+
+
+def with_scores(
+    source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher,
+    candidates: Retrieval | None, *, folder: Path, progress: bool,
+) -> CandidateSource:  # fmt: skip
+    """The candidates of a run with a ranker's scores; those of retrieved ones are kept in the folder of the run."""
+    name = ", ".join(part for part in (settings.teacher, settings.candidates) if part)
+    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates}
+    if isinstance(teacher, str):
+        ranked = distillation.logged_ranks(data, teacher, positions)
+        say(
+            f"ranker: {len(ranked.positions) / len(positions):.1%} of the samples have scores of {teacher!r}", progress=progress
+        )
+        return distillation.distilled(source, ranked, **given)
+    scores = distillation.scores_of(teacher, data)
+    if candidates is None:
+        return distillation.distilled(source, scores, **given)
+    expect(not processes.several(), "fit candidates", "one process, which scores them", "several; score them by a run of one")
+    ranked = distillation.rank_retrieved(
+        scores, data, positions, candidates, folder=folder / RANKED, name=name, repeats=settings.repeats, progress=progress
+    )
+    return distillation.distilled(source, ranked, **given)
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:

@@ -1,0 +1,246 @@
+"""Distillation: a ranker's scores are one more label, of the candidates of a task and of those that retrieval finds.
+
+*Why.* A pre-ranker is judged by what the ranker behind it loses (`metrics.ranker_recall_at_k`). The loss of a task teaches one
+event against its negatives; the ranker orders everything that retrieval finds, and its scores of that teach the rest.
+
+*Candidates of the task alone* are scored batch by batch, again in every epoch. *Retrieved candidates* are scored once, before
+training, into folders that a killed run goes on with; every epoch draws some of them anew. *A logged ranker* is a label of
+`Dataset.cascade`, a column of scores: a ranker of any kind.
+
+Sources: Hinton et al. 2015 (arXiv 1503.02531) for the losses; a ranker as the teacher of a pre-ranker over the candidates of
+the cascade, RankFlow (Qin et al. 2022) and HCCP (arXiv 2502.10284).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from aif_jax.checks import check_encoding, expect, expect_array, expect_finite
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, SourceFn, describe, retrieved
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.pipeline import make_batch
+from aif_jax.model import PreRanker, name_of
+from aif_jax.output import track
+from aif_jax.scores import objective_names
+from aif_jax.store import sealed
+from aif_jax.store.trained import Trained
+from aif_jax.store.version import digest
+from aif_jax.train.evaluate import item_rows, predict
+from aif_jax.train.losses import Loss
+from aif_jax.train.tasks import Goal, Goals
+from aif_jax.types import ItemRow, Params, UserFeatures
+
+LABEL, TEACHER = "label", "teacher"
+"""Names of the labels of a batch with a ranker's scores."""
+FORMAT = "aif_jax ranker scores 1"
+SHORTEST = 64  # the shortest history that scoring compiles for
+USERS = 32  # requests that are scored together
+PART = 8192  # requests of a folder of scores: what a killed run scores again at most
+DRAWS = 5  # stream of random numbers: which retrieved candidates a batch has
+
+Scores: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""`scores(positions [B] of the log, catalogue rows int32 [B, C]) -> float32 [B, C]`."""
+Teacher: TypeAlias = Trained | Scores | str
+"""A trained model, a function, or the name of a label of `Dataset.cascade`."""
+Retrieval: TypeAlias = Callable[[np.ndarray], Any] | np.ndarray
+"""`retrieval(positions [B] of the log) -> catalogue rows int [B, N]`, 0 for none; or such rows [n, N] of every event."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RankedCandidates:
+    """A ranker's scores of candidates of R requests.
+
+    Attributes:
+      positions: int64 [R] positions in the log, ascending.
+      rows: int32 [R, N] catalogue rows, 0 for none.
+      scores: float32 [R, N] logits, the higher the better; NaN for a candidate that the ranker did not score.
+    """
+
+    positions: np.ndarray
+    rows: np.ndarray
+    scores: np.ndarray
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and scores [B, N] of some requests; 0 and NaN for those that there are none of."""
+        place = np.searchsorted(self.positions, positions)
+        there = (np.append(self.positions, -1)[place] == positions)[:, None]
+        place = np.minimum(place, len(self.positions) - 1)
+        return np.where(there, self.rows[place], 0), np.where(there, self.scores[place], np.float32(np.nan))
+
+
+def name_of_teacher(teacher: Teacher) -> str:
+    """The teacher in the record of a run: the version of a model, the name of a function or of a label."""
+    return teacher if isinstance(teacher, str) else teacher.version if isinstance(teacher, Trained) else name_of(teacher)
+
+
+def name_of_retrieval(retrieval: Retrieval) -> str:
+    """The retrieval in the record of a run: the name of a function, the digest of an array."""
+    return name_of(retrieval) if callable(retrieval) else digest(retrieval).sha256
+
+
+def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
+    """The loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective."""
+    names = objective_names(objectives)
+    expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
+    expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")
+    goals = loss.goals if isinstance(loss, Goals) else (Goal(loss, LABEL),)
+    return Goals(*goals, Goal(term, TEACHER))
+
+
+def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
+    """The teacher as a function whose scores are checked.
+
+    Raises:
+      ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
+      EncodingMismatch: a teacher of data of another encoder.
+    """
+    scores = teacher
+    if isinstance(teacher, Trained):
+        check_encoding("teacher", expected=data.encoding, got=teacher.config.schema.encoding)
+        several = objective_names(teacher.config.objectives)
+        expect(len(several) < 2, "teacher", "a model of one objective, or a function", f"one of {list(several)}")
+        scores = model_scores(teacher.model, teacher.params, data)
+
+    def checked(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        logits = expect_array(scores(positions, rows), "teacher scores", dtype=np.float32, shape=rows.shape)
+        expect_finite(np.where(rows > 0, logits, 0), "teacher scores")
+        return logits
+
+    return checked
+
+
+def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
+    """Logits of a model by row, as serving makes them: the item function runs once over the catalogue.
+
+    Where the schema has item statistics, which are as of each request, it runs for each candidate. Histories of like length are
+    read together.
+    """
+    longest = model.config.history_length
+    choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
+    tables: list[ItemRow] = []  # made by the first call
+
+    def some(positions: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
+        if data.statistics is not None:
+            batch = make_batch(data, positions, rows, np.zeros(rows.shape, np.float32), config=model.config, length=length)
+            return next(predict(model, params, [batch]))
+        if not tables:
+            tables.append(item_rows(model, params, data.catalogue, progress=False))
+        return np.asarray(_scores(params, data.user_features(positions, length=length), tables[0], rows, model=model))
+
+    def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        lengths = data.history_lengths(positions)
+        bucket = np.searchsorted(choices, np.minimum(lengths, longest))
+        order, made = np.argsort(bucket, kind="stable"), np.empty(rows.shape, np.float32)
+        for place, length in enumerate(choices):
+            mine = order[bucket[order] == place]
+            for start in range(0, len(mine), USERS):
+                at = mine[start : start + USERS]
+                full = np.resize(at, USERS)  # so that one shape is compiled
+                made[at] = some(positions[full], rows[full], length)[: len(at)]
+        return made
+
+    return scores
+
+
+@partial(jax.jit, static_argnames="model")
+def _scores(params: Params, users: UserFeatures, table: ItemRow, rows: Any, *, model: PreRanker) -> jax.Array:
+    """Logits [B, C] of the interaction function for B users and rows [B, C] of a table."""
+    states = jax.vmap(model.user, (None, 0))(params, users)
+
+    def one(request: tuple[Any, Any]) -> jax.Array:
+        state, at = request
+        return model.interaction(params, state, jax.tree.map(lambda leaf: leaf[at], table))
+
+    return jax.lax.map(one, (states, rows))
+
+
+def rank_retrieved(
+    scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str, repeats: bool,
+    progress: bool = True,
+) -> RankedCandidates:  # fmt: skip
+    """A ranker's scores of each request's item and of what retrieval finds for it, without repeats.
+
+    They are written part by part, and a call that was killed goes on with the part that it was at.
+
+    Args:
+      positions: int64 [R] of the log, ascending.
+      folder: where the parts are; those of another ranker, retrieval or data are a ValueError.
+      name: of ranker and retrieval, for that check.
+      repeats: whether users come back to items; if not, what they have met is no candidate.
+    """
+    wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
+    expect(bool(wide) and wide[0] > 0, "fit candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
+    source = retrieved(data, retrieval=retrieval, candidates=1 + wide[0], repeats=repeats)
+    parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
+    made: list[dict[str, np.ndarray]] = []
+    for number, at in enumerate(track(parts, label="ranker scores", unit="parts", show=progress)):
+        path = folder / f"{number:05d}"
+        record = {"of": name, "positions": digest(at).sha256, "data": data.encoding, "repeats": repeats}
+        if not sealed.is_complete(path):
+            rows = source(at, SampleKey(0, 0, 0)).rows
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sealed.write(path, {"rows": rows, "scores": scores(at, rows)}, record, format=FORMAT)
+        arrays, found = sealed.read(path, format=FORMAT), sealed.inspect(path, format=FORMAT)
+        same = {key: found.get(key) for key in record} == record
+        expect(same, str(path), "scores of this ranker, retrieval and data", "others; remove the folder")
+        made.append(arrays)
+    rows, scored = (np.concatenate([arrays[part] for arrays in made]) for part in ("rows", "scores"))
+    return RankedCandidates(positions, rows, scored)
+
+
+def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCandidates:
+    """A logged ranker's scores: a label of `Dataset.cascade`, for the requests of some events.
+
+    Raises:
+      ValueError: data without a cascade, or without such a label; no event whose request is logged.
+    """
+    cascade, log = data.cascade, data.log
+    expect(cascade is not None, "fit teacher", "data with a cascade for the label of a ranker", f"{data!r}")
+    assert cascade is not None
+    expect(label in cascade.labels, "fit teacher", f"a label of the cascade {sorted(cascade.labels)}", repr(label))
+    starts = log.history_end(positions)  # the first event of the same request
+    place = np.minimum(np.searchsorted(cascade.positions, starts), max(0, len(cascade) - 1))
+    there = cascade.positions[place] == starts if len(cascade) else np.zeros(len(positions), bool)
+    expect(bool(there.any()), "fit teacher", "a training event whose request is in the cascade", "none")
+    return RankedCandidates(positions[there], cascade.rows[place[there]], cascade.labels[label][place[there]])
+
+
+def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = 16) -> CandidateSource:
+    """The same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
+
+    Args:
+      scores: of any candidate; or of retrieved ones: the candidates of `source` among them get their scores, and `count` others
+        are drawn without replacement for each list, whose other labels are unknown (NaN).
+      name: of ranker and retrieval, for the description.
+    """
+
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+        rows, labels, log_q = source(positions, draw)
+        named = labels if isinstance(labels, dict) else {LABEL: labels}
+        if not isinstance(scores, RankedCandidates):
+            return CandidateLists(rows, {**named, TEACHER: scores(positions, rows)}, log_q)
+        found, of = scores.at(positions)
+        same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
+        at = same.argmax(-1)
+        own = np.where(same.any(-1), np.take_along_axis(of, at, 1), np.float32(np.nan))
+        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(DRAWS, draw.epoch, draw.step)))
+        left = (found > 0) & ~np.isnan(of) & ~same.any(1)
+        drawn = np.argsort(np.where(left, rng.random(found.shape), 2.0), axis=1)[:, :count]
+        here = np.take_along_axis(left, drawn, 1)
+        more = np.where(here, np.take_along_axis(found, drawn, 1), 0).astype(np.int32)
+        taught = np.where(here, np.take_along_axis(of, drawn, 1), np.float32(np.nan))
+        unknown = np.full(more.shape, np.nan, np.float32)
+        every = {name: np.concatenate([value, unknown], 1) for name, value in named.items()}
+        every[TEACHER] = np.concatenate([own, taught], 1)
+        zeros = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
+        return CandidateLists(np.concatenate([rows, more], 1), every, zeros)
+
+    settings = {"teacher": name, "of": describe(source)} | ({"count": count} if isinstance(scores, RankedCandidates) else {})
+    return CandidateSource(lists, {"kind": "distilled", **settings})
