@@ -96,11 +96,6 @@ LAYERS = (
     "run", "refreshing", "engines", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Files and folders of the package from the ground up; a module may import those before its own."""
-SWITCHES = {
-    "architecture", "bridges", "memory", "memory_keys", "memory_width", "sim_fields", "sim_slots", "sim_length", "simtier",
-    "tiers", "tiers_by_action", "tier_windows", "codes", "codes_by", "codes_per_item", "signature_bits", "matching",
-}  # fmt: skip
-"""What a config said of its blocks before they were values."""
 FACE = 63
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
@@ -331,30 +326,23 @@ def test_a_config_in_json_knows_the_blocks_without_a_model(python):
 # blocks are values: nothing outside `blocks/` knows which there are
 
 
-def switches(source: str) -> list[str]:
-    """Reads of what a block decides from a config, and block classes by name."""
-    nodes = list(ast.walk(parse(source)))
-    reads = [ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute) and re.search(r"\bconfig$", ast.unparse(n.value))]
-    found = [read for read in reads if read.rpartition(".")[2] in SWITCHES]
+def blocks_named(source: str) -> list[str]:
+    """Block classes by name."""
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
     classes -= {"Block", "HeadInputs", "UserView", "ItemView", "Fitted"}
-    return found + [
-        ast.unparse(n)
-        for n in nodes
-        if isinstance(n, ast.Name | ast.Attribute) and ast.unparse(n).rpartition(".")[2] in classes
-    ]
+    names = [ast.unparse(n) for n in ast.walk(parse(source)) if isinstance(n, ast.Name | ast.Attribute)]
+    return [name for name in names if name.rpartition(".")[2] in classes]
 
 
-def test_nothing_outside_blocks_reads_a_switch():
+def test_nothing_outside_blocks_names_a_block():
     # the presets list blocks, and one is fitted after training
     paths = [path for path in SOURCES if path.parent.name != "blocks" and path.name not in ("presets.py", "edits.py")]
-    assert {module_of(path): found for path in paths if (found := switches(path.read_text()))} == {}
+    assert {module_of(path): found for path in paths if (found := blocks_named(path.read_text()))} == {}
 
 
-def test_the_scan_for_switches_finds_what_it_should():
-    source = "if model.config.architecture == 'exact': pass\nn = config.bridges\nisinstance(block, blocks.Bea)\nSimTier"
-    assert sorted(switches(source)) == ["SimTier", "blocks.Bea", "config.bridges", "model.config.architecture"]
-    assert switches("config.width + config.max_pending + self.bridges\nclass Mine(Block): ...") == []
+def test_the_scan_for_blocks_finds_what_it_should():
+    assert sorted(blocks_named("isinstance(block, blocks.Bea)\nSimTier")) == ["SimTier", "blocks.Bea"]
+    assert blocks_named("config.width + config.max_pending + self.bridges\nclass Mine(Block): ...") == []
 
 
 # size
