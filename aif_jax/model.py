@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,8 +75,9 @@ ITEM = Component(item.init, item.apply)
 INTERACTION = Component(interaction.init, interaction.apply)
 
 
+@functools.lru_cache(maxsize=64)
 def build(config: Config) -> PreRanker:
-    """The pre-ranker that a config describes.
+    """The pre-ranker that a config describes: one for equal configs, so that its programs are compiled once in a process.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif

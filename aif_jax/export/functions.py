@@ -14,6 +14,7 @@ its signature, which so tells which parameters are used at all.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from aif_jax.export.consume.files import ORDER, PROBABILITY
 from aif_jax.features import Leaf, behaviours, item_layout, item_specs, user_layout, user_specs
@@ -106,10 +108,9 @@ def export_function(
         whole = [given[k] if k in given else jnp.zeros(_sized(s.shape, sizes), s.dtype) for k, s in specs.items()]
         return named(function(nest(whole_params), jax.tree.unflatten(treedef, whole)))
 
-    # JAX drops the arguments that nothing reads, but only where no shape is symbolic.
-    probe = {name: high or 2 * low for name, (low, high) in bounds.items()}
-    first = jax.export.export(jax.jit(flat), platforms=platforms[:1])(params, _fixed(specs, probe))
-    kept = {order(params, specs)[i] for i in first.module_kept_var_idx}
+    jaxpr = jax.jit(flat).trace(params, specs).jaxpr.jaxpr  # JAX drops what nothing reads only where no shape is symbolic
+    _, read = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    kept = set(itertools.compress(order(params, specs), read))
     used_params = {k: params[k] for k in params if ("params", k) in kept}
     used = {k: specs[k] for k in specs if ("inputs", k) in kept}
     # JAX solves for every symbol that a scope knows of, so the inputs that are left get new ones.
