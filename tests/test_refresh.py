@@ -77,6 +77,12 @@ def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refre
     return store, aif.refresh(served, world.events(5), items=world.items(5), out=store, since=since, **world.OPTIONS)
 
 
+@pytest.fixture
+def stocked(published, tmp_path) -> Path:
+    """A store with a version of another refresh, into which no served model is published first."""
+    return shutil.copytree(published[0], tmp_path / "stocked")
+
+
 # the whole road
 
 
@@ -115,7 +121,7 @@ def test_the_report_says_what_changed(published):
     ]  # fmt: skip
 
 
-def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, tmp_path, capsys):
+def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, stocked, tmp_path, capsys):
     store, made = published
     again = aif.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
     assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
@@ -125,30 +131,15 @@ def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_no
     with pytest.raises(ArgumentError, match="refresh since: expected the moment from which events .* got None; give it"):
         aif.refresh(of_elsewhere, world.events(5), items=world.items(5), out=tmp_path / "other" / "store", **world.OPTIONS)
     assert not list((tmp_path / "other").rglob("*"))  # no folder of steps, no store, no lock
-    again = aif.refresh(made.trained, world.events(5), items=world.items(5), out=tmp_path / "store", **world.OPTIONS)
+    again = aif.refresh(made.trained, world.events(5), items=world.items(5), out=stocked, **world.OPTIONS)
     assert again.status == "published" and again.report["data"]["since"] == made.report["data"]["until"]
-
-
-def test_the_command_publishes_or_says_why_not(run, tmp_path, capsys):
-    for name, table in (("events", world.events(5)), ("items", world.items(5))):
-        pa.csv.write_csv(pa.table(table), tmp_path / f"{name}5.csv")
-    assert cli.main(refresh_words(tmp_path, "--current", str(run.folder), "--out", str(tmp_path / "store"))) == 0
-    out, err = capsys.readouterr()
-    first = json.loads(out)
-    assert first["status"] == "published" and err == ""
-    pa.csv.write_csv(pa.table(world.events(6)), tmp_path / "events5.csv")
-    words = refresh_words(tmp_path, "size=0.5", "--current", str(tmp_path / "store"), "--out", str(tmp_path / "store"))
-    assert cli.main([word for word in words if word != "--json"]) == cli.options.REFUSED == 3
-    assert "bytes, 1.00 times the old one's; bound: at most 0.5 times" in capsys.readouterr().out
-    assert SnapshotStore(tmp_path / "store").current() == first["name"]
-    assert len(SnapshotStore(tmp_path / "store" / "reports").names()) == 2  # the refused model's too
 
 
 @pytest.fixture(scope="module")
 def corrected(run, tmp_path_factory) -> Path:
-    """A folder with the files of four and five days, the run with both terms as `aif-jax add` writes it, and its export."""
+    """A folder with the files of four to six days, the run with both terms as `aif-jax add` writes it, and its export."""
     folder = tmp_path_factory.mktemp("corrected")
-    for days in (4, 5):
+    for days in (4, 5, 6):
         for name, table in (("events", world.events(days)), ("items", world.items(days))):
             pa.csv.write_csv(pa.table(table), folder / f"{name}{days}.csv")
     words = ["--run", str(run.folder), "--events", str(folder / "events4.csv"), "--items", str(folder / "items4.csv")]
@@ -158,23 +149,31 @@ def corrected(run, tmp_path_factory) -> Path:
     return folder
 
 
-def refresh_words(folder: Path, *more: str) -> list[str]:
-    files = ["--events", str(folder / "events5.csv"), "--items", str(folder / "items5.csv")]
+def refresh_words(folder: Path, *more: str, days: int = 5) -> list[str]:
+    files = ["--events", str(folder / f"events{days}.csv"), "--items", str(folder / f"items{days}.csv")]
     sizes = ["--batch-size", "64", "--learning-rate", "0.02", "--requests", "80", "--k", "5", "--platforms", "cpu", "--quiet"]
     bounds = ["users=5", "gauc=0.05", "hit_rate=0.2", "log_loss=0.2", "calibration=0.2", "overlap=0", "slowdown=1000"]
     return ["refresh", *files, *sizes, "--json", "--gate", *bounds, *more]
 
 
-def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected, tmp_path, capsys):
+def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected, stocked, tmp_path, capsys):
     """The road of the tutorial: train, add, export, publish, refresh; and from the run with both terms itself."""
     store, until = tmp_path / "store", run.settings.first_test  # what is before, it was trained or chosen on
     assert cli.main(["snapshots", "publish", str(store), str(corrected / "EXPORT")]) == 0
-    for number, words in enumerate((["--out", str(store)], ["--current", str(corrected / "corrected"), "--out", f"{store}2"])):
-        capsys.readouterr()
-        assert cli.main(refresh_words(corrected, *words)) == 0, number
-        report = json.loads(capsys.readouterr().out)
-        assert report["status"] == "published" and report["data"]["since"] == shown(until)
+    capsys.readouterr()
+    names = []
+    for words in (["--current", str(corrected / "corrected"), "--out", str(stocked)], ["--out", str(store)]):
+        assert cli.main(refresh_words(corrected, *words)) == 0, words
+        out, err = capsys.readouterr()
+        report = json.loads(out)
+        assert report["status"] == "published" and report["data"]["since"] == shown(until) and err == ""
         assert report["additions"] == ["SVD term", "popularity correction"]
+        names.append(report["name"])
+    words = refresh_words(corrected, "size=0.5", "--current", str(store), "--out", str(store), days=6)
+    assert cli.main([word for word in words if word != "--json"]) == cli.options.REFUSED == 3
+    assert "bytes, 1.00 times the old one's; bound: at most 0.5 times" in capsys.readouterr().out
+    assert SnapshotStore(store).current() == names[-1]
+    assert len(SnapshotStore(store / "reports").names()) == 2  # the refused model's too
     versions = [aif.open(corrected / name).version for name in ("corrected", "EXPORT")]
     whole = Trained(run.model, run.params, run.encoder)  # a model of which nothing more is known is the same model
     assert whole.version == run.version and versions[0] == versions[1] != run.version
@@ -265,20 +264,6 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
     assert made.trained.params["fitted"]["calibration"]["scale"] == aif.open(served).params["fitted"]["calibration"]["scale"]
 
 
-def test_a_model_with_item_statistics_gets_an_index_with_those_of_today(tmp_path):
-    columns = dataclasses.replace(world.COLUMNS, item_statistics=(3600,))
-    days, newer = (aif.read(world.events(n), items=world.items(n), columns=columns, progress=False) for n in (4, 5))
-    options = dict(batch_size=64, epochs=1, validation=0.1, test=0.0, keep_best=False, requests=20, k=None, progress=False)
-    first = aif.fit(world.model(days.schema), days, **options)
-    gate = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0)
-    given = world.OPTIONS | {"gate": gate, "since": first.settings.first_validation}
-    made = aif.refresh(first.trained, world.events(5), items=world.items(5), out=tmp_path / "store", **given)
-    index = aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index
-    ids = np.arange(100, 100 + world.ITEMS)
-    table = world.items(5) | newer.statistic_columns(ids, int(newer.log.time.max()) + 1)
-    assert same(index.take(ids)[0], aif.ItemIndex.build(made.trained, table, progress=False).take(ids)[0])
-
-
 # the gate's earlier period and floor, and what is checked before the first step
 
 
@@ -316,7 +301,7 @@ def test_a_day_of_wrong_items_is_refused_by_the_earlier_period(run, tmp_path):
     assert made.report["gate"]["reasons"] and all(each.startswith("fixed: ") for each in made.report["gate"]["reasons"])
 
 
-def test_the_earlier_period_travels_and_is_never_trained_on(run, published, tmp_path):
+def test_the_earlier_period_travels_and_is_never_trained_on(run, published, stocked, tmp_path):
     """Of a run its validation span; each refresh keeps it, and takes its held-out hours where the events no longer hold it."""
     store, made = published
     first, after = run.settings.first_validation, run.settings.first_test
@@ -331,7 +316,7 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, tmp_
     ):
         refreshed(store, world.events(6), tmp_path / "store", gate=dataclasses.replace(world.GATE, users=900))
     late = {name: column[world.events(6)["time"] >= after] for name, column in world.events(6).items()}
-    again = refreshed(store, late, tmp_path / "store")
+    again = refreshed(store, late, stocked)
     assert FitSettings.from_json(again.trained.settings).without == (settings.first_test, newest + 1)
     data, with_replay = world.data(5), dataclasses.replace(settings, replay=9.0)
     times = data.log.time[training_positions(data, with_replay)]
@@ -352,7 +337,7 @@ def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(run, tmp_pat
     with pytest.raises(SnapshotError, match=rf"got those of {name}, which was rolled back; give newer events, other settings"):
         refreshed(run.folder, world.events(5), tmp_path / "store", **work)
     assert not (tmp_path / "other" / "job" / "train").exists()
-    again = refreshed(run.folder, world.events(5), tmp_path / "store", learning_rate=0.01, **work)
+    again = refreshed(run.folder, world.events(5), tmp_path / "store", requests=79, **work)
     assert again.status == "published" and store.names() == [before, again.name]
 
 
@@ -378,31 +363,16 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
 
 
-def test_a_model_with_content_from_elsewhere_is_refreshed(tmp_path):
-    def content(days: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.array(world.items(days)["item"])
-        return ids, np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)[ids - 100]
-
-    days = aif.read(world.events(4), items=world.items(4), columns=world.COLUMNS, content=content(4), progress=False)
-    options = dict(batch_size=64, epochs=4, learning_rate=0.02, keep_best=False, requests=20, k=None, progress=False)
-    first = aif.fit(world.model(days.schema), days, validation=0.1, test=0.0, **options)
-    made = refreshed(first.trained, world.events(5), tmp_path / "store", content=content(5))
-    index = aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index
-    assert made.status == "published" and len(index) == world.ITEMS
-
-
 def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path):
     """Items without an event score as the unknown item; one that the served model has learned keeps its row."""
     first = world.first(None, id_dropout=0.3).with_unseen_items(world.data(4))
-    days = world.events(5)
-    known = days["item"] < 100 + world.ITEMS - world.NEW  # no event of the new items
-    late = known & (days["item"] != 100) & (days["time"] >= world.START + world.DAY)
-    for number, part in enumerate((known, late)):
-        table = {name: column[part] for name, column in days.items()}
-        made = refreshed(first.trained, table, tmp_path / f"store {number}")
-        rows = np.asarray(made.trained.params["embedding"]["item"])
-        assert made.report["additions"] == ["unseen items"] and FitSettings.from_json(made.trained.settings).id_dropout == 0.3
-        assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
+    days, refusing = world.events(5), dataclasses.replace(world.GATE, size=0.0)  # nothing is exported
+    known = (days["item"] < 100 + world.ITEMS - world.NEW) & (days["item"] != 100)  # no event of the new items
+    table = {name: column[known & (days["time"] >= world.START + world.DAY)] for name, column in days.items()}
+    made = refreshed(first.trained, table, tmp_path / "store", gate=refusing)
+    rows = np.asarray(made.trained.params["embedding"]["item"])
+    assert made.report["additions"] == ["unseen items"] and FitSettings.from_json(made.trained.settings).id_dropout == 0.3
+    assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
 # items that leave, and ids that are forgotten
@@ -410,8 +380,11 @@ def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path)
 WIDE = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0, floor=0.0)
 
 
-def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, caplog):
-    """Through two refreshes: their category, floats and content as the first model read them, statistics of today."""
+def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp_path, caplog):
+    """Through two refreshes: their category, floats and content as the first model read them, statistics of today.
+
+    The index has the items of the file, with the statistics of today too.
+    """
     columns, rng = dataclasses.replace(world.COLUMNS, item_floats=("price",), item_statistics=(3600,)), np.random.default_rng(3)
     price, vectors = rng.gamma(2.0, 10.0, world.ITEMS), rng.normal(size=(world.ITEMS, 4)).astype(np.float32)
     leaves = rng.permutation(world.ITEMS - world.NEW)[: round(0.3 * world.ITEMS)] + 100
@@ -425,9 +398,9 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, ca
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
     options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
     first = aif.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, out=tmp_path / "run", **options)
-    again, store = {"unknown": "error", "gate": WIDE}, tmp_path / "store"
-    refreshed(tmp_path / "run", world.events(5), store, **files(5, leaves), **again)
-    made = refreshed(store, world.events(6), store, **files(6, leaves[1:]), **again)
+    again = {"unknown": "error", "gate": WIDE}
+    refreshed(tmp_path / "run", world.events(5), stocked, **files(5, leaves), **again)
+    made = refreshed(stocked, world.events(6), stocked, **files(6, leaves[1:]), **again)
     assert made.status == "published" and "left" not in caplog.text
     whole = aif.read(world.events(6), **files(6), columns=columns, progress=False)
     moved, known = made.trained.items, first.trained.items
@@ -444,8 +417,11 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(tmp_path, ca
     assert np.array_equal(moved.floats[row, :1], known.floats[before, :1]) and known.floats[before, 0].std() > 0.1
     np.testing.assert_allclose(moved.floats[row, 1:], whole.catalogue.floats[today, 1:], rtol=1e-6)
     assert moved.content is not None and np.array_equal(moved.content[row], vectors[leaves - 100])
-    index = aif.export.restore(SnapshotStore(store).fetch(tmp_path / "here")).index
-    assert np.array_equal(np.sort(index.ids), np.sort(files(6, leaves[1:])["items"]["item"]))
+    index, table = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index, files(6, leaves[1:])["items"]
+    assert np.array_equal(np.sort(index.ids), np.sort(ids := table["item"]))
+    table |= {"content": vectors[ids - 100]} | whole.statistic_columns(ids, int(whole.log.time.max()) + 1)
+    rebuilt = aif.ItemIndex.build(made.trained, table, progress=False)
+    assert same(index.take(ids)[0], rebuilt.take(ids)[0])
 
 
 def aged(days: int) -> dict[str, Any]:
@@ -458,7 +434,7 @@ def aged(days: int) -> dict[str, Any]:
     return {"events": {name: column[kept] for name, column in table.items()}, "items": items, "users": users}
 
 
-def test_ids_without_an_event_for_so_long_are_forgotten(tmp_path, capsys):
+def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsys):
     columns = dataclasses.replace(world.COLUMNS, user_id=True, user_attributes=("town",), item_statistics=(3600,))
     days = aif.read(**aged(4), columns=columns, progress=False)
     options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
@@ -478,7 +454,7 @@ def test_ids_without_an_event_for_so_long_are_forgotten(tmp_path, capsys):
     row, own = (each.items.encode(np.arange(105, 136)) for each in (newer, fewer))
     now = since + world.DAY
     np.testing.assert_allclose(fewer.statistics.at(own, now), newer.statistics.at(row, now), rtol=1e-6)
-    given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": tmp_path / "store", "progress": True}
+    given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": stocked, "progress": True}
     made = aif.refresh(**aged(5), **given, forget=3)
     assert made.status == "published" and made.trained.encoder.version == fewer.encoding
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
@@ -487,9 +463,9 @@ def test_ids_without_an_event_for_so_long_are_forgotten(tmp_path, capsys):
         {"user": 3, "town": "old"}, {"item": [100, 110], "time": [since, since + 1]}, since + 9
     )
     assert (features.ids["user"], features.ids["town"], features.history.item[:3].tolist()) == (0, 0, [6, 0, 0])
-    assert len(aif.export.restore(SnapshotStore(tmp_path / "store").fetch(tmp_path / "here")).index) == world.ITEMS
-    made = aif.refresh(events=newer, **(given | {"out": tmp_path / "other"}), forget=30)
-    index = aif.export.restore(SnapshotStore(tmp_path / "other").fetch(tmp_path / "there")).index
+    assert len(aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index) == world.ITEMS
+    made = aif.refresh(events=newer, **given, forget=30)
+    index = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "there")).index
     assert same(
         index.take([100, 135])[0], aif.ItemIndex.build(made.trained, newer.catalogue, progress=False).take([100, 135])[0]
     )

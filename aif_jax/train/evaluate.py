@@ -39,15 +39,15 @@ ARRAY = 1 << 26
 """Bytes of the largest array that a program of evaluation makes or takes from the host: 64 MiB."""
 
 
-def widest(function: Callable[..., Any], *args: Any) -> int:
-    """Bytes of the largest array that a function takes or makes, inner results included, from the shapes of its arguments.
+def widest(function: Any, *args: Any, **static: Any) -> int:
+    """Bytes of the largest array that a function of `jax.jit` takes or makes, inner results included, from its trace.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> widest(lambda x: (x[:, None] * x[None, :]).sum(), jnp.zeros(100))  # the product is float32 [100, 100]
+      >>> import jax, jax.numpy as jnp
+      >>> widest(jax.jit(lambda x: (x[:, None] * x[None, :]).sum()), jnp.zeros(100))  # the product is float32 [100, 100]
       40000
     """
-    found = [variable.aval for variable in _arrays(jax.make_jaxpr(function)(*args).jaxpr)]
+    found = [variable.aval for variable in _arrays(function.trace(*args, **static).jaxpr.jaxpr)]
     sizes = (math.prod(getattr(each, "shape", ())) * getattr(getattr(each, "dtype", None), "itemsize", 8) for each in found)
     return max(sizes, default=0)
 
@@ -307,7 +307,7 @@ def list_scores(
     def width_of(requests: int, candidates: int) -> int:
         none = np.zeros((1, candidates), np.float32)
         one = make_batch(data, positions[:1], lists.rows[:1, :candidates], none, config=model.config)
-        return widest(partial(_scores, params, model=model), shaped_like(one, requests))
+        return widest(_scores, params, shaped_like(one, requests), model=model)
 
     whole = lists.rows.shape[1]
     size = fitting(batch_size, lambda n: width_of(n, whole))
@@ -329,7 +329,7 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
     total = len(catalogue)
     one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
     run = partial(_item_rows, params, model=model)
-    size = fitting(min(ITEMS, total), lambda n: widest(run, shaped_like(one, n)))
+    size = fitting(min(ITEMS, total), lambda n: widest(_item_rows, params, shaped_like(one, n), model=model))
     batches = _filled(total, size, label="item rows", progress=progress)
     parts = [run(catalogue.features(at, content=model.config.reads_content)) for at in batches]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
@@ -372,7 +372,7 @@ def catalogue_scores(
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
     one = data.user_features(positions[:1], length=length)
     most = max(1, min(batch_size, SCORES // total))
-    size = fitting(most, lambda n: widest(users, shaped_like(one, n)))
+    size = fitting(most, lambda n: widest(_states, params, shaped_like(one, n), model=model))
     state = jax.eval_shape(users, shaped_like(one, 1))
 
     shapes: Any = rows
@@ -381,7 +381,7 @@ def catalogue_scores(
         shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
 
     def width_of(users: int, items: int) -> int:
-        return widest(partial(score_some, count=items), shaped_like(state, users), shapes, np.int32(0))
+        return widest(_rank, params, shaped_like(state, users), shapes, np.int32(0), model=model, count=items)
 
     if width_of(size, total) > ARRAY:
         size = fitting(size, lambda n: width_of(n, 1))
