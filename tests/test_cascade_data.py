@@ -1,4 +1,4 @@
-"""Cascades: from lines to requests, lists by stage, the synthetic one."""
+"""Cascades: from lines to requests, lists by stage, RecFlow's layout, the synthetic one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from aif_jax.data.candidates import SampleKey
 from aif_jax.data.cascade import LOGGED, STAGES, Cascade, from_columns
 from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Cascaded, Goal, Goals
+from experiments.datasets import recflow
 from experiments.datasets.cascade import RANKER, WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -221,6 +222,39 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
         aif.fit(aif.build(config), dataclasses.replace(made.dataset, cascade=None), **given)
     with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
         Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+
+
+# RecFlow
+
+
+def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
+    _, made = synthetic
+    table = recflow.lines_of(made.dataset)
+    half = table["request_timestamp"] < np.median(table["request_timestamp"])
+    for day, part in (("0213", half), ("0214", ~half)):
+        recflow.write(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
+    data = recflow.recflow(tmp_path)
+    assert len(data.log) == np.count_nonzero(table["realshow"]) and data.schema.item_floats == 1
+    assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"}
+    cascade, expected = data.cascade, made.dataset.cascade
+    assert len(cascade) == len(expected) and sorted(cascade.labels) == sorted([*recflow.FEEDBACK, "ranker"])
+    counts = [np.bincount(c.stage[c.rows > 0], minlength=4).tolist() for c in (cascade, expected)]
+    assert counts[0] == counts[1]
+    clicks = [np.nansum(labels) for labels in (cascade.labels["effective_view"], expected.labels["click"])]
+    assert clicks[0] == clicks[1] and np.isnan(cascade.labels["like"][cascade.stage > 0]).all()
+    there = (cascade.rows[:, :3] > 0).all(1)
+    assert there.all() and np.isfinite(cascade.labels["ranker"][cascade.stage == 1][:5]).all()
+    assert data.log.time[cascade.positions].min() >= made.dataset.log.time[expected.positions].min()
+    assert recflow.recflow(tmp_path, candidates=30).cascade.rows.shape[1] == 30
+    with pytest.raises(FileNotFoundError, match="expected files realshow"):
+        recflow.recflow(tmp_path / "none")
+    bad = {name: np.asarray(values)[half] for name, values in table.items()} | {"prerank_neg": np.zeros(half.sum())}
+    recflow.write(tmp_path, "0301", bad)
+    with pytest.raises(ValueError, match="all_stage: expected a stage in every line"):
+        recflow.recflow(tmp_path)
+    (tmp_path / "all_stage" / "0301.feather").unlink()
+    with pytest.raises(FileNotFoundError, match="0301.feather: expected a file of RecFlow"):
+        recflow.recflow(tmp_path)
 
 
 def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
