@@ -1,6 +1,7 @@
 """The study's protocol: met items, records with figures by user, paired comparisons."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ def test_smoke(tmp_path, capsys):
     trained = [block["trained"] for block in rolled["blocks"]]
     assert trained == sorted(trained) and sum(block["users"] for block in rolled["blocks"]) == rolled["users"]
     assert len(list((tmp_path / "work").glob("*rolling*from_*.json"))) == len(trained)
+
+
+def test_the_models_of_the_results_are_trained_as_fit_trains_by_default():
+    recipe = {"epochs": question.EPOCHS, **question.FIXED}
+    assert {name: inspect.signature(aif.fit).parameters[name].default for name in recipe} == recipe
+    optimizer = inspect.signature(aif.train.default_optimizer).parameters
+    assert {name: optimizer[name].default for name in question.FIXED} == question.FIXED
 
 
 def met_once(data: datasets.StudyData, name: str) -> datasets.StudyData:

@@ -211,6 +211,8 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
     assert "refresh since: expected the moment" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, *words, "--since", "soon")) == 2
     assert "since: expected an ISO date" in capsys.readouterr().err
+    assert cli.main(refresh_words(corrected, *words, "--since", "20231118")) == 2
+    assert "since: expected a moment, got 20231118" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, *words, "--since", "2023-11-18", "--forget", "0")) == 2
     assert "forget: expected days above 0, got 0.0" in capsys.readouterr().err
     assert cli.main(refresh_words(corrected, "--out", str(tmp_path / "store"))) == 2
