@@ -199,12 +199,6 @@ def test_own_data_takes_fourteen_names():
     assert len(names) <= MOST_NAMES, sorted(names)
 
 
-def test_the_count_of_names_counts(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("```python\nm = aif.build(aif.presets.aif(x))\nrun.index(1).ids\nnp.ones(3)\naif.build\n```\n")
-    assert names_of_the_package(page) == {"aif.build", "aif.presets.aif", "run.index"}
-
-
 # notebooks
 
 
@@ -319,17 +313,6 @@ def test_each_command_is_run_by_some_test():
         assert any(re.search(spelling, text) for text in texts.values()), f"no test runs {module}"
 
 
-def test_the_scan_for_commands_finds_them(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "Run `python -m a.b --c D`, `aif-jax e`, not `python -m g.NAME`.\n\n```sh\n$ python -m d e && python -m f\n```\n"
-        "\n```python\n`python -m no`\n```\n"
-    )
-    assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D", "aif-jax e"]
-    assert split("python -m a.b --c 'D E'") == ("a.b", ["--c", "D E"])
-    assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
-
-
 def test_curl_lines_of_the_reference_are_answered():
     """Every curl line of the HTTP reference, against a service: JSON with the keys of the answer shown, or the error shown."""
     if shutil.which("curl") is None:
@@ -393,14 +376,6 @@ def leads_somewhere(page: Path, anchor: str) -> bool:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     headings = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in re.findall(r"^#+ (.*)", text, re.M)]
     return anchor in {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
-
-
-def test_a_link_to_a_heading_that_is_gone_is_found(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("# The `fit` call: [why](x.md)\n\n```text\n# no heading\n```\n")
-    assert leads_somewhere(page, "the-fit-call-why") and not leads_somewhere(page, "no-heading")
-    api = ROOT / "docs" / "api.md"
-    assert leads_somewhere(api, "aif_jax.Run.with_svd") and not leads_somewhere(api, "aif_jax.train.gone")
 
 
 def test_the_map_of_the_paper_names_things_that_exist():
@@ -481,14 +456,6 @@ def test_pages_use_what_is_in_the_reference(page):
     known = {*reference_entries(), *dict(public(aif, "aif_jax")), "aif_jax"}
     prefixes = {name: {name.rsplit(".", cut)[0] for cut in range(max(1, name.count(".")))} for name in used_by(page)}
     assert {name for name, every in prefixes.items() if not every & known} == set()
-
-
-def test_the_scan_for_used_names_finds_them(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "```python\nfrom aif_jax import train as t\nt.losses.bce(aif.read)\nnp.ones\n```\n```text\nno code, 1 of 2\n```\n"
-    )
-    assert used_by(page) == {"aif_jax.train.losses.bce", "aif_jax.read"}
 
 
 def fields_without_meaning(kind: type) -> list[str]:
@@ -654,7 +621,22 @@ def test_no_argument_is_documented_by_a_bare_genitive():
     assert re.findall(r"^- `[^`]+`: (?:required\. )?(?:of|to|in|between|the same for users) .*", page, re.M) == []
 
 
-def test_the_scan_for_words_finds_them(tmp_path):
+def test_the_scans_of_pages_find_what_they_should(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# The `fit` call: [why](x.md)\n\nRun `python -m a.b --c D`, `aif-jax e`, not `python -m g.NAME`.\n\n"
+        "```sh\n$ python -m d e && python -m f\n```\n\n```text\n# no heading, 1 of 2\n`python -m no`\n```\n"
+        "```python\nfrom aif_jax import train as t\nm = aif.build(aif.presets.aif(t.losses.bce))\n"
+        "run.index(1).ids\nnp.ones\n```\n"
+    )
+    assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D", "aif-jax e"]
+    assert split("python -m a.b --c 'D E'") == ("a.b", ["--c", "D E"])
+    assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
+    assert names_of_the_package(page) == {"aif.build", "aif.presets.aif", "run.index"}
+    assert used_by(page) == {"aif_jax.train.losses.bce", "aif_jax.build", "aif_jax.presets.aif"}
+    assert leads_somewhere(page, "the-fit-call-why") and not leads_somewhere(page, "no-heading-1-of-2")
+    api = ROOT / "docs" / "api.md"
+    assert leads_somewhere(api, "aif_jax.Run.with_svd") and not leads_somewhere(api, "aif_jax.train.gone")
     path = tmp_path / "module.py"
     path.write_text('beside = 1  # a row of its own\n"""Touched rows,\nasked once."""\nprint(f"survival {beside}")\n')
     found = ["module.py:1: of its own", "module.py:2: Touched rows", "module.py:3: asked once", "module.py:4: survival"]

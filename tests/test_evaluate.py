@@ -19,7 +19,6 @@ from tests import demo
 from tests.test_sparse import SMALL
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
-evaluation = importlib.import_module("aif_jax.train.evaluate")  # the function of this name hides it
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +160,7 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         return run
 
     for name in ("_scores", "_states", "_item_rows", "_rank"):
-        monkeypatch.setattr(evaluation, name, measured(name, getattr(evaluation, name)))
+        monkeypatch.setattr(evaluating, name, measured(name, getattr(evaluating, name)))
     expected, ranks = figures()
     whole = {name: max(widths.values()) for name, widths in ran.items()}
     ran.clear()

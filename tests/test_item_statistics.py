@@ -178,14 +178,6 @@ def test_without_them_schema_and_columns_are_what_they_were():
     np.testing.assert_array_equal(plain.catalogue.floats[:, 0], data().catalogue.floats[:, 0])
 
 
-def test_they_travel_with_schema_and_encoder():
-    encoder = data().encoder
-    assert encoder is not None
-    assert aif.Schema.from_json(json.loads(json.dumps(data().schema.to_json()))) == data().schema
-    assert type(encoder).from_record(encoder.to_record(), encoder.to_arrays()).version == encoder.version
-    assert data().schema.item_floats == 1 + len(statistic_names(LIVES))
-
-
 def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
     encoder = data().encoder
     assert encoder is not None
@@ -271,17 +263,18 @@ def trained_on(data: aif.Dataset) -> aif.Trained:
     return aif.Trained(model, model.init(jax.random.key(0), data.catalogue), encoder=data.encoder)
 
 
-def test_statistics_by_action_travel_with_schema_and_encoder(tmp_path):
-    data = by_action()
-    encoder = data.encoder
-    assert encoder is not None and data.schema.statistic_actions == ACTIONS and data.schema.item_floats == 8
-    assert aif.Schema.from_json(json.loads(json.dumps(data.schema.to_json()))) == data.schema
-    again = type(encoder).from_record(json.loads(json.dumps(encoder.to_record())), encoder.to_arrays())
-    assert again.version == encoder.version and again.columns.statistics == encoder.columns.statistics
+def test_they_travel_with_schema_and_encoder(tmp_path):
+    for one, width in ((data(), 1 + len(statistic_names(LIVES))), (by_action(), 8)):
+        encoder = one.encoder
+        assert encoder is not None and one.schema.item_floats == width
+        assert aif.Schema.from_json(json.loads(json.dumps(one.schema.to_json()))) == one.schema
+        again = type(encoder).from_record(json.loads(json.dumps(encoder.to_record())), encoder.to_arrays())
+        assert again.version == encoder.version and again.columns.statistics == encoder.columns.statistics
+    assert by_action().schema.statistic_actions == ACTIONS
     written = tmp_path / "items.csv"
     written.write_text("item,category\n1,1\n")
     with pytest.raises(ValueError, match=r"column 'events_rate_shown': missing column: .*statistic_columns\(ids, time\)"):
-        ItemIndex.build(trained_on(data), written, progress=False)
+        ItemIndex.build(trained_on(by_action()), written, progress=False)
 
 
 def test_one_action_is_counted_as_events_without_any_are():

@@ -4,7 +4,7 @@
 event against its negatives; the ranker orders everything that retrieval finds, and its scores of that teach the rest.
 
 *Candidates of the task alone* are scored batch by batch, again in every epoch. *Retrieved candidates* are scored once, before
-training, into folders that a killed run goes on with; every epoch draws some of them anew. *A logged ranker* is a label of
+training, into folders that a killed run goes on with; every epoch draws some of them again. *A logged ranker* is a label of
 `Dataset.cascade`, a column of scores: a ranker of any kind.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531) for the losses; a ranker as the teacher of a pre-ranker over the candidates of
@@ -208,7 +208,7 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
     starts = log.history_end(positions)  # the first event of the same request
     place = np.minimum(np.searchsorted(cascade.positions, starts), max(0, len(cascade) - 1))
     there = cascade.positions[place] == starts if len(cascade) else np.zeros(len(positions), bool)
-    expect(bool(there.any()), "fit teacher", "a training event whose request is in the cascade", "none")
+    expect(bool(there.any()), "fit teacher", "a training event whose request is in the cascade", f"none of {len(positions)}")
     return RankedCandidates(positions[there], cascade.rows[place[there]], cascade.labels[label][place[there]])
 
 
