@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import aif_jax as aif
-from aif_jax.store import compiled
+from aif_jax.store import folders
 from aif_jax.types import Params
 from tests import demo, lanes, light, servers
 
@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "AIF_JAX_COMPILED" not in os.environ:  # the workers inherit it
         try:
-            os.environ["AIF_JAX_COMPILED"] = str(compiled.prepare(compiled.kept_folder("aif_jax-tests")))
+            os.environ["AIF_JAX_COMPILED"] = str(folders.compiled_folder("aif_jax-tests"))
         except OSError as error:
             raise pytest.UsageError(f"{error}, or AIF_JAX_COMPILED=FOLDER") from error
     CACHE["jax_compilation_cache_dir"] = os.environ["AIF_JAX_COMPILED"]

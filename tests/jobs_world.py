@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
+import tempfile
 from typing import Any
 
 import jax
@@ -76,9 +79,18 @@ def trained(*, strings: bool = False) -> aif.Trained:
     return aif.Trained(*model(strings=strings), data(strings=strings).encoder)
 
 
+@functools.cache
+def folder(*, strings: bool = False) -> str:
+    """That model as a checkpoint, of this process alone."""
+    root = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, root)
+    aif.checkpoint.save(f"{root}/model", trained(strings=strings))
+    return f"{root}/model"
+
+
 def job(*, strings: bool = False, **options: Any) -> aif.engines.ItemJob:
     """The catalogue job, with batches that the catalogue does not fill."""
-    return aif.engines.ItemJob(trained(strings=strings), **{"batch_size": 64} | options)
+    return aif.engines.ItemJob(folder(strings=strings), **{"batch_size": 64} | options)
 
 
 def built(*, strings: bool = False, **options: Any) -> aif.ItemIndex:

@@ -35,13 +35,14 @@ def measure() -> dict[str, Any]:
         order = np.random.default_rng(1).permutation(np.repeat(np.arange(USERS), CALLS))
         ideal = 1 - 1 / CALLS
         options: dict[str, Any] = {
-            "count": 2,
+            "num_replicas": 2,
             "config": ServingConfig(buckets=(64,), max_k=64),
             "ray_actor_options": {"num_cpus": 0.5},
             "health_check_period_s": 1,
         }
 
-        handle = serve.run(replicas(folder, affinity=False, **options), name="any", route_prefix=None)
+        own = serve.config.RequestRouterConfig()  # Ray's router, which does not know users
+        handle = serve.run(replicas(folder, request_router_config=own, **options), name="any", route_prefix=None)
         played = _play(world, handle, order)
         figures = {"ideal_hit_share": ideal, "default_hit_share": played["hit_share"]}
         mixed = played["mixed"]

@@ -61,38 +61,30 @@ def whole() -> aif.ItemIndex:
 
 def test_a_catalogue_through_ray(ray, whole, tmp_path):
     """Blocks that no batch fits; in memory and through files; string ids."""
-    from aif_jax.engines import ray_data
-
     raw = ray.data.from_arrow(world.items()).repartition(3)
-    encoded = ray_data.encode_items(raw, world.job(), actors=2, batch_size=128).materialize()
+    encoded = aif.engines.encode_with_ray(raw, world.job(), actors=2, batch_size=128).materialize()
     assert world.same(world.merged(encoded.iter_batches(batch_format="pyarrow", batch_size=None), items=world.ITEMS), whole)
     encoded.write_parquet(str(tmp_path / "parts"))
     assert world.same(world.merged(dataset.dataset(tmp_path / "parts").to_batches(), items=world.ITEMS), whole)
-    strings = ray_data.encode_items(ray.data.from_arrow(world.items(strings=True)), world.job(strings=True))
+    strings = aif.engines.encode_with_ray(ray.data.from_arrow(world.items(strings=True)), world.job(strings=True))
     merged = world.merged(strings.iter_batches(batch_format="pyarrow"), strings=True)
     assert world.same(merged, world.built(strings=True))
 
 
 def test_ray_names_a_bad_item(ray):
-    from aif_jax.engines import ray_data
-
     table = world.items(100)
     broken = table.set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))
-    encoded = ray_data.encode_items(ray.data.from_arrow(broken), world.job())
+    encoded = aif.engines.encode_with_ray(ray.data.from_arrow(broken), world.job())
     with pytest.raises(Exception, match=r"row 40 \(item 283\): column 'price': expected finite values"):
         list(encoded.iter_batches(batch_format="pyarrow"))
-    with pytest.raises(ValueError, match="batch_size: expected a multiple of the job's, 64, got 100"):
-        ray_data.encode_items(ray.data.from_arrow(table), world.job(), batch_size=100)
 
 
 def test_a_catalogue_through_spark(spark, whole, tmp_path):
     """Partitions that no batch fits; string ids; through files and in memory."""
-    from aif_jax.engines import spark as adapter
-
     for strings in (False, True):
         parquet.write_table(world.items(strings=strings), tmp_path / f"items-{strings}.parquet")
         raw = spark.read.parquet(str(tmp_path / f"items-{strings}.parquet")).repartition(3)
-        encoded = adapter.encode_items(raw, world.job(strings=strings))
+        encoded = aif.engines.encode_with_spark(raw, world.job(strings=strings))
         encoded.write.parquet(str(tmp_path / f"parts-{strings}"))
         batches = dataset.dataset(tmp_path / f"parts-{strings}").to_batches()
         merged = world.merged(batches, strings=strings, items=world.ITEMS)
@@ -101,10 +93,8 @@ def test_a_catalogue_through_spark(spark, whole, tmp_path):
 
 
 def test_spark_names_a_bad_item(spark, tmp_path):
-    from aif_jax.engines import spark as adapter
-
     broken = world.items(100).set_column(4, "price", pa.array([0.0] * 40 + [float("nan")] + [0.0] * 59))
     parquet.write_table(broken, tmp_path / "items.parquet")
-    encoded = adapter.encode_items(spark.read.parquet(str(tmp_path / "items.parquet")), world.job())
+    encoded = aif.engines.encode_with_spark(spark.read.parquet(str(tmp_path / "items.parquet")), world.job())
     with pytest.raises(Exception, match=r"row 40 \(item 283\): column 'price': expected finite values"):
         encoded.collect()

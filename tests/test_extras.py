@@ -10,7 +10,7 @@ import pytest
 
 from aif_jax import connectors
 from aif_jax.checks import needs_extra
-from aif_jax.engines import ray_data, ray_serve, ray_train, spark
+from aif_jax.engines import encode_with_ray, encode_with_spark, ray_serve, ray_train
 from aif_jax.export import writer
 from aif_jax.readers.sources import pyarrow
 from aif_jax.service.process import Listening, listening
@@ -66,9 +66,9 @@ DOORS = [
     ("flatbuffers", "export", lambda folder: writer.save(folder, None)),
     ("pyarrow", "data", lambda folder: pyarrow()),
     ("ray", "ray", lambda folder: ray_serve.replicas(folder)),
-    ("ray", "ray", lambda folder: ray_data.encode_items(None, None)),
+    ("ray", "ray", lambda folder: encode_with_ray(None, None)),
     ("ray", "ray", lambda folder: ray_train.joined().__enter__()),
-    ("pyspark", "spark", lambda folder: spark.encode_items(None, None)),
+    ("pyspark", "spark", lambda folder: encode_with_spark(None, None)),
     ("prometheus_client", "metrics", lambda folder: exposed(dict, 0).__enter__()),
     ("uvicorn", "service", lambda folder: asyncio.run(serve_http(folder))),
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from aif_jax.presets import PRESETS
-from aif_jax.store import compiled
+from aif_jax.store import folders
 from tests import demo, lanes
 from tests.conftest import pytest_pyfunc_call
 
@@ -146,49 +147,48 @@ def test_notice():
 
 def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    here = compiled.kept_folder("aif_jax-tests")
+    here = folders.compiled_folder("aif_jax-tests")
     assert here.parent == tmp_path / "aif_jax-tests"
-    monkeypatch.setattr(compiled.jaxlib, "__version__", "0.0.1")
-    assert compiled.kept_folder("aif_jax-tests").name.startswith(f"jax-{compiled.jax.__version__}-jaxlib-0.0.1-")
+    monkeypatch.setattr(folders.jaxlib, "__version__", "0.0.1")
+    assert folders.compiled_folder("aif_jax-tests").name.startswith(f"jax-{folders.jax.__version__}-jaxlib-0.0.1-")
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compiled, "cpu_features", lambda: "avx512f of another machine")
-    assert compiled.kept_folder("aif_jax-tests") != here
+    monkeypatch.setattr(folders, "cpu_features", lambda: "avx512f of another machine")
+    assert folders.compiled_folder("aif_jax-tests") != here
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert compiled.kept_folder("aif_jax-tests").parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
+    assert folders.compiled_folder("aif_jax-tests").parent == tmp_path / "home" / ".cache" / "aif_jax-tests"
 
 
 def test_features_of_a_processor(tmp_path):
     info = tmp_path / "cpuinfo"
     info.write_text("model name\t: x\nflags\t\t: fpu avx2\n\nmodel name\t: x\nflags\t\t: fpu avx2\n")
-    assert compiled.cpu_features(info) == "fpu avx2"
-    assert compiled.cpu_features(tmp_path / "none") == compiled.platform.processor()
+    assert folders.cpu_features(info) == "fpu avx2"
+    assert folders.cpu_features(tmp_path / "none") == folders.platform.processor()
 
 
-def test_what_no_run_used_goes(tmp_path):
-    folder = tmp_path / "aif_jax-tests" / "now"
-    other = folder.parent / "other"
-    for path in (folder, other):
-        path.mkdir(parents=True)
-        (path / "program").write_text("p")
-    day = 86_400.0
-    start = (folder / "program").stat().st_mtime
-    compiled.prune(folder, now=start + (compiled.DAYS - 1) * day)
-    assert (folder / "program").exists() and other.exists()
-    compiled.prune(folder, now=start + (compiled.DAYS + 1) * day)
-    assert folder.is_dir() and not (folder / "program").exists() and not other.exists()
+def test_what_no_run_used_goes(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here = folders.compiled_folder() / "program"
+    other = tmp_path / "aif_jax" / "other" / "program"
+    other.parent.mkdir()
+    for age, stay in ((folders.DAYS - 1, True), (folders.DAYS + 1, False)):
+        for path in (here, other):
+            path.write_text("p")
+            os.utime(path, (time.time() - age * 86_400,) * 2)
+        assert folders.compiled_folder() == here.parent and here.exists() == other.exists() == stay
 
 
-def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named_with_the_way_out(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"a folder that can be written, got .*file/x .*JAX_COMPILATION_CACHE_DIR=FOLDER"):
-        compiled.prepare(tmp_path / "file" / "x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"a folder that can be written, got .*file/aif_jax/.*JAX_COMPILATION_CACHE_DIR=FOLDER"):
+        folders.compiled_folder()
 
 
 def test_commands_keep_compiled_programs(tmp_path):
     """In the user's cache folder; a folder of the user's choice stays, and one that cannot be written only warns."""
-    code = "import jax; from aif_jax.store.compiled import keep; print(keep(), jax.config.jax_compilation_cache_dir)"
+    code = "import jax; from aif_jax.cli import keep_compiled; print(keep_compiled(), jax.config.jax_compilation_cache_dir)"
 
     def run(**changes: str) -> subprocess.CompletedProcess:
         kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

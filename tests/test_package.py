@@ -64,7 +64,7 @@ OWNERS = {
     "faiss": (),
     "onnx": (),
     "ray": ("engines/",),
-    "pyspark": ("engines/spark.py",),
+    "pyspark": ("engines/items.py",),
 }
 OPTIONAL = (
     "sklearn",

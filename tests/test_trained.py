@@ -87,8 +87,8 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
 
 
 def test_what_needs_an_encoder_says_how_to_give_one(trained):
-    with pytest.raises(ValueError, match=r"job: expected a model with an encoder.*; give Trained\(model, params, encoder\)"):
-        aif.engines.ItemJob(trained.replace(encoder=None))
+    with pytest.raises(ValueError, match=r"run: expected a model with an encoder.*; give Trained\(model, params, encoder\)"):
+        trained.replace(encoder=None).need_encoder("run")
 
 
 def folders(trained, at):

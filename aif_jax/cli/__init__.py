@@ -3,15 +3,22 @@
 Exit codes, the same for every command: 0 fine; 1 problems were found, a folder failed its verification, or data was refused;
 2 the command could not start: wrong usage, a file or package that is missing, an output that exists already; 3 `refresh`
 refused a model; 141 nobody reads the output any more, as after `| head`.
+
+Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CACHE_DIR` names another folder;
+`JAX_ENABLE_COMPILATION_CACHE=false` keeps none.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import jax
 
 from aif_jax.checks import ArgumentError
 from aif_jax.cli.commands import add_commands
@@ -19,9 +26,10 @@ from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, Parser, UsageError
 from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output import hidden
-from aif_jax.store.compiled import keep
+from aif_jax.store.folders import compiled_folder
 
 __all__ = ["main"]
+logger = logging.getLogger(__name__)
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """The exit code of a command; prints what went wrong."""
     try:
-        keep()
+        keep_compiled()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)
     except (UsageError, ArgumentError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError) as error:
@@ -76,6 +84,24 @@ def _run(options: argparse.Namespace) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return PROBLEMS
+
+
+def keep_compiled() -> Path | None:
+    """Lets JAX keep and load compiled programs in this process, in the folder that is set already or in `compiled_folder()`.
+
+    Returns:
+      The folder; None where it cannot be written, which a warning says: programs are then compiled again.
+    """
+    if (chosen := jax.config.jax_compilation_cache_dir) is not None:
+        return Path(chosen)
+    try:
+        folder = compiled_folder()
+    except OSError as error:
+        logger.warning("%s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
 
 
 def _of_clients() -> list[type[Exception]]:

@@ -3,6 +3,6 @@
 `Iterator[pyarrow.RecordBatch] -> Iterator[pyarrow.RecordBatch]`; see docs/scale_catalogue.md.
 """
 
-from aif_jax.engines.items import ItemJob
+from aif_jax.engines.items import ItemJob, encode_with_ray, encode_with_spark
 
-__all__ = ["ItemJob"]
+__all__ = ["ItemJob", "encode_with_ray", "encode_with_spark"]

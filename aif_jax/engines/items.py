@@ -1,45 +1,41 @@
-"""Raw items in, rows of an `ItemIndex` out: a function of Arrow record batches that runs wherever its pickle is sent."""
+"""Raw items in, rows of an `ItemIndex` out: a function of Arrow record batches, and its adapters to Ray Data and Spark."""
 
 from __future__ import annotations
 
-import bisect
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 import numpy as np
 
-from aif_jax.checks import VersionMismatch, expect
+from aif_jax.checks import VersionMismatch, needs_extra
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.export.contents import open as open_model
-from aif_jax.features import empty_items
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
 from aif_jax.index.store import ItemProgram
-from aif_jax.model import build
+from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
-from aif_jax.store.trained import Trained
 
 ROWS = 1 << 14  # of an Arrow batch, taken at once: an engine may hand over a million rows in one
+RUNS = 16  # of the compiled function for what Ray hands over at once
 
 
+@dataclasses.dataclass(frozen=True)
 class ItemJob:
     """Encodes a catalogue wherever it is called: `job(batches)` gives Arrow batches of stored rows for batches of raw items.
 
     The item function runs on batches of one size, filled up with zeros, so one compiled program serves and rows are those of
     `ItemIndex.build` bit for bit, however the engine cuts the catalogue. `ItemIndex.from_parts` merges what comes out; its
-    columns are in `aif_jax/index/parts.py`. A job can be pickled: one of a folder travels as its path and version, another
-    with its parameters.
-
-    Args:
-      model: a `Trained`, or the folder of an export, a run of `fit` or a checkpoint, which every worker must be able to read.
-      storage, batch_size: see `ItemIndex.build`.
+    columns are in `aif_jax/index/parts.py`. A pickled job is its path and version: every worker reads the folder.
 
     Attributes:
+      folder: an export, a run of `fit` or a checkpoint.
+      storage, batch_size: see `ItemIndex.build`.
       version: fingerprint of params, config and encoder.
       kind: kind of the raw ids.
 
@@ -48,75 +44,35 @@ class ItemJob:
       ValueError: a model without encoder, an unknown storage, a batch size below 1.
 
     Example:
-      >>> import jax, pyarrow as pa, aif_jax as aif
+      >>> import tempfile, jax, pyarrow as pa, aif_jax as aif
       >>> items = {"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}
       >>> data = aif.read({"user": [1, 1], "item": [7, 8], "time": [20, 30]}, items=items, columns=aif.Columns())
       >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False))
       >>> trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
-      >>> job = aif.engines.ItemJob(trained)
-      >>> rows = list(job([pa.RecordBatch.from_pydict(items)]))
+      >>> aif.checkpoint.save(folder := tempfile.mkdtemp() + "/model", trained)
+      >>> rows = list(aif.engines.ItemJob(folder)([pa.RecordBatch.from_pydict(items)]))
       >>> rows[0].schema.names
       ['id', 'row', 'version', 'storage', 'batch_size']
       >>> aif.ItemIndex.from_parts(trained, rows, items=3, progress=False).ids.tolist()
       [7, 8, 9]
     """
 
-    def __init__(self, model: Trained | str | Path, *, storage: Storage = "float32", batch_size: int = BATCH):
-        self._folder = None if isinstance(model, Trained) else local(model)
-        self._trained = model if isinstance(model, Trained) else open_model(model)
-        encoder = self._trained.need_encoder("job" if self._folder is None else str(self._folder))
-        self.version, self.batch_size = self._trained.version, batch_size
-        self.storage: Storage = storage
-        self.kind: Kind = encoder.vocabularies["item"].kind or "integers"
-        _program(self)  # refuses what does not fit, here and now
+    folder: str | Path
+    storage: Storage = "float32"
+    batch_size: int = BATCH
+    version: str = dataclasses.field(init=False)
+    kind: Kind = dataclasses.field(init=False)
 
-    def __repr__(self) -> str:
-        return f"ItemJob(version={self.version[:12]}..., storage={self.storage!r}, batch_size={self.batch_size})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ItemJob) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    @property
-    def _identity(self) -> tuple[object, ...]:
-        return self.version, self._folder, self.storage, self.batch_size
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_trained": None}
-        if self._folder is not None:
-            return state
-        trained = self._open()
-        expected = "a model that `build` makes of its config; a job of an assembled one is made on the worker"
-        expect(not trained.config.assembled, "job, to be pickled", expected, repr(trained.model))
-        return state | {"_trained": (trained.config, jax.tree.map(np.asarray, trained.params), trained.encoder)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if state["_trained"] is not None:
-            config, params, encoder = state["_trained"]
-            self._trained = Trained(build(config), params, encoder).with_version(self.version)
-
-    def _open(self) -> Trained:
-        """The model; a worker reads it from the folder."""
-        if self._trained is None:
-            assert self._folder is not None
-            trained = open_model(self._folder)
-            if trained.version != self.version:
-                raise VersionMismatch(f"job, model in {self._folder}", expected=self.version, got=trained.version)
-            self._trained = trained
-        return self._trained
+    def __post_init__(self):
+        trained = open_model(folder := local(self.folder))
+        kind = trained.need_encoder(str(folder)).vocabularies["item"].kind or "integers"
+        ItemProgram(trained, storage=self.storage, batch_size=self.batch_size, mesh=None)  # refuses here and now
+        self.__dict__.update(folder=folder, version=trained.version, kind=kind)
 
     @property
     def schema(self) -> Any:
         """Arrow schema of what comes out."""
         return parts.schema(self.kind)
-
-    def compile(self) -> None:
-        """Reads the model and compiles its item function, so that the first batch need not wait."""
-        program = _program(self)
-        jax.block_until_ready(program(empty_items(program.trained.config.schema, 1)))
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Encodes items in bounded memory.
@@ -150,7 +106,10 @@ class ItemJob:
 @functools.lru_cache(maxsize=4)
 def _program(job: ItemJob) -> ItemProgram:
     """The compiled function of equal jobs: one in a process, however many tasks it runs."""
-    return ItemProgram(job._open(), storage=job.storage, batch_size=job.batch_size, mesh=None)
+    trained = open_model(job.folder)
+    if trained.version != job.version:
+        raise VersionMismatch(f"job, model in {job.folder}", expected=job.version, got=trained.version)
+    return ItemProgram(trained, storage=job.storage, batch_size=job.batch_size, mesh=None)
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
@@ -173,15 +132,10 @@ def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any
 
 
 def _refuse(batch: Any, check: Callable[[Any], object], error: Exception, where: str, start: int, id_column: str) -> NoReturn:
-    """Raises the error that `check` raised of some rows, with the batch and the first row that it refuses.
-
-    Halves the rows, so it takes a few more calls; an error of no row, such as a missing column, names the batch alone.
-    """
-    if not _error(check, batch.slice(0, 0)):
-        # rows that pass: one less than the fewest that do not
-        good = bisect.bisect_left(range(1, batch.num_rows), True, key=lambda rows: bool(_error(check, batch.slice(0, rows))))
-        name = repr(batch.column(id_column)[good].as_py()) if id_column in batch.schema.names else "unknown"
-        where, error = f"{where}, row {start + good} ({id_column} {name})", _error(check, batch.slice(good, 1)) or error
+    """Raises what `check` raised of some rows, with the batch and the first row that it refuses: none for a missing column."""
+    if id_column in batch.schema.names and not _error(check, batch.slice(0, 0)):
+        row, own = next((row, own) for row in range(batch.num_rows) if (own := _error(check, batch.slice(row, 1))))
+        where, error = f"{where}, row {start + row} ({id_column} {batch.column(id_column)[row].as_py()!r})", own
     raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}") from error
 
 
@@ -191,3 +145,45 @@ def _error(check: Callable[[Any], object], batch: Any) -> Exception | None:
     except (TypeError, ValueError) as error:
         return error
     return None
+
+
+def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: Any) -> Any:
+    """Encodes a `ray.data.Dataset` of raw items; needs the extra `ray`.
+
+    Args:
+      dataset: rows with the columns of the items file.
+      actors: processes, each with the model and its compiled program.
+      options: keyword arguments of `Dataset.map_batches`, such as `num_cpus` of an actor, and `batch_size`, 16 times the job's
+        by default.
+
+    Returns:
+      A lazy `Dataset` of encoded rows, see `ItemJob.schema`; in the order of the items where `DataContext` preserves order.
+      Running it fails with what `ItemJob` raises.
+    """
+    with needs_extra("Ray Data needs Ray", "ray"):
+        from ray.data import ActorPoolStrategy  # pyright: ignore[reportMissingImports]  the extra is not installed here
+
+    options = {"batch_size": RUNS * job.batch_size, "compute": ActorPoolStrategy(size=actors)} | options
+    return dataset.map_batches(RayActor, fn_constructor_args=(job,), batch_format="pyarrow", **options)
+
+
+class RayActor:
+    """What an actor of `encode_with_ray` runs: a table of raw items in, encoded rows out."""
+
+    def __init__(self, job: ItemJob):
+        self.job = job
+
+    def __call__(self, table: Any) -> Any:
+        return pyarrow().Table.from_batches(self.job(table.to_batches()), schema=self.job.schema)
+
+
+def encode_with_spark(frame: Any, job: ItemJob) -> Any:
+    """Encodes a `pyspark.sql.DataFrame` of raw items by `mapInArrow`, a partition a task; needs the extra `spark`, and Java.
+
+    Returns:
+      A lazy `DataFrame` of encoded rows, see `ItemJob.schema`. Running it fails with what `ItemJob` raises.
+    """
+    with needs_extra("Spark needs PySpark", "spark"):
+        from pyspark.sql.pandas.types import from_arrow_schema  # pyright: ignore[reportMissingImports]
+
+    return frame.mapInArrow(job, from_arrow_schema(job.schema))

@@ -16,47 +16,38 @@ ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 def replicas(
-    folder: str | Path, *, count: int | None = None, config: ServingConfig | None = None, policy: Policy | None = None,
-    affinity: bool = True, models: Mapping[str, Any] | None = None, **options: Any,
+    folder: str | Path, *, config: ServingConfig | None = None, policy: Policy | None = None,
+    models: Mapping[str, Any] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
     """An application for `serve.run`, whose handle `call` calls.
 
     Args:
       folder: an export, or exports with a file `current`, at the same path on every node.
-      count: replicas; None leaves it to `num_replicas` or `autoscaling_config` among the options.
       config: config of the engines; None takes the defaults.
       policy: policy of the service.
-      affinity: route by the user's hash; False leaves it to Ray's own router, which does not know users.
       models: options of `aif_jax.service.models.Models`, such as `poll`.
-      options: keyword arguments of `ray.serve.deployment`, such as `ray_actor_options={"num_cpus": 2}`; `max_ongoing_requests`
-        is by default that of the engine's `max_pending`.
-
-    Raises:
-      ImportError: Ray Serve is missing.
+      options: keyword arguments of `ray.serve.deployment`, such as `num_replicas` and `ray_actor_options={"num_cpus": 2}`;
+        `max_ongoing_requests` is by default that of the engine's `max_pending`, the router that by the user's hash.
     """
     with needs_extra("replicas need Ray Serve", "ray"):
         from ray import serve  # pyright: ignore[reportMissingImports]
         from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
     config = config or ServingConfig()
-    given: dict[str, Any] = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, **options}
-    if count is not None:
-        given["num_replicas"] = count
-    if affinity:
-        router: Any = {"request_router_class": ROUTER}
-        given["request_router_config"] = RequestRouterConfig(**router)
-    deployed = serve.deployment(**given)(Replica)
+    router: Any = RequestRouterConfig(**{"request_router_class": ROUTER})
+    given = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, "request_router_config": router}
+    deployed = serve.deployment(**given | options)(Replica)
     return deployed.bind(str(folder), config=config, policy=policy, **dict(models or {}))
 
 
 def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
-    """Calls `rank`, `score` or `prepare` by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
+    """Calls the service by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
 
     Args:
       handle: handle of the application, as `serve.run(replicas("models"))` returns it.
       method: "rank", "score" or "prepare".
       fields: those of a call, see `aif_jax.service.calls.Call`.
     """
-    return handle.options(method_name=method, session_id=affinity_key(fields["user"])).remote(dict(fields))
+    return handle.options(method_name="call", session_id=affinity_key(fields["user"])).remote(method, dict(fields))
 
 
 class Replica:
@@ -66,24 +57,9 @@ class Replica:
         self._service = Service(Models(folder, config=config, **models), policy=policy)
         await self._service.__aenter__()
 
-    async def rank(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The best k, with arrays; raises what `Service.rank` raises."""
-        return await self._called("rank", fields)
-
-    async def score(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Logits of candidates."""
-        return await self._called("score", fields)
-
-    async def prepare(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Computes the state of a user who is coming."""
-        return await self._called("prepare", fields)
-
-    async def _called(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the answer, with arrays; raises what the service raises."""
         return await self._service.fields(method, parse(fields, self._service.policy.limits))
-
-    async def metrics(self) -> dict[str, dict[str, Any]]:
-        """The engine's figures by version."""
-        return {served.version: served.engine.metrics() for served in self._service.models.held}
 
     async def check_health(self) -> None:
         """What Ray asks: raises where the service should get no traffic, so that the replica is replaced."""

@@ -7,10 +7,10 @@ On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,42 +18,30 @@ from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import expect, needs_extra
 
 
-@dataclasses.dataclass(kw_only=True)
 class Worker:
-    """This worker of a job.
+    """This worker of a job: `rank` of `count`, and the `checkpoints` of the run, None without a folder."""
 
-    Attributes:
-      rank: rank of this worker; that of its process.
-      count: workers.
-      checkpoints: checkpoints of the run, where the job has a folder.
-    """
-
-    rank: int
-    count: int
-    checkpoints: Checkpoints | None = None
-    _reported: int | None = None
+    def __init__(self, train: Any, checkpoints: Checkpoints | None):
+        self._train, self.checkpoints = train, checkpoints
+        self.rank, self.count = train.get_context().get_world_rank(), train.get_context().get_world_size()
+        self._reported: int | None = None
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Reports the figures of a log entry, and the newest checkpoint where it is new to Ray.
 
-        For `train.loop(on_log=worker.report)`.
-
-        Every worker must make this call, as `ray.train.report` waits for all.
+        For `train.loop(on_log=worker.report)`. Every worker must make this call, as `ray.train.report` waits for all.
         """
-        with needs_extra("Ray Train needs Ray", "ray"):
-            from ray import train  # pyright: ignore[reportMissingImports]
-
         checkpoint = None
         if self.checkpoints is not None and (latest := self.checkpoints.latest) != self._reported:
             self._reported = latest
             if self.rank == 0:
-                checkpoint = train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
-        stays = train.CheckpointUploadMode.NO_UPLOAD  # where all workers have written it
-        train.report({**values, "step": step}, checkpoint=checkpoint, checkpoint_upload_mode=stays)
+                checkpoint = self._train.Checkpoint.from_directory(self.checkpoints.directory / str(latest))
+        stays = self._train.CheckpointUploadMode.NO_UPLOAD  # where all workers have written it
+        self._train.report({**values, "step": step}, checkpoint=checkpoint, checkpoint_upload_mode=stays)
 
 
 @contextlib.contextmanager
-def joined(folder: str | Path | None = None, **options: object) -> Iterator[Worker]:
+def joined(folder: str | Path | None = None, **options: Any) -> Iterator[Worker]:
     """Joins the workers of a trainer into one job; for `train_loop_per_worker`, before anything else uses a device.
 
     At the end of the block the last checkpoint is reported, so that `Result.checkpoint` names it. A worker that dies ends the
@@ -70,35 +58,26 @@ def joined(folder: str | Path | None = None, **options: object) -> Iterator[Work
     fits = folder is None or Path(folder).is_absolute()
     expect(fits, "joined folder", "an absolute path, as workers change directory", folder)
     with needs_extra("Ray Train needs Ray", "ray"):
+        import ray  # pyright: ignore[reportMissingImports]
         from ray import train  # pyright: ignore[reportMissingImports]
         from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]
 
-    context = train.get_context()
-    rank, count = context.get_world_rank(), context.get_world_size()
-    started = False
-    if count > 1 and not jax.distributed.is_initialized():
-        address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
-        jax.distributed.initialize(address, count, rank)
-        started = True
+    worker = Worker(train, None)
+    rank, count = worker.rank, worker.count
+    if start := count > 1 and not jax.distributed.is_initialized():
+        with socket.socket() as free:
+            free.bind(("", 0))
+            address = f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        jax.distributed.initialize(broadcast_from_rank_zero(address if rank == 0 else None), count, rank)
     if (jax.process_count(), jax.process_index()) != (count, rank):
         got = f"process {jax.process_index()} of {jax.process_count()}"
         raise RuntimeError(f"worker {rank} of {count}: expected to be that process of jax.distributed, got {got}")
-    worker = Worker(rank=rank, count=count)
     if folder is None:
         yield worker
     else:
-        with Checkpoints(folder, **options) as worker.checkpoints:  # type: ignore[arg-type]  waits for what is being saved
+        with Checkpoints(folder, **options) as worker.checkpoints:  # waits for what is being saved
             yield worker
-    if worker.checkpoints is not None and (latest := worker.checkpoints.latest) is not None and latest != worker._reported:
-        worker.report(latest, {})
-    if started:
+        if (latest := worker.checkpoints.latest) is not None and latest != worker._reported:
+            worker.report(latest, {})
+    if start:
         jax.distributed.shutdown()
-
-
-def _free_address() -> str:
-    with needs_extra("Ray Train needs Ray", "ray"):
-        import ray  # pyright: ignore[reportMissingImports]
-
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"

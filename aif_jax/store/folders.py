@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import jaxlib
+
 WORK = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial")  # as `tempfile.mkdtemp` names work folders
 METADATA_FILE = "_CHECKPOINT_METADATA"  # a folder that holds one is a checkpoint or a snapshot; Orbax writes it last
+DAYS = 14  # compiled programs that no run used for so long are removed
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a `Path` of a URL has lost the other
 
 
@@ -183,3 +190,33 @@ def _clean(leftover: Path) -> None:
         return  # its process still runs, or the file system has no locks
     finally:
         os.close(descriptor)
+
+
+def compiled_folder(name: str = "aif_jax") -> Path:
+    """The folder of compiled programs for this JAX on this machine, in the folder `name` of the user's cache directory.
+
+    Removes programs that no run used for DAYS, also those of other versions. Raises OSError if it cannot be written.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name
+    features = hashlib.sha256(cpu_features().encode()).hexdigest()[:8]
+    folder = cache / f"jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{features}"  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in cache.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another run was faster
+                unused = time.time() - max(path.stat().st_atime, path.stat().st_mtime) > DAYS * 86_400
+                if unused and path.is_file():
+                    path.unlink()
+    except OSError as error:
+        got = f"{folder} ({error}). Name another: JAX_COMPILATION_CACHE_DIR=FOLDER"
+        raise OSError(f"compiled programs: expected a folder that can be written, got {got}") from error
+    return folder
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What a compiled program may rely on: the processor's features, or its name where the system lists no features."""
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line.partition(":")[2].strip()
+    return platform.processor()

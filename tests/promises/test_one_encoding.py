@@ -14,7 +14,6 @@ from aif_jax import export, train
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.engines import ItemJob
 from aif_jax.index import ItemIndex
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 
@@ -118,7 +117,6 @@ DOORS = {
     "fit_tables": lambda run, model, other, at: aif.fit_tables(run.config, other.catalogue),
     "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", epochs=1, batch_size=32, **QUIET),
     "Pipeline": lambda run, model, other, at: pipeline(model, other),
-    "ItemJob": lambda run, model, other, at: ItemJob(aif.Trained(run.model, run.params, other.encoder)),
     "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),
     "checkpoint.save": lambda run, model, other, at: aif.checkpoint.save(
         at / "out", aif.Trained(run.model, run.params, other.encoder)
