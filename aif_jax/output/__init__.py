@@ -1,4 +1,4 @@
-"""Progress on stderr for people and for logs: one bar at a time on a terminal, a plain line every few seconds elsewhere.
+"""Progress on stderr for people and for logs: bars on a terminal, a plain line every few seconds elsewhere.
 
 The only module that draws. Standard output stays free for results, such as those of `--json`.
 """
@@ -6,9 +6,9 @@ The only module that draws. Standard output stays free for results, such as thos
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
-import weakref
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TextIO, TypeVar
@@ -19,12 +19,10 @@ EVERY = 5.0
 """Seconds between two lines where there is no terminal; what ends earlier prints none."""
 DELAY = 0.5
 """Seconds before a bar is drawn."""
-COLUMNS = 80  # of a terminal that tells no size
 SCALED = 100_000  # a bar of so many shows thousands as k
 T = TypeVar("T")
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _clock = time.monotonic
-_open: list[weakref.ref[_Drawn]] = []  # bars on terminals, the outermost first
 _told: dict[int, float] = {}  # when a line was last written, by the id of its file
 
 
@@ -60,9 +58,8 @@ def track(values: Iterable[T], *, total: int | None = None, **options: Any) -> I
 class Bar:
     """A counter that shows itself: a bar on a terminal, `EVERY` seconds a line on any other file, nothing without `show`.
 
-    On a terminal the innermost open bar alone is drawn, and is cleared when it closes; the outermost bar stays with its last
-    count. A line has count, share, rate and, from the second on, time left, and no control character. `close` adds a last line
-    if there was one.
+    On a terminal bars within others are cleared when they close; the outermost stays with its last count. A line has count,
+    share, rate and, from the second on, time left, and no control character. `close` adds a last line if there was one.
 
     Args:
       total: how many there are; None where nobody knows.
@@ -83,11 +80,11 @@ class Bar:
         self._began = self._since = _clock()
         self._counted = 0  # at the last line
         self._lines = 0
-        self._bar: _Drawn | None = None
+        self._bar: tqdm | None = None
         if self._show and _is_terminal(self._file):
-            leave = leave and not _bars()
-            self._bar = _Drawn(total=total, desc=label, unit=f" {unit}", leave=leave, file=self._file)
-            _open.append(weakref.ref(self._bar))
+            size: dict[str, Any] = {"ncols": shutil.get_terminal_size().columns, "unit_scale": (total or 0) >= SCALED}
+            stays = None if leave else False  # None: the outermost does
+            self._bar = tqdm(total=total, desc=label, unit=f" {unit}", leave=stays, file=self._file, delay=DELAY, **size)
 
     def __enter__(self) -> Bar:
         return self
@@ -113,9 +110,6 @@ class Bar:
         """Ends the bar; a second call does nothing."""
         if self._bar is not None:
             self._bar.close()
-            _open[:] = [each for each in _open if each() not in (None, self._bar)]
-            if bars := _bars():
-                bars[-1].refresh()
         elif self._show and self._lines:
             self._print(f"{self._count()} in {tqdm.format_interval(_clock() - self._began)}")
         self._bar, self._show = None, False
@@ -139,38 +133,6 @@ class Bar:
     def _print(self, line: str) -> None:
         print(line, file=self._file, flush=True)
         _told[id(self._file)] = _clock()
-
-
-class _Drawn(tqdm):
-    """A bar in the one place of the terminal, drawn while no later one is open."""
-
-    def __init__(self, **options: Any):
-        self._outer = _bars()
-        many = (options["total"] or 0) >= SCALED
-        super().__init__(position=0, delay=DELAY, dynamic_ncols=True, unit_scale=many, **options)
-        if self.ncols is not None and self.ncols < 1:  # no size, as of `script` in a job: tqdm draws nothing there
-            self.dynamic_ncols, self.ncols, self.nrows = False, COLUMNS, None
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Draws, unless a later bar is open; clears the bars before it first."""
-        bars = _bars()
-        if self in bars and self is not bars[-1]:
-            return None
-        for bar in self._outer:
-            bar.clear(nolock=True)
-        self._outer = []
-        return super().display(msg, pos)
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:  # tqdm's bars are equal by position
-        return self is other
-
-
-def _bars() -> list[_Drawn]:
-    """The bars that are open on terminals; one that nobody holds any more is closed."""
-    return [bar for each in _open if (bar := each()) is not None and not bar.disable]
 
 
 def _is_terminal(file: Any) -> bool:
