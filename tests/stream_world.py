@@ -17,7 +17,7 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 import aif_jax as aif
 from aif_jax.connectors import Follower, KafkaStream
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 
 T = 1_600_000_000
 NAMES = [f"i{n}" for n in range(12)]

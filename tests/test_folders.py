@@ -14,8 +14,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
+from aif_jax.index import snapshots
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
-from aif_jax.store.snapshots import SnapshotWriter, snapshots
 from tests.killed import Life, killed_at
 from tests.writer_world import TRAINED, build
 
@@ -211,7 +211,7 @@ DOORS = {
     "ItemIndex.load": lambda url: aif.ItemIndex.load(url, TRAINED),
     "index.inspect": aif.index.inspect,
     "index.verify": aif.index.verify,
-    "SnapshotWriter": lambda url: SnapshotWriter(url, None),
+    "IndexWriter": lambda url: aif.IndexWriter(url, build()),
     "JsonLines": aif.train.JsonLines,
     "export.load": export.load,
     "export.verify": export.verify,

@@ -24,6 +24,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.connectors.snapshot_store import SnapshotError
 from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
+from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
 from aif_jax.refreshing import (
     GateConfig,
@@ -39,7 +40,6 @@ from aif_jax.refreshing import (
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.run import JSON, MARKDOWN, training_record
 from aif_jax.scores import with_calibration
-from aif_jax.store.snapshots import Lease, WriterConflict
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
@@ -144,7 +144,7 @@ def corrected(run, tmp_path_factory) -> Path:
             pa.csv.write_csv(pa.table(table), folder / f"{name}{days}.csv")
     words = ["--run", str(run.folder), "--events", str(folder / "events4.csv"), "--items", str(folder / "items4.csv")]
     assert cli.main(["add", "svd", "popularity", *words, "--out", str(folder / "corrected"), "--quiet"]) == 0
-    words = ["--checkpoint", str(folder / "corrected"), "--platforms", "cpu", "--no-stablehlo"]
+    words = ["--checkpoint", str(folder / "corrected"), "--platforms", "cpu"]
     assert cli.main(["export", *words, "--out", str(folder / "EXPORT")]) == 0
     return folder
 

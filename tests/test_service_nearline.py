@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index.writer import snapshots
 from aif_jax.service.core import Policy
 from aif_jax.service.models import newer, newest
-from aif_jax.store.snapshots import snapshots
 from tests.client import ServiceError
 from tests.service_world import ANN, IDS, exports, running, until
 

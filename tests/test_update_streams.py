@@ -32,7 +32,7 @@ from aif_jax.connectors import (
 )
 from aif_jax.connectors.streams import Message
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 from tests import demo, servers
 from tests.beside import meanwhile
 from tests.conftest import child_environment

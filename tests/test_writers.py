@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch
 from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
+from aif_jax.index import writer as writer_files
 from aif_jax.store import sealed
-from aif_jax.store import snapshots as snapshot_files
 from tests.demo import same
 from tests.writer_world import MODEL, PARAMS, TRAINED, Items, build
 
@@ -34,16 +35,16 @@ def test_snapshots_by_count_and_the_last_three_are_kept(world):
         assert world.positions() == [8, 12, 16] and stream.saved_positions == {0: 16}
         assert not world.apply(stream, 18) and not world.apply(stream, 3) and stream.positions == {0: 18}
     assert world.positions() == [12, 16, 18] == sorted(world.positions())
-    assert world.holds(stream.table, {0: 18}) and stream.saved_positions == {0: 18}
+    assert world.holds(stream.index, {0: 18}) and stream.saved_positions == {0: 18}
     with world.resume() as again:
-        assert again.positions == again.saved_positions == {0: 18} and world.holds(again.table, {0: 18})
+        assert again.positions == again.saved_positions == {0: 18} and world.holds(again.index, {0: 18})
         assert not world.apply(again, 18)
     assert world.positions() == [12, 16, 18], "nothing new, nothing saved"
     with pytest.raises(FileExistsError, match="holds 3 snapshots already; use IndexWriter.resume"):
         world.start()
-    with world.resume(background=True) as third:
+    with world.resume() as third:
         world.apply(third, 19)
-    assert world.positions() == [16, 18, 19] and world.holds(third.table, {0: 19})
+    assert world.positions() == [16, 18, 19] and world.holds(third.index, {0: 19})
 
 
 def test_a_writer_that_was_only_made_writes_nothing(world):
@@ -53,7 +54,7 @@ def test_a_writer_that_was_only_made_writes_nothing(world):
 
 def test_positions_rise_within_a_partition_and_may_have_gaps(world):
     stream = world.start(positions={2: 7}, every_updates=None)
-    assert stream.skip(position=0) and not world.apply(stream, 1, position=0), "offsets may begin at 0"
+    assert stream.delete([], position=0) and not world.apply(stream, 1, position=0), "offsets may begin at 0"
     assert world.apply(stream, 1, position=1_000_000) and not world.apply(stream, 2, position=999_999)
     assert world.apply(stream, 1, position=np.int64(3), partition=1)
     assert not world.apply(stream, 1, position=7, partition=2)
@@ -77,14 +78,14 @@ def test_what_is_no_position_is_refused(world, wrong, tmp_path):
         lambda: world.apply(stream, 1, position=wrong),
         lambda: IndexWriter(tmp_path / "n", build(), positions={0: wrong}),
         lambda: IndexWriter.start(tmp_path / "n", build(), positions={0: wrong}),
-        lambda: stream.table.save(tmp_path / "n", positions={0: wrong}),
+        lambda: stream.index.save(tmp_path / "n", positions={0: wrong}),
     ):
         with pytest.raises(error, match=re.escape(f"position: {words}")):
             door()
     partition = f"{PARTITION}{wrong}" if ranged else words
     with pytest.raises(error, match=re.escape(f"partition: {partition}")):
         world.apply(stream, 1, partition=wrong)
-    assert world.holds(stream.table, {}) and stream.positions == {} and not (tmp_path / "n").exists()
+    assert world.holds(stream.index, {}) and stream.positions == {} and not (tmp_path / "n").exists()
     stream.close()
 
 
@@ -99,7 +100,7 @@ def test_an_update_that_does_not_fit_changes_nothing(world):
     stream = world.start()
     with pytest.raises(ValueError, match="features: expected 1 items like ids, got 2"):
         world.misfit(stream)
-    assert world.holds(stream.table, {}) and stream.positions == {} and world.apply(stream, 1)
+    assert world.holds(stream.index, {}) and stream.positions == {} and world.apply(stream, 1)
     stream.close()
 
 
@@ -111,15 +112,6 @@ def test_snapshots_by_time(world):
         world.apply(stream, number)
     assert world.positions() == [0, 3, 5]
     stream.close()
-
-
-def test_snapshots_written_in_the_background_hold_their_own_moment(world):
-    with world.start(every_updates=5, background=True) as stream:
-        for number in range(1, 18):
-            world.apply(stream, number)
-    assert world.positions() == [10, 15, 17]
-    for folder, count in zip(snapshots(world.directory), (10, 15, 17), strict=True):
-        assert world.holds(aif.ItemIndex.load(folder, TRAINED), {0: count})
 
 
 class Disk:
@@ -140,22 +132,20 @@ class Disk:
         self.write(*arguments, **options)
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch, background):
+def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch):
     disk = Disk(monkeypatch)
-    stream = world.start(every_updates=2, background=background)
+    stream = world.start(every_updates=2)
     world.apply(stream, 1)
     disk.full = True
     with pytest.raises(OSError, match="No space left"):
         world.apply(stream, 2)
-        stream.wait()  # in the background it fails there
-    assert stream.positions == {0: 2} and stream.saved_positions == {} and world.holds(stream.table, {0: 2})
+    assert stream.positions == {0: 2} and stream.saved_positions == {} and world.holds(stream.index, {0: 2})
     assert not world.apply(stream, 2), "the update is in, its snapshot is not"
     with pytest.raises(OSError, match="No space left"):
         stream.close()
     assert stream.saved_positions == {} and world.positions() == [0]
     disk.full = False
-    with world.resume(every_updates=2, background=background) as again:
+    with world.resume(every_updates=2) as again:
         assert again.positions == {}
         disk.full = True
         world.apply(again, 1)
@@ -165,25 +155,9 @@ def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch, bac
     assert again.saved_positions == {0: 2} == again.positions and world.positions() == [0, 2], "close tried again"
 
 
-def test_a_position_is_saved_when_it_is_durable_no_sooner(world, monkeypatch):
-    """And an update that comes before a snapshot is written in the background is not in it."""
-    go, save = threading.Event(), aif.ItemIndex.save
-    stream = world.start(every_updates=1, background=True)
-    monkeypatch.setattr(aif.ItemIndex, "save", lambda *table, **options: go.wait(60) and save(*table, **options))
-    world.apply(stream, 1)
-    stream._every_updates = None
-    world.apply(stream, 2)
-    assert stream.positions == {0: 2} and stream.saved_positions == {} and world.positions() == [0]
-    go.set()
-    stream.wait()
-    assert stream.saved_positions == {0: 1} and world.positions() == [0, 1]
-    assert world.holds(aif.ItemIndex.load(snapshots(world.directory)[-1], TRAINED), {0: 1})
-    stream.close()
-
-
 def test_a_failed_removal_is_tried_again_and_stops_no_save(world, monkeypatch, caplog):
     stream = world.start(every_updates=1, keep=2)
-    remove, failures = snapshot_files.remove_folder, [2]
+    remove, failures = writer_files.remove_folder, [2]
 
     def fragile(path):
         if failures[0]:
@@ -191,7 +165,7 @@ def test_a_failed_removal_is_tried_again_and_stops_no_save(world, monkeypatch, c
             raise PermissionError(errno.EACCES, "busy", str(path))
         remove(path)
 
-    monkeypatch.setattr(snapshot_files, "remove_folder", fragile)
+    monkeypatch.setattr(writer_files, "remove_folder", fragile)
     for number, there in enumerate(([0, 1], [0, 1, 2], [0, 1, 2, 3], [3, 4]), 1):
         world.apply(stream, number)
         assert world.positions() == there and stream.saved_positions == {0: number}
@@ -260,17 +234,18 @@ def test_a_writer_that_was_taken_over_saves_nothing_more(world):
 
 def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners(world, monkeypatch):
     disk = Disk(monkeypatch)
-    old = world.start(every_updates=2, background=True)
+    old = world.start(every_updates=2)
     disk.go.clear()
     disk.reached.clear()
     world.apply(old, 1)
-    world.apply(old, 2)  # its save hangs
-    disk.reached.wait()
-    new = world.resume(takeover=True, every_updates=1)
-    assert new.positions == {}
-    disk.go.set()
-    with pytest.raises(WriterConflict, match="took over"):
-        old.wait()
+    with ThreadPoolExecutor(1) as thread:
+        saving = thread.submit(world.apply, old, 2)  # its save hangs
+        disk.reached.wait()
+        new = world.resume(takeover=True, every_updates=1)
+        assert new.positions == {} and old.positions == {0: 2} and old.saved_positions == {}, "no sooner than it is on disk"
+        disk.go.set()
+        with pytest.raises(WriterConflict, match="took over"):
+            saving.result()
     assert old.saved_positions == {}
     world.apply(new, 1)
     assert world.positions() == [0, 2, 1]

@@ -13,7 +13,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
 CONFIG = aif.Config(schema=SCHEMA, width=8)

@@ -20,6 +20,7 @@ from aif_jax.connectors.kafka import FORM, open_stream
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index.writer import snapshots
 from aif_jax.output import Bar
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
@@ -28,7 +29,6 @@ from aif_jax.service.process import Listening, ServiceSettings, log_to_stderr, s
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
-from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 
 SERVING = [field.name for field in dataclasses.fields(ServingConfig)]

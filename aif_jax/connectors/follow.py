@@ -14,7 +14,7 @@ from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.connectors.streams import Change, Message, StreamError, UpdateStream, decode, joined
 from aif_jax.index import IndexWriter
 from aif_jax.index.ids import raw_keys
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
 """What a message raises that can never be applied; anything else stops the follower."""

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from aif_jax.checks import expect, needs_extra
 from aif_jax.connectors.streams import Message, StreamError, UpdateStream
+from aif_jax.index.item_index import positions_by_partition
 from aif_jax.store.folders import redacted
-from aif_jax.store.snapshots import positions_by_partition
 
 SECONDS = 30.0  # for what the broker is asked at the start
 REFRESH = 30.0  # seconds between two looks for new partitions

@@ -12,8 +12,8 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.raw import column_of
+from aif_jax.index.item_index import positions_by_partition
 from aif_jax.readers.sources import pyarrow
-from aif_jax.store.snapshots import positions_by_partition
 
 
 class StreamError(RuntimeError):

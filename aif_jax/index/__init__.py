@@ -2,9 +2,9 @@
 
 from aif_jax.index.build import capacity_for
 from aif_jax.index.ids import string_ids
-from aif_jax.index.item_index import IndexWriter, ItemIndex, Manifest, inspect, verify
+from aif_jax.index.item_index import ItemIndex, Manifest, inspect, verify
+from aif_jax.index.writer import IndexWriter, WriterConflict, snapshots
 from aif_jax.store.codec import STORAGES, Storage
-from aif_jax.store.snapshots import WriterConflict, snapshots
 
 __all__ = [
     "ItemIndex", "IndexWriter", "WriterConflict", "snapshots", "capacity_for", "string_ids",

@@ -5,9 +5,13 @@ Snapshots of one index share their memory, see `store.py`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import operator
+import reprlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,22 +21,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import expect_array, expect_names
+from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_names
+from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import Kind
+from aif_jax.export.consume.files import memory
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import rows_of, stored_by
 from aif_jax.index.store import ItemProgram, Store
-from aif_jax.store import snapshots
-from aif_jax.store.codec import Packed, Storage, decode, unpack
-from aif_jax.store.snapshots import SnapshotWriter
+from aif_jax.store import sealed
+from aif_jax.store.codec import STORAGES, Packed, Storage, decode, unpack
+from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
-from aif_jax.trees import leaves_by_path, take
+from aif_jax.trees import differences, leaves_by_path, listed, take
 from aif_jax.types import ItemFeatures
+
+FORMAT = "aif_jax.index/3"
+REBUILD = "build the index again: ItemIndex.build, run.index or aif-jax index build"
+LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest(snapshots.Manifest):
+class Manifest:
     """The manifest of an index on disk, without its arrays.
 
     Attributes:
@@ -49,21 +59,60 @@ class Manifest(snapshots.Manifest):
       nbytes: bytes of the arrays: of the rows, as on the device, and of the ids.
     """
 
-    NOUN = "index"
-    FORMAT = "aif_jax.index/3"
-    REBUILD = "build the index again: ItemIndex.build, run.index or aif-jax index build"
-
     items: int
     ids: Kind | None
+    version: str
+    config: Config
+    encoding: str
+    storage: Storage
+    batch_size: int
+    positions: dict[int, int]
+    library: str
+    leaves: dict[str, str]
+    nbytes: int
 
     def fits(self, arrays: Mapping[str, Any]) -> bool:
-        """As `snapshots.Manifest.fits`: every array has a row for each item."""
-        good = self.ids in (None, "integers", "strings") and type(self.items) is int
+        """Whether every array, given by path with dtype and shape, has a row for each item, and a batch fits in memory."""
+        good = self.storage in STORAGES and type(self.batch_size) is int and self.batch_size >= 1
+        good = good and all(isinstance(text, str) for text in (self.version, self.encoding))
+        good = good and self.ids in (None, "integers", "strings") and type(self.items) is int
         good = good and {name.partition("/")[0] for name in arrays} == {"ids", "rows"}
-        return good and all(leaf["shape"][:1] == [self.items] for leaf in arrays.values()) and self.fits_memory(self.items)
+        good = good and all(leaf["shape"][:1] == [self.items] for leaf in arrays.values())
+        row = max(1, self.nbytes // max(1, self.items))
+        return good and self.batch_size * row <= memory()  # a batch is filled up with zeros
+
+    def check_model(self, path: str | Path, trained: Trained) -> None:
+        """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
+        if self.config != trained.config:
+            lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
+            raise ValueError(f"{path}: expected config and schema of the model, got others; {REBUILD}:\n{listed(lines)}")
+        check_encoding(f"index in {path}", expected=trained.encoding, got=self.encoding)
+        if self.version != trained.version:
+            raise VersionMismatch(f"index in {path}", expected=trained.version, got=self.version)
 
 
-inspect = Manifest.inspect
+def inspect(path: str | Path) -> Manifest:
+    """Reads the manifest of a snapshot.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      CheckpointError: torn, altered, no index, or written by another version.
+    """
+    record = sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
+    try:
+        manifest = Manifest(
+            **{field.name: record[field.name] for field in dataclasses.fields(Manifest) if field.name in record} | {
+                "config": Config.from_json(record["config"]),
+                "positions": positions_by_partition({int(name): at for name, at in record["positions"].items()}),
+                "library": record["aif_jax"],
+                "leaves": {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in record["arrays"].items()},
+                "nbytes": sealed.nbytes(record),
+            }
+        )  # fmt: skip
+        expect(manifest.fits(record["arrays"]), "fields", f"those of {FORMAT}", reprlib.repr(record))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {REBUILD}") from error
+    return manifest
 
 
 def verify(path: str | Path) -> Manifest:
@@ -73,8 +122,12 @@ def verify(path: str | Path) -> Manifest:
       FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
     """
     manifest = inspect(path)
-    Manifest.read(path)
+    _read(path)
     return manifest
+
+
+def _read(path: str | Path, like: Any = None) -> Any:
+    return sealed.read(path, format=FORMAT, like=like, rebuild=REBUILD)
 
 
 def _id_arrays(keys: Keys) -> dict[str, np.ndarray]:
@@ -184,7 +237,7 @@ class ItemIndex:
         columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)
         mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
         keys = _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark))
-        trees = Manifest.read(path, {"ids": keys, "rows": columns})
+        trees = _read(path, {"ids": keys, "rows": columns})
         store = Store(program, capacity=capacity_for(count, mesh, capacity))
         store.write(program.packed, trees["rows"], store.rows.take(count))
         return cls(store, store.assign(Keys(trees["ids"]["ids"], trees["ids"].get("marks")), manifest.ids))
@@ -243,9 +296,11 @@ class ItemIndex:
         """
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
         record |= {"storage": self.storage, "batch_size": self._program.batch_size}
+        record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
+        record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
         trees = {"ids": _id_arrays(keys), "rows": self._on_host(_columns, rows)}
-        Manifest.write(path, trees, record, self.trained.config, positions)
+        sealed.write(path, trees, record, format=FORMAT)
 
     def __len__(self) -> int:
         """Items in this snapshot."""
@@ -426,87 +481,21 @@ def _decode_stored(stored: Packed) -> Any:
     return decode(stored, jnp.arange(len(stored.words)))
 
 
-class IndexWriter(SnapshotWriter):
-    """Applies updates in order, and saves a snapshot every so many updates or seconds.
+def integer(value: Any, name: str, *, most: int = LAST) -> int:
+    """A number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+            expect(0 <= number <= most, name, f"an integer from 0 to {most}", number)
+            return number
+    raise TypeError(f"{name}: expected an integer, got {value!r}")
 
-    `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
-    saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
-    Args:
-      options: `positions`, `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for `SnapshotWriter`.
+def partition_of(value: Any) -> int:
+    """A partition's number; raises as `integer`."""
+    return integer(value, "partition", most=LAST_PARTITION)
 
-    Raises:
-      ValueError, TypeError: a number out of range, positions that are no integers.
-    """
 
-    kind = ItemIndex
-
-    def __init__(self, directory: str | Path, index: ItemIndex, **options: Any):
-        super().__init__(directory, index, **options)
-        self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
-
-    @property
-    def index(self) -> ItemIndex:
-        """The latest snapshot."""
-        return self.table
-
-    def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
-        """Applies an update of some items; False where the position is not after the partition's last one: applied already.
-
-        Args:
-          ids, features: see `ItemIndex.upsert`.
-          position: in the stream; rises within a partition.
-
-        Raises:
-          TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
-          OSError, WriterConflict: a snapshot could not be saved, now or before in the background. The update is in all the
-            same; a later one tries again.
-        """
-        return self._change(lambda index: index.upsert(ids, features), position, partition)
-
-    def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
-        """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self._change(lambda index: index.delete(ids), position, partition)
-
-    def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
-        """Applies several changes of one partition, in order, as one: all of them are in, or none.
-
-        Args:
-          changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
-          position: in the stream, of the last of them.
-
-        Returns and raises as `upsert`.
-        """
-
-        def run(index: ItemIndex) -> ItemIndex:
-            for upserted, deleted in changes:
-                index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
-            return index
-
-        return self._change(run, position, partition)
-
-    def begin_push(self) -> None:
-        """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""
-        self._pushing = []
-
-    def finish_push(self, index: ItemIndex) -> ItemIndex:
-        """Applies the updates since `begin_push` to a new version, makes it the latest snapshot, saves and returns it.
-
-        Raises:
-          RuntimeError: no push was begun.
-        """
-        if self._pushing is None:
-            raise RuntimeError("finish_push: expected begin_push before it, got none; call begin_push first")
-        for change in self._pushing:
-            index = change(index)
-        self.table, self._pushing, self._changes = index, None, self._changes + 1
-        self.snapshot()
-        return index
-
-    def _change(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
-        def run() -> None:
-            self.table = change(self.table)
-            if self._pushing is not None:
-                self._pushing.append(change)
-
-        return self._apply(run, position, partition)
+def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
+    """Positions in a stream by partition, checked; {} of None. Raises as `integer`."""
+    return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}

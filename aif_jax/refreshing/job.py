@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from aif_jax.index.writer import Lease
 from aif_jax.store.folders import new_folder, remove_folder, remove_unfinished, write_file
-from aif_jax.store.snapshots import Lease
 from aif_jax.trees import differences
 
 SEAL = "step.json"

@@ -34,13 +34,13 @@ from aif_jax.connectors.features import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.export import ExportError, Restored, restore
 from aif_jax.index import ItemIndex
+from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.store.folders import new_file
 from aif_jax.store.sealed import MANIFEST, is_complete
-from aif_jax.store.snapshots import snapshots
 from aif_jax.store.trained import Trained
 
 CURRENT = "current"

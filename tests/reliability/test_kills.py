@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aif_jax.index import WriterConflict
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 from tests.killed import Life
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, SEED, generator
@@ -22,8 +22,8 @@ from tests.reliability.sizes import FULL, SEED, generator
 class Stream:
     """A stream that writers of one table apply one after the other, each from where the one before was killed."""
 
-    def __init__(self, folder: Path, *, updates: int, every: int = 3, background: bool = False):
-        self.folder, self.arguments = folder, (str(folder), updates, every, background)
+    def __init__(self, folder: Path, *, updates: int, every: int = 3):
+        self.folder, self.arguments = folder, (str(folder), updates, every)
         self.updates, self.table, self.log = updates, victims.items(folder), folder / "log"
         folder.mkdir(parents=True)
         self.log.touch()
@@ -99,7 +99,7 @@ def kill_writers(folder: Path, *, kills: int, seed: int = SEED) -> None:
     done = torn = before_start = number = 0
     while done < kills:
         number += 1
-        stream = Stream(folder / str(number), updates=80, background=bool(number % 2))
+        stream = Stream(folder / str(number), updates=80)
         while True:
             seen, life = stream.size(), stream.start()
             if done % 3 and done < kills:  # two thirds die at work, the others while they start
@@ -124,21 +124,20 @@ def kill_writers(folder: Path, *, kills: int, seed: int = SEED) -> None:
 
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("background", [False, True])
-def test_writers_killed_at_crash_points(tmp_path, background):
+def test_writers_killed_at_crash_points(tmp_path):
     """Dies before the nth change of a file, for n spread over a whole life: claim, saves, removals, recovery, close."""
     rng, started = generator("writer of index, crash points"), time.perf_counter()
-    whole = Stream(tmp_path / "whole", updates=6, background=background)
+    whole = Stream(tmp_path / "whole", updates=6)
     assert not whole.start().killed()
     whole.check_end()
     points = whole.lines()[-1]["done"]
     assert points > 40, "too few crash points to be all changes of files"
-    wanted = -(-FULL.writer_crash_points // 2)
+    wanted = FULL.writer_crash_points
     chosen = (rng.permutation(wanted) * points // wanted + 1).tolist()
     done = number = 0
     while chosen:
         number += 1
-        stream = Stream(tmp_path / str(number), updates=60, background=background)
+        stream = Stream(tmp_path / str(number), updates=60)
         while stream.start(chosen[-1] if chosen else None).killed():
             chosen.pop()
             done += 1
@@ -199,4 +198,4 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
     assert third.killed()
     with table.resume() as last:
         counts = {partition: victims.count(at) for partition, at in last.positions.items()}
-        assert counts[0] > saved and table.holds(last.table, counts)
+        assert counts[0] > saved and table.holds(last.index, counts)

@@ -15,7 +15,7 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
 from aif_jax import ItemIndex, train
-from aif_jax.store.snapshots import snapshots
+from aif_jax.index.writer import snapshots
 from tests.writer_world import Items
 
 PARTITIONS = 2
@@ -89,7 +89,7 @@ def _compiled_in(cache: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def write(folder: str, updates: int, every: int, background: bool, at: int | None) -> None:
+def write(folder: str, updates: int, every: int, at: int | None) -> None:
     """Applies `updates` updates of each partition, from wherever the stream is; a line of `log` for each start and update.
 
     Without a kill it ends with the line "done" and the number of crash points that it passed.
@@ -98,11 +98,10 @@ def write(folder: str, updates: int, every: int, background: bool, at: int | Non
     _compiled_in(str(root.parent / "compiled"))
     table = items(root)
     points = CrashPoints(table.directory, at)
-    options: dict[str, Any] = dict(every_updates=every, background=background)
-    stream = table.resume(**options) if snapshots(table.directory) else table.start(**options)
+    stream = table.resume(every_updates=every) if snapshots(table.directory) else table.start(every_updates=every)
 
     def good() -> bool:
-        return table.holds(stream.table, {partition: count(last) for partition, last in stream.positions.items()})
+        return table.holds(stream.index, {partition: count(last) for partition, last in stream.positions.items()})
 
     with open(root / "log", "a", buffering=1) as log:
         log.write(json.dumps({"start": stream.positions, "good": good()}) + "\n")

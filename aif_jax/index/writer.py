@@ -1,4 +1,4 @@
-"""Writers of ordered streams: they apply updates to a table and resume after being killed at any moment.
+"""`IndexWriter`: applies an ordered stream of updates to an index, and resumes after being killed at any moment.
 
 A snapshot on disk records a position for each partition: it holds every update up to there and none after it. After a kill
 `resume` reads the newest complete snapshot, and the caller replays each partition after its position; updates that it holds
@@ -11,32 +11,25 @@ says nothing (no locks, a takeover), the highest number owns the directory, and 
 
 from __future__ import annotations
 
-import abc
 import contextlib
-import dataclasses
 import fcntl
 import json
 import logging
-import operator
 import os
 import re
-import reprlib
 import socket
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
-from aif_jax.checks import VersionMismatch, check_encoding, expect
-from aif_jax.config import Config
-from aif_jax.export.consume.files import memory
+from aif_jax.checks import expect
+from aif_jax.index.item_index import ItemIndex, inspect, integer, partition_of, positions_by_partition
 from aif_jax.store import sealed
-from aif_jax.store.codec import STORAGES, Storage
 from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
-from aif_jax.trees import differences, listed
+from aif_jax.types import ItemFeatures
 
 CLAIM = re.compile(r"\.owner-(\d+)")
 
@@ -119,99 +112,21 @@ def _described(path: Path, number: int) -> str:
 
 
 SNAPSHOT = re.compile(r"(\d{6,})-(\d{10,})")
-LAST, LAST_PARTITION = 2**63 - 1, 2**31 - 1  # what int64 positions and int32 partitions hold, as Kafka's do
 logger = logging.getLogger(__name__)
-Writer = TypeVar("Writer", bound="SnapshotWriter")
-Made = TypeVar("Made", bound="Manifest")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest(abc.ABC):
-    """The manifest of a snapshot on disk, without its arrays; rows belong to one model. Fields: `index.Manifest`."""
+class IndexWriter:
+    """Applies updates in order, and saves a snapshot every so many updates or seconds.
 
-    version: str
-    config: Config
-    encoding: str
-    storage: Storage
-    batch_size: int
-    positions: dict[int, int]
-    library: str
-    leaves: dict[str, str]
-    nbytes: int
-
-    NOUN: ClassVar[str]
-    FORMAT: ClassVar[str]
-    REBUILD: ClassVar[str]
-    """What to do about a snapshot that cannot be read."""
-
-    @classmethod
-    def inspect(cls: type[Made], path: str | Path) -> Made:
-        """Reads the manifest of a snapshot.
-
-        Raises:
-          FileNotFoundError: nothing there.
-          CheckpointError: torn, altered, not of this kind, or written by another version.
-        """
-        record = sealed.inspect(path, format=cls.FORMAT, rebuild=cls.REBUILD)
-        try:
-            manifest = cls(
-                **{field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record} | {
-                    "config": Config.from_json(record["config"]),
-                    "positions": positions_by_partition({int(name): at for name, at in record["positions"].items()}),
-                    "library": record["aif_jax"],
-                    "leaves": {name: f"{leaf['dtype']}{leaf['shape']}" for name, leaf in record["arrays"].items()},
-                    "nbytes": sealed.nbytes(record),
-                }
-            )  # fmt: skip
-            good = manifest.storage in STORAGES and type(manifest.batch_size) is int and manifest.batch_size >= 1
-            good = good and all(isinstance(text, str) for text in (manifest.version, manifest.encoding))
-            expect(good and manifest.fits(record["arrays"]), "fields", f"those of {cls.FORMAT}", reprlib.repr(record))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {cls.REBUILD}") from error
-        return manifest
-
-    @abc.abstractmethod
-    def fits(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether the fields of a kind fit the arrays, given by path with dtype and shape."""
-
-    def fits_memory(self, rows: int) -> bool:
-        """Whether a batch of such rows fits in memory: it is filled up with zeros."""
-        return self.batch_size * max(1, self.nbytes // max(1, rows)) <= memory()
-
-    @classmethod
-    def write(
-        cls, path: str | Path, trees: Any, plain: Mapping[str, Any], config: Config, positions: Mapping[int, int] | None
-    ) -> None:
-        """Writes a snapshot into a new folder: its arrays, its fields that are plain JSON, config and positions."""
-        at = {str(partition): position for partition, position in sorted(positions_by_partition(positions).items())}
-        record = {**plain, "config": json.loads(json.dumps(config.to_json())), "positions": at}
-        sealed.write(path, trees, record, format=cls.FORMAT)
-
-    @classmethod
-    def read(cls, path: str | Path, like: Any = None) -> Any:
-        """The arrays of a snapshot, see `sealed.read`."""
-        return sealed.read(path, format=cls.FORMAT, like=like, rebuild=cls.REBUILD)
-
-    def check_model(self, path: str | Path, trained: Trained) -> None:
-        """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
-        if self.config != trained.config:
-            lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
-            raise ValueError(f"{path}: expected config and schema of the model, got others; {self.REBUILD}:\n{listed(lines)}")
-        check_encoding(f"{self.NOUN} in {path}", expected=trained.encoding, got=self.encoding)
-        if self.version != trained.version:
-            raise VersionMismatch(f"{self.NOUN} in {path}", expected=trained.version, got=self.version)
-
-
-class SnapshotWriter:
-    """What writers share: positions, snapshots in time, one owner. A subclass changes `table` in `_apply`.
+    `IndexWriter.start` takes a new directory, `IndexWriter.resume` one with snapshots; `close`, or the end of a `with` block,
+    saves what is left and releases the directory. One thread applies; `index`, the latest snapshot, may be read from any.
 
     Args:
-      table: to start from: has `save(path, positions=...)`, and its class `load(path, trained)` and `inspect(path)`.
-      positions: positions of the last update of each partition that is in the table.
+      index: to start from.
+      positions: positions of the last update of each partition that is in the index.
       every_updates: updates between two snapshots; None saves by time alone.
       every_seconds: between two snapshots, checked when an update arrives; None saves by count alone.
       keep: how many snapshots stay; at least 1.
-      background: saves in a thread while updates continue. A snapshot takes time that grows with the table.
 
     Raises:
       ValueError, TypeError: a number or a position out of range, positions that are no integers, a directory that is a URL.
@@ -220,55 +135,42 @@ class SnapshotWriter:
     def __init__(
         self,
         directory: str | Path,
-        table: Any,
+        index: ItemIndex,
         *,
         positions: Mapping[int, int] | None = None,
         every_updates: int | None = 1000,
         every_seconds: float | None = None,
         keep: int = 3,
-        background: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         for name, value in (("every_updates", every_updates), ("every_seconds", every_seconds), ("keep", keep)):
             expect(value is None or value > 0, name, "more than 0", value)
-        self.directory = local(directory)
-        self.table = table
+        self.directory, self.index = local(directory), index
         self._lease = Lease(self.directory)
         self._positions = positions_by_partition(positions)
         self._saved_positions: dict[int, int] = {}
-        self._every_updates, self._every_seconds, self._keep = every_updates, every_seconds, keep
-        self._background, self._clock = background, clock
+        self._every_updates, self._every_seconds, self._keep, self._clock = every_updates, every_seconds, keep, clock
         self._changes = 1  # what is not on disk counts as a change
         self._saved_changes = 0
         self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
-        self._saving: Future[None] | None = None
         self._snapshots = 0
-
-    def _frozen(self) -> Any:
-        """The table as it is now, with a `save(path, positions=...)` that may run in a thread while updates continue.
-
-        As it is, for tables that never change; a writer of one that does must copy it.
-        """
-        return self.table
-
-    kind: ClassVar[Any]
-    """Class of the table."""
+        self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
 
     @classmethod
-    def start(cls: type[Writer], directory: str | Path, table: Any, **options: Any) -> Writer:
+    def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
         """A writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
 
         Raises:
           FileExistsError: there are snapshots in `directory`.
           WriterConflict: another writer has the directory.
         """
-        writer = cls(directory, table, **options)
+        writer = cls(directory, index, **options)
         writer._lease.take()
         try:
             if there := snapshots(directory):
                 raise FileExistsError(f"{writer.directory}: holds {len(there)} snapshots already; use {cls.__name__}.resume")
             remove_unfinished(writer.directory)
-            writer._save(*writer._next_snapshot())
+            writer.snapshot()
         except BaseException:
             writer._lease.release()
             raise
@@ -276,15 +178,14 @@ class SnapshotWriter:
 
     @classmethod
     def resume(
-        cls: type[Writer], directory: str | Path, trained: Trained,
-        *, load: Mapping[str, Any] | None = None, takeover: bool = False, **options: Any,
-    ) -> Writer:  # fmt: skip
+        cls, directory: str | Path, trained: Trained, *, mesh: Any = None, takeover: bool = False, **options: Any
+    ) -> IndexWriter:
         """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
 
         Args:
-          load: further arguments of the table's `load`, such as the `mesh` of an index.
+          mesh: see `ItemIndex.load`.
           takeover: take the directory from a writer that is alive, for one that hangs; its next save raises WriterConflict.
-          options: `every_updates`, `every_seconds`, `keep`, `background`, `clock`, as for the class.
+          options: `every_updates`, `every_seconds`, `keep`, `clock`, as for the class.
 
         Raises:
           FileNotFoundError: no complete snapshot there.
@@ -299,8 +200,8 @@ class SnapshotWriter:
         lease.take(above=_number(there[-1])[0], takeover=takeover)
         try:
             there = snapshots(directory)  # again: the owner before may have saved one
-            table = cls.kind.load(there[-1], trained, **(load or {}))
-            writer = cls(directory, table, positions=cls.kind.inspect(there[-1]).positions, **options)
+            index = ItemIndex.load(there[-1], trained, mesh=mesh)
+            writer = cls(directory, index, positions=inspect(there[-1]).positions, **options)
         except BaseException as error:
             if isinstance(error, CheckpointError) and len(there) > 1:
                 error.add_note(f"Without that folder the writer would resume from {there[-2]}.")
@@ -313,7 +214,7 @@ class SnapshotWriter:
 
     @property
     def positions(self) -> dict[int, int]:
-        """Of the last update of each partition that is in the table."""
+        """Of the last update of each partition that is in the index."""
         return dict(self._positions)
 
     @property
@@ -321,9 +222,57 @@ class SnapshotWriter:
         """Of the last update of each partition that is on disk: only these may be committed to the stream."""
         return dict(self._saved_positions)
 
-    def skip(self, *, position: int, partition: int = 0) -> bool:
-        """Moves past a message that changes nothing; returns and raises as an update."""
-        return self._apply(lambda: None, position, partition)
+    def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
+        """Applies an update of some items; False where the position is not after the partition's last one: applied already.
+
+        Args:
+          ids, features: see `ItemIndex.upsert`.
+          position: in the stream; rises within a partition.
+
+        Raises:
+          TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
+          OSError, WriterConflict: a snapshot could not be saved. The update is in all the same; a later one tries again.
+        """
+        return self._apply(lambda index: index.upsert(ids, features), position, partition)
+
+    def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
+        """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
+        return self._apply(lambda index: index.delete(ids), position, partition)
+
+    def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
+        """Applies several changes of one partition, in order, as one: all of them are in, or none.
+
+        Args:
+          changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
+          position: in the stream, of the last of them.
+
+        Returns and raises as `upsert`.
+        """
+
+        def run(index: ItemIndex) -> ItemIndex:
+            for upserted, deleted in changes:
+                index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
+            return index
+
+        return self._apply(run, position, partition)
+
+    def begin_push(self) -> None:
+        """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""
+        self._pushing = []
+
+    def finish_push(self, index: ItemIndex) -> ItemIndex:
+        """Applies the updates since `begin_push` to a new version, makes it the latest snapshot, saves and returns it.
+
+        Raises:
+          RuntimeError: no push was begun.
+        """
+        if self._pushing is None:
+            raise RuntimeError("finish_push: expected begin_push before it, got none; call begin_push first")
+        for change in self._pushing:
+            index = change(index)
+        self.index, self._pushing, self._changes = index, None, self._changes + 1
+        self.snapshot()
+        return index
 
     def tick(self) -> None:
         """Saves a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
@@ -331,44 +280,37 @@ class SnapshotWriter:
             self.snapshot()
 
     def snapshot(self) -> None:
-        """Saves the table now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
-        self.wait()
-        task = self._next_snapshot()
-        if not self._background:
-            return self._save(*task)
-        thread = ThreadPoolExecutor(1, "snapshot-writer")
-        self._saving = thread.submit(self._save, *task)
-        thread.shutdown(wait=False)
-
-    def wait(self) -> None:
-        """Waits for the snapshot that is being saved, and raises what went wrong with it."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        """Saves the index now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
+        self._tried_changes, self._tried_at = self._changes, self._clock()
+        self._snapshots += 1
+        self._lease.check()
+        self.index.save(self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}", positions=self._positions)
+        self._lease.check()  # a snapshot that came too late sorts before those of the new owner
+        self._saved_positions, self._saved_changes = self.positions, self._changes
+        self._remove_old()
 
     def close(self) -> None:
-        """Saves what is not on disk yet, waits for it and releases the directory; may raise OSError, WriterConflict."""
+        """Saves what is not on disk yet and releases the directory; may raise OSError, WriterConflict."""
         try:
-            if self._saving is not None:
-                self._saving.exception()  # an update that this save lost is saved below, or raises there
-                self._saving = None
             if self._saved_changes < self._changes:
-                self._save(*self._next_snapshot())
+                self.snapshot()
         finally:
             self._lease.release()
 
-    def __enter__(self: Writer) -> Writer:
+    def __enter__(self) -> IndexWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _apply(self, change: Callable[[], None], position: int, partition: int) -> bool:
+    def _apply(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
         """Runs a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
         position, partition = integer(position, "position"), partition_of(partition)
         if partition in self._positions and position <= self._positions[partition]:
             return False
-        change()
+        self.index = change(self.index)
+        if self._pushing is not None:
+            self._pushing.append(change)
         self._positions[partition] = position
         self._changes += 1
         if self._due():
@@ -378,20 +320,6 @@ class SnapshotWriter:
     def _due(self) -> bool:
         by_count = self._every_updates is not None and self._changes - self._tried_changes >= self._every_updates
         return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
-
-    def _next_snapshot(self) -> tuple[Any, dict[int, int], int, Path]:
-        """What `_save` saves: the state now."""
-        self._tried_changes, self._tried_at = self._changes, self._clock()
-        self._snapshots += 1
-        path = self.directory / f"{self._lease.number:06d}-{self._snapshots:010d}"
-        return self._frozen(), self.positions, self._changes, path
-
-    def _save(self, table: Any, positions: dict[int, int], changes: int, path: Path) -> None:
-        self._lease.check()
-        table.save(path, positions=positions)
-        self._lease.check()  # a snapshot that came too late sorts before those of the new owner
-        self._saved_positions, self._saved_changes = positions, changes
-        self._remove_old()
 
     def _remove_old(self) -> None:
         """Removes what is beyond `keep`; where that fails, the next save tries again."""
@@ -407,26 +335,6 @@ def snapshots(directory: str | Path) -> list[Path]:
     """The complete snapshots in a writer's directory, oldest first."""
     folders = local(directory).glob("[0-9]*-[0-9]*")
     return sorted((folder for folder in folders if SNAPSHOT.fullmatch(folder.name) and sealed.is_complete(folder)), key=_number)
-
-
-def integer(value: Any, name: str, *, most: int = LAST) -> int:
-    """A number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            number = operator.index(value)
-            expect(0 <= number <= most, name, f"an integer from 0 to {most}", number)
-            return number
-    raise TypeError(f"{name}: expected an integer, got {value!r}")
-
-
-def partition_of(value: Any) -> int:
-    """A partition's number; raises as `integer`."""
-    return integer(value, "partition", most=LAST_PARTITION)
-
-
-def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
-    """Positions in a stream by partition, checked; {} of None. Raises as `integer`."""
-    return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}
 
 
 def _number(snapshot: Path) -> tuple[int, int]:
