@@ -27,7 +27,7 @@ import numpy as np
 import aif_jax as aif
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
-from aif_jax.blocks.tier_histogram import TierHistory, histogram, histogram_reference
+from aif_jax.blocks.simtier import TierHistory, histogram, histogram_reference
 from aif_jax.layers import attention
 from aif_jax.output import Bar
 from experiments import common, drawn

@@ -58,7 +58,7 @@ class World:
     def save(self, folder: Path, name: str, index: ItemIndex) -> None:
         """Exports a version with an index."""
         platforms = (jax.default_backend(),)
-        export.save(folder / name, index.trained, index, platforms=platforms, stablehlo=False)
+        export.save(folder / name, index.trained, index, platforms=platforms)
 
     def copy(self, folder: Path) -> Path:
         """A copy of the folder whose file `current` names the first version: what one replica follows."""

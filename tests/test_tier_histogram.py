@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks import signatures, tier_histogram
-from aif_jax.blocks.tier_histogram import TierHistory
+from aif_jax.blocks import signatures, simtier
+from aif_jax.blocks.simtier import TierHistory
 from tests.reference import simtier as reference
 
 
@@ -30,21 +30,21 @@ def expected(candidates, past, tiers, groups=1):
 
 def packed(candidates, past, *, tiers, groups=1):
     """The form for accelerators, which a CPU can run too; in several chunks."""
-    return tier_histogram._packed(
-        tier_histogram.by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
+    return simtier._packed(
+        simtier.by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
     )
 
 
 FORMS = [
     jax.jit(form, static_argnames=("tiers", "groups"))
-    for form in (tier_histogram.histogram, tier_histogram.histogram_reference, packed)
+    for form in (simtier.histogram, simtier.histogram_reference, packed)
 ]
 histogram = FORMS[0]
 
 
 def test_tiers_by_hand():
     """32 bits, 4 tiers of 8 bits: 32 and 24 equal bits are in the last, 23 and 16 in the third, 0 in the first."""
-    assert tier_histogram.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
+    assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
 
 
 def test_counts_by_hand():
@@ -151,4 +151,4 @@ def test_every_pair_is_compared_once(candidates, length):
         signature=jnp.zeros((length, 2), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
     )
     program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
-    assert program.count(" popcnt(") == 2 * tier_histogram.UNROLL
+    assert program.count(" popcnt(") == 2 * simtier.UNROLL
