@@ -110,7 +110,6 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     samples = samples_of(data, run.settings)
     assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
     assert samples.earlier >= 200 and samples.train < 600
-    assert "of them in 1 validations" in said and "% of the places of histories in a batch are padding" in said
     assert (
         "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; "
         "with them: run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said

@@ -111,16 +111,14 @@ def test_another_word_is_refused(data, model):
         fit(model, data, buckets="short", progress=False, **GIVEN)
 
 
-def test_the_advice_names_what_is_faster_or_smaller(data, model, small_world):
+def test_the_plan_names_steps_and_what_validation_costs(data, model, small_world):
     run = fit(model, data, buckets=(), progress=False, **GIVEN)
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
     source = run.settings.task.source(data, before=run.settings.first_validation)
     feed = Pipeline(dataset=data, positions=positions, candidates=source, config=run.config, batch_size=8)
     lines = list(fitting.plan(feed, run.settings, fitting.samples_of(data, run.settings)))
-    assert len(lines) == 3 and lines[-1].startswith("faster or smaller: buckets='auto' takes (")
+    assert len(lines) == 2 and lines[0].startswith("batches: ") and lines[1].startswith("validation: ")
     samples = fitting.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
     assert not any("is 1 for every model" in line for line in lines)
     small = dataclasses.replace(run.settings, k=90)
     assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in fitting.plan(feed, small, samples))
-    feed = Pipeline(dataset=data, positions=positions[:8], candidates=source, config=run.config, batch_size=8)
-    assert "requests=, evaluate_every=" in list(fitting.plan(feed, run.settings, samples))[-1]

@@ -2,7 +2,7 @@
 
 `aif.fit` is its face. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 
-Its log says in words the samples of each split and what was left out, where its time went, what is missing.
+Its log says in words the samples of each split and what was left out, and what is missing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from aif_jax.config import Config
 from aif_jax.data import pipeline
 from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
+from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import cuts_of_samples, request_starts
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.model import PreRanker, fit_tables
@@ -140,16 +139,13 @@ def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
 
 
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
-    """Lines of text before a run: steps, lengths and padding, what validation costs, what else would be faster or smaller."""
+    """Lines of text before a run: steps, lengths and padding, what validation costs."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
     histories = pipeline.history_lengths(feed.dataset, feed.positions, longest=longest)
-    places, most = pipeline.mean_places(histories, feed.lengths), int(np.quantile(histories, 0.99, method="higher"))
-    padded = f"{pipeline.padding(histories, feed.lengths):.0%} padding"
-    if feed.buckets:
-        padded += f" (one length: {pipeline.padding(histories, (longest,)):.0%})"
+    most, padded = int(np.quantile(histories, 0.99, method="higher")), pipeline.padding(histories, feed.lengths)
     yield (
         f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
-        f"{padded}; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
+        f"{padded:.0%} padding; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
     )
     every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
     times, items = -(-steps // every), len(feed.dataset.catalogue) - 1
@@ -159,59 +155,6 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
         yield f"validation: {evaluated}: {users:,} user parts; training: {steps * size:,} user parts"
     if items <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
-    advice = []
-    other = pipeline.choose_lengths(histories, longest=longest, batch_size=size, steps=steps)
-    if pipeline.mean_places(histories, (*other, longest)) < 0.8 * places:
-        advice.append(f"buckets='auto' takes {(*other, longest)}, {pipeline.padding(histories, (*other, longest)):.0%} padding")
-    if users > steps * size / 4:
-        advice.append(f"validation reads {users / (steps * size):.0%} as many users as training: requests=, evaluate_every=")
-    if (enough := max(pipeline.SHORTEST_LENGTH, 1 << max(most - 1, 1).bit_length())) <= longest // 2:
-        advice.append(f"Config.long_length={enough} holds 99 % of the histories whole, for smaller user states")
-    if jax.default_backend() != "cpu" and settings.compute_dtype == "float32":
-        advice.append("compute_dtype='bfloat16'")
-    if advice:
-        yield f"faster or smaller: {'; '.join(advice)}"
-
-
-@dataclasses.dataclass
-class Spent:
-    """Where the time and the places of the batches of a run went."""
-
-    began: float = dataclasses.field(default_factory=time.perf_counter)
-    evaluations: int = 0
-    evaluating: float = 0.0  # seconds
-    places: int = 0  # of histories
-    events: int = 0  # in them
-
-    def timed(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose time is counted."""
-
-        def measured(*args: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return evaluate(*args)
-            finally:
-                self.evaluations, self.evaluating = self.evaluations + 1, self.evaluating + time.perf_counter() - start
-
-        return measured
-
-    def counted(self, batches: Iterable[PrefetchedBatch]) -> Iterator[PrefetchedBatch]:
-        """The same batches, whose padding is counted."""
-        for fed in batches:
-            self.places, self.events = self.places + fed.places, self.events + fed.events
-            yield fed
-
-    def line(self) -> str:
-        """The line of text."""
-        seconds = time.perf_counter() - self.began
-        parts = [f"{seconds:.1f} s"]
-        if self.evaluations:
-            share = f"{self.evaluating / seconds:.0%} of them in {self.evaluations} validations"
-            parts.append(f"{share} (fit takes requests=, evaluate_every=, k=)")
-        if self.places:
-            share = f"{1 - self.events / self.places:.0%} of the places of histories in a batch are padding"
-            parts.append(f"{share} (fit takes buckets=)")
-        return "training: " + "; ".join(parts)
 
 
 def note(config: Config, task: Task, k: int | None) -> str:
@@ -463,16 +406,14 @@ def train(
             log.restore(number, checkpoints.figures)
         epoch, batch = feed.start(cursor)
         trained = epoch * feed.steps_per_epoch + batch
-        spent = Spent()
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
-                state, step, spent.counted(batches), total=len(feed) - trained, writers=(log, *writers),
+                state, step, batches, total=len(feed) - trained, writers=(log, *writers),
                 checkpoints=checkpoints, config=config, on_bad_batch=on_bad_batch, progress=progress,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
                 save_every=settings.evaluate_every or feed.steps_per_epoch, save_seconds=SAVE_SECONDS,
-                evaluate=validate and spent.timed(validate),
+                evaluate=validate,
             )  # fmt: skip
-        say(spent.line(), progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
         if processes.first():
