@@ -93,7 +93,7 @@ def exports(kind: str = "integers") -> Exports:
         built = ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)
         index[folder] = built
         digests[folder] = export.save(
-            root / folder, aif.Trained(model, params[folder], data.encoder), built, platforms=("cpu",), stablehlo=False
+            root / folder, aif.Trained(model, params[folder], data.encoder), built, platforms=("cpu",)
         )
     return Exports(root, model, params, index, digests, data.encoder, data.catalogue)
 

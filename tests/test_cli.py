@@ -182,7 +182,7 @@ def test_export_verify_rebuild(world, tmp_path, run):
     folder, model, params, encoder = world
     index = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False)
     index.save(tmp_path / "index")
-    words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu", "--no-stablehlo"]
+    words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu"]
     code, out, _ = run(*words, "--out", tmp_path / "exported")
     written = json.loads(out)
     assert code == 0 and written["version"] == index.version
@@ -286,7 +286,7 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     )
     assert code == 0 and "90 items" in out
     words = ["export", "--checkpoint", tmp_path / "run", "--index", tmp_path / "index", "--out", tmp_path / "exported"]
-    code, out, err = run(*words, "--platforms", "cpu", "--no-stablehlo")
+    code, out, err = run(*words, "--platforms", "cpu")
     assert code == 0, err
     assert json.loads(out)["version"] == aif.open(tmp_path / "run").version
     other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--quiet"]

@@ -33,7 +33,7 @@ from aif_jax.types import ItemRow, Params, UserState
 from tests import demo
 
 C = 100
-QUICK = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [128]})
+QUICK = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [128]})
 
 
 load, verify = export.load, export.verify
@@ -413,7 +413,7 @@ def test_sizes_are_bounded(made, copy):
     (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[7, 7]), "the module takes"),
     (lambda m: m["functions"]["user"]["params"].append("nothing"), "expected parameters"),
     (lambda m: m.update(axes={}), "expected name, shape and dtype"),
-    (lambda m: m["files"]["item.mlir"].update(bytes=-1), "expected bytes and sha256"),
+    (lambda m: m["files"]["item.jax_export"].update(bytes=-1), "expected bytes and sha256"),
     (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
 ])  # fmt: skip
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
@@ -685,26 +685,3 @@ def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(made, tmp
     with pytest.raises(export.ExportError):  # no functions: the folder does not verify
         export.save(tmp_path / "new", aif.Trained(model, params))
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
-
-
-# StableHLO
-
-
-def test_stablehlo_text_with_its_argument_list_gives_the_same_logits(made, loaded, scored):
-    from jax._src.lib import xla_client  # the text is for runtimes outside JAX; the nearest one here is its own compiler
-    from jax.extend import backend
-    from jaxlib import _jax
-
-    features, items, logits = scored
-    folder, spec = made[0], loaded.manifest["functions"]["interaction"]["stablehlo"]
-    count = spec["sizes"]["c"]
-    rows = {f"rows.{k}": v[np.arange(count) % C] for k, v in loaded.item(items).items()}
-    given = rows | {f"state.{k}": np.asarray(v) for k, v in loaded.user(features).items()}
-    params = consume.read_arrays((folder / "params.safetensors").read_bytes())
-    flat = [params[a["name"]] if a["kind"] == "params" else given[a["name"]] for a in spec["arguments"]]
-    client = backend.get_backend("cpu")
-    devices = _jax.DeviceList(tuple(jax.devices("cpu")[:1]))
-    executable = client.compile_and_load((folder / spec["file"]).read_text(), devices, xla_client.CompileOptions())
-    (got,) = executable.execute([jax.device_put(x, jax.devices("cpu")[0]) for x in flat])
-    assert spec["results"] == ["logits"]
-    np.testing.assert_allclose(np.asarray(got), logits[np.arange(count) % C], rtol=0, atol=1e-6)

@@ -119,7 +119,7 @@ def test_a_folder_is_enough(tmp_path, kind):
     model = aif.build(aif.presets.two_tower(world.data().schema, width=8, sequence=False, towers=(8,)))
     params = demo.init(model, items=world.data().catalogue)
     if kind == "export":
-        export.save(tmp_path / "model", aif.Trained(model, params, encoder), platforms=("cpu",), stablehlo=False)
+        export.save(tmp_path / "model", aif.Trained(model, params, encoder), platforms=("cpu",))
     else:
         checkpoint.save(tmp_path / "model", aif.Trained(model, params, encoder))
     job, trained = aif.engines.ItemJob(tmp_path / "model"), aif.Trained(model, params, encoder)

@@ -155,7 +155,7 @@ def test_orders_of_two_versions_are_one_compiled_function(tmp_path):
     moved = jax.tree.map(lambda leaf: leaf * 1.01 if leaf.dtype == np.float32 else leaf, params)
     orders, read = {"value": lambda p, bid: p["conversion|click"] * bid**2}, []
     for name, leaves in (("one", params), ("two", moved)):
-        export.save(tmp_path / name, aif.Trained(model, leaves), platforms=("cpu",), stablehlo=False, orders=orders)
+        export.save(tmp_path / name, aif.Trained(model, leaves), platforms=("cpu",), orders=orders)
         read.append(export.restore(tmp_path / name).orders)
     assert read[0] == read[1] and hash(read[0]["value"]) == hash(read[1]["value"])
     assert orders_of(model.config, "bid", read[0]) == orders_of(model.config, "bid", read[1])

@@ -67,7 +67,7 @@ def test_a_service_ranks_by_the_orders_and_the_offset_of_its_export(tmp_path):
     trained = Trained(build(config), params, made.encoder)
     index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
     orders = {"value": lambda p, bid: p[""] * bid * bid}
-    save(tmp_path / "export", trained, index, platforms=("cpu",), stablehlo=False, orders=orders)
+    save(tmp_path / "export", trained, index, platforms=("cpu",), orders=orders)
     serving = dataclasses.replace(SERVING, orders={"cheap": lambda p, bid: p[""] / (1 + bid)})
     with running(tmp_path / "export", config=serving) as service, service.client() as client:
         scores = client.score(**ANN, candidates=IDS)["logits"]

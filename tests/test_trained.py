@@ -94,7 +94,7 @@ def test_what_needs_an_encoder_says_how_to_give_one(trained):
 def folders(trained, at):
     """The model in every kind of folder that holds one, but for a run."""
     checkpoint.save(at / "checkpoint", trained)
-    export.save(at / "export", trained, platforms=("cpu",), stablehlo=False)
+    export.save(at / "export", trained, platforms=("cpu",))
     return at / "checkpoint", at / "export"
 
 
@@ -151,7 +151,7 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
     aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
     with pytest.raises(checkpoint.CheckpointError, match="found a snapshot of an index: give its `load`"):
         aif.open(tmp_path / "index")
-    export.save(tmp_path / "export", trained, platforms=("cpu",), stablehlo=False)
+    export.save(tmp_path / "export", trained, platforms=("cpu",))
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
     (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest | {"version": "0" * 64}))
     with pytest.raises(ExportError):

@@ -106,7 +106,6 @@ def add_commands(commands: Any) -> None:
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to export too")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
     one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
-    one.add_argument("--no-stablehlo", action="store_true", help="without texts of the functions (.mlir)")
 
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
@@ -299,7 +298,7 @@ def run_export(options: argparse.Namespace) -> int:
         return FINE
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
-    settings: dict[str, Any] = {"stablehlo": not options.no_stablehlo} | shared.flags_given(options, ["platforms"])
+    settings: dict[str, Any] = shared.flags_given(options, ["platforms"])
     digest = export.save(options.out, trained, loaded, **settings)
     print(json.dumps({"sha256": digest, "version": trained.version}))
     return FINE

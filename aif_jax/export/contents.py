@@ -145,7 +145,7 @@ def restore(
       >>> model = aif.build(aif.presets.two_tower(schema, width=4, sequence=False))
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> folder, params = Path(tempfile.mkdtemp()) / "model", model.init(jax.random.key(0), catalogue)
-      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",), stablehlo=False)
+      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",))
       >>> export.restore(folder, sha256=digest).check_golden() < 1e-4
       True
     """

@@ -43,7 +43,6 @@ class Exported(NamedTuple):
     """One function, exported."""
 
     exported: jax.export.Exported  # of `f(params, inputs) -> outputs`, flat dicts
-    function: Callable[..., dict[str, jax.Array]]  # that function
     inputs: Specs  # that it reads, by name, with symbolic dimensions
     outputs: Specs
     params: tuple[str, ...]  # paths of the parameters that it reads
@@ -120,7 +119,6 @@ def export_function(
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     return Exported(
         exported=exported,
-        function=flat,
         inputs=used,
         outputs={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in outputs.items()},
         params=tuple(used_params),
@@ -157,14 +155,6 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
 def order(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The flat argument list of a module of `f(params, inputs)`: JAX sorts dicts by key."""
     return [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(inputs)]
-
-
-def stablehlo(built: Exported, params: Specs, sizes: Mapping[str, int], *, platform: str) -> tuple[str, list[dict[str, str]]]:
-    """StableHLO text with every axis fixed, for runtimes outside Python, and its arguments in order: `kind` and `name`."""
-    inputs, used = _fixed(built.inputs, sizes), {k: params[k] for k in built.params}
-    exported = jax.export.export(jax.jit(built.function), platforms=[platform])(used, inputs)
-    names = order(used, inputs)
-    return exported.mlir_module(), [{"kind": names[i][0], "name": names[i][1]} for i in exported.module_kept_var_idx]
 
 
 def symbols(names: str, bounds: Bounds) -> dict[str, Any]:

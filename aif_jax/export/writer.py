@@ -34,7 +34,6 @@ from aif_jax.trees import describe, leaves_by_path, listed
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = (*PLATFORMS, "rocm")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
-STABLEHLO_CANDIDATES = 1024
 
 
 class CoverageError(ValueError):
@@ -49,7 +48,6 @@ def save(
     training_only: Sequence[str] = (),
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
-    stablehlo: bool = True,
     orders: Mapping[str, Order] | None = None,
 ) -> str:
     """Writes a model for a place without its code, replays the golden case, and only then gives the folder its name.
@@ -61,7 +59,6 @@ def save(
       training_only: paths of parameters that only training uses, such as "user/auxiliary"; a path covers what is under it.
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
-      stablehlo: also write `.mlir` texts of fixed shapes.
       orders: JAX functions of probabilities and bid by name, see `aif_jax.scores`; the export has them compiled, no Python.
 
     Returns:
@@ -83,7 +80,7 @@ def save(
       >>> catalogue = aif.Catalogue.from_items(schema, range(8), ids={"category": [1, 2] * 4})
       >>> folder = Path(tempfile.mkdtemp()) / "model"
       >>> params = model.init(jax.random.key(0), catalogue)
-      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",), stablehlo=False)
+      >>> digest = export.save(folder, aif.Trained(model, params), platforms=("cpu",))
       >>> export.load(folder, sha256=digest).version == export.verify(folder)["version"]
       True
     """
@@ -93,7 +90,7 @@ def save(
             raise VersionMismatch("index", expected=trained.version, got=index.version)
         return _write(
             partial, trained, {} if index is None else {"index": index_arrays(index)},
-            training_only=training_only, platforms=platforms, buckets=buckets or {}, texts=stablehlo, orders=orders or {},
+            training_only=training_only, platforms=platforms, buckets=buckets or {}, orders=orders or {},
         )  # fmt: skip
 
 
@@ -131,7 +128,7 @@ def rebuild(
             partial, contents.trained(model), contents.parts, tolerance=tolerance,
             training_only=manifest["training_only"], platforms=manifest["platforms"],
             buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
-            texts=any("stablehlo" in spec for spec in manifest["functions"].values()), orders=orders,
+            orders=orders,
         )  # fmt: skip
 
 
@@ -143,7 +140,6 @@ def _write(
     training_only: Sequence[str],
     platforms: Sequence[str],
     buckets: Mapping[str, Sequence[int]],
-    texts: bool,
     orders: Mapping[str, Order],
     tolerance: float = 1e-4,
 ) -> str:
@@ -187,8 +183,6 @@ def _write(
     for name, arrays in parts.items():
         manifest[name] = f"{name}.safetensors"
         write_arrays(target / manifest[name], arrays)
-    if texts:
-        _write_stablehlo(target, manifest, exported, leaves)
     shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     manifest["files"] = {name: {"bytes": (target / name).stat().st_size, "sha256": digest_of(target / name)} for name in names}
@@ -278,13 +272,3 @@ def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequen
     }
     axes = {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}
     return {name: axes[name] | {"buckets": axis.buckets} for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
-
-
-def _write_stablehlo(target: Path, manifest: dict[str, Any], exported: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    sizes = {name: max(axis["buckets"]) for name, axis in manifest["axes"].items()}
-    sizes |= {"b": 1, "c": max(STABLEHLO_CANDIDATES, manifest["axes"]["c"]["minimum"])}
-    for name, built in exported.items():
-        text, arguments = functions.stablehlo(built, functions.specs_of(leaves), sizes, platform=manifest["platforms"][0])
-        (target / f"{name}.mlir").write_text(text)
-        entry = {"file": f"{name}.mlir", "platform": manifest["platforms"][0], "sizes": sizes, "arguments": arguments}
-        manifest["functions"][name]["stablehlo"] = entry | {"results": sorted(built.outputs)}

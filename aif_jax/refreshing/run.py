@@ -526,7 +526,7 @@ class _Steps:
             return {"line": f"{store.url} has a version before"}
         trained, record = self.served.trained, self.served.record
         kept = {name: record[name] for name in ("until", "newest", "task", "periods")}
-        export.save(partial / EXPORT, trained, self.index_of(trained), platforms=platforms, stablehlo=False)
+        export.save(partial / EXPORT, trained, self.index_of(trained), platforms=platforms)
         (partial / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
         return {"line": f"version {trained.version[:12]} is published first"}
 
@@ -539,7 +539,7 @@ class _Steps:
     def export(self, trained: Trained, inputs: str, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
         """The folder that is published: an export with its index, and what the next refresh must know."""
         index, folder = ItemIndex.load(self.job.path("index") / "index", trained), partial / EXPORT
-        export.save(folder, trained, index, platforms=platforms, stablehlo=False)
+        export.save(folder, trained, index, platforms=platforms)
         newest, settings = int(self.data.log.time.max()), self.settings()
         periods = [list(self.fixed), [settings.first_test, newest + 1]]
         kept = {"until": settings.first_validation, "newest": newest, "task": _task_record(self.task), "periods": periods}

@@ -177,7 +177,7 @@ def test_it_is_served(trained, index, expected):
 def test_it_is_exported(trained, index, expected, tmp_path):
     """To a folder that runs without this package, with the index in it."""
     model, _, params, _ = trained
-    sizes = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [64], "n": [64]})
+    sizes = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [64]})
     digest = export.save(tmp_path / "model", aif.Trained(model, params), index, **sizes)
     loaded = export.load(tmp_path / "model", sha256=digest)
     rows = loaded.item(demo.catalogue().features(np.arange(1, 50)))

@@ -19,7 +19,7 @@ from tests.reliability.sizes import FULL, generator
 
 LONG = 64  # the least length of a history that an export has as a symbol in every preset
 ADDITIONS = ("factors", "offset", "unseen", "calibration")
-EXPORT: dict[str, Any] = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [1], "c": [64], "n": [64]})
+EXPORT: dict[str, Any] = dict(platforms=("cpu",), buckets={"b": [1], "c": [64], "n": [64]})
 
 
 class Case(NamedTuple):

@@ -12,7 +12,7 @@ from aif_jax.readers import read
 from aif_jax.store.version import fingerprint
 from tests import demo
 
-OPTIONS = dict(platforms=("cpu",), stablehlo=False, buckets={"b": [4], "c": [128], "n": [128]})
+OPTIONS = dict(platforms=("cpu",), buckets={"b": [4], "c": [128], "n": [128]})
 
 
 @pytest.mark.parametrize("name", ["tiers by action and window", "two_tower"])

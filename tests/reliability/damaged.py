@@ -250,7 +250,7 @@ def _make_export(folder: Path, number: int) -> None:
     params = model.init(jax.random.key(number), catalogue)
     index = ItemIndex.build(aif.Trained(model, params, made), catalogue, batch_size=16, progress=False)
     export.save(
-        folder / "model", aif.Trained(model, params, made), index, platforms=("cpu",), stablehlo=False,
+        folder / "model", aif.Trained(model, params, made), index, platforms=("cpu",),
         buckets={"b": [4], "c": [64], "n": [64]},
     )  # fmt: skip
 

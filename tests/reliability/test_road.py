@@ -182,7 +182,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
     assert all(np.isfinite(value) for value in run.metrics.values())
     index = run.index(articles, progress=False)
     assert len(index) == ITEMS
-    run.export(folder / "model", index=index, platforms=("cpu",), stablehlo=False)
+    run.export(folder / "model", index=index, platforms=("cpu",))
 
     # what a call brings: raw values of one user, and of that user's events alone
     whole = {name: [value for rows in days for value in rows[name]] for name in days[0]}
@@ -358,7 +358,7 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     task, options = Impressions(candidates=6, threshold=2), {"batch_size": 32, "requests": 200, "progress": False}
     run = fit(model, data, task=task, epochs=8, learning_rate=0.02, validation=0.25, test=0.0, out=folder / "run", **options)
     assert run.metrics["gauc"] > 0.6
-    run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",), stablehlo=False)
+    run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
     store.publish(folder / "model")
     with Mirror(store, here, poll=0.05), running(here, config=SERVING) as service, service.client() as client:
