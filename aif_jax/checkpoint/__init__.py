@@ -1,13 +1,9 @@
 """Checkpoints: parameters, config, encoder and what a resumed run needs, in one folder that checks itself.
 
-`save` and `load` handle one folder; `Checkpoints` keeps the last and the best of a run. `write` and `read` take any named
-trees.
+`save` and `load` handle one folder; `Checkpoints` keeps the last and the best of a run.
 """
 
-from aif_jax.checkpoint.contents import FORMAT, Checkpoint, Checkpoints, load, save, settings_of
-from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError, inspect, nbytes, read, write
+from aif_jax.checkpoint.contents import Checkpoint, Checkpoints, load, save, settings_of
+from aif_jax.checkpoint.storage import METADATA_FILE, CheckpointError
 
-__all__ = [
-    "save", "load", "settings_of", "Checkpoint", "Checkpoints", "CheckpointError", "FORMAT",
-    "write", "read", "inspect", "nbytes", "METADATA_FILE",
-]  # fmt: skip
+__all__ = ["save", "load", "settings_of", "Checkpoint", "Checkpoints", "CheckpointError", "METADATA_FILE"]

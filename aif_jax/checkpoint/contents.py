@@ -27,8 +27,6 @@ from aif_jax.store.version import __version__, combine, encoding_for
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import ItemFeatures, Params
 
-FORMAT = "aif_jax.checkpoint/2"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -105,7 +103,7 @@ def save(
     """
     rest = (trained.encoder, step, opt_state, position, metrics)
     contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items)
-    storage.write_packed(path, packed(contents, trained.config, copy=False))
+    storage.write(path, packed(contents, trained.config, copy=False))
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -126,7 +124,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
     like = dict(like or {})
     unknown = like.keys() - {"params", "opt_state"}
     expect(not unknown, "like", "templates under 'params' and 'opt_state'", sorted(unknown))
-    leaves, record = storage.inspect(path, format=FORMAT)
+    leaves, record = storage.inspect(path)
     stored = _parsed(path, record, "config", Config.from_json)
     step = _parsed(path, record, "step", operator.index)
     metrics = metrics_of(path, record)
@@ -136,7 +134,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
         lines = differences(stored.to_json(), config.to_json(), path="config", source="checkpoint")
         raise ValueError(f"{path}: expected this config and schema, got others; give those saved with it:\n{listed(lines)}")
     templates = {"params": None} | {name: np.ndarray for name in ("encoder", "items") if name in leaves} | like
-    trees = storage.read(path, templates, format=FORMAT)
+    trees = storage.read(path, templates)
     encoder = None
     if record.get("encoder") is not None:
         arrays = leaves_by_path(trees.get("encoder", {}))
@@ -158,7 +156,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:
     """The settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
-    return storage.inspect(path, format=FORMAT)[1].get("settings")
+    return storage.inspect(path)[1].get("settings")
 
 
 def contents_of(
@@ -201,7 +199,7 @@ def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, c
         return leaf[:count] if count is not None and count < leaf.shape[0] else leaf
 
     trees = jax.tree_util.tree_map_with_path(cut, trees)
-    return storage.pack(trees, record, format=FORMAT, copy=copy)
+    return storage.pack(trees, record, copy=copy)
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
@@ -347,12 +345,12 @@ class Checkpoints:
         contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
         ready = packed(contents, config, copy=True)
         if processes.several():
-            storage.write_packed(self._folder(step), ready)
+            storage.write(self._folder(step), ready)
             return self.tidy() if processes.first() else None
 
         def save() -> None:
             remove_unfinished(self.directory)  # before it takes more of the disk
-            storage.write_packed(self._folder(step), ready)
+            storage.write(self._folder(step), ready)
             self.tidy()
 
         thread = ThreadPoolExecutor(1, "checkpoint")
@@ -400,7 +398,7 @@ class Checkpoints:
 
     def _metrics(self, step: int) -> dict[str, float]:
         try:
-            _, record = storage.inspect(self._folder(step), format=FORMAT)
+            _, record = storage.inspect(self._folder(step))
             self._expect_own(step, record.get("step"), record.get("run"))
             return metrics_of(self._folder(step), record) or {}
         except (FileNotFoundError, CheckpointError):

@@ -27,10 +27,11 @@ from aif_jax.sharding.meshes import place, rows_beside
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
-from aif_jax.store.sealed import MANIFEST, is_json, seal
+from aif_jax.store.sealed import is_json, seal
 from aif_jax.store.version import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 
+FORMAT = "aif_jax.checkpoint/2"
 RECORD = "custom_metadata"  # as Orbax names it
 RECORD_BYTES = 32 << 20
 DAMAGED = "restore a copy, or take an earlier step"
@@ -43,24 +44,8 @@ Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 """What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
 
 
-def write(path: str | Path, trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str) -> None:
-    """Writes named trees and a record into a new folder: complete, or not there at all.
-
-    Args:
-      path: a folder that does not exist yet.
-      trees: pytrees by name; leaves are arrays of numbers or strings, or typed random keys.
-      record: plain JSON.
-      format: name and number of the layout, which `read` must be given.
-
-    Raises:
-      FileExistsError: something is there already; nothing is ever overwritten.
-      ValueError: a record that is not plain JSON, or a leaf that is no array.
-    """
-    write_packed(path, pack(trees, record, format=format))
-
-
-def write_packed(path: str | Path, packed: Packed) -> None:
-    """Writes what `pack` returned, as `write` does."""
+def write(path: str | Path, packed: Packed) -> None:
+    """Writes what `pack` returned into a new folder: complete, or not there at all; FileExistsError for one that is there."""
     arrays, record = packed
     if several():  # Orbax gives the folder its name once all processes are here
         expect(not local(path).exists(), str(path), "a new folder", "one that is there already", error=FileExistsError)
@@ -70,8 +55,11 @@ def write_packed(path: str | Path, packed: Packed) -> None:
         ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
-def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, copy: bool = False) -> Packed:
-    """Checks and hashes trees and record, as `write`; `copy` copies all arrays to the host: the caller may donate them."""
+def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, copy: bool = False) -> Packed:
+    """Checks and hashes pytrees by name and a record of plain JSON; ValueError for another, or a leaf that is no array.
+
+    Leaves are arrays of numbers or strings, or typed random keys; `copy` copies them to the host: the caller may donate them.
+    """
     expect(is_json(record), "record", "plain JSON", repr(record))
     named = {name: leaves_by_path(tree) for name, tree in trees.items()}
     if not any(named.values()):
@@ -83,7 +71,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
     leaves = {
         name: {path: dataclasses.asdict(digest(leaf, path)) for path, leaf in tree.items()} for name, tree in named.items()
     }
-    metadata = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
+    metadata = {**record, "format": FORMAT, "aif_jax": __version__, "jax": jax.__version__, "leaves": leaves}
     metadata |= {"sha256": seal(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
@@ -92,8 +80,8 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, format: str, co
     return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
 
-def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
-    """The digest of every leaf by tree and path, and the record given to `write`; reads no arrays.
+def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
+    """The digest of every leaf by tree and path, and the record given to `pack`; reads no arrays.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -108,14 +96,11 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
         steps = complete_steps(path)
         hint = f"; it holds the steps {steps} of a run, which Checkpoints({str(path)!r}) reads" if steps else ""
         raise CheckpointError(f"{path}: not a complete checkpoint: {METADATA_FILE} is missing{hint}; {DAMAGED}")
-    if (path / MANIFEST).is_file():
-        got = "one that several processes wrote before 0.2; read it with that version in one process, and save it again"
-        raise CheckpointError(f"{path}: expected a checkpoint of Orbax, got {got}")
     _check_files(path)
     try:
         metadata = json.loads((path / METADATA_FILE).read_text())[RECORD]
-        if metadata["format"] != format:
-            raise CheckpointError(f"{path}: expected the format {format!r}, got {metadata['format']!r}; {DAMAGED}")
+        if metadata["format"] != FORMAT:
+            raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {metadata['format']!r}; {DAMAGED}")
         if metadata["sha256"] != seal(metadata):
             raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered; {DAMAGED}")
         leaves = {
@@ -133,21 +118,14 @@ def inspect(path: str | Path, *, format: str) -> tuple[dict[str, dict[str, Diges
     return leaves, metadata
 
 
-def read(path: str | Path, like: Mapping[str, Any], *, format: str) -> dict[str, Any]:
-    """Reads some trees of a folder and checks every leaf of them.
+def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads some trees of a folder and checks every leaf of them; raises as `load`.
 
-    Args:
-      path: what `write` wrote.
-      like: what to read: a template for each name, see `load`. None takes the tree as nested dicts on the default device,
-        `np.ndarray` as nested dicts of NumPy arrays.
-      format: as given to `write`.
-
-    Raises:
-      FileNotFoundError, CheckpointError: as `inspect`.
-      ValueError: a tree that is not there, or leaves missing, renamed or resized against the template: by path.
+    `like` has a template for each name, see `load`: None takes the tree as nested dicts on the default device, `np.ndarray` as
+    nested dicts of NumPy arrays.
     """
     path = local(path)
-    leaves, _ = inspect(path, format=format)
+    leaves, _ = inspect(path)
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
     size, limit = sum(nbytes(leaf) for name in like for leaf in leaves[name].values()), memory()
