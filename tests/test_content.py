@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from aif_jax.readers.tables import load, lookup
-from experiments.datasets.content import clusters, text_embedding, unit_rows
+from experiments.datasets.content import clusters, lookup, text_embedding, unit_rows
 
 TEXTS = ["space war robots", "space robots", "love story paris", "a love story", "space love"]
 
@@ -74,40 +73,11 @@ def test_unit_rows():
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
 
 
-def test_lookup_takes_items_in_their_order_and_leaves_others_out():
+def test_lookup_takes_items_in_their_order_and_leaves_others_out(tmp_path):
     content = (np.array([5, 1, 9]), np.array([[5.0], [1.0], [9.0]]))
-    assert lookup(content)(np.array([1, 5])).tolist() == [[1], [5]]
-    assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])))(np.array(["a", "b"])).tolist() == [[1], [2]]
+    assert lookup(content, np.array([1, 5])).tolist() == [[1], [5]]
+    assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])), np.array(["a", "b"])).tolist() == [[1], [2]]
     with pytest.raises(ValueError, match="an embedding for each of 3 items, got none for 1: 7"):
-        lookup(content)(np.array([1, 5, 7]))
-
-
-def test_load_reads_npz(tmp_path):
+        lookup(content, np.array([1, 5, 7]))
     np.savez(tmp_path / "c.npz", movieId=np.array([3, 4]), embedding=np.eye(2, dtype=np.float16))
-    ids, embedding = load(tmp_path / "c.npz")
-    assert ids.tolist() == [3, 4] and embedding.dtype == np.float32
-
-
-@pytest.mark.parametrize(("content", "expected"), [
-    ((np.arange(3), np.ones((2, 2))), r"expected one id for each of 2 rows, got ids of shape \[3\]"),
-    ((np.arange(2), np.ones(2)), r"expected numbers of shape \[items, E\], got float64 \[2\]"),
-    ((np.arange(2), np.ones((2, 0))), r"expected numbers of shape \[items, E\], got float64 \[2, 0\]"),
-    ((np.arange(2), np.array([["a"], ["b"]])), "expected numbers of shape"),
-    ((np.array([7, 8]), np.array([[1.0], [np.nan]])), r"expected finite values, got NaN or infinity for item 8 \(row 1\)"),
-    ((np.array([7, 8]), np.array([[1.0], [1e39]])), "expected finite values"),
-    ((np.array([7, 7]), np.ones((2, 1))), "expected each item once, got item 7 more than once"),
-])  # fmt: skip
-def test_wrong_content(content, expected):
-    with np.errstate(over="ignore"), pytest.raises(ValueError, match=expected):
-        load(content)
-
-
-def test_wrong_content_files(tmp_path):
-    with pytest.raises(ValueError, match=r"no\.npz: expected an .npz with a content embedding, got no such file"):
-        load(tmp_path / "no.npz")
-    (tmp_path / "bad.npz").write_bytes(b"not a zip")
-    with pytest.raises(ValueError, match=r"bad\.npz: expected an .npz with a content embedding, got one that does not load"):
-        load(str(tmp_path / "bad.npz"))
-    np.savez(tmp_path / "names.npz", vectors=np.eye(2), movieId=np.arange(2))
-    with pytest.raises(ValueError, match=r"expected `embedding` and one array of item ids, got \['vectors', 'movieId'\]"):
-        load(tmp_path / "names.npz")
+    assert lookup(tmp_path / "c.npz", np.array([4])).dtype == np.float32

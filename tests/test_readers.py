@@ -1,5 +1,6 @@
 """Your Parquet and CSV files: reading, what a wrong file gets, tomorrow's files, items for an index."""
 
+import dataclasses
 import datetime
 import gzip
 import re
@@ -92,15 +93,13 @@ def test_csv_gives_the_same_as_parquet(folder, tmp_path):
         items=tmp_path / "items.csv",
         users=tmp_path / "users.csv",
         columns=columns,
-        content=(np.array([10, 20, 30]), np.array([[3, 4], [1, 2], [5, 6]])),
     )
     other = read(folder)
-    assert data.schema == other.schema
+    assert data.schema == dataclasses.replace(other.schema, content=0)
     for field in ("user", "item", "action", "time", "offsets"):
         assert np.array_equal(getattr(data.log, field), getattr(other.log, field)), field
     for name, table in other.catalogue.ids.items():
         assert np.array_equal(data.catalogue.ids[name], table), name
-    assert np.array_equal(data.catalogue.content, other.catalogue.content)
     assert np.array_equal(data.user_floats, other.user_floats)
 
 
@@ -376,17 +375,6 @@ def test_items_for_an_index_are_checked(folder, tmp_path):
             list(read_items(tmp_path / "wrong.parquet", encoder))
 
 
-def test_content_from_elsewhere_for_an_index():
-    events, items = {"user": [1], "item": ["a"], "time": [1]}, {"item": ["a", "b"], "category": [1, 2]}
-    content = (np.array(["b", "a"]), np.array([[2.0, 2], [1, 1]]))
-    data = readers.read(events, items=items, columns=Columns(), content=content)
-    assert data.catalogue.content.tolist() == [[0, 0], [1, 1], [2, 2]]
-    ((ids, features),) = read_items(items, data.encoder, content=content)
-    assert ids.tolist() == ["a", "b"] and features.content.tolist() == [[1, 1], [2, 2]]
-    with pytest.raises(ValueError, match="content: expected the content embedding that training took from elsewhere"):
-        list(read_items(items, data.encoder))
-
-
 def test_reading_names_the_first_problems(folder):
     parquet(folder, events=EVENTS | {"at": [5_000, None, 4_000, 7_000], "event": ["buy", "view", "look", "buy"]})
     with pytest.raises(ValueError) as error:
@@ -409,8 +397,6 @@ def test_wrong_options(folder):
         readers.read(folder / "events.parquet", items=folder / "items.parquet", columns=COLUMNS)
     with pytest.raises(ValueError, match="unknown: expected 'error' or 'skip', got 'keep'"):
         read(folder, unknown="keep")
-    with pytest.raises(ValueError, match="got content= and Columns.content='vector'"):
-        read(folder, content="content.npz")
     with pytest.raises(FileNotFoundError, match="expected a file or folder, got no such file"):
         readers.read(folder / "no.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=COLUMNS)
     (folder / "events.feather").write_bytes(b"")

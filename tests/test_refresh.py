@@ -38,7 +38,7 @@ from aif_jax.refreshing import (
     warm_start,
 )  # fmt: skip
 from aif_jax.refreshing.job import begin
-from aif_jax.refreshing.run import JSON, MARKDOWN, training_record
+from aif_jax.refreshing.run import REPORT, training_record
 from aif_jax.scores import with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
@@ -110,11 +110,9 @@ def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
 def test_the_report_says_what_changed(published):
     store, made = published
     folder = SnapshotStore(store / "reports").fetch(store.parent / "reports")
-    report = json.loads((folder / JSON).read_text())
+    report = json.loads((folder / REPORT).read_text())
     assert report == made.report and report["vocabularies"]["item"] == {"before": 30, "after": 36}
-    text = (folder / MARKDOWN).read_text()
-    for part in (made.name, "| item | 30 | 6 | 36 |", "gauc", "hr@5 of new items", "| train |"):
-        assert part in text
+    assert report["name"] == made.name and {"gauc", "hr@5 of new items"} <= report["gate"]["metrics"]["newest"].keys()
     assert list(report["seconds"]) == [
         "current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
         "publish",

@@ -23,7 +23,7 @@ from aif_jax.encoding.times import PER_SECOND
 from aif_jax.output import hidden
 from aif_jax.readers.check import FILES, suspicions_of
 from aif_jax.readers.sources import SKIPPED, Problems, Source
-from aif_jax.readers.tables import Content, Scan, Tables, blocks, events_of, lookup, read_tables, scan, validate
+from aif_jax.readers.tables import Scan, Tables, blocks, events_of, read_tables, scan, validate
 from aif_jax.store.trained import Trained
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
@@ -37,7 +37,6 @@ def read(
     items: Source,
     users: Source | None = None,
     columns: Columns | None = None,
-    content: Content | None = None,
     encoder: Encoder | None = None,
     earlier: Trained | None = None,
     unknown: Literal["error", "skip"] = "error",
@@ -56,7 +55,6 @@ def read(
       items: the same: one row for each item of the catalogue.
       users: the same: one row for each user; None where nothing is known of users but their events.
       columns: which column is what; left out with `encoder` and `earlier`.
-      content: content embedding from elsewhere: a path to an .npz with `embedding` and item ids, or (ids [n], arrays [n, E]).
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
         lack is an error, or with `unknown="skip"` row 0.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
@@ -83,7 +81,7 @@ def read(
     if earlier is not None:
         expect(encoder is None, "encoder", "none with earlier=, whose encoder it is", encoder)
         encoder = earlier.need_encoder("read earlier")
-    columns = _options(columns, users, content, encoder, unknown)
+    columns = _options(columns, users, encoder, unknown)
     problems = Problems()
     sources: dict[File, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
@@ -93,7 +91,10 @@ def read(
             logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
         problems.drop(kind)
     problems.expect_none()
-    embedding = _content(tables, columns, content)
+    embedding = None
+    if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
+        vectors = tables.scans["items"].floats(columns.content)
+        embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
     if encoder is None:
         width = 0 if embedding is None else embedding.shape[1]
         encoder = Encoder(
@@ -134,16 +135,14 @@ def read(
 
 
 def read_items(
-    items: Source, encoder: Encoder, *, content: Content | None = None,
-    statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
-) -> Iterator[tuple[np.ndarray, ItemFeatures]]:  # fmt: skip
+    items: Source, encoder: Encoder, *, statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
+) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
     """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
 
     Errors as `read`; nothing is checked across blocks, such as ids that repeat.
 
     Args:
       items: file, folder or table in memory, with the columns that training read.
-      content: where training took its content embedding from elsewhere.
       statistics: item statistics of raw ids [n] by column, such as `Dataset.statistic_columns` of a moment; None where they are
         columns of the items.
 
@@ -158,9 +157,6 @@ def read_items(
     """
     columns, problems = encoder.columns, Problems()
     kinds = columns.of("items", computed=statistics is None)
-    has_content = not encoder.schema.content or columns.content is not None or content is not None
-    expect(has_content, "content", "the content embedding that training took from elsewhere", None)
-    embed = None if content is None else lookup(content)
     for block in blocks(items, kinds, problems, columns=columns, name="items"):
         table = Scan(block.file, kinds, columns)
         table.add(block, problems)
@@ -175,7 +171,7 @@ def read_items(
         named = [name for name in (*columns.item_floats, *columns.statistics, *columns.side) if name not in computed]
         floats = {**{name: table.floats(name) for name in named}, **computed}
         embedding = None if columns.content is None else table.floats(columns.content)
-        yield ids, encoder.item_features(rows, floats, embedding if embed is None else embed(ids))
+        yield ids, encoder.item_features(rows, floats, embedding)
     problems.expect_none()
 
 
@@ -217,9 +213,7 @@ def scan_columns(
     return table, arrays
 
 
-def _options(
-    columns: Columns | None, users: Source | None, content: Content | None, encoder: Encoder | None, unknown: str
-) -> Columns:
+def _options(columns: Columns | None, users: Source | None, encoder: Encoder | None, unknown: str) -> Columns:
     """Checks the options of `read`; returns the columns."""
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
     if columns is None:
@@ -229,23 +223,10 @@ def _options(
     if encoder is not None:
         same = encoder.columns == columns
         expect(same, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
-    if columns.content is not None and content is not None:
-        raise ValueError(f"content: expected it once, got content= and Columns.content={columns.content!r}; leave one out")
     named = (*columns.user_attributes, *columns.user_floats)
     given = users is not None or not named
     expect(given, "users", f"a file, because Columns names user columns {named}", None)
     return columns
-
-
-def _content(tables: Tables, columns: Columns, content: Content | None) -> np.ndarray | None:
-    """float32 [N, E] by row of the item vocabulary, zeros for the unknown item; None without content."""
-    vocabulary, at = tables.vocabularies["item"], tables.rows["items"]["item"]
-    if columns.content is not None:
-        return _by_row(at, tables.scans["items"].floats(columns.content), len(vocabulary))
-    if content is None:
-        return None
-    at = at[at > 0]
-    return _by_row(at, lookup(content)(vocabulary.ids_of(at)), len(vocabulary))
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:

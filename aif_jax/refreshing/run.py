@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,6 @@ from aif_jax.export.writer import PLATFORMS, expect_platforms
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read, read_items
 from aif_jax.readers.sources import Source, TextFile, files_of
-from aif_jax.readers.tables import Content
 from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import forgotten, warm_start
@@ -45,7 +44,7 @@ from aif_jax.train.tasks import TASKS, Task, task_of
 
 KEPT = "refresh.json"
 """File in a published export: what `training_record` says of it, and a digest of what it was made from."""
-REPORTS = 30  # reports that stay in OUT/reports
+REPORT, REPORTS = "report.json", 30  # reports that stay in OUT/reports
 DAY = 86_400
 
 
@@ -74,7 +73,6 @@ def refresh(
     items: Source | None = None,
     users: Source | None = None,
     work: str | Path | None = None,
-    content: Content | None = None,
     unknown: Literal["skip", "error"] = "skip",
     task: Task | None = None,
     since: Any = None,
@@ -118,7 +116,6 @@ def refresh(
         to the store OUT/reports.
       items, users: files or tables of `read`; None with a `Dataset`.
       work: local folder of the sealed steps; default: OUT.work next to a local `out`.
-      content: see `read`, for a model with a content embedding from elsewhere.
       unknown: what to do with events of items that are neither in `items` nor known to the served model: leave them out of
         training, or raise an error, see `read`.
       task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
@@ -181,7 +178,7 @@ def refresh(
         given = {name: settings[name] for name in ("replay", "epochs", "batch_size", "requests")}
         record = {"loss": "", "optimizer": "", "keep_best": None, "first_validation": 0, "first_test": 0, "since": 0}
         training.FitSettings(**record, **given)  # which refuses what `fit` would
-        for source in (events, items, users, content):
+        for source in (events, items, users):
             _expect_there(source)
         trained, _ = opened()
         for moment in fixed or ():
@@ -189,7 +186,7 @@ def refresh(
 
     with output.hidden(not progress), begin(folder, arguments, places=places, say=say, check=check) as job:
         served, data = _inputs(job, functools.partial(_keep, opened), functools.partial(
-            _read, events, items, users, content=content, unknown=unknown, progress=progress
+            _read, events, items, users, unknown=unknown, progress=progress
         ))  # fmt: skip
         newest, first = int(data.log.time.max(initial=0)), 0
         if forget is not None:
@@ -199,7 +196,7 @@ def refresh(
                 first = 0
         steps = _Steps(
             job=job, served=served, data=data, kept=forgotten(data, first) if first else data, since=first, items=items,
-            content=content, held_out=held_out, gate=gate, progress=progress,
+            held_out=held_out, gate=gate, progress=progress,
         )  # fmt: skip
         if newest <= served.newest or not len(served.task.positions(data, min_history=1, since=served.since, before=None)):
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(served.since)}", "status": "nothing new"})
@@ -222,7 +219,7 @@ def refresh(
             job.step("export", functools.partial(steps.export, trained, inputs, tuple(platforms)))
             name = job.step("publish", functools.partial(publish, store, job.path("export") / EXPORT))["name"]
         job.step("report", functools.partial(steps.report, trained, name))
-        report = json.loads((job.path("report") / FILES / JSON).read_text("utf-8"))
+        report = json.loads((job.path("report") / FILES / REPORT).read_text("utf-8"))
         reports = SnapshotStore(f"{where.rstrip('/')}/reports", keep=REPORTS)
         job.step(DONE, functools.partial(publish, reports, job.path("report") / FILES))
     return Refreshed(status=report["status"], name=name, trained=trained, report=report)
@@ -270,11 +267,10 @@ def training_record(trained: Trained, folder: Path | None = None) -> dict[str, A
 
 def _expect_there(source: Any) -> None:
     """FileNotFoundError for the path of a file that is not there, ValueError for one of another kind."""
-    if isinstance(source, str | os.PathLike) and not os.fspath(source).endswith(".npz"):
+    if isinstance(source, str | os.PathLike):
         files_of(source)
-    elif isinstance(source, str | os.PathLike | TextFile):
-        path = Path(source.path if isinstance(source, TextFile) else source)
-        expect(path.is_file(), str(path), "a file", "no such file", error=FileNotFoundError)
+    elif isinstance(source, TextFile):
+        expect(Path(source.path).is_file(), str(source.path), "a file", "no such file", error=FileNotFoundError)
 
 
 def _expect_not_rolled_back(store: SnapshotStore, inputs: str) -> None:
@@ -346,7 +342,7 @@ def _inputs(
 
 
 def _read(
-    events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *, content: Content | None,
+    events: Source | Dataset, items: Source | None, users: Source | None, trained: Trained, *,
     unknown: Literal["skip", "error"], progress: bool,
 ) -> Dataset:  # fmt: skip
     """The data under vocabularies with the ids of the served model and the new ones."""
@@ -355,7 +351,7 @@ def _read(
         return events
     if items is None:
         raise ValueError("refresh items: expected the items file that belongs to events, got None")
-    given: dict[str, Any] = {"users": users, "content": content, "unknown": unknown, "progress": progress}
+    given: dict[str, Any] = {"users": users, "unknown": unknown, "progress": progress}
     return read(events, items=items, earlier=trained, **given)
 
 
@@ -369,7 +365,6 @@ class _Steps:
     kept: Dataset  # the data without the ids that are forgotten: what the new model knows
     since: int  # seconds since 1970, ids without an event from then on are forgotten; 0 for none
     items: Source | None
-    content: Content | None
     held_out: float
     gate: GateConfig
     progress: bool
@@ -517,7 +512,7 @@ class _Steps:
             rows: Any = [(self.data.items.raw, under(features, known, own))]
             return ItemIndex.build(trained, rows, progress=self.progress)
         today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
-        rows = read_items(self.items, own, content=self.content, statistics=today)
+        rows = read_items(self.items, own, statistics=today)
         return ItemIndex.build(trained, rows, progress=self.progress)
 
     def served_export(self, store: SnapshotStore, platforms: tuple[str, ...], partial: Path) -> dict[str, Any]:
@@ -556,7 +551,7 @@ class _Steps:
         return {name: each | {"after": left[name], "forgotten": each["after"] - left[name]} for name, each in sizes.items()}
 
     def report(self, trained: Trained, name: str | None, partial: Path) -> dict[str, Any]:
-        """What `report.json` says."""
+        """Writes `report.json`: what the refresh changed."""
         steps = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
                  "publish")  # fmt: skip
         done = {step: record for step in steps if (record := self.job.sealed(step)) is not None}
@@ -579,7 +574,7 @@ class _Steps:
             "seconds": {step: record["seconds"] for step, record in done.items()},
         }  # fmt: skip
         (partial / FILES).mkdir()
-        write_report(partial / FILES, report)
+        (partial / FILES / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         return {"line": report["status"], "status": report["status"]}
 
 
@@ -602,52 +597,3 @@ def publish(store: SnapshotStore, folder: Path, _: Path) -> dict[str, Any]:
 
 def _task_record(task: Task) -> dict[str, Any]:
     return {"name": type(task).__name__} | dataclasses.asdict(task)
-
-
-MARKDOWN, JSON = "report.md", "report.json"  # what a refresh changed, for people
-
-
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Writes `report.json` and `report.md` into a folder that is there."""
-    (folder / JSON).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    (folder / MARKDOWN).write_text(_markdown(report), "utf-8")
-
-
-def _markdown(report: Mapping[str, Any]) -> str:
-    """The report as Markdown: the outcome, reasons, vocabularies, metrics, sizes, seconds."""
-    data, status = report["data"], report["status"]
-    lines = [f"# Refresh: {status}", ""]
-    if report.get("name"):
-        lines += [f"Published as `{report['name']}`.", ""]
-    if reasons := report["gate"].get("reasons"):
-        lines += ["The gate refused the model:", "", *(f"- {reason}" for reason in reasons), ""]
-    lines += [
-        f"Old version `{report['versions']['old']}`, new version `{report['versions'].get('new')}`.",
-        "",
-        f"Trained on {data['samples']:,} new samples from {data['since']} to {data['until']} and {data['replayed']:,} earlier "
-        f"ones; judged on {data['requests']:,} requests after that: {data['new_item_requests']:,} for items and "
-        f"{data['new_user_requests']:,} of users that the old model does not know.",
-        "",
-    ]
-    if grown := report["vocabularies"]:
-        forgets = any("forgotten" in each for each in grown.values())
-        lines += _table(("vocabulary", "ids before", "new", *(["forgotten"] if forgets else []), "after"), [
-            (name, f"{each['before']:,}", f"{each['after'] + each.get('forgotten', 0) - each['before']:,}",
-             *([f"{each['forgotten']:,}"] if forgets else []), f"{each['after']:,}")
-            for name, each in grown.items()
-        ])  # fmt: skip
-    for name, metrics in report["gate"].get("metrics", {}).items():
-        lines += [f"## Requests: {name}", ""]
-        lines += _table(("metric", "old", "new", "difference", "interval"), [
-            (metric, f"{each['old']:.4f}", f"{each['new']:.4f}", f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}")
-            for metric, each in metrics.items() for value, low, high in [each["difference"]]
-        ])  # fmt: skip
-    if (overlap := report["gate"].get("overlap")) is not None:
-        lines += [f"The new top k holds {overlap:.1%} of the old one.", ""]
-    lines += _table(("part", "bytes"), [(name, f"{count:,}") for name, count in report["bytes"].items()])
-    lines += _table(("step", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in report["seconds"].items()])
-    return "\n".join(lines)
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows)] + [""] if rows else []

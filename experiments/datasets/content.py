@@ -6,9 +6,16 @@ analysis, Deerwester et al. 1990) and k-means by scikit-learn.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+
+from aif_jax.encoding.vocabulary import Vocabulary
+
+Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
+"""(raw item ids [n], embeddings [n, E]), or a path to an .npz with `embedding` and one other array, the raw item ids."""
 
 
 def text_embedding(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> np.ndarray:
@@ -70,3 +77,20 @@ def clusters(content: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
 
 def _missing(what: str) -> ImportError:
     return ImportError(f'{what} needs scikit-learn: pip install "aif_jax[experiments]"')
+
+
+def lookup(content: Content, items: np.ndarray) -> np.ndarray:
+    """The embeddings float32 [n, E] of raw items [n]. Raises ValueError for items without one."""
+    if not isinstance(content, tuple):
+        with np.load(content) as arrays:
+            (name,) = set(arrays) - {"embedding"}
+            content = arrays[name], arrays["embedding"]
+    ids, embedding = content
+    known = Vocabulary(ids)
+    rows = known.encode(items)
+    if len(missing := items[rows == 0]):
+        raise ValueError(
+            f"content: expected an embedding for each of {len(items)} items, got none for {len(missing)}: "
+            f"{', '.join(map(str, missing[:5]))}"
+        )
+    return embedding.astype(np.float32)[np.argsort(known.encode(ids))][rows - 1]

@@ -23,8 +23,7 @@ import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
 from aif_jax.readers import TextFile
-from aif_jax.readers.tables import Content, lookup
-from experiments.datasets.content import clusters, text_embedding
+from experiments.datasets.content import Content, clusters, lookup, text_embedding
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
@@ -81,7 +80,7 @@ def read(
     Args:
       layout: "100k", "1m", "csv" or "recbole"; detected where it is None.
       content: "text" for TF-IDF and truncated SVD of titles, genres and tags (tags carry the time of their writing, which is
-        ignored), of width `content_width`; or as `tables` says.
+        ignored), of width `content_width`; or as `content.Content` says.
       category: "genre", or "content" for k-means clusters of the content embedding, `categories` of them: a more selective
         field for SIM. Text and clusters need scikit-learn.
       behaviour_fields: by what a behaviour is embedded after item and category: () or ("year",).
@@ -117,7 +116,7 @@ def read(
     first: Any = [listed[0] if listed else UNKNOWN for listed in movies.genres]
     vocabularies = {"genres": genres, "category": genres, "year": Vocabulary(range(BEFORE, LAST_YEAR + 1, STEP))}
     if category == "content" and content is not None:
-        content = movies.ids[order], lookup(content)(movies.ids[order])
+        content = movies.ids[order], lookup(content, movies.ids[order])
         first = np.empty(len(order), np.int64)
         first[order] = clusters(content[1], categories, seed=seed) + 1
         vocabularies["category"] = Vocabulary(range(1, categories + 1))

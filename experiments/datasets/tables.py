@@ -9,6 +9,7 @@ attribute.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.readers import TextFile, read
 from aif_jax.readers.read import scan_columns
 from aif_jax.readers.sources import Problems, pyarrow
-from aif_jax.readers.tables import Content, load
+from experiments.datasets.content import Content, lookup
 
 UNKNOWN = ""
 """Stands for a missing value of a text column; vocabularies do not have it."""
@@ -115,9 +116,13 @@ def dataset(
                     values = [value for value in values if value is not None and value != UNKNOWN]
                 known[vocabulary] = Vocabulary(values)
     tables = [_nulls(table, columns.of(which)) for table, which in ((items, "items"), (users, "users"))]  # type: ignore[arg-type]
-    width = 0 if content is None else load(content)[1].shape[1]
+    width = 0
+    if content is not None:
+        columns = dataclasses.replace(columns, content="content")
+        vectors = lookup(content, np.asarray(items[columns.item_id]))
+        tables[0], width = {**tables[0], "content": vectors}, vectors.shape[1]  # type: ignore[dict-item]
     encoder = Encoder(schema=schema_of(columns, known, content=width), columns=columns, vocabularies=known)
-    made = read(events, items=tables[0], users=tables[1], content=content, encoder=encoder, unknown="skip", name=name)
+    made = read(events, items=tables[0], users=tables[1], encoder=encoder, unknown="skip", name=name)
     if len(made.log) != len(events[columns.time]) or not made.log.item.all() or not made.log.action.all():
         raise ValueError(f"{name}: expected events of known users, items and actions, got others")
     return made

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax import Columns, Dataset
-from aif_jax.readers.tables import Content
+from experiments.datasets.content import Content
 from experiments.datasets.tables import Table, coded, dataset, one_file, text_file
 
 BEHAVIOURS = ("pv", "cart", "fav", "buy")  # actions 1 to 4

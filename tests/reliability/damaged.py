@@ -383,19 +383,6 @@ def _right_tables(folder: Path, content: Any) -> bool:
     return same_events and content["items"] == plainly["items"] and users[0] == users[1]
 
 
-def _make_npz(folder: Path, number: int) -> None:
-    rng = np.random.default_rng(number)
-    save = np.savez_compressed if number else np.savez
-    save(folder / "content.npz", ids=np.arange(30) + number, embedding=rng.normal(size=(30, 4)).astype(np.float32))
-
-
-def _read_npz(folder: Path) -> Any:
-    from aif_jax.readers.tables import load
-
-    ids, embedding = load(folder / "content.npz")
-    return {"ids": ids, "embedding": embedding}
-
-
 FORMATS = {
     "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
     "checkpoint": Format(
@@ -405,7 +392,6 @@ FORMATS = {
     "export": Format(_make_export, _read_export, (ExportError,)),
     "csv": Format(_make_csv, _read_tables, (FileNotFoundError, ValueError), _right_tables),
     "parquet": Format(_make_parquet, _read_tables, (FileNotFoundError, ValueError), _right_tables),
-    "npz": Format(_make_npz, _read_npz, (ValueError,)),
 }
 
 
