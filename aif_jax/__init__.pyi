@@ -43,9 +43,8 @@ from .serving import (
     Scores,
     ServingConfig,
 )
-from .store.trained import Trained
-from .store.version import __version__ as __version__
-from .store.version import fingerprint
+from .store.trained import Trained, fingerprint
+from .store.trained import __version__ as __version__
 from .train import Evaluation, evaluate
 from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState

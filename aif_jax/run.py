@@ -24,8 +24,7 @@ from aif_jax.model import PreRanker, name_of
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
-from aif_jax.store.trained import Trained
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import Trained, fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
 from aif_jax.train.distillation import Retrieval, Teacher, name_of_retrieval, name_of_teacher, with_teacher

@@ -19,7 +19,7 @@ from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.store.folders import unfinished
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from tests.killed import Life, killed_at
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)))

@@ -27,7 +27,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import consume, writer
 from aif_jax.export.consume import files, functions
 from aif_jax.index import ItemIndex, string_ids
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState
 from tests import demo

@@ -23,7 +23,7 @@ from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.index.store import ItemProgram
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from tests import demo
 from tests.beside import meanwhile
 from tests.demo import same

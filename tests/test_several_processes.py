@@ -17,7 +17,7 @@ import pytest
 
 from aif_jax import Run, Trained, checkpoint
 from aif_jax.index import ItemIndex
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from tests import process_training as training
 from tests.conftest import ROOT, child_environment
 from tests.light import flags

@@ -10,7 +10,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import Bea
 from aif_jax.checks import EncodingMismatch, VersionMismatch, check_encoding
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
 CONFIG = aif.Config(schema=SCHEMA, blocks=(Bea(bridges=4),))

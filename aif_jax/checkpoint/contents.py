@@ -22,8 +22,7 @@ from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
 from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.sealed import is_json
-from aif_jax.store.trained import Trained, model_of
-from aif_jax.store.version import __version__, combine, encoding_for
+from aif_jax.store.trained import Trained, __version__, combine, encoding_for, model_of
 from aif_jax.trees import differences, leaves_by_path, listed
 from aif_jax.types import ItemFeatures, Params
 

@@ -28,7 +28,7 @@ from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.sealed import is_json, seal
-from aif_jax.store.version import Digest, __version__, digest
+from aif_jax.store.trained import Digest, __version__, digest
 from aif_jax.trees import describe, is_key, leaves_by_path, listed, mismatches, nest
 
 FORMAT = "aif_jax.checkpoint/2"

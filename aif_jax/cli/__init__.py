@@ -21,9 +21,8 @@ from pathlib import Path
 import jax
 
 from aif_jax.checks import ArgumentError
-from aif_jax.cli.commands import add_commands
+from aif_jax.cli.commands import add_commands, add_refresh_commands
 from aif_jax.cli.options import PROBLEMS, UNREAD, USAGE, Parser, UsageError
-from aif_jax.cli.refresh import add_refresh_commands
 from aif_jax.cli.service import add_service_commands, add_snapshot_commands
 from aif_jax.output import hidden
 from aif_jax.store.folders import compiled_folder

@@ -1,4 +1,4 @@
-"""The commands: `check`, `train`, `add`, `index build|update|follow|inspect|verify`, `export`, `verify`, `doctor`.
+"""The commands: `check`, `train`, `add`, `index ...`, `export`, `verify`, `doctor`, `refresh`, `rollback`.
 
 What a command does is the docstring of its function, which is its help text too.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from aif_jax import export, index
 from aif_jax.cli import doctor
 from aif_jax.cli import options as shared
-from aif_jax.cli.options import FINE, PROBLEMS, UsageError
+from aif_jax.cli.options import FINE, PROBLEMS, REFUSED, UsageError
 from aif_jax.cli.service import add_index_follow
 from aif_jax.config import Config
 from aif_jax.encoding.columns import Columns
@@ -25,6 +25,7 @@ from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.sources import CAP
+from aif_jax.refreshing import GateConfig, refresh
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
@@ -37,6 +38,12 @@ FIT = (
 )  # fmt: skip
 """Arguments of `fit` that have a flag."""
 BUILD = ("storage", "batch_size")
+REFRESH = (
+    "unknown", "since", "forget", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed",
+    "requests", "k", "keep",
+)  # fmt: skip
+"""Arguments of `refresh` that have a flag of their name."""
+BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]
 ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
 """What `add` adds, in this order: each is of the scores before it."""
 
@@ -323,3 +330,59 @@ def expect_new(path: Path) -> None:
     """Raises FileExistsError before work whose result could not be written."""
     if local(path, "--out").exists():
         raise FileExistsError(f"{path}: expected a new folder, but something is there; name another, or remove it")
+
+
+def add_refresh_commands(commands: Any) -> None:
+    """Adds the commands of the next model to what `add_subparsers` returned."""
+    one = shared.add_command(commands, "refresh", run_refresh)
+    text = "served model: URL or folder of a snapshot store of exports, or the folder of a run, checkpoint or export"
+    one.add_argument("--current", metavar="URL", help=text + " (default: --out)")
+    one.add_argument("--events", required=True, help="file or folder: new events, and those before them for histories")
+    one.add_argument("--items", required=True, help="file or folder: one row for each item")
+    one.add_argument("--users", help="file or folder: one row for each user")
+    one.add_argument("--out", required=True, metavar="URL", help="snapshot store that `aif-jax serve URL --mirror DIR` follows")
+    text = "local folder of the finished steps; required if --out is remote (default: OUT.work)"
+    one.add_argument("--work", type=Path, metavar="DIR", help=text)
+    text = f"{shared.TASK_HELP} (default: that of the served model)"
+    one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
+    text = "bounds of the gate, such as gauc=0.005 users=100: " + ", ".join(BOUNDS)
+    one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
+    text = "two dates, such as 2022-05-06 2022-05-07: judge also on the requests since the first, before the second"
+    one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
+    shared.add_flags(one, refresh, REFRESH)
+    one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
+    shared.add_shown(one, printed="the report")
+
+    one = shared.add_command(commands, "rollback", run_rollback)
+    one.add_argument("--out", required=True, metavar="URL", help="snapshot store of exports, --out of refresh")
+
+
+def run_refresh(options: argparse.Namespace) -> int:
+    """Trains the served model on new events, judges it against the served one, and publishes it if the gate passes it.
+
+    Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
+    refused the model, which stays out, and the report says why; 1 and 2 as for every command.
+    """
+    settings: dict[str, Any] = shared.flags_given(options, REFRESH)
+    if options.task is not None:
+        settings["task"] = shared.read_task(options.task)
+    with shared.as_usage("--gate"):
+        settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
+    settings |= {name: tuple(words) for name, words in shared.flags_given(options, ("fixed", "platforms")).items()}
+    made = refresh(
+        options.current or options.out, options.events, items=options.items, users=options.users, out=options.out,
+        work=options.work, progress=not options.quiet, **settings,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps({"status": made.status, "name": made.name} | made.report))
+    else:
+        reasons = made.report.get("gate", {}).get("reasons", ())
+        print("\n".join([made.status if made.name is None else f"{made.status}: {made.name}", *reasons]))
+    return REFUSED if made.status == "refused" else FINE
+
+
+def run_rollback(options: argparse.Namespace) -> int:
+    """Makes the version before the current one current again; services that follow the store swap. Prints its name."""
+    with shared.open_store(options.out) as store:
+        print(store.rollback())
+    return FINE

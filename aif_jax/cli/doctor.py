@@ -15,8 +15,7 @@ from aif_jax import checkpoint, presets
 from aif_jax.catalogue import Catalogue
 from aif_jax.model import build
 from aif_jax.schema import Attribute, Schema
-from aif_jax.store.trained import Trained
-from aif_jax.store.version import __version__
+from aif_jax.store.trained import Trained, __version__
 
 NEXT = """all well. Next:
   python -m experiments.quickstart            from a clone: trains on MovieLens and answers requests

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.raw import column_of
 from aif_jax.index.item_index import positions_by_partition
 from aif_jax.readers.sources import pyarrow
 
@@ -128,7 +127,6 @@ class MemoryStream(UpdateStream):
         """Nothing to leave."""
 
 
-DELETED = b"aif_jax.deleted"  # in the metadata of a schema: the batch names items to delete
 LARGEST = 64 << 20  # bytes of a message
 
 
@@ -157,19 +155,22 @@ def encode(table: Any) -> bytes:
       ImportError: pyarrow is missing.
       ValueError: columns of different lengths, no rows, or more bytes than a message may have.
     """
-    return _written(_table(table))
-
-
-def encode_deleted(ids: Any, *, column: str = "item") -> bytes:
-    """A deletion of items, by raw id, as the value of a message; arguments and errors as `encode`.
-
-    A Kafka tombstone does the same: a message without a value, whose key is the JSON of one id (`tombstone_key`).
-    """
-    return _written(_table({column: ids}).replace_schema_metadata({DELETED: b"1"}))
+    arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
+    if isinstance(table, arrow.RecordBatch):
+        table = arrow.Table.from_batches([table])
+    if not isinstance(table, arrow.Table):
+        table = arrow.table({name: _column(values) for name, values in table.items()})
+    expect(table.num_rows, "table", "at least one row", 0)
+    sink = arrow.BufferOutputStream()
+    with ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    value = sink.getvalue().to_pybytes()
+    expect(len(value) <= LARGEST, "message", f"at most {LARGEST} bytes; split it", f"{len(value)}")
+    return value
 
 
 def tombstone_key(item: int | str) -> bytes:
-    """The key of a message about one item; without a value it deletes the item."""
+    """The key of a message about one item, the JSON of its id; without a value, a tombstone, it deletes the item."""
     return json.dumps(item).encode()
 
 
@@ -188,10 +189,7 @@ def decode(message: Message) -> Change:
         first = str(error).partition("\n")[0]
         raise MessageError(f"{where}: expected an Arrow IPC stream, got {message.value[:16]!r}...: {first}") from error
     expect(table.num_rows, where, "rows", "a table of 0", error=MessageError)
-    if (table.schema.metadata or {}).get(DELETED) != b"1":
-        return Change(table, None)
-    expect(table.num_columns == 1, where, "one column of ids to delete", table.schema.names, error=MessageError)
-    return Change(None, column_of(table, table.schema.names[0]).to_pylist())
+    return Change(table, None)
 
 
 def joined(changes: list[Change]) -> list[Change]:
@@ -206,30 +204,10 @@ def joined(changes: list[Change]) -> list[Change]:
     ]
 
 
-def _table(table: Any) -> Any:
-    arrow = pyarrow()
-    if isinstance(table, arrow.RecordBatch):
-        table = arrow.Table.from_batches([table])
-    if not isinstance(table, arrow.Table):
-        table = arrow.table({name: _column(values) for name, values in table.items()})
-    expect(table.num_rows, "table", "at least one row", 0)
-    return table.combine_chunks()
-
-
 def _column(values: Any) -> Any:
     array = np.asarray(values) if not hasattr(values, "drop_null") else values
     two = isinstance(array, np.ndarray) and array.ndim == 2
     return list(array) if two else values if isinstance(values, list) else array
-
-
-def _written(table: Any) -> bytes:
-    arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
-    sink = arrow.BufferOutputStream()
-    with ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    value = sink.getvalue().to_pybytes()
-    expect(len(value) <= LARGEST, "message", f"at most {LARGEST} bytes; split it", f"{len(value)}")
-    return value
 
 
 def _tombstone(key: bytes | None, where: str) -> int | str:

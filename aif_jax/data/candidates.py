@@ -20,7 +20,7 @@ from aif_jax.checks import BLOCK, expect, expect_array, expect_finite, expect_in
 from aif_jax.data.cascade import LOGGED, STAGE, STAGES, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.model import name_of
-from aif_jax.store.version import digest
+from aif_jax.store.trained import digest
 
 NEGATIVES = 1  # stream of random numbers: the order of samples (`pipeline.ORDER`, 0) must not change with the negatives
 CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long list, which of other samples

@@ -29,7 +29,7 @@ from aif_jax.checks import check_encoding, expect, expect_integer, expect_intege
 from aif_jax.config import Config
 from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
 from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.store.version import digest
+from aif_jax.store.trained import digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
 

@@ -27,8 +27,7 @@ from aif_jax.schema import Schema
 from aif_jax.scores import Order, reads_bid
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
-from aif_jax.store.trained import Trained
-from aif_jax.store.version import __version__, fingerprint
+from aif_jax.store.trained import Trained, __version__, fingerprint
 from aif_jax.trees import describe, leaves_by_path, listed
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -28,7 +28,7 @@ from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
 from aif_jax.service.core import Service, to_json
 from aif_jax.service.http import JSON, Asked, Response, json_response, parse_json
-from aif_jax.store.version import __version__
+from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
 EXTENSIONS = ("binary_tensor_data", "parameters")

@@ -25,7 +25,7 @@ from aif_jax.checks import expect
 from aif_jax.export.consume import files
 from aif_jax.export.consume.files import MANIFEST, memory, seal
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished, write_file
-from aif_jax.store.version import __version__
+from aif_jax.store.trained import __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 
 ARRAYS = "arrays.safetensors"

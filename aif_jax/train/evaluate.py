@@ -29,7 +29,7 @@ from aif_jax.model import PreRanker
 from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
-from aif_jax.store.version import digest
+from aif_jax.store.trained import digest
 from aif_jax.train.step import score
 from aif_jax.train.tasks import NextItem
 from aif_jax.trees import differences, listed

@@ -12,7 +12,7 @@ from aif_jax import Trained, export
 from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from tests.serving_world import shared
 
 

@@ -9,7 +9,7 @@ from aif_jax import checkpoint, export
 from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
-from aif_jax.store.version import fingerprint
+from aif_jax.store.trained import fingerprint
 from tests import demo
 
 OPTIONS = dict(platforms=("cpu",), buckets={"b": [4], "c": [128], "n": [128]})
