@@ -135,7 +135,7 @@ class Model:
         model = aif.build(config)
         params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
         users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
-        index = ItemIndex.build(aif.Trained(model, params), world.features, ids=world.ids, storage=storage, progress=False)
+        index = ItemIndex.build(aif.Trained(model, params), [(world.ids, world.features)], storage=storage, progress=False)
         return cls(world, model, params, users, index)
 
     @classmethod

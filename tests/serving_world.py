@@ -36,7 +36,7 @@ class World:
 
     def index_of(self, params: Any, *, capacity: int = 512) -> Any:
         sizes: dict[str, Any] = dict(batch_size=64, capacity=capacity, progress=False)
-        return ItemIndex.build(Trained(self.model, params), self.features, ids=self.ids, **sizes)
+        return ItemIndex.build(Trained(self.model, params), [(self.ids, self.features)], **sizes)
 
     def take(self, rows: np.ndarray) -> ItemFeatures:
         """Features of some items."""

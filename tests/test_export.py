@@ -565,7 +565,7 @@ def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     names = ["B00X4WHP5E", "", "é" * 300, "sku-1", "\U0001f600"]
     np.testing.assert_array_equal(functions.string_keys(names), string_ids(names))
     items = made.items({"item": [7, 8, 99, 7, 8], "category": ["b", "é", "b", "x", "b"]})[1]
-    index = ItemIndex.build(aif.Trained(model, params, made), items, ids=names, batch_size=8, progress=False)
+    index = ItemIndex.build(aif.Trained(model, params, made), [(names, items)], batch_size=8, progress=False)
     arrays = writer.index_arrays(index)
     known = functions.Ids({"keys": arrays["keys"]}, "index")
     np.testing.assert_array_equal(arrays["vector"][known.positions(np.array(names))], index.take(names)[0].vector)

@@ -331,7 +331,7 @@ async def test_without_its_server_an_engine_answers_degraded():
     trained = aif.Trained(model, model.init(jax.random.key(0), DATA.catalogue), ENCODER)
     ids = DATA.items.raw
     rows = DATA.catalogue.features(np.arange(1, len(ids) + 1))
-    index = ItemIndex.build(trained, rows, ids=ids, batch_size=64, progress=False)
+    index = ItemIndex.build(trained, [(ids, rows)], batch_size=64, progress=False)
     with contextlib.ExitStack() as server:
         url = server.enter_context(servers.valkey())
         made = redis.Redis.from_url(url, socket_timeout=1)

@@ -39,7 +39,7 @@ def built():
 
 
 def make(model, params, features, ids, **options):
-    return ItemIndex.build(aif.Trained(model, params), features, ids=ids, **{"batch_size": 64, "progress": False, **options})
+    return ItemIndex.build(aif.Trained(model, params), [(ids, features)], **{"batch_size": 64, "progress": False, **options})
 
 
 def part(features, at):
@@ -310,9 +310,7 @@ def test_sources(built):
     named = ItemIndex.build(aif.Trained(model, params), catalogue, batch_size=64, progress=False)
     assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
-    with pytest.raises(ValueError, match="expected together with ItemFeatures"):
-        ItemIndex.build(aif.Trained(model, params), features, progress=False)
-    with pytest.raises(TypeError, match="expected Catalogue, path, ItemFeatures, pairs"):
+    with pytest.raises(TypeError, match="expected a Catalogue, a path, raw columns, or batches of either pairs"):
         ItemIndex.build(aif.Trained(model, params), 3, progress=False)
     with pytest.raises(ValueError, match="catalogue items.csv: expected a model with an encoder"):
         ItemIndex.build(aif.Trained(model, params), "items.csv", progress=False)
@@ -359,12 +357,11 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
         assert same(ItemIndex.build(trained, catalogue, **options).stored(), index.stored())
 
 
-def test_raw_columns_and_records_are_a_catalogue_and_other_things_are_named(raw):
+def test_raw_columns_are_a_catalogue_and_other_things_are_named(raw):
     model, params, encoder, table = raw
     build = partial(ItemIndex.build, aif.Trained(model, params, encoder), progress=False)
     by_column = build(table)
-    records = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    for index in (build([table]), build(records), build(pa.table(table))):
+    for index in (build([table]), build(pa.table(table))):
         assert len(index) == 40 and same(index.take(table["item"])[0], by_column.take(table["item"])[0])
     for wrong, got in (
         (["item", "category"], "str 'item'"),
@@ -384,10 +381,10 @@ def test_raw_updates(raw):
     index = ItemIndex.build(aif.Trained(model, params, encoder), [table], batch_size=16, progress=False)
     record = {"item": "sku-5", "category": "tea", "brand": "y", "price": 2.5, "bid": 99.0}
     new = {"item": "brand new", "category": "unheard of", "price": 1.0, "bid": 1.0}
-    changed = index.upsert([record, new])
-    assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
     columns = {name: [one.get(name) for one in (record, new)] for name in table}
-    for update in (columns, pa.table(columns), pa.record_batch(columns)):
+    changed = index.upsert(columns)
+    assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
+    for update in (pa.table(columns), pa.record_batch(columns)):
         assert same(index.upsert(update).stored(), changed.stored())
     assert same(index.upsert(*encoder.items(columns)).stored(), changed.stored())
     other = dataclasses.replace(encoder, scales={"item/price": (5.0, 3.0)})
@@ -396,9 +393,9 @@ def test_raw_updates(raw):
     with pytest.raises(EncodingMismatch):
         ItemIndex.build(aif.Trained(model, params, encoder), [other.items(table)], progress=False)
     with pytest.raises(ValueError, match="column 'price'"):
-        index.upsert([{**record, "price": float("nan")}])
+        index.upsert({name: [value] for name, value in record.items()} | {"price": [float("nan")]})
     with pytest.raises(ValueError, match="expected a column 'bid'"):
-        index.upsert([{"item": "sku-1", "category": "tea", "brand": "x", "price": 1.0}])
+        index.upsert({"item": ["sku-1"], "category": ["tea"], "brand": ["x"], "price": [1.0]})
 
 
 def test_a_stream_of_unknown_length_grows_the_table(built):
@@ -529,9 +526,10 @@ from tests import demo
 from aif_jax import Trained, sharding
 from aif_jax.index import ItemIndex
 model, params = demo.build()
-features, ids = demo.items(300), np.arange(300)
+ids = np.arange(300)
+features = [(ids, demo.items(300))]
 mesh = sharding.row_mesh()
-options = dict(ids=ids, batch_size=64, progress=False)
+options = dict(batch_size=64, progress=False)
 one = ItemIndex.build(Trained(model, params), features, **options)
 four = ItemIndex.build(Trained(model, params), features, mesh=mesh, storage="bfloat16", **options)
 four32 = ItemIndex.build(Trained(model, params), features, mesh=mesh, **options)
@@ -545,7 +543,7 @@ for start in range(0, 300, 50):
     at = slice(start, start + 50)
     updated = updated.upsert(ids[at], jax.tree.map(lambda x: x[at], changed))
 assert updated._store is four32._store
-rebuilt = ItemIndex.build(Trained(model, params), changed, mesh=mesh, **options)
+rebuilt = ItemIndex.build(Trained(model, params), [(ids, changed)], mesh=mesh, **options)
 for a, b in zip(jax.tree.leaves(updated.take(ids)[0]), jax.tree.leaves(rebuilt.take(ids)[0])):
     assert np.array_equal(a, b)
 print("capacity", four.capacity, "devices", mesh.size)

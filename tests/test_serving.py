@@ -159,7 +159,7 @@ async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_ti
 async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
     index = ItemIndex.build(
-        aif.Trained(world.model, world.params), world.features, ids=names, batch_size=64, capacity=512, progress=False
+        aif.Trained(world.model, world.params), [(names, world.features)], batch_size=64, capacity=512, progress=False
     )
 
     async def mixed():
@@ -180,8 +180,8 @@ async def test_item_ids_may_be_strings(world):
 async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, order):
     """Equal items are scored alike in every piece, whatever the others are padded to; 0 and -0 are equal too."""
     alike = np.arange(ITEMS) % 5
-    sizes: dict = dict(ids=world.ids, batch_size=64, capacity=512, progress=False)
-    index = ItemIndex.build(aif.Trained(world.model, world.params), world.take(alike), **sizes)
+    sizes: dict = dict(batch_size=64, capacity=512, progress=False)
+    index = ItemIndex.build(aif.Trained(world.model, world.params), [(world.ids, world.take(alike))], **sizes)
     orders = {"zero": lambda p, bid: p[""] * 0 * (bid - 1.5)}
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
 

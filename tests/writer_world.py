@@ -40,7 +40,7 @@ def build(
 ) -> ItemIndex:
     """An index of items by their numbers."""
     options = {"batch_size": 16, "progress": False, **options}
-    return ItemIndex.build(aif.Trained(MODEL, params, encoder), features(numbers), ids=list(ids), **options)
+    return ItemIndex.build(aif.Trained(MODEL, params, encoder), [(list(ids), features(numbers))], **options)
 
 
 def drawn(partition: Any, number: int) -> tuple[int, np.random.Generator]:

@@ -1,4 +1,4 @@
-"""Builds an index from a catalogue, whatever it comes as: checked batches of one size, computed into a new table."""
+"""Builds an index from a catalogue: checked batches of one size, computed into a new table."""
 
 from __future__ import annotations
 
@@ -97,12 +97,11 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
     if features is None:
         if encoder is None:
             raise TypeError(f"items: expected ids and ItemFeatures, or an index with an encoder, got {type(ids).__name__}")
-        columns = _columns(ids)
-        if not _by_column(columns):
+        if not _by_column(ids):
             got = f"{type(ids).__name__} {str(ids)[:80]!r}"
-            columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table, or a list of records"
+            columns = "raw columns by name: a mapping such as {'item': [7, 8]}, an Arrow batch or table"
             raise TypeError(f"catalogue: expected pairs (raw ids, ItemFeatures), or {columns}, got {got}")
-        ids, features = encoder.items(columns)
+        ids, features = encoder.items(ids)
     keys = raw_keys(ids, "ids", like=kind)
     check_item_features(program.trained.config.schema, features, batched=True)
     check_encoding("ItemFeatures", expected=program.trained.encoding, got=features.encoding)
@@ -145,22 +144,18 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
         yield _join(rest)
 
 
-def item_batches(program: ItemProgram, catalogue: Any, ids: Any) -> tuple[Iterator[Batch], int | None]:
+def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch], int | None]:
     """Checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are where that is known."""
     known = None
-    both = isinstance(catalogue, ItemFeatures) == (ids is not None)
-    expect(both, "ids", "together with ItemFeatures, and with nothing else", "one of them; leave ids out of files")
-    if isinstance(catalogue, ItemFeatures):
-        catalogue, known = [(ids, catalogue)], len(ids)
-    elif isinstance(catalogue, Catalogue):
+    if isinstance(catalogue, Catalogue):
         check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.encoding)
         catalogue, known = _rows(catalogue, max(program.batch_size, 1 << 14)), len(catalogue) - 1
     elif isinstance(catalogue, str | Path):
         catalogue = read_items(catalogue, program.trained.need_encoder(f"catalogue {catalogue}"))
-    elif _by_column(catalogue) or _records(catalogue):
+    elif _by_column(catalogue):
         catalogue = [catalogue]
     elif not isinstance(catalogue, Iterable):
-        expected = "Catalogue, path, ItemFeatures, pairs (ids, features), or raw columns or records"
+        expected = "a Catalogue, a path, raw columns, or batches of either pairs (ids, ItemFeatures) or raw columns"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
     return _stream(program, catalogue), known
 
@@ -176,19 +171,6 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
 def _by_column(table: Any) -> bool:
     """Whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
     return isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column")
-
-
-def _records(table: Any) -> bool:
-    """Whether this is a list of records, one value each, and not of batches of columns."""
-    mappings = isinstance(table, list) and bool(table) and all(isinstance(record, Mapping) for record in table)
-    return mappings and any(np.ndim(value) == 0 for value in table[0].values())
-
-
-def _columns(table: Any) -> Any:
-    """Raw columns; of a list of records, one for each name, None where a record lacks it."""
-    if not isinstance(table, list) or not all(isinstance(record, Mapping) for record in table):
-        return table
-    return {name: [record.get(name) for record in table] for name in dict.fromkeys(name for record in table for name in record)}
 
 
 def _rows(catalogue: Catalogue, size: int) -> Iterator[tuple[np.ndarray, ItemFeatures]]:

@@ -158,7 +158,7 @@ class ItemIndex:
       ...     rows, none = np.asarray(items, np.int32), np.zeros((len(items), 0), np.float32)
       ...     return aif.ItemFeatures(ids={"item": rows, "category": rows % 3}, floats=none)
       >>> params = model.init(jax.random.key(0), features(*range(9)))
-      >>> index = ItemIndex.build(aif.Trained(model, params), features(1, 2, 3), ids=[10, 20, 30], progress=False)
+      >>> index = ItemIndex.build(aif.Trained(model, params), [([10, 20, 30], features(1, 2, 3))], progress=False)
       >>> index.lookup([20, 99])[1].tolist()
       [True, False]
       >>> newer = index.upsert([99], features(4)).delete([10])
@@ -185,9 +185,8 @@ class ItemIndex:
     def build(
         cls,
         trained: Trained,
-        catalogue: Catalogue | ItemFeatures | ItemBatches | str | Path,
+        catalogue: Catalogue | ItemBatches | str | Path,
         *,
-        ids: Any = None,
         storage: Storage = "float32",
         batch_size: int = BATCH,
         capacity: int | None = None,
@@ -199,9 +198,8 @@ class ItemIndex:
         Args:
           trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters
             are held by reference, for updates.
-          catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); an iterable of (raw ids [n], ItemFeatures [n])
-            or of raw columns [n], such as Arrow record batches; raw columns or a list of records; or one `ItemFeatures` with
-            `ids`. Files, columns and records need the encoder.
+          catalogue: a `Catalogue`; the path of an items file (Parquet or CSV); raw columns: a mapping, an Arrow batch or table;
+            or an iterable of those, or of (raw ids [n], ItemFeatures [n]). Files and columns need the encoder.
           storage: storage of vectors: "float32" (exact), "bfloat16" or "int8" with a scale for each row.
           batch_size: items in one run of the item function. Rows may differ in the last bit between two batch sizes.
           capacity: rows of the table; None leaves an eighth free. For a stream of unknown length it saves copies of the table.
@@ -213,7 +211,7 @@ class ItemIndex:
           EncodingMismatch: features or a catalogue that another encoder made.
         """
         program = ItemProgram(trained, storage=storage, batch_size=batch_size, mesh=mesh)
-        batches, known = item_batches(program, catalogue, ids)
+        batches, known = item_batches(program, catalogue)
         computed = ((keys, program(features)) for keys, features in rebatch(batches, batch_size))
         return cls(*fill(program, computed, capacity=capacity, known=known, progress=progress))
 
@@ -382,7 +380,7 @@ class ItemIndex:
 
         Args:
           ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw columns [n] as the items file
-            has them: a mapping, an Arrow batch or table, or a list of records.
+            has them: a mapping, an Arrow batch or table.
           features: features of the items, leading axis [n].
 
         Raises:
@@ -390,8 +388,6 @@ class ItemIndex:
             without an encoder; nothing has changed then.
           EncodingMismatch: features that another encoder made.
         """
-        if features is None and isinstance(ids, list) and not ids:  # no record
-            return self
         keys, features = checked(self._program, ids, features, kind=self.kind)
         last = keys.last("ids")
         if len(last) < len(keys.key):

@@ -110,7 +110,7 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     world = shared()
     encoder, other = Encoded("a" * 64), Encoded("b" * 64)
     index = ItemIndex.build(
-        Trained(world.model, world.params, encoder), world.features, ids=world.ids, batch_size=64, progress=False
+        Trained(world.model, world.params, encoder), [(world.ids, world.features)], batch_size=64, progress=False
     )
     assert index.version == fingerprint(world.params, world.model.config, encoder) != world.index.version
     index.save(tmp_path / "index")

@@ -86,7 +86,7 @@ DOORS = {
         aif.Trained(run.model, run.params, other.encoder), other.catalogue, **QUIET
     ),
     "ItemIndex.build features": lambda run, model, other, at: ItemIndex.build(
-        aif.Trained(run.model, run.params), other.encoder.items(raw(other))[1], ids=[1, 2], **QUIET
+        aif.Trained(run.model, run.params), [([1, 2], other.encoder.items(raw(other))[1])], **QUIET
     ),
     "ItemIndex.upsert": lambda run, model, other, at: run.index(read(100).catalogue, **QUIET).upsert(
         *other.encoder.items(raw(other))

@@ -50,7 +50,7 @@ def test_any_sequence_of_updates_equals_a_rebuild(world, changes):
     def build(state):
         at = np.array(list(state.values()), np.int64)
         rows = jax.tree.map(lambda leaf: leaf[at], features)
-        return ItemIndex.build(trained, rows, ids=ids[np.array(list(state), np.int64)], **options)
+        return ItemIndex.build(trained, [(ids[np.array(list(state), np.int64)], rows)], **options)
 
     index, held = build(state), []
     for kind, what in changes:

@@ -65,7 +65,7 @@ def item_features(generation: int) -> aif.ItemFeatures:
 def index(version: int, *, capacity: int = 6 * ITEMS) -> ItemIndex:
     """The index of a version, before any update; its capacity has room for the rows of every snapshot that a storm makes."""
     return ItemIndex.build(
-        aif.Trained(MODEL, params(version)), item_features(0), ids=IDS, batch_size=ITEMS, capacity=capacity, progress=False
+        aif.Trained(MODEL, params(version)), [(IDS, item_features(0))], batch_size=ITEMS, capacity=capacity, progress=False
     )
 
 
