@@ -8,6 +8,7 @@ reads for itself.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import multihost
 from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
@@ -37,6 +39,7 @@ RECORD_BYTES = 32 << 20
 DAMAGED = "restore a copy, or take an earlier step"
 LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
 MOST_FILES = 1 << 16
+PATIENCE = 3600  # seconds until all processes have met
 MOST_DEPTH = 32  # axes of a leaf, groups over it
 KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
 
@@ -133,6 +136,13 @@ def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
         limit = f"at most the {limit} bytes of memory here"
         raise CheckpointError(f"{path}: expected {limit}, it lists {size}; take a larger machine")
     return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
+
+
+@functools.cache
+def meet() -> None:
+    """Waits, once, until all processes of a job are here; alone, a process goes on at once."""
+    # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
+    multihost.get_barrier_sync_fn()(key="aif_jax.checkpoint.storage.meet", timeout_ms=1000 * PATIENCE)
 
 
 def nbytes(leaf: Digest) -> int:

@@ -6,7 +6,6 @@ A process that raises alone leaves the others waiting in a collective, until JAX
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 import traceback
@@ -18,7 +17,6 @@ from jax.experimental import multihost_utils
 
 from aif_jax.sharding.meshes import local
 
-PATIENCE = 3600  # seconds until all processes have met
 T = TypeVar("T")
 
 
@@ -30,19 +28,6 @@ def several() -> bool:
 def first() -> bool:
     """Whether this process writes what one process writes for all: logs, records."""
     return jax.process_index() == 0
-
-
-@functools.cache
-def meet() -> None:
-    """Waits, once, until all processes are here; alone, a process goes on at once."""
-    # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
-    if several():
-        from jax._src import distributed  # JAX has no public barrier that takes a time; tested with JAX 0.10.2 and 0.12
-
-        client = distributed.global_state.client
-        if client is not None:
-            client.wait_at_barrier("aif_jax.sharding.processes", 1000 * PATIENCE)
-        multihost_utils.sync_global_devices("aif_jax.sharding.processes")
 
 
 def whole(array: Any) -> Any:

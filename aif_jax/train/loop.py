@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from aif_jax.checkpoint import Checkpoints
+from aif_jax.checkpoint.storage import meet
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
@@ -209,7 +210,7 @@ def loop(
     expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
     one = on_bad_batch == "stop" or not processes.several()
     expect(one, "on_bad_batch", "'stop', as the others of several processes would train on the batch", repr(on_bad_batch))
-    processes.meet()
+    meet()
     number = int(state.step)
     writers = writers if processes.first() else ()
     for writer in writers:
