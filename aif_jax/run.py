@@ -254,7 +254,6 @@ def fit(
     evaluate_every: int | None = None,
     keep_best: str | bool = True,
     resume: bool = True,
-    on_bad_batch: Literal["stop", "skip"] = "stop",
     writers: Sequence[LogWriter] = (),
     progress: bool = True,
 ) -> Run:
@@ -310,7 +309,6 @@ def fit(
         process saves every ten minutes.
       keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
-      on_bad_batch: what to do with a corrupt record, see `loop`.
       writers: further logs, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
 
@@ -363,7 +361,7 @@ def fit(
             training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=given, teacher=teacher, candidates=candidates, start=start,
-            optimizer=optimizer, sparse=sparse, on_bad_batch=on_bad_batch, writers=writers, progress=progress,
+            optimizer=optimizer, sparse=sparse, writers=writers, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)
     return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

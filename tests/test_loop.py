@@ -100,7 +100,7 @@ def test_a_log_entry_has_loss_rate_padding_and_input_share(feed):
         events, places = (sum(getattr(fed, name) for fed in plain[first:at]) for name in ("events", "places"))
         assert values["padding"] == pytest.approx(1 - events / places) and 0 < values["padding"] < 1
         assert values["examples_per_s"] > 0 and 0 < values["input_share"] <= 1
-        assert values["skipped"] == values["empty_batches"] == values["bad_batches"] == 0
+        assert values["skipped"] == values["empty_batches"] == 0
     one = fresh()
     for fed in plain[:5]:
         one, metrics = step(one, fed.batch)
@@ -171,31 +171,23 @@ def test_a_real_step_skips_what_is_not_finite_and_corrects_a_sampled_softmax(fee
     assert same(state.params, params) and int(state.skipped) == int(state.step) == 1
 
 
-@pytest.mark.parametrize("kind", ["empty", "event 7 of the log is corrupt"])
-def test_a_batch_without_candidates_or_with_a_corrupt_record_is_skipped(feed, caplog, kind):
+def test_a_batch_without_candidates_is_skipped(feed, caplog):
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
-    state, rows = run(with_problems(feed, {3: kind, 4: kind}), on_bad_batch="skip", log_every=50)
+    state, rows = run(with_problems(feed, {3: "empty", 4: "empty"}), log_every=50)
     assert int(state.step) == 22 and [at for at, _ in rows] == [22]
-    counted = {"empty": ("empty_batches", "bad_batches")}.get(kind, ("bad_batches", "empty_batches"))
-    assert (rows[-1][1][counted[0]], rows[-1][1][counted[1]]) == (2, 0)
+    assert rows[-1][1]["empty_batches"] == 2
     assert len(caplog.messages) == 2 and "skipped" in caplog.messages[0]
     assert "after step 3" in caplog.messages[0] and "batch 3 of epoch 0; samples at positions" in caplog.messages[0]
-    assert kind in caplog.messages[0] or kind == "empty"
     assert same(without(feed, 3, 4), state)
 
 
-def test_a_corrupt_record_stops_the_run_unless_it_may_be_skipped(feed):
-    corrupt = {3: "event 7 is corrupt", 5: "event 8 is corrupt"}
+def test_a_corrupt_record_stops_the_run(feed):
     with pytest.raises(train.BadBatch, match=r"after step 3: a bad batch: event 7 is corrupt \(batch 3 of epoch 0; samples at"):
-        run(with_problems(feed, corrupt))
-    with pytest.raises(train.BadBatch, match=r"event 8 is corrupt .*; it is number 2 \(allowed: 1\)"):
-        run(with_problems(feed, corrupt), on_bad_batch="skip", max_skipped=1)
+        run(with_problems(feed, {3: "event 7 is corrupt"}))
     run(with_problems(feed, {3: "empty"}))  # an empty batch is no error
 
 
 def test_wrong_policies_are_refused(feed, tmp_path):
-    with pytest.raises(ValueError, match="on_bad_batch: expected 'stop' or 'skip', got 'ignore'"):
-        run(feed.batches(), on_bad_batch="ignore")
     with pytest.raises(ValueError, match="checkpoints, config: expected both or none"):
         run(feed.batches(), checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ValueError, match="log_every, save_every: expected at least 1"):
@@ -272,13 +264,12 @@ def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(f
         assert (checkpoints.steps, judged, checkpoints.best) == ([4, 8, 10, 14, 18, 20, 24], [10, 20, 24], 10)
 
 
-@pytest.mark.parametrize("last", ["empty", "event 7 is corrupt"])
-def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_skipped(feed, tmp_path, last):
+def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_skipped(feed, tmp_path):
     """Figures of any float type: a NumPy or JAX scalar ends no run."""
-    given = dict(config=feed.config, log_every=6, on_bad_batch="skip", save_every=100)
+    given = dict(config=feed.config, log_every=6, save_every=100)
     with Checkpoints(tmp_path) as checkpoints:
         figures = {"gauc": np.float32(0.5), "auc": jnp.float32(0.25)}
-        _, rows = run(with_problems(feed, {6: last}, 7), checkpoints=checkpoints, evaluate=lambda state: figures, **given)
+        _, rows = run(with_problems(feed, {6: "empty"}, 7), checkpoints=checkpoints, evaluate=lambda state: figures, **given)
         assert [(at, values.get("gauc"), values.get("auc")) for at, values in rows] == [(6, 0.5, 0.25)]
         assert checkpoints.figures == {6: {"gauc": 0.5, "auc": 0.25}}
     with pytest.raises(train.BadBatch):

@@ -65,7 +65,6 @@ CHECKS = (
 said["losses"] = []
 state = run(batches(STEPS), log_every=1, on_log=lambda number, values: said["losses"].append(values["loss"]))
 said["empty in one"] = int(run(empty_share()).step)
-told("skip", lambda: run(batches(1), on_bad_batch="skip"))
 
 with Checkpoints(folder / "run") as run_folder:
     run_folder.save(3, state.params, model.config, opt_state=state.opt_state, position={"step": 3})
@@ -143,7 +142,6 @@ def pair(tmp_path_factory):
 
 
 TOLD = {
-    "skip": ("ValueError", "on_bad_batch: expected 'stop', as the others of several processes would train on the batch"),
     "again": ("FileExistsError", "/3: expected a new step, got 3"),
 }
 

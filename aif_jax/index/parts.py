@@ -89,7 +89,7 @@ def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowV
     first = next(stream, None)
     if first is None:
         return RowVersion(version, "float32", batch_size), stream
-    columns = _columns(first, RowVersion._fields)
+    columns = _columns(first)
     stamp = RowVersion(*(columns[name][0].as_py() for name in RowVersion._fields))
     good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
     good = good and 1 <= stamp.batch_size <= memory()
@@ -104,7 +104,7 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
       VersionMismatch: a row of another version; ValueError: of another storage, batch size or width, missing columns, nulls.
       TypeError: ids that are neither integers nor strings.
     """
-    columns = _columns(part, ("id", "row", *RowVersion._fields))
+    columns = _columns(part)
     compute = pyarrow("pyarrow.compute")
     for name, expected in stamp._asdict().items():
         same = plain(compute.equal(columns[name], expected))
@@ -119,43 +119,32 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
         at = int(np.argmax(lengths != 4 * width))
         raise ValueError(f"{part.place(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
     ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
-    return ids, _words(columns["row"], width)
+    _, ends, data = columns["row"].buffers()
+    start = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
+    words = np.frombuffer(data, np.uint8, len(lengths) * 4 * width, start).view("<u4")
+    return ids, words.reshape(len(lengths), width).astype(np.uint32, copy=False)
 
 
-def _columns(part: Part, names: Iterable[str]) -> dict[str, Any]:
-    """Columns by name, each one Arrow array without nulls."""
+def _columns(part: Part) -> dict[str, Any]:
+    """The columns of `schema` by name, each one Arrow array without nulls; ValueError for others."""
+    arrow, names = pyarrow(), ("id", "row", *RowVersion._fields)
     present = part.batch.schema.names
     missing = [name for name in names if present.count(name) != 1]
     expect(not missing, part.name, "columns id, row, version, storage and batch_size once each", f"{present}: no {missing}")
+    type_, test = part.batch.schema.field("id").type, arrow.types
+    type_ = type_.value_type if test.is_dictionary(type_) else type_
+    text = test.is_string(type_) or test.is_large_string(type_)
+    expect(text or test.is_integer(type_), f"{part.name}, column 'id'", "integers or strings", type_)
+    wanted = schema("strings" if text else "integers")
     columns = {}
     for name in names:
-        values = part.batch.column(name)
-        values = values.combine_chunks() if hasattr(values, "combine_chunks") else values
-        values = values.dictionary_decode() if hasattr(values, "dictionary_decode") else values
+        try:  # engines make other types of them: large, of a fixed size, dictionaries
+            values = part.batch.column(name).cast(wanted.field(name).type)
+        except arrow.ArrowException as error:
+            got = f"{part.batch.schema.field(name).type}: {error}"
+            raise ValueError(f"{part.name}, column {name!r}: expected {wanted.field(name).type}, got {got}") from error
+        columns[name] = values.combine_chunks() if hasattr(values, "combine_chunks") else values
         if values.null_count:
             at = int(np.argmax(plain(values.is_null())))
             raise ValueError(f"{part.place(at)}, column {name!r}: expected a value, got null; encode the items again")
-        columns[name] = _typed(part, name, values)
     return columns
-
-
-def _typed(part: Part, name: str, values: Any) -> Any:
-    """The column, if it is of the type that its name has."""
-    test = pyarrow("pyarrow.types")
-    text, binary = (test.is_string, test.is_large_string), (test.is_binary, test.is_large_binary, test.is_fixed_size_binary)
-    allowed = {"row": binary, "version": text, "storage": text, "id": (*text, test.is_integer)}.get(name, (test.is_integer,))
-    wanted = {"row": "binary", "version": "strings", "storage": "strings", "id": "integers or strings"}.get(name, "integers")
-    expect(any(is_one(values.type) for is_one in allowed), f"{part.name}, column {name!r}", wanted, values.type)
-    return values
-
-
-def _words(rows: Any, width: int) -> np.ndarray:
-    """uint32 [n, W] of an Arrow array of n times 4 W bytes."""
-    if not len(rows):
-        return np.zeros((0, width), np.uint32)
-    arrow, buffers, start = pyarrow(), rows.buffers(), rows.offset * 4 * width
-    if not arrow.types.is_fixed_size_binary(rows.type):
-        ends = np.frombuffer(buffers[1], np.int64 if arrow.types.is_large_binary(rows.type) else np.int32)
-        start = int(ends[rows.offset])
-    flat = np.frombuffer(buffers[-1], np.uint8, len(rows) * 4 * width, start)
-    return flat.view("<u4").reshape(len(rows), width).astype(np.uint32, copy=False)

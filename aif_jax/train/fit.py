@@ -363,7 +363,7 @@ def train(
     model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn,
     teacher: Teacher | None, candidates: Retrieval | None, start: Params | None,
     optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
-    on_bad_batch: Any, writers: Sequence[LogWriter], progress: bool,
+    writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     if start is not None:
@@ -409,7 +409,7 @@ def train(
         with to_device(feed.batches(cursor), place=place) as batches:
             loop(
                 state, step, batches, total=len(feed) - trained, writers=(log, *writers),
-                checkpoints=checkpoints, config=config, on_bad_batch=on_bad_batch, progress=progress,
+                checkpoints=checkpoints, config=config, progress=progress,
                 encoder=data.encoder and data.encoder.with_length(config.history_length),
                 save_every=settings.evaluate_every or feed.steps_per_epoch, save_seconds=SAVE_SECONDS,
                 evaluate=validate,

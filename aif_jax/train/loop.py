@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -123,7 +123,7 @@ DIVERGED = 100
 
 
 class BadBatch(ValueError):
-    """A batch that must not be trained on, under the policy "stop"; the message names the reason and the samples."""
+    """A batch that must not be trained on; the message names the reason and the samples."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -133,7 +133,6 @@ class _Recent:
     started: float
     waited: float = 0.0
     pending: list[tuple[int, PrefetchedBatch, dict[str, jax.Array]]] = dataclasses.field(default_factory=list)
-    bad: int = 0
     empty: int = 0
     first: float | None = None  # the loss of the first step
 
@@ -153,7 +152,6 @@ def loop(
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     writers: Sequence[LogWriter] = (),
     max_skipped: int = 10,
-    on_bad_batch: Literal["stop", "skip"] = "stop",
     checkpoints: Checkpoints | None = None,
     config: Config | None = None,
     encoder: Encoder | None = None,
@@ -171,7 +169,7 @@ def loop(
     |---|---|---|
     | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
     | no candidate in the batch | skipped, without a step | `empty_batches` |
-    | a corrupt record in the batch | `on_bad_batch`: the run ends, or skips it, at most `max_skipped` times | `bad_batches` |
+    | a corrupt record in the batch | `BadBatch` ends the run | |
 
     Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error. Only a
     `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
@@ -184,13 +182,12 @@ def loop(
       state: where to start; it is consumed.
       batches: from `Pipeline.batches` (or `to_device` of them), or plain `Batch`es, which have no cursor to resume from.
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
-      on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches",
-        "bad_batches" so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
+      on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches"
+        so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
         history without an event) and "input_share" (share of the time spent waiting for a batch); and what `evaluate` gave.
         The first entry's rates include compile time.
       writers: receive the same, see `aif_jax.train.loop`; their rows after the state's step are dropped at the start.
-      max_skipped: more steps than this without a finite loss or gradient, or more bad batches, end the run.
-      on_bad_batch: what to do with a batch whose records are corrupt.
+      max_skipped: more steps than this without a finite loss or gradient end the run.
       checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
       config, encoder: config and encoder of model and data; go into the checkpoints.
       save_every: steps between two checkpoints, counted over the whole run.
@@ -201,15 +198,12 @@ def loop(
     Raises:
       FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
         of the first step; the message names the step and the samples.
-      BadBatch: a corrupt record under "stop", or more than `max_skipped` under "skip".
-      ValueError: checkpoints without a config, or a policy that does not exist, or "skip" in several processes.
+      BadBatch: a corrupt record.
+      ValueError: checkpoints without a config.
     """
     if (checkpoints is None) != (config is None):
         raise ValueError("checkpoints, config: expected both or none, got one: a checkpoint holds the config of its model")
-    expect(on_bad_batch in ("stop", "skip"), "on_bad_batch", "'stop' or 'skip'", repr(on_bad_batch))
     expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
-    one = on_bad_batch == "stop" or not processes.several()
-    expect(one, "on_bad_batch", "'stop', as the others of several processes would train on the batch", repr(on_bad_batch))
     meet()
     number = int(state.step)
     writers = writers if processes.first() else ()
@@ -259,12 +253,12 @@ def loop(
                 # a share without a candidate is trained on, as the others of several processes may have some
                 shared = fed.problem == "empty" and processes.several()
                 if fed.batch is None or (fed.problem is not None and not shared):
-                    try:
-                        _skip(fed, number, recent, on_bad_batch=on_bad_batch, limit=max_skipped)
-                    except BadBatch:
+                    if fed.problem != "empty":
                         if due:
                             log()
-                        raise
+                        raise BadBatch(f"after step {number}: a bad batch: {fed.problem}{fed.origin}")
+                    recent.empty += 1
+                    logger.warning("after step %d: skipped a batch without a candidate%s", number, fed.origin)
                     continue
                 if due:
                     log()
@@ -359,23 +353,7 @@ def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str
     return last | {
         "skipped": float(skipped),
         "empty_batches": float(recent.empty),
-        "bad_batches": float(recent.bad),
         "examples_per_s": samples * jax.process_count() / seconds,  # shares are equally long
         "padding": 1 - events / places if places else 0.0,
         "input_share": recent.waited / seconds,
     }
-
-
-def _skip(fed: PrefetchedBatch, number: int, recent: _Recent, *, on_bad_batch: str, limit: int) -> None:
-    """Counts and reports a batch that is not trained on, or ends the run."""
-    if fed.problem == "empty":
-        recent.empty += 1
-        logger.warning("after step %d: skipped a batch without a candidate%s", number, fed.origin)
-        return
-    recent.bad += 1
-    message = f"after step {number}: a bad batch: {fed.problem}{fed.origin}"
-    if on_bad_batch == "stop":
-        raise BadBatch(message)
-    if recent.bad > limit:
-        raise BadBatch(f"{message}; it is number {recent.bad} (allowed: {limit})")
-    logger.warning("skipped: %s", message)
