@@ -354,16 +354,6 @@ def test_a_manifest_other_than_the_pinned_one_is_refused(made, copy):
         load(folder, sha256=made[1])
 
 
-@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "a/../../b.bin", "..", "a\\b.bin", "C:x.bin", "x.bin\n"])
-def test_names_that_leave_the_folder_are_refused(copy, name):
-    def edit(manifest):
-        manifest["params"] = name
-        manifest["files"][name] = {"bytes": 1, "sha256": "0"}
-
-    with pytest.raises(export.ExportError, match="expected plain file names inside the folder"):
-        load(copy(edit))
-
-
 def test_links_are_refused(copy):
     folder = copy()
     shutil.move(folder / "consume", folder.parent / "moved")
@@ -378,9 +368,7 @@ def test_links_are_refused(copy):
         load(folder)
 
 
-def test_sizes_are_bounded(made, copy):
-    with pytest.raises(export.ExportError, match="expected at most 1000 bytes in all"):
-        load(made[0], max_bytes=1000)
+def test_the_size_of_a_manifest_is_bounded(copy):
     folder = copy()
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(files.MANIFEST_BYTES + 1)
@@ -391,29 +379,10 @@ def test_sizes_are_bounded(made, copy):
 @pytest.mark.parametrize("edit, message", [
     (lambda m: m.update(format="other"), "expected format"),
     (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
-    (lambda m: m.pop("functions"), "functions: expected dict"),
-    (lambda m: m["functions"].pop("item"), "functions: expected .*'item'"),
-    (lambda m: m["functions"].update(more=m["functions"]["item"]), "functions: expected .*'item'"),
-    (lambda m: m["functions"]["item"].update(params=[[]]), "expected inputs, outputs, params, ignored"),
-    (lambda m: m["functions"]["user"]["inputs"][0].update(dtype="O"), "expected name, shape and dtype"),
-    (lambda m: m["functions"]["user"]["inputs"][0].update(size="3"), "expected name, shape and dtype"),
-    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[-1]), "expected name, shape and dtype"),
-    (lambda m: m["functions"]["user"]["outputs"].pop(), "user: expected .*, the module gives"),
     (lambda m: m["functions"]["item"].update(file=["x"]), "among its files"),
-    (lambda m: m["axes"]["c"].update(buckets=[1 << 40]), "interaction: expected at most .* bytes a call"),
-    (lambda m: m["axes"]["c"].update(buckets=[1e9]), "axes 'c': expected minimum, maximum and buckets"),
-    (lambda m: m["axes"]["c"].update(buckets=list(range(64, 200))), "axes 'c': expected minimum, maximum and buckets"),
-    (lambda m: m["axes"]["l"].update(minimum=[]), "axes 'l': expected minimum, maximum and buckets"),
     (lambda m: m["axes"]["l"].update(maximum=8), "buckets 'l': expected sizes from 6 to 8"),
     (lambda m: m["made_with"].update(jax="9" * 5000 + ".1"), "jax: expected at least"),
-    (lambda m: m.update(encoder=[]), "encoder: expected record and file"),
     (lambda m: m.update(index="golden.safetensors"), "index: expected the arrays ids"),
-    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=["z"]), "expected name, shape and dtype"),
-    (lambda m: m["functions"]["user"]["inputs"].pop(), "user: expected .*, the module takes"),
-    (lambda m: m["functions"]["user"]["inputs"][0].update(shape=[7, 7]), "the module takes"),
-    (lambda m: m["functions"]["user"]["params"].append("nothing"), "expected parameters"),
-    (lambda m: m.update(axes={}), "expected name, shape and dtype"),
-    (lambda m: m["files"]["item.jax_export"].update(bytes=-1), "expected bytes and sha256"),
     (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
 ])  # fmt: skip
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
@@ -433,7 +402,6 @@ def _file(header, data=b""):
     _file(b"not json"),
     _file([]),
     _file({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
-    _file({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
     _file({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"12345678"),
     _file({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345678"),
     _file({k: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for k in "ab"}, b"1234"),
@@ -449,20 +417,6 @@ def _file(header, data=b""):
 def test_array_files_that_lie_are_refused(raw):
     with pytest.raises(export.ExportError, match="arrays"):
         consume.read_arrays(raw)
-
-
-def test_a_module_that_calls_out_is_refused(copy):
-    def evil(params, inputs):
-        return {"logits": jax.ffi.ffi_call("evil", jax.ShapeDtypeStruct((64,), jnp.float32))(inputs["x"])}
-
-    spec = jax.ShapeDtypeStruct((64,), jnp.float32)
-    allowed = [jax.export.DisabledSafetyCheck.custom_call("evil")]
-    exported = jax.export.export(jax.jit(evil), disabled_checks=allowed)({}, {"x": spec})
-    folder = copy()
-    (folder / "interaction.jax_export").write_bytes(exported.serialize())
-    copy(rehash=["interaction.jax_export"])
-    with pytest.raises(export.ExportError, match="interaction: expected no calls out of the module, got one: .*evil"):
-        load(folder)
 
 
 def test_a_blob_that_is_no_export_is_refused(copy):

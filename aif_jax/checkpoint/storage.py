@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,10 +35,8 @@ FORMAT = "aif_jax.checkpoint/2"
 RECORD = "custom_metadata"  # as Orbax names it
 RECORD_BYTES = 32 << 20
 DAMAGED = "restore a copy, or take an earlier step"
-LARGEST_SIZE = 1 << 40  # of one axis, and of a leaf in bytes
 MOST_FILES = 1 << 16
 PATIENCE = 3600  # seconds until all processes have met
-MOST_DEPTH = 32  # axes of a leaf, groups over it
 KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
 
 Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
@@ -107,11 +103,9 @@ def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, A
         if metadata["sha256"] != seal(metadata):
             raise CheckpointError(f"{path}: the record in {METADATA_FILE} was altered; {DAMAGED}")
         leaves = {
-            name: {leaf: digest_of(path, f"{name}/{leaf}", entry) for leaf, entry in tree.items()}
+            name: {leaf: Digest(**{**entry, "shape": tuple(entry["shape"])}) for leaf, entry in tree.items()}
             for name, tree in metadata["leaves"].items()
         }
-        for tree in leaves.values():
-            nest(dict.fromkeys(tree))  # no leaf is a group too
     except CheckpointError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -131,10 +125,6 @@ def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
     leaves, _ = inspect(path)
     if missing := like.keys() - leaves.keys():
         raise ValueError(f"{path}: expected {sorted(missing)}, but it was saved without; it has {sorted(leaves)}")
-    size, limit = sum(nbytes(leaf) for name in like for leaf in leaves[name].values()), memory()
-    if size > limit:
-        limit = f"at most the {limit} bytes of memory here"
-        raise CheckpointError(f"{path}: expected {limit}, it lists {size}; take a larger machine")
     return {name: _restore(path, name, leaves[name], template) for name, template in like.items()}
 
 
@@ -143,12 +133,6 @@ def meet() -> None:
     """Waits, once, until all processes of a job are here; alone, a process goes on at once."""
     # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
     multihost.get_barrier_sync_fn()(key="aif_jax.checkpoint.storage.meet", timeout_ms=1000 * PATIENCE)
-
-
-def nbytes(leaf: Digest) -> int:
-    """Bytes of a leaf."""
-    width = 4 * KEY_IMPLEMENTATIONS[leaf.dtype][1] if leaf.dtype in KEY_IMPLEMENTATIONS else jnp.dtype(leaf.dtype).itemsize
-    return math.prod(leaf.shape) * width
 
 
 def complete_steps(directory: Path) -> list[int]:
@@ -172,19 +156,6 @@ def _check_files(path: Path) -> None:
             if size > limit or count > MOST_FILES:
                 expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
                 raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes; {DAMAGED}")
-
-
-def digest_of(path: Path, name: str, entry: Mapping[str, Any]) -> Digest:
-    """The digest of a leaf as the record has it; CheckpointError for a dtype or a shape that no leaf has."""
-    leaf = Digest(**{**entry, "shape": tuple(entry["shape"])})
-    sizes = max(len(leaf.shape), name.count("/")) <= MOST_DEPTH
-    sizes = sizes and all(type(dim) is int and 0 <= dim <= LARGEST_SIZE for dim in leaf.shape)
-    whole = math.prod(max(1, dim) for dim in leaf.shape) if sizes else 0  # NumPy refuses huge axes of empty arrays too
-    if not sizes or not isinstance(leaf.dtype, str) or whole * nbytes(Digest(leaf.dtype, (), "")) > LARGEST_SIZE:
-        got = reprlib.repr((leaf.dtype, leaf.shape))
-        expected = f"at most {MOST_DEPTH} sizes and groups, and {LARGEST_SIZE} bytes"
-        raise CheckpointError(f"{path}: {name:.200}: expected {expected}, got {got}; {DAMAGED}")
-    return leaf
 
 
 def _context(*, alone: bool = False) -> ocp.Context:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import operator
-import reprlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -24,13 +23,12 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_names
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import Kind
-from aif_jax.export.consume.files import memory
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import rows_of, stored_by
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.store import sealed
-from aif_jax.store.codec import STORAGES, Packed, Storage, decode, unpack
+from aif_jax.store.codec import Packed, Storage, decode, unpack
 from aif_jax.store.folders import CheckpointError
 from aif_jax.store.trained import Trained
 from aif_jax.trees import differences, leaves_by_path, listed, take
@@ -71,16 +69,6 @@ class Manifest:
     leaves: dict[str, str]
     nbytes: int
 
-    def fits(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether every array, given by path with dtype and shape, has a row for each item, and a batch fits in memory."""
-        good = self.storage in STORAGES and type(self.batch_size) is int and self.batch_size >= 1
-        good = good and all(isinstance(text, str) for text in (self.version, self.encoding))
-        good = good and self.ids in (None, "integers", "strings") and type(self.items) is int
-        good = good and {name.partition("/")[0] for name in arrays} == {"ids", "rows"}
-        good = good and all(leaf["shape"][:1] == [self.items] for leaf in arrays.values())
-        row = max(1, self.nbytes // max(1, self.items))
-        return good and self.batch_size * row <= memory()  # a batch is filled up with zeros
-
     def check_model(self, path: str | Path, trained: Trained) -> None:
         """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
         if self.config != trained.config:
@@ -100,7 +88,7 @@ def inspect(path: str | Path) -> Manifest:
     """
     record = sealed.inspect(path, format=FORMAT, rebuild=REBUILD)
     try:
-        manifest = Manifest(
+        return Manifest(
             **{field.name: record[field.name] for field in dataclasses.fields(Manifest) if field.name in record} | {
                 "config": Config.from_json(record["config"]),
                 "positions": positions_by_partition({int(name): at for name, at in record["positions"].items()}),
@@ -109,10 +97,8 @@ def inspect(path: str | Path) -> Manifest:
                 "nbytes": sealed.nbytes(record),
             }
         )  # fmt: skip
-        expect(manifest.fits(record["arrays"]), "fields", f"those of {FORMAT}", reprlib.repr(record))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the record cannot be read: {error!r}; {REBUILD}") from error
-    return manifest
 
 
 def verify(path: str | Path) -> Manifest:

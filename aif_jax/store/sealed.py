@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import math
-import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.export.consume import files
-from aif_jax.export.consume.files import MANIFEST, memory, seal
+from aif_jax.export.consume.files import MANIFEST, seal
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished, write_file
 from aif_jax.store.trained import __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
@@ -83,7 +82,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
 
     Raises:
       FileNotFoundError: nothing there.
-      CheckpointError: torn, altered, of another format, or larger than the memory of this machine.
+      CheckpointError: torn, altered, or of another format.
     """
     path = local(path)
     if not path.is_dir():
@@ -99,17 +98,6 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
         expect(got == format, f"{path}", f"the format {format!r}", f"{got!r}; {rebuild}", error=CheckpointError)
         if manifest.get("sha256") != seal(manifest):
             raise CheckpointError(f"{path}: {MANIFEST} was altered; {rebuild}")
-        try:
-            entry, arrays = manifest["files"][ARRAYS], manifest["arrays"]
-            good = type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
-            for leaf in arrays.values():
-                good = good and leaf["dtype"] in files.DTYPE_NAMES and all(map(files.is_size, leaf["shape"]))
-            nest(dict.fromkeys(arrays))  # no array is a group too
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {MANIFEST}: expected arrays and file, got others: {error!r}; {rebuild}") from error
-        if not good or not nbytes(manifest) <= entry["bytes"] <= memory():
-            limit = f"a file of at most {memory()} bytes, the memory of this machine, that holds its arrays"
-            raise CheckpointError(f"{path}: {MANIFEST}: expected {limit}, it lists {reprlib.repr(entry)}; {rebuild}")
     return manifest
 
 

@@ -22,7 +22,6 @@ def load(
     *,
     buckets: Mapping[str, Sequence[int]] | None = None,
     sha256: str | None = None,
-    max_bytes: int | None = None,
 ) -> ExportedModel:
     """Reads an exported folder, checksums first, as functions of flat dicts of arrays.
 
@@ -34,13 +33,12 @@ def load(
       buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
       sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
-      max_bytes: refuse folders that say they are larger; None takes half of the memory of this machine.
 
     Raises:
-      ExportError: a file is missing, altered, misplaced or too large; the format or JAX is of another version.
+      ExportError: a file is missing or altered; the format or JAX is of another version.
     """
     folder = local(folder)
-    return ExportedModel(folder, _open(folder, sha256, max_bytes), buckets=buckets)
+    return ExportedModel(folder, _open(folder, sha256), buckets=buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +215,11 @@ def verify(
     *,
     tolerance: float = 1e-4,
     sha256: str | None = None,
-    max_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Checks every checksum of a folder and replays its golden inputs, on this process's device.
 
     Args:
-      folder, sha256, max_bytes: as `load`.
+      folder, sha256: as `load`.
       tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
         multiply in lower precision.
 
@@ -233,7 +230,7 @@ def verify(
       ExportError: as `load`; an output that differs by more.
     """
     folder = local(folder)
-    manifest = _open(folder, sha256, max_bytes)
+    manifest = _open(folder, sha256)
     for name in manifest["files"]:
         checked(folder, manifest, name)
     model = ExportedModel(folder, manifest)
@@ -291,9 +288,9 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
         expect(reads, name, expected, f"{version} of jax {made}; {advice}")
 
 
-def _open(folder: Path, sha256: str | None, max_bytes: int | None) -> dict[str, Any]:
+def _open(folder: Path, sha256: str | None) -> dict[str, Any]:
     """The manifest of a folder whose functions this JAX can read."""
-    manifest = read_manifest(folder, sha256=sha256, max_bytes=max_bytes)
+    manifest = read_manifest(folder, sha256=sha256)
     check_versions(manifest)
     return manifest
 
