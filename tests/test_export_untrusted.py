@@ -57,11 +57,11 @@ def test_golden_outputs_that_are_infinite_are_refused():
         consume.model.difference("logits", infinite, infinite, 1e-4)
 
 
-def test_params_of_which_one_is_a_group_too_are_not_rebuilt(forge, tmp_path):
+def test_params_of_which_one_is_a_group_too_are_not_opened(forge, tmp_path):
     writer.write_arrays(tmp_path / "arrays", {"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)})
     raw = (tmp_path / "arrays").read_bytes()
     with pytest.raises(ExportError, match="expected params, config and encoder, got others"):
-        export.rebuild(forge({"params.safetensors": raw}), tmp_path / "new")
+        aif.open(forge({"params.safetensors": raw}))
 
 
 def test_deep_json_is_refused(forge):

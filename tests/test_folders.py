@@ -213,7 +213,6 @@ DOORS = {
     "JsonLines": aif.train.JsonLines,
     "export.load": export.load,
     "export.verify": export.verify,
-    "export.rebuild": lambda url: export.rebuild(url, "new"),
 }
 
 

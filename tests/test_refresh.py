@@ -348,7 +348,6 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
     for changes, error, message in (
         ({"events": tmp_path / "typo.csv"}, FileNotFoundError, "typo.csv: expected a file or folder, got no such file"),
         ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
-        ({"content": tmp_path / "typo.npz"}, FileNotFoundError, "typo.npz: expected a file, got no such file"),
         ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected the folder of a run"),
         ({"task": NextItem(negatives=3)}, ArgumentError, "refresh task: expected that of the served model, .* leave it out"),
         ({"task": Liked(threshold=1)}, ArgumentError, "refresh task: expected that of the served model"),
@@ -385,15 +384,15 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
 
     The index has the items of the file, with the statistics of today too.
     """
-    columns, rng = dataclasses.replace(world.COLUMNS, item_floats=("price",), item_statistics=(3600,)), np.random.default_rng(3)
+    more: dict[str, Any] = {"item_floats": ("price",), "item_statistics": (3600,), "content": "content"}
+    columns, rng = dataclasses.replace(world.COLUMNS, **more), np.random.default_rng(3)
     price, vectors = rng.gamma(2.0, 10.0, world.ITEMS), rng.normal(size=(world.ITEMS, 4)).astype(np.float32)
     leaves = rng.permutation(world.ITEMS - world.NEW)[: round(0.3 * world.ITEMS)] + 100
 
     def files(days: int, gone: Any = ()) -> dict[str, Any]:
         table = {name: np.array(column) for name, column in world.items(days).items()}
-        table |= {"price": price[table["item"] - 100]}
-        table = {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}
-        return {"items": table, "content": (table["item"], vectors[table["item"] - 100])}
+        table |= {"price": price[table["item"] - 100], "content": vectors[table["item"] - 100]}
+        return {"items": {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}}
 
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
     options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)

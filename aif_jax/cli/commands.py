@@ -106,10 +106,7 @@ def add_commands(commands: Any) -> None:
     shared.add_shown(one)
 
     one = shared.add_command(commands, "export", run_export)
-    source = one.add_mutually_exclusive_group(required=True)
-    shared.add_checkpoint(source, use="this or --rebuild is required")
-    text = "exported folder whose functions are written again, in place of --checkpoint"
-    source.add_argument("--rebuild", type=Path, metavar="FOLDER", help=text)
+    shared.add_checkpoint(one, required=True)
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to export too")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
     one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
@@ -298,11 +295,6 @@ def run_index_verify(options: argparse.Namespace) -> int:
 def run_export(options: argparse.Namespace) -> int:
     """Writes a model as one folder that runs without the package's model code."""
     expect_new(options.out)
-    if options.rebuild is not None:
-        if options.index is not None:
-            raise UsageError(f"export: expected no --index with --rebuild, which takes the index along, got {options.index}")
-        print(json.dumps({"sha256": export.rebuild(options.rebuild, options.out)}))
-        return FINE
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
     settings: dict[str, Any] = shared.flags_given(options, ["platforms"])

@@ -2,9 +2,9 @@
 
 from .consume import ExportedIndex, ExportedModel, ExportError, flatten, load, verify
 from .contents import Restored, restore
-from .writer import CoverageError, rebuild, save
+from .writer import CoverageError, save
 
 __all__ = [
-    "save", "load", "verify", "rebuild", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
+    "save", "load", "verify", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
     "ExportError", "CoverageError",
 ]  # fmt: skip

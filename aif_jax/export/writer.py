@@ -18,11 +18,9 @@ from aif_jax.checks import VersionMismatch, expect, needs_extra
 from aif_jax.config import Config
 from aif_jax.export import consume, functions
 from aif_jax.export.consume import files
-from aif_jax.export.contents import read_contents
 from aif_jax.export.functions import golden_case
 from aif_jax.features import LENGTH, Leaf, item_layout, user_layout
 from aif_jax.index import ItemIndex
-from aif_jax.model import PreRanker
 from aif_jax.schema import Schema
 from aif_jax.scores import Order, reads_bid
 from aif_jax.store.folders import new_folder
@@ -100,37 +98,6 @@ def expect_platforms(platforms: Sequence[str]) -> None:
     expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
 
 
-def rebuild(
-    folder: str | Path, new: str | Path, *, model: PreRanker | None = None, tolerance: float = 1e-4,
-    orders: Mapping[str, Order] | None = None,
-) -> str:  # fmt: skip
-    """Writes the functions of a folder again with the JAX that is here; returns the sha256 of the new manifest.
-
-    For folders whose functions JAX no longer reads, or does not read yet. The model is rebuilt from its parameters and config,
-    and must give the old golden outputs. Import the modules of your blocks first.
-
-    Args:
-      folder: what `save` wrote, under any JAX.
-      new: folder to be made.
-      model: made by `assemble`; None builds it from the config.
-      tolerance: tolerance of the old golden outputs, see `verify`.
-      orders: functions of the folder's orders, by name; None takes the compiled ones, which this JAX must be able to read.
-
-    Raises:
-      ExportError: a damaged folder, a block that is not registered, or other outputs of the rebuilt model.
-    """
-    contents = read_contents(folder, items=True)
-    manifest, orders = contents.manifest, contents.orders if orders is None else orders
-    expect(set(orders) == set(contents.orders), "orders", f"functions for {sorted(contents.orders)}", sorted(orders))
-    with new_folder(new) as partial:
-        return _write(
-            partial, contents.trained(model), contents.parts, tolerance=tolerance,
-            training_only=manifest["training_only"], platforms=manifest["platforms"],
-            buckets={name: axis["buckets"] for name, axis in manifest["axes"].items()},
-            orders=orders,
-        )  # fmt: skip
-
-
 def _write(
     target: Path,
     trained: Trained,
@@ -140,7 +107,6 @@ def _write(
     platforms: Sequence[str],
     buckets: Mapping[str, Sequence[int]],
     orders: Mapping[str, Order],
-    tolerance: float = 1e-4,
 ) -> str:
     """Fills a folder and verifies it; `parts` are further files of arrays by name."""
     model, params, encoder = trained.model, trained.params, trained.encoder
@@ -170,8 +136,7 @@ def _write(
     if trained.settings is not None:
         manifest["settings"] = dict(trained.settings)
     parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
-    if "golden" not in parts:
-        parts["golden"] = golden_case(model, leaves, orders)
+    parts["golden"] = golden_case(model, leaves, orders)
     if unused:
         write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
     if encoder is not None:
@@ -189,7 +154,7 @@ def _write(
     raw = json.dumps(manifest, indent=1).encode()
     (target / files.MANIFEST).write_bytes(raw)
     digest = hashlib.sha256(raw).hexdigest()
-    consume.verify(target, tolerance=tolerance, sha256=digest)
+    consume.verify(target, sha256=digest)
     return digest
 
 

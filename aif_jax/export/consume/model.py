@@ -277,7 +277,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def check_versions(manifest: Mapping[str, Any]) -> None:
     """Raises where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
     made, here = str(manifest["made_with"].get("jax")), jax.__version__
-    advice = "params and config are still readable: `aif_jax.export.rebuild(folder, new)` writes the functions again"
+    advice = "params and config are still readable: save aif_jax.open(folder) by aif_jax.export.save"
     expect(_release(made) <= _release(here), "jax", f"at least {made}, which wrote this export", f"{here}; {advice}")
     low = jax.export.minimum_supported_calling_convention_version
     high = jax.export.maximum_supported_calling_convention_version
