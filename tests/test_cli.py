@@ -432,7 +432,7 @@ def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
     def broken():
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(cli, "keep", broken)
+    monkeypatch.setattr(cli, "keep_compiled", broken)
     code, _, err = run("index", "inspect", "somewhere")
     assert code == 1 and err == "error: [Errno 32] Broken pipe\n"
 
