@@ -634,9 +634,7 @@ def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(made, tmp
     (tmp_path / "here").mkdir()
     with pytest.raises(FileExistsError, match="expected a new folder"):
         export.save(tmp_path / "here", aif.Trained(model, params))
-    monkeypatch.setattr(writer.functions, "export_all", lambda *a, **k: {})
-    monkeypatch.setattr(writer, "coverage", lambda *a: ())
     monkeypatch.setattr(writer, "golden_case", lambda *a: {})
-    with pytest.raises(export.ExportError):  # no functions: the folder does not verify
-        export.save(tmp_path / "new", aif.Trained(model, params))
+    with pytest.raises(export.ExportError):  # without golden inputs the folder does not verify
+        export.save(tmp_path / "new", aif.Trained(model, params), **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
