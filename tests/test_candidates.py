@@ -21,6 +21,7 @@ from aif_jax.data.candidates import (
     impressions,
     item_counts,
     pointwise_candidates,
+    retrieved,
     sampled_negatives,
 )
 from aif_jax.data.dataset import CorruptRecord, Dataset
@@ -187,14 +188,34 @@ def test_the_correction_makes_a_sampled_softmax_the_whole_one():
     assert np.isneginf(sampler.log_q([0], 4)).all()
 
 
+@pytest.mark.parametrize("form", ["array", "function"])
+def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
+    table = np.zeros((9, 4), np.int64)
+    table[0], table[4] = [2, 1, 2, 5], [6, 0, 4, 4]
+    retrieval = table if form == "array" else lambda positions: table[positions]
+    assert dataset.repeats  # item 2 at 10 and at 20
+    found = retrieved(dataset, retrieval=retrieval, candidates=5)(np.array([0, 4, 5]), DRAW)
+    assert found.rows.tolist() == [[1, 2, 0, 0, 5], [4, 6, 0, 0, 0], [0, 0, 0, 0, 0]]  # the target of position 5 is unknown
+    assert found.labels.tolist() == [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert retrieved(dataset, retrieval=retrieval, candidates=2)(np.array([0]), DRAW).rows.tolist() == [[1, 2]]
+    assert retrieved(dataset, retrieval=retrieval, candidates=7)(np.array([0]), DRAW).rows.tolist() == [[1, 2, 0, 0, 5, 0, 0]]
+
+
 def test_wrong_sources_are_refused(dataset):
     with pytest.raises(ValueError, match="candidates: expected at least 1, got 0"):
         impressions(dataset, candidates=0, threshold=2)
+    with pytest.raises(ValueError, match="candidates: expected at least 2, got 1"):
+        retrieved(dataset, retrieval=np.zeros((9, 1), np.int32), candidates=1)
+    with pytest.raises(ValueError, match=r"retrieval: expected values in \[0, 7\), got 7"):
+        retrieved(dataset, retrieval=np.full((9, 2), 7), candidates=3)(np.array([0]), DRAW)
+    with pytest.raises(ValueError, match=r"retrieval: expected rows \[1, R\], got shape \[2\]"):
+        retrieved(dataset, retrieval=lambda positions: np.array([1, 2]), candidates=3)(np.array([0]), DRAW)
 
 
 def test_a_source_is_described_by_what_decides_its_lists(dataset):
     """Equal settings give equal descriptions, any other setting another one; a cursor tells pipelines apart by them."""
     one, two = NegativeSampler([0, 4, 2, 1, 1, 0, 0]), NegativeSampler([0, 4, 2, 1, 2, 0, 0])
+    table = np.zeros((9, 4), np.int32)
 
     def mine(positions, draw):
         return CandidateLists(np.ones((len(positions), 1), np.int32), np.ones((len(positions), 1), np.float32))
@@ -211,6 +232,9 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
                 for c in (False, True)
             ),
             sampled_negatives(dataset, sampler=one, negatives=1, repeats=False),
+            retrieved(dataset, retrieval=table, candidates=3),
+            retrieved(dataset, retrieval=table + 1, candidates=3),
+            retrieved(dataset, retrieval=lambda positions: table[positions], candidates=3),
             CandidateSource(mine, {"kind": "mine", "version": 2}),
             mine,
         ]
@@ -228,9 +252,24 @@ def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
     if column == "item":
         sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0])
         sources += [sampled_negatives(opened, sampler=sampler, negatives=2), impressions(opened, candidates=3, threshold=2)]
+        sources += [retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3)]
     for source in sources:
         with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected {column} in \[0, \d\), got {value}"):
             source(np.array([0, 1]), DRAW)
+
+
+def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_back(dataset):
+    """Position 4 is item 4 of user 1 at 30, who has met 1, 2 and 3; position 3 is item 2, met before: the target stays."""
+    table = np.zeros((9, 4), np.int64)
+    table[4], table[3], table[0] = [6, 2, 4, 1], [3, 5, 2, 6], [2, 1, 2, 5]
+    source = retrieved(dataset, retrieval=table, candidates=5, repeats=False)
+    found = source(np.array([4, 3, 0]), DRAW)
+    assert found.rows.tolist() == [[4, 6, 0, 0, 0], [2, 0, 5, 0, 6], [1, 2, 0, 0, 5]]
+    assert found.labels[:, 0].tolist() == [1, 1, 1] and not found.labels[:, 1:].any()
+    assert source.description["repeats"] is False
+    once = dataclasses.replace(dataset, repeats=False)
+    assert retrieved(once, retrieval=table, candidates=5).description == source.description
+    assert "repeats" not in retrieved(dataset, retrieval=table, candidates=5).description
 
 
 @given(seed=st.integers(0, 10**6))

@@ -4,7 +4,7 @@
 
 from .candidates import (
     CandidateLists, CandidateSource, NegativeSampler, SampleKey, SeenPairs, impressions, item_counts, logged,
-    pointwise_candidates, sampled_negatives, staged,
+    pointwise_candidates, retrieved, sampled_negatives, staged,
 )  # fmt: skip
 from .cascade import STAGES, Cascade
 from .dataset import CorruptRecord, Dataset
@@ -16,7 +16,7 @@ __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord",
     "Split", "split_by_time", "time_cuts", "cuts_of_samples", "eligible", "eligible_positions", "request_starts",
     "NegativeSampler", "SeenPairs", "item_counts",
-    "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions",
+    "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",
     "Cascade", "STAGES", "logged", "staged",
     "Pipeline", "PrefetchedBatch", "Batch", "make_batch", "to_device",
 ]  # fmt: skip

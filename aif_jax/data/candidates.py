@@ -1,4 +1,4 @@
-"""Which candidates a sample has: one item, the list that was shown, or sampled ones.
+"""Which candidates a sample has: one item, the list that was shown, sampled ones, or what retrieval found.
 
 A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
 function run once a list in training, as in serving.
@@ -225,6 +225,9 @@ def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     return (users.astype(np.int64) << 32) | items.astype(np.int64)
 
 
+DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
+
+
 class SampleKey(NamedTuple):
     """What random choices may depend on, so that a resumed run makes the same ones.
 
@@ -413,6 +416,50 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
 
     shown = thresholds if several else threshold
     return CandidateSource(lists, {"kind": "impressed", "candidates": candidates, "threshold": shown})
+
+
+def retrieved(
+    dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int, repeats: bool | None = None
+) -> CandidateSource:
+    """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
+
+    Args:
+      retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
+        rows [n, R] for every event of the log, memory-mapped perhaps. It must see the past only: `dataset.log.history_end`.
+      candidates: C, cut from the front of [B, 1 + R] or padded.
+      repeats: whether users come back to items; None takes `dataset.repeats`. If not, 0 takes the place of an item that the
+        user has met strictly before the event.
+
+    Raises:
+      ValueError: candidates below 2.
+    """
+    expect(candidates >= 2, "candidates", "at least 2", candidates)
+    repeats = dataset.repeats if repeats is None else repeats
+
+    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
+        answer = retrieval(positions) if callable(retrieval) else retrieval[positions]
+        answer = expect_integers(answer, "retrieval", size=len(dataset.catalogue))
+        fits = answer.ndim == 2 and len(answer) == len(positions)
+        expect(fits, "retrieval", f"rows [{len(positions)}, R]", f"shape {list(answer.shape)}")
+        rows = np.zeros((len(answer), candidates), np.int32)
+        rows[:, 0] = dataset.log.item[positions]
+        dataset.expect_intact("item", positions, rows[:, 0], len(dataset.catalogue))
+        width = min(answer.shape[1], candidates - 1)
+        rows[:, 1 : 1 + width] = answer[:, :width]
+        if not repeats:
+            rows = SeenPairs(dataset, positions).dropped(rows, kept=rows == rows[:, :1])
+        rows[_repeated(rows, np.zeros_like(rows))] = 0
+        labels = np.zeros(rows.shape, np.float32)
+        labels[:, 0] = rows[:, 0] > 0
+        return CandidateLists(rows, labels)
+
+    if callable(retrieval):
+        table: Any = name_of(retrieval)
+    else:
+        some = retrieval[:: max(1, len(retrieval) // DESCRIBED_ROWS)]
+        table = {"shape": list(retrieval.shape), "sha256": digest(some).sha256}
+    settings = {"candidates": candidates, "retrieval": table} | ({} if repeats else {"repeats": False})
+    return CandidateSource(lists, {"kind": "retrieved", **settings})
 
 
 def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:

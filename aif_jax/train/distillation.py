@@ -30,8 +30,7 @@ from aif_jax.model import PreRanker, name_of
 from aif_jax.output import track
 from aif_jax.scores import objective_names
 from aif_jax.store import sealed
-from aif_jax.store.trained import Trained
-from aif_jax.store.version import digest
+from aif_jax.store.trained import Trained, digest
 from aif_jax.train.evaluate import item_rows, predict
 from aif_jax.train.losses import Loss
 from aif_jax.train.tasks import Goal, Goals
