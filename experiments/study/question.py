@@ -50,6 +50,7 @@ WIDE = dict(long_length=512)
 SIM, TIERS = models.SIM, models.WINDOWED
 MODELS: dict[str, dict[str, Any]] = {
     "two-tower": dict(head=(), blocks=(models.DOT,)),
+    "two-tower with a head": dict(blocks=(models.DOT,)),
     "two-tower with matching statistics": dict(blocks=(MATCHING, models.DOT), **WIDE),
     "aif": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.DOT), **WIDE),
     "aif without matching statistics": dict(blocks=(models.BEA, models.LEARNED, models.DOT), **WIDE),
