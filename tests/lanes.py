@@ -28,10 +28,12 @@ CHIEF = ("every block", "matching", "two_tower")
 """Cases of OF_VARIANTS that the default lane takes: all blocks at once, what `presets.aif` is made of, and the baseline."""
 OF_VARIANTS = (
     "tests/promises/test_batch_invariance.py::test_other_users_of_a_batch",
+    "tests/promises/test_batch_invariance.py::test_padding_candidates",
     "tests/promises/test_batch_invariance.py::test_permuting_candidates",
     "tests/promises/test_batch_invariance.py::test_splitting_candidates",
     "tests/promises/test_decomposition.py::test_every_trained_parameter_gets_a_gradient",
     "tests/promises/test_decomposition.py::test_staged_equals_joint",
+    "tests/promises/test_masking.py::test_empty_and_shortest_history",
     "tests/promises/test_masking.py::test_gradients_of_an_empty_history_are_finite",
     "tests/promises/test_masking.py::test_more_padding_changes_nothing",
     "tests/promises/test_masking.py::test_what_is_in_padding_does_not_matter",

@@ -22,8 +22,6 @@ from tests.blocks import parts
 
 TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 def offset(data, run, made, users):
     """The same for every user."""

@@ -16,13 +16,13 @@ from aif_jax.blocks import Bea
 from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import losses
-from tests import demo, light
-from tests.light import lightly_compiled
+from tests import demo
 from tests.own_block import Decay
 from tests.serving_world import run
 from tests.test_sparse import batch_of
 
 BLOCKS = (Bea(bridges=3), Decay(rates=2))
+pytestmark = pytest.mark.usefixtures("light_compilation")  # exports and engines as shipped: other promises
 USERS = {name: demo.user(demo.config(), events=5 * name, seed=name) for name in range(4)}
 
 
@@ -33,10 +33,9 @@ def trained():
     optimizer, batch = optax.adam(1e-2), batch_of(model.config, seed=1)
     step, state, seen = train.make_step(model, optimizer, loss=losses.pointwise_bce), train.init_state(params, optimizer), []
     start = jax.tree.map(np.array, params)
-    with lightly_compiled():
-        for _ in range(8):
-            state, metrics = step(state, batch)
-            seen.append(float(metrics["loss"]))
+    for _ in range(8):
+        state, metrics = step(state, batch)
+        seen.append(float(metrics["loss"]))
     return model, start, state.params, seen
 
 
@@ -45,7 +44,7 @@ def expected(trained):
     """Logits of every known item for every user, from `joint`."""
     model, _, params, _ = trained
     items = demo.catalogue().features(np.arange(1, 50))
-    joint = jax.jit(model.joint).lower(params, USERS[0], items).compile(light.options())
+    joint = jax.jit(model.joint)
     return {name: np.asarray(joint(params, features, items)) for name, features in USERS.items()}
 
 
