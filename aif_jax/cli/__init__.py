@@ -91,7 +91,7 @@ def keep_compiled() -> Path | None:
     Returns:
       The folder; None where it cannot be written, which a warning says: programs are then compiled again.
     """
-    if (chosen := jax.config.jax_compilation_cache_dir) is not None:
+    if (chosen := getattr(jax.config, "jax_compilation_cache_dir", None)) is not None:
         return Path(chosen)
     try:
         folder = compiled_folder()
