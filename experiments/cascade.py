@@ -228,12 +228,15 @@ class Held(NamedTuple):
         """Recall of the ranker's best, AUC of clicks where shown and over all candidates, HR@k by stage, of one order."""
         assert isinstance(self.lists.labels, dict)
         where, known = self.lists.rows > 0, ~np.isnan(self.label)
-        stages = metrics.hit_rate_by_stage(scores, self.lists.labels[STAGE].astype(int), k=k, names=STAGES[:3], where=where)
+        came = [(self.lists.labels[STAGE] <= code).astype(np.float64) for code in range(3)]  # so far, or further
         return {
             "ranker_recall100": metrics.ranker_recall_at_k(scores, self.ranker, k=k, where=where).value,
             "auc": metrics.auc(scores, np.nan_to_num(self.label), where=where & known),
             "auc_all": metrics.auc(scores, self.found, where=where),
-            **{f"hr_{stage}": value.value for stage, value in stages.items()},
+            **{
+                f"hr_{stage}": metrics.hit_rate_at_k(scores, labels, k=k, where=where).value
+                for stage, labels in zip(STAGES, came, strict=False)
+            },
         }
 
 

@@ -334,8 +334,6 @@ def test_agreement_with_a_ranker_by_hand():
     assert metrics.order_agreement(scores, ranker) == (0.5, 2, 0)
     assert metrics.order_agreement([[1.0, 1.0, 2.0]], [[1.0, 2.0, 2.0]]).value == 0.75  # a tie of scores is one half
     assert metrics.order_agreement([[1.0, 2.0]], [[3.0, 3.0]]).left_out == 1
-    by_stage = metrics.hit_rate_by_stage(scores, [[3, 2, 0, 1], [2, 3, 3, 1]], k=1, names=("exposed", "ranked", "passed"))
-    assert by_stage["exposed"] == (0, 1, 1) and by_stage["ranked"] == (0.5, 2, 0) and by_stage["passed"] == (0.5, 2, 0)
     for name in ("ranker_recall_at_k", "order_agreement"):
         with pytest.raises(ValueError, match="ranker_scores: expected the shape of scores"):
             options = {"k": 2} if name == "ranker_recall_at_k" else {}

@@ -21,7 +21,6 @@ from aif_jax.readers.sources import pyarrow
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
 
-ROWS = 1 << 14  # of an Arrow batch, taken at once: an engine may hand over a million rows in one
 RUNS = 16  # of the compiled function for what Ray hands over at once
 
 
@@ -113,7 +112,7 @@ def _program(job: ItemJob) -> ItemProgram:
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Keys, features and raw ids of some rows at a time."""
+    """Keys, features and raw ids of each batch."""
     encoder, kind = program.trained.need_encoder("ItemJob"), None
 
     def encode(batch: Any) -> tuple[Any, Any, np.ndarray]:
@@ -121,21 +120,21 @@ def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any
         return *checked(program, ids, features, kind=kind), ids
 
     for number, batch in enumerate(batches):
-        for start in range(0, batch.num_rows, ROWS):
-            some = batch.slice(start, ROWS)
-            try:
-                keys, features, ids = encode(some)
-            except (TypeError, ValueError) as error:
-                _refuse(some, encode, error, f"batch {number}", start, encoder.columns.item_id)
-            kind = kind or keys.kind
-            yield keys, features, ids
+        if not batch.num_rows:
+            continue
+        try:
+            keys, features, ids = encode(batch)
+        except (TypeError, ValueError) as error:
+            _refuse(batch, encode, error, f"batch {number}", encoder.columns.item_id)
+        kind = kind or keys.kind
+        yield keys, features, ids
 
 
-def _refuse(batch: Any, check: Callable[[Any], object], error: Exception, where: str, start: int, id_column: str) -> NoReturn:
+def _refuse(batch: Any, check: Callable[[Any], object], error: Exception, where: str, id_column: str) -> NoReturn:
     """Raises what `check` raised of some rows, with the batch and the first row that it refuses: none for a missing column."""
     if id_column in batch.schema.names and not _error(check, batch.slice(0, 0)):
         row, own = next((row, own) for row in range(batch.num_rows) if (own := _error(check, batch.slice(row, 1))))
-        where, error = f"{where}, row {start + row} ({id_column} {batch.column(id_column)[row].as_py()!r})", own
+        where, error = f"{where}, row {row} ({id_column} {batch.column(id_column)[row].as_py()!r})", own
     raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}") from error
 
 

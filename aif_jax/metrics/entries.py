@@ -6,7 +6,6 @@ Hit rate, recall and NDCG of the top k of each list; the ranker's top k as label
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -446,30 +445,6 @@ def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Av
         pairs[row] = above.sum()
         alike[row] = (above & (own[:, None] > own[None, :])).sum() + (above & (own[:, None] == own[None, :])).sum() / 2
     return _mean_of_lists(alike / np.maximum(pairs, 1), pairs)
-
-
-def hit_rate_by_stage(scores: Any, stages: Any, *, k: int, names: Sequence[str], where: Any = None) -> dict[str, Averaged]:
-    """HR@k by stage: of the lists with a candidate that came at least so far, the share with one among the k highest scores.
-
-    Args:
-      scores: [..., C].
-      stages: how far each candidate came, 0 the furthest: positions in `names` [..., C].
-      k: see `hit_rate_at_k`.
-      names: names of the stages, such as `data.STAGES`.
-      where: see `hit_rate_at_k`.
-
-    Returns:
-      By name; for the last stage that there is it says nothing, as every candidate came so far.
-
-    Example:
-      >>> made = hit_rate_by_stage([[3.0, 2.0, 1.0]], [[1, 2, 0]], k=1, names=("exposed", "ranked", "retrieved"))
-      >>> made["exposed"].value, made["ranked"].value
-      (0.0, 1.0)
-    """
-    stages = np.asarray(stages)
-    return {
-        name: hit_rate_at_k(scores, (stages <= code).astype(np.float64), k=k, where=where) for code, name in enumerate(names)
-    }
 
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

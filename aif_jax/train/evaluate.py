@@ -99,7 +99,7 @@ class Evaluation:
       log_loss: mean over candidates, in nats.
       calibration: sum of predicted probabilities over positives; above 1 predicts too much.
       calibration_error: expected calibration error over 10 bins of probability.
-      deciles: predicted against observed by deciles of the prediction, which `plot` draws.
+      deciles: predicted against observed by deciles of the prediction.
       k: the k of both.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
