@@ -593,40 +593,16 @@ def test_bounds_of_the_axes():
     assert bounds(blocks=(), width=64)["c"] == (128, None)
 
 
-# Parameter coverage, atomic writing
+# Parameters that training alone reads, atomic writing
 
 
-def test_every_leaf_is_read_or_named_as_training_only(tmp_path):
+def test_leaves_that_no_function_reads_travel_with_the_model(tmp_path):
     model, params = demo.build(**demo.VARIANTS["base"])
-    extended = params | {"user": params["user"] | {"auxiliary": {"kernel": np.zeros((2, 3), np.float32)}}}
-    with pytest.raises(ValueError, match="user/auxiliary/kernel: only in the params"):
-        aif.Trained(model, extended)
+    extended = params | {"user": params["user"] | {"auxiliary": {"kernel": np.ones((2, 3), np.float32)}}}
     trained = aif.Trained(model._replace(init=lambda *given, **options: extended), extended)
-    with pytest.raises(export.CoverageError, match="user/auxiliary/kernel: .* is read by no exported function"):
-        export.save(tmp_path / "a", trained, **QUICK)
-    export.save(tmp_path / "b", trained, training_only=["user/auxiliary"], **QUICK)
-    loaded = load(tmp_path / "b")
-    assert loaded.manifest["training_only"] == ["user/auxiliary/kernel"]
-    rest = {k: v for k, v in params["item"].items() if k != "tower"}
-    with pytest.raises(ValueError, match="item/tower/layer_0/bias: not in the params"):
-        aif.Trained(model, params | {"item": rest})
-    assert {path.name for path in tmp_path.iterdir()} == {"b"}
-
-
-def test_coverage_names_what_no_function_reads_and_what_it_reads_after_all():
-    leaf = np.zeros(2, np.float32)
-    spec = jax.ShapeDtypeStruct((2,), jnp.float32)
-    given = {"x": spec}, {"a": spec, "b": spec}, {}, ["cpu"]
-    built = writer.functions.export_function(lambda p, x: p["a"] + x["x"], *given)
-    assert built.params == ("a",)
-    leaves = {"a": leaf, "b": leaf}
-    assert writer.coverage({"f": built}, leaves, ["b"]) == ("b",)
-    with pytest.raises(export.CoverageError, match=r"b: float32\[2\] is read by no exported function"):
-        writer.coverage({"f": built}, leaves, [])
-    with pytest.raises(export.CoverageError, match="a: named as training-only, but an exported function reads it"):
-        writer.coverage({"f": built}, leaves, ["a", "b"])
-    with pytest.raises(export.CoverageError, match="c: named as training-only, but no leaf is there"):
-        writer.coverage({"f": built}, leaves, ["b", "c"])
+    export.save(tmp_path / "a", trained, **QUICK)
+    assert all("user/auxiliary/kernel" not in function.params for function in load(tmp_path / "a").functions.values())
+    assert export.restore(tmp_path / "a", model=trained.model).trained.params["user"]["auxiliary"]["kernel"].all()
 
 
 def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(made, tmp_path, monkeypatch):

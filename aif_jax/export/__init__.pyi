@@ -2,9 +2,8 @@
 
 from .consume import ExportedIndex, ExportedModel, ExportError, flatten, load, verify
 from .contents import Restored, restore
-from .writer import CoverageError, save
+from .writer import save
 
 __all__ = [
-    "save", "load", "verify", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored",
-    "ExportError", "CoverageError",
+    "save", "load", "verify", "restore", "flatten", "ExportedModel", "ExportedIndex", "Restored", "ExportError",
 ]  # fmt: skip

@@ -170,7 +170,7 @@ def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool 
     def arrays(name: Any) -> dict[str, np.ndarray]:
         return consume.read_arrays(consume.checked(folder, manifest, name))
 
-    leaves = arrays(manifest["params"]) | (arrays("training_only.safetensors") if manifest["training_only"] else {})
+    leaves = arrays(manifest["params"])
     encoder = manifest.get("encoder")
     try:
         params = nest(leaves)

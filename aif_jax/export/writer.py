@@ -26,15 +26,11 @@ from aif_jax.scores import Order, reads_bid
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
 from aif_jax.store.trained import Trained, __version__, fingerprint
-from aif_jax.trees import describe, leaves_by_path, listed
+from aif_jax.trees import leaves_by_path
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = (*PLATFORMS, "rocm")
 PACKAGES = ("jax", "jaxlib", "numpy", "flax")
-
-
-class CoverageError(ValueError):
-    """A parameter that no exported function reads, though `training_only` does not name it."""
 
 
 def save(
@@ -42,7 +38,6 @@ def save(
     trained: Trained,
     index: ItemIndex | None = None,
     *,
-    training_only: Sequence[str] = (),
     platforms: Sequence[str] = PLATFORMS,
     buckets: Mapping[str, Sequence[int]] | None = None,
     orders: Mapping[str, Order] | None = None,
@@ -53,7 +48,6 @@ def save(
       folder: that does not exist yet.
       trained: model to write, with its encoder: vocabularies and scales travel with the model.
       index: an `ItemIndex` of the same version, or None.
-      training_only: paths of parameters that only training uses, such as "user/auxiliary"; a path covers what is under it.
       platforms: names among "cpu", "cuda", "rocm", "tpu", all served by the same artefact.
       buckets: default sizes of the axes b, c, l, n.
       orders: JAX functions of probabilities and bid by name, see `aif_jax.scores`; the export has them compiled, no Python.
@@ -63,7 +57,6 @@ def save(
 
     Raises:
       FileExistsError: the folder exists.
-      CoverageError: leaves that no function reads, by path.
       VersionMismatch: the index is of other parameters or another encoder.
       EncodingMismatch: an encoder other than that of the model's data.
       ValueError: buckets that the functions do not allow.
@@ -87,7 +80,7 @@ def save(
             raise VersionMismatch("index", expected=trained.version, got=index.version)
         return _write(
             partial, trained, {} if index is None else {"index": index_arrays(index)},
-            training_only=training_only, platforms=platforms, buckets=buckets or {}, orders=orders or {},
+            platforms=platforms, buckets=buckets or {}, orders=orders or {},
         )  # fmt: skip
 
 
@@ -103,7 +96,6 @@ def _write(
     trained: Trained,
     parts: Mapping[str, Mapping[str, np.ndarray]],
     *,
-    training_only: Sequence[str],
     platforms: Sequence[str],
     buckets: Mapping[str, Sequence[int]],
     orders: Mapping[str, Order],
@@ -117,7 +109,6 @@ def _write(
         expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
         reads_bid(name, order, model.config.objectives)  # or raises
     exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=orders)
-    unused = coverage(exported, leaves, training_only)
     manifest: dict[str, Any] = {
         "format": files.FORMAT,
         "format_version": files.FORMAT_VERSION,
@@ -129,16 +120,13 @@ def _write(
         "config": model.config.to_json(),
         "axes": axes,
         "functions": {name: _function(target, name, built, model.config.schema) for name, built in exported.items()},
-        "training_only": list(unused),
     }
     if orders:
         manifest["orders"] = list(orders)
     if trained.settings is not None:
         manifest["settings"] = dict(trained.settings)
-    parts = {"params": {path: leaf for path, leaf in leaves.items() if path not in unused}, **parts}
+    parts = {"params": leaves, **parts}
     parts["golden"] = golden_case(model, leaves, orders)
-    if unused:
-        write_arrays(target / "training_only.safetensors", {path: leaves[path] for path in unused})
     if encoder is not None:
         write_arrays(target / "encoder.safetensors", encoder.to_arrays())
         manifest["encoder"] = {"record": encoder.to_record(), "file": "encoder.safetensors"}
@@ -156,28 +144,6 @@ def _write(
     digest = hashlib.sha256(raw).hexdigest()
     consume.verify(target, sha256=digest)
     return digest
-
-
-def coverage(
-    exported: Mapping[str, functions.Exported], leaves: Mapping[str, Any], training_only: Sequence[str]
-) -> tuple[str, ...]:
-    """Paths of the leaves that training alone uses; CoverageError unless exactly those are in `training_only`."""
-    used = {path for built in exported.values() for path in built.params}
-    unused = [path for path in leaves if path not in used]
-    unnamed = [path for path in unused if not covered(path, training_only)]
-    read = sorted(path for path in used if covered(path, training_only))
-    absent = [name for name in training_only if not any(covered(path, [name]) for path in leaves)]
-    lines = [f"{path}: {describe(leaves[path])} is read by no exported function" for path in unnamed]
-    lines += [f"{path}: named as training-only, but an exported function reads it" for path in read]
-    lines += [f"{name}: named as training-only, but no leaf is there" for name in absent]
-    if lines:
-        raise CoverageError(f"params: expected every leaf in a function or in training_only, got others:\n{listed(lines)}")
-    return tuple(unused)
-
-
-def covered(path: str, names: Sequence[str]) -> bool:
-    """Whether a path is one of the names, or under one."""
-    return any(path == name or path.startswith(f"{name}/") for name in names)
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
