@@ -11,10 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -197,42 +195,6 @@ class EventLog:
         return low
 
 
-class ArrayWriter:
-    """Writes `.npy` files whose first axis grows."""
-
-    def __init__(self, folder: Path, stack: contextlib.ExitStack):
-        self._folder, self._stack = folder, stack
-        self._files: dict[str, tuple[BinaryIO, np.dtype, tuple[int, ...]]] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, name: str, array: np.ndarray) -> None:
-        """Appends an array [n, ...]."""
-        array = np.ascontiguousarray(array)
-        if name not in self._files:
-            file = self._stack.enter_context(open(self._folder / f"{name}.npy", "wb"))
-            self._files[name] = file, array.dtype, array.shape[1:]
-            self._header(name)
-        file, dtype, shape = self._files[name]
-        fits = (array.dtype, array.shape[1:]) == (dtype, shape)
-        expect(fits, name, f"{dtype}{list(shape)} as before", f"{array.dtype}{list(array.shape[1:])}")
-        file.write(array.data)
-        self._counts[name] += len(array)
-
-    def finish(self) -> list[str]:
-        """Writes the lengths; the names of all arrays."""
-        for name in self._files:
-            self._header(name)
-        return sorted(self._files)
-
-    def _header(self, name: str) -> None:
-        """NumPy leaves room for the largest size, so that a header can be written again in place."""
-        file, dtype, shape = self._files[name]
-        file.seek(0)
-        described = np.lib.format.dtype_to_descr(dtype)
-        header = {"descr": described, "fortran_order": False, "shape": (self._counts[name], *shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-
-
 def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]], *, users: int | None = None) -> EventLog:
     """Writes a log that comes in sorted chunks and maps it; holds a chunk and 8 bytes for each user row in memory.
 
@@ -254,9 +216,16 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
     expect(users is None or users >= 1, "users", "at least 1 (row 0 is 'unknown')", users)
     counts, last, size = np.zeros(users or 1, np.int64), (0, 0), 0  # events by user row; user and time of the last event
     with new_folder(folder) as partial, contextlib.ExitStack() as stack:
-        arrays = ArrayWriter(partial, stack)
-        for name, dtype in COLUMNS.items():
-            arrays.add(name, np.zeros(0, dtype))
+        files = {name: stack.enter_context(open(partial / f"{name}.npy", "wb")) for name in COLUMNS}
+
+        def write_headers() -> None:  # NumPy leaves room for the largest size, so that a header can be written again in place
+            for name, dtype in COLUMNS.items():
+                files[name].seek(0)
+                described = np.lib.format.dtype_to_descr(np.dtype(dtype))
+                header = {"descr": described, "fortran_order": False, "shape": (size,)}
+                np.lib.format.write_array_header_1_0(files[name], header)
+
+        write_headers()
         for chunk in chunks:
             columns = _columns(chunk)
             user = columns["user"]
@@ -267,9 +236,9 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
                 counts = np.append(counts, np.zeros(max(last[0] + 1, 2 * len(counts)) - len(counts), np.int64))
             counts[user[0] : last[0] + 1] += np.bincount(user - user[0])
             for name, column in columns.items():
-                arrays.add(name, column)
+                files[name].write(column.data)
             size += len(user)
-        arrays.finish()
+        write_headers()
         np.save(partial / "offsets.npy", np.append(0, np.cumsum(counts[: users or last[0] + 1])))
     return EventLog.load(folder)
 
