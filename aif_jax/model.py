@@ -75,7 +75,6 @@ ITEM = Component(item.init, item.apply)
 INTERACTION = Component(interaction.init, interaction.apply)
 
 
-@functools.lru_cache(maxsize=64)
 def build(config: Config) -> PreRanker:
     """The pre-ranker that a config describes: one for equal configs, so that its programs are compiled once in a process.
 
@@ -89,7 +88,7 @@ def build(config: Config) -> PreRanker:
     """
     expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
     expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
-    return assemble(config)
+    return _built(config, config.schema.encoding)  # equal configs may be of two encoders
 
 
 def assemble(
@@ -141,6 +140,12 @@ def assemble(
         return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
     return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
+
+
+@functools.lru_cache(maxsize=64)
+def _built(config: Config, encoding: str) -> PreRanker:
+    """The model of a config whose data are of that encoding."""
+    return assemble(config)
 
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
