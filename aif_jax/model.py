@@ -88,7 +88,7 @@ def build(config: Config) -> PreRanker:
     """
     expected = "a config of `build`; give the model that assemble(config, ...) makes, as model="
     expect(not config.assembled, "build", expected, f"one of `assemble` with {', '.join(config.assembled)}")
-    return _built(config, config.schema.encoding)  # equal configs may be of two encoders
+    return _built(config, config.schema.encoding, repr(config.to_json()))  # equal configs may be of two encoders, and 1 is 1.0
 
 
 def assemble(
@@ -143,8 +143,8 @@ def assemble(
 
 
 @functools.lru_cache(maxsize=64)
-def _built(config: Config, encoding: str) -> PreRanker:
-    """The model of a config whose data are of that encoding."""
+def _built(config: Config, *_: str) -> PreRanker:
+    """The model of a config as it is written, for data of that encoding."""
     return assemble(config)
 
 

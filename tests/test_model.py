@@ -68,6 +68,13 @@ def test_groups_of_the_parameters(name):
         assert shapes == {block: {name: (width, 16) for name, width in own.items()} for block, own in widths.items()}
 
 
+def test_one_config_has_one_model_and_another_encoding_another():
+    config = demo.config(blocks=())
+    assert aif.build(config) is aif.build(demo.config(blocks=()))
+    for encoding in ("ab12", "cd34", ""):
+        assert aif.build(config.with_encoding(encoding)).config.schema.encoding == encoding
+
+
 def test_init_is_a_function_of_key_and_seed(getkey):
     model, catalogue = aif.build(demo.config(blocks=(blocks.LshDin(bits=32),))), demo.catalogue()
     key = getkey()
