@@ -21,7 +21,6 @@ from aif_jax import checkpoint, cli
 from aif_jax.connectors import (
     Follower,
     KafkaStream,
-    MemoryStream,
     MessageError,
     SnapshotStore,
     StreamError,
@@ -37,7 +36,7 @@ from tests.beside import meanwhile
 from tests.conftest import child_environment
 from tests.killed import Life
 from tests.reliability.sizes import FULL
-from tests.stream_world import NAMES, PARAMS, PARTITIONS, encoder, first_index, items, model, prices, work
+from tests.stream_world import NAMES, PARAMS, PARTITIONS, MemoryStream, encoder, first_index, items, model, prices, work
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
 ENCODER, MODEL = encoder(), model()

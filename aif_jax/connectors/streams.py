@@ -1,17 +1,15 @@
-"""Update streams: ordered messages by partition and position, whatever broker keeps them; the protocol, and one in memory."""
+"""Update streams: ordered messages by partition and position, whatever broker keeps them: the protocol, and the messages."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.index.item_index import positions_by_partition
 from aif_jax.readers.sources import pyarrow
 
 
@@ -65,66 +63,6 @@ class UpdateStream(Protocol):
     def close(self) -> None:
         """Leaves the broker."""
         ...
-
-
-class MemoryStream(UpdateStream):
-    """A stream within a process, for tests and where there is no broker; one thread writes, one follows.
-
-    Example:
-      >>> stream = MemoryStream()
-      >>> stream.send(b"first"), stream.send(b"second")
-      (0, 1)
-      >>> stream.begin({0: 0})
-      >>> [message.value for message in stream.poll(0, 10)]
-      [b'second']
-    """
-
-    def __init__(self, *, partitions: int = 1, clock: Callable[[], float] = time.time):
-        expect(partitions >= 1, "partitions", "at least 1", partitions)
-        self.rejected: list[tuple[Message, str]] = []
-        self.committed: dict[int, int] = {}
-        self._clock = clock
-        self._messages: list[list[Message]] = [[] for _ in range(partitions)]
-        self._next = [0] * partitions  # places in the lists
-
-    def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0, gap: int = 0) -> int:
-        """Adds a message, `gap` positions further than the next one; returns its position."""
-        messages = self._messages[partition]
-        position = (messages[-1].position + 1 if messages else 0) + gap
-        messages.append(Message(partition, position, key, value, self._clock()))
-        return position
-
-    def begin(self, positions: Mapping[int, int]) -> None:
-        positions = positions_by_partition(positions)
-        for partition, messages in enumerate(self._messages):
-            last = positions.get(partition, -1)
-            self._next[partition] = sum(message.position <= last for message in messages)
-
-    def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        until = time.monotonic() + seconds
-        while True:
-            found: list[Message] = []
-            for partition, messages in enumerate(self._messages):
-                start = self._next[partition]
-                part = messages[start : start + max_messages - len(found)]
-                self._next[partition] += len(part)
-                found += part
-            if found or time.monotonic() >= until:
-                return found
-            time.sleep(0.002)
-
-    def commit(self, positions: Mapping[int, int]) -> None:
-        self.committed |= positions
-
-    def reject(self, message: Message, reason: str) -> None:
-        """Keeps the message in `rejected`."""
-        self.rejected.append((message, reason))
-
-    def lag(self) -> dict[int, int]:
-        return {partition: len(messages) - self._next[partition] for partition, messages in enumerate(self._messages)}
-
-    def close(self) -> None:
-        """Nothing to leave."""
 
 
 LARGEST = 64 << 20  # bytes of a message
