@@ -161,7 +161,7 @@ def small_files(name: str, folder: Path) -> Path:
     world = synthetic_world(0, **SMALL_WORLD)
     log, category = world.dataset.log, world.dataset.catalogue.ids["category"]
     if name == "recflow":
-        table = lines_of(synthetic_cascade(world, requests=160, candidates=60, ranked=20).dataset)
+        table = lines_of(synthetic_cascade(world, requests=160, candidates=60, ranked=20))
         day = table["request_timestamp"] // (1000 * DAY)
         for one in np.unique(day):
             write_recflow(folder, f"{one:08d}", {key: np.asarray(values)[day == one] for key, values in table.items()})

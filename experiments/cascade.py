@@ -8,9 +8,8 @@ Data      the synthetic world and a cascade over it, `experiments/datasets/casca
 What is   One logit cannot do both: the ranker shows what has many clicks or much quality, so among the shown the two are
 compared  opposed, and the ranker's own order has an AUC of clicks of 0.56 where the truth has 0.71. So the ranker's choice is a
           second objective, and requests are served by `p["click"] * p["chosen"] ** weight`. Recall and AUC are of the same
-          order; AUC is of clicks on what was shown, `auc_all` of clicks drawn from the truth for every candidate, which no
-          log has. The weight is the largest of `WEIGHTS` whose AUC on the validation slice is at most `EQUAL` below plain
-          cross-entropy's; `frontier` has recall and AUC of all weights.
+          order; AUC is of clicks on what was shown. The weight is the largest of `WEIGHTS` whose AUC on the validation slice is
+          at most `EQUAL` below plain cross-entropy's; `frontier` has recall and AUC of all weights.
 Protocol  split by time; the same lists, steps and optimizer for both losses; requests of the last 10 % are evaluated once, on
           all their candidates; three seeds, each with another world.
 Time      a few minutes a seed on two cores
@@ -30,7 +29,7 @@ import aif_jax as aif
 from aif_jax import Dataset, metrics, train
 from aif_jax.blocks import DotProduct
 from aif_jax.data.candidates import CandidateLists, SampleKey
-from aif_jax.data.cascade import STAGE, STAGES
+from aif_jax.data.cascade import STAGE
 from aif_jax.data.split import time_cuts
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise, lists, pointwise_bce, term
@@ -40,7 +39,6 @@ from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import SMALL, synthetic_world
 from experiments.services import compiled
 
-TARGETS = {"ranker_recall100_gain": 5.0, "critical_ratio_t4_over_t1": 1.1}
 COUNTS = {"exposed": 10, "ranked": 30, "pre_ranked": 10, "retrieved": 30}
 CLICK, CHOSEN = "click", "chosen"
 """Labels and objectives; the second: whether the ranker puts a candidate among its best k."""
@@ -58,8 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     began = time.perf_counter()
     figures = over_seeds([quality(seed, options) for seed in options.seeds]) | speed(options)
-    rows = [[name, figures[name], target] for name, target in TARGETS.items()]
-    print("\n" + common.table(rows, ["figure", "measured", "goal"]))
     common.report(figures | {"seconds": time.perf_counter() - began}, options.json, hidden=("seeds",))
 
 
@@ -67,8 +63,7 @@ def quality(seed: int, options) -> dict[str, Any]:
     """Figures of one world and training."""
     world = synthetic_world(seed, **options.world)
     sizes = dict(requests=options.requests, candidates=options.candidates, ranked=options.ranked)
-    made = synthetic_cascade(world, **sizes, seed=seed)
-    figures = consistency(made.dataset, options, seed, made.click)
+    figures = consistency(synthetic_cascade(world, **sizes, seed=seed), options, seed)
     print(f"seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
     return figures
 
@@ -102,13 +97,12 @@ def parse(arguments: list[str] | None):
     return options
 
 
-def consistency(data: Dataset, options, seed: int, click: np.ndarray) -> dict[str, Any]:
+def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     """Figures of requests of the test slice, trained with and without the ranker's scores.
 
     Args:
       data: with a cascade whose label "ranker" is the ranker's score, and WHOLE that of every candidate.
       options: of the command line; `seed` of training.
-      click: true probabilities of a click [R, M].
     """
     data = with_choice(data, options.k)
     task = train.Cascaded(**COUNTS)
@@ -122,7 +116,7 @@ def consistency(data: Dataset, options, seed: int, click: np.ndarray) -> dict[st
     ways = {"bce": ((CLICK,), Goals(plain)), "consistent": ((CLICK, CHOSEN), Goals(plain, *agreement))}
     validation, test = time_cuts(data.log)
     slices = {"validation": (validation, test), "test": (test, None)}
-    held = {split: Held.of(data, task, span, click) for split, span in slices.items()}
+    held = {split: Held.of(data, task, span) for split, span in slices.items()}
     moments: dict[str, Any] = {split: np.datetime64(since, "s") for split, (since, _) in slices.items()}
     scored: dict[str, dict[str, np.ndarray]] = {}
     for name, (objectives, loss) in ways.items():
@@ -146,8 +140,6 @@ def consistency(data: Dataset, options, seed: int, click: np.ndarray) -> dict[st
     best = frontier["test"][weight]
     figures: dict[str, Any] = {f"{key}_bce": value for key, value in bce.items()}
     figures |= {f"{key}_consistent": value for key, value in best.items()}
-    alone = held["test"].figures(scored["consistent"]["test"][..., 1], options.k)
-    figures |= {f"{key}_ranker_logit": alone[key] for key in ("ranker_recall100", "auc")}
     return figures | {
         "ranker_recall100_gain": 100 * (best["ranker_recall100"] - bce["ranker_recall100"]),
         "auc_difference": best["auc"] - bce["auc"],
@@ -212,31 +204,21 @@ class Held(NamedTuple):
     lists: CandidateLists
     ranker: np.ndarray  # [R, C] the ranker's score of every candidate
     label: np.ndarray  # [R, C] clicks, NaN where it was not shown
-    found: np.ndarray  # [R, C] clicks drawn from their true probability, of every candidate
 
     @classmethod
-    def of(cls, data: Dataset, task: Any, span: tuple[int, int | None], click: np.ndarray) -> Held:
+    def of(cls, data: Dataset, task: Any, span: tuple[int, int | None]) -> Held:
         """Requests of a span of time."""
         positions = task.positions(data, min_history=1, since=span[0], before=span[1])
         lists = aif.data.logged(data)(positions, SampleKey(0, 0, 0))
-        assert data.cascade is not None and isinstance(lists.labels, dict)
-        chance = click[data.cascade.at(positions)]
-        found = (np.random.default_rng(0).random(chance.shape) < chance).astype(np.float64)
-        return cls(positions, lists, lists.labels[WHOLE], lists.labels[CLICK], found)
+        assert isinstance(lists.labels, dict)
+        return cls(positions, lists, lists.labels[WHOLE], lists.labels[CLICK])
 
     def figures(self, scores: np.ndarray, k: int) -> dict[str, float]:
-        """Recall of the ranker's best, AUC of clicks where shown and over all candidates, HR@k by stage, of one order."""
-        assert isinstance(self.lists.labels, dict)
+        """Recall of the ranker's best, and AUC of clicks where shown, of one order."""
         where, known = self.lists.rows > 0, ~np.isnan(self.label)
-        came = [(self.lists.labels[STAGE] <= code).astype(np.float64) for code in range(3)]  # so far, or further
         return {
             "ranker_recall100": metrics.ranker_recall_at_k(scores, self.ranker, k=k, where=where).value,
             "auc": metrics.auc(scores, np.nan_to_num(self.label), where=where & known),
-            "auc_all": metrics.auc(scores, self.found, where=where),
-            **{
-                f"hr_{stage}": metrics.hit_rate_at_k(scores, labels, k=k, where=where).value
-                for stage, labels in zip(STAGES, came, strict=False)
-            },
         }
 
 

@@ -1,7 +1,7 @@
 """What a long history costs in real time: every form of DIN, SimTier and the whole interaction.
 
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
-          SimTier under 2.5 ms and 8 MiB, the interaction without SimTier under twice its head and the same at any L.
+          SimTier under 2.5 ms, the interaction without SimTier under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
 Time      3 minutes with --rounds 15 (--candidates, --lengths choose other sizes)
 Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same without
@@ -28,7 +28,6 @@ import aif_jax as aif
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
 from aif_jax.blocks.simtier import TierHistory, histogram, histogram_reference
-from aif_jax.layers import attention
 from aif_jax.output import Bar
 from experiments import common, drawn
 
@@ -54,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = common.options(__doc__, arguments, settings)
     candidates, lengths = options.candidates, options.lengths
 
-    figures: dict[str, Any] = {"largest_pairs": LARGEST, "simtier_extra_mib": {}}
+    figures: dict[str, Any] = {}
     bar = Bar(len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
     for c in candidates:
         every = {(name, n): form for n in lengths for name, form in fixed_forms(c, n).items()}
@@ -63,7 +62,6 @@ def main(arguments: list[str] | None = None) -> None:
         for n in lengths:
             few = max(2, options.rounds // 3 if c * n > 2e6 else options.rounds)
             times |= common.medians({f"{name}_ms {n}": form for name, form in forms(c, n).items()}, few)
-            figures["simtier_extra_mib"][f"{c},{n}"] = extra_mib(c, n)
             bar.update()
         for key, milliseconds in times.items():
             name, n = key.split()
@@ -77,17 +75,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def history(candidates: int, length: int) -> tuple[jax.Array, ...]:
-    """Signatures of items and behaviours, values, queries, mask and a kernel, drawn at random."""
+    """Signatures of items and behaviours, values, mask and a kernel, drawn at random."""
     rng = np.random.default_rng(0)
     item, past = (jnp.asarray(rng.integers(0, 2**32, (n, BITS // 32), dtype=np.uint32)) for n in (candidates, length))
-    values, query = (jnp.asarray(rng.normal(size=(n, WIDTH)), jnp.float32) for n in (length, candidates))
+    values = jnp.asarray(rng.normal(size=(length, WIDTH)), jnp.float32)
     mask, kernel = rng.random(length) < 0.9, rng.normal(size=(WIDTH, 64)).astype(np.float32)
-    return item, past, values, query, jnp.asarray(mask), jnp.asarray(kernel)
+    return item, past, values, jnp.asarray(mask), jnp.asarray(kernel)
 
 
 def forms(candidates: int, length: int) -> dict[str, Form]:
     """Forms of the package that compare every pair, compiled and checked against each other."""
-    item, past, values, query, mask, kernel = history(candidates, length)
+    item, past, values, mask, kernel = history(candidates, length)
     tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
     made: dict[str, Form] = {
         "simtier": compiled(partial(histogram, tiers=TIERS), item, tiers),
@@ -95,11 +93,9 @@ def forms(candidates: int, length: int) -> dict[str, Form]:
     }
     if candidates * length <= LARGEST:
         made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
-        made["din_softmax"] = compiled(lambda q, v, m: attention(q, v, v, m) @ kernel, query, values, mask)
-        made["simtier_naive"] = compiled(partial(histogram_reference, tiers=TIERS), item, tiers)
         linear = linear_memory.deviation(linear_memory.sum_events(signs(past).T, values, mask), signs(item), kernel)
         np.testing.assert_allclose(linear, made["din_direct"](), rtol=1e-3, atol=1e-3)
-        np.testing.assert_array_equal(made["simtier"](), made["simtier_naive"]())
+        np.testing.assert_array_equal(made["simtier"](), histogram_reference(item, tiers, tiers=TIERS))
     return made
 
 
@@ -112,7 +108,7 @@ def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Arra
 
 def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
     """Forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
-    item, past, values, _, mask, kernel = history(candidates, length)
+    item, past, values, mask, kernel = history(candidates, length)
     summed = linear_memory.sum_events(signs(past).T, values, mask)
     made: dict[str, Form] = {
         "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
@@ -139,14 +135,6 @@ def schema() -> aif.Schema:
     """A catalogue of items with a category and content."""
     attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
     return aif.Schema(item_attributes=attributes, content=CONTENT)
-
-
-def extra_mib(candidates: int, length: int) -> float:
-    """MiB that the compiled exact SimTier allocates on top of inputs and output, by XLA's own account of the program."""
-    item, past, *_, mask, _ = history(candidates, length)
-    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
-    size: Any = jax.jit(partial(histogram, tiers=TIERS)).lower(item, tiers).compile().memory_analysis()
-    return size.temp_size_in_bytes / 2**20
 
 
 def compiled(f: Callable, *inputs: Any) -> Form:

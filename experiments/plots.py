@@ -201,10 +201,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Draws every figure that there is a record for."""
     parser = records.parser(__doc__, results=question.RESULTS)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the PNG files go")
-    parser.add_argument("--refresh", metavar="FILE", type=Path, default=REFRESH, help="record (default %(default)s)")
     options = parser.parse_args(arguments)
     draw_blocks(blocks(options.results), options.out / "blocks.png")
-    draw_refresh(json.loads(options.refresh.read_text(encoding="utf-8")), options.out / "refresh.png")
+    draw_refresh(json.loads(REFRESH.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))
     draw_load(load, options.out / "load.png")

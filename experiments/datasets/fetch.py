@@ -1,8 +1,8 @@
 """Downloads MovieLens-100K from GroupLens, or from the copy inside the RecBole wheel; the only file that downloads.
 
-Bytes and seconds of a download are bounded, and what comes is compared with a known checksum before it is opened. Whatever
-breaks is a `FetchError`, and nothing is left in the cache. The data are GroupLens's, under its terms (research use, no
-commercial use; see the README in the archive).
+Bytes of a download and seconds of silence are bounded, and what comes is compared with a known checksum before it is opened.
+Whatever breaks is a `FetchError`, and nothing is left in the cache. The data are GroupLens's, under its terms (research use,
+no commercial use; see the README in the archive).
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -36,7 +34,7 @@ RECBOLE_SHA256 = {
     "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
 }
 MOST_BYTES, MOST_SECONDS = 16 << 20, 600.0
-"""Of a download: three times the archive, and what 10 kB a second take for it."""
+"""Of a download, three times the archive; of pip."""
 
 
 class FetchError(RuntimeError):
@@ -118,23 +116,14 @@ def _from_grouplens(folder: Path, base_url: str, timeout: float) -> None:
 
 
 def _download(url: str, timeout: float) -> bytes:
-    """The body of `url`, however slowly head and body drip within MOST_SECONDS in all."""
-    answer: Future[bytes] = Future()
-
-    def request() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=timeout) as response:
-                answer.set_result(response.read(MOST_BYTES + 1))
-        except BaseException as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
-            answer.set_exception(error)
-
-    threading.Thread(target=request, daemon=True).start()  # a thread that hangs must not keep the process from its end
     try:
-        body = answer.result(MOST_SECONDS)
-    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError and time-outs are OSErrors
-        raise FetchError(f"{url}: {str(error) or f'timed out after {MOST_SECONDS:g} s'}") from error
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            body = response.read(MOST_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise FetchError(f"{url}: {error}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and time-outs are OSErrors
+        raise FetchError(f"{url}: {str(error) or f'timed out after {timeout:g} s'}") from error
     if len(body) > MOST_BYTES:
         raise FetchError(f"{url}: expected at most {MOST_BYTES} bytes, got more")
     return body

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +28,12 @@ OPTIONAL_USER = (
 MAX_TAGS = 4
 
 
-def read(path: str | os.PathLike, *, exposure: Literal["all", "standard", "random"] = "all", user_id: bool = False) -> Dataset:
+def read(path: str | os.PathLike) -> Dataset:
     """Reads the files of one version of KuaiRand, or excerpts of them.
 
     What is an event: every impression of the logs; its action holds all of `SIGNALS`, so that the history tells shown from
-    clicked from liked. The label of a sample is one of the signals: `labels(dataset, positions, "is_click")`. A sample's
-    history is all of the user's strictly earlier impressions (in whole seconds), whatever came of them.
-
-    Impressions with `is_rand` were drawn at random instead of by the recommender: they make an unbiased test set, the
-    positions where `labels(dataset, positions, "is_rand")` is 1. `exposure` leaves out the ones or the others, from the
-    histories too.
+    clicked from liked. A sample's history is all of the user's strictly earlier impressions (in whole seconds), whatever came
+    of them. Impressions with `is_rand` were drawn at random instead of by the recommender.
 
     | feature | values |
     |---|---|
@@ -45,17 +41,12 @@ def read(path: str | os.PathLike, *, exposure: Literal["all", "standard", "rando
     | item `video_type`, `upload_type`, `music_type` | as they are written |
     | item float | log(1 + seconds), 0 where the duration is missing |
     | user `user_active_degree`, `is_lowactive_period`, ... | every known categorical column that the file has |
-    | user `user` | the user's row, with `user_id` |
 
     `path` is `data/` of the archive.
     """
-    if exposure not in ("all", "standard", "random"):
-        raise ValueError(f"exposure: expected 'all', 'standard' or 'random', got {exposure!r}")
     folder = Path(path)
-    logs = [_Log(file, exposure) for file in _files(folder, "log_*.csv")]
+    logs = [_Log(file) for file in _files(folder, "log_*.csv")]
     events = {name: np.concatenate([log.events[name] for log in logs]) for name in logs[0].events}
-    if not len(events["time_ms"]):
-        raise ValueError(f"{folder}: expected impressions with exposure={exposure!r}, got none")
     videos = _records(_files(folder, "video_features_basic_*.csv"), "video_id", events["video_id"], logs, (
         "author_id", "video_duration", "tag", *VIDEO,
     ))  # fmt: skip
@@ -89,38 +80,22 @@ def read(path: str | os.PathLike, *, exposure: Literal["all", "standard", "rando
             item_floats=("log_seconds",),
             behaviour_fields=("author",),
             user_attributes=attributes,
-            user_id=user_id,
             scale=False,
         ),
         vocabularies={"category": vocabulary, "tags": vocabulary},
     )
 
 
-def labels(dataset: Dataset, positions: np.ndarray, signal: str = "is_click") -> np.ndarray:
-    """Whether the impressions at positions int [n] of the log had one of `SIGNALS`, float32 [n].
-
-    Example:
-      >>> import types
-      >>> log = types.SimpleNamespace(action=np.array([1, 6]))
-      >>> labels(types.SimpleNamespace(log=log), np.array([0, 1]), "is_like").tolist()
-      [0.0, 1.0]
-    """
-    if signal not in SIGNALS:
-        raise ValueError(f"signal: expected one of {', '.join(SIGNALS)}, got {signal!r}")
-    return ((dataset.log.action[positions] - 1) >> SIGNALS.index(signal) & 1).astype(np.float32)
-
-
 class _Log:
-    """The impressions of one kind of a log file, by column."""
+    """The impressions of a log file, by column."""
 
-    def __init__(self, path: Path, exposure: str):
+    def __init__(self, path: Path):
         names = ("user_id", "video_id", "time_ms")
         kinds: dict[str, str] = dict.fromkeys(names, "id")
         self.table = Table(text_file(path), kinds | dict.fromkeys(SIGNALS, "text"))
         signals = {name: self.table.words(name, ("0", "1")) for name in SIGNALS}
-        self.kept = np.ones(len(self.table), bool) if exposure == "all" else signals["is_rand"] == (exposure == "random")
         action = 1 + np.sum([values << bit for bit, values in enumerate(signals.values())], axis=0)
-        self.events = {name: self.table[name][self.kept] for name in names} | {"signals": action[self.kept]}
+        self.events = {name: self.table[name] for name in names} | {"signals": action}
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -147,7 +122,7 @@ def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[_Log], 
         for name in columns:
             parts[name] += table[name][kept].tolist()
     for log in logs:
-        log.table.expect(np.isin(log.table[key], ids) | ~log.kept, key, f"one that {paths[0].name} has")
+        log.table.expect(np.isin(log.table[key], ids), key, f"one that {paths[0].name} has")
     return {key: np.array(ids, np.int64)} | parts
 
 

@@ -60,7 +60,6 @@ def read(
     category: Literal["genre", "content"] = "genre",
     categories: int = 128,
     behaviour_fields: tuple[str, ...] = (),
-    user_id: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """Reads MovieLens in any of its layouts.
@@ -72,7 +71,6 @@ def read(
     | item `year` | first year of the step of 5 years in which it was released; the first and the last step are open |
     | item `genres` | bag of the first 6 genres listed |
     | user `gender`, `age`, `occupation` | in 100K, 1M and RecBole files with users; age in the groups of MovieLens 1M |
-    | user `user` | the user's row, with `user_id` |
     | action `half_stars` | twice the rating: 1 for half a star to 10 for five stars |
 
     There are no float features: means of ratings would have to be those of the training slice.
@@ -143,7 +141,6 @@ def read(
             bag_length=MAX_GENRES,
             behaviour_fields=behaviour_fields,
             user_attributes=("gender", "age", "occupation") if users is not None else (),
-            user_id=user_id,
         ),
         vocabularies=vocabularies,
         content=content,

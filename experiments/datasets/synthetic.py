@@ -40,7 +40,6 @@ from typing import Any
 import numpy as np
 
 from aif_jax import Catalogue, Columns, Dataset, EventLog, Vocabulary
-from aif_jax.checks import expect_integers
 from aif_jax.encoding.encoder import Encoder, schema_of
 from experiments.datasets.content import unit_rows
 
@@ -221,22 +220,17 @@ class World:
           items: [B] or [B, C] integer catalogue rows, at least 1.
         """
         log = self.dataset.log
-        at = expect_integers(positions, "positions", size=len(log))
-        rows = expect_integers(items, "items", size=len(self.popularity))
-        if at.ndim != 1 or rows.ndim not in (1, 2) or rows.shape[:1] != at.shape:
-            raise ValueError(f"items: expected shape [B] or [B, C] for B={at.size} positions, got {list(rows.shape)}")
-        if rows.size and rows.min() < 1:
-            raise ValueError("items: expected known items, got row 0 (the unknown item)")
+        at, rows = np.asarray(positions), np.asarray(items)
         length = log.history_end(at) - log.offsets[log.user[at]]
         shape = (len(at), *[1] * (rows.ndim - 1))
         return self._truth.lift(at.reshape(shape), log.user[at].reshape(shape) - 1, length.reshape(shape), rows)
 
     def probability(self, positions: Any, items: Any) -> np.ndarray:
-        """P(i | h), how likely each item is to be the next one; arguments, result and errors as those of `lift`."""
+        """P(i | h), how likely each item is to be the next one; arguments and result as those of `lift`."""
         return self.lift(positions, items) * self.popularity[np.asarray(items)]
 
     def click_probability(self, positions: Any, items: Any) -> np.ndarray:
-        """How likely a click is where the item is shown; arguments, result and errors as those of `lift`."""
+        """How likely a click is where the item is shown; arguments and result as those of `lift`."""
         lift = self.lift(positions, items)
         return lift / (lift + self.median_lift)
 
@@ -281,21 +275,7 @@ def synthetic_world(
       >>> world.probability([70], np.arange(1, 101)[None]).sum().round(9)
       np.float64(1.0)
     """
-    weights = dict(long_term=long_term, short_term=short_term, category_locality=category_locality, noise=noise)
-    sizes = dict(users=(users, 2**31), items=(items, 2**31), categories=(categories, items + 1), topics=(topics, items + 1))
-    sizes |= dict(interests=(interests, topics + 1), favourites=(favourites, categories + 1), content_dim=(content_dim, 2**31))
-    sizes |= dict(events_per_user=(events_per_user, 2**31), lag=(lag, 2**31), recent=(recent, 2**31))
-    for knob, (value, limit) in sizes.items():
-        if not 1 <= value < limit:
-            raise ValueError(f"{knob}: expected 1 to {limit - 1}, got {value}")
-    for knob, value in weights.items():
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{knob}: expected a finite number of at least 0, got {value}")
-    if not 0 <= tie_rate < 1:
-        raise ValueError(f"tie_rate: expected a share in [0, 1), got {tie_rate}")
-    total = sum(weights.values())
-    if not total > 0:
-        raise ValueError("long_term, short_term, category_locality, noise: expected at least one above 0, got none")
+    weights = np.array([long_term, short_term, category_locality, noise])
     rng = np.random.default_rng(seed)
     popularity = rng.permutation((1.0 + np.arange(items)) ** -SKEW)
     popularity = np.append(0, popularity / popularity.sum())
@@ -309,7 +289,7 @@ def synthetic_world(
         popularity=popularity,
         topic=topic,
         category=category,
-        shares=tuple(value / total for value in weights.values()),
+        shares=tuple(weights / weights.sum()),
         lag=lag,
         recent=recent,
         interests=_choose(rng, users, topics, interests),

@@ -3,8 +3,7 @@
 Each reader takes a folder with the publisher's files, or excerpts of them, and gives a data set whose rows follow the
 ascending raw ids. It raises FileNotFoundError for a file that is missing, and ValueError for a malformed one (file, line,
 column, expected and got), for a wrong option, and for a content embedding that does not fit. `content` is None for none, a path
-to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]); `user_id` adds the user's own row as a user
-attribute.
+to an .npz with `embedding` and item ids, or (raw item ids [n], embeddings [n, E]).
 """
 
 from __future__ import annotations
@@ -72,13 +71,11 @@ class Table:
         self.expect(positions >= 0, column, f"one of {', '.join(words)}")
         return positions
 
-    def integers(self, column: str, *, missing: tuple[str, ...] = ()) -> np.ndarray:
-        """A text column as int64 [n]; -1 where it has one of the words `missing`. Raises as `expect`."""
+    def integers(self, column: str) -> np.ndarray:
+        """A text column as int64 [n]. Raises as `expect`."""
         text = self[column]
-        absent = np.isin(text, np.array(missing, text.dtype))
-        whole = np.strings.isdigit(np.where(absent, "0", text))
-        self.expect(whole, column, "a whole number of 0 or more")
-        return np.where(absent, -1, np.where(absent, "0", text).astype(np.int64))
+        self.expect(np.strings.isdigit(text), column, "a whole number of 0 or more")
+        return text.astype(np.int64)
 
     def expect_once(self, column: str) -> None:
         """Raises ValueError where an id is in an earlier line too."""

@@ -23,13 +23,7 @@ WINDOW = (1511539200, 1512316800)  # 25 November 2017, 00:00, to 4 December, 00:
 logger = logging.getLogger(__name__)
 
 
-def read(
-    path: str | os.PathLike,
-    *,
-    content: Content | None = None,
-    between: tuple[int, int] | None = None,
-    user_id: bool = False,
-) -> Dataset:
+def read(path: str | os.PathLike, *, content: Content | None = None, between: tuple[int, int] | None = None) -> Dataset:
     """Reads UserBehavior.csv or any excerpt of it in the same format.
 
     Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items have more than one
@@ -58,7 +52,7 @@ def read(
         file.stem,
         events=events | {"behaviour": coded(behaviour[kept], BEHAVIOURS)},
         items={"item": items, "category": categories},
-        columns=Columns(action="behaviour", actions=BEHAVIOURS, user_id=user_id),
+        columns=Columns(action="behaviour", actions=BEHAVIOURS),
         vocabularies={},
         content=content,
     )

@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     text = report.markdown(options.results, options.ours)
     print(text)
     if options.page is not None:
-        (options.page / report.PAGE).write_text(text, encoding="utf-8")
+        page = options.page / report.PAGE
+        heading, *_ = page.read_text(encoding="utf-8").partition("## ") if page.exists() else ("",)
+        page.write_text(heading + text, encoding="utf-8")
     common.write_json(options.json, {"models": records.read(options.results)})
 
 
@@ -68,7 +70,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--ours", metavar="DIR", type=Path, default=question.RESULTS, help="records that they are compared with, of `question`"
     )
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/peers"), help="requests and score files")
-    parser.add_argument("--page", metavar="DIR", type=Path, help=f"write {report.PAGE} into this folder")
+    parser.add_argument("--page", metavar="DIR", type=Path, help=f"write the tables of {report.PAGE} in this folder")
     options = parser.parse_args(arguments)
     if options.results is None:
         options.results = options.work / "results" if options.smoke else report.RESULTS

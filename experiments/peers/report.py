@@ -10,7 +10,7 @@ from typing import Any
 from aif_jax import metrics
 from aif_jax.metrics import ByUser
 from experiments.peers import baselines
-from experiments.peers.judge import GAUC, HIT_RATE, POWERS
+from experiments.peers.judge import GAUC, HIT_RATE
 from experiments.study import question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
@@ -18,40 +18,11 @@ RESULTS = question.RESULTS / "peers"
 PAGE = "peers.md"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 OURS = {AIF: "AIF", WITH_MATCHING: "two-tower with matching statistics", BASE: "two-tower"}
-HEADING = """# Other people's models
-
-Written by `python -m experiments.peers --report-only --page experiments/notes` from `experiments/results/question/peers`.
-Closed-form baselines, and unchanged models of other packages, whose feeds commit 2597cac1 has (`experiments/peers/feeds`);
-`experiments/peers/README.md` says how to add a model by writing score files.
-
-- *Protocol.* That of [results.md](../../docs/results.md#protocol): the same requests, the same 99 negatives, the same
-  metrics by user. Rated films of MovieLens are neither candidates nor negatives in a peer's training. GAUC and HR@100 are of
-  requests whose item has a training event, HR@100 in the catalogue of such items. Test split, trained on the first 90 % of
-  events.
-- *Against ours.* A peer has one seed, AIF and two-tower are means over three. Brackets are 95 % intervals over resampled
-  users, paired; they do not hold the spread over a peer's seeds.
-- *Budget.* A trained peer got the processor time that `presets.aif` trains for on the test split, three epochs on one core:
-  MovieLens 160 s, Taobao 55 s. It runs from the first batch to the last and holds the making of batches, not imports and
-  scoring.
-- *Tuning*, on the validation split: three learning rates (0.001, 0.003, 0.01), YoutubeDNN then two more temperatures, with a
-  sixth of the budget each; closed-form baselines the settings of the last table. The best trial has the largest sum of GAUC
-  and HR@100. Ours: one, two and three epochs, and another learning rate with three. GAUC of the trials weighs users by
-  candidates.
-- *Popularity.* How much of it belongs in a score depends on a model's negatives and on the metric. Ours have the theoretical
-  share, none for GAUC and 0.75 log(count) for HR@100. A peer gets the best one of {powers} for each metric on the validation
-  split, times log(count), or as an exponent of count if its scores are no logarithms: ours do not have that choice.
-- Where users come back to items (Taobao), item-kNN and EASE, which give an item nothing for itself, have 1 added for a met
-  one.
-- Other work shared the machine while peers trained, so a second of processor time may have bought fewer steps than on an
-  idle core. DIN computes attention for each candidate, which for the whole catalogue takes longer than its training: it has
-  no HR@100.
-"""
 
 
 def markdown(results: Path, ours: Path) -> str:
-    """The page: a heading, a table of figures for each data set, settings, trials."""
-    found, theirs = records.read(results), records.read(ours)
-    parts = [HEADING.format(powers=", ".join(f"{power:g}" for power in POWERS))]
+    """The tables of the page: figures for each data set, settings, trials."""
+    found, theirs, parts = records.read(results), records.read(ours), []
     for dataset in dict.fromkeys(one["dataset"] for one in found.values()):
         mine = [one for one in found.values() if one["dataset"] == dataset]
         mine.sort(key=lambda one: (-one["figures"][GAUC], one["model"]))

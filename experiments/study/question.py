@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -404,7 +403,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
-    parser.add_argument("--list", action="store_true", help="print the runs that are missing and stop")
     parser.add_argument("--report", action="store_true", help="print tables from the records and stop")
     parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
@@ -427,9 +425,6 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
         if any(allowed and value not in allowed for value, allowed in wanted):
             continue
-        if options.list:
-            print(trial.id)
-            continue
         if trial.dataset not in loaded:
             loaded[trial.dataset] = datasets.load(trial.dataset, options.data)
         made = run(trial, loaded[trial.dataset], results=options.results, work=options.work, progress=not options.quiet)
@@ -438,7 +433,7 @@ def main(arguments: list[str] | None = None) -> None:
         kinds = f"all {figures['gauc_all']:.4f}, unmet {figures['gauc_unmet']:.4f}"
         print(
             f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {best:.3f}, {made['train_seconds']:.0f} s of training, "
-            f"{made['core_seconds']:.0f} of CPU, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB at most",
+            f"{made['core_seconds']:.0f} of CPU",
             flush=True,
         )
         jax.clear_caches()
