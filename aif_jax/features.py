@@ -117,13 +117,8 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
     _check(user_layout(schema), features, name, batched=batched, length=mask[-1] if mask else None)
 
 
-def check_item_features(
-    schema: Schema, features: ItemFeatures, *, batched: bool, needs_content: bool = True, name: str = "ItemFeatures"
-) -> None:
+def check_item_features(schema: Schema, features: ItemFeatures, *, batched: bool, name: str = "ItemFeatures") -> None:
     """Checks one item, or a batch of items, against the schema; arguments and errors as `check_user_features`.
-
-    Args:
-      needs_content: whether content must be there where the schema has it; False for candidates in training.
 
     Example:
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
@@ -131,8 +126,6 @@ def check_item_features(
     """
     expect(isinstance(features, ItemFeatures), name, "ItemFeatures", type(features).__name__, error=TypeError)
     layout = item_layout(schema)
-    if features.content is None and not needs_content:
-        layout = dataclasses.replace(layout, content=None)
     got, wanted = features.content is not None, layout.content is not None
     expect(got or not wanted, f"{name}.content", f"float32 [..., {schema.content}]", None)
     expect(wanted or not got, f"{name}.content", "None (schema.content is 0)", "an array")

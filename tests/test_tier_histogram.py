@@ -30,14 +30,11 @@ def expected(candidates, past, tiers, groups=1):
 
 def packed(candidates, past, *, tiers, groups=1):
     """The form for accelerators, which a CPU can run too; in several chunks."""
-    return simtier._packed(
-        simtier.by_bits, candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False
-    )
+    return simtier._packed(candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
 
 
 FORMS = [
-    jax.jit(form, static_argnames=("tiers", "groups"))
-    for form in (simtier.histogram, simtier.histogram_reference, packed)
+    jax.jit(form, static_argnames=("tiers", "groups")) for form in (simtier.histogram, simtier.histogram_reference, packed)
 ]
 histogram = FORMS[0]
 

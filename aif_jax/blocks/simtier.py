@@ -12,9 +12,8 @@ definition.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,6 @@ UNROLL = 15  # behaviours that a 4-bit field counts
 FIELDS = 8  # 4-bit fields of a word: tiers that one word counts
 WIDEN = 17  # words of one field that a byte can hold: 15 * 17 = 255
 WORDS_BYTES = {"cpu": 2**21, "default": 2**28}  # bytes of words made before they are widened; on a CPU they stay in the cache
-Rule: TypeAlias = Callable[[jax.Array, jax.Array, int], jax.Array]
-"""(candidates [C, ...], behaviours [n, W], T) -> tiers uint32 [n, C]."""
 NOMINAL_CANDIDATES = 1024  # candidates that these bytes are shared out among in an export, whose candidate axis is symbolic
 
 
@@ -138,25 +135,25 @@ def histogram_reference(candidates: jax.Array, history: TierHistory, *, tiers: i
     return counts.reshape(candidates.shape[0], groups, tiers)
 
 
-def by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
-    """Tier by differing bits: uint32 [C, W], [n, W] -> uint32 [n, C]."""
+def _by_bits(candidates: jax.Array, signature: jax.Array, tiers: int) -> jax.Array:
+    """Tiers: uint32 [C, W], [n, W] -> uint32 [n, C]."""
     differing = jnp.uint32(0)
     for w in range(candidates.shape[-1]):
         differing += jax.lax.population_count(candidates[None, :, w] ^ signature[:, w, None])
     return tier(differing, bits=candidates.shape[-1] * WORD, tiers=tiers)
 
 
-def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1, rule: Rule = by_bits) -> jax.Array:
-    """Counts of behaviours by tier: candidates [C, ...] as `rule` has them -> int32 [C, G, T], exact, in a few MiB at any L."""
+def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
+    """Counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L."""
     cpu, default = (
-        partial(_packed, rule, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
+        partial(_packed, tiers=tiers, groups=groups, words_bytes=WORDS_BYTES[platform], serial=platform == "cpu")
         for platform in ("cpu", "default")
     )
     return jax.lax.platform_dependent(candidates, history, cpu=cpu, default=default)
 
 
 def _packed(
-    rule: Rule, candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int, words_bytes: int, serial: bool
+    candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int, words_bytes: int, serial: bool
 ) -> jax.Array:
     """`histogram` in 4-bit fields, one chunk of spans after another; a span is UNROLL * widen behaviours of one group.
 
@@ -189,7 +186,7 @@ def _packed(
     def add_chunk(counts: jax.Array, chunk: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         signature, kept, group = chunk
         rows = signature.reshape(-1, UNROLL, signature.shape[-1]), kept.reshape(-1, UNROLL)
-        made = _words(rule, candidates, *rows, tiers=tiers).reshape(words, per_chunk, widen, count).swapaxes(0, 1)
+        made = _words(candidates, *rows, tiers=tiers).reshape(words, per_chunk, widen, count).swapaxes(0, 1)
         if serial:
             return jax.lax.scan(add_span, counts, (made, group))
         widened = jax.vmap(_widen)(made)
@@ -224,13 +221,13 @@ def _spans(history: TierHistory, *, groups: int, span: int) -> tuple[jax.Array, 
     return signature[place], kept.astype(jnp.uint32), own.astype(jnp.int32)
 
 
-def _words(rule: Rule, candidates: jax.Array, signature: jax.Array, kept: jax.Array, *, tiers: int) -> jax.Array:
+def _words(candidates: jax.Array, signature: jax.Array, kept: jax.Array, *, tiers: int) -> jax.Array:
     """Counts of UNROLL behaviours at a time, packed: uint32 [words, n, C] from signatures [n, UNROLL, W], kept [n, UNROLL]."""
     words = -(-tiers // FIELDS)
     first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None, None]
     total = jnp.zeros((words, signature.shape[0], candidates.shape[0]), jnp.uint32)
     for j in range(UNROLL):
-        field = rule(candidates, signature[:, j], tiers)[None] - first_tier  # of another word: wraps round or is 8 or more
+        field = _by_bits(candidates, signature[:, j], tiers)[None] - first_tier  # of another word: wraps round or is 8 or more
         total += kept[None, :, j, None] << (4 * field)  # shifts of 32 and more give zero
     return total
 
