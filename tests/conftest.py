@@ -45,8 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONGEST = (
     "tests/test_docs.py::test_page_runs", "tests/test_question.py::test_smoke", "tests/test_experiments.py::test_quickstart",
-    "tests/test_scripts.py", "tests/promises/test_exact_resume.py", "tests/test_sharded_training.py",
-    "tests/reliability/test_kills.py",
+    "tests/test_scripts.py", "tests/test_sharded_training.py", "tests/reliability/test_kills.py",
     "tests/test_experiments.py::test_cascade",
 )  # fmt: skip
 

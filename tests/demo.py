@@ -1,7 +1,5 @@
 """A small schema with every kind of feature, and models, users and items made to it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any
@@ -24,21 +22,13 @@ BLOCKS = (
     blocks.SimTier(tiers=4, bits=32),
 )
 """Every approximation at a size for tests."""
-EXACT = (
-    blocks.CrossAttention(),
-    blocks.TargetAttention(),
-    blocks.Sim("category", slots=4, length=3),
-)
+EXACT = (blocks.CrossAttention(), blocks.TargetAttention(), blocks.Sim("category", slots=4, length=3))
 VARIANTS: dict[str, dict[str, Any]] = {
     "every block": {},
     "tiers by action and window": {"blocks": (blocks.SimTier(tiers=4, bits=32, by_action=True, windows=(2, 6)),)},
     "base": {"sequence": False, "blocks": ()},
     "dot products": {
-        "blocks": (
-            blocks.Bea(bridges=4, dot_product=True),
-            blocks.LinearMemory(width=8, dot_product=True),
-            blocks.DotProduct(),
-        )
+        "blocks": (blocks.Bea(bridges=4, dot_product=True), blocks.LinearMemory(width=8, dot_product=True), blocks.DotProduct())
     },
     "matching": {"blocks": (blocks.MatchingStatistics(("item", "category")), blocks.LinearMemory(width=8))},
     "factors": {"blocks": (blocks.PureSvd(width=4, length=9), blocks.ItemOffset(), blocks.DotProduct())},

@@ -1,7 +1,5 @@
 """Exports to serve, and services on loopback that tests call from outside their event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import contextlib
@@ -61,7 +59,7 @@ class Exports:
     encoder: aif.Encoder
     catalogue: aif.Catalogue
 
-    def copied(self, folder: Path) -> Exports:
+    def copied(self, folder: Path) -> "Exports":
         """Copies both versions to a folder that a test may change."""
         for name in ("one", "two"):
             shutil.copytree(self.root / name, folder / name)
@@ -77,7 +75,7 @@ class Exports:
 
 
 @functools.cache
-def exports(kind: str = "integers") -> Exports:
+def exports(kind: str = "integers") -> "Exports":
     """Made once in a process; nobody changes the folders."""
     ids = [f"item {number}" for number in IDS] if kind == "strings" else IDS
     items = {"item": ids, "category": ["tea", "cup", "pot", "tin"] * (ITEMS // 4), "bid": np.linspace(1, 2, ITEMS)}
@@ -166,12 +164,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    root: Path,
-    *,
-    where: Listening | None = None,
-    policy: Policy | None = None,
-    observers: tuple[Any, ...] = (),
-    **options: Any,
+    root: Path, *, where: Listening | None = None, policy: Policy | None = None, observers: tuple[Any, ...] = (), **options: Any
 ) -> Iterator[Running]:
     """Serves a folder until the end of the block; options as for `Models`."""
     loop, ready, stop, outcome = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), {}

@@ -1,7 +1,5 @@
 """A small world to serve: model, users, items with an index, and an engine that tests can make slow or fail."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import functools
@@ -58,7 +56,7 @@ class World:
         everything = np.asarray(self.joint(self.params if params is None else params, self.user(name), self.features))
         return np.where(self.ids[rows] == ids, everything[rows], -np.inf)
 
-    def engine(self, *, index: Any = None, **changes: Any) -> Engine:
+    def engine(self, *, index: Any = None, **changes: Any) -> "Engine":
         return Engine(self, index or self.index, config_of(**changes))
 
     def engine_of(self, features: Any, retrieval: Any = None, **changes: Any) -> AsyncPreRanker:

@@ -16,14 +16,11 @@ from tests.golden import make_export
 FOLDER = Path(make_export.__file__).parent / "export"
 
 
-def test_the_golden_artefact_replays_under_this_jax():
+def test_the_golden_artefact_replays_under_this_jax_and_todays_code_agrees():
     made = json.loads((FOLDER / "manifest.json").read_text())["made_with"]["jax"]
     report = export.verify(FOLDER)
     assert made == "0.10.2" and report["max_abs_diff"] < 1e-5
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 250_000
-
-
-def test_the_golden_artefact_and_todays_code_agree():
     loaded = export.load(FOLDER)
     config = aif.Config.from_json(loaded.manifest["config"])
     model = aif.build(config)

@@ -1,7 +1,5 @@
 """The service over HTTP: JSON, errors, limits, the life cycle of versions."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import functools
@@ -48,9 +46,6 @@ def refusal(call, **fields) -> ServiceError:
     with pytest.raises(ServiceError) as error:
         call(**fields)
     return error.value
-
-
-# JSON
 
 
 @pytest.fixture(params=["orjson", "json"])
@@ -121,9 +116,6 @@ def test_a_call_is_checked_field_by_field(fields, field):
     with pytest.raises(BadCall) as error:
         parse(fields, Limits(candidates=100, events=50))
     assert error.value.field == field and str(error.value).startswith(f"{field}: expected")
-
-
-# answers
 
 
 def test_answers_say_what_they_are_of(client):
@@ -302,9 +294,6 @@ def test_a_call_ends_with_its_caller():
         assert source.cancelled == ["ann"] and service.service.models.held[0].engine.metrics()["counters"]["cancelled"] == 1
         with service.client() as client:
             assert client.score(**ANN, candidates=IDS)["mask"].all()
-
-
-# errors and limits
 
 
 def test_errors_name_the_field(client):
@@ -518,9 +507,6 @@ def test_a_stale_model_is_said_to_be(served, client, monkeypatch):
     assert client.request("GET", "/health/ready")[0] == 503
     monkeypatch.setattr(served.service, "policy", Policy(max_age=1e-3, when_stale="refuse"))
     assert refusal(client.rank, **ANN, candidates=IDS, k=1).status == 503
-
-
-# versions
 
 
 def test_shares_may_add_up_to_one():

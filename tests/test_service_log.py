@@ -1,7 +1,5 @@
 """The request log."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

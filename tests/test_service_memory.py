@@ -1,10 +1,7 @@
 """No replaced version stays in memory, and what is noted of calls costs garbage collections nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
-import shutil
 import types
 import weakref
 
@@ -19,8 +16,7 @@ from tests.service_world import ANN, IDS, SERVING, exports
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("one", "two"):
-        shutil.copytree(exports().root / name, tmp_path / name)
+    exports().copied(tmp_path)
     publish(tmp_path, ["one"])
     yield tmp_path
     gc.enable()

@@ -1,7 +1,5 @@
 """What the job of the index writes between two exports: newer indexes, and how old they may be."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

@@ -1,7 +1,5 @@
 """The page of the service in a real browser, and what it is made of."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The command `serve` as a process: ready after warm-up, drained on SIGTERM, TLS, logs."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

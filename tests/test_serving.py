@@ -42,9 +42,6 @@ def expect(world, answer, user, ids, k, params=None):
     assert np.all(answer.scores[~answer.mask] == -np.inf)
 
 
-# answers
-
-
 async def test_rank_equals_joint_for_any_number_of_candidates(world):
     async with world.engine() as engine:
         for count in (1, 16, 17, 64, 65, 150):  # within, at and above buckets; above the largest they are split
@@ -65,6 +62,11 @@ async def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_ans
         for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
             answer = await engine.rank(Request(user=3, context=none), 4)
             assert not answer.mask.any()
+        ids = np.concatenate([world.ids[:100][::-1], [5]])
+        scores = await engine.score(3, ids)
+        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
+        assert scores.mask.tolist() == [True] * 100 + [False]
+        assert (await engine.score(3, [])).logits.shape == (0,)
 
 
 @pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
@@ -94,10 +96,6 @@ async def test_excluded_items_are_not_ranked(world, kind):
         assert scores.mask.tolist() == (np.isin(ids, left) & (ids != 5)).tolist()
         nothing = await engine.rank(Request(user=3, context=ids[:9], exclude=world.ids), 8)
         assert not nothing.mask.any() and nothing.excluded == 9
-
-
-async def test_excluded_ids_are_those_of_the_candidates(world):
-    async with world.engine() as engine:
         with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
             await engine.rank(Request(user=3, exclude=["a"]), 4)
         assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
@@ -131,13 +129,6 @@ async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):
             await engine.rank(Request(user=3, context=before), 2)
             answer = await engine.rank(Request(user=3, order="cheap", context=Candidates(ids, bids)), 2)
             assert answer.ids.tolist() == world.ids[[3, 9]].tolist() and answer.scores.tolist() == [-2, -3]
-
-
-async def test_an_order_is_a_name_or_left_out(world):
-    async with world.engine() as engine:
-        assert (await engine.rank(Request(user=3, order=None), 4)).mask.all()
-        with pytest.raises(ValueError, match="order: expected one of"):
-            await engine.rank(Request(user=3, order=""), 4)
 
 
 async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_time(world, monkeypatch):
@@ -214,23 +205,11 @@ async def test_mini_batches_run_the_user_function_once_and_merge(world):
         assert engine.fetched == [3, 4]
 
 
-async def test_score_gives_every_logit_in_order(world):
-    async with world.engine() as engine:
-        ids = np.concatenate([world.ids[:100][::-1], [5]])
-        scores = await engine.score(3, ids)
-        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
-        assert scores.mask.tolist() == [True] * 100 + [False]
-        assert (await engine.score(3, [])).logits.shape == (0,)
-
-
 async def test_order_by_bid_from_candidates_and_from_the_index_row(world):
     ids = world.ids[:50]
     probability = 1 / (1 + np.exp(-world.logits(3, ids).astype(np.float64)))
     async with world.engine() as engine:
-        for candidates, bids in (
-            (bids_for(ids), bids_for(ids).bids),
-            (ids, np.asarray(world.features.side["bid"])[:50]),
-        ):
+        for candidates, bids in ((bids_for(ids), bids_for(ids).bids), (ids, np.asarray(world.features.side["bid"])[:50])):
             answer = await engine.rank(Request(user=3, order="bid", context=candidates), 8)
             best = np.argsort(-(probability * bids), kind="stable")[:8]
             np.testing.assert_array_equal(answer.ids, ids[best])
@@ -359,15 +338,7 @@ async def test_a_call_after_a_pause_may_take_twice_as_long_on_the_loops_thread(w
         assert [thread is threading.current_thread() for thread in index.threads] == [False, on_loop]
 
 
-async def test_no_call_runs_on_the_loops_thread_where_none_may(world):
-    index = Watched(world.index)
-    async with world.engine(index=index, on_loop=0.0) as engine:
-        for _ in range(4):
-            expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-        assert threading.current_thread() not in index.threads and len(index.threads) == 4
-
-
-async def test_a_thread_is_woken_once_for_all_that_waits(world, monkeypatch):
+async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_runs_no_call_where_none_may(world, monkeypatch):
     index = Watched(world.index)
     async with world.engine(index=index, on_loop=0.0, score_threads=1) as engine:
         await engine.prepare(Request(user=3, feature_version=1))
@@ -376,8 +347,8 @@ async def test_a_thread_is_woken_once_for_all_that_waits(world, monkeypatch):
         monkeypatch.setattr(workers, "start", lambda *words: woken.append(words) or start(*words))
         await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
         assert len(index.threads) == 6 and len(woken) == 1
-        await engine.rank(Request(user=3, feature_version=1), 5)
-        assert len(woken) == 2
+        expect(world, await engine.rank(Request(user=3, feature_version=1), 5), 3, world.ids[:40], 5)
+        assert len(woken) == 2 and threading.current_thread() not in index.threads
 
 
 async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
@@ -433,10 +404,7 @@ async def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_si
         assert calls == [1, 4, 2, 1]  # of three that wait two go together: no place of a call is computed for nothing
 
 
-# the user side: cache and preparation
-
-
-async def test_state_is_cached_by_user_and_feature_version(world):
+async def test_a_state_is_cached_by_user_and_feature_version_and_computed_once_at_a_time(world):
     async with world.engine() as engine:
         for version in ("a", "a", "b"):
             await engine.rank(Request(user=3, feature_version=version), 3)
@@ -446,14 +414,9 @@ async def test_state_is_cached_by_user_and_feature_version(world):
         await engine.rank(4, 3)
         await engine.rank(4, 3)
         assert engine.fetched == [3, 3, 4, 4]  # of no known version: each request asks again
-
-
-async def test_one_computation_in_flight_per_key(world):
-    async with world.engine() as engine:
         engine.feature_delay = 0.02
-        request = Request(user=3, feature_version=1)
-        answers = await asyncio.gather(*[engine.rank(request, 3) for _ in range(6)])
-        assert engine.fetched == [3]
+        answers = await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 3) for _ in range(6)])
+        assert engine.fetched == [3, 3, 4, 4, 3]
         assert engine.metrics()["counters"]["cache_joins"] == 5
         for answer in answers:
             expect(world, answer, 3, world.ids[:40], 3)
@@ -490,9 +453,6 @@ async def test_prepare_takes_the_user_side_off_the_request(world):
         engine.feature_error, engine.feature_delay = OSError("no features"), 0.0
         with pytest.raises(OSError, match="no features"):
             await engine.prepare(4)
-
-
-# deadlines and degradation
 
 
 async def test_late_user_side_is_answered_with_the_unknown_user_then_with_the_stale_state(world):
@@ -593,9 +553,6 @@ async def test_retrieval_that_fails_or_is_late_is_the_callers_error_in_time(worl
         await asyncio.sleep(0)
         assert engine.ended[-1] == "retrieval"
         assert engine.metrics()["failed"] == {"KeyError": 1, "TimeoutError": 1, "DeadlineExceeded": 1}
-
-
-# cancellation, overload, isolation, shutdown
 
 
 async def test_cancelling_a_request_frees_what_it_held(world):
@@ -701,11 +658,13 @@ async def test_wrong_questions_get_plain_answers(world):
         ):
             with pytest.raises(ValueError, match=message):
                 await engine.rank(Request(user=3, context=ids), 3)
-        with pytest.raises(ValueError, match=r"Request.order: expected one of \['logit', 'bid'\], got 'price'"):
-            await engine.rank(Request(user=3, order="price"), 3)
+        assert (await engine.rank(Request(user=3, order=None), 4)).mask.all()
+        for order in ("", "price"):
+            with pytest.raises(ValueError, match=rf"Request.order: expected one of \['logit', 'bid'\], got '{order}'"):
+                await engine.rank(Request(user=3, order=order), 3)
 
 
-async def test_an_index_of_other_params_is_refused(world):
+async def test_an_index_of_other_params_is_refused_and_updates_are_seen_by_new_requests(world):
     other = world.other_params(1)
     with pytest.raises(VersionMismatch):
         async with AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
@@ -716,18 +675,11 @@ async def test_an_index_of_other_params_is_refused(world):
         with pytest.raises(VersionMismatch):
             await engine.update_index(world.index_of(other))
         expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-
-
-async def test_index_updates_are_seen_by_new_requests(world):
-    async with world.engine() as engine:
         await engine.update_index(world.index.delete(world.ids[:1]))
         answer = await engine.rank(3, 5)
         assert answer.unknown == 1 and world.ids[0] not in answer.ids
         await engine.update_index(world.index)
         expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
-
-
-# scores that are not finite
 
 
 async def test_a_model_with_non_finite_parameters_or_scores_never_serves(world):

@@ -34,13 +34,7 @@ def test_padding_and_sizes():
     values = np.array([1, 2], np.int32)
     assert pad(values, 4, -1).tolist() == [1, 2, -1, -1] and not np.shares_memory(pad(values, 2, -1), values)
     assert batch_sizes(1) == (1,) and batch_sizes(6) == (1, 2, 4, 6)
-
-
-def test_ten_thousand_candidates_are_padded_by_little():
     assert bucket_for(10_000, ServingConfig().buckets) == 10_240
-
-
-# merging the best of several batches
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=12), max_size=4), st.integers(1, 9))
@@ -70,9 +64,6 @@ def test_repeated_candidates_leave_one_with_the_highest_bid():
     assert without_repeats(rows, np.float32([1, 9, 2, 3, 9, 2, 3])).tolist() == [-1, -1, 7, 5, -1, -1, -1]
     assert has_repeats(rows) and not has_repeats(np.array([3, 1, -1, -1], np.int32))
     assert without_repeats(np.zeros(0, np.int32), None).tolist() == []
-
-
-# cache
 
 
 def key(user, feature=None, version="v"):
@@ -187,9 +178,6 @@ def test_the_bytes_of_a_cache_are_those_of_the_process():
         assert taken / 1.6 < counted < taken * 1.6 and counted > 4 * numbers, sizes
 
 
-# single-flight
-
-
 async def test_computations_are_shared_cancelled_and_detached():
     started, ended = [], []
 
@@ -221,10 +209,7 @@ async def test_computations_are_shared_cancelled_and_detached():
     assert len(running) == 0
 
 
-# what an operator sees
-
-
-def test_histogram_quantiles_are_within_a_bucket():
+def test_histogram_quantiles_are_within_a_bucket_and_metrics_are_plain():
     histogram = Histogram()
     for at in range(1, 1001):
         histogram.observe(at * 1e-5)
@@ -237,6 +222,9 @@ def test_histogram_quantiles_are_within_a_bucket():
     assert values["sum"] == pytest.approx(5.005)
     histogram.observe(1e9)  # beyond the last bound
     assert histogram.quantile(1.0) == BOUNDS[-1]
+    metrics = Metrics()
+    metrics.observe({"total": 0.1})
+    assert json.loads(json.dumps(metrics.values()))["stages"]["total"]["count"] == 1
 
 
 def test_prometheus_text_is_read_back_by_the_client_library():
@@ -267,12 +255,6 @@ def test_timeline_sums_stages_and_draws(tmp_path):
     assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
     draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png")
     assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_metrics_are_plain():
-    metrics = Metrics()
-    metrics.observe({"total": 0.1})
-    assert json.loads(json.dumps(metrics.values()))["stages"]["total"]["count"] == 1
 
 
 def test_a_lone_late_request_keeps_no_time_of_others():

@@ -1,7 +1,5 @@
 """Fixtures that several blocks' tests use."""
 
-from __future__ import annotations
-
 import pytest
 
 import aif_jax as aif

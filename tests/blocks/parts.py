@@ -1,7 +1,5 @@
 """The parts that a block reads and returns, made by hand for tests of one block."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -67,24 +67,6 @@ def test_the_query_is_a_trained_map_of_the_item_vector(case):
     np.testing.assert_allclose(weights, item_half(params, mapped), rtol=1e-4, atol=1e-6)
 
 
-def test_one_behaviour_is_read_whole_by_every_item(case):
-    """Where the history has one entry the approximation is exact: every bridge reads it, weights sum to 1."""
-    params, sequences, queries = case
-    mask = np.arange(S) < 1
-    read = combine(item_half(params, queries), user_half(params, sequences[0], mask))
-    exact = [reference.attend(q, sequences[0], mask) for q in queries]
-    np.testing.assert_allclose(read, exact, rtol=1e-5, atol=1e-6)
-
-
-def test_a_bridge_equal_to_the_query_gives_full_attention(case):
-    """One bridge, and the item's query is that bridge: w = [1] and V is the full cross-attention."""
-    params, sequences, queries = case
-    mask = np.arange(S) < 5
-    params = params | {"bridges": jnp.asarray(queries[:1])}
-    read = combine(item_half(params, queries[:1]), user_half(params, sequences[0], mask))
-    np.testing.assert_allclose(read[0], reference.attend(queries[0], sequences[0], mask), rtol=1e-4, atol=1e-5)
-
-
 def test_padding_does_not_leak(case):
     params, sequences, _ = case
     mask = np.arange(S) < 3

@@ -15,12 +15,7 @@ from aif_jax.trees import leaves_by_path
 from tests import demo
 from tests.blocks import parts
 
-EVERY = (
-    *demo.BLOCKS,
-    *demo.EXACT[:2],
-    blocks.Sim("item"),
-    blocks.DotProduct(),
-)
+EVERY = (*demo.BLOCKS, *demo.EXACT[:2], blocks.Sim("item"), blocks.DotProduct())
 
 
 def test_names():

@@ -1,7 +1,5 @@
 """What is fitted after training, popularity and co-engagement: by hand, and through index, engine and export."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 
@@ -79,9 +77,6 @@ def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
             put(run.params, table, config=run.config)
 
 
-# popularity
-
-
 def test_offsets_of_items_by_hand():
     block, params = ItemOffset(), {"table": jnp.array([-100.0, 0.5, 2.0])}
     config = demo.config(blocks=(block,))
@@ -114,9 +109,6 @@ def test_a_corrected_training_is_not_corrected_again(data, run):
     expected = "with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
     with pytest.raises(ValueError, match=expected):
         dataclasses.replace(run, settings=settings).with_popularity_correction(data)
-
-
-# co-engagement
 
 
 def test_halves_by_hand():

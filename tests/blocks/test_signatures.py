@@ -61,22 +61,8 @@ def test_hamming_and_similarity_match_the_reference(rng, count):
     np.testing.assert_array_equal(many[1], many[0][::-1])
 
 
-def test_similarity_of_equal_and_opposite_signatures(rng):
-    a = words(rng, 3, 2)
-    assert np.diag(similarity(a, a)).tolist() == [1, 1, 1]
-    assert np.diag(similarity(a, ~a)).tolist() == [0, 0, 0]
-
-
-def test_similarity_is_linear_in_the_signs(rng):
-    a, b = words(rng, 5, 2), words(rng, 6, 2)
-    np.testing.assert_allclose(similarity(a, b), 0.5 + signatures.signs(a) @ signatures.signs(b).T / 128, atol=1e-6)
-
-
 def test_sign_matches_the_reference_alone_in_batches_and_compiled(rng):
-    fitted = {
-        "projection": rng.normal(size=(12, 64)).astype(np.float32),
-        "offset": rng.normal(size=64).astype(np.float32),
-    }
+    fitted = {"projection": rng.normal(size=(12, 64)).astype(np.float32), "offset": rng.normal(size=64).astype(np.float32)}
     content = rng.normal(size=(9, 12)).astype(np.float32)
     expected = [reference.pack(row) for row in reference.sign(content, **fitted)]
     assert signatures.sign(fitted, content).tolist() == expected
@@ -204,19 +190,6 @@ def test_an_item_newer_than_the_fit_is_signed_from_its_content(model, signature_
     np.testing.assert_array_equal(signature_of(params, unknown), signature_of(params, items))
     fresh = dataclasses.replace(unknown, content=np.random.default_rng(5).normal(size=(6, 12)).astype(np.float32))
     np.testing.assert_array_equal(signature_of(params, fresh), signed(fresh.content, params["fitted"]["signatures_32"]))
-
-
-@pytest.mark.parametrize("wrong", [-1, 50, 2**31 - 1])
-def test_an_id_out_of_range_is_an_unknown_item(model, signature_of, wrong):
-    """In a history it reads row 0, as a candidate it is signed from its content."""
-    both, params = model
-    items = demo.items(2)
-    outside = dataclasses.replace(items, ids=items.ids | {"item": np.full(2, wrong, np.int32)})
-    np.testing.assert_array_equal(signature_of(params, outside), signature_of(params, items))
-    features = demo.user(both.config)
-    history = dataclasses.replace(features.history, item=np.full(24, wrong, np.int32))
-    state = jax.jit(both.user)(params, dataclasses.replace(features, history=history))
-    assert not state.blocks["sim_tier"].signature.any()
 
 
 def test_without_content_a_row_reads_the_table():

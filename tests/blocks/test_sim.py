@@ -138,16 +138,6 @@ def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
     np.testing.assert_allclose(flags(cache, wanted), reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
 
 
-def test_values_without_a_slot_read_zeros_whatever_they_are():
-    """-1 marks an empty slot; a candidate that asks for -1, or for the unknown value, must not match it."""
-    value, embedded, age, mask = case(8, values=3)
-    cache = fill_cache(value, embedded, age, mask, slots=6, length=3)
-    assert cache.value.tolist()[-1] == -1
-    wanted = np.array([-1, 0, 99], np.int32)
-    assert np.all(read(cache, np.ones((3, D), np.float32), wanted, np.ones((D, H))) == 0)
-    np.testing.assert_array_equal(flags(cache, wanted), [[1, 0, 0]] * 3)
-
-
 def test_a_shift_of_the_scores_changes_nothing_and_large_scores_stay_finite():
     value, embedded, age, mask = case(9)
     cache = fill_cache(value, embedded, age, mask, slots=4, length=3)
@@ -199,9 +189,3 @@ def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
     np.testing.assert_allclose(inputs[:, :8], reference.lookup(slow, query, value), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(inputs[:, 8:], reference.flags(slow, value), rtol=1e-5, atol=1e-6)
     assert block.widths(config) == {"read": 8, "flags": 3}
-
-
-def test_a_history_shorter_than_the_slots_fills_no_more_than_it_has():
-    value, embedded, age, mask = case(11, length=2)
-    cache = fill_cache(value, embedded, age, mask, slots=5, length=3)
-    assert cache.entries.shape == (5, 3, D) and cache.value.tolist()[2:] == [-1] * 3

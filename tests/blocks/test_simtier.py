@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from aif_jax.blocks import SimTier
-from aif_jax.blocks.simtier import log_counts
 from aif_jax.export.functions import axis_bounds
 from aif_jax.trees import leaves_by_path
 from tests import demo
@@ -43,11 +42,6 @@ def test_groups_by_hand():
     assert group(by_action=True, windows=(1, 3)) == [3, 5, 4, 10, 8, 8]
 
 
-def test_log_counts_by_hand():
-    counts = jnp.array([[[0, 1], [3, 0]]], jnp.int32)
-    np.testing.assert_allclose(log_counts(counts), np.log1p([[0, 1, 3, 0]]), rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_head_inputs_are_those_of_the_definition(name):
     """Signatures of candidates and behaviours by their definition, one pair compared at a time."""
@@ -67,27 +61,6 @@ def test_head_inputs_are_those_of_the_definition(name):
     assert counts.sum() == 7 * (block.length or 19)
     inputs = jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params)
     np.testing.assert_allclose(inputs, np.log1p(counts).reshape(7, -1), rtol=1e-6)
-
-
-def test_tiers_by_window_are_those_of_the_windows_of_the_history():
-    """A history cut into its windows gives, one window after another, what one block with windows gives."""
-    block, plain = SimTier(tiers=4, bits=32, windows=(2, 6)), SimTier(tiers=4, bits=32)
-    model, params = demo.build(blocks=(block,))
-    features, place = demo.user(model.config), np.arange(24)
-
-    @jax.jit
-    def run(params):
-        def inputs(block, mask):
-            history = dataclasses.replace(features.history, mask=features.history.mask & mask)
-            part = dataclasses.replace(features, history=history)
-            return parts.head_inputs(block, model, params, part, demo.items(5))[-1]
-
-        windows = [inputs(plain, kept) for kept in (place < 2, (place >= 2) & (place < 6), place >= 6)]
-        return inputs(block, place >= 0), windows
-
-    got, windows = run(params)
-    np.testing.assert_array_equal(got, np.concatenate(windows, 1))
-    assert all(window.any() for window in windows)
 
 
 def test_an_exported_function_takes_the_places_that_count():

@@ -76,29 +76,6 @@ def test_it_is_checked_like_any_block():
         demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(Decay(),))
 
 
-def test_json(trained):
-    config = trained[0].config
-    text = json.dumps(config.to_json())
-    assert {"block": "Decay", "rates": 2} in json.loads(text)["blocks"]
-    assert aif.Config.from_json(json.loads(text)) == config
-
-
-def test_without_its_module_a_config_says_what_to_import(trained, python):
-    """Another process, which has not imported the block."""
-    code = f"""
-import json
-import aif_jax as aif
-try:
-    aif.Config.from_json(json.loads({json.dumps(json.dumps(trained[0].config.to_json()))}))
-except ValueError as error:
-    print(error)
-"""
-    message = python(code)
-    assert (
-        message.startswith("block: expected one of ['Bea', ") and "got 'Decay'; import the module with its `@block`" in message
-    )
-
-
 def test_staged_equals_joint(trained):
     model, _, params, _ = trained
     user, rows, score = jax.jit(model.user), jax.jit(jax.vmap(model.item, (None, 0))), jax.jit(model.interaction)
@@ -108,20 +85,15 @@ def test_staged_equals_joint(trained):
         np.testing.assert_allclose(score(params, user(params, USERS[3]), rows(params, items)), logits, atol=1e-5)
 
 
-def test_training_moves_what_is_trained_alone(trained):
-    _, start, params, seen = trained
+def test_training_moves_what_is_trained_alone_and_all_of_it(trained):
+    model, start, params, seen = trained
     assert seen[-1] < seen[0] and np.isfinite(seen).all()
     for name in ("rate", "gate"):
         assert np.all(params["blocks"]["decay"][name] != start["blocks"]["decay"][name]), name
     for name in ("recent", "unusual"):
-        assert np.any(params["head"]["first"]["kernels"]["decay"][name] != start["head"]["first"]["kernels"]["decay"][name]), (
-            name
-        )
+        before, after = (one["head"]["first"]["kernels"]["decay"][name] for one in (start, params))
+        assert np.any(before != after), name
     np.testing.assert_array_equal(params["fitted"]["decay"]["unusual"], start["fitted"]["decay"]["unusual"])
-
-
-def test_every_trained_parameter_gets_a_gradient(trained):
-    model, _, params, _ = trained
     assert demo.without_gradient(model, params, USERS[3]) == []
 
 
@@ -133,8 +105,11 @@ def test_padding_does_not_leak(trained):
     np.testing.assert_array_equal(joint(params, poisoned, items), joint(params, clean, items))
 
 
-def test_a_checkpoint_keeps_it(trained, tmp_path):
+def test_json_and_a_checkpoint_keep_it(trained, tmp_path):
     model, _, params, _ = trained
+    text = json.dumps(model.config.to_json())
+    assert {"block": "Decay", "rates": 2} in json.loads(text)["blocks"]
+    assert aif.Config.from_json(json.loads(text)) == model.config
     checkpoint.save(tmp_path / "checkpoint", aif.Trained(model, params))
     saved = checkpoint.load(tmp_path / "checkpoint")
     assert saved.config == model.config

@@ -21,20 +21,12 @@ def staged(request):
     return score, rows, np.asarray(score(rows))
 
 
-def test_permuting_candidates(staged):
+def test_permuting_splitting_and_padding_candidates(staged):
     score, rows, scores = staged
     order = np.random.default_rng(0).permutation(60)
     np.testing.assert_allclose(score(take(rows, order)), scores[order], atol=1e-6)
-
-
-def test_splitting_candidates(staged):
-    score, rows, scores = staged
     parts = [score(take(rows, slice(*cut))) for cut in ((0, 1), (1, 20), (20, 60))]
     np.testing.assert_allclose(np.concatenate(parts), scores, atol=1e-6)
-
-
-def test_padding_candidates(staged):
-    score, rows, scores = staged
     padded = take(rows, np.concatenate([np.arange(60), np.zeros(36, int)]))
     np.testing.assert_allclose(score(padded)[:60], scores, atol=1e-6)
 

@@ -1,7 +1,5 @@
 """Promise: an exported folder scores as the joint model, for every preset, block and addition after training, at any length."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -61,6 +59,7 @@ class Case(NamedTuple):
         return aif.build(config), params
 
 
+TIERS = blocks.SimTier(tiers=4, bits=32, by_action=True, windows=(2, 6))
 CASES = {
     "aif": Case("aif", None, ("factors", "calibration")),
     "aif, other additions": Case("aif", None, ("offset", "unseen", "calibration")),
@@ -68,7 +67,7 @@ CASES = {
     "two_tower": Case("two_tower", None, ("unseen", "factors", "offset", "calibration")),
     "two_tower_matching": Case("two_tower_matching", None, ("factors", "calibration")),
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
-    "in no preset": Case(None, None, (), (blocks.PureSvd(), blocks.ItemOffset())),
+    "in no preset": Case(None, None, (), (TIERS, blocks.PureSvd(), blocks.ItemOffset())),
     "below 64": Case("aif", 40, ("factors",)),
     "above 64": Case("two_tower_matching", 65, ADDITIONS[:-1]),
     "beyond the factors' length": Case("two_tower_matching", 700, ("factors",)),

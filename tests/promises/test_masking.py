@@ -16,25 +16,17 @@ def variant(request):
     return model, params, jax.jit(model.joint), demo.items(5)
 
 
-def test_what_is_in_padding_does_not_matter(variant):
-    """NaN ages, ids of other items: bit for bit the same scores."""
+def test_padding_changes_nothing_and_an_empty_history_is_finite(variant):
+    """NaN ages, ids of other items: bit for bit the same scores; more places do not matter."""
     model, params, joint, items = variant
-    features = demo.user(model.config, events=4)
+    features, length = demo.user(model.config, events=4), model.config.history_length
     events = jax.tree.map(lambda x: x[:4], features.history)
-    poisoned = dataclasses.replace(features, history=demo.pad(events, model.config.history_length, poison=True))
+    poisoned = dataclasses.replace(features, history=demo.pad(events, length, poison=True))
     assert np.isnan(poisoned.history.age[4:]).all() and (poisoned.history.item[4:] != features.history.item[4:]).all()
     np.testing.assert_array_equal(joint(params, poisoned, items), joint(params, features, items))
-
-
-def test_more_padding_changes_nothing(variant):
-    model, params, joint, items = variant
     features = demo.user(model.config, events=10)
-    longer = dataclasses.replace(features, history=demo.pad(features.history, 3 * model.config.history_length, poison=True))
+    longer = dataclasses.replace(features, history=demo.pad(features.history, 3 * length, poison=True))
     np.testing.assert_allclose(joint(params, longer, items), joint(params, features, items), atol=1e-6)
-
-
-def test_empty_and_shortest_history(variant):
-    model, params, joint, items = variant
     for events in (0, 1):
         assert np.isfinite(joint(params, demo.user(model.config, events=events), items)).all()
 

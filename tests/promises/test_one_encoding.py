@@ -1,7 +1,5 @@
 """Promise: what one encoder made never meets a model of another one; every door compares, and says how to go on."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 

@@ -1,7 +1,5 @@
 """One order of a history: training and serving sort events by times of one resolution, however a time is written."""
 
-from __future__ import annotations
-
 import asyncio
 import datetime
 
@@ -16,7 +14,6 @@ from aif_jax.connectors import MemoryFeatures, ValkeyFeatures, ValkeyFeatureWrit
 from aif_jax.connectors.features import encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import PER_SECOND
-from tests import demo
 
 START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
 RNG = np.random.default_rng(0)
@@ -106,19 +103,6 @@ def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit, val
     by_time = by_time[np.argsort(EVENTS["time"][by_time])][: -LENGTH - 1 : -1]
     in_order = trained.history.item[0].tolist() == (EVENTS["item"][by_time] + 1).tolist()
     assert in_order == (unit != "s"), "within a second the order is by item where times are seconds, else by time"
-
-
-def test_logits_of_a_request_are_those_of_training(tmp_path):
-    data = read(tmp_path / "events.parquet", "s")
-    assert data.encoder is not None
-    model = aif.build(demo.config(schema=data.schema, long_length=LENGTH, blocks=(demo.BLOCKS[0], *demo.BLOCKS[2:4])))
-    params = demo.init(model, items=data.catalogue)
-    candidates, score = data.catalogue.features(np.arange(1, ITEMS)), jax.jit(model.joint)
-    trained = data.request_features(data.users.encode(np.arange(USERS)), np.full(USERS, NOW), length=LENGTH)
-    for user in range(USERS):
-        expected = score(params, jax.tree.map(lambda leaf, user=user: leaf[user], trained), candidates)
-        features = data.encoder.with_length(LENGTH)(None, delivered(user, "s", "integers"), NOW)
-        assert np.array_equal(score(params, features, candidates), expected)
 
 
 def test_events_of_one_second_by_hand():

@@ -1,7 +1,5 @@
 """Promise: an index that was updated equals one rebuilt from the final catalogue, bit for bit."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

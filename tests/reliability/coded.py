@@ -1,7 +1,5 @@
 """A model whose logit names the version, the index update, the user and the item that it was computed from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

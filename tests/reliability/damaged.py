@@ -4,8 +4,6 @@
 all. To see case 17 of a run again: `damaged.main(format, folder, seed, cases=1, first=17)`.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import faulthandler
@@ -56,9 +54,6 @@ class Format:
     read: Callable[[Path], Any]
     refused: tuple[type[Exception], ...]
     right: Callable[[Path, Any], bool] | None = None
-
-
-# damage
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -163,9 +158,6 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-# snapshots
-
-
 def _make_index(folder: Path, number: int) -> None:
     ids = np.arange(40) * 3 + number
     writer_world.build(ids, ids + 10, capacity=64).save(folder / "snapshot", positions={0: 7 + number, 3: 9})
@@ -236,9 +228,6 @@ def _read_run(folder: Path) -> Any:
     }  # fmt: skip
 
 
-# exports
-
-
 def _make_export(folder: Path, number: int) -> None:
     made = encoder(number)
     config = aif.presets.two_tower(made.schema, width=4, short_length=4, sequence=False)
@@ -274,9 +263,6 @@ def _read_export(folder: Path) -> Any:
     if key not in _loaded:
         _loaded[key] = verify(folder / "model")["max_abs_diff"]
     return content | {"difference": _loaded[key] < 1e-5}
-
-
-# raw files
 
 
 COLUMNS = aif.Columns(

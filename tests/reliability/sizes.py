@@ -3,13 +3,12 @@
 AIF_JAX_RELIABILITY_SCALE multiplies every size (0.01 is a smoke of under a minute); AIF_JAX_RELIABILITY_SEED repeats a run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import zlib
 
 import numpy as np
+import pytest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class Sizes:
     storm_publishes: int = 100
     damaged_files: int = 1500  # of each format
     examples: int = 3000  # drawn by hypothesis, of each entry
-    chaos_requests: int = 20_000
+    chaos_requests: int = 10_000  # to async callables, and as many to plain ones
     soak_seconds: int = 600
     exports: int = 60  # of presets, lengths and additions
     roads: int = 12  # from the files of a company to the service
@@ -35,7 +34,7 @@ class Sizes:
     flood_bytes: int = 512 << 20  # that a hostile caller tries to send, of each flood
     drips: int = 500  # connections at once, of all kinds together
 
-    def scaled(self, scale: float) -> Sizes:
+    def scaled(self, scale: float) -> "Sizes":
         """The same suites in another size."""
         least = {"storm_publishes": 3, "storm_requests": 2000, "soak_seconds": 3, "chaos_requests": 200, "examples": 10}
         least |= {"damaged_files": 8, "malformed_calls": 300, "roads": 1}
@@ -54,6 +53,11 @@ def _seed() -> int:
 FULL = Sizes().scaled(float(os.environ.get("AIF_JAX_RELIABILITY_SCALE", "1")))
 SMOKE = Sizes().scaled(0.0)
 SEED = _seed()
+RUNS = [
+    pytest.param(SMOKE, 0, id="short"),
+    pytest.param(FULL, SEED, id="full", marks=[pytest.mark.reliability, pytest.mark.timeout(3600)]),
+]
+"""Parameters (sizes, seed) of a suite that is the same at every size."""
 
 
 def generator(name: str, seed: int = SEED) -> np.random.Generator:

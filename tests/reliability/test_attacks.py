@@ -3,8 +3,6 @@
 Each attack is bounded, and next to it health and good calls are answered and memory stays flat.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses
@@ -13,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,6 +118,22 @@ def flood(caller: socket.socket, part: bytes, most: int) -> int:
     return sent
 
 
+def drip(going: dict[socket.socket, bytes], meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Sends each connection a byte of its own from time to time, until it is closed; every one must be within a minute."""
+    for place in range(600):
+        for caller, said in list(going.items()):
+            try:
+                caller.sendall(said[place % len(said) :][:1])
+            except ConnectionError:
+                going.pop(caller)
+                caller.close()
+        if not going:
+            return
+        time.sleep(0.1)
+        meanwhile()
+    raise AssertionError(f"{len(going)} connections are still there, with the drips {set(going.values())}")
+
+
 def resident() -> int:
     """Bytes of memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -171,17 +185,7 @@ def test_slow_heads_and_bodies_end(name, tmp_path):
         dripping = [(stack.enter_context(made.connect(said)), b"x: y\r\n") for said in (LIVE, CHUNKED)]
         if name == "haproxy":  # nginx awaits each part of a body anew, and a replica gets none of it
             dripping.append((stack.enter_context(made.connect(half)), b"x"))
-        for place in range(600):  # a minute
-            for caller, drip in list(dripping):
-                try:
-                    caller.sendall(drip[place % len(drip) :][:1])
-                except ConnectionError:
-                    dripping.remove((caller, drip))
-            if not dripping:
-                break
-            time.sleep(0.1)
-            made.good()
-        assert not dripping
+        drip(dict(dripping), made.good)
         for caller in stalled:
             assert len(read_all(caller)) < 1000
 
@@ -275,9 +279,6 @@ def test_what_a_request_offers_or_hides_is_no_request(name, tmp_path):
         made.good()
 
 
-# what the service bounds itself
-
-
 @pytest.fixture
 def short(monkeypatch):
     """A service without a proxy that waits for nobody for long."""
@@ -308,17 +309,7 @@ def drips(made: Running, sizes: Sizes) -> None:
         (LIVE + b"content-length: 99999\r\n\r\n", b"x"),
     )  # fmt: skip
     going = {made.connect(first): drip for first, drip in kinds for _ in range(max(1, sizes.drips // len(kinds)))}
-    for place in range(600):  # a minute
-        for caller, drip in list(going.items()):
-            try:
-                caller.sendall(drip[place % len(drip) :][:1])
-            except ConnectionError:
-                going.pop(caller)
-                caller.close()
-        if not going:
-            break
-        time.sleep(0.1)
-    assert not going, f"{len(going)} connections are still there, with the drips {set(going.values())}"
+    drip(going)
     good(made)
 
 

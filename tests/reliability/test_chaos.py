@@ -3,8 +3,6 @@
 The engine answers or refuses each request as documented, its counters add up, and it ends on `close`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import builtins
 import gc
@@ -20,7 +18,7 @@ import pytest
 from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
 from tests.reliability import coded
-from tests.reliability.sizes import FULL, SMOKE, generator
+from tests.reliability.sizes import RUNS, SMOKE, generator
 
 K, CLIENTS = 4, 24
 RAISED = "out of nothing"
@@ -242,15 +240,9 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
     return tally
 
 
+@pytest.mark.parametrize(("sizes", "seed"), RUNS)
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
-def test_a_little_chaos(plain):
-    asyncio.run(chaos(SMOKE.chaos_requests, generator("chaos", seed=0), plain=plain, timeout=0.4))
-
-
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
-def test_chaos_of_callables_under_load(plain):
-    rng = generator(f"chaos, {'plain' if plain else 'async'}")
-    tally = asyncio.run(chaos(FULL.chaos_requests // 2, rng, plain=plain, timeout=1.0))
+def test_chaos_of_callables_under_load(plain, sizes, seed):
+    rng = generator(f"chaos, {'plain' if plain else 'async'}", seed)
+    tally = asyncio.run(chaos(sizes.chaos_requests, rng, plain=plain, timeout=0.4 if sizes is SMOKE else 1.0))
     print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")

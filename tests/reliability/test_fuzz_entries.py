@@ -3,8 +3,6 @@
 Each check has a slow reference in plain Python, which says what is right, or that the input must be refused.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import dataclasses
@@ -23,7 +21,7 @@ import aif_jax as aif
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Request, ServingConfig
 from tests import writer_world
 from tests.reliability import coded, damaged
-from tests.reliability.sizes import FULL, SEED, SMOKE
+from tests.reliability.sizes import RUNS
 
 REFUSED = (TypeError, ValueError)
 NOW = 1_700_000_000
@@ -42,9 +40,6 @@ ids = st.one_of(known_ids, known_ids, known_ids, st.integers(-(2**63) + 1, 2**63
 def is_integer(value: Any, *, low: int = -(2**63), high: int = 2**63) -> bool:
     """Whether a value is an integer as ids are: no boolean, within int64."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and low <= int(value) < high
-
-
-# requests and candidates
 
 
 class World:
@@ -252,8 +247,6 @@ def check_features(world: World, data: Any) -> None:
         assert answer.ids.tolist() == best.tolist()
 
 
-# the encoder
-
 ENCODER = damaged.encoder()
 USERS, CITIES, ITEMS, ACTIONS = ["ann", "bob", "zoë"], ["Oslo", "Rom"], [7, 8, 10**12], ["view", "buy"]
 BRANDS, CATEGORIES, TAGS = [1, 2], ["b", "é"], ["", "a", "b", "c"]
@@ -422,9 +415,6 @@ def check_encoder_items(world: Any, data: Any) -> None:
         np.testing.assert_array_equal(got.side["bid"], bid)
 
 
-# the index
-
-
 def check_index(world: Any, data: Any) -> None:
     """A sequence of upserts and deletions of anything; what is refused changes nothing."""
     index = writer_world.build([5, 6], [1, 2], capacity=64)
@@ -468,9 +458,6 @@ def check_index(world: Any, data: Any) -> None:
         rows, mask = index.take(sorted(model) or [0])
         vectors = np.asarray(writer_world.features([model[key] for key in sorted(model)] or [0]).floats) * np.float32(3)
         assert mask.all() == bool(model) and (not model or np.array_equal(rows["vector"], vectors))
-
-
-# settings as JSON
 
 
 def _places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -518,9 +505,6 @@ def check_settings(world: Any, data: Any) -> None:
         assert got.version == ENCODER.version, "an encoder of another meaning with the version of the old one"
     else:
         assert parse(json.loads(json.dumps(got.to_json()))) == got
-
-
-# data in memory
 
 
 def check_read(world: Any, data: Any) -> None:
@@ -605,14 +589,8 @@ def fuzz(world: World, name: str, examples: int, seed: int) -> int:
     return ran
 
 
+@pytest.mark.parametrize(("sizes", "seed"), RUNS)
 @pytest.mark.parametrize("name", list(CHECKS))
-def test_a_few_inputs(world, name):
-    fuzz(world, name, SMOKE.examples, 0)
-
-
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", list(CHECKS))
-def test_any_input(world, name):
-    print(f"AIF_JAX_RELIABILITY_SEED={SEED}")
-    print(f"{name}: {fuzz(world, name, FULL.examples, SEED)} examples")
+def test_any_input(world, name, sizes, seed):
+    print(f"AIF_JAX_RELIABILITY_SEED={seed}")
+    print(f"{name}: {fuzz(world, name, sizes.examples, seed)} examples")

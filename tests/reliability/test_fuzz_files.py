@@ -1,7 +1,5 @@
 """Damaged files of every format: the right content or the documented error, never a wrong content or another error."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Kills of a training run and of a refresh: each ends as one not killed."""
 
-from __future__ import annotations
-
 import abc
 import json
 import time
@@ -19,6 +17,8 @@ from tests import refresh_world
 from tests.killed import Life
 from tests.reliability import refresher, victims
 from tests.reliability.sizes import FULL, generator
+
+FULLY = [pytest.mark.reliability, pytest.mark.timeout(7200)]
 
 
 class Killed(abc.ABC):
@@ -110,18 +110,15 @@ def test_a_job_is_killed_once_in_every_step(job):
     assert job.outcome(root) == job.whole
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("job", [Training, Refreshing], indirect=True)
+@pytest.mark.parametrize("job", [pytest.param(each, marks=FULLY) for each in (Training, Refreshing)], indirect=True)
 def test_a_job_is_killed_before_any_change_of_a_file(job):
     rng = generator(type(job).__name__)
     kill_anywhere(job, job.full, lambda root: job.start(root, at=int(rng.integers(1, job.points))))
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kills", [2, pytest.param(FULL.training_kills, marks=FULLY)])
 @pytest.mark.parametrize("job", [Training], indirect=True)
-def test_a_job_is_killed_at_any_moment(job):
+def test_a_job_is_killed_at_any_moment(job, kills):
     rng = generator("training, random moments")
 
     def killed(root: Path) -> Life:
@@ -129,7 +126,7 @@ def test_a_job_is_killed_at_any_moment(job):
         life.kill(after=rng.uniform(0, job.seconds))
         return life
 
-    kill_anywhere(job, FULL.training_kills, killed)
+    kill_anywhere(job, kills, killed)
 
 
 def kill_anywhere(job: Killed, wanted: int, start: Callable[[Path], Life]) -> None:

@@ -1,7 +1,5 @@
 """Kills of writers of an index: nothing lost, nothing left out, nothing applied twice."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """Training in two and four processes: 200 steps, a kill, checkpoints that go from number to number."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """A storm of requests over many publishes and index updates: no answer mixes two versions, and every score is right."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import time
@@ -13,7 +11,7 @@ import pytest
 from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from tests.reliability import coded
-from tests.reliability.sizes import FULL, SMOKE, Sizes, generator
+from tests.reliability.sizes import RUNS, Sizes, generator
 
 K, CALLERS = 8, 96
 UPDATES = 3  # of the index, after each publish
@@ -108,17 +106,12 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
     return tally
 
 
-def test_a_short_storm():
-    asyncio.run(storm(SMOKE, generator("storm", seed=0)))
-
-
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-def test_a_storm_of_requests_over_publishes():
-    rng, started = generator("storm"), time.perf_counter()
-    tally = asyncio.run(storm(FULL, rng))
+@pytest.mark.parametrize(("sizes", "seed"), RUNS)
+def test_a_storm_of_requests_over_publishes(sizes, seed):
+    rng, started = generator("storm", seed), time.perf_counter()
+    tally = asyncio.run(storm(sizes, rng))
     seconds = time.perf_counter() - started
     print(
-        f"{tally['answers']} requests over {FULL.storm_publishes} publishes and {UPDATES * FULL.storm_publishes} updates, "
+        f"{tally['answers']} requests over {sizes.storm_publishes} publishes and {UPDATES * sizes.storm_publishes} updates, "
         f"{tally['scores']} scores checked, {tally['answers'] / seconds:.0f} requests a second"
     )

@@ -1,7 +1,5 @@
 """Processes that work until they are killed: a writer, a training run. A fork server that never ran JAX starts them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -64,9 +62,6 @@ class CrashPoints:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-# the writers
-
-
 def offset(number: int) -> int:
     """The offset in the stream of the nth update of a partition: they rise with gaps, as Kafka's do."""
     return 3 * number + number % 2
@@ -120,9 +115,6 @@ def newest(table: Items) -> dict[int, int]:
     """Positions of the newest complete snapshot, {} for none."""
     there = snapshots(table.directory)
     return ItemIndex.inspect(there[-1]).positions if there else {}
-
-
-# the training run
 
 
 def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
