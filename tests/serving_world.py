@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import jax
@@ -143,6 +143,13 @@ def run(test: Coroutine[Any, Any, Any]) -> Any:
             return await test
 
     return asyncio.run(limited())
+
+
+async def in_batches(*batches: Any, seconds: float = 0.0) -> AsyncIterator[Any]:
+    """Candidates in batches, each after so many seconds."""
+    for batch in batches:
+        await asyncio.sleep(seconds)
+        yield batch
 
 
 def bids_for(ids: np.ndarray) -> Candidates:

@@ -48,14 +48,6 @@ def refusal(call, **fields) -> ServiceError:
     return error.value
 
 
-@pytest.fixture(params=["orjson", "json"])
-def reader(request, monkeypatch):
-    """What reads and writes JSON: the package of the extra, or Python's."""
-    if request.param == "json":
-        monkeypatch.setattr(front, "_orjson", lambda: None)
-    assert (front._orjson() is None) == (request.param == "json")
-
-
 @pytest.mark.parametrize("text", [
     "{}", '{"a": 1, "a": [2.5, -0.0, 1e-7, 123456789012345678]}', '{"a": "\\ud83d\\ude00 é\\n"}', " {}\n", '{"a": 1e999}',
     '{"a": 18446744073709551615}', '{"a": null, "b": [true, {}]}', "NaN", '{"a": NaN}', '{"a": -Infinity}', '{"a": "\\ud800"}',
@@ -73,8 +65,12 @@ def test_json_is_read_alike_with_and_without_the_package(text, monkeypatch):
     assert fast is None and found[0] == found[1]
 
 
-def test_answers_are_read_alike_with_and_without_the_package(reader):
+@pytest.mark.parametrize("fast", [True, False])
+def test_answers_are_read_alike_with_and_without_the_package(fast, monkeypatch):
     """Also keys and values that orjson refuses."""
+    if not fast:
+        monkeypatch.setattr(front, "_orjson", lambda: None)
+    assert (front._orjson() is not None) == fast
     fields = {"id": "\ud800", "k": 2**70, "positions": {3: 14}, "stages": {"total": 0.1 + 0.2, "queue": 1e-7}, "reason": None}
     assert json.loads(front.encode(fields)) == json.loads(json.dumps(fields))
 
@@ -310,6 +306,10 @@ def test_errors_name_the_field(client):
     assert events.field == "events" and "expected a column 'time'" in str(events)
     future = refusal(client.rank, **{**ANN, "events": {"item": [17], "time": [NOW + 999]}}, candidates=IDS, k=1)
     assert future.field == "events"
+    without = refusal(client.rank, **ANN, candidates=IDS)
+    assert without.field == "k" and "k: expected 1 to max_k=8, got none; send k" in str(without)
+    assert "got 0" in str(refusal(client.rank, **ANN, candidates=IDS, k=0))
+    assert refusal(client.rank, user=7, candidates=IDS, k=1).field == "user"
 
 
 OWN = aif.Columns(
@@ -381,13 +381,6 @@ def test_user_ids_are_of_the_kind_in_the_files():
     assert UserSource(schema, 8, None, None).of(Call(user=7)) is None  # without an encoder nobody knows
 
 
-def test_a_ranking_without_k_says_so(client):
-    assert refusal(client.rank, **ANN, candidates=IDS).field == "k"
-    assert "k: expected 1 to max_k=8, got none; send k" in str(refusal(client.rank, **ANN, candidates=IDS))
-    assert "got 0" in str(refusal(client.rank, **ANN, candidates=IDS, k=0))
-    assert refusal(client.rank, user=7, candidates=IDS, k=1).field == "user"
-
-
 def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
     """No failure, so no traceback."""
     with running(exports().root / "one") as service, service.client() as client:
@@ -457,14 +450,6 @@ def test_a_body_is_bounded(served, client, monkeypatch):
             assert any(code in line for code in answer), (head[:30], line)
 
 
-def test_an_idle_connection_is_closed_after_its_time():
-    where = Listening(http_port=0, keep_alive=1)
-    with running(exports().root / "one", where=where) as service:
-        with service.connect(b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n\r\n") as idle:
-            assert b" 200 " in idle.recv(1 << 16)
-            assert idle.recv(1) == b""
-
-
 def test_text_that_is_no_unicode_is_refused(client):
     for field, value in (("user", "\\ud800"), ("id", "\\udfff"), ("order", "\\ud83d ")):
         body = f'{{"user": "ann", "candidates": [17], "k": 1, "{field}": "{value}"}}'.encode()
@@ -474,9 +459,12 @@ def test_text_that_is_no_unicode_is_refused(client):
     assert posted(client, "/v1/rank", body)[0] == 200
 
 
-def test_a_token_is_asked_for():
-    where = Listening(http_port=0, token="open sesame")
+def test_a_token_is_asked_for_and_an_idle_connection_closed_after_its_time():
+    where = Listening(http_port=0, token="open sesame", keep_alive=1)
     with running(exports().root / "one", where=where) as service:
+        with service.connect(b"HEAD /health/live HTTP/1.1\r\nhost: x\r\n\r\n") as idle:
+            assert b" 200 " in idle.recv(1 << 16)
+            assert idle.recv(1) == b""
         with service.client() as client:
             assert client.rank(**ANN, candidates=IDS, k=1)["ids"].shape == (1,)
         for token in (None, "open", "open sesame "[::-1], ""):

@@ -27,7 +27,7 @@ from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.versions import Snapshot, Version
 from tests import demo
-from tests.serving_world import ITEMS, WatchedIndex, World, bids_for
+from tests.serving_world import ITEMS, WatchedIndex, World, bids_for, in_batches
 
 
 def expect(world, answer, user, ids, k, params=None):
@@ -78,14 +78,9 @@ async def test_excluded_items_are_not_ranked(world, kind):
         ids[np.argsort(-logits, kind="stable")[:6:2]], [7, world.ids[200]]
     )  # of the best, and two that never came
     left = ids[~np.isin(ids, exclude)]
-
-    async def batches():
-        for start in range(0, len(ids), 30):
-            yield ids[start : start + 30]
-
     async with world.engine() as engine:
         for given in (exclude, exclude.tolist(), np.concatenate([exclude, exclude])):
-            context = batches() if kind == "in batches" else ids
+            context = in_batches(*np.split(ids, range(30, len(ids), 30))) if kind == "in batches" else ids
             answer = await engine.rank(Request(user=3, context=context, exclude=given), 8)
             once = left[np.sort(np.unique(left, return_index=True)[1])]
             expect(world, answer, 3, once, 8)
@@ -103,13 +98,8 @@ async def test_excluded_items_are_not_ranked(world, kind):
 
 async def test_a_repeated_candidate_is_ranked_once(world):
     ids = world.ids[[5, 3, 5, 9, 3, 3, 7]]
-
-    async def batches():
-        yield ids[:3]
-        yield ids[3:]
-
     async with world.engine() as engine:
-        for candidates in (ids, batches()):
+        for candidates in (ids, in_batches(ids[:3], ids[3:])):
             answer = await engine.rank(Request(user=3, context=candidates), 6)
             expect(world, answer, 3, world.ids[[3, 5, 7, 9]], 6)
             assert answer.candidates == 7 and answer.ids[4:].tolist() == [-1, -1]
@@ -152,11 +142,6 @@ async def test_item_ids_may_be_strings(world):
     index = ItemIndex.build(
         aif.Trained(world.model, world.params), [(names, world.features)], batch_size=64, capacity=512, progress=False
     )
-
-    async def mixed():
-        yield names[:5]
-        yield world.ids[:5]
-
     async with world.engine(index=index) as engine:
         by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
         wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]
@@ -164,7 +149,7 @@ async def test_item_ids_may_be_strings(world):
         assert by_number[5].ids[5:].tolist() == ["", "", ""] and not by_number[5].mask[5:].any()
         assert (await engine.rank(Request(user=3, context=names[:0]), 2)).ids.tolist() == ["", ""]
         with pytest.raises(TypeError, match="candidates: expected strings as in the batches before, got integers"):
-            await engine.rank(Request(user=3, context=mixed()), 8)
+            await engine.rank(Request(user=3, context=in_batches(names[:5], world.ids[:5])), 8)
 
 
 @pytest.mark.parametrize("order", ["logit", "zero"])
@@ -175,16 +160,12 @@ async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, 
     index = ItemIndex.build(aif.Trained(world.model, world.params), [(world.ids, world.take(alike))], **sizes)
     orders = {"zero": lambda p, bid: p[""] * 0 * (bid - 1.5)}
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
-
-    async def batches(candidates):
-        for start in range(0, len(candidates), 16):  # the last one has two
-            yield candidates[start : start + 16]
-
     rng = np.random.default_rng(4)
     async with world.engine(index=index, buckets=(4, 16), batch_size=2, orders=orders) as engine:
         for user, streamed in itertools.product(range(4), (False, True)):
             candidates = rng.permutation(world.ids)[:34]
-            request = Request(user=user, context=batches(candidates) if streamed else candidates, order=order)
+            batches = in_batches(*np.split(candidates, (16, 32)))  # the last one has two
+            request = Request(user=user, context=batches if streamed else candidates, order=order)
             answer = await engine.rank(request, 8)
             first = kind[int(answer.ids[0])]
             same = [name for name in candidates.tolist() if kind[name] == first][:8]
@@ -192,15 +173,11 @@ async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, 
 
 
 async def test_mini_batches_run_the_user_function_once_and_merge(world):
-    async def batches():
-        for start in (0, 30, 60):
-            await asyncio.sleep(0.001)
-            yield world.ids[start : start + 30]
-
+    batches = np.split(world.ids[:90], 3)
     async with world.engine() as engine:
-        answer = await engine.rank(Request(user=3, context=batches()), 8)
+        answer = await engine.rank(Request(user=3, context=in_batches(*batches, seconds=0.001)), 8)
         expect(world, answer, 3, world.ids[:90], 8)
-        scores = await engine.score(4, batches())
+        scores = await engine.score(4, in_batches(*batches))
         np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
         assert engine.fetched == [3, 4]
 
@@ -352,13 +329,10 @@ async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_ru
 
 
 async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
-    async def batches():
-        yield world.ids[:20]
-        yield world.ids[20:40]
-
     async with world.engine() as engine:
         engine.retrieval_error = OSError("away")
-        for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches()):
+        batches = in_batches(world.ids[:20], world.ids[20:40])
+        for candidates in (world.ids[:40], Candidates(world.ids[:40]), world.ids[:40].tolist(), batches):
             expect(world, await engine.rank(3, 5, candidates=candidates), 3, world.ids[:40], 5)
         assert (await engine.rank(Request(user=3, order="bid"), 5, candidates=bids_for(world.ids[:40]))).mask.all()
         with pytest.raises(TypeError, match="candidates: expected integers or strings"):

@@ -9,7 +9,7 @@ import pytest
 
 from aif_jax import Trained
 from aif_jax.serving import Request
-from tests.serving_world import bids_for, shared
+from tests.serving_world import bids_for, in_batches, shared
 
 
 @pytest.fixture
@@ -30,11 +30,6 @@ async def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
     world = shared()
     other = world.other_params(1)
     its_index = world.index_of(other)
-
-    async def batches():
-        yield world.ids[:30]
-        yield world.ids[30:99]
-
     async with world.engine(batch_size=2, score_threads=1, buckets=(64,)) as engine:
         forbidden(True)
         try:
@@ -46,7 +41,7 @@ async def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
             answers.append(await engine.rank(Request(user=4, context=bids_for(world.ids[:40]), order="bid"), 8))
             answers.append(await engine.rank(Request(user=4, context=world.ids[:60], exclude=world.ids[20:40]), 8))
             answers += await asyncio.gather(*[engine.rank(name, 8) for name in range(5, 10)])
-            answers.append(await engine.rank(Request(user=3, context=batches()), 8))
+            answers.append(await engine.rank(Request(user=3, context=in_batches(world.ids[:30], world.ids[30:99])), 8))
             scores = await engine.score(3, world.ids[:99])
             engine.feature_error = OSError("away")
             degraded = await engine.rank(11, 8)

@@ -22,6 +22,7 @@ from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, Reques
 from tests import writer_world
 from tests.reliability import coded, damaged
 from tests.reliability.sizes import RUNS
+from tests.serving_world import in_batches
 
 REFUSED = (TypeError, ValueError)
 NOW = 1_700_000_000
@@ -139,16 +140,12 @@ def check_candidates(world: World, data: Any) -> None:
     streamed = len(batches) > 1 or data.draw(st.booleans())
     method = data.draw(st.sampled_from(["rank", "score"]))
 
-    async def stream() -> Any:
-        for batch in batches:
-            yield batch
-
     parts = [plain_ids(batch) for batch in batches]
     with np.errstate(all="ignore"):  # the engine reads bids as float32
         bids = [(batch.bids.astype(np.float32), batch.ids) for batch in batches if isinstance(batch, Candidates)]
     good_bids = all((np.isfinite(b) & (b >= 0)).all() and len(b) == len(ids) for b, ids in bids)
     empty = [given is not None and len(given) == 0 for given in map(ids_in, batches)]
-    given = stream() if streamed else batches[0]
+    given = in_batches(*batches) if streamed else batches[0]
     with np.errstate(all="ignore"):
         try:
             if method == "rank":

@@ -16,7 +16,7 @@ import pytest
 from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request
 from tests.reliability.sizes import FULL, SMOKE, generator
-from tests.serving_world import shared
+from tests.serving_world import in_batches, shared
 
 USERS, K = 12, 8
 
@@ -69,13 +69,8 @@ async def soak(seconds: float, rng: np.random.Generator, clients: int = 12) -> t
         if rng.random() < 0.02:
             raise KeyboardInterrupt
         if rng.random() < 0.2:
-            return in_batches(request.context)
+            return in_batches(*np.array_split(world.ids[request.context], 3), seconds=0.001)
         return world.ids[request.context]
-
-    async def in_batches(rows):
-        for part in np.array_split(rows, 3):
-            await asyncio.sleep(0.001)
-            yield world.ids[part]
 
     def check(answer, request):
         logits = expected[answer.version, request.user][request.context]

@@ -12,6 +12,7 @@ from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from tests.reliability import coded
 from tests.reliability.sizes import RUNS, Sizes, generator
+from tests.serving_world import in_batches
 
 K, CALLERS = 8, 96
 UPDATES = 3  # of the index, after each publish
@@ -32,12 +33,8 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
 
     async def retrieval(request: Request):
         ids, streamed = request.context
-        return in_batches(ids) if streamed else ids
-
-    async def in_batches(ids: np.ndarray):
-        for part in np.array_split(ids, 3):
-            yield part
-            await asyncio.sleep(0.001)  # time for a publish or an update between two batches
+        # time for a publish or an update between two batches
+        return in_batches(*np.array_split(ids, 3), seconds=0.001) if streamed else ids
 
     async def caller(number: int) -> None:
         turn = number * 41
