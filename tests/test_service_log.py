@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import threading
 import time
 import tracemalloc
 
@@ -201,26 +200,8 @@ def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
     assert taken / 1.5 < counted < 1.5 * taken + 20 * 5000, (counted, taken)
 
 
-def test_calls_with_large_records_are_dropped_beyond_the_bound(served, tmp_path, monkeypatch):
-    waiting = threading.Event()
-    requests = RequestLog(tmp_path, waiting_bytes=1 << 20)
-    monkeypatch.setattr(requests, "_write", lambda records: waiting.wait(60))
-    with noted(served, requests) as client:
-        for _ in range(6):
-            client.rank(user="ann", record={"user": "ann", "note": "x" * 300_000}, events={}, candidates=IDS, k=1)
-        assert requests.counters["log_dropped"] >= 2
-        waiting.set()
-
-
 def test_a_full_disk_loses_records_and_says_so(served, tmp_path, caplog):
     with noted(served, log := RequestLog(tmp_path / "log")) as client:
         shutil.rmtree(tmp_path / "log")
         client.rank(**ANN, candidates=IDS, k=1)
     assert log.counters["log_failed"] == 1 and "1 records lost" in caplog.text
-
-
-def test_a_process_that_starts_again_overwrites_nothing(served, tmp_path):
-    for _ in range(2):  # in a container both have the same process number
-        with noted(served, RequestLog(tmp_path)) as client:
-            client.rank(**ANN, candidates=IDS, k=1)
-    assert len(list(read_log(tmp_path))) == 2

@@ -98,6 +98,7 @@ def test_by_hand():
     of_item = [1, np.log(3), 2 / 5, 1 / 2, np.log(3), np.log(2), 0, np.log(2), np.log(2), 0]
     of_category = [1, np.log(5), 4 / 5, 1, np.log(2), np.log(4), 0, np.log(4), np.log(2), 0]
     np.testing.assert_allclose(found[0], [of_item, of_category], rtol=1e-6)
+    assert BLOCK.widths(demo.config()) == {"statistics": 2 * WIDTH} == {"statistics": 2 * found.shape[-1]}
     assert not np.any(found[1:])  # values that were not met, and row 0, whatever stands in the history
 
 
@@ -110,7 +111,3 @@ def test_padding_does_not_leak(form):
     wanted = np.stack([np.arange(1, 40), categories[1:]], 1).astype(np.int32)
     read = compare if "few" in form else look_up
     np.testing.assert_array_equal(read(clean, wanted), read(dirty, wanted))
-
-
-def test_the_size_of_the_input():
-    assert BLOCK.widths(demo.config()) == {"statistics": 2 * (matching.STATISTICS + ACTIONS)}

@@ -76,15 +76,6 @@ def test_it_is_checked_like_any_block():
         demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(Decay(),))
 
 
-def test_staged_equals_joint(trained):
-    model, _, params, _ = trained
-    user, rows, score = jax.jit(model.user), jax.jit(jax.vmap(model.item, (None, 0))), jax.jit(model.interaction)
-    joint = jax.jit(lambda params, *candidates: [model.joint(params, USERS[3], items) for items in candidates])
-    candidates = [demo.items(count) for count in (1, 5, 40)]
-    for items, logits in zip(candidates, joint(params, *candidates), strict=True):
-        np.testing.assert_allclose(score(params, user(params, USERS[3]), rows(params, items)), logits, atol=1e-5)
-
-
 def test_training_moves_what_is_trained_alone_and_all_of_it(trained):
     model, start, params, seen = trained
     assert seen[-1] < seen[0] and np.isfinite(seen).all()
