@@ -24,7 +24,7 @@ from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpa
 from aif_jax.store.trained import fingerprint
 from tests import demo
 from tests.beside import meanwhile
-from tests.demo import same
+from tests.demo import part, same
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,6 @@ def built():
 
 def make(model, params, features, ids, **options):
     return ItemIndex.build(aif.Trained(model, params), [(ids, features)], **{"batch_size": 64, "progress": False, **options})
-
-
-def part(features, at):
-    return jax.tree.map(lambda leaf: leaf[at], features)
 
 
 def test_rows_are_the_item_function(built):

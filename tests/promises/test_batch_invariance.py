@@ -7,10 +7,6 @@ import pytest
 from tests import demo, light
 
 
-def take(tree, index):
-    return jax.tree.map(lambda x: x[index], tree)
-
-
 @pytest.fixture(params=list(demo.VARIANTS), scope="module")
 def staged(request):
     model, params = demo.build(**demo.VARIANTS[request.param])
@@ -24,10 +20,10 @@ def staged(request):
 def test_permuting_splitting_and_padding_candidates(staged):
     score, rows, scores = staged
     order = np.random.default_rng(0).permutation(60)
-    np.testing.assert_allclose(score(take(rows, order)), scores[order], atol=1e-6)
-    parts = [score(take(rows, slice(*cut))) for cut in ((0, 1), (1, 20), (20, 60))]
+    np.testing.assert_allclose(score(demo.part(rows, order)), scores[order], atol=1e-6)
+    parts = [score(demo.part(rows, slice(*cut))) for cut in ((0, 1), (1, 20), (20, 60))]
     np.testing.assert_allclose(np.concatenate(parts), scores, atol=1e-6)
-    padded = take(rows, np.concatenate([np.arange(60), np.zeros(36, int)]))
+    padded = demo.part(rows, np.concatenate([np.arange(60), np.zeros(36, int)]))
     np.testing.assert_allclose(score(padded)[:60], scores, atol=1e-6)
 
 

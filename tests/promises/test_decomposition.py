@@ -19,21 +19,17 @@ def test_staged_equals_joint(name):
     state, rows = user(params, features), item(params, demo.items(40))
     # one program for all numbers of candidates; XLA shares nothing with the staged programs, which are compiled apart
     every = jax.jit(lambda params, *candidates: [model.joint(params, features, items) for items in candidates])
-    inputs = params, *(first(demo.items(40), count) for count in CANDIDATES)
+    inputs = params, *(demo.part(demo.items(40), slice(count)) for count in CANDIDATES)
     joint = every.lower(*inputs).compile(light.options())(*inputs)
     for count, logits in zip(CANDIDATES, joint, strict=True):
-        staged = interaction(params, state, first(rows, count))
+        staged = interaction(params, state, demo.part(rows, slice(count)))
         assert logits.shape == (count,) and logits.dtype == np.float32
         assert count < 2 or np.ptp(np.asarray(logits)) > 1e-3  # scores that do not differ would agree by chance
         np.testing.assert_allclose(staged, logits, atol=1e-5)
     # the form for few candidates, which training takes and serving does not
     few = jax.jit(partial(model.user, candidates=1)).lower(params, features).compile(light.options())(params, features)
-    np.testing.assert_allclose(interaction(params, few, first(rows, 5)), interaction(params, state, first(rows, 5)), atol=1e-5)
-
-
-def first(tree, count):
-    """The first rows of every array."""
-    return jax.tree.map(lambda x: x[:count], tree)
+    rows = demo.part(rows, slice(5))
+    np.testing.assert_allclose(interaction(params, few, rows), interaction(params, state, rows), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
