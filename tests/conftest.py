@@ -75,13 +75,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not item.nodeid.startswith(LONGEST), not is_light(item)))
 
 
+SHIPPED = (
+    "tests/promises/", "tests/reliability/", "tests/test_export", "tests/test_index", "tests/test_light.py",
+    "tests/test_serving", "tests/test_service", "tests/test_sharded_training.py", "tests/test_tier_histogram.py",
+    "tests/test_writers.py",
+)  # fmt: skip
+"""Tests of what is shipped: equal bits, the hot path, exports, the form of the compiled program. All others compile lightly."""
+LIGHT = ("tests/promises/test_adding_a_block.py", "tests/promises/test_one_encoding.py")
 LIGHT_PROGRAMS = pytest.StashKey[bool]()
 """Whether JAX's caches hold programs that were compiled lightly."""
 
 
-def is_light(item: pytest.Item) -> bool:
-    """Whether all programs of a test are compiled lightly."""
-    return "light_compilation" in getattr(item, "fixturenames", ())
+def is_light(item: pytest.Item | pytest.Module) -> bool:
+    """Whether all programs of a test or a file are compiled lightly."""
+    return not item.nodeid.startswith(SHIPPED) or item.nodeid.startswith(LIGHT)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of its module
@@ -161,12 +168,15 @@ def getkey() -> Callable[[], jax.Array]:
     return draw
 
 
-@pytest.fixture(scope="module")
-def light_compilation(pytestconfig: pytest.Config) -> Iterator[None]:
-    """All tests of a module under `tests.light.lightly_compiled`; the next light module finds their programs."""
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A module whose tests compile lightly is under `tests.light.lightly_compiled`; the next one finds its programs."""
+    if not is_light(request.node):
+        yield
+        return
     with light.lightly_compiled(keep=True):
         yield
-    pytestconfig.stash[LIGHT_PROGRAMS] = True
+    request.config.stash[LIGHT_PROGRAMS] = True
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from experiments import benchmarks
 from experiments.datasets import yambda
 from tests.test_scripts import measured
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 TEST, GAP = yambda.TEST, yambda.GAP
 LISTENS = [  # user, item, time, organic, played
     (100, 30, TEST - GAP - 5, 1, 50.0),  # the last moment of training

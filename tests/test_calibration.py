@@ -26,8 +26,6 @@ from tests import demo
 from tests.serving_world import bids_for
 from tests.test_sparse import SMALL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))

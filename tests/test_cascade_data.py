@@ -205,7 +205,6 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
         synthetic_cascade(world, requests=10**6)
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
     _, made = synthetic
     config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": (16,)}))

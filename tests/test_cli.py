@@ -31,7 +31,6 @@ from aif_jax.service.core import Policy
 from aif_jax.service.process import Listening, ServiceSettings
 from tests import demo
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = Columns(category="kind", item_floats=("price",), user_attributes=("city",))
 FLAGS = ["--category", "kind", "--item-floats", "price", "--user-attributes", "city"]

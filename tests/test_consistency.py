@@ -10,8 +10,6 @@ import pytest
 from aif_jax import metrics
 from experiments.cascade import margin_info_nce, pairwise_ndcg
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 def drawn(seed: int = 0, lists: int = 4, count: int = 7):
     rng = np.random.default_rng(seed)

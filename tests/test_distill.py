@@ -11,8 +11,6 @@ from aif_jax.train import Goal, Goals, NextItem, losses, predict
 from aif_jax.train import distillation as distill
 from experiments.datasets.synthetic import synthetic_world
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
 
 

@@ -131,7 +131,6 @@ def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
     assert sorted(traced) == ["interaction", "item", "joint"]
 
 
-@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("preset", ["two_tower", "full_attention"])
 def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
     """No program makes a larger array than the bound, whatever the catalogue and the lists; figures stay the same."""

@@ -17,7 +17,6 @@ from tests.conftest import child_environment
 from tests.light import flags
 from tests.test_scripts import measured
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -22,7 +22,6 @@ from tests import demo
 from tests.demo import same
 from tests.test_sparse import SMALL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
 
 

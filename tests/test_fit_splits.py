@@ -18,7 +18,6 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 DAY = 86_400
 TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2), Cascaded()]
 

@@ -11,7 +11,6 @@ from tests import demo
 from tests.blocks import parts
 from tests.reference import head as reference
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
 HIDDEN = (6, 5)
 

@@ -55,7 +55,6 @@ def test_lookup_in_the_rows_of_a_batch():
     np.testing.assert_array_equal(layers.lookup(rows, jnp.array([-1, 6])), table[[0, 0]])
 
 
-@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("size", [5, layers.CHUNK, layers.CHUNK + 1, 3 * layers.CHUNK])
 def test_a_fold_ends_with_the_longest_history(size):
     """Totals and values by place are those of the whole history; chunks after the last event are not computed."""
@@ -83,7 +82,6 @@ def test_a_fold_ends_with_the_longest_history(size):
     np.testing.assert_allclose(models, [total[0], 2 * total[0]], rtol=1e-5)
 
 
-@pytest.mark.usefixtures("light_compilation")
 @pytest.mark.parametrize("few", [True, False])
 def test_small_tables_that_are_joined_give_the_same_embeddings_and_gradients(few, monkeypatch):
     monkeypatch.setattr(layers, "JOINED_ROWS", 4096 if few else 3)

@@ -18,7 +18,6 @@ from aif_jax.train.tasks import NextItem
 from tests import demo
 from tests.test_sparse import SMALL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 GIVEN = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
 LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16, 12, 8, 8, 1])
 

@@ -25,7 +25,6 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 OPTIMIZER = optax.adam(0.1)
 loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 

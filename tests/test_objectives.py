@@ -55,7 +55,6 @@ def test_the_config_of_one_objective_is_what_it_was():
 # the head
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_each_column_is_a_model_of_one_objective():
     """Column t of [C, T] is the model whose last layer is that column, its blocks' own logits weighed by `direct`[t]."""
     many, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
@@ -78,7 +77,6 @@ def test_each_column_is_a_model_of_one_objective():
     np.testing.assert_allclose(staged, joint(params, user, items), atol=2e-5)
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_an_offset_is_of_the_first_objective_and_not_weighed():
     model, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
     params = params | {"head": params["head"] | {"direct": jnp.asarray([0.8, 0.9, 1.1], jnp.float32)}}
@@ -170,7 +168,6 @@ def check_parts_add_up(model, params, batch, loss):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, other)
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_parts_of_a_batch_add_up(data, small):
     model, params = small
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
@@ -182,7 +179,6 @@ def test_parts_of_a_batch_add_up(data, small):
     check_parts_add_up(model, params, batch, Goals.of(NAMES))
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     model, params = small
     optimizer = train.default_optimizer(60, learning_rate=0.02, weight_decay=0.0)

@@ -23,8 +23,6 @@ from tests.test_question import met_once
 
 README = Path(lists.__file__).with_name("README.md")
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 @pytest.fixture(scope="module")
 def slices() -> dict[str, judge.Slice]:

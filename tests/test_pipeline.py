@@ -21,8 +21,6 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 @pytest.fixture(scope="module")
 def dataset():

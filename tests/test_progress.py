@@ -25,7 +25,6 @@ from tests import demo
 from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
 from tests.test_sparse import SMALL as SMALL_MODEL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
 
 

@@ -14,8 +14,6 @@ from aif_jax.data.events import EventLog
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records, rules
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 @pytest.fixture(scope="module")
 def smoke():

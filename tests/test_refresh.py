@@ -47,8 +47,6 @@ from aif_jax.train.tasks import Liked, NextItem
 from tests import refresh_world as world
 from tests.demo import same
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> aif.Run:

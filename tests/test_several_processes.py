@@ -172,7 +172,6 @@ def test_processes_write_one_checkpoint(pair):
     assert [path.name for path in (folder / "run").iterdir()] == ["3"]
 
 
-@pytest.mark.usefixtures("light_compilation")
 def test_the_curve_of_one(pair, tmp_path):
     _, said, *_ = pair
     training.run(tmp_path, STEPS, 1, "", 0)

@@ -18,7 +18,6 @@ from aif_jax.train import step as training
 from tests import demo
 from tests.reference import optimizers as reference
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 ITEM = SparseConfig(tables=("item",))
 SMALL = dict(blocks=(blocks.DotProduct(),), head=(), sequence=False, towers=(), width=4, short_length=3, long_length=4)
 """A model that compiles fast."""

@@ -9,8 +9,6 @@ from aif_jax.train import losses
 from experiments import ablation
 from experiments.study import models, records
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 def test_the_command_prints_tables_and_writes_the_figures(tmp_path, capsys):
     ablation.main(["--report-only", "--json", str(tmp_path / "a.json")])

@@ -20,8 +20,6 @@ from tests import demo
 from tests.demo import same
 from tests.test_sparse import SMALL, batch_of
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
-
 
 @pytest.fixture(scope="module")
 def feed() -> Pipeline:

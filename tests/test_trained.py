@@ -20,7 +20,6 @@ from tests import demo
 from tests.test_package import MODULES
 from tests.test_sparse import SMALL
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 QUIET = dict(batch_size=64, progress=False)
 
 

@@ -13,7 +13,6 @@ from tests import serving_world
 from tests.service_world import IDS, NOW, exports, running
 from tests.serving_world import shared
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 COUNTED = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
 
 

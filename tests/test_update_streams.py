@@ -38,7 +38,6 @@ from tests.killed import Life
 from tests.reliability.sizes import FULL
 from tests.stream_world import NAMES, PARAMS, PARTITIONS, MemoryStream, encoder, first_index, items, model, prices, work
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 ENCODER, MODEL = encoder(), model()
 KINDS = ["memory", "kafka"]
 

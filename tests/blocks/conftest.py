@@ -9,11 +9,6 @@ from tests import demo
 from tests.test_sparse import SMALL
 
 
-@pytest.fixture(scope="module", autouse=True)
-def maths(light_compilation) -> None:
-    """What blocks compute is compared within a tolerance."""
-
-
 @pytest.fixture(scope="package")
 def data() -> aif.Dataset:
     return synthetic_world(0, users=20, items=90, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset

@@ -22,7 +22,6 @@ from tests.serving_world import run
 from tests.test_sparse import batch_of
 
 BLOCKS = (Bea(bridges=3), Decay(rates=2))
-pytestmark = pytest.mark.usefixtures("light_compilation")  # exports and engines as shipped: other promises
 USERS = {name: demo.user(demo.config(), events=5 * name, seed=name) for name in range(4)}
 
 

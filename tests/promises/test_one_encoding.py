@@ -15,7 +15,6 @@ from aif_jax.data.pipeline import Pipeline
 from aif_jax.index import ItemIndex
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 
-pytestmark = pytest.mark.usefixtures("light_compilation")
 ITEMS, QUIET = 30, {"progress": False}
 
 
