@@ -527,3 +527,13 @@ def test_core_dependencies_have_lower_bounds_alone():
 def test_types_are_shipped():
     assert (PACKAGE / "py.typed").is_file()
     assert re.fullmatch(r"\d+\.\d+\.\d+", aif_jax.__version__)
+
+
+def test_a_name_means_one_class():
+    """No two public classes of the package share a name."""
+    named: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.walk(parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                named.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in named.items() if len(where) > 1} == {}

@@ -20,7 +20,7 @@ ADMITTED = 0.75
 
 
 @dataclasses.dataclass(eq=False)
-class Job:
+class PendingRequest:
     """One accepted request, and what is known of it so far."""
 
     request: Request
@@ -85,7 +85,7 @@ class Admission:
         self.queues: tuple[Any, ...] = ()  # that every request goes through; `seconds` is what one more adds to the wait
         self._config = config
         self._metrics = metrics
-        self._pending: dict[Job, asyncio.Task[Any]] = {}
+        self._pending: dict[PendingRequest, asyncio.Task[Any]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -98,7 +98,9 @@ class Admission:
             raise EngineClosed("the engine is not serving: not started, draining, or closed")
 
     @contextlib.contextmanager
-    def admit(self, request: Any, budget: float | None, version: Version | None, *, waiting_for: str) -> Iterator[Job]:
+    def admit(
+        self, request: Any, budget: float | None, version: Version | None, *, waiting_for: str
+    ) -> Iterator[PendingRequest]:
         """Counts a request in and out, or refuses it at once; raises as `AsyncPreRanker.rank`."""
         self.require_open()
         assert version is not None
@@ -110,7 +112,7 @@ class Admission:
         if refusal := self._refusal(limit):
             counters["refused"] += 1
             raise Overloaded(refusal)
-        job = Job(request, version, limit, waiting_for)
+        job = PendingRequest(request, version, limit, waiting_for)
         task = asyncio.current_task()
         assert task is not None
         self._pending[job] = task

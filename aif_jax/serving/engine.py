@@ -18,7 +18,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.scores import Order
-from aif_jax.serving.admission import Admission, Job
+from aif_jax.serving.admission import Admission, PendingRequest
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Orders, Programs, orders_of
@@ -239,14 +239,14 @@ class AsyncPreRanker:
         """Whether a request sent now would use a state that an earlier one computed or computes: its features are not read."""
         return self._current is not None and self._users.holds(request, self._current)
 
-    async def _rank(self, job: Job, user: UserSide | Computation, k: int, candidates: Any) -> Ranking:
+    async def _rank(self, job: PendingRequest, user: UserSide | Computation, k: int, candidates: Any) -> Ranking:
         reader = self._given
         if candidates is None:
             reader, candidates = self._retrieval, await self._retrieval(job.request)
         found = await self._scorer.score(job, user, candidates, reader, whole=False)
         return ranking(job, found, k)
 
-    async def _score(self, job: Job, user: UserSide | Computation, candidates: Any) -> Scores:
+    async def _score(self, job: PendingRequest, user: UserSide | Computation, candidates: Any) -> Scores:
         return scores(job, await self._scorer.score(job, user, candidates, self._given, whole=True))
 
     # what an operator sees

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.serving.admission import Job
+from aif_jax.serving.admission import PendingRequest
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.programs import Programs, TopCandidates, best_of, has_repeats, without_repeats
@@ -78,7 +78,7 @@ class Scorer:
         return self._tasks.seconds
 
     async def score(
-        self, job: Job, user: UserSide | Computation, given: Any, reader: TimeLimitedCall, *, whole: bool
+        self, job: PendingRequest, user: UserSide | Computation, given: Any, reader: TimeLimitedCall, *, whole: bool
     ) -> list[Scored]:
         """Scores candidates, all logits where `whole`, else the best, with one user state and one index snapshot.
 
@@ -115,8 +115,8 @@ class Scorer:
         return results
 
     async def _submit(
-        self, job: Job, user: UserSide | Computation, given: Any, start: float, whole: bool, tasks: list[ScoringTask], *,
-        split: bool,
+        self, job: PendingRequest, user: UserSide | Computation, given: Any, start: float, whole: bool,
+        tasks: list[ScoringTask], *, split: bool,
     ) -> None:  # fmt: skip
         """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket.
 
@@ -224,7 +224,7 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
     return max(fits, least)
 
 
-def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
+def ranking(job: PendingRequest, results: list[Scored], k: int) -> Ranking:
     """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
     outputs = max(1, len(job.version.meaning.objectives))
     rows = [scored.rows for scored in results]
@@ -245,7 +245,7 @@ def ranking(job: Job, results: list[Scored], k: int) -> Ranking:
     )  # fmt: skip
 
 
-def scores(job: Job, results: list[Scored]) -> Scores:
+def scores(job: PendingRequest, results: list[Scored]) -> Scores:
     """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
     outputs = max(1, len(job.version.meaning.objectives))
     none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
@@ -257,7 +257,7 @@ def scores(job: Job, results: list[Scored]) -> Scores:
     return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
 
 
-def _expect_some_finite(job: Job, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
+def _expect_some_finite(job: PendingRequest, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
     job.non_finite, job.candidates = non_finite, sum(map(len, rows))
     some = [each for each in rows if len(each) and each.min() < 0]
     job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in some) for mark in (UNKNOWN, EXCLUDED))

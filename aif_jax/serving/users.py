@@ -15,7 +15,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.features import pack
-from aif_jax.serving.admission import Job
+from aif_jax.serving.admission import PendingRequest
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known, Metrics, known_of
 from aif_jax.serving.programs import Programs, history_length
@@ -270,7 +270,7 @@ class UserStates:
         return key in self.cache or key in self.running
 
     @contextlib.contextmanager
-    def joined(self, job: Job, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
+    def joined(self, job: PendingRequest, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
         """The user's state from the cache, or the computation of it, started where none may be shared.
 
         Requests share a state where their feature version is known, or where `prepare` makes or made it. At the end of the
@@ -293,7 +293,7 @@ class UserStates:
         finally:
             self.running.leave(computation, keep=job.reason is not None)
 
-    async def ready(self, job: Job, user: UserSide | Computation) -> UserSide:
+    async def ready(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
         """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
         if isinstance(user, UserSide):
             return self._marked(job, user)
@@ -330,18 +330,20 @@ class UserStates:
         await self.running.close()
         await asyncio.to_thread(self._tasks.close)
 
-    def _marked(self, job: Job, side: UserSide) -> UserSide:
+    def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """The same state; the answer says so where the model knows too little of its history."""
         if warning := side.known.warning(self._config.max_unknown):
             job.reason, job.degraded = warning, "unknown history"
         return side
 
-    def _reserve(self, job: Job) -> float:
+    def _reserve(self, job: PendingRequest) -> float:
         """Seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    async def _make(self, job: Job, version: Version, key: StateKey) -> tuple[UserSide, list[tuple[str, float, float]]]:
+    async def _make(
+        self, job: PendingRequest, version: Version, key: StateKey
+    ) -> tuple[UserSide, list[tuple[str, float, float]]]:
         """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
         features = await self._features(dataclasses.replace(job.request, version=version.name))
