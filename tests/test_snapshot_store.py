@@ -291,42 +291,36 @@ def publish_all(open_store: Callable[..., SnapshotStore], folder: str, log: str)
             number += 1
 
 
-def test_kills_of_a_publisher_tear_nothing(open_store, tmp_path):
-    kill_publishers(open_store, tmp_path, kills=3)
+MANY = pytest.param(FULL.upload_kills, marks=[pytest.mark.reliability, pytest.mark.timeout(1800)])
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(1800)
-def test_many_kills_of_a_publisher_tear_nothing(open_store, tmp_path):
-    kill_publishers(open_store, tmp_path, kills=FULL.upload_kills)
-
-
-def kill_publishers(open_store: Callable[..., SnapshotStore], folder: Path, *, kills: int) -> None:
+@pytest.mark.parametrize("kills", [3, MANY], ids=["few", "many"])
+def test_kills_of_a_publisher_tear_nothing(open_store, tmp_path, kills):
     """Publishers that are killed in the middle of an upload; a reader comes all the time and must find whole folders."""
-    chance, log, reader, last, reads = random.Random(0), folder / "log", open_store(), 0, 0
+    chance, log, reader, last, reads = random.Random(0), tmp_path / "log", open_store(), 0, 0
     log.touch()
     for kill in range(kills):
         noted = len(log.read_text().split())
-        life = Life(publish_all, open_store, str(folder / "made"), str(log))
+        life = Life(publish_all, open_store, str(tmp_path / "made"), str(log))
         until = None
         while until is None or time.monotonic() < until:
             if until is None and len(log.read_text().split()) > noted:
                 until = time.monotonic() + chance.uniform(0, 0.15)
             assert life.process.is_alive()
             with contextlib.suppress(FileNotFoundError):  # nothing published yet, or every try met a removal
-                found = number_of(reader.fetch(folder / f"out{kill}"))
+                found = number_of(reader.fetch(tmp_path / f"out{kill}"))
                 assert found >= last, "an older snapshot became the current one"
                 last, reads = found, reads + 1
         life.kill()
         assert life.killed()
         published = max(map(int, log.read_text().split()))
-        got = number_of(reader.fetch(folder / f"after{kill}"))
+        got = number_of(reader.fetch(tmp_path / f"after{kill}"))
         assert published <= got <= published + 1, "a published snapshot was lost"
         with log.open("a") as notes:  # what was current but not noted when the kill came
             if got > published:
                 print(got, file=notes)
     assert reads >= kills
-    open_store(grace=0.0).publish(fill(folder / "made", 10**6))
+    open_store(grace=0.0).publish(fill(tmp_path / "made", 10**6))
     assert len(open_store(grace=0.0)._listed()) <= 3 + 1
 
 

@@ -281,22 +281,16 @@ def test_a_tombstone_names_an_item(key):
 # kills
 
 
-def test_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path):
-    kill_followers(kafka_address, tmp_path, kills=3)
+MANY = pytest.param(FULL.follower_kills, marks=[pytest.mark.reliability, pytest.mark.timeout(3600)])
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-def test_many_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path):
-    kill_followers(kafka_address, tmp_path, kills=FULL.follower_kills)
-
-
-def kill_followers(address: str, folder: Path, *, kills: int, updates: int = 60) -> None:
+@pytest.mark.parametrize("kills", [3, MANY], ids=["few", "many"])
+def test_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path, kills):
     """Followers that are killed at work, each after the other; whenever all is in, a new stream and directory begin."""
-    chance, done, number = random.Random(0), 0, 0
+    chance, updates, done, number = random.Random(0), 60, 0, 0
     while done < kills:
         number += 1
-        broker, root = Broker("kafka", address, f"{topic_of(folder)}-{number}"), folder / str(number)
+        broker, root = Broker("kafka", kafka_address, f"{topic_of(tmp_path)}-{number}"), tmp_path / str(number)
         root.mkdir()
         expected, last = {"i0": 1.0}, {}
         for n in range(updates):
@@ -318,7 +312,7 @@ def kill_followers(address: str, folder: Path, *, kills: int, updates: int = 60)
                 last |= {message.partition: message.position for message in messages}
         (root / "ends").write_text(json.dumps(last))
         (root / "log").touch()
-        arguments = (address, broker.name, str(root), str(folder / "cache"))
+        arguments = (kafka_address, broker.name, str(root), str(tmp_path / "cache"))
         while True:
             seen, life = (root / "log").stat().st_size, Life(work, *arguments)
             if done < kills:
