@@ -1,7 +1,5 @@
 """Replicas behind a proxy that hashes users: real processes of `aif-jax serve` that die by SIGKILL."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import tempfile

@@ -1,7 +1,5 @@
 """Calls in other threads, beside what a test does."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading

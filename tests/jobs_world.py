@@ -1,7 +1,5 @@
 """A small raw catalogue and event log as Arrow, and a model of them: for tests of jobs and of the engines that run them."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import shutil

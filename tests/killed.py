@@ -1,7 +1,5 @@
 """Processes that are killed at work; a fork server that never ran JAX starts them."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

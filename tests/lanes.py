@@ -3,8 +3,6 @@
 A test that fits no line here is in the default lane: the package, its promises, the doors.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Collection
 

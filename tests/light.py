@@ -4,8 +4,6 @@ For maths that is compared within a tolerance, and for scripts and pages that mu
 path, exports or the form of the compiled program: those test what is shipped, but for programs of a few operations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

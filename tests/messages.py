@@ -1,7 +1,5 @@
 """The text of every error that the package raises, read from its source: what `tests/test_messages.py` checks."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 from collections.abc import Iterator

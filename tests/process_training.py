@@ -1,7 +1,5 @@
 """A small training in one or two processes, started here as `python -m tests.process_training`, killed and started again."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

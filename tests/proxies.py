@@ -1,7 +1,5 @@
 """The proxy of docs/scale.md before replicas; its file is what runs here."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

@@ -1,7 +1,5 @@
 """Two replicas on Ray Serve, by its consistent hash and by its own router: do states hit?"""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """A small shop whose events come by day, with new users and items on the last days, and a model of its first days."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

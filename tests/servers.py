@@ -3,8 +3,6 @@
 A test is skipped with a reason where the server, or the client that it needs, is not installed; `.ci/run` installs them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

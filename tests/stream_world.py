@@ -3,8 +3,6 @@
 Nothing runs when this is imported, so that a fork server may import it.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import time

@@ -1,7 +1,5 @@
 """Sources of candidates, worked out by hand on a log of impressions."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -1,7 +1,5 @@
 """Catalogue: row 0, look-ups, what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

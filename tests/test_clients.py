@@ -1,7 +1,5 @@
 """Clients in other languages: the files that the pages show, run against a service."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

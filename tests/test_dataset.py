@@ -1,7 +1,5 @@
 """Dataset: features gathered from the log, no leakage, what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

@@ -1,7 +1,5 @@
 """Public data sets: events, fields and labels of each in the layouts of its files, and what a malformed file gets."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

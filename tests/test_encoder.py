@@ -1,7 +1,5 @@
 """The encoder: raw users, events and items to features; every rule of its table, what it refuses, what it keeps."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

@@ -3,8 +3,6 @@
 Engines warn when they are imported, so they are imported within the tests, where warnings are no errors.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

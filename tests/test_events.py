@@ -1,7 +1,5 @@
 """EventLog: sorting, history ends, windows, files; and that nothing leaks from the future or from a tie."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Feature sources: the same records from memory and Valkey, the features of training, nothing lost."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """The layout of features: specs, empty features, checks and packing are what it says."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

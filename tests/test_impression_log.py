@@ -1,7 +1,5 @@
 """An impression log: what was shown, what was clicked, and histories from another file, which have no times."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

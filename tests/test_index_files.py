@@ -1,7 +1,5 @@
 """Snapshots of the item index on disk: round trip, checks, damage."""
 
-from __future__ import annotations
-
 import jax
 import pytest
 

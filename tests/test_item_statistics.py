@@ -1,7 +1,5 @@
 """Item statistics: as of a moment, never from the future, the same in training, evaluation, encoder and index."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

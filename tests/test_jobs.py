@@ -1,7 +1,5 @@
 """Jobs over Arrow batches without any engine: rows of a build bit for bit, the way back from parts, what is refused."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Logs written as a stream: equal to logs made in memory, refused where they are out of order, bounded in memory."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

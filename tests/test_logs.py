@@ -1,7 +1,5 @@
 """Writers: what they write can be read, and a run that is killed and resumed leaves no step twice."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """What errors say: what was expected, what came, and the way out; read from every `raise` and every `expect` of the package."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Orders and position sets that are computed, not held: exactly once each, evenly mixed, equal to the plain way."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings

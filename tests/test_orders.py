@@ -1,7 +1,5 @@
 """Orders: what functions are refused, what they are given, and how the engine ranks by them."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

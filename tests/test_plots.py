@@ -1,7 +1,5 @@
 """Figures for a talk: what they show is what the records and docs/results.md say."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

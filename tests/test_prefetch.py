@@ -1,7 +1,5 @@
 """Prefetch: the same items in the same order, errors where they belong, no thread left behind, no more ahead than allowed."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import time

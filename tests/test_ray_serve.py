@@ -1,7 +1,5 @@
 """Replicas on Ray Serve, in a process of their own: Ray's imports warn."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

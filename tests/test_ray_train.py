@@ -1,7 +1,5 @@
 """Ray Train with real workers on this machine. Marker `engines`: `python -m pytest -m engines`."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folders of the figures, built from generated releases, and rebuilt from the shared data if they are there."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

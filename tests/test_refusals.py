@@ -3,8 +3,6 @@
 A refusal that needs a file, a model or a run stands next to the tests of what it protects.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """Negatives: one set for each (seed, epoch, step), in the stated proportions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Several services in real processes: replicas behind the proxy of the page."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

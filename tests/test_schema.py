@@ -1,7 +1,5 @@
 """Schema: what it holds, what it refuses."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Sealed folders and records: what is written reads back, and nothing else does, whoever keeps them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

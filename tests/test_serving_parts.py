@@ -19,8 +19,6 @@ from aif_jax.serving.versions import batch_sizes
 from experiments.services import draw
 from tests.beside import meanwhile
 
-# buckets
-
 
 @given(st.integers(1, 300), st.integers(0, 5000), st.floats(1.1, 3.0))
 def test_geometric_buckets_waste_at_most_their_ratio(smallest, more, ratio):

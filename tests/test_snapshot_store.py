@@ -1,7 +1,5 @@
 """The snapshot store: published whole or not at all, on a disk and in S3, whatever is killed; fetched whole, and resumed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

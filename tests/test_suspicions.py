@@ -1,7 +1,5 @@
 """What `read` accepts and is seldom meant: `check` names it, `read` logs it; a profile; and both agree on what is a problem."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """Times: every form as integers of one unit, without overflow; what cannot be a time of that unit."""
 
-from __future__ import annotations
-
 import datetime
 
 import numpy as np

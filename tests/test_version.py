@@ -1,7 +1,5 @@
 """The fingerprint: what it depends on, and what it does not."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Vocabularies: raw ids to rows and back, by value and by kind."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writers of snapshots, saved in time, durable, one owner, bad updates refused."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -3,8 +3,6 @@
 Nothing runs when this is imported, so that a fork server may import it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

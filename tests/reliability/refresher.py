@@ -1,7 +1,5 @@
 """A refresh that works until it is killed, in a separate process."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -171,9 +171,12 @@ def floods(made: Fronted | Running, of: dict[str, tuple[bytes, bytes]], sizes: S
         assert resident() < before + FLAT, what
 
 
-def test_floods_end_in_flat_memory(name, tmp_path):
+def test_floods_end_in_flat_memory_and_a_body_that_is_too_large_is_refused(name, tmp_path):
     with fronted(name, tmp_path) as made:
         floods(made, floods_of(name), SMOKE)
+        made.good()
+        with made.connect(POST + KEY + b"content-length: %d\r\n\r\n{" % ((16 << 20) + 1)) as caller:
+            assert b" 413 " in read_all(caller)
         made.good()
 
 
@@ -203,13 +206,6 @@ def test_an_answer_that_nobody_reads_ends_its_connection(name, tmp_path):
         made.good()
         caller.settimeout(30)
         assert read_all(caller).count(b"HTTP/1.1 200") < 3000
-
-
-def test_a_body_that_is_too_large_is_refused(name, tmp_path):
-    with fronted(name, tmp_path) as made:
-        with made.connect(POST + KEY + b"content-length: %d\r\n\r\n{" % ((16 << 20) + 1)) as caller:
-            assert b" 413 " in read_all(caller)
-        made.good()
 
 
 def test_a_crowd_of_connections_of_one_address_keeps_no_other_out(name, tmp_path):
@@ -294,11 +290,6 @@ def good(made: Running) -> None:
         assert len(client.rank(**CALL)["ids"]) == 3
 
 
-def test_the_service_bounds_bodies_in_bytes(short):
-    floods(short, BODIES, SMOKE)
-    good(short)
-
-
 def drips(made: Running, sizes: Sizes) -> None:
     """A byte of a body from time to time: every connection ends by itself."""
     chunks, other = b"1\r\nx\r\n", CHUNKED.replace(b"/v1/rank", b"/none")
@@ -313,8 +304,15 @@ def drips(made: Running, sizes: Sizes) -> None:
     good(made)
 
 
-def test_the_service_bounds_bodies_in_seconds(short):
+def test_the_service_bounds_bodies_in_bytes_and_seconds(short):
+    """A caller reads the refusal of a large body: a connection that is closed while bytes come would take the answer back."""
+    floods(short, BODIES, SMOKE)
+    good(short)
     drips(short, SMOKE)
+    with Client(short.addresses["http"], token="wrong") as client:
+        for _ in range(5):
+            status, _, _ = client.request("POST", "/v1/rank", bytes(4 << 20), {"content-type": "application/json"})
+            assert status == 401
 
 
 def test_more_calls_than_the_service_takes_get_503_and_health_is_answered():
@@ -354,14 +352,6 @@ def test_an_answer_before_the_end_of_a_body_says_that_it_closes(monkeypatch):
             assert b" 400 " in caller.recv(1 << 16)
             caller.sendall(LIVE + b"connection: close\r\n\r\n")  # a whole body leaves the connection open
             assert b'{"live":true}' in read_all(caller)
-
-
-def test_a_caller_reads_the_refusal_of_a_large_body(short):
-    """A connection that is closed while bytes come would take the answer back."""
-    with Client(short.addresses["http"], token="wrong") as client:
-        for _ in range(5):
-            status, _, _ = client.request("POST", "/v1/rank", bytes(4 << 20), {"content-type": "application/json"})
-            assert status == 401
 
 
 @pytest.mark.reliability
