@@ -100,12 +100,13 @@ def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
       ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
       EncodingMismatch: a teacher of data of another encoder.
     """
-    scores = teacher
     if isinstance(teacher, Trained):
         check_encoding("teacher", expected=data.encoding, got=teacher.config.schema.encoding)
         several = objective_names(teacher.config.objectives)
         expect(len(several) < 2, "teacher", "a model of one objective, or a function", f"one of {list(several)}")
         scores = model_scores(teacher.model, teacher.params, data)
+    else:
+        scores = teacher
 
     def checked(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         logits = expect_array(scores(positions, rows), "teacher scores", dtype=np.float32, shape=rows.shape)
