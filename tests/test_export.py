@@ -34,8 +34,6 @@ from tests import demo
 
 C = 100
 QUICK = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [128]})
-
-
 load, verify = export.load, export.verify
 
 

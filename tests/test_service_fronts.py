@@ -70,8 +70,6 @@ def ask_inference(service: Any, method: str, fields: dict) -> dict:
 
 
 FRONTS = {"json": ask_json, "inference": ask_inference}
-
-
 CONFIGS = {
     "integers": SERVING,
     "objectives": dataclasses.replace(SERVING, orders={"both": lambda p, bid: p["click"] * p["like"]}),

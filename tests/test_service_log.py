@@ -137,11 +137,9 @@ def test_files_sort_by_age_though_the_clock_is_set_back(logged, tmp_path, monkey
 
 
 def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
-    from aif_jax.service import log as module
-
     blocked = []
-    monkeypatch.setattr(module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
-    monkeypatch.setattr(module, "_size", lambda seen: 100)
+    monkeypatch.setattr(log_module, "record_of", lambda seen: blocked.append(seen) or time.sleep(0.2))
+    monkeypatch.setattr(log_module, "_size", lambda seen: 100)
     log = RequestLog(tmp_path, waiting=2)
     start = time.monotonic()
     for _ in range(50):

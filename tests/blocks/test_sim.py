@@ -70,19 +70,10 @@ def test_which_values_get_a_slot_by_hand():
     assert cache.entries[0, 0].tolist() == np.eye(9)[1].tolist()
 
 
-@pytest.mark.parametrize("top", [2**31 - 2, 2**24])
-def test_values_of_any_size(top):
+@pytest.mark.parametrize(("top", "size"), [(2**31 - 2, None), (2**24, None), (None, None), (None, 6)])
+def test_values_of_any_size_have_a_slot_and_those_below_zero_none(top, size):
     """Ids near the end of int32 sort and group like small ones."""
-    value, embedded, age, mask = case(2, top=top)
-    check(
-        fill_cache(value, embedded, age, mask, slots=4, length=3),
-        reference.user_half(value, embedded, age, mask, 4, 3), 4,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("size", [None, 6])
-def test_values_below_zero_have_no_slot(size):
-    value, embedded, age, mask = case(3)
+    value, embedded, age, mask = case(3, top=top)
     value[:5] = -7
     cache = fill_cache(value, embedded, age, mask, slots=8, length=3, size=size)
     check(cache, reference.user_half(value, embedded, age, mask, 8, 3), 8)

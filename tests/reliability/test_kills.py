@@ -81,23 +81,17 @@ class Stream:
         assert named == sorted(complete) and len(complete) <= 3, "half a snapshot has its name, or old ones were left"
 
 
-def test_writers_killed_a_few_times(tmp_path):
-    kill_writers(tmp_path, kills=12, seed=0)
+FULLY = [pytest.mark.reliability, pytest.mark.timeout(3600)]
 
 
-@pytest.mark.reliability
-@pytest.mark.timeout(3600)
-def test_writers_killed_at_random_moments(tmp_path):
-    kill_writers(tmp_path, kills=FULL.writer_kills)
-
-
-def kill_writers(folder: Path, *, kills: int, seed: int = SEED) -> None:
-    """Kills writers one after the other; whenever all updates are in, a new stream begins."""
+@pytest.mark.parametrize(("kills", "seed"), [(12, 0), pytest.param(FULL.writer_kills, SEED, id="full", marks=FULLY)])
+def test_writers_killed_at_random_moments(tmp_path, kills, seed):
+    """One after the other; whenever all updates are in, a new stream begins."""
     rng, started = generator("writer of index, random moments", seed), time.perf_counter()
     done = torn = before_start = number = 0
     while done < kills:
         number += 1
-        stream = Stream(folder / str(number), updates=80)
+        stream = Stream(tmp_path / str(number), updates=80)
         while True:
             seen, life = stream.size(), stream.start()
             if done % 3 and done < kills:  # two thirds die at work, the others while they start

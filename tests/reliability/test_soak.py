@@ -19,8 +19,6 @@ from tests.reliability.sizes import FULL, SMOKE, generator
 from tests.serving_world import in_batches, shared
 
 USERS, K = 12, 8
-
-
 REFUSALS = ("DeadlineExceeded", "ShardDown", "CallableError")
 
 
