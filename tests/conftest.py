@@ -77,8 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 SHIPPED = (
     "tests/promises/", "tests/reliability/", "tests/test_export", "tests/test_index", "tests/test_light.py",
-    "tests/test_serving", "tests/test_service", "tests/test_sharded_training.py", "tests/test_tier_histogram.py",
-    "tests/test_writers.py",
+    "tests/test_serving", "tests/test_service_memory.py", "tests/test_sharded_training.py",
+    "tests/test_tier_histogram.py", "tests/test_writers.py",
 )  # fmt: skip
 """Tests of what is shipped: equal bits, the hot path, exports, the form of the compiled program. All others compile lightly."""
 LIGHT = ("tests/promises/test_adding_a_block.py", "tests/promises/test_one_encoding.py")
