@@ -19,6 +19,16 @@ from aif_jax.service.models import Mirror
 from tests.service_world import ANN, IDS, SERVING, exports, running, until
 
 
+def version_after(client, before: str, seconds: float = 60.0) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        version = client.rank(**ANN, candidates=IDS, k=3)["version"]
+        if version != before:
+            return version
+        time.sleep(0.02)
+    raise AssertionError(f"no other version within {seconds} s")
+
+
 def test_a_service_follows_a_store(open_store, tmp_path, caplog):
     made, store, here, written = exports(), open_store(), tmp_path / "here", time.time() - 1000
     with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot, got none"):
@@ -30,9 +40,9 @@ def test_a_service_follows_a_store(open_store, tmp_path, caplog):
         assert one["version"] == made.index["one"].version
         assert 1000 <= service.service.models.held[0].age < 1100  # since the export was written
         store.publish(made.root / "two")
-        until(lambda: client.rank(**ANN, candidates=IDS, k=3)["version"] == made.index["two"].version)
+        assert version_after(client, one["version"]) == made.index["two"].version
         store.publish(made.root / "one")
-        until(lambda: client.rank(**ANN, candidates=IDS, k=3)["version"] == one["version"])
+        assert version_after(client, made.index["two"].version) == one["version"]
         np.testing.assert_array_equal(client.rank(**ANN, candidates=IDS, k=3)["ids"], one["ids"])
         until(lambda: not (here / first).exists())  # the mirror removes it after the service has changed over
         assert len(store.names_in(here)) == 2
