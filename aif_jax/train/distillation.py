@@ -172,7 +172,7 @@ def rank_retrieved(
     Args:
       positions: int64 [R] of the log, ascending.
       folder: where the parts are; those of another ranker, retrieval or data are a ValueError.
-      name: of ranker and retrieval, for that check.
+      name: ranker and retrieval in words, for that check.
       repeats: whether users come back to items; if not, what they have met is no candidate.
     """
     wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
@@ -216,9 +216,9 @@ def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str,
     """The same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
     Args:
-      scores: of any candidate; or of retrieved ones: the candidates of `source` among them get their scores, and `count` others
-        are drawn without replacement for each list, whose other labels are unknown (NaN).
-      name: of ranker and retrieval, for the description.
+      scores: a function of any candidates; or retrieved ones with scores: those that `source` has too get them, and `count`
+        others are drawn without replacement for each list, whose other labels are unknown (NaN).
+      name: ranker and retrieval in words, for the description.
     """
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
