@@ -171,6 +171,18 @@ def floods(made: Fronted | Running, of: dict[str, tuple[bytes, bytes]], sizes: S
         assert resident() < before + FLAT, what
 
 
+def test_a_proxy_without_a_replica_ends_bodies_of_any_length(name, tmp_path):
+    """By its own file: HAProxy's numbers wrap at 2^32, and it reads on after an early answer."""
+    try:
+        proxies.find(name)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    with proxies.proxy(name, ["http://127.0.0.1:9"], tmp_path, changes=FASTER[name]) as (address, _):
+        for length in (2**31 - 1, 2**31, 2**32 + 1, 10**12, 10**30):
+            with connected(address, POST + KEY + b"content-length: %d\r\n\r\n" % length) as caller:
+                assert flood(caller, b"v" * 4000, SMOKE.flood_bytes) < SMOKE.flood_bytes, length
+
+
 def test_floods_end_in_flat_memory_and_a_body_that_is_too_large_is_refused(name, tmp_path):
     with fronted(name, tmp_path) as made:
         floods(made, floods_of(name), SMOKE)
