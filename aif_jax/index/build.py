@@ -157,6 +157,8 @@ def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch],
     elif not isinstance(catalogue, Iterable):
         expected = "a Catalogue, a path, raw columns, or batches of either pairs (ids, ItemFeatures) or raw columns"
         raise TypeError(f"catalogue: expected {expected}, got {type(catalogue).__name__}")
+    if isinstance(catalogue, list) and all(isinstance(batch, tuple) and np.ndim(batch[0]) for batch in catalogue):
+        known = sum(len(batch[0]) for batch in catalogue)  # so that the table need not grow
     return _stream(program, catalogue), known
 
 
