@@ -7,8 +7,7 @@ event against its negatives; the ranker orders everything that retrieval finds, 
 training, into folders that a killed run goes on with; every epoch draws some of them again. *A logged ranker* is a label of
 `Dataset.cascade`, a column of scores: a ranker of any kind.
 
-Sources: Hinton et al. 2015 (arXiv 1503.02531) for the losses; a ranker as the teacher of a pre-ranker over the candidates of
-the cascade, RankFlow (Qin et al. 2022) and HCCP (arXiv 2502.10284).
+Sources: Hinton et al. 2015 (arXiv 1503.02531); for a pre-ranker RankFlow (Qin et al. 2022) and HCCP (arXiv 2502.10284).
 """
 
 from __future__ import annotations
@@ -117,10 +116,9 @@ def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
 
 
 def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
-    """Logits of a model by row, as serving makes them: the item function runs once over the catalogue.
+    """Logits of a model by row, as serving makes them: the item function runs once over the catalogue, histories by length.
 
-    Where the schema has item statistics, which are as of each request, it runs for each candidate. Histories of like length are
-    read together.
+    Where the schema has item statistics, which are as of each request, it runs for each candidate.
     """
     longest = model.config.history_length
     choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
