@@ -283,7 +283,7 @@ def lost(metric: ByUser) -> ByUser:
 
 
 def report(results: Path) -> str:
-    """Tables by data set and split: shares of the ranker's top 10 lost, the item's survival, the cascade's share, GAUC."""
+    """Tables by data set and split: shares of the ranker's top 10 lost, share of items kept, the cascade's share, GAUC."""
     found, lines = records.read(results), []
     for dataset, split in dict.fromkeys((r["dataset"], r["split"]) for r in found.values()):
         sizes = SMOKE_SIZES if dataset == "smoke" else SIZES
