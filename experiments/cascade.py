@@ -114,7 +114,7 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
         Goal(pointwise_bce, CHOSEN),
     )
     ways = {"bce": ((CLICK,), Goals(plain)), "consistent": ((CLICK, CHOSEN), Goals(plain, *agreement))}
-    validation, test = time_cuts(data.log)
+    _, validation, test = time_cuts(data.log.time)
     slices = {"validation": (validation, test), "test": (test, None)}
     held = {split: Held.of(data, task, span) for split, span in slices.items()}
     moments: dict[str, Any] = {split: np.datetime64(since, "s") for split, (since, _) in slices.items()}

@@ -99,14 +99,14 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     import aif_jax as aif
     from aif_jax import blocks, train
     from aif_jax.data import NegativeSampler, Pipeline, item_counts, sampled_negatives
-    from aif_jax.data.split import eligible_positions
+    from aif_jax.data.split import sample_positions
     from aif_jax.train.fit import init_params
     from experiments.datasets.synthetic import synthetic_world
 
     data = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
     sizes: dict[str, Any] = dict(width=4, short_length=3, long_length=12, towers=(), head=(8,), sequence=False)
     model = aif.build(aif.Config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), **sizes))
-    positions = eligible_positions(data.log, min_history=1)
+    positions = sample_positions(data.log, min_history=1)
     source = sampled_negatives(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)
     feed = Pipeline(
         dataset=data, positions=positions, candidates=source, config=model.config, batch_size=64, epochs=30, seed=1,

@@ -13,7 +13,7 @@ from aif_jax import checkpoint, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import popularity_offset
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
 from aif_jax.scores import probabilities
 from aif_jax.serving import Request
@@ -194,9 +194,8 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
 
 def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     """The mean probability over all items is that of one item in all of them, though few negatives were drawn."""
-    parts = split_by_time(data.log)
-    positions = eligible(data.log, parts.validation, min_history=3)
-    sampler = aif.data.NegativeSampler(aif.data.item_counts(data, parts.train), power=0.75)
+    positions = split_by_time(data.log, min_history=3).validation
+    sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train), power=0.75)
     source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
     params = edits.calibration(lambda data: (positions, source), progress=False)(run.trained, data).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
@@ -210,7 +209,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
 
 
 def test_a_request_of_weight_three_is_three_requests(data, run):
-    positions = eligible(data.log, split_by_time(data.log).validation, min_history=3)[:60]
+    positions = split_by_time(data.log, min_history=3).validation[:60]
     often = positions % 2 == 0
 
     def source(at, draw):  # clicks follow the score, and are more where positions are even

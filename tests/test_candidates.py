@@ -24,7 +24,7 @@ from aif_jax.data.candidates import (
 )
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.split import request_starts
+from aif_jax.data.split import sample_positions
 from tests import test_sampling
 from tests.test_pipeline import damaged
 
@@ -46,14 +46,14 @@ def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
     monkeypatch.setattr(split_module, "BLOCK", block)
 
     def starts(**given):
-        return request_starts(dataset.log, **given).tolist()
+        return sample_positions(dataset.log, requests=True, **given).tolist()
 
     assert starts() == [0, 3, 4, 6, 8]
     assert starts(min_history=1) == [3, 4, 8]
     assert starts(min_history=4) == [4]
     assert starts(since=20, before=40) == [3, 4, 6]
     long = EventLog.from_arrays([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15)
-    assert request_starts(long).tolist() == [0, 5]
+    assert sample_positions(long, requests=True).tolist() == [0, 5]
 
 
 def test_a_shown_list_is_all_events_of_its_request(dataset):

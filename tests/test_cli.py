@@ -292,7 +292,7 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     code, _, err = run(*other, "--epochs", 3)
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
     code, _, err = run(*other, "--out", tmp_path / "other", "--test", "2022-05-32")
-    assert code == 2 and "fit test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
+    assert code == 2 and "test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
 
 
 def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):

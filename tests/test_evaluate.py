@@ -13,7 +13,7 @@ import aif_jax as aif
 from aif_jax import metrics, train
 from aif_jax.data.candidates import CandidateLists, SampleKey, SeenPairs, impressions, pointwise_candidates
 from aif_jax.data.events import EventLog
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo
 from tests.test_sparse import SMALL
@@ -30,7 +30,7 @@ def trained(data) -> tuple[aif.PreRanker, dict]:
 
 @pytest.fixture(scope="module")
 def positions(data) -> np.ndarray:
-    return eligible(data.log, split_by_time(data.log).test, min_history=5)
+    return split_by_time(data.log, min_history=5).test
 
 
 def one_by_one(model, params, data, position: int) -> np.ndarray:

@@ -174,17 +174,19 @@ def test_split_without_held_out_parts_trains_on_everything():
 @settings(deadline=None, max_examples=100)
 @given(logs(), st.sampled_from([0, 0.1, 0.3]), st.sampled_from([0, 0.1, 0.3]))
 def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test):
+    known = log.item > 0
     try:
         parts = split.split_by_time(log, validation=validation, test=test)
     except ValueError as error:
         assert "got none" in str(error)
         # only when the earliest moment reaches into the held-out share
-        held_out = round(len(log) * (validation + test))
-        assert np.sum(log.time == log.time.min()) > len(log) - held_out
+        held_out = round(known.sum() * (validation + test))
+        times = log.time[known]
+        assert not known.any() or np.sum(times == times.min()) > len(times) - held_out
         return
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(log)))
-    assert len(parts.test) >= round(len(log) * test)
-    assert len(parts.validation) + len(parts.test) >= round(len(log) * (validation + test))
+    assert sorted(np.concatenate(parts).tolist()) == np.flatnonzero(known).tolist()
+    assert len(parts.test) >= round(known.sum() * test)
+    assert len(parts.validation) + len(parts.test) >= round(known.sum() * (validation + test))
     last = -np.inf
     for part in parts:
         if len(part):
@@ -192,8 +194,8 @@ def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test
             last = log.time[part].max()
 
 
-def test_eligible_counts_strictly_earlier_events_and_wants_a_known_item():
+def test_samples_have_strictly_earlier_events_and_a_known_item():
     log = EventLog.from_arrays([1] * 5, [1, 0, 3, 4, 0], [1] * 5, [10, 20, 20, 30, 40])
-    assert split.eligible(log, [4, 3, 2, 1, 0], min_history=0).tolist() == [3, 2, 0]
-    assert split.eligible(log, [0, 1, 2, 3, 4], min_history=1).tolist() == [2, 3]
-    assert split.eligible(log, [0, 1, 2, 3, 4], min_history=2).tolist() == [3]
+    assert split.sample_positions(log).tolist() == [0, 2, 3]
+    assert split.sample_positions(log, min_history=1).tolist() == [2, 3]
+    assert split.sample_positions(log, min_history=2).tolist() == [3]

@@ -13,7 +13,7 @@ from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import SampleKey, SeenPairs
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data.split import split_by_time
 from aif_jax.run import Run, fit
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
@@ -49,8 +49,8 @@ def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused
 
 
 def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, model, run):
-    parts = split_by_time(data.log)
-    steps = 2 * (len(eligible(data.log, parts.train, min_history=1)) // 64)
+    parts = split_by_time(data.log, min_history=1)
+    steps = 2 * (len(parts.train) // 64)
     with Checkpoints(run.folder, keep_best=("gauc", "max")) as checkpoints:
         assert checkpoints.steps == [steps // 2, steps]
         best = checkpoints.restore("best")
@@ -65,16 +65,15 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert FitSettings.from_json(record) == run.settings
     assert run.encoder.length == run.config.history_length and run.encoder.version == data.encoder.version
     assert f"gauc {run.metrics['gauc']:.4f}" in str(run) and str(run.folder) in str(run)
-    positions = eligible(data.log, parts.test, min_history=1)
-    untrained = train.evaluate(model, demo.init(model, items=data.catalogue), data, positions, progress=False)
+    untrained = train.evaluate(model, demo.init(model, items=data.catalogue), data, parts.test, progress=False)
     assert run.evaluate(data, progress=False).log_loss < untrained.log_loss - 0.05
 
 
 def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
-    parts = split_by_time(data.log)
+    parts = split_by_time(data.log, min_history=1)
     for split, part in (("test", parts.test), ("validation", parts.validation)):
         got = run.evaluate(data, split, k=10, progress=False)
-        assert got.requests == len(eligible(data.log, part, min_history=1))
+        assert got.requests == len(part)
         assert got == run.evaluate(data, split, k=10, progress=False)
     few = run.evaluate(data, requests=30, min_history=20, k=None, progress=False)
     assert few.requests == 30 and few.k is None

@@ -10,7 +10,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.data.cascade import Cascade
-from aif_jax.data.split import cuts_of_samples, time_cuts
+from aif_jax.data.split import time_cuts
 from aif_jax.run import Run, fit
 from aif_jax.train.fit import FitSettings, cuts, note, samples_line, samples_of, settings_in
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
@@ -33,7 +33,7 @@ def data():
         time[start:end] = time[start:end][first]
     log = aif.data.EventLog.from_arrays(log.user, log.item, log.action, time)
     data = dataclasses.replace(data, log=log)
-    starts = aif.data.request_starts(log, since=int(np.quantile(time, 0.67)))
+    starts = aif.data.sample_positions(log, requests=True, since=int(np.quantile(time, 0.67)))
     rows = log.item[starts][:, None].astype(np.int32)
     given = dict(stage=np.zeros(rows.shape, np.int8), labels={"click": np.ones(rows.shape, np.float32)})
     return dataclasses.replace(data, cascade=Cascade(positions=starts, rows=rows, **given))
@@ -64,7 +64,7 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
 def test_a_next_item_is_split_as_before(data):
     """Every event of a known item is a sample: recorded runs keep their batches."""
     made = cuts(NextItem(), data, validation=0.1, test=0.1, since=None)
-    assert (made["first_validation"], made["first_test"]) == time_cuts(data.log)
+    assert (None, made["first_validation"], made["first_test"]) == time_cuts(data.log.time)
     settings = FitSettings(loss="", optimizer="", **made)
     assert "since" not in settings.to_json()  # the record, and so the checkpoints, of runs from before there was one
     assert FitSettings.from_json(settings.to_json()) == settings
@@ -85,14 +85,14 @@ SHARES_AND_MOMENTS = [
 
 @pytest.mark.parametrize(("given", "expected"), SHARES_AND_MOMENTS)
 def test_shares_and_moments_by_hand(given, expected):
-    assert cuts_of_samples(np.array([30, 10, 50, 20, 40]), **given) == expected
+    assert time_cuts(np.array([30, 10, 50, 20, 40]), **given) == expected
 
 
 def test_an_integer_is_in_the_unit_of_the_columns():
     start = int(np.datetime64("2022-05-01", "s").astype(int))
     times = start + DAY * np.arange(10)
-    assert cuts_of_samples(times, test=1000 * (start + 5 * DAY), unit="ms")[2] == start + 5 * DAY
-    assert cuts_of_samples(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
+    assert time_cuts(times, test=1000 * (start + 5 * DAY), unit="ms")[2] == start + 5 * DAY
+    assert time_cuts(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
 
 
 def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, capsys, caplog):

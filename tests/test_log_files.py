@@ -89,7 +89,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import write_log
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.candidates import NegativeSampler, item_counts
-from aif_jax.data.split import eligible_positions, time_cuts
+from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.encoding.vocabulary import Vocabulary
 
 def resident(field):
@@ -135,9 +135,9 @@ phase("write_and_check_s")
 dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, user_ids=dict(),
                   user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
 phase("dataset_s")
-first_validation, _ = time_cuts(log)
-positions = eligible_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")
-phase("eligible_s")
+_, first_validation, _ = time_cuts(log.time)
+positions = sample_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")
+phase("positions_s")
 sampler = NegativeSampler(item_counts(dataset, positions))
 phase("counts_s")
 for block in (0, 4096):

@@ -10,7 +10,7 @@ from aif_jax.data import pipeline as order_module
 from aif_jax.data.candidates import item_counts
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import EpochOrder
-from aif_jax.data.split import eligible_positions, request_starts
+from aif_jax.data.split import sample_positions
 from aif_jax.encoding.times import FLOOR, LATEST
 from tests.test_sampling import dataset
 
@@ -85,45 +85,47 @@ def ties(seed: int, size: int = 300) -> EventLog:
 
 @pytest.mark.parametrize("block", [8, 60, 1 << 22])  # users and ties that cross the borders of blocks
 @pytest.mark.parametrize("min_history", [0, 1, 5])
-def test_eligible_positions_equal_the_split(monkeypatch, tmp_path, block, min_history):
+def test_positions_of_a_span_equal_a_plain_selection(monkeypatch, tmp_path, block, min_history):
     monkeypatch.setattr(split, "BLOCK", block)
     for seed in range(5):
         log = ties(seed)
-        parts = split.split_by_time(log, validation=0.2, test=0.2)
-        first, second = split.time_cuts(log, validation=0.2, test=0.2)
+        parts = split.split_by_time(log, validation=0.2, test=0.2, min_history=min_history)
+        earlier = [int(((log.user == user) & (log.time < time)).sum()) for user, time in zip(log.user, log.time, strict=True)]
+        able = (np.array(earlier) >= min_history) & (log.item > 0)
+        _, first, second = split.time_cuts(log.time[log.item > 0], validation=0.2, test=0.2)
         spans = ({"before": first}, {"since": first, "before": second}, {"since": second})
         for number, (part, span) in enumerate(zip(parts, spans, strict=True)):
-            plain = split.eligible(log, part, min_history=min_history)
-            np.testing.assert_array_equal(eligible_positions(log, min_history=min_history, **span), plain)
+            inside = (log.time >= span.get("since", 0)) & (log.time < span.get("before", 99))
+            plain = np.flatnonzero(able & inside)
+            np.testing.assert_array_equal(part, plain)
+            np.testing.assert_array_equal(sample_positions(log, min_history=min_history, **span), plain)
             file = tmp_path / f"{seed}-{number}.npy"
-            mapped = eligible_positions(log, min_history=min_history, **span, file=file)
+            mapped = sample_positions(log, min_history=min_history, **span, file=file)
             assert isinstance(mapped, np.memmap) and mapped.dtype == np.int64 and not mapped.flags.writeable
             np.testing.assert_array_equal(np.load(file), plain)
 
 
 def test_no_position_is_none_in_a_file_too(tmp_path):
     log = ties(0)
-    assert eligible_positions(log, min_history=0, since=99).tolist() == []
-    assert eligible_positions(log, min_history=0, since=99, file=tmp_path / "none.npy").tolist() == []
-    assert eligible_positions(EventLog.from_arrays([], [], [], []), min_history=0).tolist() == []
+    assert sample_positions(log, min_history=0, since=99).tolist() == []
+    assert sample_positions(log, min_history=0, since=99, file=tmp_path / "none.npy").tolist() == []
+    assert sample_positions(EventLog.from_arrays([], [], [], []), min_history=0).tolist() == []
 
 
 def test_positions_refuse_a_negative_history_and_a_file_that_is_there(tmp_path):
     (tmp_path / "there.npy").write_text("mine")
-    for function in (eligible_positions, request_starts):
-        with pytest.raises(ValueError, match="min_history of at least 0"):
-            function(ties(0), min_history=-1)
-        with pytest.raises(FileExistsError, match="there.npy: expected a new file"):
-            function(ties(0), min_history=0, file=tmp_path / "there.npy")
+    with pytest.raises(ValueError, match="min_history of at least 0"):
+        sample_positions(ties(0), min_history=-1)
+    with pytest.raises(FileExistsError, match="there.npy: expected a new file"):
+        sample_positions(ties(0), min_history=0, file=tmp_path / "there.npy")
     assert (tmp_path / "there.npy").read_text() == "mine"
 
 
 @settings(max_examples=40, deadline=None)
 @given(times=st.lists(st.integers(FLOOR, LATEST) | st.integers(0, 9), min_size=1, max_size=60), data=st.data())
 def test_a_time_found_by_rank_equals_sorting(times, data):
-    log = EventLog.from_arrays([1] * len(times), [1] * len(times), [1] * len(times), times)
     rank = data.draw(st.integers(0, len(times) - 1))
-    assert split._time_of_rank(log, rank) == sorted(times)[rank]
+    assert split._time_of_rank(np.array(times), rank) == sorted(times)[rank]
 
 
 # epochs

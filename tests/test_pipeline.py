@@ -15,7 +15,7 @@ from aif_jax import blocks, train
 from aif_jax.data.candidates import CandidateLists, CandidateSource, NegativeSampler, SampleKey, item_counts, sampled_negatives
 from aif_jax.data.events import EventLog
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
-from aif_jax.data.split import eligible_positions
+from aif_jax.data.split import sample_positions
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -30,7 +30,7 @@ def dataset():
 def pipeline(dataset, *, counted=None, **changes) -> Pipeline:
     """`counted` is the data set that popularity is taken from, where `dataset` has a damaged log."""
     config = aif.Config(schema=dataset.schema, width=8, short_length=4, long_length=32, blocks=(blocks.Bea(bridges=2),))
-    positions = eligible_positions((counted or dataset).log, min_history=1)
+    positions = sample_positions((counted or dataset).log, min_history=1)
     sampler = NegativeSampler(item_counts(counted or dataset, positions))
     source = sampled_negatives(dataset, sampler=sampler, negatives=2)
     return Pipeline(

@@ -7,7 +7,7 @@ import pytest
 
 from aif_jax import metrics
 from aif_jax.data import EventLog, item_counts
-from aif_jax.data.split import eligible
+from aif_jax.data.split import sample_positions
 from experiments import ranker_recall as cascade
 from experiments.study import datasets, question, retrieval
 from tests.test_question import met_once
@@ -52,7 +52,8 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
     trial = question.Trial(dataset="smoke", model="")
     (part,) = question.parts_of(trial, data)
     requests, log = question.requests_of(trial, part, data), data.dataset.log
-    counts, taught_at = item_counts(data.dataset, part.seen), eligible(log, part.seen, min_history=1)[100:200]
+    counts = item_counts(data.dataset, part.seen)
+    taught_at = np.intersect1d(part.seen, sample_positions(log, min_history=1))[100:200]
     found = retrieval.of_requests(data, part, requests, counts)
     taught = retrieval.of_training(data, part, taught_at, counts)
     assert np.flatnonzero(taught.any(1)).tolist() == taught_at.tolist()

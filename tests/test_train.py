@@ -13,7 +13,7 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.candidates import NegativeSampler, item_counts, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data.split import split_by_time
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -28,7 +28,7 @@ def feed() -> Pipeline:
         0, users=40, items=120, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12
     ).dataset
     config = demo.config(schema=dataset.schema, long_length=32)
-    positions = eligible(dataset.log, split_by_time(dataset.log).train, min_history=1)
+    positions = split_by_time(dataset.log, min_history=1).train
     source = sampled_negatives(dataset, sampler=NegativeSampler(item_counts(dataset, positions)), negatives=3)
     return Pipeline(dataset=dataset, positions=positions, candidates=source, config=config, batch_size=64, epochs=3)
 

@@ -10,11 +10,11 @@ from .cascade import STAGES, Cascade
 from .dataset import CorruptRecord, Dataset
 from .events import EventLog, write_log
 from .pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
-from .split import Split, cuts_of_samples, eligible, eligible_positions, request_starts, split_by_time, time_cuts
+from .split import Split, sample_positions, split_by_time, time_cuts
 
 __all__ = [
     "Dataset", "EventLog", "write_log", "CorruptRecord",
-    "Split", "split_by_time", "time_cuts", "cuts_of_samples", "eligible", "eligible_positions", "request_starts",
+    "Split", "split_by_time", "time_cuts", "sample_positions",
     "NegativeSampler", "SeenPairs", "item_counts",
     "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",
     "Cascade", "STAGES", "logged", "staged",

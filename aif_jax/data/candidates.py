@@ -346,7 +346,7 @@ def sampled_negatives(
         list of a user who has met everything that can be drawn has its event's item alone.
 
     Returns:
-      A source; it raises ValueError for samples of unknown items, which `split.eligible` leaves out.
+      A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
     """
     repeats = dataset.repeats if repeats is None else repeats
 
@@ -382,7 +382,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
       threshold: the least action row with label 1; or one for each of several labels by name, {"click": 2, "like": 3}.
 
     Returns:
-      A source whose positions are the first events of requests: `split.request_starts(log)`.
+      A source whose positions are the first events of requests: `sample_positions(log, requests=True)`.
 
     Raises:
       ValueError: candidates below 1, a threshold that is no action row from 2 on, text actions without `Columns.actions`.
@@ -486,7 +486,7 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     target = dataset.log.item[positions]
     unknown = positions[target == 0]
     if len(unknown):
-        got = f"the unknown item at position {unknown[0]}; see split.eligible"
+        got = f"the unknown item at position {unknown[0]}; see data.sample_positions"
         raise ValueError(f"positions: expected samples of known items, got {got}")
     dataset.expect_intact("item", positions, target, len(dataset.catalogue))
     return target

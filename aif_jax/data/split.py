@@ -7,12 +7,11 @@ would have seen them too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from aif_jax.checks import BLOCK, expect, expect_integers
+from aif_jax.checks import BLOCK, expect
 from aif_jax.data.events import EventLog
 from aif_jax.encoding.times import TimeUnit, seconds_of, shown
 
@@ -31,60 +30,34 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def split_by_time(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> Split:
+def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_history: int = 0) -> Split:
     """Splits at two moments that are the same for all users: train on the past, choose on the near past, test on the rest.
 
-    The last `test` share of all events by time is the test part, the `validation` share before it the validation part. Every
-    event is strictly earlier than those of later parts: events with the time of a cut go to the later part. Users or items that
-    are new after a cut stay in; `eligible` leaves out samples without a history. Take statistics from `train` alone.
-
-    Args:
-      validation, test: shares of events in [0, 1), together less than 1.
-
-    Raises:
-      ValueError: shares out of range, or no training event left, because too many events share one time.
+    The cuts are `time_cuts` of all events of known items, whatever their histories; the parts are `sample_positions` between
+    them. Users or items that are new after a cut stay in. Take statistics from `train` alone.
 
     Example:
       >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
       >>> [part.tolist() for part in split_by_time(log, validation=0.2, test=0.2)]
       [[0, 1, 3], [4], [2]]
     """
-    first_validation, first_test = time_cuts(log, validation=validation, test=test)
-    train = np.flatnonzero(log.time < first_validation)
-    got = f"none of {len(log)} events with {validation=}, {test=}: too few events, or too many share one time"
-    expect(len(train), "split_by_time", "training events before the first cut", got)
-    return Split(
-        train=train,
-        validation=np.flatnonzero((log.time >= first_validation) & (log.time < first_test)),
-        test=np.flatnonzero(log.time >= first_test),
-    )
+    times = log.time[sample_positions(log)]
+    _, first_validation, first_test = time_cuts(times, validation=validation, test=test)
+    bounds = (None, first_validation), (first_validation, first_test), (first_test, None)
+    return Split(*(sample_positions(log, min_history=min_history, since=since, before=before) for since, before in bounds))
 
 
-def time_cuts(log: EventLog, *, validation: float = 0.1, test: float = 0.1) -> tuple[int, int]:
-    """The first times of the validation and test parts of `split_by_time`, in seconds, for a log whose positions need a file.
-
-    Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
-      >>> time_cuts(log, validation=0.2, test=0.2)
-      (40, 50)
-    """
-    for name, share in (("validation", validation), ("test", test)):
-        expect(0 <= share < 1, "split by time", f"{name} in [0, 1)", share)
-    expect(validation + test < 1, "split by time", "validation + test below 1", f"{validation} + {test}")
-    size = len(log)
-    return _time_of_rank(log, size - round(size * (validation + test))), _time_of_rank(log, size - round(size * test))
-
-
-def cuts_of_samples(
+def time_cuts(
     times: np.ndarray, *, validation: Any = 0.1, test: Any = 0.1, since: Any = None, unit: TimeUnit = "s"
 ) -> tuple[int | None, int, int]:
-    """The first times of the training, validation and test parts of a task's samples, in seconds; None where training has none.
+    """The first times of the training, validation and test parts, in seconds; None where training has none.
 
-    Shares are of the samples themselves, those from `since` on: where a request has many events, or requests come late in the
-    log, shares of events would cut the samples elsewhere.
+    Every sample is strictly earlier than those of later parts: samples with the time of a cut go to the later part. Shares are
+    of the samples from `since` on: where a request has many events, or requests come late in the log, shares of events would
+    cut the samples elsewhere.
 
     Args:
-      times: int64 [n] seconds of the samples, in any order.
+      times: int64 [n] seconds of the samples in any order, such as `log.time`; may be memory-mapped.
       validation, test: a share of the samples in [0, 1), by time, the test part last; or the moment when the part begins: an
         ISO date, a `datetime`, a `datetime64`, or an integer in `unit`. The integer 0 is a share.
 
@@ -93,127 +66,90 @@ def cuts_of_samples(
         moment, or for the validation part before it.
 
     Example:
-      >>> cuts_of_samples(np.array([10, 20, 30, 40, 50]), validation=0.2, test=0.2)
+      >>> time_cuts(np.array([10, 20, 30, 40, 50]), validation=0.2, test=0.2)
       (None, 40, 50)
-      >>> cuts_of_samples(np.array([10, 20, 30, 40, 50]), validation=0.2, test=35, since=15)
+      >>> time_cuts(np.array([10, 20, 30, 40, 50]), validation=0.2, test=35, since=15)
       (15, 30, 35)
     """
-    expect(len(times), "fit", "samples of the task, events or requests with known items", "none; check item ids and the task")
+    expect(len(times), "times", "samples of the task, events or requests with known items", "none; check item ids and the task")
     span = f"the samples are from {shown(times.min())} to {shown(times.max())}"
-    start = None if since is None else seconds_of(since, "fit since", unit=unit)
-    times = np.sort(times if start is None else times[times >= start])
-    expect(len(times), "fit since", f"a moment with samples after it ({span})", repr(since))
-    parts = {name: _share_or_moment(value, f"fit {name}", unit) for name, value in (("validation", validation), ("test", test))}
+    start = None if since is None else seconds_of(since, "since", unit=unit)
+    earlier = 0 if start is None else _count(times, start)
+    samples = len(times) - earlier
+    expect(samples, "since", f"a moment with samples after it ({span})", repr(since))
+    parts = {name: _share_or_moment(value, name, unit) for name, value in (("validation", validation), ("test", test))}
     shares = [part for part in parts.values() if isinstance(part, float)]
-    expect(sum(shares) < 1, "fit", "validation + test below 1", f"{validation} + {test}")
+    expect(sum(shares) < 1, "validation, test", "validation + test below 1", f"{validation} + {test}")
 
-    def rank(held_out: float) -> int:
-        place = len(times) - round(held_out)
-        return int(times[place]) if place < len(times) else int(times[-1]) + 1
+    def first_of_last(count: float) -> int:
+        return _time_of_rank(times, len(times) - round(count))
 
     if isinstance(last := parts["test"], float):
-        first_test, tested = rank(len(times) * last), len(times) * last
+        first_test, tested = first_of_last(samples * last), samples * last
     else:
-        first_test, tested = last, int((times >= last).sum())
-        expect(tested, "fit test", f"a moment with samples from it on ({span})", repr(test))
+        first_test, tested = last, len(times) - _count(times, last)
+        expect(tested, "test", f"a moment with samples from it on ({span})", repr(test))
     if not isinstance(before := parts["validation"], float):
         first_validation = before
-        some = np.searchsorted(times, first_test) - np.searchsorted(times, first_validation)
         expected = f"a moment before the test part, {shown(first_test)}, with samples between the two ({span})"
-        expect(some > 0, "fit validation", expected, repr(validation))
+        expect(_count(times, before) < _count(times, first_test), "validation", expected, repr(validation))
     elif isinstance(last, float):
-        first_validation = rank(len(times) * (before + last))
+        first_validation = first_of_last(samples * (before + last))
     else:
-        first_validation = min(rank(tested + len(times) * before), first_test) if before else first_test
-    got = f"none of {len(times):,} with {validation=}, {test=}, {since=} ({span}): too few, or too many share one time"
-    expect(times[0] < first_validation, "fit", "samples before the first cut, to train on", got)
+        first_validation = min(first_of_last(tested + samples * before), first_test) if before else first_test
+    got = f"none of {samples:,} with {validation=}, {test=}, {since=} ({span}): too few, or too many share one time"
+    expect(_count(times, first_validation) > earlier, "times", "samples before the first cut, to train on", got)
     return start, first_validation, first_test
 
 
-def eligible(log: EventLog, positions: Any, *, min_history: int) -> np.ndarray:
-    """The positions [B] whose item is known and whose user has at least `min_history` strictly earlier events, in their order.
-
-    Example:
-      >>> log = EventLog.from_arrays([1, 1, 1], [4, 5, 6], [1, 1, 1], [10, 20, 20])
-      >>> eligible(log, [2, 1, 0], min_history=1).tolist()
-      [2, 1]
-    """
-    expect(min_history >= 0, "eligible", "min_history of at least 0", min_history)
-    at = expect_integers(positions, "positions", size=len(log)).astype(np.int64)
-    history = log.history_end(at) - log.offsets[log.user[at]]
-    return at[(history >= min_history) & (log.item[at] > 0)]
-
-
-def eligible_positions(
-    log: EventLog,
-    *, min_history: int, since: int | None = None, before: int | None = None, file: str | os.PathLike[str] | None = None,
+def sample_positions(
+    log: EventLog, *, min_history: int = 0, since: int | None = None, before: int | None = None, requests: bool = False,
+    file: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Events int64 of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
+    """Events int64 [n] of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
-    `eligible(log, split_by_time(log).train, ...)` gives the same positions; this reads the log in one pass over blocks.
+    Reads the log in one pass over blocks and holds a byte for each event.
 
     Args:
       log: the events; may be memory-mapped.
       since, before: the first time of the span and the first after it, None for all; such as those of `time_cuts`.
-      file: a new .npy file to write them to and map, 8 bytes each; None keeps them in memory.
+      requests: gives the first event of every request (the events of one user at one time), of a known item or not.
+      file: a new .npy file to write the positions to and map, 8 bytes each; None keeps them in memory.
 
     Raises:
       FileExistsError: something is at `file`.
       ValueError: a negative `min_history`.
 
     Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 20, 30, 40])
-      >>> eligible_positions(log, min_history=1, before=30).tolist()
-      [1]
+      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 10, 30, 40])
+      >>> sample_positions(log, min_history=1, before=40).tolist(), sample_positions(log, requests=True).tolist()
+      ([2], [0, 2, 3])
     """
-    return _select(log, lambda places, first: log.item[places] > 0, min_history, since, before, file)
-
-
-def request_starts(
-    log: EventLog,
-    *, min_history: int = 0, since: int | None = None, before: int | None = None, file: str | os.PathLike[str] | None = None,
-) -> np.ndarray:  # fmt: skip
-    """The first event of every request (the events of one user at one time); arguments and errors as `eligible_positions`.
-
-    Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1, 1, 2, 1], [10, 10, 30, 30])
-      >>> request_starts(log).tolist()
-      [0, 2, 3]
-    """
-    return _select(log, lambda places, first: first == np.arange(places.start, places.stop), min_history, since, before, file)
-
-
-def _select(
-    log: EventLog, chosen: Callable[[slice, np.ndarray], np.ndarray], min_history: int, since: int | None, before: int | None,
-    file: str | os.PathLike[str] | None,
-) -> np.ndarray:  # fmt: skip
-    """Positions by `chosen(places, first event of the same user and time)`; one bit for each event until all are counted."""
-    expect(min_history >= 0, "positions", "min_history of at least 0", min_history)
+    expect(min_history >= 0, "sample_positions", "min_history of at least 0", min_history)
     if file is not None and os.path.lexists(file):
         raise FileExistsError(f"{os.fspath(file)}: expected a new file, but something is there; name another, or remove it")
-    blocks = []
-    for start in range(0, len(log), BLOCK):
-        places = slice(start, min(start + BLOCK, len(log)))
-        user, time = log.user[places], log.time[places]
-        first = np.zeros(len(user), np.int64)  # where the history of each event ends
-        first[0] = log.history_end([start])[0]  # it may be in the block before
-        new = 1 + np.flatnonzero((user[1:] != user[:-1]) | (time[1:] != time[:-1]))
-        first[new] = start + new
+    chosen = np.zeros(len(log), np.bool_)
+    blocks = [slice(start, min(start + BLOCK, len(log))) for start in range(0, len(log), BLOCK)]
+    for block in blocks:
+        user, time = log.user[block], log.time[block]
+        places = np.arange(block.start, block.stop)
+        new = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))
+        first = np.where(new, places, 0)  # where the history of each event ends: the first event of its user and time
+        first[0] = log.history_end([block.start])[0]  # it may be in the block before
         np.maximum.accumulate(first, out=first)
-        mask = chosen(places, first) & (first - log.offsets[user] >= min_history)
-        for bound, inside in ((since, np.greater_equal), (before, np.less)):
-            if bound is not None:
-                mask &= inside(time, bound)
-        blocks.append((np.packbits(mask), len(mask), int(np.count_nonzero(mask))))
-    total = sum(count for _, _, count in blocks)
-    positions = np.empty(total, np.int64) if file is None else np.lib.format.open_memmap(file, "w+", np.int64, (total,))
-    written = 0
-    for number, (bits, size, count) in enumerate(blocks):
-        positions[written : written + count] = number * BLOCK + np.flatnonzero(np.unpackbits(bits, count=size))
-        written += count
+        mask = first == places if requests else log.item[block] > 0
+        mask &= first - log.offsets[user] >= min_history
+        mask &= (time >= since) if since is not None else True
+        mask &= (time < before) if before is not None else True
+        chosen[block] = mask
     if file is None:
-        return positions
-    positions.flush()  # type: ignore[union-attr]
+        return np.flatnonzero(chosen)
+    positions, written = np.lib.format.open_memmap(file, "w+", np.int64, (int(np.count_nonzero(chosen)),)), 0
+    for block in blocks:
+        found = block.start + np.flatnonzero(chosen[block])
+        positions[written : written + len(found)] = found
+        written += len(found)
+    positions.flush()
     return np.load(file, mmap_mode="r")
 
 
@@ -227,16 +163,21 @@ def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
     return seconds_of(value, name, unit=unit)
 
 
-def _time_of_rank(log: EventLog, rank: int) -> int:
-    """The time of the event with that rank by time; one past the last time for the rank after the last event."""
-    if rank == len(log):
-        return int(log.time.max(initial=-1)) + 1
-    low, high = int(log.time.min()), int(log.time.max())
+def _count(times: np.ndarray, before: int) -> int:
+    """How many times are before a moment."""
+    return sum(int(np.count_nonzero(times[start : start + BLOCK] < before)) for start in range(0, len(times), BLOCK))
+
+
+def _time_of_rank(times: np.ndarray, rank: int) -> int:
+    """The time with that rank in ascending order; one past the last time for the rank after the last one."""
+    if rank == len(times):
+        return int(times.max()) + 1
+    low, high = int(times.min()), int(times.max())
     while low < high:  # the time lies in [low, high]: each pass narrows that to one of BINS parts
         width = (high - low) // BINS + 1
         counts = np.zeros(BINS, np.int64)
-        for start in range(0, len(log), BLOCK):
-            time = log.time[start : start + BLOCK]
+        for start in range(0, len(times), BLOCK):
+            time = times[start : start + BLOCK]
             counts += np.bincount((time[(time >= low) & (time <= high)] - low) // width, minlength=BINS)
         upto = np.cumsum(counts)
         part = int(np.searchsorted(upto, rank, side="right"))

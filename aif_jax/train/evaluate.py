@@ -190,7 +190,7 @@ def evaluate(
     Every figure has a 95 % interval over users, see `Evaluation.intervals`.
 
     Args:
-      positions: [R] integer positions of events in the log, such as `eligible(data.log, split.test, min_history=5)`.
+      positions: [R] integer positions of events in the log, such as `split_by_time(data.log, min_history=5).test`.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
       candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
         conditional objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for

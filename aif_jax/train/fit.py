@@ -29,7 +29,7 @@ from aif_jax.data import pipeline
 from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.data.split import cuts_of_samples, request_starts
+from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import objective_names
@@ -71,7 +71,7 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     times, longer = data.log.time[positions], 0
     if isinstance(task, Impressions):
         longer = int(np.count_nonzero(data.log.request_end(positions) - positions > task.candidates))
-        possible = len(request_starts(data.log))
+        possible = len(sample_positions(data.log, requests=True))
     else:
         possible = len(data.log) if task.samples == "events" else len(everything)
     validation, test = (int((times >= first).sum()) for first in (settings.first_validation, settings.first_test))
@@ -284,7 +284,7 @@ def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -
     """The moments in `FitSettings` that split the samples of a task; arguments and errors of `fit`."""
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
-    moments = cuts_of_samples(times, validation=validation, test=test, since=since, unit=unit)
+    moments = time_cuts(times, validation=validation, test=test, since=since, unit=unit)
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 

@@ -16,7 +16,7 @@ know, and counts nowhere unless `missing` says what it means.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
@@ -36,7 +36,7 @@ from aif_jax.data.candidates import (
 )
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.split import eligible_positions, request_starts
+from aif_jax.data.split import sample_positions
 from aif_jax.scores import objective_names, over_all
 from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
@@ -82,7 +82,7 @@ class NextItem(Fields):
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Events of known items in a span of time, those that histories hold."""
-        positions = _with_history(eligible_positions, data, min_history=min_history, since=since, before=before)
+        positions = _with_history(data, min_history=min_history, since=since, before=before)
         if data.histories is data.log:
             return positions
         return positions[np.isin(data.log.action[positions], data.encoder.engaged)]  # type: ignore[union-attr]
@@ -116,7 +116,7 @@ class Liked(Fields):
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Events of known items and actions in a span of time."""
-        positions = _with_history(eligible_positions, data, min_history=min_history, since=since, before=before)
+        positions = _with_history(data, min_history=min_history, since=since, before=before)
         return positions[data.log.action[positions] > 0]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
@@ -164,7 +164,8 @@ class Impressions(Fields):
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The first event of every request in a span of time, from the first impression of its user on."""
-        starts, log = _with_history(request_starts, data, min_history=min_history, since=since, before=before), data.log
+        starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
+        log = data.log
         shown = np.flatnonzero(log.action < min(self.thresholds.values()))
         users, place = np.unique(log.user[shown], return_index=True)
         first = np.full(log.users, len(log))
@@ -216,7 +217,7 @@ class Cascaded(Fields):
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """The requests of the cascade in a span of time."""
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
-        starts = _with_history(request_starts, data, min_history=min_history, since=since, before=before)
+        starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
@@ -245,13 +246,11 @@ def task_of(data: Dataset, task: Task | None) -> Task:
     return NextItem()
 
 
-def _with_history(
-    select: Callable[..., np.ndarray], data: Dataset, *, min_history: int, since: int | None, before: int | None
-) -> np.ndarray:
-    """Positions of the log by `select` of `data.split`, in a span of time, whose history is long enough."""
+def _with_history(data: Dataset, *, min_history: int, **span: Any) -> np.ndarray:
+    """`sample_positions` of the log whose history, of the events that histories hold, is long enough."""
     if data.histories is data.log:
-        return select(data.log, min_history=min_history, since=since, before=before)
-    positions = select(data.log, min_history=0, since=since, before=before)
+        return sample_positions(data.log, min_history=min_history, **span)
+    positions = sample_positions(data.log, **span)
     return positions[data.history_lengths(positions) >= min_history]
 
 

@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from aif_jax.data import Dataset, request_starts
+from aif_jax.data import Dataset, sample_positions
 from aif_jax.data.cascade import LOGGED, from_columns
 from experiments.datasets.synthetic import CLICK, World
 
@@ -49,7 +49,7 @@ def synthetic_cascade(
     """
     data, rng = world.dataset, np.random.default_rng(seed)
     log, total = data.log, len(data.catalogue)
-    starts = request_starts(data.log, min_history=min_history)
+    starts = sample_positions(data.log, min_history=min_history, requests=True)
     if requests > len(starts):
         raise ValueError(f"requests: expected at most {len(starts)}, got {requests}")
     at = np.sort(rng.choice(starts, requests, replace=False))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from aif_jax import Evaluation, Trained, train
-from aif_jax.data import eligible
+from aif_jax.data import sample_positions
 from experiments import common
 from experiments.study import datasets, question, records
 from experiments.study.question import AIF, EPOCHS, Trial
@@ -46,7 +46,7 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, p
 
 def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -> np.ndarray:
     """At most so many of the events of a slice, of users with an earlier one."""
-    able = eligible(log, held, min_history=question.MIN_HISTORY)
+    able = np.intersect1d(held, sample_positions(log, min_history=question.MIN_HISTORY))
     return np.sort(rng.permutation(able)[:requests])
 
 

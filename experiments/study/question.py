@@ -34,7 +34,7 @@ import aif_jax as aif
 from aif_jax import blocks, checkpoint, metrics, train
 from aif_jax.blocks import MatchingStatistics, popularity_offset
 from aif_jax.data import EventLog, NegativeSampler, Pipeline, SeenPairs, candidates, item_counts
-from aif_jax.data.split import eligible, time_cuts
+from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.loop import loop
@@ -180,8 +180,8 @@ def train_model(
     sampler = NegativeSampler(item_counts(dataset, seen))
     source = candidates.sampled_negatives(dataset, sampler=sampler, negatives=NEGATIVES, repeats=data.repeats)
     feed = Pipeline(
-        dataset=dataset, positions=eligible(dataset.log, seen, min_history=1), config=model.config, seed=trial.seed,
-        candidates=source, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
+        dataset=dataset, positions=np.intersect1d(seen, sample_positions(dataset.log, min_history=1)), config=model.config,
+        candidates=source, seed=trial.seed, batch_size=64 if trial.dataset == "smoke" else 256, epochs=trial.epochs,
         buckets=models.shorter(model.config.history_length),
     )  # fmt: skip
     optimizer = train.default_optimizer(len(feed), learning_rate=trial.learning_rate, weight_decay=trial.weight_decay)
@@ -218,13 +218,13 @@ def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LA
     Returns:
       A part for each block, by time.
     """
-    moments = [*(time_cuts(log, validation=0.0, test=1 - share)[1] for share in blocks), int(log.time.max()) + 1]
+    moments = [*(time_cuts(log.time, validation=0.0, test=1 - share)[2] for share in blocks), int(log.time.max()) + 1]
     ends, found = log.offsets[log.user + 1], []
     judged = np.arange(len(log)) >= ends - last
     for share, start, end in zip(blocks, moments, moments[1:], strict=False):
         final = log.time[ends - 1]
         held = np.flatnonzero(judged & (log.time >= start) & (final >= start) & (final < end))
-        held = eligible(log, held, min_history=MIN_HISTORY)
+        held = np.intersect1d(held, sample_positions(log, min_history=MIN_HISTORY))
         if len(held):
             found.append(Part(f"from {share:g}", np.flatnonzero(log.time < start), held))
     return found
@@ -235,7 +235,7 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
 
     Negatives are drawn by training popularity ** 0.75.
     """
-    kept = eligible(data.dataset.log, part.held, min_history=MIN_HISTORY)
+    kept = np.intersect1d(part.held, sample_positions(data.dataset.log, min_history=MIN_HISTORY))
     if not len(kept):
         raise ValueError(f"{trial.id}: expected an event with {MIN_HISTORY} earlier events of its user, got none")
     count = 64 if trial.dataset == "smoke" else REQUESTS[trial.split]

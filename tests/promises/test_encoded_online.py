@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.split import eligible, split_by_time
+from aif_jax.data.split import split_by_time
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers import read, read_items
 
@@ -84,7 +84,7 @@ def delivered(user: int, now: int, rng: np.random.Generator, form: str):
 
 
 def held_out(data: Dataset) -> np.ndarray:
-    return eligible(data.log, split_by_time(data.log).test, min_history=1)
+    return split_by_time(data.log, min_history=1).test
 
 
 @pytest.mark.parametrize("form", ["lists", "numpy", "arrow"])

@@ -25,7 +25,7 @@ from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline, to_device
-from aif_jax.data.split import eligible_positions
+from aif_jax.data.split import sample_positions
 from aif_jax.data.candidates import NegativeSampler, item_counts
 from aif_jax.train.loop import JsonLines
 from aif_jax.train import losses
@@ -37,7 +37,7 @@ dataset = synthetic_world(0, users=40, items=80, topics=12, categories=8, events
 sizes = dict(width=4, short_length=3, towers=(), head=(8,), sequence=False)  # compiles fast
 config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), **sizes)
 model = aif.build(config)
-positions = eligible_positions(dataset.log, min_history=1)
+positions = sample_positions(dataset.log, min_history=1)
 sampler = NegativeSampler(item_counts(dataset, positions))
 feed = Pipeline(
     dataset=dataset, positions=positions, candidates=sampled_negatives(dataset, sampler=sampler, negatives=3), config=config,
