@@ -25,6 +25,7 @@ OWNERS = {
     "flax": ("layers.py",),
     "scipy": ("train/edits.py",),
     "orbax": ("checkpoint/storage.py",),
+    "safetensors": ("store/sealed.py",),
     "optax": ("train/", "run.py"),
     "jax.export": ("export/",),
     "jax.sharding": ("sharding/meshes.py",),
@@ -521,7 +522,7 @@ def test_core_dependencies_have_lower_bounds_alone():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert all(re.fullmatch(r"[a-z-]+>=[\d.]+", line) for line in project["dependencies"]), project["dependencies"]
     names = {line.split(">=")[0] for line in project["dependencies"]}
-    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "lazy-loader", "scipy", "tqdm"}
+    assert names == {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors", "lazy-loader", "scipy", "tqdm"}
 
 
 def test_types_are_shipped():

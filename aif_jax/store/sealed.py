@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from aif_jax.checks import expect
 from aif_jax.export.consume import files
@@ -28,7 +29,6 @@ from aif_jax.store.trained import __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 
 ARRAYS = "arrays.safetensors"
-ARRAY_TYPES = {dtype: name for name, dtype in files.DTYPES.items()}
 
 
 class TornRecord(CheckpointError):
@@ -132,29 +132,13 @@ def nbytes(manifest: Mapping[str, Any]) -> int:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a safetensors file of arrays by name, widest element first to align them; returns its bytes and SHA-256.
-
-    TypeError for a dtype that the format lacks.
-    """
-    host = {name: np.asarray(value) for name, value in arrays.items()}
-    host = dict(sorted(host.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])))
-    header, end = {}, 0
+    """Writes a safetensors file of arrays by name; returns its bytes and SHA-256. TypeError for a dtype that readers lack."""
+    host = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     for name, value in host.items():
-        dtype = ARRAY_TYPES.get(value.dtype.newbyteorder("<"))
-        expect(dtype is not None, name, f"a dtype among {sorted(ARRAY_TYPES.values())}", value.dtype, error=TypeError)
-        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [end, end + value.nbytes]}
-        end += value.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for value in (len(text).to_bytes(8, "little") + text, *host.values()):
-            if isinstance(value, np.ndarray):
-                little = value.astype(value.dtype.newbyteorder("<"), copy=False)
-                value = np.ascontiguousarray(little).reshape(-1).view(np.uint8).data
-            digest.update(value)
-            file.write(value)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+        known = value.dtype.name in files.DTYPE_NAMES
+        expect(known, name, f"a dtype among {sorted(files.DTYPE_NAMES)}", value.dtype, error=TypeError)
+    save_file(host, path)
+    return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
 
 
 def digest_of(path: Path) -> str:
