@@ -1,6 +1,7 @@
 """Training: losses, the step, the loop, the usual run, evaluation."""
 
 from aif_jax.train import edits, losses
+from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
@@ -9,7 +10,7 @@ from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 
 __all__ = [
-    "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "edits", "fit_pure_svd",
+    "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "baseline_scores", "edits", "fit_pure_svd",
     "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",

@@ -30,6 +30,7 @@ from aif_jax.output import track
 from aif_jax.scores import calibrated as with_probabilities
 from aif_jax.scores import objective_names, over_all
 from aif_jax.store.trained import digest
+from aif_jax.train.baselines import catalogue_ranks
 from aif_jax.train.step import score
 from aif_jax.train.tasks import NextItem
 from aif_jax.trees import differences, listed
@@ -83,6 +84,8 @@ def _arrays(jaxpr: Any) -> Iterator[Any]:
                     yield from _arrays(inner)
 
 
+BASELINE = "baseline."
+"""What the names of a baseline's figures begin with."""
 ITEMS = 1024  # items in one run of the item function
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
 
@@ -105,7 +108,8 @@ class Evaluation:
       ndcg: NDCG@k of the same.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
       note: note of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
-      by_user: the figures but the objectives' by name before they are averaged, for `intervals`.
+      by_user: the figures but the objectives' by name before they are averaged, for `intervals`; and those of baselines on the
+        same requests and candidates, such as "baseline.popularity.gauc".
       asked: what decides the requests and candidates, for `against`: digests and settings by name.
     """
 
@@ -132,6 +136,7 @@ class Evaluation:
         values = {name: getattr(self, name) for name in names}
         if self.hit_rate is not None and self.ndcg is not None:
             values |= {f"hr@{self.k}": self.hit_rate, f"ndcg@{self.k}": self.ndcg}
+        values |= {name: part.mean for name, part in self.by_user.items() if name.startswith(BASELINE)}
         for name, evaluation in self.objectives.items():
             values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
         return values
@@ -156,7 +161,8 @@ class Evaluation:
         lines = differences(dict(other.asked), dict(self.asked), path="evaluation", source="other")
         got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k, repeats and seed"
         expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
-        return metrics.paired_intervals(self._parts(), other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
+        ours = {name: part for name, part in self._parts().items() if BASELINE not in name}
+        return metrics.paired_intervals(ours, other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
 
     def _parts(self) -> dict[str, metrics.ByUser]:
         """The figures by user by name, those of objectives with their names before them, in the order of `figures`."""
@@ -168,10 +174,17 @@ class Evaluation:
         return self.intervals()
 
     def __str__(self) -> str:
-        sure = self._intervals
-        bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in self.figures()}
-        shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in self.figures().items())
-        return f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"
+        sure, values = self._intervals, self.figures()
+        bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in values}
+        shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in values.items() if BASELINE not in name)
+        lines = [f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"]
+        for baseline in dict.fromkeys(name.split(".")[1] for name in values if name.startswith(BASELINE)):
+            prefix = f"{BASELINE}{baseline}."
+            theirs = {name.removeprefix(prefix): part for name, part in self.by_user.items() if name.startswith(prefix)}
+            listed = ", ".join(f"{name} {part.mean:.4f}" for name, part in theirs.items())
+            gap = metrics.paired_intervals(self.by_user, theirs)["gauc"]
+            lines.append(f"baseline {baseline}: {listed}; the model's gauc {gap.value:+.4f} [{gap.low:+.3f}, {gap.high:+.3f}]")
+        return "\n".join(lines)
 
 
 class Ranked(NamedTuple):
@@ -183,7 +196,8 @@ class Ranked(NamedTuple):
 
 def evaluate(
     model: PreRanker, params: Params, data: Dataset, positions: Any, *, k: int | None = 100, candidates: SourceFn | None = None,
-    calibration_negatives: int = 15, repeats: bool | None = None, seed: int = 0, batch_size: int = 128, progress: bool = True,
+    calibration_negatives: int = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
+    seed: int = 0, batch_size: int = 128, progress: bool = True,
 ) -> Evaluation:  # fmt: skip
     """Evaluates a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
@@ -198,6 +212,7 @@ def evaluate(
         among the events before the first one in `positions`.
       calibration_negatives: candidates after the first that log-loss and calibration are of: as many negatives as in training,
         because they compare probabilities.
+      baselines: scores [N] of every catalogue row by name, whose figures come too, such as those of `baseline_scores`.
       repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
         the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
       seed: seed of sampled candidates.
@@ -220,18 +235,38 @@ def evaluate(
     parts = {}
     for name, raw, logits, labels in by_objective(model, scores, probable, lists.labels):
         known, weights = where if plain else where & ~np.isnan(labels), population_weights(labels, lists.log_q)
-        parts[name] = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
+        part = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
+        by_user = dict(part.by_user)
+        for baseline, of_items in (baselines or {}).items():
+            found = _order(of_items[lists.rows], labels, users, known)
+            if k is not None and not parts:
+                found |= _hits(catalogue_ranks(of_items, data, positions, repeats=repeats), users, k)
+            by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in found.items()}
+        parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
     asked = _asked(data, positions, lists, calibration_negatives) | {"k": k}
-    catalogue: dict[str, Any] = {"asked": asked, "by_user": dict(first.by_user)}
+    catalogue: dict[str, Any] = {"asked": asked}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
-        ndcg = np.where(ranks < k, 1 / np.log2(ranks + 2), 0)  # one item of each request counts
-        catalogue |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(ndcg.mean())}
-        catalogue["asked"] |= {"repeats": repeats}
-        for name, values in (("hr", ranks < k), ("ndcg", ndcg)):
-            catalogue["by_user"][f"{name}@{k}"] = metrics.mean_by_user(values, users)
+        catalogue |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
+        catalogue |= {"asked": asked | {"repeats": repeats}, "by_user": {**first.by_user, **_hits(ranks, users, k)}}
     return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
+
+
+def _order(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray) -> dict[str, metrics.ByUser]:
+    """AUC and GAUC of lists [R, C]."""
+    given: dict[str, Any] = {"users": users[:, None], "where": where}
+    return {"auc": metrics.auc_by_user(scores, labels, **given), "gauc": metrics.gauc_by_user(scores, labels, **given)}
+
+
+def _gains(ranks: np.ndarray, k: int) -> np.ndarray:
+    """NDCG@k of each request by the rank of its item in the catalogue: one item counts."""
+    return np.where(ranks < k, 1 / np.log2(ranks + 2), 0)
+
+
+def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByUser]:
+    """HR@k and NDCG@k of ranks [R] in the catalogue."""
+    return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(_gains(ranks, k), users)}
 
 
 def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
@@ -267,15 +302,15 @@ def _figures(
     count: int,
 ) -> Evaluation:  # fmt: skip
     """Figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
-    ranked, of_users = (raw, labels), users[:, None]
+    of_users = users[:, None]
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
     rates = metrics.calibration(*given, **few)
-    by_user = metrics.gauc_by_user(*ranked, of_users, where=where)
-    evenly = by_user._replace(weights=np.ones(len(by_user.users)))
-    of_all = {"auc": metrics.auc_by_user(*ranked, of_users, where=where), "gauc": by_user, "gauc_mean": evenly}
+    order = _order(raw, labels, users, where)
+    evenly = order["gauc"]._replace(weights=np.ones(len(order["gauc"].users)))
+    of_all = order | {"gauc_mean": evenly}
     return Evaluation(
-        requests=len(users), users=len(np.unique(users)), auc=metrics.auc(*ranked, where=where), gauc=by_user.mean,
+        requests=len(users), users=len(np.unique(users)), auc=metrics.auc(raw, labels, where=where), gauc=order["gauc"].mean,
         gauc_mean=evenly.mean, log_loss=metrics.log_loss(*given, where=where[:, :count]), calibration=rates.ratio,
         calibration_error=rates.error, deciles=metrics.deciles(*given, **few),
         by_user=of_all | metrics.probabilities_by_user(*given, of_users, **few),

@@ -1,0 +1,111 @@
+"""Baselines beside a model: scores by hand, ranks by brute force, data where popularity is all and data where it is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import aif_jax as aif
+from aif_jax import metrics, train
+from aif_jax.data.candidates import SampleKey
+from aif_jax.data.split import split_by_time
+from aif_jax.train.baselines import baseline_scores, catalogue_ranks
+
+START = 1_700_000_000
+ITEMS = 40
+TASK = train.NextItem(negatives=4, evaluated=20, power=0.0)  # candidates are drawn from all items alike
+
+
+def read(users: np.ndarray, items: np.ndarray, category: np.ndarray) -> aif.Dataset:
+    """Events a minute apart."""
+    events = {"user": users, "item": items, "time": START + 60 * np.arange(len(users))}
+    catalogue = {"item": np.arange(1, ITEMS + 1), "category": category}
+    return aif.read(events, items=catalogue, columns=aif.Columns(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def popular() -> aif.Dataset:
+    """Every event draws its item from one distribution, whoever the user is."""
+    rng = np.random.default_rng(0)
+    chance = 0.9 ** np.arange(ITEMS)
+    items = rng.choice(np.arange(1, ITEMS + 1), 3000, p=chance / chance.sum())
+    return read(rng.integers(1, 41, 3000), items, np.ones(ITEMS, np.int64))
+
+
+@pytest.fixture(scope="module")
+def personal() -> aif.Dataset:
+    """Every user takes items of one category in four, all of them equally often."""
+    rng = np.random.default_rng(1)
+    users, category = rng.integers(1, 41, 3000), np.arange(ITEMS) % 4
+    items = 1 + users % 4 + 4 * rng.integers(0, ITEMS // 4, 3000)
+    return read(users, items, category)
+
+
+def lists_of(data: aif.Dataset) -> tuple:
+    """Held-out positions, the source of their candidates, and the baselines before them."""
+    positions = split_by_time(data.log, min_history=1).test
+    before = int(data.log.time[positions].min())
+    return positions, TASK.source(data, before=before, held_out=True), baseline_scores(data, before=before)
+
+
+def evaluated(data: aif.Dataset) -> train.Evaluation:
+    """A small two-tower model on the last tenth of the events, beside the baselines."""
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=8))
+    given = dict(epochs=2, batch_size=64, task=TASK, k=None, learning_rate=0.02, progress=False)
+    run = aif.fit(model, data, **given)
+    positions, source, scores = lists_of(data)
+    given = dict(k=5, candidates=source, baselines=scores, progress=False)
+    return train.evaluate(run.model, run.params, data, positions, **given)
+
+
+def test_where_popularity_is_all_it_is_as_good_as_a_model(popular):
+    got = evaluated(popular)
+    figures = got.figures()
+    assert figures["baseline.popularity.gauc"] > max(0.7, got.gauc - 0.02)
+    assert figures["baseline.popularity.hr@5"] > got.hit_rate - 0.05
+    assert abs(figures["baseline.latest.gauc"] - 0.5) < abs(figures["baseline.popularity.gauc"] - 0.5)
+    assert set(got.intervals()) == set(figures)
+    lines = str(got).splitlines()
+    assert len(lines) == 3 and lines[1].startswith(f"baseline popularity: auc {figures['baseline.popularity.auc']:.4f}, gauc ")
+    gap = got.gauc - figures["baseline.popularity.gauc"]
+    assert f"; the model's gauc {gap:+.4f} [" in lines[1] and "baseline" not in lines[0]
+    assert list(got.against(got)) == [name for name in figures if "baseline" not in name]
+    positions, source, scores = lists_of(popular)
+    rows, labels, _ = source(positions, SampleKey(0, 0, 0))
+    given = scores["popularity"][rows], labels
+    assert figures["baseline.popularity.auc"] == pytest.approx(metrics.auc(*given))
+    by_user = metrics.gauc(*given, popular.log.user[positions][:, None])
+    assert figures["baseline.popularity.gauc"] == pytest.approx(by_user.value)
+
+
+def test_where_users_differ_the_model_is_above_popularity(personal):
+    got = evaluated(personal)
+    figures = got.figures()
+    assert got.gauc > 0.8 > 0.6 > figures["baseline.popularity.gauc"]
+    assert got.hit_rate > figures["baseline.popularity.hr@5"] + 0.1
+
+
+def test_scores_are_of_earlier_events():
+    actions = ["shown", "click", "shown", "shown", "click", "click", "click"]
+    events = {"user": [1, 1, 2, 2, 1, 2, 1], "item": [1, 2, 2, 1, 2, 3, 3], "time": [10, 20, 30, 40, 50, 60, 70]}
+    columns = aif.Columns(action="what", actions=("shown", "click"), history_actions=("click",))
+    catalogue = {"item": [1, 2, 3, 4], "category": [1] * 4}
+    data = aif.read(events | {"what": actions}, items=catalogue, columns=columns, progress=False)
+    scores = {name: values[1:].tolist() for name, values in baseline_scores(data, before=60, thresholds={"click": 2}).items()}
+    assert scores["popularity"] == [0, 2, 0, 0]  # of histories, which hold clicks
+    assert scores["latest"] == [10, 20, -np.inf, -np.inf]
+    share = 2 / 5
+    assert scores["click_rate"] == pytest.approx([20 * share / 22, (2 + 20 * share) / 23, share, share])
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_ranks_count_ties_and_leave_out_what_the_user_has_met(popular, repeats):
+    log = popular.log
+    positions = np.flatnonzero(log.time > np.quantile(log.time, 0.9))[::7]
+    scores = np.random.default_rng(0).integers(0, 9, len(popular.catalogue)).astype(np.float64)
+    for position, rank in zip(positions, catalogue_ranks(scores, popular, positions, repeats=repeats), strict=True):
+        target, user = log.item[position], log.user[position]
+        others = set(range(1, len(scores))) - {int(target)}
+        if not repeats:
+            others -= set(log.item[log.offsets[user] : log.history_end([position])[0]].tolist())
+        assert rank == sum(scores[row] >= scores[target] for row in others)
