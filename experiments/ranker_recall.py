@@ -31,6 +31,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import checkpoint, metrics
+from aif_jax.blocks import popularity_offset
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
 from aif_jax.train import NextItem, losses
@@ -70,12 +71,14 @@ class Trial:
     model: str
     split: str = "validation"
     weight: float = 0.0
+    corrected: bool = False  # taught the ranker's order with the popularity correction, which serving adds
     seed: int = 0
 
     @property
     def id(self) -> str:
         """The name of the record."""
-        return f"{self.dataset}/{self.split}/{self.model}/weight={self.weight:g}/seed {self.seed}"
+        weight = f"weight={self.weight:g}{', corrected' if self.corrected else ''}"
+        return f"{self.dataset}/{self.split}/{self.model}/{weight}/seed {self.seed}"
 
 
 def plan(name: str, chosen: dict[tuple[str, str], float]) -> list[Trial]:
@@ -175,16 +178,17 @@ def mean_of(scores: list[Scores]) -> Scores:
 
 def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Trains a pre-ranker, cuts, and keeps the figures by user."""
-    began = time.process_time()
+    began, offset = time.process_time(), popularity_offset(world.counts, power=POWER, untrained=None)
 
     def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found, scores = world.ranked.at(positions)
         assert (found == rows).all()  # `fit` takes the same candidates as `rank_retrieved` did
-        return scores
+        return scores + offset[rows] if trial.corrected else scores
 
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
-        options |= {"teacher": known, "candidates": world.teaching, "distill": trial.weight * losses.distill_listwise}
+        distill = losses.distill_listwise(corrected=trial.corrected)
+        options |= {"teacher": known, "candidates": world.teaching, "distill": trial.weight * distill}
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.id)
     trained = fitted(world.data, world.part, trial.model, seed=trial.seed, folder=folder, **options)
     seconds = time.process_time() - began
@@ -206,7 +210,7 @@ def by_user(world: World, scores: np.ndarray) -> dict[str, ByUser]:
     sizes = SMOKE_SIZES if world.data.name == "smoke" else SIZES
     for size, cuts in sizes.items():
         rows = world.found[:, :size]
-        offset = (POWER * np.log(np.maximum(world.counts, 1)))[rows].astype(np.float32)
+        offset = popularity_offset(world.counts, power=POWER, untrained=None)[rows]
         ours, ranker = (np.where(rows > 0, one[:, :size] + offset, LAST) for one in (scores, world.ranker))
         values = of_cuts(ours, ranker, rows == target[:, None], cuts)
         wide, trained = f"@{size}", world.counts[target] > 0

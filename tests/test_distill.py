@@ -1,5 +1,7 @@
 """Distillation in `fit`: a teacher's scores are one more label; what does not fit is refused."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_c
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import Goal, Goals, NextItem, losses, predict
 from aif_jax.train import distillation as distill
+from aif_jax.train.distillation import model_scores
 from experiments.datasets.synthetic import synthetic_world
 
 GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
@@ -74,10 +77,27 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
         aif.fit(student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
 
 
+def test_a_student_that_is_corrected_afterwards_is_taught_the_corrected_order(data, student):
+    rng = np.random.default_rng(0)
+    chosen = (rng.random(len(data.log)) ** 3 * 60).astype(np.int32) + 1  # low rows come often
+    skewed = dataclasses.replace(data, log=dataclasses.replace(data.log, item=chosen))
+    strong = dict(task=NextItem(power=2.0), teacher=popular, epochs=2, candidates=np.tile(np.arange(1, 61), (len(chosen), 1)))
+    positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
+    lost = {}
+    for corrected in (True, False):
+        distill = 50.0 * losses.distill_listwise(corrected=corrected)
+        run = aif.fit(student, skewed, distill=distill, **GIVEN | strong).with_popularity_correction(skewed, untrained=None)
+        scores = model_scores(run.model, run.params, skewed)(positions, rows)
+        lost[corrected] = np.abs(scores - scores.mean(1, keepdims=True) - popular(positions, rows) - 3.05).mean()
+    assert lost[True] < 0.5 * lost[False]
+
+
 def test_a_loss_of_labels_by_name_keeps_its_goals():
     goals = Goals(Goal(losses.pointwise_bce, "click"))
     both = distill.with_teacher(goals, 2.0 * losses.distill_pointwise)
     assert repr(both) == "Goal(pointwise_bce, 'click') + Goal(2 * distill_pointwise, 'teacher')"
+    both = distill.with_teacher(goals, losses.distill_listwise(corrected=True))
+    assert repr(both.goals[0]) == "Goal(pointwise_bce(logq_correction=False), 'click')"
 
 
 def test_what_does_not_fit_is_refused(data, student, teacher):

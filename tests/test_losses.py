@@ -276,6 +276,22 @@ def test_options_give_a_loss():
     assert repr(soft) == "distill_listwise(temperature=2.0)" and soft != losses.distill_listwise
 
 
+def test_a_listwise_teacher_may_have_the_correction_of_serving():
+    scores, teacher, log_q = jax.random.normal(jax.random.key(0), (3, *SHAPE))
+    taught = losses.distill_listwise(corrected=True)
+    np.testing.assert_allclose(
+        taught(scores, teacher, log_q=log_q), losses.distill_listwise(scores + log_q, teacher), rtol=1e-6
+    )
+    assert taught(scores, teacher) == losses.distill_listwise(scores, teacher)  # a batch without log_q
+
+
+def test_losses_of_labels_next_to_it_do_not_subtract_log_q():
+    scores, labels, log_q = *jax.random.normal(jax.random.key(0), (2, 4, 3)), jnp.ones((4, 3))
+    both = (losses.listwise_softmax(temperature=2.0) + losses.pointwise_bce).uncorrected()
+    assert repr(both) == "listwise_softmax(temperature=2.0, logq_correction=False) + pointwise_bce(logq_correction=False)"
+    assert both(scores, jnp.abs(labels), log_q=log_q) == both(scores, jnp.abs(labels))
+
+
 def test_a_pointwise_correction_is_that_of_the_scores():
     """Both terms of a sum read one score: s - log q, unless an option says otherwise."""
     scores, y = jnp.array([[math.log(3), 0.0]]), jnp.array([[1, 0]])

@@ -83,12 +83,22 @@ def name_of_retrieval(retrieval: Retrieval) -> str:
     return name_of(retrieval) if callable(retrieval) else digest(retrieval).sha256
 
 
+def teaches_corrected(term: Loss) -> bool:
+    """Whether a loss teaches the scores after the popularity correction, see `losses.distill_listwise`."""
+    return any(dict(part.options).get("corrected", False) for _, part in term.terms)
+
+
 def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
-    """The loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective."""
+    """The loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective.
+
+    Where the ranker's loss reads `log_q`, the batch has it for that loss alone: the labels' losses do not subtract it.
+    """
     names = objective_names(objectives)
     expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
     expect(isinstance(loss, Loss | Goals), "fit loss", "a losses.Loss or Goals next to a teacher", f"{loss!r}")
     goals = loss.goals if isinstance(loss, Goals) else (Goal(loss, LABEL),)
+    if teaches_corrected(term):
+        goals = tuple(dataclasses.replace(goal, loss=goal.loss.uncorrected()) for goal in goals)
     return Goals(*goals, Goal(term, TEACHER))
 
 
@@ -210,20 +220,26 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
     return RankedCandidates(positions[there], cascade.rows[place[there]], cascade.labels[label][place[there]])
 
 
-def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = 16) -> CandidateSource:
+def distilled(
+    source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = 16, offset: np.ndarray | None = None
+) -> CandidateSource:
     """The same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
     Args:
       scores: a function of any candidates; or retrieved ones with scores: those that `source` has too get them, and `count`
         others are drawn without replacement for each list, whose other labels are unknown (NaN).
       name: ranker and retrieval in words, for the description.
+      offset: float32 [N] the popularity correction of each catalogue row, which becomes `log_q`; None keeps that of `source`.
     """
+
+    def log_q_of(rows: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
+        return log_q if offset is None else offset[rows]
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         rows, labels, log_q = source(positions, draw)
         named = labels if isinstance(labels, dict) else {LABEL: labels}
         if not isinstance(scores, RankedCandidates):
-            return CandidateLists(rows, {**named, TEACHER: scores(positions, rows)}, log_q)
+            return CandidateLists(rows, {**named, TEACHER: scores(positions, rows)}, log_q_of(rows, log_q))
         found, of = scores.at(positions)
         same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
         at = same.argmax(-1)
@@ -237,8 +253,10 @@ def distilled(source: SourceFn, scores: Scores | RankedCandidates, *, name: str,
         unknown = np.full(more.shape, np.nan, np.float32)
         every = {name: np.concatenate([value, unknown], 1) for name, value in named.items()}
         every[TEACHER] = np.concatenate([own, taught], 1)
-        zeros = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
-        return CandidateLists(np.concatenate([rows, more], 1), every, zeros)
+        extended = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
+        rows = np.concatenate([rows, more], 1)
+        return CandidateLists(rows, every, log_q_of(rows, extended))
 
     settings = {"teacher": name, "of": describe(source)} | ({"count": count} if isinstance(scores, RankedCandidates) else {})
+    settings |= {} if offset is None else {"offset": digest(offset).sha256}
     return CandidateSource(lists, {"kind": "distilled", **settings})

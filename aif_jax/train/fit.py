@@ -21,12 +21,12 @@ import numpy as np
 import optax
 
 from aif_jax import checkpoint, metrics, output, sharding
-from aif_jax.blocks import item_offset, pure_svd
+from aif_jax.blocks import item_offset, popularity_offset, pure_svd
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import pipeline
-from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
+from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, counts_before, expect_threshold
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import sample_positions, time_cuts
@@ -377,7 +377,11 @@ def train(
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     positions, taught = training_positions(data, settings), source
     if teacher is not None:
-        taught = with_scores(source, data, settings, positions, teacher, candidates, folder=folder, progress=progress)
+        corrected = distillation.teaches_corrected(loss.goals[-1].loss)  # type: ignore[union-attr]
+        taught = with_scores(
+            source, data, settings, positions, teacher, candidates,
+            offset=correction_of(data, settings) if corrected else None, folder=folder, progress=progress,
+        )  # fmt: skip
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
@@ -421,13 +425,21 @@ def train(
         return final(checkpoints, settings)
 
 
+def correction_of(data: Dataset, settings: FitSettings) -> np.ndarray:
+    """float32 [N] what `Run.with_popularity_correction` adds to each catalogue row's logit; ValueError where it has no such."""
+    task = settings.task
+    if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
+        raise ValueError(f"fit distill: expected a NextItem task with candidates by popularity, to be corrected, got {task}")
+    return popularity_offset(counts_before(data, settings.first_validation), power=task.power, untrained=None)
+
+
 def with_scores(
     source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher,
-    candidates: Retrieval | None, *, folder: Path, progress: bool,
+    candidates: Retrieval | None, *, offset: np.ndarray | None, folder: Path, progress: bool,
 ) -> CandidateSource:  # fmt: skip
     """The candidates of a run with a ranker's scores; those of retrieved ones are kept in the folder of the run."""
     name = ", ".join(part for part in (settings.teacher, settings.candidates) if part)
-    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates}
+    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates, "offset": offset}
     if isinstance(teacher, str):
         ranked = distillation.logged_ranks(data, teacher, positions)
         say(

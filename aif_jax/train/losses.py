@@ -49,6 +49,10 @@ class Term:
     targets: str = "labels"
     options: tuple[tuple[str, Any], ...] = ()
 
+    def with_options(self, options: dict[str, Any]) -> Term:
+        """The same term with these options of `values`."""
+        return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
+
 
 @dataclasses.dataclass(unsafe_hash=True, repr=False)
 class Loss:
@@ -104,6 +108,12 @@ class Loss:
             shown.append(name if weight == 1 else f"{weight:g} * {name}")
         return " + ".join(shown)
 
+    def uncorrected(self) -> Loss:
+        """The same without the logQ correction, where a batch has `log_q` for another loss."""
+        known = [(weight, term, "logq_correction" in inspect.signature(term.values).parameters) for weight, term in self.terms]
+        off = {"logq_correction": False}
+        return Loss(tuple((weight, term.with_options(off) if has else term) for weight, term, has in known))
+
     def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
         """What each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
         targets = jnp.asarray(targets)
@@ -135,7 +145,7 @@ class Loss:
         temperature = options.get("temperature", 1.0)
         positive = math.isfinite(temperature) and temperature > 0
         expect(positive, "temperature", "a positive finite number", repr(temperature))
-        return Loss(((weight, dataclasses.replace(term, options=tuple((dict(term.options) | options).items()))),))
+        return Loss(((weight, term.with_options(options)),))
 
     def _checked(
         self, scores: Array, targets: Array, where: Array | None, log_q: Array | None
@@ -279,11 +289,16 @@ def distill_pointwise(
 
 @term(lists, targets="teacher_scores")
 def distill_listwise(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
-) -> jax.Array:
+    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0,
+    corrected: bool = False,
+) -> jax.Array:  # fmt: skip
     """Each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
 
     t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught. Arguments as `distill_pointwise`.
+
+    Args:
+      corrected: teach s + log_q, the scores after `Run.with_popularity_correction`, the order of the teacher: for a model that
+        will be served with the correction, and a teacher whose scores have it.
 
     Example:
       >>> teacher = jnp.array([[1.0, -3.0, 0.5]])
@@ -292,7 +307,7 @@ def distill_listwise(
     """
     log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores) / temperature, where)
     probability = jnp.where(where, jnp.exp(log_teacher), jnp.zeros_like(log_teacher))
-    log_student = _log_softmax(scores / temperature, where)
+    log_student = _log_softmax((scores + log_q if corrected else scores) / temperature, where)
     return jnp.sum(probability * (log_teacher - log_student), axis=-1) * temperature**2
 
 
