@@ -133,42 +133,37 @@ def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
 
 @pytest.mark.parametrize("preset", ["two_tower", "full_attention"])
 def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
-    """No program makes a larger array than the bound, whatever the catalogue and the lists; figures stay the same."""
+    """No program scores more pairs than the chunk, whatever the catalogue and the lists; scores stay the same."""
     model = aif.build(aif.presets.PRESETS[preset](data.schema, width=8, short_length=8, long_length=16))
     params = demo.init(model, items=data.catalogue)
     few = positions[:10]
     rows = np.random.default_rng(0).integers(1, len(data.catalogue), (len(few), 200), dtype=np.int32)
-
-    def source(at, draw):
-        return CandidateLists(rows, (rows % 3 == 0).astype(np.float32))
-
-    def figures() -> tuple[train.Evaluation, np.ndarray]:
-        given = dict(candidates=source, k=5, calibration_negatives=500, progress=False)
-        return train.evaluate(model, params, data, few, **given), rank_catalogue(model, params, data, few, progress=False).ranks
-
-    ran: dict[str, dict[str, int]] = {}
+    lists = CandidateLists(rows, (rows % 3 == 0).astype(np.float32))
+    pairs: dict[str, set[int]] = {"_scores": set(), "_rank": set()}
 
     def measured(name: str, function):
         def run(params, *given, **options):
-            widths, shapes = ran.setdefault(name, {}), str(jax.tree.map(np.shape, (given, options.get("count"))))
-            if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)) and shapes not in widths:
-                widths[shapes] = evaluating.widest(function, params, *given, **options)
-            return function(params, *given, **options)
+            logits = function(params, *given, **options)
+            pairs[name].add(logits.size)
+            return logits
 
-        run.trace = function.trace
         return run
 
-    for name in ("_scores", "_states", "_item_rows", "_rank"):
+    for name in pairs:
         monkeypatch.setattr(evaluating, name, measured(name, getattr(evaluating, name)))
-    expected, ranks = figures()
-    whole = {name: max(widths.values()) for name, widths in ran.items()}
-    ran.clear()
-    monkeypatch.setattr(evaluating, "ARRAY", bound := 40_000)
-    got, again = figures()
-    for widths in ran.values():
-        assert max(widths.values()) <= bound
-    assert set(ran) == set(whole) and all(whole[name] > bound for name in ("_scores", "_rank"))
-    assert got.figures() == pytest.approx(expected.figures(), abs=1e-5) and (again == ranks).all()
+
+    def scores(**given) -> tuple[np.ndarray, np.ndarray]:
+        ranks = rank_catalogue(model, params, data, few, progress=False, **given).ranks
+        return list_scores(model, params, data, few, lists, progress=False, **given), ranks
+
+    expected, ranks = scores(batch_size=len(few))
+    assert pairs == {"_scores": {len(few) * 200}, "_rank": {len(few) * len(data.catalogue)}}
+    for chunk, sizes in ((450, {2 * 200}), (150, {150, 50})):
+        pairs["_scores"].clear(), pairs["_rank"].clear()
+        got, again = scores(batch_size=len(few), chunk=chunk)
+        assert pairs == {"_scores": sizes, "_rank": {chunk // len(few) * len(few)}}
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(again, ranks)
 
 
 def test_wrong_positions_are_refused(data, trained):

@@ -101,8 +101,7 @@ def save(
       (7, 'ScaleByAdamState')
     """
     rest = (trained.encoder, step, opt_state, position, metrics)
-    contents = contents_of(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items)
-    storage.write(path, packed(contents, trained.config, copy=False))
+    storage.write(path, packed(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items))
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -158,11 +157,11 @@ def settings_of(path: str | Path) -> dict[str, Any] | None:
     return storage.inspect(path)[1].get("settings")
 
 
-def contents_of(
+def packed(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
     *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Trees and record of a checkpoint, checked; see `save`."""
+) -> storage.Packed:  # fmt: skip
+    """Trees and record of a checkpoint, checked and hashed, without the rows that pad tables; see `save`, `storage.pack`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees: dict[str, Any] = {"params": params}
@@ -182,12 +181,6 @@ def contents_of(
     }
     if settings is not None:
         record["settings"] = dict(settings)
-    return trees, record
-
-
-def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, copy: bool) -> storage.Packed:
-    """What `contents_of` returned as Orbax takes it, hashed; without the rows that pad tables, see `storage.pack`."""
-    trees, record = contents
     sizes = config.schema.table_sizes
 
     def cut(path: Any, leaf: Any) -> Any:
@@ -197,8 +190,7 @@ def packed(contents: tuple[dict[str, Any], dict[str, Any]], config: Config, *, c
         count = sizes.get(name) if group == "embedding" and np.ndim(leaf) else None
         return leaf[:count] if count is not None and count < leaf.shape[0] else leaf
 
-    trees = jax.tree_util.tree_map_with_path(cut, trees)
-    return storage.pack(trees, record, copy=copy)
+    return storage.pack(jax.tree_util.tree_map_with_path(cut, trees), record)
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
@@ -341,8 +333,7 @@ class Checkpoints:
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
         own: dict[str, Any] = {"run": self.run, "settings": self._settings, "items": self._items}
-        contents = contents_of(params, config, encoder, step, opt_state, position, metrics, **own)
-        ready = packed(contents, config, copy=True)
+        ready = packed(params, config, encoder, step, opt_state, position, metrics, **own)
         if processes.several():
             storage.write(self._folder(step), ready)
             return self.tidy() if processes.first() else None

@@ -54,10 +54,10 @@ def write(path: str | Path, packed: Packed) -> None:
         ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
-def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, copy: bool = False) -> Packed:
-    """Checks and hashes pytrees by name and a record of plain JSON; ValueError for another, or a leaf that is no array.
+def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
+    """Copies pytrees by name to the host, so that the caller may donate them, and hashes them; `record` is plain JSON.
 
-    Leaves are arrays of numbers or strings, or typed random keys; `copy` copies them to the host: the caller may donate them.
+    Leaves are arrays of numbers or strings, or typed random keys. ValueError for another record or leaf.
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     named = {name: leaves_by_path(tree) for name, tree in trees.items()}
@@ -74,8 +74,6 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any], *, copy: bool = Fa
     metadata |= {"sha256": seal(metadata)}
     # Orbax refuses arrays of size 0; the record has all there is to know of them.
     arrays = {name: {path: _encode(leaf) for path, leaf in tree.items() if np.size(leaf)} for name, tree in named.items()}
-    if copy or several():  # Orbax takes no array of one process where there are several
-        arrays = {name: {path: np.array(leaf) for path, leaf in tree.items()} for name, tree in arrays.items()}
     return {name: nest(tree) for name, tree in arrays.items() if tree}, metadata
 
 
@@ -180,8 +178,8 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
             source="checkpoint",
         )
         expect(not lines, str(path), f"{name} like the template", f"others:\n{listed(lines)}")
-    arrays = {p: _abstract(leaf, templates[p]) for p, leaf in leaves.items()}
-    if stored := {p: leaf for p, leaf in arrays.items() if leaf.size}:
+    arrays = {p: _stored(leaf) for p, leaf in leaves.items()}
+    if stored := {p: array for p, array in arrays.items() if array.size}:
         try:
             with _context(alone=True):
                 arrays |= leaves_by_path(ocp.load(str(path), nest(stored), checkpointable_name=name))
@@ -194,37 +192,18 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
     return nest(placed) if nested else jax.tree.unflatten(jax.tree.structure(like), placed.values())
 
 
-def _encode(leaf: Any) -> jax.Array | np.ndarray:
-    """A leaf as Orbax takes it."""
-    if is_key(leaf):
-        return jax.random.key_data(leaf)
-    if isinstance(leaf, jax.Array):
-        return leaf
-    array = np.asarray(leaf)
+def _encode(leaf: Any) -> np.ndarray:
+    """A copy of a leaf on the host, as Orbax takes it."""
+    array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return np.ascontiguousarray(array[..., None]).view(np.uint32) if array.dtype.kind == "U" else array
 
 
-def _abstract(leaf: Digest, template: Any) -> Any:
-    """The array to request from Orbax: with the sharding of the template where it has one, else in NumPy."""
+def _stored(leaf: Digest) -> np.ndarray:
+    """An array of the shape and dtype in which `_encode` stored a leaf."""
     if leaf.dtype in KEY_IMPLEMENTATIONS:
         return np.empty((*leaf.shape, KEY_IMPLEMENTATIONS[leaf.dtype][1]), np.uint32)
     dtype = jnp.dtype(leaf.dtype)
-    if dtype.kind == "U":
-        return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32)
-    sharding = _sharding(template)
-    if sharding is None or _placed_later(template, leaf):
-        return np.empty(leaf.shape, dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-
-def _sharding(template: Any) -> Any:
-    """The sharding that a template insists on, None for none: an array that was never placed by hand has one too."""
-    return getattr(template, "sharding", None) if getattr(template, "committed", True) else None
-
-
-def _placed_later(template: Any, leaf: Digest) -> bool:
-    """Whether an array is read whole and then placed: by one of several processes, or with rows that pad it."""
-    return _sharding(template) is not None and (several() or template.shape != leaf.shape)
+    return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32) if dtype.kind == "U" else np.empty(leaf.shape, dtype)
 
 
 def _describe(template: Any, leaf: Digest | None) -> str:
@@ -243,13 +222,14 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         array = jax.random.wrap_key_data(jnp.asarray(array), impl=KEY_IMPLEMENTATIONS[leaf.dtype][0])
     elif leaf.dtype.startswith("<U"):
         array = array.view(leaf.dtype)[..., 0]
-    got = digest(array)
-    expect(got.dtype == leaf.dtype, name, leaf.dtype, f"{got.dtype} of JAX here; set jax_enable_x64 or use NumPy")
-    if got != leaf:
+    if digest(array) != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved; {DAMAGED}")
-    if _placed_later(template, leaf) or (_sharding(template) is not None and isinstance(array, np.ndarray)):
-        return place(array, template.sharding, count=template.shape[0] if template.shape else None)
-    if isinstance(array, jax.Array) or template is np.ndarray or isinstance(template, np.ndarray) or array.dtype.kind == "U":
+    if isinstance(template, np.ndarray) or template is np.ndarray or (array.dtype.kind == "U"):
         return array
+    # an array that was never placed by hand has a sharding that does not bind
+    sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
+    if sharding is not None:
+        array = place(array, sharding, count=template.shape[0] if template.shape else None)
+        expect(str(array.dtype) == leaf.dtype, name, leaf.dtype, f"{array.dtype} of JAX here; set jax_enable_x64 or use NumPy")
     moved = jnp.asarray(array)
     return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,58 +35,11 @@ from aif_jax.train.tasks import NextItem
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
-ARRAY = 1 << 26
-"""Bytes of the largest array that a program of evaluation makes or takes from the host: 64 MiB."""
-
-
-def widest(function: Any, *args: Any, **static: Any) -> int:
-    """Bytes of the largest array that a function of `jax.jit` takes or makes, inner results included, from its trace.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> widest(jax.jit(lambda x: (x[:, None] * x[None, :]).sum()), jnp.zeros(100))  # the product is float32 [100, 100]
-      40000
-    """
-    found = [variable.aval for variable in _arrays(function.trace(*args, **static).jaxpr.jaxpr)]
-    sizes = (math.prod(getattr(each, "shape", ())) * getattr(getattr(each, "dtype", None), "itemsize", 8) for each in found)
-    return max(sizes, default=0)
-
-
-def fitting(most: int, width_of: Callable[[int], int]) -> int:
-    """The largest size up to `most` found whose `width_of` bytes are within `ARRAY`; 1 where even one is too many.
-
-    Arrays that do not grow with the size do not count: a smaller size would not make them smaller.
-    """
-    size, width = most, width_of(most)
-    while width > ARRAY and size > 1:
-        fewer = max(1, min(size - 1, size * ARRAY // width))
-        if (less := width_of(fewer)) == width:
-            return size
-        size, width = fewer, less
-    return size
-
-
-def shaped_like(tree: Any, size: int) -> Any:
-    """The shapes of arrays [n, ...] as [size, ...]."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), tree)
-
-
-def _arrays(jaxpr: Any) -> Iterator[Any]:
-    """Arguments and results of every operation, in inner functions too."""
-    yield from jaxpr.invars
-    for equation in jaxpr.eqns:
-        yield from equation.outvars
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from _arrays(inner)
-
-
 BASELINE = "baseline."
 """What the names of a baseline's figures begin with."""
 ITEMS = 1024  # items in one run of the item function
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
+CHUNK = 1 << 15  # pairs of a request and a candidate that one program scores, unless a call says otherwise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -330,23 +282,16 @@ def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Itera
 
 def list_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, batch_size: int = 128,
-    progress: bool = True,
+    chunk: int = CHUNK, progress: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
-    At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where an array of the program
-    would be larger than `ARRAY`.
+    At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where they would have more than
+    `chunk` candidates together.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
-
-    def width_of(requests: int, candidates: int) -> int:
-        none = np.zeros((1, candidates), np.float32)
-        one = make_batch(data, positions[:1], lists.rows[:1, :candidates], none, config=model.config)
-        return widest(_scores, params, shaped_like(one, requests), model=model)
-
     whole = lists.rows.shape[1]
-    size = fitting(batch_size, lambda n: width_of(n, whole))
-    width = whole if size > 1 else fitting(whole, lambda n: width_of(1, n))
+    size, width = max(1, min(batch_size, chunk // max(1, whole))), min(whole, chunk)
 
     def batches(columns: slice) -> Iterator[Batch]:
         for at in _filled(len(positions), size, label="score", progress=progress):
@@ -361,11 +306,8 @@ def list_scores(
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
     """The item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
     check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.encoding)
-    total = len(catalogue)
-    one = catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
-    run = partial(_item_rows, params, model=model)
-    size = fitting(min(ITEMS, total), lambda n: widest(_item_rows, params, shaped_like(one, n), model=model))
-    batches = _filled(total, size, label="item rows", progress=progress)
+    total, run = len(catalogue), partial(_item_rows, params, model=model)
+    batches = _filled(total, min(ITEMS, total), label="item rows", progress=progress)
     parts = [run(catalogue.features(at, content=model.config.reads_content)) for at in batches]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:total], *parts)
 
@@ -386,7 +328,7 @@ def rank_catalogue(
 
 def catalogue_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
-    batch_size: int = 128, progress: bool = True,
+    batch_size: int = 128, chunk: int = CHUNK, progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
@@ -394,7 +336,8 @@ def catalogue_scores(
     that was refreshed just before it holds them: the events then come by time.
 
     Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
-    or those of one user; and programs over some users and items whose arrays are within `ARRAY` each.
+    or those of one user; and a program that scores `chunk` pairs of a user and an item at a time: fewer for a model whose
+    arrays for a pair are large, such as `full_attention` with long histories.
 
     Yields:
       int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0, no item, and, unless users come back
@@ -405,22 +348,8 @@ def catalogue_scores(
     make_rows = partial(item_rows, model, params)
     rows = None if data.statistics else make_rows(data.catalogue, progress=progress)
     users, score_some = partial(_states, params, model=model), partial(_rank, params, model=model)
-    one = data.user_features(positions[:1], length=length)
-    most = max(1, min(batch_size, SCORES // total))
-    size = fitting(most, lambda n: widest(_states, params, shaped_like(one, n), model=model))
-    state = jax.eval_shape(users, shaped_like(one, 1))
-
-    shapes: Any = rows
-    if rows is None:
-        item = data.catalogue.features(np.zeros(1, np.int64), content=model.config.reads_content)
-        shapes = shaped_like(jax.eval_shape(partial(_item_rows, params, model=model), item), total)
-
-    def width_of(users: int, items: int) -> int:
-        return widest(_rank, params, shaped_like(state, users), shapes, np.int32(0), model=model, count=items)
-
-    if width_of(size, total) > ARRAY:
-        size = fitting(size, lambda n: width_of(n, 1))
-    count = fitting(total, lambda n: width_of(size, n))
+    size = max(1, min(batch_size, SCORES // total))
+    count = max(1, min(total, chunk // size))
     order = np.argsort(log.time[positions], kind="stable") if data.statistics else np.arange(len(positions))
     done = 0
     for places in _filled(len(positions), size, label="rank", progress=progress):
