@@ -22,7 +22,7 @@ from aif_jax.output import hidden
 
 
 def script(main: Callable[..., None]) -> Callable[..., None]:
-    """`main(arguments)` of a script, without bars and lines of progress where `--quiet` is given."""
+    """`main(arguments)` of a script, without bars where `--quiet` is given."""
 
     @functools.wraps(main)
     def run(arguments: list[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
-    made.add_argument("--quiet", action="store_true", help="no bar and no line of progress")
+    made.add_argument("--quiet", action="store_true", help="no progress bar")
     return made
 
 

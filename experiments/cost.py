@@ -38,7 +38,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from aif_jax.output import Bar
+from aif_jax.output import track
 from aif_jax.serving import ServingConfig, compute_inline
 from experiments import common, runtimes, services
 from experiments.services import ENGINES, SESSION, Asked, Delays, Engine, Load, Model, Sequential, World, over_rounds
@@ -87,7 +87,7 @@ async def study(options) -> dict[str, Any]:
         cells = [(name, kind, n) for name in ways for kind in _kinds(name) for n in options.concurrency]
         for name, kind, n in cells:  # warms up
             await services.closed_loop(ways[name], kind, n, 0.0)
-        with Bar(options.rounds * len(cells), label="closed loops", unit="loops") as bar:
+        with track(total=options.rounds * len(cells), label="closed loops", unit="loops") as bar:
             for turn in range(options.rounds):
                 for name, kind, n in cells if turn % 2 == 0 else reversed(cells):
                     loads[name, kind, n].append(await services.closed_loop(ways[name], kind, n, options.seconds))

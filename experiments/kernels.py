@@ -28,7 +28,7 @@ import aif_jax as aif
 from aif_jax.blocks import linear_memory
 from aif_jax.blocks.signatures import hamming, signs
 from aif_jax.blocks.simtier import TierHistory, histogram, histogram_reference
-from aif_jax.output import Bar
+from aif_jax.output import track
 from experiments import common, drawn
 
 WIDTH, TIERS, CONTENT, BITS = 32, 8, 32, 64
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     candidates, lengths = options.candidates, options.lengths
 
     figures: dict[str, Any] = {}
-    bar = Bar(len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
+    bar = track(total=len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
     for c in candidates:
         every = {(name, n): form for n in lengths for name, form in fixed_forms(c, n).items()}
         times = common.medians({f"{name}_ms {n}": form for (name, n), form in every.items()}, options.rounds)

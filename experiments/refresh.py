@@ -45,7 +45,7 @@ from aif_jax import Dataset, Trained, metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.output import Bar
+from aif_jax.output import track
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.warm import ROWS, mapped
 from aif_jax.train import NextItem, init_state, make_step
@@ -467,7 +467,7 @@ def measured(options: Any) -> dict[str, Any]:
     parts = common.Parts()
     figures: dict[str, Any] = {"worlds": {}}
     steps = len(names) * (3 * days + 2 + (days + 2) * bool(hours)) + 2 * models
-    with Bar(steps, label="refresh", unit="steps") as bar:
+    with track(total=steps, label="refresh", unit="steps") as bar:
         for name in names:
             with parts(name):
                 world, epochs = world_of(name, options)

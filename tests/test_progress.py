@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, lines every few seconds elsewhere, nothing when it is not wanted."""
+"""Progress: bars on a terminal, nothing elsewhere or when it is not wanted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import aif_jax as aif
 from aif_jax import cli
 from aif_jax import output as progress
 from aif_jax.index import ItemIndex
-from aif_jax.output import Bar, hidden, say, track
+from aif_jax.output import hidden, say, track
 from aif_jax.run import fit
 from aif_jax.train.tasks import NextItem
 from tests import demo
@@ -55,94 +55,53 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Seconds that pass when a test says so."""
-    now = [1000.0]
-    monkeypatch.setattr(progress, "_clock", lambda: now[0])
-    monkeypatch.setattr(progress, "_told", {})
-    return now
-
-
-@pytest.fixture
 def terminal(monkeypatch):
     """A terminal on which every bar is drawn at once."""
     monkeypatch.setattr(progress, "DELAY", 0)
     return Terminal()
 
 
-def test_a_file_gets_a_line_every_few_seconds_with_count_rate_and_time_left(clock):
-    file = io.StringIO()
-    with Bar(100, label="train", unit="steps", file=file) as bar:
-        for _ in range(60):
-            clock[0] += 0.5
-            bar.update(1)
-            bar.note(loss="0.5000")
-    assert file.getvalue().splitlines() == [
-        "train: 10 of 100 steps (10%), 2 steps/s; loss 0.5000",
-        "train: 20 of 100 steps (20%), 2 steps/s, 00:40 left; loss 0.5000",
-        "train: 30 of 100 steps (30%), 2 steps/s, 00:35 left; loss 0.5000",
-        "train: 40 of 100 steps (40%), 2 steps/s, 00:30 left; loss 0.5000",
-        "train: 50 of 100 steps (50%), 2 steps/s, 00:25 left; loss 0.5000",
-        "train: 60 of 100 steps (60%), 2 steps/s, 00:20 left; loss 0.5000",
-        "train: 60 of 100 steps (60%) in 00:30",
-    ]
-
-
-def test_what_is_short_writes_no_line_and_an_unknown_total_has_no_share(clock):
+def test_a_file_gets_no_bar():
     file = io.StringIO()
     assert list(track(range(9), label="score", unit="batches", file=file)) == list(range(9))
-    assert file.getvalue() == ""
-    with Bar(label="items.csv", unit="rows", file=file) as bar:
-        clock[0] += 6
-        bar.update(120_000)
-        bar.close()
-    assert file.getvalue().splitlines() == ["items.csv: 120,000 rows, 20,000 rows/s", "items.csv: 120,000 rows in 00:06"]
-
-
-def test_nested_bars_share_the_rate_of_lines_and_no_line_has_a_control_character(clock):
-    file = io.StringIO()
-    with Bar(50, label="train", unit="steps", file=file) as outer:
-        for _ in range(50):
-            for _ in track(range(10), label="rank", unit="batches", file=file):
-                clock[0] += 0.1
-            outer.update(1)
-            say("step done", file=file)
-    lines = [line for line in file.getvalue().splitlines() if line != "step done"]
-    assert 5 <= len(lines) <= 50 / progress.EVERY + 2  # a line every few seconds, and the last ones
-    assert not CONTROL.search(file.getvalue())
+    with track(total=100, label="train", unit="steps", file=file) as bar:
+        bar.update(60)
+        bar.set_postfix(loss=0.5)
+        say("step done", file=file)
+    assert file.getvalue() == "step done\n"
 
 
 def test_bars_within_others_are_gone_when_they_close(terminal):
-    outer = Bar(4, label="train", unit="steps", file=terminal)
+    outer = track(total=4, label="train", unit="steps", file=terminal)
     outer.update(1)
-    outer.note(loss=0.7)  # draws at once
+    outer.set_postfix(loss=0.7)  # draws at once
     assert terminal.line().startswith("train:") and "| 1/4 [" in terminal.line()
-    inner = Bar(2, label="rank", unit="batches", file=terminal)
-    inner.note(hits=3)
+    inner = track(total=2, label="rank", unit="batches", file=terminal)
+    inner.set_postfix(hits=3)
     assert [line.partition(":")[0] for line in terminal.lines()] == ["train", "rank"]
     outer.update(1)
-    outer.note(loss=0.5)
+    outer.set_postfix(loss=0.5)
     inner.close()
     outer.close()
     shown, *rest = terminal.lines()
-    assert "train: " in shown and "| 2/4 [" in shown and "loss 0.5" in shown and not any(rest)
+    assert "train: " in shown and "| 2/4 [" in shown and "loss=0.5" in shown and not any(rest)
 
 
 def test_a_terminal_that_tells_no_size_shows_bars_too(monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0.01)
     reader, writer = pty.openpty()
-    with os.fdopen(writer, "w") as file, Bar(4, label="train", unit="steps", file=file) as bar:
+    with os.fdopen(writer, "w") as file, track(total=4, label="train", unit="steps", file=file) as bar:
         time.sleep(0.02)
         bar.update(1)
-        bar.note(loss=0.7)
+        bar.set_postfix(loss=0.7)
         shown = os.read(reader, 1000).decode() if select.select([reader], [], [], 5)[0] else ""
     os.close(reader)
     assert "train:" in shown and "| 1/4 [" in shown
 
 
 def test_a_line_that_is_said_stands_above_the_bar(terminal):
-    with Bar(4, label="train", unit="steps", file=terminal) as bar:
-        bar.note(loss=0.7)
+    with track(total=4, label="train", unit="steps", file=terminal) as bar:
+        bar.set_postfix(loss=0.7)
         say("validation: gauc 0.8", file=terminal)
         assert "\nvalidation" not in terminal.getvalue() and "validation: gauc 0.8\n" in terminal.getvalue()
         assert terminal.line().startswith("train:")
@@ -150,53 +109,46 @@ def test_a_line_that_is_said_stands_above_the_bar(terminal):
 
 def test_a_bar_that_was_left_does_not_hide_others(terminal):
     values = track(range(3), label="left", unit="rows", file=terminal)
-    next(values)
+    next(iter(values))
     del values
-    with Bar(2, label="next", unit="items", file=terminal) as bar:
-        bar.note(loss=0.7)
+    with track(total=2, label="next", unit="items", file=terminal) as bar:
+        bar.set_postfix(loss=0.7)
         assert terminal.line().startswith("next:")
 
 
-@pytest.mark.parametrize("file", [io.StringIO(), Terminal()], ids=["file", "terminal"])
-def test_nothing_is_shown_where_nobody_wants_it(clock, monkeypatch, file):
-    monkeypatch.setattr(progress, "DELAY", 0)
-    with Bar(10, label="train", unit="steps", show=False, file=file) as bar:
-        clock[0] += 60
+def test_nothing_is_shown_where_nobody_wants_it(terminal):
+    with track(total=10, label="train", unit="steps", show=False, file=terminal) as bar:
         bar.update(5)
-    with hidden(), hidden(False), Bar(10, label="train", unit="steps", file=file) as bar:
-        clock[0] += 60
+    with hidden(), hidden(False), track(total=10, label="train", unit="steps", file=terminal) as bar:
         bar.update(5)
-    assert file.getvalue() == "" and bar.done == 5
-    with hidden(False), Bar(10, label="train", unit="steps", file=file) as bar:
-        clock[0] += 60
+    assert terminal.getvalue() == ""
+    with hidden(False), track(total=10, label="train", unit="steps", file=terminal) as bar:
         bar.update(5)
-    assert "train" in file.getvalue()
+    assert "train" in terminal.getvalue()
 
 
-def test_fit_evaluate_index_and_users_say_lines_without_a_terminal_and_nothing_when_silent(data, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+def test_fit_evaluate_index_and_users_show_bars_on_a_terminal_and_nothing_when_silent(data, terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", terminal)
     model = aif.build(demo.config(schema=data.schema, **SMALL_MODEL))
     task = NextItem(negatives=3, evaluated=20)
     trained = fit(model, data, batch_size=256, task=task, epochs=1, requests=60, k=10)
     ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64)
-    out, err = capsys.readouterr()
-    assert out == "" and not CONTROL.search(err)
-    lines = (r"train: 1 of 3 steps \(33%\), ", r"score: 1 of 1 batches", r"rank: 1 of 1", r"item index: \d+ of 90 items")
-    for line in lines:
-        assert re.search(line, err), line
+    shown = terminal.getvalue()
+    for bar in ("train: .* 3/3 ", "score: .* 1/1 ", "rank: .* 1/1 ", "item index: .*/90 "):
+        assert re.search(bar, shown), bar
     fit(model, data, batch_size=256, task=task, epochs=1, requests=60, k=10, progress=False)
     ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
     trained.evaluate(data, progress=False)
-    assert capsys.readouterr() == ("", "")
+    assert terminal.getvalue() == shown and capsys.readouterr().out == ""
 
 
-def test_files_are_read_with_lines_or_silently(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+def test_files_are_read_with_a_bar_or_silently(terminal, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal)
     table = {"item": np.arange(3), "category": np.arange(3)}
-    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns())
-    assert "rows" in capsys.readouterr().err
     aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns(), progress=False)
-    assert capsys.readouterr() == ("", "")
+    assert terminal.getvalue() == ""
+    aif.read({"user": [1, 1], "item": [0, 1], "time": [5, 6]}, items=table, columns=aif.Columns())
+    assert "rows" in terminal.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +170,12 @@ def jobs(world, tmp_path_factory):  # noqa: F811
     }
 
 
-def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, monkeypatch, tmp_path):  # noqa: F811
-    """Of every job: without a terminal lines on stderr and JSON on stdout; with --quiet nothing but the result."""
-    monkeypatch.setattr(progress, "EVERY", 0.0)
-    for name, (command, said) in jobs.items():
+def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, tmp_path):  # noqa: F811
+    """Of every job: without a terminal JSON on stdout and no bar on stderr; with --quiet nothing but the result."""
+    for name, (command, _) in jobs.items():
         place = [tmp_path / name] if command[-1] == "--out" else []
         code, out, err = run(*command, *place, "--json")
-        assert code == 0 and said in err and not CONTROL.search(err), (name, err)
+        assert code == 0 and not CONTROL.search(err), (name, err)
         place = [tmp_path / f"{name}, quiet"] if place else []
         code, again, err = run(*command, *place, "--json", "--quiet")
         assert code == 0 and err == "", (name, err)
@@ -233,12 +184,13 @@ def test_json_on_stdout_is_whole_and_quiet_is_silent(jobs, run, monkeypatch, tmp
 
 
 def test_a_terminal_is_left_with_whole_lines(jobs, run, monkeypatch, tmp_path):  # noqa: F811
-    """Bars that were drawn within another one are gone, and none is left half."""
+    """Every job shows a bar; those that were drawn within another one are gone, and none is left half."""
     monkeypatch.setattr(progress, "DELAY", 0)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    for name, (command, _) in jobs.items():
+    for name, (command, said) in jobs.items():
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
         place = [tmp_path / name] if command[-1] == "--out" else []
         assert run(*command, *place)[0] == 0
+        assert said in terminal.getvalue(), name
         *lines, last = terminal.lines()
         assert last == "", name
         assert [line for line in lines if line.count("|") > 2] == [], name

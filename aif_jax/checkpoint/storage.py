@@ -224,7 +224,7 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
         array = array.view(leaf.dtype)[..., 0]
     if digest(array) != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved; {DAMAGED}")
-    if isinstance(template, np.ndarray) or template is np.ndarray or (array.dtype.kind == "U"):
+    if isinstance(template, np.ndarray) or template is np.ndarray or leaf.dtype.startswith("<U"):
         return array
     # an array that was never placed by hand has a sharding that does not bind
     sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None

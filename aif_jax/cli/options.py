@@ -74,7 +74,7 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], in
 def add_shown(parser: argparse.ArgumentParser, *, printed: str = "the result") -> None:
     """Adds what every job has: `--json`, and `--quiet`, which `main` looks at."""
     parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no bar and no line of progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.writer import snapshots
-from aif_jax.output import Bar
+from aif_jax.output import track
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.models import Mirror
@@ -106,7 +106,7 @@ def add_index_follow(inner: Any) -> None:
     one.add_argument("--until-idle", action="store_true", help="end when nothing comes for a second")
     text = "serve counters, lag and age for Prometheus there, at /metrics"
     one.add_argument("--metrics", type=_address, metavar="[HOST:]PORT", help=text)
-    one.add_argument("--quiet", action="store_true", help="no progress, lag and age on stderr")
+    one.add_argument("--quiet", action="store_true", help="no bar with lag and age on stderr")
     one.add_argument("--directory", type=Path, required=True, help="folder of snapshots; resumes from its newest")
     one.add_argument("--index", type=Path, help="folder of the index to start from, where the directory has no snapshot")
     text = "where snapshots are published, such as s3://BUCKET/PATH; settings: AWS_ACCESS_KEY_ID and other variables"
@@ -127,13 +127,13 @@ def run_index_follow(options: argparse.Namespace) -> int:
         with _writer(trained, options) as writer, shared.told_to_end() as told:
             follower = Follower(stream, writer, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
-            with serving, Bar(label="follow", unit="messages", show=not options.quiet) as bar:
+            with serving, track(label="follow", unit="messages", show=not options.quiet) as bar:
                 while not told():
                     count = follower.step(1.0)
                     bar.update(count)
                     if not options.quiet and time.monotonic() - shown > SHOWN:
                         gauges, shown = follower.metrics()["gauges"], time.monotonic()
-                        bar.note(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
+                        bar.set_postfix(lag=gauges["stream_lag"], age=f"{gauges['stream_age_seconds']:.1f} s")
                     if options.until_idle and not count:
                         break
         follower.flush()

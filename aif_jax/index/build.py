@@ -19,7 +19,7 @@ from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
-from aif_jax.output import Bar, hidden
+from aif_jax.output import hidden, track
 from aif_jax.readers import read_items
 from aif_jax.store.codec import Packed
 from aif_jax.trees import take
@@ -71,7 +71,7 @@ def fill(
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, capacity=wanted)
     seen, computed = [], deque()
-    with Bar(known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
+    with track(total=known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
         for keys, stored in batches:
             count = len(keys.key)
             if count > store.room:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.output import Bar
+from aif_jax.output import track
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
@@ -77,7 +77,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
     else:
         files = [(name, _in_memory(source, wanted, problems, name))]
     for label, opened in files:
-        with Bar(label=label, unit="rows", leave=False) as bar:
+        with track(label=label, unit="rows", leave=False) as bar:
             for batch in opened:
                 bar.update(len(batch.rows))
                 yield batch

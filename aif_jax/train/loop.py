@@ -25,7 +25,7 @@ from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch, PrefetchedBatch
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.output import Bar
+from aif_jax.output import track
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local, sync, write_file
 from aif_jax.train.step import StepFn, TrainState
@@ -213,13 +213,13 @@ def loop(
     saved, saved_at, cursor = number, time.perf_counter(), None
     save_seconds = math.inf if processes.several() else save_seconds  # clocks differ
     source = map(_fed, batches)
-    with Bar(total, label=label, unit="steps", show=progress and processes.first()) as bar:
+    with track(total=total, label=label, unit="steps", show=progress and processes.first()) as bar:
 
         def log(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:
                 return
             values = _values(state, recent, max_skipped=max_skipped) | dict(figures or {})
-            bar.note(
+            bar.set_postfix(
                 loss=f"{values['loss']:.4f}", skipped=int(values["skipped"]), samples_s=f"{values['examples_per_s']:.0f}",
                 padding=f"{values['padding']:.0%}", input=f"{values['input_share']:.0%}",
             )  # fmt: skip
