@@ -490,3 +490,12 @@ def test_a_reader_leaves_an_unfinished_save_of_another_process_alone(tmp_path):
     assert work.is_dir()
     with pytest.raises(FileNotFoundError, match="abcd_123.partial is being written, or was left by a save that was killed"):
         checkpoint.load(tmp_path / "2")
+
+
+def test_files_larger_than_the_memory_of_this_machine_are_refused(saved, monkeypatch):
+    for enough in (10_000, 1000):
+        monkeypatch.setattr(storage, "memory", lambda enough=enough: enough)
+        checkpoint.load(saved)
+    monkeypatch.setattr(storage, "memory", lambda: 50)
+    with pytest.raises(CheckpointError, match="expected at most 65536 files, this one of at most 50 bytes"):
+        checkpoint.load(saved)
