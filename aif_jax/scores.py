@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, Literal
 
 from aif_jax.checks import expect
 from aif_jax.types import Array, Params
@@ -177,19 +176,8 @@ def reads_bid(name: str, order: Any, objectives: Sequence[str]) -> bool:
     except Exception as error:  # whatever a caller's function raises
         raise ValueError(f"orders {name!r}: expected {expected}, got {type(error).__name__}: {error}") from error
     expect(shape.shape == bid.shape, f"orders {name!r}", expected, f"shape {list(shape.shape)} for C = {PROBED}")
-    read = inputs_read(traced.jaxpr)
-    expect(read, f"orders {name!r}", expected, f"one that reads neither; {way_out}")
-    return len(p) in read  # which comes last
-
-
-def inputs_read(jaxpr: Jaxpr) -> list[int]:
-    """Places of the inputs that an output depends on; of an inner function either every input counts or none."""
-    wanted = set(_variables(jaxpr.outvars))
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects or not wanted.isdisjoint(equation.outvars):
-            wanted.update(_variables(equation.invars))
-    return [place for place, variable in enumerate(jaxpr.invars) if variable in wanted]
-
-
-def _variables(atoms: Any) -> list[Any]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
+    equations, outputs, inputs = traced.jaxpr.eqns, traced.jaxpr.outvars, traced.jaxpr.invars
+    used = {id(variable) for variables in (outputs, *(equation.invars for equation in equations)) for variable in variables}
+    read = [id(variable) in used for variable in inputs]
+    expect(any(read), f"orders {name!r}", expected, f"one that reads neither; {way_out}")
+    return read[-1]

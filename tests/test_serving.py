@@ -11,7 +11,6 @@ import time
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,9 +19,7 @@ from aif_jax import output as progress
 from aif_jax.checks import VersionMismatch
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
-from aif_jax.scores import inputs_read
 from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
-from aif_jax.serving import programs as serving_programs
 from aif_jax.serving import threads as serving_threads
 from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.versions import Snapshot, Version
@@ -708,34 +705,6 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
     np.testing.assert_allclose(bits[0], bits[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_compiled_function_takes_only_the_parameters_that_it_reads_and_equals_the_one_of_all(world, monkeypatch):
-    length, rows = history_length(world.user(3)), [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
-
-    def outputs(programs):
-        for params in map(jax.device_put, (world.params, world.other_params(5))):  # the second takes over what is compiled
-            index = world.index_of(params)
-            for count in (1, 2):
-                user = programs.user(params, length, count)
-                states = user(programs.upload_features([pack(world.user(name)) for name in (3, 7)][:count]))
-                score = programs.score(params, states, index, 32)
-                with index.reading() as table:
-                    inputs = programs.upload_rows(rows[:count], [None] * count, ["logit"] * count, 32)
-                    yield [np.asarray(leaf) for leaf in jax.tree.leaves((states, score(states, table, *inputs)))]
-        assert programs.compiles == {"user": 2, "score": 2}
-        passed.append([len(function.args[0]) for function in (user, score)])
-
-    passed: list[list[int]] = []
-    pruned = list(outputs(Programs(world.model, max_k=8, bid="bid")))
-    with monkeypatch.context() as patch:
-        patch.setattr(serving_programs, "inputs_read", lambda jaxpr: list(range(len(jaxpr.invars))))
-        whole = list(outputs(Programs(world.model, max_k=8, bid="bid")))
-    for one, other in zip(pruned, whole, strict=True):
-        for leaf, expected in zip(one, other, strict=True):
-            np.testing.assert_array_equal(leaf, expected, strict=True)
-    assert np.any(pruned[0][-1] != pruned[2][-1])  # of other parameters
-    assert passed[0][0] < passed[1][0] == passed[1][1] and passed[0][1] < passed[1][1] / 2
-
-
 INLINE = """
 import jax, jax.numpy as jnp
 from aif_jax.cli import main
@@ -754,13 +723,3 @@ def test_a_process_that_serves_computes_in_the_calling_thread(environment, shown
     words = [sys.executable, "-c", INLINE]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=without | environment)
     assert done.stdout.startswith(shown), done.stderr
-
-
-def test_what_an_output_depends_on():
-    def function(a, b, c, d, e):
-        dead = jnp.sin(c) + d
-        inner = jax.lax.cond(a[0] > 0, lambda: b * 2, lambda: b)
-        return inner + 1, e, dead.shape[0]
-
-    ones = [jnp.ones(3)] * 5
-    assert inputs_read(jax.jit(function).trace(*ones).jaxpr.jaxpr) == [0, 1, 4]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -27,19 +28,18 @@ from aif_jax.checks import check_encoding, expect
 from aif_jax.config import Config
 from aif_jax.features import check_user_features, unpack, user_specs
 from aif_jax.model import PreRanker
-from aif_jax.scores import Order, inputs_read, objective_names, probabilities, reads_bid
+from aif_jax.scores import Order, objective_names, probabilities, reads_bid
 from aif_jax.store import codec
 from aif_jax.types import Params, UserFeatures
 
 logger = logging.getLogger(__name__)
 LOGIT, BID = "logit", "bid"
+ROWS_OWN = math.nan
+"""The bid of candidates that bring none: the side value of their item counts."""
 
 
 class Orders(NamedTuple):
-    """The orders of an engine by name, hashable: programs are compiled for them.
-
-    The mode of a request is 0 for the logit, and 2 i + 1 or 2 i + 2 for order i, with the bid of the row or of candidates.
-    """
+    """The orders of an engine by name, hashable: every program computes each of them, and a request chooses one."""
 
     names: tuple[str, ...]
     functions: tuple[Order, ...]
@@ -54,9 +54,9 @@ class Orders(NamedTuple):
         expected = f"bids with the candidates or {self.bid!r} in schema.side"
         expect(given or order not in self.need_bids, f"order {order!r}", expected, "neither; send bids, or take another order")
 
-    def mode(self, order: str, *, given: bool) -> int:
-        """The number of an order in the compiled program."""
-        return 0 if order == LOGIT else 2 * self.names.index(order) + 1 + given
+    def place(self, order: str) -> int:
+        """Which branch of a program ranks by that order: the logit is the first."""
+        return (LOGIT, *self.names).index(order)
 
 
 def orders_of(config: Config, bid: str, given: Mapping[str, Any]) -> Orders:
@@ -122,7 +122,7 @@ class Programs:
         # The least share of a compiled size that must be filled: one by one, a place to spare costs as much as a request.
         self.full = 1.0 if self.one_by_one else 0.75
         self.batchers: weakref.WeakSet[Any] = weakref.WeakSet()  # whose work shares the device
-        self._compiled: dict[Any, tuple[Callable[..., Any], list[int]]] = {}  # with the places of the parameters that it reads
+        self._compiled: dict[Any, Callable[..., Any]] = {}
         self._constants: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
@@ -179,16 +179,15 @@ class Programs:
 
         Bids and orders go up only where requests bring bids or differ in order; device constants take their place otherwise.
         """
-        known = known or self.orders
-        modes = [known.mode(order, given=given is not None) for order, given in zip(orders, bids, strict=True)]
+        places = [(known or self.orders).place(order) for order in orders]
         padded = [pad(r.astype(np.int32, copy=False), bucket, -1) for r in rows]
         stacked = self._count_up(padded[0][None] if len(padded) == 1 else np.stack(padded))
-        prices, order = self._constant((len(rows), bucket), 0.0), self._constant((len(rows),), modes[0])
-        if any(mode > 0 and mode % 2 == 0 for mode in modes):
+        prices, order = self._constant((len(rows), bucket), ROWS_OWN), self._constant((len(rows),), places[0])
+        if any(place and given is not None for place, given in zip(places, bids, strict=True)):
             some = [np.zeros(0, np.float32) if given is None else given for given in bids]
-            prices = self._count_up(np.stack([pad(given, bucket, 0.0) for given in some]))
-        if len(set(modes)) > 1:
-            order = self._count_up(np.asarray(modes, np.int32))
+            prices = self._count_up(np.stack([pad(given, bucket, ROWS_OWN) for given in some]))
+        if len(set(places)) > 1:
+            order = self._count_up(np.asarray(places, np.int32))
         return stacked, prices, order
 
     @staticmethod
@@ -223,11 +222,12 @@ class Programs:
             known, logits = rows >= 0, model.interaction(params, state, items)
             finite = known & (jnp.isfinite(logits).all(-1) if several else jnp.isfinite(logits))
             logits = jnp.where(finite[:, None] if several else finite, logits, -jnp.inf)
-            given = (order > 0) & (order % 2 == 0)
-            bid = jnp.where(given, bids, getattr(items, "side", {}).get(orders.bid, bids))
-            p, value = probabilities(params, logits, objectives), logits[:, 0] if several else logits
-            for place, function in enumerate(orders.functions):
-                value = jnp.where((order + 1) // 2 == place + 1, jnp.asarray(function(p, bid), jnp.float32), value)
+            bid = jnp.where(jnp.isnan(bids), getattr(items, "side", {}).get(orders.bid, bids), bids)
+
+            def by(function):
+                return lambda: jnp.asarray(function(probabilities(params, logits, objectives), bid), jnp.float32)
+
+            value = jax.lax.switch(order, [lambda: logits[:, 0] if several else logits, *map(by, orders.functions)])
             value = jnp.where(finite & jnp.isfinite(value), value, -jnp.inf)
             value = jnp.where(value == 0, 0.0, value)  # top-k puts 0 above -0: no tie, which it is for the merge on the host
             # Without the barrier XLA computes both again for every reader.
@@ -256,32 +256,17 @@ class Programs:
     def _get(
         self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, of: Any = None, static: Any = None
     ) -> Callable[..., Any]:
-        """The compiled `function(params, *arguments)`, bound to those arrays of the parameters that it reads.
-
-        Each array of a call costs time, and a scoring function reads a third of the parameters.
-        """
+        """The compiled `function(params, *arguments)`, bound to the parameters; those that it does not read stay outside."""
         leaves, tree = jax.tree.flatten((params, arguments, of))
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        weights, structure = jax.tree.flatten(params)
         with self._lock:
             if key not in self._compiled:
                 start = time.perf_counter()
-                traced = jax.jit(function).trace(params, *arguments)
-                places = [place for place in inputs_read(traced.jaxpr.jaxpr) if place < len(weights)]
-                shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
-
-                def of_read(read, *arguments):
-                    every = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in shapes]  # not computed where nothing reads them
-                    for place, leaf in zip(places, read, strict=True):
-                        every[place] = leaf
-                    return function(jax.tree.unflatten(structure, every), *arguments)
-
-                lowered = jax.jit(of_read).lower([weights[place] for place in places], *arguments)
-                self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend())), places
+                lowered = jax.jit(function).lower(params, *arguments)
+                self._compiled[key] = lowered.compile(COMPILER_OPTIONS.get(jax.default_backend()))
                 self.compiles[kind] += 1
                 logger.info("compiled %s function %d in %.1f s", kind, self.compiles[kind], time.perf_counter() - start)
-        compiled, places = self._compiled[key]
-        return functools.partial(compiled, [weights[place] for place in places])
+        return functools.partial(self._compiled[key], params)
 
     def _constant(self, shape: tuple[int, ...], value: float | int) -> jax.Array:
         """Device arrays that most requests share, so that nothing goes up for them."""
