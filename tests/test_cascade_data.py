@@ -9,12 +9,14 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import data as sources
+from aif_jax import metrics, train
 from aif_jax.data.candidates import SampleKey
-from aif_jax.data.cascade import LOGGED, STAGES, Cascade, from_columns
+from aif_jax.data.cascade import LOGGED, RANKER, STAGES, Cascade, from_columns
+from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Cascaded, Goal, Goals
 from experiments.datasets import recflow
-from experiments.datasets.cascade import RANKER, WHOLE, synthetic_cascade
+from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.test_sparse import SMALL
@@ -223,6 +225,49 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
         aif.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
     with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
         Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+
+
+def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
+    """The log passes on 4, 2 and 3 candidates, so 3 are kept. The last request has no ranker's score and does not count."""
+    items = {"item": [1, 2, 3, 4, 5, 6], "category": [1] * 6}
+    events = {"user": [1, 2, 3, 1, 2, 3], "item": [1, 1, 1, 2, 2, 2], "time": [10, 10, 10, 20, 30, 40]}
+    none = float("nan")
+    lines = {
+        "user": [1] * 6 + [2] * 4 + [3] * 4, "time": [20] * 6 + [30] * 4 + [40] * 4,
+        "item": [1, 2, 3, 4, 5, 6, 1, 2, 5, 6, 1, 2, 3, 6],
+        "stage": ["exposed", "exposed", "ranked", "pre_ranked", "retrieved", "retrieved",
+                  "exposed", "ranked", "retrieved", "retrieved", "exposed", "ranked", "ranked", "retrieved"],
+        "ranker": [1, 3, 2, none, none, none, 5, 4, none, none, none, none, none, none],
+    }  # fmt: skip
+    data = aif.read(events, items=items, columns=aif.Columns(), progress=False)
+    data = aif.read_cascade(lines | {"click": [1.0, 0.0] * 7}, data, labels=("ranker", "click"), candidates=6)
+    config = demo.config(schema=data.schema, objectives=("click",), **SMALL)
+    model = aif.build(config)
+    params = demo.init(model, items=data.catalogue)
+    by_row = np.array([0, 9, 1, 8, 7, 6, 0.5])  # keeps items 1, 3, 4 of the first request and 1, 5, 2 of the second
+    given = dict(k=None, candidates=sources.logged(data, repeats=True), baselines={"row": by_row}, progress=False)
+    got = train.evaluate(model, params, data, data.cascade.positions, **given)
+    assert got.kept == 3 and got.figures()["baseline.row.ranker_recall"] == pytest.approx((2 / 3 + 1) / 2)
+    assert {"ranker_recall", "baseline.row.ranker_recall"} <= set(got.intervals())
+    assert "; ranker_recall: the ranker's top 10 among 3 kept)" in str(got)
+
+
+def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
+    _, data = synthetic
+    model = aif.build(demo.config(schema=data.schema, objectives=("click",), **SMALL))
+    params, some = demo.init(model, items=data.catalogue), data.cascade.positions[-30:]
+    lists = sources.logged(data)(some, SampleKey(0, 0, 0))
+    scores = list_scores(model, params, data, some, lists, progress=False)
+    kept = round(float(((lists.rows > 0) & (lists.labels["stage"] < 3)).sum(1).mean()))
+    own = [
+        metrics.ranker_recall_at_k(score[None], ranker[None], k=kept, top=10, where=row[None] > 0).value
+        for score, ranker, row in zip(scores, lists.labels[RANKER], lists.rows, strict=True)
+    ]
+    for candidates in (sources.logged(data), None):
+        got = train.evaluate(model, params, data, some, k=None, candidates=candidates, progress=False)
+        assert (got.kept, got.ranker_recall) == (kept, pytest.approx(np.mean(own)))
+    plain = dataclasses.replace(data, cascade=None)
+    assert train.evaluate(model, params, plain, some, k=None, progress=False).ranker_recall is None
 
 
 # RecFlow

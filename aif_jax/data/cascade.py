@@ -15,6 +15,8 @@ from aif_jax.checks import expect, expect_array, expect_integers, expect_range
 
 STAGE = "stage"
 """The label that says how far a candidate came: a position in STAGES."""
+RANKER = "ranker"
+"""The label with the ranker's scores, which evaluation compares the model's order with."""
 STAGES = ("exposed", "ranked", "pre_ranked", "retrieved", "in_batch", "sampled")
 """How far a candidate came, the furthest first: shown; scored by the ranker and not shown; passed on by pre-ranking and not
 scored; cut by pre-ranking; another sample's exposed item; drawn by popularity."""

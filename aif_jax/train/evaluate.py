@@ -1,4 +1,5 @@
-"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue.
+"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue, and
+ranker recall on logged candidates.
 
 Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see
 `train.edits.calibration`.
@@ -19,7 +20,8 @@ import numpy as np
 from aif_jax import metrics
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_integers
-from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, population_weights
+from aif_jax.data.candidates import CandidateLists, Labels, SampleKey, SourceFn, logged, population_weights
+from aif_jax.data.cascade import LOGGED, RANKER, STAGE
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS
 from aif_jax.data.pipeline import Batch, make_batch
@@ -37,6 +39,8 @@ from aif_jax.types import ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
 BASELINE = "baseline."
 """What the names of a baseline's figures begin with."""
+RANKER_TOP = 10
+"""How many of the ranker's best count for ranker recall."""
 ITEMS = 1024  # items in one run of the item function
 SCORES = 1 << 22  # scores of requests x items that are held on the host at a time
 CHUNK = 1 << 15  # pairs of a request and a candidate that one program scores, unless a call says otherwise
@@ -58,6 +62,9 @@ class Evaluation:
       k: the k of both.
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
+      ranker_recall: share of the logged ranker's top 10 among the `kept` best of the logged candidates; None without a cascade
+        that has the label "ranker".
+      kept: as many candidates as the log's own pre-ranking passed on, the mean over requests.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
       note: note of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
       by_user: the figures but the objectives' by name before they are averaged, for `intervals`; and those of baselines on the
@@ -77,6 +84,8 @@ class Evaluation:
     k: int | None = None
     hit_rate: float | None = None
     ndcg: float | None = None
+    ranker_recall: float | None = None
+    kept: int | None = None
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     note: str = ""
     by_user: Mapping[str, metrics.ByUser] = dataclasses.field(default_factory=dict, repr=False, compare=False)
@@ -88,6 +97,7 @@ class Evaluation:
         values = {name: getattr(self, name) for name in names}
         if self.hit_rate is not None and self.ndcg is not None:
             values |= {f"hr@{self.k}": self.hit_rate, f"ndcg@{self.k}": self.ndcg}
+        values |= {} if self.ranker_recall is None else {"ranker_recall": self.ranker_recall}
         values |= {name: part.mean for name, part in self.by_user.items() if name.startswith(BASELINE)}
         for name, evaluation in self.objectives.items():
             values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
@@ -129,7 +139,8 @@ class Evaluation:
         sure, values = self._intervals, self.figures()
         bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in values}
         shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in values.items() if BASELINE not in name)
-        lines = [f"{shown} ({self.requests:,} requests of {self.users:,} users){self.note and '; '}{self.note}"]
+        of = "" if self.kept is None else f"; ranker_recall: the ranker's top {RANKER_TOP} among {self.kept:,} kept"
+        lines = [f"{shown} ({self.requests:,} requests of {self.users:,} users{of}){self.note and '; '}{self.note}"]
         for baseline in dict.fromkeys(name.split(".")[1] for name in values if name.startswith(BASELINE)):
             prefix = f"{BASELINE}{baseline}."
             theirs = {name.removeprefix(prefix): part for name, part in self.by_user.items() if name.startswith(prefix)}
@@ -153,7 +164,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluates a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
-    Every figure has a 95 % interval over users, see `Evaluation.intervals`.
+    Every figure has a 95 % interval over users, see `Evaluation.intervals`. Where the data have a cascade with the label
+    "ranker", the requests of the positions that it holds give `Evaluation.ranker_recall`, by the first objective.
 
     Args:
       positions: [R] integer positions of events in the log, such as `split_by_time(data.log, min_history=5).test`.
@@ -202,7 +214,41 @@ def evaluate(
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         catalogue |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
         catalogue |= {"asked": asked | {"repeats": repeats}, "by_user": {**first.by_user, **_hits(ranks, users, k)}}
+    by_user = catalogue.setdefault("by_user", dict(first.by_user))
+    if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
+        requests, found, logits = ranked
+        passed = (found.rows > 0) & (found.labels[STAGE] < LOGGED.index("retrieved"))
+        kept = max(1, round(float(passed.sum(1).mean())))
+        orders = {"": logits} | {f"{BASELINE}{name}.": of_items[found.rows] for name, of_items in (baselines or {}).items()}
+        for name, order in orders.items():
+            by_user[f"{name}ranker_recall"] = _ranker_recall(order, found, data.log.user[requests], kept)
+        catalogue |= {"kept": kept, "ranker_recall": by_user["ranker_recall"].mean}
     return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
+
+
+def _ranked(
+    model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray,
+    repeats: bool, batch_size: int, progress: bool,
+) -> tuple[np.ndarray, CandidateLists, np.ndarray] | None:  # fmt: skip
+    """Requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
+    if data.cascade is None or RANKER not in data.cascade.labels:
+        return None
+    if not isinstance(lists.labels, dict) or not {RANKER, STAGE} <= lists.labels.keys():
+        positions = np.intersect1d(data.log.history_end(positions), data.cascade.positions)
+        if not len(positions):
+            return None
+        lists = logged(data, repeats=repeats)(positions, SampleKey(0, 0, 0))
+        scores = list_scores(model, params, data, positions, lists, batch_size=batch_size, progress=progress)
+    return positions, lists, scores if model.config.outputs == 1 else scores[..., 0]
+
+
+def _ranker_recall(scores: np.ndarray, lists: CandidateLists, users: np.ndarray, kept: int) -> metrics.ByUser:
+    """Ranker recall of the best `kept` of lists [R, C]; requests without a ranker's score are left out."""
+    ranker, where = lists.labels[RANKER], lists.rows > 0
+    given = zip(scores[:, None], ranker[:, None], where[:, None], strict=True)
+    top = min(kept, RANKER_TOP)
+    each = np.array([metrics.ranker_recall_at_k(own, of, k=kept, top=top, where=there).value for own, of, there in given])
+    return metrics.mean_by_user(each[~np.isnan(each)], users[~np.isnan(each)])
 
 
 def _order(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray) -> dict[str, metrics.ByUser]:

@@ -18,14 +18,12 @@ import dataclasses
 import numpy as np
 
 from aif_jax.data import Dataset, sample_positions
-from aif_jax.data.cascade import LOGGED, from_columns
+from aif_jax.data.cascade import LOGGED, RANKER, from_columns
 from experiments.datasets.synthetic import CLICK, World
 
 SHOWN = 10
-RANKER = "ranker"
-"""Label: the ranker's score where it scored; `World` truth for every candidate is under WHOLE."""
 WHOLE = "ranker_of_all"
-"""Label: what the ranker would say of every candidate, for evaluation alone."""
+"""Label: what the ranker would say of every candidate, for evaluation alone; RANKER is its score where it scored."""
 
 
 def synthetic_cascade(
