@@ -45,7 +45,7 @@ from .serving import (
 )
 from .store.trained import Trained, fingerprint
 from .store.trained import __version__ as __version__
-from .train import Evaluation, evaluate
+from .train import Evaluation, FitConfig, evaluate
 from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState
 
@@ -58,7 +58,7 @@ __all__ = [
     # a model
     "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
     # training
-    "fit", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
+    "fit", "FitConfig", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
     "unseen_as_unknown", "sharding",
     # the next model
     "refresh", "refreshing",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import optax
 
 from aif_jax import checkpoint, export
@@ -27,13 +26,12 @@ from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained, fingerprint
 from aif_jax.train import edits
 from aif_jax.train import fit as training
-from aif_jax.train.distillation import Retrieval, Teacher, name_of_retrieval, name_of_teacher, with_teacher
+from aif_jax.train.distillation import Teacher, with_teacher
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.fit import note
+from aif_jax.train.fit import FitConfig, note
 from aif_jax.train.loop import LogWriter
-from aif_jax.train.losses import Loss, distill_listwise
-from aif_jax.train.optimizers import SparseConfig
+from aif_jax.train.losses import Loss
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, NextItem, Task, task_of
 from aif_jax.types import Params
@@ -48,7 +46,7 @@ class Run:
 
     Attributes:
       trained: model with the parameters of the best checkpoint on the validation slice, or of the last one with
-        `keep_best=False`, and the encoder of the data.
+        `keep_best=None`, and the encoder of the data.
       metrics: figures of the validation slice.
       settings: settings of the run.
       folder: folder of the run; None for a run without `out`.
@@ -223,36 +221,14 @@ class Run:
 def fit(
     model: PreRanker,
     data: Dataset,
+    config: FitConfig = FitConfig(),  # noqa: B008 frozen
     *,
     out: str | Path | None = None,
     task: Task | None = None,
-    epochs: int = 3,
-    batch_size: int = 256,
     loss: LossFn | None = None,
     teacher: Teacher | None = None,
-    distill: Loss = distill_listwise,
-    candidates: Retrieval | None = None,
-    teacher_candidates: int = 16,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.1,
     optimizer: optax.GradientTransformation | None = None,
-    sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
-    compute_dtype: Any = jnp.float32,
-    buckets: tuple[int, ...] | Literal["auto"] = "auto",
-    id_dropout: float = 0.0,
-    seed: int = 0,
-    min_history: int = 1,
-    validation: Any = 0.1,
-    test: Any = 0.1,
-    since: Any = None,
     start: Params | None = None,
-    replay: float = 0.0,
-    without: tuple[Any, Any] | None = None,
-    requests: int = 2000,
-    k: int | None = 100,
-    repeats: bool | None = None,
-    evaluate_every: int | None = None,
-    keep_best: str | bool = True,
     resume: bool = True,
     writers: Sequence[LogWriter] = (),
     progress: bool = True,
@@ -267,47 +243,16 @@ def fit(
     Args:
       model: from `build`.
       data: from `read`, or any `Dataset`.
+      config: epochs, batch size, learning rate, slices and all other settings.
       out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk. Several processes need one that
         all of them see.
       task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
         events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
-      epochs: how often every sample comes. With `learning_rate` and `weight_decay` the recipe of all models of the results.
-      batch_size: samples a step.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
-      teacher: a ranker, whose scores are trained on too: a `Trained` model of this data, such as `run.trained`; a function of
-        positions [B] in the log and catalogue rows [B, C] that returns float32 [B, C]; or the name of a label of
-        `data.cascade`, a column of scores that any ranker has logged. None for none. For one objective.
-      distill: the loss of the ranker's scores, with its weight: `4.0 * losses.distill_listwise`.
-      candidates: what retrieval finds for each sample, a function of positions [B] in the log that returns catalogue rows
-        [B, N], or such rows [n, N] of all events. The ranker scores them once, before training, into the folder of the run.
-        None: it scores the candidates of the task alone, in every epoch.
-      teacher_candidates: how many retrieved candidates of each sample are drawn for a batch.
-      learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
-      optimizer: any Optax transformation in its place.
-      sparse: which tables get sparse updates, see `make_step`.
-      compute_dtype: dtype of activations, see `make_step`.
-      buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
-        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
-        "auto" chooses from the histories and the number of steps (`data.pipeline.choose_lengths`), or resumes with the run's.
-      id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
-      seed: seed of parameters, order and candidates.
-      min_history: strictly earlier events that the user of a sample must have.
-      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
-        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
-      since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
-        Histories and popularity still hold what was before; None: all samples.
+      teacher: a ranker whose scores are trained on too; None for none.
+      optimizer: any Optax transformation; None takes AdamW with the rates of the config.
       start: parameters to begin with, `fitted` included, such as yesterday's under today's vocabulary, see
         `refreshing.warm_start`; None draws them. The optimizer state starts afresh.
-      replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
-      without: (first moment, first moment after) of samples that are never trained on, replayed or not, such as a period to
-        judge on; dates or numbers as for `since`. None leaves none out.
-      requests: samples of the validation slice that are evaluated, at most.
-      k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
-      repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
-        training, and no candidate in the lists and the catalogue of an evaluation.
-      evaluate_every: steps between two evaluations, each with a checkpoint; None evaluates after every epoch. In between, one
-        process saves every ten minutes.
-      keep_best: return the best checkpoint by a figure of the validation slice, "gauc" for True; False returns the last.
       resume: whether to go on with the run in `out`; False refuses a folder that has one.
       writers: further logs, see `aif_jax.train.loop`.
       progress: whether to show bars and the figures of every evaluation.
@@ -326,42 +271,32 @@ def fit(
       >>> _ = (folder / "items.csv").write_text("\\n".join(["item,category", *(f"{n},{n % 3}" for n in range(11))]))
       >>> data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns())
       >>> model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
-      >>> run = aif.fit(model, data, epochs=1, batch_size=32, k=3, progress=False)
+      >>> run = aif.fit(model, data, aif.FitConfig(epochs=1, batch_size=32, k=3), progress=False)
       >>> list(run.metrics)
       ['auc', 'gauc', 'gauc_mean', 'log_loss', 'calibration', 'calibration_error', 'hr@3', 'ndcg@3']
     """
+    expect(type(config) is FitConfig, "fit config", "a FitConfig", repr(config))
+    expect(teacher is None or isinstance(teacher, Teacher), "fit teacher", "a train.Teacher", repr(teacher))
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     task = task_of(data, task)
     training.expect_labels(task, data, model.config.objectives)
-    given = loss or task.loss or Goals.of(model.config.objectives)
+    terms = loss or task.loss or Goals.of(model.config.objectives)
     if teacher is not None:
-        given = with_teacher(given, distill, model.config.objectives)
-    elif candidates is not None:
-        raise ValueError("fit candidates: expected a teacher that scores them, got none; give teacher=")
-    repeats = bool(data.repeats if repeats is None else repeats)
-    settings = training.FitSettings(
-        task=task, **training.cuts(task, data, validation=validation, test=test, since=since),  # type: ignore[arg-type]
-        loss=repr(given) if isinstance(given, Loss | Goals) else name_of(given),
-        optimizer="AdamW" if optimizer is None else "given",
-        teacher=None if teacher is None else name_of_teacher(teacher), teacher_candidates=teacher_candidates,
-        candidates=None if candidates is None else name_of_retrieval(candidates),
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay,
-        compute_dtype=jnp.dtype(compute_dtype).name, id_dropout=id_dropout, seed=seed, min_history=min_history,
-        requests=requests, k=k if task.ranks_catalogue else None, repeats=repeats, evaluate_every=evaluate_every,
-        keep_best="gauc" if keep_best is True else keep_best or None,
-        start=None if start is None else fingerprint(start, model.config, data.encoder), replay=replay,
-        without=None if without is None else training.moments(without, data, "fit without"),
-    )  # fmt: skip
+        terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
-    goes_on = local(out, "out") if out is not None and resume else None
-    lengths = training.buckets(buckets, data, settings, model.config, folder=goes_on)
-    settings = dataclasses.replace(settings, buckets=lengths)
+    settings = training.settle(
+        config, data, model.config, task=task, out=local(out, "out") if out is not None and resume else None,
+        loss=repr(terms) if isinstance(terms, Loss | Goals) else name_of(terms),
+        optimizer="AdamW" if optimizer is None else "given",
+        start=None if start is None else fingerprint(start, model.config, data.encoder),
+        **({} if teacher is None else teacher.names),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         if processes.first():
             training.begin(local(folder, "out"), settings, resume=resume)
         saved = training.train(
-            model, data, settings, folder=Path(folder), loss=given, teacher=teacher, candidates=candidates, start=start,
-            optimizer=optimizer, sparse=sparse, writers=writers, progress=progress,
+            model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
+            writers=writers, progress=progress,
         )  # fmt: skip
     where = None if out is None else Path(out)
     return Run(trained=saved.trained(model), metrics=saved.metrics or {}, settings=settings, folder=where)

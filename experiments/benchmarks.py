@@ -58,9 +58,10 @@ class Benchmark(NamedTuple):
     """What a benchmark trains and judges."""
 
     data: Dataset
-    settings: dict[str, Any]  # of `fit`
+    settings: dict[str, Any]  # fields of `FitConfig`
     judge: Callable[[aif.Run], dict[str, ByUser]]
     published: dict[str, dict[str, float]] = {}
+    given: dict[str, Any] = {"task": train.NextItem()}  # arguments of `fit`
 
 
 @common.script
@@ -100,12 +101,12 @@ def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
     small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
-    given = dict(task=aif.train.NextItem(), epochs=options.epochs, batch_size=batch)
-    return aif.fit(aif.build(config), benchmark.data, validation=0.0, keep_best=False, **(given | benchmark.settings))
+    settings = aif.FitConfig(epochs=options.epochs, batch_size=batch, validation=0.0, keep_best=None, **benchmark.settings)
+    return aif.fit(aif.build(config), benchmark.data, settings, **benchmark.given)
 
 
 def since(options, test: int) -> dict[str, Any]:
-    """The setting of `fit` that trains on the last days alone."""
+    """The field of `FitConfig` that trains on the last days alone."""
     return {} if options.days is None else {"since": np.datetime64(round(test - options.days * DAY), "s")}
 
 
@@ -129,10 +130,11 @@ def of_recflow(folder: Path, options) -> Benchmark:
     test = last - last % DAY
     task = train.Cascaded(exposed=8, ranked=8, pre_ranked=8, retrieved=8)
     loss = Goals(Goal(pointwise_bce, "effective_view"))
-    settings = since(options, test) | {"test": np.datetime64(test, "s"), "task": task, "k": None, "loss": loss}
+    settings = since(options, test) | {"test": np.datetime64(test, "s"), "k": None}
     positions = task.positions(data, min_history=1, since=test, before=None)
     k, published = 10 if options.smoke else 50, {"LCRON, two stages": {"recall@50 effective_view": 0.1429}}
-    return Benchmark(data, settings, lambda run: recall(run, data, positions[: options.requests], k=k), published)
+    given = {"task": task, "loss": loss}
+    return Benchmark(data, settings, lambda run: recall(run, data, positions[: options.requests], k=k), published, given)
 
 
 def by_time(data: Dataset, options) -> Benchmark:

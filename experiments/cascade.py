@@ -121,10 +121,9 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     scored: dict[str, dict[str, np.ndarray]] = {}
     for name, (objectives, loss) in ways.items():
         model = aif.build(aif.presets.aif(data.schema, objectives=objectives, **options.model))
-        run = aif.fit(
-            model, data, task=task, loss=loss, epochs=options.epochs, batch_size=options.batch_size, seed=seed, k=None,
-            requests=300, keep_best="auc", **moments,
-        )  # fmt: skip
+        sizes = dict(epochs=options.epochs, batch_size=options.batch_size, requests=300)
+        config = aif.FitConfig(seed=seed, k=None, keep_best="auc", **sizes, **moments)
+        run = aif.fit(model, data, config, task=task, loss=loss)
         scored[name] = {
             split: list_scores(run.model, run.params, data, part.positions, part.lists, batch_size=16)
             for split, part in held.items()

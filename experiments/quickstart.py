@@ -156,13 +156,11 @@ def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str
         trained = aif.fit(
             aif.build(PRESETS[name](data.schema, **(SMOKE if options.smoke else {}))),
             data,
+            aif.FitConfig(
+                epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, validation=0.0, keep_best=None
+            ),
             out=options.out if name == "aif" else None,
             task=aif.train.NextItem(),
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            validation=0.0,
-            keep_best=False,
             progress=name == "aif" and not options.quiet,
         )
     with parts("additions"):

@@ -10,7 +10,7 @@ Cascade   retrieval, see `experiments.study.retrieval`: the same candidates for 
           Scores have the popularity correction of serving, the ranker's too.
 Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content.
 Training  `aif.fit` with its defaults, for rankers and pre-rankers. Taught: one more listwise term, with a weight, on the
-          ranker's scores of the event's item and 16 of 64 retrieved candidates (`fit(teacher=, candidates=)`). The weight is
+          ranker's scores of the event's item and 16 of 64 retrieved candidates (`Teacher(candidates=...)`). The weight is
           chosen for each model on the validation split.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import checkpoint, metrics
+from aif_jax import checkpoint, metrics, train
 from aif_jax.blocks import popularity_offset
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
@@ -134,10 +134,10 @@ def fitted(data: datasets.StudyData, part: Part, model: str, *, seed: int, folde
     built = aif.build(config_of(data, model))
     if not folder.exists():
         first = int(data.dataset.log.time[part.held].min())
-        run = aif.fit(
-            built, data.dataset, task=NextItem(), validation=0.0, test=first, keep_best=False, k=None, seed=seed,
-            repeats=data.repeats, **(dict(batch_size=64, epochs=1) if data.name == "smoke" else {}), **options,
-        )  # fmt: skip
+        config = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, seed=seed, repeats=data.repeats)
+        if data.name == "smoke":
+            config = dataclasses.replace(config, batch_size=64, epochs=1)
+        run = aif.fit(built, data.dataset, config, task=NextItem(), **options)
         checkpoint.save(folder, run.trained)
         jax.clear_caches()
     return aif.Trained(built, checkpoint.load(folder).params)
@@ -188,7 +188,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
         distill = losses.distill_listwise(corrected=trial.corrected)
-        options |= {"teacher": known, "candidates": world.teaching, "distill": trial.weight * distill}
+        options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.id)
     trained = fitted(world.data, world.part, trial.model, seed=trial.seed, folder=folder, **options)
     seconds = time.process_time() - began

@@ -56,6 +56,12 @@ def schema() -> aif.Schema:
     )
 
 
+def fit(model: aif.PreRanker, data: aif.Dataset, **given: Any) -> aif.Run:
+    """`aif.fit` with the fields of its config by keyword: tests share a dict of settings, and change some."""
+    fields = {field.name for field in dataclasses.fields(aif.FitConfig)} & given.keys()
+    return aif.fit(model, data, aif.FitConfig(**{name: given.pop(name) for name in fields}), **given)
+
+
 def config(**changes: Any) -> aif.Config:
     """Every approximation, at sizes that compile in a second or two."""
     sizes: dict[str, Any] = dict(

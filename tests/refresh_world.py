@@ -7,6 +7,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.refreshing import GateConfig
+from tests import demo
 
 DAY = 86_400
 START = 1_700_006_400
@@ -53,5 +54,5 @@ def model(schema: aif.Schema) -> aif.PreRanker:
 def first(folder: Path | None, **changes: Any) -> aif.Run:
     """The run of the first four days, whose last tenth is not trained on."""
     days = data(4)
-    options = dict(batch_size=64, learning_rate=0.02, epochs=4, validation=0.1, test=0.0, keep_best=False, requests=20, k=None)
-    return aif.fit(model(days.schema), days, out=folder, progress=False, **(options | changes))
+    options = dict(batch_size=64, learning_rate=0.02, epochs=4, validation=0.1, test=0.0, keep_best=None, requests=20, k=None)
+    return demo.fit(model(days.schema), days, out=folder, progress=False, **(options | changes))

@@ -51,8 +51,8 @@ def lists_of(data: aif.Dataset) -> tuple:
 def evaluated(data: aif.Dataset) -> train.Evaluation:
     """A small two-tower model on the last tenth of the events, beside the baselines."""
     model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=8))
-    given = dict(epochs=2, batch_size=64, task=TASK, k=None, learning_rate=0.02, progress=False)
-    run = aif.fit(model, data, **given)
+    config = aif.FitConfig(epochs=2, batch_size=64, k=None, learning_rate=0.02)
+    run = aif.fit(model, data, config, task=TASK, progress=False)
     positions, source, scores = lists_of(data)
     given = dict(k=5, candidates=source, baselines=scores, progress=False)
     return train.evaluate(run.model, run.params, data, positions, **given)

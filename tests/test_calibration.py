@@ -158,7 +158,7 @@ def run(data, tmp_path_factory) -> Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
     task = NextItem(negatives=7, evaluated=20, logq_correction=True)
     options = dict(epochs=3, batch_size=64, task=task, requests=60, k=None, learning_rate=0.02, progress=False)
-    return aif.fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
+    return demo.fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
 
 
 def fingerprint_of(run: Run) -> str:

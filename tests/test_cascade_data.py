@@ -213,7 +213,7 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
-    run = aif.fit(aif.build(config), made, loss=loss, out=tmp_path / "run", **given)
+    run = demo.fit(aif.build(config), made, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
     assert run.settings.loss.endswith("Goal(0.5 * distill_listwise, 'ranker', stages=('exposed', 'ranked'))")
     loaded = aif.Run.load(tmp_path / "run")
@@ -222,7 +222,7 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
     assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
     assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
     with pytest.raises(ValueError, match="Cascaded: expected data with a cascade"):
-        aif.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
+        demo.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
     with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
         Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
 

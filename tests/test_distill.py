@@ -9,10 +9,11 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_counts, sampled_negatives
 from aif_jax.data.pipeline import make_batch
-from aif_jax.train import Goal, Goals, NextItem, losses, predict
+from aif_jax.train import Goal, Goals, NextItem, Teacher, losses, predict
 from aif_jax.train import distillation as distill
 from aif_jax.train.distillation import model_scores
 from experiments.datasets.synthetic import synthetic_world
+from tests.demo import fit
 
 GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
 
@@ -60,8 +61,8 @@ def popular(positions, rows):
 
 
 def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
-    strong = dict(teacher=popular, distill=50.0 * losses.distill_listwise, epochs=2)
-    run, plain = (aif.fit(student, data, out=out, **(GIVEN | more)) for out, more in ((tmp_path / "run", strong), (None, {})))
+    strong = dict(teacher=Teacher(popular, 50.0 * losses.distill_listwise), epochs=2)
+    run, plain = (fit(student, data, out=out, **(GIVEN | more)) for out, more in ((tmp_path / "run", strong), (None, {})))
     positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
     wanted = popular(positions, rows)
     agreed = []
@@ -74,19 +75,19 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     assert aif.Run.load(tmp_path / "run").settings == run.settings and plain.settings.teacher is None
     assert "teacher" not in plain.settings.to_json()
     with pytest.raises(ValueError, match="teacher"):
-        aif.fit(student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
+        fit(student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
 
 
 def test_a_student_that_is_corrected_afterwards_is_taught_the_corrected_order(data, student):
     rng = np.random.default_rng(0)
     chosen = (rng.random(len(data.log)) ** 3 * 60).astype(np.int32) + 1  # low rows come often
     skewed = dataclasses.replace(data, log=dataclasses.replace(data.log, item=chosen))
-    strong = dict(task=NextItem(power=2.0), teacher=popular, epochs=2, candidates=np.tile(np.arange(1, 61), (len(chosen), 1)))
+    strong, every = GIVEN | dict(task=NextItem(power=2.0), epochs=2), np.tile(np.arange(1, 61), (len(chosen), 1))
     positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
     lost = {}
     for corrected in (True, False):
-        distill = 50.0 * losses.distill_listwise(corrected=corrected)
-        run = aif.fit(student, skewed, distill=distill, **GIVEN | strong).with_popularity_correction(skewed, untrained=None)
+        teacher = Teacher(popular, 50.0 * losses.distill_listwise(corrected=corrected), candidates=every)
+        run = fit(student, skewed, teacher=teacher, **strong).with_popularity_correction(skewed, untrained=None)
         scores = model_scores(run.model, run.params, skewed)(positions, rows)
         lost[corrected] = np.abs(scores - scores.mean(1, keepdims=True) - popular(positions, rows) - 3.05).mean()
     assert lost[True] < 0.5 * lost[False]
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
     with pytest.raises(ValueError, match=r"fit teacher: expected a model of one objective; .*, got \['click', 'like'\]"):
         distill.with_teacher(losses.pointwise_bce, losses.distill_listwise, ("click", "like"))
     with pytest.raises(ValueError, match="fit loss: expected a losses.Loss or Goals next to a teacher"):
-        aif.fit(student, data, teacher=teacher, loss=lambda scores, labels, *, where: scores.sum(), **GIVEN)
+        fit(student, data, teacher=Teacher(teacher), loss=lambda scores, labels, *, where: scores.sum(), **GIVEN)
     several = aif.build(teacher.config.replace(objectives=("click", "like")))
     with pytest.raises(ValueError, match=r"teacher: expected a model of one objective, or a function, got one of \['click'"):
         distill.scores_of(aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
@@ -120,12 +121,12 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
         with pytest.raises(error, match="teacher scores: "):
             distill.scores_of(made, data)(at, np.ones((4, 2), np.int32))
     for given, wanted in (
-        (dict(candidates=newest(data)), "fit candidates: expected a teacher that scores them, got none"),
-        (dict(teacher=popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "fit candidates: expected rows"),
-        (dict(teacher="score"), "fit teacher: expected data with a cascade"),
+        (popular, "fit teacher: expected a train.Teacher, got <function popular"),
+        (Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "Teacher.candidates: expected rows"),
+        (Teacher("score"), "Teacher.ranker: expected data with a cascade"),
     ):
         with pytest.raises(ValueError, match=wanted):
-            aif.fit(student, data, **GIVEN | given)
+            fit(student, data, teacher=given, **GIVEN)
 
 
 def newest(data):
@@ -175,15 +176,16 @@ def test_retrieved_candidates_are_scored_once_and_some_are_drawn_for_each_batch(
 
 def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path):
     """The student takes the ranker's order of what retrieval finds; the run goes on with the same call alone."""
-    strong = dict(teacher=popular, candidates=newest(data), distill=50.0 * losses.distill_listwise, epochs=2)
-    run = aif.fit(student, data, out=tmp_path / "run", **GIVEN | strong)
+    strong = Teacher(popular, 50.0 * losses.distill_listwise, candidates=newest(data))
+    given = GIVEN | dict(out=tmp_path / "run", epochs=2)
+    run = fit(student, data, teacher=strong, **given)
     positions, rows = np.arange(100, 160), np.tile(np.arange(53, 61, dtype=np.int32), (60, 1))
     scores = distill.model_scores(run.model, run.params, data)(positions, rows)
     assert np.corrcoef(scores.ravel(), popular(positions, rows).ravel())[0, 1] > 0.7
     assert list((tmp_path / "run" / "ranker_scores").iterdir())
     assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 16
     with pytest.raises(ValueError, match="candidates"):
-        aif.fit(student, data, out=tmp_path / "run", **GIVEN | strong | dict(candidates=None))
+        fit(student, data, teacher=dataclasses.replace(strong, candidates=None), **given)
 
 
 def test_a_logged_ranker_is_a_column_of_scores():
@@ -198,7 +200,7 @@ def test_a_logged_ranker_is_a_column_of_scores():
     rows, scores = ranked.at(np.array([2, 4]))
     assert sorted(rows[0]) == sorted([row[3], row[5], row[6], 0]) and not rows[1].any() and np.isnan(scores[1]).all()
     assert scores[0][rows[0] == row[3]] == 2 and np.isnan(scores[0][rows[0] == row[6]])
-    with pytest.raises(ValueError, match=r"fit teacher: expected a label of the cascade \['ranker'\], got 'other'"):
+    with pytest.raises(ValueError, match=r"Teacher.ranker: expected a label of the cascade \['ranker'\], got 'other'"):
         distill.logged_ranks(data, "other", np.arange(5))
     with pytest.raises(ValueError, match="a training event whose request is in the cascade, got none"):
         distill.logged_ranks(data, "ranker", np.array([0, 3]))

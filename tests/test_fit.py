@@ -14,12 +14,12 @@ from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import SampleKey, SeenPairs
 from aif_jax.data.split import split_by_time
-from aif_jax.run import Run, fit
+from aif_jax.run import Run
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from tests import demo
-from tests.demo import same
+from tests.demo import fit, same
 from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
@@ -43,7 +43,7 @@ def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused
         ):
             fit(model, data, out=tmp_path / f"run {number}", learning_rate=1000.0, **more, **GIVEN)
     for field, value in (("learning_rate", float("nan")), ("learning_rate", float("inf")), ("weight_decay", -1.0)):
-        with pytest.raises(ValueError, match=f"fit {field}: expected a finite number of at least 0, got {value}"):
+        with pytest.raises(ValueError, match=f"FitConfig.{field}: expected a finite number of at least 0, got {value}"):
             fit(model, data, out=tmp_path / "other", **{field: value}, **GIVEN)
     assert not (tmp_path / "other").exists()
 
@@ -271,7 +271,7 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
     def mine(scores, labels, *, where):
         return train.losses.pointwise_bce(scores, labels, where=where)
 
-    run = fit(model, data, **GIVEN | dict(epochs=1, validation=0.0, test=0.0, keep_best=False, loss=mine))
+    run = fit(model, data, **GIVEN | dict(epochs=1, validation=0.0, test=0.0, keep_best=None, loss=mine))
     assert run.metrics == {} and "no validation slice" in str(run)
     assert run.settings.loss.endswith("test_a_run_without_a_validation_slice_keeps_the_last_checkpoint.<locals>.mine")
     with pytest.raises(ValueError, match="test: expected a sample with 1 earlier events of its user, got none"):
@@ -281,10 +281,10 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"epochs": 0}, "fit epochs: expected at least 1, got 0"),
-        ({"requests": 0}, "fit requests: expected at least 1, got 0"),
-        ({"validation": 0.0}, "fit keep_best: expected False without a validation slice, got 'gauc'"),
-        ({"keep_best": "hr@100"}, r"fit keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
+        ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
+        ({"requests": 0}, "FitConfig.requests: expected at least 1, got 0"),
+        ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
+        ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
         ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
         ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
         ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
@@ -319,7 +319,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     settings = FitSettings(task=Liked(threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
                            loss="", optimizer="", k=None, keep_best="auc")  # fmt: skip
     validation(model, apart, settings, progress=False)
-    with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or False"):
+    with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or None"):
         validation(model, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
     with pytest.raises(ValueError, match="got 'auc': its .* samples do not have .* of both labels; give keep_best='log_loss'"):
         validation(model, seen, settings, progress=False)

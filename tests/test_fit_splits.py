@@ -11,11 +11,12 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import time_cuts
-from aif_jax.run import Run, fit
-from aif_jax.train.fit import FitSettings, cuts, note, samples_line, samples_of, settings_in
+from aif_jax.run import Run
+from aif_jax.train.fit import FitConfig, FitSettings, cuts, note, samples_line, samples_of, settings_in
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.demo import fit
 from tests.test_sparse import SMALL
 
 DAY = 86_400
@@ -42,7 +43,7 @@ def data():
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_shares_are_of_the_samples_of_the_task(data, task):
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
-    made = cuts(task, data, validation=0.1, test=0.2, since=None)
+    made = cuts(task, data, FitConfig(test=0.2))
     held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
     settings = FitSettings(task=task, loss="", optimizer="", **made)
@@ -63,7 +64,7 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
 
 def test_a_next_item_is_split_as_before(data):
     """Every event of a known item is a sample: recorded runs keep their batches."""
-    made = cuts(NextItem(), data, validation=0.1, test=0.1, since=None)
+    made = cuts(NextItem(), data, FitConfig())
     assert (None, made["first_validation"], made["first_test"]) == time_cuts(data.log.time)
     settings = FitSettings(loss="", optimizer="", **made)
     assert "since" not in settings.to_json()  # the record, and so the checkpoints, of runs from before there was one
@@ -161,4 +162,4 @@ def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(object
     data = aif.read(EVENTS, items=ITEMS, columns=columns)
     model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=(4,)))
     with pytest.raises(ValueError, match=message):
-        fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=False, progress=False)
+        fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=None, progress=False)

@@ -10,6 +10,7 @@ import aif_jax as aif
 from aif_jax.data.candidates import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.train.tasks import Impressions, Liked, NextItem, task_of
+from tests import demo
 
 START = 1_700_000_000
 ITEMS = {"item": list(range(1, 9)), "category": [1, 1, 2, 2, 3, 3, 4, 4]}
@@ -123,7 +124,7 @@ def test_history_actions_that_no_event_has_are_refused():
 
 
 TASK = Impressions(candidates=3, threshold=2)
-SMALL: dict[str, Any] = dict(batch_size=2, epochs=1, validation=0.2, test=0.2, k=None, keep_best=False, progress=False)
+SMALL: dict[str, Any] = dict(batch_size=2, epochs=1, validation=0.2, test=0.2, k=None, keep_best=None, progress=False)
 
 
 def model_of(data: aif.Dataset) -> aif.PreRanker:
@@ -137,7 +138,7 @@ def test_several_actions_must_name_their_positives_or_the_task():
         r"'shown', 4 'click', 1 'buy'; give task=Impressions\(.*\) to rank what was shown, or Columns\(history_actions=\("
     )
     with pytest.raises(ValueError, match=message):
-        aif.fit(model_of(data), data, **SMALL)
+        demo.fit(model_of(data), data, **SMALL)
     assert task_of(data_of(ENGAGED), None) == NextItem()
     assert task_of(data, TASK) is TASK and task_of(data, NextItem()) == NextItem()
     one = rows((1, 1, "1 click, 2 click"), (1, 2, "3 click"))
@@ -164,7 +165,7 @@ def test_histories_without_times_are_no_lists(caplog):
     found = data.user_features([first], length=8).history
     assert found.item[found.mask].tolist() == [5, 4, 2, 1]  # they are history all the same
     with caplog.at_level("INFO"):
-        aif.fit(model_of(data), data, task=TASK, **SMALL)
+        demo.fit(model_of(data), data, task=TASK, **SMALL)
     assert "left out: " in caplog.text and "4 before the first impression of their user, histories alone" in caplog.text
 
 
@@ -176,7 +177,7 @@ def test_fit_says_what_the_labels_are(caplog):
     )  # fmt: skip
     data = data_of(ENGAGED, table)
     with caplog.at_level("INFO"):
-        aif.fit(model_of(data), data, task=TASK, **SMALL | dict(min_history=0, validation=0.2, test=0.2))
+        demo.fit(model_of(data), data, task=TASK, **SMALL | dict(min_history=0, validation=0.2, test=0.2))
     # 20 of 24 training lists of each user have a click, 20 of their 20 x 3 + 4 x 2 candidates; the last 16 hold item 8
     assert (
         "labels: 29.4% of the candidates are positive; 16.7% of the lists have one label, which teaches no order" in caplog.text
@@ -211,7 +212,7 @@ def test_fit_says_what_the_labels_are(caplog):
 def test_a_threshold_that_makes_one_label_of_all_is_refused(columns, task, message):
     data = data_of(columns)
     with pytest.raises(ValueError, match=message):
-        aif.fit(model_of(data), data, task=task, **SMALL)
+        demo.fit(model_of(data), data, task=task, **SMALL)
 
 
 def test_check_says_what_the_lists_are():

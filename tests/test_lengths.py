@@ -11,11 +11,11 @@ import pytest
 import aif_jax as aif
 from aif_jax.data import pipeline as lengths
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.run import fit
 from aif_jax.train import fit as fitting
 from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
 from tests import demo
+from tests.demo import fit
 from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
@@ -106,7 +106,7 @@ def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path
 
 
 def test_another_word_is_refused(data, model):
-    with pytest.raises(ValueError, match="fit buckets: expected 'auto' or a tuple of lengths, got 'short'"):
+    with pytest.raises(ValueError, match="FitConfig.buckets: expected 'auto' or a tuple of lengths, got 'short'"):
         fit(model, data, buckets="short", progress=False, **GIVEN)
 
 

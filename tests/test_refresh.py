@@ -44,6 +44,7 @@ from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
 from aif_jax.train.tasks import Liked, NextItem
+from tests import demo
 from tests import refresh_world as world
 from tests.demo import same
 
@@ -393,8 +394,8 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
         return {"items": {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}}
 
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
-    options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
-    first = aif.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, out=tmp_path / "run", **options)
+    options: dict[str, Any] = dict(batch_size=64, keep_best=None, requests=20, k=None, progress=False)
+    first = demo.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, out=tmp_path / "run", **options)
     again = {"unknown": "error", "gate": WIDE}
     refreshed(tmp_path / "run", world.events(5), stocked, **files(5, leaves), **again)
     made = refreshed(stocked, world.events(6), stocked, **files(6, leaves[1:]), **again)
@@ -434,8 +435,8 @@ def aged(days: int) -> dict[str, Any]:
 def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsys):
     columns = dataclasses.replace(world.COLUMNS, user_id=True, user_attributes=("town",), item_statistics=(3600,))
     days = aif.read(**aged(4), columns=columns, progress=False)
-    options: dict[str, Any] = dict(batch_size=64, keep_best=False, requests=20, k=None, progress=False)
-    first = aif.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, **options)
+    options: dict[str, Any] = dict(batch_size=64, keep_best=None, requests=20, k=None, progress=False)
+    first = demo.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, **options)
     newer = aif.read(**aged(5), earlier=first.trained, progress=False)
     since = int(newer.log.time.max()) - 3 * world.DAY
     fewer = forgotten(newer, since)
@@ -541,9 +542,9 @@ def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
     warm = warm_start(run.trained, newer.encoder, newer.catalogue)
     since = world.START + 4 * world.DAY
     options: dict[str, Any] = dict(
-        start=warm.params, since=since, validation=0.0, test=0.2, keep_best=False, k=None, batch_size=64, progress=False
+        start=warm.params, since=since, validation=0.0, test=0.2, keep_best=None, k=None, batch_size=64, progress=False
     )
-    more = aif.fit(warm.model, newer, replay=0.5, learning_rate=1e-9, **options)
+    more = demo.fit(warm.model, newer, replay=0.5, learning_rate=1e-9, **options)
     record = more.settings.to_json()
     assert record["replay"] == 0.5 and len(record["start"]) == 64 and FitSettings.from_json(record) == more.settings
     assert "replay" not in run.settings.to_json() and "start" not in run.settings.to_json()
@@ -552,8 +553,8 @@ def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
     assert (~new).sum() == round(0.5 * new.sum()) and (np.diff(positions) > 0).all()
     item = np.asarray(more.params["embedding"]["item"])
     np.testing.assert_allclose(item, warm.params["embedding"]["item"], atol=1e-5)  # hardly moved
-    with pytest.raises(ValueError, match="fit replay: expected 0 without since, got 0.5"):
-        aif.fit(warm.model, newer, replay=0.5, **(options | {"since": None}))
+    with pytest.raises(ValueError, match="FitConfig.replay: expected 0 without since, got 0.5"):
+        demo.fit(warm.model, newer, replay=0.5, **(options | {"since": None}))
 
 
 # the gate

@@ -28,7 +28,7 @@ def run(data, tmp_path_factory) -> aif.Run:
     model = aif.build(demo.config(schema=data.schema, **SMALL))
     sizes = dict(epochs=3, batch_size=64, learning_rate=0.02, requests=60, k=5, progress=False)
     task = aif.train.NextItem(negatives=7, evaluated=20)
-    return aif.fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", task=task, **sizes)
+    return demo.fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", task=task, **sizes)
 
 
 @pytest.fixture(scope="module")

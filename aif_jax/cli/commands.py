@@ -29,14 +29,14 @@ from aif_jax.refreshing import GateConfig, refresh
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
-from aif_jax.train.fit import note
+from aif_jax.train.fit import FitConfig, note
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
 FIT = (
     "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "since", "requests",
     "repeats", "id_dropout", "buckets",
 )  # fmt: skip
-"""Arguments of `fit` that have a flag."""
+"""Fields of `FitConfig` that have a flag."""
 BUILD = ("storage", "batch_size")
 REFRESH = (
     "unknown", "since", "forget", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed",
@@ -69,7 +69,7 @@ def add_commands(commands: Any) -> None:
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
     text = f"{shared.TASK_HELP}; such as Liked threshold=4 {text}"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
-    shared.add_flags(one, fit, FIT)
+    shared.add_flags(one, FitConfig, FIT)
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     shared.add_shown(one, printed="the figures")
     shared.add_columns(one)
@@ -181,8 +181,9 @@ def run_train(options: argparse.Namespace) -> int:
     data = read(options.events, **files)
     with shared.as_usage("--set"):
         model = build(PRESETS[options.preset](data.schema, **changes))
-    flags = shared.flags_given(options, FIT)
-    run = fit(model, data, out=options.out, task=task, progress=not options.quiet, **flags)
+    with shared.as_usage("train"):
+        config = FitConfig(**shared.flags_given(options, FIT))
+    run = fit(model, data, config, out=options.out, task=task, progress=not options.quiet)
     figures: dict[str, Any] = {"validation": run.metrics}
     test = run.evaluate(data) if options.evaluate else None
     if options.json:

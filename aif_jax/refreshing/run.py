@@ -176,8 +176,7 @@ def refresh(
     def check() -> None:
         expect_platforms(tuple(platforms))
         given = {name: settings[name] for name in ("replay", "epochs", "batch_size", "requests")}
-        record = {"loss": "", "optimizer": "", "keep_best": None, "first_validation": 0, "first_test": 0, "since": 0}
-        training.FitSettings(**record, **given)  # which refuses what `fit` would
+        training.FitConfig(since=0, **given)  # which refuses what `fit` would
         for source in (events, items, users):
             _expect_there(source)
         trained, _ = opened()
@@ -382,7 +381,7 @@ class _Steps:
 
     def period(self, fixed: tuple[Any, Any] | None) -> tuple[int, int]:
         """The earlier period to judge on: the one given, else the first of the served model's that the events hold."""
-        periods = self.served.record["periods"] if fixed is None else [training.moments(fixed, self.data, "fixed")]
+        periods = self.served.record["periods"] if fixed is None else [training.span_of(fixed, self.data, "fixed")]
         counts = {}
         for first, after in (period for period in periods if period[0] >= self.since):  # with what is known of later events
             positions = self.task.positions(self.data, min_history=0, since=first, before=after)
@@ -405,12 +404,15 @@ class _Steps:
         return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
 
     def train(self, settings: dict[str, Any], partial: Path) -> dict[str, Any]:
-        """The model after training on the new samples; `settings` are arguments of `fit`."""
+        """The model after training on the new samples; `settings` are fields of `FitConfig`."""
         started = _model(self.job, "warm start")
-        run = fit(
-            started.model, self.kept, out=self.job.path("fit"), start=started.params, keep_best=False,
+        config = training.FitConfig(
             since=_moment(self.served.since), validation=self.held_out if self.calibrated else 0.0, test=self.held_out,
-            without=(_moment(self.fixed[0]), _moment(self.fixed[1])), progress=self.progress, task=self.task, **settings,
+            without=(_moment(self.fixed[0]), _moment(self.fixed[1])), keep_best=None, **settings,
+        )  # fmt: skip
+        run = fit(
+            started.model, self.kept, config, out=self.job.path("fit"), start=started.params, task=self.task,
+            progress=self.progress,
         )  # fmt: skip
         checkpoint.save(partial / MODEL, run.trained)
         trained = training.training_positions(self.kept, run.settings)

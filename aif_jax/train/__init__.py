@@ -2,15 +2,18 @@
 
 from aif_jax.train import edits, losses
 from aif_jax.train.baselines import baseline_scores
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
+from aif_jax.train.fit import FitConfig
 from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 
 __all__ = [
-    "NextItem", "Liked", "Impressions", "Cascaded", "evaluate", "Evaluation", "baseline_scores", "edits", "fit_pure_svd",
+    "NextItem", "Liked", "Impressions", "Cascaded", "FitConfig", "Teacher", "evaluate", "Evaluation", "baseline_scores", "edits",
+    "fit_pure_svd",
     "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",

@@ -31,7 +31,7 @@ from aif_jax.scores import objective_names
 from aif_jax.store import sealed
 from aif_jax.store.trained import Trained, digest
 from aif_jax.train.evaluate import item_rows, predict
-from aif_jax.train.losses import Loss
+from aif_jax.train.losses import Loss, distill_listwise
 from aif_jax.train.tasks import Goal, Goals
 from aif_jax.types import ItemRow, Params, UserFeatures
 
@@ -45,10 +45,44 @@ DRAWS = 5  # stream of random numbers: which retrieved candidates a batch has
 
 Scores: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`scores(positions [B] of the log, catalogue rows int32 [B, C]) -> float32 [B, C]`."""
-Teacher: TypeAlias = Trained | Scores | str
+Ranker: TypeAlias = Trained | Scores | str
 """A trained model, a function, or the name of a label of `Dataset.cascade`."""
 Retrieval: TypeAlias = Callable[[np.ndarray], Any] | np.ndarray
 """`retrieval(positions [B] of the log) -> catalogue rows int [B, N]`, 0 for none; or such rows [n, N] of every event."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A ranker whose scores are trained on too, for a model of one objective: `fit(teacher=Teacher(run.trained))`.
+
+    Attributes:
+      ranker: a `Trained` model of this data, such as `run.trained`; a function of positions [B] in the log and catalogue rows
+        [B, C] that returns float32 [B, C]; or the name of a label of `Dataset.cascade`, a column of scores that any ranker has
+        logged.
+      loss: the loss of the ranker's scores, with its weight: `4.0 * losses.distill_listwise`.
+      candidates: what retrieval finds for each sample, a function of positions [B] in the log that returns catalogue rows
+        [B, N], or such rows [n, N] of all events. The ranker scores them once, before training, into the folder of the run.
+        None: it scores the candidates of the task alone, in every epoch.
+      count: how many retrieved candidates of each sample are drawn for a batch.
+    """
+
+    ranker: Ranker
+    loss: Loss = distill_listwise
+    candidates: Retrieval | None = None
+    count: int = 16
+
+    def __post_init__(self):
+        expect(self.count >= 1, "Teacher.count", "at least 1", self.count)
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """The teacher in the record of a run: version of a model, name of a function or of a label, digest of an array."""
+        of, found = self.ranker, self.candidates
+        return {
+            "teacher": of if isinstance(of, str) else of.version if isinstance(of, Trained) else name_of(of),
+            "candidates": None if found is None else name_of(found) if callable(found) else digest(found).sha256,
+            "teacher_candidates": self.count,
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,16 +105,6 @@ class RankedCandidates:
         there = (np.append(self.positions, -1)[place] == positions)[:, None]
         place = np.minimum(place, len(self.positions) - 1)
         return np.where(there, self.rows[place], 0), np.where(there, self.scores[place], np.float32(np.nan))
-
-
-def name_of_teacher(teacher: Teacher) -> str:
-    """The teacher in the record of a run: the version of a model, the name of a function or of a label."""
-    return teacher if isinstance(teacher, str) else teacher.version if isinstance(teacher, Trained) else name_of(teacher)
-
-
-def name_of_retrieval(retrieval: Retrieval) -> str:
-    """The retrieval in the record of a run: the name of a function, the digest of an array."""
-    return name_of(retrieval) if callable(retrieval) else digest(retrieval).sha256
 
 
 def teaches_corrected(term: Loss) -> bool:
@@ -184,7 +208,7 @@ def rank_retrieved(
       repeats: whether users come back to items; if not, what they have met is no candidate.
     """
     wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
-    expect(bool(wide) and wide[0] > 0, "fit candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
+    expect(bool(wide) and wide[0] > 0, "Teacher.candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
     source = retrieved(data, retrieval=retrieval, candidates=1 + wide[0], repeats=repeats)
     parts = [positions[start : start + PART] for start in range(0, len(positions), PART)]
     made: list[dict[str, np.ndarray]] = []
@@ -210,13 +234,13 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
       ValueError: data without a cascade, or without such a label; no event whose request is logged.
     """
     cascade, log = data.cascade, data.log
-    expect(cascade is not None, "fit teacher", "data with a cascade for the label of a ranker", f"{data!r}")
+    expect(cascade is not None, "Teacher.ranker", "data with a cascade for the label of a ranker", f"{data!r}")
     assert cascade is not None
-    expect(label in cascade.labels, "fit teacher", f"a label of the cascade {sorted(cascade.labels)}", repr(label))
+    expect(label in cascade.labels, "Teacher.ranker", f"a label of the cascade {sorted(cascade.labels)}", repr(label))
     starts = log.history_end(positions)  # the first event of the same request
     place = np.minimum(np.searchsorted(cascade.positions, starts), max(0, len(cascade) - 1))
     there = cascade.positions[place] == starts if len(cascade) else np.zeros(len(positions), bool)
-    expect(bool(there.any()), "fit teacher", "a training event whose request is in the cascade", f"none of {len(positions)}")
+    expect(bool(there.any()), "Teacher.ranker", "a training event whose request is in the cascade", f"none of {len(positions)}")
     return RankedCandidates(positions[there], cascade.rows[place[there]], cascade.labels[label][place[there]])
 
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import optax
 from aif_jax import checkpoint, metrics, output, sharding
 from aif_jax.blocks import item_offset, popularity_offset, pure_svd
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
-from aif_jax.checks import expect
+from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.config import Config
 from aif_jax.data import pipeline
 from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, counts_before, expect_threshold
@@ -37,7 +37,7 @@ from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
-from aif_jax.train.distillation import Retrieval, Teacher
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.evaluate import by_objective, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
@@ -186,56 +186,117 @@ LOG = "log.jsonl"
 RANKED = "ranker_scores"
 SAVE_SECONDS = 600.0
 """What a killed run of one process loses at most, in seconds, where evaluations are further apart."""
+LATER = ("sparse", "since", "replay", "without", "teacher", "candidates", "start")
+"""Settings that a record leaves out at their defaults, since records of earlier runs, which can be resumed, lack them."""
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """What decides a run, with model and data; its record is in the folder of the run. `loss`, `optimizer` are names."""
+class FitConfig(Fields):
+    """Settings of a training run. The defaults of `epochs`, `learning_rate` and `weight_decay` are those of all results.
 
-    task: Task = NextItem()
-    since: int | None = None
-    first_validation: int
-    first_test: int
-    loss: str
-    optimizer: str
-    teacher: str | None = None
-    candidates: str | None = None
-    teacher_candidates: int = 16
+    Attributes:
+      epochs: how often every sample comes.
+      batch_size: samples a step.
+      learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
+      compute_dtype: dtype of activations by name, see `make_step`.
+      sparse: which tables get sparse updates, see `make_step`; None: none.
+      buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
+        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
+        "auto" chooses from the histories and the number of steps (`data.pipeline.choose_lengths`), or resumes with the run's.
+      id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
+      seed: seed of parameters, order and candidates.
+      min_history: strictly earlier events that the user of a sample must have.
+      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
+        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
+      since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
+        Histories and popularity still hold what was before; None: all samples.
+      replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
+      without: (first moment, first moment after) of samples that are never trained on, replayed or not, such as a period to
+        judge on; dates or numbers as for `since`; None: trains on all.
+      requests: samples of the validation slice that are evaluated, at most.
+      k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
+      repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
+        training, and no candidate in the lists and the catalogue of an evaluation.
+      evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
+        process saves every ten minutes.
+      keep_best: figure of the validation slice by which the best checkpoint is returned; None returns the last.
+
+    Raises:
+      ValueError: names the field, what was expected and what came.
+    """
+
     epochs: int = 3
     batch_size: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
     compute_dtype: str = "float32"
-    buckets: tuple[int, ...] = ()
+    sparse: SparseConfig | None = SparseConfig()
+    buckets: tuple[int, ...] | Literal["auto"] = "auto"
     id_dropout: float = 0.0
     seed: int = 0
     min_history: int = 1
+    validation: Any = 0.1
+    test: Any = 0.1
+    since: Any = None
+    replay: float = 0.0
+    without: tuple[Any, Any] | None = None
     requests: int = 2000
     k: int | None = 100
-    repeats: bool = False
+    repeats: bool | None = None
     evaluate_every: int | None = None
     keep_best: str | None = "gauc"
-    start: str | None = None
-    replay: float = 0.0
-    without: tuple[int, int] | None = None
 
     def __post_init__(self):
-        for field in ("epochs", "batch_size", "requests", "evaluate_every", "teacher_candidates"):
+        def expect_field(ok: bool, field: str, expected: str) -> None:
+            expect(ok, f"FitConfig.{field}", expected, repr(getattr(self, field)))
+
+        expect_types(self)
+        for field in ("epochs", "batch_size", "requests", "k", "evaluate_every"):
             value = getattr(self, field)
-            expect(value is None or value >= 1, f"fit {field}", "at least 1", value)
+            expect_field(value is None or value >= 1, field, "at least 1")
         for field in ("learning_rate", "weight_decay"):
-            value = getattr(self, field)
-            expect(0 <= value < float("inf"), f"fit {field}", "a finite number of at least 0", value)  # NaN is none
-        expect(type(self.task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", self.task)
-        expect(0 <= self.replay < float("inf"), "fit replay", "a share of at least 0", self.replay)
-        expect(not self.replay or self.since is not None, "fit replay", "0 without since", self.replay)
-        if self.without is not None:
-            expect(self.without[0] < self.without[1], "fit without", "two moments, the first earlier", self.without)
+            expect_field(0 <= getattr(self, field) < float("inf"), field, "a finite number of at least 0")  # NaN is none
+        expect_field(0 <= self.replay < float("inf"), "replay", "a share of at least 0")
+        expect_field(not self.replay or self.since is not None, "replay", "0 without since")
+        words = isinstance(self.buckets, str)
+        expect_field(self.buckets == "auto" if words else _lengths(self.buckets), "buckets", "'auto' or a tuple of lengths")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitSettings(FitConfig):
+    """A `FitConfig` with what model, data and task decided: the record of a run, in its folder and checkpoints.
+
+    Attributes:
+      task: task of the run.
+      first_validation, first_test: first seconds of the slices, which `validation` and `test` came to.
+      since, without: moments in seconds.
+      loss, optimizer, teacher, candidates, start: names or digests of the arguments of `fit`; None for none.
+      teacher_candidates: `distillation.Teacher.count`.
+    """
+
+    task: Task = NextItem()
+    first_validation: int
+    first_test: int
+    validation: None = None
+    test: None = None
+    since: int | None = None
+    without: tuple[int, int] | None = None
+    buckets: tuple[int, ...] = ()
+    repeats: bool = False
+    loss: str
+    optimizer: str
+    teacher: str | None = None
+    candidates: str | None = None
+    teacher_candidates: int = 16
+    start: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.keep_best is not None:
             best = repr(self.keep_best)
-            expect(self.validates, "fit keep_best", "False without a validation slice", best)
-            expect(self.keep_best in self.figures, "fit keep_best", f"one of {list(self.figures)}", best)
+            expect(self.validates, "FitConfig.keep_best", "None without a validation slice", best)
+            expect(self.keep_best in self.figures, "FitConfig.keep_best", f"one of {list(self.figures)}", best)
 
     @property
     def validates(self) -> bool:
@@ -250,22 +311,19 @@ class FitSettings:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `from_json` reads it back."""
-        task = {"name": type(self.task).__name__} | dataclasses.asdict(self.task)
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"task": task}
-        # left out where unset, as in records of runs from before, which go on
-        for field in ("since", "start", "replay", "without", "teacher", "candidates"):
-            if not values[field]:
-                del values[field]
-        if not self.teacher:
-            del values["teacher_candidates"]
+        unset = {f.name for f in dataclasses.fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
+        unset |= {"validation", "test"} | (set() if self.teacher else {"teacher_candidates"})
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unset}
+        values["task"] = {"name": type(self.task).__name__, **values["task"]}
         return json.loads(json.dumps(values))
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
         """The settings that `to_json` wrote."""
-        task = dict(value["task"])
-        spans = {name: tuple(value[name]) for name in ("buckets", "without") if name in value}
-        return cls(**{**value, "task": TASKS[task.pop("name")](**task), **spans})
+        values, task = _tuples(value), dict(value["task"])
+        if values.get("sparse"):
+            values["sparse"] = SparseConfig(**_tuples(values["sparse"]))
+        return cls(**values | {"task": TASKS[task.pop("name")](**task)})
 
     def span(self, split: str) -> dict[str, int | None]:
         """The first second of a slice, "train", "validation" or "test", and the first after it."""
@@ -280,19 +338,54 @@ class FitSettings:
         return (times >= first) & (times < after)
 
 
-def cuts(task: Task, data: Dataset, *, validation: Any, test: Any, since: Any) -> dict[str, int | None]:
-    """The moments in `FitSettings` that split the samples of a task; arguments and errors of `fit`."""
+def _lengths(values: Any) -> bool:
+    """Whether a value is a tuple of lengths."""
+    return isinstance(values, tuple) and all(type(value) is int and value >= 1 for value in values)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of JSON with tuples for lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
+    """The moments in `FitSettings` that split the samples of a task; errors of `fit`."""
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
-    moments = time_cuts(times, validation=validation, test=test, since=since, unit=unit)
+    moments = time_cuts(times, validation=config.validation, test=config.test, since=config.since, unit=unit)
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
-def moments(span: tuple[Any, Any], data: Dataset, name: str) -> tuple[int, int]:
-    """Two moments in seconds: dates, or numbers in the unit of the data; ValueError for others."""
+def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
+    """Two moments in seconds, dates or numbers in the unit of the data; ValueError unless the first is earlier."""
+    if span is None:
+        return None
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
     first, after = (seconds_of(moment, name, unit=unit) for moment in span)
+    expect(first < after, name, "two moments, the first earlier", span)
     return first, after
+
+
+def settle(
+    config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: str | None
+) -> FitSettings:
+    """The settings of a run: what the config leaves open follows from data, model and task.
+
+    Args:
+      model: config of the model.
+      out: folder of a run to resume, whose `buckets` are taken for "auto"; None for none.
+      names: `loss`, `optimizer`, `teacher`, `candidates` and `start` of the settings.
+    """
+    expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
+    decided = cuts(task, data, config) | {
+        "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
+        "repeats": bool(data.repeats if config.repeats is None else config.repeats),
+        "without": span_of(config.without, data, "fit without"), "buckets": () if config.buckets == "auto" else config.buckets,
+    }  # fmt: skip
+    settings = FitSettings(**vars(config) | decided | names)
+    if config.buckets != "auto":
+        return settings
+    return dataclasses.replace(settings, buckets=choose_buckets(data, settings, model, folder=out))
 
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
@@ -344,11 +437,8 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
     expect(set(known) <= set(labels), name, f"a label for each objective of the model {known}", labels)
 
 
-def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """The `buckets` argument of `fit`; "auto" takes those of the run in `folder` to resume, else `pipeline.choose_lengths`."""
-    if value != "auto":
-        expect(not isinstance(value, str), "fit buckets", "'auto' or a tuple of lengths", repr(value))
-        return tuple(value)
+def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
+    """The `buckets` for "auto": those of the run in `folder` to resume, else `pipeline.choose_lengths`."""
     if folder is not None and is_run(folder) and Checkpoints(folder).steps:
         return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
@@ -360,10 +450,8 @@ def buckets(value: Any, data: Dataset, settings: FitSettings, config: Config, *,
 
 
 def train(
-    model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn,
-    teacher: Teacher | None, candidates: Retrieval | None, start: Params | None,
-    optimizer: optax.GradientTransformation | None, sparse: SparseConfig | None,
-    writers: Sequence[LogWriter], progress: bool,
+    model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, teacher: Teacher | None,
+    start: Params | None, optimizer: optax.GradientTransformation | None, writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
     """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     if start is not None:
@@ -377,11 +465,7 @@ def train(
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     positions, taught = training_positions(data, settings), source
     if teacher is not None:
-        corrected = distillation.teaches_corrected(loss.goals[-1].loss)  # type: ignore[union-attr]
-        taught = with_scores(
-            source, data, settings, positions, teacher, candidates,
-            offset=correction_of(data, settings) if corrected else None, folder=folder, progress=progress,
-        )  # fmt: skip
+        taught = with_scores(source, data, settings, positions, teacher, folder=folder, progress=progress)
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
@@ -402,7 +486,8 @@ def train(
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
-    step = make_step(model, optimizer, loss=loss, sparse=sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
+    dtype = jnp.dtype(settings.compute_dtype)
+    step = make_step(model, optimizer, loss=loss, sparse=settings.sparse, compute_dtype=dtype)
     with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         number, log = int(state.step), JsonLines(folder / LOG)
@@ -429,30 +514,33 @@ def correction_of(data: Dataset, settings: FitSettings) -> np.ndarray:
     """float32 [N] what `Run.with_popularity_correction` adds to each catalogue row's logit; ValueError where it has no such."""
     task = settings.task
     if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
-        raise ValueError(f"fit distill: expected a NextItem task with candidates by popularity, to be corrected, got {task}")
+        raise ValueError(f"Teacher.loss: expected a NextItem task with candidates by popularity, to be corrected, got {task}")
     return popularity_offset(counts_before(data, settings.first_validation), power=task.power, untrained=None)
 
 
 def with_scores(
-    source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher,
-    candidates: Retrieval | None, *, offset: np.ndarray | None, folder: Path, progress: bool,
+    source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher, *, folder: Path,
+    progress: bool,
 ) -> CandidateSource:  # fmt: skip
     """The candidates of a run with a ranker's scores; those of retrieved ones are kept in the folder of the run."""
     name = ", ".join(part for part in (settings.teacher, settings.candidates) if part)
-    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates, "offset": offset}
-    if isinstance(teacher, str):
-        ranked = distillation.logged_ranks(data, teacher, positions)
-        say(
-            f"ranker: {len(ranked.positions) / len(positions):.1%} of the samples have scores of {teacher!r}", progress=progress
-        )
+    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates}
+    if distillation.teaches_corrected(teacher.loss):
+        given["offset"] = correction_of(data, settings)
+    if isinstance(ranker := teacher.ranker, str):
+        ranked = distillation.logged_ranks(data, ranker, positions)
+        share = len(ranked.positions) / len(positions)
+        say(f"ranker: {share:.1%} of the samples have scores of {ranker!r}", progress=progress)
         return distillation.distilled(source, ranked, **given)
-    scores = distillation.scores_of(teacher, data)
-    if candidates is None:
+    scores = distillation.scores_of(ranker, data)
+    if teacher.candidates is None:
         return distillation.distilled(source, scores, **given)
-    expect(not processes.several(), "fit candidates", "one process, which scores them", "several; score them by a run of one")
+    expected, out = "one process, which scores them", "score them by a run of one"
+    expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
     ranked = distillation.rank_retrieved(
-        scores, data, positions, candidates, folder=folder / RANKED, name=name, repeats=settings.repeats, progress=progress
-    )
+        scores, data, positions, teacher.candidates, folder=folder / RANKED, name=name, repeats=settings.repeats,
+        progress=progress,
+    )  # fmt: skip
     return distillation.distilled(source, ranked, **given)
 
 
@@ -515,8 +603,8 @@ def validation(
     whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
     defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0}.get(settings.keep_best or "", True)
     lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
-    why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or False"
-    expect(defined, "fit keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
+    why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or None"
+    expect(defined, "FitConfig.keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
     options = evaluation_options(settings) | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:

@@ -18,4 +18,5 @@ def data() -> aif.Dataset:
 def run(data) -> aif.Run:
     """A short training, for blocks that are added after it."""
     model = aif.build(demo.config(schema=data.schema, **SMALL))
-    return aif.fit(model, data, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=10, progress=False)
+    config, task = aif.FitConfig(batch_size=64, requests=20, k=10), NextItem(negatives=3, evaluated=9)
+    return aif.fit(model, data, config, task=task, progress=False)

@@ -176,7 +176,7 @@ def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
     with pytest.raises(ValueError, match="with_unseen_items: expected a run with id_dropout"):
         run.with_unseen_items(data)
     options = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=None, progress=False)
-    trained = aif.fit(aif.build(run.config), data, id_dropout=0.3, **options)
+    trained = demo.fit(aif.build(run.config), data, id_dropout=0.3, **options)
     shared = trained.with_unseen_items(data)
     before, after = (np.asarray(one.params["embedding"]["item"]) for one in (trained, shared))
     unseen = ~np.isin(np.arange(len(before)), data.log.item[data.log.time < run.settings.first_validation])

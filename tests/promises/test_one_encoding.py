@@ -14,6 +14,7 @@ from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_nega
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.index import ItemIndex
 from aif_jax.train.evaluate import catalogue_scores, item_rows
+from tests import demo
 
 ITEMS, QUIET = 30, {"progress": False}
 
@@ -43,7 +44,7 @@ def model(data):
 
 @pytest.fixture(scope="module")
 def run(data, model, tmp_path_factory):
-    return aif.fit(model, data, out=tmp_path_factory.mktemp("encoding") / "run", epochs=1, batch_size=32, k=None, **QUIET)
+    return demo.fit(model, data, out=tmp_path_factory.mktemp("encoding") / "run", epochs=1, batch_size=32, k=None, **QUIET)
 
 
 def positions(data) -> np.ndarray:
@@ -112,7 +113,7 @@ DOORS = {
     "rows of the catalogue": lambda run, model, other, at: item_rows(run.model, run.params, other.catalogue, **QUIET),
     "init": lambda run, model, other, at: model.init(jax.random.key(0), other.catalogue),
     "fit_tables": lambda run, model, other, at: aif.fit_tables(run.config, other.catalogue),
-    "fit": lambda run, model, other, at: aif.fit(model, other, out=at / "fit", epochs=1, batch_size=32, **QUIET),
+    "fit": lambda run, model, other, at: demo.fit(model, other, out=at / "fit", epochs=1, batch_size=32, **QUIET),
     "Pipeline": lambda run, model, other, at: pipeline(model, other),
     "export.save": lambda run, model, other, at: export.save(at / "out", aif.Trained(run.model, run.params, other.encoder)),
     "checkpoint.save": lambda run, model, other, at: aif.checkpoint.save(

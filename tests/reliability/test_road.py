@@ -31,7 +31,7 @@ from aif_jax import presets
 from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.times import TimeUnit
 from aif_jax.refreshing import GateConfig
-from aif_jax.run import Run, fit
+from aif_jax.run import Run
 from aif_jax.service.models import Mirror
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.train.tasks import Impressions, NextItem
@@ -175,9 +175,10 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
     data = aif.read(folder / "impressions", **sources)
     assert len(data.log) == sum(len(rows["sku"]) for rows in days)
     task = Impressions(candidates=6, threshold=2) if road.impressions else NextItem(negatives=3, evaluated=9)
-    options: dict[str, Any] = {"requests": 50, "k": None if road.impressions else 5, "progress": False, "id_dropout": 0.1}
-    options |= {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "out": folder / "run"}
-    run = fit(aif.build(road.config(data.schema)), data, task=task, **options)
+    config = aif.FitConfig(
+        requests=50, k=None if road.impressions else 5, id_dropout=0.1, epochs=4, batch_size=32, learning_rate=0.01
+    )
+    run = aif.fit(aif.build(road.config(data.schema)), data, config, task=task, out=folder / "run", progress=False)
     run = added(Run.load(folder / "run"), data, road)
     assert all(np.isfinite(value) for value in run.metrics.values())
     index = run.index(articles, progress=False)
@@ -354,9 +355,10 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     data = aif.read(**log.write(folder / "first", days), columns=log.columns())
     model = aif.build(presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=(8,)))
     with pytest.raises(ValueError, match="threshold: expected an action row in"):
-        fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
+        aif.fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
     task, options = Impressions(candidates=6, threshold=2), {"batch_size": 32, "requests": 200, "progress": False}
-    run = fit(model, data, task=task, epochs=8, learning_rate=0.02, validation=0.25, test=0.0, out=folder / "run", **options)
+    config = aif.FitConfig(epochs=8, learning_rate=0.02, validation=0.25, test=0.0, batch_size=32, requests=200)
+    run = aif.fit(model, data, config, task=task, out=folder / "run", progress=False)
     assert run.metrics["gauc"] > 0.6
     run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []

@@ -14,6 +14,7 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 import aif_jax as aif
 from aif_jax import ItemIndex, train
 from aif_jax.index.writer import snapshots
+from tests import demo
 from tests.writer_world import Items
 
 PARTITIONS = 2
@@ -125,7 +126,7 @@ def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
     model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
     given: dict[str, Any] = dict(epochs=1, batch_size=32, evaluate_every=3, k=None, progress=False)
     given |= {"task": train.NextItem(negatives=3)}
-    return aif.fit(model, data, out=folder, **(given | options))
+    return demo.fit(model, data, out=folder, **(given | options))
 
 
 def fit(folder: str, at: int | None) -> None:
@@ -133,7 +134,7 @@ def fit(folder: str, at: int | None) -> None:
     root = Path(folder)
     _compiled_in(str(root.parent / "compiled"))
     points = CrashPoints(root / "run", at)
-    made = run(root / "run", epochs=4, keep_best=False)
+    made = run(root / "run", epochs=4, keep_best=None)
     import jax
 
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(made.params)]
