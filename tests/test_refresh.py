@@ -352,7 +352,7 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         ({"task": Liked(threshold=1)}, ArgumentError, "refresh task: expected that of the served model"),
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
         ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
-        ({"epochs": 0}, ValueError, "fit epochs: expected at least 1, got 0"),
+        ({"epochs": 0}, ValueError, "FitConfig.epochs: expected at least 1, got 0"),
         ({"unknown": "keep"}, ArgumentError, "unknown: expected 'skip' or 'error', got 'keep'"),
     ):  # fmt: skip
         given: dict[str, Any] = {"items": tmp_path / "items.csv", "work": tmp_path / "work"} | world.OPTIONS | changes
