@@ -12,9 +12,8 @@ from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 
 __all__ = [
-    "NextItem", "Liked", "Impressions", "Cascaded", "FitConfig", "Teacher", "evaluate", "Evaluation", "baseline_scores", "edits",
-    "fit_pure_svd",
-    "svd_factors",
+    "NextItem", "Liked", "Impressions", "Cascaded", "FitConfig", "Teacher",
+    "evaluate", "Evaluation", "baseline_scores", "edits", "fit_pure_svd", "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
     "loop", "resume", "BadBatch", "score", "predict", "JsonLines",
