@@ -3,15 +3,15 @@
 Claim     Taught by the ranker that it serves, `presets.aif` loses less of the ranker's top 10 than two-tower models that are
           taught alike, because it has the capacity for what the ranker says.
 Command   python -m experiments.ranker_recall --data DIR --plan validation --json FILE
-          (--plan test: the chosen weight, three seeds; --report-only: tables from the records)
+          (--plan test: the chosen weight, three seeds; --ranker trees or sequence; --report-only: tables from the records)
 Time      on one core about 70 minutes for the validation plan, twice that for the test plan; what is done is kept in --work
-Cascade   retrieval, see `experiments.study.retrieval`: the same candidates for all; a ranker of full attention with a larger
-          head, the mean of two seeds that no pre-ranker has; the pre-rankers of `question`, at its sizes, cut the candidates.
-          Scores have the popularity correction of serving, the ranker's too.
+Cascade   retrieval, see `experiments.study.retrieval`: the same candidates for all; a ranker, see `experiments.study.rankers`;
+          the pre-rankers of `question`, at its sizes, cut the candidates. Scores have the popularity correction of serving, the
+          ranker's too.
 Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content.
-Training  `aif.fit` with its defaults, for rankers and pre-rankers. Taught: one more listwise term, with a weight, on the
-          ranker's scores of the event's item and 16 of 64 retrieved candidates (`Teacher(candidates=...)`). The weight is
-          chosen for each model on the validation split.
+Training  `aif.fit` with its defaults. Taught: one more listwise term, with a weight, on the ranker's scores of the event's item
+          and 16 of 64 retrieved candidates (`Teacher(candidates=...)`). The weight is chosen for each model on the validation
+          split with the ranker of full attention; other rankers take the same.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
           ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order. 95 % over users, pairs on the
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +31,15 @@ import jax
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import checkpoint, metrics, train
-from aif_jax.blocks import popularity_offset
+from aif_jax import metrics, train
 from aif_jax.data import item_counts
 from aif_jax.metrics import ByUser, Interval
+from aif_jax.output import track
 from aif_jax.train import NextItem, losses
 from aif_jax.train.distillation import RankedCandidates, Scores, model_scores, rank_retrieved
 from experiments import common
 from experiments.datasets import movielens, taobao
-from experiments.study import datasets, question, records, retrieval
+from experiments.study import datasets, question, rankers, records, retrieval
 from experiments.study.question import Part, Requests
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ranker_recall"
@@ -51,49 +52,71 @@ MODELS = {
 }
 """Pre-rankers by name, and what `question` calls them."""
 COMPARED = ("two_tower", "matching", "aif")
-RANKER_HEAD, RANKER_SEEDS = (128, 64), (11, 12)
-WEIGHTS = (0.0, 1.0, 4.0, 16.0)
-"""Of the ranker's term: 0 is not taught. All are tried on the validation split."""
+
+
+class Taught(NamedTuple):
+    """How the ranker teaches."""
+
+    weight: float = 0.0  # of its term: 0 is not taught
+    corrected: bool = False  # its order is that with the popularity correction, which serving adds
+
+
+ALONE, USUAL = Taught(), Taught(4.0)
+TRIED = (ALONE, USUAL, Taught(1.0), Taught(16.0), Taught(4.0, corrected=True))
+"""On the validation split; the best one of each model is kept, USUAL of a model that has none chosen."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
 SMOKE_SIZES = {40: (10, 20), 100: (20,)}
 TOPS = (10, 50)
-POWER = 0.75  # of popularity, in the draws of negatives and so in the correction
+CUT, NO_WORSE = "@1000-100", -0.3
+"""The cut of `keys`, and the points of the top 10 that an equal model may lose more."""
+ENDS = ("", "_low", "_high")
 AGREEING = 200  # requests whose pairs are compared
+BLOCK = 256  # requests whose candidates the ranker scores at once
 LAST = np.float32(-1e9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A pre-ranker of the record."""
+    """A pre-ranker of the record, before a ranker."""
 
     dataset: str
     model: str
+    ranker: str = "attention"
     split: str = "validation"
     weight: float = 0.0
-    corrected: bool = False  # taught the ranker's order with the popularity correction, which serving adds
+    corrected: bool = False  # these two are of `Taught`
     seed: int = 0
 
     @property
     def id(self) -> str:
         """The name of the record."""
+        ranker = "" if self.ranker == "attention" else f"{self.ranker}/"
         weight = f"weight={self.weight:g}{', corrected' if self.corrected else ''}"
-        return f"{self.dataset}/{self.split}/{self.model}/{weight}/seed {self.seed}"
+        return f"{self.dataset}/{self.split}/{ranker}{self.model}/{weight}/seed {self.seed}"
+
+    @property
+    def trained(self) -> str:
+        """The name of the model: what no ranker teaches is the same before all of them."""
+        return self.id if self.weight else dataclasses.replace(self, ranker="attention").id
 
 
-def plan(name: str, chosen: dict[tuple[str, str], float]) -> list[Trial]:
-    """The runs of a plan; `chosen` is the weight by data set and model for the test split."""
-    if name == "smoke":
-        return [Trial(dataset="smoke", model=model, weight=weight) for model, weight in (("two_tower", 0.0), ("matching", 4.0))]
+def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[Trial]:
+    """The runs of a plan with a ranker; `chosen` by data set and model."""
     both = question.PUBLIC
-    if name == "validation":
-        tried = [(model, weight) for weight in (0.0, 4.0, 1.0, 16.0) for model in COMPARED]
-        more = [("two_tower_head", 4.0), ("full_attention", 0.0)]
-        return [Trial(dataset=where, model=model, weight=weight) for where in both for model, weight in (*tried, *more)]
+    if name == "smoke":
+        tried = [("smoke", "two_tower", ALONE), ("smoke", "matching", USUAL)]
+    elif name == "validation" and ranker == "attention":
+        every = [(model, taught) for taught in TRIED for model in COMPARED]
+        more = [("two_tower_head", USUAL), ("full_attention", ALONE)]
+        tried = [(where, model, taught) for where in both for model, taught in (*every, *more)]
+    else:
+        best = [(where, model, chosen.get((where, model), USUAL)) for where in both for model in COMPARED]
+        tried = [(where, model, taught) for where, model, of in best for taught in (of, ALONE)]
+    split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
     return [
-        Trial(dataset=where, model=model, weight=weight, seed=seed, split="test")
-        for seed in question.SEEDS for where in both for model in COMPARED
-        for weight in (chosen.get((where, model), 4.0), 0.0)
+        Trial(dataset=where, model=model, ranker=ranker, seed=seed, split=split, **taught._asdict())
+        for seed in seeds for where, model, taught in tried
     ]  # fmt: skip
 
 
@@ -122,63 +145,45 @@ def load(name: str, folder: Path | None) -> datasets.StudyData:
     return datasets.StudyData(name=name, dataset=dataset, split=aif.data.split_by_time(dataset.log))
 
 
-def config_of(data: datasets.StudyData, model: str) -> aif.Config:
-    """The config of a pre-ranker, or of the "ranker"."""
-    known = MODELS["full_attention" if model == "ranker" else model]
-    config = question.config_of(question.Trial(dataset=data.name, model=known), data)
-    return config.replace(head=RANKER_HEAD) if model == "ranker" else config
-
-
-def fitted(data: datasets.StudyData, part: Part, model: str, *, seed: int, folder: Path, **options: Any) -> aif.Trained:
-    """A model trained on the part's events, from `folder` if it was trained before."""
-    built = aif.build(config_of(data, model))
-    if not folder.exists():
-        first = int(data.dataset.log.time[part.held].min())
-        config = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, seed=seed, repeats=data.repeats)
-        if data.name == "smoke":
-            config = dataclasses.replace(config, batch_size=64, epochs=1)
-        run = aif.fit(built, data.dataset, config, task=NextItem(), **options)
-        checkpoint.save(folder, run.trained)
-        jax.clear_caches()
-    return aif.Trained(built, checkpoint.load(folder).params)
-
-
-def world_of(data: datasets.StudyData, split: str, work: Path, *, progress: bool) -> World:
+def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, progress: bool) -> World:
     """Trains the ranker and scores what retrieval finds, or reads it from `work`."""
     trial = question.Trial(dataset=data.name, model="", split=split)
     (part,) = question.parts_of(trial, data)
     requests, counts = question.requests_of(trial, part, data), item_counts(data.dataset, part.seen)
     folder = work / f"{data.name}--{split}"
-    folder.mkdir(parents=True, exist_ok=True)
-    seeds = RANKER_SEEDS[:1] if data.name == "smoke" else RANKER_SEEDS
-    rankers = [fitted(data, part, "ranker", seed=seed, folder=folder / f"ranker--{seed}", progress=progress) for seed in seeds]
-    scores = mean_of([model_scores(one.model, one.params, data.dataset) for one in rankers])
-    first = int(data.dataset.log.time[part.held].min())
-    positions = NextItem().positions(data.dataset, min_history=1, since=None, before=first)
-    if not (folder / "requests.npz").exists():
-        found = retrieval.of_requests(data, part, requests, counts)
-        np.savez(folder / "requests.npz", found=found, ranker=scores(requests.positions, found))
-    with np.load(folder / "requests.npz") as arrays:
-        found, ranker = arrays["found"], arrays["ranker"]
-    if not (folder / "teaching.npy").exists():
-        np.save(folder / "teaching.npy", retrieval.of_training(data, part, positions, counts))
-    teaching = np.load(folder / "teaching.npy")
-    name = " ".join(one.version for one in rankers)
-    ranked = rank_retrieved(
-        scores, data.dataset, positions, teaching, folder=folder / "taught", name=name, repeats=data.repeats, progress=progress
+    own = folder / ranker
+    own.mkdir(parents=True, exist_ok=True)
+    positions = NextItem().positions(
+        data.dataset, min_history=1, since=None, before=int(data.dataset.log.time[part.held].min())
     )
+    found = once(folder / "found.npy", lambda: retrieval.of_requests(data, part, requests, counts))
+    teaching = once(folder / "teaching.npy", lambda: retrieval.of_training(data, part, positions, counts))
+    on = rankers.Training(data, part, positions, teaching, counts)
+    scores, version = rankers.RANKERS[ranker](on, folder=own, progress=progress)
+    scored = once(own / "scores.npy", lambda: scores_of(scores, requests.positions, found, progress=progress))
+    options: dict[str, Any] = {"repeats": data.repeats, "progress": progress}
+    ranked = rank_retrieved(scores, data.dataset, positions, teaching, folder=own / "taught", name=version, **options)
     jax.clear_caches()
-    return World(data, part, requests, counts, found, ranker, teaching, ranked)
+    return World(data, part, requests, counts, found, scored, teaching, ranked)
 
 
-def mean_of(scores: list[Scores]) -> Scores:
-    """The mean of several rankers' scores."""
-    return lambda positions, rows: np.mean([one(positions, rows) for one in scores], axis=0, dtype=np.float32)
+def once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array of a file, made where there is none."""
+    if not path.exists():
+        np.save(path, make())
+    return np.load(path)
+
+
+def scores_of(scores: Scores, positions: np.ndarray, rows: np.ndarray, *, progress: bool) -> np.ndarray:
+    """Scores float32 [R, C] of all requests."""
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
+    shown = track(blocks, label="ranker", unit="blocks of requests", show=progress)
+    return np.concatenate([scores(positions[some], rows[some]) for some in shown])
 
 
 def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Trains a pre-ranker, cuts, and keeps the figures by user."""
-    began, offset = time.process_time(), popularity_offset(world.counts, power=POWER, untrained=None)
+    began, offset = time.process_time(), rankers.correction(world.counts)
 
     def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found, scores = world.ranked.at(positions)
@@ -189,8 +194,9 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
     if trial.weight:
         distill = losses.distill_listwise(corrected=trial.corrected)
         options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching)
-    folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.id)
-    trained = fitted(world.data, world.part, trial.model, seed=trial.seed, folder=folder, **options)
+    folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
+    config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), world.data)
+    trained = rankers.fitted(config, world.data, world.part, seed=trial.seed, folder=folder, **options)
     seconds = time.process_time() - began
     scores = model_scores(trained.model, trained.params, world.data.dataset)(world.requests.positions, world.found)
     found = by_user(world, scores)
@@ -210,7 +216,7 @@ def by_user(world: World, scores: np.ndarray) -> dict[str, ByUser]:
     sizes = SMOKE_SIZES if world.data.name == "smoke" else SIZES
     for size, cuts in sizes.items():
         rows = world.found[:, :size]
-        offset = popularity_offset(world.counts, power=POWER, untrained=None)[rows]
+        offset = rankers.correction(world.counts)[rows]
         ours, ranker = (np.where(rows > 0, one[:, :size] + offset, LAST) for one in (scores, world.ranker))
         values = of_cuts(ours, ranker, rows == target[:, None], cuts)
         wide, trained = f"@{size}", world.counts[target] > 0
@@ -258,83 +264,133 @@ def rank(scores: np.ndarray) -> np.ndarray:
 
 # from the records
 
+Found = dict[str, dict[str, Any]]
+
+
+def read(results: Path) -> Found:
+    """The records; the first ones did not say all of a trial."""
+    first = {"ranker": "attention", "corrected": False}
+    return {name: first | record for name, record in records.read(results).items()}
+
 
 def pooled(results: Path, runs: list[dict[str, Any]], metric: str) -> ByUser:
     """A metric by user, averaged over seeds."""
     return question.over_seeds([records.by_user(results, one, metric) for one in runs])
 
 
-def runs_of(found: dict[str, dict[str, Any]], dataset: str, split: str, model: str, weight: float) -> list[dict[str, Any]]:
+def taught_of(record: dict[str, Any]) -> Taught:
+    """How the ranker taught the model of a record."""
+    return Taught(record["weight"], record["corrected"])
+
+
+def runs_of(found: Found, dataset: str, split: str, ranker: str, model: str, taught: Taught) -> list[dict[str, Any]]:
     """The records of a model, one a seed."""
-    wanted = (dataset, split, model, weight)
-    return [r for r in found.values() if (r["dataset"], r["split"], r["model"], r["weight"]) == wanted]
+    wanted = (dataset, split, ranker, model, taught)
+    return [r for r in found.values() if (r["dataset"], r["split"], r["ranker"], r["model"], taught_of(r)) == wanted]
 
 
-def chosen_weights(results: Path) -> dict[tuple[str, str], float]:
-    """The weight by data set and model with the best recall of the ranker's top 10 on the validation split."""
-    found = [one for one in records.read(results).values() if one["split"] == "validation" and one["weight"]]
-    found = [one for one in found if one["dataset"] in question.PUBLIC]
-    best: dict[tuple[str, str], tuple[float, float]] = {}
-    for one in found:
-        key = (one["dataset"], one["model"])
-        best[key] = max(best.get(key, (0.0, 0.0)), (one["figures"]["recall10@1000-100"], one["weight"]))
-    return {key: weight for key, (_, weight) in best.items()}
+def chosen_ways(results: Path) -> dict[tuple[str, str], Taught]:
+    """What keeps most of the ranker's top 10, by data set and model: validation split, full attention."""
+    best: dict[tuple[str, str], tuple[float, Taught]] = {}
+    for one in read(results).values():
+        if (one["split"], one["ranker"]) == ("validation", "attention") and one["weight"] and one["dataset"] in question.PUBLIC:
+            key, kept = (one["dataset"], one["model"]), (one["figures"][f"recall10{CUT}"], taught_of(one))
+            best[key] = max(best.get(key, kept), kept)
+    return {key: taught for key, (_, taught) in best.items()}
 
 
-def lost(metric: ByUser) -> ByUser:
-    """The share that a recall lacks, by user."""
-    return metric._replace(values=1 - metric.values)
+def lost(results: Path, runs: list[dict[str, Any]], cut: str) -> ByUser:
+    """The share of the ranker's top 10 that a cut loses, by user."""
+    recall = pooled(results, runs, f"recall10{cut}")
+    return recall._replace(values=1 - recall.values)
 
 
 def report(results: Path) -> str:
-    """Tables by data set and split: shares of the ranker's top 10 lost, share of items kept, the cascade's share, GAUC."""
-    found, lines = records.read(results), []
-    for dataset, split in dict.fromkeys((r["dataset"], r["split"]) for r in found.values()):
+    """Tables by data set, split and ranker: shares of the ranker's top 10 lost, items kept, the cascade's share, GAUC."""
+    found, lines = read(results), []
+    for dataset, split, ranker in dict.fromkeys((r["dataset"], r["split"], r["ranker"]) for r in found.values()):
         sizes = SMOKE_SIZES if dataset == "smoke" else SIZES
         cuts = [f"@{size}-{cut}" for size, some in sizes.items() for cut in some]
-        shown = [f"recall10{cut}" for cut in cuts]
-        lines.append(
-            f"\n{dataset}, {split}: % of the ranker's top 10 lost; event's item kept, HR@10 of the cascade over the ranker's"
-        )
-        lines.append(
-            f"{'':32}" + "".join(f"{cut[1:]:>12}" for cut in cuts) + f"{'kept':>9}{'share':>8}{'GAUC':>8}{'own HR@10':>11}"
-        )
-        for model, weight in dict.fromkeys((r["model"], r["weight"]) for r in found.values() if r["dataset"] == dataset):
-            runs = runs_of(found, dataset, split, model, weight)
+        size, main = next(iter(sizes)), cuts[min(2, len(cuts) - 1)]
+        lines += [
+            f"\n{dataset}, {split}, ranker {ranker}: % of the ranker's top 10 lost; at {main[1:]} with 95 % over users, "
+            "event's item kept, HR@10 of the cascade over the ranker's; GAUC and HR@10 of the pre-ranker alone",
+            f"{'':38}"
+            + "".join(f"{cut[1:]:>10}" for cut in cuts)
+            + f"{'95 %':>16}{'kept':>7}{'share':>7}{'GAUC':>8}{'HR@10':>7}",
+        ]
+        for model, taught in dict.fromkeys((r["model"], taught_of(r)) for r in found.values() if r["dataset"] == dataset):
+            runs = runs_of(found, dataset, split, ranker, model, taught)
             if not runs:
                 continue
-            name = f"{model}, {f'taught, weight {weight:g}' if weight else 'not taught'} ({len(runs)})"
-            cells = "".join(f"{100 * lost(pooled(results, runs, metric)).mean:12.2f}" for metric in shown)
-            size, cut = next(iter(sizes)), cuts[min(2, len(cuts) - 1)]
-            kept, share = (pooled(results, runs, f"{name}{cut}") for name in ("survives", "hr10"))
-            of = metrics.paired_interval(share, pooled(results, runs, f"ranker_hr10@{size}"), ratio=True).value
-            own = pooled(results, runs, f"own_hr10@{size}").mean
-            lines.append(f"{name:32}{cells}{kept.mean:9.3f}{of:8.3f}{pooled(results, runs, 'gauc').mean:8.4f}{own:11.3f}")
+            how = f"weight {taught.weight:g}{', corrected' if taught.corrected else ''}" if taught.weight else "not taught"
+            name = f"{model}, {how} ({len(runs)})"
+            cells = "".join(f"{100 * lost(results, runs, cut).mean:10.2f}" for cut in cuts)
+            _, low, high = metrics.user_interval(lost(results, runs, main))
+            hits, whole, kept, gauc, own = (
+                pooled(results, runs, metric)
+                for metric in (f"hr10{main}", f"ranker_hr10@{size}", f"survives{main}", "gauc", f"own_hr10@{size}")
+            )
+            share = metrics.paired_interval(hits, whole, ratio=True).value
+            cells += f"{f'{100 * low:.2f} to {100 * high:.2f}':>16}{kept.mean:7.3f}{share:7.3f}{gauc.mean:8.4f}{own.mean:7.3f}"
+            lines.append(f"{name:38}{cells}")
     return "\n".join(lines)
 
 
 def keys(results: Path) -> dict[str, dict[str, Any]]:
-    """Figures of the test split by data set, see the issue's names: 1,000 to 100, each model with its chosen weight."""
-    found, weights, made = records.read(results), chosen_weights(results), {}
+    """Figures of the test split by data set, see `figures_of`: with full attention, and with other rankers by their names.
+
+    `order_holds` by ranker: AIF loses less than the two-tower model, and no more than that with matching statistics.
+    """
+    found, ways, made = read(results), chosen_ways(results), {}
     for dataset in question.PUBLIC:
-        runs = {model: runs_of(found, dataset, "test", model, weights.get((dataset, model), 4.0)) for model in COMPARED}
-        if not all(runs.values()):
-            continue
-        losses_of = {model: lost(pooled(results, some, "recall10@1000-100")) for model, some in runs.items()}
-        figures: dict[str, Any] = {f"lost10_{model}": 100 * one.mean for model, one in losses_of.items()}
-        figures["lost10_aif_high"] = 100 * metrics.user_interval(losses_of["aif"]).high
-        for other in COMPARED[:2]:
-            ratio = metrics.paired_interval(losses_of["aif"], losses_of[other], ratio=True)
-            figures |= {f"lost10_ratio_over_{other}": ratio.value, f"lost10_ratio_over_{other}_high": ratio.high}
-        share: Interval = metrics.paired_interval(
-            pooled(results, runs["aif"], "hr10@1000-100"), pooled(results, runs["aif"], "ranker_hr10@1000"), ratio=True
-        )
-        figures |= {"cascade_hr10_share": share.value, "cascade_hr10_share_low": share.low}
-        figures["order_holds"] = {
-            "full attention": bool(figures["lost10_aif"] < min(figures[f"lost10_{o}"] for o in COMPARED[:2]))
+        by_ranker: dict[str, dict[str, Interval]] = {}
+        for ranker in rankers.RANKERS:
+            taught, alone = (
+                {model: runs_of(found, dataset, "test", ranker, model, way) for model, way in tried.items()}
+                for tried in ({model: ways.get((dataset, model), USUAL) for model in COMPARED}, dict.fromkeys(COMPARED, ALONE))
+            )
+            if all(taught.values()):
+                by_ranker[ranker] = figures_of(results, taught, {model: runs for model, runs in alone.items() if runs})
+        flat = {
+            ranker: {f"{name}{end}": value for name, one in figures.items() for end, value in zip(ENDS, one, strict=True)}
+            for ranker, figures in by_ranker.items()
         }
-        made[dataset] = figures
+        holds = {
+            ranker: one["lost10_less_than_two_tower"].low > 0 and one["lost10_less_than_matching"].low > NO_WORSE
+            for ranker, one in by_ranker.items()
+        }
+        if holds:
+            made[dataset] = flat.pop("attention", {}) | flat | {"order_holds": holds}
     return made
+
+
+def figures_of(results: Path, taught: dict[str, Any], alone: dict[str, Any]) -> dict[str, Interval]:
+    """Figures with 95 % over users: records of COMPARED, taught with their weights, and not taught.
+
+    `lost10_...` are in % of the ranker's top 10, of AIF less than others in points, and its ratio over theirs; the shares are
+    of what the ranker reaches without a cut, by the cascade behind AIF and by AIF alone.
+    """
+    losses = {model: lost(results, runs, CUT) for model, runs in taught.items()}
+    untaught = {f"{model}_not_taught": lost(results, runs, CUT) for model, runs in alone.items()}
+    made = {f"lost10_{model}": _percent(metrics.user_interval(one)) for model, one in (losses | untaught).items()}
+    of = {(model, name): pooled(results, taught[model], name) for model in COMPARED for name in ("gauc", "hr100@0")}
+    for other in COMPARED[:2]:
+        made[f"lost10_ratio_over_{other}"] = metrics.paired_interval(losses["aif"], losses[other], ratio=True)
+        made[f"lost10_less_than_{other}"] = _percent(metrics.paired_interval(losses[other], losses["aif"]))
+        made[f"gauc_points_over_{other}"] = _percent(metrics.paired_interval(of["aif", "gauc"], of[other, "gauc"]))
+        made[f"hr100_ratio_over_{other}"] = metrics.paired_interval(of["aif", "hr100@0"], of[other, "hr100@0"], ratio=True)
+    size = CUT.partition("-")[0]
+    shares = {"cascade_hr10": f"hr10{CUT}", "cascade_ndcg10": f"ndcg10{CUT}", "own_hr10": f"own_hr10{size}"}
+    for name, metric in shares.items():
+        whole = f"ranker_{'ndcg10' if 'ndcg10' in name else 'hr10'}{size}"
+        ours, ranker = (pooled(results, taught["aif"], one) for one in (metric, whole))
+        made[f"{name}_share"] = metrics.paired_interval(ours, ranker, ratio=True)
+    return made
+
+
+def _percent(part: Interval) -> Interval:
+    return Interval(*(100 * value for value in part))
 
 
 @common.script
@@ -342,6 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Does the missing runs of a plan and prints the tables."""
     parser = common.parser(__doc__)
     parser.add_argument("--plan", choices=("validation", "test"), default="validation", help="default %(default)s")
+    parser.add_argument("--ranker", choices=rankers.RANKERS, default="attention", help="default %(default)s")
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/ranker_recall"), help="models, scores")
@@ -350,14 +407,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--report-only", action="store_true", help="print tables from the records and stop")
     options = parser.parse_args(arguments)
     name, worlds = "smoke" if options.smoke else options.plan, {}
-    for trial in [] if options.report_only else plan(name, chosen_weights(options.results)):
+    for trial in [] if options.report_only else plan(name, options.ranker, chosen_ways(options.results)):
         left_out = any(
             some and value not in some for value, some in ((trial.dataset, options.dataset), (trial.model, options.model))
         )
         if left_out or trial.id in records.read(options.results):
             continue
         if trial.dataset not in worlds:
-            worlds = {trial.dataset: world_of(load(trial.dataset, options.data), trial.split, options.work, progress=True)}
+            data = load(trial.dataset, options.data)
+            worlds = {trial.dataset: world_of(data, trial.split, trial.ranker, options.work, progress=True)}
         made = run(trial, worlds[trial.dataset], results=options.results, work=options.work, progress=True)
         of = {name: value for name, value in made["figures"].items() if name.startswith("recall10@") and "trained" not in name}
         print(f"{trial.id}: {', '.join(f'{name} {value:.4f}' for name, value in of.items())}", flush=True)

@@ -1,6 +1,7 @@
 """The cascade of `experiments.ranker_recall`: what a cut keeps, what retrieval finds, and the script in small."""
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from aif_jax import metrics
 from aif_jax.data import EventLog, item_counts
 from aif_jax.data.split import sample_positions
 from experiments import ranker_recall as cascade
-from experiments.study import datasets, question, retrieval
+from experiments.study import datasets, question, retrieval, sequence, trees
 from tests.test_question import met_once
 from tests.test_scripts import measured
 
@@ -75,15 +76,139 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
     np.testing.assert_array_equal(again, taught)
 
 
+# rankers
+
+
+@pytest.fixture(scope="module")
+def smoke():
+    """The synthetic data, its training events, and 40 late requests with random candidates."""
+    data = datasets.load("smoke")
+    (part,) = question.parts_of(question.Trial(dataset="smoke", model=""), data)
+    positions = np.intersect1d(part.seen, sample_positions(data.dataset.log, min_history=5))
+    rng = np.random.default_rng(0)
+    at = rng.permutation(positions)[:40]
+    return data, part, at, rng.integers(1, len(data.dataset.catalogue), (40, 12)).astype(np.int32)
+
+
+def test_features_of_the_trees_by_a_plain_count(smoke):
+    data, part, at, rows = smoke
+    log, category = data.dataset.log, data.dataset.catalogue.ids["category"]
+    rows[:, 0] = log.item[at]
+    found = trees.Features(data, part)(at, rows)
+    assert found.shape == (40, 12, 2 + 1 + len(trees.RECENT) + 4 * len(trees.fields_of(data)) + len(trees.DECAYS) + 1)
+    for request, (own, position) in enumerate(zip(rows, at, strict=True)):
+        now, user = log.time[position], log.user[position]
+        mine = np.flatnonzero((log.user == user) & (log.time < now))
+        for column, row in enumerate(own):
+            events = log.time[(log.item == row) & (log.time < now)]
+            recent = [(events >= now - days * trees.DAY).sum() for days in trees.RECENT]
+            expected = [len(mine), len(events), (now - events.max()) / trees.DAY if len(events) else np.nan, *recent]
+            for of in (log.item == row, category[log.item] == category[row]):
+                met = mine[of[mine]]
+                past = [mine[-1] + 1 - met[-1], (now - log.time[met[-1]]) / trees.DAY] if len(met) else [np.nan, np.nan]
+                expected += [len(met), len(met) / len(mine), *past]
+            np.testing.assert_allclose(
+                found[request, column, : len(expected)], expected, rtol=1e-5, err_msg=f"{request} {column}"
+            )
+
+
+def test_features_of_the_trees_read_neither_the_request_nor_the_users_own_training_events(smoke):
+    """The user turns to other items from the request on: neither counts change, nor what other users' events say."""
+    data, part, at, rows = smoke
+    log, user = data.dataset.log, data.dataset.log.user[at[0]]
+    later = (log.user == user) & (log.time >= log.time[at[0]])
+    item = np.where(later, 1 + (log.item + 7) % (len(data.dataset.catalogue) - 1), log.item).astype(np.int32)
+    changed = dataclasses.replace(data.dataset, log=EventLog.from_arrays(log.user, item, log.action, log.time, users=log.users))
+    other = dataclasses.replace(data, dataset=changed)
+    before, after = (trees.Features(one, part)(at[:1], rows[:1]) for one in (data, other))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_the_scale_of_scores_is_the_likeliest():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(20_000, 6))
+    right = (3 * scores + rng.gumbel(size=scores.shape)).argmax(1)  # a softmax of three times the scores
+    swapped = np.take_along_axis(scores, (np.arange(6) + right[:, None]) % 6, 1)
+    assert trees.likeliest_scale(swapped) == pytest.approx(3, rel=0.05)
+    assert trees.likeliest_scale(np.pad(swapped, ((0, 0), (0, 1)), constant_values=-np.inf)) == pytest.approx(3, rel=0.05)
+
+
+def test_windows_of_the_sequences_hold_training_events_of_one_user(smoke):
+    data, part, *_ = smoke
+    log, ends = data.dataset.log, {user: [] for user in range(data.dataset.log.users)}
+    for position in part.seen:
+        ends[log.user[position]].append(log.item[position])
+    events, after, taught = sequence.windows(log, part.seen, np.random.default_rng(0), 50)
+    assert events.item.shape == after.shape == taught.shape == (50, sequence.LENGTH) and taught.any(1).all()
+    for items, following in zip(events.item, after, strict=True):
+        count = (following > 0).sum()
+        window = [*items[: count + 1]]
+        np.testing.assert_array_equal(items[1 : count + 1], following[:count])
+        assert any(window == own[start : start + count + 1] for own in ends.values() for start in range(len(own) - count))
+
+
+def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path):
+    data, part, at, rows = smoke
+    counts, log = item_counts(data.dataset, part.seen), data.dataset.log
+    scores, version = sequence.fit(data, part, counts=counts, folder=tmp_path / "model", steps=3, progress=False)
+    item = log.item.copy()
+    item[log.history_end(at[:1])[0] : log.offsets[log.user[at[0]] + 1]] = 1
+    changed = dataclasses.replace(data.dataset, log=EventLog.from_arrays(log.user, item, log.action, log.time, users=log.users))
+    given = dict(counts=counts, folder=tmp_path / "model", steps=3, progress=False)
+    other, again = sequence.fit(dataclasses.replace(data, dataset=changed), part, **given)
+    assert again == version
+    first = scores(at, rows)
+    np.testing.assert_array_equal(first[:1], other(at[:1], rows[:1]))
+    np.testing.assert_allclose(first[5:7], scores(at[5:7], rows[5:7]), rtol=1e-5, atol=1e-6)
+
+
+# the script
+
+
 def test_ranker_recall(tmp_path):
     folders = ("--results", str(tmp_path / "results"), "--work", str(tmp_path / "work"))
     got = measured(tmp_path, "experiments.ranker_recall", *folders)
     assert got["preset"] == {}  # figures are of the test split of public data
-    found = cascade.records.read(tmp_path / "results")
+    found = cascade.read(tmp_path / "results")
     assert [one["weight"] for one in found.values()] == [0.0, 4.0]
     for one in found.values():
         assert 0 < one["figures"]["recall10@40-10"] <= one["figures"]["recall10@40-20"] <= 1
         assert one["figures"]["hr10@40-20"] <= one["figures"]["survives@40-20"] <= one["figures"]["retrieved@40"] <= 1
-    assert cascade.chosen_weights(tmp_path / "results") == {}
+    assert cascade.chosen_ways(tmp_path / "results") == {}
     table = cascade.report(tmp_path / "results")
-    assert "smoke, validation" in table and "matching, taught, weight 4 (1)" in table
+    assert "smoke, validation, ranker attention" in table and "matching, weight 4 (1)" in table
+
+
+@pytest.mark.parametrize("ranker", ["trees", "sequence"])
+def test_rankers_of_other_families(tmp_path, ranker):
+    """Each has scores of its own, from files when they are there, and the same models that nobody taught."""
+    data = datasets.load("smoke")
+    world = cascade.world_of(data, "validation", ranker, tmp_path / "work", progress=False)
+    again = cascade.world_of(data, "validation", ranker, tmp_path / "work", progress=False)
+    np.testing.assert_array_equal(world.ranker, again.ranker)
+    assert np.isfinite(world.ranker).all() and world.ranker.shape == world.found.shape
+    rows, scores = world.ranked.at(world.ranked.positions[:5])
+    assert np.isfinite(scores[rows > 0]).all()
+    (alone, taught), (other, _) = (cascade.plan("smoke", name, {}) for name in (ranker, "attention"))
+    assert alone.id != other.id and alone.trained == other.trained and taught.trained == taught.id
+    assert taught.id == f"smoke/validation/{ranker}/matching/weight=4/seed 0"
+
+
+def test_figures_of_the_test_split_by_ranker(tmp_path):
+    """AIF loses 1 %, matching 3, two-tower 20; before trees AIF loses 5 % more than matching."""
+    users = np.arange(50)
+    of = {"two_tower": 0.8, "matching": 0.97, "aif": 0.99}
+    for ranker, model in product(("attention", "trees"), of):
+        trial = cascade.Trial(dataset="taobao", model=model, ranker=ranker, split="test", weight=4.0)
+        recall = of[model] - 0.07 * (ranker == "trees" and model == "aif") + 0.001 * np.cos(users)
+        names = ("hr10@1000-100", "ndcg10@1000-100", "own_hr10@1000", "ranker_hr10@1000", "ranker_ndcg10@1000")
+        values = dict.fromkeys((*names, "gauc", "hr100@0"), np.full(50, 0.5)) | {"recall10@1000-100": recall}
+        record = {"id": trial.id, **dataclasses.asdict(trial)}
+        if ranker == "attention":
+            del record["ranker"], record["corrected"]  # as the first records were
+        cascade.records.keep(tmp_path, record, {name: metrics.mean_by_user(one, users) for name, one in values.items()})
+    made = cascade.keys(tmp_path)["taobao"]
+    assert made["order_holds"] == {"attention": True, "trees": False}
+    assert made["lost10_aif"] == pytest.approx(1, abs=0.01) and 1 < made["lost10_aif_high"] < 1.1
+    assert made["trees"]["lost10_less_than_matching_high"] < -4 and made["lost10_less_than_matching_low"] > 1.9
+    assert made["lost10_ratio_over_two_tower"] == pytest.approx(0.05, rel=0.01) and made["cascade_hr10_share"] == 1

@@ -1,0 +1,99 @@
+"""The rankers of `experiments.ranker_recall`, of several families: what each of them wants is what a cut may lose.
+
+attention  full attention with a larger head, the mean of two seeds that no pre-ranker has: the family of `presets.aif`
+trees      LambdaMART on raw features, see `experiments.study.trees`
+sequence   SASRec, see `experiments.study.sequence`
+
+A ranker gives scores of requests and of teaching candidates that the popularity correction of serving is added to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import aif_jax as aif
+from aif_jax import checkpoint
+from aif_jax.blocks import popularity_offset
+from aif_jax.train import NextItem
+from aif_jax.train.distillation import Scores, model_scores
+from experiments.study import question, sequence, trees
+from experiments.study.datasets import StudyData
+from experiments.study.question import Part
+
+HEAD, SEEDS = (128, 64), (11, 12)
+POWER = 0.75  # of popularity, in the draws of negatives and so in the correction
+
+
+class Ranker(NamedTuple):
+    """A trained ranker."""
+
+    scores: Scores
+    version: str
+
+
+class Training(NamedTuple):
+    """What rankers are trained on."""
+
+    data: StudyData
+    part: Part
+    positions: np.ndarray  # int64 [n] training events with a history
+    teaching: np.ndarray  # int32 [events of the log, 64], see `retrieval.of_training`
+    counts: np.ndarray  # int64 [N] training events of each item
+
+
+def correction(counts: np.ndarray) -> np.ndarray:
+    """What serving adds to the scores of items: float32 [N]."""
+    return popularity_offset(counts, power=POWER, untrained=None)
+
+
+def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
+    """The mean of full attention's scores."""
+    config = question.config_of(question.Trial(dataset=on.data.name, model=question.FULL), on.data).replace(head=HEAD)
+    models = [
+        fitted(config, on.data, on.part, seed=seed, folder=folder / str(seed), progress=progress)
+        for seed in (SEEDS[:1] if on.data.name == "smoke" else SEEDS)
+    ]
+    each = [model_scores(one.model, one.params, on.data.dataset) for one in models]
+
+    def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return np.mean([one(positions, rows) for one in each], axis=0, dtype=np.float32)
+
+    return Ranker(scores, " ".join(one.version for one in models))
+
+
+def of_trees(on: Training, *, folder: Path, progress: bool) -> Ranker:
+    """Trees; see `trees.fit`."""
+    groups = trees.groups(on.data, on.positions, on.teaching, on.counts)
+    fit = trees.fit(on.data, on.part, groups, offset=correction(on.counts), folder=folder / "trees", progress=progress)
+    return Ranker(*fit)
+
+
+def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
+    """Self-attention over the last events; see `sequence.fit`."""
+    steps = 10 if on.data.name == "smoke" else sequence.STEPS
+    fit = sequence.fit(on.data, on.part, counts=on.counts, folder=folder / "model", steps=steps, progress=progress)
+    return Ranker(*fit)
+
+
+RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of_trees, "sequence": of_sequences}
+"""Functions of a `Training`, the folder of what is trained, and whether to show progress."""
+
+
+def fitted(config: aif.Config, data: StudyData, part: Part, *, seed: int, folder: Path, **options: Any) -> aif.Trained:
+    """A model trained on the part's events by `aif.fit`, from `folder` if it was trained before."""
+    built = aif.build(config)
+    if not folder.exists():
+        first = int(data.dataset.log.time[part.held].min())
+        settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, seed=seed, repeats=data.repeats)
+        if data.name == "smoke":
+            settings = dataclasses.replace(settings, batch_size=64, epochs=1)
+        run = aif.fit(built, data.dataset, settings, task=NextItem(), **options)
+        checkpoint.save(folder, run.trained)
+        jax.clear_caches()
+    return aif.Trained(built, checkpoint.load(folder).params)

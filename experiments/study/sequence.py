@@ -1,0 +1,157 @@
+"""A ranker of sequences: SASRec, causal self-attention over the last events, and a dot product with the candidate.
+
+An event is the sum of the embeddings of its item, of the item's fields and of its action; a candidate is that of its item and
+fields, with a bias. After every event of a window the next one is taught: a softmax over its item and negatives that the whole
+batch shares, drawn by popularity ** 0.75 as those of the pre-rankers are, so the popularity correction of serving is the same.
+An event at the time of the one before it is not taught, since a request reads what is strictly earlier.
+
+Source: W. Kang and J. McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from aif_jax.data import EventLog, NegativeSampler
+from aif_jax.output import track
+from aif_jax.store import sealed
+from aif_jax.store.trained import digest
+from aif_jax.train import default_optimizer
+from aif_jax.train.distillation import Scores
+from experiments.study.datasets import StudyData
+from experiments.study.question import Part
+from experiments.study.trees import fields_of
+
+FORMAT = "ranker of sequences 1"
+WIDTH, LENGTH, LAYERS, HEADS, DROPOUT = 64, 128, 2, 2, 0.2
+STEPS, WINDOWS, NEGATIVES = 1500, 32, 512
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.01
+REQUESTS = 128  # scored together
+Params = Any
+
+
+class Encoder(nn.Module):
+    """The user after each of their events [B, L, WIDTH], which are embedded and read themselves and earlier ones."""
+
+    @nn.compact
+    def __call__(self, events: jax.Array, train: bool = False) -> jax.Array:
+        drop = partial(nn.Dropout(DROPOUT), deterministic=not train)
+        states = drop(events + self.param("place", nn.initializers.normal(0.02), events.shape[1:])[None])
+        earlier = nn.make_causal_mask(events[..., 0])
+        for _ in range(LAYERS):
+            states += drop(nn.MultiHeadDotProductAttention(HEADS)(nn.LayerNorm()(states), mask=earlier))
+            states += drop(nn.Dense(WIDTH)(nn.gelu(nn.Dense(2 * WIDTH)(nn.LayerNorm()(states)))))
+        return nn.LayerNorm()(states)
+
+
+class Events(NamedTuple):
+    """Events of each of B users, in time."""
+
+    item: np.ndarray  # int32 [B, L]
+    action: np.ndarray  # int32 [B, L]
+
+
+def init(data: StudyData) -> Params:
+    """Random tables and encoder."""
+    sizes = {name: int(ids.max()) + 1 for name, ids in fields_of(data).items()}
+    key, *keys = jax.random.split(jax.random.key(0), 1 + len(sizes))
+    tables = {
+        name: jax.random.normal(of, (size, WIDTH)) / WIDTH**0.5 for of, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
+    encoder = Encoder().init(key, jnp.zeros((1, LENGTH, WIDTH)))["params"]
+    action, bias = jnp.zeros((int(data.dataset.log.action.max()) + 1, WIDTH)), jnp.zeros(len(data.dataset.catalogue))
+    return {"tables": tables, "action": action, "bias": bias, "encoder": encoder}
+
+
+def embedded(params: Params, ids: dict[str, jax.Array], rows: Any) -> jax.Array:
+    """Items [..., WIDTH] of catalogue rows; `ids` are the catalogue's fields."""
+    return sum((table[ids[name][rows]] for name, table in params["tables"].items()), jnp.zeros(()))
+
+
+def encoded(params: Params, ids: dict[str, jax.Array], events: Events, key: jax.Array | None = None) -> jax.Array:
+    """Users [B, L, WIDTH] after each event; a key makes it training."""
+    inputs = embedded(params, ids, events.item) + params["action"][events.action]
+    rngs = None if key is None else {"dropout": key}
+    return Encoder().apply({"params": params["encoder"]}, inputs, train=key is not None, rngs=rngs)
+
+
+def windows(log: EventLog, seen: np.ndarray, rng: np.random.Generator, count: int) -> tuple[Events, np.ndarray, np.ndarray]:
+    """Events [B, LENGTH] from a random training event of a user on, the items [B, LENGTH] after each, and which are taught."""
+    ends = log.offsets[:-1] + np.bincount(log.user[seen], minlength=log.users)  # training events come first
+    at = seen[rng.integers(0, len(seen), count)]
+    first = np.maximum(at - rng.integers(0, LENGTH, count), log.offsets[log.user[at]])[:, None]
+    place = first + np.arange(LENGTH + 1)
+    there = place < ends[log.user[at]][:, None]
+    place = np.where(there, place, first)
+    item, time = np.where(there, log.item[place], 0), log.time[place]
+    taught = there[:, 1:] & (time[:, 1:] > time[:, :-1]) & (item[:, 1:] > 0)
+    return Events(item[:, :-1], np.where(there, log.action[place], 0)[:, :-1]), item[:, 1:], taught
+
+
+def loss(
+    params: Params, ids: dict[str, jax.Array], events: Events, after: Any, taught: Any, negatives: Any, key: jax.Array
+) -> jax.Array:
+    """Mean cross-entropy of the item after each event that is taught, against negatives [n]."""
+    users = encoded(params, ids, events, key)
+    right = (users * embedded(params, ids, after)).sum(-1) + params["bias"][after]
+    wrong = users @ embedded(params, ids, negatives).T + params["bias"][negatives][None, None]
+    wrong = jnp.where(negatives[None, None] == after[..., None], -jnp.inf, wrong)
+    each = jax.nn.logsumexp(jnp.concatenate([right[..., None], wrong], -1), -1) - right
+    return jnp.where(taught, each, 0).sum() / jnp.maximum(taught.sum(), 1).astype(each.dtype)
+
+
+def fit(
+    data: StudyData, part: Part, *, counts: np.ndarray, folder: Path, steps: int = STEPS, progress: bool
+) -> tuple[Scores, str]:
+    """The scores of the model and its version; trained, or read from `folder` if it was trained before.
+
+    Args:
+      counts: [N] training events.
+    """
+    log, ids = data.dataset.log, {name: jnp.asarray(of) for name, of in fields_of(data).items()}
+    if not sealed.is_complete(folder):
+        params, rng, sampler = init(data), np.random.default_rng(0), NegativeSampler(counts)
+        optimizer = default_optimizer(steps, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+        @jax.jit
+        def step(params: Params, state: Any, batch: tuple, key: jax.Array) -> tuple[Params, Any]:
+            gradients = jax.grad(loss)(params, ids, *batch, key)
+            with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
+                updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = optimizer.init(params)
+        for n in track(range(steps), label="sequences", unit="steps", show=progress):
+            negatives = sampler.sample(1, NEGATIVES, seed=0, epoch=0, step=n)[0]
+            batch = (*windows(log, part.seen, rng, WINDOWS), negatives)
+            params, state = step(params, state, batch, jax.random.key(n))
+        sealed.write(folder, params, {}, format=FORMAT)
+    params = jax.tree.map(jnp.asarray, sealed.read(folder, format=FORMAT))
+    table = jax.jit(embedded)(params, ids, np.arange(len(counts)))
+
+    @jax.jit
+    def scored(events: Events, last: np.ndarray, rows: np.ndarray) -> jax.Array:
+        users = encoded(params, ids, events)[jnp.arange(len(rows)), last]
+        return jnp.einsum("bd,bcd->bc", users, table[rows]) + params["bias"][rows]
+
+    def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        made, end = np.empty(rows.shape, np.float32), log.history_end(positions)
+        first = np.maximum(log.offsets[log.user[positions]], end - LENGTH)
+        for start in range(0, len(rows), REQUESTS):
+            some = np.resize(np.arange(start, min(start + REQUESTS, len(rows))), REQUESTS)  # one shape is compiled
+            place = first[some, None] + np.arange(LENGTH)
+            there = place < end[some, None]
+            item, action = (np.where(there, of[np.where(there, place, 0)], 0) for of in (log.item, log.action))
+            last = np.maximum(end - first - 1, 0)[some]
+            made[start : start + REQUESTS] = scored(Events(item, action), last, rows[some])[: len(rows) - start]
+        return made
+
+    return scores, " ".join(digest(leaf).sha256[:8] for leaf in jax.tree.leaves(params["encoder"])[:2])
