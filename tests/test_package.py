@@ -39,11 +39,10 @@ OWNERS = {
     # a lock between readers and the writer of an index
     "gc": (),  # a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py"),
-    # threads that make the next training batches, take a share of one, save a checkpoint
+    # threads that make the next training batches, save a checkpoint
     "concurrent": (
         "serving/",
         "data/pipeline.py",
-        "train/step.py",
         "checkpoint/contents.py",
     ),
     "uvicorn": ("service/process.py",),
