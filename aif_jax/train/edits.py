@@ -29,7 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
+from scipy.optimize import minimize
 from scipy.sparse.linalg import svds
+from scipy.special import expit, logit
 
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
@@ -44,8 +46,6 @@ from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import list_scores, sampled_before
 from aif_jax.types import Array, Params
-
-STEPS = 100  # of Newton's method, which needs about six
 
 
 def platt(
@@ -74,7 +74,7 @@ def platt(
     s, y, w = _entries(scores, labels, where, weights)
     total, positives = w.sum(), (w * y).sum()
     expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
-    scale, bias = _newton(s, y, w)
+    scale, bias = _least_log_loss(s, y, w)
     expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
     made = _float32(scale), _float32(bias + math.log(rate))
     normal = made[0] >= np.finfo(np.float32).tiny
@@ -106,31 +106,21 @@ def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.nda
     return s[w > 0], y[w > 0], w[w > 0]
 
 
-def _newton(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
     """Scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
-    centre, spread = np.average(s, weights=w), max(float(s.std()), 1e-12)
+    centre, spread, share = np.average(s, weights=w), max(float(s.std()), 1e-12), w / w.sum()
     features = np.stack([(s - centre) / spread, np.ones_like(s)])
-    rate = np.average(y, weights=w)
-    theta = np.array([0.0, math.log(rate / (1 - rate))])
 
-    def loss(theta: np.ndarray) -> float:
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         z = theta @ features
-        return float((w * np.logaddexp(0, np.where(y > 0, -z, z))).sum())
+        return share @ np.logaddexp(0, np.where(y > 0, -z, z)), features @ (share * (expit(z) - y))
 
-    before = loss(theta)
-    for _ in range(STEPS):
-        p = np.exp(-np.logaddexp(0, -(theta @ features)))
-        gradient = features @ (w * (p - y))
-        curvature = (features * (w * p * (1 - p))) @ features.T + 1e-9 * w.sum() * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        after, size = loss(theta - step), 1.0
-        while not after <= before and size > 1e-6:  # Newton's step may overshoot where the classes can be separated
-            size /= 2
-            after = loss(theta - size * step)
-        theta = theta - size * step
-        if abs(before - after) <= 1e-12 * max(1.0, abs(before)):
-            break
-        before = after
+    def curvature(theta: np.ndarray) -> np.ndarray:
+        p = expit(theta @ features)
+        return (features * (share * p * (1 - p))) @ features.T
+
+    options = {"gtol": 1e-10}
+    theta = minimize(loss, [0.0, logit(share @ y)], jac=True, hess=curvature, method="trust-exact", options=options).x
     scale = theta[0] / spread
     return float(scale), float(theta[1] - scale * centre)
 
