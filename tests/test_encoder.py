@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.encoding.raw import scale_of
+from aif_jax.encoding.encoder import Encoder, scale_of, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_item_features, check_user_features
 from aif_jax.types import UserFeatures

@@ -12,7 +12,7 @@ from aif_jax import connectors
 from aif_jax.checks import needs_extra
 from aif_jax.engines import encode_with_ray, encode_with_spark, ray_serve, ray_train
 from aif_jax.export import writer
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse

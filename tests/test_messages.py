@@ -22,7 +22,7 @@ PASSED_ON = {
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:in_unit": "`wrong_unit` makes the text",
     "engines/items.py:_refuse": "the message of an error, behind the place",
-    "readers/sources.py:Problems.expect_none": "the problems of files, each with expected and got",
+    "readers/tables.py:Problems.expect_none": "the problems of files, each with expected and got",
     "engines/ray_serve.py:Replica.check_health": "what the service says",
     "serving/threads.py:TimeLimitedCall.__call__": "the error of a callable",
     "serving/threads.py:TimeLimitedCall.batches": "the error of a callable",

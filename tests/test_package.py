@@ -50,7 +50,7 @@ OWNERS = {
     "orjson": ("service/http.py",),
     "uvloop": ("service/process.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
-    "importlib.import_module": ("readers/sources.py", "config.py"),
+    "importlib.import_module": ("readers/tables.py", "config.py"),
     "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),
     "tqdm": ("output/__init__.py",),
     "unittest": (),

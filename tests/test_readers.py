@@ -4,17 +4,21 @@ import dataclasses
 import datetime
 import gzip
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import aif_jax
 from aif_jax import readers
 from aif_jax.data.events import EventLog
 from aif_jax.encoding.columns import Columns
-from aif_jax.readers import load_columns, read_items, sources, tables
+from aif_jax.readers import load_columns, read_items, tables
 
+PACKAGE = Path(aif_jax.__file__).parent
 COLUMNS = Columns(
     user="uid", item="sku", time="at", time_unit="ms", action="event", actions=("view", "buy"), category="group",
     item_attributes=("brand",), item_bags=("tags",), bag_length=2, item_floats=("price",), side=("bid",), content="vector",
@@ -160,7 +164,7 @@ def test_many_blocks_are_one_table(tmp_path, monkeypatch):
     events = {"user": rng.integers(0, 50, 1000), "item": rng.integers(0, 30, 1000), "time": rng.integers(0, 10**6, 1000)}
     parquet(tmp_path, events=events, items={"item": np.arange(30), "category": np.arange(30) % 4})
     whole = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
-    monkeypatch.setattr(sources, "ROWS", 64)
+    monkeypatch.setattr(tables, "ROWS", 64)
     pieces = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
     order = np.lexsort((events["time"], events["user"]))
     for log in (whole.log, pieces.log):
@@ -317,7 +321,7 @@ def test_tables_in_memory_give_the_same_as_files(folder):
 
 
 def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 16)
+    monkeypatch.setattr(tables, "ROWS", 16)
     monkeypatch.setattr(tables, "MERGE_AT", 20)
     rng = np.random.default_rng(1)
     items = np.array([f"item {number:03d}" for number in range(200)])
@@ -346,7 +350,7 @@ def test_events_of_one_moment_have_one_order(tmp_path):
 
 
 def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
-    monkeypatch.setattr(sources, "ROWS", 2)
+    monkeypatch.setattr(tables, "ROWS", 2)
     data = read(folder, Columns(**{**vars(COLUMNS), "scale": True}))
     parts = list(read_items(folder / "items.parquet", data.encoder))
     assert [ids.tolist() for ids, _ in parts] == [[20, 10], [30]]
@@ -408,7 +412,7 @@ def test_wrong_options(folder):
 
 
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr(sources.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    monkeypatch.setattr(tables.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ImportError, match=r'pip install "aif_jax\[data\]"'):
         read(folder)
 
@@ -442,3 +446,23 @@ def test_reading_says_whether_users_come_back(caplog):
     given = readers.read(again, items=items, columns=Columns(), repeats=False)
     assert given.repeats is False and given.repeated == 0.25
     assert "do not come back to items (repeats=False, as given): 25.0 %" in caplog.text
+
+
+def test_a_read_runs_code_of_few_files(folder):
+    """A row of every kind of column goes through eight files on its way; what it lands in and the checks are the model's."""
+    files = set()
+
+    def profiler(frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and PACKAGE in file.parents:
+            files.add(file.relative_to(PACKAGE).as_posix())
+
+    read(folder)  # imports what is imported when it is first used
+    sys.setprofile(profiler)
+    try:
+        read(folder)
+    finally:
+        sys.setprofile(None)
+    rows = {file for file in files if file.startswith(("readers/", "encoding/", "data/"))}
+    assert len(rows) <= 8, sorted(rows)
+    assert files - rows <= {"catalogue.py", "checks.py", "features.py", "output/__init__.py", "schema.py"}

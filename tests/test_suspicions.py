@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 import aif_jax as aif
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import bulk_of, scale_of
-from aif_jax.readers.sources import File, Problems
+from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of
+from aif_jax.readers.tables import File, Problems
 
 COLUMNS = Columns(
     action="event", actions=("view", "buy"), item_attributes=("brand",), item_bags=("tags",), item_floats=("price",),

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers import TextFile, load_columns, read
-from aif_jax.readers.sources import Problems
-from aif_jax.readers.tables import blocks
+from aif_jax.readers.tables import Problems, batches
 
 NAMES = ("user", "change", "rating", "action")
 KINDS = {"user": "id", "change": "category", "rating": "float", "action": "category"}
@@ -132,7 +131,7 @@ def test_row_numbers_after_many_broken_lines(tmp_path):
     lines = [f"{i},{i}" if i % 3 else f"{i}" for i in range(1, 2001)] + ["7,x", "8,9"]
     (tmp_path / "t.csv").write_text("a,b\n" + "\n".join(lines) + "\n")
     problems = Problems(cap=10_000)
-    numbers = [b.rows for b in blocks(tmp_path / "t.csv", {"a": "id"}, problems, columns=Columns(), name="t")]
+    numbers = [b.rows for b in batches(tmp_path / "t.csv", ["a"], problems, name="t")]
     good = [i for i in range(1, 2003) if i > 2000 or i % 3]
     assert np.concatenate(numbers).tolist() == good and problems.totals == {"wrong number of fields": 666}
 
@@ -140,7 +139,7 @@ def test_row_numbers_after_many_broken_lines(tmp_path):
 def test_blocks_are_bounded(tmp_path):
     path = tmp_path / "large.csv"
     path.write_bytes(b"a,b\n" + b"123456,964980499\n" * 400_000)
-    sizes = [len(b.rows) for b in blocks(path, {"a": "id"}, Problems(), columns=Columns(), name="t")]
+    sizes = [len(b.rows) for b in batches(path, ["a"], Problems(), name="t")]
     assert sum(sizes) == 400_000 and max(sizes) < 100_000
 
 

@@ -24,7 +24,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
-from aif_jax.readers.sources import CAP
+from aif_jax.readers.tables import CAP
 from aif_jax.refreshing import GateConfig, refresh
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local

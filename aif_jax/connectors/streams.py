@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 
 
 class StreamError(RuntimeError):

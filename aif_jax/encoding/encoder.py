@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, stacked, taken
+from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, taken
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
 from aif_jax.features import behaviours
@@ -22,6 +23,8 @@ from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Behaviours, ItemFeatures, UserFeatures
 
 MOST_PLACES = 1 << 22  # of a history or a bag, so that a record from elsewhere cannot ask for all memory
+CLIP_RANGE = 5  # outliers are further from the median than so many times the distance of the quantiles
+FEWEST = 20  # values of a column among which one can be an outlier
 CONTENT = "content"  # the column of content embeddings that come from elsewhere than the items file
 
 
@@ -416,3 +419,48 @@ def vocabulary_names(columns: Columns) -> list[str]:
     """The vocabularies that features of these columns need."""
     action = ["action"] if columns.action is not None and not columns.actions else []
     return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]
+
+
+def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
+    """float32 [n, F] of F columns of n = `count` floats; F may be 0."""
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
+
+
+def bulk_of(values: np.ndarray) -> tuple[float, float]:
+    """Low and high end of floats [n], n > 0, without outliers: `CLIP_RANGE` times as far from the
+    median as 5 % and 95 % quantiles.
+
+    So outliers among 5 % of the values at each end, or one of five values, count for nothing. Normal and uniform distributions
+    lie inside as a whole, very long tails but for 1 %. Where a quantile equals the median, as among many zeros, the next one of
+    1 % and 0.1 % is taken, else the last value.
+    """
+    last, limit = len(values) - 1, float(np.finfo(np.float32).max)
+    half = last // 2
+    below = [min(half, math.ceil(share * last)) for share in (0.05, 0.01, 0.001)]
+    above = [max(half, math.floor((1 - share) * last)) for share in (0.05, 0.01, 0.001)]
+    ordered = np.partition(values, np.unique([half, *below, *above]))
+    middle = float(ordered[half])
+
+    def end(quantiles: np.ndarray, furthest: float) -> float:
+        differ = quantiles[quantiles != middle].astype(np.float64)
+        reach = CLIP_RANGE * (differ[0] - middle) if len(differ) else furthest - middle
+        return float(np.float32(np.clip(middle + reach, -limit, limit)))
+
+    return end(ordered[below], float(values.min())), end(ordered[above], float(values.max()))
+
+
+def scale_of(values: np.ndarray) -> tuple[float, ...]:
+    """The scale of a float column [n], each number a float32: (mean, standard deviation), the latter 1 for a constant column.
+
+    With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
+    would make a constant of all others. Fewer than `FEWEST` values have no outliers: too few to tell.
+    """
+    if not len(values):
+        return 0.0, 1.0
+    if values.min() == values.max():
+        return float(values[0]), 1.0
+    low, high = bulk_of(values)
+    clipped = len(values) >= FEWEST and low < high and (values.min() < low or values.max() > high)
+    values = np.clip(values, low, high) if clipped else values
+    scale = float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
+    return (*scale, low, high) if clipped else scale

@@ -6,7 +6,6 @@ Arrow arrays are used through their methods, so pyarrow need not be installed.
 from __future__ import annotations
 
 import decimal
-import math
 import numbers
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from aif_jax.checks import expect, expect_finite
 
-REACH = 5  # distance of the ends of `bulk_of` from the median, in those of the quantiles
 NUMBERS = (numbers.Real, decimal.Decimal, np.bool_, type(None))  # a missing one becomes NaN
 
 
@@ -99,50 +97,3 @@ def floats_of(values: Any, name: str, *, file: str = "") -> np.ndarray:
             raise ValueError(f"{where}: expected finite values, got an integer that is too large") from None
     expect_finite(array, where)
     return array
-
-
-def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
-    """float32 [n, F] of F columns of n = `count` floats; F may be 0."""
-    return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
-
-
-def bulk_of(values: np.ndarray) -> tuple[float, float]:
-    """Low and high end of floats [n], n > 0, without outliers: `REACH` times as far from the median as 5 % and 95 % quantiles.
-
-    So outliers among 5 % of the values at each end, or one of five values, count for nothing. Normal and uniform distributions
-    lie inside as a whole, very long tails but for 1 %. Where a quantile equals the median, as among many zeros, the next one of
-    1 % and 0.1 % is taken, else the last value.
-    """
-    last, limit = len(values) - 1, float(np.finfo(np.float32).max)
-    half = last // 2
-    below = [min(half, math.ceil(share * last)) for share in (0.05, 0.01, 0.001)]
-    above = [max(half, math.floor((1 - share) * last)) for share in (0.05, 0.01, 0.001)]
-    ordered = np.partition(values, np.unique([half, *below, *above]))
-    middle = float(ordered[half])
-
-    def end(quantiles: np.ndarray, furthest: float) -> float:
-        differ = quantiles[quantiles != middle].astype(np.float64)
-        reach = REACH * (differ[0] - middle) if len(differ) else furthest - middle
-        return float(np.float32(np.clip(middle + reach, -limit, limit)))
-
-    return end(ordered[below], float(values.min())), end(ordered[above], float(values.max()))
-
-
-FEWEST = 20  # values of a column among which one can be an outlier
-
-
-def scale_of(values: np.ndarray) -> tuple[float, ...]:
-    """The scale of a float column [n], each number a float32: (mean, standard deviation), the latter 1 for a constant column.
-
-    With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
-    would make a constant of all others. Fewer than `FEWEST` values have no outliers: too few to tell.
-    """
-    if not len(values):
-        return 0.0, 1.0
-    if values.min() == values.max():
-        return float(values[0]), 1.0
-    low, high = bulk_of(values)
-    clipped = len(values) >= FEWEST and low < high and (values.min() < low or values.max() > high)
-    values = np.clip(values, low, high) if clipped else values
-    scale = float(np.float32(values.mean(dtype=np.float64))), float(np.float32(values.std(dtype=np.float64))) or 1.0
-    return (*scale, low, high) if clipped else scale

@@ -17,7 +17,7 @@ from aif_jax.export.contents import open as open_model
 from aif_jax.index import parts
 from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
 from aif_jax.index.store import ItemProgram
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import Packed, Storage
 from aif_jax.store.folders import local
 

@@ -24,7 +24,7 @@ from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
 from aif_jax.encoding.vocabulary import Kind, as_ids
 from aif_jax.export.consume.files import memory
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
 
 

@@ -6,23 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterator
 
 import numpy as np
 
 from aif_jax.encoding.columns import Columns, File
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.encoding.raw import bulk_of
 from aif_jax.encoding.times import PER_SECOND, readable
-from aif_jax.readers.sources import CAP, Problem, Problems, Source, Suspicion
-from aif_jax.readers.tables import Events, Scan, Tables, events_of, read_tables
+from aif_jax.readers.read import FLOATS, Events, Tables, events_of, read_tables, suspicions_of
+from aif_jax.readers.tables import CAP, Problem, Problems, Source, Suspicion
 
-FILES: dict[str, File] = {"item": "items", "user": "users"}
 QUANTILES = {"min": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "max": 1.0}
-FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
 NEWEST = 0.1  # share of the events that `fit` holds out for the test, by time
-ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +102,15 @@ class Profile:
 def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
     count, seconds = len(events.user), events.time // PER_SECOND[columns.time_unit]
     shares = []
-    for (file, column), values in tables.values.items():
-        rows, total = tables.rows[file].get(columns.vocabularies(file)[column]), max(1, tables.scans[file].count)
-        strange = 0 if rows is None or rows.ndim > 1 else max(0, int(np.count_nonzero(rows == 0)) - values.missing)
-        shares.append(ColumnProfile(file, column, values.distinct, values.missing / total, strange / total))
-    for which, scan, name in _floats(tables, columns):
-        good = scan.is_good(name)
-        missing = 1 - float(good.mean()) if scan.count else 0.0
-        shares.append(ColumnProfile(FILES[which], name, None, missing, 0.0, _quantiles(scan.floats(name)[good]) or None))
+    for (file, column), distinct in tables.distinct.items():
+        rows, total = tables.rows[file].get(columns.vocabularies(file)[column]), max(1, tables.tables[file].count)
+        strange = 0 if rows is None or rows.ndim > 1 else max(0, int(np.count_nonzero(rows == 0)) - distinct.missing)
+        shares.append(ColumnProfile(file, column, distinct.values, distinct.missing / total, strange / total))
+    for which, name, table in tables.floats(columns):
+        floats = table.floats(name)
+        good = ~np.isnan(floats)
+        missing = 1 - float(good.mean()) if table.count else 0.0
+        shares.append(ColumnProfile(FLOATS[which], name, None, missing, 0.0, _quantiles(floats[good]) or None))
     return Profile(
         events=count,
         first=readable(int(seconds.min())) if count else "",
@@ -128,55 +123,6 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
             events, list(columns.actions) or np.asarray(getattr(tables.vocabularies.get("action"), "raw", ())).tolist()
         ),
     )
-
-
-def _floats(tables: Tables, columns: Columns) -> Iterator[tuple[str, Scan, str]]:
-    """("item" or "user", table, name) of every float column that is there."""
-    names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
-    for which, file in FILES.items():
-        if file in tables.scans:
-            yield from ((which, tables.scans[file], name) for name in names[which])
-
-
-def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:
-    """What is suspicious in tables that were read; the table in `check` has all kinds."""
-    table, count, per_second = tables.scans["events"], len(events.user), PER_SECOND[columns.time_unit]
-    file, now = table.label.name, int(time.time())
-    if len(again := np.flatnonzero(events.again)):
-        heads = np.maximum.accumulate(np.where(events.again, 0, np.arange(count)))
-        first = again[np.argsort(events.at[again])[:3]]
-        such = ", ".join(f"{table.place(int(events.at[i]))} (as {table.place(int(events.at[heads[i]]))})" for i in first)
-        twice = "; is a file there twice?" if len(again) >= ALL_TWICE * count else ""
-        got = f"the same user, item, action and time as another row: {len(again):,} of {count:,} events, such as {such}{twice}"
-        yield Suspicion(kind="repeated event", file=file, column=None, got=got)
-    if future := int(np.count_nonzero(events.time > (now + 86_400) * per_second)):
-        last = readable(int(events.time.max()) // per_second)
-        got = f"later than today, {readable(now)[:10]}: {future:,} of {count:,} events, the last at {last}"
-        yield Suspicion(kind="future event", file=file, column=columns.time, got=got)
-    same = (events.user[1:] == events.user[:-1]) & (events.time[1:] == events.time[:-1])
-    if columns.time in table.rounded and same.any():
-        got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
-        got = f"{got} {count:,} events share the time of another of their user, ordered by item; a finer unit keeps their order"
-        yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
-    for (which, column), values in tables.values.items():
-        scan = tables.scans[which]
-        if values.cut:
-            rows, length = scan.count - values.missing, columns.bag_length
-            got = f"{values.cut:,} of {rows:,} rows have more values than the first {length}, which Columns.bag_length keeps"
-            yield Suspicion(kind="cut bag", file=scan.label.name, column=column, got=got)
-    for _, scan, name in _floats(tables, columns):
-        good = np.flatnonzero(scan.is_good(name))
-        values = scan.floats(name)[good].astype(np.float64)
-        low, high = bulk_of(values) if len(values) else (0.0, 0.0)
-        reach = FAR * (high - low or max(1.0, abs(low)))
-        for side, end, far, worst in (
-            ("above", high, values > high + reach, np.max),
-            ("below", low, values < low - reach, np.min),
-        ):
-            if far.any():
-                got = f"far {side} {end:.6g}: {int(far.sum()):,} of {len(values):,} values, such as {worst(values):.6g}"
-                got = f"{got}; the first is in {scan.place(int(good[np.argmax(far)]))}"
-                yield Suspicion(kind="outlier", file=scan.label.name, column=name, got=got)
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
@@ -278,7 +224,7 @@ def check(
     problems, columns = Problems(cap), columns or (encoder.columns if encoder is not None else Columns())
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
     found = events_of(tables, columns)
-    counts = [tables.scans[name].counts() for name in ("items", "users", "events") if name in tables.scans]
+    counts = [tables.tables[name].counts() for name in ("items", "users", "events") if name in tables.tables]
     return Report(
         problems=problems.listed(),
         totals=dict(problems.totals),

@@ -1,34 +1,41 @@
-"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once."""
+"""Your own files as a `Dataset`: say which column is what, and read. Every file is read once.
+
+Distinct values of all tables become vocabularies, codes become their rows. Parquet says whether ids are integers or text; in
+CSV they are integers where one column of the vocabulary begins with nothing else.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
-from aif_jax.data.cascade import LOGGED, from_columns
 from aif_jax.data.dataset import Dataset, item_statistics
 from aif_jax.data.events import EventLog
 from aif_jax.encoding.columns import CODED, Columns, File, Kind
-from aif_jax.encoding.encoder import Encoder, schema_of, under
-from aif_jax.encoding.raw import scale_of, stacked
-from aif_jax.encoding.times import PER_SECOND
+from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of, schema_of, stacked, under, vocabulary_names
+from aif_jax.encoding.times import PER_SECOND, history_order, readable
+from aif_jax.encoding.vocabulary import Kind as IdKind
+from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.output import hidden
-from aif_jax.readers.check import FILES, suspicions_of
-from aif_jax.readers.sources import SKIPPED, Problems, Source
-from aif_jax.readers.tables import Scan, Tables, blocks, events_of, read_tables, scan, validate
+from aif_jax.readers.tables import MISSING_TIME, SKIPPED, Codes, LoadedTable, Problems, Source, Suspicion, batches, read_table
 from aif_jax.store.trained import Trained
 from aif_jax.trees import take
 from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
+
+FLOATS: dict[str, File] = {"item": "items", "user": "users"}
+FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
+ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
 
 
 def read(
@@ -88,12 +95,12 @@ def read(
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
-            logger.warning("%s: %d rows left out or left unknown: %s", tables.scans["events"].label, count, kind)
+            logger.warning("%s: %d rows left out or left unknown: %s", tables.tables["events"].label, count, kind)
         problems.drop(kind)
     problems.expect_none()
     embedding = None
     if columns.content is not None:  # float32 [N, E] by row of the item vocabulary, zeros for the unknown item
-        vectors = tables.scans["items"].floats(columns.content)
+        vectors = tables.tables["items"].floats(columns.content)
         embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
     if encoder is None:
         width = 0 if embedding is None else embedding.shape[1]
@@ -115,7 +122,7 @@ def read(
     for suspicion in suspicions_of(tables, columns, found):
         logger.warning("%s", suspicion)
     made = Dataset(
-        name=name or Path(tables.scans["events"].label.name).name.split(".")[0],
+        name=name or Path(tables.tables["events"].label.name).name.split(".")[0],
         schema=encoder.schema,
         log=log,
         catalogue=catalogue,
@@ -157,13 +164,14 @@ def read_items(
     """
     columns, problems = encoder.columns, Problems()
     kinds = columns.of("items", computed=statistics is None)
-    for block in blocks(items, kinds, problems, columns=columns, name="items"):
-        table = Scan(block.file, kinds, columns)
-        table.add(block, problems)
-        ids, rows = table.codes[columns.item_id].values(encoder.vocabularies["item"].kind), {}
+    for batch in batches(items, list(kinds), problems, name="items"):
+        table = LoadedTable(batch.file, kinds, columns)
+        table.add(batch, problems)
+        codes, rows = table.codes[columns.item_id], {}
+        ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
         for column, name in columns.vocabularies("items").items():
             known = encoder.vocabularies[name]
-            _, (rows[name],) = validate(name, [(table, column)], columns, problems, given=known)
+            _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=known)
         for kind in SKIPPED:
             problems.drop(kind)
         problems.expect_none()
@@ -191,26 +199,240 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
     """
     complete = not {"bag", "value"} & set(kinds.values())
     expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
-    return scan_columns(source, kinds, columns=columns or Columns(), name="table")[1]
+    return table_and_columns(source, kinds, columns=columns or Columns(), name="table")[1]
 
 
-def scan_columns(
+def table_and_columns(
     source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
-) -> tuple[Scan, dict[str, np.ndarray]]:
+) -> tuple[LoadedTable, dict[str, np.ndarray]]:
     """The table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
     problems = Problems()
-    table = scan(source, kinds, problems, columns=columns, name=name)
+    table = read_table(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
     for column, kind in kinds.items():
         if kind in ("bag", "value"):
             continue
         if kind in CODED:
-            vocabulary, (rows,) = validate(column, [(table, column)], columns, problems)
+            vocabulary, (rows,) = encode_columns(column, [(table, column)], problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
             arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
     problems.expect_none()
     return table, arrays
+
+
+class Distinct(NamedTuple):
+    """What `check` tells of the distinct values of a categorical column; they are not kept."""
+
+    values: int
+    missing: int  # rows without one
+    cut: int  # bags of more values than are kept
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tables:
+    """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
+
+    tables: Mapping[File, LoadedTable]
+    rows: Mapping[File, dict[str, np.ndarray]]
+    vocabularies: Mapping[str, Vocabulary]
+    distinct: Mapping[tuple[File, str], Distinct]
+
+    def floats(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
+        """("item" or "user", column, table) of every float column that is there."""
+        names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
+        for which, file in FLOATS.items():
+            if file in self.tables:
+                yield from ((which, name, self.tables[file]) for name in names[which])
+
+
+def read_tables(
+    sources: Mapping[File, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None, grow: bool = False
+) -> Tables:
+    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
+
+    An `encoder` says it in their place; with `grow` both do, but for actions. `problems` receives what is wrong with values,
+    and ids that an items or users table has twice.
+    """
+    tables: dict[File, LoadedTable] = {
+        name: read_table(source, columns.of(name, computed=False), problems, columns=columns, name=name)
+        for name, source in sources.items()
+        if source is not None
+    }
+    members: dict[str, list[tuple[File, str]]] = {}
+    distinct: dict[tuple[File, str], Distinct] = {}
+    for name, table in tables.items():
+        for column, vocabulary in columns.vocabularies(name).items():
+            members.setdefault(vocabulary, []).append((name, column))
+            codes = table.codes[column]
+            each = codes.codes[:: columns.bag_length if table.kinds[column] == "bag" else 1]
+            distinct[name, column] = Distinct(len(codes.distinct), int(np.count_nonzero(each < 0)), codes.cut)
+    rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in tables}
+    known = {} if encoder is None else dict(encoder.vocabularies)
+    if "action" in members and columns.actions:
+        rows["events"]["action"] = _listed_actions(tables["events"], columns, problems)
+        del members["action"]
+    for vocabulary, places in members.items():
+        given, grows = known.get(vocabulary), grow and vocabulary != "action"
+        named = [(tables[name], column) for name, column in places]
+        known[vocabulary], found = encode_columns(vocabulary, named, problems, given=given, grow=grows)
+        for (name, _), rows_of_table in zip(places, found, strict=True):
+            rows[name][vocabulary] = rows_of_table
+    vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
+    for file, which in (("items", "item"), ("users", "user")):
+        if file in tables:
+            column = columns.item_id if which == "item" else columns.user_record_id
+            _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which], problems)
+    return Tables(tables=tables, rows=rows, vocabularies=vocabularies, distinct=distinct)
+
+
+def encode_columns(
+    name: str,
+    members: list[tuple[LoadedTable, str]],
+    problems: Problems,
+    *,
+    given: Vocabulary | None = None,
+    grow: bool = False,
+) -> tuple[Vocabulary, list[np.ndarray]]:
+    """The vocabulary of some columns and int32 rows of each in it; their codes are dropped.
+
+    It is `given`, or that of the last member with values; both with `grow`.
+    """
+    held = [table.codes.pop(column) for table, column in members]
+    kind = given.kind if given is not None else None
+    kind = kind or _kind(held, as_text=any(column in table.columns.text for table, column in members))
+    values = [codes.of_kind(kind) for codes in held]
+    vocabulary = given
+    if vocabulary is None or grow:
+        newer = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
+        vocabulary = newer if vocabulary is None else vocabulary.with_ids(newer)
+    found = []
+    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
+        row_of = np.zeros(len(fits) + 1, np.int32)  # by code; the last one is code -1, no value
+        row_of[:-1][fits] = vocabulary.encode(ids)
+        rows = row_of[codes.codes]
+        found.append(rows.reshape(-1, table.columns.bag_length) if table.kinds[column] == "bag" else rows)
+        if len(fits) and not fits.any():
+            others = [other.label for other, _ in members if other is not table]
+            like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
+            expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
+            problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
+        elif table.kinds[column] != "bag":
+            negative = np.zeros(len(fits), bool)
+            if kind == "integers" and table.kinds[column] == "id":
+                negative[fits] = np.asarray(ids) < 0
+            unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
+            for wrong, of_code, expected in (
+                ("wrong type", ~fits, "a whole number, like the others (Columns.text keeps a column text)"),
+                ("negative id", negative, "0 or more"),
+                (unknown, fits & ~negative & (row_of[:-1] == 0), f"one of the {len(vocabulary.raw)} known"),
+            ):
+                if of_code.any():
+                    table.note(problems, wrong, np.append(of_code, False)[codes.codes], column, expected, codes.shown)
+    return vocabulary, found
+
+
+def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
+    """Whether a vocabulary is of integers or of text."""
+    members = [codes for codes in members if codes.type is not None]
+    typed = [codes.is_integer for codes in members if not codes.parsed]
+    if as_text:
+        return "strings"
+    if typed:
+        return "integers" if any(typed) else "strings"
+    return "integers" if not members or any(codes.looks_whole for codes in members) else "strings"
+
+
+def _listed_actions(table: LoadedTable, columns: Columns, problems: Problems) -> np.ndarray:
+    """Rows of `Columns.actions`, which may name integers as text."""
+    column = str(columns.action)
+    codes = table.codes.pop(column)
+    numbers = {str(value): number for number, value in enumerate(columns.actions, start=1)}
+    row_of = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
+    rows = row_of[codes.codes]
+    expected = f"one of {', '.join(map(repr, columns.actions))}"
+    table.note(problems, "unknown action", (codes.codes >= 0) & (rows == 0), column, expected, codes.shown)
+    return rows
+
+
+def _note_repeated(
+    table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary, problems: Problems
+) -> None:
+    """Notes items or users that are in an earlier row of their table too."""
+    first = np.zeros(len(vocabulary), np.int64)
+    first[rows[::-1]] = np.arange(len(rows))[::-1]  # the first row of each id is written last
+    again = (rows > 0) & (first[rows] != np.arange(len(rows)))
+
+    def got(at: np.ndarray) -> Iterator[str]:
+        return (f"{vocabulary.decode(row)!r}, which is in {table.place(int(first[row]))} too" for row in rows[at])
+
+    table.note(problems, f"duplicate {which}", again, column, "every id once", got)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Events:
+    """Events of known users with a time, by user and in the order of histories; arrays [n]."""
+
+    at: np.ndarray  # int64, rows of the table
+    user: np.ndarray
+    time: np.ndarray  # in `Columns.time_unit`
+    item: np.ndarray
+    action: np.ndarray
+    again: np.ndarray  # bool, whether an event is the one before it once more, of a known item
+
+
+def events_of(tables: Tables, columns: Columns) -> Events:
+    """The events of tables that were read."""
+    table, rows = tables.tables["events"], tables.rows["events"]
+    times = table.times(columns.time)
+    good = (times != MISSING_TIME) & (rows["user"] > 0)
+    parts = rows["user"], times, rows["item"], rows.get("action", np.ones(table.count, np.int32))
+    user, moment, item, action = parts if good.all() else [part[good] for part in parts]
+    order = history_order(moment, item, action, user=user)
+    user, moment, item, action = (part[order] for part in (user, moment, item, action))
+    same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, moment, item, action)])
+    again = np.append(False, same)[: len(user)] & (item > 0)
+    return Events(np.flatnonzero(good)[order], user, moment, item, action, again)
+
+
+def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:
+    """What is suspicious in tables that were read; the table in `check` has all kinds."""
+    table, count, per_second = tables.tables["events"], len(events.user), PER_SECOND[columns.time_unit]
+    file, now = table.label.name, int(time.time())
+    if len(again := np.flatnonzero(events.again)):
+        heads = np.maximum.accumulate(np.where(events.again, 0, np.arange(count)))
+        first = again[np.argsort(events.at[again])[:3]]
+        such = ", ".join(f"{table.place(int(events.at[i]))} (as {table.place(int(events.at[heads[i]]))})" for i in first)
+        twice = "; is a file there twice?" if len(again) >= ALL_TWICE * count else ""
+        got = f"the same user, item, action and time as another row: {len(again):,} of {count:,} events, such as {such}{twice}"
+        yield Suspicion(kind="repeated event", file=file, column=None, got=got)
+    if future := int(np.count_nonzero(events.time > (now + 86_400) * per_second)):
+        last = readable(int(events.time.max()) // per_second)
+        got = f"later than today, {readable(now)[:10]}: {future:,} of {count:,} events, the last at {last}"
+        yield Suspicion(kind="future event", file=file, column=columns.time, got=got)
+    same = (events.user[1:] == events.user[:-1]) & (events.time[1:] == events.time[:-1])
+    if columns.time in table.rounded and same.any():
+        got = f"finer than Columns.time_unit={columns.time_unit!r}, to which times are rounded down: {int(same.sum()):,} of"
+        got = f"{got} {count:,} events share the time of another of their user, ordered by item; a finer unit keeps their order"
+        yield Suspicion(kind="rounded time", file=file, column=columns.time, got=got)
+    for (which, column), distinct in tables.distinct.items():
+        if distinct.cut:
+            bags, length = tables.tables[which].count - distinct.missing, columns.bag_length
+            got = f"{distinct.cut:,} of {bags:,} rows have more values than the first {length}, which Columns.bag_length keeps"
+            yield Suspicion(kind="cut bag", file=tables.tables[which].label.name, column=column, got=got)
+    for _, name, table in tables.floats(columns):
+        rows = np.flatnonzero(~np.isnan(table.floats(name)))
+        values = table.floats(name)[rows].astype(np.float64)
+        low, high = bulk_of(values) if len(values) else (0.0, 0.0)
+        reach = FAR * (high - low or max(1.0, abs(low)))
+        for side, end, far, worst in (
+            ("above", high, values > high + reach, np.max),
+            ("below", low, values < low - reach, np.min),
+        ):
+            if far.any():
+                got = f"far {side} {end:.6g}: {int(far.sum()):,} of {len(values):,} values, such as {worst(values):.6g}"
+                got = f"{got}; the first is in {table.place(int(rows[np.argmax(far)]))}"
+                yield Suspicion(kind="outlier", file=table.label.name, column=name, got=got)
 
 
 def _options(columns: Columns | None, users: Source | None, encoder: Encoder | None, unknown: str) -> Columns:
@@ -240,13 +462,13 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
 def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
     if not columns.scale:
         return {}
-    present = [(which, tables.scans[file]) for which, file in FILES.items() if file in tables.scans]
+    present = [(which, tables.tables[file]) for which, file in FLOATS.items() if file in tables.tables]
     return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
 
 
 def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
     """The features of all items: those of the file, of others what the model of `earlier` data knew."""
-    columns, table, vocabulary = encoder.columns, tables.scans["items"], tables.vocabularies["item"]
+    columns, table, vocabulary = encoder.columns, tables.tables["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
     floats = {name: _by_row(at, table.floats(name), count) for name in (*columns.item_floats, *columns.side)}
@@ -291,90 +513,9 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     """ids and floats of the users [U]."""
     columns, count = encoder.columns, len(tables.vocabularies["user"])
     ids = {"user": np.arange(count, dtype=np.int32)} if columns.user_id else {}
-    if "users" not in tables.scans:
+    if "users" not in tables.tables:
         return ids, np.zeros((count, 0), np.float32)
-    table, rows = tables.scans["users"], tables.rows["users"]
+    table, rows = tables.tables["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = stacked([table.floats(name) for name in columns.user_floats], table.count)
     return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
-
-
-CANDIDATES = 1024
-
-
-def read_cascade(
-    source: Source,
-    data: Dataset,
-    *,
-    user: str = "user",
-    item: str = "item",
-    time: str = "time",
-    stage: str = "stage",
-    labels: Mapping[str, str] | tuple[str, ...] = (),
-    candidates: int = CANDIDATES,
-    columns: Columns | None = None,
-) -> Dataset:
-    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events; errors as `read`.
-
-    A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
-    at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.read" counts
-    them, lines of unknown items, and candidates beyond M.
-
-    Args:
-      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
-      data: what `read` gave.
-      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved". A candidate comes
-        once in a request.
-      labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
-        value in CSV, where the log does not know.
-      candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
-      columns: for the unit of times; None takes those of the data's encoder.
-
-    Example:
-      >>> import aif_jax as aif
-      >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
-      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
-      >>> lines = {"user": ["ann"] * 3, "item": [8, 9, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "retrieved"]}
-      >>> data = read_cascade(lines | {"score": [2.5, 1.5, float("nan")]}, data, labels={"score": "ranker"})
-      >>> data.cascade
-      Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
-    """
-    named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    known = data.encoder.columns if data.encoder is not None else Columns()
-    text = tuple(name for name in (known.text if columns is None else columns.text) if name in (user, item))
-    reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
-    kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
-    lines, table = scan_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
-    codes = {name: code for code, name in enumerate(LOGGED)}
-    stages, which = np.unique(table[stage], return_inverse=True)
-    strange = [str(name) for name in stages if str(name) not in codes]
-    if strange:
-        first = int(np.argmax(np.isin(which, [place for place, name in enumerate(stages) if str(name) in strange])))
-        where = f"{lines.label}, {lines.place(first)}, column {stage!r}"
-        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{strange[:8]}, the first in {where}")
-    rows = data.items.encode(table[item])
-    users = data.users.encode(table[user])
-
-    def names(one: int, other: int) -> tuple[str, str, str]:
-        who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
-        places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
-        return f"item {what!r}", f"user {who!r} at {lines.time(time, one)}", places
-
-    made, without, cut = from_columns(
-        data.log,
-        user=users,
-        time=table[time],
-        rows=rows,
-        stage=np.array([codes[str(name)] for name in stages], np.int64)[which],
-        labels={new: table[name] for name, new in named.items()},
-        candidates=candidates,
-        names=names,
-    )
-    lost = int(np.count_nonzero((rows == 0) | (users == 0)))
-    if without or lost:
-        logger.warning(
-            "cascade: %d requests without an event in the log and %d lines of unknown ids are left out", without, lost
-        )
-    if cut:
-        logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
-    return dataclasses.replace(data, cascade=made)

@@ -1,254 +1,408 @@
-"""Tables as blocks of checked columns: every value is parsed as what `Columns` says it is, or its problem is noted.
+"""Tables: Parquet, CSV and TSV files, folders of them and tables in memory, as checked columns.
 
-One pass over a table: every column in memory, categorical values as codes into distinct values that grow block by block.
-
-From the distinct values of all tables to vocabularies, and from codes to their rows.
-
-Parquet says whether ids are integers or text. In CSV they are integers where one column of the vocabulary begins with nothing
-else.
+Arrow batches come in, one NumPy array a column comes out: categorical values as codes into distinct values, floats, vectors and
+times. A file is never held as a whole. Every value is checked once, and every problem has its file, row and column, what was
+expected and what came, so that one reading lists all.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import importlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
-from aif_jax.encoding.columns import File as FileName
-from aif_jax.encoding.encoder import Encoder, vocabulary_names
-from aif_jax.encoding.raw import flat_lists
-from aif_jax.encoding.times import PER_SECOND, earliest, history_order, likely_unit, quoted, rescaled, wrong_unit
+from aif_jax.encoding.times import PER_SECOND, earliest, likely_unit, quoted, rescaled, wrong_unit
 from aif_jax.encoding.vocabulary import Kind as IdKind
-from aif_jax.encoding.vocabulary import Vocabulary, id_array
-from aif_jax.readers.sources import File, Problems, Source, TableBatch, TextFile, batches, pyarrow
+from aif_jax.encoding.vocabulary import id_array
+from aif_jax.output import track
 
-PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
+SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ROWS = 1 << 16  # of a batch
+MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
+UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
+PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
+MISSING_TIME = np.iinfo(np.int64).min
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = "PathLike | TextFile | Mapping[str, Any] | Any"
+"""A path to a file or a folder, a `TextFile`, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a
+reader of batches."""
 
 
-class Coded(NamedTuple):
-    """Categorical values of a block."""
-
-    codes: np.ndarray  # int32 [n], or [n, length] for bags: position in `values`, -1 where there is none
-    values: Any  # the distinct values: Arrow array of int64 or large_string; of text files always the latter
-    cut: int = 0  # bags of more values than are kept
+def pyarrow(module: str = "pyarrow") -> Any:
+    """A module of pyarrow. Raises ImportError with what to install where it is missing."""
+    with needs_extra("reading raw data needs pyarrow", "data"):
+        return importlib.import_module(module)
 
 
-class Times(NamedTuple):
-    """Times of a block."""
+CAP = 5  # how many problems of one kind are listed; the rest is counted
+NAMED = 5  # problems that an error message lists, or one of each kind where there are more kinds
 
-    value: np.ndarray  # int64 [n] in `Columns.time_unit`
-    unit: str  # that of messages: the file's, or that of `Columns` where one of the times was rounded down
-    dated: bool = False  # whether they came as dates, not as integers
-    rounded: bool = False
-
-
-def blocks(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Iterator[Any]:
-    """Reads the columns `kinds` of a source, as `sources.batches`; `problems` receives every value that is not of its kind.
-
-    A block has (values, good) of each column but those that are missing or cannot be read: `Coded`, `Times`, float32 [n] or
-    float32 [n, E], and bool [n], false where the value is a placeholder and its problem is noted.
-    """
-    widths: dict[str, int] = {}
-    file, parsers = None, {}
-    for batch in batches(source, list(kinds), problems, name=name):
-        if batch.file != file:
-            file, parsers = batch.file, _parsers(batch, kinds, problems, columns, widths)
-        parsed = {column: parse(batch.columns.column(column), batch.rows) for column, parse in parsers.items()}
-        yield batch._replace(columns=parsed)
-
-
-def is_whole(values: Any) -> np.ndarray:
-    """Which values of an Arrow array of strings are integers, bool [n]; all of an integer array."""
-    if values.type == pyarrow().int64():
-        return np.ones(len(values), bool)
-    return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
-
-
-def is_dated(type_: Any) -> bool:
-    """Whether an Arrow type is one of dates or timestamps."""
-    return type_ is not None and (pyarrow().types.is_timestamp(type_) or pyarrow().types.is_date(type_))
-
-
-def _parsers(
-    batch: TableBatch, kinds: Mapping[str, Kind], problems: Problems, columns: Columns, widths: dict[str, int]
-) -> dict[str, Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]]:
-    """For every readable column of a file a function (values, rows) -> (column, good)."""
-    test, text = pyarrow("pyarrow").types, batch.is_text
-    parsers = {}
-    for name, type_ in batch.types.items():
-        value, kind = type_.value_type if test.is_dictionary(type_) else type_, kinds[name]
-        word = test.is_string(value) or test.is_large_string(value)
-        listed = test.is_list(value) or test.is_large_list(value) or test.is_fixed_size_list(value)
-        integer = test.is_integer(value) or test.is_boolean(value)
-        number = test.is_floating(value) or test.is_decimal(value)
-        moment, empty = is_dated(value), test.is_null(value)
-        column = _Column(batch.file, text, name, kind, type_, problems, columns, widths)
-        boolean_id = test.is_boolean(value) and kind == "id"  # booleans can be an attribute, and name nobody
-        named = text and (not number or name in columns.text)  # text may look like dates, and still name something
-        fits, expected, parse = {
-            "coded": ((word or integer or empty or named) and not boolean_id, "integers or text", column.coded),
-            "bag": (word or listed or text or empty, "lists, or text to be split", column.bag),
-            "float": (integer or number or text or empty, "numbers", column.floats),
-            "number": (integer or number or text or empty, "numbers", column.numbers),
-            "vector": (listed and not text, "lists of numbers (in text files give the content by itself)", column.vectors),
-            "time": (test.is_integer(value) or moment or text or empty, "whole numbers or timestamps", column.times),
-        }["coded" if kind in CODED and kind != "bag" else kind]
-        if fits:
-            parsers[name] = parse
-        else:
-            hint = " (pandas makes floats of integers where one is missing)" if number and kind in CODED else ""
-            problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
-    return parsers
+SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
+"""Kinds of problems that `read(unknown="skip")` accepts."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Column:
-    """One column of one file: how its values become arrays."""
+class File:
+    """The name of a table in messages; `first_line` is that of the first row of data of a text file, else None."""
+
+    name: str
+    first_line: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def place(self, row: int) -> str:
+        """A row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
+        return f"row {row}" if self.first_line is None else f"line {row - 1 + self.first_line}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong."""
+
+    kind: str  # "null", "negative id", "missing column", "wrong type", "unknown category", ...
+    file: str  # the path
+    row: int | None  # which row of data, 1 for the first; None where the problem is the file's or the column's
+    column: str | None  # None where the problem is the row's or the file's
+    expected: str  # in words
+    got: str
+    where: str  # file and row; in text files the line
+
+    def __str__(self) -> str:
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{self.where}{column}: {self.kind}: expected {self.expected}, got {self.got}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suspicion:
+    """Something that `read` accepts and that is seldom meant, such as a file that is there twice."""
+
+    kind: str  # "repeated event", "future event", "outlier", ...: the table in `check` has all
+    file: str  # the path
+    column: str | None  # None where the suspicion is that of several columns
+    got: str  # in words, with counts and examples
+
+    def __str__(self) -> str:
+        column = "" if self.column is None else f", column {self.column!r}"
+        return f"{self.file}{column}: {self.kind}: {self.got}"
+
+
+class Problems:
+    """Collects problems: the first `cap` of each kind, and the number of all."""
+
+    def __init__(self, cap: int = CAP):
+        expect(cap >= 1, "cap", "at least 1 problem of a kind", cap)
+        self.cap = cap
+        self._listed: dict[str, list[Problem]] = collections.defaultdict(list)
+        self.totals: collections.Counter[str] = collections.Counter()  # how many there are of each kind, listed or not
+
+    def add(
+        self, kind: str, file: File, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
+    ) -> None:
+        """One problem for each of `rows` (ascending, 1 for the first row of data), or one of the file where that is None.
+
+        `got` is one text for all rows, or an iterable of one for each, of which only those listed are drawn.
+        """
+        numbers: Any = [None] if rows is None else rows
+        if not len(numbers):
+            return
+        self.totals[kind] += len(numbers)
+        room = max(0, self.cap - len(self._listed[kind]))
+        texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
+        for row, text in zip(numbers[:room], texts, strict=False):
+            number = None if row is None else int(row)
+            where = file.name if number is None else f"{file}, {file.place(number)}"
+            self._listed[kind].append(
+                Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
+            )
+
+    def drop(self, kind: str) -> None:
+        """Forgets the problems of one kind."""
+        self.totals.pop(kind, None)
+        self._listed.pop(kind, None)
+
+    def listed(self) -> list[Problem]:
+        """The problems listed, kind by kind, those of one kind by file and row."""
+        return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
+
+    def expect_none(self) -> None:
+        """Raises ValueError where there is any problem: names the first problems, at least one of each kind."""
+        if not self.totals:
+            return
+        kinds = {kind: listed[0] for kind, listed in self._listed.items()}
+        more = [problem for problem in self.listed() if problem is not kinds[problem.kind]]
+        shown = [*kinds.values(), *more][: max(NAMED, len(kinds))]
+        count = self.totals.total()
+        text = f"\n({count} problems in all; `aif-jax check` lists them)" if count > 1 else ""
+        raise ValueError("\n".join(str(problem) for problem in shown) + text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """A text file that its name does not describe.
+
+    Example:
+      >>> TextFile(path="ratings.dat", names=("user", "item", "rating", "time"), separator="::").separator
+      '::'
+    """
+
+    path: PathLike  # ".gz" is unpacked
+    names: tuple[str, ...] = ()  # of the columns, for a file without a header
+    separator: str = ","  # between fields, one or more characters
+    encoding: str = "utf8"
+    quoted: bool = True  # whether double quotes keep separators within a field
+    whole: bool = False  # refuses a last line without a line end, which may have been cut off
+
+
+class TableBatch(NamedTuple):
+    """Some rows of one file."""
 
     file: File
-    text: bool
-    name: str
-    kind: Kind
-    type: Any
+    types: Mapping[str, Any]  # Arrow type of each column that is there; in text what the first block looks like
+    rows: np.ndarray  # int64 [n] row numbers, 1 for the first row of data of the file
+    columns: Any  # Arrow record batch of those columns; of a text file strings that still have to be parsed
+
+
+def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[TableBatch]:
+    """Reads the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
+
+    Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
+    with files of more than one kind, TypeError for no source.
+    """
+    if isinstance(source, TextFile):
+        expect(Path(source.path).is_file(), f"{source.path}", "a file", "no such file", error=FileNotFoundError)
+        files = [(Path(source.path).name, _text(source, wanted, problems))]
+    elif isinstance(source, str | os.PathLike):
+        files = ((file.name, _file(file, wanted, problems)) for file in files_of(source))
+    else:
+        files = [(name, _in_memory(source, wanted, problems, name))]
+    for label, opened in files:
+        with track(label=label, unit="rows", leave=False) as bar:
+            for batch in opened:
+                bar.update(len(batch.rows))
+                yield batch
+
+
+def files_of(path: PathLike) -> list[Path]:
+    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
+
+    Files and folders whose name begins with "." or "_" are left out: what a writer has not finished, such as `_temporary/`.
+    """
+    root = Path(path)
+    if root.is_dir():
+        names = (file.relative_to(root) for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
+        if len({file.name.endswith(".parquet") for file in files}) != 1:
+            raise ValueError(f"{root}: expected Parquet files or text files, one kind, got {[f.name for f in files[:8]]}")
+        return files
+    expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
+    expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))
+    return [root]
+
+
+def _file(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
+    if path.name.endswith(".parquet"):
+        return _parquet(path, wanted, problems)
+    separator = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+    return _text(TextFile(path=path, separator=separator), wanted, problems)
+
+
+def _parquet(path: Path, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
+    arrow, parquet, file = pyarrow(), pyarrow("pyarrow.parquet"), File(str(path))
+    try:
+        with parquet.ParquetFile(path) as opened:
+            types = _present(file, opened.schema_arrow, wanted, problems)
+            yield from _numbered(file, types, opened.iter_batches(batch_size=ROWS, columns=list(types)), problems)
+    except (arrow.ArrowException, OSError) as error:
+        problems.add("unreadable file", file, None, None, "a complete Parquet file", _first_line(error))
+
+
+def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str) -> Iterator[TableBatch]:
+    arrow, file = pyarrow(), File(name)
+    if isinstance(source, Mapping):
+        columns = {str(key): _array(values, f"{name}, column {key!r}") for key, values in source.items()}
+        lengths = {key: len(column) for key, column in columns.items()}
+        expect(len({*lengths.values()}) <= 1, name, "columns of one length", lengths)
+        source = arrow.table(columns)
+    if isinstance(source, arrow.RecordBatch):
+        source = arrow.Table.from_batches([source])
+    if not isinstance(source, arrow.Table | arrow.RecordBatchReader):
+        raise TypeError(f"{name}: expected a path, a mapping of columns or an Arrow table, got {type(source).__name__}")
+    types = _present(file, source.schema, wanted, problems)
+    parts = source.to_batches() if isinstance(source, arrow.Table) else source
+    slices = (part.slice(start, ROWS) for part in parts for start in range(0, part.num_rows, ROWS))
+    yield from _numbered(file, types, (part.select(list(types)) for part in slices), problems)
+
+
+def _numbered(
+    file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
+) -> Iterator[TableBatch]:
+    """Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that the batches leave out."""
+    first, broken = 1, set() if broken is None else broken
+    for part in parts:
+        rows = np.arange(first, first + part.num_rows + len(broken))
+        rows = np.setdiff1d(rows, list(broken), assume_unique=True)[: part.num_rows] if broken else rows
+        if part.num_rows:
+            first = int(rows[-1]) + 1
+            broken -= {number for number in broken if number < first}
+            yield TableBatch(file, types, rows, part)
+    if first == 1:
+        problems.add("no rows", file, None, None, "at least one row", "none")
+
+
+def _array(values: Any, name: str) -> Any:
+    """A column in memory as an Arrow array; TypeError for numbers that Arrow does not hold, or booleans among numbers."""
+    arrow = pyarrow()
+    if isinstance(values, arrow.Array | arrow.ChunkedArray):
+        return values
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return arrow.FixedSizeListArray.from_arrays(arrow.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
+        return arrow.array(values.tolist(), arrow.large_string())
+    is_plain = isinstance(values, np.ndarray) and values.dtype.kind != "O"
+    kinds = set() if is_plain else set(map(type, values)) - {type(None)}
+    if np.bool_ in kinds and kinds - {np.bool_, bool}:  # Arrow would make 1 of np.True_
+        raise TypeError(f"{name}: expected values of one kind, got booleans among others")
+    try:
+        return arrow.array(values)
+    except OverflowError as error:
+        raise TypeError(f"{name}: expected integers from -2^63 to below 2^63, got larger ones") from error
+    except arrow.ArrowException as error:
+        raise TypeError(f"{name}: expected values that Arrow holds, got others: {error}") from error
+
+
+def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator[TableBatch]:
+    arrow, csv = pyarrow(), pyarrow("pyarrow.csv")
+    file = File(str(text.path), first_line=1 if text.names else 2)
+    header = file.first_line or 0
+    broken: set[int] = set()
+
+    def refuse(row: Any) -> str:
+        number = row.number + 1 - header
+        broken.add(number)
+        got = f"{row.actual_columns} in {row.text.replace(UNIT_SEPARATOR.decode(), text.separator)!r}"
+        problems.add("wrong number of fields", file, [number], None, f"{row.expected_columns}", got)
+        return "skip"
+
+    def opened(handler: Any, **options: Any) -> Any:
+        delimiter = text.separator if len(text.separator) == 1 else UNIT_SEPARATOR.decode()
+        # with threads a broken row does not know its number
+        read = csv.ReadOptions(use_threads=False, column_names=list(text.names) or None, encoding=text.encoding)
+        fields = {"delimiter": delimiter, "quote_char": '"' if text.quoted else False, "ignore_empty_lines": False}
+        parse = csv.ParseOptions(**fields, invalid_row_handler=handler)
+        return csv.open_csv(_characters(text), read_options=read, parse_options=parse, **options)
+
+    try:
+        with opened(lambda row: "skip") as reader:  # reads one block, which tells what the columns look like
+            schema = reader.schema
+        types = _present(file, schema, wanted, problems)
+        strings = {name: arrow.string() for name in schema.names}
+        convert = csv.ConvertOptions(
+            column_types=strings, include_columns=list(types), strings_can_be_null=True, null_values=[""]
+        )
+        with opened(refuse, convert_options=convert) as reader:
+            yield from _numbered(file, types, reader, problems, broken)
+        if text.whole and (tail := _unended(text.path)):
+            problems.add("cut off", file, None, None, "a line end after the last line", repr(tail))
+    except (arrow.ArrowException, OSError) as error:
+        expected = f"text {'without' if text.names else 'with'} a header in {text.encoding}"
+        problems.add("unreadable file", file, None, None, expected, _first_line(error))
+
+
+def _characters(text: TextFile) -> Any:
+    """The file for Arrow, which knows separators of one character only."""
+    separator, held = text.separator.encode(), b""
+    if len(separator) == 1:
+        return str(text.path)
+
+    def translate(data: Any) -> bytes:
+        nonlocal held
+        if UNIT_SEPARATOR in bytes(data):
+            raise ValueError(f"{text.path}: expected text without {UNIT_SEPARATOR.decode()!r}, got some; use another separator")
+        joined = (held + bytes(data)).replace(separator, UNIT_SEPARATOR)
+        # a separator may go on in the next piece; the last piece is empty
+        cut = max((k for k in range(len(separator)) if joined.endswith(separator[:k])), default=0) if len(data) else 0
+        held = joined[len(joined) - cut :]
+        return joined[: len(joined) - cut]
+
+    arrow = pyarrow()
+    return arrow.TransformInputStream(arrow.input_stream(str(text.path)), translate)
+
+
+def _unended(path: PathLike) -> str:
+    """The end of a file whose last line has no line end; "" where it has one."""
+    with pyarrow().input_stream(str(path)) as stream:
+        tail = b""
+        while data := stream.read(1 << 20):
+            tail = data[-60:]
+    return "" if tail.endswith(b"\n") else tail.rpartition(b"\n")[2].decode("utf8", "replace")
+
+
+def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
+    """The Arrow types of the columns wanted; a problem for each that is not there once."""
+    names = schema.names
+    if file.first_line == 2 and wanted and not set(names) & set(wanted):
+        way_out = "has the file a header? Add one, or name the columns by readers.TextFile(names=)"
+        got = f"{', '.join(map(repr, names))[:200]}; {way_out}"
+        problems.add("missing column", file, None, None, f"the columns {', '.join(map(repr, wanted))} in the first line", got)
+        return {}
+    for name in wanted:
+        if names.count(name) != 1:
+            got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
+            made = re.fullmatch(
+                r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event", name
+            )  # see `statistic_names`
+            got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if made else ""
+            problems.add("missing column", file, None, name, "a column of this name", got)
+    return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+class Cells(NamedTuple):
+    """The values of one column in a batch, and where they are."""
+
+    values: Any  # Arrow array
+    rows: np.ndarray  # int64 [n] row numbers
+    file: File
+    column: str
     problems: Problems
-    columns: Columns
-    widths: dict[str, int]
 
-    def coded(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
-        """Ids and other categorical values."""
-        expected = PRESENT.get(self.kind)
-        good = np.ones(len(rows), bool) if expected is None else self._not_null(values, rows, expected)
-        return self._encode(values, rows), good
+    def note(self, kind: str, wrong: np.ndarray, expected: str, got: Any) -> None:
+        """Adds a problem for each value that is `wrong`, bool [n]."""
+        self.problems.add(kind, self.file, self.rows[wrong], self.column, expected, got)
 
-    def bag(self, values: Any, rows: np.ndarray) -> tuple[Coded, np.ndarray]:
-        """Lists of values, cut to the length kept."""
-        arrow, length = pyarrow(), self.columns.bag_length
-        if arrow.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        if arrow.types.is_null(values.type):
-            values = values.cast(arrow.list_(arrow.string()))
-        if arrow.types.is_string(values.type) or arrow.types.is_large_string(values.type):
-            values = pyarrow("pyarrow.compute").split_pattern(values, self.columns.bag_separator)
-        flat, row, place = flat_lists(values)
-        coded = self._encode(flat, rows[row])
-        codes = np.full((len(rows), length), -1, np.int32)
-        kept = place < length
-        codes[row[kept], place[kept]] = coded.codes[kept]
-        return Coded(codes, coded.values, int(np.count_nonzero(place == length))), np.ones(len(rows), bool)
+    def valid(self) -> np.ndarray:
+        """bool [n], which values are not null."""
+        return self.values.is_valid().to_numpy(zero_copy_only=False)
 
-    def floats(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [n]."""
-        arrow = pyarrow()
-        good = self._not_null(values, rows, "a number")
-        if self.text:
-            values, parsed = self._parse(values, rows, arrow.float64(), "a number")
-            good &= parsed
-        else:
-            values = values.cast(arrow.float64())
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found below
-            array = values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32)
-        return self._finite(array, rows, good)
+    def note_nulls(self, expected: str) -> None:
+        """Adds a problem for each null."""
+        if self.values.null_count:
+            self.note("null", ~self.valid(), expected, "nothing")
 
-    def numbers(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [n], NaN where there is no value: null, NaN, or nothing in a text file."""
-        arrow = pyarrow()
-        if arrow.types.is_null(values.type):
-            return np.full(len(rows), np.nan, np.float32), np.ones(len(rows), bool)
-        missing = values.is_null(nan_is_null=arrow.types.is_floating(values.type))
-        zero = arrow.scalar("0" if self.text else 0).cast(values.type)
-        array, good = self.floats(pyarrow("pyarrow.compute").if_else(missing, zero, values), rows)
-        absent = missing.to_numpy(zero_copy_only=False).astype(bool)
-        array[absent] = np.nan
-        return array, good | absent
+    def cast(self, target: Any, expected: str) -> Cells:
+        """The values as another Arrow type; null, with a problem, where text is no such value."""
+        arrow, values = pyarrow(), self.values
+        if self.file.first_line is None:
+            return self._replace(values=values.cast(target))
+        good = np.ones(len(values), bool)
 
-    def vectors(self, values: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [n, E], E being the length of the first list."""
-        good = self._not_null(values, rows, "a list of numbers")
-        flat, row, place = flat_lists(values)
-        counts = np.bincount(row, minlength=len(rows))
-        width = self.widths.setdefault(self.name, max(1, int(counts[good][0]))) if good.any() else self.widths.get(self.name, 0)
-        wrong = good & (counts != width)
-        expected = f"{width} numbers like the rows before"
-        self.problems.add("wrong length", self.file, rows[wrong], self.name, expected, map(str, counts[wrong]))
-        good &= ~wrong
-        array = np.zeros((len(rows), width), np.float32)
-        kept = good[row]
-        numbers = flat.cast(pyarrow().float32(), safe=False)
-        array[row[kept], place[kept]] = numbers.to_numpy(zero_copy_only=False)[kept]
-        return self._finite(array, rows, good)
-
-    def times(self, values: Any, rows: np.ndarray) -> tuple[Times, np.ndarray]:
-        """Times as integers of `Columns.time_unit`, as `times.in_unit` makes them of what a request brings."""
-        arrow, wanted = pyarrow(), self.columns.time_unit
-        dated = is_dated(self.type)
-        good = self._not_null(values, rows, "a time")
-        if self.text:
-            target, expected = (self.type, "a date and time") if dated else (arrow.int64(), "a whole number")
-            values, parsed = self._parse(values, rows, target, expected)
-            good &= parsed
-        if arrow.types.is_date(values.type):
-            values = values.cast(arrow.timestamp("s" if arrow.types.is_date32(values.type) else "ms"))
-        unit = values.type.unit if dated else wanted
-        values = values.fill_null(0) if arrow.types.is_uint64(values.type) else values.cast(arrow.int64()).fill_null(0)
-        array = values.to_numpy(zero_copy_only=False)
-        late, early, ancient = wrong_unit(array, unit=unit, dated=dated)
-        least = quoted(earliest(unit), unit, dated=dated)
-        for wrong, expected in (
-            (late, "times before 2100"),
-            (early, "times after 1973"),
-            (ancient, f"times of at least {least}"),
-        ):
-            looks = "" if dated or wrong is ancient else ", which looks like {!r}"
-            got = (f"{quoted(v, unit, dated=dated)}{looks.format(likely_unit(int(v)))}" for v in array[good & wrong])
-            self.problems.add("time unit", self.file, rows[good & wrong], self.name, f"{expected} in {unit!r}", got)
-        most = 2**62 // max(1, PER_SECOND[wanted] // PER_SECOND[unit])  # later ones, which are refused, would overflow
-        array = np.where(ancient, 0, np.minimum(array, most)).astype(np.int64)
-        made = rescaled(array, given=unit, unit=wanted)
-        rounded = bool((rescaled(made, given=wanted, unit=unit) != array).any())
-        return Times(made, wanted if rounded else unit, dated, rounded), good & ~ancient
-
-    def _encode(self, values: Any, rows: np.ndarray) -> Coded:
-        """Codes into the distinct values; `rows` are the numbers of the values' rows."""
-        arrow, test = pyarrow(), pyarrow("pyarrow.types")
-        if test.is_null(values.type):
-            return Coded(np.full(len(values), -1, np.int32), arrow.array([], arrow.int64()))
-        coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
-        codes, distinct = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary
-        if test.is_uint64(distinct.type):
-            beyond = np.append(distinct.to_numpy() >= 2**63, False)
-            wrong = beyond[codes]
-            got = map(str, (distinct[int(code)] for code in codes[wrong]))
-            self.problems.add("wrong type", self.file, rows[wrong], self.name, "an integer below 2^63", got)
-            distinct = arrow.array(np.where(beyond[:-1], 0, distinct.to_numpy()).astype(np.int64))
-        word = test.is_string(distinct.type) or test.is_large_string(distinct.type)
-        if test.is_boolean(distinct.type):
-            distinct = distinct.cast(arrow.int8())
-        if not word and self.name in self.columns.text:
-            distinct, word = distinct.cast(arrow.string()), True
-        return Coded(codes, distinct.cast(arrow.large_string() if word else arrow.int64()))
-
-    def _finite(self, array: np.ndarray, rows: np.ndarray, good: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        finite = np.isfinite(array).reshape(len(rows), -1).all(1)
-        wrong = good & ~finite
-        got = (str(value[~np.isfinite(value)][0]) for value in array.reshape(len(rows), -1)[wrong])
-        self.problems.add("not finite", self.file, rows[wrong], self.name, "a finite number", got)
-        array[~finite] = 0
-        return array, good & finite
-
-    def _not_null(self, values: Any, rows: np.ndarray, expected: str) -> np.ndarray:
-        missing = values.is_null().to_numpy(zero_copy_only=False).astype(bool)
-        self.problems.add("null", self.file, rows[missing], self.name, expected, "nothing")
-        return ~missing
-
-    def _parse(self, values: Any, rows: np.ndarray, target: Any, expected: str) -> tuple[Any, np.ndarray]:
-        """Text as `target`, nothing where it is not that; and where it is."""
-        arrow, good = pyarrow(), np.ones(len(values), bool)
-
-        def cast(start: int, stop: int) -> list[Any]:  # by halves, so that a few bad values cost a few tries
+        def parse(start: int, stop: int) -> list[Any]:  # by halves, so that a few bad values cost a few tries
             try:
                 return [values[start:stop].cast(target)]
             except arrow.ArrowInvalid:
@@ -256,387 +410,334 @@ class _Column:
                     good[start] = False
                     return [arrow.nulls(1, target)]
                 middle = (start + stop) // 2
-                return cast(start, middle) + cast(middle, stop)
+                return parse(start, middle) + parse(middle, stop)
 
-        parts = cast(0, len(values))
-        got = (repr(value.as_py()) for value in values.filter(arrow.array(~good))) if not good.all() else ""
-        self.problems.add("wrong type", self.file, rows[~good], self.name, expected, got)
-        return arrow.chunked_array(parts, target).combine_chunks(), good
+        parsed = arrow.chunked_array(parse(0, len(values)), target).combine_chunks()
+        self.note("wrong type", ~good, expected, (repr(values[int(row)].as_py()) for row in np.flatnonzero(~good)))
+        return self._replace(values=parsed)
+
+    def floats(self, *, optional: bool) -> np.ndarray:
+        """float32 [n], NaN where there is no value, which is a problem unless `optional`."""
+        if not optional:
+            self.note_nulls("a number")
+        parsed = self.cast(pyarrow().float64(), "a number")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            array = parsed.values.to_numpy(zero_copy_only=False).astype(np.float32)
+        wrong = np.isinf(array) if optional else ~np.isfinite(array) & parsed.valid()
+        self.note("not finite", wrong, "a finite number", map(str, array[wrong]))
+        array[wrong] = np.nan
+        return array
+
+    def vectors(self, width: int) -> np.ndarray:
+        """float32 [n, E], NaN in wrong rows; E is `width`, or for 0 the length of the first list."""
+        self.note_nulls("a list of numbers")
+        lengths, good = self.values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), self.valid()
+        width = width or (max(1, int(lengths[good][0])) if good.any() else 0)
+        wrong = good & (lengths != width)
+        self.note("wrong length", wrong, f"{width} numbers like the rows before", map(str, lengths[wrong]))
+        good &= ~wrong
+        array = np.full((len(good), width), np.nan, np.float32)
+        numbers = self.values.flatten().cast(pyarrow().float32(), safe=False).to_numpy(zero_copy_only=False)
+        array[good] = numbers[np.repeat(good, lengths)].reshape(-1, width)
+        finite = np.isfinite(array)
+        wrong = good & ~finite.all(1)
+        self.note("not finite", wrong, "a finite number", (str(row[~np.isfinite(row)][0]) for row in array[wrong]))
+        return array
+
+    def times(self, unit: str, looks: Any) -> tuple[np.ndarray, bool]:
+        """Times int64 [n] in `unit`, MISSING_TIME where there is none; and whether finer ones were rounded down.
+
+        `looks` is the Arrow type of the column, which says of text whether it holds dates.
+        """
+        arrow, cells = pyarrow(), self
+        cells.note_nulls("a time")
+        if cells.file.first_line is not None:
+            cells = cells.cast(*((looks, "a date and time") if is_dated(looks) else (arrow.int64(), "a whole number")))
+        values, dated = cells.values, is_dated(cells.values.type)
+        if arrow.types.is_date(values.type):
+            values = values.cast(arrow.timestamp("s" if arrow.types.is_date32(values.type) else "ms"))
+        given = values.type.unit if dated else unit
+        values = values if arrow.types.is_uint64(values.type) else values.cast(arrow.int64())
+        array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
+        late, early, ancient = (wrong & valid for wrong in wrong_unit(array, unit=given, dated=dated))
+        least = f"times of at least {quoted(earliest(given), given, dated=dated)}"
+        for wrong, expected in ((late, "times before 2100"), (early, "times after 1973"), (ancient, least)):
+            text = "" if dated or wrong is ancient else ", which looks like {!r}"
+            got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[wrong])
+            self.note("time unit", wrong, f"{expected} in {given!r}", got)
+        most = 2**62 // max(1, PER_SECOND[unit] // PER_SECOND[given])  # later ones, which are refused, would overflow
+        array = np.where(ancient, 0, np.minimum(array, most)).astype(np.int64)
+        times = rescaled(array, given=given, unit=unit)
+        rounded = bool((rescaled(times, given=unit, unit=given) != array).any())
+        return np.where(valid & ~ancient, times, MISSING_TIME), rounded
+
+    def coded(self, *, text: bool) -> Any:
+        """Categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""
+        arrow, test, compute = pyarrow(), pyarrow("pyarrow.types"), pyarrow("pyarrow.compute")
+        values = self.values
+        if test.is_null(values.type):
+            values = values.cast(arrow.int64())
+        if test.is_uint64(values.type):
+            beyond = compute.greater(values, arrow.scalar(2**63 - 1, arrow.uint64())).fill_null(False)
+            got = map(str, values.filter(beyond).to_pylist())
+            self.note("wrong type", beyond.to_numpy(zero_copy_only=False), "an integer below 2^63", got)
+            values = compute.if_else(beyond, None, values)
+        coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
+        distinct = coded.dictionary
+        if text and not is_text(distinct.type):
+            distinct = distinct.cast(arrow.string())
+        distinct = distinct.cast(arrow.large_string() if is_text(distinct.type) else arrow.int64())
+        return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), distinct)
+
+    def bags(self, columns: Columns) -> tuple[Any, int]:
+        """`coded` of the first `bag_length` values of each row, [n * bag_length] with nulls; and how many rows have more."""
+        arrow, values, length = pyarrow(), self.values, columns.bag_length
+        if arrow.types.is_null(values.type):
+            values = values.cast(arrow.list_(arrow.string()))
+        if is_text(values.type):
+            values = pyarrow("pyarrow.compute").split_pattern(values, columns.bag_separator)
+        lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        flat = self._replace(values=values.flatten(), rows=self.rows[row]).coded(text=self.column in columns.text)
+        slots, kept = np.full(len(lengths) * length, -1), place < length
+        slots[row[kept] * length + place[kept]] = np.flatnonzero(kept)
+        codes = flat.indices.take(arrow.array(slots, mask=slots < 0))
+        return arrow.DictionaryArray.from_arrays(codes, flat.dictionary), int(np.count_nonzero(lengths > length))
 
 
-MERGE_AT = 1 << 20  # distinct values of blocks that are merged at a time
+def is_text(type_: Any) -> bool:
+    """Whether an Arrow type is one of text."""
+    return pyarrow().types.is_string(type_) or pyarrow().types.is_large_string(type_)
+
+
+def is_dated(type_: Any) -> bool:
+    """Whether an Arrow type is one of dates or timestamps."""
+    return type_ is not None and (pyarrow().types.is_timestamp(type_) or pyarrow().types.is_date(type_))
+
+
+def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
+    """What a column of a kind must be, "" where the Arrow type is that; `parsed` from text, `named` in `Columns.text`."""
+    test = pyarrow("pyarrow.types")
+    number = test.is_floating(type_) or test.is_decimal(type_)
+    integer = test.is_integer(type_) or test.is_boolean(type_)
+    listed = test.is_list(type_) or test.is_large_list(type_) or test.is_fixed_size_list(type_)
+    empty = test.is_null(type_)
+    if kind == "vector":
+        return "" if listed and not parsed else "lists of numbers (in text files give the content by itself)"
+    if kind == "bag":
+        return "" if is_text(type_) or listed or parsed or empty else "lists, or text to be split"
+    if kind == "time":
+        whole = test.is_integer(type_) or is_dated(type_)
+        return "" if whole or parsed or empty else "whole numbers or timestamps"
+    if kind in ("float", "number"):
+        return "" if integer or number or parsed or empty else "numbers"
+    if test.is_boolean(type_) and kind == "id":  # booleans can be an attribute, and name nobody
+        return "integers or text"
+    words = parsed and (not number or named)  # text may look like dates, and still name something
+    return "" if is_text(type_) or integer or empty or words else "integers or text"
 
 
 class Codes:
-    """The codes of one categorical column: int32 [n] or [n, bag length], -1 where there is no value."""
+    """A categorical column as codes into its distinct values, which grow batch by batch."""
 
     def __init__(self):
-        self.is_text, self.cut = False, 0
-        self.looks_whole: bool | None = None  # whether the first block with values holds integers and nothing else
-        self._parts: list[np.ndarray] = []
-        self._pending: list[tuple[int, Any]] = []  # part, its distinct values
-        self._distinct: Any = pyarrow().array([], pyarrow().int64())
+        self.parsed = False  # whether the values come from a text file
+        self.cut = 0  # bags of more values than are kept
+        self.looks_whole: bool | None = None  # whether the first batch with values holds integers and nothing else
+        self._chunks: list[Any] = []  # Arrow dictionary arrays of one type
+        self._pending = 0  # distinct values of the chunks since the last merge
 
-    def add(self, coded: Coded) -> None:
-        """Appends the codes of a block."""
-        self._parts.append(coded.codes)
-        self.cut += coded.cut
-        if len(coded.values):
-            self.looks_whole = bool(is_whole(coded.values).all()) if self.looks_whole is None else self.looks_whole
-            self._pending.append((len(self._parts) - 1, coded.values))
-        if sum(len(values) for _, values in self._pending) > max(MERGE_AT, len(self._distinct)):
+    def add(self, coded: Any) -> None:
+        """Appends the codes of a batch, of the type of those before it."""
+        if len(coded.dictionary) and self.looks_whole is None:
+            self.looks_whole = bool(whole(coded.dictionary).all())
+        self._chunks.append(coded)
+        self._pending += len(coded.dictionary)
+        if self._pending > max(MERGE_AT, len(self._chunks[0].dictionary)):
             self._merge()
 
-    def differs(self, coded: Coded) -> bool:
-        """Whether a block holds integers and those before it text, or the other way round."""
-        before = self._pending[0][1] if self._pending else self._distinct
-        return bool(len(before) and len(coded.values)) and before.type != coded.values.type
-
     @property
-    def codes(self) -> np.ndarray:
-        """Of all blocks."""
-        self._merge()
-        return _joined(self._parts, np.zeros(0, np.int32))
-
-    @property
-    def distinct(self) -> Any:
-        """Arrow array of int64 or large_string."""
-        self._merge()
-        return self._distinct
+    def type(self) -> Any:
+        """Arrow type of the values, int64 or large_string; None without any."""
+        return next((chunk.dictionary.type for chunk in self._chunks if len(chunk.dictionary)), None)
 
     @property
     def is_integer(self) -> bool:
         """Whether the values came as integers."""
-        return self.distinct.type == pyarrow().int64()
+        return self.type == pyarrow().int64()
 
-    def values(self, kind: IdKind | None) -> np.ndarray:
-        """The values of a column without missing ones, [n] int64 or StringDType; 0 or "" for those of another kind."""
-        ids, of_kind = self.distinct_ids(kind)
-        values = id_array(ids)
-        place = np.zeros(len(self.distinct) + 1, np.int64)
-        place[of_kind] = np.arange(1, len(values) + 1)
+    @property
+    def codes(self) -> np.ndarray:
+        """int32 [n] places in `distinct`, -1 where there is no value."""
+        return self._merge().indices.fill_null(-1).to_numpy()
+
+    @property
+    def distinct(self) -> Any:
+        """Arrow array of the distinct values."""
+        return self._merge().dictionary
+
+    def of_kind(self, kind: IdKind) -> tuple[np.ndarray | list[str], np.ndarray]:
+        """The distinct values that are integers, or strings; and which of all those are, bool [distinct]."""
+        distinct, integers = self.distinct, kind == "integers"
+        if not is_text(distinct.type):
+            return (distinct.to_numpy() if integers else []), np.full(len(distinct), integers)
+        if not integers:
+            return distinct.to_pylist(), np.ones(len(distinct), bool)
+        fits = whole(distinct)
+        return distinct.filter(pyarrow().array(fits)).cast(pyarrow().int64()).to_numpy(), fits
+
+    def values(self, kind: IdKind) -> np.ndarray:
+        """int64 or StringDType [n]; 0 or "" for missing values and those of another kind."""
+        ids, fits = self.of_kind(kind)
+        values, place = id_array(ids), np.zeros(len(fits) + 1, np.int64)
+        place[:-1][fits] = np.arange(1, len(values) + 1)
         return np.concatenate([np.zeros(1, values.dtype), values])[place[self.codes]]
 
-    def distinct_ids(self, kind: IdKind | None, *, is_text: bool = False) -> tuple[np.ndarray | list[str], np.ndarray]:
-        """The distinct values that are of a kind (None: the column's own), and their codes, int64 [distinct]."""
-        ids, fits = _as_kind(self, kind or _kind([self], is_text=is_text))
-        return ids, np.flatnonzero(fits)
+    def shown(self, rows: np.ndarray) -> Iterator[str]:
+        """The values of some rows for a message; text is quoted, but for a number in a text file."""
+        distinct, number = self.distinct, whole(self.distinct)
+        for code in self.codes[rows]:
+            value = distinct[int(code)].as_py()
+            yield str(value) if isinstance(value, int) or (self.parsed and number[code]) else repr(value)
 
-    def _merge(self) -> None:
-        """Distinct values so far keep their codes; those of pending blocks are found among them or appended."""
-        if not self._pending:
-            return
-        before = [self._distinct] if len(self._distinct) else []
-        merged = pyarrow().chunked_array([*before, *(values for _, values in self._pending)]).dictionary_encode()
-        self._distinct = merged.chunk(0).dictionary
-        for (part, _), chunk in zip(self._pending, merged.chunks[len(before) :], strict=True):
-            codes = np.append(chunk.indices.to_numpy(), -1).astype(np.int32)
-            self._parts[part] = codes[self._parts[part]]
-        self._pending = []
+    def _merge(self) -> Any:
+        arrow, type_ = pyarrow(), self.type or pyarrow().int64()
+        empty = arrow.DictionaryArray.from_arrays(arrow.array([], arrow.int32()), arrow.array([], type_))
+        chunks = [
+            chunk if chunk.dictionary.type == type_ else arrow.DictionaryArray.from_arrays(chunk.indices, empty.dictionary)
+            for chunk in self._chunks
+        ]
+        if len(self._chunks) != 1 or chunks[0] is not self._chunks[0]:
+            merged = arrow.chunked_array(chunks or [empty]).unify_dictionaries().combine_chunks()
+            self._chunks, self._pending = [merged], 0
+        return self._chunks[0]
 
 
-class Scan:
-    """A table that was read once; messages call it `label`."""
+def whole(values: Any) -> np.ndarray:
+    """Which values of an Arrow array of text are integers, bool [n]; all of an integer array."""
+    if not is_text(values.type):
+        return np.ones(len(values), bool)
+    return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
+
+
+class LoadedTable:
+    """A table that was read once, column by column; messages call it `label`."""
 
     def __init__(self, label: File, kinds: Mapping[str, Kind], columns: Columns):
         self.label, self.kinds, self.columns = label, kinds, columns
         self.count = 0  # n, rows
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
-        self.bad: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in kinds}  # (first row, whether a placeholder)
-        self._arrays: dict[str, list[Any]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
-        self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
-        self._units: dict[str, list[tuple[str, bool]]] = {name: [] for name, kind in kinds.items() if kind == "time"}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
+        self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
+        self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
+        self._readable: set[str] = set()  # columns of the file in turn
 
-    def add(self, block: TableBatch, problems: Problems) -> None:
-        """Appends a block of `tables.blocks`."""
-        rows, count = block.rows, len(block.rows)
+    def add(self, batch: TableBatch, problems: Problems) -> None:
+        """Appends a batch; `problems` receives every value that is not of its column's kind."""
+        rows, count = batch.rows, len(batch.rows)
+        if not self._parts or self._parts[-1][0] != batch.file:
+            self._readable = {name for name in batch.types if self._fits(name, batch, problems)}
         regular = rows[-1] - rows[0] + 1 == count
-        self._parts.append((block.file, self.count, int(rows[0]) if regular else rows))
-        for name, kind in self.kinds.items():
-            values, good = block.columns.get(name, (None, np.zeros(count, bool)))
-            if kind in CODED:
-                codes = self.codes[name]
-                codes.is_text = block.is_text
-                if values is not None and codes.differs(values):
-                    expected, got = ("text", "integers") if values.values.type == pyarrow().int64() else ("integers", "text")
-                    problems.add("wrong type", block.file, None, name, f"{expected} as in the files before", got)
-                    values, good = None, np.zeros(count, bool)
-                shape = (count, self.columns.bag_length) if kind == "bag" else (count,)
-                codes.add(values or Coded(np.full(shape, -1, np.int32), ()))
-            elif kind == "time":
-                times = values or Times(np.zeros(count, np.int64), self.columns.time_unit)
-                self._arrays[name].append(times.value)
-                self._units[name].append((times.unit, times.dated))
-                self.rounded |= {name} if times.rounded else set()
-            elif kind in ("float", "number") or values is not None:
-                self._arrays[name].append(np.zeros(count, np.float32) if values is None else values)
-            if not good.all():
-                self.bad[name].append((self.count, ~good))
+        self._parts.append((batch.file, self.count, int(rows[0]) if regular else rows))
         self.count += count
-
-    def is_good(self, *names: str) -> np.ndarray:
-        """bool [n]: rows where the values of all these columns are no placeholders."""
-        good = np.ones(self.count, bool)
-        for start, bad in (part for name in names for part in self.bad[name]):
-            good[start : start + len(bad)] &= ~bad
-        return good
+        for name, kind in self.kinds.items():
+            values = batch.columns.column(name) if name in self._readable else pyarrow().nulls(count)
+            if pyarrow().types.is_dictionary(values.type) and kind not in CODED[:-1]:
+                values = values.dictionary_decode()
+            cells = Cells(values, rows, batch.file, name, problems if name in self._readable else Problems())
+            if kind in CODED:
+                self._add_codes(cells, kind)
+            elif kind == "time":
+                times, rounded = cells.times(self.columns.time_unit, batch.types.get(name))
+                self._arrays[name].append(times)
+                self.rounded |= {name} if rounded else set()
+            elif kind == "vector":
+                width = self._arrays[name][0].shape[1] if self._arrays[name] else 0
+                self._arrays[name] += [cells.vectors(width)] if name in self._readable else []
+            else:
+                self._arrays[name].append(cells.floats(optional=kind == "number"))
 
     def floats(self, name: str) -> np.ndarray:
-        """float32 [n] or [n, E] of a "float", "number" or "vector" column."""
-        return _joined(self._arrays[name], np.zeros(0, np.float32))
+        """float32 [n] or [n, E] of a "float", "number" or "vector" column, NaN where a value is missing."""
+        return self._joined(name, np.float32)
 
     def times(self, name: str) -> np.ndarray:
-        """int64 [n] of a "time" column, in `Columns.time_unit`."""
-        return _joined(self._arrays[name], np.zeros(0, np.int64))
+        """int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME where there is none."""
+        return self._joined(name, np.int64)
 
     def seconds(self, name: str) -> np.ndarray:
         """The same in whole seconds."""
         return self.times(name) // PER_SECOND[self.columns.time_unit]
 
-    def time(self, name: str, row: int) -> str:
-        """The value of a "time" column in row 0, 1, ... as its file has it."""
-        unit, dated = self._units[name][self._part(row)]
-        value = rescaled(self.times(name)[row], given=self.columns.time_unit, unit=unit)
-        return quoted(int(value), unit, dated=dated)
-
     def place(self, row: int) -> str:
         """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
-        file, start, rows = self._parts[self._part(row)]
+        part = int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
+        file, start, rows = self._parts[part]
         number = rows + row - start if isinstance(rows, int) else int(rows[row - start])
         return file.place(number) if file == self._parts[0][0] == self._parts[-1][0] else f"{file.place(number)} of {file}"
 
     def counts(self) -> dict[str, int]:
         """Rows by file."""
-        counts: dict[str, int] = {}
+        counts: collections.Counter[str] = collections.Counter()
         for file, start, stop, _ in self._spans():
-            counts[file.name] = counts.get(file.name, 0) + stop - start
-        return counts
+            counts[file.name] += stop - start
+        return dict(counts)
 
     def note(
         self, problems: Problems, kind: str, wrong: np.ndarray, column: str | None, expected: str,
         got: Callable[[np.ndarray], Iterable[str]],
     ) -> None:  # fmt: skip
         """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
-        for file, start, stop, rows in self._spans():
+        for file, start, stop, rows in self._spans() if wrong.any() else ():
             here = np.flatnonzero(wrong[start:stop])
-            if len(here):
-                numbers = here + rows if isinstance(rows, int) else rows[here]
-                problems.add(kind, file, numbers, column, expected, got(here + start))
+            numbers = here + rows if isinstance(rows, int) else rows[here]
+            problems.add(kind, file, numbers, column, expected, got(here + start) if len(here) else ())
 
-    def _part(self, row: int) -> int:
-        return int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
+    def _fits(self, name: str, batch: TableBatch, problems: Problems) -> bool:
+        """Whether a column of a file is of its kind; adds a problem if not."""
+        test, type_, kind = pyarrow("pyarrow.types"), batch.types[name], self.kinds[name]
+        value = type_.value_type if test.is_dictionary(type_) else type_
+        parsed = batch.file.first_line is not None
+        expected = expected_type(value, kind, parsed=parsed, named=name in self.columns.text)
+        if expected:
+            lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
+            hint = " (pandas makes floats of integers where one is missing)" if lost else ""
+            problems.add("wrong type", batch.file, None, name, expected, f"{type_}{hint}")
+        return not expected
+
+    def _add_codes(self, cells: Cells, kind: Kind) -> None:
+        codes = self.codes[cells.column]
+        codes.parsed = cells.file.first_line is not None
+        if kind in PRESENT:
+            cells.note_nulls(PRESENT[kind])
+        if kind == "bag":
+            coded, cut = cells.bags(self.columns)
+            codes.cut += cut
+        else:
+            coded = cells.coded(text=cells.column in self.columns.text)
+        if len(coded.dictionary) and codes.type not in (None, coded.dictionary.type):
+            expected, got = ("integers", "text") if is_text(coded.dictionary.type) else ("text", "integers")
+            cells.problems.add("wrong type", cells.file, None, cells.column, f"{expected} as in the files before", got)
+            coded = cells._replace(values=pyarrow().nulls(len(coded))).coded(text=False)
+        codes.add(coded)
+
+    def _joined(self, name: str, dtype: Any) -> np.ndarray:
+        """A column as one array, which takes the place of its parts, so that nothing is held twice."""
+        parts = self._arrays[name]
+        parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else np.zeros(0, dtype)]
+        return parts[0]
 
     def _spans(self) -> Iterator[tuple[File, int, int, int | np.ndarray]]:
-        """(file, first row, row after the last, number of the first or of each row) of every block."""
+        """(file, first row, row after the last, number of the first or of each row) of every batch."""
         stops = [start for _, start, _ in self._parts[1:]] + [self.count]
         return ((file, start, stop, rows) for (file, start, rows), stop in zip(self._parts, stops, strict=False))
 
 
-def scan(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> Scan:
-    """Reads a table once; arguments as `tables.blocks`."""
+def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:
+    """Reads the columns `kinds` of a table; arguments and errors as `batches`."""
     label = source.path if isinstance(source, TextFile) else source
-    table = Scan(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
-    for block in blocks(source, kinds, problems, columns=columns, name=name):
-        table.add(block, problems)
+    table = LoadedTable(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
+    for batch in batches(source, list(kinds), problems, name=name):
+        table.add(batch, problems)
     return table
-
-
-def _joined(parts: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
-    """The parts as one array, which takes their place in the list, so that nothing is held twice."""
-    parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else empty]
-    return parts[0]
-
-
-class Values(NamedTuple):
-    """What `check` tells of the distinct values of a categorical column; they are not kept."""
-
-    distinct: int
-    missing: int  # rows without one
-    cut: int  # bags of more values than are kept
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tables:
-    """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
-
-    scans: Mapping[FileName, Scan]
-    rows: Mapping[FileName, Mapping[str, np.ndarray]]
-    vocabularies: Mapping[str, Vocabulary]
-    values: Mapping[tuple[FileName, str], Values]
-
-
-def read_tables(
-    sources: Mapping[FileName, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None,
-    grow: bool = False,
-) -> Tables:  # fmt: skip
-    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
-
-    An `encoder` says it in their place; with `grow` both do, but for actions. `problems` receives what is wrong with values,
-    and ids that an items or users table has twice.
-    """
-    scans: dict[FileName, Scan] = {
-        name: scan(source, columns.of(name, computed=False), problems, columns=columns, name=name)
-        for name, source in sources.items()
-        if source is not None
-    }
-    members: dict[str, list[tuple[FileName, str]]] = {}
-    values: dict[tuple[FileName, str], Values] = {}
-    for name in scans:
-        for column, vocabulary in columns.vocabularies(name).items():
-            members.setdefault(vocabulary, []).append((name, column))
-            codes = scans[name].codes[column]
-            first = codes.codes if codes.codes.ndim == 1 else codes.codes[:, 0]
-            values[name, column] = Values(len(codes.distinct), int(np.count_nonzero(first < 0)), codes.cut)
-    rows: dict[FileName, dict[str, np.ndarray]] = {name: {} for name in scans}
-    known = {} if encoder is None else dict(encoder.vocabularies)
-    if "action" in members and columns.actions:
-        _settle_actions(scans["events"], columns, rows["events"], problems)
-        del members["action"]
-    for vocabulary, places in members.items():
-        tables = [(scans[name], column) for name, column in places]
-        given, grows = known.get(vocabulary), grow and vocabulary != "action"
-        known[vocabulary], settled = validate(vocabulary, tables, columns, problems, given=given, grow=grows)
-        for (name, _), of_table in zip(places, settled, strict=True):
-            rows[name][vocabulary] = of_table
-    vocabularies = {name: known.get(name, Vocabulary([])) for name in vocabulary_names(columns)}
-    tables = Tables(scans=scans, rows=rows, vocabularies=vocabularies, values=values)
-    _note_repeated_ids(tables, columns, problems)
-    return tables
-
-
-def validate(
-    name: str, members: list[tuple[Scan, str]], columns: Columns, problems: Problems, *, given: Vocabulary | None = None,
-    grow: bool = False,
-) -> tuple[Vocabulary, list[np.ndarray]]:  # fmt: skip
-    """The vocabulary of some columns and int32 rows of each in it: `given`, or that of the last member with values; both with
-    `grow`."""
-    held = [table.codes.pop(column) for table, column in members]
-    kind = given.kind if given is not None else None
-    kind = kind or _kind(held, is_text=any(column in columns.text for _, column in members))
-    values = [_as_kind(codes, kind) for codes in held]
-    vocabulary = given
-    if vocabulary is None or grow:
-        newer = Vocabulary(next((ids for ids, _ in reversed(values) if len(ids)), []))
-        vocabulary = newer if vocabulary is None else vocabulary.with_ids(newer)
-    rows = []
-    for (table, column), codes, (ids, fits) in zip(members, held, values, strict=True):
-        place = np.append(fits, False)  # the last one is code -1, no value
-        of_code = np.zeros(len(place), np.int32)
-        of_code[place] = vocabulary.encode(ids)
-        rows.append(of_code[codes.codes])
-        if len(fits) and not fits.any():
-            others = [other.label for other, _ in members if other is not table]
-            like = f"like the {name}s of {others[0]}" if given is None else f"like the vocabulary {name!r} given"
-            expected, got = ("text", "integers") if kind == "strings" else ("integers", "text")
-            problems.add("wrong type", table.label, None, column, f"{expected} {like}", got)
-        elif codes.codes.ndim == 1:
-            _note_values(table, column, codes, place, ids, problems)
-            expected = f"one of the {len(vocabulary.raw)} known"
-            unknown = f"unknown {name if name in ('user', 'item', 'action') else 'category'}"
-            strange = table.is_good(column) & (codes.codes >= 0) & (rows[-1] == 0)
-            table.note(problems, unknown, strange, column, expected, lambda at, codes=codes: _shown(codes, at))
-    return vocabulary, rows
-
-
-def _kind(members: list[Codes], *, is_text: bool = False) -> IdKind:
-    """Whether a vocabulary is of integers or of text."""
-    typed = {codes.is_integer for codes in members if not codes.is_text and len(codes.distinct)}
-    if is_text:
-        return "strings"
-    if typed:
-        return "integers" if True in typed else "strings"
-    whole = [codes.looks_whole for codes in members if len(codes.distinct)]
-    return "integers" if any(whole) or not whole else "strings"
-
-
-def _as_kind(codes: Codes, kind: IdKind) -> tuple[np.ndarray | list[str], np.ndarray]:
-    """The distinct values that are of a kind, and which of all those are, bool [distinct]."""
-    arrow, distinct = pyarrow(), codes.distinct
-    if codes.is_integer:
-        fits = np.full(len(distinct), kind == "integers")
-        return (distinct.to_numpy() if kind == "integers" else []), fits
-    if kind == "strings":
-        return distinct.to_pylist(), np.ones(len(distinct), bool)
-    fits = is_whole(distinct)
-    return distinct.filter(arrow.array(fits)).cast(arrow.int64()).to_numpy(), fits
-
-
-def _note_values(
-    table: Scan, column: str, codes: Codes, fits: np.ndarray, ids: np.ndarray | list[str], problems: Problems
-) -> None:
-    """Notes text among integers and negative ids, and marks them as no good."""
-    negative = np.zeros(len(fits), bool)
-    if isinstance(ids, np.ndarray) and table.kinds[column] == "id":
-        negative[fits] = ids < 0
-    strange = ~fits
-    strange[-1] = False
-    for kind, wrong, expected in (
-        ("wrong type", strange, "a whole number, like the others (Columns.text keeps a column text)"),
-        ("negative id", negative, "0 or more"),
-    ):
-        if wrong.any():
-            here = wrong[codes.codes]
-            table.note(problems, kind, here, column, expected, lambda at: _shown(codes, at))
-            table.bad[column].append((0, here))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Events:
-    """Events of known users with a time, by user and in the order of histories; arrays [n]."""
-
-    at: np.ndarray  # int64, rows of the table
-    user: np.ndarray
-    time: np.ndarray  # in `Columns.time_unit`
-    item: np.ndarray
-    action: np.ndarray
-    again: np.ndarray  # bool, whether an event is the one before it once more, of a known item
-
-
-def events_of(tables: Tables, columns: Columns) -> Events:
-    """The events of tables that were read."""
-    table, rows = tables.scans["events"], tables.rows["events"]
-    good = table.is_good(columns.user, columns.time) & (rows["user"] > 0)
-    parts = rows["user"], table.times(columns.time), rows["item"], rows.get("action", np.ones(table.count, np.int32))
-    user, time, item, action = parts if good.all() else [part[good] for part in parts]
-    order = history_order(time, item, action, user=user)
-    user, time, item, action = (part[order] for part in (user, time, item, action))
-    same = np.logical_and.reduce([part[1:] == part[:-1] for part in (user, time, item, action)])
-    return Events(np.flatnonzero(good)[order], user, time, item, action, np.append(False, same)[: len(user)] & (item > 0))
-
-
-def _note_repeated_ids(tables: Tables, columns: Columns, problems: Problems) -> None:
-    """Notes items and users that are in an earlier row of their table too."""
-    keys: list[tuple[FileName, str, str]] = [("items", "item", columns.item_id), ("users", "user", columns.user_record_id)]
-    for name, which, column in keys:
-        if name not in tables.scans:
-            continue
-        table, ids, vocabulary = tables.scans[name], tables.rows[name][which], tables.vocabularies[which]
-        first = np.zeros(len(vocabulary), np.int64)
-        first[ids[::-1]] = np.arange(len(ids))[::-1]  # the first row of each id is written last
-        again = (ids > 0) & (first[ids] != np.arange(len(ids)))
-
-        def got(at: np.ndarray, table=table, ids=ids, known=vocabulary, first=first) -> Iterator[str]:
-            return (f"{known.decode(i)!r}, which is in {table.place(int(first[i]))} too" for i in ids[at])
-
-        table.note(problems, f"duplicate {which}", again, column, "every id once", got)
-
-
-def _settle_actions(table: Scan, columns: Columns, rows: dict[str, np.ndarray], problems: Problems) -> None:
-    """Rows of `Columns.actions`, which may name integers as text."""
-    column = str(columns.action)
-    codes = table.codes.pop(column)
-    numbers = {str(value): number for number, value in enumerate(columns.actions, start=1)}
-    of_code = np.array([*(numbers.get(str(value), 0) for value in codes.distinct.to_pylist()), 0], np.int32)
-    rows["action"] = of_code[codes.codes]
-    strange = table.is_good(column) & (codes.codes >= 0) & (rows["action"] == 0)
-    expected = f"one of {', '.join(map(repr, columns.actions))}"
-    table.note(problems, "unknown action", strange, column, expected, lambda at: _shown(codes, at))
-
-
-def _shown(codes: Codes, at: np.ndarray) -> Any:
-    """Values of some rows for a message, one after another; text is quoted."""
-    whole = is_whole(codes.distinct)
-    for code in codes.codes[at]:
-        value = codes.distinct[int(code)].as_py()
-        yield str(value) if isinstance(value, int) or (codes.is_text and whole[code]) else repr(value)

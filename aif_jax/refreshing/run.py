@@ -30,7 +30,7 @@ from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS, expect_platforms
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read, read_items
-from aif_jax.readers.sources import Source, TextFile, files_of
+from aif_jax.readers.tables import Source, TextFile, files_of
 from aif_jax.refreshing.gate import GateConfig, Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job, begin
 from aif_jax.refreshing.warm import forgotten, warm_start

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 from aif_jax.service.core import Observed, to_json
 from aif_jax.serving import Ranking
 from aif_jax.store.folders import new_file

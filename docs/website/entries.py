@@ -11,7 +11,7 @@ from typing import Any
 PLACES = {
     "aif_jax.check": "aif_jax.readers.check.check",
     "aif_jax.read": "aif_jax.readers.read.read",
-    "aif_jax.read_cascade": "aif_jax.readers.read.read_cascade",
+    "aif_jax.read_cascade": "aif_jax.readers.cascade.read_cascade",
     "aif_jax.evaluate": "aif_jax.train.evaluate.evaluate",
     "aif_jax.train.loop": "aif_jax.train.loop.loop",
     "aif_jax.refresh": "aif_jax.refreshing.run.refresh",

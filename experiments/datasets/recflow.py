@@ -22,7 +22,7 @@ import numpy as np
 
 from aif_jax import Columns, Dataset
 from aif_jax.data.cascade import LOGGED, from_columns
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 from experiments.datasets.tables import dataset
 
 RANKED = ("rerank_pos", "rerank_neg", "rank_pos", "rank_neg")

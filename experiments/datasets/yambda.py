@@ -15,7 +15,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Columns, Dataset
-from aif_jax.readers.sources import pyarrow
+from aif_jax.readers.tables import pyarrow
 
 PLAYED = 50  # per cent of a track: from here on it is a listen that counts, "Listen+"
 DAY, GAP = 86_400, 1_800  # seconds

@@ -1,0 +1,98 @@
+"""The log of a cascade: requests with all their candidates, how far each came, what the ranker said."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+
+from aif_jax.checks import expect
+from aif_jax.data.cascade import LOGGED, from_columns
+from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.columns import Columns
+from aif_jax.readers.read import table_and_columns
+from aif_jax.readers.tables import Source
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 1024
+
+
+def read_cascade(
+    source: Source,
+    data: Dataset,
+    *,
+    user: str = "user",
+    item: str = "item",
+    time: str = "time",
+    stage: str = "stage",
+    labels: Mapping[str, str] | tuple[str, ...] = (),
+    candidates: int = CANDIDATES,
+    columns: Columns | None = None,
+) -> Dataset:
+    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events; errors as `read`.
+
+    A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
+    at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.cascade" counts
+    them, lines of unknown items, and candidates beyond M.
+
+    Args:
+      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate.
+      data: what `read` gave.
+      stage: column of how far each candidate came, by name: "exposed", "ranked", "pre_ranked" or "retrieved". A candidate comes
+        once in a request.
+      labels: columns of numbers: the objectives' labels, the ranker's score; or their new names by column. NaN, or an empty
+        value in CSV, where the log does not know.
+      candidates: M, of a request at most; the furthest stages are kept, then the order of the lines.
+      columns: for the unit of times; None takes those of the data's encoder.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
+      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
+      >>> lines = {"user": ["ann"] * 3, "item": [8, 9, 7], "time": [20] * 3, "stage": ["exposed", "ranked", "retrieved"]}
+      >>> data = read_cascade(lines | {"score": [2.5, 1.5, float("nan")]}, data, labels={"score": "ranker"})
+      >>> data.cascade
+      Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
+    """
+    named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
+    known = data.encoder.columns if data.encoder is not None else Columns()
+    text = tuple(name for name in (known.text if columns is None else columns.text) if name in (user, item))
+    reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
+    kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
+    lines, table = table_and_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
+    codes = {name: code for code, name in enumerate(LOGGED)}
+    stages, which = np.unique(table[stage], return_inverse=True)
+    strange = [str(name) for name in stages if str(name) not in codes]
+    if strange:
+        first = int(np.argmax(np.isin(which, [place for place, name in enumerate(stages) if str(name) in strange])))
+        where = f"{lines.label}, {lines.place(first)}, column {stage!r}"
+        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{strange[:8]}, the first in {where}")
+    rows = data.items.encode(table[item])
+    users = data.users.encode(table[user])
+
+    def names(one: int, other: int) -> tuple[str, str, str]:
+        who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
+        places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
+        return f"item {what!r}", f"user {who!r} at {int(lines.times(time)[one])}", places
+
+    made, without, cut = from_columns(
+        data.log,
+        user=users,
+        time=table[time],
+        rows=rows,
+        stage=np.array([codes[str(name)] for name in stages], np.int64)[which],
+        labels={new: table[name] for name, new in named.items()},
+        candidates=candidates,
+        names=names,
+    )
+    lost = int(np.count_nonzero((rows == 0) | (users == 0)))
+    if without or lost:
+        logger.warning(
+            "cascade: %d requests without an event in the log and %d lines of unknown ids are left out", without, lost
+        )
+    if cut:
+        logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
+    return dataclasses.replace(data, cascade=made)
