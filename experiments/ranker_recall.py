@@ -4,14 +4,14 @@ Claim     Taught by the ranker that it serves, `presets.aif` loses less of the r
           taught alike, because it has the capacity for what the ranker says.
 Command   python -m experiments.ranker_recall --data DIR --plan validation --json FILE
           (--plan test: the chosen weight, three seeds; --ranker trees or sequence; --report-only: tables from the records)
-Time      on one core about 70 minutes for the validation plan, twice that for the test plan; what is done is kept in --work
+Time      on one core 3 to 9 minutes a run, longest where MovieLens is taught; what is done is kept in --work
 Cascade   retrieval, see `experiments.study.retrieval`: the same candidates for all; a ranker, see `experiments.study.rankers`;
           the pre-rankers of `question`, at its sizes, cut the candidates. Scores have the popularity correction of serving, the
           ranker's too.
 Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content.
 Training  `aif.fit` with its defaults. Taught: one more listwise term, with a weight, on the ranker's scores of the event's item
-          and 16 of 64 retrieved candidates (`Teacher(candidates=...)`). The weight is chosen for each model on the validation
-          split with the ranker of full attention; other rankers take the same.
+          and some of 64 retrieved candidates (`Teacher(candidates=...)`). Weight and number of candidates are chosen for each
+          model on the validation split with the ranker of full attention; other rankers take the same.
 Figures   recall K@C-N: the share of the ranker's best K of C candidates among the N that are kept. survives: whether the
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
           ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order. 95 % over users, pairs on the
@@ -59,10 +59,15 @@ class Taught(NamedTuple):
 
     weight: float = 0.0  # of its term: 0 is not taught
     corrected: bool = False  # its order is that with the popularity correction, which serving adds
+    candidates: int = 16  # of 64 retrieved ones, in each batch
+
+    def __str__(self) -> str:
+        more = ", corrected" if self.corrected else ""
+        return f"weight={self.weight:g}{more}" + ("" if self.candidates == 16 else f", {self.candidates} candidates")
 
 
-ALONE, USUAL = Taught(), Taught(4.0)
-TRIED = (ALONE, USUAL, Taught(1.0), Taught(16.0), Taught(4.0, corrected=True))
+ALONE, USUAL = Taught(), Taught(16.0, candidates=40)
+TRIED = (USUAL, Taught(4.0, candidates=40), ALONE, *(Taught(weight) for weight in (1.0, 4.0, 16.0)))
 """On the validation split; the best one of each model is kept, USUAL of a model that has none chosen."""
 SIZES = {1000: (20, 50, 100, 200), 3000: (100, 300)}
 """Retrieved candidates, and how many are kept."""
@@ -85,15 +90,15 @@ class Trial:
     ranker: str = "attention"
     split: str = "validation"
     weight: float = 0.0
-    corrected: bool = False  # these two are of `Taught`
+    corrected: bool = False
+    candidates: int = 16  # these three are of `Taught`
     seed: int = 0
 
     @property
     def id(self) -> str:
         """The name of the record."""
         ranker = "" if self.ranker == "attention" else f"{self.ranker}/"
-        weight = f"weight={self.weight:g}{', corrected' if self.corrected else ''}"
-        return f"{self.dataset}/{self.split}/{ranker}{self.model}/{weight}/seed {self.seed}"
+        return f"{self.dataset}/{self.split}/{ranker}{self.model}/{taught_of(dataclasses.asdict(self))}/seed {self.seed}"
 
     @property
     def trained(self) -> str:
@@ -193,7 +198,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
     options: dict[str, Any] = {"progress": progress}
     if trial.weight:
         distill = losses.distill_listwise(corrected=trial.corrected)
-        options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching)
+        options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
     config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), world.data)
     trained = rankers.fitted(config, world.data, world.part, seed=trial.seed, folder=folder, **options)
@@ -269,7 +274,7 @@ Found = dict[str, dict[str, Any]]
 
 def read(results: Path) -> Found:
     """The records; the first ones did not say all of a trial."""
-    first = {"ranker": "attention", "corrected": False}
+    first = {"ranker": "attention", "corrected": False, "candidates": 16}
     return {name: first | record for name, record in records.read(results).items()}
 
 
@@ -280,7 +285,7 @@ def pooled(results: Path, runs: list[dict[str, Any]], metric: str) -> ByUser:
 
 def taught_of(record: dict[str, Any]) -> Taught:
     """How the ranker taught the model of a record."""
-    return Taught(record["weight"], record["corrected"])
+    return Taught(*(record[name] for name in Taught._fields))
 
 
 def runs_of(found: Found, dataset: str, split: str, ranker: str, model: str, taught: Taught) -> list[dict[str, Any]]:
@@ -323,8 +328,7 @@ def report(results: Path) -> str:
             runs = runs_of(found, dataset, split, ranker, model, taught)
             if not runs:
                 continue
-            how = f"weight {taught.weight:g}{', corrected' if taught.corrected else ''}" if taught.weight else "not taught"
-            name = f"{model}, {how} ({len(runs)})"
+            name = f"{model}, {taught if taught.weight else 'not taught'} ({len(runs)})"
             cells = "".join(f"{100 * lost(results, runs, cut).mean:10.2f}" for cut in cuts)
             _, low, high = metrics.user_interval(lost(results, runs, main))
             hits, whole, kept, gauc, own = (

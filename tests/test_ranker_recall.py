@@ -170,13 +170,13 @@ def test_ranker_recall(tmp_path):
     got = measured(tmp_path, "experiments.ranker_recall", *folders)
     assert got["preset"] == {}  # figures are of the test split of public data
     found = cascade.read(tmp_path / "results")
-    assert [one["weight"] for one in found.values()] == [0.0, 4.0]
+    assert [one["weight"] for one in found.values()] == [0.0, 16.0]
     for one in found.values():
         assert 0 < one["figures"]["recall10@40-10"] <= one["figures"]["recall10@40-20"] <= 1
         assert one["figures"]["hr10@40-20"] <= one["figures"]["survives@40-20"] <= one["figures"]["retrieved@40"] <= 1
     assert cascade.chosen_ways(tmp_path / "results") == {}
     table = cascade.report(tmp_path / "results")
-    assert "smoke, validation, ranker attention" in table and "matching, weight 4 (1)" in table
+    assert "smoke, validation, ranker attention" in table and "matching, weight=16, 40 candidates (1)" in table
 
 
 @pytest.mark.parametrize("ranker", ["trees", "sequence"])
@@ -191,7 +191,7 @@ def test_rankers_of_other_families(tmp_path, ranker):
     assert np.isfinite(scores[rows > 0]).all()
     (alone, taught), (other, _) = (cascade.plan("smoke", name, {}) for name in (ranker, "attention"))
     assert alone.id != other.id and alone.trained == other.trained and taught.trained == taught.id
-    assert taught.id == f"smoke/validation/{ranker}/matching/weight=4/seed 0"
+    assert taught.id == f"smoke/validation/{ranker}/matching/weight=16, 40 candidates/seed 0"
 
 
 def test_figures_of_the_test_split_by_ranker(tmp_path):
@@ -199,7 +199,7 @@ def test_figures_of_the_test_split_by_ranker(tmp_path):
     users = np.arange(50)
     of = {"two_tower": 0.8, "matching": 0.97, "aif": 0.99}
     for ranker, model in product(("attention", "trees"), of):
-        trial = cascade.Trial(dataset="taobao", model=model, ranker=ranker, split="test", weight=4.0)
+        trial = cascade.Trial(dataset="taobao", model=model, ranker=ranker, split="test", **cascade.USUAL._asdict())
         recall = of[model] - 0.07 * (ranker == "trees" and model == "aif") + 0.001 * np.cos(users)
         names = ("hr10@1000-100", "ndcg10@1000-100", "own_hr10@1000", "ranker_hr10@1000", "ranker_ndcg10@1000")
         values = dict.fromkeys((*names, "gauc", "hr100@0"), np.full(50, 0.5)) | {"recall10@1000-100": recall}
