@@ -110,6 +110,11 @@ class Config(Fields):
         """Whether an item's own content enters the model, beyond what is fitted on it; training leaves it out otherwise."""
         return self.item_content and self.schema.content > 0
 
+    @property
+    def reads_places(self) -> bool:
+        """Whether training reads where candidates were shown."""
+        return any(block.reads_places for block in self.blocks)
+
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)

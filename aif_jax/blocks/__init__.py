@@ -8,6 +8,7 @@ from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
 from aif_jax.blocks.matching import MatchingStatistics
+from aif_jax.blocks.position_bias import PositionBias
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
@@ -19,4 +20,5 @@ __all__ = [
     "Bea", "Sim", "SimTier", "LinearMemory", "LshDin", "DotProduct",
     "CrossAttention", "TargetAttention",
     "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "with_pure_svd",
+    "PositionBias",
 ]  # fmt: skip

@@ -144,11 +144,13 @@ class Block:
         nearline   item(params, item) of ONE item      -> rows.blocks[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
+        training   training_logit(params, places)      added to the logits, with `reads_places` alone
 
     `params` is what `init` and `fit` returned, in one dict. `kernels[n]` [widths[n], H] is the part of the head's first layer
     that belongs to the input n of `widths`. States and rows are pytrees of arrays.
 
     Attributes:
+      reads_places: whether it has a `training_logit`.
       per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. A block
         that fits something must say it before that.
 
@@ -174,6 +176,7 @@ class Block:
     """
 
     per_item: ClassVar[tuple[str, ...] | None] = None
+    reads_places: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -215,6 +218,10 @@ class Block:
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         """Real time: its share of the head for one state and rows [C]."""
         return HeadInputs()
+
+    def training_logit(self, params: Params, places: jax.Array) -> Any:
+        """Training alone: added to logits [B, C] or [B, C, T]; `places` int32 [B, C] as `Dataset.places_of` gives them."""
+        return 0.0
 
 
 B = TypeVar("B", bound=type[Block])

@@ -43,6 +43,7 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
+      places: int32 [n] the place of each event of the log in the list that was shown, from 1 on; 0 for unknown; None for none.
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
@@ -62,6 +63,7 @@ class Dataset:
     items: Vocabulary
     encoder: Encoder | None = None
     cascade: Cascade | None = None
+    places: np.ndarray | None = None
     repeats: bool | None = None
 
     def __post_init__(self):
@@ -89,6 +91,9 @@ class Dataset:
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
+        if self.places is not None:
+            places = expect_array(self.places, "Dataset.places", dtype=np.int32, shape=(len(self.log),))
+            expect_range(places, "Dataset.places", size=2**31)
         given = self.repeats is None or isinstance(self.repeats, bool | np.bool_)
         expect(given, "Dataset.repeats", "True, False, or None to estimate it from the log", repr(self.repeats))
         if self.repeats is None:
@@ -142,6 +147,7 @@ class Dataset:
             "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
             "side": catalogue.side,
             "users": {**self.user_ids, "floats": self.user_floats},
+            "lists": {"places": self.places},
         }
         encoding = "" if self.encoder is None else self.encoder.version
         state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
@@ -177,6 +183,24 @@ class Dataset:
         users = self.log.user[at]
         self.expect_intact("user", at, users, len(self.users))
         return self.history_end(at) - self.histories.offsets[users]
+
+    def places_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
+        """The place of candidates int [B, C] in the lists of samples int [B], int32; 0 where it is unknown, or none was shown.
+
+        A list is the events of one user at one time. ValueError for data without `places`.
+        """
+        if self.places is None:
+            raise ValueError("Dataset.places: expected the places of shown items, got None; read them by Columns.position")
+        log, at = self.log, np.asarray(positions)
+        first = log.history_end(at)
+        lengths = log.request_end(at) - first
+        sample = np.repeat(np.arange(len(at)), lengths)
+        event = np.arange(len(sample)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+        shown = sample * len(self.catalogue) + log.item[event]
+        order = np.argsort(shown, kind="stable")
+        wanted = np.arange(len(at))[:, None] * len(self.catalogue) + rows
+        found = order[np.minimum(np.searchsorted(shown[order], wanted), len(order) - 1)]
+        return np.where((shown[found] == wanted) & (rows > 0), self.places[event[found]], 0)
 
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:

@@ -38,6 +38,8 @@ class Columns(Fields):
       actions: values of `action` in the order of actions 1, 2, ...; () takes those that the file has, ascending.
       history_actions: values of `action` that histories hold, those of a user who engages: ("click", "buy") of an impression
         log, whose shows would otherwise fill the history. `NextItem` takes their events as positives. () takes every event.
+      position: place of an event in the list that was shown, from 1 on; 0 or empty where it is unknown. For
+        `blocks.PositionBias`: training alone reads it. None for none.
       category: category of an item; the field by which SIM looks into the history. A missing one is "unknown": it matches no
         other, in no block.
       item_attributes: further categorical columns of items, one value each; missing ones are "unknown".
@@ -71,6 +73,7 @@ class Columns(Fields):
     action: str | None = None
     actions: tuple[str | int, ...] = ()
     history_actions: tuple[str | int, ...] = ()
+    position: str | None = None
     category: str = "category"
     item_attributes: tuple[str, ...] = ()
     item_bags: tuple[str, ...] = ()
@@ -131,8 +134,9 @@ class Columns(Fields):
             expect(known >= set(map(str, self.history_actions)), "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
-        """The columns of a file and what they hold; without `computed`, those that `read` does not compute from the events."""
-        return {name: kind for name, kind in self._listed(file) if computed or name not in self.statistics}
+        """The columns of a table in serving and what they hold; without `computed`, those that `read` takes from the file."""
+        left_out = (self.position,) if computed else self.statistics
+        return {name: kind for name, kind in self._listed(file) if name not in left_out}
 
     def vocabularies(self, file: File) -> dict[str, str]:
         """The categorical columns of a file and the vocabulary of each."""
@@ -170,8 +174,8 @@ class Columns(Fields):
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `Columns.from_json` reads it back."""
-        # what is not set is left out: columns without statistics or history actions keep the fingerprint that they had
-        left_out = {name for name in ("item_statistics", "history_actions") if not getattr(self, name)}
+        # what is not set is left out: columns without such fields keep the fingerprint that they had
+        left_out = {name for name in ("item_statistics", "history_actions", "position") if not getattr(self, name)}
         fields = {name: value for name, value in vars(self).items() if name not in left_out}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
@@ -182,7 +186,12 @@ class Columns(Fields):
 
     def _listed(self, file: File) -> list[tuple[str, Kind]]:
         columns: dict[File, list[tuple[tuple[str | None, ...], Kind]]] = {
-            "events": [((self.user, self.item), "id"), ((self.time,), "time"), ((self.action,), "action")],
+            "events": [
+                ((self.user, self.item), "id"),
+                ((self.time,), "time"),
+                ((self.action,), "action"),
+                ((self.position,), "number"),
+            ],
             "items": [
                 ((self.item_id,), "id"),
                 ((self.category,), "value"),

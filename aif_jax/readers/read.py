@@ -116,6 +116,10 @@ def read(
     found = events_of(tables, columns)
     moments = found.time // PER_SECOND[columns.time_unit]
     log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
+    places = None
+    if columns.position is not None:
+        shown = np.nan_to_num(tables.scans["events"].floats(columns.position)[found.at])
+        places = np.clip(shown, 0, 2**30).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if statistics := item_statistics(encoder.schema, log):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
@@ -131,6 +135,7 @@ def read(
         users=tables.vocabularies["user"],
         items=tables.vocabularies["item"],
         encoder=encoder,
+        places=places,
         repeats=repeats,
     )
     comes, how = "come" if made.repeats else "do not come", "estimated" if repeats is None else "as given"

@@ -85,6 +85,7 @@ def forgotten(data: Dataset, since: int) -> Dataset:
         items=vocabularies["item"],
         encoder=encoder,
         cascade=cascade,
+        places=None if data.places is None else data.places[known],
     )
     whole = dataclasses.replace(log, item=item)
     made.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service

@@ -67,7 +67,7 @@ CASES = {
     "two_tower": Case("two_tower", None, ("unseen", "factors", "offset", "calibration")),
     "two_tower_matching": Case("two_tower_matching", None, ("factors", "calibration")),
     "full_attention": Case("full_attention", None, ("factors", "unseen")),
-    "in no preset": Case(None, None, (), (TIERS, blocks.PureSvd(), blocks.ItemOffset())),
+    "in no preset": Case(None, None, (), (TIERS, blocks.PureSvd(), blocks.ItemOffset(), blocks.PositionBias())),
     "below 64": Case("aif", 40, ("factors",)),
     "above 64": Case("two_tower_matching", 65, ADDITIONS[:-1]),
     "beyond the factors' length": Case("two_tower_matching", 700, ("factors",)),
