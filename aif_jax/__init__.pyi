@@ -29,7 +29,7 @@ from .features import check_item_features, check_user_features, empty_items, emp
 from .index import IndexWriter, ItemIndex
 from .model import Component, PreRanker, assemble, build, fit_tables
 from .readers import check, read, read_cascade
-from .refreshing import refresh
+from .refreshing import RefreshConfig, refresh
 from .run import Run, fit
 from .schema import Attribute, Schema
 from .serving import (
@@ -61,7 +61,7 @@ __all__ = [
     "fit", "FitConfig", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
     "unseen_as_unknown", "sharding",
     # the next model
-    "refresh", "refreshing",
+    "refresh", "RefreshConfig", "refreshing",
     # a trained model
     "Trained", "open",
     # the index

@@ -1,12 +1,13 @@
 """A small shop whose events come by day, with new users and items on the last days, and a model of its first days."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.refreshing import GateConfig
+from aif_jax.refreshing import GateConfig, Refreshed
 from tests import demo
 
 DAY = 86_400
@@ -49,6 +50,12 @@ def data(days: int) -> aif.Dataset:
 def model(schema: aif.Schema) -> aif.PreRanker:
     """A two-tower model that trains in a second."""
     return aif.build(aif.presets.two_tower(schema, width=4, towers=(8,), short_length=4))
+
+
+def refresh(current: Any, events: Any, **given: Any) -> Refreshed:
+    """`aif.refresh` with the fields of its config by keyword."""
+    fields = {field.name for field in dataclasses.fields(aif.RefreshConfig)} & given.keys()
+    return aif.refresh(current, events, aif.RefreshConfig(**{name: given.pop(name) for name in fields}), **given)
 
 
 def first(folder: Path | None, **changes: Any) -> aif.Run:

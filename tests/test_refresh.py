@@ -38,7 +38,8 @@ from aif_jax.refreshing import (
     warm_start,
 )  # fmt: skip
 from aif_jax.refreshing.job import begin
-from aif_jax.refreshing.run import REPORT, training_record
+from aif_jax.refreshing.served import training_record
+from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
@@ -73,7 +74,7 @@ def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refre
     """A store with the model of day five, published by a refresh, and what the refresh returned."""
     store = tmp_path_factory.mktemp("published") / "store"
     since = run.settings.first_validation
-    return store, aif.refresh(served, world.events(5), items=world.items(5), out=store, since=since, **world.OPTIONS)
+    return store, world.refresh(served, world.events(5), items=world.items(5), out=store, since=since, **world.OPTIONS)
 
 
 @pytest.fixture
@@ -120,15 +121,15 @@ def test_the_report_says_what_changed(published):
 
 def test_the_next_refresh_begins_where_this_one_ended_and_a_repeated_one_does_nothing(published, stocked, tmp_path, capsys):
     store, made = published
-    again = aif.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
+    again = world.refresh(store, world.events(5), items=world.items(5), out=store, **(world.OPTIONS | {"progress": True}))
     assert again.status == "nothing new" and SnapshotStore(store).current() == made.name
     assert f"trained until {made.report['data']['until']}" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     of_elsewhere = made.trained.replace(settings=None)
     with pytest.raises(ArgumentError, match="refresh since: expected the moment from which events .* got None; give it"):
-        aif.refresh(of_elsewhere, world.events(5), items=world.items(5), out=tmp_path / "other" / "store", **world.OPTIONS)
+        world.refresh(of_elsewhere, world.events(5), items=world.items(5), out=tmp_path / "other" / "store", **world.OPTIONS)
     assert not list((tmp_path / "other").rglob("*"))  # no folder of steps, no store, no lock
-    again = aif.refresh(made.trained, world.events(5), items=world.items(5), out=stocked, **world.OPTIONS)
+    again = world.refresh(made.trained, world.events(5), items=world.items(5), out=stocked, **world.OPTIONS)
     assert again.status == "published" and again.report["data"]["since"] == made.report["data"]["until"]
 
 
@@ -245,7 +246,7 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
 def test_wrong_arguments_are_refused(run, tmp_path, changes, message):
     given = {"items": world.items(5), "out": tmp_path / "store"} | world.OPTIONS | changes
     with pytest.raises(ValueError, match=message):
-        aif.refresh(run.folder, world.events(5), **given)
+        world.refresh(run.folder, world.events(5), **given)
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):
@@ -254,7 +255,7 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
     turned = table["time"] >= world.START + 4 * world.DAY
     table["item"] = np.where(turned, (table["item"] - 100 + 2) % world.ITEMS + 100, table["item"])
     options = world.OPTIONS | {"since": run.settings.first_validation, "held_out": 0.3, "learning_rate": 1e-6, "batch_size": 32}
-    made = aif.refresh(served, table, items=world.items(5), out=tmp_path / "store", **options)
+    made = world.refresh(served, table, items=world.items(5), out=tmp_path / "store", **options)
     assert made.status == "refused" and SnapshotStore(tmp_path / "store").current() is None
     assert any(
         "no calibration fits it: calibration scores: expected scores that rise" in each
@@ -268,7 +269,7 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
 
 def refreshed(current: Any, table: Any, store: Path, **changes: Any) -> aif.refreshing.Refreshed:
     """A refresh of the first five days with other options."""
-    return aif.refresh(current, table, out=store, **({"items": world.items(5)} | world.OPTIONS | changes))
+    return world.refresh(current, table, out=store, **({"items": world.items(5)} | world.OPTIONS | changes))
 
 
 def test_a_shuffled_day_is_refused_by_the_floor(run, tmp_path):
@@ -357,7 +358,9 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
     ):  # fmt: skip
         given: dict[str, Any] = {"items": tmp_path / "items.csv", "work": tmp_path / "work"} | world.OPTIONS | changes
         with pytest.raises(error, match=message):
-            aif.refresh(given.pop("current", run.folder), given.pop("events", world.events(5)), out=tmp_path / "store", **given)
+            world.refresh(
+                given.pop("current", run.folder), given.pop("events", world.events(5)), out=tmp_path / "store", **given
+            )
         assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
 
 
@@ -453,7 +456,7 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     now = since + world.DAY
     np.testing.assert_allclose(fewer.statistics.at(own, now), newer.statistics.at(row, now), rtol=1e-6)
     given = world.OPTIONS | {"gate": WIDE, "current": first.trained, "out": stocked, "progress": True}
-    made = aif.refresh(**aged(5), **given, forget=3)
+    made = world.refresh(**aged(5), **given, forget=3)
     assert made.status == "published" and made.trained.encoder.version == fewer.encoding
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
     assert "forgotten ids: 5 of user, 5 of item, 0 of category, 1 of brand, 1 of town" in capsys.readouterr().err
@@ -462,7 +465,7 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     )
     assert (features.ids["user"], features.ids["town"], features.history.item[:3].tolist()) == (0, 0, [6, 0, 0])
     assert len(aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index) == world.ITEMS
-    made = aif.refresh(events=newer, **given, forget=30)
+    made = world.refresh(events=newer, **given, forget=30)
     index = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "there")).index
     assert same(
         index.take([100, 135])[0], aif.ItemIndex.build(made.trained, newer.catalogue, progress=False).take([100, 135])[0]
@@ -695,5 +698,5 @@ def test_a_model_that_names_no_task_needs_one_for_events_of_several_actions(tmp_
     given = world.OPTIONS | dict(items=world.items(5), since=int(days.log.time.max()) + 1)
     message = r"task: expected a task, or positives by .*, got none for 735 'click', 765 'shown'; give task=Impressions"
     with pytest.raises(ValueError, match=message):
-        aif.refresh(served, files[1], out=tmp_path / "store", **given)
+        world.refresh(served, files[1], out=tmp_path / "store", **given)
     assert not (tmp_path / "store").exists() or SnapshotStore(tmp_path / "store").current() is None

@@ -25,7 +25,7 @@ from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.tables import CAP
-from aif_jax.refreshing import GateConfig, refresh
+from aif_jax.refreshing import GateConfig, RefreshConfig, refresh
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
@@ -342,7 +342,7 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     text = "two dates, such as 2022-05-06 2022-05-07: judge also on the requests since the first, before the second"
     one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
-    shared.add_flags(one, refresh, REFRESH)
+    shared.add_flags(one, RefreshConfig, REFRESH)
     one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
     shared.add_shown(one, printed="the report")
 
@@ -357,14 +357,15 @@ def run_refresh(options: argparse.Namespace) -> int:
     refused the model, which stays out, and the report says why; 1 and 2 as for every command.
     """
     settings: dict[str, Any] = shared.flags_given(options, REFRESH)
-    if options.task is not None:
-        settings["task"] = shared.read_task(options.task)
+    task = None if options.task is None else shared.read_task(options.task)
     with shared.as_usage("--gate"):
         settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
     settings |= {name: tuple(words) for name, words in shared.flags_given(options, ("fixed", "platforms")).items()}
+    with shared.as_usage("refresh"):
+        config = RefreshConfig(**settings)
     made = refresh(
-        options.current or options.out, options.events, items=options.items, users=options.users, out=options.out,
-        work=options.work, progress=not options.quiet, **settings,
+        options.current or options.out, options.events, config, items=options.items, users=options.users, out=options.out,
+        work=options.work, task=task, progress=not options.quiet,
     )  # fmt: skip
     if options.json:
         print(json.dumps({"status": made.status, "name": made.name} | made.report))

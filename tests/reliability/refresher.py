@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
-import aif_jax as aif
 from aif_jax.connectors import SnapshotStore
 from aif_jax.refreshing import job as jobs
 from tests import refresh_world as world
@@ -25,7 +24,7 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
     Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
     """
     folder, points = _begun(root, step, sealed, at)
-    made = aif.refresh(
+    made = world.refresh(
         current, world.events(5), items=world.items(5), out=folder / "store", work=folder / "work", since=since, **world.OPTIONS
     )
     end = {"status": made.status, "name": made.name, "points": points.count}

@@ -356,10 +356,13 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     model = aif.build(presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=(8,)))
     with pytest.raises(ValueError, match="threshold: expected an action row in"):
         aif.fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
-    task, options = Impressions(candidates=6, threshold=2), {"batch_size": 32, "requests": 200, "progress": False}
+    task = Impressions(candidates=6, threshold=2)
     config = aif.FitConfig(epochs=8, learning_rate=0.02, validation=0.25, test=0.0, batch_size=32, requests=200)
     run = aif.fit(model, data, config, task=task, out=folder / "run", progress=False)
     assert run.metrics["gauc"] > 0.6
+    config = aif.RefreshConfig(
+        epochs=2, learning_rate=0.01, batch_size=32, requests=200, held_out=0.3, gate=GATE, platforms=("cpu",)
+    )
     run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
     store.publish(folder / "model")
@@ -374,8 +377,8 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
                 expect_answers(log, run.trained, client, days, rng)
                 for days in (FIRST_DAYS + 2, FIRST_DAYS + 4):
                     made = aif.refresh(
-                        folder / "store", **log.write(folder / f"{days} days", days), out=folder / "store", epochs=2,
-                        learning_rate=0.01, held_out=0.3, gate=GATE, platforms=("cpu",), **options,
+                        folder / "store", config=config, **log.write(folder / f"{days} days", days), out=folder / "store",
+                        progress=False,
                     )  # fmt: skip
                     assert made.status == "published" and made.trained is not None, made.report
                     newest, earlier = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
@@ -396,8 +399,8 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
         first, *others = (each["logits"] for each in answers if each["version"] == version)
         assert all(np.array_equal(first, other) for other in others)
     refused = aif.refresh(
-        folder / "store", **log.write(folder / "more", days + 2), out=folder / "store", platforms=("cpu",), held_out=0.3,
-        gate=dataclasses.replace(GATE, floor=1.0), **options,
+        folder / "store", config=dataclasses.replace(config, gate=dataclasses.replace(GATE, floor=1.0)),
+        **log.write(folder / "more", days + 2), out=folder / "store", progress=False,
     )  # fmt: skip
     assert refused.status == "refused" and store.current() == made.name
     assert any(re.match("newest: gauc of the new .* bound: surely above 1", each) for each in refused.report["gate"]["reasons"])

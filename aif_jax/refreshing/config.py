@@ -1,0 +1,83 @@
+"""Settings of a refresh."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+from aif_jax.checks import ArgumentError, Fields, expect, expect_types
+from aif_jax.export.writer import PLATFORMS
+from aif_jax.refreshing.gate import GateConfig
+from aif_jax.train.fit import FitConfig
+
+OF_FIT = ("replay", "epochs", "batch_size", "learning_rate", "seed", "requests", "k")
+"""Fields that are those of `FitConfig`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefreshConfig(Fields):
+    """Settings of a refresh. Dates and numbers of moments are as in `FitConfig`.
+
+    Attributes:
+      unknown: what to do with events of items that are neither in the items file nor known to the served model: leave them out
+        of training, or raise an error, see `read`.
+      since: the moment from which events are new, a date or number; None: where the served model's training ended.
+      forget: days without an event after which an item, a user, or an attribute value that came with them alone loses its row
+        and is unknown to the new model; None: all keep theirs. Before the events reach back that far, nothing is forgotten. An
+        item or user that is new gets a row with its first event.
+      replay: earlier samples to train on too, as a share of the new ones, drawn at random.
+      held_out: share of the new samples that the gate judges on, and again as many for a calibration.
+      epochs, learning_rate: see `FitConfig`. One epoch at a tenth of its rate, because the parameters are trained already.
+      batch_size, seed: see `FitConfig`.
+      id_dropout: see `FitConfig`; None: that of the served model's training. Above 0, new items without a training event are
+        scored as the unknown item, as by `Run.with_unseen_items`.
+      requests: at most so many of the held-out samples are evaluated, drawn at random. To notice a loss of 1 GAUC point on half
+        of the days the gate needs 130 to 340, of different users.
+      k: k of HR@k and the overlap, for tasks that rank the catalogue.
+      fixed: (first moment, first moment after) of an earlier period that both models are judged on too. No refresh trains on it
+        from now on, replayed or not; None: that of the served model's refresh, of its run the validation span. Where the events
+        no longer hold `GateConfig.users` users of it, the hours that the served model's own gate judged it on.
+      gate: bounds of the gate.
+      platforms: what the export is compiled for, see `export.save`.
+      keep: exports that stay in the store.
+
+    Raises:
+      ValueError: names the field, what was expected and what came.
+    """
+
+    unknown: Literal["skip", "error"] = "skip"
+    since: Any = None
+    forget: float | None = None
+    replay: float = 0.1
+    held_out: float = 0.1
+    epochs: int = 1
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    id_dropout: float | None = None
+    seed: int = 0
+    requests: int = 2000
+    k: int = 100
+    fixed: tuple[Any, Any] | None = None
+    gate: GateConfig = GateConfig()
+    platforms: tuple[str, ...] = PLATFORMS
+    keep: int = 3
+
+    def __post_init__(self):
+        def expect_field(ok: bool, field: str, expected: str) -> None:
+            expect(ok, f"RefreshConfig.{field}", expected, repr(getattr(self, field)), error=ArgumentError)
+
+        expect_types(self)
+        expect_field(0 < self.held_out < 0.5, "held_out", "a share above 0, below 0.5")
+        expect_field(self.unknown in ("skip", "error"), "unknown", "'skip' or 'error'")
+        expect_field(self.forget is None or self.forget > 0, "forget", "days above 0")
+        expect_field(self.keep >= 1, "keep", "at least 1")
+        self.training(since=0)
+
+    def training(self, **others: Any) -> FitConfig:
+        """The config of the training, with other fields of it; ValueError for values that `fit` refuses."""
+        return FitConfig(**{name: getattr(self, name) for name in OF_FIT}, keep_best=None, **others)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain JSON values, moments as text."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))

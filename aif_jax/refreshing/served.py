@@ -1,0 +1,77 @@
+"""The served model, and what it says of its training: until when, on which task, and the periods that it was judged on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from aif_jax.checks import ArgumentError, expect
+from aif_jax.connectors.snapshot_store import CURRENT, SnapshotStore
+from aif_jax.encoding.times import seconds_of
+from aif_jax.export.consume.files import MANIFEST as EXPORTED
+from aif_jax.export.contents import open as open_model
+from aif_jax.store.folders import URL
+from aif_jax.store.trained import Trained
+from aif_jax.train.fit import parsed
+from aif_jax.train.tasks import Task
+
+KEPT = "refresh.json"
+"""File in a published export: what `training_record` says of it, and a digest of what it was made from."""
+
+
+def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
+    """What a model says of its training, by the settings of its run and what a refresh wrote into the export in `folder`.
+
+    `until` when it was trained, and its `task`, None for unknown; `periods` [from, before] that it was judged on and never
+    trained on, the one to be judged on again first; the `newest` event that it was judged on, -1 for none; `id_dropout`.
+    """
+    record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
+    if trained.settings is not None and "first_validation" in trained.settings:
+        settings = parsed(trained.settings, "settings of the served model")
+        first = validated = settings.first_validation, settings.first_test
+        if settings.without is not None:  # trained by a refresh, which judged it on that period
+            first = settings.without
+        until = settings.first_validation if settings.without is not None else settings.first_test
+        record |= {"until": until, "task": task_record(settings.task), "id_dropout": settings.id_dropout}
+        record["periods"] = [list(first)] if settings.validates or first is not validated else []
+    if folder is not None and (folder / KEPT).is_file():
+        record |= json.loads((folder / KEPT).read_text("utf-8"))
+    return record
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """A task as plain JSON."""
+    return {"name": type(task).__name__} | dataclasses.asdict(task)
+
+
+def open_served(current: Trained | str | Path, since: Any, task: Task | None) -> tuple[Trained, dict[str, Any]]:
+    """The served model and its record, with the task and `since`, the moment from which events are new.
+
+    Raises:
+      ArgumentError: no served model; no moment; another task than the model's.
+    """
+    if isinstance(current, Trained):
+        trained, record = current, training_record(current)
+    else:
+        folder = Path(current)
+        if folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()):  # the lock of this job
+            out = "give `current`, such as the --out of `aif-jax train`"
+            raise ArgumentError(f"{current}: expected a served model, found an empty store; {out}")
+        with tempfile.TemporaryDirectory() as fetched:
+            if URL.match(str(current)) or ((folder / CURRENT).is_file() and not (folder / EXPORTED).is_file()):
+                folder = SnapshotStore(current).fetch(fetched)
+            trained = open_model(folder)
+            record = training_record(trained, folder)
+    known, given = record["task"], None if task is None else task_record(task)
+    other = known is not None and given not in (None, known)
+    expect(not other, "refresh task", f"that of the served model, {known}", f"{given}; leave it out", error=ArgumentError)
+    unit = trained.need_encoder("refresh").columns.time_unit
+    since = record["until"] if since is None else seconds_of(since, "since", unit=unit)
+    if since is None:
+        expected = "the moment from which events are new, because the served model does not say until when it was trained"
+        out = "give it, such as --since 2026-05-06; a model that refresh, fit or `aif-jax add` wrote says it"
+        raise ArgumentError(f"refresh since: expected {expected}, got None; {out}")
+    return trained, record | {"task": known or given, "since": since}

@@ -1,0 +1,409 @@
+"""The steps of a refresh in their order, `STEPS`: each fills a folder of the job and returns its record, see `Job.step`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from aif_jax import checkpoint, export
+from aif_jax.blocks import item_offset, pure_svd
+from aif_jax.checks import ArgumentError, expect
+from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
+from aif_jax.data.candidates import counts_before
+from aif_jax.data.dataset import Dataset
+from aif_jax.encoding.encoder import under
+from aif_jax.encoding.times import shown
+from aif_jax.encoding.vocabulary import new_rows
+from aif_jax.index import ItemIndex
+from aif_jax.readers import read_items
+from aif_jax.readers.tables import Source
+from aif_jax.refreshing.config import RefreshConfig
+from aif_jax.refreshing.gate import Requests, bytes_of, judge, measure, volume
+from aif_jax.refreshing.job import DONE, Job
+from aif_jax.refreshing.served import KEPT, task_record
+from aif_jax.refreshing.warm import forgotten, warm_start
+from aif_jax.run import fit
+from aif_jax.scores import GROUP, with_calibration
+from aif_jax.store.trained import Trained
+from aif_jax.train import edits
+from aif_jax.train import fit as training
+from aif_jax.train.tasks import TASKS, Task, task_of
+
+MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
+REPORT = "report.json"
+DAY = 86_400
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refresh:
+    """A refresh under way; its steps are methods. What they need of steps before them they read from the job's folder.
+
+    Attributes:
+      opened: gives the served model and its record, see `open_served`.
+      read: gives the data, under vocabularies with the ids of the served model and the new ones.
+      store, reports: stores of exports and of reports.
+      items: the items file; None where the data was given.
+      arguments: settings, files and stores as plain JSON.
+    """
+
+    job: Job
+    config: RefreshConfig
+    opened: Callable[[], tuple[Trained, dict[str, Any]]]
+    read: Callable[[Trained], Dataset]
+    store: SnapshotStore
+    reports: SnapshotStore
+    items: Source | None
+    arguments: Mapping[str, Any]
+    progress: bool
+
+    def record(self, step: str) -> dict[str, Any]:
+        """The record of a step, {} before it is done."""
+        return self.job.sealed(step) or {}
+
+    def model(self, step: str) -> Trained:
+        """The model that a step wrote."""
+        return checkpoint.load(self.job.path(step) / MODEL).trained()
+
+    @functools.cached_property
+    def served(self) -> Trained:
+        """The served model."""
+        return self.model("current")
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """What both models are judged on."""
+        return self.read(self.served)
+
+    @functools.cached_property
+    def kept(self) -> Dataset:
+        """The data without the ids that are forgotten: what the new model knows."""
+        return forgotten(self.data, self.forget) if self.forget else self.data
+
+    @functools.cached_property
+    def forget(self) -> int:
+        """Seconds since 1970, ids without an event from then on are forgotten; 0 for none."""
+        if self.config.forget is None:
+            return 0
+        times = self.data.log.time
+        since = int(times.max(initial=0)) - round(self.config.forget * DAY)
+        if int(times.min(initial=since + 1)) <= since:
+            return since
+        self.job.say(f"refresh: forget: nothing, since no event is of {shown(since)} or earlier")
+        return 0
+
+    @functools.cached_property
+    def trained(self) -> Trained:
+        """The new model."""
+        return self.model("additions")
+
+    @functools.cached_property
+    def settings(self) -> training.FitSettings:
+        """Settings of the training."""
+        return training.FitSettings.from_json(self.record("train")["settings"])
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """Task of both models."""
+        given = dict(self.record("current")["task"] or {})
+        return task_of(self.data, TASKS[given.pop("name")](**given) if given else None)
+
+    @property
+    def since(self) -> int:
+        """Seconds since 1970, from which events are new."""
+        return self.record("current")["since"]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the served model has a calibration, for which a part of the new samples is kept."""
+        return GROUP in self.served.params["fitted"]
+
+    def has_new(self) -> bool:
+        """Whether there are new samples."""
+        return self.record("read")["new"]
+
+    def passed(self) -> bool:
+        """Whether the gate passed the new model."""
+        return self.record("gate").get("reasons") == []
+
+    # the steps
+
+    def keep_current(self, folder: Path) -> dict[str, Any]:
+        """The served model as a checkpoint: what is current elsewhere may move meanwhile."""
+        trained, record = self.opened()
+        checkpoint.save(folder / MODEL, trained)
+        until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
+        return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
+
+    def read_data(self, _: Path) -> dict[str, Any]:
+        """What the data is, whether anything is new, and the earlier period to judge on."""
+        data, newest = self.data, int(self.data.log.time.max(initial=0))
+        positions = self.task.positions(data, min_history=1, since=self.since, before=None)
+        own, newer, left = (
+            {name: len(vocabulary.raw) for name, vocabulary in encoder.vocabularies.items()}  # type: ignore[union-attr]
+            for encoder in (self.served.need_encoder("refresh"), data.encoder, self.kept.encoder)
+        )
+        sizes = {name: {"before": own[name], "after": left[name]} for name in own}
+        if self.forget:
+            sizes = {name: each | {"forgotten": newer[name] - left[name]} for name, each in sizes.items()}
+        line = f"{len(data.log):,} events; new ids: {', '.join(f'{newer[name] - own[name]:,} of {name}' for name in own)}"
+        record = {"line": line, "digest": data.digest, "events": len(data.log), "vocabularies": sizes}
+        if newest <= self.record("current")["newest"] or not len(positions):
+            return record | {"new": False}
+        inputs = self.arguments | {"current": self.served.version, "files": data.digest, "out": ""}
+        inputs = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+        self._expect_not_rolled_back(inputs)
+        return record | {"new": True, "fixed": self._earlier_period(), "inputs": inputs}
+
+    def _earlier_period(self) -> tuple[int, int]:
+        """The earlier period to judge on: the one given, else the first of the served model's that the events hold."""
+        given, least = training.span_of(self.config.fixed, self.data, "fixed"), self.config.gate.users
+        counts = {}
+        for first, after in self.record("current")["periods"] if given is None else [given]:
+            if first < self.forget:
+                continue  # what is known of later events alone
+            positions = self.task.positions(self.data, min_history=0, since=first, before=after)
+            users = counts[f"{shown(first)} to {shown(after)}"] = len(np.unique(self.data.log.user[positions]))
+            if users >= least:
+                return first, after
+        expected = f"an earlier period with samples of at least {least} users in the events, to judge both models on"
+        expected += f", that begins after what is forgotten, {shown(self.forget)}" if self.forget else ""
+        got = ", ".join(f"{users} users from {span}" for span, users in counts.items()) or "none that the served model says"
+        out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
+        raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
+
+    def _expect_not_rolled_back(self, inputs: str) -> None:
+        """SnapshotError where an export that was made from the same inputs was rolled back."""
+        for name in self.store.rolled_back():
+            record = json.loads(self.store.read(name, KEPT)) if self.store.holds(name, KEPT) else {}
+            got = f"those of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
+            same = record.get("inputs") == inputs
+            expect(not same, "refresh", "another model, data or settings", got, error=SnapshotError)
+
+    def warm_start(self, folder: Path) -> dict[str, Any]:
+        """The served model under the new vocabularies."""
+        encoder: Any = self.kept.encoder
+        started = warm_start(self.served, encoder, self.kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
+        checkpoint.save(folder / MODEL, started)
+        sizes = self.record("read")["vocabularies"]
+        gone = (
+            "; forgotten ids: " + ", ".join(f"{each['forgotten']:,} of {name}" for name, each in sizes.items())
+            if self.forget
+            else ""
+        )
+        return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
+
+    def train(self, folder: Path) -> dict[str, Any]:
+        """The model after training on the new samples."""
+        started, held_out, dropout = self.model("warm start"), self.config.held_out, self.config.id_dropout
+        first, after = map(_moment, self.record("read")["fixed"])
+        config = self.config.training(
+            since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
+            id_dropout=self.record("current")["id_dropout"] if dropout is None else dropout,
+        )  # fmt: skip
+        given: dict[str, Any] = {"out": self.job.path("fit"), "start": started.params, "task": self.task}
+        run = fit(started.model, self.kept, config, progress=self.progress, **given)
+        checkpoint.save(folder / MODEL, run.trained)
+        trained = training.training_positions(self.kept, run.settings)
+        new = int((self.kept.log.time[trained] >= self.since).sum())
+        line = f"{new:,} new samples until {shown(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
+        return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
+
+    def add(self, folder: Path) -> dict[str, Any]:
+        """What the served model has that is fitted after training, fitted again."""
+        settings, old, task = self.settings, self.served, self.task
+        changes: dict[str, edits.Edit] = {}
+        if settings.id_dropout:
+            changes["unseen items"] = self._unseen
+        if (term := pure_svd.present(old.config)) is not None:
+            log, factors = self.kept.histories, np.asarray(old.params["fitted"][term.name]["table"])
+            known, before = self._own_rows("item", self.kept), log.time < self.since
+            deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
+            changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
+        if (block := item_offset.present(old.config)) is not None:
+            least = float(np.min(old.params["fitted"][block.name]["table"]))
+            changes["popularity correction"] = edits.popularity_correction(
+                before=settings.first_validation, power=getattr(task, "power", 0.75),
+                untrained=item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None,
+            )  # fmt: skip
+        made, faults = edits.chain(*changes.values())(self.model("train"), self.kept), []
+        if self.calibrated:
+            of_slice = functools.partial(training.held_out, settings=settings, split="validation")
+            of_slice(self.kept)  # without a sample there is nothing to judge
+            served, negatives = old.params["fitted"][GROUP], task.calibration_negatives
+            changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, progress=self.progress)
+            try:
+                made = changes["calibration"](made, self.kept)
+            except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
+                made, faults = made.replace(params=with_calibration(made.params, served)), [f"no calibration fits it: {error}"]
+        checkpoint.save(folder / MODEL, made)
+        line = ", ".join(changes) or "none: the served model has none"
+        return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
+
+    def _unseen(self, trained: Trained, data: Dataset) -> Trained:
+        """Items without an event score as the unknown item, unless the served model has a row for them."""
+        name = data.schema.item_attribute("item").table_name
+        table = np.asarray(self.served.params["embedding"][name])
+        own = np.maximum(self._own_rows("item", data), 0)
+        has_own = (table[own] != table[0]).any(1)
+        seen = np.where(has_own, 1, counts_before(data, self.settings.first_validation))
+        return trained.replace(params=edits.unseen_as_unknown(trained.params, seen, config=trained.config))
+
+    def judge(self, _: Path) -> dict[str, Any]:
+        """The gate's verdict as plain JSON."""
+        settings, data = self.settings, self.data
+        first, after = self.record("read")["fixed"]
+        span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
+        options: dict[str, Any] = {"requests": self.config.requests, "min_history": 0}
+        slices = {
+            "newest": training.held_out(data, settings, "test", **options),
+            "fixed": training.held_out(data, span, "validation", **options),
+        }
+        measured = {}
+        for name, (positions, candidates) in slices.items():
+            asked = Requests(
+                data=data, positions=positions, candidates=candidates, k=settings.k,
+                calibration_negatives=self.task.calibration_negatives, repeats=settings.repeats,
+            )  # fmt: skip
+            options = {"new_items": self._unknown("item", data.log.item[positions]), "progress": self.progress}
+            measured[name] = measure(self.trained, asked, **options), measure(self.served, asked, **options)
+        share = volume(data.log.time, self.since)
+        verdict = judge(measured, self.config.gate, volume=share)
+        positions, (new, old) = slices["newest"][0], measured["newest"]
+        reasons = [*self.record("additions")["faults"], *verdict.reasons]
+        return {
+            "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
+            "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
+            "requests": len(positions),
+            "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
+            "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),
+            "slowdown": new.seconds / old.seconds if new.seconds and old.seconds else None,
+        }  # fmt: skip
+
+    def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """bool [n] which rows of the data the served model's vocabulary lacks."""
+        return self._own_rows(name, self.data)[rows] <= 0
+
+    def _own_rows(self, name: str, data: Dataset) -> np.ndarray:
+        """The row that each row of data has in the served model's vocabulary, 0 or -1 for none."""
+        own = self.served.need_encoder("refresh").vocabularies[name]
+        return new_rows(data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
+
+    def index_of(self, trained: Trained) -> ItemIndex:
+        """The index of the items file, with the item statistics after the last event."""
+        own, encoder = trained.need_encoder("refresh"), self.data.encoder
+        if self.items is None:
+            known: Any = encoder
+            features = self.data.catalogue.features(np.arange(1, len(self.data.items)))
+            rows: Any = [(self.data.items.raw, under(features, known, own))]
+            return ItemIndex.build(trained, rows, progress=self.progress)
+        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
+        rows = read_items(self.items, own, statistics=today)
+        return ItemIndex.build(trained, rows, progress=self.progress)
+
+    def export_served(self, folder: Path) -> dict[str, Any]:
+        """The served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
+        if self.store.current() is not None:
+            return {"line": f"{self.store.url} has a version before"}
+        record = self.record("current")
+        kept = {name: record[name] for name in ("until", "newest", "periods")} | {"task": task_record(self.task)}
+        export.save(folder / EXPORT, self.served, self.index_of(self.served), platforms=self.config.platforms)
+        (folder / EXPORT / KEPT).write_text(json.dumps(kept), "utf-8")
+        return {"line": f"version {self.served.version[:12]} is published first"}
+
+    def publish_served(self, _: Path) -> dict[str, Any]:
+        """Publishes the served model, if it was exported."""
+        export = self.job.path("served") / EXPORT
+        return _publish(self.store, export) if export.is_dir() else {"line": "not needed"}
+
+    def index(self, folder: Path) -> dict[str, Any]:
+        """The index of the new version: every row is new."""
+        index = self.index_of(self.trained)
+        index.save(folder / "index")
+        return {"line": f"{len(index):,} items", "items": len(index)}
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        """The folder that is published: an export with its index, and what the next refresh must know."""
+        index, made = ItemIndex.load(self.job.path("index") / "index", self.trained), folder / EXPORT
+        export.save(made, self.trained, index, platforms=self.config.platforms)
+        newest, settings = int(self.data.log.time.max()), self.settings
+        periods = [self.record("read")["fixed"], [settings.first_test, newest + 1]]
+        kept = {"until": settings.first_validation, "newest": newest, "task": task_record(settings.task), "periods": periods}
+        (made / KEPT).write_text(json.dumps(kept | {"inputs": self.record("read")["inputs"]}), "utf-8")
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        return {"line": f"{size:,} bytes", "bytes": size}
+
+    def publish(self, _: Path) -> dict[str, Any]:
+        """Publishes the new model."""
+        return _publish(self.store, self.job.path("export") / EXPORT)
+
+    def report(self, folder: Path) -> dict[str, Any]:
+        """Writes `report.json`: what the refresh changed."""
+        done = {step.name: record for step in STEPS if (record := self.record(step.name))}
+        gate, passed = done["gate"], self.passed()
+        sizes = {"parameters before": bytes_of(self.served), "parameters": bytes_of(self.trained)}
+        sizes |= {"export": done["export"]["bytes"]} if "export" in done else {}
+        counts = {field: gate[field] for field in ("requests", "new_item_requests", "new_user_requests")}
+        counts |= {field: done["train"][field] for field in ("samples", "replayed")}
+        report = {
+            "status": "published" if passed else "refused", "name": done["publish"]["name"] if passed else None,
+            "versions": {"old": self.served.version, "new": self.trained.version},
+            "vocabularies": done["read"]["vocabularies"],
+            "data": counts | {
+                "events": done["read"]["events"], "since": shown(self.since),
+                "until": shown(self.settings.first_validation),
+            },
+            "additions": done["additions"]["additions"],
+            "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},
+            "bytes": sizes,
+            "seconds": {step: record["seconds"] for step, record in done.items()},
+        }  # fmt: skip
+        (folder / FILES).mkdir()
+        (folder / FILES / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        return {"line": report["status"], "report": report}
+
+    def publish_report(self, _: Path) -> dict[str, Any]:
+        """Publishes the report."""
+        return _publish(self.reports, self.job.path("report") / FILES)
+
+
+class Step(NamedTuple):
+    """A step by name, and when there is one: always, with new samples, or for a model that passed the gate."""
+
+    name: str
+    run: Callable[[Refresh, Path], dict[str, Any]]
+    needed: Callable[[Refresh], bool] = Refresh.has_new
+
+
+STEPS = (
+    Step("current", Refresh.keep_current, needed=lambda _: True),
+    Step("read", Refresh.read_data, needed=lambda _: True),
+    Step("warm start", Refresh.warm_start),
+    Step("train", Refresh.train),
+    Step("additions", Refresh.add),
+    Step("gate", Refresh.judge),
+    Step("served", Refresh.export_served, needed=Refresh.passed),
+    Step("publish served", Refresh.publish_served, needed=Refresh.passed),
+    Step("index", Refresh.index, needed=Refresh.passed),
+    Step("export", Refresh.export, needed=Refresh.passed),
+    Step("publish", Refresh.publish, needed=Refresh.passed),
+    Step("report", Refresh.report),
+    Step(DONE, Refresh.publish_report),
+)
+
+
+def _publish(store: SnapshotStore, folder: Path) -> dict[str, Any]:
+    """Publishes a folder of a step, unless the killed job did."""
+    name = store.publish(folder, unless_current=True)
+    return {"line": f"{store.url}: {name}", "name": name}
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
