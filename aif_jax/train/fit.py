@@ -293,6 +293,8 @@ class FitSettings(FitConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.without is not None:
+            expect(self.without[0] < self.without[1], "fit without", "two moments, the first earlier", self.without)
         if self.keep_best is not None:
             best = repr(self.keep_best)
             expect(self.validates, "FitConfig.keep_best", "None without a validation slice", best)
@@ -357,12 +359,11 @@ def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
 
 
 def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
-    """Two moments in seconds, dates or numbers in the unit of the data; ValueError unless the first is earlier."""
+    """Two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
     if span is None:
         return None
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
     first, after = (seconds_of(moment, name, unit=unit) for moment in span)
-    expect(first < after, name, "two moments, the first earlier", span)
     return first, after
 
 
