@@ -193,11 +193,8 @@ class Refresh:
         started = warm_start(self.served, encoder, self.kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
         checkpoint.save(folder / MODEL, started)
         sizes = self.record("read")["vocabularies"]
-        gone = (
-            "; forgotten ids: " + ", ".join(f"{each['forgotten']:,} of {name}" for name, each in sizes.items())
-            if self.forget
-            else ""
-        )
+        gone = ", ".join(f"{each.get('forgotten', 0):,} of {name}" for name, each in sizes.items())
+        gone = f"; forgotten ids: {gone}" if self.forget else ""
         return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
 
     def train(self, folder: Path) -> dict[str, Any]:
