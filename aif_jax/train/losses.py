@@ -23,6 +23,7 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
+from optax.losses import sigmoid_binary_cross_entropy
 
 from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array
@@ -226,7 +227,7 @@ def pointwise_bce(
       >>> round(float(pointwise_bce(jnp.array([0.0, 2.0]), jnp.array([1, 0]))), 4)
       1.41
     """
-    return _cross_entropy(scores - log_q if logq_correction else scores, labels)
+    return sigmoid_binary_cross_entropy(scores - log_q if logq_correction else scores, labels)
 
 
 @term(lists_with_a_positive)
@@ -284,7 +285,8 @@ def distill_pointwise(
     """
     scores, teacher = scores / temperature, jax.lax.stop_gradient(teacher_scores) / temperature
     probability = jax.nn.sigmoid(teacher)
-    return (_cross_entropy(scores, probability) - _cross_entropy(teacher, probability)) * temperature**2
+    divergence = sigmoid_binary_cross_entropy(scores, probability) - sigmoid_binary_cross_entropy(teacher, probability)
+    return divergence * temperature**2
 
 
 @term(lists, targets="teacher_scores")
@@ -309,11 +311,6 @@ def distill_listwise(
     probability = jnp.where(where, jnp.exp(log_teacher), jnp.zeros_like(log_teacher))
     log_student = _log_softmax((scores + log_q if corrected else scores) / temperature, where)
     return jnp.sum(probability * (log_teacher - log_student), axis=-1) * temperature**2
-
-
-def _cross_entropy(scores: jax.Array, probability: jax.Array) -> jax.Array:
-    # log_sigmoid of both signs, not softplus(s) - s p: that one cancels to 0 in float32 from s = 17 on.
-    return -probability * jax.nn.log_sigmoid(scores) - (1 - probability) * jax.nn.log_sigmoid(-scores)
 
 
 def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:

@@ -142,7 +142,7 @@ def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
     slot = slot.at[ids].set(places, mode="promise_in_bounds")  # several occurrences agree on one place
     chosen = slot.at[ids].get(mode="promise_in_bounds")
     first = chosen == places
-    running = _cumulative(first)
+    running = jnp.cumsum(first, dtype=jnp.int32)
     number = (running - 1).at[chosen].get(mode="promise_in_bounds")
     slot = slot.at[ids].set(number, mode="promise_in_bounds")
     return slot, UniqueIds(ids=ids, first=first, number=number, count=running[-1])
@@ -226,13 +226,3 @@ def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any
         return f(leaf, name, *others)
 
     return jax.tree_util.tree_map_with_path(one, opt_state, *rest)
-
-
-def _cumulative(flags: jax.Array) -> jax.Array:
-    """Running count of true entries, int32 [n]; in two levels, because XLA's own takes n log n on a CPU."""
-    width = 512
-    count = flags.shape[0]
-    blocks = jnp.pad(flags.astype(jnp.int32), (0, -count % width)).reshape(-1, width)
-    within = jnp.cumsum(blocks, 1)
-    before = jnp.cumsum(within[:, -1]) - within[:, -1]
-    return (within + before[:, None]).ravel()[:count]
