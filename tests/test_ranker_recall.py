@@ -150,11 +150,11 @@ def test_windows_of_the_sequences_hold_training_events_of_one_user(smoke):
 def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path):
     data, part, at, rows = smoke
     counts, log = item_counts(data.dataset, part.seen), data.dataset.log
-    scores, version = sequence.fit(data, part, counts=counts, folder=tmp_path / "model", steps=3, progress=False)
+    given = dict(counts=counts, offset=np.zeros(len(counts), np.float32), folder=tmp_path / "model", steps=3, progress=False)
+    scores, version = sequence.fit(data, part, **given)
     item = log.item.copy()
     item[log.history_end(at[:1])[0] : log.offsets[log.user[at[0]] + 1]] = 1
     changed = dataclasses.replace(data.dataset, log=EventLog.from_arrays(log.user, item, log.action, log.time, users=log.users))
-    given = dict(counts=counts, folder=tmp_path / "model", steps=3, progress=False)
     other, again = sequence.fit(dataclasses.replace(data, dataset=changed), part, **given)
     assert again == version
     first = scores(at, rows)

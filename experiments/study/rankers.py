@@ -77,8 +77,8 @@ def of_trees(on: Training, *, folder: Path, progress: bool) -> Ranker:
 def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
     """Self-attention over the last events; see `sequence.fit`."""
     steps = 10 if on.data.name == "smoke" else sequence.STEPS
-    fit = sequence.fit(on.data, on.part, counts=on.counts, folder=folder / "model", steps=steps, progress=progress)
-    return Ranker(*fit)
+    given: dict[str, Any] = dict(counts=on.counts, offset=correction(on.counts), steps=steps, progress=progress)
+    return Ranker(*sequence.fit(on.data, on.part, folder=folder / "model", **given))
 
 
 RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of_trees, "sequence": of_sequences}

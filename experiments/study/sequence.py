@@ -1,11 +1,17 @@
 """A ranker of sequences: SASRec, causal self-attention over the last events, and a dot product with the candidate.
 
 An event is the sum of the embeddings of its item, of the item's fields and of its action; a candidate is that of its item and
-fields, with a bias. After every event of a window the next one is taught: a softmax over its item and negatives that the whole
-batch shares, drawn by popularity ** 0.75 as those of the pre-rankers are, so the popularity correction of serving is the same.
-An event at the time of the one before it is not taught, since a request reads what is strictly earlier.
+fields, with a bias. If users return to items, log(1 + sum_n w_n) is added for the earlier events n of that very item, weighted
+by place and action: an embedding that one or two events trained cannot say this.
 
-Source: W. Kang and J. McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781.
+After every event of a window the next one is taught: a softmax over its item, negatives that the whole batch shares, drawn by
+popularity ** 0.75, and, if users return to items, the earlier items of the window, among which popular negatives would hardly
+teach an order. Each logit is less the logarithm of how often the item is expected in the list (logQ), so the model learns log P
+of the catalogue; what the popularity correction of serving adds is taken off its scores. An event at the time of the one before
+it is not taught, since a request reads what is strictly earlier.
+
+Sources: W. Kang and J. McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781; repeats, P. Ren et al., RepeatNet,
+arXiv 1812.02646.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from experiments.study.trees import fields_of
 
 FORMAT = "ranker of sequences 1"
 WIDTH, LENGTH, LAYERS, HEADS, DROPOUT = 64, 128, 2, 2, 0.2
-STEPS, WINDOWS, NEGATIVES = 1500, 32, 512
+STEPS, WINDOWS, NEGATIVES = 1000, 32, 512
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.01
 REQUESTS = 128  # scored together
 Params = Any
@@ -68,7 +74,8 @@ def init(data: StudyData) -> Params:
     }
     encoder = Encoder().init(key, jnp.zeros((1, LENGTH, WIDTH)))["params"]
     action, bias = jnp.zeros((int(data.dataset.log.action.max()) + 1, WIDTH)), jnp.zeros(len(data.dataset.catalogue))
-    return {"tables": tables, "action": action, "bias": bias, "encoder": encoder}
+    repeat = {"place": jnp.zeros(LENGTH), "action": action[:, 0], "gain": jnp.ones(())}
+    return {"tables": tables, "action": action, "bias": bias, "repeat": repeat, "encoder": encoder}
 
 
 def embedded(params: Params, ids: dict[str, jax.Array], rows: Any) -> jax.Array:
@@ -81,6 +88,18 @@ def encoded(params: Params, ids: dict[str, jax.Array], events: Events, key: jax.
     inputs = embedded(params, ids, events.item) + params["action"][events.action]
     rngs = None if key is None else {"dropout": key}
     return Encoder().apply({"params": params["encoder"]}, inputs, train=key is not None, rngs=rngs)
+
+
+def repeated(params: Params, events: Events) -> jax.Array:
+    """Weights [B, L, L] of events (the last axis) for the user after each event, 0 of what is later."""
+    place, action = params["repeat"]["place"], params["repeat"]["action"]
+    past = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
+    return jnp.where((past >= 0)[None], jnp.exp(place[np.maximum(past, 0)][None] + action[events.action][:, None]), 0)
+
+
+def repeat_term(params: Params, weights: jax.Array) -> jax.Array:
+    """What the summed weights of the events of an item add to its logit."""
+    return params["repeat"]["gain"] * jnp.log1p(weights)
 
 
 def windows(log: EventLog, seen: np.ndarray, rng: np.random.Generator, count: int) -> tuple[Events, np.ndarray, np.ndarray]:
@@ -97,33 +116,51 @@ def windows(log: EventLog, seen: np.ndarray, rng: np.random.Generator, count: in
 
 
 def loss(
-    params: Params, ids: dict[str, jax.Array], events: Events, after: Any, taught: Any, negatives: Any, key: jax.Array
+    params: Params, ids: dict[str, jax.Array], batch: tuple, key: jax.Array, *, log_q: jax.Array, repeats: bool
 ) -> jax.Array:
-    """Mean cross-entropy of the item after each event that is taught, against negatives [n]."""
-    users = encoded(params, ids, events, key)
-    right = (users * embedded(params, ids, after)).sum(-1) + params["bias"][after]
-    wrong = users @ embedded(params, ids, negatives).T + params["bias"][negatives][None, None]
-    wrong = jnp.where(negatives[None, None] == after[..., None], -jnp.inf, wrong)
-    each = jax.nn.logsumexp(jnp.concatenate([right[..., None], wrong], -1), -1) - right
+    """Mean cross-entropy of the item after each event that is taught; `batch` is of `windows` and negatives [n].
+
+    Args:
+      log_q: float32 [N], logarithms of how often the negatives are expected to hold an item.
+      repeats: whether the earlier items of the window are negatives too.
+    """
+    events, after, taught, negatives = batch
+    users, bias = encoded(params, ids, events, key), params["bias"]
+    right = (users * embedded(params, ids, after)).sum(-1) + bias[after] - log_q[after]
+    drawn = users @ embedded(params, ids, negatives).T + (bias - log_q)[negatives][None, None]
+    wrong = [jnp.where(negatives[None, None] == after[..., None], -jnp.inf, drawn)]
+    if repeats:
+        earlier = nn.make_causal_mask(events.item, dtype=bool)[:, 0]  # [B, L, L]
+        same, weights = events.item[:, None] == after[..., None], repeated(params, events)
+        often = jnp.logaddexp(log_q, 0.0)  # of an item that stands in the window too
+        own = users @ embedded(params, ids, events.item).mT + (bias - often)[events.item][:, None]
+        alike = (events.item[:, None] == events.item[..., None]).astype(users.dtype)
+        wrong.append(jnp.where(earlier & ~same, own + repeat_term(params, weights @ alike), -jnp.inf))
+        right += jnp.where((earlier & same).any(-1), (log_q - often)[after], 0)
+        right += repeat_term(params, jnp.where(same, weights, 0).sum(-1))
+    each = jax.nn.logsumexp(jnp.concatenate([right[..., None], *wrong], -1), -1) - right
     return jnp.where(taught, each, 0).sum() / jnp.maximum(taught.sum(), 1).astype(each.dtype)
 
 
 def fit(
-    data: StudyData, part: Part, *, counts: np.ndarray, folder: Path, steps: int = STEPS, progress: bool
+    data: StudyData, part: Part, *, counts: np.ndarray, offset: np.ndarray, folder: Path, steps: int = STEPS, progress: bool
 ) -> tuple[Scores, str]:
     """The scores of the model and its version; trained, or read from `folder` if it was trained before.
 
     Args:
       counts: [N] training events.
+      offset: float32 [N], what serving adds to the scores of items.
     """
     log, ids = data.dataset.log, {name: jnp.asarray(of) for name, of in fields_of(data).items()}
     if not sealed.is_complete(folder):
         params, rng, sampler = init(data), np.random.default_rng(0), NegativeSampler(counts)
+        log_q = jnp.asarray(np.log(np.maximum(NEGATIVES * sampler.probabilities, 1e-6)), jnp.float32)
+        objective = jax.grad(partial(loss, log_q=log_q, repeats=data.repeats))
         optimizer = default_optimizer(steps, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
         @jax.jit
         def step(params: Params, state: Any, batch: tuple, key: jax.Array) -> tuple[Params, Any]:
-            gradients = jax.grad(loss)(params, ids, *batch, key)
+            gradients = objective(params, ids, batch, key)
             with jax.numpy_dtype_promotion("standard"):  # schedules divide integers
                 updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
@@ -139,8 +176,12 @@ def fit(
 
     @jax.jit
     def scored(events: Events, last: np.ndarray, rows: np.ndarray) -> jax.Array:
-        users = encoded(params, ids, events)[jnp.arange(len(rows)), last]
-        return jnp.einsum("bd,bcd->bc", users, table[rows]) + params["bias"][rows]
+        one = jnp.arange(len(rows))
+        logits = jnp.einsum("bd,bcd->bc", encoded(params, ids, events)[one, last], table[rows]) + params["bias"][rows]
+        if not data.repeats:
+            return logits
+        weights = repeated(params, events)[one, last][:, None]
+        return logits + repeat_term(params, jnp.where(rows[..., None] == events.item[:, None], weights, 0).sum(-1))
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         made, end = np.empty(rows.shape, np.float32), log.history_end(positions)
@@ -152,6 +193,6 @@ def fit(
             item, action = (np.where(there, of[np.where(there, place, 0)], 0) for of in (log.item, log.action))
             last = np.maximum(end - first - 1, 0)[some]
             made[start : start + REQUESTS] = scored(Events(item, action), last, rows[some])[: len(rows) - start]
-        return made
+        return made - offset[rows]
 
     return scores, " ".join(digest(leaf).sha256[:8] for leaf in jax.tree.leaves(params["encoder"])[:2])
