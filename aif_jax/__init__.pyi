@@ -7,6 +7,7 @@ from . import (
     data,
     engines,
     export,
+    heads,
     index,
     metrics,
     presets,
@@ -56,7 +57,7 @@ __all__ = [
     "Attribute", "Schema", "Behaviours", "UserFeatures", "ItemFeatures",
     "check_user_features", "check_item_features", "empty_user", "empty_items",
     # a model
-    "presets", "blocks", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
+    "presets", "blocks", "heads", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
     # training
     "fit", "FitConfig", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
     "unseen_as_unknown", "sharding",

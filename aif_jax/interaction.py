@@ -1,142 +1,95 @@
 """The interaction component: one UserState x [C] ItemRows -> logits [C], the critical path; a handful of products over C.
 
-Its head is an MLP over the inputs of one (user, candidate) pair, its first layer split by block. So what is the same for every
-candidate is computed once, and a block that is linear in a user-side matrix (BEA, linear attention, SIM values) takes its
-kernel in before the candidates come: w V W = w (V W).
+Towers and blocks give the features of each (user, candidate) pair, the head (`aif_jax.heads`) makes logits of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from aif_jax import layers
-from aif_jax.blocks.block import HeadInputs, own
+from aif_jax import heads
+from aif_jax.blocks.block import own
 from aif_jax.checks import expect
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
-Pair = tuple[jax.Array, jax.Array]  # an input [C, w] and its kernel [w, H]
-
-
-def widths(config: Config) -> dict[str, dict[str, int]]:
-    """Widths of the head's inputs, by block and name, in order; "tower" has the user vector, the item vector, their product."""
-    towers = {"tower": {name: config.width for name in ("user", "item", "product")}}
-    return towers | {block.name: block.widths(config) for block in config.blocks}
+DIRECT = "direct"
+"""Beside the head's parameters with T > 1 objectives: [T], weighs what blocks add to the logits."""
 
 
 def init(key: jax.Array, config: Config) -> Params:
     """Parameters of the head."""
-    return head_init(key, widths(config), config.head, config.outputs)
+    trained = heads.head_of(config.head).init(key, config.head_features, config.outputs)
+    return trained if config.outputs == 1 else trained | {DIRECT: jnp.ones(config.outputs, jnp.float32)}
 
 
 def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
     """Logits of one user's candidates, float32 [C], or [C, T] for T objectives; a logit depends on its own row alone."""
-    return logits(params["head"], list(_terms(params, state, rows, config).values()))
+    return logits(params["head"], inputs(params, state, rows, config=config), jnp.asarray(rows.vector), config=config)
 
 
 def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, jax.Array]:
-    """What each block adds to the logits, float32 [C] or [C, T] by name: the logit less the logit without the block's terms.
+    """What each block adds to the logits, float32 [C] or [C, T] by name: the logit less the logit without the block.
 
     "tower" is the share of user and item vector. The head is not linear, so the contributions need not add up to the logit.
     """
-    named = _terms(params, state, rows, config)
-    whole = logits(params["head"], list(named.values()))
-    if len(named) == 1:
-        return {name: whole for name in named}
-    rest = {name: [term for other, term in named.items() if other != name] for name in named}
-    return {name: whole - logits(params["head"], terms) for name, terms in rest.items()}
+    given, item = inputs(params, state, rows, config=config), jnp.asarray(rows.vector)
+    whole = logits(params["head"], given, item, config=config)
+    if len(given) == 1:
+        return {name: whole for name in given}
+    added = {}
+    for name, part in given.items():
+        silent = jax.tree.map(lambda x: x if isinstance(x, float) else jnp.zeros_like(x), part)
+        added[name] = whole - logits(params["head"], given | {name: silent}, item, config=config)
+    return added
 
 
-def _terms(params: Params, state: UserState, rows: ItemRow, config: Config) -> dict[str, HeadInputs]:
+def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, HeadInputs]:
     """What towers and blocks give to the head, by name."""
-    terms: dict[str, HeadInputs] = {}
-    if config.head:
-        terms["tower"] = towers(params["head"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
+    first, given = heads.head_of(config.head).first_layer(params["head"]), {}
+    every = config.head_features
+    kernels = {name: heads.identity(widths) for name, widths in every.items()} if first is None else first.kernels
+    if "tower" in kernels:
+        given["tower"] = towers(kernels["tower"], jnp.asarray(state.vector), jnp.asarray(rows.vector))
     for block in config.blocks:
-        term = block.score(own(params, block), state, rows, kernels(params["head"], block.name))
+        term = block.score(own(params, block), state, rows, kernels.get(block.name, {}))
         expect(isinstance(term, HeadInputs), f"{block.name}.score", "HeadInputs", type(term).__name__, error=TypeError)
-        terms[block.name] = term
-    return terms
+        given[block.name] = term
+    return given
 
 
-def head_init(key: jax.Array, widths: Mapping[str, Mapping[str, int]], hidden: tuple[int, ...], outputs: int = 1) -> Params:
-    """`first`: a kernel [width, H] for each input and a bias [H], scaled by the total fan-in; `rest`: the MLP above it.
-
-    With several outputs `direct` [T] weighs the blocks' own logits for each. Without hidden layers there is a `bias` [] alone.
-    """
-    if not hidden:
-        return {"bias": jnp.zeros((), jnp.float32)}
-    first, rest = jax.random.split(key)
-    whole = layers.dense_init(first, sum(sum(inputs.values()) for inputs in widths.values()), hidden[0])
-    kernels, start = {}, 0
-    for block, inputs in widths.items():
-        for name, width in inputs.items():
-            kernels.setdefault(block, {})[name] = whole["kernel"][start : start + width]
-            start += width
-    first_layer = {"kernels": kernels, "bias": whole["bias"]}
-    made = {"first": first_layer, "rest": layers.mlp_init(rest, hidden[0], (*hidden[1:], outputs))}
-    return made if outputs == 1 else made | {"direct": jnp.ones(outputs, jnp.float32)}
-
-
-def kernels(params: Params, block: str) -> dict[str, jax.Array]:
-    """The kernels of a block's inputs, by name; none without hidden layers or inputs."""
-    return params["first"]["kernels"].get(block, {}) if "first" in params else {}
-
-
-def towers(params: Params, user: jax.Array, item: jax.Array) -> HeadInputs:
-    """The inputs of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
+def towers(kernels: Mapping[str, jax.Array], user: jax.Array, item: jax.Array) -> HeadInputs:
+    """The features of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
 
     With many candidates the user vector enters the kernel, i (W_i + diag(u) W_p): one product instead of two.
     """
-    own = kernels(params, "tower")
+    once = user @ kernels["user"]
     if item.shape[0] > item.shape[1]:
-        pairs: tuple[Pair, ...] = ((item, own["item"] + user[:, None] * own["product"]),)
+        return HeadInputs(once=once, item=kernels["item"] + user[:, None] * kernels["product"])
+    return HeadInputs(once=once, item=kernels["item"], pairs=((user[None, :] * item, kernels["product"]),))
+
+
+def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, config: Config) -> jax.Array:
+    """Logits [C] or [C, T] from what towers and blocks give; `params` are the head's, `item` the item vectors [C, D].
+
+    What is fitted is float32 whatever the compute dtype.
+    """
+    head, trained = heads.head_of(config.head), {name: leaf for name, leaf in params.items() if name != DIRECT}
+    parts, first = list(given.values()), head.first_layer(trained)
+    if first is None:
+        features = jnp.concatenate([heads.joined([part], item) for part in parts], -1)
     else:
-        pairs = ((item, own["item"]), (user[None, :] * item, own["product"]))
-    return HeadInputs(once=user @ own["user"], pairs=pairs)
-
-
-def logits(params: Params, terms: Sequence[HeadInputs]) -> jax.Array:
-    """Logits [C], or [C, T] of several outputs, from the terms of towers and blocks.
-
-    Terms of fitted tables are float32 whatever the compute dtype.
-    """
-    given = [[term.logit for term in terms], [term.offset for term in terms]]
-    if "direct" not in params:  # one objective
-        given = [[value for pair in zip(*given, strict=True) for value in pair], []]
-    direct, offsets = ([value for value in values if not isinstance(value, float)] for values in given)
-    if "first" not in params:
-        direct = [logit.astype(params["bias"].dtype) for logit in direct]
-        return sum(direct[1:], direct[0]) + params["bias"]
-    once: Any = sum((term.once for term in terms if not isinstance(term.once, float)), params["first"]["bias"])
-    first = once[None, :] + total([pair for term in terms for pair in term.pairs])
-    first = sum((term.rest for term in terms if not isinstance(term.rest, float)), first)
-    logits = layers.mlp(params["rest"], jax.nn.relu(first))
-    direct = [logit.astype(logits.dtype) for logit in direct]
-    if "direct" not in params:
-        return sum(direct, logits[..., 0])
-    logits += sum(direct, jnp.zeros_like(logits[:, 0]))[:, None] * params["direct"][None, :]
-    return logits.at[:, 0].add(sum(offset.astype(logits.dtype) for offset in offsets)) if offsets else logits
-
-
-def total(pairs: Sequence[Pair]) -> jax.Array | float:
-    """The sum of left @ right: [C, w] x [w, H] each -> [C, H].
-
-    With many candidates narrow inputs are concatenated: one product is faster than several and a sum over [C, H]. With few,
-    kernels stay separate: those that users share need not be copied for each.
-    """
-    if not pairs:
-        return 0.0
-    same: dict[int, Pair] = {}  # an input that several blocks read comes once, with the sum of its kernels
-    for left, right in pairs:
-        same[id(left)] = (left, same[id(left)][1] + right if id(left) in same else right)
-    pairs = list(same.values())
-    (first, _), *_ = pairs
-    if first.shape[0] > first.shape[1]:
-        left, right = zip(*pairs, strict=True)
-        return jnp.concatenate(left, -1) @ jnp.concatenate(right, 0)
-    return sum((left @ right for left, right in pairs), 0.0)
+        features = heads.joined([HeadInputs(once=first.bias), *parts], item)
+    made = head.apply(trained, features)
+    fits = made.ndim == 2 and made.shape[1] == config.outputs
+    expect(fits, f"head {type(config.head).__name__}", f"logits [C, {config.outputs}]", f"shape {list(made.shape)}")
+    direct = [part.logit.astype(made.dtype) for part in parts if not isinstance(part.logit, float)]
+    offsets = [part.offset.astype(made.dtype) for part in parts if not isinstance(part.offset, float)]
+    if config.outputs == 1:
+        return sum([*direct, *offsets], made[:, 0])
+    made += sum(direct, jnp.zeros_like(made[:, 0]))[:, None] * params[DIRECT][None, :]
+    return made.at[:, 0].add(sum(offsets)) if offsets else made

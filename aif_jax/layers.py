@@ -18,6 +18,9 @@ import jax.numpy as jnp
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Array, Behaviours, Params, record
 
+Module = nn.Module
+"""What plugs in as a head or a tower."""
+
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
 
@@ -54,36 +57,46 @@ class _MLP(nn.Module):
         return x
 
 
+def init_module(module: Module, key: jax.Array, width: int) -> Params:
+    """Parameters of a Flax module of inputs [..., width], float32 nested dicts."""
+    return dict(module.init(key, jnp.zeros((1, width)))["params"])
+
+
+def apply_module(module: Module, params: Params, x: jax.Array) -> jax.Array:
+    """What a Flax module with these parameters makes of x [..., width]."""
+    return module.apply({"params": params}, x)  # type: ignore[return-value]
+
+
 def dense_init(key: jax.Array, width_in: int, width_out: int) -> Params:
     """Parameters of an affine map: kernel [width_in, width_out], bias [width_out]."""
-    return _init(nn.Dense(width_out), key, width_in)
+    return init_module(nn.Dense(width_out), key, width_in)
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
     """Affine map of the last axis: [..., width_in] -> [..., width_out]."""
-    return nn.Dense(params["kernel"].shape[-1]).apply({"params": params}, x)  # type: ignore[return-value]
+    return apply_module(nn.Dense(params["kernel"].shape[-1]), params, x)
 
 
 def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
     """Parameters of `mlp`: one dense layer for each entry of `widths`."""
-    return _init(_MLP(widths), key, width_in)
+    return init_module(_MLP(widths), key, width_in)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
     """Dense layers with ReLU between them, none after the last: [..., width_in] -> [..., widths[-1]]."""
     widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
-    return _MLP(widths).apply({"params": params}, x)  # type: ignore[return-value]
+    return apply_module(_MLP(widths), params, x)
 
 
 def layer_norm_init(key: jax.Array, width: int) -> Params:
     """Parameters of `layer_norm`: scale and bias [width]."""
-    return _init(nn.LayerNorm(), key, width)
+    return init_module(nn.LayerNorm(), key, width)
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
     """Layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    return nn.LayerNorm().apply({"params": wide}, x.astype(jnp.float32)).astype(x.dtype)  # type: ignore[union-attr]
+    return apply_module(nn.LayerNorm(), wide, x.astype(jnp.float32)).astype(x.dtype)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -250,7 +263,3 @@ def age_bucket(age: jax.Array) -> jax.Array:
     # the exponent of a float is exact; a logarithm is not, and would put 2^k - 1 in different buckets on different devices
     _, exponent = jnp.frexp(1.0 + jnp.maximum(jnp.nan_to_num(age), 0.0))
     return jnp.minimum(exponent - 1, AGE_BUCKETS - 1).astype(jnp.int32)
-
-
-def _init(module: nn.Module, key: jax.Array, width_in: int) -> Params:
-    return dict(module.init(key, jnp.zeros((1, width_in)))["params"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from aif_jax import blocks
 from aif_jax.config import Config
+from aif_jax.heads import LogitSum, Mlp
 from aif_jax.schema import Schema
 
 __all__ = ["aif", "paper", "two_tower", "two_tower_matching", "full_attention", "PRESETS"]
@@ -43,7 +44,7 @@ def aif(schema: Schema, **changes: Any) -> Config:
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """The paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
     content = _with_content(schema, "paper", blocks.LshDin(), blocks.SimTier())
-    sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=(128, 64))
+    sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=Mlp((128, 64)))
     caches = (blocks.Sim(field, slots=32, length=16) for field in sim_fields)
     return _config(schema, changes, **sizes, blocks=(blocks.Bea(), *caches, *content))
 
@@ -51,7 +52,7 @@ def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **chan
 def two_tower(schema: Schema, **changes: Any) -> Config:
     """The dot product of user and item vector, and nothing else in real time; it reads the short history alone."""
     short = changes.get("short_length", Config.short_length)
-    return _config(schema, changes, head=(), long_length=short, blocks=(blocks.DotProduct(),))
+    return _config(schema, changes, head=LogitSum(), long_length=short, blocks=(blocks.DotProduct(),))
 
 
 def two_tower_matching(schema: Schema, **changes: Any) -> Config:

@@ -92,7 +92,15 @@ def parse(arguments: list[str] | None):
     options.world = SMALL if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
     options.requests, options.candidates, options.ranked = (160, 60, 20) if smoke else (6000, 400, 150)
     options.k = 10 if smoke else 100
-    tiny = dict(width=8, towers=(16,), head=(16, 8), short_length=8, long_length=8, sequence=False, blocks=(DotProduct(),))
+    tiny = dict(
+        width=8,
+        towers=(16,),
+        head=aif.heads.Mlp((16, 8)),
+        short_length=8,
+        long_length=8,
+        sequence=False,
+        blocks=(DotProduct(),),
+    )
     options.model = tiny if smoke else dict(long_length=128)
     return options
 

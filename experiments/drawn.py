@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import interaction, layers
+from aif_jax import layers
 from aif_jax.features import LENGTH, Leaf, behaviours, item_layout, user_layout
 from aif_jax.types import Params
 
@@ -44,7 +44,7 @@ def users(
 
 def head_alone(config: aif.Config, candidates: int) -> tuple[Callable[[Params, jax.Array], jax.Array], jax.Array]:
     """The head as one MLP over ready inputs, `f(params["head"], inputs)`, and such inputs [C, width]."""
-    widths = interaction.widths(config)
+    widths = config.head_features
 
     def scores(params: Params, inputs: jax.Array) -> jax.Array:
         first = params["first"]

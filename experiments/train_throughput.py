@@ -105,7 +105,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = common.options(__doc__, arguments, settings)
     smoke, rounds, size = options.smoke, options.rounds, options.batch_size
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
-    small: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=(8,), sequence=False, blocks=few)
+    small: dict[str, Any] = dict(
+        width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)), sequence=False, blocks=few
+    )
     changes = small if smoke else {}
 
     def trainer(rows: int, **sizes: int) -> Trainer:

@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "matching": {"blocks": (blocks.MatchingStatistics(("item", "category")), blocks.LinearMemory(width=8))},
     "factors": {"blocks": (blocks.PureSvd(width=4, length=9), blocks.ItemOffset(), blocks.DotProduct())},
     "two SIM fields": {"blocks": (blocks.Sim("category", slots=4, length=3), blocks.Sim("item", slots=4, length=3))},
-    "two_tower": {"head": (), "blocks": (blocks.DotProduct(),)},
+    "two_tower": {"head": aif.heads.LogitSum(), "blocks": (blocks.DotProduct(),)},
     "exact": {"blocks": (*EXACT, blocks.DotProduct())},
 }
 """Config changes by name: every kind of block, and what changes the types that cross a component."""
@@ -65,7 +65,7 @@ def fit(model: aif.PreRanker, data: aif.Dataset, **given: Any) -> aif.Run:
 def config(**changes: Any) -> aif.Config:
     """Every approximation, at sizes that compile in a second or two."""
     sizes: dict[str, Any] = dict(
-        schema=schema(), width=8, short_length=6, long_length=24, towers=(16,), head=(16, 8), blocks=BLOCKS
+        schema=schema(), width=8, short_length=6, long_length=24, towers=(16,), head=aif.heads.Mlp((16, 8)), blocks=BLOCKS
     )
     return aif.Config(**(sizes | changes))
 

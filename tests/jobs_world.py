@@ -66,7 +66,7 @@ def model(*, strings: bool = False) -> tuple[aif.PreRanker, Any]:
         blocks.Sim("category", slots=3, length=3),
         blocks.DotProduct(),
     )
-    sizes: dict[str, Any] = dict(width=16, short_length=4, long_length=16, towers=(16,), head=(8,))
+    sizes: dict[str, Any] = dict(width=16, short_length=4, long_length=16, towers=(16,), head=aif.heads.Mlp((8,)))
     made = aif.build(aif.Config(schema=data(strings=strings).schema, blocks=layers, **sizes))
     return made, jax.tree.map(np.asarray, demo.init(made, items=data(strings=strings).catalogue))
 

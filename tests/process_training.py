@@ -104,7 +104,7 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     from experiments.datasets.synthetic import synthetic_world
 
     data = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-    sizes: dict[str, Any] = dict(width=4, short_length=3, long_length=12, towers=(), head=(8,), sequence=False)
+    sizes: dict[str, Any] = dict(width=4, short_length=3, long_length=12, towers=(), head=aif.heads.Mlp((8,)), sequence=False)
     model = aif.build(aif.Config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), **sizes))
     positions = sample_positions(data.log, min_history=1)
     source = sampled_negatives(data, sampler=NegativeSampler(item_counts(data, positions)), negatives=3)

@@ -83,7 +83,9 @@ def exports(kind: str = "integers") -> "Exports":
     events = {"user": ["ann", "bob", "cem"] * 4, "item": [ids[n] for n in range(12)], "time": times}
     data = aif.read(events, items=items, columns=aif.Columns(user_id=True, side=("bid",)))
     config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
-    model = aif.build(config.replace(head=(8,), objectives=("click", "like")) if kind == "objectives" else config)
+    model = aif.build(
+        config.replace(head=aif.heads.Mlp((8,)), objectives=("click", "like")) if kind == "objectives" else config
+    )
     root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     for seed, folder in enumerate(("one", "two")):

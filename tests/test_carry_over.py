@@ -57,7 +57,9 @@ class World:
 
 
 def model_of(encoder, data, seed=0):
-    config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=8, towers=(8,), head=(8,), blocks=KINDS)
+    config = aif.Config(
+        schema=data.schema, width=8, short_length=4, long_length=8, towers=(8,), head=aif.heads.Mlp((8,)), blocks=KINDS
+    )
     params = demo.init(aif.build(config), seed, items=data.catalogue)
     rng = np.random.default_rng(seed)
     size = len(encoder.vocabularies["item"])

@@ -209,7 +209,9 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
 
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
     _, made = synthetic
-    config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": (16,)}))
+    config = demo.config(
+        schema=made.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": aif.heads.Mlp((16,))})
+    )
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")

@@ -9,7 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks
-from aif_jax.config import BLOCKS, register
+from aif_jax.registry import BLOCKS
 from aif_jax.train.tasks import Impressions, NextItem
 from tests import demo
 
@@ -99,7 +99,7 @@ def test_json_round_trip(name):
 def test_json_by_hand():
     value = aif.Config(schema=BARE, blocks=(blocks.Bea(4),)).to_json()
     assert value["blocks"] == [{"block": "Bea", "bridges": 4, "dot_product": False}]
-    assert value["towers"] == [64] and value["head"] == [64, 32] and value["sequence"] is True
+    assert value["towers"] == [64] and value["head"] == {"head": "Mlp", "widths": [64, 32]} and value["sequence"] is True
     assert aif.Schema.from_json(value["schema"]) == BARE
     windows = demo.config(blocks=(blocks.SimTier(windows=(2, 6)),))
     assert windows.to_json()["blocks"][0]["windows"] == [2, 6]
@@ -114,6 +114,6 @@ def test_json_may_leave_defaults_out():
 def test_two_classes_of_one_name_are_refused():
     Bea = type("Bea", (), {"__module__": "somewhere.else"})
     with pytest.raises(ValueError, match="block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered"):
-        register(Bea)
+        BLOCKS.add(Bea)
     assert BLOCKS["Bea"] is blocks.Bea
-    assert register(blocks.Bea) is blocks.Bea  # a module that is imported again
+    assert BLOCKS.add(blocks.Bea) is blocks.Bea  # a module that is imported again

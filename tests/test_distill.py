@@ -32,7 +32,9 @@ def student(data):
 
 @pytest.fixture(scope="module")
 def teacher(data):
-    model = aif.build(aif.presets.two_tower_matching(data.schema, width=4, short_length=4, long_length=128, head=(8,)))
+    model = aif.build(
+        aif.presets.two_tower_matching(data.schema, width=4, short_length=4, long_length=128, head=aif.heads.Mlp((8,)))
+    )
     return aif.Trained(model, model.init(jax.random.key(5), data.catalogue))
 
 

@@ -20,13 +20,13 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, export
 from aif_jax.blocks import Block, HeadInputs, ItemView, UserView, block
-from aif_jax.config import BLOCKS
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import consume, writer
 from aif_jax.export.consume import files, functions
 from aif_jax.index import ItemIndex, string_ids
+from aif_jax.registry import BLOCKS
 from aif_jax.store.trained import fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState

@@ -160,6 +160,8 @@ MISSPELT = [
 def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
     columns = aif.Columns(action="did", actions=("see", "click"))
     data = aif.read(EVENTS, items=ITEMS, columns=columns)
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=(4,)))
+    model = aif.build(
+        aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=aif.heads.Mlp((4,)))
+    )
     with pytest.raises(ValueError, match=message):
         fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=None, progress=False)

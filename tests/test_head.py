@@ -1,14 +1,16 @@
-"""The head split by block equals one MLP over the concatenated inputs."""
+"""Heads: the MLP split by block equals one over the concatenated features; any other head gets these features."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax import interaction, layers
+import aif_jax as aif
+from aif_jax import blocks, heads, interaction, layers
 from aif_jax.blocks import HeadInputs
+from aif_jax.registry import HEADS
 from tests import demo
-from tests.blocks import parts
 from tests.reference import head as reference
 
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
@@ -23,12 +25,12 @@ def concatenated(params, inputs):
 
 
 def init(key, widths=WIDTHS, hidden=HIDDEN):
-    return jax.jit(lambda key: interaction.head_init(key, widths, hidden))(key)
+    return jax.jit(lambda key: heads.Mlp(hidden).init(key, widths, 1))(key)
 
 
 def params(hidden=HIDDEN):
     """Parameters of the head, drawn at random, biases too."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: interaction.head_init(jax.random.key(0), WIDTHS, hidden))
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: heads.Mlp(hidden).init(jax.random.key(0), WIDTHS, 1))
     return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
@@ -38,19 +40,24 @@ def test_parameters_have_one_kernel_for_each_input():
     assert shapes == {"tower": dict.fromkeys(("user", "item", "product"), (4, 6)), "tiers": {"tiers": (3, 6)}}
     assert made["first"]["bias"].shape == (6,)
     assert [made["rest"][f"layer_{i}"]["kernel"].shape for i in range(2)] == [(6, 5), (5, 1)]
-    assert interaction.kernels(made, "silent") == interaction.kernels(made, "unheard of") == {}
-    np.testing.assert_array_equal(interaction.kernels(made, "tiers")["tiers"], made["first"]["kernels"]["tiers"]["tiers"])
+    assert heads.Mlp(HIDDEN).first_layer(made) == heads.FirstLayer(made["first"]["kernels"], made["first"]["bias"])
     wide = init(jax.random.key(0), {"a": {"x": 1000}, "b": {"y": 300, "z": 200}}, (60,))["first"]["kernels"]
     spread = np.concatenate([kernel.ravel() for kernel in jax.tree.leaves(wide)])
     np.testing.assert_allclose(spread.std(), 1500**-0.5, rtol=0.05)  # by the whole fan-in, not by the input's
 
 
-def test_without_hidden_layers_there_is_a_bias_alone():
-    made = interaction.head_init(jax.random.key(0), {"tower": {"user": 4}}, ())
-    assert made.keys() == {"bias"} and made["bias"].shape == ()
+def logits(params, inputs, head=None, item=None):
+    """What a head makes of the inputs of some blocks, from item vectors [C, D]."""
+    config = demo.config(head=head or heads.Mlp(HIDDEN), blocks=(blocks.DotProduct(),))
+    given = {str(place): one for place, one in enumerate(inputs)}
+    return interaction.logits(params, given, jnp.zeros((2, 4)) if item is None else item, config=config)
+
+
+def test_the_sum_of_logits_has_a_bias_alone():
+    made = heads.LogitSum().init(jax.random.key(0), {"tower": {"user": 4}}, 1)
+    assert made.keys() == {"bias"} and made["bias"].shape == () and heads.LogitSum().first_layer(made).kernels == {}
     terms = [HeadInputs(), HeadInputs(logit=jnp.array([1.0, 2.0])), HeadInputs(logit=jnp.array([10.0, 20.0]))]
-    assert interaction.logits({"bias": jnp.float32(0.5)}, terms).tolist() == [11.5, 22.5]
-    assert interaction.kernels(made, "tower") == {}
+    assert logits({"bias": jnp.float32(0.5)}, terms, heads.LogitSum()).tolist() == [11.5, 22.5]
 
 
 @pytest.mark.parametrize("hidden", [(6,), (6, 5), (6, 5, 4)])
@@ -70,22 +77,24 @@ def test_towers_in_either_form(candidates):
     own, rng = params(), np.random.default_rng(1)
     user, item = rng.normal(size=4).astype(np.float32), rng.normal(size=(candidates, 4)).astype(np.float32)
     kernels = own["first"]["kernels"]["tower"]
-    terms = interaction.towers(own, jnp.asarray(user), jnp.asarray(item))
-    assert len(terms.pairs) == (1 if candidates > 4 else 2)
+    terms = interaction.towers(kernels, jnp.asarray(user), jnp.asarray(item))
+    assert len(terms.pairs) == (0 if candidates > 4 else 1)
     expected = user[None] @ kernels["user"] + item @ kernels["item"] + (user * item) @ kernels["product"]
-    np.testing.assert_allclose(parts.first_layer(terms), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(heads.joined([terms], jnp.asarray(item)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 3, 40])
-def test_total_is_the_sum_of_the_products(candidates):
+def test_inputs_are_joined_to_the_sum_of_the_products(candidates):
     rng = np.random.default_rng(2)
     pairs = [
         (jnp.asarray(rng.normal(size=(candidates, w)), jnp.float32), jnp.asarray(rng.normal(size=(w, 6)), jnp.float32))
         for w in (3, 1, 7)
     ]
-    expected = sum(np.asarray(left) @ np.asarray(right) for left, right in pairs)
-    np.testing.assert_allclose(interaction.total(pairs), expected, rtol=1e-4, atol=1e-5)
-    assert interaction.total([]) == 0.0
+    item, own = (rng.normal(size=shape).astype(np.float32) for shape in ((candidates, 2), (2, 2, 6)))
+    expected = sum(np.asarray(left) @ np.asarray(right) for left, right in pairs) + item @ own[0] + item @ own[1]
+    inputs = [HeadInputs(pairs=tuple(pairs[:1]), item=own[0]), HeadInputs(), HeadInputs(pairs=tuple(pairs[1:]), item=own[1])]
+    np.testing.assert_allclose(heads.joined(inputs, jnp.asarray(item)), expected, rtol=1e-4, atol=1e-5)
+    assert heads.joined([HeadInputs()], jnp.asarray(item)).shape == (candidates, 0)
 
 
 def test_every_kind_of_term_enters_by_hand():
@@ -101,13 +110,13 @@ def test_every_kind_of_term_enters_by_hand():
         HeadInputs(logit=jnp.array([0.25, 0.0])),
         HeadInputs(),
     ]
-    assert interaction.logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
+    assert logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
 
 
-MODELS = demo.VARIANTS | {"one hidden layer": {"head": (16,), "blocks": demo.BLOCKS[::3]}}
+MODELS = demo.VARIANTS | {"one hidden layer": {"head": heads.Mlp((16,)), "blocks": demo.BLOCKS[::3]}}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].get("head") != ()])
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].get("head") != heads.LogitSum()])
 def test_interaction_equals_the_concatenated_head(name):
     """Split kernels, some of which enter before the candidates do, give what an MLP over the plain inputs gives."""
     model, made = demo.build(**MODELS[name])
@@ -120,13 +129,14 @@ def test_interaction_equals_the_concatenated_head(name):
         inputs["tower"] = {"user": user, "item": rows.vector, "product": user * rows.vector}
         for block in config.blocks:
             own = made["blocks"].get(block.name, {}) | made["fitted"].get(block.name, {})
-            terms, widths = block.score(own, state, rows, parts.identity(block, config)), block.widths(config)
+            widths = block.widths(config)
+            terms = block.score(own, state, rows, heads.identity(widths))
             logit += jnp.broadcast_to(terms.logit, (candidates,))
-            plain = jnp.broadcast_to(parts.first_layer(terms), (candidates, sum(widths.values())))
+            plain = heads.joined([terms], rows.vector)
             ends = np.cumsum([0, *widths.values()])
             inputs[block.name] = {name: plain[:, a:b] for name, a, b in zip(widths, ends, ends[1:], strict=False)}
         shapes = {block: {name: value.shape[1] for name, value in named.items()} for block, named in inputs.items()}
-        assert shapes == interaction.widths(config)
+        assert shapes == config.head_features
         return model.interaction(made, state, rows), concatenated(made["head"], inputs) + logit
 
     @jax.jit
@@ -144,8 +154,9 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
     user, item, tiers = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4,), (9, 4), (9, 3)))
 
     def split(own, user, item):
-        kernel = interaction.kernels(own, "tiers")["tiers"]
-        return interaction.logits(own, [interaction.towers(own, user, item), HeadInputs(pairs=((tiers, kernel),))]).sum()
+        kernels = own["first"]["kernels"]
+        tower = interaction.towers(kernels["tower"], user, item)
+        return logits(own, [tower, HeadInputs(pairs=((tiers, kernels["tiers"]["tiers"]),))], item=item).sum()
 
     def whole(own, user, item):
         every = jnp.broadcast_to(user, (9, 4))
@@ -156,3 +167,28 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
     gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(own, user, item) for f in (split, whole))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("candidates", [3, 40])
+def test_a_head_without_kernels_gets_the_features_next_to_each_other(candidates):
+    """The same MLP, written as a Flax module on plain features: with the kernels of `Mlp` stacked it gives its logits."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, features):
+            hidden = nn.relu(nn.Dense(16, name="first")(features))
+            return nn.Dense(1, name="last")(nn.relu(nn.Dense(8, name="second")(hidden)))
+
+    heads.head(Plain)
+    try:
+        split, params = demo.build(**demo.VARIANTS["matching"])
+        plain = aif.build(split.config.replace(head=Plain()))
+        first, rest = params["head"]["first"], params["head"]["rest"]
+        kernel = jnp.concatenate([first["kernels"][b][n] for b, named in split.config.head_features.items() for n in named])
+        stacked = {"first": {"kernel": kernel, "bias": first["bias"]}, "second": rest["layer_0"], "last": rest["layer_1"]}
+        features, items = demo.user(split.config), demo.items(candidates)
+        expected = jax.jit(split.joint)(params, features, items)
+        got = jax.jit(plain.joint)(params | {"head": stacked}, features, items)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        del HEADS["Plain"]

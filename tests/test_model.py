@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, interaction, item, user
+from aif_jax import blocks, heads, interaction, item, user
 from tests import demo
 
 
@@ -74,10 +74,10 @@ def test_groups_of_the_parameters(name):
     names, tables = {block.name for block in config.blocks}, {table.name for table in config.tables}
     assert params["blocks"].keys() <= names and params["fitted"].keys() <= names | tables | {"fields"}
     assert {"fields"} | tables <= params["fitted"].keys()
-    if config.head:
+    if isinstance(config.head, heads.Mlp):
         kernels = params["head"]["first"]["kernels"]
         shapes = {block: {name: kernel.shape for name, kernel in own.items()} for block, own in kernels.items()}
-        widths = {block: own for block, own in interaction.widths(config).items() if own}
+        widths = {block: own for block, own in config.head_features.items() if own}
         assert shapes == {block: {name: (width, 16) for name, width in own.items()} for block, own in widths.items()}
 
 

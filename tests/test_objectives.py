@@ -48,7 +48,7 @@ def test_the_config_of_one_objective_is_what_it_was():
     assert aif.fingerprint({}, plain) != aif.fingerprint({}, named)
     for config in (plain, named, demo.config(objectives=NAMES)):
         assert aif.Config.from_json(config.to_json()) == config
-    with pytest.raises(ValueError, match="Config.head: expected hidden widths for several objectives"):
+    with pytest.raises(ValueError, match="Config.head: expected a head with layers for several objectives"):
         demo.config(objectives=NAMES, **demo.VARIANTS["two_tower"])
 
 
@@ -149,7 +149,7 @@ def labelled(data, at, draw):
 
 @pytest.fixture(scope="module")
 def small(data):
-    model = aif.build(demo.config(schema=data.schema, objectives=NAMES, **(SMALL | {"head": (16,)})))
+    model = aif.build(demo.config(schema=data.schema, objectives=NAMES, **(SMALL | {"head": aif.heads.Mlp((16,))})))
     return model, demo.init(model, items=data.catalogue)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import aif_jax
+from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "aif_jax"
@@ -83,8 +84,8 @@ OPTIONAL = (
 )
 LAYERS = (
     # the model: what stands at the door, and the blocks
-    "types", "checks", "schema", "trees", "features", "catalogue", "layers", "scores", "config", "blocks", "presets",
-    "user", "item", "interaction", "model",
+    "types", "checks", "schema", "trees", "features", "catalogue", "layers", "scores", "registry", "heads",
+    "config", "blocks", "presets", "user", "item", "interaction", "model",
     # raw data to features, devices, folders
     "output", "encoding", "sharding", "store", "checkpoint",
     # training
@@ -318,8 +319,8 @@ def test_the_door_loads_what_is_asked_for_alone(python):
 
 
 def test_a_config_in_json_knows_the_blocks_without_a_model(python):
-    code = "from aif_jax.config import Config, block_from_json; print(block_from_json({'block': 'Bea', 'bridges': 3}))"
-    assert "Bea(bridges=3" in python(code)
+    record = {"schema": demo.schema().to_json(), "blocks": [{"block": "Bea", "bridges": 3}]}
+    assert "Bea(bridges=3" in python(f"from aif_jax.config import Config; print(Config.from_json({record}))")
 
 
 # blocks are values: nothing outside `blocks/` knows which there are

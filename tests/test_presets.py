@@ -34,7 +34,7 @@ def test_aif_is_the_model_of_the_study():
         blocks.LinearMemory(dot_product=True),
         blocks.DotProduct(),
     )
-    assert config.long_length == 512 and config.head == (64, 32) and config.towers == (64,)
+    assert config.long_length == 512 and config.head == aif.heads.Mlp((64, 32)) and config.towers == (64,)
 
 
 def test_paper_has_the_paper_s_blocks_alone():
@@ -52,8 +52,11 @@ def test_baselines():
     two_tower, matching, full = (
         presets.PRESETS[name](SCHEMA) for name in ("two_tower", "two_tower_matching", "full_attention")
     )
-    assert two_tower.head == () and two_tower.blocks == (blocks.DotProduct(),)
-    assert matching.head and [type(block) for block in matching.blocks] == [blocks.MatchingStatistics, blocks.DotProduct]
+    assert two_tower.head == aif.heads.LogitSum() and two_tower.blocks == (blocks.DotProduct(),)
+    assert matching.head == aif.heads.Mlp((64, 32)) and [type(block) for block in matching.blocks] == [
+        blocks.MatchingStatistics,
+        blocks.DotProduct,
+    ]
     assert [type(block) for block in full.blocks] == [
         blocks.MatchingStatistics, blocks.CrossAttention, blocks.TargetAttention, blocks.DotProduct,
     ]  # fmt: skip
@@ -72,9 +75,9 @@ def test_without_content_a_line_says_what_is_left_out(name, left_out, caplog):
 
 
 def test_changes_reach_any_field():
-    config = presets.aif(SCHEMA, width=16, long_length=64, head=(8,))
-    assert (config.width, config.long_length, config.head) == (16, 64, (8,))
-    assert presets.two_tower(SCHEMA, head=(4,), blocks=()).head == (4,)
+    config = presets.aif(SCHEMA, width=16, long_length=64, head=aif.heads.Mlp((8,)))
+    assert (config.width, config.long_length, config.head) == (16, 64, aif.heads.Mlp((8,)))
+    assert presets.two_tower(SCHEMA, head=aif.heads.Mlp((4,)), blocks=()).head == aif.heads.Mlp((4,))
     assert [block.name for block in presets.paper(SCHEMA, sim_fields=("item", "category")).blocks][1:3] == [
         "sim_item", "sim_category",
     ]  # fmt: skip

@@ -14,7 +14,6 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, metrics, train
 from aif_jax.catalogue import Catalogue
-from aif_jax.config import block_from_json
 from aif_jax.connectors import Fetch, MemoryFeatures
 from aif_jax.connectors.features import by_user
 from aif_jax.data.candidates import NegativeSampler
@@ -23,7 +22,9 @@ from aif_jax.data.pipeline import EpochOrder, Prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.heads import LogitSum, Mlp
 from aif_jax.refreshing import GateConfig
+from aif_jax.registry import BLOCKS, HEADS
 from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Limits
 from aif_jax.service.models import parse_current
@@ -110,19 +111,23 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: demo.config(objectives="click"), "Config.objectives: expected a tuple of names, got 'click'"),
     (lambda: demo.config(towers=(16, 0)), "Config.towers: expected a tuple of widths of at least 1, got (16, 0)"),
     (lambda: demo.config(towers=16), "Config.towers: expected a tuple of widths of at least 1, got 16"),
-    (lambda: demo.config(head=[16]), "Config.head: expected a tuple of widths of at least 1, got [16]"),
-    (lambda: demo.config(head=None), "Config.head: expected a tuple of widths of at least 1, got None"),
-    (lambda: demo.config(head=(2.5,)), "Config.head: expected a tuple of widths of at least 1, got (2.5,)"),
+    *((lambda value=value: demo.config(head=value), TypeError,
+       f"Config.head: expected a value of a class made by the decorator `head`, such as Mlp((64, 32)), got {value!r}")
+      for value in ((64, 32), None, Mlp)),
+    (lambda: Mlp((2.5,)), "Mlp.widths: expected tuple[int, ...], got (2.5,)"),
+    (lambda: Mlp((16, 0)), "Mlp.widths: expected at least one width, each at least 1, got (16, 0)"),
+    (lambda: Mlp(()), "Mlp.widths: expected at least one width, each at least 1, got ()"),
     (lambda: demo.config(blocks=(blocks.Bea(), blocks.Bea(bridges=4))),
      "Config.blocks: expected blocks of different names, got ['bea', 'bea']"),
     (lambda: demo.config(blocks=(blocks.Sim("category"), blocks.Sim("category", slots=2))),
      "Config.blocks: expected blocks of different names, got ['sim_category', 'sim_category']"),
-    (lambda: demo.config(head=(), blocks=(blocks.DotProduct(), blocks.Bea(bridges=4))),
-     "Config.head: expected hidden widths for the inputs of Bea(bridges=4, dot_product=False), got (): give head=(64, 32)"),
+    (lambda: demo.config(head=LogitSum(), blocks=(blocks.DotProduct(), blocks.Bea(bridges=4))),
+     "Config.head: expected a head that reads the features of bea, got LogitSum(): give head=Mlp((64, 32))"),
     (lambda: demo.config(towers=None), "Config.towers: expected a tuple of widths of at least 1, got None"),
     (lambda: demo.config(blocks=(blocks.Sim("brand"),)),
      "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'brand'"),
-    (lambda: demo.config(head=(), blocks=()), "Config.blocks: expected at least one block in a model without a head, got none"),
+    (lambda: demo.config(head=LogitSum(), blocks=()),
+     "Config.blocks: expected at least one block for the head LogitSum(), got none"),
     (lambda: blocks.Bea(bridges=2.5), "Bea.bridges: expected int, got 2.5"),
     (lambda: blocks.Sim(7), "Sim.field: expected str, got 7"),
     (lambda: blocks.SimTier(length=512.0), "SimTier.length: expected int or None, got 512.0"),
@@ -141,14 +146,16 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: record(blocks=[{"block": "Bea", "sharper": True}]),
      "block 'Bea': expected fields among ['bridges', 'dot_product'], got ['sharper']"),
     (lambda: record(blocks=[{"block": "Mine"}]),
-     "block: expected one of ['Bea', ...'TargetAttention'...], got 'Mine'; import the module"),
-    (lambda: record(blocks=[None]), "config"),
+     "block: expected one of ['Bea', ...'TargetAttention'...], got 'Mine'; give ...import the module"),
+    (lambda: record(blocks=[None]), "block: expected one of ...got None"),
+    (lambda: record(head=[64, 32]), "head: expected one of ...'LogitSum', 'Mlp'...got [64, 32]; give {\"head\": NAME, FIELD"),
+    (lambda: HEADS.from_json({"head": "Mlp", "width": 9}), "head 'Mlp': expected fields among ['widths'], got ['width']"),
     (lambda: record(schema=None), "config"),
     (lambda: record(schema={"sharper": True}), "config"),
     (lambda: record(width={}), "Config.width: expected int, got {}"),
     (lambda: aif.Config.from_json({}), "config: expected a record that `to_json` made, got another: KeyError"),
-    (lambda: block_from_json({}), "block: expected one of ...got None"),
-    (lambda: block_from_json({"block": "Bea", "bridges": 0}), "Bea.bridges: expected at least 1, got 0"),
+    (lambda: BLOCKS.from_json({}), "block: expected one of ...got None"),
+    (lambda: BLOCKS.from_json({"block": "Bea", "bridges": 0}), "Bea.bridges: expected at least 1, got 0"),
     # blocks
     (lambda: blocks.LinearMemory(width=0), "LinearMemory.width: expected at least 1, got 0"),
     (lambda: blocks.LinearMemory(keys="sharp"), "LinearMemory.keys: expected 'linear' or 'softmax', got 'sharp'"),

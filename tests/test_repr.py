@@ -28,7 +28,7 @@ def test_config_shows_what_differs_from_the_defaults():
     assert repr(aif.Config(schema=demo.schema())) == f"Config(schema={SCHEMA})"
     changed = aif.Config(schema=demo.schema(), width=16, blocks=(blocks.Bea(4), blocks.LshDin()))
     assert repr(changed) == (f"Config(width=16, blocks=(Bea(bridges=4, dot_product=False), LshDin(bits=64)), schema={SCHEMA})")
-    shown = f"Config(long_length=32, head=(), blocks=(DotProduct(),), schema={SCHEMA})"
+    shown = f"Config(long_length=32, head=LogitSum(), blocks=(DotProduct(),), schema={SCHEMA})"
     assert repr(aif.presets.two_tower(demo.schema())) == shown
 
 

@@ -111,7 +111,7 @@ if count > 1:
 import aif_jax as aif
 
 data = aif.read(folder / "events.csv", items=folder / "items.csv", columns=aif.Columns(), progress=False)
-sizes = dict(width=4, short_length=3, long_length=4, towers=(), head=(4,), sequence=False)
+sizes = dict(width=4, short_length=3, long_length=4, towers=(), head=aif.heads.Mlp((4,)), sequence=False)
 model = aif.build(aif.presets.two_tower(data.schema, **sizes))
 aif.fit(model, data, aif.FitConfig(batch_size=64, EPOCHS), out=folder / f"run-{count}", progress=False)
 """

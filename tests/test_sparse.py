@@ -18,7 +18,9 @@ from tests import demo
 from tests.reference import optimizers as reference
 
 ITEM = SparseConfig(tables=("item",))
-SMALL = dict(blocks=(blocks.DotProduct(),), head=(), sequence=False, towers=(), width=4, short_length=3, long_length=4)
+SMALL = dict(
+    blocks=(blocks.DotProduct(),), head=aif.heads.LogitSum(), sequence=False, towers=(), width=4, short_length=3, long_length=4
+)
 """A model that compiles fast."""
 
 

@@ -1,7 +1,7 @@
 """Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`."""
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, Fitted, HeadInputs, ItemView, UserView, block
+from aif_jax.blocks.block import Block, Fitted, ItemView, UserView, block
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CrossAttention, TargetAttention
 from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
@@ -13,6 +13,7 @@ from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
 from aif_jax.blocks.simtier import SimTier
+from aif_jax.heads import HeadInputs
 
 __all__ = [
     "Block", "block", "HeadInputs", "UserView", "ItemView", "Fitted", "Signatures",

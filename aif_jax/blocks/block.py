@@ -1,4 +1,4 @@
-"""What a block is: one frozen dataclass in one file with its parameters, user half, item half and share of the head."""
+"""What a block is: one frozen dataclass in one file with its parameters, user half, item half and features of the head."""
 
 from __future__ import annotations
 
@@ -6,32 +6,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 
 from aif_jax import checks, layers
-from aif_jax.config import Config, register
+from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
+from aif_jax.registry import BLOCKS
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
-
-
-class HeadInputs(NamedTuple):
-    """A block's share of the head's first layer [C, H], and of the logit [C].
-
-    Attributes:
-      once: [H] the same for every candidate.
-      pairs: products of (left [C, w], right [w, H]), which the head joins into one.
-      rest: [C, H] everything else.
-      logit: [C], added to the logit past the MLP; with several objectives to each, by a trained weight.
-      offset: [C], added to the logit of the first objective as it is: what is fitted after training.
-    """
-
-    once: Any = 0.0
-    pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
-    rest: Any = 0.0
-    logit: Any = 0.0
-    offset: Any = 0.0
 
 
 class Fitted(Protocol):
@@ -146,8 +130,9 @@ class Block:
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
         training   training_logit(params, places)      added to the logits, with `reads_places` alone
 
-    `params` is what `init` and `fit` returned, in one dict. `kernels[n]` [widths[n], H] is the part of the head's first layer
-    that belongs to the input n of `widths`. States and rows are pytrees of arrays.
+    `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
+    head; `score` gives their sum after each is multiplied by its kernel, `kernels[n]` [widths[n], H]. A head that reads the
+    features themselves gives rows of an identity as kernels. States and rows are pytrees of arrays.
 
     Attributes:
       reads_places: whether it has a `training_logit`.
@@ -196,7 +181,7 @@ class Block:
         """Raises ValueError where the config lacks what the block needs."""
 
     def widths(self, config: Config) -> dict[str, int]:
-        """The inputs that it adds to the head, by name: `score` gets a kernel [width, H] for each."""
+        """The features that it gives to the head, by name: `score` gets a kernel [width, H] for each."""
         return {}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
@@ -216,7 +201,7 @@ class Block:
         return {}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        """Real time: its share of the head for one state and rows [C]."""
+        """Real time: its features times their kernels, and its terms of the logit, for one state and rows [C]."""
         return HeadInputs()
 
     def training_logit(self, params: Params, places: jax.Array) -> Any:
@@ -236,19 +221,7 @@ def block(cls: B) -> B:
     Raises:
       ValueError: another class has that name.
     """
-    return register(dataclasses.dataclass(frozen=True)(_checked(cls)))
-
-
-def _checked(cls: B) -> B:
-    """The class, which checks the types of its fields before what it checks by itself."""
-    own_checks = getattr(cls, "__post_init__", lambda self: None)
-
-    def checks_of_all(self: Any) -> None:
-        checks.expect_types(self)
-        own_checks(self)
-
-    cls.__post_init__ = checks_of_all  # type: ignore[attr-defined]
-    return cls
+    return BLOCKS.add(cls)
 
 
 def own(params: Params, part: Any) -> Params:

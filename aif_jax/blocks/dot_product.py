@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, HeadInputs, block
+from aif_jax.blocks.block import Block, block
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 
@@ -21,7 +22,7 @@ class DotProduct(Block):
       each [D].
     - Paper: an MLP learns a dot product only slowly (Rendle et al. 2020, arXiv 2005.09683).
     - Cost: real time [C, D] x [D].
-    - When: always; with `head=()` it is the two-tower model.
+    - When: always; with `head=LogitSum()` it is the two-tower model.
     """
 
     def init(self, key: jax.Array, config: Config) -> Params:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block
+from aif_jax.blocks.block import Block, ItemView, UserView, block
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 

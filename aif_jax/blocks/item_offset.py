@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, block
+from aif_jax.blocks.block import Block, ItemView, block
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 UNTRAINED = -100.0

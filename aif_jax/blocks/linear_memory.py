@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, UserView, block, expect
+from aif_jax.blocks.block import Block, UserView, block, expect
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 
@@ -87,7 +88,7 @@ class LinearMemory(Block):
         moments = jnp.asarray(history.moments) * _scale(history)
         linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
         logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
-        return HeadInputs(once=once + constant @ kernel, pairs=((item, linear @ kernel),), logit=logit)
+        return HeadInputs(once=once + constant @ kernel, item=linear @ kernel, logit=logit)
 
     def user(self, params: Params, user: UserView) -> Summed | ByEvent:
         values, mask = user.embedded, jnp.asarray(user.long.mask)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, HeadInputs, UserView, block
+from aif_jax.blocks.block import Block, Fitted, UserView, block
 from aif_jax.blocks.linear_memory import ByEvent, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
 from aif_jax.blocks.signatures import WORD, Signatures, hamming, signs
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
+from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.blocks.sim import sort_by_value
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 STATISTICS = 6  # of a value next to the counts by action

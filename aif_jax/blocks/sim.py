@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, HeadInputs, ItemView, UserView, block, expect
+from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 FLAGS = 3  # slot features next to the attention: missing, log1p(count), log1p(age in days)

@@ -18,9 +18,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from aif_jax.blocks.block import Block, Fitted, HeadInputs, UserView, block, expect, recent
+from aif_jax.blocks.block import Block, Fitted, UserView, block, expect, recent
 from aif_jax.blocks.signatures import WORD, Signatures
 from aif_jax.config import Config
+from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, Behaviours, ItemRow, Params, UserState, record
 
 UNROLL = 15  # behaviours that a 4-bit field counts

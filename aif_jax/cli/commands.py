@@ -26,6 +26,7 @@ from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.tables import CAP
 from aif_jax.refreshing import GateConfig, RefreshConfig, refresh
+from aif_jax.registry import HEADS
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
@@ -63,7 +64,9 @@ def add_commands(commands: Any) -> None:
     add_files(one, items_required=True)
     one.add_argument("--out", type=Path, required=True, help="folder of the run: checkpoints and logs")
     one.add_argument("--preset", choices=PRESETS, default="aif", help="the model (default: %(default)s)")
-    text = "fields of the config in JSON, such as width=64 head=[64,32]: " + ", ".join(CONFIG_FIELDS)
+    text = """fields of the config in JSON, such as width=64 'head={"head":"Mlp","widths":[64,32]}': """ + ", ".join(
+        CONFIG_FIELDS
+    )
     text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
@@ -180,6 +183,7 @@ def run_train(options: argparse.Namespace) -> int:
     files = dict(items=options.items, users=options.users, columns=columns, unknown=options.unknown or "error")
     data = read(options.events, **files)
     with shared.as_usage("--set"):
+        changes |= {"head": HEADS.from_json(changes["head"])} if "head" in changes else {}
         model = build(PRESETS[options.preset](data.schema, **changes))
     with shared.as_usage("train"):
         config = FitConfig(**shared.flags_given(options, FIT))

@@ -48,7 +48,7 @@ MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
 SIM, TIERS = models.SIM, models.WINDOWED
 MODELS: dict[str, dict[str, Any]] = {
-    "two-tower": dict(head=(), blocks=(models.DOT,)),
+    "two-tower": dict(head=aif.heads.LogitSum(), blocks=(models.DOT,)),
     "two-tower with a head": dict(blocks=(models.DOT,)),
     "two-tower with matching statistics": dict(blocks=(MATCHING, models.DOT), **WIDE),
     "aif": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.DOT), **WIDE),
@@ -526,7 +526,7 @@ def measure_times(
             timed[f"{name}/score"] = partial(critical.time_one, way.critical, rows, time.perf_counter)
             timed[f"{name}/whole"] = partial(critical.time_one, way.whole, rows, time.perf_counter)
             timed[f"{name}/cpu"] = partial(critical.time_one, way.whole, rows, time.process_time)
-            if config.head:
+            if config.head != aif.heads.LogitSum():
                 head, inputs = drawn.head_alone(config, count)
                 fitted = aif.fit_tables(config, dataset.catalogue)
                 weights = aif.build(config).init(jax.random.key(0), None, fitted=fitted)["head"]

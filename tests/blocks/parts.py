@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
+from aif_jax import heads
 from aif_jax.blocks import Block, HeadInputs, ItemView, UserView
 from aif_jax.blocks.block import own
 from aif_jax.types import Params
@@ -62,8 +63,10 @@ def rows(block: Block, half: Any = None, *, vector: Any = (), fitted: Any = None
     return aif.ItemRow(vector=jnp.asarray(vector, jnp.float32), fitted=fitted or {}, blocks={block.name: half}, side={})
 
 
-def first_layer(terms: HeadInputs) -> Any:
+def first_layer(terms: HeadInputs, item: Any = None) -> Any:
     """What the terms add to the head's first layer, [C, H] or, where it is the same for every candidate, [1, H]."""
+    if np.ndim(terms.item):
+        terms = terms._replace(pairs=(*terms.pairs, (jnp.asarray(item), terms.item)))
     total = jnp.expand_dims(jnp.asarray(terms.once), 0) if np.ndim(terms.once) else jnp.zeros((1, 1))
     for part in (*(left @ right for left, right in terms.pairs), *([terms.rest] if np.ndim(terms.rest) else [])):
         shape = np.broadcast_shapes(total.shape, part.shape)
@@ -75,11 +78,9 @@ def head_inputs(block: Block, model: aif.PreRanker, params: Params, features: ai
     """The block's user half, the rows of the items and the block's inputs of the head, computed as the model does."""
     of_block = own(params, block)
     half, made = block.user(of_block, view(model.config, params, features)), jax.vmap(model.item, (None, 0))(params, items)
-    return half, made, first_layer(block.score(of_block, state(block, half), made, identity(block, model.config)))
+    return half, made, first_layer(block.score(of_block, state(block, half), made, identity(block, model.config)), made.vector)
 
 
 def identity(block: Block, config: aif.Config) -> dict[str, Any]:
     """Kernels under which the first layer is the block's inputs, next to each other."""
-    widths = block.widths(config)
-    eye, ends = jnp.eye(sum(widths.values())), np.cumsum([0, *widths.values()])
-    return {name: eye[start:end] for name, start, end in zip(widths, ends, ends[1:], strict=False)}
+    return heads.identity(block.widths(config))

@@ -60,7 +60,7 @@ def deviation(kind, past, query, kernel):
     block, query, kernel = BLOCKS[kind], jnp.asarray(query), jnp.asarray(kernel)
     rows = parts.rows(block, vector=query, fitted={"signatures_64": query})
     kernels = {"mean": jnp.zeros_like(kernel), "deviation": kernel}
-    return parts.first_layer(block.score({"query": QUERY}, parts.state(block, past), rows, kernels))
+    return parts.first_layer(block.score({"query": QUERY}, parts.state(block, past), rows, kernels), query)
 
 
 def run(kind, form, query, keys, values, mask, kernel):
@@ -84,7 +84,7 @@ def test_the_head_gets_mean_and_deviation_of_the_plain_sum(form, kind):
     rows = parts.rows(block, vector=jnp.asarray(query), fitted={"signatures_64": jnp.asarray(query)})
     kernels = {"mean": jnp.asarray(2.0 * kernel), "deviation": jnp.asarray(kernel)}
     terms = block.score({"query": QUERY}, parts.state(block, past), rows, kernels)
-    np.testing.assert_allclose(parts.first_layer(terms), 2 * (average @ kernel)[None] + made, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.first_layer(terms, query), 2 * (average @ kernel)[None] + made, rtol=1e-4, atol=1e-5)
     assert terms.logit == 0.0
 
 
@@ -169,7 +169,8 @@ def test_the_user_half_is_chosen_by_how_many_candidates_follow(block):
         hints = {"serving": None, "few": 1, "many": 40}
         states = {name: model.user(params, features, candidates=hint) for name, hint in hints.items()}
         kernels = {"mean": jnp.asarray(kernel), "deviation": jnp.asarray(kernel)}
-        return states, {name: parts.first_layer(block.score(own, state, row, kernels)) for name, state in states.items()}
+        given = {name: block.score(own, state, row, kernels) for name, state in states.items()}
+        return states, {name: parts.first_layer(terms, row.vector) for name, terms in given.items()}
 
     states, made = shares(params)
     kinds = {name: type(state.blocks[block.name]) for name, state in states.items()}

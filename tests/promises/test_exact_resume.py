@@ -34,7 +34,7 @@ from tests import demo
 
 folder = Path(sys.argv[1])
 dataset = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
-sizes = dict(width=4, short_length=3, towers=(), head=(8,), sequence=False)  # compiles fast
+sizes = dict(width=4, short_length=3, towers=(), head=aif.heads.Mlp((8,)), sequence=False)  # compiles fast
 config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), **sizes)
 model = aif.build(config)
 positions = sample_positions(dataset.log, min_history=1)

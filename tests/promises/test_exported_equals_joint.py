@@ -30,7 +30,7 @@ class Case(NamedTuple):
 
     def config(self) -> aif.Config:
         """Of the model as it is trained."""
-        sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": (8,)}
+        sizes: dict[str, Any] = {"width": 8, "towers": (8,), "head": aif.heads.Mlp((8,))}
         if self.length is not None:
             sizes |= {"long_length": self.length}
         if self.preset is None:

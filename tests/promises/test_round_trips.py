@@ -43,7 +43,9 @@ def test_a_checkpoint_alone_scores_raw_users_and_items(raw, tmp_path):
     """Raw events and items through the checkpoint's encoder give the scores of the model and encoder that were saved."""
     items, data = raw
     blocks = (aif.blocks.Sim("category", slots=4, length=3),)  # reads a fitted table
-    config = aif.Config(schema=data.schema, width=8, short_length=4, long_length=16, head=(8,), sequence=False, blocks=blocks)
+    config = aif.Config(
+        schema=data.schema, width=8, short_length=4, long_length=16, head=aif.heads.Mlp((8,)), sequence=False, blocks=blocks
+    )
     model = aif.build(config)
     params = demo.init(model, items=data.catalogue)
     checkpoint.save(tmp_path / "checkpoint", aif.Trained(model, params, data.encoder))

@@ -84,7 +84,7 @@ class Road:
         """The preset, at sizes for tests."""
         sizes: dict[str, Any] = {"width": 8, "short_length": 16, "towers": (8,)}
         if self.preset != "two_tower":
-            sizes |= {"head": (8,)} | ({} if self.length is None else {"long_length": self.length})
+            sizes |= {"head": aif.heads.Mlp((8,))} | ({} if self.length is None else {"long_length": self.length})
         return presets.PRESETS[self.preset](schema, **sizes)
 
 
@@ -353,7 +353,9 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     """From the files to a service that follows a store through two refreshes."""
     days = FIRST_DAYS
     data = aif.read(**log.write(folder / "first", days), columns=log.columns())
-    model = aif.build(presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=(8,)))
+    model = aif.build(
+        presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)))
+    )
     with pytest.raises(ValueError, match="threshold: expected an action row in"):
         aif.fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
     task = Impressions(candidates=6, threshold=2)

@@ -1,0 +1,220 @@
+"""Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
+
+Blocks give their features [C, w] multiplied by kernels [w, H] that the head chooses. A head that names none, such as one of
+your own, gets the features, next to each other. `Mlp` names its first layer: then what is the same for every candidate is
+computed once, and a block that is linear in a user-side matrix (BEA, linear attention) takes the kernel in before the
+candidates come: w V W = w (V W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+
+from aif_jax import layers
+from aif_jax.checks import expect
+from aif_jax.registry import HEADS
+from aif_jax.types import Params
+
+Widths = Mapping[str, Mapping[str, int]]
+"""Widths of features, by block and name, in order."""
+Kernels = Mapping[str, Mapping[str, jax.Array]]
+"""A kernel [w, H] for each feature, by block and name."""
+
+
+class HeadInputs(NamedTuple):
+    """What a block gives to the head: its features times their kernels, a sum of terms [C, H], and terms of the logit.
+
+    Attributes:
+      once: [H] the same for every candidate.
+      item: [D, H] a kernel of the item vector; the head multiplies once for all blocks.
+      pairs: products of (left [C, w], right [w, H]), which the head joins into one.
+      rest: [C, H] everything else.
+      logit: [C], added to the logit past the head; with several objectives to each, by a trained weight.
+      offset: [C], added to the logit of the first objective as it is: what is fitted after training.
+    """
+
+    once: Any = 0.0
+    item: Any = 0.0
+    pairs: tuple[tuple[jax.Array, jax.Array], ...] = ()
+    rest: Any = 0.0
+    logit: Any = 0.0
+    offset: Any = 0.0
+
+
+class FirstLayer(NamedTuple):
+    """The first layer of a head, features @ kernels + bias."""
+
+    kernels: Kernels
+    bias: jax.Array | float = 0.0  # [H]
+
+
+class Head:
+    """From the features of C (user, candidate) pairs to logits. Subclass it, decorate with `head`, and override what you need.
+
+    The order of calls:
+
+        once       check(blocks, outputs)                errors of a wrong config
+        init       init(key, features, outputs)          trained parameters
+        real time  first_layer(params)                   None for a head that reads the features themselves
+                   apply(params, features [C, w]) -> logits [C, T]
+
+    `features` of `check` and `init` are widths by block and name. "tower" has the user vector, the item vector and their
+    product; w is the sum of all widths. Terms that blocks add to the logit are added past the head.
+
+    A Flax module is a head too: decorate it, and its `__call__(features [C, w])` gives the logits [C, T].
+
+    Example:
+      >>> import flax.linen as nn, aif_jax as aif
+      >>> from aif_jax.heads import head
+      >>> @head
+      ... class Gated(nn.Module):
+      ...     width: int = 32
+      ...     @nn.compact
+      ...     def __call__(self, features):
+      ...         gate = nn.sigmoid(nn.Dense(features.shape[-1])(features))
+      ...         return nn.Dense(1)(nn.relu(nn.Dense(self.width)(gate * features)))
+      >>> schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
+      >>> model = aif.build(aif.presets.aif(schema, head=Gated(width=16)))
+      >>> model.config.to_json()["head"]
+      {'head': 'Gated', 'width': 16}
+    """
+
+    def check(self, blocks: Widths, outputs: int) -> None:
+        """Raises ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
+
+    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+        """Trained parameters."""
+        return {}
+
+    def first_layer(self, params: Params) -> FirstLayer | None:
+        """A linear first layer, whose kernels blocks multiply their features by; a block without a kernel gives no features."""
+        return None
+
+    def apply(self, params: Params, features: jax.Array) -> jax.Array:
+        """Logits [C, T] from the features [C, w] or, if there is a first layer, from what it gives, [C, H]."""
+        raise TypeError(f"{type(self).__name__}.apply: expected a head that overrides it, got one that does not")
+
+
+H = TypeVar("H", bound=type)
+
+
+@dataclass_transform(frozen_default=True)
+def head(cls: H) -> H:
+    """Makes a subclass of `Head` a frozen dataclass, and registers it, or a Flax module, under its class name.
+
+    Fields are numbers, booleans, strings and tuples of these, as they go into the JSON of the config.
+
+    Raises:
+      ValueError: another class has that name.
+    """
+    return HEADS.add(cls)
+
+
+@head
+class Mlp(Head):
+    """An MLP, whose first layer is split by feature.
+
+    Attributes:
+      widths: hidden widths, at least one.
+    """
+
+    widths: tuple[int, ...] = (64, 32)
+
+    def __post_init__(self):
+        fits = len(self.widths) > 0 and min(self.widths) >= 1
+        expect(fits, "Mlp.widths", "at least one width, each at least 1", self.widths)
+
+    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+        """`first`: a kernel [w, H] for each feature and a bias [H], scaled by the whole fan-in; `rest`: the layers above it."""
+        first, rest = jax.random.split(key)
+        whole = layers.dense_init(first, total(features), self.widths[0])
+        kernels, start = {}, 0
+        for block, widths in features.items():
+            for name, width in widths.items():
+                kernels.setdefault(block, {})[name] = whole["kernel"][start : start + width]
+                start += width
+        above = layers.mlp_init(rest, self.widths[0], (*self.widths[1:], outputs))
+        return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": above}
+
+    def first_layer(self, params: Params) -> FirstLayer:
+        return FirstLayer(**params["first"])
+
+    def apply(self, params: Params, features: jax.Array) -> jax.Array:
+        return layers.mlp(params["rest"], jax.nn.relu(features))
+
+
+@head
+class LogitSum(Head):
+    """No layers: the logit is the sum of what blocks add to it and a bias. With `DotProduct()` this is a two-tower model."""
+
+    def check(self, blocks: Widths, outputs: int) -> None:
+        expect(blocks, "Config.blocks", "at least one block for the head LogitSum()", "none; add blocks= or head=Mlp((64, 32))")
+        unread = [name for name, widths in blocks.items() if widths]
+        way_out = "LogitSum(): give head=Mlp((64, 32))"
+        expect(not unread, "Config.head", f"a head that reads the features of {', '.join(unread)}", way_out)
+        expect(outputs == 1, "Config.head", "a head with layers for several objectives", way_out)
+
+    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+        return {"bias": jnp.zeros((), jnp.float32)}
+
+    def first_layer(self, params: Params) -> FirstLayer:
+        return FirstLayer({})
+
+    def apply(self, params: Params, features: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(params["bias"], (features.shape[0], 1))
+
+
+class FlaxHead(Head):
+    """A Flax module as a head."""
+
+    def __init__(self, module: layers.Module):
+        self.module = module
+
+    def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
+        return layers.init_module(self.module, key, total(features))
+
+    def apply(self, params: Params, features: jax.Array) -> jax.Array:
+        return layers.apply_module(self.module, params, features)
+
+
+def head_of(value: Any) -> Head:
+    """The head of a config: `Config.head`, or its Flax module as one."""
+    return FlaxHead(value) if isinstance(value, layers.Module) else value
+
+
+def total(features: Widths) -> int:
+    """w, the sum of all widths."""
+    return sum(width for widths in features.values() for width in widths.values())
+
+
+def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
+    """Kernels of one block under which it gives its features, next to each other."""
+    eye, start, kernels = jnp.eye(sum(widths.values())), 0, {}
+    for name, width in widths.items():
+        kernels[name] = eye[start : start + width]
+        start += width
+    return kernels
+
+
+def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
+    """Features times kernels [C, H], summed over blocks, from the item vectors [C, D]; [C, 0] where no block has features.
+
+    With many candidates narrow inputs are concatenated: one product is faster than several and a sum over [C, H]. With few,
+    kernels stay separate: those that users share need not be copied for each.
+    """
+    kernels = [of.item for of in inputs if not isinstance(of.item, float)]
+    pairs = [(item, sum(kernels[1:], kernels[0]))] if kernels else []
+    pairs += [pair for of in inputs for pair in of.pairs]
+    once = [of.once for of in inputs if not isinstance(of.once, float)]
+    terms = [sum(once[1:], once[0])[None, :]] if once else []
+    if pairs and item.shape[0] > item.shape[1]:
+        left, right = zip(*pairs, strict=True)
+        pairs = [(jnp.concatenate(left, -1), jnp.concatenate(right, 0))]
+    terms += [left @ right for left, right in pairs]
+    terms += [of.rest for of in inputs if not isinstance(of.rest, float)]
+    whole = sum(terms[1:], terms[0]) if terms else jnp.zeros((1, 0), item.dtype)
+    return jnp.broadcast_to(whole, (item.shape[0], whole.shape[1]))

@@ -1,0 +1,81 @@
+"""Parts that a config holds as values, its blocks and its head: frozen dataclasses that its JSON names by class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aif_jax import layers
+from aif_jax.checks import expect, expect_types
+
+Class = TypeVar("Class", bound=type)
+
+
+class Registry(dict[str, type]):
+    """Classes of parts by name; `kind`, "block" or "head", is the key of the class name in JSON."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def add(self, cls: Class) -> Class:
+        """Makes a class a frozen dataclass that checks the types of its fields, and registers it; a Flax module stays as it is.
+
+        Raises ValueError if another class has its name.
+        """
+        if "__dataclass_fields__" not in vars(cls):  # which a Flax module has
+            cls = dataclasses.dataclass(frozen=True)(_checked(cls))
+        known = self.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            got = f"one that {known.__module__} has registered"
+            raise ValueError(f"{self.kind} {cls.__name__!r}: expected a new name, got {got}")
+        self[cls.__name__] = cls
+        return cls
+
+    def to_json(self, part: Any) -> dict[str, Any]:
+        """The part as plain JSON values."""
+        return {self.kind: type(part).__name__} | plain(part)
+
+    def from_json(self, value: Mapping[str, Any]) -> Any:
+        """The part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
+        name = value.get(self.kind) if isinstance(value, Mapping) else value
+        if not isinstance(value, Mapping) or name not in self:
+            way_out = f'give {{"{self.kind}": NAME, FIELD: VALUE}}, and import the module with its `@{self.kind}`'
+            raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name!r}; {way_out}")
+        fields = {key: entry for key, entry in value.items() if key != self.kind}
+        return from_plain(self[name], fields, f"{self.kind} {name!r}")
+
+
+BLOCKS, HEADS = Registry("block"), Registry("head")
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass or a Flax module, tuples as lists."""
+    entries = {name: getattr(value, name) for name in _fields(type(value))}
+    return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in entries.items()}
+
+
+def from_plain(cls: Any, value: Mapping[str, Any], name: str) -> Any:
+    """The dataclass of these fields, lists as tuples; ValueError for fields that it lacks."""
+    known = set(_fields(cls))
+    expect(value.keys() <= known, name, f"fields among {sorted(known)}", sorted(value.keys() - known))
+    return cls(**{key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()})
+
+
+def _fields(cls: Any) -> list[str]:
+    """Names of the fields of a dataclass, in order, less those that Flax adds to a module."""
+    added = ("parent", "name") if issubclass(cls, layers.Module) else ()
+    return [field.name for field in dataclasses.fields(cls) if field.name not in added]
+
+
+def _checked(cls: Class) -> Class:
+    """The class, which checks the types of its fields before what it checks by itself."""
+    own_checks = getattr(cls, "__post_init__", lambda self: None)
+
+    def checks_of_all(self: Any) -> None:
+        expect_types(self)
+        own_checks(self)
+
+    cls.__post_init__ = checks_of_all  # type: ignore[attr-defined]
+    return cls
