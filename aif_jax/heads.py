@@ -19,10 +19,11 @@ from aif_jax.checks import expect
 from aif_jax.registry import HEADS
 from aif_jax.types import Params
 
+__all__ = ["Mlp", "LogitSum", "Head", "head", "FirstLayer"]
+
 Widths = Mapping[str, Mapping[str, int]]
 """Widths of features, by block and name, in order."""
 Kernels = Mapping[str, Mapping[str, jax.Array]]
-"""A kernel [w, H] for each feature, by block and name."""
 
 
 class HeadInputs(NamedTuple):
@@ -46,10 +47,15 @@ class HeadInputs(NamedTuple):
 
 
 class FirstLayer(NamedTuple):
-    """The first layer of a head, features @ kernels + bias."""
+    """The first layer of a head, features @ kernels + bias.
+
+    Attributes:
+      kernels: [w, H] for each feature, by block and name.
+      bias: [H].
+    """
 
     kernels: Kernels
-    bias: jax.Array | float = 0.0  # [H]
+    bias: Any = 0.0
 
 
 class Head:

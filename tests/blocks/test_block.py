@@ -58,7 +58,7 @@ def test_a_block_that_overrides_nothing_does_nothing():
     assert plain.name == "block" and plain.tables == () and plain.least_history(demo.config()) == 1
     assert plain.widths(demo.config()) == plain.init(jax.random.key(0), demo.config()) == {}
     assert plain.fit(demo.items(1), demo.config(), seed=0) == {}
-    assert plain.score({}, None, None, {}) == blocks.HeadInputs() == (0.0, (), 0.0, 0.0, 0.0)  # type: ignore[arg-type]
+    assert plain.score({}, None, None, {}) == blocks.HeadInputs() == (0.0, 0.0, (), 0.0, 0.0, 0.0)  # type: ignore[arg-type]
 
 
 def test_own_puts_trained_and_fitted_parameters_together():
