@@ -26,7 +26,7 @@ from experiments.study import question, sequence, trees
 from experiments.study.datasets import StudyData
 from experiments.study.question import Part
 
-HEAD, SEEDS = (128, 64), (11, 12)
+HEAD, SEEDS = aif.heads.Mlp((128, 64)), (11, 12)
 POWER = 0.75  # of popularity, in the draws of negatives and so in the correction
 
 

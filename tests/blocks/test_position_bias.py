@@ -46,7 +46,8 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
 @pytest.mark.parametrize("objectives", [(), ("click", "like")])
 def test_the_bias_is_added_in_training_alone(objectives):
     part = PositionBias(places=3)
-    model, params = demo.build(**SMALL | dict(blocks=(blocks.DotProduct(), part), head=aif.heads.Mlp((4,)), objectives=objectives))
+    changes = dict(blocks=(blocks.DotProduct(), part), head=aif.heads.Mlp((4,)), objectives=objectives)
+    model, params = demo.build(**SMALL | changes)
     bias = np.linspace(-1, -2, 2 * max(1, len(objectives))).astype(np.float32).reshape(2, *(objectives and (2,)))
     moved = params | {"blocks": params["blocks"] | {part.name: {"bias": jnp.asarray(bias)}}}
     batch = batch_of(model.config, seed=1)
