@@ -32,7 +32,8 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
-from aif_jax.data.candidates import SampleKey, counts_before
+from aif_jax.data.candidates import SampleKey
+from aif_jax.data.negatives import counts_before
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import best_rows, catalogue_scores, list_scores
 from aif_jax.train.losses import pointwise_bce

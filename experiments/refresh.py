@@ -43,7 +43,8 @@ import optax
 import aif_jax as aif
 from aif_jax import Dataset, Trained, metrics
 from aif_jax.blocks import popularity_offset, with_item_offset
-from aif_jax.data.candidates import NegativeSampler, SampleKey, SourceFn, counts_before, sampled_negatives
+from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
+from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.output import track
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume

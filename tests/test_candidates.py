@@ -12,18 +12,16 @@ from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
     CandidateLists,
     CandidateSource,
-    NegativeSampler,
     SampleKey,
-    SeenPairs,
     describe,
     impressions,
-    item_counts,
     pointwise_candidates,
     retrieved,
     sampled_negatives,
 )
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import sample_positions
 from tests import test_sampling
 from tests.test_pipeline import damaged

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.candidates import NegativeSampler, SampleKey, describe, item_counts, sampled_negatives
+from aif_jax.data.candidates import SampleKey, describe, sampled_negatives
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import make_batch
 from aif_jax.train import Goal, Goals, NextItem, Teacher, losses, predict
 from aif_jax.train import distillation as distill

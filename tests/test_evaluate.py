@@ -11,8 +11,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.candidates import CandidateLists, SampleKey, SeenPairs, impressions, pointwise_candidates
+from aif_jax.data.candidates import CandidateLists, SampleKey, impressions, pointwise_candidates
 from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo

@@ -12,7 +12,8 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.checkpoint import CheckpointError, Checkpoints
 from aif_jax.checks import EncodingMismatch
-from aif_jax.data.candidates import SampleKey, SeenPairs
+from aif_jax.data.candidates import SampleKey
+from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
 from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation

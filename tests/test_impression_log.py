@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data.candidates import SeenPairs, counts_before
+from aif_jax.data.negatives import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.train.tasks import Impressions, Liked, NextItem, task_of
 from tests import demo

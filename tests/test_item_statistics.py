@@ -11,9 +11,10 @@ import pytest
 
 import aif_jax as aif
 from aif_jax.data import candidates
-from aif_jax.data.candidates import NegativeSampler, item_counts
-from aif_jax.data.events import EventLog, ItemStatistics
+from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import rank_catalogue

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.data import pipeline as lengths
+from aif_jax.data import lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.train import fit as fitting
 from aif_jax.train.fit import settings_in

@@ -88,7 +88,7 @@ from aif_jax.data import candidates
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import write_log
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.data.candidates import NegativeSampler, item_counts
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.encoding.vocabulary import Vocabulary
 

@@ -17,7 +17,8 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.data.candidates import NegativeSampler, item_counts, pointwise_candidates, sampled_negatives
+from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
 from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines

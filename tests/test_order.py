@@ -5,11 +5,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aif_jax.data import candidates, split
-from aif_jax.data import pipeline as order_module
-from aif_jax.data.candidates import item_counts
+from aif_jax.data import negatives, split
+from aif_jax.data import order as order_module
 from aif_jax.data.events import EventLog
-from aif_jax.data.pipeline import EpochOrder
+from aif_jax.data.negatives import item_counts
+from aif_jax.data.order import EpochOrder
 from aif_jax.data.split import sample_positions
 from aif_jax.encoding.times import FLOOR, LATEST
 from tests.test_sampling import dataset
@@ -153,6 +153,6 @@ def test_the_order_depends_on_seed_and_epoch_and_leaves_the_positions_alone():
 
 def test_counts_are_read_in_blocks(monkeypatch):
     data, whole = dataset(), item_counts(dataset(), [0, 2, 4])
-    monkeypatch.setattr(candidates, "BLOCK", 2)
+    monkeypatch.setattr(negatives, "BLOCK", 2)
     for positions in (range(0, 6, 2), np.array([0, 2, 4]), [0, 2, 4]):
         assert item_counts(data, positions).tolist() == whole.tolist()

@@ -12,8 +12,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, train
-from aif_jax.data.candidates import CandidateLists, CandidateSource, NegativeSampler, SampleKey, item_counts, sampled_negatives
+from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, sampled_negatives
 from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
 from aif_jax.data.split import sample_positions
 from aif_jax.train import losses

@@ -9,8 +9,8 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import MatchingStatistics
 from aif_jax.data import split_by_time
-from aif_jax.data.candidates import SeenPairs, item_counts
 from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import SeenPairs, item_counts
 from aif_jax.metrics import ByUser
 from experiments.study import datasets, question, records, rules
 

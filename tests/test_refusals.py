@@ -16,9 +16,10 @@ from aif_jax import blocks, metrics, train
 from aif_jax.catalogue import Catalogue
 from aif_jax.connectors import Fetch, MemoryFeatures
 from aif_jax.connectors.features import by_user
-from aif_jax.data.candidates import NegativeSampler
 from aif_jax.data.events import EventLog
-from aif_jax.data.pipeline import EpochOrder, Prefetch
+from aif_jax.data.negatives import NegativeSampler
+from aif_jax.data.order import EpochOrder
+from aif_jax.data.pipeline import Prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary

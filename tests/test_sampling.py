@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.data.candidates import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
 

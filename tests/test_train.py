@@ -11,7 +11,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.data.candidates import NegativeSampler, item_counts, sampled_negatives
+from aif_jax.data.candidates import sampled_negatives
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.split import split_by_time
 from aif_jax.train import losses

@@ -3,12 +3,12 @@
 # ruff: noqa: I001
 
 from .candidates import (
-    CandidateLists, CandidateSource, NegativeSampler, SampleKey, SeenPairs, impressions, item_counts, logged,
-    pointwise_candidates, retrieved, sampled_negatives, staged,
+    CandidateLists, CandidateSource, SampleKey, impressions, logged, pointwise_candidates, retrieved, sampled_negatives, staged,
 )  # fmt: skip
 from .cascade import STAGES, Cascade
 from .dataset import CorruptRecord, Dataset
 from .events import EventLog, write_log
+from .negatives import NegativeSampler, SeenPairs, item_counts
 from .pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
 from .split import Split, sample_positions, split_by_time, time_cuts
 

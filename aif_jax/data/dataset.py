@@ -12,7 +12,8 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, expect_integers, expect_names, expect_range
 from aif_jax.data.cascade import Cascade
-from aif_jax.data.events import COLUMNS, EventLog, ItemStatistics, repeated_share
+from aif_jax.data.events import COLUMNS, EventLog, repeated_share
+from aif_jax.data.statistics import ItemStatistics, item_statistics
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import in_unit
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -296,15 +297,6 @@ class Dataset:
             where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
             expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
             raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")
-
-
-def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
-    """The item statistics of a log; None where the schema has none."""
-    if not schema.item_statistics:
-        return None
-    items, actions = schema.item_attribute("item").size, len(schema.statistic_actions)
-    given: dict[str, Any] = dict(items=items, half_lives=schema.item_statistics, action=log.action, actions=actions)
-    return ItemStatistics(log.item, log.time, **given)
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

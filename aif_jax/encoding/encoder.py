@@ -15,7 +15,7 @@ import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, flat_lists, floats_of, is_arrow, names_in, one_each, plain, present, taken
+from aif_jax.encoding.raw import column_of, expect_1d, flat_lists, floats_of, is_arrow, names_in, plain, present, taken
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
 from aif_jax.features import behaviours
@@ -334,18 +334,18 @@ class Encoder:
         lengths = {name: len(values) for name, values in raw.items()}
         expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
         where = f"events, column {columns.time!r}"
-        return raw, one_each(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
+        return raw, expect_1d(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
 
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Item row and action of some events, int32 each."""
         columns = self.columns
         name = f"events, column {columns.item!r}"
         values = self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item", name)
-        item = one_each(self.vocabularies["item"].encode(values, name), name)
+        item = expect_1d(self.vocabularies["item"].encode(values, name), name)
         if columns.action is None:
             return item, np.ones(len(item), np.int32)
         action = self.action_rows(taken(raw[columns.action], at))
-        return item, one_each(action, f"events, column {columns.action!r}")
+        return item, expect_1d(action, f"events, column {columns.action!r}")
 
     def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
         """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
@@ -353,7 +353,7 @@ class Encoder:
         flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
         there, known = present(flat)
         rows = np.zeros(len(there), np.int32)
-        rows[there] = one_each(self.vocabularies[name].encode(self._as_read(known, column, name, where), where), where)
+        rows[there] = expect_1d(self.vocabularies[name].encode(self._as_read(known, column, name, where), where), where)
         if row is None or place is None:
             return rows
         bags, kept = np.zeros((len(values), length), np.int32), place < length
@@ -382,7 +382,7 @@ class Encoder:
 
 
 def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, content: int = 0) -> Schema:
-    """The schema of features that columns and vocabularies encode; `content` is E. Raises ValueError for a missing one."""
+    """Derive the schema of features; `content` is the width E of embeddings. Raises ValueError for a missing vocabulary."""
     users = (("user",) if columns.user_id else ()) + columns.user_attributes
     wanted = vocabulary_names(columns)
     expect(set(wanted) == set(vocabularies), "Encoder.vocabularies", sorted(wanted), sorted(vocabularies))

@@ -77,8 +77,8 @@ def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarr
     return flat, row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def one_each(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:
-    """The array of a column that has one value, or number, in each row; raises ValueError for one of more axes."""
+def expect_1d(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:
+    """Check that a column is one-dimensional and return it; raises ValueError with its shape."""
     expect(array.ndim == 1, where, f"one {what} in each row", f"shape {list(array.shape)}")
     return array
 
@@ -86,7 +86,7 @@ def one_each(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:
 def floats_of(values: Any, name: str, *, file: str = "") -> np.ndarray:
     """float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
     where = f"{file}column {name!r}"
-    array = one_each(np.asarray(plain(values)), where, "number")
+    array = expect_1d(np.asarray(plain(values)), where, "number")
     strange = {type(value).__name__ for value in array if not isinstance(value, NUMBERS)} if array.dtype.kind == "O" else set()
     if array.dtype.kind not in "iufbO" or strange:
         raise TypeError(f"{where}: expected numbers, got {', '.join(sorted(strange)) or f'dtype {array.dtype}'}")

@@ -164,7 +164,7 @@ def history_order(
       [1, 2, 0]
     """
     keys = [time] if user is None else [user, time]
-    order = _ascending(time) if user is None else _grouped(user, time)
+    order = argsort_times(time) if user is None else _grouped(user, time)
     ordered = [key[order] for key in keys]
     same = np.logical_and.reduce([key[1:] == key[:-1] for key in ordered])
     if not same.any():
@@ -187,8 +187,8 @@ def _grouped(user: np.ndarray, time: np.ndarray) -> np.ndarray | slice:
     return np.lexsort((time, user)) if out_of_order(user, time).any() else slice(None)
 
 
-def _ascending(value: np.ndarray) -> np.ndarray | slice:
-    """An index that sorts times [n]; events mostly come in the order of their time, or in the opposite one."""
+def argsort_times(value: np.ndarray) -> np.ndarray | slice:
+    """Stable argsort of times [n]; a slice where they are sorted or reversed, as most events are."""
     rises = value[1:] >= value[:-1]
     if rises.all():
         return slice(None)

@@ -247,7 +247,7 @@ def id_array(ids: np.ndarray | list[str]) -> np.ndarray:
 
 
 def _of_objects(values: Sequence[Any], name: str, wanted: str) -> np.ndarray | list[str] | None:
-    """Python values as ids; None where they are all of one kind that is no id."""
+    """Convert Python values to ids; None if all share one type that is no id."""
     kinds = set(map(type, values))
     if all(issubclass(kind, str) for kind in kinds):
         return values if isinstance(values, list) else list(values)

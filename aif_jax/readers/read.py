@@ -18,8 +18,9 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
-from aif_jax.data.dataset import Dataset, item_statistics
+from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.data.statistics import item_statistics
 from aif_jax.encoding.columns import CODED, Columns, File, Kind
 from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of, schema_of, stacked, under, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
@@ -121,7 +122,7 @@ def read(
         shown = np.nan_to_num(tables.scans["events"].floats(columns.position)[found.at])
         places = np.clip(shown, 0, 2**30).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
-    if statistics := item_statistics(encoder.schema, log):
+    if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
     for suspicion in suspicions_of(tables, columns, found):
         logger.warning("%s", suspicion)

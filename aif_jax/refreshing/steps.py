@@ -17,8 +17,8 @@ from aif_jax import checkpoint, export
 from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
-from aif_jax.data.candidates import counts_before
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import under
 from aif_jax.encoding.times import shown
 from aif_jax.encoding.vocabulary import new_rows

@@ -14,8 +14,9 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.cascade import Cascade
-from aif_jax.data.dataset import Dataset, item_statistics
+from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
+from aif_jax.data.statistics import item_statistics
 from aif_jax.encoding.encoder import Encoder, under
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables

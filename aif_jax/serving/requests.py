@@ -96,8 +96,8 @@ class Candidates:
         ids = _plain_ids(raw, "candidates")
         if bids is not None:
             bids = np.asarray(bids, np.float32)
-            one_each, good = bids.shape == ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
-            expect(one_each, "candidates", f"one bid for each of {len(ids)} ids", f"shape {list(bids.shape)}")
+            expect_1d, good = bids.shape == ids.shape, np.isfinite(bids).all() and (bids >= 0).all()
+            expect(expect_1d, "candidates", f"one bid for each of {len(ids)} ids", f"shape {list(bids.shape)}")
             expect(good, "candidates", "finite bids of 0 or more", "some that are not")
         return cls(ids, bids)
 

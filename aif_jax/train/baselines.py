@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from aif_jax.checks import BLOCK
-from aif_jax.data.candidates import SeenPairs, counts_before
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import SMOOTHING
+from aif_jax.data.negatives import SeenPairs, counts_before
+from aif_jax.data.statistics import SMOOTHING
 
 
 def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:

@@ -37,8 +37,9 @@ from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_o
 from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
 from aif_jax.checks import check_encoding, expect, expect_integers, expect_like_scores
 from aif_jax.config import Config
-from aif_jax.data.candidates import SampleKey, SourceFn, counts_before, population_weights
+from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.model import rebuilt

@@ -25,9 +25,10 @@ from aif_jax.blocks import item_offset, popularity_offset, pure_svd
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.config import Config
-from aif_jax.data import pipeline
-from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, counts_before, expect_threshold
+from aif_jax.data import lengths
+from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.encoding.times import seconds_of, shown
@@ -141,8 +142,8 @@ def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     """Lines of text before a run: steps, lengths and padding, what validation costs."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
-    histories = pipeline.history_lengths(feed.dataset, feed.positions, longest=longest)
-    most, padded = int(np.quantile(histories, 0.99, method="higher")), pipeline.padding(histories, feed.lengths)
+    histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
+    most, padded = int(np.quantile(histories, 0.99, method="higher")), lengths.padding(histories, feed.lengths)
     yield (
         f"batches: {steps:,} steps of {size:,} samples, lengths of the history {', '.join(map(str, feed.lengths))}; about "
         f"{padded:.0%} padding; half of the histories have up to {int(np.median(histories)):,} events, 99 % up to {most:,}"
@@ -203,7 +204,7 @@ class FitConfig(Fields):
       sparse: which tables get sparse updates, see `make_step`; None: none.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
-        "auto" chooses from the histories and the number of steps (`data.pipeline.choose_lengths`), or resumes with the run's.
+        "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.
       id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
       seed: seed of parameters, order and candidates.
       min_history: strictly earlier events that the user of a sample must have.
@@ -439,15 +440,15 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 
 def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """The `buckets` for "auto": those of the run in `folder` to resume, else `pipeline.choose_lengths`."""
+    """The `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
     if folder is not None and is_run(folder) and Checkpoints(folder).steps:
         return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
-    if longest <= pipeline.SHORTEST_LENGTH or not steps:
+    if longest <= lengths.SHORTEST_LENGTH or not steps:
         return ()
-    histories = pipeline.history_lengths(data, positions, longest=longest)
-    return pipeline.choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
+    histories = lengths.history_lengths(data, positions, longest=longest)
+    return lengths.choose_lengths(histories, longest=longest, batch_size=settings.batch_size, steps=steps)
 
 
 def train(

@@ -24,18 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import Fields, expect, expect_types
-from aif_jax.data.candidates import (
-    CandidateSource,
-    NegativeSampler,
-    counts_before,
-    impressions,
-    logged,
-    pointwise_candidates,
-    sampled_negatives,
-    staged,
-)
+from aif_jax.data.candidates import CandidateSource, impressions, logged, pointwise_candidates, sampled_negatives, staged
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
+from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.split import sample_positions
 from aif_jax.scores import objective_names, over_all
 from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aif_jax.data.candidates import item_counts
+from aif_jax.data.negatives import item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import rank_of
 from experiments.peers import lists

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from aif_jax import EventLog, metrics
-from aif_jax.data.candidates import item_counts
+from aif_jax.data.negatives import item_counts
 from experiments.study import datasets, question, records
 from experiments.study.question import Part, Trial
 

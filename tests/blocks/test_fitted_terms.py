@@ -12,7 +12,7 @@ import aif_jax as aif
 from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_item_offset, with_pure_svd
 from aif_jax.blocks.block import ItemView
 from aif_jax.checks import VersionMismatch
-from aif_jax.data.candidates import counts_before
+from aif_jax.data.negatives import counts_before
 from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
 from tests import demo

@@ -26,7 +26,7 @@ from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import sample_positions
-from aif_jax.data.candidates import NegativeSampler, item_counts
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.train.loop import JsonLines
 from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world

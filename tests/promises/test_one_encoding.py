@@ -10,7 +10,8 @@ import pytest
 import aif_jax as aif
 from aif_jax import export, train
 from aif_jax.checks import EncodingMismatch
-from aif_jax.data.candidates import NegativeSampler, counts_before, sampled_negatives
+from aif_jax.data.candidates import sampled_negatives
+from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.index import ItemIndex
 from aif_jax.train.evaluate import catalogue_scores, item_rows

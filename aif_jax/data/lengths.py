@@ -1,0 +1,64 @@
+"""Lengths of histories in batches: what `fit(buckets="auto")` chooses, and the padding that is left."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from aif_jax.data.dataset import Dataset
+
+SHORTEST_LENGTH = 128
+"""The shortest length that is chosen: below it a step costs what does not depend on the history."""
+FEW_STEPS = 3000
+"""Runs of fewer steps compile two lengths at most, longer ones `MOST_LENGTHS`."""
+MOST_LENGTHS = 5
+COMPILE = 1 << 24
+"""Places of histories in batches that cost as much training as one more length costs to compile, some 15 s of CPU."""
+COUNTED_SAMPLES = 100_000  # positions whose histories are counted: from so many on every second, third, ... one
+
+
+def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
+    """int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
+    at, log = np.asarray(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), data.log
+    user = log.user[at]
+    at = at[(user >= 0) & (user < log.users)]  # others are reported when their batch is made
+    return np.minimum(data.history_lengths(at), longest)
+
+
+def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
+    """Places a sample has on average, where each history takes the smallest of ascending lengths that holds it.
+
+    Example:
+      >>> mean_places(np.array([3, 100, 400, 512]), (128, 512))
+      320.0
+    """
+    return float(np.take(lengths, np.searchsorted(lengths, histories)).mean())
+
+
+def padding(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
+    """Share of the places without an event."""
+    return 1 - float(histories.mean()) / mean_places(histories, lengths)
+
+
+def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) -> tuple[int, ...]:
+    """The shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
+
+    The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
+    `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
+
+    Example:
+      >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])
+      >>> [choose_lengths(short, longest=512, batch_size=256, steps=steps) for steps in (900, 5000)]
+      [(128,), (128, 256)]
+      >>> choose_lengths(short, longest=512, batch_size=256, steps=20)
+      ()
+    """
+    shorter = [length for power in range(longest.bit_length()) if SHORTEST_LENGTH <= (length := 1 << power) < longest]
+    most = (2 if steps < FEW_STEPS else MOST_LENGTHS) - 1
+    if not len(histories):
+        return ()
+    subsets = (subset for count in range(min(most, len(shorter)) + 1) for subset in itertools.combinations(shorter, count))
+    cost = {each: steps * batch_size * mean_places(histories, (*each, longest)) + COMPILE * len(each) for each in subsets}
+    return min(cost, key=cost.__getitem__)
