@@ -104,7 +104,7 @@ class Run:
         self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
         min_history: int | None = None, repeats: bool | None = None, **options: Any,
     ) -> Evaluation:  # fmt: skip
-        """Figures of a slice that training never saw.
+        """Figures of a slice that training never saw, beside those of the `train.baseline_scores` as of its first moment.
 
         Args:
           split: which slice; the moments that bound it are those of training.
@@ -121,7 +121,7 @@ class Run:
         repeats = self.settings.repeats if repeats is None else repeats
         chosen: dict[str, Any] = {"requests": requests, "min_history": min_history, "repeats": repeats}
         positions, source = training.held_out(data, self.settings, split, **chosen)
-        given = training.evaluation_options(self.settings)
+        given = training.evaluation_options(self.settings, data, split)
         given |= {"repeats": repeats, "k": k if self.settings.task.ranks_catalogue else None, "candidates": source} | options
         evaluation = evaluate(self.model, self.params, data, positions, **given)
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))

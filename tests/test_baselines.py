@@ -109,3 +109,29 @@ def test_ranks_count_ties_and_leave_out_what_the_user_has_met(popular, repeats):
         if not repeats:
             others -= set(log.item[log.offsets[user] : log.history_end([position])[0]].tolist())
         assert rank == sum(scores[row] >= scores[target] for row in others)
+
+
+def test_a_run_is_evaluated_beside_baselines_of_before_the_slice():
+    """Impressions whose clicks follow a rate of each item: the click rate so far orders them, popularity by shows does not."""
+    rng = np.random.default_rng(2)
+    rate, shows = rng.permutation(np.linspace(0.05, 0.9, ITEMS)), rng.permutation(np.linspace(0.2, 1.8, ITEMS) / ITEMS)
+    lists = np.stack([rng.choice(ITEMS, 6, replace=False, p=shows / shows.sum()) for _ in range(500)])
+    events = {
+        "user": np.repeat(np.arange(500) % 25, 6), "item": 1 + lists.ravel(), "time": START + 60 * np.repeat(np.arange(500), 6),
+        "what": np.where(rng.random(3000) < rate[lists.ravel()], "click", "shown"),
+    }  # fmt: skip
+    items = {"item": np.arange(1, ITEMS + 1), "category": np.ones(ITEMS, np.int64)}
+    columns = aif.Columns(action="what", actions=("shown", "click"), history_actions=("click",))
+    data = aif.read(events, items=items, columns=columns, progress=False)
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=8))
+    task = train.Impressions(candidates=6, threshold=2)
+    run = aif.fit(model, data, aif.FitConfig(epochs=1, batch_size=64), task=task, progress=False)
+    got = run.evaluate(data, progress=False)
+    figures = got.figures()
+    assert figures["baseline.click_rate.gauc"] > 0.7 > figures["baseline.latest.gauc"]
+    assert not any("baseline" in name for name in run.metrics) and len(str(got).splitlines()) == 4
+    scores = train.baseline_scores(data, before=run.settings.first_test, thresholds={"click": 2})
+    positions = task.positions(data, min_history=1, since=run.settings.first_test, before=None)
+    rows, labels, _ = task.source(data, before=0)(positions, SampleKey(0, 0, 0))
+    expected = metrics.gauc(scores["click_rate"][rows], labels, data.log.user[positions][:, None], where=rows > 0).value
+    assert figures["baseline.click_rate.gauc"] == pytest.approx(expected)

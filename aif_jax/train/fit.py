@@ -38,12 +38,13 @@ from aif_jax.sharding import processes
 from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
 from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
+from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
-from aif_jax.train.evaluate import by_objective, evaluate
+from aif_jax.train.evaluate import BASELINE, by_objective, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Liked, NextItem, Task
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Liked, NextItem, Task, thresholds_of
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
 
@@ -607,21 +608,24 @@ def validation(
     lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
     why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or None"
     expect(defined, "FitConfig.keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
-    options = evaluation_options(settings) | {"candidates": source, "progress": progress}
+    options = evaluation_options(settings, data, "validation") | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:
         if not processes.first():
             return {}  # process 0 writes the logs, and the record of a checkpoint
         evaluation = evaluate(model, jax.tree.map(sharding.local, state.params), data, positions, **options)
         say(f"step {int(state.step)}, validation: {evaluation}", progress=progress)
-        return evaluation.figures()
+        return {name: value for name, value in evaluation.figures().items() if BASELINE not in name}
 
     return figures
 
 
-def evaluation_options(settings: FitSettings) -> dict[str, Any]:
-    """Options of `evaluate` that follow from a run."""
-    return {"k": settings.k, "calibration_negatives": settings.task.calibration_negatives, "repeats": settings.repeats}
+def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict[str, Any]:
+    """Options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
+    before, task = settings.span(split)["since"], settings.task
+    baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=thresholds_of(task))
+    options = {"k": settings.k, "calibration_negatives": task.calibration_negatives, "repeats": settings.repeats}
+    return options | {"baselines": baselines}
 
 
 def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:

@@ -222,6 +222,13 @@ class Cascaded(Fields):
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
 
 
+def thresholds_of(task: Task) -> dict[str, int]:
+    """The least action row of a positive by name, "click" for the only one of `Impressions`; {} for a task without."""
+    if isinstance(task, Liked):
+        return {"liked": task.threshold}
+    return {name or "click": least for name, least in task.thresholds.items()} if isinstance(task, Impressions) else {}
+
+
 def task_of(data: Dataset, task: Task | None) -> Task:
     """The task, or `NextItem` for None; ValueError where events have several actions and nothing names the positives."""
     if task is not None or (data.encoder is not None and data.encoder.engaged is not None):
