@@ -21,7 +21,7 @@ from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
 from aif_jax.train import losses
-from aif_jax.train.loop import JsonLines
+from aif_jax.train.loop import JsonLines, Saving
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
@@ -188,10 +188,10 @@ def test_a_corrupt_record_stops_the_run(feed):
 
 
 def test_wrong_policies_are_refused(feed, tmp_path):
-    with pytest.raises(ValueError, match="checkpoints, config: expected both or none"):
-        run(feed.batches(), checkpoints=Checkpoints(tmp_path))
-    with pytest.raises(ValueError, match="log_every, save_every: expected at least 1"):
-        run(feed.batches(), save_every=0)
+    with pytest.raises(ValueError, match="loop log_every: expected at least 1, got 0"):
+        run(feed.batches(), log_every=0)
+    with pytest.raises(ValueError, match="Saving.every: expected at least 1, got 0"):
+        Saving(Checkpoints(tmp_path), feed.config, every=0)
 
 
 # checkpoints and logs
@@ -200,7 +200,7 @@ def test_wrong_policies_are_refused(feed, tmp_path):
 def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp_path):
     whole, _ = run(feed.batches())
     with Checkpoints(tmp_path / "a", keep_last=9) as checkpoints:
-        run(feed.batches(), checkpoints=checkpoints, config=feed.config, save_every=10)
+        run(feed.batches(), save=Saving(checkpoints, feed.config, every=10))
         assert checkpoints.steps == [10, 20, 24]
         assert checkpoints.restore(10).position == list(feed.batches())[9].cursor
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
@@ -216,20 +216,18 @@ def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
         assert same(state, fresh()) and cursor is None
         with pytest.raises(KeyboardInterrupt):
-            run(dies(), checkpoints=checkpoints, config=feed.config, save_every=7)
+            run(dies(), save=Saving(checkpoints, feed.config, every=7))
         assert checkpoints.steps == [7, 14]
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
         assert int(state.step) == 14
-        resumed, rows = run(
-            feed.batches(cursor), state=state, checkpoints=checkpoints, config=feed.config, save_every=7, log_every=5
-        )
+        resumed, rows = run(feed.batches(cursor), state=state, save=Saving(checkpoints, feed.config, every=7), log_every=5)
         assert same(resumed, whole)
         assert [at for at, _ in rows] == [15, 20, 21, 24] and checkpoints.steps == [14, 21, 24]  # as if it had not died
 
 
 def test_batches_made_ahead_are_not_in_the_cursor(feed, tmp_path):
     with Checkpoints(tmp_path) as checkpoints, to_device(feed.batches(), ahead=5) as batches:
-        run((fed for fed, _ in zip(batches, range(8), strict=False)), checkpoints=checkpoints, config=feed.config)
+        run((fed for fed, _ in zip(batches, range(8), strict=False)), save=Saving(checkpoints, feed.config))
         assert checkpoints.restore().position == list(feed.batches())[7].cursor
 
 
@@ -237,10 +235,8 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
     figures = iter([0.5, 0.7, 0.6])
     log = JsonLines(tmp_path / "log.jsonl")
     with Checkpoints(tmp_path / "run", keep_last=1, keep_best=("gauc", "max")) as checkpoints:
-        run(
-            feed.batches(), checkpoints=checkpoints, config=feed.config, save_every=10, log_every=6, writers=[log],
-            evaluate=lambda state: {"gauc": next(figures)},
-        )  # fmt: skip
+        saving = Saving(checkpoints, feed.config, every=10, evaluate=lambda state: {"gauc": next(figures)})
+        run(feed.batches(), save=saving, log_every=6, writers=[log])
         assert (checkpoints.steps, checkpoints.best) == ([20, 24], 20)
     assert [(row["step"], row.get("gauc")) for row in log.rows()] == [
         (6, None), (10, 0.5), (12, None), (18, None), (20, 0.7), (24, 0.6),
@@ -257,8 +253,9 @@ def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(f
 
     with Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
         run(
-            feed.batches(), step=ticking, checkpoints=checkpoints, config=feed.config, save_every=10, save_seconds=4.0,
-            evaluate=lambda state: {"gauc": 1 / int(state.step)},
+            feed.batches(), step=ticking, save=Saving(
+                checkpoints, feed.config, every=10, seconds=4.0, evaluate=lambda state: {"gauc": 1 / int(state.step)}
+            ),
         )  # fmt: skip
         judged = [step for step, figures in checkpoints.figures.items() if figures]
         assert (checkpoints.steps, judged, checkpoints.best) == ([4, 8, 10, 14, 18, 20, 24], [10, 20, 24], 10)
@@ -266,10 +263,10 @@ def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(f
 
 def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_skipped(feed, tmp_path):
     """Figures of any float type: a NumPy or JAX scalar ends no run."""
-    given = dict(config=feed.config, log_every=6, save_every=100)
     with Checkpoints(tmp_path) as checkpoints:
         figures = {"gauc": np.float32(0.5), "auc": jnp.float32(0.25)}
-        _, rows = run(with_problems(feed, {6: "empty"}, 7), checkpoints=checkpoints, evaluate=lambda state: figures, **given)
+        saving = Saving(checkpoints, feed.config, every=100, evaluate=lambda state: figures)
+        _, rows = run(with_problems(feed, {6: "empty"}, 7), save=saving, log_every=6)
         assert [(at, values.get("gauc"), values.get("auc")) for at, values in rows] == [(6, 0.5, 0.25)]
         assert checkpoints.figures == {6: {"gauc": 0.5, "auc": 0.25}}
     with pytest.raises(train.BadBatch):
@@ -290,7 +287,7 @@ def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, monkeypa
 
     with Checkpoints(tmp_path) as checkpoints:
         evaluate = lambda state: waits(100.0, {"gauc": 0.5})  # noqa: E731
-        given = dict(checkpoints=checkpoints, config=feed.config, save_every=4, log_every=50, evaluate=evaluate)
+        given = dict(save=Saving(checkpoints, feed.config, every=4, evaluate=evaluate), log_every=50)
         _, rows = run(itertools.islice(feed.batches(), 8), step=stepping, **given)
     assert [values["examples_per_s"] for _, values in rows] == pytest.approx([50, 50])
 
@@ -311,8 +308,8 @@ def test_resumed_logs_are_those_of_a_run_that_was_not_killed(feed, tmp_path):
                     batches = [*batches, PrefetchedBatch(batch=None, problem="killed")]
                 try:
                     run(
-                        batches, state=state, writers=logs(tmp_path / name), log_every=3, save_every=8,
-                        checkpoints=checkpoints, config=feed.config,
+                        batches, state=state, writers=logs(tmp_path / name), log_every=3,
+                        save=Saving(checkpoints, feed.config, every=8),
                     )  # fmt: skip
                 except train.BadBatch:
                     assert checkpoints.latest == 16
@@ -322,7 +319,7 @@ def test_resumed_logs_are_those_of_a_run_that_was_not_killed(feed, tmp_path):
 
 def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        run(feed.batches(), checkpoints=checkpoints, config=feed.config)
+        run(feed.batches(), save=Saving(checkpoints, feed.config))
         other = train.init_state({"user": {"w": jnp.zeros(3)}, "fitted": {"h": jnp.arange(2.0)}}, optax.sgd(0.1, momentum=0.9))
         with pytest.raises(ValueError, match="expected opt_state like the template"):
             train.resume(other, checkpoints, config=feed.config)

@@ -97,6 +97,7 @@ LAYERS = (
 )  # fmt: skip
 """Files and folders of the package from the ground up; a module may import those before its own."""
 FACE = 66
+MOST_ARGUMENTS = 12
 MOST_AT_DOOR = 19  # files directly in the package
 ROOM = 12  # files of a room
 CROWDED = {"blocks": 14}
@@ -276,6 +277,20 @@ def local_imports(source: str) -> list[str]:
     nodes = {node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
     modules = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
     return sorted(name for name in modules if name.partition(".")[0] not in OPTIONAL and "._src" not in name)
+
+
+def arguments(source: str) -> dict[str, int]:
+    """How many arguments each function takes, by name and line."""
+    functions = [n for n in ast.walk(parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    every = {f"{n.name}:{n.lineno}": n.args for n in functions}
+    return {name: len([*a.posonlyargs, *a.args, *a.kwonlyargs]) for name, a in every.items()}
+
+
+def test_no_function_takes_more_than_twelve_arguments():
+    """Settings of a job are one object."""
+    counted = {f"{module_of(path)}.{name}": n for path in SOURCES for name, n in arguments(path.read_text()).items()}
+    assert {name: count for name, count in counted.items() if count > MOST_ARGUMENTS} == {}
+    assert arguments("def f(a, /, b, *c, d=1, **e):\n  async def g(): pass") == {"f:1": 3, "g:2": 0}
 
 
 def test_imports_are_at_the_top_of_a_file():

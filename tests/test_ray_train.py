@@ -71,8 +71,8 @@ def train(work):
 
         with to_device(feed.batches(cursor), place=lambda batch: sharding.place_batch(batch, mesh)) as batches:
             train.loop(
-                state, step, itertools.islice(batches, STEPS - int(state.step)), checkpoints=job.checkpoints, log_every=1,
-                config=model.config, save_every=9, on_log=report, progress=False,
+                state, step, itertools.islice(batches, STEPS - int(state.step)), log_every=1,
+                save=train.Saving(job.checkpoints, model.config, every=9), on_log=report, progress=False,
             )  # fmt: skip
 
 

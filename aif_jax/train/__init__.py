@@ -6,7 +6,7 @@ from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.fit import FitConfig
-from aif_jax.train.loop import BadBatch, JsonLines, loop, resume
+from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
@@ -16,6 +16,6 @@ __all__ = [
     "evaluate", "Evaluation", "baseline_scores", "edits", "fit_pure_svd", "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
-    "loop", "resume", "BadBatch", "score", "predict", "JsonLines",
+    "loop", "Saving", "resume", "BadBatch", "score", "predict", "JsonLines",
     "carry_over",
 ]  # fmt: skip

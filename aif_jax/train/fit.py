@@ -41,7 +41,7 @@ from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
 from aif_jax.train.evaluate import BASELINE, by_objective, evaluate
-from aif_jax.train.loop import JsonLines, LogWriter, loop, resume
+from aif_jax.train.loop import JsonLines, LogWriter, Saving, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
 from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Liked, NextItem, Task, thresholds_of
@@ -499,12 +499,12 @@ def train(
         epoch, batch = feed.start(cursor)
         trained = epoch * feed.steps_per_epoch + batch
         with to_device(feed.batches(cursor), place=place) as batches:
+            saving = Saving(
+                checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
+                every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
+            )  # fmt: skip
             loop(
-                state, step, batches, total=len(feed) - trained, writers=(log, *writers),
-                checkpoints=checkpoints, config=config, progress=progress,
-                encoder=data.encoder and data.encoder.with_length(config.history_length),
-                save_every=settings.evaluate_every or feed.steps_per_epoch, save_seconds=SAVE_SECONDS,
-                evaluate=validate,
+                state, step, batches, total=len(feed) - trained, writers=(log, *writers), save=saving, progress=progress
             )  # fmt: skip
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)

@@ -141,6 +141,30 @@ class _Recent:
         self.started, self.waited, self.pending = time.perf_counter(), 0.0, []
 
 
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Checkpoints of a `loop`, which are saved at the end too.
+
+    Attributes:
+      checkpoints: where to save the state and the cursor.
+      config, encoder: config and encoder of model and data; go into the checkpoints.
+      every: steps between two checkpoints, counted over the whole run.
+      seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
+      evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
+        processes all call it; the figures of process 0 count.
+    """
+
+    checkpoints: Checkpoints
+    config: Config
+    encoder: Encoder | None = None
+    every: int = 1000
+    seconds: float = math.inf
+    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None
+
+    def __post_init__(self):
+        expect(self.every >= 1, "Saving.every", "at least 1", self.every)
+
+
 def loop(
     state: TrainState,
     step: StepFn,
@@ -152,12 +176,7 @@ def loop(
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     writers: Sequence[LogWriter] = (),
     max_skipped: int = 10,
-    checkpoints: Checkpoints | None = None,
-    config: Config | None = None,
-    encoder: Encoder | None = None,
-    save_every: int = 1000,
-    save_seconds: float = math.inf,
-    evaluate: Callable[[TrainState], Mapping[str, float]] | None = None,
+    save: Saving | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Runs a step for every batch under a progress bar; returns the state after the last.
@@ -184,26 +203,19 @@ def loop(
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
       on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches"
         so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
-        history without an event) and "input_share" (share of the time spent waiting for a batch); and what `evaluate` gave.
+        history without an event) and "input_share" (share of the time spent waiting for a batch); and the figures of
+        `Saving.evaluate`.
         The first entry's rates include compile time.
       writers: receive the same, see `aif_jax.train.loop`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient end the run.
-      checkpoints: where to save the state and the cursor, every `save_every` steps and at the end; None saves nothing.
-      config, encoder: config and encoder of model and data; go into the checkpoints.
-      save_every: steps between two checkpoints, counted over the whole run.
-      save_seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
-      evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
-        processes all call it; the figures of process 0 count.
+      save: where and when to save checkpoints; None saves none.
 
     Raises:
       FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
         of the first step; the message names the step and the samples.
       BadBatch: a corrupt record.
-      ValueError: checkpoints without a config.
     """
-    if (checkpoints is None) != (config is None):
-        raise ValueError("checkpoints, config: expected both or none, got one: a checkpoint holds the config of its model")
-    expect(min(log_every, save_every) >= 1, "log_every, save_every", "at least 1", f"{log_every} and {save_every}")
+    expect(log_every >= 1, "loop log_every", "at least 1", log_every)
     meet()
     number = int(state.step)
     writers = writers if processes.first() else ()
@@ -211,7 +223,7 @@ def loop(
         writer.rewind(number)
     recent = _Recent(started=time.perf_counter())
     saved, saved_at, cursor = number, time.perf_counter(), None
-    save_seconds = math.inf if processes.several() else save_seconds  # clocks differ
+    save_seconds = math.inf if save is None or processes.several() else save.seconds  # clocks differ
     source = map(_fed, batches)
     with track(total=total, label=label, unit="steps", show=progress and processes.first()) as bar:
 
@@ -229,24 +241,24 @@ def loop(
             for writer in writers:
                 writer.write(number, values)
 
-        def save(position: Any, *, judged: bool = True) -> None:
+        def checkpoint(position: Any, *, judged: bool = True) -> None:
             nonlocal saved, saved_at
-            if checkpoints is None or config is None or number == saved:
+            if save is None or number == saved:
                 return
             figures = {}
-            if evaluate is not None and judged:
+            if save.evaluate is not None and judged:
                 jax.block_until_ready(state.step)  # so that the evaluation waits for no step
                 began = time.perf_counter()
-                figures = {name: float(value) for name, value in evaluate(state).items()}
+                figures = {name: float(value) for name, value in save.evaluate(state).items()}
                 recent.started += time.perf_counter() - began
             log(figures)
             given: dict[str, Any] = dict(opt_state=_rest(state), position=position, metrics=figures or None, judged=judged)
-            checkpoints.save_async(number, state.params, config, encoder=encoder, **given)
+            save.checkpoints.save_async(number, state.params, save.config, encoder=save.encoder, **given)
             saved, saved_at = number, time.perf_counter()
             recent.restart()
 
         try:
-            due = False  # an entry waits for the next step: if none comes, the last entry also has what `evaluate` gives
+            due = False  # an entry waits for the next step: if none comes, the last entry also has the figures
             while (fed := _next(source, recent)) is not None:
                 bar.update(1)
                 before, cursor = cursor, fed.cursor
@@ -263,20 +275,20 @@ def loop(
                 if due:
                     log()
                 if time.perf_counter() - saved_at >= save_seconds:
-                    save(before, judged=False)  # now that another step follows: the last one is judged
+                    checkpoint(before, judged=False)  # now that another step follows: the last one is judged
                 state, metrics = step(state, fed.batch)
                 number += 1
                 recent.pending.append((number, dataclasses.replace(fed, batch=None), metrics))
                 due = number % log_every == 0
-                if number % save_every == 0:
-                    save(cursor)
-            save(cursor)
+                if save is not None and number % save.every == 0:
+                    checkpoint(cursor)
+            checkpoint(cursor)
             log()
             if 1 < number <= int(state.skipped):
                 raise FloatingPointError(f"all {number} steps had a loss or gradient that was not finite: look at the inputs")
         finally:
-            if checkpoints is not None:
-                checkpoints.wait()
+            if save is not None:
+                save.checkpoints.wait()
     return state
 
 

@@ -58,7 +58,7 @@ with Checkpoints(folder / "run") as checkpoints:
     with to_device(slowly(feed.batches(cursor))) as batches:
         log = JsonLines(folder / "log.jsonl")
         state = train.loop(
-            state, step, batches, checkpoints=checkpoints, config=config, encoder=dataset.encoder, save_every=7, log_every=1,
+            state, step, batches, save=train.Saving(checkpoints, config, dataset.encoder, every=7), log_every=1,
             writers=[log], progress=False,
         )
 np.savez(folder / "end.npz", *[np.asarray(leaf) for leaf in jax.tree.leaves(state)])
