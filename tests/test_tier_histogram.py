@@ -1,4 +1,4 @@
-"""The packed tier histogram: every form counts exactly what the definition counts."""
+"""The packed tier histogram counts exactly what the definition counts."""
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +28,7 @@ def expected(candidates, past, tiers, groups=1):
     return reference.histogram(candidates, past.signature, past.group, past.mask, tiers, groups)
 
 
-def packed(candidates, past, *, tiers, groups=1):
-    """The form for accelerators, which a CPU can run too; in several chunks."""
-    return simtier._packed(candidates, past, tiers=tiers, groups=groups, words_bytes=2**12, serial=False)
-
-
-FORMS = [
-    jax.jit(form, static_argnames=("tiers", "groups")) for form in (simtier.histogram, simtier.histogram_reference, packed)
-]
-histogram = FORMS[0]
+histogram = jax.jit(simtier.histogram, static_argnames=("tiers", "groups"))
 
 
 def test_tiers_by_hand():
@@ -55,17 +47,16 @@ def test_counts_by_hand():
     assert counts.tolist() == [[[0, 0, 0, 1], [1, 0, 0, 1]]]
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("bits", "tiers", "groups", "length", "candidates"),
     [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
      (128, 7, 4, 130, 17), (160, 12, 2, 31, 4), (192, 3, 1, 16, 2), (224, 33, 1, 20, 3)],
 )  # fmt: skip
-def test_matches_the_reference(form, bits, tiers, groups, length, candidates):
+def test_matches_the_reference(bits, tiers, groups, length, candidates):
     rng = np.random.default_rng(bits + tiers)
     past, items = history(rng, length, bits // 32, groups=groups), words(rng, candidates, bits // 32)
     items[0] = past.signature[0]
-    made = form(items, past, tiers=tiers, groups=groups)
+    made = histogram(items, past, tiers=tiers, groups=groups)
     assert made.dtype == jnp.int32 and made.shape == (candidates, groups, tiers)
     np.testing.assert_array_equal(made, expected(items, past, tiers, groups))
 
@@ -90,8 +81,7 @@ def test_under_vmap(candidates):
         np.testing.assert_array_equal(many[b], expected(items[b], pasts[b], 4, 2))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_padding_does_not_count_and_every_behaviour_counts_once(form):
+def test_padding_does_not_count_and_every_behaviour_counts_once():
     rng = np.random.default_rng(1)
     past, items = history(rng, 40, 2), words(rng, 6, 2)
     dirty = TierHistory(
@@ -99,19 +89,18 @@ def test_padding_does_not_count_and_every_behaviour_counts_once(form):
         group=np.where(past.mask, past.group, 99).astype(np.int32),
         mask=past.mask,
     )
-    counts = form(items, past, tiers=8)
-    np.testing.assert_array_equal(counts, form(items, dirty, tiers=8))
+    counts = histogram(items, past, tiers=8)
+    np.testing.assert_array_equal(counts, histogram(items, dirty, tiers=8))
     assert np.all(np.asarray(counts).sum((1, 2)) == past.mask.sum())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_empty_history_and_no_candidates(form):
+def test_empty_history_and_no_candidates():
     rng = np.random.default_rng(2)
     empty = history(rng, 12, 2, kept=0.0)
-    assert not np.any(form(words(rng, 5, 2), empty, tiers=8))
-    assert form(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 1, 8)
+    assert not np.any(histogram(words(rng, 5, 2), empty, tiers=8))
+    assert histogram(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 1, 8)
     nothing = history(rng, 0, 2)
-    assert not np.any(form(words(rng, 5, 2), nothing, tiers=8, groups=2))
+    assert not np.any(histogram(words(rng, 5, 2), nothing, tiers=8, groups=2))
 
 
 def test_a_candidate_s_counts_do_not_depend_on_the_others():
@@ -148,4 +137,4 @@ def test_every_pair_is_compared_once(candidates, length):
         signature=jnp.zeros((length, 2), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
     )
     program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
-    assert program.count(" popcnt(") == 2 * simtier.UNROLL
+    assert program.count(" popcnt(") == 2 * simtier.SPAN
