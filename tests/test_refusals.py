@@ -201,7 +201,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: Columns(user="item"), "expected each column of the events file in one place, got ['item'] in several"),
     (lambda: Columns(category="price", item_floats=("price",)), "expected each column of the items file in one place"),
     (lambda: Columns(user=float("nan")), "Columns.user: expected str, got nan"),
-    (lambda: Columns(content=3), "Columns.content: expected str | None, got 3"),
+    (lambda: Columns(content=3), "Columns.content: expected str or None, got 3"),
     (lambda: Columns(bag_length=True), "Columns.bag_length: expected int, got True"),
     (lambda: Columns(item_floats=("price", 1)), "Columns.item_floats: expected tuple[str, ...], got ('price', 1)"),
     (lambda: Columns(bag_length=1), "Columns.bag_length: expected at least 2"),

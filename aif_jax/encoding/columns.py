@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
-from aif_jax.checks import Fields, expect
+from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.encoding.times import PER_SECOND, TimeUnit
 from aif_jax.schema import statistic_names
 
@@ -17,11 +17,6 @@ Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "
 File: TypeAlias = Literal["events", "items", "users"]
 CODED = ("id", "value", "category", "action", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
-ALLOWED: dict[str, tuple[type, ...]] = {
-    "str": (str,), "TimeUnit": (str,), "str | None": (str, type(None)), "int": (int,), "bool": (bool,),
-    "tuple[str, ...]": (str,), "tuple[int, ...]": (int,), "tuple[str | int, ...]": (str, int),
-}  # fmt: skip
-"""A field's annotation to the types of its value, or of each of its values; a bool is no int."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +94,7 @@ class Columns(Fields):
                 object.__setattr__(self, field.name, tuple(value))
             elif isinstance(field.default, tuple) and not isinstance(value, tuple):
                 raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
-            members = value if isinstance(value, list | tuple) else (value,)
-            allowed = ALLOWED[str(field.type)]
-            expect(all(type(member) in allowed for member in members), f"Columns.{field.name}", field.type, repr(value))
+        expect_types(self)
         units = f"one of {', '.join(PER_SECOND)}"
         expect(self.time_unit in PER_SECOND, "Columns.time_unit", units, repr(self.time_unit))
         several = "at least 2 (item_attributes are for single values)"

@@ -520,22 +520,21 @@ def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
     """What a column of a kind must be, "" where the Arrow type is that; `parsed` from text, `named` in `Columns.text`."""
     test = pyarrow("pyarrow.types")
     number = test.is_floating(type_) or test.is_decimal(type_)
-    integer = test.is_integer(type_) or test.is_boolean(type_)
+    boolean = test.is_boolean(type_)
+    integer = test.is_integer(type_) or (boolean and kind != "time")
     listed = test.is_list(type_) or test.is_large_list(type_) or test.is_fixed_size_list(type_)
-    empty = test.is_null(type_)
-    if kind == "vector":
-        return "" if listed and not parsed else "lists of numbers (in text files give the content by itself)"
-    if kind == "bag":
-        return "" if is_text(type_) or listed or parsed or empty else "lists, or text to be split"
-    if kind == "time":
-        whole = test.is_integer(type_) or is_dated(type_)
-        return "" if whole or parsed or empty else "whole numbers or timestamps"
-    if kind in ("float", "number"):
-        return "" if integer or number or parsed or empty else "numbers"
-    if test.is_boolean(type_) and kind == "id":  # booleans can be an attribute, and name nobody
-        return "integers or text"
-    words = parsed and (not number or named)  # text may look like dates, and still name something
-    return "" if is_text(type_) or integer or empty or words else "integers or text"
+    anything = parsed or test.is_null(type_)
+    numbers = (anything or integer or number, "numbers")
+    words = is_text(type_) or test.is_null(type_) or (parsed and (not number or named))  # text may look like dates
+    names = (words or integer) and not (boolean and kind == "id")  # booleans can be an attribute, and name nobody
+    fits, expected = {
+        "vector": (listed and not parsed, "lists of numbers (in text files give the content by itself)"),
+        "bag": (anything or is_text(type_) or listed, "lists, or text to be split"),
+        "time": (anything or integer or is_dated(type_), "whole numbers or timestamps"),
+        "float": numbers,
+        "number": numbers,
+    }.get(kind, (names, "integers or text"))
+    return "" if fits else expected
 
 
 class Codes:
