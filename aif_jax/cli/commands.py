@@ -25,7 +25,7 @@ from aif_jax.model import build
 from aif_jax.presets import PRESETS
 from aif_jax.readers import check, load_columns, read, read_items
 from aif_jax.readers.tables import CAP
-from aif_jax.refreshing import GateConfig, RefreshConfig, refresh
+from aif_jax.refreshing import RefreshConfig, refresh
 from aif_jax.registry import HEADS
 from aif_jax.run import Run, fit
 from aif_jax.store.folders import local
@@ -33,18 +33,7 @@ from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import FitConfig, note
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
-FIT = (
-    "epochs", "batch_size", "learning_rate", "weight_decay", "seed", "min_history", "validation", "test", "since", "requests",
-    "repeats", "id_dropout", "buckets",
-)  # fmt: skip
-"""Fields of `FitConfig` that have a flag."""
 BUILD = ("storage", "batch_size")
-REFRESH = (
-    "unknown", "since", "forget", "replay", "held_out", "epochs", "batch_size", "learning_rate", "id_dropout", "seed",
-    "requests", "k", "keep",
-)  # fmt: skip
-"""Arguments of `refresh` that have a flag of their name."""
-BOUNDS = [field.name for field in dataclasses.fields(GateConfig)]
 ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
 """What `add` adds, in this order: each is of the scores before it."""
 
@@ -72,7 +61,7 @@ def add_commands(commands: Any) -> None:
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
     text = f"{shared.TASK_HELP}; such as Liked threshold=4 {text}"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
-    shared.add_flags(one, FitConfig, FIT)
+    shared.add_flags(one, FitConfig, shared.fields_of(FitConfig))
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     shared.add_shown(one, printed="the figures")
     shared.add_columns(one)
@@ -112,7 +101,7 @@ def add_commands(commands: Any) -> None:
     shared.add_checkpoint(one, required=True)
     one.add_argument("--index", type=Path, help="folder of an index of the same model, to export too")
     one.add_argument("--out", type=Path, required=True, help="folder of the export; must not exist")
-    one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
+    one.add_argument("--platforms", nargs="+", default=argparse.SUPPRESS, metavar="NAME", help=shared.PLATFORM_HELP)
 
     one = shared.add_command(commands, "verify", run_verify)
     one.add_argument("folder", type=Path)
@@ -180,13 +169,12 @@ def run_train(options: argparse.Namespace) -> int:
     task = None if options.task is None else shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
-    files = dict(items=options.items, users=options.users, columns=columns, unknown=options.unknown or "error")
+    files = dict(items=options.items, users=options.users, columns=columns, **shared.flags_given(options, ["unknown"]))
     data = read(options.events, **files)
     with shared.as_usage("--set"):
         changes |= {"head": HEADS.from_json(changes["head"])} if "head" in changes else {}
         model = build(PRESETS[options.preset](data.schema, **changes))
-    with shared.as_usage("train"):
-        config = FitConfig(**shared.flags_given(options, FIT))
+    config = shared.config_of(options, FitConfig, "train")
     run = fit(model, data, config, out=options.out, task=task, progress=not options.quiet)
     figures: dict[str, Any] = {"validation": run.metrics}
     test = run.evaluate(data) if options.evaluate else None
@@ -213,7 +201,8 @@ def run_add(options: argparse.Namespace) -> int:
     expect_new(options.out)
     trained = Run.load(options.trained)
     encoder = shared.encoder_of(options.trained, trained.trained)
-    data = read(options.events, items=options.items, users=options.users, encoder=encoder, unknown=options.unknown or "error")
+    files = dict(items=options.items, users=options.users, **shared.flags_given(options, ["unknown"]))
+    data = read(options.events, encoder=encoder, **files)
     made = dataclasses.replace(trained, folder=None)  # which stays as it is
     parts = [name for name in ADDED if name in options.parts]
     for part in parts:
@@ -342,12 +331,7 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--work", type=Path, metavar="DIR", help=text)
     text = f"{shared.TASK_HELP} (default: that of the served model)"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
-    text = "bounds of the gate, such as gauc=0.005 users=100: " + ", ".join(BOUNDS)
-    one.add_argument("--gate", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
-    text = "two dates, such as 2022-05-06 2022-05-07: judge also on the requests since the first, before the second"
-    one.add_argument("--fixed", nargs=2, type=shared.number_or_text, metavar=("FROM", "BEFORE"), help=text)
-    shared.add_flags(one, RefreshConfig, REFRESH)
-    one.add_argument("--platforms", nargs="+", metavar="NAME", help=shared.PLATFORM_HELP)
+    shared.add_flags(one, RefreshConfig, shared.fields_of(RefreshConfig))
     shared.add_shown(one, printed="the report")
 
     one = shared.add_command(commands, "rollback", run_rollback)
@@ -360,13 +344,8 @@ def run_refresh(options: argparse.Namespace) -> int:
     Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
     refused the model, which stays out, and the report says why; 1 and 2 as for every command.
     """
-    settings: dict[str, Any] = shared.flags_given(options, REFRESH)
     task = None if options.task is None else shared.read_task(options.task)
-    with shared.as_usage("--gate"):
-        settings["gate"] = GateConfig(**shared.read_fields(options.gate, "--gate", BOUNDS))
-    settings |= {name: tuple(words) for name, words in shared.flags_given(options, ("fixed", "platforms")).items()}
-    with shared.as_usage("refresh"):
-        config = RefreshConfig(**settings)
+    config = shared.config_of(options, RefreshConfig, "refresh")
     made = refresh(
         options.current or options.out, options.events, config, items=options.items, users=options.users, out=options.out,
         work=options.work, task=task, progress=not options.quiet,

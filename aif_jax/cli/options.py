@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -25,8 +26,15 @@ from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
 UNREAD = 141  # as shells have it for a command that SIGPIPE ended
-FIELDS = [field.name for field in dataclasses.fields(Columns)]
-_FIELDS_OF = {name: ", ".join(field.name for field in dataclasses.fields(kind)) for name, kind in TASKS.items()}
+
+
+def fields_of(kind: Any) -> list[str]:
+    """Names of the fields of a dataclass."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+FIELDS = fields_of(Columns)
+_FIELDS_OF = {name: ", ".join(fields_of(kind)) for name, kind in TASKS.items()}
 PLATFORM_HELP = f"what the export is compiled for (default: {' '.join(PLATFORMS)})"
 TASK_HELP = f"a task and its fields, of {'; '.join(f'{name} ({fields})' for name, fields in _FIELDS_OF.items())}"
 
@@ -87,8 +95,9 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, str]) -> None:
     """Adds flags for some fields of a dataclass, or arguments of a function, of the same names or of those in a mapping.
 
-    Types and defaults are those of the signature, help texts the lines "NAME: text" of the docstring. A flag that is not given
-    is None; `flags_given` returns the others. An argument of type `Any` takes a number or a date.
+    Types and defaults are those of the signature, help texts the lines "NAME: text" of the docstring. `flags_given` returns
+    those that were given, `config_of` the dataclass. An argument of type `Any` takes a number or a date, a dataclass
+    FIELD=VALUE words, and "none" is None where that may be.
     """
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     parameters = inspect.signature(documented).parameters
@@ -99,9 +108,14 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
         words = [word for kind in (hint, *kinds) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
         text = flag_help(documented, name, default)
-        option: dict[str, Any] = {"help": text, "dest": flag, "default": None}
+        option: dict[str, Any] = {"help": text, "dest": flag, "default": argparse.SUPPRESS}
         if hint is Any:
             option |= {"type": number_or_text, "metavar": "NUMBER|DATE"}
+        elif dataclasses.is_dataclass(kinds[0]):
+            text = f"{meaning(documented, name)}; fields in JSON: {', '.join(fields_of(kinds[0]))}"
+            option |= {"nargs": "+", "metavar": "FIELD=VALUE", "help": text}
+        elif typing.get_args(kinds[0]) == (Any, Any):
+            option |= {"type": number_or_text, "nargs": 2, "metavar": ("FROM", "BEFORE")}
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
@@ -114,6 +128,8 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         else:
             number = kinds[0] in (int, float)
             option |= {"type": kinds[0], "metavar": "NUMBER" if number else "PATH" if kinds[0] is Path else "NAME"}
+            if len(typing.get_args(hint)) > 1 and not isinstance(None, kinds[0]):
+                option["type"] = functools.partial(_or_none, kinds[0])
         parser.add_argument("--" + flag.replace("_", "-"), **option)
 
 
@@ -150,14 +166,34 @@ def number_or_text(text: str) -> int | float | str:
 def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str, str]) -> dict[str, Any]:
     """What the flags of `add_flags` say, by field or argument; without those that were not given."""
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
-    return {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
+    return {name: getattr(options, flag) for name, flag in flags.items() if hasattr(options, flag)}
+
+
+def config_of(options: argparse.Namespace, kind: Any, command: str) -> Any:
+    """The dataclass that the flags of all its fields say; UsageError for values that do not fit."""
+    hints, values = typing.get_type_hints(kind), flags_given(options, fields_of(kind))
+    for name, value in values.items():
+        inner, flag = (typing.get_args(hints[name]) or (hints[name],))[0], "--" + name.replace("_", "-")
+        if dataclasses.is_dataclass(inner) and value != ["none"]:
+            with as_usage(flag):
+                values[name] = inner(**read_fields(value, flag, fields_of(inner)))  # type: ignore[operator]
+        elif value == ["none"]:
+            values[name] = None
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    with as_usage(command):
+        return kind(**values)
+
+
+def _or_none(kind: type, text: str) -> Any:
+    return None if text == "none" else kind(text)
 
 
 def read_task(words: Sequence[str]) -> Task:
     """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
     name, *fields = words
     expect(name in TASKS, "--task", f"one of {', '.join(TASKS)}", repr(name), error=UsageError)
-    values = read_fields(fields, f"--task {name}", [field.name for field in dataclasses.fields(TASKS[name])])
+    values = read_fields(fields, f"--task {name}", fields_of(TASKS[name]))
     with as_usage("--task"):
         return TASKS[name](**values)
 

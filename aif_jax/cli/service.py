@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import inspect
 import json
 import time
@@ -31,7 +30,7 @@ from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
 
-SERVING = [field.name for field in dataclasses.fields(ServingConfig)]
+SERVING = shared.fields_of(ServingConfig)
 FLAGS: dict[type, Mapping[str, str]] = {
     ServiceSettings: {"only": "version", "keep": "keep", "poll": "poll"}
     | {name: name for name in ("index", "features", "features_timeout", "log", "log_share")},
