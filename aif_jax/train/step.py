@@ -221,10 +221,10 @@ def make_step(
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
-            params = join_tables(dense, taken) | state.fitted
-            scores = score(model, params, batch, compute_dtype=dtype)
+            joined = join_tables(dense, taken) | state.fitted
+            scores = score(model, joined, batch, compute_dtype=dtype)
             shown = [block for block in model.config.blocks if block.reads_places and batch.places is not None]
-            return sum((block.training_logit(params["blocks"][block.name], batch.places) for block in shown), scores)
+            return sum((block.training_logit(joined["blocks"][block.name], batch.places) for block in shown), scores)
 
         value, (gradient, row_gradients) = loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part)
 
@@ -256,10 +256,8 @@ def make_step(
             slots, unique = in_order(count(slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
         sizes = tuple(size_for(int(counts[name]), min(len(large[name]), len(unique[name].ids))) for name in tables)
-        samples = part
-        if part == "auto":
-            row_bytes = sum(size * table.nbytes // len(table) for size, table in zip(sizes, large.values(), strict=True))
-            samples = _part_of(batch, model.config, row_bytes)
+        row_bytes = sum(size * table.nbytes // len(table) for size, table in zip(sizes, large.values(), strict=True))
+        samples = _part_of(batch, model.config, row_bytes) if part == "auto" else part
         return in_order(compiled(state, slots, unique, batch, part=samples, sizes=sizes))
 
     return step
