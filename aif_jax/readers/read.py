@@ -119,7 +119,7 @@ def read(
     log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
     places = None
     if columns.position is not None:
-        shown = np.nan_to_num(tables.scans["events"].floats(columns.position)[found.at])
+        shown = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at])
         places = np.clip(shown, 0, 2**30).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
