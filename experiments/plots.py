@@ -2,7 +2,8 @@
 
 Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
 Time      seconds
-Gives     blocks.png, refresh.png, quality_against_time.png, load.png, calibration.png, with --data history.png
+Gives     blocks.png, refresh.png, quality_against_time.png, load.png, calibration.png, with --data history.png, and, where the
+          records of `experiments.cost` and `experiments.ranker_recall` have their figures, budget.png
 
 Bars are 95 % intervals over users, of paired differences. The timeline is drawn by `experiments.quickstart`, which keeps no
 record.
@@ -20,12 +21,14 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser, Interval
-from experiments import common
+from experiments import common, ranker_recall
 from experiments.study import calibration, datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
 LOAD = Path("experiments/results/cost/record.json")
+LONG, PRESET = "C=1000, L=4096", "C=1000, L=512"
+"""Sizes in that record: of the figure of load, and of the models whose ranker recall is known."""
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
 COLOURS = {"movielens": "tab:blue", "taobao": "tab:orange", "synthetic": "tab:gray"}
 LOADED = (
@@ -35,6 +38,11 @@ LOADED = (
     ("two_tower", "new", "two-tower, new users", "black", 6),
 )
 """Lines of the figure of cost under load: service and users of the record, name, colour, height of the name in points."""
+SERVED = {
+    "two_tower": ("two_tower", "two-tower"), "matching": ("matching", "with matching statistics"), "aif": ("aif", "AIF"),
+    "sequential": ("aif", "AIF, not split"), "exact": ("full_attention", "full attention, not distilled"),
+}  # fmt: skip
+"""Services of the figure of the budget, the pre-ranker of each in the records of ranker recall, and its name."""
 MODELS = {WITH_MATCHING: "two-tower with matching statistics", AIF: "AIF"}
 STYLE: dict[str, Any] = {
     "font.size": 13, "axes.titlesize": 14, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
@@ -145,7 +153,7 @@ def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: s
 
 
 def draw_load(record: Mapping[str, Any], path: Path) -> None:
-    """CPU of a request against requests a second; `record` is of what `experiments.cost --json` writes."""
+    """CPU of a request against requests a second; `record` is one size of what `experiments.cost --json` writes."""
     title = "Under load AIF takes a twelfth of full attention's CPU,\nfor known users a fortieth"
     with drawing(path, 5.2, title) as axis:
         for service, users, name, colour, up in LOADED:
@@ -159,6 +167,27 @@ def draw_load(record: Mapping[str, Any], path: Path) -> None:
         axis.set_yticks([0.5, 1, 3, 10, 30], ["0.5", "1", "3", "10", "30"])
         axis.minorticks_off()
         axis.set_xlim(25, 40_000)
+
+
+def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
+    """What a cut loses of the ranker's top 10 against requests a second; `record` is one size of what `experiments.cost` finds.
+
+    Args:
+      losses: % by data set and pre-ranker, see `ranker_recall.losses_of`.
+    """
+    with drawing(path, 5.2, "What a pre-ranker loses of the ranker's top 10,\nand the load it carries") as axis:
+        for dataset, by_model in losses.items():
+            for service, (model, name) in SERVED.items():
+                rps = record["max_rps"][service]["new"]
+                if model in by_model and rps > 0:
+                    value, low, high = by_model[model]
+                    error = [[value - low], [high - value]]
+                    axis.errorbar(rps, value, yerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
+                    axis.annotate(name, (rps, value), xytext=(8, 4), textcoords="offset points", color=COLOURS[dataset])
+        bound = "requests a second of new users, 99 % answered within 30 ms, 15 of them retrieval"
+        axis.set(xscale="log", yscale="log", xlabel=bound, ylabel="% of the ranker's top 10 lost, 1,000 to 100")
+        axis.margins(x=0.25)
+        _legend(axis, loc="best")
 
 
 def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
@@ -206,7 +235,10 @@ def main(arguments: list[str] | None = None) -> None:
     draw_refresh(json.loads(REFRESH.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))
-    draw_load(load, options.out / "load.png")
+    draw_load(load[LONG], options.out / "load.png")
+    losses = ranker_recall.losses_of(ranker_recall.RESULTS)
+    if losses and PRESET in load:
+        draw_budget(load[PRESET], losses, options.out / "budget.png")
     draw_calibration(json.loads(calibration.RECORD.read_text(encoding="utf-8")), options.out / "calibration.png")
     if options.data is not None:
         data = datasets.load("movielens", options.data)

@@ -119,10 +119,13 @@ def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[
         best = [(where, model, chosen.get((where, model), USUAL)) for where in both for model in COMPARED]
         tried = [(where, model, taught) for where, model, of in best for taught in (of, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
+    every = [(seed, *one) for seed in seeds for one in tried]
+    if name == "test" and ranker == "attention":  # of a figure alone, so once
+        every += [(0, where, "full_attention", ALONE) for where in both]
     return [
         Trial(dataset=where, model=model, ranker=ranker, seed=seed, split=split, **taught._asdict())
-        for seed in seeds for where, model, taught in tried
-    ]  # fmt: skip
+        for seed, where, model, taught in every
+    ]
 
 
 class World(NamedTuple):
@@ -366,6 +369,17 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
         }
         if holds:
             made[dataset] = flat.pop("attention", {}) | flat | {"order_holds": holds}
+    return made
+
+
+def losses_of(results: Path, ranker: str = "attention") -> dict[str, dict[str, Interval]]:
+    """% of the ranker's top 10 lost, by data set and model: test split, taught as chosen, full attention not taught at all."""
+    found, ways, made = read(results), chosen_ways(results), {}
+    for dataset in question.PUBLIC:
+        for model in (*COMPARED, "full_attention"):
+            taught = ALONE if model == "full_attention" else ways.get((dataset, model), USUAL)
+            if runs := runs_of(found, dataset, "test", ranker, model, taught):
+                made.setdefault(dataset, {})[model] = _percent(metrics.user_interval(lost(results, runs, CUT)))
     return made
 
 

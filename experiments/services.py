@@ -28,7 +28,7 @@ CONTENT = 64
 OPTIONS = COMPILER_OPTIONS.get(jax.default_backend())
 """Of the engine, and of every function that is compared with it."""
 SESSION = 5
-ENGINES = ("aif", "two_tower")
+ENGINES = ("aif", "matching", "two_tower")
 SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
 STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
@@ -289,7 +289,7 @@ class Compiled:
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
     """The models of all services with weights as initialised; those with a long history read `length` events."""
     sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
-    presets = {"aif": aif.presets.aif, "exact": aif.presets.full_attention}
+    presets = {"aif": aif.presets.aif, "matching": aif.presets.two_tower_matching, "exact": aif.presets.full_attention}
     configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
     configs["two_tower"] = aif.presets.two_tower(world.schema, **sizes)
     return {name: Model.drawn(world, config) for name, config in configs.items()}
@@ -356,6 +356,7 @@ def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
         "p50_ms": float(np.quantile(total, 0.5)),
         "p99_ms": float(np.median(p99)),
         "critical_p50_ms": float(np.quantile(critical, 0.5)),
+        "critical_p99_ms": float(np.quantile(critical, 0.99)),
     }
 
 

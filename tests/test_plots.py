@@ -73,7 +73,7 @@ def test_a_calibration_is_measured_on_events_that_did_not_fit_it(tmp_path, capsy
 
 def test_the_figure_of_load_is_the_table_of_the_experiments():
     """Figures of experiments/README.md, at the concurrency of the most requests a second whose p99 is within 100 ms."""
-    record = json.loads(plots.LOAD.read_text(encoding="utf-8"))
+    record = json.loads(plots.LOAD.read_text(encoding="utf-8"))[plots.LONG]
     page = (Path(__file__).resolve().parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
 
     def cpu(service: str, users: str) -> float:
@@ -83,6 +83,17 @@ def test_the_figure_of_load_is_the_table_of_the_experiments():
     assert f"aif new / cached / session | {cpu('aif', 'new'):.2g} / {cpu('aif', 'returning_0'):.2g} / " in page
     others = ", ".join(f"{cpu(name, 'new'):.2g}" for name in ("sequential", "two_tower", "exact"))
     assert f"{others} ms" in page
+
+
+def test_the_figure_of_the_budget_has_a_point_for_each_model_that_is_known(tmp_path):
+    losses = {"movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "aif": Interval(0.7, 0.5, 0.9)}}
+    record = {"max_rps": {name: {"new": 100.0 * place} for place, name in enumerate(plots.SERVED)}}
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_legend", lambda axis, **where: drawn.extend(text.get_text() for text in axis.texts))
+        plots.draw_budget(record, losses, tmp_path / "budget.png")
+    assert drawn == ["AIF", "AIF, not split"]  # the two-tower model has no load within the budget, others no ranker recall
+    assert (tmp_path / "budget.png").stat().st_size > 10_000
 
 
 def test_points_are_hundredths_with_the_error_to_both_sides():

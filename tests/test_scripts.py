@@ -59,14 +59,16 @@ def test_index_refresh(tmp_path, capsys):
     assert "build_over_bare" in capsys.readouterr().out
 
 
-SERVICES = {"aif", "sequential", "exact", "two_tower"}
+SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
 
 
 def test_cost(tmp_path, capsys):
     from experiments import cost
 
-    figures = measured(tmp_path, "experiments.cost")
-    for key in ("cpu_ms", "max_rps", "critical_p50_ms"):
+    found = measured(tmp_path, "experiments.cost")
+    assert list(found) == ["C=60, L=64", "machine"]
+    figures = found["C=60, L=64"]
+    for key in ("cpu_ms", "max_rps", "lone_p50_ms", "lone_p99_ms", "critical_p50_ms", "critical_p99_ms"):
         assert set(figures[key]) == SERVICES
         assert all(set(kinds) == set(cost.KINDS) for kinds in figures[key].values())
     assert all(value > 0 for kinds in figures["cpu_ms"].values() for value in kinds.values())
@@ -77,7 +79,7 @@ def test_cost(tmp_path, capsys):
     ratio = figures["cpu_ms"]["aif"]["new"] / figures["floor_cpu_ms"]["new"]
     assert figures["engine_over_floor"]["new"] == pytest.approx(ratio)
     assert set(figures["overhead_p50_ms"]) == {"after_wait", "back_to_back"}
-    assert figures["score_over_head"] > 0 and figures["score_10000_over_head"] > 0
+    assert all(figures["critical_p50_ms"][name]["new"] < figures["lone_p50_ms"][name]["new"] for name in SERVICES)
     assert "cpu_ratio_sequential_over_aif" in capsys.readouterr().out
 
 
