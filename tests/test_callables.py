@@ -237,7 +237,7 @@ def test_a_coroutine_that_comes_too_late_is_closed():
         with pytest.raises(TimeoutError):
             await call.start(1)
         hold.set()
-        while call.hung:
+        while call._left:
             await asyncio.sleep(0.01)
 
     with warnings.catch_warnings(record=True) as caught:

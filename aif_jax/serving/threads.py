@@ -143,8 +143,8 @@ class TimeLimitedCall:
         """What the function returns or raises in a thread. Cancelled before it has one, it does not run."""
         future = asyncio.get_running_loop().create_future()
         async with self._free:
-            work = dict(target=_run, args=(self._function, request, future, self._deliver))
-            threading.Thread(**work, name=f"aif-{self._name}", daemon=True).start()
+            work = (self._function, request, future, self._deliver)
+            threading.Thread(target=_run, args=work, name=f"aif-{self._name}", daemon=True).start()
             self._left[future] = math.inf
             try:
                 result, error = await future
