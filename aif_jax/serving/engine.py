@@ -410,7 +410,7 @@ class AsyncPreRanker:
         best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
         full = best.scores[-1] > -np.inf  # as scores descend
         mask = np.ones(k, bool) if full else best.scores > -np.inf
-        _count(job, results, best.non_finite, some=full or mask.any())
+        _count(job, results, best.non_finite, some=bool(full or mask.any()))
         if len(results) == 1:
             ids = results[0].ids
         else:
@@ -434,7 +434,7 @@ class AsyncPreRanker:
         logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
         known = np.concatenate([scored.rows for scored in results] or [np.zeros(0, np.int32)]) >= 0
         mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-        _count(job, results, int(np.count_nonzero(known & ~mask)), some=mask.any())
+        _count(job, results, int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
         return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **_about(job))
 
     # what an operator sees

@@ -82,14 +82,12 @@ class TimeLimitedCall:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         outcome, task = self._in_task(_read, stream, arrived)
         outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
+        timer = self._timer(outcome)
         try:
-            while True:
-                timer = self._timer(outcome)
-                batch = await arrived.get()
+            while (batch := await arrived.get()) is not _END:
                 timer.cancel()
-                if batch is _END:
-                    break
                 yield batch
+                timer = self._timer(outcome)
             await outcome
         finally:
             timer.cancel()
