@@ -104,7 +104,7 @@ def keep_compiled() -> Path | None:
 
 
 def _of_clients() -> list[type[Exception]]:
-    """What clients of brokers raise that are loaded, such as for a server that does not answer."""
+    """Exceptions of the loaded clients of brokers, such as for a server that does not answer."""
     named = (("redis", "RedisError"), ("confluent_kafka", "KafkaException"))
     return [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
 

@@ -1,6 +1,6 @@
 """The commands: `check`, `train`, `add`, `index ...`, `export`, `verify`, `doctor`, `refresh`, `rollback`.
 
-What a command does is the docstring of its function, which is its help text too.
+The docstring of a command's function is its help text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from aif_jax.train.fit import FitConfig, note
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
 BUILD = ("storage", "batch_size")
 ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "calibration": Run.calibrate}
-"""What `add` adds, in this order: each is of the scores before it."""
+"""Additions of `add`, in this order: each is of the scores before it."""
 
 
 def add_commands(commands: Any) -> None:
@@ -159,7 +159,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def preset_arguments(name: str) -> list[str]:
-    """What a preset takes that is no field of the config: `sim_fields` of "paper"."""
+    """Arguments of a preset that are no field of the config: `sim_fields` of "paper"."""
     parameters = inspect.signature(PRESETS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 

@@ -164,7 +164,7 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str, str]) -> dict[str, Any]:
-    """What the flags of `add_flags` say, by field or argument; without those that were not given."""
+    """Values of the flags of `add_flags` that were given, by field or argument."""
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     return {name: getattr(options, flag) for name, flag in flags.items() if hasattr(options, flag)}
 

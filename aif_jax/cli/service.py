@@ -190,7 +190,7 @@ def add_snapshot_commands(commands: Any) -> None:
 
 
 def run_snapshots(options: argparse.Namespace) -> int:
-    """What `SNAPSHOTS` says of the action."""
+    """Runs an action of `SNAPSHOTS`."""
     if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
         known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index"
         expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)

@@ -131,7 +131,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate says.
+    """Verdict of the gate.
 
     Attributes:
       reasons: why the model is refused, a sentence each: what, measured, bound; empty where it passed.

@@ -29,7 +29,7 @@ REPORTS = 30  # reports that stay in OUT/reports
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refreshed:
-    """What a refresh came to.
+    """Result of a refresh.
 
     Attributes:
       status: "published", "refused" by the gate, or "nothing new" since the served model.

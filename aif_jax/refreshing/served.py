@@ -23,7 +23,7 @@ KEPT = "refresh.json"
 
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
-    """What a model says of its training, by the settings of its run and what a refresh wrote into the export in `folder`.
+    """Record of a model's training: the settings of its run, and those that a refresh wrote into the export in `folder`.
 
     `until` when it was trained, and its `task`, None for unknown; `periods` [from, before] that it was judged on and never
     trained on, the one to be judged on again first; the `newest` event that it was judged on, -1 for none; `id_dropout`.

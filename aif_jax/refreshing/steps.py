@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ DAY = 86_400
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refresh:
-    """A refresh under way; its steps are methods. What they need of steps before them they read from the job's folder.
+    """A refresh under way; its steps are methods, which read the results of earlier steps from the job's folder.
 
     Attributes:
       opened: gives the served model and its record, see `open_served`.
@@ -61,7 +61,7 @@ class Refresh:
     store: SnapshotStore
     reports: SnapshotStore
     items: Source | None
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     progress: bool
 
     def record(self, step: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Refresh:
 
     @functools.cached_property
     def data(self) -> Dataset:
-        """What both models are judged on."""
+        """The data that both models are judged on."""
         return self.read(self.served)
 
     @functools.cached_property
@@ -143,7 +143,7 @@ class Refresh:
         return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
 
     def read_data(self, _: Path) -> dict[str, Any]:
-        """What the data is, whether anything is new, and the earlier period to judge on."""
+        """Digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
         data, newest = self.data, int(self.data.log.time.max(initial=0))
         positions = self.task.positions(data, min_history=1, since=self.since, before=None)
         own, newer, left = (
@@ -214,7 +214,7 @@ class Refresh:
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
     def add(self, folder: Path) -> dict[str, Any]:
-        """What the served model has that is fitted after training, fitted again."""
+        """SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
         settings, old, task = self.settings, self.served, self.task
         changes: dict[str, edits.Edit] = {}
         if settings.id_dropout:

@@ -1,6 +1,6 @@
 """The usual training run: split by time, samples, optimizer, loop, validation, checkpoints, exact resume.
 
-`aif.fit` is its face. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
+The public entry point is `aif.fit`. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 
 Its log says in words the samples of each split and what was left out, and what is missing.
 """
@@ -187,7 +187,7 @@ RECORD = "fit.json"
 LOG = "log.jsonl"
 RANKED = "ranker_scores"
 SAVE_SECONDS = 600.0
-"""What a killed run of one process loses at most, in seconds, where evaluations are further apart."""
+"""Seconds between two checkpoints of one process, at most: a killed run loses no more."""
 LATER = ("sparse", "since", "replay", "without", "teacher", "candidates", "start")
 """Settings that a record leaves out at their defaults, since records of earlier runs, which can be resumed, lack them."""
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
@@ -327,7 +327,8 @@ class FitSettings(FitConfig):
         values, task = _tuples(value), dict(value["task"])
         if values.get("sparse"):
             values["sparse"] = SparseConfig(**_tuples(values["sparse"]))
-        return cls(**values | {"task": TASKS[task.pop("name")](**task)})
+        values["task"] = TASKS[task.pop("name")](**task)
+        return cls(**values)
 
     def span(self, split: str) -> dict[str, int | None]:
         """The first second of a slice, "train", "validation" or "test", and the first after it."""
@@ -369,9 +370,7 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
     return first, after
 
 
-def settle(
-    config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: str | None
-) -> FitSettings:
+def settle(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any) -> FitSettings:
     """The settings of a run: what the config leaves open follows from data, model and task.
 
     Args:

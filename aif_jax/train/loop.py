@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class LogWriter(Protocol):
-    """What the training loop calls."""
+    """Receives the log entries of a training loop."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row."""
@@ -127,8 +127,8 @@ class BadBatch(ValueError):
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Recent:
-    """What happened since the last log entry, and the counters of the run."""
+class _LogWindow:
+    """Statistics since the last log entry, and totals of the run."""
 
     started: float
     waited: float = 0.0
@@ -221,7 +221,7 @@ def loop(
     writers = writers if processes.first() else ()
     for writer in writers:
         writer.rewind(number)
-    recent = _Recent(started=time.perf_counter())
+    recent = _LogWindow(started=time.perf_counter())
     saved, saved_at, cursor = number, time.perf_counter(), None
     save_seconds = math.inf if save is None or processes.several() else save.seconds  # clocks differ
     source = map(_fed, batches)
@@ -292,7 +292,7 @@ def loop(
     return state
 
 
-def _next(source: Iterator[PrefetchedBatch], recent: _Recent) -> PrefetchedBatch | None:
+def _next(source: Iterator[PrefetchedBatch], recent: _LogWindow) -> PrefetchedBatch | None:
     """The next batch, None at the end; the time spent waiting for it is counted."""
     began = time.perf_counter()
     fed = next(source, None)
@@ -330,12 +330,12 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """What a state holds in addition to parameters: step, counters, optimizer state."""
+    """The fields of a state other than parameters: step, counters, optimizer state."""
     names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
     return {name: getattr(state, name) for name in names}
 
 
-def _values(state: TrainState, recent: _Recent, *, max_skipped: int) -> dict[str, float]:
+def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[str, float]:
     """Waits for the steps since the last log entry, reports what went wrong in them, and sums them up."""
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
