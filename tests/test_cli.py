@@ -295,6 +295,23 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert code == 2 and "test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
 
 
+def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(world, tmp_path, run):
+    folder, model, params, encoder = world
+    events = pq.read_table(folder / "events.parquet").slice(0, 400)
+    lines = {name: events[name].to_numpy() for name in ("user", "item", "time")}
+    lines |= {"stage": ["exposed"] * 400, "house": np.linspace(-1, 1, 400)}
+    pq.write_table(pa.table(lines), tmp_path / "log.parquet")
+    words = ["train", *files(folder), *FLAGS, *SMALL, "--batch-size", 64, "--requests", 20, "--quiet", "--out"]
+    code, _, err = run(*words, tmp_path / "taught", "--teacher", folder / "model")
+    assert code == 0, err
+    assert aif.Run.load(tmp_path / "taught").settings.teacher == aif.Trained(model, params, encoder).version
+    code, _, err = run(*words, tmp_path / "logged", "--teacher", "house", "--cascade", tmp_path / "log.parquet")
+    assert code == 0, err
+    assert aif.Run.load(tmp_path / "logged").settings.teacher == "house"
+    code, _, err = run(*words, tmp_path / "other", "--teacher", "house")
+    assert code == 2 and "--teacher: expected the folder of a model, or with --cascade a label of it, got 'house'" in err
+
+
 def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
     folder, *_ = world
     rng = np.random.default_rng(0)

@@ -42,8 +42,10 @@ from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.store.trained import Trained
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
+from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Liked, NextItem
 from tests import demo
 from tests import refresh_world as world
@@ -323,6 +325,15 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, stoc
     assert (times < first).any() and (times >= after).any() and not ((times >= first) & (times < after)).any()
     with pytest.raises(ValueError, match="fit without: expected two moments, the first earlier"):
         dataclasses.replace(settings, without=(after, first))
+
+
+def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, tmp_path):
+    """It is the model of the first days, which knows none of the new ids."""
+    teacher = Teacher(run.trained, loss=2.0 * distill_listwise)
+    made = refreshed(run.folder, world.events(5), tmp_path / "store", teacher=teacher)
+    assert made.trained.settings["loss"].endswith("Goal(2 * distill_listwise, 'teacher')")
+    assert len(made.trained.settings["teacher"]) == 64 and len(made.trained.encoder.vocabularies["item"]) == 1 + world.ITEMS
+    assert made.report["status"] in ("published", "refused")
 
 
 def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(run, tmp_path):

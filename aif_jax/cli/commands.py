@@ -23,11 +23,12 @@ from aif_jax.export.contents import open as open_model
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
 from aif_jax.presets import PRESETS
-from aif_jax.readers import check, load_columns, read, read_items
+from aif_jax.readers import check, load_columns, read, read_cascade, read_items
 from aif_jax.readers.tables import CAP
 from aif_jax.refreshing import RefreshConfig, refresh
 from aif_jax.registry import HEADS
 from aif_jax.run import Run, fit
+from aif_jax.scores import objective_names
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.fit import FitConfig, note
@@ -61,6 +62,9 @@ def add_commands(commands: Any) -> None:
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
     text = f"{shared.TASK_HELP}; such as Liked threshold=4 {text}"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
+    shared.add_teacher(one, label=", or with --cascade a label")
+    text = "file of a ranker's log, see read_cascade; its labels are the objectives of --set, and --teacher"
+    one.add_argument("--cascade", metavar="FILE", help=text)
     shared.add_flags(one, FitConfig, shared.fields_of(FitConfig))
     one.add_argument("--evaluate", action="store_true", help="evaluate the test slice too")
     shared.add_shown(one, printed="the figures")
@@ -171,11 +175,17 @@ def run_train(options: argparse.Namespace) -> int:
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns, **shared.flags_given(options, ["unknown"]))
     data = read(options.events, **files)
+    teacher = shared.read_teacher(options.teacher, labels=options.cascade is not None)
+    if options.cascade is not None:
+        ranker = () if teacher is None or not isinstance(teacher.ranker, str) else (teacher.ranker,)
+        labels = tuple(dict.fromkeys((*objective_names(changes.get("objectives", ())), *ranker)))
+        keys = {"user": columns.user, "item": columns.item, "time": columns.time}
+        data = read_cascade(options.cascade, data, labels=labels, **keys)
     with shared.as_usage("--set"):
         changes |= {"head": HEADS.from_json(changes["head"])} if "head" in changes else {}
         model = build(PRESETS[options.preset](data.schema, **changes))
     config = shared.config_of(options, FitConfig, "train")
-    run = fit(model, data, config, out=options.out, task=task, progress=not options.quiet)
+    run = fit(model, data, config, out=options.out, task=task, teacher=teacher, progress=not options.quiet)
     figures: dict[str, Any] = {"validation": run.metrics}
     test = run.evaluate(data) if options.evaluate else None
     if options.json:
@@ -331,6 +341,7 @@ def add_refresh_commands(commands: Any) -> None:
     one.add_argument("--work", type=Path, metavar="DIR", help=text)
     text = f"{shared.TASK_HELP} (default: that of the served model)"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
+    shared.add_teacher(one)
     shared.add_flags(one, RefreshConfig, shared.fields_of(RefreshConfig))
     shared.add_shown(one, printed="the report")
 
@@ -348,7 +359,7 @@ def run_refresh(options: argparse.Namespace) -> int:
     config = shared.config_of(options, RefreshConfig, "refresh")
     made = refresh(
         options.current or options.out, options.events, config, items=options.items, users=options.users, out=options.out,
-        work=options.work, task=task, progress=not options.quiet,
+        work=options.work, task=task, teacher=shared.read_teacher(options.teacher), progress=not options.quiet,
     )  # fmt: skip
     if options.json:
         print(json.dumps({"status": made.status, "name": made.name} | made.report))

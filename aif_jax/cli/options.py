@@ -20,8 +20,10 @@ from aif_jax.checks import expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
+from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.store.trained import Trained
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
@@ -196,6 +198,22 @@ def read_task(words: Sequence[str]) -> Task:
     values = read_fields(fields, f"--task {name}", fields_of(TASKS[name]))
     with as_usage("--task"):
         return TASKS[name](**values)
+
+
+def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
+    """Adds `--teacher`; `label` says what else than a folder it may be."""
+    text = f"folder of a trained model{label}, whose scores are trained on too, see train.Teacher"
+    parser.add_argument("--teacher", metavar="FOLDER", help=text)
+
+
+def read_teacher(text: str | None, *, labels: bool = False) -> Teacher | None:
+    """The teacher of `--teacher`: the model in a folder or, where there are `labels`, the label; UsageError for another."""
+    if text is None:
+        return None
+    if Path(text).is_dir():
+        return Teacher(open_model(text))
+    expect(labels, "--teacher", "the folder of a model, or with --cascade a label of it", repr(text), error=UsageError)
+    return Teacher(text)
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:

@@ -22,6 +22,7 @@ from aif_jax.refreshing.served import open_served
 from aif_jax.refreshing.steps import STEPS, Refresh
 from aif_jax.store.folders import URL, local
 from aif_jax.store.trained import Trained
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.tasks import Task
 
 REPORTS = 30  # reports that stay in OUT/reports
@@ -54,6 +55,7 @@ def refresh(
     users: Source | None = None,
     work: str | Path | None = None,
     task: Task | None = None,
+    teacher: Teacher | None = None,
     progress: bool = True,
 ) -> Refreshed:
     """Trains the served model on newer events, judges it against the served one, and publishes it if the gate passes it.
@@ -82,6 +84,7 @@ def refresh(
       items, users: files or tables of `read`; None with a `Dataset`.
       work: local folder of the sealed steps; default: OUT.work next to a local `out`.
       task: see `fit`; None takes that of the served model's refresh or run, if it says one. For such a model no other one.
+      teacher: see `fit`; a trained model scores the new samples under the new vocabularies, and may lack some of their ids.
       progress: whether to show a line for each step and bars.
 
     Returns:
@@ -102,6 +105,8 @@ def refresh(
         "current": current.version if isinstance(current, Trained) else str(current), "out": store.url, "task": repr(task),
         "files": None if isinstance(events, Dataset) else [str(each)[:200] for each in (events, items, users)],
     }  # fmt: skip
+    if teacher is not None:
+        arguments["teacher"] = teacher.names | {"loss": repr(teacher.loss)}
     say = output.say if progress else lambda line: None
     opened = functools.cache(functools.partial(open_served, current, config.since, task))
 
@@ -127,7 +132,7 @@ def refresh(
     with output.hidden(not progress), begin(folder, arguments, places=places, say=say, check=check) as job:
         made = Refresh(
             job=job, config=config, opened=opened, read=read_data, store=store, reports=reports, items=items,
-            arguments=arguments, progress=progress,
+            arguments=arguments, teacher=teacher, progress=progress,
         )  # fmt: skip
         if (before := made.record("read")) and before["digest"] != made.data.digest:
             say("refresh: the data changed since the job was killed, so its steps are done again")

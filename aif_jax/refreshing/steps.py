@@ -35,6 +35,7 @@ from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train import edits
 from aif_jax.train import fit as training
+from aif_jax.train.distillation import Teacher
 from aif_jax.train.tasks import TASKS, Task, task_of
 
 MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
@@ -52,6 +53,7 @@ class Refresh:
       store, reports: stores of exports and of reports.
       items: the items file; None where the data was given.
       arguments: settings, files and stores as plain JSON.
+      teacher: see `fit`.
     """
 
     job: Job
@@ -62,6 +64,7 @@ class Refresh:
     reports: SnapshotStore
     items: Source | None
     arguments: dict[str, Any]
+    teacher: Teacher | None
     progress: bool
 
     def record(self, step: str) -> dict[str, Any]:
@@ -205,7 +208,11 @@ class Refresh:
             since=_moment(self.since), validation=held_out if self.calibrated else 0.0, test=held_out, without=(first, after),
             id_dropout=self.record("current")["id_dropout"] if dropout is None else dropout,
         )  # fmt: skip
-        given: dict[str, Any] = {"out": self.job.path("fit"), "start": started.params, "task": self.task}
+        teacher, encoder = self.teacher, self.kept.encoder
+        if teacher is not None and isinstance(teacher.ranker, Trained) and encoder is not None:
+            ranker = warm_start(teacher.ranker, encoder, self.kept.catalogue, forget=True)
+            teacher = dataclasses.replace(teacher, ranker=ranker)
+        given: dict[str, Any] = {"out": self.job.path("fit"), "start": started.params, "task": self.task, "teacher": teacher}
         run = fit(started.model, self.kept, config, progress=self.progress, **given)
         checkpoint.save(folder / MODEL, run.trained)
         trained = training.training_positions(self.kept, run.settings)
