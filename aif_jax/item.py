@@ -11,8 +11,8 @@ from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
 
-def init(key: jax.Array, config: Config) -> Params:
-    """Parameters of the item tower."""
+def init(key: jax.Array, config: Config, *, network: layers.Module | None = None) -> Params:
+    """Parameters of the item tower; `network`: a Flax module from its inputs [w] to the item vector [D], None for an MLP."""
     schema, width = config.schema, config.width
     content, tower = jax.random.split(key)
     inputs = len(schema.item_attributes) * width + schema.item_floats
@@ -20,14 +20,14 @@ def init(key: jax.Array, config: Config) -> Params:
     if config.reads_content:
         params["content"] = layers.dense_init(content, schema.content, width)
         inputs += width
-    return params | {"tower": layers.mlp_init(tower, inputs, (*config.towers, width))}
+    return params | {"tower": layers.init_module(network or layers.MLP((*config.towers, width)), tower, inputs)}
 
 
-def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
+def apply(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> ItemRow:
     """ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
     if config.reads_content and features.content is None:
         raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
-    made = vector(params, features, config=config)
+    made = vector(params, features, config=config, network=network)
     view = ItemView(config=config, params=params, features=features, vector=made)
     return ItemRow(
         vector=made,
@@ -37,11 +37,13 @@ def apply(params: Params, features: ItemFeatures, *, config: Config) -> ItemRow:
     )
 
 
-def vector(params: Params, features: ItemFeatures, *, config: Config) -> jax.Array:
+def vector(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> jax.Array:
     """The item vector [D] from attributes, floats and content."""
     inputs = layers.embed_attributes(params["embedding"], config.schema.item_attributes, features.ids)
     if config.schema.item_floats:
         inputs.append(jnp.asarray(features.floats))
     if config.reads_content:
         inputs.append(layers.dense(params["item"]["content"], jnp.asarray(features.content)))
-    return layers.mlp(params["item"]["tower"], jnp.concatenate(inputs))
+    return layers.apply_module(
+        network or layers.MLP((*config.towers, config.width)), params["item"]["tower"], jnp.concatenate(inputs)
+    )

@@ -47,7 +47,9 @@ class Rows:
         return jnp.asarray(self.table).at[jnp.where(there, positions, len(self.ids))].get(mode="fill", fill_value=jnp.nan)
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
+    """Dense layers with ReLU between them, none after the last: [..., width_in] -> [..., widths[-1]]."""
+
     widths: tuple[int, ...]
 
     @nn.compact
@@ -79,13 +81,13 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
     """Parameters of `mlp`: one dense layer for each entry of `widths`."""
-    return init_module(_MLP(widths), key, width_in)
+    return init_module(MLP(widths), key, width_in)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
-    """Dense layers with ReLU between them, none after the last: [..., width_in] -> [..., widths[-1]]."""
+    """`MLP` with these parameters."""
     widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
-    return apply_module(_MLP(widths), params, x)
+    return apply_module(MLP(widths), params, x)
 
 
 def layer_norm_init(key: jax.Array, width: int) -> Params:

@@ -92,9 +92,16 @@ def build(config: Config) -> PreRanker:
 
 
 def assemble(
-    config: Config, *, user: Component = USER, item: Component = ITEM, interaction: Component = INTERACTION
+    config: Config,
+    *,
+    user: Component | layers.Module = USER,
+    item: Component | layers.Module = ITEM,
+    interaction: Component = INTERACTION,
 ) -> PreRanker:
     """A pre-ranker from three components, for replacing whole towers.
+
+    A Flax module as `user` or `item` replaces the MLP of that tower: from the tower's inputs [w] of ONE user or item to the
+    vector [D]; blocks stay as they are. An NNX module is one by `nnx.bridge.to_linen`. A module over pairs is a head.
 
     Each component's `init(key, config)` gives the parameter group of its name (the interaction's is "head"); `apply` sees all
     groups. A component of yours that reads what the blocks of the config made calls them as `aif_jax.user`, `aif_jax.item` and
@@ -105,14 +112,13 @@ def assemble(
     opened with `model=` alone, by `aif.open`, `Run.load` and `export.restore`; commands cannot open it.
     """
     given = {"user": (user, USER), "item": (item, ITEM), "interaction": (interaction, INTERACTION)}
-    others = (
-        f"{part}={name_of(one.apply).rpartition('.')[2]}" for part, (one, ours) in given.items() if one.apply is not ours.apply
-    )
-    config = config.replace(assembled=tuple(others))
+    others = [part for part, (one, ours) in given.items() if isinstance(one, layers.Module) or one.apply is not ours.apply]
+    config = config.replace(assembled=tuple(f"{part}={_name(given[part][0])}" for part in others))
+    hinted = user is USER or isinstance(user, layers.Module)  # a component of yours need not know how many candidates follow
+    user, item = _component(user, USER), _component(item, ITEM)
     user_fn = partial(user.apply, config=config)
     item_fn = partial(item.apply, config=config)
     interaction_fn = partial(interaction.apply, config=config)
-    hinted = user is USER  # a component of yours need not know how many candidates follow
 
     def init(
         key: jax.Array, catalogue: Catalogue | ItemFeatures | None, *, seed: int = 0, fitted: Params | None = None
@@ -140,6 +146,18 @@ def assemble(
         return interaction_fn(params, user.apply(params, features, config=config, **hint), rows)
 
     return PreRanker(config, init, user_fn, item_fn, interaction_fn, joint)
+
+
+def _component(given: Component | layers.Module, ours: Component) -> Component:
+    """A component as it is, or the package's with a Flax module as its network."""
+    if not isinstance(given, layers.Module):
+        return given
+    return Component(partial(ours.init, network=given), partial(ours.apply, network=given))
+
+
+def _name(given: Component | layers.Module) -> str:
+    """The name of a component's function, or of a module's class."""
+    return type(given).__name__ if isinstance(given, layers.Module) else name_of(given.apply).rpartition(".")[2]
 
 
 @functools.lru_cache(maxsize=64)

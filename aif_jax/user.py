@@ -17,8 +17,8 @@ from aif_jax.config import Config
 from aif_jax.types import Params, UserFeatures, UserState
 
 
-def init(key: jax.Array, config: Config) -> Params:
-    """Parameters of the user tower, whose short sequence blocks read too."""
+def init(key: jax.Array, config: Config, *, network: layers.Module | None = None) -> Params:
+    """Parameters of the user tower, whose short sequence blocks read too; `network`: a Flax module in place of its MLP."""
     schema, width = config.schema, config.width
     keys = iter(jax.random.split(key, 6))
     params: Params = {"sequence": layers.dense_init(next(keys), width, width)}
@@ -32,28 +32,37 @@ def init(key: jax.Array, config: Config) -> Params:
     if config.sequence:
         params["norm"] = layers.layer_norm_init(next(keys), width)
         params["feed_forward"] = layers.mlp_init(next(keys), width, (2 * width, width))
-    params["tower"] = layers.mlp_init(next(keys), (2 + config.sequence) * width, (*config.towers, width))
+    module = network or layers.MLP((*config.towers, width))
+    params["tower"] = layers.init_module(module, next(keys), (2 + config.sequence) * width)
     return params
 
 
-def apply(params: Params, features: UserFeatures, *, config: Config, candidates: int | None = None) -> UserState:
+def apply(
+    params: Params,
+    features: UserFeatures,
+    *,
+    config: Config,
+    candidates: int | None = None,
+    network: layers.Module | None = None,
+) -> UserState:
     """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
     history = recent(features.history, config.history_length)
     view = UserView(config=config, params=params, features=features, history=history, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
-    return UserState(vector=vector(params, view), blocks=blocks)
+    return UserState(vector=vector(params, view, network), blocks=blocks)
 
 
-def vector(params: Params, user: UserView) -> jax.Array:
+def vector(params: Params, user: UserView, network: layers.Module | None = None) -> jax.Array:
     """The user vector [D] from profile and short sequence."""
     tower, config, sequence, mask = params["user"], user.config, user.sequence, jnp.asarray(user.short.mask)
     profile = layers.embed_attributes(params["embedding"], config.schema.user_attributes, user.features.ids)
     if config.schema.user_floats:
         profile.append(jnp.asarray(user.features.floats))
     projected = layers.dense(tower["profile"], jnp.concatenate(profile)) if profile else tower["profile_constant"]
+    module = network or layers.MLP((*config.towers, config.width))
     if not config.sequence:
-        return layers.mlp(tower["tower"], jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
+        return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, layers.masked_mean(sequence, mask)]))
     attended = layers.layer_norm(tower["norm"], sequence + layers.attention(sequence, sequence, sequence, mask))
     pooled = layers.masked_mean(attended + layers.mlp(tower["feed_forward"], attended), mask)
     crossed = layers.attention(projected, sequence, sequence, mask)
-    return layers.mlp(tower["tower"], jnp.concatenate([projected, pooled, crossed]))
+    return layers.apply_module(module, tower["tower"], jnp.concatenate([projected, pooled, crossed]))

@@ -3,10 +3,12 @@
 import dataclasses
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import aif_jax as aif
 from aif_jax import blocks, heads, interaction, item, user
@@ -190,6 +192,43 @@ def test_assemble_takes_a_tower_of_your_own():
     assert params["user"]["scale"].shape == () and params["user"]["scale"] != 1
     np.testing.assert_allclose(scaled, params["user"]["scale"] * vector, rtol=1e-6)
     np.testing.assert_allclose(joint, staged, rtol=1e-5)
+
+
+def test_assemble_takes_flax_modules_as_towers():
+    """Linen as it is, NNX by its bridge; blocks go on reading the vectors."""
+
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(8, name="last")(nn.gelu(nn.Dense(24, name="first")(x)))
+
+    class Deep(nnx.Module):
+        def __init__(self, width_in, width, *, rngs):
+            self.linear, self.norm = nnx.Linear(width_in, width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.linear(x))
+
+    config = demo.config(**demo.VARIANTS["matching"], sequence=False)
+    usual = aif.build(config)  # whose first kernel tells the width of the inputs
+    shapes = jax.eval_shape(lambda: usual.init(jax.random.key(0), None, fitted=aif.fit_tables(config, demo.catalogue())))
+    inputs = shapes["item"]["tower"]["layer_0"]["kernel"].shape[0]
+    model = aif.assemble(config, user=Wide(), item=nnx.bridge.to_linen(Deep, inputs, 8))
+    assert model.config.assembled == ("user=Wide", "item=ToLinen")
+    params, features, items = demo.init(model), demo.user(config), demo.items(5)
+    assert params["user"]["tower"]["first"]["kernel"].shape[1] == 24
+    assert params["item"]["tower"]["linear"]["kernel"].shape == (inputs, 8)
+
+    @jax.jit
+    def run(params):
+        rows = jax.vmap(model.item, (None, 0))(params, items)
+        return rows.vector, model.joint(params, features, items), model.interaction(params, model.user(params, features), rows)
+
+    vectors, joint, staged = run(params)
+    norm = params["item"]["tower"]["norm"]
+    plain = (vectors - norm["bias"][None, :]) / norm["scale"][None, :]
+    np.testing.assert_allclose(plain.mean(1), np.zeros(5), atol=1e-5)  # of a layer norm
+    np.testing.assert_allclose(joint, staged, rtol=1e-4, atol=1e-5)
 
 
 def test_each_input_of_the_head_changes_the_scores(compiled):
