@@ -216,7 +216,7 @@ def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
     pairs = [(item, sum(kernels[1:], kernels[0]))] if kernels else []
     pairs += [pair for of in inputs for pair in of.pairs]
     once = [of.once for of in inputs if not isinstance(of.once, float)]
-    terms = [sum(once[1:], once[0])[None, :]] if once else []
+    terms = [jnp.expand_dims(sum(once[1:], once[0]), 0)] if once else []
     if pairs and item.shape[0] > item.shape[1]:
         left, right = zip(*pairs, strict=True)
         pairs = [(jnp.concatenate(left, -1), jnp.concatenate(right, 0))]

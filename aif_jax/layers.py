@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Array, Behaviours, Params, record
 
-Module = nn.Module
+Module: TypeAlias = nn.Module
 """What plugs in as a head or a tower."""
 
 AGE_BUCKETS = 32

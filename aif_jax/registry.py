@@ -44,7 +44,7 @@ class Registry(dict[str, type]):
             way_out = f'give {{"{self.kind}": NAME, FIELD: VALUE}}, and import the module with its `@{self.kind}`'
             raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name!r}; {way_out}")
         fields = {key: entry for key, entry in value.items() if key != self.kind}
-        return from_plain(self[name], fields, f"{self.kind} {name!r}")
+        return from_plain(self[str(name)], fields, f"{self.kind} {name!r}")
 
 
 BLOCKS, HEADS = Registry("block"), Registry("head")
