@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import kernels
 from tests.conftest import child_environment
 from tests.light import flags
 
@@ -20,6 +22,26 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
         pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
     importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
     return json.loads((folder / "figures.json").read_text())
+
+
+# kernels
+
+
+def test_kernels(tmp_path):
+    figures = measured(tmp_path, "experiments.kernels")
+    names = "din_linear", "din_direct", "simtier", "interaction", "interaction_exact", "head_only"
+    for key in names:
+        assert list(figures[f"{key}_ms"]) == ["40,64"]
+        assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key
+    assert figures["interaction_longest_over_shortest"] == {"40": 1.0}  # one length
+
+
+def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
+    """Inputs of every form that is timed as flat in L have the same shapes at any L."""
+    short, long = (kernels.fixed_forms(5, n) for n in (64, 96))
+    for name, form in short.items():
+        shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
+        assert shapes[0] == shapes[1], name
 
 
 # serving
