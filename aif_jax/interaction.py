@@ -18,7 +18,7 @@ from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 DIRECT = "direct"
-"""Beside the head's parameters with T > 1 objectives: [T], weighs what blocks add to the logits."""
+"""Next to the head's parameters with T > 1 objectives: [T], weighs what blocks add to the logits."""
 
 
 def init(key: jax.Array, config: Config) -> Params:

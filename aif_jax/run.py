@@ -104,7 +104,7 @@ class Run:
         self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
         min_history: int | None = None, repeats: bool | None = None, **options: Any,
     ) -> Evaluation:  # fmt: skip
-        """Figures of a slice that training never saw, beside those of the `train.baseline_scores` as of its first moment.
+        """Figures of a slice that training never saw, and those of the `train.baseline_scores` as of its first moment.
 
         Args:
           split: which slice; the moments that bound it are those of training.

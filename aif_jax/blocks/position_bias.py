@@ -27,7 +27,7 @@ class PositionBias(Block):
     - When: the log holds impressions with their places, see `Columns.position`.
 
     Attributes:
-      places: places with a bias of their own; later ones share the last.
+      places: places with a bias each; later ones share the last.
     """
 
     places: int = 20

@@ -122,7 +122,7 @@ def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
     """Counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in C x L / 4 bytes.
 
-    Each SPAN behaviours are counted in 4-bit fields of words [C]. These are summed in a pass of its own: in one with the first,
+    Each SPAN behaviours are counted in 4-bit fields of words [C]. These are summed in a separate pass: in one with the first,
     XLA on a CPU computes the words again for each field.
     """
     count, width = candidates.shape

@@ -340,7 +340,7 @@ class AsyncPreRanker:
         Args:
           given: candidates as `Candidates.of` takes them, or an async iterator of such; None: what retrieval finds.
         """
-        user = self._users.join(job)  # the cached state, or its computation, which starts beside retrieval
+        user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
         calls: list[asyncio.Future[Scored]] = []
         start = job.timeline.arrival
         try:

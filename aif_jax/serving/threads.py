@@ -31,7 +31,7 @@ _END = object()
 class TimeLimitedCall:
     """A callable of the engine's owner; `function` is None where only `batches` is used.
 
-    An async function runs on the event loop, any other in a daemon thread of its own, at most `callable_threads` of which
+    An async function runs on the event loop, any other in one daemon thread a call, at most `callable_threads` of which
     work for requests at once. A call that outlives its request is left behind: with `max_hung` of them, calls fail.
 
     Attributes:

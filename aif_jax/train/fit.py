@@ -202,7 +202,7 @@ class FitConfig(Fields):
       batch_size: samples a step.
       learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
       compute_dtype: dtype of activations by name, see `make_step`.
-      sparse: which tables get sparse updates, see `make_step`; None updates whole tables.
+      sparse: which tables get sparse updates, see `make_step`; by default whole tables are updated.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
         "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.
@@ -217,12 +217,12 @@ class FitConfig(Fields):
       without: (first moment, first moment after) of samples that are never trained on, replayed or not, such as a period to
         judge on; dates or numbers as for `since`; None: trains on all.
       requests: samples of the validation slice that are evaluated, at most.
-      k: k of HR@k and NDCG@k in the catalogue; None does not rank it.
+      k: k of HR@k and NDCG@k in the catalogue; None: it is not ranked.
       repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
         training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
         process saves every ten minutes.
-      keep_best: figure of the validation slice by which the best checkpoint is returned; None returns the last.
+      keep_best: figure of the validation slice by which the best checkpoint is returned; None: the last one is.
 
     Raises:
       ValueError: names the field, what was expected and what came.
