@@ -41,7 +41,9 @@ class Registry(dict[str, type]):
         """The part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
         name = value.get(self.kind) if isinstance(value, Mapping) else value
         if not isinstance(value, Mapping) or name not in self:
-            way_out = f'give {{"{self.kind}": NAME, FIELD: VALUE}}, and import the module with its `@{self.kind}`'
+            named = isinstance(value, Mapping) and name is not None
+            form = f'give {{"{self.kind}": NAME, FIELD: VALUE}}'
+            way_out = f"import the module with its `@{self.kind}`" if named else form
             raise ValueError(f"{self.kind}: expected one of {sorted(self)}, got {name!r}; {way_out}")
         fields = {key: entry for key, entry in value.items() if key != self.kind}
         return from_plain(self[str(name)], fields, f"{self.kind} {name!r}")

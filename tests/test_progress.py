@@ -57,6 +57,7 @@ class Terminal(io.StringIO):
 def terminal(monkeypatch):
     """A terminal on which every bar is drawn at once."""
     monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(progress, "INTERVAL", 0)
     return Terminal()
 
 

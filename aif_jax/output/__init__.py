@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-DELAY = 0.5
-"""Seconds before a bar is drawn."""
+DELAY, INTERVAL = 0.5, 0.1
+"""Seconds before a bar is drawn, and between two drawings."""
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -52,6 +52,6 @@ def track(values: Iterable[Any] | None = None, *, label: str, unit: str, show: b
         go and the outermost stays.
     """
     hide = not show or _quiet.get()
-    drawn: dict[str, Any] = {"ncols": shutil.get_terminal_size().columns, "miniters": 1, "delay": DELAY}
-    options = {"leave": None, "disable": hide or None} | drawn | options
+    drawn: dict[str, Any] = {"delay": DELAY, "mininterval": INTERVAL, "miniters": 1}
+    options = {"leave": None, "disable": hide or None, "ncols": shutil.get_terminal_size().columns} | drawn | options
     return Bar(values, desc=label, unit=f" {unit}", **options)
