@@ -43,7 +43,8 @@ def test_smoke(tmp_path, capsys):
 
 def test_the_models_of_the_results_are_trained_as_fit_trains_by_default():
     recipe = {"epochs": question.EPOCHS, **question.FIXED}
-    assert {name: inspect.signature(aif.fit).parameters[name].default for name in recipe} == recipe
+    defaults = dataclasses.asdict(aif.FitConfig())
+    assert {name: defaults[name] for name in recipe} == recipe
     optimizer = inspect.signature(aif.train.default_optimizer).parameters
     assert {name: optimizer[name].default for name in question.FIXED} == question.FIXED
 
