@@ -10,7 +10,7 @@ Services  aif         AsyncPreRanker over `presets.aif`
           exact       `presets.full_attention`: attention over both whole histories; sequential
           matching    AsyncPreRanker over `presets.two_tower_matching`
           two_tower   AsyncPreRanker over a dot product
-          floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines
+          floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines, no batches
 Inputs    the same for every service: encoded features as arrays on the host, as a feature store delivers them, and raw ids of
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
           features of the catalogue on the device.
@@ -70,6 +70,7 @@ def parse(arguments: list[str] | None):
         "rounds": (5, 2, "rounds of all loads"),
         "seconds": (0.5, 0.1, "seconds of each closed loop"),
         "concurrency": ([1, 2, 4, 8, 12, 16, 24, 32, 48, 64], [1, 4], "clients at once"),
+        "batch_size": (8, 2, "users that the engine computes at once"),
         "threads": (2, None, "threads of the engine, for each of its stages"),
         "p99_bound_ms": (30.0, None, "milliseconds of a whole request, for requests/s"),
     }
@@ -82,7 +83,7 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
     models = services.models(world, length, smoke=options.smoke)
     floor = Floor(models["aif"], candidates, k)
     threads = {"user_threads": options.threads, "score_threads": options.threads}
-    config = {"max_pending": 256, **threads}
+    config = {"batch_size": options.batch_size, "max_pending": 256, **threads}
     ways = services.services(models, candidates, k, config)
     async with services.started(ways):
         await check_same_answers(ways["aif"], ways["sequential"], floor)

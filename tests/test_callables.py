@@ -202,10 +202,11 @@ async def main():
     call = TimeLimitedCall("features", lambda request: time.sleep(600), config)
     while call.hung < 5:  # a call that ends before a thread has taken it does not count
         try:
-            await call.start(None)
+            await call(None)
         except TimeoutError as error:
             await asyncio.sleep(0.01)
             print(error, call.hung)
+    call.close()
 
 asyncio.run(main())
 """
@@ -215,11 +216,12 @@ asyncio.run(main())
 async def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
     ran = []
     call = TimeLimitedCall("features", lambda name: (time.sleep(0.1), ran.append(name)), ServingConfig(callable_threads=1))
-    tasks = [call.start(name) for name in ("first", "second", "third")]
+    tasks = [asyncio.create_task(call(name)) for name in ("first", "second", "third")]
     await asyncio.sleep(0.02)
     tasks[1].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert ran == ["first", "third"] and call.hung == 0
+    call.close()
 
 
 def test_a_coroutine_that_comes_too_late_is_closed():
@@ -235,10 +237,11 @@ def test_a_coroutine_that_comes_too_late_is_closed():
     async def test():
         call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
         with pytest.raises(TimeoutError):
-            await call.start(1)
+            await call(1)
         hold.set()
-        while call._left:
+        while call.hung:
             await asyncio.sleep(0.01)
+        call.close()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -254,4 +257,5 @@ async def test_objects_and_functions_that_return_awaitables_are_awaited():
 
     for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
         call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
-        assert await call.start(np.int32(1)) == 2
+        assert await call(np.int32(1)) == 2
+        call.close()

@@ -236,7 +236,7 @@ def served() -> World:
 async def test_the_engine_answers_with_all_logits_and_ranks_by_the_first(served):
     ids = served.ids[:60]
     everything = np.asarray(served.joint(served.params, served.user(3), served.features))[:60]
-    async with served.engine() as engine:
+    async with served.engine(batch_size=2) as engine:
         answer = await engine.rank(aif.Request(user=3, context=ids), 5)
         best = np.argsort(-everything[:, 0], kind="stable")[:5]
         assert answer.ids.tolist() == ids[best].tolist() and answer.logits.shape == (5, 3)

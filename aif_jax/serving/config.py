@@ -1,4 +1,4 @@
-"""Static configuration of the engine, and the candidate counts that it compiles for."""
+"""Static configuration of the engine, and the candidate counts and batch sizes that it compiles for."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, 
     return tuple(sizes)
 
 
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
+    return *(2**power for power in range((largest - 1).bit_length())), largest
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingConfig:
     """How an engine serves. Times are in seconds, sizes in bytes.
@@ -54,6 +59,12 @@ class ServingConfig:
       callable_threads: threads for `features`, and for `retrieval`, where it is not async.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
+      on_loop: seconds that the call of a compiled function, work on the host included, may take to run on the event loop's own
+        thread, which saves two thread switches, while no other call waits; twice as long after a pause of 10 x `on_loop`. The
+        engine measures such calls. 0 uses threads alone.
+      batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
+        those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
+        values compile longer.
       bid: name of the side column (`Columns.side`) with the bid; candidates may bring their own bids.
       orders: JAX functions by name, such as {"value": lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]}, of calibrated
         probabilities [C] by objective and the bid [C], see `aif_jax.scores`; requests choose one by name. "bid" is there by
@@ -81,6 +92,8 @@ class ServingConfig:
     max_hung: int = 64
     user_threads: int = 2
     score_threads: int = 2
+    on_loop: float = 0.001
+    batch_size: int = 1
     bid: str = "bid"
     orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)
     order: str = "logit"
@@ -96,9 +109,9 @@ class ServingConfig:
         expect_field(all(a < b for a, b in zip(sizes, sizes[1:], strict=False)), "buckets", "ascending sizes")
         expect_field(_counts(self.history_lengths), "history_lengths", "lengths of 1 or more")
         threads = ("callable_threads", "user_threads", "score_threads")
-        for field in ("max_k", "max_pending", "max_hung", *threads):
+        for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
-        for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
+        for field in ("reserve", "cache_bytes", "prepare_ttl", "on_loop", "drain_timeout"):
             expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)

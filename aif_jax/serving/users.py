@@ -7,24 +7,21 @@ import contextlib
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from aif_jax.checks import check_encoding, expect
-from aif_jax.features import check_user_features, pack
-from aif_jax.schema import Schema
+from aif_jax.checks import expect
+from aif_jax.features import pack
+from aif_jax.serving.admission import PendingRequest
 from aif_jax.serving.config import ServingConfig
 from aif_jax.serving.metrics import Known, Metrics, known_of
-from aif_jax.serving.pending import PendingRequest
-from aif_jax.serving.programs import history_length
+from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.requests import DeadlineExceeded, Request
-from aif_jax.serving.scoring import UserSide
-from aif_jax.serving.threads import TimeLimitedCall, described
-from aif_jax.serving.versions import Version
+from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
+from aif_jax.serving.versions import UserSide, Version
 from aif_jax.types import UserFeatures
 
 ENTRY_BYTES, LEAF_BYTES = 1100, 1300
@@ -156,7 +153,7 @@ class Computation:
     """A running computation and how many wait for it."""
 
     key: Hashable
-    task: asyncio.Future[Any]
+    task: asyncio.Task[Any]
     began: float  # by the clock of its event loop
     waiters: int = 0
 
@@ -167,7 +164,7 @@ class SingleFlight:
     def __init__(self, *, detached_limit: int):
         self._limit = detached_limit
         self._running: dict[Hashable, Computation] = {}
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -175,11 +172,11 @@ class SingleFlight:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._running
 
-    def join(self, key: Hashable, start: Callable[[], Awaitable[Any]]) -> Computation:
+    def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """The computation of that key, started where there is none. Every `join` needs a `leave`."""
         computation, loop = self._running.get(key), asyncio.get_running_loop()
         if computation is None:
-            computation = self._running[key] = Computation(key, asyncio.ensure_future(start()), loop.time())
+            computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
             self._tasks.add(computation.task)
             computation.task.add_done_callback(lambda task: self._ended(key, task))
         computation.waiters += 1
@@ -207,101 +204,121 @@ class SingleFlight:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, key: Hashable, task: asyncio.Future[Any]) -> None:
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         self.forget(key, task)
         if not task.cancelled():
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
-    def forget(self, key: Hashable, task: asyncio.Future[Any]) -> None:
+    def forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         """The next `join` of that key starts another computation."""
         if key in self._running and self._running[key].task is task:
             del self._running[key]
 
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
-RECENT = 0.1  # weight of the latest request in running means
-UserState: TypeAlias = tuple[UserSide, list[tuple[str, float, float]]]
-"""A state that was computed, and the spans of its stages."""
+
+
+class UserTask(NamedTuple):
+    """The features of one user, to become a state."""
+
+    version: Version
+    features: UserFeatures
+    future: asyncio.Future[Any]
+
+    @property
+    def length(self) -> int:
+        """Places of its history."""
+        return history_length(self.features)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Tasks of one key run the same compiled function with the same parameters."""
+        return id(self.version), self.length
+
+    shape = length
 
 
 class UserStates:
     """User states of requests, used from the event loop's thread."""
 
-    def __init__(self, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics, schema: Schema):
+    def __init__(self, programs: Programs, config: ServingConfig, features: TimeLimitedCall, metrics: Metrics):
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
-        self.seconds = 0.0  # of a thread that one more request takes, over the threads: how fast a queue gets shorter
+        self._programs = programs
         self._config = config
         self._features = features
         self._metrics = metrics
-        self._schema = schema
-        self._threads = ThreadPoolExecutor(config.user_threads, thread_name_prefix="aif-user")
+        self._tasks = Batcher("aif-user", config.user_threads, config, programs, prepare=self._pack, run=self._run)
         self._serving: str | None = None  # version whose states are cached
+        self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
     def serve(self, version: str) -> None:
         """Caches states of that model version from now on, and frees those of others."""
         self._serving = version
         self.cache.keep_version(version)
 
+    @property
+    def seconds(self) -> float:
+        """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
+        return self._computed * self._tasks.seconds
+
     def holds(self, request: Request, version: Version) -> bool:
         """Whether a state for that user and feature version is there, or on its way."""
         key = StateKey(request.user, request.feature_version, version.name)
         return key in self.cache or key in self.running
 
-    def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
-        """The user's state from the cache, or the computation of it, started where none may be shared; needs a `leave`.
+    @contextlib.contextmanager
+    def joined(self, job: PendingRequest, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
+        """The user's state from the cache, or the computation of it, started where none may be shared.
 
-        Requests share a state where their feature version is known, or where `prepare` makes or made it.
+        Requests share a state where their feature version is known, or where `prepare` makes or made it. At the end of the
+        block, a computation that was only late runs on to fill the cache; one that nobody waits for is cancelled.
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
         cached = self.cache.get(key)
+        self._computed += RECENT * ((cached is None) - self._computed)
         if cached is not None:
-            self.seconds -= RECENT * self.seconds
-            return cached
+            yield cached
+            return
         keep = key
         if request.feature_version is None and not prepare and key not in self.running:
             key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)
         self._metrics.counters["cache_joins"] += key in self.running
-        return self.running.join(key, lambda: self._make(job, version, keep))
-
-    def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
-        """Lets a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
-        if isinstance(user, Computation):
-            self.running.leave(user, keep=job.reason is not None)
+        computation = self.running.join(key, lambda: self._make(job, version, keep))
+        try:
+            yield computation
+        finally:
+            self.running.leave(computation, keep=job.reason is not None)
 
     async def ready(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
-        """Waits for the user's own state as long as scoring leaves time; else returns the stand-in that the config allows.
-
-        Raises what went wrong where it allows none.
-        """
+        """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
         if isinstance(user, UserSide):
             return self._marked(job, user)
         task, start = user.task, time.perf_counter()
         if not task.done():
             left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
             before, job.waiting_for = job.waiting_for, "user side"
-            await asyncio.wait((task,), timeout=left)
+            await asyncio.wait({task}, timeout=left)
             job.waiting_for = before
             job.timeline.add("wait_user", start, time.perf_counter())
-        if not task.done() or task.cancelled():
-            error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
-            why = "late"
-        else:
-            error, why = task.exception(), "failed"
-        if error is None:
+        ended = task.done() and not task.cancelled()
+        error = task.exception() if ended else None
+        if ended and error is None:
             side, spans = task.result()
             for span in spans:
                 job.timeline.add(*span)
             return self._marked(job, side)
+        what = "late" if error is None else "failed"
+        error = error or DeadlineExceeded("user side: not ready within the budget")
         if not self._config.fallback:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
         job.stand_in = "unknown user" if stale is None else "stale state"
-        job.reason = f"user side {why}: {error if why == 'late' else described(error)}; answered with the {job.stand_in}"
-        job.degraded = f"{why}, {job.stand_in}"
+        job.reason = f"user side {what}: {error if what == 'late' else described(error)}; answered with the {job.stand_in}"
+        job.degraded = f"{what}, {job.stand_in}"
         if stale is None:
             return job.version.unknown[0]
         self.stale_age = time.perf_counter() - stale.since
@@ -311,7 +328,7 @@ class UserStates:
     async def close(self) -> None:
         """Stops every computation."""
         await self.running.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._tasks.close)
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """The same state; the answer says so where the model knows too little of its history."""
@@ -324,54 +341,44 @@ class UserStates:
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    def _make(self, job: PendingRequest, version: Version, key: StateKey) -> asyncio.Future[UserState]:
+    async def _make(
+        self, job: PendingRequest, version: Version, key: StateKey
+    ) -> tuple[UserSide, list[tuple[str, float, float]]]:
         """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
+        features = await self._features(dataclasses.replace(job.request, version=version.name))
+        fetched = time.perf_counter()
+        task = UserTask(version, features, asyncio.get_running_loop().create_future())
+        self._tasks.submit(task)
+        outcome = await task.future
+        if isinstance(outcome, Exception):
+            raise self._features.noted(outcome)  # features that do not fit the model
+        state, span, known = outcome
+        self._metrics.observe_known(known)
+        side = UserSide(state, task.length, start, known)
+        if version.name == self._serving:
+            self.cache.put(key, side, since=start)
+        return side, [("features", start, fetched), span]
 
-        async def compute(features: UserFeatures) -> UserState:
-            fetched, loop = time.perf_counter(), asyncio.get_running_loop()
-            work = loop.run_in_executor(self._threads, compute_state, self._schema, version, features)
-            state, known, began, ended = await work
-            self.seconds += RECENT * ((ended - began) / self._config.user_threads - self.seconds)
-            self._metrics.observe_known(known)
-            side = UserSide(state, history_length(features), start, known)
-            if version.name == self._serving:
-                self.cache.put(key, side, since=start)
-            return side, [("features", start, fetched), ("user", began, ended)]
+    def _pack(self, task: UserTask) -> tuple[np.ndarray, Known]:
+        """Checked features as words int32 [n], and how much of them the model knows."""
+        features = self._programs.plain(task.features, encoding=task.version.encoding)
+        expected = ", ".join(f"L={length}" for length in task.version.lengths)
+        expect(task.length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={task.length}")
+        return pack(features), known_of(features)
 
-        return self._features.start(job.request.of_version(version.name), then=compute)
+    def _run(
+        self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
+    ) -> list[tuple[Any, tuple[str, float, float], Known]]:
+        """States of users of one version and length of history.
 
-
-def compute_state(schema: Schema, version: Version, features: UserFeatures) -> tuple[Any, Known, float, float]:
-    """The state of a user on the device, how much of their features the model knows, and when it began and ended.
-
-    To be called in a thread: it waits for the device, so that a backlog forms where requests can be cancelled, and not in the
-    device's queue before the interactions of others.
-
-    Raises:
-      EncodingMismatch, TypeError, ValueError: features that do not fit the version.
-    """
-    began = time.perf_counter()
-    features = plain_features(schema, features, encoding=version.encoding)
-    length, expected = history_length(features), ", ".join(f"L={length}" for length in version.user)
-    expect(length in version.user, "UserFeatures.history", f"a history of {expected}", f"L={length}")
-    with (
-        jax.profiler.TraceAnnotation("aif.user"),
-        jax.transfer_guard_host_to_device("allow"),
-    ):  # the features are meant to go up
-        words = pack(features)
-        version.snapshot.count_up(words)
-        state = jax.block_until_ready(version.user[length](words))
-    return state, known_of(features), began, time.perf_counter()
-
-
-def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
-    """Features of one user, checked, as NumPy arrays; without the encoder's version, on which no compiled function depends.
-
-    Raises:
-      EncodingMismatch: made by another encoder than the model's.
-      TypeError, ValueError: as `check_user_features`.
-    """
-    check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
-    check_user_features(schema, features, batched=False)
-    return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))
+        Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
+        the interactions of others.
+        """
+        words = [each for each, _ in packed]
+        words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
+        with jax.profiler.TraceAnnotation("aif.user"):
+            states = tasks[0].version.states(self._programs, words, tasks[0].length)
+            jax.block_until_ready(states)
+        span = ("user", started, time.perf_counter())
+        return [(state, span, known) for state, (_, known) in zip(states, packed, strict=False)]

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,36 @@ from aif_jax.features import behaviours, empty_user, pack
 from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
-from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs, history_length
+from aif_jax.serving.config import ServingConfig, batch_sizes
+from aif_jax.serving.metrics import Known
+from aif_jax.serving.programs import Orders, Programs, history_length
 from aif_jax.serving.requests import Meaning, NonFiniteScores
-from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
+
+
+class UserSide(NamedTuple):
+    """A user state on the device."""
+
+    state: Any
+    length: int  # places of the history that it was made from
+    since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
+    known: Known = Known()  # how much of them the model knows
+
+
+class Snapshot(NamedTuple):
+    """An index snapshot, and the functions compiled for its capacity, by (length of history, requests in a batch, bucket)."""
+
+    index: Any
+    orders: Orders
+    score: dict[tuple[int, int, int], Callable[..., Any]]
+
+    def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
+        """Packed answers, and logits, not ready yet, of histories of one length."""
+        function = self.score[users[0].length, len(users), bucket]
+        with self.index.reading() as table:
+            return Programs.call(function, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,7 +56,7 @@ class Version:
     name: str
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[int, Callable[..., Any]]  # compiled, by length of history
+    user: dict[tuple[int, int], Callable[..., Any]]  # by length of history and users in a batch
     unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
     snapshot: Snapshot
     meaning: Meaning  # of its logits
@@ -42,6 +65,10 @@ class Version:
     def lengths(self) -> tuple[int, ...]:
         """Lengths of history that are compiled."""
         return tuple(side.length for side in self.unknown)
+
+    def states(self, programs: Programs, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
+        """States, not ready yet, of users whose histories have one length; of a compiled number."""
+        return programs.call(self.user[length, len(words)], programs.upload_features(words))
 
 
 def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
@@ -59,49 +86,53 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
-    user = {length: programs.user(params, length) for length in lengths}
+    sizes = itertools.product(lengths, batch_sizes(config.batch_size))
+    user = {(length, count): programs.user(params, length, count) for length, count in sizes}
 
     def state_of(features: UserFeatures) -> UserSide:
         length = history_length(features)
-        with jax.transfer_guard_host_to_device("allow"):
-            return UserSide(user[length](pack(features)), length, None)
+        return UserSide(programs.call(user[length, 1], programs.upload_features([pack(features)]))[0], length, None)
 
     unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
     count = min(len(index), config.buckets[0])
+    inputs = programs.upload_rows([np.arange(count, dtype=np.int32)], [None], ["logit"], config.buckets[0])
     for side, who in probes:
-        if bad := _non_finite(snapshot, side, count, LOGIT, config):
+        packed, _ = snapshot.run([side], config.buckets[0], inputs)
+        if bad := programs.download_best(packed)[0].non_finite:
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
-    for order in orders.names:
-        if count and order not in orders.need_bids and _non_finite(snapshot, unknown[0], count, order, config) == count:
-            raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
+    _expect_values(programs, snapshot, unknown[0], config, count)
     return Version(name, index.encoding or trained.encoding, params, user, unknown, snapshot, meaning)
 
 
-def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
-    """How many of the first `count` items have no finite value by an order that needs no bids of candidates."""
-    bucket = config.buckets[0]
-    packed, _ = snapshot.run(side, bucket, snapshot.inputs(np.arange(count, dtype=np.int32), None, order, bucket))
-    return snapshot.best(packed).non_finite
+def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:
+    """Raises NonFiniteScores for an order that needs no bids of candidates and gives no probe item a value."""
+    orders, bucket = snapshot.orders, config.buckets[0]
+    for order in orders.names:
+        if order in orders.need_bids:
+            continue
+        rows = np.arange(count, dtype=np.int32)
+        packed, _ = snapshot.run([user], bucket, programs.upload_rows([rows], [None], [order], bucket, orders))
+        if count and programs.download_best(packed)[0].non_finite == count:
+            raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
 
 
 def build_snapshot(
     programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
-    """Compiles and warms up the functions of every bucket, none for a known capacity and storage."""
-    no_bids = {bucket: jax.device_put(np.full(bucket, ROWS_OWN, np.float32)) for bucket in config.buckets}
-    branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
-    snapshot = Snapshot(index, orders, {}, no_bids, branches, programs.model.config.outputs, programs.transfers)
-    for user, bucket in track(list(itertools.product(users, config.buckets)), label="engine", unit="programs"):
+    """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
+    snapshot = Snapshot(index, orders, {})
+    shapes = list(itertools.product(users, batch_sizes(config.batch_size), config.buckets))
+    for user, count, bucket in track(shapes, label="engine", unit="programs"):
         before = programs.compiles["score"]
-        snapshot.programs[user.length, bucket] = programs.score(params, user.state, index, bucket, orders)
+        snapshot.score[user.length, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
         if programs.compiles["score"] > before:
-            inputs = snapshot.inputs(np.zeros(0, np.int32), None, LOGIT, bucket)
-            jax.block_until_ready(snapshot.run(user, bucket, inputs))
+            inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
+            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
             start = time.perf_counter()
-            jax.block_until_ready(snapshot.run(user, bucket, inputs))
+            jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
             programs.warm_seconds = max(programs.warm_seconds, time.perf_counter() - start)
     return snapshot
 

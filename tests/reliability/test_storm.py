@@ -84,7 +84,7 @@ async def storm(sizes: Sizes, rng: np.random.Generator) -> Counter:
 
     first = coded.index(0)
     names[first.version] = 0
-    config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=CALLERS)
+    config = ServingConfig(buckets=(16, 64), max_k=K, max_pending=CALLERS, batch_size=4)
     engine = AsyncPreRanker(Trained(coded.MODEL, coded.params(0)), first, features=features, retrieval=retrieval, config=config)
     async with engine:
         compiled = {name: n for name, n in engine.metrics()["counters"].items() if name.startswith("compiled")}
