@@ -154,7 +154,7 @@ def small(data):
 
 
 def check_parts_add_up(model, params, batch, loss):
-    """Raises unless a batch that is scored in parts and whole, and by a plain function, has one loss and one gradient."""
+    """Raises unless a batch that is scored once in parts, twice in parts, and whole has one loss and one gradient."""
     trained = {name: group for name, group in params.items() if name != "fitted"}
 
     def scores_of(given, some):

@@ -1,6 +1,7 @@
 """Sparse updates: those of the dense optimizer on the rows that a batch names, in one part or many."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,48 @@ def test_a_mean_over_terms_adds_up_over_the_parts(name):
     assert_close(results[0], results[2])
 
 
+class CountedExecutor(ThreadPoolExecutor):
+    def __init__(self):
+        super().__init__(1)
+        self.calls = 0
+
+    def submit(self, *given):
+        self.calls += 1
+        return super().submit(*given)
+
+
+@pytest.mark.parametrize("sparse", [None, ITEM])
+def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse):
+    model, params = demo.build(**SMALL)
+    batch, optimizer, results = batch_of(model.config, seed=1, samples=13), optax.adam(0.1), []
+    loss = losses.listwise_softmax + 0.5 * losses.pointwise_bce
+    step = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=1)
+    for calls in ([], [1], [1, 1, 0]):  # of other threads than this one: 13 parts are 3 shares
+        threads = [CountedExecutor() for _ in calls]
+        step.threads = threads
+        results.append(step(train.init_state(params, optimizer), batch))
+        assert [thread.calls for thread in threads] == calls
+        for thread in threads:
+            thread.shutdown()
+    assert_equal(results[0], results[1])
+    assert_equal(results[0], results[2])
+    whole = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=None)(train.init_state(params, optimizer), batch)
+    assert_close(results[0][1], whole[1])
+    assert_close(results[0][0].trained, whole[0].trained)
+
+
+def test_two_models_that_train_at_once_share_no_thread():
+    """XLA runs the calls of one thread one after the other: a small model would train at the pace of a large one beside it."""
+    model, _ = demo.build(**SMALL)
+    first, second = (train.make_step(model, optax.sgd(0.1), loss=losses.pointwise_bce) for _ in range(2))
+    assert not set(map(id, first.threads)) & set(map(id, second.threads))
+
+
+def test_shares_hold_no_more_gradients_than_fit():
+    assert training.in_shares(256, 4, training.SHARES_BYTES // 3) == (3, 4)
+    assert training.in_shares(256, 4, 2 * training.SHARES_BYTES) == (1, 4)
+
+
 def test_parts_hold_samples_of_like_length():
     """What blocks compute of a part ends with its longest history."""
     model, _ = demo.build(**SMALL)
@@ -121,14 +164,14 @@ def test_parts_hold_samples_of_like_length():
     history = dataclasses.replace(batch.users.history, **{
         name: getattr(batch.users.history, name)[:, :4] for name in ("item", "action", "age")}, mask=mask)  # fmt: skip
     batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
-    parts = training._parts(batch, 4)
+    parts = training._parts(batch, training._by_length(batch), 4)
     assert parts.users.history.mask.sum(-1).tolist() == [[0, 1, 1, 2], [3, 4, 4, 4]]
     assert parts.where.any(-1).tolist() == [[True] * 4, [True, True, False, False]]
     np.testing.assert_array_equal(parts.labels[1, :2], batch.labels[[2, 0]])
 
 
-def test_a_loss_over_the_whole_batch_is_that_of_the_whole_batch():
-    """In-batch losses compare candidates of different samples: no `Loss`, so that the batch is never taken in parts."""
+def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
+    """In-batch losses compare candidates of different samples: no `Loss`, so that the parts are scored twice."""
     model, params = demo.build(**SMALL)
     batch = batch_of(model.config, seed=1)
 

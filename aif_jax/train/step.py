@@ -1,20 +1,29 @@
 """The training step: state, scores, gradient, Optax update. `loop` runs it.
 
-On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so a `losses.Loss` (or `Goals`), which
-adds up over samples, takes it in parts that stay in the cache: the result is that of the whole batch, up to the order of sums.
-Any other loss takes the batch whole.
+*Gradients.* Loss and gradient of a batch, taken whole or in parts that stay in the cache.
+
+On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so it is taken in parts. A
+`losses.Loss` (or `Goals`) adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are
+scored a second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
+
+*Cores.* XLA runs the operations of such a part, which are small, one after the other on one core. So a `Loss` takes the parts
+in shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, those of several at the
+same time. How many shares there are follows from the batch and not from the machine, so sums have one order everywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from aif_jax.config import Config
@@ -41,6 +50,10 @@ from aif_jax.types import Array, Params, record
 
 PART_EVENTS = 10_000
 """Candidates and behaviours of a part of a batch: with D = 32 its arrays fill the level-2 cache of a core."""
+MOST_SHARES = 8
+"""Shares of a batch that run at once, on as many cores."""
+SHARES_BYTES = 1 << 27
+"""Bytes of the gradients that the shares of a batch hold together, one each."""
 PART_BYTES = 1 << 26
 """Bytes of embedding rows that all parts of a batch together may add gradients to: each part writes all of the batch's rows."""
 
@@ -59,39 +72,100 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
     return size if size < samples else None
 
 
-def loss_and_gradient(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None
-) -> tuple[jax.Array, Any]:
-    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`.
+def in_shares(samples: int, size: int, gradient_bytes: int = 0) -> tuple[int, int]:
+    """Shares of a batch in parts of `size` samples, and samples of a part where each share has as many."""
+    parts = -(-samples // size)
+    shares = min(MOST_SHARES, max(2, parts // 4), max(1, SHARES_BYTES // max(gradient_bytes, 1))) if parts > 1 else 1
+    return shares, -(-samples // (shares * -(-parts // shares)))
 
-    A `Loss` or `Goals` takes the batch in parts of `part` samples; None takes it whole, as any other function does.
+
+def _threads() -> tuple[ThreadPoolExecutor, ...]:
+    """A thread for each core but the caller's, of one step: calls of a thread wait for each other, those of two models too."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tuple(ThreadPoolExecutor(1, "aif-train") for _ in range(min(cores, MOST_SHARES) - 1))
+
+
+def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolExecutor]) -> list[Any]:
+    """[f(0), ..., f(count - 1)], dispatched by this thread and others in turn."""
+    first = f(0)  # compiles
+    others = {i: threads[i % (len(threads) + 1) - 1].submit(f, i) for i in range(1, count) if i % (len(threads) + 1)}
+    return [first, *(others[i].result() if i in others else f(i) for i in range(1, count))]
+
+
+def loss_and_gradient(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1)
+) -> tuple[jax.Array, Any]:
+    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
+
+    `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
     """
-    if part is None or not isinstance(loss, Loss | Goals):
-        given = {"where": batch.where} | ({} if batch.log_q is None else {"log_q": batch.log_q})
-        return jax.value_and_grad(lambda params: loss(scores_of(params, batch), batch.labels, **given))(params)
+    if part is not None and isinstance(loss, Loss | Goals):
+        return _scored_once(scores_of, params, batch, loss, part, share)
+
+    def loss_of(scores: jax.Array) -> jax.Array:
+        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
+        return loss(scores, batch.labels, where=batch.where, **correction)
+
+    if part is None:
+        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
+    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
+
+
+def _scored_once(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, share: tuple[Any, int]
+) -> tuple[jax.Array, Any]:
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
+    parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
 
-    def loss_of(params: Any, some: Batch) -> jax.Array:
-        return loss.part(scores_of(params, some), some.labels, norms, where=some.where, log_q=some.log_q)
+    def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_of_part(params: Any) -> jax.Array:
+            return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
 
-    def add(total: Any, some: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of)(params, some)), None
+        return jax.value_and_grad(loss_of_part)(params)
 
-    zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-    return jax.lax.scan(add, zero, _parts(dataclasses.replace(batch, log_q=log_q), part))[0]
+    return _total(value_and_gradient, (jnp.zeros(()), params), parts)
 
 
-def _parts(batch: Batch, size: int) -> Batch:
-    """Splits a batch into parts of one size; copies of the last sample, without candidates, fill the last one.
+def _scored_twice(
+    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
+) -> tuple[jax.Array, Any]:
+    samples, order = len(batch.where), _by_length(batch)
+    parts = _parts(batch, order, part)
+    scores = jax.lax.map(partial(scores_of, params), parts)
+    each = scores.shape[2:]  # [C] or [C, T]
+    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[jnp.argsort(order)])
+    weight = jnp.pad(cotangent[order], [(0, -samples % part)] + [(0, 0)] * len(each))  # filling weighs nothing
 
-    Samples come by the events of their histories: blocks leave out the padding that all samples of a part have.
-    """
-    order = jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
-    places = jnp.arange(-(-len(order) // size) * size).reshape(-1, size)
-    chosen = order[jnp.minimum(places, len(order) - 1)]
+    def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
+        batch, weight = inputs
+        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
+
+    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
+
+
+def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
+    """The sum of f over parts, a tree `like` that."""
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, f(part)), None
+
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
+
+
+def _by_length(batch: Batch) -> jax.Array:
+    """int32 [B], the samples by events of their histories: blocks leave out the padding that all samples of a part have."""
+    return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
+
+
+def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int] = (0, 1)) -> Batch:
+    """Splits a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last ones."""
+    first, count = share
+    samples = batch.where.shape[0]
+    places = jnp.arange(-(-samples // (size * count)) * size * count).reshape(-1, count, size)[:, first]
+    chosen = order[jnp.minimum(places, samples - 1)]
     parts = jax.tree.map(lambda x: jnp.asarray(x)[chosen], batch)
-    return dataclasses.replace(parts, where=parts.where & (places < len(order))[..., None])
+    return dataclasses.replace(parts, where=parts.where & (places < samples)[..., None])
 
 
 FITTED = "fitted"
@@ -184,12 +258,12 @@ def make_step(
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
-        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it).
+        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts,
+        a `Loss` scores each once and any other function twice, see `loss_and_gradient`.
       sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
         tower reads embedding rows that no feature of its batch names: under sparse updates those are NaN. The state is the
         same, so a run may resume from a checkpoint with another choice.
-      part: samples of a part; None takes the batch whole, as any loss but a `Loss` or `Goals` does; "auto" takes parts where a
-        batch is on one CPU.
+      part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
       compute_dtype: dtype of activations: parameters and float features are cast, ages and logits stay float32, and so do the
         parameters of the state (mixed precision with `jnp.bfloat16`).
 
@@ -210,23 +284,32 @@ def make_step(
         got = str(error).removeprefix("got ")
         raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
 
-    @partial(jax.jit, donate_argnums=0, static_argnames=("part", "sizes"))
-    def compiled(
-        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:
+        return {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
+
+    def gradient(
+        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, share: Any = 0, *, part: int | None,
+        shares: int = 1, sizes: tuple[int, ...],
+    ) -> tuple[jax.Array, Any]:  # fmt: skip
         dense, whole = split_tables(state.trained, tables)
-        ids = {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
+        ids = ids_of(whole, unique, sizes)
         rows = {name: take_rows(whole[name], ids[name]) for name in tables}
 
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
-            joined = join_tables(dense, taken) | state.fitted
-            scores = score(model, joined, batch, compute_dtype=dtype)
+            params = join_tables(dense, taken) | state.fitted
+            scores = score(model, params, batch, compute_dtype=dtype)
             shown = [block for block in model.config.blocks if block.reads_places and batch.places is not None]
-            return sum((block.training_logit(joined["blocks"][block.name], batch.places) for block in shown), scores)
+            return sum((block.training_logit(params["blocks"][block.name], batch.places) for block in shown), scores)
 
-        value, (gradient, row_gradients) = loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part)
+        return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
+
+    def change(
+        state: TrainState, unique: dict[str, UniqueIds], added: list[tuple[jax.Array, Any]], *, sizes: tuple[int, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        value, (gradient, row_gradients) = jax.tree.map(lambda *each: sum(each[1:], each[0]), *added)
+        ids = ids_of(split_tables(state.trained, tables)[1], unique, sizes)
 
         def update(gradient: Params, trained: Params, opt_state: Any) -> tuple[Params, Any, Any]:
             norm = optax.tree.norm(gradient)
@@ -244,34 +327,67 @@ def make_step(
         after = dataclasses.replace(state, step=state.step + 1, skipped=skipped, trained=trained, opt_state=opt_state)
         return after, {"loss": value, "grad_norm": norm}
 
-    count = jax.jit(partial(unique_ids, config=model.config), donate_argnums=0)
-    slots: Slots = {}  # scratch, which holds nothing from one step to the next and so is no part of the state
+    def step(
+        state: TrainState, slots: Slots, unique: dict[str, UniqueIds], batch: Batch, *, part: int | None, sizes: tuple[int, ...]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        return change(state, unique, [gradient(state, slots, unique, batch, part=part, sizes=sizes)], sizes=sizes)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        nonlocal slots
-        large = split_tables(state.trained, tables)[1]
-        slots |= {name: jnp.zeros(len(table), jnp.int32) for name, table in large.items() if not _fits(slots.get(name), table)}
+    return _Step(
+        whole=jax.jit(step, donate_argnums=0, static_argnames=("part", "sizes")),
+        gradient=jax.jit(gradient, static_argnames=("part", "shares", "sizes")),
+        change=jax.jit(change, donate_argnums=0, static_argnames="sizes"),
+        count=jax.jit(partial(unique_ids, config=model.config), donate_argnums=0),
+        config=model.config,
+        tables=tables,
+        part=part,
+        adds_up=isinstance(loss, Loss | Goals),
+    )
+
+
+@dataclasses.dataclass
+class _Step:
+    """A compiled step with its scratch, which holds nothing from one step to the next and so is no part of the state."""
+
+    whole: Any
+    gradient: Any
+    change: Any
+    count: Any
+    config: Config
+    tables: tuple[str, ...]
+    part: int | Literal["auto"] | None
+    adds_up: bool
+    slots: Slots = dataclasses.field(default_factory=dict)
+    threads: Sequence[ThreadPoolExecutor] = dataclasses.field(default_factory=_threads)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        dense, tables = split_tables(state.trained, self.tables)
+        stale = {name: table for name, table in tables.items() if not _fits(self.slots.get(name), table)}
+        self.slots |= {name: jnp.zeros(table.shape[0], jnp.int32) for name, table in stale.items()}
         unique: dict[str, UniqueIds] = {}
-        if large:
-            slots, unique = in_order(count(slots, state.fitted, batch.users, batch.items))
+        if tables:
+            self.slots, unique = in_order(self.count(self.slots, state.fitted, batch.users, batch.items))
         counts = jax.device_get({name: ids.count for name, ids in unique.items()})
-        sizes = tuple(size_for(int(counts[name]), min(len(large[name]), len(unique[name].ids))) for name in tables)
-        row_bytes = sum(size * table.nbytes // len(table) for size, table in zip(sizes, large.values(), strict=True))
-        samples = _part_of(batch, model.config, row_bytes) if part == "auto" else part
-        return in_order(compiled(state, slots, unique, batch, part=samples, sizes=sizes))
+        bounds = {name: min(table.shape[0], unique[name].ids.shape[0]) for name, table in tables.items()}
+        sizes = tuple(size_for(int(counts[name]), bound) for name, bound in bounds.items())
+        row_bytes = sum(size * table.nbytes // table.shape[0] for size, table in zip(sizes, tables.values(), strict=True))
+        devices = batch.where.sharding.device_set if isinstance(batch.where, jax.Array) else jax.devices()[:1]
+        one_cpu = len(devices) == 1 and next(iter(devices)).platform == "cpu"
+        part, shares = self.part, 1
+        if part == "auto":
+            part = self._part_size(batch, row_bytes) if one_cpu else None
+        if part is not None and one_cpu and self.adds_up:
+            shares, part = in_shares(len(batch.where), part, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
+        if shares == 1:
+            return in_order(self.whole(state, self.slots, unique, batch, part=part, sizes=sizes))
+        gradient = partial(self.gradient, state, self.slots, unique, batch, part=part, shares=shares, sizes=sizes)
+        return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares, self.threads), sizes=sizes)
 
-    return step
-
-
-def _part_of(batch: Batch, config: Config, row_bytes: int) -> int | None:
-    """Samples of a part of this batch, whose rows take so many bytes; None for all, and for a batch that is not on one CPU."""
-    devices = batch.where.sharding.device_set if isinstance(batch.where, jax.Array) else jax.devices()[:1]
-    if len(devices) > 1 or next(iter(devices)).platform != "cpu":
-        return None
-    samples, candidates = batch.where.shape
-    places = batch.users.history.mask.shape[1]
-    lengths = (config.short_length, config.long_length)
-    return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)
+    def _part_size(self, batch: Batch, row_bytes: int) -> int | None:
+        """Samples of a part of this batch, whose rows take so many bytes; None for all."""
+        samples, candidates = batch.where.shape
+        places = batch.users.history.mask.shape[1]
+        lengths = (self.config.short_length, self.config.long_length)
+        return part_size(samples, candidates + sum(min(places, length) for length in lengths), row_bytes)
 
 
 def _fits(slot: jax.Array | None, table: jax.Array) -> bool:
