@@ -298,10 +298,10 @@ def make_step(
         def scores_of(params: tuple[Params, dict[str, jax.Array]], batch: Batch) -> jax.Array:
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
-            params = join_tables(dense, taken) | state.fitted
-            scores = score(model, params, batch, compute_dtype=dtype)
+            joined = join_tables(dense, taken) | state.fitted
+            scores = score(model, joined, batch, compute_dtype=dtype)
             shown = [block for block in model.config.blocks if block.reads_places and batch.places is not None]
-            return sum((block.training_logit(params["blocks"][block.name], batch.places) for block in shown), scores)
+            return sum((block.training_logit(joined["blocks"][block.name], batch.places) for block in shown), scores)
 
         return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
 
