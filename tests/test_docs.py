@@ -59,6 +59,7 @@ FACE = {"aif": "aif_jax", "columns": "Columns", "data": "Dataset", "model": "Pre
 FACE |= {"engine": "AsyncPreRanker"}
 """What a page calls the package, and objects of it; the attributes of these are names that a user must learn."""
 MOST_NAMES = 14
+MOST_WORDS = 22469
 DIALECT = re.compile(
     r"one's own|octaves?|survival|touched[- ]rows?|stands? on|stand for|asked once|of (its|their) own|passed over|beside|arms?"
     r"|bench|stretches of the history|anew|besides|at hand|mended|goes along|dear(er|est)|hops?|a way in",
@@ -418,16 +419,21 @@ def test_reference_lists_every_public_name_once():
 
 
 def test_lists_of_the_reference_become_entries():
-    """Every bullet of the page is a list of names; a name that a module hides is taken from its place."""
+    """Every section is a page, every bullet a list of names; a name that a module hides is taken from its place."""
     entries = website("entries")
     page, other = (types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri)) for uri in ("api.md", "scale.md"))
     text = "Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n"
     loop = '<a id="aif_jax.train.loop"></a>\n\n' + "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
-    shown = entries.on_page_markdown(text, page=page)
-    assert shown == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
-    assert entries.on_page_markdown(text, page=other) == text
-    expanded = entries.on_page_markdown((ROOT / "docs" / "api.md").read_text(encoding="utf-8"), page=page)
-    assert not re.findall(r"^- .*", expanded, re.M) and expanded.count("::: aif_jax.") == len(reference_entries()) > 200
+    assert entries.expanded(text) == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
+    assert entries.on_page_markdown("[a](../api.md#aif_jax.Run.with_svd) [b](api.md)", page=other) == (
+        "[a](../api/train.md#aif_jax.Run.with_svd) [b](api.md)"
+    )
+    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rooms, linked = entries.rooms(api), entries.on_page_markdown(api, page=page)
+    assert "- `aif_jax`: [`fit`](api/train.md#aif_jax.fit), [`FitConfig`]" in linked
+    assert linked.count("](api/") == len(reference_entries()) > 200
+    whole = "".join(map(entries.expanded, rooms.values()))
+    assert not re.findall(r"^- .*", whole, re.M) and whole.count("::: aif_jax.") == len(reference_entries())
 
 
 def used_by(page: Path) -> set[str]:
@@ -568,6 +574,13 @@ def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
 
 
+def test_the_pages_do_not_grow():
+    """Words of the pages of docs/, code included; references are looked up, not read."""
+    read = [page for page in DOCS if not page.name.startswith("reference_") and page.name != "api.md"]
+    total = sum(len(page.read_text(encoding="utf-8").split()) for page in read)
+    assert total <= MOST_WORDS, f"{total} words, at most {MOST_WORDS}"
+
+
 def test_every_page_is_on_the_front_page_and_in_the_site():
     front, site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), SITE.read_text(encoding="utf-8")
     for page in DOCS:
@@ -649,18 +662,20 @@ def test_the_scans_of_pages_find_what_they_should(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'; .ci/run builds the site too")
 def test_site_builds_without_warnings(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of its theme about a later MkDocs
+    environment["AIF_JAX_REPOSITORY"] = "https://example.org/aif_jax"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(SITE), "-d", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     said = done.stdout + done.stderr
-    assert done.returncode == 0 and "INFO" in said and "WARNING" not in said, (
-        said
-    )  # --quiet would hide warnings from --strict too
-    results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")
-    assert (
-        'href="../experiments/notes/results/' in results and (tmp_path / "site/experiments/notes/results/index.html").is_file()
-    )
-    reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    assert "user_attributes," not in reference, "names that share a line are taken apart"
-    assert 'id="aif_jax.build"' in reference and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(
-        r"<[^>]+>", "", reference
+    assert done.returncode == 0 and "INFO" in said and "WARNING" not in said, said  # --quiet would hide warnings
+
+    def page(name: str) -> str:
+        return (tmp_path / "site" / name / "index.html").read_text(encoding="utf-8")
+
+    results = page("results")
+    assert 'href="../experiments/notes/results/' in results and page("experiments/notes/results")
+    assert 'href="https://example.org/aif_jax/edit/main/docs/results.md"' in results and "md-tabs__link" in results
+    assert "user_attributes," not in page("api/your-files"), "names that share a line are taken apart"
+    models = page("api/models")
+    assert 'id="aif_jax.build"' in models and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(
+        r"<[^>]+>", "", models
     )
