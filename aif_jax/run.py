@@ -20,6 +20,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.index import ItemIndex
 from aif_jax.model import PreRanker, name_of
+from aif_jax.readers import read_candidates
 from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
@@ -277,6 +278,8 @@ def fit(
     """
     expect(type(config) is FitConfig, "fit config", "a FitConfig", repr(config))
     expect(teacher is None or isinstance(teacher, Teacher), "fit teacher", "a train.Teacher", repr(teacher))
+    if teacher is not None and isinstance(teacher.candidates, str | Path):
+        teacher = dataclasses.replace(teacher, candidates=read_candidates(teacher.candidates, data))
     check_encoding("fit data", expected=model.config.schema.encoding, got=data.encoding)
     task = task_of(data, task)
     training.expect_labels(task, data, model.config.objectives)

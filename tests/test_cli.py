@@ -312,6 +312,31 @@ def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(world, tmp_path, run):
     assert code == 2 and "--teacher: expected the folder of a model, or with --cascade a label of it, got 'house'" in err
 
 
+def test_a_teacher_scores_the_retrieved_candidates_of_a_file(world, tmp_path, run):
+    """The best checkpoint is that with the highest ranker recall on the candidates of the validation slice."""
+    folder, *_ = world
+    events = pq.read_table(folder / "events.parquet")
+    lines = {name: np.repeat(events[name].to_numpy(), 12) for name in ("user", "time")}
+    lines["item"] = np.random.default_rng(0).permuted(np.tile(np.arange(1000, 1095), (600, 1)), axis=1)[:, :12].ravel()
+    pq.write_table(pa.table(lines), tmp_path / "found.parquet")  # some items are in no file
+    words = ["train", *files(folder), *FLAGS, *SMALL, "--batch-size", 64, "--requests", 20, "--json", "--out"]
+    teacher = ["--candidates", tmp_path / "found.parquet"]
+    teacher += ["--teacher", folder / "model", "weight=4", "count=8", "corrected=true"]
+    code, out, err = run(*words, tmp_path / "run", *teacher, "--keep-best", "ranker_recall")
+    assert code == 0, err
+    assert 0 < json.loads(out)["validation"]["ranker_recall"] <= 1 and "the ranker's top 10 among 3 kept" in err
+    settings = aif.Run.load(tmp_path / "run").settings
+    assert settings.teacher_candidates == 8 and settings.keep_best == "ranker_recall" and settings.candidates is not None
+    assert settings.loss.endswith("Goal(4 * distill_listwise(corrected=True), 'teacher')")
+    code, _, err = run(*words, tmp_path / "other", "--candidates", tmp_path / "found.parquet")
+    assert code == 2 and "--candidates: expected a ranker of them by --teacher, got none" in err
+    code, _, err = run(*words, tmp_path / "other", "--keep-best", "ranker_recall")
+    assert code == 1 and "'ranker_recall': no ranker scored its" in err
+    pq.write_table(pa.table(lines | {"time": lines["time"] + 10**7}), tmp_path / "found.parquet")
+    code, _, err = run(*words, tmp_path / "other", *teacher)
+    assert code == 1 and "expected a known item, at the user and time of an event, got none in 7,200 lines" in err
+
+
 def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
     folder, *_ = world
     rng = np.random.default_rng(0)

@@ -186,7 +186,7 @@ def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path)
     scores = distill.model_scores(run.model, run.params, data)(positions, rows)
     assert np.corrcoef(scores.ravel(), popular(positions, rows).ravel())[0, 1] > 0.7
     assert list((tmp_path / "run" / "ranker_scores").iterdir())
-    assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 16
+    assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 40
     with pytest.raises(ValueError, match="candidates"):
         fit(student, data, teacher=dataclasses.replace(strong, candidates=None), **given)
 

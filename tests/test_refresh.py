@@ -42,10 +42,8 @@ from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.store.trained import Trained
-from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.fit import FitSettings, training_positions
-from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import Liked, NextItem
 from tests import demo
 from tests import refresh_world as world
@@ -327,13 +325,20 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, stoc
         dataclasses.replace(settings, without=(after, first))
 
 
-def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, tmp_path):
-    """It is the model of the first days, which knows none of the new ids."""
-    teacher = Teacher(run.trained, loss=2.0 * distill_listwise)
-    made = refreshed(run.folder, world.events(5), tmp_path / "store", teacher=teacher)
-    assert made.trained.settings["loss"].endswith("Goal(2 * distill_listwise, 'teacher')")
-    assert len(made.trained.settings["teacher"]) == 64 and len(made.trained.encoder.vocabularies["item"]) == 1 + world.ITEMS
-    assert made.report["status"] in ("published", "refused")
+def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, tmp_path, capsys):
+    """It is the model of the first days, which knows none of the new ids; retrieval found some of them."""
+    events = world.events(5)
+    found = {name: np.tile(events[name], 3) for name in ("user", "time")}
+    found["item"] = np.concatenate([np.roll(events["item"], n) for n in (1, 2, 3)])
+    for name, table in {"events5": events, "items5": world.items(5), "found": found}.items():
+        pa.csv.write_csv(pa.table(table), tmp_path / f"{name}.csv")
+    words = ["--current", str(run.folder), "--out", str(tmp_path / "store"), "--teacher", str(run.folder), "weight=2"]
+    words += ["--candidates", str(tmp_path / "found.csv")]
+    assert cli.main(refresh_words(tmp_path, *words)) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "published"
+    made = aif.open(SnapshotStore(tmp_path / "store").fetch(tmp_path / "made"))
+    assert made.settings["loss"].endswith("Goal(2 * distill_listwise, 'teacher')") and made.settings["candidates"]
+    assert len(made.settings["teacher"]) == 64 and len(made.encoder.vocabularies["item"]) == 1 + world.ITEMS
 
 
 def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(run, tmp_path):

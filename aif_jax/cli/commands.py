@@ -175,7 +175,7 @@ def run_train(options: argparse.Namespace) -> int:
     columns = shared.read_columns(options) or Columns()
     files = dict(items=options.items, users=options.users, columns=columns, **shared.flags_given(options, ["unknown"]))
     data = read(options.events, **files)
-    teacher = shared.read_teacher(options.teacher, labels=options.cascade is not None)
+    teacher = shared.read_teacher(options, labels=options.cascade is not None)
     if options.cascade is not None:
         ranker = () if teacher is None or not isinstance(teacher.ranker, str) else (teacher.ranker,)
         labels = tuple(dict.fromkeys((*objective_names(changes.get("objectives", ())), *ranker)))
@@ -358,7 +358,7 @@ def run_refresh(options: argparse.Namespace) -> int:
     config = shared.config_of(options, RefreshConfig, "refresh")
     made = refresh(
         options.current or options.out, options.events, config, items=options.items, users=options.users, out=options.out,
-        work=options.work, task=task, teacher=shared.read_teacher(options.teacher), progress=not options.quiet,
+        work=options.work, task=task, teacher=shared.read_teacher(options), progress=not options.quiet,
     )  # fmt: skip
     if options.json:
         print(json.dumps({"status": made.status, "name": made.name} | made.report))

@@ -23,7 +23,8 @@ from aif_jax.encoding.encoder import Encoder
 from aif_jax.export.contents import open as open_model
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.store.trained import Trained
-from aif_jax.train.distillation import Teacher
+from aif_jax.train.distillation import COUNT, WEIGHT, Teacher
+from aif_jax.train.losses import distill_listwise
 from aif_jax.train.tasks import TASKS, Task
 
 FINE, PROBLEMS, USAGE, REFUSED = 0, 1, 2, 3
@@ -201,19 +202,29 @@ def read_task(words: Sequence[str]) -> Task:
 
 
 def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
-    """Adds `--teacher`; `label` says what else than a folder it may be."""
-    text = f"folder of a trained model{label}, whose scores are trained on too, see train.Teacher"
-    parser.add_argument("--teacher", metavar="FOLDER", help=text)
+    """Adds `--teacher` and `--candidates`; `label` says what else than a folder the teacher may be."""
+    text = f"folder of a trained model{label}, whose scores are trained on too, see train.Teacher; fields: weight in the loss "
+    text += f"(default: {WEIGHT:g}), candidates drawn for each sample, count ({COUNT}), corrected=true to teach the order "
+    text += "after the popularity correction, which the scores have too"
+    parser.add_argument("--teacher", nargs="+", metavar=("FOLDER", "FIELD=VALUE"), help=text)
+    text = "file of what retrieval finds, for the teacher to score: a line for each candidate of a request, in order, with the "
+    text += "columns of user, item and time that the events have; about 64 for each training event are enough"
+    parser.add_argument("--candidates", metavar="FILE", help=text)
 
 
-def read_teacher(text: str | None, *, labels: bool = False) -> Teacher | None:
+def read_teacher(options: argparse.Namespace, *, labels: bool = False) -> Teacher | None:
     """The teacher of `--teacher`: the model in a folder or, where there are `labels`, the label; UsageError for another."""
-    if text is None:
+    if options.teacher is None:
+        expect(options.candidates is None, "--candidates", "a ranker of them by --teacher", "none", error=UsageError)
         return None
-    if Path(text).is_dir():
-        return Teacher(open_model(text))
-    expect(labels, "--teacher", "the folder of a model, or with --cascade a label of it", repr(text), error=UsageError)
-    return Teacher(text)
+    text, *words = options.teacher
+    given = {"weight": WEIGHT, "count": COUNT} | read_fields(words, "--teacher", ("weight", "count", "corrected"))
+    is_folder, expected = Path(text).is_dir(), "the folder of a model, or with --cascade a label of it"
+    expect(labels or is_folder, "--teacher", expected, repr(text), error=UsageError)
+    ranker = open_model(text) if is_folder else text
+    with as_usage("--teacher"):
+        loss = distill_listwise(corrected=True) if given.get("corrected") else distill_listwise
+        return Teacher(ranker, given["weight"] * loss, options.candidates, given["count"])
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:

@@ -1,4 +1,4 @@
-"""The log of a cascade: requests with all their candidates, how far each came, what the ranker said."""
+"""Requests with all their candidates: how far each came and what the ranker said, or what retrieval found alone."""
 
 from __future__ import annotations
 
@@ -96,3 +96,44 @@ def read_cascade(
     if cut:
         logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
     return dataclasses.replace(data, cascade=made)
+
+
+def read_candidates(source: Source, data: Dataset) -> np.ndarray:
+    """Reads what retrieval found for requests: int32 [n, N] catalogue rows for each event of the log, for `train.Teacher`.
+
+    A request is all lines of one user and time; its events are those of the log of that user and time. Lines of requests that
+    the log does not have are left out, and so are unknown items, which the logger "aif_jax.readers.cascade" counts.
+
+    Args:
+      source: Parquet, CSV or TSV, a folder of them, or columns in memory: one line for each candidate, in the order of
+        retrieval, with the columns of user, item and time that the events have.
+      data: what `read` gave.
+
+    Raises:
+      ValueError: no line of a known item for a request of the log; and as `read`.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> events = {"user": ["ann", "ann"], "item": [7, 8], "time": [10, 20]}
+      >>> data = aif.read(events, items={"item": [7, 8, 9], "category": ["tea", "cup", "tea"]}, columns=Columns())
+      >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
+      [[0, 0], [3, 1]]
+    """
+    columns, log = data.encoder.columns if data.encoder is not None else Columns(), data.log
+    user, item, time = columns.user, columns.item, columns.time
+    reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in (user, item)))
+    lines, table = table_and_columns(source, {user: "id", item: "id", time: "time"}, columns=reading, name="candidates")
+    users, rows, times = data.users.encode(table[user]), data.items.encode(table[item]), table[time]
+    first = log.history_end_at(users, times)  # event of each line's request, if there is one
+    at = np.minimum(first, len(log) - 1)
+    there = (rows > 0) & (users > 0) & (first < log.offsets[users + 1]) & (log.time[at] == times)
+    expect(there.any(), lines.label, "a known item, at the user and time of an event", f"none in {len(there):,} lines")
+    if lost := int(np.count_nonzero(~there)):
+        logger.warning("candidates: %d of %d lines are of no event in the log, or of unknown items", lost, len(there))
+    first, rows = first[there], rows[there]
+    order = np.argsort(first, kind="stable")
+    first, rows = first[order], rows[order]
+    place = np.arange(len(first)) - np.searchsorted(first, first)
+    found = np.zeros((len(log), place.max() + 1), np.int32)
+    found[first, place] = rows
+    return found[log.history_end(np.arange(len(log)))]

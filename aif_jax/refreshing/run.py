@@ -112,7 +112,7 @@ def refresh(
 
     def check() -> None:
         expect_platforms(config.platforms)
-        for source in (events, items, users):
+        for source in (events, items, users, None if teacher is None else teacher.candidates):
             _expect_there(source)
         trained, _ = opened()
         for moment in config.fixed or ():

@@ -41,6 +41,7 @@ FORMAT = "aif_jax ranker scores 1"
 SHORTEST = 64  # the shortest history that scoring compiles for
 USERS = 32  # requests that are scored together
 PART = 8192  # requests of a folder of scores: what a killed run scores again at most
+WEIGHT, COUNT = 16.0, 40  # of the ranker's term, and drawn candidates of each sample: those of all results
 DRAWS = 5  # stream of random numbers: which retrieved candidates a batch has
 
 Scores: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -59,28 +60,34 @@ class Teacher:
       ranker: a `Trained` model of this data, such as `run.trained`; a function of positions [B] in the log and catalogue rows
         [B, C] that returns float32 [B, C]; or the name of a label of `Dataset.cascade`, a column of scores that any ranker has
         logged.
-      loss: the loss of the ranker's scores, with its weight: `4.0 * losses.distill_listwise`.
-      candidates: what retrieval finds for each sample, a function of positions [B] in the log that returns catalogue rows
-        [B, N], or such rows [n, N] of all events. The ranker scores them once, before training, into the folder of the run.
-        None: it scores the candidates of the task alone, in every epoch.
-      count: how many retrieved candidates of each sample are drawn for a batch.
+      loss: the loss of the ranker's scores, with its weight.
+      candidates: what retrieval finds for each sample: a file of `readers.read_candidates`; a function of positions [B] in the
+        log that returns catalogue rows [B, N]; or such rows [n, N] of all events. The ranker scores them once, before training,
+        into the folder of the run. None: it scores the candidates of the task alone, in every epoch.
+      count: how many retrieved or logged candidates of each sample are drawn for a batch.
+
+    Raises:
+      ValueError: a count below 1; candidates next to a label, which is of logged ones.
     """
 
     ranker: Ranker
-    loss: Loss = distill_listwise
-    candidates: Retrieval | None = None
-    count: int = 16
+    loss: Loss = WEIGHT * distill_listwise
+    candidates: Retrieval | str | Path | None = None
+    count: int = COUNT
 
     def __post_init__(self):
         expect(self.count >= 1, "Teacher.count", "at least 1", self.count)
+        fits = self.candidates is None or not isinstance(self.ranker, str)
+        expect(fits, "Teacher.candidates", "None for a label of the cascade, whose candidates are logged", self.candidates)
 
     @property
     def names(self) -> dict[str, Any]:
         """The teacher in the record of a run: version of a model, name of a function or of a label, digest of an array."""
         of, found = self.ranker, self.candidates
+        found = name_of(found) if callable(found) else digest(found).sha256 if isinstance(found, np.ndarray) else found
         return {
             "teacher": of if isinstance(of, str) else of.version if isinstance(of, Trained) else name_of(of),
-            "candidates": None if found is None else name_of(found) if callable(found) else digest(found).sha256,
+            "candidates": None if found is None else str(found),
             "teacher_candidates": self.count,
         }
 
@@ -245,7 +252,7 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
 
 
 def distilled(
-    source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = 16, offset: np.ndarray | None = None
+    source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = COUNT, offset: np.ndarray | None = None
 ) -> CandidateSource:
     """The same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 

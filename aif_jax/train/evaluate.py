@@ -63,8 +63,8 @@ class Evaluation:
       hit_rate: HR@k of the event's item in the catalogue; None where the catalogue was not ranked.
       ndcg: NDCG@k of the same.
       ranker_recall: share of the logged ranker's top 10 among the `kept` best of the logged candidates; None without a cascade
-        that has the label "ranker".
-      kept: as many candidates as the log's own pre-ranking passed on, the mean over requests.
+        that has the label "ranker". In training, a teacher is that ranker.
+      kept: as many candidates as the log's own pre-ranking passed on, the mean over requests; a quarter of a teacher's.
       objectives: the figures of each objective by name, where there are several; those above are of the first.
       note: note of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
       by_user: the figures but the objectives' by name before they are averaged, for `intervals`; and those of baselines on the

@@ -7,6 +7,7 @@ Its log says in words the samples of each split and what was left out, and what 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
@@ -27,6 +28,7 @@ from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.config import Config
 from aif_jax.data import lengths
 from aif_jax.data.candidates import CandidateSource, SampleKey, SourceFn, expect_threshold
+from aif_jax.data.cascade import LOGGED, RANKER, Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
@@ -186,6 +188,7 @@ def say(line: str, *, progress: bool) -> None:
 RECORD = "fit.json"
 LOG = "log.jsonl"
 RANKED = "ranker_scores"
+PASSED_ON = 4  # one of so many candidates of a teacher is kept: the cut of its ranker recall
 SAVE_SECONDS = 600.0
 """Seconds between two checkpoints of one process, at most: a killed run loses no more."""
 LATER = ("sparse", "since", "replay", "without", "teacher", "candidates", "start")
@@ -222,7 +225,8 @@ class FitConfig(Fields):
         training, and no candidate in the lists and the catalogue of an evaluation.
       evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
         process saves every ten minutes.
-      keep_best: figure of the validation slice by which the best checkpoint is returned; None: the last one is.
+      keep_best: figure of the validation slice by which the best checkpoint is returned, such as "gauc" or, with a teacher or a
+        cascade that has the label "ranker", "ranker_recall"; None: the last one is.
 
     Raises:
       ValueError: names the field, what was expected and what came.
@@ -303,6 +307,11 @@ class FitSettings(FitConfig):
             expect(self.keep_best in self.figures, "FitConfig.keep_best", f"one of {list(self.figures)}", best)
 
     @property
+    def ranking(self) -> str:
+        """Ranker and retrieval of a run in words."""
+        return ", ".join(part for part in (self.teacher, self.candidates) if part)
+
+    @property
     def validates(self) -> bool:
         """Whether there is a validation slice."""
         return self.first_test > self.first_validation
@@ -311,7 +320,7 @@ class FitSettings(FitConfig):
     def figures(self) -> tuple[str, ...]:
         """Figures of the validation slice by which a checkpoint can be the best."""
         catalogue = () if self.k is None else (f"hr@{self.k}", f"ndcg@{self.k}")
-        return ("auc", "gauc", "gauc_mean", "log_loss", "calibration_error", *catalogue)
+        return ("auc", "gauc", "gauc_mean", "log_loss", "calibration_error", "ranker_recall", *catalogue)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain JSON values; `from_json` reads it back."""
@@ -465,9 +474,11 @@ def train(
     repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
     say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
-    positions, taught = training_positions(data, settings), source
+    positions, taught, judged = training_positions(data, settings), source, data
     if teacher is not None:
-        taught = with_scores(source, data, settings, positions, teacher, folder=folder, progress=progress)
+        given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
+        taught = with_scores(source, data, settings, positions, teacher, **given)
+        judged = judged_by(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
@@ -479,7 +490,7 @@ def train(
         say(f"replay: {replayed:,} earlier samples, drawn at random, are trained on too", progress=progress)
     for line in plan(feed, settings, samples):
         say(line, progress=progress)
-    validate = validation(model, data, settings, progress=progress) if settings.validates else None
+    validate = validation(model, judged, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -524,9 +535,8 @@ def with_scores(
     source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher, *, folder: Path,
     progress: bool,
 ) -> CandidateSource:  # fmt: skip
-    """The candidates of a run with a ranker's scores; those of retrieved ones are kept in the folder of the run."""
-    name = ", ".join(part for part in (settings.teacher, settings.candidates) if part)
-    given: dict[str, Any] = {"name": name, "count": settings.teacher_candidates}
+    """The candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
+    given: dict[str, Any] = {"name": settings.ranking, "count": settings.teacher_candidates}
     if distillation.teaches_corrected(teacher.loss):
         given["offset"] = correction_of(data, settings)
     if isinstance(ranker := teacher.ranker, str):
@@ -539,11 +549,40 @@ def with_scores(
         return distillation.distilled(source, scores, **given)
     expected, out = "one process, which scores them", "score them by a run of one"
     expect(not processes.several(), "Teacher.candidates", expected, f"several; {out}")
-    ranked = distillation.rank_retrieved(
-        scores, data, positions, teacher.candidates, folder=folder / RANKED, name=name, repeats=settings.repeats,
-        progress=progress,
-    )  # fmt: skip
-    return distillation.distilled(source, ranked, **given)
+    found: Any = teacher.candidates
+    options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
+    return distillation.distilled(
+        source, distillation.rank_retrieved(scores, data, positions, found, folder=folder, **options), **given
+    )
+
+
+def judged_by(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
+    """The data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
+
+    A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, of data without a cascade.
+    """
+    judged = copy.copy(data)  # with what it has computed
+    if data.cascade is not None:
+        more = {RANKER: data.cascade.labels[teacher.ranker]} if isinstance(teacher.ranker, str) else {}
+        vars(judged)["cascade"] = dataclasses.replace(data.cascade, labels=more | dict(data.cascade.labels))
+        return judged
+    if isinstance(teacher.ranker, str) or processes.several():
+        return data
+    positions, source = held_out(data, settings, "validation", requests=settings.requests)
+    found: Any = teacher.candidates if teacher.candidates is not None else lambda at: source(at, SampleKey(0, 0, 0)).rows
+    options: dict[str, Any] = {"name": settings.ranking, "repeats": settings.repeats, "progress": progress}
+    scores = distillation.scores_of(teacher.ranker, data)
+    ranked = distillation.rank_retrieved(scores, data, positions, found, folder=folder / "validation", **options)
+    starts, first = np.unique(data.log.history_end(ranked.positions), return_index=True)
+    first, starts = (each[(ranked.rows[first] > 0).sum(1) > 1] for each in (first, starts))  # others have no order
+    rows, of = ranked.rows[first], ranked.scores[first]
+    if distillation.teaches_corrected(teacher.loss):
+        of = of - correction_of(data, settings)[rows]
+    places = np.argsort(np.argsort(np.where(rows > 0, -of, np.inf), axis=1), axis=1)
+    kept = PASSED_ON * places < (rows > 0).sum(1, keepdims=True)
+    stage = np.where(kept, LOGGED.index("ranked"), LOGGED.index("retrieved")).astype(np.int8)
+    vars(judged)["cascade"] = Cascade(positions=starts, rows=rows, stage=stage, labels={RANKER: np.where(rows > 0, of, np.nan)})
+    return judged
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
@@ -603,10 +642,15 @@ def validation(
         where &= ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
     whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
-    defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0}.get(settings.keep_best or "", True)
+    logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
+    ranked = logged is not None and np.isin(data.log.history_end(positions), logged.positions).any()
+    defined = {"auc": whole, "gauc": of_users.used > 0, "gauc_mean": of_users.used > 0, "ranker_recall": ranked}
     lack = f"no user of its {len(positions)} samples has" if whole else f"its {len(positions)} samples do not have"
     why = f"{lack} candidates of both labels; give keep_best={'auc' if whole else 'log_loss'!r} or None"
-    expect(defined, "FitConfig.keep_best", "a figure that the validation slice defines", f"{settings.keep_best!r}: {why}")
+    if settings.keep_best == "ranker_recall":
+        why = f"no ranker scored its {len(positions)} samples; give a teacher, or a cascade with the label {RANKER!r}"
+    fits, expected = defined.get(settings.keep_best or "", True), "a figure that the validation slice defines"
+    expect(fits, "FitConfig.keep_best", expected, f"{settings.keep_best!r}: {why}")
     options = evaluation_options(settings, data, "validation") | {"candidates": source, "progress": progress}
 
     def figures(state: TrainState) -> dict[str, float]:

@@ -17,8 +17,9 @@ from typing import Any
 
 from aif_jax.cli import parser_of
 from aif_jax.cli.options import meaning
-from aif_jax.refreshing import GateConfig
+from aif_jax.refreshing import GateConfig, RefreshConfig
 from aif_jax.serving import ServingConfig
+from aif_jax.train import FitConfig
 
 DOCS = Path(__file__).resolve().parent.parent
 
@@ -164,6 +165,8 @@ def _fields(kind: type) -> Iterator[tuple[str, str, str]]:
 def settings() -> str:
     """The page of the settings and the errors."""
     kinds: dict[str, tuple[type, str]] = {
+        "FitConfig": (FitConfig, "A training run. In `aif-jax train`: a flag for each field, `--batch-size 256`."),
+        "RefreshConfig": (RefreshConfig, "A refresh. In `aif-jax refresh`: a flag for each field."),
         "ServingConfig": (ServingConfig, "An engine. In `aif-jax serve`: `--serving FIELD=VALUE`."),
         "GateConfig": (GateConfig, "When a refreshed model is refused. In `aif-jax refresh`: `--gate FIELD=VALUE`."),
     }
