@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
 import optax
 
 from aif_jax import checkpoint, export
@@ -203,6 +206,39 @@ class Run:
     ) -> AsyncPreRanker:  # fmt: skip
         """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
         return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config)
+
+    def rank(self, user: Any, events: Any, candidates: Any, k: int, *, now: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """The best k of some items for one user: the answer of the engine in one synchronous call, without index and engine.
+
+        For notebooks and scripts. The item part runs for every candidate, with the item features of training.
+
+        Args:
+          user: raw id, or raw values by column of the users file; None for an unknown user.
+          events: raw events of this user by column; None for no events.
+          candidates: raw item ids [C]; a repeated or unknown one is left out.
+          k: how many, at least 1.
+          now: time of the request, in `Columns.time_unit` or a `datetime`; None takes the present.
+
+        Returns:
+          Raw ids [n] and logits float32 [n], or [n, T] of T objectives, best first (by the first objective); n is k, or the
+          number of known candidates if that is smaller.
+
+        Raises:
+          TypeError, ValueError: as `Encoder.user`; ids of another kind than the items'; k below 1; a run without an encoder.
+        """
+        encoder, items = self.trained.need_encoder("rank"), self.trained.items
+        expect(items is not None, "rank", "a model saved with its items", "one without; serve it with an index")
+        expect(k >= 1, "rank k", "at least 1", k)
+        profile = user if user is None or isinstance(user, Mapping) else {encoder.columns.user_record_id: user}
+        now = datetime.datetime.now(datetime.UTC) if now is None else now
+        vocabulary = encoder.vocabularies["item"]
+        rows = np.array([row for row in dict.fromkeys(vocabulary.encode(candidates, "candidates").tolist()) if row], np.int32)
+        padded = np.resize(rows, 1 << max(0, len(rows) - 1).bit_length())  # few shapes, each of which compiles once
+        features = jax.tree.map(lambda leaf: leaf[padded], items)
+        scored = jax.jit(self.model.joint)(self.params, encoder.user(profile, events, now), features)
+        logits = np.asarray(scored)[: len(rows)]
+        best = np.argsort(-(logits if logits.ndim == 1 else logits[:, 0]), kind="stable")[:k]
+        return vocabulary.raw[rows[best] - 1], logits[best]
 
     def save(self, folder: str | Path) -> None:
         """Writes the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.

@@ -1,6 +1,7 @@
-"""The figures of a talk, from the records in experiments/results: one message a figure, names for people, errors on everything.
+"""The figures and tables of README and docs, from the records in experiments/results: one message a figure, errors on all.
 
-Command   python -m experiments.plots --out DIR     (`--data DIR` adds the figure by length of history, which needs the log)
+Command   python -m experiments.plots     (`--data DIR` adds the figure by length of history, which needs the log; `--out DIR`
+          draws there and leaves the pages as they are)
 Time      seconds
 Gives     blocks.png, refresh.png, quality_against_time.png, load.png, calibration.png, with --data history.png, and, where the
           records of `experiments.cost` and `experiments.ranker_recall` have their figures, budget.png
@@ -21,12 +22,13 @@ import numpy as np
 
 from aif_jax import metrics
 from aif_jax.metrics import ByUser, Interval
-from experiments import common, ranker_recall
+from experiments import common, ranker_recall, tables
 from experiments.study import calibration, datasets, question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
 
 REFRESH = Path("experiments/results/refresh/record.json")
-LOAD = Path("experiments/results/cost/record.json")
+LOAD = tables.COST
+FIGURES = tables.ROOT / "docs" / "figures"
 LONG, PRESET = "C=1000, L=4096", "C=1000, L=512"
 """Sizes in that record: of the figure of load, and of the models whose ranker recall is known."""
 NAMES = {"movielens": "MovieLens", "taobao": "Taobao", "synthetic": "synthetic"}
@@ -229,8 +231,11 @@ def _legend(axis: Any, **where: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Draws every figure that there is a record for."""
     parser = records.parser(__doc__, results=question.RESULTS)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the PNG files go")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the PNG files go; none: docs/figures, and tables too")
     options = parser.parse_args(arguments)
+    for page in () if options.out else tables.PAGES:
+        page.write_text(tables.written(page.read_text(encoding="utf-8")), encoding="utf-8")
+    options.out = options.out or FIGURES
     draw_blocks(blocks(options.results), options.out / "blocks.png")
     draw_refresh(json.loads(REFRESH.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")

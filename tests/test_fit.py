@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
 
@@ -100,6 +101,33 @@ def test_a_loaded_run_is_the_run(data, run):
     assert loaded.evaluate(data, k=10, progress=False) == run.evaluate(data, k=10, progress=False)
     with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
         Run.load(run.folder / "1")
+
+
+@pytest.mark.parametrize("edit", ["trained", "corrected"])
+def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
+    """Of raw events in any order, with unknown and repeated candidates; with the popularity correction too."""
+    run = run if edit == "trained" else run.with_popularity_correction(data)
+    user, now = 3, int(data.log.time.max()) + 60
+    mine = data.log.user == user
+    events = {"item": data.items.raw[data.log.item[mine] - 1], "time": data.log.time[mine], "action": data.log.action[mine]}
+    raw_user = data.users.raw[user - 1]
+    candidates = np.concatenate([data.items.raw[::-1], data.items.raw[:3], [10**9]])
+
+    async def served():
+        profile = {run.encoder.columns.user_record_id: raw_user}
+        index, config = run.index(data.catalogue, progress=False), aif.serving.ServingConfig(buckets=(256,))
+        async with run.serve(index, features=lambda _: run.encoder(profile, events, now), config=config) as engine:
+            return await engine.rank("anyone", 5, candidates=candidates)
+
+    answer = asyncio.run(served())
+    ids, logits = run.rank(raw_user, {name: column[::-1] for name, column in events.items()}, candidates, 5, now=now)
+    assert ids.tolist() == answer.ids.tolist() and logits == pytest.approx(answer.logits, abs=1e-5)
+    assert len(run.rank(raw_user, events, candidates, 10**6, now=now)[0]) == len(data.items.raw)
+    none = [run.rank(given, None, candidates, 5)[0].tolist() for given in (raw_user, {"user": raw_user}, None)]
+    assert none[0] == none[1] != ids.tolist() and len(none[2]) == 5
+    assert [len(part) for part in run.rank(None, None, [10**9], 5)] == [0, 0]
+    with pytest.raises(ValueError, match="rank k: expected at least 1, got 0"):
+        run.rank(None, None, candidates, 0)
 
 
 @pytest.mark.parametrize(

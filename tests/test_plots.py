@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aif_jax.metrics import Interval
-from experiments import plots
+from experiments import plots, tables
 from experiments.study import calibration, question, records
 from experiments.study.question import AIF, WITH_MATCHING
 from tests.light import lightly_compiled
@@ -22,6 +22,30 @@ def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_tables_of_a_page_are_those_of_the_records(page):
+    """`python -m experiments.plots` writes them."""
+    text = page.read_text(encoding="utf-8")
+    assert tables.written(text) == text, f"{page.name}: run python -m experiments.plots"
+
+
+def test_a_page_has_the_tables_that_it_names(monkeypatch):
+    monkeypatch.setitem(tables.TABLES, "some", lambda: "| a |\n| --- |\n| 1 |")
+    page = "Text.\n\n<!-- table some: command -->\n\n| a |\n| old |\n\nMore.\n"
+    made = tables.written(page)
+    assert made == page.replace("| old |", "| --- |\n| 1 |") == tables.written(made)
+    with pytest.raises(ValueError, match="table 'none': expected one of .*'recall'"):
+        tables.written("<!-- table none: command -->\n")
+    names = [name for path in tables.PAGES for name in re.findall(r"<!-- table (\w+):", path.read_text(encoding="utf-8"))]
+    assert names[:2] == ["recall", "budget"]
+
+
+def test_requests_a_second_are_the_most_within_the_bound():
+    loops = [{"rps": 50.0, "p99_ms": 17.0}, {"rps": 700.0, "p99_ms": 29.9}, {"rps": 900.0, "p99_ms": 30.1}]
+    assert tables.within(loops) == loops[1] and tables.within(loops, 10.0) is None
+    assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
 
 
 def test_blocks_are_those_of_the_results_page():

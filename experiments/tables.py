@@ -1,0 +1,241 @@
+"""The tables of README and docs/results.md, from the records in experiments/results.
+
+Command   python -m experiments.plots      (writes them, and draws the figures)
+
+A page names the table in a comment, and the table that follows it is written:
+
+    <!-- table recall: python -m experiments.plots -->
+
+    | ... |
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aif_jax import metrics
+from aif_jax.metrics import Interval
+from experiments import ranker_recall
+from experiments.ranker_recall import ALONE, COMPARED, RESULTS, USUAL
+from experiments.study import question, records
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
+DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
+PRESETS = {"two_tower": "`presets.two_tower`", "matching": "`presets.two_tower_matching`", "aif": "`presets.aif`"}
+BOUND = 30.0  # milliseconds of a whole request: 99 % are answered within it
+SERVED = {
+    "two_tower": ("two_tower", "new", PRESETS["two_tower"]),
+    "matching": ("matching", "new", PRESETS["matching"]),
+    "aif": ("aif", "new", PRESETS["aif"]),
+    "known": ("aif", "returning_0", "`presets.aif`, user state cached"),
+    "sequential": ("sequential", "new", "`presets.aif`, not split"),
+    "exact": ("exact", "new", "`presets.full_attention`, not split"),
+}
+"""Rows of the tables of cost: service and users in the record, and the name."""
+
+
+def written(page: str) -> str:
+    """The text of a page with its tables made again; ValueError for a table that there is none of."""
+
+    def table(found: re.Match[str]) -> str:
+        if found[2] not in TABLES:
+            raise ValueError(f"table {found[2]!r}: expected one of {list(TABLES)}")
+        return f"{found[1]}\n\n{TABLES[found[2]]()}\n"
+
+    return re.sub(r"(<!-- table (\w+): [^\n]* -->)\n+(?:\|[^\n]*\n)*", table, page)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as text."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def spread(interval: Interval, digits: int, *, scale: float = 1.0, sign: str = "") -> str:
+    """A figure with its interval: 1.2 [0.9, 1.5]."""
+    value, low, high = (scale * part for part in interval)
+    return f"{value:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+# ranker recall
+
+
+class Recalls:
+    """What is known of a data set's pre-rankers: of the test split where all of COMPARED have it, else of validation."""
+
+    def __init__(self, dataset: str):
+        found, ways = ranker_recall.read(RESULTS), ranker_recall.chosen_ways(RESULTS)
+        for split in ("test", "validation"):
+            runs = functools.partial(ranker_recall.runs_of, found, dataset, split, "attention")
+            self.taught = {model: runs(model, ways.get((dataset, model), USUAL)) for model in COMPARED}
+            self.alone = {model: runs(model, ALONE) for model in COMPARED}
+            if all(self.taught.values()):
+                break
+        seeds = min(len(runs) for runs in self.taught.values())
+        self.name = f"{DATASETS[dataset]}, {split} split, {seeds} seed{'s' * (seeds > 1)}"
+
+    def of(self, runs: Sequence[dict[str, Any]], metric: str, *, digits: int = 1) -> str:
+        """A metric in % with its interval, "–" without runs."""
+        return (
+            spread(metrics.user_interval(ranker_recall.pooled(RESULTS, list(runs), metric)), digits, scale=100) if runs else "–"
+        )
+
+    def share(self, model: str) -> Interval:
+        """HR@10 of the ranker behind the cut over that of the ranker on all 1,000 candidates."""
+        ours, whole = (
+            ranker_recall.pooled(RESULTS, self.taught[model], name) for name in ("hr10@1000-100", "ranker_hr10@1000")
+        )
+        return metrics.paired_interval(ours, whole, ratio=True)
+
+
+def recall() -> str:
+    """Ranker recall of a cut of 1,000 candidates to 100 and the cascade's share, by data set."""
+    sets = [Recalls(dataset) for dataset in DATASETS]
+    header = ["ranker recall@10, %"]
+    rows = [[PRESETS[model]] for model in COMPARED]
+    for one in sets:
+        untaught = any(one.alone.values())
+        header += [f"{one.name}: not taught"] * untaught + [
+            f"{one.name}: taught" if not untaught else "taught",
+            "cascade's share",
+        ]
+        for row, model in zip(rows, COMPARED, strict=True):
+            row += [one.of(one.alone[model], "recall10@1000-100")] * untaught
+            row += [one.of(one.taught[model], "recall10@1000-100"), f"{one.share(model).value:.2f}"]
+    return markdown(header, rows)
+
+
+def cuts() -> str:
+    """Ranker recall of several cuts, the cascade's share with its interval, and GAUC of all requests."""
+    header = [
+        "",
+        "1,000 to 100, not taught",
+        "taught",
+        "1,000 to 50",
+        "3,000 to 100",
+        "cascade's share",
+        "GAUC: not taught, taught",
+    ]
+    rows = []
+    for one in map(Recalls, DATASETS):
+        for model in COMPARED:
+            taught, alone = one.taught[model], one.alone[model]
+            gauc = [f"{ranker_recall.pooled(RESULTS, runs, 'gauc').mean:.3f}" if runs else "–" for runs in (alone, taught)]
+            more = [
+                f"{100 * ranker_recall.pooled(RESULTS, taught, f'recall10@{cut}').mean:.1f}" for cut in ("1000-50", "3000-100")
+            ]
+            name = f"**{one.name}**: {PRESETS[model]}" if model == COMPARED[0] else PRESETS[model]
+            both = [one.of(runs, "recall10@1000-100") for runs in (alone, taught)]
+            rows.append([name, *both, *more, spread(one.share(model), 3), ", ".join(gauc)])
+    return markdown(header, rows)
+
+
+# cost
+
+
+def load(path: Path = COST) -> dict[str, Any]:
+    """What `experiments.cost` wrote by size, "C=1000, L=512"."""
+    return {size: of for size, of in json.loads(path.read_text(encoding="utf-8")).items() if size.startswith("C=")}
+
+
+def within(loops: Iterable[Mapping[str, float]], bound: float = BOUND) -> Mapping[str, float] | None:
+    """The closed loop with the most requests a second of which 99 % are answered within the bound; None where there is none."""
+    return max((loop for loop in loops if loop["p99_ms"] <= bound), key=lambda loop: loop["rps"], default=None)
+
+
+def title(size: str) -> str:
+    """ "C=1000, L=512" in words."""
+    candidates, length = (int(number) for number in re.findall(r"\d+", size))
+    return f"{candidates:,} candidates, {length:,} events"
+
+
+def budget() -> str:
+    """Requests a second within the bound and the CPU of one, by service and size."""
+    record = load()
+    header = ["requests a second; CPU of one", *map(title, record)]
+    rows = []
+    for service, users, name in SERVED.values():
+        cells = []
+        for of in record.values():
+            loops = of["closed_loops"].get(service, {}).get(users)
+            best = within(loops) if loops else None
+            late = loops and f"none, {loops[0]['cpu_ms']:.2g} ms"
+            cells.append(f"{best['rps']:,.0f}, {best['cpu_ms']:.1f} ms" if best else late or "–")
+        if set(cells) != {"–"}:
+            rows.append([name, *cells])
+    return markdown(header, rows)
+
+
+def lone() -> str:
+    """Milliseconds of one request at a time: the whole of it, and after retrieval where the record has that."""
+    record = load()
+    rows = []
+    for service, users, name in SERVED.values():
+        cells = []
+        for of in record.values():
+            loops = of["closed_loops"].get(service, {}).get(users)
+            kinds = ("", "critical_") if loops and "critical_p50_ms" in loops[0] else ("",)
+            cells.append(
+                "; ".join(f"{loops[0][k + 'p50_ms']:.1f} / {loops[0][k + 'p99_ms']:.1f}" for k in kinds) if loops else "–"
+            )
+        if set(cells) != {"–"}:
+            rows.append([name, *cells])
+    return markdown(["ms, p50 / p99", *map(title, record)], rows)
+
+
+# ranking alone
+
+RULES = {"movielens": "rule, most popular first", "taobao": "rule, met items, the latest first, then most popular"}
+RANKED = {
+    question.BASE: PRESETS["two_tower"], question.WITH_MATCHING: PRESETS["matching"], question.AIF: PRESETS["aif"],
+    question.WITHOUT_MATCHING: "the same without matching statistics", question.FULL: "`presets.full_attention`",
+}  # fmt: skip
+
+
+def quality() -> str:
+    """GAUC and HR@100 on the test split: requests whose item has a training event, and GAUC of all requests."""
+    found = records.read(question.RESULTS)
+    rows = []
+    for dataset, title in DATASETS.items():
+        rule = question.runs_of(found, dataset, RULES[dataset], epochs=0)
+        runs = {"no model": rule} | {name: question.runs_of(found, dataset, of) for of, name in RANKED.items()}
+        pools = {
+            (name, metric): question.pooled(question.RESULTS, found, of, metric)
+            for name, of in runs.items()
+            for metric in ("gauc_trained", "hr100_trained", "gauc")
+        }
+        for name in runs:
+            gauc, hits, every = (pools[name, metric] for metric in ("gauc_trained", "hr100_trained", "gauc"))
+            cells = [f"**{title}**: {name}" if name == "no model" else name, f"{gauc.mean:.3f}"]
+            for base in (PRESETS["two_tower"], PRESETS["matching"]):
+                shown = name != "no model" and list(runs).index(name) > list(runs).index(base)
+                gap = metrics.paired_interval(gauc, pools[base, "gauc_trained"])
+                cells.append(spread(gap, 1, scale=100, sign="+") if shown else "–")
+            rows.append([*cells, spread(metrics.user_interval(hits), 3), f"{every.mean:.3f}"])
+    header = ["", "GAUC", "points over two-tower", "points over matching", "HR@100", "GAUC, all requests"]
+    return markdown(header, rows)
+
+
+def scoring() -> str:
+    """Milliseconds of the programs alone, from `question --times`."""
+    times = question.read_times(question.RESULTS)
+    rows = []
+    for size in ("C=1000, L=512", "C=10000, L=512"):
+        for place, (model, name) in enumerate(RANKED.items()):
+            if one := times.get(f"{model}, {size}"):
+                cells = [
+                    f"{one[what][p]:.2f}" for what, p in (("score", "p50"), ("score", "p99"), ("whole", "p50"), ("cpu", "p50"))
+                ]
+                rows.append([f"**{title(size)}**: {name}" if not place else name, *cells])
+    return markdown(["ms", "scoring, p50", "p99", "user part and scoring, p50", "CPU of both"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "recall": recall, "cuts": cuts, "budget": budget, "lone": lone, "quality": quality, "scoring": scoring,
+}  # fmt: skip
