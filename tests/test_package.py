@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who may import what, what an import may do, what is documented, what is tested."""
 
 import ast
+import collections
 import functools
 import importlib
 import inspect
@@ -9,8 +10,9 @@ import re
 import subprocess
 import tomllib
 import types
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,12 +43,7 @@ OWNERS = {
     "gc": (),  # a library leaves its caller's collections alone
     "threading": ("serving/", "service/", "index/store.py"),
     # threads that make the next training batches, take a share of one, save a checkpoint
-    "concurrent": (
-        "serving/",
-        "data/pipeline.py",
-        "train/step.py",
-        "checkpoint/contents.py",
-    ),
+    "concurrent": ("serving/", "data/pipeline.py", "train/step.py", "checkpoint/contents.py"),
     "uvicorn": ("service/process.py",),
     "httptools": ("service/process.py",),
     "orjson": ("service/http.py",),
@@ -55,34 +52,14 @@ OWNERS = {
     "importlib.import_module": ("readers/tables.py", "config.py"),
     "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),
     "tqdm": ("output/__init__.py",),
-    "unittest": (),
-    "pyarrow": (),
-    "multiprocessing": (),
-    "pickle": (),
-    "experiments": (),
-    "tests": (),
-    "torch": (),
-    "faiss": (),
-    "onnx": (),
     "ray": ("engines/",),
     "pyspark": ("engines/items.py",),
+    **dict.fromkeys(("unittest", "pyarrow", "multiprocessing", "pickle", "experiments", "tests", "torch", "faiss", "onnx"), ()),
 }
 OPTIONAL = (
-    "sklearn",
-    "httptools",
-    "threadpoolctl",
-    "pyarrow",
-    "torch",
-    "prometheus_client",
-    "flatbuffers",
-    "uvicorn",
-    "orjson",
-    "uvloop",
-    "fsspec",
-    "confluent_kafka",
-    "ray",
-    "pyspark",
-)
+    "sklearn", "httptools", "threadpoolctl", "pyarrow", "torch", "prometheus_client", "flatbuffers", "uvicorn", "orjson",
+    "uvloop", "fsspec", "confluent_kafka", "ray", "pyspark",
+)  # fmt: skip
 LAYERS = (
     # the model: what stands at the door, and the blocks
     "types", "checks", "schema", "trees", "features", "catalogue", "layers", "scores", "registry", "heads",
@@ -144,9 +121,6 @@ def violations(file: str, source: str) -> list[str]:
 
 def test_each_dependency_has_one_owner():
     assert [line for path in SOURCES for line in violations(path.relative_to(PACKAGE).as_posix(), path.read_text())] == []
-
-
-def test_the_scan_for_owners_finds_what_it_should():
     allowed = [
         ("layers.py", "from flax import linen"), ("checkpoint/storage.py", "from orbax.checkpoint import v1"),
         ("export/save.py", "from jax import export"), ("serving/engine.py", "import asyncio\nasyncio.sleep(0)"),
@@ -185,6 +159,10 @@ def imports_of(module: str, source: str, modules: Collection[str], *, local: boo
                 name = name.rpartition(".")[0]  # a name within a module
             found |= {name} & set(modules)
     return found - {module}
+
+
+FILES = {module_of(path): path for path in SOURCES}
+imports_of_file = functools.cache(lambda name, local=True: imports_of(name, FILES[name].read_text(), FILES, local=local))
 
 
 def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
@@ -229,16 +207,14 @@ def test_every_module_has_a_layer():
 
 
 def test_imports_point_down():
-    modules = {module_of(path): path for path in SOURCES}
-    assert [up for name, path in modules.items() for up in upward(name, imports_of(name, path.read_text(), modules))] == []
+    assert [up for name in FILES for up in upward(name, imports_of_file(name))] == []
 
 
 def test_no_circle_of_imports():
     """Of what importing a module runs: before a module of another folder the folder's `__init__` runs."""
-    modules = {module_of(path): path for path in SOURCES}
     imports = {}
-    for name, path in modules.items():
-        own = imports_of(name, path.read_text(), modules, local=False)
+    for name in FILES:
+        own = imports_of_file(name, local=False)
         folders = {each.rpartition(".")[0] for each in own} - {name.rpartition(".")[0], name, "aif_jax", ""}
         imports[name] = own | folders
     assert circle(imports) == []
@@ -257,8 +233,7 @@ def test_the_scans_for_rooms_find_what_they_should():
 
 
 def test_components_import_none_of_each_other():
-    modules = {module_of(path): path for path in SOURCES}
-    imports = {name: imports_of(name, path.read_text(), modules) for name, path in modules.items()}
+    imports = {name: imports_of_file(name) for name in FILES}
     components = {"aif_jax.user", "aif_jax.item", "aif_jax.interaction"}
     for component in components:
         reached, todo = set(), [component]
@@ -270,42 +245,51 @@ def test_components_import_none_of_each_other():
     assert components <= imports["aif_jax.model"]
 
 
+def functions_of(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function of a source, methods and inner ones too."""
+    return [node for node in ast.walk(parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def gaps(scan: Callable[[str], Any], paths: Iterable[Path] = SOURCES) -> dict[str, Any]:
+    """What a scan finds in sources, by module; those where it finds nothing are left out."""
+    return {module_of(path): found for path in paths if (found := scan(path.read_text()))}
+
+
 def local_imports(source: str) -> list[str]:
     """Imports within functions, of anything but optional dependencies and private modules, which stand in the one branch that
     needs them, so that a new version of their library cannot break anybody else.
     """
-    functions = [n for n in ast.walk(parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    nodes = {node for function in functions for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)}
+    nodes = {n for function in functions_of(source) for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)}
     modules = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
     return sorted(name for name in modules if name.partition(".")[0] not in OPTIONAL and "._src" not in name)
 
 
 def arguments(source: str) -> dict[str, int]:
     """How many arguments each function takes, by name and line."""
-    functions = [n for n in ast.walk(parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    every = {f"{n.name}:{n.lineno}": n.args for n in functions}
+    every = {f"{n.name}:{n.lineno}": n.args for n in functions_of(source)}
     return {name: len([*a.posonlyargs, *a.args, *a.kwonlyargs]) for name, a in every.items()}
 
 
 def test_no_function_takes_more_than_twelve_arguments():
     """Settings of a job are one object."""
-    counted = {f"{module_of(path)}.{name}": n for path in SOURCES for name, n in arguments(path.read_text()).items()}
-    assert {name: count for name, count in counted.items() if count > MOST_ARGUMENTS} == {}
+    assert gaps(lambda source: {name: n for name, n in arguments(source).items() if n > MOST_ARGUMENTS}) == {}
     assert arguments("def f(a, /, b, *c, d=1, **e):\n  async def g(): pass") == {"f:1": 3, "g:2": 0}
 
 
 def test_imports_are_at_the_top_of_a_file():
-    assert {module_of(path): found for path in SOURCES if (found := local_imports(path.read_text()))} == {}
+    assert gaps(local_imports) == {}
     assert local_imports("def f():\n  import json\n  from sklearn import svm\n  from aif_jax.model import build") == [
         "aif_jax.model", "json",
     ]  # fmt: skip
 
 
 def test_private_modules_of_libraries_are_imported_in_functions_alone():
-    tops = {module_of(path): parse(path.read_text()).body for path in SOURCES}
-    nodes = [(name, ast.unparse(node)) for name, body in tops.items() for top in body for node in _run_at_import(top)
-             if isinstance(node, ast.Import | ast.ImportFrom)]  # fmt: skip
-    assert [(name, line) for name, line in nodes if "._src" in line or "unittest" in line] == []
+    def found(source: str) -> list[str]:
+        nodes = [node for top in parse(source).body for node in _run_at_import(top)]
+        lines = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        return [line for line in lines if "._src" in line or "unittest" in line]
+
+    assert gaps(found) == {}
 
 
 # the door: `import aif_jax` loads nothing, and the stub that it reads is what type checkers see
@@ -353,10 +337,7 @@ def blocks_named(source: str) -> list[str]:
 def test_nothing_outside_blocks_names_a_block():
     # the presets list blocks, and one is fitted after training
     paths = [path for path in SOURCES if path.parent.name != "blocks" and path.name not in ("presets.py", "edits.py")]
-    assert {module_of(path): found for path in paths if (found := blocks_named(path.read_text()))} == {}
-
-
-def test_the_scan_for_blocks_finds_what_it_should():
+    assert gaps(blocks_named, paths) == {}
     assert sorted(blocks_named("isinstance(block, blocks.Bea)\nSimTier")) == ["SimTier", "blocks.Bea"]
     assert blocks_named("config.width + config.max_pending + self.bridges\nclass Mine(Block): ...") == []
 
@@ -387,24 +368,27 @@ def test_what_stands_at_the_door_is_the_model():
 
 def test_a_room_can_be_overlooked():
     """Few files in a room: a job that is cut into many files cannot be read. The bounds of crowded rooms only go down."""
-    rooms = {path.parent.relative_to(PACKAGE).as_posix(): 0 for path in SOURCES} | {".": 0}
-    for path in SOURCES:
-        rooms[path.parent.relative_to(PACKAGE).as_posix()] += 1
+    rooms = collections.Counter(path.parent.relative_to(PACKAGE).as_posix() for path in SOURCES)
     crowded = {room: count for room, count in rooms.items() if room != "." and count > CROWDED.get(room, ROOM)}
     assert crowded == {}
     assert {room: bound for room, bound in CROWDED.items() if rooms[room] < bound} == {}, "lower the bound"
 
 
+def lines_in(folder: str) -> int:
+    """Lines of the Python files of a folder."""
+    return sum(len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py"))
+
+
 def test_the_package_does_not_grow():
     """One number caps the lines of the package. It goes down when code does; only a new ability raises it."""
-    total = sum(len(path.read_text().splitlines()) for path in SOURCES)
-    assert total <= MOST_LINES, f"{total} lines, at most {MOST_LINES}"
+    assert (total := lines_in("aif_jax")) <= MOST_LINES, f"{total} lines, at most {MOST_LINES}"
 
 
 def test_the_experiments_do_not_grow():
     """As of the package. What a script needs that another one has too goes into `common`, `drawn`, `services` or `study/`."""
-    total = sum(len(path.read_text().splitlines()) for path in (ROOT / "experiments").rglob("*.py"))
-    assert total <= MOST_LINES_OF_EXPERIMENTS, f"{total} lines, at most {MOST_LINES_OF_EXPERIMENTS}"
+    assert (total := lines_in("experiments")) <= MOST_LINES_OF_EXPERIMENTS, (
+        f"{total} lines, at most {MOST_LINES_OF_EXPERIMENTS}"
+    )
 
 
 def missing_names(source: str) -> list[str]:
@@ -548,9 +532,5 @@ def test_types_are_shipped():
 
 def test_a_name_means_one_class():
     """No two public classes of the package share a name."""
-    named: dict[str, list[str]] = {}
-    for path in SOURCES:
-        for node in ast.walk(parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                named.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
-    assert {name: where for name, where in named.items() if len(where) > 1} == {}
+    classes = [node.name for path in SOURCES for node in ast.walk(parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    assert [name for name, count in collections.Counter(classes).items() if count > 1 and name[0] != "_"] == []

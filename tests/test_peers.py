@@ -46,11 +46,7 @@ def small(**changes) -> Lists:
         "user": np.array([7, 7, 9], np.int32),
         "time": np.array([50, 60, 70]),
         "offsets": np.array([0, 1, 3, 3]),
-        "history": {
-            "item": np.array([1, 1, 2], np.int32),
-            "action": np.ones(3, np.int32),
-            "time": np.array([40, 40, 55]),
-        },
+        "history": {"item": np.array([1, 1, 2], np.int32), "action": np.ones(3, np.int32), "time": np.array([40, 40, 55])},
         "candidates": np.array([[1, 2, 3], [3, 3, 4], [1, 2, 3]], np.int32),
         "whole": np.array([True, False, True]),
     }
@@ -128,18 +124,15 @@ def test_score_files_round_trip(tmp_path):
     np.testing.assert_array_equal(scores.read(tmp_path, "three", one).candidates, CANDIDATES)
 
 
-@pytest.mark.parametrize(
-    ("kind", "columns", "message"),
-    [
-        ("candidates", {"request": [0, 1], "scores": [[1.0] * 3] * 2}, "expected each of 3 requests once, .* got 2 rows"),
-        ("candidates", {"request": [0, 1, 1], "scores": [[1.0] * 3] * 3}, "expected each of 3 requests once, .* of 2 requests"),
-        ("catalogue", {"request": [0, 1], "scores": [[1.0] * 6] * 2}, "expected each of 2 requests once, .* of which 1 are"),
-        ("catalogue", {"request": [0, 2], "scores": [[1.0] * 5] * 2}, r"expected 6 scores a request, got \[5\]"),
-        ("candidates", {"request": [0.0, 1.0, 2.0], "scores": [[1.0] * 3] * 3}, "expected integers in column 'request'"),
-        ("catalogue", {"request": [0, 2], "scores": [[1.0] * 5 + [float("nan")]] * 2}, "expected no NaN among .*, got 2"),
-        ("candidates", {"request": [0, 1, 2], "score": [1.0] * 3}, r"expected the columns \['request', 'scores'\]"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "columns", "message"), [
+    ("candidates", {"request": [0, 1], "scores": [[1.0] * 3] * 2}, "expected each of 3 requests once, .* got 2 rows"),
+    ("candidates", {"request": [0, 1, 1], "scores": [[1.0] * 3] * 3}, "expected each of 3 requests once, .* of 2 requests"),
+    ("catalogue", {"request": [0, 1], "scores": [[1.0] * 6] * 2}, "expected each of 2 requests once, .* of which 1 are"),
+    ("catalogue", {"request": [0, 2], "scores": [[1.0] * 5] * 2}, r"expected 6 scores a request, got \[5\]"),
+    ("candidates", {"request": [0.0, 1.0, 2.0], "scores": [[1.0] * 3] * 3}, "expected integers in column 'request'"),
+    ("catalogue", {"request": [0, 2], "scores": [[1.0] * 5 + [float("nan")]] * 2}, "expected no NaN among .*, got 2"),
+    ("candidates", {"request": [0, 1, 2], "score": [1.0] * 3}, r"expected the columns \['request', 'scores'\]"),
+])  # fmt: skip
 def test_wrong_score_files_are_refused(tmp_path, kind, columns, message):
     scores.write_candidates(tmp_path, "one", CANDIDATES)
     pq.write_table(pa.table(columns), tmp_path / f"one.{kind}.parquet")

@@ -322,20 +322,17 @@ def test_problems_of_a_batch(dataset):
     assert problem_of(broken) == "an item float of sample 3 of the batch is not finite"
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"batch_size": 0}, "Pipeline.batch_size: expected at least 1, got 0"),
-        ({"batch_size": 50, "process_count": 4}, "Pipeline.batch_size: expected a multiple of process_count=4, got 50"),
-        ({"process_index": 1}, "Pipeline.process_index: expected 0 to 0, got 1"),
-        ({"buckets": (16, 8)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
-        ({"buckets": (64,)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
-        ({"positions": range(10)}, "samples: expected at least one batch of batch_size=48 to train on, got 10; take"),
-        ({"epochs": 0}, "Pipeline.epochs: expected at least 1"),
-        ({"window": 0}, "Pipeline.window: expected at least 1"),
-        ({"block": -1}, "Pipeline.block: expected at least 0"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ({"batch_size": 0}, "Pipeline.batch_size: expected at least 1, got 0"),
+    ({"batch_size": 50, "process_count": 4}, "Pipeline.batch_size: expected a multiple of process_count=4, got 50"),
+    ({"process_index": 1}, "Pipeline.process_index: expected 0 to 0, got 1"),
+    ({"buckets": (16, 8)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
+    ({"buckets": (64,)}, "Pipeline.buckets: expected ascending lengths from 1 to history_length=32"),
+    ({"positions": range(10)}, "samples: expected at least one batch of batch_size=48 to train on, got 10; take"),
+    ({"epochs": 0}, "Pipeline.epochs: expected at least 1"),
+    ({"window": 0}, "Pipeline.window: expected at least 1"),
+    ({"block": -1}, "Pipeline.block: expected at least 0"),
+])  # fmt: skip
 def test_a_wrong_pipeline_is_refused(dataset, wrong, message):
     with pytest.raises(ValueError, match=message):
         pipeline(dataset, **wrong)

@@ -92,12 +92,7 @@ def test_csv_gives_the_same_as_parquet(folder, tmp_path):
     }
     csv(tmp_path, **text)
     columns = Columns(**{**vars(COLUMNS), "content": None})
-    data = readers.read(
-        tmp_path / "events.csv",
-        items=tmp_path / "items.csv",
-        users=tmp_path / "users.csv",
-        columns=columns,
-    )
+    data = readers.read(tmp_path / "events.csv", items=tmp_path / "items.csv", users=tmp_path / "users.csv", columns=columns)
     other = read(folder)
     assert data.schema == dataclasses.replace(other.schema, content=0)
     for field in ("user", "item", "action", "time", "offsets"):

@@ -235,14 +235,11 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
     assert not (tmp_path / "work").exists()  # it had no finished step
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"held_out": 0.7}, "held_out: expected a share above 0, below 0.5, got 0.7"),
-        ({"out": "s3://bucket/models"}, "work: expected a local folder for the steps of a job on s3://bucket/models"),
-        ({"items": None}, "refresh items: expected the items file"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"held_out": 0.7}, "held_out: expected a share above 0, below 0.5, got 0.7"),
+    ({"out": "s3://bucket/models"}, "work: expected a local folder for the steps of a job on s3://bucket/models"),
+    ({"items": None}, "refresh items: expected the items file"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused(run, tmp_path, changes, message):
     given = {"items": world.items(5), "out": tmp_path / "store"} | world.OPTIONS | changes
     with pytest.raises(ValueError, match=message):

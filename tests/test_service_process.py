@@ -164,27 +164,24 @@ def test_tls_and_a_token(tmp_path):
             client.rank(**ANN, candidates=IDS, k=3)
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (["none"], 2, "expected an exported folder"),
-        (["."], 2, "got neither"),
-        (["s3://bucket/models"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
-        (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
-        (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
-        (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
-        (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
-        (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
-        (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
-        (["FOLDER", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
-        (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
-        (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),
-        (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
-        (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
-        (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
-        (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
-    ],
-)
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["none"], 2, "expected an exported folder"),
+    (["."], 2, "got neither"),
+    (["s3://bucket/models"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
+    (["FOLDER", "--mirror", "here"], 2, "expected a folder, or the URL of a store, file:///PATH on disk, and --mirror"),
+    (["s3://nobody/model", "--mirror", "here"], 1, "s3://nobody/model: cannot be read or written: "),
+    (["file:///nowhere/at/all", "--mirror", "here"], 2, "expected a store with a current snapshot"),
+    (["FOLDER", "--key", "k.pem"], 2, "TLS: expected a certificate and its key"),
+    (["FOLDER", "--serving", "buckets=[]"], 2, "ServingConfig.buckets"),
+    (["FOLDER", "--serving", "colour=1"], 2, "expected one of the fields"),
+    (["FOLDER", "--log-share", "2"], 2, "log_share: expected 0 to 1, got 2"),
+    (["FOLDER", "--features", "json:nothing"], 1, "expected MODULE:NAME"),
+    (["FOLDER", "--max-age", "-1"], 2, "max_age: expected None or more than 0 seconds"),
+    (["FOLDER", "--max-bytes", "0"], 2, "body_bytes: expected more than 0"),
+    (["FOLDER", "--token-file", "EMPTY"], 2, "got an empty file"),
+    (["FOLDER", "--version", "../x"], 1, "the name of a folder"),
+    (["FOLDER", "--version", "one"], 2, "--version: expected the name of an export in "),
+])  # fmt: skip
 def test_exit_codes(words, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").touch()

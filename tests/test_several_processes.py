@@ -141,9 +141,7 @@ def pair(tmp_path_factory):
     return folder, [json.loads((folder / f"said-{index}.json").read_text()) for index in range(2)], params, model.config
 
 
-TOLD = {
-    "again": ("FileExistsError", "/3: expected a new step, got 3"),
-}
+TOLD = {"again": ("FileExistsError", "/3: expected a new step, got 3")}
 
 
 @pytest.mark.parametrize("name", TOLD)

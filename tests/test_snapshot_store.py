@@ -237,17 +237,14 @@ def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
     assert SnapshotStore("file:///tmp/x?token=SECRET").url == "file:///tmp/x?***"
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda f: SnapshotStore(f, keep=0), ValueError, "keep: expected at least 1, got 0"),
-        (lambda f: SnapshotStore(f, grace=-1), ValueError, "grace: expected 0 seconds or more"),
-        (lambda f: SnapshotStore(f).publish(f / "none"), FileNotFoundError, "expected a folder with files, got none"),
-        (lambda f: SnapshotStore(f).publish("s3://b/x"), ValueError, "folder: expected a local path, got the URL"),
-        (lambda f: SnapshotStore(f).fetch("s3://b/x"), ValueError, "directory: expected a local path, got the URL"),
-        (lambda f: SnapshotStore(f).fetch(f, "latest"), ValueError, "name: expected the name of a snapshot"),
-    ],
-)
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda f: SnapshotStore(f, keep=0), ValueError, "keep: expected at least 1, got 0"),
+    (lambda f: SnapshotStore(f, grace=-1), ValueError, "grace: expected 0 seconds or more"),
+    (lambda f: SnapshotStore(f).publish(f / "none"), FileNotFoundError, "expected a folder with files, got none"),
+    (lambda f: SnapshotStore(f).publish("s3://b/x"), ValueError, "folder: expected a local path, got the URL"),
+    (lambda f: SnapshotStore(f).fetch("s3://b/x"), ValueError, "directory: expected a local path, got the URL"),
+    (lambda f: SnapshotStore(f).fetch(f, "latest"), ValueError, "name: expected the name of a snapshot"),
+])  # fmt: skip
 def test_wrong_arguments_are_named(tmp_path, call, error, message):
     with pytest.raises(error, match=message):
         call(tmp_path)

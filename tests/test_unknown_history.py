@@ -35,23 +35,20 @@ async def answers(features, config=None, requests=(3,)):
         return given, engine.metrics()
 
 
-@pytest.mark.parametrize(
-    ("features", "config", "marked"),
-    [
-        (dict(events=19, items=19), {}, True),
-        (dict(events=19, items=10), {}, True),
-        (dict(events=18, items=9), {}, False),  # not more than half
-        (dict(events=19, actions=12), {}, True),
-        (dict(events=19, items=9, actions=9), {}, False),
-        (dict(events=4, items=4), {}, False),  # too few to tell
-        (dict(events=19), {}, False),
-        (dict(events=19, attributes=False), {}, False),  # a new user
-        (dict(events=0), {}, False),
-        (dict(events=19, items=19), {"max_unknown": None}, False),
-        (dict(events=19, items=19), {"max_unknown": 1.0}, False),
-        (dict(events=19, items=2), {"max_unknown": 0.1}, True),
-    ],
-)
+@pytest.mark.parametrize(("features", "config", "marked"), [
+    (dict(events=19, items=19), {}, True),
+    (dict(events=19, items=10), {}, True),
+    (dict(events=18, items=9), {}, False),  # not more than half
+    (dict(events=19, actions=12), {}, True),
+    (dict(events=19, items=9, actions=9), {}, False),
+    (dict(events=4, items=4), {}, False),  # too few to tell
+    (dict(events=19), {}, False),
+    (dict(events=19, attributes=False), {}, False),  # a new user
+    (dict(events=0), {}, False),
+    (dict(events=19, items=19), {"max_unknown": None}, False),
+    (dict(events=19, items=19), {"max_unknown": 1.0}, False),
+    (dict(events=19, items=2), {"max_unknown": 0.1}, True),
+])  # fmt: skip
 async def test_unknown_events_are_counted_and_a_large_share_marks_the_answer(features, config, marked):
     (answer,), metrics = await answers(user(**features), config)
     unknown = 0 if features.get("attributes", True) else 2

@@ -18,16 +18,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, cli
-from aif_jax.connectors import (
-    Follower,
-    KafkaStream,
-    MessageError,
-    SnapshotStore,
-    StreamError,
-    decode,
-    encode,
-    tombstone_key,
-)
+from aif_jax.connectors import Follower, KafkaStream, MessageError, SnapshotStore, StreamError, decode, encode, tombstone_key
 from aif_jax.connectors.streams import Message
 from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.writer import snapshots
@@ -389,17 +380,14 @@ def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):
 INDEX = ["index", "follow", "--directory", "w", "--stream"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([*INDEX, "kafka://localhost:1/x", "--stream-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
-        ([*INDEX, "kafka://localhost:1/x"], "expected --index, to start from, got none"),
-        ([*INDEX, "nats://host/topic"], "expected kafka://HOST:PORT/TOPIC, got 'nats://host/topic'"),
-        ([*INDEX, "redis://localhost:1/x"], "expected kafka://HOST:PORT/TOPIC, got"),
-        ([*INDEX, "kafka://me:secret@host/"], "got 'kafka://***@host/'"),
-        ([*INDEX, "kafka://host"], "expected kafka://"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    ([*INDEX, "kafka://localhost:1/x", "--stream-options", "wrong.json"], "wrong.json: expected a JSON object of settings"),
+    ([*INDEX, "kafka://localhost:1/x"], "expected --index, to start from, got none"),
+    ([*INDEX, "nats://host/topic"], "expected kafka://HOST:PORT/TOPIC, got 'nats://host/topic'"),
+    ([*INDEX, "redis://localhost:1/x"], "expected kafka://HOST:PORT/TOPIC, got"),
+    ([*INDEX, "kafka://me:secret@host/"], "got 'kafka://***@host/'"),
+    ([*INDEX, "kafka://host"], "expected kafka://"),
+])  # fmt: skip
 def test_wrong_words_of_follow_are_named(trained, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.json").write_text('["secret"')

@@ -85,26 +85,23 @@ def test_one_long_id_costs_its_own_length():
     assert vocabulary.encode(["x" * 2_000]).tolist() == [10_001]
 
 
-@pytest.mark.parametrize(
-    ("given_ids", "message"),
-    [
-        ([None], "got NoneType at position 0"),
-        (["a", None], "got NoneType after str at position 1"),
-        ([1, None], "got NoneType after int at position 1"),
-        ([1, "a"], "got str after int at position 1"),
-        (["a", 1], "got int after str at position 1"),
-        ([1, 1.5], "got float after int at position 1"),
-        (np.array(["a", None], object), "got NoneType after str at position 1"),
-        (np.array([1.5, 2.5]), "got dtype float64"),
-        ([True, False], "got dtype bool"),
-        ([7, True], "got bool after int at position 1"),
-        ([True, 7], "got bool at position 0"),
-        ([b"a"], "got dtype"),
-        ([2**63], "expected integers from -2^63 to below 2^63, got 9223372036854775808"),
-        (np.array([2**63], np.uint64), "expected integers below 2^63, got 9223372036854775808"),
-        ([2**64, 1], "got 18446744073709551616"),
-    ],
-)
+@pytest.mark.parametrize(("given_ids", "message"), [
+    ([None], "got NoneType at position 0"),
+    (["a", None], "got NoneType after str at position 1"),
+    ([1, None], "got NoneType after int at position 1"),
+    ([1, "a"], "got str after int at position 1"),
+    (["a", 1], "got int after str at position 1"),
+    ([1, 1.5], "got float after int at position 1"),
+    (np.array(["a", None], object), "got NoneType after str at position 1"),
+    (np.array([1.5, 2.5]), "got dtype float64"),
+    ([True, False], "got dtype bool"),
+    ([7, True], "got bool after int at position 1"),
+    ([True, 7], "got bool at position 0"),
+    ([b"a"], "got dtype"),
+    ([2**63], "expected integers from -2^63 to below 2^63, got 9223372036854775808"),
+    (np.array([2**63], np.uint64), "expected integers below 2^63, got 9223372036854775808"),
+    ([2**64, 1], "got 18446744073709551616"),
+])  # fmt: skip
 @pytest.mark.parametrize("known", [[1, 2], ["a", "b"], []])
 def test_what_is_no_id_is_refused_and_never_unknown(known, given_ids, message):
     with pytest.raises(TypeError) as error:

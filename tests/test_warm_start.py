@@ -158,17 +158,14 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
         grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=unsure)
 
 
-@pytest.mark.parametrize(
-    "name, size, rows, error, words",
-    [
-        ("colour", 60, None, KeyError, "got 'colour'"),
-        ("item", 49, None, ValueError, "expected a size of at least the old 50, got 49"),
-        ("item", 60, np.arange(49), ValueError, "expected 50 distinct rows below 60"),
-        ("item", 60, np.arange(1, 51), ValueError, "with row 0 first"),
-        ("item", 60, np.arange(50) % 49, ValueError, "distinct"),
-        ("item", 50, np.append(0, np.arange(2, 51)), ValueError, "below 50"),
-    ],
-)
+@pytest.mark.parametrize("name, size, rows, error, words", [
+    ("colour", 60, None, KeyError, "got 'colour'"),
+    ("item", 49, None, ValueError, "expected a size of at least the old 50, got 49"),
+    ("item", 60, np.arange(49), ValueError, "expected 50 distinct rows below 60"),
+    ("item", 60, np.arange(1, 51), ValueError, "with row 0 first"),
+    ("item", 60, np.arange(50) % 49, ValueError, "distinct"),
+    ("item", 50, np.append(0, np.arange(2, 51)), ValueError, "below 50"),
+])  # fmt: skip
 def test_what_makes_no_sense_is_refused(params, getkey, name, size, rows, error, words):
     with pytest.raises(error, match=words):
         grow_vocabulary(params, name, size, getkey(), config=CONFIG, rows=rows)

@@ -1,0 +1,183 @@
+"""Promise: adding a block or a head touches one file.
+
+`tests/own_block.py` and `tests/own_head.py` are trained, saved, indexed, served and exported as they are.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import aif_jax as aif
+from aif_jax import blocks, checkpoint, export, train
+from aif_jax.index import ItemIndex
+from aif_jax.serving import AsyncPreRanker, ServingConfig
+from aif_jax.train import losses
+from tests import demo
+from tests.own_block import Decay
+from tests.own_head import Experts
+from tests.serving_world import run
+from tests.test_sparse import batch_of
+
+PARTS = {
+    "Decay": dict(blocks=(blocks.Bea(bridges=3), Decay(rates=2))),
+    "Experts": dict(
+        head=Experts(experts=2, width=8), blocks=(blocks.Bea(bridges=3, dot_product=True), blocks.LinearMemory(width=8))
+    ),
+}
+"""Config of the model with each part, by the name of its class."""
+USERS = {name: demo.user(demo.config(), events=5 * name, seed=name) for name in range(4)}
+IDS, KNOWN = np.arange(100, 149), demo.catalogue().features(np.arange(1, 50))
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+class Own:
+    """The model with a part: `start` before some steps, `trained` after them, the loss of every step, the index."""
+
+    def __init__(self, name: str):
+        model, params = demo.build(**PARTS[name])
+        optimizer, batch = optax.adam(1e-2), batch_of(model.config, seed=1)
+        step, state = train.make_step(model, optimizer, loss=losses.pointwise_bce), train.init_state(params, optimizer)
+        self.name, self.start, self.losses = name, jax.tree.map(np.array, params), []
+        for _ in range(8):
+            state, metrics = step(state, batch)
+            self.losses.append(float(metrics["loss"]))
+        self.model, self.params, self.trained = model, state.params, aif.Trained(model, state.params)
+        self.index = ItemIndex.build(self.trained, demo.catalogue(), batch_size=64, progress=False)
+
+    @functools.cached_property
+    def expected(self) -> dict[int, np.ndarray]:
+        """Logits of every known item for every user, from `joint`."""
+        joint = jax.jit(self.model.joint)
+        return {name: np.asarray(joint(self.params, features, KNOWN)) for name, features in USERS.items()}
+
+
+made = functools.cache(Own)
+
+
+@pytest.fixture(params=PARTS)
+def own(request) -> Own:
+    return made(request.param)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_package_does_not_know_it(name):
+    sources = Path(aif.__file__).parent.rglob("*.py")
+    assert not [path for path in sources if re.search(rf"\b{name}\b", path.read_text())]
+
+
+def test_training_moves_all_of_it(own):
+    assert own.losses[-1] < own.losses[0] and np.isfinite(own.losses).all()
+    assert demo.without_gradient(own.model, own.params, USERS[3]) == []
+    before, after = own.start, own.params
+    if own.name == "Experts":
+        pairs = [
+            (leaf, after["head"][layer][name]) for layer, leaves in before["head"].items() for name, leaf in leaves.items()
+        ]
+    else:
+        kernels = [one["head"]["first"]["kernels"]["decay"] for one in (before, after)]
+        pairs = [(kernels[0][name], kernels[1][name]) for name in ("recent", "unusual")]
+        for name in ("rate", "gate"):
+            assert np.all(after["blocks"]["decay"][name] != before["blocks"]["decay"][name]), name
+        np.testing.assert_array_equal(after["fitted"]["decay"]["unusual"], before["fitted"]["decay"]["unusual"])
+    assert pairs and all(np.any(start != end) for start, end in pairs)
+
+
+def test_json_and_a_checkpoint_keep_it(own, tmp_path):
+    config, record = own.model.config, json.loads(json.dumps(own.model.config.to_json()))
+    kept = {"Decay": {"block": "Decay", "rates": 2}, "Experts": {"head": "Experts", "experts": 2, "width": 8, "outputs": 1}}
+    assert kept[own.name] in (*record["blocks"], record["head"])
+    assert aif.Config.from_json(record) == config and hash(aif.Config.from_json(record)) == hash(config)
+    checkpoint.save(tmp_path / "checkpoint", own.trained)
+    saved = checkpoint.load(tmp_path / "checkpoint")
+    assert saved.config == config
+    jax.tree.map(np.testing.assert_array_equal, saved.params, jax.tree.map(np.asarray, own.params))
+
+
+def test_it_is_served_from_the_index(own):
+    async def serve():
+        engine = AsyncPreRanker(
+            own.trained, own.index, features=lambda request: USERS[request.user], retrieval=lambda request: IDS,
+            config=ServingConfig(buckets=(64,), max_k=8),
+        )  # fmt: skip
+        async with engine:
+            return {name: await engine.rank(name, 8) for name in USERS}
+
+    for name, answer in run(serve()).items():
+        best = np.argsort(-own.expected[name], kind="stable")[:8]
+        assert answer.ids.tolist() == IDS[best].tolist() and answer.reason is None
+        close(answer.logits, own.expected[name][best])
+
+
+def test_it_is_exported(own, tmp_path):
+    """To a folder that runs without this package, with the index in it."""
+    sizes = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [64]})
+    digest = export.save(tmp_path / "model", own.trained, own.index, **sizes)
+    loaded = export.load(tmp_path / "model", sha256=digest)
+    rows = loaded.item(KNOWN)
+    for name, features in USERS.items():
+        close(loaded.interaction(loaded.user(features), rows), own.expected[name])
+    assert loaded.config == json.loads(json.dumps(own.model.config.to_json()))
+
+
+# what a block alone has, and what a head alone has
+
+
+@pytest.fixture
+def block() -> Own:
+    return made("Decay")
+
+
+def test_parameters_have_their_places(block):
+    assert Decay().name == "decay" and demo.config(blocks=(Decay(),)).blocks == (Decay(rates=2),)
+    assert {name: leaf.shape for name, leaf in block.start["blocks"]["decay"].items()} == {"rate": (2,), "gate": (2,)}
+    assert block.start["fitted"]["decay"]["unusual"].shape == (50,)
+    kernels = block.start["head"]["first"]["kernels"]["decay"]
+    assert {name: kernel.shape for name, kernel in kernels.items()} == {"recent": (16, 16), "unusual": (1, 16)}
+    assert block.model.config.blocks == PARTS["Decay"]["blocks"]
+    head, features = made("Experts").start["head"], made("Experts").model.config.head_features
+    width = sum(width for widths in features.values() for width in widths.values())
+    assert head["gate"]["kernel"].shape == (width, 2) and head["hidden"]["kernel"].shape == (width, 2, 8)
+
+
+def test_it_is_checked_like_any_block():
+    with pytest.raises(ValueError, match="Decay.rates: expected at least 1, got 0"):
+        Decay(rates=0)
+    with pytest.raises(ValueError, match="Decay: expected schema.content > 0, got 0"):
+        demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(Decay(),))
+
+
+def test_padding_does_not_leak(block):
+    events = jax.tree.map(lambda x: x[:4], USERS[3].history)
+    poisoned, clean = (dataclasses.replace(USERS[3], history=demo.pad(events, 24, poison=poison)) for poison in (True, False))
+    joint, items = jax.jit(block.model.joint), demo.items(5)
+    np.testing.assert_array_equal(joint(block.params, poisoned, items), joint(block.params, clean, items))
+
+
+def test_the_index_holds_its_rows(block):
+    """Also of an item that comes later, unknown to the fit."""
+    model, params = block.model, block.params
+    score, state = jax.jit(model.interaction), jax.jit(model.user)(params, USERS[3])
+    rows, mask = block.index.take(IDS)
+    assert mask.all()
+    close(score(params, state, rows), block.expected[3])
+    items = demo.items(2)
+    fresh = dataclasses.replace(items, ids=items.ids | {"item": np.zeros(2, np.int32)})
+    later, mask = block.index.upsert([900, 901], fresh).take([900, 901])
+    assert mask.all() and later.blocks["decay"]["unusual"].tolist() == [params["fitted"]["decay"]["unusual"][0]] * 2
+    close(score(params, state, later), jax.jit(model.joint)(params, USERS[3], fresh))
+
+
+def test_logits_of_another_shape_are_refused():
+    """A module that gives one logit for a model of two objectives."""
+    config = demo.config(**PARTS["Experts"], objectives=("click", "like"))
+    model = aif.build(config)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), None, fitted=aif.fit_tables(config, demo.catalogue())))
+    with pytest.raises(ValueError, match=r"head Experts: expected logits \[C, 2\], got shape \[5, 1\]"):
+        jax.eval_shape(model.joint, params, demo.user(config), demo.items(5))
