@@ -73,6 +73,10 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
     cursor = next(base.batches()).cursor
     counts = item_counts(dataset, base.positions)
     shorter = dataclasses.replace(base.config, long_length=16)
+
+    def sampled(negatives: int = 2, **options) -> CandidateSource:
+        return sampled_negatives(dataset, sampler=NegativeSampler(counts, **options), negatives=negatives)
+
     others = {
         "seed": ({"seed": 1}, "pipeline.seed: expected 1, the cursor has 0"),
         "batch size": ({"batch_size": 24}, "pipeline.batch_size: expected 24, the cursor has 48"),
@@ -82,14 +86,8 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
         "length": ({"config": shorter}, "pipeline.history_length: expected 16, the cursor has 32"),
         "kind": ({"positions": range(100)}, "pipeline.positions.kind: expected 'range', the cursor has 'array'"),
         "content": ({"positions": base.positions[::-1]}, "pipeline.positions.content: expected '"),
-        "negatives": (
-            {"candidates": sampled_negatives(dataset, sampler=NegativeSampler(counts), negatives=3)},
-            "pipeline.candidates.negatives: expected 3, the cursor has 2",
-        ),
-        "sampler": (
-            {"candidates": sampled_negatives(dataset, sampler=NegativeSampler(counts, power=1), negatives=2)},
-            "pipeline.candidates.sampler: expected '",
-        ),
+        "negatives": ({"candidates": sampled(negatives=3)}, "pipeline.candidates.negatives: expected 3, the cursor has 2"),
+        "sampler": ({"candidates": sampled(power=1)}, "pipeline.candidates.sampler: expected '"),
         "a function": ({"candidates": mine}, "candidates.kind: expected 'tests.test_pipeline.mine', the cursor has 'sampled'"),
         "a source": ({"candidates": CandidateSource(mine, {"kind": "mine"})}, "expected 'mine', the cursor has 'sampled'"),
     }
@@ -100,10 +98,9 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
     fewer = log.from_arrays(*(getattr(log, name)[:-1] for name in ("user", "item", "action", "time")), users=log.users)
     with pytest.raises(ValueError, match="pipeline.data.events: expected 1199, the cursor has 1200"):
         pipeline(dataclasses.replace(dataset, log=fewer), counted=dataset).batches(cursor)
-    with pytest.raises(ValueError, match="pipeline: expected {.*}, the cursor has None"):
-        base.batches({"epoch": 0, "step": 0})
-    with pytest.raises(ValueError, match="or start without a cursor"):
-        base.batches({"epoch": 0, "step": 0})
+    for message in ("pipeline: expected {.*}, the cursor has None", "or start without a cursor"):
+        with pytest.raises(ValueError, match=message):
+            base.batches({"epoch": 0, "step": 0})
     assert json.loads(json.dumps(cursor)) == cursor
     for same_ in (
         {},

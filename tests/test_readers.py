@@ -388,22 +388,20 @@ def test_repr_of_a_log(folder):
 
 
 def test_wrong_options(folder):
-    with pytest.raises(ValueError, match="columns: expected Columns, or an encoder that has them, got neither"):
-        read(folder, None)
-    with pytest.raises(ValueError, match="columns: expected those of the encoder"):
-        read(folder, Columns(), encoder=read(folder).encoder)
-    with pytest.raises(ValueError, match=r"users: expected a file, because Columns names user columns \('country', 'age'\)"):
-        readers.read(folder / "events.parquet", items=folder / "items.parquet", columns=COLUMNS)
-    with pytest.raises(ValueError, match="unknown: expected 'error' or 'skip', got 'keep'"):
-        read(folder, unknown="keep")
-    with pytest.raises(FileNotFoundError, match="expected a file or folder, got no such file"):
-        readers.read(folder / "no.parquet", items=folder / "items.parquet", users=folder / "users.parquet", columns=COLUMNS)
     (folder / "events.feather").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"expected a name that ends in one of \.parquet, \.csv"):
-        readers.read(folder / "events.feather", items=folder / "items.parquet", users=USERS, columns=COLUMNS)
-    csv(folder, events="user\n")
-    with pytest.raises(ValueError, match="expected Parquet files or text files, one kind"):
-        readers.read(folder, items=folder / "items.parquet", users=USERS, columns=COLUMNS)
+    csv(folder, events="user\n")  # the folder has files of two kinds
+    given = {"events": folder / "events.parquet", "items": folder / "items.parquet", "users": USERS, "columns": COLUMNS}
+    for changes, error, message in (
+        ({"columns": None}, ValueError, "columns: expected Columns, or an encoder that has them, got neither"),
+        ({"columns": Columns(), "encoder": read(folder).encoder}, ValueError, "columns: expected those of the encoder"),
+        ({"users": None}, ValueError, r"users: expected a file, because Columns names user columns \('country', 'age'\)"),
+        ({"unknown": "keep"}, ValueError, "unknown: expected 'error' or 'skip', got 'keep'"),
+        ({"events": folder / "no.parquet"}, FileNotFoundError, "expected a file or folder, got no such file"),
+        ({"events": folder / "events.feather"}, ValueError, r"expected a name that ends in one of \.parquet, \.csv"),
+        ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
+    ):
+        with pytest.raises(error, match=message):
+            readers.read(**given | changes)
 
 
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):

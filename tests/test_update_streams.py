@@ -236,13 +236,10 @@ def test_a_stream_of_another_kind_stops_the_follower(following):
 def test_messages_that_are_gone_are_noticed(kafka_address, tmp_path):
     name = topic_of(tmp_path)
     Broker("kafka", kafka_address, name).send(b"x")
-    for position in (50, 1000):
-        with contextlib.closing(KafkaStream(kafka_address, name)) as stream:
-            with pytest.raises(StreamError, match=f"expected messages after {position}, it has 0 to"):
-                stream.begin({0: position})
-    with contextlib.closing(KafkaStream(kafka_address, name)) as stream:
-        with pytest.raises(StreamError, match="got no \\[7\\]"):
-            stream.begin({7: 0})
+    after = "expected messages after {}, it has 0 to"
+    for positions, message in (({0: 50}, after.format(50)), ({0: 1000}, after.format(1000)), ({7: 0}, r"got no \[7\]")):
+        with contextlib.closing(KafkaStream(kafka_address, name)) as stream, pytest.raises(StreamError, match=message):
+            stream.begin(positions)
 
 
 def test_every_damaged_message_is_refused_or_the_same():

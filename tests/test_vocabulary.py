@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from aif_jax.encoding.vocabulary import Vocabulary
 
 
-def test_vocabulary_by_hand():
-    vocabulary = Vocabulary([30, 10, 20, 10])
-    assert len(vocabulary) == 4
-    assert vocabulary.raw.tolist() == [10, 20, 30]
-    rows = vocabulary.encode(np.array([[10, 30], [31, 9], [25, 20]]))
-    assert rows.dtype == np.int32
-    assert rows.tolist() == [[1, 3], [0, 0], [0, 2]]
-
-
-def test_vocabulary_of_strings():
-    vocabulary = Vocabulary(["shoe", "hat"])
-    assert vocabulary.encode(["hat", "shoes", "", "shoe"]).tolist() == [1, 0, 0, 2]
+@pytest.mark.parametrize(("raw", "ids", "rows"), [
+    ([30, 10, 20, 10], [[10, 30], [31, 9], [25, 20]], [[1, 3], [0, 0], [0, 2]]),
+    (["shoe", "hat"], ["hat", "shoes", "", "shoe"], [1, 0, 0, 2]),
+    (["7", "07"], ["07", "7", "007"], [1, 2, 0]),  # text of digits is text
+    (["view", "buy"], ["buy", "look", "view and more", "view"], [1, 0, 0, 2]),  # few strings in a wide array
+    ([f"id {number}" for number in range(30)], [["id 7"], ["id 77"]], [[28], [0]]),
+    (np.zeros(0, np.int64), [1, 2], [0, 0]),
+])  # fmt: skip
+def test_vocabulary_by_hand(raw, ids, rows):
+    vocabulary = Vocabulary(raw)
+    assert vocabulary.raw.tolist() == sorted(set(raw)) and len(vocabulary) == 1 + len(set(raw))
+    encoded = vocabulary.encode(np.array(ids))
+    assert encoded.dtype == np.int32 and encoded.tolist() == vocabulary.encode(ids).tolist() == rows
 
 
 def test_empty_vocabulary_knows_nothing():
     assert len(Vocabulary([])) == 1
-    assert Vocabulary(np.zeros(0, np.int64)).encode([1, 2]).tolist() == [0, 0]
     assert Vocabulary([5]).encode(np.zeros((0, 2), np.int64)).shape == (0, 2)
 
 
@@ -64,17 +64,6 @@ def test_integers_of_any_dtype_shape_and_container(spread):
     assert vocabulary.encode(np.array([spread], np.uint64)).tolist() == [1]
     assert vocabulary.encode([np.int32(7), 5 * spread]).tolist() == [0, 3]
     assert vocabulary.encode([-(2**63), 2**63 - 1]).tolist() == [0, 0]
-
-
-def test_few_strings_in_a_wide_array():
-    few, many = Vocabulary(["view", "buy"]), Vocabulary([f"id {number}" for number in range(30)])
-    assert few.encode(np.array(["buy", "look", "view and more", "view"])).tolist() == [1, 0, 0, 2]
-    assert many.encode(np.array([["id 7"], ["id 77"]])).tolist() == [[28], [0]]
-
-
-def test_text_of_digits_is_text():
-    vocabulary = Vocabulary(["7", "07"])
-    assert vocabulary.encode(["07", "7", "007"]).tolist() == [1, 2, 0]
 
 
 def test_one_long_id_costs_its_own_length():

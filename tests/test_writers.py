@@ -53,6 +53,7 @@ def test_a_writer_that_was_only_made_writes_nothing(world):
 def test_positions_rise_within_a_partition_and_may_have_gaps(world):
     stream = world.start(positions={2: 7}, every_updates=None)
     assert stream.delete([], position=0) and not world.apply(stream, 1, position=0), "offsets may begin at 0"
+    assert not stream.delete([], position=0) and world.holds(stream.index, {}), "a deletion of no ids moves the position alone"
     assert world.apply(stream, 1, position=1_000_000) and not world.apply(stream, 2, position=999_999)
     assert world.apply(stream, 1, position=np.int64(3), partition=1)
     assert not world.apply(stream, 1, position=7, partition=2)
@@ -300,8 +301,3 @@ def test_a_push_that_is_not_on_disk_is_saved_by_close(world, monkeypatch):
     disk.full = False
     stream.close()
     assert inspect(snapshots(world.directory)[-1]).version == stream.index.version != build().version
-
-
-def test_a_deletion_of_no_ids_moves_the_position_alone(world):
-    stream = world.start()
-    assert stream.delete([], position=0) and not stream.delete([], position=0) and world.holds(stream.index, {})

@@ -77,16 +77,19 @@ def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
             put(run.params, table, config=run.config)
 
 
+def half_of(block, params, item: int) -> list | float:
+    """The value of an item's half, by its row."""
+    config = parts.config(block)
+    features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
+    features.ids["item"] = np.int32(item)
+    (value,) = block.item(params, ItemView(config=config, params={}, features=features, vector=jnp.zeros(8))).values()
+    return value.tolist()
+
+
 def test_offsets_of_items_by_hand():
     block, params = ItemOffset(), {"table": jnp.array([-100.0, 0.5, 2.0])}
-    config = demo.config(blocks=(block,))
-
-    def row(item: int) -> float:
-        features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
-        features.ids["item"] = np.int32(item)
-        return float(block.item(params, ItemView(config=config, params={}, features=features, vector=jnp.zeros(8)))["offset"])
-
-    assert [row(item) for item in (0, 1, 2, 3, -1)] == [-100.0, 0.5, 2.0, -100.0, -100.0]  # newer ones: as the unknown item
+    offsets = [half_of(block, params, item) for item in (0, 1, 2, 3, -1)]
+    assert offsets == [-100.0, 0.5, 2.0, -100.0, -100.0]  # newer ones: as the unknown item
     terms = block.score(params, parts.state(block, {}), parts.rows(block, {"offset": jnp.array([0.5, -100.0])}), {})
     assert terms.offset.tolist() == [0.5, -100.0] and terms.pairs == ()
 
@@ -120,13 +123,8 @@ def test_halves_by_hand():
     gap = parts.user(config, [True, False, True, False], item=np.array([1, 2, 2, 3], np.int32))
     np.testing.assert_allclose(block.user(params, gap)["sum"], TABLE[1] + TABLE[2] / 3, rtol=1e-6)
 
-    def factor(item: int) -> list[float]:
-        features = jax.tree.map(lambda leaf: leaf[0], aif.empty_items(config.schema, 1))
-        features.ids["item"] = np.int32(item)
-        view = ItemView(config=config, params={}, features=features, vector=jnp.zeros(8))
-        return block.item(params, view)["factor"].tolist()
-
-    assert [factor(item) for item in (0, 1, 3, 4, -1)] == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
+    factors = [half_of(block, params, item) for item in (0, 1, 3, 4, -1)]
+    assert factors == [[0, 0], [1, 0], [3, 3], [0, 0], [0, 0]]
     terms = block.score(params, parts.state(block, half), parts.rows(block, {"factor": jnp.array(TABLE)}), {})
     np.testing.assert_allclose(terms.offset, TABLE @ half["sum"], rtol=1e-6)
     assert terms.pairs == ()

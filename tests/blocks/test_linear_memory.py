@@ -26,6 +26,7 @@ from tests.reference import memory as reference
 C, L, D, H, K = 5, 11, 6, 3, 7
 BLOCKS = {"lsh": LshDin(bits=64), "learned": LinearMemory(width=K, keys="linear")}
 KINDS, FORMS = list(BLOCKS), ["sums", "events"]
+EVERY_FORM = pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in KINDS for form in FORMS])
 DRAWN = np.random.default_rng(7).normal(size=(D + 1, K)).astype(np.float32)
 QUERY = {"kernel": DRAWN[:D], "bias": DRAWN[D]}
 """Parameters of the learned queries, which are an affine map of the item vector."""
@@ -71,8 +72,7 @@ def run(kind, form, query, keys, values, mask, kernel):
 compiled = jax.jit(run, static_argnums=(0, 1))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@EVERY_FORM
 def test_the_head_gets_mean_and_deviation_of_the_plain_sum(form, kind):
     query, keys, values, mask, kernel = case(kind)
     made, average = compiled(kind, form, query, keys, values, mask, kernel)
@@ -88,8 +88,7 @@ def test_the_head_gets_mean_and_deviation_of_the_plain_sum(form, kind):
     assert terms.logit == 0.0
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@EVERY_FORM
 def test_padding_does_not_leak(form, kind):
     query, keys, values, mask, kernel = case(kind, kept=6)
     other_keys, other_values = keys.copy(), values.copy()
@@ -105,8 +104,7 @@ def test_padding_does_not_leak(form, kind):
         np.testing.assert_allclose(clean, short, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@EVERY_FORM
 def test_an_empty_history_gives_zeros_and_finite_gradients(form, kind):
     query, keys, values, mask, kernel = case(kind, kept=0)
 

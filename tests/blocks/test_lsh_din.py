@@ -18,10 +18,7 @@ def test_head_inputs_are_those_of_the_definition():
 
     inputs = np.asarray(jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params))
     embedded = np.asarray(layers.embed_behaviours(params, model.config.schema, features.history))
-    fitted, content = params["fitted"]["signatures_32"], demo.catalogue().content
-    words = np.array(
-        [lsh.pack(row) for row in lsh.sign(content, np.asarray(fitted["projection"]), np.asarray(fitted["offset"]))]
-    )
+    words = lsh.signed(demo.catalogue().content, params["fitted"]["signatures_32"])
     mask = np.asarray(features.history.mask)
     read = memory.din(words[items.ids["item"]], words[features.history.item], embedded, mask)
     mean = memory.mean(embedded, mask)

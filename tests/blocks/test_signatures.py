@@ -12,6 +12,7 @@ from aif_jax import blocks
 from aif_jax.blocks import signatures
 from tests import demo
 from tests.reference import lsh as reference
+from tests.reference.lsh import signed
 
 
 @pytest.fixture
@@ -119,13 +120,6 @@ def test_fit_needs_rows_with_content():
         signatures.fit_projection(np.eye(3)[:1], bits=32)
 
 
-def signed(content, params):
-    """uint32 [n, W] by the definition."""
-    return np.array(
-        [reference.pack(row) for row in reference.sign(content, *(np.asarray(params[k]) for k in ("projection", "offset")))]
-    )
-
-
 @pytest.fixture(scope="module")
 def model():
     """A model that reads signatures of 32 and of 64 bits, and its parameters."""
@@ -158,12 +152,9 @@ def test_a_row_of_the_index_and_a_history_have_the_same_signature(model, signatu
     features = demo.user(both.config, events=24)
     state = jax.jit(both.user)(params, features)
     items = demo.catalogue().features(features.history.item)
-    np.testing.assert_array_equal(
-        state.blocks["sim_tier"].signature, params["fitted"]["signatures_64"]["table"][features.history.item]
-    )
-    np.testing.assert_array_equal(
-        signature_of(params, items), params["fitted"]["signatures_32"]["table"][features.history.item]
-    )
+    wide, narrow = (params["fitted"][name]["table"][features.history.item] for name in ("signatures_64", "signatures_32"))
+    np.testing.assert_array_equal(state.blocks["sim_tier"].signature, wide)
+    np.testing.assert_array_equal(signature_of(params, items), narrow)
 
 
 def test_an_item_in_the_table_reads_the_table_whatever_its_content(model, signature_of):
@@ -204,8 +195,6 @@ def test_without_content_a_row_reads_the_table():
 
 def test_a_schema_without_content_is_refused():
     schema = dataclasses.replace(demo.schema(), content=0)
-    with pytest.raises(
-        ValueError,
-        match=r"Signatures: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out",
-    ):
+    message = "Signatures: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
+    with pytest.raises(ValueError, match=message):
         demo.config(schema=schema, blocks=(blocks.LshDin(),))

@@ -49,8 +49,7 @@ def test_head_inputs_are_those_of_the_definition(name):
     model, params = demo.build(blocks=(block,))
     features, items, config = demo.user(model.config, events=19), demo.items(7), model.config
 
-    fitted = {key: np.asarray(value) for key, value in params["fitted"][f"signatures_{block.bits}"].items()}
-    words = np.array([lsh.pack(row) for row in lsh.sign(demo.catalogue().content, fitted["projection"], fitted["offset"])])
+    words = lsh.signed(demo.catalogue().content, params["fitted"][f"signatures_{block.bits}"])
     history, place = features.history, np.arange(config.long_length)
     group = np.asarray(history.action) * block.by_action
     for end in block.windows:

@@ -32,3 +32,8 @@ def similarity(a, b):
 
 def signs(words):
     return [1.0 if int(words[k // 32]) >> (k % 32) & 1 else -1.0 for k in range(32 * len(words))]
+
+
+def signed(content, fitted):
+    """uint32 [n, W]: the packed signs of every row of content under a fitted projection."""
+    return np.array([pack(row) for row in sign(content, *(np.asarray(fitted[name]) for name in ("projection", "offset")))])

@@ -106,32 +106,24 @@ def plain_ids(value: Any) -> list[int] | None:
 def candidate_arrays(draw: Any) -> Any:
     """Candidates of every kind, good and bad."""
     good = draw(st.lists(ids, max_size=70))
-    kinds = ["list", "tuple", "int64", "int32", "uint64", "object", "mixed", "strings", "junk", "array", "bids"]
-    kind = draw(st.sampled_from(kinds))
-    if kind == "tuple":
-        return tuple(good)
-    if kind == "int64":
-        return np.array(good, np.int64)
-    if kind == "int32":
-        return np.array([item % 2**31 for item in good], np.int32)
-    if kind == "uint64":
-        return np.array([item % 2**64 for item in good], np.uint64)
-    if kind == "object":
-        return np.array([*good, draw(scalars)], object)
-    if kind == "mixed":
-        place = draw(st.integers(0, len(good)))
-        return [*good[:place], draw(junk), *good[place:]]
-    if kind == "strings":
-        return list(map(str, good)) or ["1"]
-    if kind == "junk":
-        return draw(junk)
-    if kind == "array":
-        dtypes = st.sampled_from(["int64", "float32", "bool", "<U3", "S2", "M8[s]", "complex64", "int8"])
-        return draw(arrays_of.arrays(dtypes, arrays_of.array_shapes(min_dims=0, max_dims=2, max_side=4)))
-    if kind == "bids":
-        size = draw(st.sampled_from([len(good), len(good), len(good) + 1]))
-        return Candidates(np.array(good, np.int64), np.array(draw(st.lists(st.floats(), min_size=size, max_size=size))))
-    return good
+    dtypes = st.sampled_from(["int64", "float32", "bool", "<U3", "S2", "M8[s]", "complex64", "int8"])
+    place, size = draw(st.integers(0, len(good))), draw(st.sampled_from([len(good), len(good), len(good) + 1]))
+    kinds = {
+        "list": lambda: good,
+        "tuple": lambda: tuple(good),
+        "int64": lambda: np.array(good, np.int64),
+        "int32": lambda: np.array([item % 2**31 for item in good], np.int32),
+        "uint64": lambda: np.array([item % 2**64 for item in good], np.uint64),
+        "object": lambda: np.array([*good, draw(scalars)], object),
+        "mixed": lambda: [*good[:place], draw(junk), *good[place:]],
+        "strings": lambda: list(map(str, good)) or ["1"],
+        "junk": lambda: draw(junk),
+        "array": lambda: draw(arrays_of.arrays(dtypes, arrays_of.array_shapes(min_dims=0, max_dims=2, max_side=4))),
+        "bids": lambda: Candidates(
+            np.array(good, np.int64), np.array(draw(st.lists(st.floats(), min_size=size, max_size=size)))
+        ),
+    }
+    return kinds[draw(st.sampled_from(list(kinds)))]()
 
 
 def check_candidates(world: World, data: Any) -> None:
