@@ -519,6 +519,16 @@ def test_a_block_tells_its_formula_paper_cost_and_use(kind):
     assert [word for word in ("Paper", "Cost", "When") if not re.search(rf"^- {word}: \S", doc, re.M)] == []
 
 
+def test_the_page_of_formulas_has_every_block():
+    """In its headings or text, and the site draws each formula."""
+    page = (ROOT / "docs" / "reference_formulas.md").read_text(encoding="utf-8")
+    assert [kind.__name__ for kind in BLOCKS if not re.search(rf"\b{kind.__name__}\b", page)] == []
+    pytest.importorskip("latex2mathml")
+    drawn = website("equations").on_page_markdown(page)
+    assert page.count("\n$$\n") % 2 == 0 and "$" not in drawn
+    assert drawn.count("<math") == page.count("$`") + page.count("\n$$\n") // 2 > 60
+
+
 def test_arguments_that_share_a_line_become_one_a_line():
     pytest.importorskip("griffe")
     one_a_line = website("examples").one_a_line
