@@ -46,8 +46,8 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_own_data",
-    "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
+    "from_pytorch", "how_to_diagnose", "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_impressions",
+    "tutorial_own_data", "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale_training": r"^[1-9]\d* steps"}
@@ -343,6 +343,14 @@ def test_curl_lines_of_the_reference_are_answered():
     assert error["message"] in page and error["field"] == "k"
 
 
+def test_alerts_name_metrics_of_the_table():
+    """The table of metrics is compared with a service by the test above."""
+    metrics, alerts = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").split("## Alerts")
+    told = {name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", metrics)}
+    used = set(re.findall(r"`(aif_\w+)[`{]", alerts))
+    assert len(used) > 20 and {name for name in used if not any(re.fullmatch(each, name) for each in told)} == set()
+
+
 def test_deployment_files_fit_the_commands_and_metrics():
     """Manifests parse, their commands are ours, and every metric of the dashboard is one of the reference."""
     yaml = pytest.importorskip("yaml")
@@ -593,9 +601,17 @@ def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
 
 def test_the_pages_do_not_grow():
     """Words of the pages of docs/, code included; references are looked up, not read."""
-    read = [page for page in DOCS if not page.name.startswith("reference_") and page.name != "api.md"]
+    read = [page for page in DOCS if not page.name.startswith("reference_") and page.name not in ("api.md", "glossary.md")]
     total = sum(len(page.read_text(encoding="utf-8").split()) for page in read)
     assert total <= MOST_WORDS, f"{total} words, at most {MOST_WORDS}"
+
+
+def test_the_table_of_extras_is_that_of_the_project():
+    """Every extra of pyproject.toml with its packages, once."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", (ROOT / "docs" / "support.md").read_text(encoding="utf-8"), re.M)
+    packages = {name: ", ".join(re.split(r"[<>=;]", each)[0] for each in listed) for name, listed in extras.items()}
+    assert dict(rows) | {"tests": packages["tests"]} == packages and len(rows) == len(extras)
 
 
 def test_every_page_is_on_the_front_page_and_in_the_site():

@@ -19,4 +19,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(
         r"^\$\$\n(.*?)^\$\$$", lambda found: f"<div>{mathml(found[1], 'block')}</div>", markdown, flags=re.S | re.M
     )
-    return re.sub(r"\$`(.*?)`\$", lambda found: mathml(found[1], "inline"), markdown)
+    # in a span: Markdown takes a line that begins with another element for a block
+    return re.sub(r"\$`(.*?)`\$", lambda found: f"<span>{mathml(found[1], 'inline')}</span>", markdown)
