@@ -46,8 +46,8 @@ RUN_ELSEWHERE = {
 }
 """Modules of commands that no test runs by their name, and what runs them instead."""
 LIGHT_PAGES = (
-    "from_pytorch", "how_to_diagnose", "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors", "tutorial_impressions",
-    "tutorial_own_data", "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
+    "from_pytorch", "how_to_diagnose", "how_to_refresh", "scale_training", "scale_catalogue", "tutorial_index", "connectors",
+    "tutorial_impressions", "tutorial_own_data", "tutorial_own_tower", "tutorial_ranker", "tutorial_train", "which_config",
 )  # fmt: skip
 """Pages about training and the index; those about serving and export run as shipped."""
 PRINTED = {"scale_training": r"^[1-9]\d* steps"}
