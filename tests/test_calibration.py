@@ -23,6 +23,7 @@ from aif_jax.train.fit import of_ranking
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.refusals import refused
 from tests.serving_world import bids_for
 from tests.test_sparse import SMALL
 
@@ -51,9 +52,7 @@ def test_logistic_form_is_that_of_scikit_learn_and_finds_the_truth():
     scores, labels = drawn(40_000, lambda s: 0.7 * s - 2)
     made = fit(scores, labels)
     peer = LogisticRegression(C=1e9, tol=1e-10).fit(scores[:, None], labels)
-    assert made["scale"] == pytest.approx(peer.coef_[0, 0], abs=1e-4) and made["bias"] == pytest.approx(
-        peer.intercept_[0], abs=1e-4
-    )
+    assert (made["scale"], made["bias"]) == pytest.approx((peer.coef_[0, 0], peer.intercept_[0]), abs=1e-4)
     assert (made["scale"], made["bias"]) == pytest.approx((0.7, -2), abs=0.06)
     assert made["scale"].dtype == made["bias"].dtype == np.float32
     shifted = fit(1e3 * scores - 5e4, labels)  # an ill-conditioned line is found too
@@ -104,8 +103,7 @@ def test_a_sampled_log_is_corrected_analytically():
 @pytest.mark.parametrize("size", [1e38, 1e39, 1e60])
 def test_logits_that_float32_cannot_hold_are_refused(size):
     scores, labels = drawn(1000, lambda s: 3 * s)
-    with pytest.raises(ValueError, match=r"calibration scores: expected .* float32 .*, got .*e[-+]\d+"):
-        fit(scores * size, labels)
+    refused(ValueError, r"calibration scores: expected .* float32 .*, got .*e[-+]\d+", fit, scores * size, labels)
 
 
 def test_deciles_by_hand():
@@ -119,8 +117,7 @@ def test_deciles_by_hand():
     assert len(masked.predicted) == 2 and masked.observed == (0, 1)
     assert metrics.Deciles((0.3, 0.5), (0.5, 0.5), (4.0, 100.0)).deviations == (0.25, 0.05)
     assert metrics.deciles([], []) == ((), (), ()) and np.isnan(metrics.deciles([], []).worst)
-    with pytest.raises(ValueError, match="weights: expected finite values of at least 0"):
-        metrics.deciles([0.0], [1], weights=[-1.0])
+    refused(ValueError, "weights: expected finite values of at least 0", metrics.deciles, [0.0], [1], weights=[-1.0])
     rates = metrics.calibration([0.0, 0.0], [1, 0], weights=[1.0, 3.0])
     assert (rates.ratio, rates.error) == (2.0, 0.25) and rates.entries[5] == 4
 
@@ -136,16 +133,12 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
     lift = rng.normal(size=100_000) + np.where(rows < 200, -1, 1)
     labels = (rng.random(100_000) < sigmoid(lift - 1)).astype(np.float64)
     scores = lift + np.log(counts / counts.sum())[rows]
-    with pytest.raises(ValueError, match="expected scores that rise with the labels"):
-        fit(scores, labels)
+    refused(ValueError, "expected scores that rise with the labels", fit, scores, labels)
     values = scores - popularity_offset(counts, power=1.0)[rows]
     made = fit(values, labels)
     tenths = metrics.deciles(apply(made, values), labels)
     errors = [deviation / observed for deviation, observed in zip(tenths.deviations, tenths.observed, strict=True)]
     assert made["scale"] == pytest.approx(1, abs=0.03) and tenths.worst < 3 * max(errors) < 0.2
-
-
-# with a model
 
 
 @pytest.fixture(scope="module")

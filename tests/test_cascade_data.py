@@ -19,6 +19,7 @@ from experiments.datasets import recflow
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.refusals import refused
 from tests.test_sparse import SMALL
 
 EVENTS = {"user": ["ann", "ann", "ann", "bob"], "item": [7, 8, 9, 7], "time": [10, 20, 20, 30]}
@@ -42,9 +43,6 @@ def plain():
 def synthetic():
     world = synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12)
     return world, synthetic_cascade(world, requests=150, candidates=60, ranked=20)
-
-
-# reading
 
 
 def test_lines_become_requests(plain, caplog):
@@ -88,15 +86,11 @@ def test_a_line_that_comes_twice_is_named_as_its_file_has_it(plain, tmp_path):
     rows = ["user,item,time,stage", "bob,7,30000,exposed", "ann,9,20001,exposed", "ann,8,20001,ranked", "ann,9,20500,ranked"]
     (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
     columns = aif.Columns(time_unit="ms")
-    with pytest.raises(
-        ValueError, match=r"got item 9 twice in the request of user 'ann' at 20001, in line 3 and line 5 of .*log.csv$"
-    ):
-        aif.read_cascade(tmp_path / "log.csv", plain, columns=columns)
+    message = r"got item 9 twice in the request of user 'ann' at 20001, in line 3 and line 5 of .*log.csv$"
+    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", plain, columns=columns)
     (tmp_path / "log.csv").write_text("\n".join(rows).replace("8,20001,ranked", "8,20001,") + "\n")
-    with pytest.raises(
-        ValueError, match=r"log.csv, line 4, column 'stage': null: expected a category in every row, got nothing"
-    ):
-        aif.read_cascade(tmp_path / "log.csv", plain, columns=columns)
+    message = r"log.csv, line 4, column 'stage': null: expected a category in every row, got nothing"
+    refused(ValueError, message, aif.read_cascade, tmp_path / "log.csv", plain, columns=columns)
 
 
 def test_wrong_cascades_are_refused(plain):
@@ -104,8 +98,7 @@ def test_wrong_cascades_are_refused(plain):
     with pytest.raises(ValueError, match=r"cascade stage: .*, got \['shown'\], the first in cascade, row 2, column 'stage'"):
         aif.read_cascade(six | {"stage": ["ranked", *["shown"] * 5]}, plain)
     twice = r"cascade: expected every item once in a request, got item 9 twice in the request of user 'ann' at 20, in row 2 and"
-    with pytest.raises(ValueError, match=f"{twice} row 3 of cascade$"):
-        aif.read_cascade(six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
+    refused(ValueError, f"{twice} row 3 of cascade$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
     with pytest.raises(ValueError, match=f"{twice} row 4 of cascade; 2 such lines in all"):
         aif.read_cascade(six | {"item": [7, 9, 8, 9, 7, 7]}, plain)
     good = from_columns(plain.log, user=[1], time=[20], rows=[3], stage=[0], labels={}, candidates=2)[0]
@@ -119,8 +112,7 @@ def test_wrong_cascades_are_refused(plain):
             r"labels\['x'\]: expected finite values, NaN where unknown",
         ),
     ):
-        with pytest.raises((TypeError, ValueError), match=message):
-            dataclasses.replace(good, **change)
+        refused((TypeError, ValueError), message, dataclasses.replace, good, **change)
     with pytest.raises(ValueError, match="Cascade.positions: expected ascending"):
         Cascade(positions=np.array([2, 1]), rows=np.ones((2, 1), np.int32), stage=np.zeros((2, 1), np.int8), labels={})
     with pytest.raises(ValueError, match=r"Dataset.cascade.rows: expected values in \[0, 5\)"):
@@ -138,13 +130,8 @@ def test_wrong_cascades_are_refused(plain):
         ({"time": [20.9]}, "time: expected integer seconds, got dtype float64"),
         ({"rows": [-3]}, "item: expected values in"),
     ):
-        with pytest.raises((TypeError, ValueError), match=message):
-            from_columns(plain.log, **columns | wrong, labels={}, candidates=2)
-    with pytest.raises(ValueError, match="Dataset.cascade: expected a Cascade"):
-        sources.logged(plain)
-
-
-# lists
+        refused((TypeError, ValueError), message, from_columns, plain.log, **columns | wrong, labels={}, candidates=2)
+    refused(ValueError, "Dataset.cascade: expected a Cascade", sources.logged, plain)
 
 
 def test_lists_have_so_many_of_each_stage(synthetic):
@@ -184,8 +171,7 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):
         source(np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1], SampleKey(0, 0, 0))
     for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts"), ({"sampled": 2}, "sampler: expected")):
-        with pytest.raises(ValueError, match=message):
-            sources.staged(data, wrong)
+        refused(ValueError, message, sources.staged, data, wrong)
 
 
 def test_the_synthetic_cascade_follows_its_rules(synthetic):
@@ -203,15 +189,13 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
     request, place = np.nonzero(shown)
     chance = world.click_probability(cascade.positions[request], cascade.rows[request, place])
     assert cascade.labels["click"][shown].mean() == pytest.approx(chance.mean(), abs=0.05)
-    with pytest.raises(ValueError, match="requests: expected at most"):
-        synthetic_cascade(world, requests=10**6)
+    refused(ValueError, "requests: expected at most", synthetic_cascade, world, requests=10**6)
 
 
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
     _, made = synthetic
-    config = demo.config(
-        schema=made.schema, objectives=("click", "long_view|click"), **(SMALL | {"head": aif.heads.Mlp((16,))})
-    )
+    small = SMALL | {"head": aif.heads.Mlp((16,))}
+    config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **small)
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
@@ -225,8 +209,7 @@ def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_pat
     assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
     with pytest.raises(ValueError, match="Cascaded: expected data with a cascade"):
         demo.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
-    with pytest.raises(ValueError, match="Cascaded: expected candidates of some stage"):
-        Cascaded(exposed=0, ranked=0, pre_ranked=0, retrieved=0)
+    refused(ValueError, "Cascaded: expected candidates of some stage", Cascaded, exposed=0, ranked=0, pre_ranked=0, retrieved=0)
 
 
 def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
@@ -272,9 +255,6 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
     assert train.evaluate(model, params, plain, some, k=None, progress=False).ranker_recall is None
 
 
-# RecFlow
-
-
 def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     _, made = synthetic
     table = recflow.lines_of(made)
@@ -294,15 +274,12 @@ def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     assert there.all() and np.isfinite(cascade.labels["ranker"][cascade.stage == 1][:5]).all()
     assert data.log.time[cascade.positions].min() >= made.log.time[expected.positions].min()
     assert recflow.recflow(tmp_path, candidates=30).cascade.rows.shape[1] == 30
-    with pytest.raises(FileNotFoundError, match="expected files realshow"):
-        recflow.recflow(tmp_path / "none")
+    refused(FileNotFoundError, "expected files realshow", recflow.recflow, tmp_path / "none")
     bad = {name: np.asarray(values)[half] for name, values in table.items()} | {"prerank_neg": np.zeros(half.sum())}
     recflow.write(tmp_path, "0301", bad)
-    with pytest.raises(ValueError, match="all_stage: expected a stage in every line"):
-        recflow.recflow(tmp_path)
+    refused(ValueError, "all_stage: expected a stage in every line", recflow.recflow, tmp_path)
     (tmp_path / "all_stage" / "0301.feather").unlink()
-    with pytest.raises(FileNotFoundError, match="0301.feather: expected a file of RecFlow"):
-        recflow.recflow(tmp_path)
+    refused(FileNotFoundError, "0301.feather: expected a file of RecFlow", recflow.recflow, tmp_path)
 
 
 def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from aif_jax import checks
 from aif_jax.catalogue import Catalogue
 from aif_jax.features import check_item_features
 from tests import demo
+from tests.refusals import refused
 
 SCHEMA = dataclasses.replace(demo.schema(), content=2)  # item 50, category 6, tags 9 x 3; one float; side "bid"
 
@@ -47,32 +49,21 @@ def test_features_of_rows_by_hand():
 
 def test_from_items_adds_the_unknown_row():
     known = parts()
-    catalogue = Catalogue.from_items(
-        SCHEMA,
-        known["raw"],
-        ids={name: known["ids"][name][1:].tolist() for name in ("category", "tags")},
-        floats=known["floats"][1:].astype(np.float64),
-        content=known["content"][1:],
-        side={"bid": [1, 2, 3]},
-    )
+    ids = {name: known["ids"][name][1:].tolist() for name in ("category", "tags")}
+    given = dict(floats=known["floats"][1:].astype(np.float64), content=known["content"][1:], side={"bid": [1, 2, 3]})
+    catalogue = Catalogue.from_items(SCHEMA, known["raw"], ids=ids, **given)
     expected = Catalogue(**known)
-    for name in ("item", "category", "tags"):
-        np.testing.assert_array_equal(catalogue.ids[name], expected.ids[name])
-    np.testing.assert_array_equal(catalogue.floats, expected.floats)
-    np.testing.assert_array_equal(catalogue.content, expected.content)
-    np.testing.assert_array_equal(catalogue.side["bid"], expected.side["bid"])
+    for got, wanted in ((getattr(one, name) for one in (catalogue, expected)) for name in ("ids", "floats", "content", "side")):
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
 def wrong(field, value, key=None):
     def change(known):
-        if key is not None:
-            value_ = (
-                {**known[field], key: value(known[field][key])}
-                if value
-                else {k: v for k, v in known[field].items() if k != key}
-            )
-            return {**known, field: value_}
-        return {**known, field: value(known[field])}
+        old = known[field]
+        if key is None:
+            return known | {field: value(old)}
+        others = {name: array for name, array in old.items() if name != key}
+        return known | {field: others | ({key: value(old[key])} if value else {})}
 
     return change
 
@@ -114,8 +105,7 @@ def at(position, value):
 @pytest.mark.parametrize("block", [checks.BLOCK, 2])
 def test_a_wrong_table_is_named(monkeypatch, block, change, error, message):
     monkeypatch.setattr(checks, "BLOCK", block)
-    with pytest.raises(error, match=re.escape(message)):
-        Catalogue(**change(parts()))
+    refused(error, re.escape(message), Catalogue, **change(parts()))
 
 
 def test_features_without_content():
@@ -145,5 +135,4 @@ def test_with_content_leaves_the_old_one_alone():
         (np.zeros([3, 5], np.float32), r"content: expected shape \[4, 5\], got \[3, 5\]"),
         (np.ones([4, 5], np.float32), "content: expected zeros in row 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            catalogue.with_content(content)
+        refused(ValueError, message, catalogue.with_content, content)

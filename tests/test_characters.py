@@ -11,6 +11,7 @@ from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
 from aif_jax.index import ids, string_ids
 from aif_jax.serving.requests import Candidates
 from tests.reference import characters as reference
+from tests.refusals import refused
 
 LONG = "x" * (MOST_CHARACTERS + 1)
 texts = st.lists(st.text(st.characters(codec="utf-32", exclude_categories=()), max_size=12), max_size=60)
@@ -54,19 +55,15 @@ def test_a_long_text_costs_its_characters(monkeypatch):
     assert keys[0] == reference.key(strings[0])[0] and keys[1:].tolist() == string_ids(strings[1:]).tolist()
 
 
-@pytest.mark.parametrize(
-    "take",
-    [
-        lambda values: as_ids(values, "ids"),
-        lambda values: ids.raw_keys(values, "ids"),
-        Candidates.of,
-    ],
-)
+@pytest.mark.parametrize("take", [
+    lambda values: as_ids(values, "ids"),
+    lambda values: ids.raw_keys(values, "ids"),
+    Candidates.of,
+])  # fmt: skip
 def test_ids_are_bounded(take):
     message = rf"expected ids of at most {MOST_CHARACTERS} characters, got {MOST_CHARACTERS + 1} at position 1; give long ones"
     for values in (["a", LONG], np.array(["a", LONG]), np.array(["a", LONG], np.dtypes.StringDType())):
-        with pytest.raises(ValueError, match=message):
-            take(values)
+        refused(ValueError, message, take, values)
     take(["a", LONG[1:]])
 
 

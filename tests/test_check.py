@@ -21,13 +21,8 @@ def write(folder, **texts):
 
 def found(folder, *, items=True, users=False, columns=None, **options):
     """kind, line or row, column, got of every problem."""
-    report = check(
-        folder / "events.csv",
-        items=folder / "items.csv" if items else None,
-        users=folder / "users.csv" if users else None,
-        columns=columns or Columns(),
-        **options,
-    )
+    files = {name: folder / f"{name}.csv" for name, there in (("items", items), ("users", users)) if there}
+    report = check(folder / "events.csv", columns=columns or Columns(), **files, **options)
     return [(p.kind, p.row and p.row + 1, p.column, p.got) for p in report.problems]
 
 
@@ -95,15 +90,10 @@ def test_all_problems_of_a_file_at_once(folder):
 
 
 def test_parquet_tells_rows(tmp_path):
-    events = {
-        "user": pa.array(["a", "a", None]),
-        "item": pa.array([1, 2, -3]),
-        "time": pa.array([1_511_544_070_000, 5, 6]),
-    }
+    events = {"user": ["a", "a", None], "item": [1, 2, -3], "time": [1_511_544_070_000, 5, 6]}
+    items = {"item": [1.0, 2.0], "category": [None, "x"], "content": [[1.0, 2.0], [3.0]]}
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
-    pq.write_table(
-        pa.table({"item": [1.0, 2.0], "category": [None, "x"], "content": [[1.0, 2.0], [3.0]]}), tmp_path / "items.parquet"
-    )
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
     report = check(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns(content="content"))
     got = [(p.kind, p.row, p.column, p.got) for p in report.problems]
     pandas = "double (pandas makes floats of integers where one is missing)"
@@ -127,9 +117,7 @@ def test_torn_parquet(folder):
 
 def test_seconds_read_as_milliseconds(folder):
     write(folder, events="user,item,time\n1,7,1511544070\n")
-    assert found(folder, columns=Columns(time_unit="ms")) == [
-        ("time unit", 2, "time", "1511544070, which looks like 's'"),
-    ]
+    assert found(folder, columns=Columns(time_unit="ms")) == [("time unit", 2, "time", "1511544070, which looks like 's'")]
 
 
 def test_ids_of_two_kinds(folder):
@@ -139,11 +127,7 @@ def test_ids_of_two_kinds(folder):
 
 def test_values_that_a_trained_model_lacks(folder):
     columns = Columns(item_attributes=("brand",), action="event", actions=("view", "buy"))
-    write(
-        folder,
-        events="user,item,time,event\n1,7,10,view\n1,8,20,look\n",
-        items="item,category,brand\n7,tea,x\n8,cup,y\n",
-    )
+    write(folder, events="user,item,time,event\n1,7,10,view\n1,8,20,look\n", items="item,category,brand\n7,tea,x\n8,cup,y\n")
     known = {"user": [1], "item": [7, 8], "brand": ["x"], "category": ["tea"]}
     known = {name: Vocabulary(raw) for name, raw in known.items()}
     encoder = Encoder(schema=schema_of(columns, known), columns=columns, vocabularies=known)
@@ -191,9 +175,8 @@ def test_ids_with_leading_zeros_are_no_integers(folder):
 
 
 def test_integers_beyond_64_bits(tmp_path):
-    pq.write_table(
-        pa.table({"user": pa.array([1, 2**63], pa.uint64()), "item": [1, 1], "time": [1, 2]}), tmp_path / "e.parquet"
-    )
+    events = {"user": pa.array([1, 2**63], pa.uint64()), "item": [1, 1], "time": [1, 2]}
+    pq.write_table(pa.table(events), tmp_path / "e.parquet")
     (problem,) = check(tmp_path / "e.parquet", columns=Columns()).problems
     assert str(problem).endswith(f"row 2, column 'user': wrong type: expected an integer below 2^63, got {2**63}")
 

@@ -21,6 +21,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.store.folders import unfinished
 from aif_jax.store.trained import fingerprint
 from tests.killed import Life, killed_at
+from tests.refusals import refused
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)))
 CONFIG = aif.Config(schema=SCHEMA, width=8, blocks=(Bea(bridges=4),))
@@ -107,8 +108,7 @@ def test_an_encoder_that_cannot_be_read_is_refused(encoder, tmp_path):
     record |= {"position": None, "metrics": None}
     arrays = {**encoder.to_arrays(), "item/ids": np.array([7, 9])}
     storage.write(tmp_path / "other", storage.pack({"params": small(), "encoder": arrays}, record))
-    with pytest.raises(CheckpointError, match="the encoder inside cannot be read .* expected"):
-        checkpoint.load(tmp_path / "other")
+    refused(CheckpointError, "the encoder inside cannot be read .* expected", checkpoint.load, tmp_path / "other")
 
 
 def test_optimizer_state_comes_back_as_it_was(tmp_path):
@@ -218,28 +218,25 @@ def test_wrong_optimizer_template_is_refused(saved, tmp_path):
     checkpoint.save(tmp_path / "bare", trained(small()))
     with pytest.raises(ValueError, match=r"expected \['opt_state'\], but it was saved without"):
         checkpoint.load(tmp_path / "bare", like={"opt_state": ()})
-    with pytest.raises(ValueError, match="like: expected templates under"):
-        checkpoint.load(saved, like={"optimizer": ()})
+    refused(ValueError, "like: expected templates under", checkpoint.load, saved, like={"optimizer": ()})
 
 
 def test_missing_and_foreign_folders(saved, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no checkpoint"):
-        checkpoint.load(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        checkpoint.load(tmp_path)
+    refused(FileNotFoundError, "nowhere: no checkpoint", checkpoint.load, tmp_path / "nowhere")
+    refused(CheckpointError, "not a complete checkpoint", checkpoint.load, tmp_path)
     arrays, record = storage.pack({"rows": np.ones(2)}, {})
     storage.write(tmp_path / "other", (arrays, record | {"format": "test/1"}))
-    with pytest.raises(CheckpointError, match="expected the format 'aif_jax.checkpoint/2', got 'test/1'"):
-        checkpoint.load(tmp_path / "other")
+    refused(CheckpointError, "expected the format 'aif_jax.checkpoint/2', got 'test/1'", checkpoint.load, tmp_path / "other")
     with Checkpoints(tmp_path / "run") as run:
         run.save(3, small(), CONFIG)
-    with pytest.raises(CheckpointError, match=r"it holds the steps \[3\] of a run"):
-        checkpoint.load(tmp_path / "run")
+    refused(CheckpointError, r"it holds the steps \[3\] of a run", checkpoint.load, tmp_path / "run")
 
 
-def test_nothing_is_overwritten(saved):
-    with pytest.raises(FileExistsError, match="expected a new folder"):
-        checkpoint.save(saved, trained(small(2.0)))
+def test_nothing_is_overwritten_and_a_folder_that_cannot_be_made_is_an_error_at_once(saved, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path / "file" / "a", trained(small()))
+    refused(FileExistsError, "expected a new folder", checkpoint.save, saved, trained(small(2.0)))
     assert_same(checkpoint.load(saved).params["item"], small()["item"])
 
 
@@ -247,10 +244,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="position: expected plain JSON"):
         checkpoint.save(tmp_path / "a", trained(small()), position={"batch": np.int64(3)})
     run = aif.Checkpoints(tmp_path / "a")
-    with pytest.raises(ValueError, match="params/item: expected an array, got object"):
-        run.save(1, {"item": object()}, CONFIG)
-    with pytest.raises(ValueError, match="expected at least one array"):
-        run.save(1, {}, CONFIG)
+    refused(ValueError, "params/item: expected an array, got object", run.save, 1, {"item": object()}, CONFIG)
+    refused(ValueError, "expected at least one array", run.save, 1, {}, CONFIG)
     with pytest.raises(ValueError, match="expected a different path for every leaf"):
         run.save(1, {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)
     assert run.steps == [] and not list(tmp_path.glob("a/*"))
@@ -314,12 +309,10 @@ def test_altered_contents_are_named(copy):
     other["item"]["mlp"]["bias"] = jnp.ones(2)
     storage.write(copy.parent / "other", storage.pack({"params": other}, {}))
     shutil.move(copy.parent / "other" / "params", copy / "params")
-    with pytest.raises(CheckpointError, match="params/item/mlp/bias was altered"):
-        checkpoint.load(copy)
+    refused(CheckpointError, "params/item/mlp/bias was altered", checkpoint.load, copy)
     metadata["custom_metadata"]["config"]["width"] = 9
     (copy / METADATA_FILE).write_text(json.dumps(metadata))
-    with pytest.raises(CheckpointError, match="record in _CHECKPOINT_METADATA was altered"):
-        checkpoint.load(copy)
+    refused(CheckpointError, "record in _CHECKPOINT_METADATA was altered", checkpoint.load, copy)
 
 
 @pytest.mark.parametrize("config, words", [
@@ -331,8 +324,7 @@ def test_a_config_that_this_process_cannot_build_is_refused(tmp_path, config, wo
     record = {"config": CONFIG.to_json() | config, "encoder": None, "step": 0, "position": None, "metrics": None}
     record = json.loads(json.dumps(record))
     storage.write(tmp_path / "a", storage.pack({"params": small()}, record))
-    with pytest.raises(CheckpointError, match=words):
-        checkpoint.load(tmp_path / "a")
+    refused(CheckpointError, words, checkpoint.load, tmp_path / "a")
 
 
 def save_second(folder):
@@ -369,34 +361,24 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert re.search(r"steps=\[2, 4, 5\], latest=5, best=2", repr(run))
     assert_same(run.restore("best").params["item"], small(2)["item"])
     assert run.restore("best").metrics == {"gauc": 0.67}
-    assert run.restore().step == 5
-    assert run.restore(4).step == 4
-    with pytest.raises(FileNotFoundError, match=r"expected step 3, found steps \[2, 4, 5\]"):
-        run.restore(3)
+    assert (run.restore().step, run.restore(4).step) == (5, 4)
+    refused(FileNotFoundError, r"expected step 3, found steps \[2, 4, 5\]", run.restore, 3)
     with Checkpoints(tmp_path, keep_last=1, keep_best=("gauc", "max")) as later:
         later.save(6, small(6), CONFIG, metrics={"gauc": 0.61})
     assert later.steps == [2, 6], "the best step of the earlier process stays"
 
 
-def test_a_step_that_lost_its_record_is_no_reason_to_answer_with_another(tmp_path):
-    with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
-        for step, figure in {1: 0.61, 2: 0.66}.items():
-            run.save(step, small(step), CONFIG, metrics={"gauc": figure})
-    (tmp_path / "2" / METADATA_FILE).unlink()
-    for read in (lambda: run.restore("best"), lambda: run.restore(1), lambda: run.latest):
-        with pytest.raises(CheckpointError, match=f"2: damaged, {METADATA_FILE} is missing; remove the folder"):
-            read()
-
-
-def test_the_record_of_another_step_is_no_reason_to_answer_with_another(tmp_path):
+def test_a_record_that_is_lost_or_of_another_step_is_no_reason_to_answer_with_another(tmp_path):
     """Its figures would decide which step is the best."""
     with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
         for step, figure in {1: 0.61, 2: 0.66}.items():
             run.save(step, small(1), CONFIG, metrics={"gauc": figure})
+    (tmp_path / "2" / METADATA_FILE).unlink()
+    for read in (lambda: run.restore("best"), lambda: run.restore(1), lambda: run.latest):
+        refused(CheckpointError, f"2: damaged, {METADATA_FILE} is missing; remove the folder", read)
     shutil.copy(tmp_path / "1" / METADATA_FILE, tmp_path / "2" / METADATA_FILE)
     for read in (lambda: run.best, lambda: run.restore("best"), lambda: run.restore(2)):
-        with pytest.raises(CheckpointError, match="2: expected step 2, got step 1"):
-            read()
+        refused(CheckpointError, "2: expected step 2, got step 1", read)
 
 
 def test_what_a_kill_in_the_middle_of_a_removal_leaves_is_removed(tmp_path):
@@ -428,12 +410,6 @@ def test_arrays_may_be_donated_after_save_async(tmp_path):
     assert not loaded["item"]["table"].any() and not loaded["item"]["host"].any()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError):
-        checkpoint.save(tmp_path / "file" / "a", trained(small()))
-
-
 FULL_DISK = """
 import resource, signal
 import jax, jax.numpy as jnp
@@ -463,20 +439,16 @@ def test_a_disk_that_fills_up_is_reported_by_wait(python, tmp_path):
 
 
 def test_steps_and_policies_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="keep_last: expected at least 1, got 0"):
-        Checkpoints(tmp_path, keep_last=0)
+    refused(ValueError, "keep_last: expected at least 1, got 0", Checkpoints, tmp_path, keep_last=0)
     with pytest.raises(ValueError, match="keep_best"):
         Checkpoints(tmp_path, keep_best=("gauc", "highest"))  # pyright: ignore
     with Checkpoints(tmp_path, keep_best=("gauc", "max")) as run:
         assert (run.steps, run.latest, run.best) == ([], None, None)
-        with pytest.raises(FileNotFoundError, match="expected step latest, found steps"):
-            run.restore()
+        refused(FileNotFoundError, "expected step latest, found steps", run.restore)
         for metrics in (None, {"auc": 0.7}, {"gauc": float("nan")}):
-            with pytest.raises(ValueError, match="expected a finite 'gauc'"):
-                run.save(1, small(), CONFIG, metrics=metrics)
+            refused(ValueError, "expected a finite 'gauc'", run.save, 1, small(), CONFIG, metrics=metrics)
         run.save(1, small(), CONFIG, metrics={"gauc": 0.7})
-        with pytest.raises(FileExistsError, match="expected a new step, got 1"):
-            run.save(1, small(), CONFIG, metrics={"gauc": 0.7})
+        refused(FileExistsError, "expected a new step, got 1", run.save, 1, small(), CONFIG, metrics={"gauc": 0.7})
 
 
 def test_a_reader_leaves_an_unfinished_save_of_another_process_alone(tmp_path):
@@ -497,5 +469,4 @@ def test_files_larger_than_the_memory_of_this_machine_are_refused(saved, monkeyp
         monkeypatch.setattr(storage, "memory", lambda enough=enough: enough)
         checkpoint.load(saved)
     monkeypatch.setattr(storage, "memory", lambda: 50)
-    with pytest.raises(CheckpointError, match="expected at most 65536 files, this one of at most 50 bytes"):
-        checkpoint.load(saved)
+    refused(CheckpointError, "expected at most 65536 files, this one of at most 50 bytes", checkpoint.load, saved)

@@ -12,6 +12,7 @@ from aif_jax import blocks
 from aif_jax.registry import BLOCKS
 from aif_jax.train.tasks import Impressions, NextItem
 from tests import demo
+from tests.refusals import refused
 
 BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
 
@@ -21,11 +22,8 @@ BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attri
     (NextItem, "negative", "negatives"),
 ])  # fmt: skip
 def test_a_misspelt_field_is_named_with_the_nearest(kind, field, meant):
-    with pytest.raises(
-        ValueError, match=f"{kind.__name__}: expected the fields .*, got '{field}'; did you mean '{meant}'"
-    ) as error:
-        kind(**{field: 1})
-    assert meant in str(error.value)
+    message = f"{kind.__name__}: expected the fields .*, got '{field}'; did you mean '{meant}'"
+    refused(ValueError, message, kind, **{field: 1})
 
 
 def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
@@ -37,8 +35,7 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
     for name, types in (("Known", {"size": "int"}), ("Unknown", annotations)):
         fields = {"__annotations__": types, "__module__": __name__, "size": 3, "curve": None}
         made[name] = blocks.block(type(name, (blocks.Block,), fields))
-    with pytest.raises(ValueError, match="Known.size: expected int, got 2.5"):
-        made["Known"](size=2.5)
+    refused(ValueError, "Known.size: expected int, got 2.5", made["Known"], size=2.5)
     assert made["Unknown"](size=2.5, curve=Curve()).size == 2.5
     for name in made:
         del BLOCKS[name]
@@ -50,8 +47,7 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
 ])  # fmt: skip
 def test_a_block_on_content_needs_content(block, name):
     message = f"{name}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        aif.Config(schema=BARE, blocks=(block,))
+    refused(ValueError, re.escape(message), aif.Config, schema=BARE, blocks=(block,))
     with_content = dataclasses.replace(BARE, content=4)
     assert aif.Config(schema=with_content, blocks=(block,)).blocks == (block,)
 
@@ -66,8 +62,7 @@ def test_a_subclass_that_is_not_registered_is_refused():
     class Wider(blocks.Bea):
         """A block that the decorator has not seen, so that no JSON could name it."""
 
-    with pytest.raises(TypeError, match="classes made by the decorator `block`"):
-        demo.config(blocks=(Wider(),))
+    refused(TypeError, "classes made by the decorator `block`", demo.config, blocks=(Wider(),))
 
 
 def test_history_tables_and_content():
@@ -83,8 +78,7 @@ def test_history_tables_and_content():
 def test_replace_checks_again():
     config = demo.config()
     assert config.replace(width=16).width == 16 and config.width == 8
-    with pytest.raises(ValueError, match="Config.width"):
-        config.replace(width=0)
+    refused(ValueError, "Config.width", config.replace, width=0)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -113,7 +107,6 @@ def test_json_may_leave_defaults_out():
 
 def test_two_classes_of_one_name_are_refused():
     Bea = type("Bea", (), {"__module__": "somewhere.else"})
-    with pytest.raises(ValueError, match="block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered"):
-        BLOCKS.add(Bea)
+    refused(ValueError, "block 'Bea': expected a new name, got one that aif_jax.blocks.bea has registered", BLOCKS.add, Bea)
     assert BLOCKS["Bea"] is blocks.Bea
     assert BLOCKS.add(blocks.Bea) is blocks.Bea  # a module that is imported again

@@ -18,6 +18,7 @@ from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
+from tests.refusals import refused
 
 SCHEMA = Schema(
     item_attributes=(
@@ -37,10 +38,7 @@ def dataset(user=(1, 1, 1, 1, 2), item=(1, 2, 3, 0, 2), action=(1, 2, 3, 1, 2), 
         schema=SCHEMA,
         log=EventLog.from_arrays(user, item, action, time, users=4),
         catalogue=Catalogue.from_items(SCHEMA, [7, 8, 9], ids={"category": [1, 2, 1], "tags": [[1, 0], [2, 3], [4, 0]]}),
-        user_ids={
-            "gender": np.array([0, 1, 2, 1], np.int32),
-            "interests": np.array([[0, 0], [1, 2], [3, 0], [6, 5]], np.int32),
-        },
+        user_ids={"gender": np.int32([0, 1, 2, 1]), "interests": np.int32([[0, 0], [1, 2], [3, 0], [6, 5]])},
         user_floats=np.array([[0], [0.5], [1.5], [2.5]], np.float32),
         users=Vocabulary([100, 200, 300]),
         items=Vocabulary([7, 8, 9]),
@@ -58,11 +56,10 @@ def test_features_of_positions_by_hand():
     assert history.action.tolist() == [[3, 2, 1, 0], [1, 0, 0, 0], [0] * 4, [0] * 4]
     assert history.age.tolist() == [[10, 10, 20, 0], [10, 0, 0, 0], [0] * 4, [0] * 4]
     assert history.mask.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4, [False] * 4]
-    for got, whole in zip(
-        jax.tree.leaves(data.user_features([3, 2, 0, 4], length=2).history), jax.tree.leaves(history), strict=True
-    ):
-        np.testing.assert_array_equal(got, whole[:, :2])
-    assert features.encoding == ""
+    short = data.user_features([3, 2, 0, 4], length=2).history
+    jax.tree.map(np.testing.assert_array_equal, short, jax.tree.map(lambda whole: whole[:, :2], history))
+    assert features.encoding == "" and features.floats.dtype == np.float32
+    assert [x.dtype for x in jax.tree.leaves(history)] == [np.int32, np.int32, np.float32, np.bool_]
     check_user_features(SCHEMA, features, batched=True)
 
 
@@ -82,14 +79,7 @@ def test_a_request_at_the_time_of_an_event_equals_the_sample_of_that_event():
     at = np.arange(5)
     samples = data.user_features(at, length=3)
     requests = data.request_features(data.log.user[at], data.log.time[at], length=3)
-    for got, expected in zip(jax.tree.leaves(requests), jax.tree.leaves(samples), strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
-def test_features_have_the_dtypes_of_the_types():
-    history = dataset().user_features([0, 1], length=2).history
-    assert [x.dtype for x in jax.tree.leaves(history)] == [np.int32, np.int32, np.float32, np.bool_]
-    assert dataset().user_features([0, 1], length=2).floats.dtype == np.float32
+    jax.tree.map(np.testing.assert_array_equal, requests, samples)
 
 
 def test_no_events_at_all():
@@ -118,8 +108,7 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
 
 
 def test_with_content_changes_schema_and_catalogue_together():
-    content = np.zeros([4, 6], np.float32)
-    data = dataset().with_content(content)
+    data = dataset().with_content(np.zeros([4, 6], np.float32))
     assert data.schema == data.catalogue.schema == dataclasses.replace(SCHEMA, content=6)
 
 
@@ -137,22 +126,17 @@ def test_with_content_changes_schema_and_catalogue_together():
      "Dataset.log.action: expected values in [0, 4), got 4"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        dataclasses.replace(dataset(), **changes)
+    refused(error, re.escape(message), dataclasses.replace, dataset(), **changes)
 
 
 def test_bad_requests_are_refused():
     data = dataset()
-    with pytest.raises(ValueError, match=r"positions: expected values in \[0, 5\), got 5"):
-        data.user_features([5], length=1)
-    with pytest.raises(ValueError, match=r"users: expected values in \[0, 4\), got -1"):
-        data.request_features([-1], [1], length=1)
-    with pytest.raises(TypeError, match="times: expected integer times in 's'"):
-        data.request_features([1], [1.5], length=1)
+    refused(ValueError, r"positions: expected values in \[0, 5\), got 5", data.user_features, [5], length=1)
+    refused(ValueError, r"users: expected values in \[0, 4\), got -1", data.request_features, [-1], [1], length=1)
+    refused(TypeError, "times: expected integer times in 's'", data.request_features, [1], [1.5], length=1)
     with pytest.raises(ValueError, match=r"times: .* before 2100 in 's', got 1511544070000 .* looks like 'ms'"):
         data.request_features([1], [1_511_544_070_000], length=1)
-    with pytest.raises(ValueError, match="length: expected at least 1, got 0"):
-        data.user_features([0], length=0)
+    refused(ValueError, "length: expected at least 1, got 0", data.user_features, [0], length=0)
 
 
 @pytest.mark.parametrize(("field", "value", "got"), [
@@ -163,8 +147,7 @@ def test_an_event_that_was_damaged_after_the_check_is_named(field, value, got):
     data = dataset()
     getattr(data.log, field)[0] = value
     message = f"event 0 of the log is corrupt: expected {got}; it is in the history of user 1"
-    with pytest.raises(CorruptRecord, match=re.escape(message)):
-        data.user_features([3], length=4)
+    refused(CorruptRecord, re.escape(message), data.user_features, [3], length=4)
 
 
 def test_an_encoder_of_another_schema_or_other_vocabularies_is_refused():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.datasets import kuairand, movielens, taobao
+from tests.refusals import refused
 
 DATA = Path(os.environ.get("AIF_JAX_DATA", Path(__file__).parents[2] / "shared" / "data"))
 MERGED, HEAD = DATA / "movielens-small-merged", DATA / "taobao-userbehavior-head100k"
@@ -69,9 +70,7 @@ FILES["kuairand"] = {
     + "4,middle_active,0,0,,61-90\n"
     + "8,full_active,0,0,1,61-90\n",
 }
-READ = dict.fromkeys(LAYOUTS, movielens.read) | {
-    "taobao": taobao.read, "kuairand": kuairand.read
-}  # fmt: skip
+READ = dict.fromkeys(LAYOUTS, movielens.read) | {"taobao": taobao.read, "kuairand": kuairand.read}
 
 
 def write(folder, name, changes=()):
@@ -170,18 +169,9 @@ def test_malformed_files_are_named(tmp_path, name, file, old, new, place, expect
     ("kuairand", "user_features_1k.csv", r"expected files user_features_\*.csv, got \['log_random"),
 ])  # fmt: skip
 def test_missing_files_are_named(tmp_path, name, file, message):
-    with pytest.raises(FileNotFoundError, match=message):
-        READ[name](write(tmp_path, name, [(file, "", None)]))
-
-
-def test_missing_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no.csv: expected a file, got no such file"):
-        taobao.read(tmp_path / "no.csv")
-    with pytest.raises(FileNotFoundError, match=r"expected files log_\*.csv, got no such folder"):
-        kuairand.read(tmp_path / "no")
-
-
-# MovieLens
+    refused(FileNotFoundError, message, READ[name], write(tmp_path, name, [(file, "", None)]))
+    refused(FileNotFoundError, "no.csv: expected a file, got no such file", taobao.read, tmp_path / "no.csv")
+    refused(FileNotFoundError, r"expected files log_\*.csv, got no such folder", kuairand.read, tmp_path / "no")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -214,15 +204,11 @@ def test_recbole_files_may_lack_users(tmp_path):
     assert data.user_ids == {} and data.users.raw.tolist() == [3, 7]
 
 
-def test_half_stars(tmp_path):
-    data = movielens.read(write(tmp_path, "csv", [("ratings.csv", "3,10,1.0", "3,10,0.5")]))
-    assert data.log.action.tolist() == [1, 6, 10]
-
-
-def test_windows_line_ends(tmp_path):
-    for name, text in FILES["csv"].items():
-        (tmp_path / name).write_bytes(text.replace("\n", "\r\n").encode())
-    assert movielens.read(tmp_path).log.action.tolist() == [2, 6, 10]
+def test_half_stars_and_windows_line_ends(tmp_path):
+    write(tmp_path, "csv", [("ratings.csv", "3,10,1.0", "3,10,0.5")])
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert movielens.read(tmp_path).log.action.tolist() == [1, 6, 10]
 
 
 def test_more_genres_than_fit_are_left_out_from_the_end(tmp_path):
@@ -289,28 +275,22 @@ def test_category_by_content(tmp_path):
     ({"category": "content", "categories": 4, "content": "text"}, "expected a count from 1 to 3 .items., got 4"),
 ])  # fmt: skip
 def test_wrong_options(tmp_path, options, expected):
-    with pytest.raises(ValueError, match=expected):
-        movielens.read(write(tmp_path, "csv"), **options)
+    refused(ValueError, expected, movielens.read, write(tmp_path, "csv"), **options)
 
 
 def test_bad_encoding_is_named(tmp_path):
     write(tmp_path, "csv")
     (tmp_path / "movies.csv").write_bytes(FILES["csv"]["movies.csv"].encode("latin-1"))
-    with pytest.raises(ValueError, match=r"movies\.csv.*: expected text with a header in utf8, got .*UTF8"):
-        movielens.read(tmp_path)
+    refused(ValueError, r"movies\.csv.*: expected text with a header in utf8, got .*UTF8", movielens.read, tmp_path)
 
 
 def test_folder_without_known_files_or_with_too_many(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a folder with MovieLens files, got no such folder"):
-        movielens.read(tmp_path / "no")
-    with pytest.raises(FileNotFoundError, match=r"movies.csv: expected a file, got no such file"):
-        movielens.read(tmp_path / "no", layout="csv")
-    with pytest.raises(ValueError, match=r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]"):
-        movielens.read(tmp_path)
+    refused(FileNotFoundError, r"expected a folder with MovieLens files, got no such folder", movielens.read, tmp_path / "no")
+    refused(FileNotFoundError, r"movies.csv: expected a file, got no such file", movielens.read, tmp_path / "no", layout="csv")
+    refused(ValueError, r"expected one of u\.data, ratings\.dat, ratings\.csv, \*\.inter, got \[\]", movielens.read, tmp_path)
     write(tmp_path, "csv")
     write(tmp_path, "recbole")
-    with pytest.raises(ValueError, match=r"got layouts \['csv', 'recbole'\]: name one with layout="):
-        movielens.read(tmp_path)
+    refused(ValueError, r"got layouts \['csv', 'recbole'\]: name one with layout=", movielens.read, tmp_path)
     assert movielens.read(tmp_path, layout="recbole").schema.user_attribute("gender").size == 3
     (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
     with pytest.raises(ValueError, match=r"expected one file \*\.inter, got 2: \['x\.inter', 'y\.inter'\]"):
@@ -329,24 +309,15 @@ def test_the_merged_movielens():
     toy, sequel = data.items.encode([1, 3114])
     ids = data.catalogue.ids
     assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
-    similar = data.catalogue.content @ data.catalogue.content[toy]
-    assert sequel in np.argsort(-similar)[:20]
+    text = movielens.read(MERGED, content="text").catalogue.content
+    np.testing.assert_allclose(np.linalg.norm(text[1:], axis=1), 1, atol=1e-5)
+    for content in (data.catalogue.content, text):
+        assert sequel in np.argsort(-(content @ content[toy]))[:20]
 
 
-@pytest.mark.skipif(not MERGED.is_dir(), reason=f"needs the merged MovieLens data in {MERGED} (AIF_JAX_DATA)")
-def test_real_text_content_finds_related_movies():
-    data = movielens.read(MERGED, content="text")
-    content = data.catalogue.content
-    np.testing.assert_allclose(np.linalg.norm(content[1:], axis=1), 1, atol=1e-5)
-    toy, sequel = data.items.encode([1, 3114])
-    assert sequel in np.argsort(-(content @ content[toy]))[:20]
-
-
-# Taobao UserBehavior
-
-
-def test_events_and_categories(tmp_path):
+def test_events_and_categories(tmp_path, caplog):
     data = taobao.read(write(tmp_path, "taobao"))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert data.users.raw.tolist() == [2, 5] and data.items.raw.tolist() == [100, 200]
     assert data.log.user.tolist() == [1, 1, 2, 2]
     assert data.log.item.tolist() == [1, 2, 1, 2]  # ties are ordered by item
@@ -360,8 +331,7 @@ def test_a_folder_with_one_csv_will_do(tmp_path):
     write(tmp_path, "taobao")
     assert len(taobao.read(tmp_path).log) == 4
     (tmp_path / "other.csv").write_text(ROWS)
-    with pytest.raises(ValueError, match=r"expected one file \*\.csv, got 2: \['UserBehavior.csv', 'other.csv'\]"):
-        taobao.read(tmp_path)
+    refused(ValueError, r"expected one file \*\.csv, got 2: \['UserBehavior.csv', 'other.csv'\]", taobao.read, tmp_path)
 
 
 def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog):
@@ -370,19 +340,10 @@ def test_item_under_two_categories_gets_that_of_its_last_event(tmp_path, caplog)
     assert "1 of 2 items have more than one category" in caplog.text
 
 
-def test_no_warning_where_categories_agree(tmp_path, caplog):
-    taobao.read(write(tmp_path, "taobao"))
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def test_between_keeps_the_days_asked_for(tmp_path):
+def test_between_keeps_the_days_asked_for_and_times_before_1970_are_read(tmp_path):
     data = taobao.read(write(tmp_path, "taobao"), between=(1511544070, 1511600000))
     assert data.log.time.tolist() == [1511544070] and data.items.raw.tolist() == [200]
-    with pytest.raises(ValueError, match=r"expected events with times in \(1, 2\), got none"):
-        taobao.read(tmp_path, between=(1, 2))
-
-
-def test_times_before_1970_are_read(tmp_path):
+    refused(ValueError, r"expected events with times in \(1, 2\), got none", taobao.read, tmp_path, between=(1, 2))
     assert taobao.read(write(tmp_path, "taobao", [("UserBehavior.csv", ROWS, "1,2,3,pv,-5\n")])).log.time.tolist() == [-5]
 
 
@@ -408,9 +369,6 @@ def test_the_head_of_taobao():
     assert (np.median(lengths), lengths.max()) == (74, 539)
     inside = taobao.read(HEAD, between=taobao.WINDOW)
     assert 0.999 < len(inside.log) / len(data.log) < 1
-
-
-# KuaiRand: impressions and their signals, quoted tags
 
 
 def test_events_of_all_logs(tmp_path):

@@ -129,9 +129,6 @@ def run(module: str, arguments: list[str]) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-# pages run
-
-
 @pytest.mark.parametrize("page", [page for page in DOCS if fences(page, "python")], ids=lambda page: page.stem)
 def test_page_runs(page, tmp_path, monkeypatch, capsys):
     """Blocks share their state from top to bottom; then the page's commands run where its files are."""
@@ -164,9 +161,8 @@ def test_every_block_of_a_page_runs(page):
 def test_outputs_are_compared(tmp_path):
     page = tmp_path / "page.md"
     block = "```python\nprint(1)\n```\n"
-    page.write_text(
-        f"{block}\n```text\n1\n```\n\n{block}Then\n\n```text\n2\n```\n{block}\n<!-- output not checked -->\n```text\n3\n```\n"
-    )
+    one, two, three = (f"```text\n{number}\n```\n" for number in (1, 2, 3))
+    page.write_text(f"{block}\n{one}\n{block}Then\n\n{two}{block}\n<!-- output not checked -->\n{three}")
     assert blocks_and_outputs(page) == [("print(1)\n", "1\n"), ("print(1)\n", ""), ("print(1)\n", None)]
     assert fits("auc 0.91 [0.8, 1.0]\nversion ...\n", "auc 0.7321 [ 0.71, -12,345.6]\nversion 3fa\n")
     assert fits("", "") and fits("[1 2]\n", "[10 1e-05]\n") and fits("[0.52 0.5]\n", "[0.53223 0.5   ]\n")
@@ -205,9 +201,6 @@ def test_own_data_takes_fourteen_names():
     names = names_of_the_package(OWN_DATA)
     assert {"aif.read", "aif.fit", "run.encoder", "run.index", "run.serve", "engine.rank", "run.export"} <= names
     assert len(names) <= MOST_NAMES, sorted(names)
-
-
-# notebooks
 
 
 @functools.cache
@@ -260,11 +253,8 @@ def test_a_notebook_is_small_and_has_what_it_printed(path):
     assert path.stat().st_size < 200_000 and stored["nbformat"] == 4
     assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1)), "run docs/website/notebooks.py"
     page = notebooks().page(stored, path.stem)
-    assert (
-        page.count('<img alt="')
-        == sum("image/png" in output.get("data", {}) for cell in codes for output in cell["outputs"])
-        > 0
-    )
+    images = sum("image/png" in output.get("data", {}) for cell in codes for output in cell["outputs"])
+    assert page.count('<img alt="') == images > 0
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page):
         assert target.startswith("https://") or (path.parent / target).exists(), target
     assert f"(notebooks/{path.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
@@ -278,13 +268,9 @@ def test_a_run_of_a_notebook_keeps_prints_values_and_awaits():
     done = notebooks().run({"cells": cells})
     outputs = [cell.get("outputs") for cell in done["cells"]]
     assert outputs[1][0]["text"] == ["1\n"] and outputs[2][0]["data"] == {"text/plain": ["2"]} and outputs[3] == []
-    assert notebooks().page(done, "n").startswith("# T\n\n```python\nimport asyncio") and "```text\n2\n```" in notebooks().page(
-        done, "n"
-    )
+    page = notebooks().page(done, "n")
+    assert page.startswith("# T\n\n```python\nimport asyncio") and "```text\n2\n```" in page
     assert notebooks().on_page_markdown("[a](notebooks/a.ipynb) [b](b.md)") == "[a](notebooks/a.md) [b](b.md)"
-
-
-# commands
 
 
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
@@ -368,9 +354,6 @@ def test_deployment_files_fit_the_commands_and_metrics():
     reference = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8")
     used = {name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"aif_\w+", target["expr"])}
     assert len(board["panels"]) == 10 and {name for name in used if name.removesuffix("_bucket") not in reference} == set()
-
-
-# links and lists
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
@@ -481,9 +464,8 @@ def test_pages_use_what_is_in_the_reference(page):
 
 def fields_without_meaning(kind: type) -> list[str]:
     """Fields of a public class that no `Attributes:` explains, its own or that of a public base."""
-    fields = (
-        [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else getattr(kind, "_fields", ())
-    )
+    named = dataclasses.is_dataclass(kind)
+    fields = [field.name for field in dataclasses.fields(kind)] if named else getattr(kind, "_fields", ())
     public_classes = {id(value) for value in dict(public(aif, "aif_jax")).values()}
     docs = "\n".join(inspect.getdoc(base) or "" for base in kind.__mro__ if base is kind or id(base) in public_classes)
     sections = re.findall(r"^Attributes:\n((?:  .*\n?)+)", docs, re.M)
@@ -501,10 +483,6 @@ def test_every_field_of_a_public_class_is_in_the_reference():
 
 def test_the_scan_for_fields_finds_gaps():
     class Pair(NamedTuple):
-        """Attributes:
-        low, high: bounds.
-        """
-
         low: float
         high: float
         mean: float  # a comment is not rendered
@@ -560,9 +538,8 @@ def test_generated_pages_are_current():
     """`python docs/website/reference.py` writes them."""
     reference = website("reference")
     for name, made in reference.PAGES.items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), (
-            f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
-        )
+        stale = f"docs/{name}: run {reference.__doc__.splitlines()[0]}"
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == made(), stale
 
 
 def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
@@ -631,9 +608,6 @@ def test_the_picture_names_modules_that_exist():
         assert any(path.exists() for path in places), f"docs/how_it_works.md names {module or package}"
 
 
-# words
-
-
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a page; of a module its strings and comments, each with the number of its line."""
     source = path.read_text(encoding="utf-8")
@@ -689,9 +663,6 @@ def test_the_scans_of_pages_find_what_they_should(tmp_path):
     assert dialect(path) == found
 
 
-# the site
-
-
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'; .ci/run builds the site too")
 def test_site_builds_without_warnings(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of its theme about a later MkDocs
@@ -709,6 +680,5 @@ def test_site_builds_without_warnings(tmp_path):
     assert 'href="https://example.org/aif_jax/edit/main/docs/results.md"' in results and "md-tabs__link" in results
     assert "user_attributes," not in page("api/your-files"), "names that share a line are taken apart"
     models = page("api/models")
-    assert 'id="aif_jax.build"' in models and "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(
-        r"<[^>]+>", "", models
-    )
+    assert 'id="aif_jax.build"' in models
+    assert "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(r"<[^>]+>", "", models)

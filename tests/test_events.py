@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from aif_jax.data import events, split
 from aif_jax.data.events import EventLog
+from tests.refusals import refused
 
 #        user 1: times 10 20 20 20 30     user 2: nothing     user 3: times 5 5
 USER = [3, 1, 1, 1, 3, 1, 1]
@@ -30,26 +31,20 @@ def logs(draw):
 
 
 def test_sorts_by_user_and_time_and_keeps_the_order_of_ties():
+    """Users are as many as are said, or up to the largest row."""
     log = small_log()
     assert log.user.tolist() == [1, 1, 1, 1, 1, 3, 3]
     assert log.time.tolist() == [10, 20, 20, 20, 30, 5, 5]
     assert log.item.tolist() == [3, 2, 4, 7, 6, 1, 5]
     assert log.action.tolist() == [3, 2, 1, 1, 3, 1, 2]
     assert log.offsets.tolist() == [0, 0, 5, 5, 7, 7]
-    assert (len(log), log.users) == (7, 5)
+    assert (len(log), log.users) == (7, 5) and EventLog.from_arrays([2], [1], [1], [1]).offsets.tolist() == [0, 0, 0, 1]
     assert [log.user.dtype, log.item.dtype, log.action.dtype, log.time.dtype, log.offsets.dtype] == ["i4"] * 3 + ["i8"] * 2
 
 
-def test_users_default_to_the_largest_row():
-    assert EventLog.from_arrays([2], [1], [1], [1]).offsets.tolist() == [0, 0, 0, 1]
-
-
-def test_history_end_by_hand():
-    assert small_log().history_end(np.arange(7)).tolist() == [0, 1, 1, 1, 4, 5, 5]
-
-
-def test_history_end_at_by_hand():
+def test_history_ends_by_hand():
     log = small_log()
+    assert log.history_end(np.arange(7)).tolist() == [0, 1, 1, 1, 4, 5, 5]
     times = [9, 10, 11, 20, 21, 30, 31]
     assert log.history_end_at([1] * 7, times).tolist() == [0, 0, 1, 1, 4, 4, 5]
     assert log.history_end_at([0, 2, 3, 3, 4], [99, 99, 5, 6, 99]).tolist() == [0, 5, 5, 7, 7]
@@ -110,16 +105,14 @@ def test_an_unsorted_log_is_refused(monkeypatch, block, field, position, value, 
     parts = arrays(small_log())
     EventLog(**parts)  # sound before
     parts[field][position] = value
-    with pytest.raises(ValueError, match=message):
-        EventLog(**parts)
+    refused(ValueError, message, EventLog, **parts)
 
 
 def test_a_log_of_other_dtypes_or_lengths_is_refused():
     parts = arrays(small_log())
     with pytest.raises(TypeError, match="EventLog.time: expected dtype int64, got int32"):
         EventLog(**{**parts, "time": parts["time"].astype(np.int32)})
-    with pytest.raises(ValueError, match=r"EventLog.item: expected shape \[7\], got \[6\]"):
-        EventLog(**{**parts, "item": parts["item"][:6]})
+    refused(ValueError, r"EventLog.item: expected shape \[7\], got \[6\]", EventLog, **{**parts, "item": parts["item"][:6]})
 
 
 def test_save_and_load_memory_mapped(tmp_path):
@@ -130,8 +123,7 @@ def test_save_and_load_memory_mapped(tmp_path):
         np.testing.assert_array_equal(getattr(read, name), array)
     assert not read.time.flags.owndata and not read.time.flags.writeable  # mapped, not read
     assert read.history_end(np.arange(7)).tolist() == log.history_end(np.arange(7)).tolist()
-    with pytest.raises(FileExistsError, match="log: expected a new folder, but something is there"):
-        log.save(tmp_path / "log")
+    refused(FileExistsError, "log: expected a new folder, but something is there", log.save, tmp_path / "log")
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -145,11 +137,7 @@ def test_damaged_files_are_named(tmp_path):
         folder = tmp_path / name
         log.save(folder)
         damage(folder / f"{name}.npy")
-        with pytest.raises(error, match=f"{name}.npy: expected"):
-            EventLog.load(folder)
-
-
-# split.py
+        refused(error, f"{name}.npy: expected", EventLog.load, folder)
 
 
 def test_split_by_time_by_hand():

@@ -15,6 +15,7 @@ from experiments import common, quickstart
 from experiments.datasets.synthetic import synthetic_world
 from tests.conftest import child_environment
 from tests.light import flags
+from tests.refusals import refused
 from tests.test_progress import Terminal
 from tests.test_scripts import measured
 
@@ -77,16 +78,14 @@ def test_quickstart_refuses_wrong_flags(capsys):
         (["--retrieval-ms", "-1"], "--retrieval-ms: expected at least 0, got -1"),
         (["--sped", "up"], "unrecognized arguments: --sped up"),
     ):
-        with pytest.raises(SystemExit, match="2"):
-            quickstart.main(words)
+        refused(SystemExit, "2", quickstart.main, words)
         assert message in capsys.readouterr().err
 
 
 def test_quickstart_names_a_wrong_file(tmp_path):
     (tmp_path / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,2,five,3\n")
     (tmp_path / "movies.csv").write_text("movieId,title,genres\n2,Film (1999),Drama\n")
-    with pytest.raises(ValueError, match="ratings.csv.*line 2.*five"):
-        quickstart.main(["--data", str(tmp_path)])
+    refused(ValueError, "ratings.csv.*line 2.*five", quickstart.main, ["--data", str(tmp_path)])
 
 
 def test_refresh(tmp_path):

@@ -13,6 +13,7 @@ from aif_jax.checkpoint import CheckpointError, storage
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, consume, writer
 from tests.golden import make_export
+from tests.refusals import refused
 from tests.reliability import damaged
 from tests.test_export import resealed
 
@@ -45,30 +46,24 @@ def forge(tmp_path):
 def test_an_export_with_score_expressions_is_refused(forge):
     folder = forge(edit=lambda manifest: manifest.update(orders={"value": "p * bid"}))
     for read in (export.load, export.restore):
-        with pytest.raises(
-            ExportError, match="orders: expected names of compiled functions, got dict; export again with orders="
-        ):
-            read(folder)
+        refused(ExportError, "orders: expected names of compiled functions, got dict; export again with orders=", read, folder)
 
 
 def test_golden_outputs_that_are_infinite_are_refused():
     infinite = np.full(2, np.inf, np.float32)
-    with pytest.raises(ExportError, match="expected the golden output within"):
-        consume.model.difference("logits", infinite, infinite, 1e-4)
+    refused(ExportError, "expected the golden output within", consume.model.difference, "logits", infinite, infinite, 1e-4)
 
 
 def test_params_of_which_one_is_a_group_too_are_not_opened(forge, tmp_path):
     writer.write_arrays(tmp_path / "arrays", {"user": np.zeros(1, np.float32), "user/kernel": np.zeros(1, np.float32)})
     raw = (tmp_path / "arrays").read_bytes()
-    with pytest.raises(ExportError, match="expected params, config and encoder, got others"):
-        aif.open(forge({"params.safetensors": raw}))
+    refused(ExportError, "expected params, config and encoder, got others", aif.open, forge({"params.safetensors": raw}))
 
 
 def test_deep_json_is_refused(forge):
     folder = forge()
     (folder / "manifest.json").write_text('{"a":' * 200_000 + "1" + "}" * 200_000)
-    with pytest.raises(ExportError, match="manifest.json: expected JSON"):
-        export.load(folder)
+    refused(ExportError, "manifest.json: expected JSON", export.load, folder)
 
 
 BOMB = np.zeros(200_000, np.int64)
@@ -85,8 +80,7 @@ def test_offsets_of_vocabularies_are_refused_before_strings_are_made(kind):
     arrays = {"utf8": data, "offsets": OFFSETS[kind]}
     with pytest.raises(ExportError, match="offsets int64 that rise from 0"):
         consume.model._vocabularies({f"item/{name}": array for name, array in arrays.items()})
-    with pytest.raises(ValueError, match="offsets int64 that rise from 0"):
-        Vocabulary.from_arrays(arrays)
+    refused(ValueError, "offsets int64 that rise from 0", Vocabulary.from_arrays, arrays)
 
 
 def test_one_empty_string_is_a_good_vocabulary():
@@ -99,13 +93,10 @@ def test_one_empty_string_is_a_good_vocabulary():
 RECORDS = {"one": storage.METADATA_FILE, "snapshot": "manifest.json"}
 
 
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        *(("one", what) for what in ("deep", "sparse record", "sparse data", "sparse metadata", "many")),
-        *(("snapshot", what) for what in ("deep", "sparse record", "sparse data")),
-    ],
-)
+@pytest.mark.parametrize(("name", "what"), [
+    *(("one", what) for what in ("deep", "sparse record", "sparse data", "sparse metadata", "many")),
+    *(("snapshot", what) for what in ("deep", "sparse record", "sparse data")),
+])  # fmt: skip
 def test_deep_sparse_and_many_files_are_refused(originals, tmp_path, name, what, monkeypatch):
     folder = tmp_path / name
     shutil.copytree(originals / name, folder)

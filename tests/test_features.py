@@ -26,6 +26,7 @@ from aif_jax.features import (
     user_specs,
 )
 from tests import demo
+from tests.refusals import refused
 
 SCHEMA = demo.schema()  # item 50, category 6, tags 9 x 3; gender 3, interests 7 x 2; 4 actions; floats 2 and 1; content 12; bid
 BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)))
@@ -33,20 +34,13 @@ CONFIG = demo.config()
 
 
 def shapes(tree):
-    return {
-        jax.tree_util.keystr(path): (leaf.dtype.name, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-# the layout and what is derived from it
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (leaf.dtype.name, leaf.shape) for path, leaf in leaves}
 
 
 def test_user_layout_by_hand():
     layout = user_layout(SCHEMA)
-    assert layout.ids == {
-        "gender": Leaf(dtype=np.int32, size=3),
-        "interests": Leaf(dtype=np.int32, shape=(2,), size=7),
-    }
+    assert layout.ids == {"gender": Leaf(dtype=np.int32, size=3), "interests": Leaf(dtype=np.int32, shape=(2,), size=7)}
     assert layout.floats == Leaf(dtype=np.float32, shape=(2,))
     assert layout.history == aif.Behaviours(
         item=Leaf(dtype=np.int32, shape=(LENGTH,), size=50),
@@ -106,13 +100,12 @@ def test_real_features_have_the_specs(schema):
         assert shapes(demo.catalogue().items) == shapes(item_specs(schema, lead=(50,)))
 
 
-def test_a_model_compiles_for_the_specs():
+def test_a_model_compiles_for_the_specs_and_reads_features_of_any_encoder():
     model, params = demo.build(**demo.VARIANTS["base"])
     logits = jax.eval_shape(model.joint, params, user_specs(SCHEMA, length=24), item_specs(SCHEMA, lead=(5,)))
     assert logits.shape == (5,)
-
-
-# empty features
+    items = dataclasses.replace(demo.items(3), encoding="tuesday")
+    assert jax.eval_shape(model.joint, params, user(encoding="monday"), items).shape == (3,)
 
 
 def test_empty_features_are_zeros_and_valid():
@@ -127,9 +120,6 @@ def test_empty_features_are_zeros_and_valid():
 
 def test_the_unknown_item_is_row_0_of_the_catalogue():
     jax.tree.map(np.testing.assert_array_equal, empty_items(SCHEMA, 1), demo.catalogue().features([0]))
-
-
-# histories
 
 
 def test_behaviours_by_hand():
@@ -153,9 +143,6 @@ def test_behaviours_share_no_memory_with_their_arguments():
     made = behaviours(item, action, age, mask)
     for leaf, argument in zip(jax.tree.leaves(made), (item, action, age, mask), strict=True):
         assert leaf.flags.c_contiguous and not np.shares_memory(leaf, argument)
-
-
-# checks of users
 
 
 def user(**changes):
@@ -224,8 +211,7 @@ def test_good_users_pass():
 ])  # fmt: skip
 def test_wrong_users_are_named(features, error, message):
     """Ages in padding too."""
-    with pytest.raises(error, match=re.escape(message)):
-        check_user_features(SCHEMA, features, batched=False)
+    refused(error, re.escape(message), check_user_features, SCHEMA, features, batched=False)
 
 
 MANY = batch(user())
@@ -246,28 +232,22 @@ def of_many(**changes):
     (MANY.history, TypeError, "expected UserFeatures, got Behaviours"),
 ])  # fmt: skip
 def test_wrong_users_of_a_batch_are_named(features, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        check_user_features(SCHEMA, features, batched=True)
+    refused(error, re.escape(message), check_user_features, SCHEMA, features, batched=True)
 
 
 def test_the_first_array_tells_the_batch():
-    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['interests']: expected shape [3, 2], got [2, 2]")):
-        features = batch(user())
-        check_user_features(
-            SCHEMA, dataclasses.replace(features, ids=features.ids | {"gender": np.zeros(3, np.int32)}), batched=True
-        )
-    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['gender']: expected shape [any], got []")):
-        check_user_features(SCHEMA, user(), batched=True)
-    with pytest.raises(ValueError, match=re.escape("UserFeatures.ids['gender']: expected shape [], got [2]")):
-        check_user_features(SCHEMA, batch(user()), batched=False)
+    three = dataclasses.replace(MANY, ids=MANY.ids | {"gender": np.zeros(3, np.int32)})
+    for features, batched, message in (
+        (three, True, "UserFeatures.ids['interests']: expected shape [3, 2], got [2, 2]"),
+        (user(), True, "UserFeatures.ids['gender']: expected shape [any], got []"),
+        (MANY, False, "UserFeatures.ids['gender']: expected shape [], got [2]"),
+    ):
+        refused(ValueError, re.escape(message), check_user_features, SCHEMA, features, batched=batched)
 
 
 def test_a_check_may_name_what_it_checks():
     with pytest.raises(ValueError, match=re.escape("request 7.floats: expected shape [2], got [3]")):
         check_user_features(SCHEMA, user(floats=np.zeros(3, np.float32)), batched=False, name="request 7")
-
-
-# checks of items
 
 
 def items(**changes):
@@ -302,27 +282,19 @@ def test_good_items_pass():
     (items(side={"bid": np.float32([0, np.nan])}), ValueError, "side['bid']: expected finite values, got nan at position [1]"),
 ])  # fmt: skip
 def test_wrong_items_are_named(features, error, message):
-    with pytest.raises(error, match=re.escape(message)):
-        check_item_features(SCHEMA, features, batched=True)
+    refused(error, re.escape(message), check_item_features, SCHEMA, features, batched=True)
 
 
-def test_content_that_the_schema_does_not_have_is_refused():
-    one = dataclasses.replace(empty_items(BARE, 2), content=np.zeros((2, 4), np.float32))
-    with pytest.raises(ValueError, match=re.escape("ItemFeatures.content: expected None (schema.content is 0), got an array")):
-        check_item_features(BARE, one, batched=True)
-
-
-def test_one_item_has_no_leading_axis():
-    with pytest.raises(ValueError, match=re.escape("ItemFeatures.ids['category']: expected shape [], got [2]")):
-        check_item_features(SCHEMA, items(), batched=False)
-    one = dataclasses.replace(
-        empty_items(BARE, 1), ids={"item": np.int32(9), "category": np.int32(1)}, floats=np.zeros(0, np.float32)
-    )
-    with pytest.raises(ValueError, match=re.escape("ids['item']: expected values in [0, 9), got 9 at the only position")):
-        check_item_features(BARE, one, batched=False)
-
-
-# packing
+def test_content_that_the_schema_does_not_have_and_leading_axes_of_one_item_are_refused():
+    content = dataclasses.replace(empty_items(BARE, 2), content=np.zeros((2, 4), np.float32))
+    ids = {"item": np.int32(9), "category": np.int32(1)}
+    one = dataclasses.replace(empty_items(BARE, 1), ids=ids, floats=np.zeros(0, np.float32))
+    for schema, features, batched, message in (
+        (BARE, content, True, "ItemFeatures.content: expected None (schema.content is 0), got an array"),
+        (SCHEMA, items(), False, "ItemFeatures.ids['category']: expected shape [], got [2]"),
+        (BARE, one, False, "ids['item']: expected values in [0, 9), got 9 at the only position"),
+    ):
+        refused(ValueError, re.escape(message), check_item_features, schema, features, batched=batched)
 
 
 @pytest.mark.parametrize(("tree", "specs"), [
@@ -354,9 +326,6 @@ def test_packing_keeps_every_bit():
         assert np.asarray(back[name]).tobytes() == leaf.tobytes(), name
 
 
-# the version of the encoder
-
-
 def test_encoding_belongs_to_the_structure():
     """It is no leaf: it survives tree functions, jit and vmap, and features of two encoders cannot be put together."""
     features = batch(user(encoding="monday"))
@@ -381,10 +350,3 @@ def test_a_compiled_function_takes_features_of_another_encoder():
 
     totals = [total(user(encoding=name)) for name in ("", "monday", "", "monday")]
     assert traced == ["", "monday"] and len(set(map(float, totals))) == 1
-
-
-def test_the_model_reads_features_of_any_encoder():
-    model, params = demo.build(**demo.VARIANTS["base"])
-    items = dataclasses.replace(demo.items(3), encoding="tuesday")
-    logits = jax.eval_shape(model.joint, params, user(encoding="monday"), items)
-    assert logits.shape == (3,)

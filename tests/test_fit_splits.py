@@ -17,6 +17,7 @@ from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import fit
+from tests.refusals import refused
 from tests.test_sparse import SMALL
 
 DAY = 86_400
@@ -110,10 +111,8 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     samples = samples_of(data, run.settings)
     assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
     assert samples.earlier >= 200 and samples.train < 600
-    assert (
-        "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; "
-        "with them: run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said
-    )
+    lacks = "hr@10 and ndcg@10 are of scores before the SVD term and the popularity correction; with them: "
+    assert f"{lacks}run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
     assert settings_in(run.folder)["first_test"] == int(time[1000]) and settings_in(run.folder)["since"] == int(time[200])
@@ -122,8 +121,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     with caplog.at_level("INFO", logger="aif_jax.train.fit"):
         fit(model, data, progress=False, **given)
     assert samples_line(samples, run.settings) in caplog.text
-    with pytest.raises(ValueError, match=r"fit.since: expected .*the run has"):
-        fit(model, data, progress=False, **given | {"since": None})
+    refused(ValueError, r"fit.since: expected .*the run has", fit, model, data, progress=False, **given | {"since": None})
     evaluation = run.evaluate(data, k=10, progress=False)
     assert evaluation.requests == samples.test and "with them: run.with_svd(data)" in str(evaluation)
     assert run.evaluate(data, k=None, progress=False).note == ""
@@ -135,9 +133,6 @@ def test_the_note_names_what_is_lacking(data):
     lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
     assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)
     assert note(config, NextItem(), None) == note(config, Liked(threshold=2), None) == ""
-
-
-# labels
 
 
 EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
@@ -160,8 +155,7 @@ MISSPELT = [
 def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
     columns = aif.Columns(action="did", actions=("see", "click"))
     data = aif.read(EVENTS, items=ITEMS, columns=columns)
-    model = aif.build(
-        aif.presets.two_tower(data.schema, width=4, short_length=2, objectives=objectives, head=aif.heads.Mlp((4,)))
-    )
+    sizes = dict(width=4, short_length=2, head=aif.heads.Mlp((4,)))
+    model = aif.build(aif.presets.two_tower(data.schema, objectives=objectives, **sizes))
     with pytest.raises(ValueError, match=message):
         fit(model, data, task=task, batch_size=1, validation=0, test=0, keep_best=None, progress=False)

@@ -14,6 +14,7 @@ from aif_jax import checkpoint, export
 from aif_jax.index import snapshots
 from aif_jax.store.folders import new_file, new_folder, redacted, remove_folder, remove_unfinished, unfinished, write_file
 from tests.killed import Life, killed_at
+from tests.refusals import refused
 from tests.writer_world import TRAINED, build
 
 
@@ -109,8 +110,7 @@ def test_a_pipe_is_written_into_and_a_folder_is_refused(tmp_path):
         assert os.read(reader, 100) == b"figures" and pipe.is_fifo()
     finally:
         os.close(reader)
-    with pytest.raises(IsADirectoryError, match="folder: expected a file to write, got a folder"):
-        write_file(folder, b"figures")
+    refused(IsADirectoryError, "folder: expected a file to write, got a folder", write_file, folder, b"figures")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
@@ -218,19 +218,15 @@ DOORS = {
 def test_every_door_refuses_a_url_and_names_the_snapshot_store(door, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in URLS:
-        with pytest.raises(ValueError, match="expected a local .*URL.*aif_jax.connectors.SnapshotStore"):
-            DOORS[door](url)
+        refused(ValueError, "expected a local .*URL.*aif_jax.connectors.SnapshotStore", DOORS[door], url)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("s3://KEY:SEC/RET@bucket/a", "s3://***@bucket/a"),
-        (Path("s3://KEY:SECRET@bucket/a"), "s3:/***@bucket/a"),
-        ("https://host/a?X-Amz-Signature=SECRET", "https://host/a?***"),
-        ("/plain/path@2", "/plain/path@2"),
-    ],
-)
+@pytest.mark.parametrize(("url", "shown"), [
+    ("s3://KEY:SEC/RET@bucket/a", "s3://***@bucket/a"),
+    (Path("s3://KEY:SECRET@bucket/a"), "s3:/***@bucket/a"),
+    ("https://host/a?X-Amz-Signature=SECRET", "https://host/a?***"),
+    ("/plain/path@2", "/plain/path@2"),
+])  # fmt: skip
 def test_urls_are_shown_without_secrets(url, shown):
     assert redacted(os.fspath(url)) == shown

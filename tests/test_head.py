@@ -160,9 +160,8 @@ def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
 
     def whole(own, user, item):
         every = jnp.broadcast_to(user, (9, 4))
-        return concatenated(
-            own, {"tower": {"user": every, "item": item, "product": every * item}, "tiers": {"tiers": tiers}}
-        ).sum()
+        inputs = {"tower": {"user": every, "item": item, "product": every * item}, "tiers": {"tiers": tiers}}
+        return concatenated(own, inputs).sum()
 
     gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(own, user, item) for f in (split, whole))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):

@@ -11,6 +11,7 @@ from aif_jax.data.negatives import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.train.tasks import Impressions, Liked, NextItem, task_of
 from tests import demo
+from tests.refusals import refused
 
 START = 1_700_000_000
 ITEMS = {"item": list(range(1, 9)), "category": [1, 1, 2, 2, 3, 3, 4, 4]}
@@ -96,31 +97,23 @@ def test_positives_of_next_item_are_what_the_user_engaged_with():
 def test_a_request_counts_the_history_that_it_has():
     data = data_of(ENGAGED)
     task = Impressions(candidates=3, threshold=2)
-    minutes = {
-        least: ((data.log.time[task.positions(data, min_history=least, since=None, before=None)] - START) // 60).tolist()
-        for least in (0, 1, 2)
-    }
-    assert minutes == {0: [1, 2, 3, 4, 2, 5, 6], 1: [2, 3, 4, 5, 6], 2: [4]}
+    for least, minutes in enumerate(([1, 2, 3, 4, 2, 5, 6], [2, 3, 4, 5, 6], [4])):
+        positions = task.positions(data, min_history=least, since=None, before=None)
+        assert ((data.log.time[positions] - START) // 60).tolist() == minutes
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (dict(action=None, actions=()), r"Columns.history_actions: expected a column for them in Columns.action, got None"),
-        (dict(actions=("shown", "buy")), r"Columns.history_actions: expected actions among Columns.actions \('shown', 'buy'\)"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [
+    (dict(action=None, actions=()), r"Columns.history_actions: expected a column for them in Columns.action, got None"),
+    (dict(actions=("shown", "buy")), r"Columns.history_actions: expected actions among Columns.actions \('shown', 'buy'\)"),
+])  # fmt: skip
 def test_history_actions_are_actions(given, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(ENGAGED, **given)
+    refused(ValueError, message, dataclasses.replace, ENGAGED, **given)
 
 
 def test_history_actions_that_no_event_has_are_refused():
     columns = dataclasses.replace(ENGAGED, actions=(), history_actions=("clik",))
-    with pytest.raises(
-        ValueError, match=r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"
-    ):
-        data_of(columns)
+    message = r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"
+    refused(ValueError, message, data_of, columns)
 
 
 TASK = Impressions(candidates=3, threshold=2)
@@ -137,8 +130,7 @@ def test_several_actions_must_name_their_positives_or_the_task():
         r"task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for 10 "
         r"'shown', 4 'click', 1 'buy'; give task=Impressions\(.*\) to rank what was shown, or Columns\(history_actions=\("
     )
-    with pytest.raises(ValueError, match=message):
-        demo.fit(model_of(data), data, **SMALL)
+    refused(ValueError, message, demo.fit, model_of(data), data, **SMALL)
     assert task_of(data_of(ENGAGED), None) == NextItem()
     assert task_of(data, TASK) is TASK and task_of(data, NextItem()) == NextItem()
     one = rows((1, 1, "1 click, 2 click"), (1, 2, "3 click"))
@@ -157,10 +149,8 @@ def with_histories() -> dict[str, list]:
 def test_histories_without_times_are_no_lists(caplog):
     data = data_of(ENGAGED, with_histories())
     starts = TASK.positions(data, min_history=0, since=None, before=None)
-    minutes = {
-        user: ((data.log.time[starts] - START) // 60)[data.users.raw[data.log.user[starts] - 1] == user] for user in (1, 3, 4)
-    }
-    assert {user: found.tolist() for user, found in minutes.items()} == {1: [1, 2, 3, 4], 3: [3, 4], 4: []}
+    minutes, users = (data.log.time[starts] - START) // 60, data.users.raw[data.log.user[starts] - 1]
+    assert {user: minutes[users == user].tolist() for user in (1, 3, 4)} == {1: [1, 2, 3, 4], 3: [3, 4], 4: []}
     first = starts[data.log.user[starts] == data.users.encode([3])[0]][0]
     found = data.user_features([first], length=8).history
     assert found.item[found.mask].tolist() == [5, 4, 2, 1]  # they are history all the same
@@ -179,40 +169,34 @@ def test_fit_says_what_the_labels_are(caplog):
     with caplog.at_level("INFO"):
         demo.fit(model_of(data), data, task=TASK, **SMALL | dict(min_history=0, validation=0.2, test=0.2))
     # 20 of 24 training lists of each user have a click, 20 of their 20 x 3 + 4 x 2 candidates; the last 16 hold item 8
-    assert (
-        "labels: 29.4% of the candidates are positive; 16.7% of the lists have one label, which teaches no order" in caplog.text
-    )
-    assert (
-        "validation: 100.0% of the requests are for an item without a training event, 50.0% of the candidates are"
-        in caplog.text
-    )
+    for said in (
+        "labels: 29.4% of the candidates are positive; 16.7% of the lists have one label, which teaches no order",
+        "validation: 100.0% of the requests are for an item without a training event, 50.0% of the candidates are",
+    ):
+        assert said in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("columns", "task", "message"),
-    [
-        (COLUMNS, Impressions(candidates=3, threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown'"),
-        (COLUMNS, Liked(threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown', 2 is 'click'"),
-        (
-            dataclasses.replace(COLUMNS, actions=("no", "shown", "click", "buy")), TASK,
-            r"threshold: expected positives and negatives among the events, got 100% positives for 2; events by least action "
-            r"row: 1 \('no'\): 100.0%, 2 \('shown'\): 100.0%, 3 \('click'\): 33.3%, 4 \('buy'\): 6.7%; take one that",
-        ),
-        (
-            dataclasses.replace(COLUMNS, actions=("shown", "click", "buy", "gift")), Impressions(candidates=3, threshold=4),
-            r"threshold: expected positives and negatives among the events, got 0% positives for 4",
-        ),
-        (
-            dataclasses.replace(COLUMNS, actions=()), TASK,
-            r"threshold: expected Columns.actions in ascending order of what they mean, such as \('shown', 'click'\), for a "
-            r"threshold, got none, which leaves them in alphabetical order: 1 is 'buy', 2 is 'click', 3 is 'shown'",
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("columns", "task", "message"), [
+    (COLUMNS, Impressions(candidates=3, threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown'"),
+    (COLUMNS, Liked(threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown', 2 is 'click'"),
+    (
+        dataclasses.replace(COLUMNS, actions=("no", "shown", "click", "buy")), TASK,
+        r"threshold: expected positives and negatives among the events, got 100% positives for 2; events by least action "
+        r"row: 1 \('no'\): 100.0%, 2 \('shown'\): 100.0%, 3 \('click'\): 33.3%, 4 \('buy'\): 6.7%; take one that",
+    ),
+    (
+        dataclasses.replace(COLUMNS, actions=("shown", "click", "buy", "gift")), Impressions(candidates=3, threshold=4),
+        r"threshold: expected positives and negatives among the events, got 0% positives for 4",
+    ),
+    (
+        dataclasses.replace(COLUMNS, actions=()), TASK,
+        r"threshold: expected Columns.actions in ascending order of what they mean, such as \('shown', 'click'\), for a "
+        r"threshold, got none, which leaves them in alphabetical order: 1 is 'buy', 2 is 'click', 3 is 'shown'",
+    ),
+])  # fmt: skip
 def test_a_threshold_that_makes_one_label_of_all_is_refused(columns, task, message):
     data = data_of(columns)
-    with pytest.raises(ValueError, match=message):
-        demo.fit(model_of(data), data, task=task, **SMALL)
+    refused(ValueError, message, demo.fit, model_of(data), data, task=task, **SMALL)
 
 
 def test_check_says_what_the_lists_are():

@@ -25,6 +25,7 @@ from aif_jax.store.trained import fingerprint
 from tests import demo
 from tests.beside import meanwhile
 from tests.demo import part, same
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +72,22 @@ def test_lookup(built):
     assert rows[5:].tolist() == [-1, -1] and len(set(rows[:5])) == 5
     assert [len(part) for part in index.lookup([])] == [0, 0]
     assert index.lookup(ids[:5].tolist())[1].all() and index.lookup(ids[:10:2])[1].all()
-    with pytest.raises(ValueError, match=r"one axis, got shape \[1, 2\]"):
-        index.lookup([[1, 2]])
+    refused(ValueError, r"one axis, got shape \[1, 2\]", index.lookup, [[1, 2]])
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([1.5], "expected integers or strings.*, got dtype float64"),
-        (["7"], "expected integers, got strings"),
-        (np.array([7, None], object), "NoneType after int at position 1"),
-        ([7, "7"], "str after int at position 1"),
-        ([7, 2**63], "got 9223372036854775808"),
-        (np.array([7, 2**63], np.uint64), "got 9223372036854775808"),
-        ([True], "got dtype bool"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "message"), [
+    ([1.5], "expected integers or strings.*, got dtype float64"),
+    (["7"], "expected integers, got strings"),
+    (np.array([7, None], object), "NoneType after int at position 1"),
+    ([7, "7"], "str after int at position 1"),
+    ([7, 2**63], "got 9223372036854775808"),
+    (np.array([7, 2**63], np.uint64), "got 9223372036854775808"),
+    ([True], "got dtype bool"),
+])  # fmt: skip
 def test_ids_that_are_none_are_refused_and_do_not_make_all_unknown(built, bad, message):
     model, params, features, _, index = built
     for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, part(features, slice(len(ids))))):
-        with pytest.raises(TypeError, match=f"ids: .*{message}"):
-            call(bad)
+        refused(TypeError, f"ids: .*{message}", call, bad)
 
 
 def test_a_table_of_a_million_ids_finds_exactly_what_was_put_in():
@@ -267,8 +263,7 @@ def test_packed_rows_keep_every_bit(dtype, shape):
 
 
 def test_a_row_wider_than_a_word_is_refused():
-    with pytest.raises(TypeError, match="at most 32 bits, see jax_enable_x64, got dtype complex64"):
-        pack({"v": jnp.zeros(2, jnp.complex64)})
+    refused(TypeError, "at most 32 bits, see jax_enable_x64, got dtype complex64", pack, {"v": jnp.zeros(2, jnp.complex64)})
 
 
 @pytest.mark.parametrize(("storage", "limit"), [("bfloat16", 0.02), ("int8", 0.02)])
@@ -290,9 +285,8 @@ def test_sources(built):
     names = [f"sku-{i}" for i in range(49)]
     attributes = {name: ids[:49] for name, ids in features.ids.items() if name != "item"}
     rest = part(features, slice(49))
-    catalogue = Catalogue.from_items(
-        model.config.schema, names, ids=attributes, floats=rest.floats, content=rest.content, side=rest.side
-    )
+    rest = dict(floats=rest.floats, content=rest.content, side=rest.side)
+    catalogue = Catalogue.from_items(model.config.schema, names, ids=attributes, **rest)
     named = ItemIndex.build(aif.Trained(model, params), catalogue, batch_size=64, progress=False)
     assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
     assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
@@ -301,8 +295,7 @@ def test_sources(built):
         ("items.csv", ValueError, "catalogue items.csv: expected a model with an encoder"),
         ([{"item": [1]}], TypeError, "items: expected ids and ItemFeatures, or an index with an encoder, got dict"),
     ):
-        with pytest.raises(error, match=message):
-            ItemIndex.build(aif.Trained(model, params), source, progress=False)
+        refused(error, message, ItemIndex.build, aif.Trained(model, params), source, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -357,10 +350,8 @@ def test_raw_columns_are_a_catalogue_and_other_things_are_named(raw):
         ({"item"}, "str 'item'"),
     ):
         expected = r"catalogue: expected pairs \(raw ids, ItemFeatures\), or raw columns by name: a mapping such as .*, got "
-        with pytest.raises(TypeError, match=expected + got):
-            build(wrong)
-    with pytest.raises(ValueError, match="expected a column 'item', got .'sku'"):
-        build({"sku": [1]})
+        refused(TypeError, expected + got, build, wrong)
+    refused(ValueError, "expected a column 'item', got .'sku'", build, {"sku": [1]})
 
 
 def test_raw_updates(raw):
@@ -375,8 +366,7 @@ def test_raw_updates(raw):
         assert same(index.upsert(update).stored(), changed.stored())
     assert same(index.upsert(*encoder.items(columns)).stored(), changed.stored())
     other = dataclasses.replace(encoder, scales={"item/price": (5.0, 3.0)})
-    with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding"):
-        index.upsert(*other.items(columns))
+    refused(EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
     with pytest.raises(EncodingMismatch):
         ItemIndex.build(aif.Trained(model, params, encoder), [other.items(table)], progress=False)
     with pytest.raises(ValueError, match="column 'price'"):
@@ -412,8 +402,7 @@ def test_strings_are_found_by_what_they_are(built):
     for form in (np.array(names), np.array(names, np.dtypes.StringDType())):
         assert np.array_equal(string_ids(form), string_ids(names))
     assert len(np.unique(string_ids([f"item {i}" for i in range(100_000)]))) == 100_000
-    with pytest.raises(TypeError, match="ids: expected strings, got integers"):
-        index.lookup(np.arange(3))
+    refused(TypeError, "ids: expected strings, got integers", index.lookup, np.arange(3))
     less = index.delete(["007", "nothing"])
     assert len(less) == 299 and len(less.upsert(["007", "300"], part(features, slice(2)))) == 301
     assert same(less.compact().take(["008"])[0], index.take(["008"])[0])
@@ -430,8 +419,7 @@ def test_ids_of_text_are_bounded(built):
         lambda: index.lookup(names),
         lambda: index.lookup(np.array(names, np.dtypes.StringDType())),
     ):
-        with pytest.raises(ValueError, match="expected ids of at most 1024 characters, got 1025 at position 1"):
-            call()
+        refused(ValueError, "expected ids of at most 1024 characters, got 1025 at position 1", call)
 
 
 def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
@@ -468,8 +456,7 @@ def test_what_is_refused(built):
         (lambda: make(model, params, features, ids, batch_size=0), "batch_size: expected at least 1, got 0"),
         (lambda: index.compact(capacity=10), "capacity: expected at least 300, got 10"),
     ):
-        with pytest.raises(ValueError, match=message):
-            call()
+        refused(ValueError, message, call)
 
 
 def test_an_update_that_fails_leaves_everything_as_it_was(built, monkeypatch):

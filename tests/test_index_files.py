@@ -6,6 +6,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.index import ItemIndex, verify
 from tests import demo
+from tests.refusals import refused
 from tests.writer_world import CONFIG, MODEL, PARAMS, SCHEMA, TRAINED, build, features
 
 
@@ -20,8 +21,7 @@ def test_round_trip(tmp_path, storage):
     assert (manifest.items, manifest.storage, manifest.version) == (3, storage, index.version)
     assert (manifest.positions, manifest.ids, manifest.batch_size) == ({0: 17, 3: 5}, "integers", 16)
     assert manifest.config == CONFIG and manifest.nbytes == sum(leaf.nbytes for leaf in jax.tree.leaves(index.stored()))
-    with pytest.raises(FileExistsError, match="something is there"):
-        index.save(tmp_path / "a")
+    refused(FileExistsError, "something is there", index.save, tmp_path / "a")
 
 
 def test_the_same_items_give_the_same_record_whatever_their_history(tmp_path):

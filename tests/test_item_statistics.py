@@ -18,6 +18,7 @@ from aif_jax.data.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import rank_catalogue
+from tests.refusals import refused
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
 HOUR, DAY = 3600, 86400
@@ -180,8 +181,7 @@ def test_without_them_schema_and_columns_are_what_they_were():
 def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
     encoder = data().encoder
     assert encoder is not None
-    with pytest.raises(ValueError, match=r"the item statistics .*events_half_life_3600.*statistic_columns\(ids, time\)"):
-        encoder.items(items())
+    refused(ValueError, r"the item statistics .*events_half_life_3600.*statistic_columns\(ids, time\)", encoder.items, items())
     written = tmp_path / "items.csv"
     written.write_text("item,category,price\n1,1,1.0\n")
     with pytest.raises(ValueError, match=r"column 'since_last_event': missing column: .*statistic_columns\(ids, time\)"):
@@ -229,12 +229,8 @@ def test_actions_are_counted_apart_with_the_rate_of_each():
     for name, values in log1p.items():
         np.testing.assert_allclose(np.expm1(4 * found[name]), [*values, 0, 0], atol=1e-5, err_msg=name)
     # of the four events before, three are shows: 20 events more at 3/4 and 1/4
-    shown, click = (
-        np.array([(1 + 15) / 22 / 0.75, (2 + 15) / 22 / 0.75, 1, 1]),
-        np.array([(1 + 5) / 22 / 0.25, 5 / 22 / 0.25, 1, 1]),
-    )
-    np.testing.assert_allclose(np.exp(4 * found["events_rate_shown"]), shown, rtol=1e-5)
-    np.testing.assert_allclose(np.exp(4 * found["events_rate_click"]), click, rtol=1e-5)
+    for name, shares in (("shown", [16 / 22 / 0.75, 17 / 22 / 0.75]), ("click", [6 / 22 / 0.25, 5 / 22 / 0.25])):
+        np.testing.assert_allclose(np.exp(4 * found[f"events_rate_{name}"]), [*shares, 1, 1], rtol=1e-5)
 
 
 def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
@@ -250,9 +246,8 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
         encoded = data.encoder.items(table | past.statistic_columns([1, 2, 3], time))[1]  # type: ignore[union-attr]
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
     np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)
-    of_index = ItemIndex.build(
-        trained_on(data), table | data.statistic_columns([1, 2, 3], START + HOUR), batch_size=16, progress=False
-    )
+    table |= data.statistic_columns([1, 2, 3], START + HOUR)
+    of_index = ItemIndex.build(trained_on(data), table, batch_size=16, progress=False)
     same = ItemIndex.build(trained_on(data), data.catalogue_at(START + HOUR), batch_size=16, progress=False)
     jax.tree.map(np.testing.assert_array_equal, of_index.take([1, 2, 3])[0], same.take([1, 2, 3])[0])
 
@@ -277,11 +272,10 @@ def test_they_travel_with_schema_and_encoder(tmp_path):
 
 
 def test_one_action_is_counted_as_events_without_any_are():
-    one = aif.Columns(action="what", actions=("click",), item_statistics=(HOUR,))
-    table = events() | {"what": ["click"] * 1200}
-    named = aif.read(table, items=items(), columns=dataclasses.replace(one, item_floats=("price",)), progress=False)
-    plain = aif.read(
-        events(), items=items(), columns=aif.Columns(item_floats=("price",), item_statistics=(HOUR,)), progress=False
+    table, given = events() | {"what": ["click"] * 1200}, dict(item_statistics=(HOUR,))
+    named, plain = (
+        aif.read(table, items=items(), columns=aif.Columns(**given, item_floats=("price",), **more), progress=False)
+        for more in ({"action": "what", "actions": ("click",)}, {})
     )
     assert named.schema.statistics == plain.schema.statistics and named.schema.statistic_actions == ()
     np.testing.assert_array_equal(named.catalogue.floats, plain.catalogue.floats)

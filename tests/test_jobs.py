@@ -17,6 +17,7 @@ from aif_jax.engines import items
 from tests import demo
 from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment
+from tests.refusals import refused
 
 STREAM_END = 77
 
@@ -30,9 +31,6 @@ def encoded() -> list[pa.RecordBatch]:
 @pytest.fixture(scope="module")
 def whole() -> aif.ItemIndex:
     return world.built()
-
-
-# items
 
 
 @pytest.mark.parametrize("cut", [1000, 64, 9])
@@ -68,11 +66,8 @@ def test_a_partition_of_its_own_gives_the_same_rows(whole):
 
 
 def test_nothing_in_nothing_out(whole):
-    empty = world.items(0).to_batches() + [world.items().slice(0, 0).to_batches()]
-    assert (
-        list(world.job()(iter([]))) == []
-        and list(world.job()(batch for batch in empty if isinstance(batch, pa.RecordBatch))) == []
-    )
+    for batches in ([], world.items(0).to_batches(), world.items().slice(0, 0).to_batches()):
+        assert list(world.job()(iter(batches))) == []
     assert len(world.merged([])) == 0 and world.merged([]).version == whole.version
 
 
@@ -90,25 +85,18 @@ def test_memory_is_bounded():
     assert len(taken) <= 4
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"price": [0.0] * 36 + [np.nan] + [0.0] * 63}, ValueError, r"batch 2, row 36 \(item 1655\): column 'price'"),
-        ({"item": [*range(40), None, *range(59)]}, TypeError, r"batch 2, row 40 \(item None\)"),
-        ({"item": [str(n) for n in range(100)]}, TypeError, r"batch 2, row 0 \(item '0'\): .*: expected integers"),
-        ({"bid": None}, ValueError, r"batch 2: expected a column 'bid', got \['item', "),
-        ({"item": pa.array([2**63 + n for n in range(100)], pa.uint64())}, TypeError, "batch 2, row 0 .*below 2.63"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"price": [0.0] * 36 + [np.nan] + [0.0] * 63}, ValueError, r"batch 2, row 36 \(item 1655\): column 'price'"),
+    ({"item": [*range(40), None, *range(59)]}, TypeError, r"batch 2, row 40 \(item None\)"),
+    ({"item": [str(n) for n in range(100)]}, TypeError, r"batch 2, row 0 \(item '0'\): .*: expected integers"),
+    ({"bid": None}, ValueError, r"batch 2: expected a column 'bid', got \['item', "),
+    ({"item": pa.array([2**63 + n for n in range(100)], pa.uint64())}, TypeError, "batch 2, row 0 .*below 2.63"),
+])  # fmt: skip
 def test_bad_input_is_named_by_batch_and_row(change, error, message):
     batches = world.items().to_batches(max_chunksize=100)
     columns = {name: batches[2].column(name) for name in batches[2].schema.names} | change
     batches[2] = pa.RecordBatch.from_pydict({name: values for name, values in columns.items() if values is not None})
-    with pytest.raises(error, match=message):
-        list(world.job()(batches))
-
-
-# where the model comes from
+    refused(error, message, list, world.job()(batches))
 
 
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
@@ -151,24 +139,16 @@ def test_another_model_in_the_folder_is_refused(tmp_path):
     checkpoint.save(tmp_path / "model", aif.Trained(model, other, encoder))
     job = pickle.loads(sent)
     items._program.cache_clear()  # as in a new process
-    with pytest.raises(VersionMismatch, match=f"job, model in .*model: expected version {job.version}"):
-        list(job(world.items(8).to_batches()))
+    refused(VersionMismatch, f"job, model in .*model: expected version {job.version}", list, job(world.items(8).to_batches()))
 
 
 def test_what_is_no_job(tmp_path):
     model, params = world.model()
     checkpoint.save(tmp_path / "bare", aif.Trained(model, params))
-    with pytest.raises(ValueError, match="bare: expected a model with an encoder"):
-        aif.engines.ItemJob(tmp_path / "bare")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        aif.engines.ItemJob(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="storage: expected one of"):
-        world.job(storage="int4")
-    with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        world.job(batch_size=0)
-
-
-# the way back
+    refused(ValueError, "bare: expected a model with an encoder", aif.engines.ItemJob, tmp_path / "bare")
+    refused(FileNotFoundError, "nowhere", aif.engines.ItemJob, tmp_path / "nowhere")
+    refused(ValueError, "storage: expected one of", world.job, storage="int4")
+    refused(ValueError, "batch_size: expected at least 1, got 0", world.job, batch_size=0)
 
 
 def test_batches_of_files_and_of_any_size_are_merged(encoded, whole, tmp_path):
@@ -205,39 +185,29 @@ def test_an_id_in_two_parts_is_refused(encoded):
     ids = encoded[4].column("id").to_pylist()
     ids[5] = encoded[2].column("id")[7].as_py()
     twice = [*encoded[:4], changed(encoded[4], id=ids)]
-    with pytest.raises(ValueError, match=f"ones: {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5"):
-        world.merged(twice)
+    refused(ValueError, f"ones: {ids[5]} comes twice, in batch 2, row 7 and batch 4, row 5", world.merged, twice)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"row": None}, ValueError, r"batch 1: expected columns id, row, version, .*no \['row'\]"),
-        ({"version": None}, ValueError, r"no \['version'\]"),
-        ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
-        ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
-        ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
-        ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got null"),
-        ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got null"),
-        ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
-        ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"row": None}, ValueError, r"batch 1: expected columns id, row, version, .*no \['row'\]"),
+    ({"version": None}, ValueError, r"no \['version'\]"),
+    ({"storage": ["int8"] * 64}, ValueError, "batch 1, row 0: expected storage float32 as the rows before, got int8"),
+    ({"batch_size": pa.array([32] * 64, pa.int32())}, ValueError, "batch 1, row 0: expected batch_size 64 as the rows"),
+    ({"row": [b"1234"] * 64}, ValueError, "batch 1, row 0: expected a row of [0-9]+ bytes, got 4"),
+    ({"row": [None] * 64}, ValueError, "batch 1, row 0, column 'row': expected a value, got null"),
+    ({"row": [b"1234"] * 63 + [None]}, ValueError, "batch 1, row 63, column 'row': expected a value, got null"),
+    ({"id": [0.5] * 64}, ValueError, "batch 1, column 'id': expected integers or strings, got double"),
+    ({"id": ["a"] * 64}, TypeError, "batch 1, column 'id': expected integers, got strings"),
+])  # fmt: skip
 def test_bad_parts_are_refused(encoded, change, error, message):
-    with pytest.raises(error, match=message):
-        world.merged([encoded[0], changed(encoded[1], **change)])
+    refused(error, message, world.merged, [encoded[0], changed(encoded[1], **change)])
 
 
 def test_bad_stamps_and_sources_are_refused(encoded):
     with pytest.raises(ValueError, match="batch 0, row 0: expected a version, one of .* and a batch size, got .*'int4'"):
         world.merged([changed(encoded[0], storage=["int4"] * 64)])
-    with pytest.raises(ValueError, match="parts: expected 701 items, got 700"):
-        world.merged(encoded, items=701)
-    with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 100"):
-        world.merged(encoded, capacity=100)
-    with pytest.raises(TypeError, match="parts: expected an iterable of Arrow batches, got"):
-        world.merged(encoded[0])
-    with pytest.raises(TypeError, match="parts: expected an iterable of Arrow batches, got str"):
-        world.merged("/shared/encoded")
-    with pytest.raises(TypeError, match="parts, batch 0: expected Arrow record batches, got int"):
-        world.merged([7])
+    refused(ValueError, "parts: expected 701 items, got 700", world.merged, encoded, items=701)
+    refused(ValueError, "capacity: expected at least the catalogue's items, got 100", world.merged, encoded, capacity=100)
+    refused(TypeError, "parts: expected an iterable of Arrow batches, got", world.merged, encoded[0])
+    refused(TypeError, "parts: expected an iterable of Arrow batches, got str", world.merged, "/shared/encoded")
+    refused(TypeError, "parts, batch 0: expected Arrow record batches, got int", world.merged, [7])

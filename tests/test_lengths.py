@@ -16,6 +16,7 @@ from aif_jax.train.fit import settings_in
 from aif_jax.train.tasks import NextItem
 from tests import demo
 from tests.demo import fit
+from tests.refusals import refused
 from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
@@ -23,26 +24,23 @@ LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16,
 
 
 def test_few_steps_take_two_lengths_and_many_take_more():
-    few, many = (
-        lengths.choose_lengths(LIKE_ML_100K.repeat(4), longest=512, batch_size=256, steps=steps) for steps in (918, 30_000)
-    )
-    assert few == (128,) and many == (128, 256)
+    def chosen(histories, longest, steps):
+        return lengths.choose_lengths(histories, longest=longest, batch_size=256, steps=steps)
+
+    like = LIKE_ML_100K.repeat(4)
+    assert chosen(like, 512, 918) == (128,) and chosen(like, 512, 30_000) == (128, 256)
     long = np.random.default_rng(0).exponential(600, 20_000).clip(1, 4096).astype(int)
-    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=2_999)) == 1
-    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=3_000)) > 1
-    assert len(lengths.choose_lengths(long, longest=4096, batch_size=256, steps=10**6)) == lengths.MOST_LENGTHS - 1
+    assert len(chosen(long, 4096, 2_999)) == 1 < len(chosen(long, 4096, 3_000))
+    assert len(chosen(long, 4096, 10**6)) == lengths.MOST_LENGTHS - 1
 
 
-@pytest.mark.parametrize(
-    "histories, longest, steps",
-    [
-        (LIKE_ML_100K.clip(max=128), 128, 10**6),  # nothing below the shortest length
-        (LIKE_ML_100K.clip(max=64), 64, 10**6),
-        (LIKE_ML_100K, 512, 40),  # fewer steps than the compilation is worth
-        (np.full(9, 512), 512, 10**6),  # no shorter history
-        (np.zeros(0, int), 512, 10**6),
-    ],
-)
+@pytest.mark.parametrize("histories, longest, steps", [
+    (LIKE_ML_100K.clip(max=128), 128, 10**6),  # nothing below the shortest length
+    (LIKE_ML_100K.clip(max=64), 64, 10**6),
+    (LIKE_ML_100K, 512, 40),  # fewer steps than the compilation is worth
+    (np.full(9, 512), 512, 10**6),  # no shorter history
+    (np.zeros(0, int), 512, 10**6),
+])  # fmt: skip
 def test_one_length_is_enough(histories, longest, steps):
     assert lengths.choose_lengths(histories, longest=longest, batch_size=256, steps=steps) == ()
 
@@ -89,13 +87,11 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding; half of" in said
     assert "validation: 1 evaluation of 40 requests, each over the catalogue of 90 items too (k=10): 40 user parts" in said
-    monkeypatch.setattr(
-        lengths, "choose_lengths", lambda *_, **__: (5,)
-    )  # another version of the rule, or a run from before it
+    # another version of the rule, or a run from before it
+    monkeypatch.setattr(lengths, "choose_lengths", lambda *_, **__: (5,))
     again = fit(model, data, out=tmp_path / "auto", progress=False, **GIVEN)
     assert again.settings == run.settings and aif.Run.load(tmp_path / "auto").settings == run.settings
-    with pytest.raises(ValueError, match="buckets"):
-        fit(model, data, out=tmp_path / "auto", buckets=(5,), progress=False, **GIVEN)
+    refused(ValueError, "buckets", fit, model, data, out=tmp_path / "auto", buckets=(5,), progress=False, **GIVEN)
 
 
 @pytest.mark.parametrize("buckets", [(), (2, 5)])

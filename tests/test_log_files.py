@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.data.events import COLUMNS, EventLog, write_log
+from tests.refusals import refused
 
 
 def table(size: int, seed: int = 0) -> EventLog:
@@ -53,28 +54,22 @@ def test_events_out_of_order_are_refused_within_and_across_chunks(tmp_path, user
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "wrong, error, message",
-    [
-        ({"user": [1, 5]}, ValueError, r"user: expected values in \[1, 5\), got 5 at position 2"),
-        ({"item": [-1, 0]}, ValueError, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
-        ({"time": [1, 2, 3]}, ValueError, "columns of one length"),
-        ({"action": [0.5, 1]}, TypeError, "action: expected integers"),
-    ],
-)
+@pytest.mark.parametrize("wrong, error, message", [
+    ({"user": [1, 5]}, ValueError, r"user: expected values in \[1, 5\), got 5 at position 2"),
+    ({"item": [-1, 0]}, ValueError, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
+    ({"time": [1, 2, 3]}, ValueError, "columns of one length"),
+    ({"action": [0.5, 1]}, TypeError, "action: expected integers"),
+])  # fmt: skip
 def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path, wrong, error, message):
-    with pytest.raises(error, match=message):
-        write_log(tmp_path / "log", [events([1], [10]), events([1, 1], [10, 10]) | wrong], users=5)
+    refused(error, message, write_log, tmp_path / "log", [events([1], [10]), events([1, 1], [10, 10]) | wrong], users=5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_there_stays(tmp_path):
     write_log(tmp_path / "log", chunks(table(9), []))
-    with pytest.raises(FileExistsError, match="something is there"):
-        write_log(tmp_path / "log", [])
+    refused(FileExistsError, "something is there", write_log, tmp_path / "log", [])
     assert len(EventLog.load(tmp_path / "log")) == 9
-    with pytest.raises(ValueError, match="users: expected at least 1"):
-        write_log(tmp_path / "none", [], users=0)
+    refused(ValueError, "users: expected at least 1", write_log, tmp_path / "none", [], users=0)
 
 
 STREAM = """

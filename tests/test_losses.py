@@ -38,9 +38,6 @@ def labels():
     return hnp.arrays(np.float32, SHAPE, elements=st.sampled_from([0.0, 1.0]))
 
 
-# -- by hand ----------------------------------------------------------------------------------------------------------------
-
-
 def test_pointwise_bce_by_hand():
     # sigmoid(log 3) = 3/4: a positive costs log(4/3), a negative log 4; at logit 0 both cost log 2.
     scores = jnp.array([math.log(3), math.log(3), 0.0])
@@ -69,9 +66,7 @@ def test_listwise_softmax_by_hand():
     # A third list without a positive changes nothing; nor does one whose positive is masked.
     for extra, keep in (([0, 0, 0], [True, True, True]), ([1, 0, 0], [False, True, True])):
         more = losses.listwise_softmax(
-            jnp.vstack([scores, scores[:1]]),
-            jnp.vstack([y, jnp.array([extra])]),
-            where=jnp.vstack([where, jnp.array([keep])]),
+            jnp.vstack([scores, scores[:1]]), jnp.vstack([y, jnp.array([extra])]), where=jnp.vstack([where, jnp.array([keep])])
         )
         np.testing.assert_allclose(more, (first + math.log(2)) / 2, rtol=1e-6)
 
@@ -109,16 +104,9 @@ def test_distillation_by_hand():
     value = losses.distill_pointwise(jnp.array([0.0]), jnp.array([2 * math.log(3)]), temperature=2.0)
     np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
     # Listwise, t = 2: teacher 3/4, 1/4 (a third is masked), student uniform: the same number.
-    value = losses.distill_listwise(
-        jnp.zeros((1, 3)),
-        jnp.array([[2 * math.log(3), 0.0, 50.0]]),
-        where=jnp.array([[True, True, False]]),
-        temperature=2.0,
-    )
+    teacher, where = jnp.array([[2 * math.log(3), 0.0, 50.0]]), jnp.array([[True, True, False]])
+    value = losses.distill_listwise(jnp.zeros((1, 3)), teacher, where=where, temperature=2.0)
     np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
-
-
-# -- against the reference --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -129,14 +117,9 @@ def test_equal_to_the_reference(scores, other, y, where, t):
     listwise = functools.partial(losses.listwise_softmax, where=where, log_q=other)
     close(listwise(scores, y), reference.listwise_softmax(scores, y, where, other))
     close(listwise(scores, y, temperature=t), reference.listwise_softmax(scores / t, y, where, other))
-    close(
-        losses.distill_pointwise(scores, other, where=where, temperature=t),
-        reference.distill_pointwise(scores, other, where, t),
-    )
-    close(
-        losses.distill_listwise(scores, other, where=where, temperature=t),
-        reference.distill_listwise(scores, other, where, t),
-    )
+    for name in ("distill_pointwise", "distill_listwise"):
+        taught = getattr(losses, name)(scores, other, where=where, temperature=t)
+        close(taught, getattr(reference, name)(scores, other, where, t))
 
 
 @pytest.mark.parametrize("name", ["pointwise_bce", "listwise_softmax"])
@@ -149,9 +132,6 @@ def test_distillation_from_labels_has_the_gradient_of_the_label_loss(name):
         soft, distill = jax.nn.softmax(teacher), losses.distill_listwise
     expected = jax.grad(getattr(losses, name))(scores, soft)
     np.testing.assert_allclose(jax.grad(distill)(scores, teacher), expected, atol=1e-6)
-
-
-# -- masks ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -196,9 +176,10 @@ def test_padding_lists_and_candidates_changes_nothing(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_valid_nan_is_not_hidden(name):
-    scores = np.zeros(SHAPE, np.float32)
-    scores[0, 1] = np.nan
-    assert np.isnan(ALL[name](scores, np.ones(SHAPE, np.float32)))
+    """Neither among the scores nor among the labels."""
+    good, bad = np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    bad[0, 1] = np.nan
+    assert np.isnan(ALL[name](bad, good)) and np.isnan(ALL[name](good, bad))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -221,9 +202,6 @@ def test_gradient_equals_finite_differences(name):
         np.testing.assert_allclose((f(scores + step, y, where)[0] - f(scores - step, y, where)[0]) / 0.1, grad[at], atol=2e-3)
 
 
-# -- the rest of the contract -----------------------------------------------------------------------------------------------
-
-
 def test_the_teacher_gets_no_gradient():
     scores, teacher = jnp.ones(SHAPE).at[0, 0].set(2.0), jnp.zeros(SHAPE).at[1, 1].set(3.0)
     for f in (losses.distill_pointwise, losses.distill_listwise):
@@ -234,9 +212,8 @@ def test_the_teacher_gets_no_gradient():
 def test_a_broadcast_mask_equals_the_full_one():
     scores, y = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     row = np.array([[True, False, True, True, False]])
-    np.testing.assert_array_equal(
-        losses.pointwise_bce(scores, y, where=row), losses.pointwise_bce(scores, y, where=np.broadcast_to(row, SHAPE))
-    )
+    whole = losses.pointwise_bce(scores, y, where=np.broadcast_to(row, SHAPE))
+    np.testing.assert_array_equal(losses.pointwise_bce(scores, y, where=row), whole)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -254,9 +231,6 @@ def test_strict_promotion_and_vmap(name):
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         values = jax.vmap(ALL[name])(jnp.zeros((2, *SHAPE)), y)
     np.testing.assert_allclose(values, [ALL[name](jnp.zeros(SHAPE), y[0])] * 2, rtol=1e-6)
-
-
-# -- sums -------------------------------------------------------------------------------------------------------------------
 
 
 def test_losses_are_values_that_add_and_scale():
@@ -279,9 +253,8 @@ def test_options_give_a_loss():
 def test_a_listwise_teacher_may_have_the_correction_of_serving():
     scores, teacher, log_q = jax.random.normal(jax.random.key(0), (3, *SHAPE))
     taught = losses.distill_listwise(corrected=True)
-    np.testing.assert_allclose(
-        taught(scores, teacher, log_q=log_q), losses.distill_listwise(scores + log_q, teacher), rtol=1e-6
-    )
+    expected = losses.distill_listwise(scores + log_q, teacher)
+    np.testing.assert_allclose(taught(scores, teacher, log_q=log_q), expected, rtol=1e-6)
     assert taught(scores, teacher) == losses.distill_listwise(scores, teacher)  # a batch without log_q
 
 
@@ -320,9 +293,3 @@ def test_a_loss_adds_up_over_parts(name):
     parts = [loss.part(scores[p], y[p], norms, where=where[p], log_q=log_q[p]) for p in (slice(0, 1), slice(1, 3), slice(3, 6))]
     assert float(parts[1]) == 0
     np.testing.assert_allclose(sum(parts), loss(scores, y, where=where, log_q=log_q), rtol=1e-6)
-
-
-def test_a_valid_label_that_is_nan_is_not_hidden():
-    y = jnp.ones(SHAPE).at[0].set(jnp.nan)
-    for loss in (losses.pointwise_bce, losses.listwise_softmax):
-        assert np.isnan(loss(jnp.zeros(SHAPE), y))

@@ -13,6 +13,7 @@ from flax import nnx
 import aif_jax as aif
 from aif_jax import blocks, heads, interaction, item, user
 from tests import demo
+from tests.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,8 @@ def test_a_model_without_blocks_has_towers_alone():
     row = jax.eval_shape(jax.vmap(model.item, (None, 0)), params, demo.items(2))
     assert state.blocks == row.blocks == row.fitted == {}
     assert params["blocks"] == {} and set(params["fitted"]) == {"fields"} and "position" not in params["user"]
-    assert {name: kernel.shape for name, kernel in params["head"]["first"]["kernels"]["tower"].items()} == dict.fromkeys(
-        ("user", "item", "product"), (8, 16)
-    )
+    kernels = params["head"]["first"]["kernels"]["tower"]
+    assert {name: kernel.shape for name, kernel in kernels.items()} == dict.fromkeys(("user", "item", "product"), (8, 16))
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -125,22 +125,19 @@ def test_init_takes_fitted_tables():
 ], ids=["none", "a name", "rows missing", "no content"])  # fmt: skip
 def test_init_refuses_a_catalogue_that_does_not_fit(getkey, catalogue, error, message):
     model = aif.build(demo.config())
-    with pytest.raises(error, match=re.escape(message)):
-        model.init(getkey(), catalogue)
-    with pytest.raises(error, match=re.escape(message)):
-        aif.fit_tables(model.config, catalogue)
+    refused(error, re.escape(message), model.init, getkey(), catalogue)
+    refused(error, re.escape(message), aif.fit_tables, model.config, catalogue)
 
 
 def test_init_refuses_the_fitted_tables_of_another_config(getkey):
     model, other = aif.build(demo.config()), demo.config(blocks=(blocks.LshDin(bits=64),))
     fitted = aif.fit_tables(other, demo.catalogue())
-    with pytest.raises(
-        ValueError, match=r"init fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"
-    ):
-        model.init(getkey(), None, fitted=fitted)
     shorter = jax.tree.map(lambda x: x[:40], aif.fit_tables(model.config, demo.catalogue()))
-    with pytest.raises(ValueError, match=r"init fitted: expected 50 rows in category, one for each item, got shape \[40\]"):
-        model.init(getkey(), None, fitted=shorter)
+    for wrong, message in (
+        (fitted, r"init fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
+        (shorter, r"init fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
+    ):
+        refused(ValueError, message, model.init, getkey(), None, fitted=wrong)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)
@@ -249,9 +246,8 @@ def test_a_longer_history_than_the_model_reads_is_cut(compiled):
     later = demo.history(16, 16, seed=8)
     longer = jax.tree.map(lambda a, b: np.concatenate([a, b]), features.history, later)
     assert longer.mask.sum() == 40
-    np.testing.assert_allclose(
-        joint(params, dataclasses.replace(features, history=longer), items), joint(params, features, items), atol=1e-6
-    )
+    longer = dataclasses.replace(features, history=longer)
+    np.testing.assert_allclose(joint(params, longer, items), joint(params, features, items), atol=1e-6)
 
 
 def test_a_history_shorter_than_the_model_reads_is_taken(compiled):
