@@ -51,10 +51,6 @@ STYLE: dict[str, Any] = {
     "figure.titlesize": 16, "lines.markersize": 8, "errorbar.capsize": 4, "figure.dpi": 100,
 }  # fmt: skip
 """Large letters, few lines: to be read on a phone."""
-PARTS = {
-    "matching statistics": "without matching statistics", "bridges (BEA)": "without BEA",
-    "linear attention": "without linear memory", "SIM, added": "with SIM", "SimTier, added": "with SimTier",
-}  # fmt: skip
 BINS = ((0, 100), (100, 250), (250, 500), (500, 10**9))  # events of a user in the log
 
 
@@ -64,36 +60,16 @@ def points(gap: Interval) -> tuple[float, list[list[float]]]:
     return value, [[value - low], [high - value]]
 
 
-def blocks(results: Path) -> dict[str, dict[str, Interval]]:
-    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one epoch.
-
-    Means over the seeds that both models have.
-    """
-    found = records.read(results)
-    made: dict[str, dict[str, Interval]] = {}
-    for dataset in ("movielens", "taobao"):
-        runs: dict[str, dict[int, Any]] = {}
-        for run in found.values():
-            if (run["dataset"], run["split"], run["epochs"]) == (dataset, "validation", 1):
-                runs.setdefault(run["model"], {})[run["seed"]] = run
-        for name, changed in PARTS.items():
-            models = runs.get(AIF, {}), runs.get(f"{AIF} {changed}", {})
-            if seeds := sorted(set(models[0]) & set(models[1])):
-                pair = [question.pooled(results, found, [by_seed[seed] for seed in seeds], "gauc") for by_seed in models]
-                made.setdefault(dataset, {})[name] = metrics.paired_interval(*(pair if "without" in changed else pair[::-1]))
-    return made
-
-
 def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
     """What each block is worth."""
     with drawing(path, 4.6, "Matching statistics pay if users come back to items,\nbridges (BEA) if they do not") as axis:
         for shift, (dataset, by_block) in zip((-0.13, 0.13), gains.items(), strict=False):
-            for at, name in enumerate(PARTS):
+            for at, name in enumerate(tables.PARTS):
                 if name in by_block:
                     value, error = points(by_block[name])
                     axis.errorbar(value, at + shift, xerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
         axis.axvline(0, color="black", lw=1)
-        axis.set_yticks(range(len(PARTS)), list(PARTS))
+        axis.set_yticks(range(len(tables.PARTS)), list(tables.PARTS))
         axis.invert_yaxis()
         axis.set_xlabel("GAUC points that the block adds to AIF, one epoch")
         _legend(axis, loc="lower right")
@@ -236,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     for page in () if options.out else tables.PAGES:
         page.write_text(tables.written(page.read_text(encoding="utf-8")), encoding="utf-8")
     options.out = options.out or FIGURES
-    draw_blocks(blocks(options.results), options.out / "blocks.png")
+    draw_blocks(tables.blocks(options.results), options.out / "blocks.png")
     draw_refresh(json.loads(REFRESH.read_text(encoding="utf-8")), options.out / "refresh.png")
     question.picture(options.results, options.out / "quality_against_time.png")
     load = json.loads(LOAD.read_text(encoding="utf-8"))

@@ -59,7 +59,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def spread(interval: Interval, digits: int, *, scale: float = 1.0, sign: str = "") -> str:
     """A figure with its interval: 1.2 [0.9, 1.5]."""
-    value, low, high = (scale * part for part in interval)
+    value, low, high = (round(scale * part, digits) + 0.0 for part in interval)  # no -0.0
     return f"{value:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -236,6 +236,49 @@ def scoring() -> str:
     return markdown(["ms", "scoring, p50", "p99", "user part and scoring, p50", "CPU of both"], rows)
 
 
+# blocks
+
+PARTS = {
+    "matching statistics": "without matching statistics", "bridges (BEA)": "without BEA",
+    "linear attention": "without linear memory", "SIM, added": "with SIM", "SimTier, added": "with SimTier",
+}  # fmt: skip
+
+
+def blocks(results: Path) -> dict[str, dict[str, Interval]]:
+    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one epoch.
+
+    Means over the seeds that both models have.
+    """
+    found = records.read(results)
+    made: dict[str, dict[str, Interval]] = {}
+    for dataset in ("movielens", "taobao"):
+        runs: dict[str, dict[int, Any]] = {}
+        for run in found.values():
+            if (run["dataset"], run["split"], run["epochs"]) == (dataset, "validation", 1):
+                runs.setdefault(run["model"], {})[run["seed"]] = run
+        for name, changed in PARTS.items():
+            models = runs.get(question.AIF, {}), runs.get(f"{question.AIF} {changed}", {})
+            if seeds := sorted(set(models[0]) & set(models[1])):
+                pair = [question.pooled(results, found, [by_seed[seed] for seed in seeds], "gauc") for by_seed in models]
+                made.setdefault(dataset, {})[name] = metrics.paired_interval(*(pair if "without" in changed else pair[::-1]))
+    return made
+
+
+def ablation() -> str:
+    """What each block adds to `presets.aif`: GAUC points by data set, and milliseconds at 10,000 candidates."""
+    gains = blocks(question.RESULTS)
+    times = json.loads((question.RESULTS / "times_blocks.json").read_text(encoding="utf-8"))["models"]
+    rows = []
+    for name, changed in PARTS.items():
+        whole, other = (times[f"{model}, C=10000, L=512"] for model in (question.AIF, f"{question.AIF} {changed}"))
+        spent = [abs(whole[what]["p50"] - other[what]["p50"]) for what in ("score", "cpu")]
+        rows.append(
+            [name, *(spread(of[name], 1, scale=100, sign="+") for of in gains.values()), *(f"{each:.2f}" for each in spent)]
+        )
+    return markdown(["block", *DATASETS.values(), "scoring, ms", "CPU, ms"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "recall": recall, "cuts": cuts, "budget": budget, "lone": lone, "quality": quality, "scoring": scoring,
+    "ablation": ablation,
 }  # fmt: skip

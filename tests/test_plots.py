@@ -48,18 +48,6 @@ def test_requests_a_second_are_the_most_within_the_bound():
     assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
 
 
-def test_blocks_are_those_of_the_results_page():
-    page = (Path(__file__).resolve().parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
-    gains = plots.blocks(question.RESULTS)
-    rows = (("taobao", "matching statistics", 1), ("movielens", "bridges (BEA)", 0), ("taobao", "SimTier, added", 1))
-    for dataset, name, at in rows:
-        row = next(
-            line for line in page.splitlines() if line.startswith(f"| {name.split(' (')[0].replace('bridges', 'BEA')} |")
-        )
-        shown = [float(number) for number in re.findall(r"-?\d+\.\d+", row.split("|")[2 + at])]
-        assert [100 * part for part in gains[dataset][name]] == pytest.approx(shown, abs=0.11)
-
-
 def test_history_compares_the_same_users(tmp_path):
     """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
     users = records.by_user(question.RESULTS, _a_run(), "gauc_trained").users
