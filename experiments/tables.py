@@ -47,9 +47,9 @@ def written(page: str) -> str:
     def table(found: re.Match[str]) -> str:
         if found[2] not in TABLES:
             raise ValueError(f"table {found[2]!r}: expected one of {list(TABLES)}")
-        return f"{found[1]}\n\n{TABLES[found[2]]()}\n"
+        return f"{found[1]}\n\n{TABLES[found[2]]()}\n\n"
 
-    return re.sub(r"(<!-- table (\w+): [^\n]* -->)\n+(?:\|[^\n]*\n)*", table, page)
+    return re.sub(r"(<!-- table (\w+): [^\n]* -->)\n+(?:\|[^\n]*\n)*\n*", table, page)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -590,39 +590,5 @@ def report(results: Path) -> str:
     return "\n".join(lines)
 
 
-def picture(results: Path, path: Path) -> None:
-    """GAUC over the two-tower model against the time after retrieval, by data set; bars are 95 % over users, paired."""
-    found, times = records.read(results), read_times(results)
-    labels = {
-        BASE: ("two-tower", "tab:gray"),
-        WITH_MATCHING: ("two-tower with\nmatching statistics", "tab:orange"),
-        AIF: ("AIF", "tab:blue"),
-        FULL: ("full attention", "tab:red"),
-    }
-    with common.picture(path, 1, 2, size=(9, 3.6), sharey=True) as (figure, axes):
-        for axis, dataset in zip(axes, PUBLIC, strict=True):
-            for model, (label, colour) in labels.items():
-                runs = runs_of(found, dataset, model)
-                same = [run for run in runs_of(found, dataset, BASE) if run["seed"] in {one["seed"] for one in runs}]
-                ours, base = (pooled(results, found, some, "gauc_trained") for some in (runs, same))
-                gap = metrics.paired_interval(ours, base)
-                x, y = times[f"{model}, C=1000, L=512"]["score"]["p50"], 100 * gap.value
-                error = np.abs(100 * np.array([[gap.low], [gap.high]]) - y)
-                axis.errorbar(x, y, yerr=error, fmt="o", color=colour, capsize=4, markersize=8)
-                axis.annotate(
-                    label,
-                    (x, y),
-                    xytext={BASE: (9, -14), WITH_MATCHING: (26, -22)}.get(model, (9, 6)),
-                    textcoords="offset points",
-                    color=colour,
-                    fontsize=10,
-                )
-            title = {"movielens": "MovieLens", "taobao": "Taobao, times of MovieLens"}[dataset]
-            axis.set(title=title, xlabel="ms after retrieval, 1,000 candidates (p50)", xlim=(0, 2.2), ylim=(-1, 7.5))
-            axis.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].set_ylabel("GAUC points over two-tower")
-        figure.suptitle("A quarter of a millisecond buys two to five points")
-
-
 if __name__ == "__main__":
     main()
