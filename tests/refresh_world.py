@@ -58,8 +58,8 @@ def refresh(current: Any, events: Any, **given: Any) -> Refreshed:
     return aif.refresh(current, events, aif.RefreshConfig(**{name: given.pop(name) for name in fields}), **given)
 
 
-def first(folder: Path | None, **changes: Any) -> aif.Run:
-    """The run of the first four days, whose last tenth is not trained on."""
-    days = data(4)
+def first(folder: Path | None, days: aif.Dataset | None = None, **changes: Any) -> aif.Run:
+    """The run of the first four days, or of other data, whose last tenth is not trained on."""
+    days = data(4) if days is None else days
     options = dict(batch_size=64, learning_rate=0.02, epochs=4, validation=0.1, test=0.0, keep_best=None, requests=20, k=None)
     return demo.fit(model(days.schema), days, out=folder, progress=False, **(options | changes))

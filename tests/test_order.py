@@ -105,17 +105,12 @@ def test_positions_of_a_span_equal_a_plain_selection(monkeypatch, tmp_path, bloc
             np.testing.assert_array_equal(np.load(file), plain)
 
 
-def test_no_position_is_none_in_a_file_too(tmp_path):
+def test_no_position_is_none_in_a_file_too_which_must_be_new(tmp_path):
     log = ties(0)
     assert sample_positions(log, min_history=0, since=99).tolist() == []
     assert sample_positions(log, min_history=0, since=99, file=tmp_path / "none.npy").tolist() == []
     assert sample_positions(EventLog.from_arrays([], [], [], []), min_history=0).tolist() == []
-
-
-def test_positions_refuse_a_negative_history_and_a_file_that_is_there(tmp_path):
     (tmp_path / "there.npy").write_text("mine")
-    with pytest.raises(ValueError, match="min_history of at least 0"):
-        sample_positions(ties(0), min_history=-1)
     with pytest.raises(FileExistsError, match="there.npy: expected a new file"):
         sample_positions(ties(0), min_history=0, file=tmp_path / "there.npy")
     assert (tmp_path / "there.npy").read_text() == "mine"

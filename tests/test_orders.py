@@ -14,6 +14,7 @@ from aif_jax.scores import over_all
 from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.programs import orders_of
 from tests import demo
+from tests.reference.losses import sigmoid
 from tests.serving_world import bids_for
 
 OBJECTIVES = ("click", "conversion|click", "like")
@@ -56,10 +57,6 @@ def test_a_name_means_what_the_report_means_by_it():
 
 
 # the engine
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
 async def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):

@@ -26,17 +26,7 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
-from aif_jax.refreshing import (
-    GateConfig,
-    Measured,
-    Requests,
-    as_served,
-    forgotten,
-    judge,
-    measure,
-    volume,
-    warm_start,
-)  # fmt: skip
+from aif_jax.refreshing import GateConfig, Measured, Requests, as_served, forgotten, judge, measure, volume, warm_start
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
@@ -202,20 +192,18 @@ def test_what_add_writes_is_a_run(run, corrected, tmp_path):
 
 
 def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(corrected, tmp_path, capsys):
-    before = aif.open(corrected / "corrected").replace(settings=None)
-    aif.checkpoint.save(tmp_path / "old", before)
-    words = ["--current", str(tmp_path / "old"), "--out", str(tmp_path / "store")]
-    assert cli.main(refresh_words(corrected, *words)) == cli.options.USAGE == 2
-    assert "refresh since: expected the moment" in capsys.readouterr().err
-    assert cli.main(refresh_words(corrected, *words, "--since", "soon")) == 2
-    assert "since: expected an ISO date" in capsys.readouterr().err
-    assert cli.main(refresh_words(corrected, *words, "--since", "20231118")) == 2
-    assert "since: expected a moment, got 20231118" in capsys.readouterr().err
-    assert cli.main(refresh_words(corrected, *words, "--since", "2023-11-18", "--forget", "0")) == 2
-    assert "forget: expected days above 0, got 0.0" in capsys.readouterr().err
-    assert cli.main(refresh_words(corrected, "--out", str(tmp_path / "store"))) == 2
-    assert "store: expected a served model, found an empty store; give `current`" in capsys.readouterr().err
-    assert cli.main(refresh_words(corrected, "--current", str(tmp_path / "old"), "--out", "s3://bucket/models")) == 2
+    aif.checkpoint.save(tmp_path / "old", aif.open(corrected / "corrected").replace(settings=None))
+    current, out = ["--current", str(tmp_path / "old")], ["--out", str(tmp_path / "store")]
+    for words, message in (
+        ([*current, *out], "refresh since: expected the moment"),
+        ([*current, *out, "--since", "soon"], "since: expected an ISO date"),
+        ([*current, *out, "--since", "20231118"], "since: expected a moment, got 20231118"),
+        ([*current, *out, "--since", "2023-11-18", "--forget", "0"], "forget: expected days above 0, got 0.0"),
+        (out, "store: expected a served model, found an empty store; give `current`"),
+        ([*current, "--out", "s3://bucket/models"], ""),
+    ):
+        assert cli.main(refresh_words(corrected, *words)) == cli.options.USAGE == 2
+        assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -262,6 +250,10 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
 
 
 # the gate's earlier period and floor, and what is checked before the first step
+
+
+REFUSING = dataclasses.replace(world.GATE, size=0.0)
+"""For tests of what comes before the gate: nothing is indexed, exported and published."""
 
 
 def refreshed(current: Any, table: Any, store: Path, **changes: Any) -> aif.refreshing.Refreshed:
@@ -313,7 +305,7 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, stoc
     ):
         refreshed(store, world.events(6), tmp_path / "store", gate=dataclasses.replace(world.GATE, users=900))
     late = {name: column[world.events(6)["time"] >= after] for name, column in world.events(6).items()}
-    again = refreshed(store, late, stocked)
+    again = refreshed(store, late, stocked, gate=REFUSING)
     assert FitSettings.from_json(again.trained.settings).without == (settings.first_test, newest + 1)
     data, with_replay = world.data(5), dataclasses.replace(settings, replay=9.0)
     times = data.log.time[training_positions(data, with_replay)]
@@ -380,10 +372,10 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
 def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path):
     """Items without an event score as the unknown item; one that the served model has learned keeps its row."""
     first = world.first(None, id_dropout=0.3).with_unseen_items(world.data(4))
-    days, refusing = world.events(5), dataclasses.replace(world.GATE, size=0.0)  # nothing is exported
+    days = world.events(5)
     known = (days["item"] < 100 + world.ITEMS - world.NEW) & (days["item"] != 100)  # no event of the new items
     table = {name: column[known & (days["time"] >= world.START + world.DAY)] for name, column in days.items()}
-    made = refreshed(first.trained, table, tmp_path / "store", gate=refusing)
+    made = refreshed(first.trained, table, tmp_path / "store", gate=REFUSING)
     rows = np.asarray(made.trained.params["embedding"]["item"])
     assert made.report["additions"] == ["unseen items"] and FitSettings.from_json(made.trained.settings).id_dropout == 0.3
     assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
@@ -410,8 +402,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
         return {"items": {name: column[~np.isin(table["item"], gone)] for name, column in table.items()}}
 
     days = aif.read(world.events(4), **files(4), columns=columns, progress=False)
-    options: dict[str, Any] = dict(batch_size=64, keep_best=None, requests=20, k=None, progress=False)
-    first = demo.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, out=tmp_path / "run", **options)
+    first = world.first(tmp_path / "run", days, epochs=1)
     again = {"unknown": "error", "gate": WIDE}
     refreshed(tmp_path / "run", world.events(5), stocked, **files(5, leaves), **again)
     made = refreshed(stocked, world.events(6), stocked, **files(6, leaves[1:]), **again)
@@ -451,8 +442,7 @@ def aged(days: int) -> dict[str, Any]:
 def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsys):
     columns = dataclasses.replace(world.COLUMNS, user_id=True, user_attributes=("town",), item_statistics=(3600,))
     days = aif.read(**aged(4), columns=columns, progress=False)
-    options: dict[str, Any] = dict(batch_size=64, keep_best=None, requests=20, k=None, progress=False)
-    first = demo.fit(world.model(days.schema), days, epochs=1, validation=0.1, test=0.0, **options)
+    first = world.first(None, days, epochs=1)
     newer = aif.read(**aged(5), earlier=first.trained, progress=False)
     since = int(newer.log.time.max()) - 3 * world.DAY
     fewer = forgotten(newer, since)

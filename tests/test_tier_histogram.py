@@ -24,6 +24,11 @@ def history(rng, length, count, *, groups=1, kept=0.8):
     )
 
 
+def alike(length):
+    """Behaviours of one signature and group."""
+    return TierHistory(signature=np.zeros((length, 2), np.uint32), group=np.zeros(length, np.int32), mask=np.ones(length, bool))
+
+
 def expected(candidates, past, tiers, groups=1):
     return reference.histogram(candidates, past.signature, past.group, past.mask, tiers, groups)
 
@@ -64,8 +69,7 @@ def test_matches_the_reference(bits, tiers, groups, length, candidates):
 @pytest.mark.parametrize("length", [15, 16, 255, 256, 700])
 def test_counts_above_what_a_field_or_a_byte_holds(length):
     """All behaviours in one tier: partial sums in 4 and in 8 bits must not wrap."""
-    past = TierHistory(signature=np.zeros((length, 2), np.uint32), group=np.zeros(length, np.int32), mask=np.ones(length, bool))
-    counts = histogram(np.array([[0, 0], [0xFFFFFFFF, 0xFFFFFFFF]] * 40, np.uint32), past, tiers=8)
+    counts = histogram(np.array([[0, 0], [0xFFFFFFFF, 0xFFFFFFFF]] * 40, np.uint32), alike(length), tiers=8)
     assert counts[0, 0].tolist() == [0] * 7 + [length]
     assert counts[1, 0].tolist() == [length] + [0] * 7
 
@@ -125,16 +129,13 @@ def test_inside_a_gradient():
 
 def test_no_array_of_all_pairs_is_held():
     """At C=1000, L=4096, K=64 the exact form needs less than 3 MiB beside its inputs and outputs; [C, L] bytes are 4 MB."""
-    past = TierHistory(signature=jnp.zeros((4096, 2), jnp.uint32), group=jnp.zeros(4096, jnp.int32), mask=jnp.ones(4096, bool))
-    compiled = histogram.lower(jnp.zeros((1000, 2), jnp.uint32), past, tiers=8).compile()
+    compiled = histogram.lower(jnp.zeros((1000, 2), jnp.uint32), alike(4096), tiers=8).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2**20
 
 
 @pytest.mark.parametrize(("candidates", "length"), [(1000, 20), (1000, 128), (1000, 4096), (16_384, 600)])
 def test_every_pair_is_compared_once(candidates, length):
     """XLA must not copy the comparisons into each of their uses, as it does where a chunk is a single span."""
-    past = TierHistory(
-        signature=jnp.zeros((length, 2), jnp.uint32), group=jnp.zeros(length, jnp.int32), mask=jnp.ones(length, bool)
-    )
+    past = alike(length)
     program = histogram.lower(jnp.zeros((candidates, 2), jnp.uint32), past, tiers=8).compile().as_text()
     assert program.count(" popcnt(") == 2 * simtier.SPAN

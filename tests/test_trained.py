@@ -60,18 +60,13 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
     params, model = trained.params, trained.model
     rows, width = params["embedding"]["item"].shape
     smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}
-    fields = params["fitted"]["fields"]
+    fewer = params["fitted"] | {"fields": {name: table[:-3] for name, table in params["fitted"]["fields"].items()}}
+    of_item = rf"embedding/item: expected \[{rows}, {width}\], the params has \[{rows - 3}, "
     for wrong, message in (
-        (
-            smaller,
-            rf"(?s)parameters of this model.*embedding/item: expected \[{rows}, {width}\], the params has \[{rows - 3}, ",
-        ),
+        (smaller, rf"(?s)parameters of this model.*{of_item}"),
         (params | {"item": {}}, "item/.*: not in the params, expected"),
         (params | {"other": {"kernel": np.zeros(2)}}, r"other/kernel: only in the params, \[2\]"),
-        (
-            params | {"fitted": params["fitted"] | {"fields": {n: t[:-3] for n, t in fields.items()}}},
-            f"expected {rows} rows in",
-        ),
+        (params | {"fitted": fewer}, f"expected {rows} rows in"),
         ({name: group for name, group in params.items() if name != "fitted"}, "'fitted' among them"),
         (None, "expected the groups that `model.init` returns, .* got NoneType"),
     ):
@@ -133,28 +128,26 @@ def test_a_model_of_assemble_is_not_opened_as_another(trained, tmp_path):
 
 
 def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
-    expected = r"expected the folder of a run \(--out of train\), a checkpoint or an export, found "
-    with pytest.raises(FileNotFoundError, match=expected + "nothing"):
-        aif.open(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(checkpoint.CheckpointError, match=expected + "an empty folder"):
-        aif.open(tmp_path / "empty")
     (tmp_path / "exports").mkdir()
     (tmp_path / "exports" / "current").write_text("monday\n")
-    with pytest.raises(checkpoint.CheckpointError, match=expected + "the exports of a service: open the folder that `current`"):
-        aif.open(tmp_path / "exports")
     with aif.Checkpoints(tmp_path / "steps") as steps:
         steps.save(3, trained.params, trained.config)
-    with pytest.raises(checkpoint.CheckpointError, match=expected + r"checkpoints of steps \[3\]; take one, such as"):
-        aif.open(tmp_path / "steps")
     aif.ItemIndex.build(trained, [], **QUIET).save(tmp_path / "index")
-    with pytest.raises(checkpoint.CheckpointError, match="found a snapshot of an index: give its `load`"):
-        aif.open(tmp_path / "index")
     export.save(tmp_path / "export", trained, platforms=("cpu",))
     manifest = json.loads((tmp_path / "export" / "manifest.json").read_text())
     (tmp_path / "export" / "manifest.json").write_text(json.dumps(manifest | {"version": "0" * 64}))
-    with pytest.raises(ExportError):
-        aif.open(tmp_path / "export")
+    expected = r"expected the folder of a run \(--out of train\), a checkpoint or an export, found "
+    for name, error, message in (
+        ("none", FileNotFoundError, expected + "nothing"),
+        ("empty", checkpoint.CheckpointError, expected + "an empty folder"),
+        ("exports", checkpoint.CheckpointError, expected + "the exports of a service: open the folder that `current`"),
+        ("steps", checkpoint.CheckpointError, expected + r"checkpoints of steps \[3\]; take one, such as"),
+        ("index", checkpoint.CheckpointError, "found a snapshot of an index: give its `load`"),
+        ("export", ExportError, None),
+    ):
+        with pytest.raises(error, match=message):
+            aif.open(tmp_path / name)
 
 
 def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, data):

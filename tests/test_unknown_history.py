@@ -9,7 +9,6 @@ import pytest
 
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.serving.metrics import known_of, prometheus_text
-from tests import serving_world
 from tests.service_world import IDS, NOW, exports, running
 from tests.serving_world import shared
 
@@ -95,7 +94,4 @@ def test_the_service_counts_and_marks():
 
 def test_the_world_of_these_tests_has_no_unknown_history():
     """Else the promises of other tests would rest on marked answers."""
-    world = serving_world.shared()
-    for name in range(20):
-        known = known_of(world.user(name))
-        assert known.warning(ServingConfig().max_unknown) is None
+    assert {known_of(shared().user(name)).warning(ServingConfig().max_unknown) for name in range(20)} == {None}
