@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,9 +50,17 @@ MODELS = {
     "matching": question.WITH_MATCHING,
     "aif": question.AIF,
     "full_attention": question.FULL,
+    "two_tower_512": "two-tower with a head, 512 events",
+    "aif_no_bea": "aif without BEA",
+    "aif_no_linear": "aif without linear memory",
+    "aif_no_matching": "aif without matching statistics",
+    "aif_recency": "aif with recency",
+    "aif_similar": "aif with similar events",
 }
 """Pre-rankers by name, and what `question` calls them."""
 COMPARED = ("two_tower", "matching", "aif")
+JUDGED = tuple(MODELS)[list(MODELS).index("two_tower_512") :]
+"""What a block is worth, and longer histories: on the validation split alone, next to `aif`, taught as usual."""
 
 
 class Taught(NamedTuple):
@@ -114,12 +123,15 @@ def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[
     elif name == "validation" and ranker == "attention":
         every = [(model, taught) for taught in TRIED for model in COMPARED]
         more = [("two_tower_head", USUAL), ("full_attention", ALONE)]
+        more += [(model, USUAL) for model in JUDGED]
         tried = [(where, model, taught) for where in both for model, taught in (*every, *more)]
     else:
         best = [(where, model, chosen.get((where, model), USUAL)) for where in both for model in COMPARED]
         tried = [(where, model, taught) for where, model, of in best for taught in (of, ALONE)]
     split, seeds = ("test", question.SEEDS) if name == "test" else ("validation", (0,))
     every = [(seed, *one) for seed in seeds for one in tried]
+    if name == "validation" and ranker == "attention":
+        every += [(seed, where, model, USUAL) for model in ("aif", *JUDGED) for seed in question.SEEDS[1:] for where in both]
     if name == "test" and ranker == "attention":  # of a figure alone, so once
         every += [(0, where, "full_attention", ALONE) for where in both]
     return [
@@ -341,7 +353,19 @@ def report(results: Path) -> str:
             share = metrics.paired_interval(hits, whole, ratio=True).value
             cells += f"{f'{100 * low:.2f} to {100 * high:.2f}':>16}{kept.mean:7.3f}{share:7.3f}{gauc.mean:8.4f}{own.mean:7.3f}"
             lines.append(f"{name:38}{cells}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *judged(found, results)])
+
+
+def judged(found: Found, results: Path) -> Iterator[str]:
+    """A line for each model of JUDGED: points of the ranker's top 10 that `aif` loses more, on the same seeds."""
+    for dataset, model in product(question.PUBLIC, JUDGED):
+        ours, others = (runs_of(found, dataset, "validation", "attention", name, USUAL) for name in ("aif", model))
+        both = {one["seed"] for one in ours} & {one["seed"] for one in others}
+        for cut in ("@1000-50", CUT) if both else ():
+            aif_lost, own = (lost(results, [one for one in runs if one["seed"] in both], cut) for runs in (ours, others))
+            gap = _percent(metrics.paired_interval(aif_lost, own))
+            points = f"{gap.value:.2f} points [{gap.low:.2f}, {gap.high:.2f}]"
+            yield f"{dataset}, {model}, {cut[1:]}: aif loses {points} more ({len(both)} seeds)"
 
 
 def keys(results: Path) -> dict[str, dict[str, Any]]:
@@ -422,13 +446,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/ranker_recall"), help="models, scores")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models")
+    parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
     parser.add_argument("--report-only", action="store_true", help="print tables from the records and stop")
     options = parser.parse_args(arguments)
     name, worlds = "smoke" if options.smoke else options.plan, {}
     for trial in [] if options.report_only else plan(name, options.ranker, chosen_ways(options.results)):
-        left_out = any(
-            some and value not in some for value, some in ((trial.dataset, options.dataset), (trial.model, options.model))
-        )
+        wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
+        left_out = any(some and value not in some for value, some in wanted)
         if left_out or trial.id in records.read(options.results):
             continue
         if trial.dataset not in worlds:

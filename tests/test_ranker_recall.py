@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from aif_jax import metrics
 from aif_jax.data import EventLog, item_counts
 from aif_jax.data.split import sample_positions
 from experiments import ranker_recall as cascade
-from experiments.study import datasets, question, retrieval, sequence, trees
+from experiments.study import datasets, models, question, retrieval, sequence, trees
 from tests.test_question import met_once
 from tests.test_scripts import measured
 
@@ -162,6 +163,38 @@ def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path
     np.testing.assert_allclose(first[5:7], scores(at[5:7], rows[5:7]), rtol=1e-5, atol=1e-6)
 
 
+# blocks that are judged
+
+
+def test_similar_events_by_hand():
+    """Two events of the candidate's cluster, at places 0 and 2; what the other sums are by recency."""
+    params = {"table": np.array([[0], [1], [2]], np.int32)}
+    history = SimpleNamespace(item=np.array([2, 1, 2, 0]), mask=np.array([True, True, True, False]))
+    (sums,) = models.Similar(clusters=(2,)).user(params, SimpleNamespace(long=history))
+    lives = np.array(models.HALF_LIVES)
+    np.testing.assert_allclose(sums[2], np.log1p([2, *(1 + 2 ** (-2 / lives))]), rtol=1e-6)
+    np.testing.assert_allclose(sums[1], np.log1p([1, *2 ** (-1 / lives)]), rtol=1e-6)
+    assert not sums[0].any()
+
+
+def test_recency_is_a_vector_for_each_half_life():
+    history, embedded = SimpleNamespace(mask=np.array([True, True, False])), np.array([[1.0, 0], [0, 1], [9, 9]], np.float32)
+    maps = {"map": np.stack([np.eye(2, dtype=np.float32)] * 4)}
+    vectors = models.Recency().user(maps, SimpleNamespace(long=history, embedded=embedded))
+    older = 2 ** (-1 / np.array(models.HALF_LIVES))
+    np.testing.assert_allclose(vectors, np.stack([1 / (1 + older), older / (1 + older)], 1), rtol=1e-6)
+
+
+def test_clusters_are_of_items_with_a_training_event():
+    data = datasets.load("smoke")
+    config = question.config_of(question.Trial(dataset="smoke", model=cascade.MODELS["aif_similar"]), data)
+    config = config.replace(blocks=(models.Similar(clusters=(2, 5)),))
+    user, item = np.random.default_rng(0).integers(1, 60, (2, 900))
+    made = np.asarray(models.with_clusters({"fitted": {}}, config, user, item)["fitted"]["similar"]["table"])
+    assert not made[0].any() and not made[60:].any() and made[np.unique(item)].all()
+    assert np.unique(made[:, 0]).tolist() == [0, 1, 2] and made[:, 1].max() == 5
+
+
 # the script
 
 
@@ -212,3 +245,16 @@ def test_figures_of_the_test_split_by_ranker(tmp_path):
     assert made["lost10_aif"] == pytest.approx(1, abs=0.01) and 1 < made["lost10_aif_high"] < 1.1
     assert made["trees"]["lost10_less_than_matching_high"] < -4 and made["lost10_less_than_matching_low"] > 1.9
     assert made["lost10_ratio_over_two_tower"] == pytest.approx(0.05, rel=0.01) and made["cascade_hr10_share"] == 1
+
+
+def test_a_model_is_judged_next_to_aif_on_the_same_seeds(tmp_path):
+    """AIF loses 3 %, without linear memory 2; a seed that one of them lacks does not count."""
+    users = np.arange(50)
+    for model, seeds, recall in (("aif", (0, 1), 0.97), ("aif_no_linear", (1, 2), 0.98)):
+        for seed in seeds:
+            trial = cascade.Trial(dataset="taobao", model=model, seed=seed, **cascade.USUAL._asdict())
+            values = {f"recall10@1000-{cut}": np.full(50, recall if seed == 1 else 0.5) for cut in (50, 100)}
+            found = {name: metrics.mean_by_user(one, users) for name, one in values.items()}
+            cascade.records.keep(tmp_path, {"id": trial.id, **dataclasses.asdict(trial)}, found)
+    lines = list(cascade.judged(cascade.read(tmp_path), tmp_path))
+    assert lines[1] == "taobao, aif_no_linear, 1000-100: aif loses 1.00 points [1.00, 1.00] more (1 seeds)" and len(lines) == 2

@@ -61,6 +61,12 @@ MODELS: dict[str, dict[str, Any]] = {
         blocks=(MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
     ),
 }
+JUDGED: dict[str, dict[str, Any]] = {
+    "two-tower with a head, 512 events": dict(blocks=(models.DOT,), short_length=512, **WIDE),
+    "aif with recency": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.Recency(), models.DOT), **WIDE),
+    "aif with similar events": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.Similar(), models.DOT), **WIDE),
+}
+"""Models of `ranker_recall` alone."""
 BASE, WITH_MATCHING, AIF, FULL = "two-tower", "two-tower with matching statistics", "aif", "full attention"
 WITHOUT_MEMORY, WITHOUT_MATCHING = "aif without linear memory", "aif without matching statistics"
 _COMPARED = (BASE, WITH_MATCHING, AIF)
@@ -158,7 +164,7 @@ def plan(name: str) -> list[Trial]:
 
 def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
     """The config of a run's model on its data set."""
-    fields = dict(MODELS[trial.model])
+    fields = dict((MODELS | JUDGED)[trial.model])
     schema, smoke = data.dataset.schema, trial.dataset == "smoke"
     made: list[Any] = []
     for block in fields.pop("blocks"):

@@ -22,7 +22,8 @@ from aif_jax import checkpoint
 from aif_jax.blocks import popularity_offset
 from aif_jax.train import NextItem
 from aif_jax.train.distillation import Scores, model_scores
-from experiments.study import question, sequence, trees
+from aif_jax.train.fit import init_params
+from experiments.study import models, question, sequence, trees
 from experiments.study.datasets import StudyData
 from experiments.study.question import Part
 
@@ -93,7 +94,9 @@ def fitted(config: aif.Config, data: StudyData, part: Part, *, seed: int, folder
         settings = aif.FitConfig(validation=0.0, test=first, keep_best=None, k=None, seed=seed, repeats=data.repeats)
         if data.name == "smoke":
             settings = dataclasses.replace(settings, batch_size=64, epochs=1)
-        run = aif.fit(built, data.dataset, settings, task=NextItem(), **options)
+        user, item = (of[part.seen] for of in (data.dataset.log.user, data.dataset.log.item))
+        start = models.with_clusters(init_params(built, data.dataset, seed=seed), config, user, item)
+        run = aif.fit(built, data.dataset, settings, task=NextItem(), start=start, **options)
         checkpoint.save(folder, run.trained)
         jax.clear_caches()
     return aif.Trained(built, checkpoint.load(folder).params)
