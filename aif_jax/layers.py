@@ -1,4 +1,4 @@
-"""Building blocks of the components; the only file that imports flax.
+"""Building blocks of the components; the only file that imports `flax.linen`.
 
 Each block is a pair of pure functions, `*_init(key, ...) -> params` and `*(params, inputs) -> outputs`: linen modules stay
 behind `init/apply`, so that nothing outside knows a framework.

@@ -6,32 +6,21 @@ vocabulary of the `Schema`; index 0 is "unknown or padding" everywhere.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, TypeAlias, dataclass_transform
 
 import jax
 import numpy as np
+from flax import struct
 
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = dict[str, Any]
 """Nested dict of arrays: `embedding`, `user`, `item`, `blocks`, `head`, and `fitted`, which is never trained."""
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(struct.field,))
 def record(cls):
-    """A frozen dataclass that is a JAX pytree; fields made by `static` belong to the tree's structure."""
-    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    fields = dataclasses.fields(made)
-    return jax.tree_util.register_dataclass(
-        made,
-        data_fields=[field.name for field in fields if not field.metadata.get("static")],
-        meta_fields=[field.name for field in fields if field.metadata.get("static")],
-    )
-
-
-def static(default: Any) -> Any:
-    """A field of a `record` that is compared and hashed with the tree's structure and is no leaf."""
-    return dataclasses.field(default=default, metadata={"static": True})
+    """A frozen dataclass of keyword arguments that is a JAX pytree, see `flax.struct`."""
+    return struct.dataclass(cls, kw_only=True)
 
 
 @record
@@ -70,7 +59,7 @@ class UserFeatures:
     ids: dict[str, Array]
     floats: Array
     history: Behaviours
-    encoding: str = static("")
+    encoding: str = struct.field(pytree_node=False, default="")
 
 
 @record
@@ -88,8 +77,8 @@ class ItemFeatures:
     ids: dict[str, Array]
     floats: Array
     content: Array | None = None
-    side: dict[str, Array] = dataclasses.field(default_factory=dict)
-    encoding: str = static("")
+    side: dict[str, Array] = struct.field(default_factory=dict)
+    encoding: str = struct.field(pytree_node=False, default="")
 
 
 @record
