@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, needs_extra
-from aif_jax.encoding.vocabulary import Kind
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import parts
-from aif_jax.index.build import BATCH, IN_FLIGHT, checked, rebatch
+from aif_jax.index.build import BATCH, ahead, checked, rebatch
 from aif_jax.index.store import ItemProgram
 from aif_jax.readers.tables import pyarrow
-from aif_jax.store.codec import Packed, Storage
+from aif_jax.store.codec import Storage
 from aif_jax.store.folders import local
-
-RUNS = 16  # of the compiled function for what Ray hands over at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,7 @@ class ItemJob:
       folder: an export, a run of `fit` or a checkpoint.
       storage, batch_size: see `ItemIndex.build`.
       version: fingerprint of params, config and encoder.
-      kind: kind of the raw ids.
+      schema: Arrow schema of what comes out.
 
     Raises:
       FileNotFoundError: nothing in the folder. CheckpointError, ExportError: a damaged folder.
@@ -50,8 +46,6 @@ class ItemJob:
       >>> trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
       >>> aif.checkpoint.save(folder := tempfile.mkdtemp() + "/model", trained)
       >>> rows = list(aif.engines.ItemJob(folder)([pa.RecordBatch.from_pydict(items)]))
-      >>> rows[0].schema.names
-      ['id', 'row', 'version', 'storage', 'batch_size']
       >>> aif.ItemIndex.from_parts(trained, rows, items=3, progress=False).ids.tolist()
       [7, 8, 9]
     """
@@ -60,46 +54,28 @@ class ItemJob:
     storage: Storage = "float32"
     batch_size: int = BATCH
     version: str = dataclasses.field(init=False)
-    kind: Kind = dataclasses.field(init=False)
+    schema: Any = dataclasses.field(init=False)
 
     def __post_init__(self):
         trained = open_model(folder := local(self.folder))
         kind = trained.need_encoder(str(folder)).vocabularies["item"].kind or "integers"
         ItemProgram(trained, storage=self.storage, batch_size=self.batch_size, mesh=None)  # refuses here and now
-        self.__dict__.update(folder=folder, version=trained.version, kind=kind)
-
-    @property
-    def schema(self) -> Any:
-        """Arrow schema of what comes out."""
-        return parts.schema(self.kind)
+        self.__dict__.update(folder=folder, version=trained.version, schema=parts.schema(kind))
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Encodes items in bounded memory.
+        """Encodes items in bounded memory, in their order, into Arrow record batches of at most `batch_size` rows.
 
         Args:
           batches: Arrow record batches of raw items, of any number of rows, with the columns of the items file.
-
-        Yields:
-          Arrow record batches of at most `batch_size` rows in the order of the items, see `schema`.
 
         Raises:
           TypeError, ValueError: what `Encoder.items` refuses, with batch, row and id.
           VersionMismatch: the folder of the job has another model now.
         """
-        program = _program(self)
-        stamp = parts.RowVersion(self.version, self.storage, self.batch_size)
-        running: deque[tuple[np.ndarray, Packed]] = deque()
-
-        def done() -> Any:
-            ids, stored = running.popleft()
-            return parts.to_batch(ids, np.asarray(stored.words)[: len(ids)], stamp)
-
-        for _, features, ids in rebatch(_encoded(program, batches), self.batch_size):
-            running.append((ids, program(features)))
-            if len(running) > IN_FLIGHT:
-                yield done()
-        while running:
-            yield done()
+        program, stamp = _program(self), parts.RowVersion(self.version, self.storage, self.batch_size)
+        encoded = rebatch(_encoded(program, batches), self.batch_size)
+        for ids, stored in ahead((ids, program(features)) for _, features, ids in encoded):
+            yield parts.to_batch(ids, np.asarray(stored.words)[: len(ids)], stamp)
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,38 +88,25 @@ def _program(job: ItemJob) -> ItemProgram:
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Keys, features and raw ids of each batch."""
-    encoder, kind = program.trained.need_encoder("ItemJob"), None
+    """Keys, features and raw ids of each batch; an error names the batch and its first bad row."""
+    encoder = program.trained.need_encoder("ItemJob")
 
-    def encode(batch: Any) -> tuple[Any, Any, np.ndarray]:
-        ids, features = encoder.items(batch)
-        return *checked(program, ids, features, kind=kind), ids
+    def attempt(batch: Any) -> tuple[Any, Any, np.ndarray] | Exception:
+        try:
+            ids, features = encoder.items(batch)
+            return *checked(program, ids, features, kind=encoder.vocabularies["item"].kind), ids
+        except (TypeError, ValueError) as error:
+            return error
 
     for number, batch in enumerate(batches):
-        if not batch.num_rows:
-            continue
-        try:
-            keys, features, ids = encode(batch)
-        except (TypeError, ValueError) as error:
-            _refuse(batch, encode, error, f"batch {number}", encoder.columns.item_id)
-        kind = kind or keys.kind
-        yield keys, features, ids
-
-
-def _refuse(batch: Any, check: Callable[[Any], object], error: Exception, where: str, id_column: str) -> NoReturn:
-    """Raises what `check` raised of some rows, with the batch and the first row that it refuses: none for a missing column."""
-    if id_column in batch.schema.names and not _error(check, batch.slice(0, 0)):
-        row, own = next((row, own) for row in range(batch.num_rows) if (own := _error(check, batch.slice(row, 1))))
-        where, error = f"{where}, row {row} ({id_column} {batch.column(id_column)[row].as_py()!r})", own
-    raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {error}") from error
-
-
-def _error(check: Callable[[Any], object], batch: Any) -> Exception | None:
-    try:
-        check(batch)
-    except (TypeError, ValueError) as error:
-        return error
-    return None
+        encoded, where = attempt(batch), f"batch {number}"
+        if isinstance(encoded, Exception):
+            if not isinstance(attempt(batch.slice(0, 0)), Exception):  # else a column is missing
+                alone = ((row, attempt(batch.slice(row, 1))) for row in range(batch.num_rows))
+                row, encoded = next((row, error) for row, error in alone if isinstance(error, Exception))
+                where += f", row {row} ({encoder.columns.item_id} {batch.column(encoder.columns.item_id)[row].as_py()!r})"
+            raise (TypeError if isinstance(encoded, TypeError) else ValueError)(f"{where}: {encoded}") from encoded
+        yield encoded
 
 
 def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: Any) -> Any:
@@ -152,8 +115,7 @@ def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: A
     Args:
       dataset: rows with the columns of the items file.
       actors: processes, each with the model and its compiled program.
-      options: keyword arguments of `Dataset.map_batches`, such as `num_cpus` of an actor, and `batch_size`, 16 times the job's
-        by default.
+      options: keyword arguments of `Dataset.map_batches`, such as `num_cpus`; `batch_size` is 16 times the job's by default.
 
     Returns:
       A lazy `Dataset` of encoded rows, see `ItemJob.schema`; in the order of the items where `DataContext` preserves order.
@@ -162,7 +124,7 @@ def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: A
     with needs_extra("Ray Data needs Ray", "ray"):
         from ray.data import ActorPoolStrategy  # pyright: ignore[reportMissingImports]  the extra is not installed here
 
-    options = {"batch_size": RUNS * job.batch_size, "compute": ActorPoolStrategy(size=actors)} | options
+    options = {"batch_size": 16 * job.batch_size, "compute": ActorPoolStrategy(size=actors)} | options
     return dataset.map_batches(RayActor, fn_constructor_args=(job,), batch_format="pyarrow", **options)
 
 

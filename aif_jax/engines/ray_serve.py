@@ -12,8 +12,6 @@ from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
 from aif_jax.serving import ServingConfig
 
-ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-
 
 def replicas(
     folder: str | Path, *, config: ServingConfig | None = None, policy: Policy | None = None,
@@ -23,8 +21,7 @@ def replicas(
 
     Args:
       folder: an export, or exports with a file `current`, at the same path on every node.
-      config: config of the engines; None takes the defaults.
-      policy: policy of the service.
+      config, policy: settings of the engines and of the service; None takes the defaults.
       models: options of `aif_jax.service.models.Models`, such as `poll`.
       options: keyword arguments of `ray.serve.deployment`, such as `num_replicas` and `ray_actor_options={"num_cpus": 2}`;
         `max_ongoing_requests` is by default that of the engine's `max_pending`, the router that by the user's hash.
@@ -32,11 +29,11 @@ def replicas(
     with needs_extra("replicas need Ray Serve", "ray"):
         from ray import serve  # pyright: ignore[reportMissingImports]
         from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
+        from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter  # pyright: ignore[reportMissingImports]
     config = config or ServingConfig()
-    router: Any = RequestRouterConfig(**{"request_router_class": ROUTER})
+    router = RequestRouterConfig(request_router_class=ConsistentHashRouter)
     given = {"name": "PreRanking", "max_ongoing_requests": config.max_pending, "request_router_config": router}
-    deployed = serve.deployment(**given | options)(Replica)
-    return deployed.bind(str(folder), config=config, policy=policy, **dict(models or {}))
+    return serve.deployment(**given | options)(Replica).bind(str(folder), config=config, policy=policy, **dict(models or {}))
 
 
 def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
@@ -54,8 +51,7 @@ class Replica:
     """What an actor of `replicas` runs: the versions of a folder, with the engine on the actor's event loop."""
 
     async def __init__(self, folder: str, *, config: ServingConfig, policy: Policy | None, **models: Any):  # type: ignore[misc]
-        self._service = Service(Models(folder, config=config, **models), policy=policy)
-        await self._service.__aenter__()
+        self._service = await Service(Models(folder, config=config, **models), policy=policy).__aenter__()
 
     async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the answer, with arrays; raises what the service raises."""

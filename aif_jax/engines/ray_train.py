@@ -1,7 +1,6 @@
 """Ray Train: makes the workers of a `JaxTrainer` one job of `jax.distributed`, and reports metrics and checkpoints to Ray.
 
-On CPUs `JaxTrainer` does not initialise `jax.distributed`: each worker is alone and trains a separate model, silently (Ray
-2.60). `joined` does it, and refuses workers that are not one job. The extra is `ray`.
+On CPUs `JaxTrainer` (Ray 2.60) does not initialise `jax.distributed`, so each worker would train a separate model.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from aif_jax.checks import expect, needs_extra
 class Worker:
     """This worker of a job: `rank` of `count`, and the `checkpoints` of the run, None without a folder."""
 
-    def __init__(self, train: Any, checkpoints: Checkpoints | None):
-        self._train, self.checkpoints = train, checkpoints
+    def __init__(self, train: Any):
         self.rank, self.count = train.get_context().get_world_rank(), train.get_context().get_world_size()
+        self.checkpoints: Checkpoints | None = None
+        self._train = train
         self._reported: int | None = None
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
@@ -55,29 +55,25 @@ def joined(folder: str | Path | None = None, **options: Any) -> Iterator[Worker]
       ValueError: a relative path: a worker has another working directory.
       RuntimeError: the workers are not one job, or JAX was used before.
     """
-    fits = folder is None or Path(folder).is_absolute()
-    expect(fits, "joined folder", "an absolute path, as workers change directory", folder)
+    expect(folder is None or Path(folder).is_absolute(), "joined folder", "an absolute path: workers change directory", folder)
     with needs_extra("Ray Train needs Ray", "ray"):
         import ray  # pyright: ignore[reportMissingImports]
         from ray import train  # pyright: ignore[reportMissingImports]
         from ray.train.collective import broadcast_from_rank_zero  # pyright: ignore[reportMissingImports]
 
-    worker = Worker(train, None)
+    worker = Worker(train)
     rank, count = worker.rank, worker.count
     if start := count > 1 and not jax.distributed.is_initialized():
-        with socket.socket() as free:
-            free.bind(("", 0))
+        with socket.create_server(("", 0)) as free:
             address = f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
         jax.distributed.initialize(broadcast_from_rank_zero(address if rank == 0 else None), count, rank)
-    if (jax.process_count(), jax.process_index()) != (count, rank):
-        got = f"process {jax.process_index()} of {jax.process_count()}"
-        raise RuntimeError(f"worker {rank} of {count}: expected to be that process of jax.distributed, got {got}")
-    if folder is None:
+    index, of = jax.process_index(), jax.process_count()
+    wanted, got = f"process {rank} of {count} of jax.distributed", f"process {index} of {of}"
+    expect((index, of) == (rank, count), f"worker {rank} of {count}", wanted, got, error=RuntimeError)
+    with Checkpoints(folder, **options) if folder is not None else contextlib.nullcontext() as worker.checkpoints:
         yield worker
-    else:
-        with Checkpoints(folder, **options) as worker.checkpoints:  # waits for what is being saved
-            yield worker
-        if (latest := worker.checkpoints.latest) is not None and latest != worker._reported:
-            worker.report(latest, {})
+    latest = worker.checkpoints and worker.checkpoints.latest  # all is saved now
+    if latest is not None and latest != worker._reported:
+        worker.report(latest, {})
     if start:
         jax.distributed.shutdown()

@@ -70,25 +70,33 @@ def fill(
     """
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, capacity=wanted)
-    seen, computed = [], deque()
+    seen = []
     with track(total=known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
-        for keys, stored in batches:
+        for keys, stored in ahead(batches):
+            jax.block_until_ready(stored)
             count = len(keys.key)
             if count > store.room:
                 got = f"{capacity}; leave it None, or pass more"
                 expect(capacity is None, "capacity", "at least the catalogue's items", got)
                 store.resize(2 * store.capacity)
             store.append(stored, count)
-            computed.append(stored)
             seen.append(keys)
-            if len(computed) > IN_FLIGHT:
-                jax.block_until_ready(computed.popleft())
             bar.update(count)
     keys = jax.tree.map(lambda *parts: np.concatenate(parts), *seen) if seen else Keys(np.zeros(0, np.int64))
     _expect_distinct(keys, place)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
         store.resize(least)
     return store, store.assign(keys, keys.kind)
+
+
+def ahead(results: Iterable[Any]) -> Iterator[Any]:
+    """The same results of dispatched programs, each when IN_FLIGHT later ones are dispatched too."""
+    running = deque()
+    for result in results:
+        running.append(result)
+        if len(running) > IN_FLIGHT:
+            yield running.popleft()
+    yield from running
 
 
 def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None) -> Batch:
