@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 LISTED = 8  # differences that an error message spells out
 
@@ -29,14 +30,7 @@ def take(tree: Any, at: Any) -> Any:
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves by path to nested dicts."""
-    nested: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *groups, last = path.split("/")
-        inner = nested
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = leaf
-    return nested
+    return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def table_of(path: tuple, names: Iterable[str]) -> str | None:

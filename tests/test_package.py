@@ -25,9 +25,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [m.name for m in pkgutil.walk_packages(aif_jax.__path__, "aif_jax.") if not m.name.endswith("__main__")]
 
 OWNERS = {
-    "flax": ("layers.py", "types.py"),
+    "flax": ("layers.py", "types.py", "trees.py"),
     "flax.linen": ("layers.py",),
     "flax.struct": ("types.py",),
+    "flax.traverse_util": ("trees.py",),
     "scipy": ("train/edits.py",),
     "orbax": ("checkpoint/storage.py",),
     "safetensors": ("store/sealed.py",),
