@@ -1,4 +1,4 @@
-"""The tables of README and docs/results.md, from the records in experiments/results.
+"""The tables of README, docs/index.md and docs/results.md, from the records in experiments/results.
 
 Command   python -m experiments.plots      (writes them, and draws the figures)
 
@@ -25,7 +25,7 @@ from experiments.ranker_recall import ALONE, COMPARED, RESULTS, USUAL
 from experiments.study import question, records
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "results.md")
 COST = Path(__file__).resolve().parent / "results" / "cost" / "record.json"
 DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 PRESETS = {"two_tower": "`presets.two_tower`", "matching": "`presets.two_tower_matching`", "aif": "`presets.aif`"}
