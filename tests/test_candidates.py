@@ -1,6 +1,7 @@
 """Sources of candidates, worked out by hand on a log of impressions."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -24,6 +25,7 @@ from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
 from aif_jax.data.split import sample_positions
 from tests import test_sampling
+from tests.refusals import refused
 from tests.test_pipeline import damaged
 
 DRAW = SampleKey(seed=3, epoch=1, step=7)
@@ -107,10 +109,8 @@ def test_pointwise_by_hand():
     found = pointwise_candidates(data, threshold=4)(np.array([0, 1, 2, 3]), DRAW)
     assert found.rows.tolist() == [[1], [2], [3], [3]] and found.rows.dtype == np.int32
     assert found.labels.tolist() == [[1], [0], [1], [0]] and found.labels.dtype == np.float32
-    with pytest.raises(ValueError, match="unknown item at position 5"):
-        pointwise_candidates(data, threshold=4)([5], DRAW)
-    with pytest.raises(ValueError, match="action 0 at position 4"):
-        pointwise_candidates(data, threshold=4)([3, 4], DRAW)
+    refused(ValueError, "unknown item at position 5", pointwise_candidates(data, threshold=4), [5], DRAW)
+    refused(ValueError, "action 0 at position 4", pointwise_candidates(data, threshold=4), [3, 4], DRAW)
     for threshold in (1, 6):
         with pytest.raises(ValueError, match=rf"threshold: expected an action row in \[2, 6\), got {threshold}"):
             pointwise_candidates(data, threshold=threshold)
@@ -126,8 +126,7 @@ def test_sampled_lists_have_the_positive_first():
     assert not (rows[:, 1:] == rows[:, :1]).any()
     assert labels[:, 0].tolist() == [1, 1, 1] and not labels[:, 1:].any()
     assert set(rows[1, 1:]) == {1, 2, 4}  # the counted items but the target; the user's other item among them
-    with pytest.raises(ValueError, match="unknown item at position 5"):
-        sampled_negatives(data, sampler=sampler, negatives=1)([0, 5], DRAW)
+    refused(ValueError, "unknown item at position 5", sampled_negatives(data, sampler=sampler, negatives=1), [0, 5], DRAW)
 
 
 def test_where_nobody_comes_back_what_was_met_before_is_no_negative():
@@ -198,8 +197,7 @@ def test_what_retrieval_found_without_the_target_and_repetitions(dataset, form):
 
 
 def test_wrong_sources_are_refused(dataset):
-    with pytest.raises(ValueError, match="candidates: expected at least 1, got 0"):
-        impressions(dataset, candidates=0, threshold=2)
+    refused(ValueError, "candidates: expected at least 1, got 0", impressions, dataset, candidates=0, threshold=2)
     with pytest.raises(ValueError, match="candidates: expected at least 2, got 1"):
         retrieved(dataset, retrieval=np.zeros((9, 1), np.int32), candidates=1)
     with pytest.raises(ValueError, match=r"retrieval: expected values in \[0, 7\), got 7"):
@@ -217,16 +215,11 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
         return CandidateLists(np.ones((len(positions), 1), np.int32), np.ones((len(positions), 1), np.float32))
 
     def sources():
+        options = itertools.product((one, two), (1, 2), (False, True))
         return [
             pointwise_candidates(dataset, threshold=2),
-            impressions(dataset, candidates=3, threshold=2),
-            impressions(dataset, candidates=4, threshold=2),
-            *(
-                sampled_negatives(dataset, sampler=s, negatives=n, logq_correction=c)
-                for s in (one, two)
-                for n in (1, 2)
-                for c in (False, True)
-            ),
+            *(impressions(dataset, candidates=count, threshold=2) for count in (3, 4)),
+            *(sampled_negatives(dataset, sampler=s, negatives=n, logq_correction=c) for s, n, c in options),
             sampled_negatives(dataset, sampler=one, negatives=1, repeats=False),
             retrieved(dataset, retrieval=table, candidates=3),
             retrieved(dataset, retrieval=table + 1, candidates=3),

@@ -15,15 +15,15 @@ from aif_jax.train import distillation as distill
 from aif_jax.train.distillation import model_scores
 from experiments.datasets.synthetic import synthetic_world
 from tests.demo import fit
+from tests.refusals import refused
 
 GIVEN = dict(task=NextItem(), epochs=1, batch_size=64, k=None, progress=False, learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic_world(
-        0, users=30, items=60, topics=6, categories=5, events_per_user=90, lag=4, interests=3, content_dim=4
-    ).dataset
+    sizes = dict(users=30, items=60, topics=6, categories=5, events_per_user=90, lag=4, interests=3, content_dim=4)
+    return synthetic_world(0, **sizes).dataset
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,8 @@ def student(data):
 
 @pytest.fixture(scope="module")
 def teacher(data):
-    model = aif.build(
-        aif.presets.two_tower_matching(data.schema, width=4, short_length=4, long_length=128, head=aif.heads.Mlp((8,)))
-    )
+    sizes = dict(width=4, short_length=4, long_length=128, head=aif.heads.Mlp((8,)))
+    model = aif.build(aif.presets.two_tower_matching(data.schema, **sizes))
     return aif.Trained(model, model.init(jax.random.key(5), data.catalogue))
 
 
@@ -77,8 +76,7 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
     assert run.settings.loss == "Goal(listwise_softmax + pointwise_bce, 'label') + Goal(50 * distill_listwise, 'teacher')"
     assert aif.Run.load(tmp_path / "run").settings == run.settings and plain.settings.teacher is None
     assert "teacher" not in plain.settings.to_json()
-    with pytest.raises(ValueError, match="teacher"):
-        fit(student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
+    refused(ValueError, "teacher", fit, student, data, out=tmp_path / "run", **GIVEN | dict(epochs=2))
 
 
 def test_a_student_that_is_corrected_afterwards_is_taught_the_corrected_order(data, student):
@@ -113,23 +111,20 @@ def test_what_does_not_fit_is_refused(data, student, teacher):
     with pytest.raises(ValueError, match=r"teacher: expected a model of one objective, or a function, got one of \['click'"):
         distill.scores_of(aif.Trained(several, several.init(jax.random.key(5), data.catalogue)), data)
     other = aif.Trained(aif.build(teacher.config.with_encoding("another")), teacher.params)
-    with pytest.raises(aif.EncodingMismatch, match="teacher"):
-        distill.scores_of(other, data)
+    refused(aif.EncodingMismatch, "teacher", distill.scores_of, other, data)
     at = np.arange(100, 104)
     for made, error in (
         (lambda positions, rows: rows, TypeError),
         (lambda positions, rows: np.zeros(4, np.float32), ValueError),
         (lambda positions, rows: np.full(rows.shape, np.nan, np.float32), ValueError),
     ):
-        with pytest.raises(error, match="teacher scores: "):
-            distill.scores_of(made, data)(at, np.ones((4, 2), np.int32))
+        refused(error, "teacher scores: ", distill.scores_of(made, data), at, np.ones((4, 2), np.int32))
     for given, wanted in (
         (popular, "fit teacher: expected a train.Teacher, got <function popular"),
         (Teacher(popular, candidates=lambda at: np.zeros((len(at), 0), np.int32)), "Teacher.candidates: expected rows"),
         (Teacher("score"), "Teacher.ranker: expected data with a cascade"),
     ):
-        with pytest.raises(ValueError, match=wanted):
-            fit(student, data, teacher=given, **GIVEN)
+        refused(ValueError, wanted, fit, student, data, teacher=given, **GIVEN)
 
 
 def newest(data):
@@ -187,8 +182,7 @@ def test_a_run_keeps_the_scores_of_retrieved_candidates(data, student, tmp_path)
     assert np.corrcoef(scores.ravel(), popular(positions, rows).ravel())[0, 1] > 0.7
     assert list((tmp_path / "run" / "ranker_scores").iterdir())
     assert "newest" in run.settings.candidates and run.settings.teacher_candidates == 40
-    with pytest.raises(ValueError, match="candidates"):
-        fit(student, data, teacher=dataclasses.replace(strong, candidates=None), **given)
+    refused(ValueError, "candidates", fit, student, data, teacher=dataclasses.replace(strong, candidates=None), **given)
 
 
 def test_a_logged_ranker_is_a_column_of_scores():

@@ -17,6 +17,7 @@ from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo
+from tests.refusals import refused
 from tests.test_sparse import SMALL
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
@@ -94,16 +95,8 @@ def test_negatives_are_of_the_past(data):
 
 def test_other_sources_leave_the_catalogue_alone(data, trained, positions):
     model, params = trained
-    liked = train.evaluate(
-        model,
-        params,
-        data,
-        positions,
-        k=None,
-        candidates=pointwise_candidates(data, threshold=2),
-        calibration_negatives=0,
-        progress=False,
-    )
+    given = dict(k=None, candidates=pointwise_candidates(data, threshold=2), calibration_negatives=0, progress=False)
+    liked = train.evaluate(model, params, data, positions, **given)
     assert liked.k is liked.hit_rate is liked.ndcg is None and "hr" not in str(liked)
     assert 0 < liked.gauc < 1 and list(liked.figures()) == [
         "auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error"
@@ -169,10 +162,8 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
 
 def test_wrong_positions_are_refused(data, trained):
     model, params = trained
-    with pytest.raises(ValueError, match="positions: expected at least one held-out event, got none"):
-        train.evaluate(model, params, data, [])
-    with pytest.raises(ValueError, match="positions: expected values in"):
-        train.evaluate(model, params, data, [len(data.log)])
+    refused(ValueError, "positions: expected at least one held-out event, got none", train.evaluate, model, params, data, [])
+    refused(ValueError, "positions: expected values in", train.evaluate, model, params, data, [len(data.log)])
     log = EventLog.from_arrays([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
     with pytest.raises(ValueError, match="to draw as negatives"):
         train.evaluate(model, params, dataclasses.replace(data, log=log), [3], progress=False)
@@ -217,5 +208,4 @@ def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(da
         with pytest.raises(ValueError, match=r"Evaluation.against: expected an evaluation of the same requests and candidates"):
             one.against(wrong)
     fewer = train.evaluate(model, params, data, positions[1:], k=10, progress=False)
-    with pytest.raises(ValueError, match=rf"evaluation.requests.count: expected {len(positions)}, the other has"):
-        one.against(fewer)
+    refused(ValueError, rf"evaluation.requests.count: expected {len(positions)}, the other has", one.against, fewer)

@@ -31,6 +31,7 @@ from aif_jax.store.trained import fingerprint
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import ItemRow, Params, UserState
 from tests import demo
+from tests.refusals import refused
 
 C = 100
 QUICK = dict(platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [128]})
@@ -298,8 +299,7 @@ def test_wrong_user_inputs_are_refused_in_words(loaded, scored, change, message)
     """What `check_user_features` refuses the loader refuses too."""
     flat = export.flatten(scored[0]) | {"encoding": ""}
     change(flat)
-    with pytest.raises(export.ExportError, match=message):
-        loaded.user(flat)
+    refused(export.ExportError, message, loaded.user, flat)
     many = {name: np.stack([value, value]) for name, value in flat.items() if name != "encoding"}
     with pytest.raises(export.ExportError):
         loaded.users(many)
@@ -314,16 +314,13 @@ def test_wrong_user_inputs_are_refused_in_words(loaded, scored, change, message)
 def test_wrong_item_inputs_are_refused_in_words(loaded, scored, change, message):
     flat = export.flatten(scored[1])
     change(flat)
-    with pytest.raises(export.ExportError, match=message):
-        loaded.item(flat)
+    refused(export.ExportError, message, loaded.item, flat)
 
 
 def test_rows_outside_the_table_are_refused(loaded, scored):
     state, rows = loaded.user(scored[0]), loaded.item(scored[1])
-    with pytest.raises(export.ExportError, match=r"expected values in \[0, 100\), got 0 to 100"):
-        loaded.score(state, rows, np.array([0, 100]))
-    with pytest.raises(export.ExportError, match=r"expected integers \[C\], got float64"):
-        loaded.score(state, rows, np.array([0.0]))
+    refused(export.ExportError, r"expected values in \[0, 100\), got 0 to 100", loaded.score, state, rows, np.array([0, 100]))
+    refused(export.ExportError, r"expected integers \[C\], got float64", loaded.score, state, rows, np.array([0.0]))
 
 
 def test_buckets_are_checked(made):
@@ -332,29 +329,25 @@ def test_buckets_are_checked(made):
         ({"l": [24, 32]}, r"buckets 'l': expected sizes from 6 to 24, got \[24, 32\]"),
         ({"x": [1]}, "expected axes among"),
     ):
-        with pytest.raises(export.ExportError, match=message):
-            load(made[0], buckets=buckets)
+        refused(export.ExportError, message, load, made[0], buckets=buckets)
 
 
 def test_a_manifest_other_than_the_pinned_one_is_refused(made, copy):
     folder = copy(lambda manifest: manifest.update(version="0" * 64))
     assert load(made[0], sha256=made[1]).version != "0" * 64
-    with pytest.raises(export.ExportError, match="manifest.json: expected sha256"):
-        load(folder, sha256=made[1])
+    refused(export.ExportError, "manifest.json: expected sha256", load, folder, sha256=made[1])
 
 
 def test_links_are_refused(copy):
     folder = copy()
     shutil.move(folder / "consume", folder.parent / "moved")
     (folder / "consume").symlink_to(folder.parent / "moved")
-    with pytest.raises(export.ExportError, match="consume/__init__.py: expected a regular file"):
-        verify(folder)
+    refused(export.ExportError, "consume/__init__.py: expected a regular file", verify, folder)
     (folder / "consume").unlink()
     shutil.move(folder.parent / "moved", folder / "consume")
     shutil.move(folder / "params.safetensors", folder.parent / "outside")
     (folder / "params.safetensors").symlink_to(folder.parent / "outside")
-    with pytest.raises(export.ExportError, match="params.safetensors: expected a regular file"):
-        load(folder)
+    refused(export.ExportError, "params.safetensors: expected a regular file", load, folder)
 
 
 @pytest.mark.parametrize("edit, message", [
@@ -368,8 +361,7 @@ def test_links_are_refused(copy):
     (lambda m: m.update(params="golden.npz"), "expected 'golden.npz' among its files"),
 ])  # fmt: skip
 def test_a_manifest_of_another_form_is_refused(copy, edit, message):
-    with pytest.raises(export.ExportError, match=message):
-        load(copy(edit))
+    refused(export.ExportError, message, load, copy(edit))
 
 
 def _file(header, data=b""):
@@ -397,20 +389,17 @@ def _file(header, data=b""):
     _file(b"[" * 100000),
 ])  # fmt: skip
 def test_array_files_that_lie_are_refused(raw):
-    with pytest.raises(export.ExportError, match="arrays"):
-        consume.read_arrays(raw)
+    refused(export.ExportError, "arrays", consume.read_arrays, raw)
 
 
 def test_a_blob_that_is_no_export_and_a_manifest_without_bound_are_refused(copy):
     folder = copy()
     (folder / "user.jax_export").write_bytes(b"nonsense" * 10)
     copy(rehash=["user.jax_export"])
-    with pytest.raises(export.ExportError, match="user: expected a function serialised by jax.export"):
-        load(folder)
+    refused(export.ExportError, "user: expected a function serialised by jax.export", load, folder)
     with (folder / "manifest.json").open("r+b") as file:
         file.truncate(files.MANIFEST_BYTES + 1)
-    with pytest.raises(export.ExportError, match="manifest.json: expected at most"):
-        load(folder)
+    refused(export.ExportError, "manifest.json: expected at most", load, folder)
 
 
 def test_verify_replays_and_notices_other_parameters(made, copy):
@@ -423,16 +412,14 @@ def test_verify_replays_and_notices_other_parameters(made, copy):
     params["head/first/bias"][0] += 0.5
     writer.write_arrays(folder / "params.safetensors", params)
     copy(rehash=["params.safetensors"])
-    with pytest.raises(export.ExportError, match="interaction logits: expected the golden output within"):
-        verify(folder)
+    refused(export.ExportError, "interaction logits: expected the golden output within", verify, folder)
 
 
 def test_expired_functions_are_written_again_from_params_config_and_encoder(encoded, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(encoded[0], folder)
     resealed(folder, lambda manifest: manifest["functions"]["user"].update(calling_convention_version=1))
-    with pytest.raises(export.ExportError, match=r"user: expected a calling convention of \d+ to \d+, as jax .* reads, got 1"):
-        load(folder)
+    refused(export.ExportError, r"user: expected a calling convention of \d+ to \d+, as jax .* reads, got 1", load, folder)
     export.save(tmp_path / "new", aif.open(folder), platforms=("cpu",))
     again = load(tmp_path / "new")
     assert again.version == load(encoded[0]).version and again.encode("item", [8, 9]).tolist() == [2, 0]
@@ -456,17 +443,15 @@ def test_raw_ids_and_actions_become_rows_without_the_package(encoded):
         ("category", [7], "vocabulary 'category': expected strings, got 7"),
         ("category", ["b", None], "vocabulary 'category': expected strings, got None"),
     ):
-        with pytest.raises(export.ExportError, match=message):
-            loaded.encode(name, raw)
+        refused(export.ExportError, message, loaded.encode, name, raw)
 
 
 def test_a_raw_user_scores_as_in_the_package(encoded):
     folder, model, params, made = encoded
     loaded = load(folder)
     assert (loaded.version, loaded.encoding) == (fingerprint(params, model.config, made), made.version)
-    user = made.user(
-        None, {"item": [7, 8, 7], "time": [10**9, 10**9 + 5, 10**9 + 9], "event": ["view", "buy", "view"]}, 10**9 + 20
-    )
+    events = {"item": [7, 8, 7], "time": [10**9, 10**9 + 5, 10**9 + 9], "event": ["view", "buy", "view"]}
+    user = made.user(None, events, 10**9 + 20)
     raw, items = made.items({"item": [8, 7, 99], "category": ["b", "é", "b"]})
     got = loaded.interaction(loaded.user(user), loaded.item(items))
     np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-6)
@@ -494,8 +479,7 @@ def test_an_index_of_strings_is_looked_up_by_strings(encoded):
     known = functions.Ids({"keys": arrays["keys"]}, "index")
     np.testing.assert_array_equal(arrays["vector"][known.positions(np.array(names))], index.take(names)[0].vector)
     assert known.positions(["sku-2"]).tolist() == [-1]
-    with pytest.raises(export.ExportError, match="index: expected strings, got 1"):
-        known.positions([1])
+    refused(export.ExportError, "index: expected strings, got 1", known.positions, [1])
 
 
 def test_an_encoder_of_other_features_is_refused(encoded, tmp_path):
@@ -522,10 +506,8 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     arrays = {k: v.astype(np.int64) if k.endswith("offsets") else v for k, v in arrays.items()}
     writer.write_arrays(folder / "encoder.safetensors", arrays)
     resealed(folder, rehash=["encoder.safetensors"])
-    with pytest.raises(export.ExportError, match=message):
-        load(folder)
-    with pytest.raises(export.ExportError, match="expected params, config and encoder, got others"):
-        aif.open(folder)
+    refused(export.ExportError, message, load, folder)
+    refused(export.ExportError, "expected params, config and encoder, got others", aif.open, folder)
 
 
 def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_path, monkeypatch):
@@ -541,8 +523,7 @@ def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_p
     short = dataclasses.replace(user, history=jax.tree.map(lambda x: x[:9], user.history))
     np.testing.assert_allclose(loaded.interaction(loaded.user(short), loaded.item(items)), expected, rtol=0, atol=1e-6)
     monkeypatch.delitem(BLOCKS, "Recency")
-    with pytest.raises(export.ExportError, match="one of .'Bea', .*got 'Recency'; import the module with its `@block`"):
-        aif.open(folder)
+    refused(export.ExportError, "one of .'Bea', .*got 'Recency'; import the module with its `@block`", aif.open, folder)
 
 
 def test_bounds_of_the_axes():
@@ -568,12 +549,11 @@ def test_leaves_that_no_function_reads_travel_with_the_model(tmp_path):
     assert export.restore(tmp_path / "a", model=trained.model).trained.params["user"]["auxiliary"]["kernel"].all()
 
 
-def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(made, tmp_path, monkeypatch):
-    _, _, model, params = made
+def test_an_existing_folder_is_left_alone_and_a_failure_leaves_nothing(encoded, tmp_path, monkeypatch):
+    _, model, params, made = encoded
     (tmp_path / "here").mkdir()
-    with pytest.raises(FileExistsError, match="expected a new folder"):
-        export.save(tmp_path / "here", aif.Trained(model, params))
+    refused(FileExistsError, "expected a new folder", export.save, tmp_path / "here", aif.Trained(model, params, made))
     monkeypatch.setattr(writer, "golden_case", lambda *a: {})
     with pytest.raises(export.ExportError):  # without golden inputs the folder does not verify
-        export.save(tmp_path / "new", aif.Trained(model, params), **QUICK)
+        export.save(tmp_path / "new", aif.Trained(model, params, made), **QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["here"]

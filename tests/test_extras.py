@@ -15,6 +15,7 @@ from aif_jax.export import writer
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving.metrics import exposed
+from tests.refusals import refused
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
 
 WITHOUT = {"uvloop", "orjson", "prometheus_client.core"}
@@ -74,9 +75,8 @@ DOORS = [
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
 ]
 """Optional package, its extra, and what somebody calls who lacks it."""
-WITHOUT_DOOR = {
-    "tests", "docs", "experiments", "peers", "benchmarks",  # for work in a clone
-}  # fmt: skip
+WITHOUT_DOOR = {"tests", "docs", "experiments", "peers", "benchmarks"}
+"""For work in a clone."""
 
 
 def test_every_extra_has_a_door():
@@ -93,8 +93,7 @@ def test_without_the_package_the_extra_is_named(package, extra, door, tmp_path, 
         monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
     if package == "s3fs":
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False) if "fsspec" in sys.modules else None
-    with pytest.raises(ImportError, match=rf'need.*\(.*{package}.*\): pip install "aif_jax\[{extra}\]"$'):
-        door(tmp_path)
+    refused(ImportError, rf'need.*\(.*{package}.*\): pip install "aif_jax\[{extra}\]"$', door, tmp_path)
 
 
 def test_an_import_that_works_is_left_alone():

@@ -19,13 +19,13 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
 from tests import servers
+from tests.refusals import refused
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
 LOG = WORLD.dataset.log
 TIES = np.lexsort((LOG.action, LOG.item, LOG.time, LOG.user))  # as files are read: those of one moment by item and action
-DATA = dataclasses.replace(
-    WORLD.dataset, log=dataclasses.replace(LOG, **{name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")})
-)
+SORTED = {name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")}
+DATA = dataclasses.replace(WORLD.dataset, log=dataclasses.replace(LOG, **SORTED))
 ENCODER = DATA.encoder
 COLUMNS = ENCODER.columns
 ARRIVAL = np.argsort(DATA.log.time, kind="stable")  # as a stream brings them
@@ -103,8 +103,7 @@ def test_features_from_every_source_are_those_of_training(valkey_url, client):
         for source in (memory, Stored()):
             fetch = Fetch(source, encoder, now=lambda request, now=now: now)
             got = asyncio.run(fetch(Request(user=user)))
-            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-                np.testing.assert_array_equal(a, b[place])
+            jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(lambda rows, place=place: rows[place], expected))
 
 
 def test_another_program_writes_and_reads(valkey_url, client):
@@ -177,11 +176,9 @@ def test_damage_names_its_key(valkey_url, client, which, value):
     key = keys_of("aif", 1)[("profile", "events", "count").index(which)]
     client.delete(key)
     client.rpush(key, *value) if isinstance(value, list) else client.set(key, value.encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{re.escape(key)}: expected"):
-        read(valkey_url, [1])
+    refused(ValueError, f"{re.escape(key)}: expected", read, valkey_url, [1])
     if (which, isinstance(value, list)) in (("events", False), ("count", True)) or value == "seven":
-        with pytest.raises(ValueError, match=f"{re.escape(key)}: expected a value of this store"):
-            writer.append(one(1, 3))
+        refused(ValueError, f"{re.escape(key)}: expected a value of this store", writer.append, one(1, 3))
 
 
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(client):
@@ -262,8 +259,7 @@ def test_a_timeout_of_the_source_itself_keeps_its_text():
             raise TimeoutError("the server did not answer")
 
     fetch = Fetch(Source(), ENCODER, timeout=30, now=lambda request: NOW)
-    with pytest.raises(TimeoutError, match="the server did not answer"):
-        asyncio.run(fetch(Request(user="ann")))
+    refused(TimeoutError, "the server did not answer", asyncio.run, fetch(Request(user="ann")))
     assert dict(fetch.counters) == {"timeouts": 1}
 
 

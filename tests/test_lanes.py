@@ -17,9 +17,13 @@ from aif_jax.presets import PRESETS
 from aif_jax.store import folders
 from tests import demo, lanes
 from tests.conftest import pytest_pyfunc_call
+from tests.refusals import refused
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = [(line, lane) for lane, entries in lanes.TABLE.items() for line in entries]
+OPTIONS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+USUAL = OPTIONS["addopts"][OPTIONS["addopts"].index("-m") + 1]
+"""What `python -m pytest` runs without words."""
 
 
 def functions(path: Path) -> set[str]:
@@ -27,6 +31,8 @@ def functions(path: Path) -> set[str]:
 
 
 def test_lines_name_tests_that_exist_and_each_changes_something():
+    """A file, function or case that is renamed would leave its lane in silence."""
+    assert set(lanes.CHIEF) <= set(demo.VARIANTS) and {"aif", "two_tower"} <= set(PRESETS)
     assert set(lanes.TABLE) <= set(lanes.LANES) - set(lanes.MARKED)
     names = [line for line, _ in LINES]
     assert len(names) == len(set(names))
@@ -38,11 +44,6 @@ def test_lines_name_tests_that_exist_and_each_changes_something():
         assert not wider or lanes.lane_of(max(wider, key=len)) != lane, f"{line}: {wider} has it in {lane} already"
 
 
-def test_the_chief_variants_are_variants():
-    """A case that is renamed would leave the default lane in silence."""
-    assert set(lanes.CHIEF) <= set(demo.VARIANTS) and {"aif", "two_tower"} <= set(PRESETS)
-
-
 def test_no_file_marks_a_lane_of_the_table():
     """So that a test is in one lane: those with a marker of MARKED, then those with a line, then the rest."""
     marks = re.compile(rf"mark\.({'|'.join(set(lanes.LANES) - set(lanes.MARKED))})\b")
@@ -51,8 +52,7 @@ def test_no_file_marks_a_lane_of_the_table():
 
 def test_markers_are_known_without_the_tests_folder():
     """`python -m pytest aif_jax/metrics` reads pyproject.toml alone."""
-    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
-    assert options["markers"] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
+    assert OPTIONS["markers"] == [f"{lane}: {meaning}" for lane, meaning in lanes.LANES.items()]
 
 
 def test_no_test_of_the_default_lane_starts_an_interpreter():
@@ -94,9 +94,7 @@ def test_lane_of(test, marks, fixtures, lane):
 
 def test_the_lanes_together_are_the_suite():
     """What pytest runs without words, what .ci/run adds on every change, and two lanes before a release."""
-    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
-    expression = options[options.index("-m") + 1]
-    assert lanes.left_out(expression) == [lane for lane in lanes.LANES if lane != lanes.DEFAULT]
+    assert lanes.left_out(USUAL) == [lane for lane in lanes.LANES if lane != lanes.DEFAULT]
     landing = lanes.command(lanes.LANDING)
     assert {lanes.DEFAULT, *lanes.LANDING, *lanes.MARKED} == set(lanes.LANES)
     for page in (".ci/run", "README.md", "docs/contributing.md"):
@@ -109,8 +107,8 @@ def test_left_out():
     assert lanes.left_out("") == []
     assert lanes.left_out("not reliability and not engines") == ["reliability", "engines"]
     assert lanes.left_out("docs or experiments") == ["default", "standing", "reliability", "engines"]
-    usual, leaves_out = "not docs and not experiments and not standing and not reliability and not engines", lanes.leaves_out
-    assert leaves_out("tests/test_study.py", usual) and leaves_out("tests/reliability/test_kills.py", "default")
+    leaves_out = lanes.leaves_out
+    assert leaves_out("tests/test_study.py", USUAL) and leaves_out("tests/reliability/test_kills.py", "default")
     for file, expression in (
         ("test_study.py", "docs or experiments"), ("test_study.py", ""), ("reliability/test_kills.py", "reliability"),
         ("test_cli.py", "experiments"),  # one of its tests has a line, the others are in the default lane
@@ -121,8 +119,7 @@ def test_left_out():
 
 def test_a_file_that_a_run_does_not_import_has_no_test_for_it():
     """Every file is imported in some lane, and left out only where all of its tests are."""
-    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
-    expressions = [options[options.index("-m") + 1], *lanes.LANES, " or ".join(lanes.LANDING)]
+    expressions = [USUAL, *lanes.LANES, " or ".join(lanes.LANDING)]
     for path in (ROOT / "tests").rglob("test_*.py"):
         file = path.relative_to(ROOT).as_posix()
         assert any(not lanes.leaves_out(file, lane) for lane in lanes.LANES), file
@@ -140,9 +137,6 @@ def test_notice():
         "  before a release, with Ray, Spark and Java: bash .ci/run engines",
     ]
     assert lanes.notice("standing")[1] == '  before a change lands: python -m pytest -m "default or docs or experiments"'
-
-
-# compiled programs are kept
 
 
 def test_the_folder_is_named_by_versions_and_machine(monkeypatch, tmp_path):
@@ -211,6 +205,5 @@ async def awaited(tmp_path):
 
 def test_a_test_that_is_a_coroutine_runs_to_its_end(tmp_path):
     test = SimpleNamespace(obj=awaited, funcargs={"tmp_path": tmp_path, "another": 1})
-    with pytest.raises(LookupError, match="a test that fails"):
-        pytest_pyfunc_call(test)
+    refused(LookupError, "a test that fails", pytest_pyfunc_call, test)
     assert (tmp_path / "ran").exists() and pytest_pyfunc_call(SimpleNamespace(obj=len)) is None

@@ -25,6 +25,7 @@ from aif_jax.train.loop import JsonLines, Saving
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
+from tests.refusals import refused
 
 OPTIMIZER = optax.adam(0.1)
 loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
@@ -88,9 +89,6 @@ def without(feed, *numbers: int) -> train.TrainState:
     return state
 
 
-# log entries
-
-
 def test_a_log_entry_has_loss_rate_padding_and_input_share(feed):
     state, rows = run(feed.batches(), log_every=5)
     assert [at for at, _ in rows] == [5, 10, 15, 20, 24] and int(state.step) == 24
@@ -134,9 +132,6 @@ def test_a_slow_input_shows_in_the_input_share(feed, monkeypatch):
     assert rows[1][1]["input_share"] == pytest.approx(0.75) and rows[1][1]["examples_per_s"] == pytest.approx(50 / 4)
 
 
-# policies
-
-
 def test_a_step_that_is_not_finite_is_counted_and_its_samples_are_named(feed, caplog):
     caplog.set_level(logging.WARNING, "aif_jax.train.loop")
     state, rows = run(with_problems(feed, {3: "nan", 14: "nan"}), log_every=10)
@@ -163,9 +158,8 @@ def test_a_real_step_skips_what_is_not_finite_and_corrects_a_sampled_softmax(fee
     assert not same(state.params, params)
     batch = next(lists.batches()).batch
     scores = jax.jit(lambda params, batch: train.score(model, params, batch))(params, batch)
-    corrected, plain = (
-        losses.listwise_softmax(scores, batch.labels, where=batch.where, log_q=log_q) for log_q in (batch.log_q, None)
-    )
+    plain = losses.listwise_softmax(scores, batch.labels, where=batch.where)
+    corrected = losses.listwise_softmax(scores, batch.labels, where=batch.where, log_q=batch.log_q)
     assert rows[0][1]["loss"] == pytest.approx(float(corrected), rel=1e-5) != pytest.approx(float(plain), rel=1e-3)
     state, _ = run(with_problems(lists, {0: "nan"}, 1), state=train.init_state(params, OPTIMIZER), step=real)
     assert same(state.params, params) and int(state.skipped) == int(state.step) == 1
@@ -188,13 +182,8 @@ def test_a_corrupt_record_stops_the_run(feed):
 
 
 def test_wrong_policies_are_refused(feed, tmp_path):
-    with pytest.raises(ValueError, match="loop log_every: expected at least 1, got 0"):
-        run(feed.batches(), log_every=0)
-    with pytest.raises(ValueError, match="Saving.every: expected at least 1, got 0"):
-        Saving(Checkpoints(tmp_path), feed.config, every=0)
-
-
-# checkpoints and logs
+    refused(ValueError, "loop log_every: expected at least 1, got 0", run, feed.batches(), log_every=0)
+    refused(ValueError, "Saving.every: expected at least 1, got 0", Saving, Checkpoints(tmp_path), feed.config, every=0)
 
 
 def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp_path):
@@ -321,7 +310,6 @@ def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         run(feed.batches(), save=Saving(checkpoints, feed.config))
         other = train.init_state({"user": {"w": jnp.zeros(3)}, "fitted": {"h": jnp.arange(2.0)}}, optax.sgd(0.1, momentum=0.9))
-        with pytest.raises(ValueError, match="expected opt_state like the template"):
-            train.resume(other, checkpoints, config=feed.config)
+        refused(ValueError, "expected opt_state like the template", train.resume, other, checkpoints, config=feed.config)
         with pytest.raises(ValueError, match="expected this config and schema, got others"):
             train.resume(fresh(), checkpoints, config=feed.config.replace(width=9))
