@@ -2,7 +2,7 @@
 
 Claim     A request costs less machine than the same model run sequentially: of new users, returning users, in sessions.
 Command   python -m experiments.cost --json cost.json      (or --smoke; --help lists all)
-          (--candidates 1000 10000 --history 512 4096: the figures of each size)
+          (--candidates 1000 10000 --history 512 4096: the figures of each size; --before DIR: of another checkout too)
 Time      12 minutes a size on 2 idle CPU cores
 Measured  experiments/README.md, with the machine
 Services  aif         AsyncPreRanker over `presets.aif`
@@ -25,12 +25,15 @@ Figures   max_rps is the most requests a second whose p99 is within the bound, a
           there; p99 is the median over rounds, so that one stall of the machine does not decide; spread is the difference of
           the quartiles over rounds. lone_... and critical_... are of one client: the whole request, and from candidates to
           top-k. Weights are as initialised: the same shapes take the same time. Programs by themselves, and the same in ONNX
-          Runtime and PyTorch, come from `experiments.runtimes`.
+          Runtime and PyTorch, come from `experiments.runtimes`. empty_engine_...: 16 clients, new users, no delays, no model.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -40,6 +43,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+import aif_jax as aif
 from aif_jax.output import track
 from aif_jax.serving import ServingConfig, compute_inline
 from experiments import common, services
@@ -58,7 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     for size, found in figures.items():
         print(f"\n{size}: CPU ms a request and requests/s, {common.machine()}")
         common.show(found)
-    common.write_json(options.json, figures)
+    figures |= empty_engines(options)
+    common.report(figures, options.json, hidden=sizes)
 
 
 def parse(arguments: list[str] | None):
@@ -74,7 +79,7 @@ def parse(arguments: list[str] | None):
         "threads": (2, None, "threads of the engine, for each of its stages"),
         "p99_bound_ms": (30.0, None, "milliseconds of a whole request, for requests/s"),
     }
-    return common.options(__doc__, arguments, settings)
+    return common.options(__doc__, arguments, settings, before="folder of another checkout, to compare the empty engine with")
 
 
 async def study(world: World, candidates: int, length: int, options) -> dict[str, Any]:
@@ -123,6 +128,31 @@ def keep_in(folder: str | None) -> None:
     """Names the folder of compiled programs, which JAX reads once."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
+
+
+async def empty_engine(seconds: float) -> tuple[float, float]:
+    """Requests a second and CPU seconds a request of an engine whose compiled functions give one answer to all."""
+    world, answers = World(items=300), dict[Any, Any]()
+    made = Model.drawn(world, aif.presets.two_tower(world.schema, short_length=8, width=8))
+    async with Engine(made, 8, 8, {"budget": 1.0}) as service:
+        version, rank = service.engine._current, service.rank
+        for functions in (version.user, version.snapshot[2]):
+            for shape, call in functions.items():
+                functions[shape] = lambda *given, call=call: answers.get(call) or answers.setdefault(call, call(*given))
+        service.rank = lambda asked: rank(asked._replace(delays=Delays(0.0, 0.0)))
+        _, load = [await services.closed_loop(service, "new", 16, of) for of in (0.0, seconds)]
+    return load.requests / load.seconds, load.cpu_seconds / load.requests
+
+
+def empty_engines(options) -> dict[str, float]:
+    """Figures of the empty engine; with another checkout, of both in turn, each in a process of its own."""
+    here, found = os.path.dirname(os.path.dirname(file := os.path.abspath(__file__))), defaultdict(list)
+    code = f"import asyncio, runpy; print(*asyncio.run(runpy.run_path({file!r})['empty_engine']({options.seconds})))"
+    words = ["env", "JAX_CPU_ENABLE_ASYNC_DISPATCH=false", sys.executable, "-c", code]  # as compute_inline
+    for folder in (here, options.before) * options.rounds if options.before else (here,):
+        found[folder].append(subprocess.check_output(words, cwd=folder, text=True).split())
+    (rate, cpu), *others = [np.median(np.float64(figures), axis=0) for figures in found.values()]
+    return {"empty_engine_requests_per_second": rate} | ({"empty_engine_over_before": cpu / others[0][1]} if others else {})
 
 
 class Floor(services.Compiled):

@@ -37,6 +37,7 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
+from aif_jax.serving.users import plain_features
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 from experiments.services import Compiled, Model, World, compiled
@@ -168,8 +169,7 @@ class Ours(Runtime):
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
         self._compiled = Compiled(made, counts, top)
-        plain, index = self._compiled.programs.plain, made.index
-        users = [plain(user, encoding=index.encoding) for user in made.users]
+        users = [plain_features(made.world.schema, user, encoding=made.index.encoding) for user in made.users]
 
         def scored(rows: np.ndarray, state: Any) -> Best:
             best = self._compiled.best(rows, state)

@@ -20,7 +20,10 @@ import aif_jax as aif
 from aif_jax import Dataset, ItemIndex
 from aif_jax.features import pack, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
-from aif_jax.serving.programs import COMPILER_OPTIONS, Programs, TopCandidates
+from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs
+from aif_jax.serving.scoring import TopCandidates, UserSide
+from aif_jax.serving.users import plain_features
+from aif_jax.serving.versions import build_snapshot
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 
@@ -155,9 +158,9 @@ class Model:
         """Features of a request's user."""
         return self.users[number % self.world.users]
 
-    def words(self, programs: Programs, number: int) -> np.ndarray:
+    def words(self, number: int) -> np.ndarray:
         """The features of a request's user, checked, as words int32 [n]."""
-        return pack(programs.plain(self.user(number), encoding=self.index.encoding))
+        return pack(plain_features(self.world.schema, self.user(number), encoding=self.index.encoding))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Raw ids int64 [C] of a request's candidates."""
@@ -205,19 +208,17 @@ class Sequential:
 
     def __init__(self, made: Model, candidates: int, k: int):
         self._made, self._count, self._k = made, candidates, k
-        self._programs = Programs(made.model, max_k=k, bid="bid")
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="sequential")
 
     async def __aenter__(self) -> Sequential:
         made, model = self._made, self._made.model
         length = made.config.history_length
-        self._programs.user(made.params, length)  # compiles the upload of the features
         specs = user_specs(model.config.schema, length=length)
         self._catalogue = jax.device_put(made.world.features)
 
         def answer(params: Any, words: jax.Array, catalogue: Any, rows: jax.Array) -> jax.Array:
             items = jax.tree.map(lambda column: column[rows], catalogue)
-            logits, positions = jax.lax.top_k(model.joint(params, unpack(words[0], specs), items), self._k)
+            logits, positions = jax.lax.top_k(model.joint(params, unpack(words, specs), items), self._k)
             return jnp.stack([jax.lax.bitcast_convert_type(logits, jnp.int32), positions])
 
         self._answer = jax.jit(answer, compiler_options=OPTIONS)
@@ -246,7 +247,7 @@ class Sequential:
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray, float, float]:
         began = time.perf_counter()
         ids = self._made.candidates(number, self._count)
-        features = self._programs.upload_features([self._made.words(self._programs, number)])
+        features = self._made.words(number)
         rows, _ = self._made.index.lookup(ids)  # row r of the index is row r of the catalogue
         placed, uploaded = jax.device_put(rows.astype(np.int32)), time.perf_counter()
         logits, positions = np.asarray(self._answer(self._made.params, features, self._catalogue, placed))
@@ -263,27 +264,26 @@ class Compiled:
     """
 
     def __init__(self, made: Model, sizes: Iterable[int], k: int):
-        self.made, self.programs = made, Programs(made.model, max_k=k, bid="bid")
-        self._user = self.programs.user(made.params, made.config.history_length)
-        state, self._score = self.user(0), {}
-        for size in sizes:
-            self._score[size] = self.programs.score(made.params, (state,), made.index, size)
+        self.made, self._length = made, made.config.history_length
+        programs = Programs(made.model, max_k=k, bid="bid")
+        self._user = programs.user(made.params, self._length)
+        side, config = UserSide(self.user(0), self._length, None), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k)
+        self._snapshot = build_snapshot(programs, made.params, [side], made.index, config, programs.orders)
 
     def user(self, number: int) -> Any:
         """The state of a request's user, ready on the device."""
-        return self.state(self.made.words(self.programs, number))
+        return self.state(self.made.words(number))
 
     def state(self, words: np.ndarray) -> Any:
         """The state of packed features, ready on the device."""
-        return jax.block_until_ready(self._user(self.programs.upload_features([words])))[0]
+        return jax.block_until_ready(self._user(words[None])[0])
 
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
         """The best of rows of the index, padded to a size."""
         size = size or len(rows)
-        inputs = self.programs.upload_rows([rows], [None], ["logit"], size)
-        with self.made.index.reading() as table:
-            packed, _ = self._score[size]((state,), table, *inputs)
-        return self.programs.download_best(packed)[0]
+        inputs = self._snapshot.inputs([rows], [None], LOGIT, size)
+        packed, _ = self._snapshot.run([UserSide(state, self._length, None)], size, inputs)
+        return self._snapshot.best(packed)[0]
 
 
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:

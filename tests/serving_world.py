@@ -125,7 +125,7 @@ class WatchedIndex:
 
 def share_programs(engine: AsyncPreRanker, world: World) -> AsyncPreRanker:
     """Lets an engine use what the world's other engines have compiled."""
-    engine._programs = engine._users._programs = engine._scorer._programs = world.programs
+    engine._programs = world.programs
     return engine
 
 

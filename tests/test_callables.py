@@ -206,7 +206,6 @@ async def main():
         except TimeoutError as error:
             await asyncio.sleep(0.01)
             print(error, call.hung)
-    call.close()
 
 asyncio.run(main())
 """
@@ -221,7 +220,6 @@ async def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
     tasks[1].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert ran == ["first", "third"] and call.hung == 0
-    call.close()
 
 
 def test_a_coroutine_that_comes_too_late_is_closed():
@@ -241,7 +239,6 @@ def test_a_coroutine_that_comes_too_late_is_closed():
         hold.set()
         while call.hung:
             await asyncio.sleep(0.01)
-        call.close()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -258,4 +255,3 @@ async def test_objects_and_functions_that_return_awaitables_are_awaited():
     for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
         call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
         assert await call(np.int32(1)) == 2
-        call.close()

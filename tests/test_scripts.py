@@ -66,7 +66,8 @@ def test_cost(tmp_path, capsys):
     from experiments import cost
 
     found = measured(tmp_path, "experiments.cost")
-    assert list(found) == ["C=60, L=64", "machine"]
+    assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "machine"]
+    assert found["empty_engine_requests_per_second"] > 0
     figures = found["C=60, L=64"]
     for key in ("cpu_ms", "max_rps", "lone_p50_ms", "lone_p99_ms", "critical_p50_ms", "critical_p99_ms"):
         assert set(figures[key]) == SERVICES

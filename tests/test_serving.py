@@ -21,10 +21,19 @@ from aif_jax import output as progress
 from aif_jax.checks import VersionMismatch
 from aif_jax.features import pack
 from aif_jax.index import ItemIndex
-from aif_jax.serving import AsyncPreRanker, Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request
-from aif_jax.serving import threads as serving_threads
-from aif_jax.serving.programs import Programs, history_length
-from aif_jax.serving.versions import Snapshot, Version
+from aif_jax.serving import (
+    AsyncPreRanker,
+    Candidates,
+    DeadlineExceeded,
+    EngineClosed,
+    NonFiniteScores,
+    Overloaded,
+    Request,
+    ServingConfig,
+)
+from aif_jax.serving.programs import LOGIT, Programs, history_length
+from aif_jax.serving.scoring import Snapshot, UserSide
+from aif_jax.serving.versions import Version, build_snapshot
 from tests import demo
 from tests.serving_world import ITEMS, WatchedIndex, World, bids_for, in_batches
 
@@ -127,7 +136,7 @@ async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_ti
         time.sleep(0.2)
         return run(*arguments)
 
-    async with world.engine(on_loop=0.0) as engine:
+    async with world.engine() as engine:
         await engine.rank(3, 4)
         before = engine._metrics.scoring
         monkeypatch.setattr(Snapshot, "run", slow)
@@ -251,80 +260,18 @@ async def test_requests_that_wait_for_a_thread_share_its_runs(world):
         assert runs == 3  # of one, which had nobody to wait for, of four and of two
 
 
-class Watched(WatchedIndex):
-    """An index that notes in which threads it is looked up, and that may be slow or hold a lock."""
-
-    def __init__(self, index, sleep=time.sleep):
-        super().__init__(index, self.note, threads=[], seconds=0.0, is_writing=False, sleep=sleep)
-
-    def note(self, ids):
-        self.threads.append(threading.current_thread())
-        self.sleep(self.seconds)
-
-
-async def test_a_lone_short_call_runs_on_the_loops_thread_and_no_other(world, monkeypatch):
-    """By a clock that look-ups alone put forward, so that a busy machine changes nothing."""
-    now, loop = [0.0], threading.current_thread()
-    index = Watched(world.index, lambda seconds: now.append(now[-1] + seconds + 0.001))
-    monkeypatch.setattr(serving_threads, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
-    async with world.engine(index=index, on_loop=0.05, cache_bytes=1 << 20) as engine:
-
-        async def where(count=1, **more):
-            while engine._scorer._tasks._working:  # a thread that was woken while another took its task
-                await asyncio.sleep(0.001)
-            index.threads.clear()
-            requests = [Request(user=3, feature_version=1, **more) for _ in range(count)]
-            for answer in await asyncio.gather(*[engine.rank(each, 5) for each in requests]):
-                expect(world, answer, 3, world.ids[:40], 5)
-            return [thread is loop for thread in index.threads]
-
-        index.seconds = 0.1
-        assert await where() == [False]  # nobody knows yet how long it takes
-        assert await where() == [False]  # too long
-        index.seconds = 0.0
-        with pytest.raises((TypeError, ValueError)):
-            await engine.rank(Request(user=3, feature_version=1), 5, candidates=np.array(["a"] * 40))
-        index.seconds = 0.1
-        assert await where() == [False]  # what is refused at once says nothing of the others
-        index.seconds = 0.0
-        assert await where() == [False]  # as long as the last one, for all that is known
-        assert await where() == [True]
-        assert await where(exclude=np.arange(10**9, 10**9 + 1000)) == [False, False]  # many excluded ids take longer
-        assert await where(4) == [False] * 4  # others wait too: threads work at once
-        index.is_writing = True  # an update holds the table
-        assert await where() == [False]
-        index.is_writing = False
-        index.seconds = 0.1
-        for _ in range(40):  # one long call may be the machine's fault
-            if not (await where())[0]:
-                break
-        assert await where() == [False]
-
-
-@pytest.mark.parametrize(("pause", "seconds", "on_loop"), [(99, 15, False), (101, 15, True), (101, 25, False), (0, 5, True)])
-async def test_a_call_after_a_pause_may_take_twice_as_long_on_the_loops_thread(world, pause, seconds, on_loop):
-    index, request = Watched(world.index), Request(user=3, feature_version=1)
-    async with world.engine(index=index, on_loop=10.0, cache_bytes=1 << 20) as engine:
-        await engine.rank(request, 5)  # by a thread: nobody knows yet how long it takes
-        tasks = engine._scorer._tasks
-        assert not tasks._working  # who has the answer finds the thread free
-        tasks._latest -= pause
-        tasks._lately = dict.fromkeys(tasks._lately, seconds)
-        expect(world, await engine.rank(request, 5), 3, world.ids[:40], 5)
-        assert [thread is threading.current_thread() for thread in index.threads] == [False, on_loop]
-
-
-async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_runs_no_call_where_none_may(world, monkeypatch):
-    index = Watched(world.index)
-    async with world.engine(index=index, on_loop=0.0, score_threads=1) as engine:
+async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_runs_no_call(world, monkeypatch):
+    threads = []
+    index = WatchedIndex(world.index, lambda ids: (threads.append(threading.current_thread()), time.sleep(0.01)))
+    async with world.engine(index=index, score_threads=1) as engine:
         await engine.prepare(Request(user=3, feature_version=1))
-        workers, index.seconds = engine._scorer._tasks._workers, 0.01
-        woken, start = [], workers.start
-        monkeypatch.setattr(workers, "start", lambda *words: woken.append(words) or start(*words))
+        executor, woken = engine._scoring._executor, []
+        submit = executor.submit
+        monkeypatch.setattr(executor, "submit", lambda *words: woken.append(words) or submit(*words))
         await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
-        assert len(index.threads) == 6 and len(woken) == 1
+        assert len(threads) == 6 and len(woken) == 1
         expect(world, await engine.rank(Request(user=3, feature_version=1), 5), 3, world.ids[:40], 5)
-        assert len(woken) == 2 and threading.current_thread() not in index.threads
+        assert len(woken) == 2 and threading.current_thread() not in threads
 
 
 async def test_candidates_that_the_caller_has_are_ranked_without_retrieval(world):
@@ -359,10 +306,10 @@ async def test_users_who_wait_for_a_thread_share_a_call_and_get_the_states_of_si
     hold, calls = threading.Event(), []
     states = Version.states
 
-    def slow(self, programs, words, length):
+    def slow(self, words, length):
         hold.wait(20)
         calls.append(len(words))
-        return states(self, programs, words, length)
+        return states(self, words, length)
 
     async with world.engine(batch_size=4, user_threads=1, buckets=(32,)) as engine:
         monkeypatch.setattr(Version, "states", slow)
@@ -699,13 +646,12 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
         programs = Programs(world.model, max_k=8, bid="bid")
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
-        states = programs.user(world.params, history_length(world.user(3)), 2)(programs.upload_features(words))
+        length, config = history_length(world.user(3)), ServingConfig(buckets=(32,), max_k=8, batch_size=2)
+        users = [UserSide(state, length, None) for state in programs.user(world.params, length, 2)(np.stack(words))]
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
-        score = programs.score(world.params, states, world.index, 32)
-        inputs = programs.upload_rows(rows, [None, None], ["logit", "logit"], 32)
-        with world.index.reading() as table:
-            best, logits = score(states, table, *inputs)
-        packed.append([part.positions.tolist() for part in programs.download_best(best)])
+        snapshot = build_snapshot(programs, world.params, users[:1], world.index, config, programs.orders)
+        best, logits = snapshot.run(users, 32, snapshot.inputs(rows, [None, None], LOGIT, 32))
+        packed.append([part.positions.tolist() for part in snapshot.best(best)])
         bits.append(np.asarray(logits))
     assert packed[0] == packed[1]
     np.testing.assert_allclose(bits[0], bits[1], rtol=1e-5, atol=1e-6)

@@ -328,11 +328,6 @@ class ItemIndex:
         """
         return self._store.reading()
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether an update writes into the table at this moment, so that `reading` would wait for it."""
-        return self._store.lock.is_held
-
     def copy_table(self) -> Packed:
         """A copy of the stored rows [capacity, ...] on the device, yours to keep."""
         with self.reading() as table:

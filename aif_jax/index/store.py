@@ -51,11 +51,6 @@ class ReadWriteLock:
                 self._readers -= 1
                 self._left.notify_all()
 
-    @property
-    def is_held(self) -> bool:
-        """Whether a reader would have to wait for a writer."""
-        return self._entry.locked()
-
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Held while arrays are replaced."""

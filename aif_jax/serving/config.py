@@ -59,9 +59,6 @@ class ServingConfig:
       callable_threads: threads for `features`, and for `retrieval`, where it is not async.
       max_hung: calls of `features`, and of `retrieval`, that may outlive their requests; with more, calls fail.
       user_threads, score_threads: user functions, and interactions, computed at once.
-      on_loop: seconds that the call of a compiled function, work on the host included, may take to run on the event loop's own
-        thread, which saves two thread switches, while no other call waits; twice as long after a pause of 10 x `on_loop`. The
-        engine measures such calls. 0 uses threads alone.
       batch_size: users whose states are computed together, and requests of one bucket that are scored together, at most. Only
         those that wait for a thread anyway share a call, so a lone request never waits. 1 switches batching off; larger
         values compile longer.
@@ -92,7 +89,6 @@ class ServingConfig:
     max_hung: int = 64
     user_threads: int = 2
     score_threads: int = 2
-    on_loop: float = 0.001
     batch_size: int = 1
     bid: str = "bid"
     orders: Mapping[str, Order] = dataclasses.field(default_factory=dict)
@@ -111,7 +107,7 @@ class ServingConfig:
         threads = ("callable_threads", "user_threads", "score_threads")
         for field in ("max_k", "max_pending", "max_hung", "batch_size", *threads):
             expect_field(_counts((getattr(self, field),)), field, "an integer of at least 1")
-        for field in ("reserve", "cache_bytes", "prepare_ttl", "on_loop", "drain_timeout"):
+        for field in ("reserve", "cache_bytes", "prepare_ttl", "drain_timeout"):
             expect_field(0 <= getattr(self, field) < math.inf, field, "0 or more")
         for field in ("budget", "callable_timeout", "max_stale"):
             value = getattr(self, field)

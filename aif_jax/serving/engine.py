@@ -10,24 +10,42 @@ Source: the online asynchronous inference of AIF (arXiv 2511.12934).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.scores import Order
-from aif_jax.serving.admission import Admission, PendingRequest
-from aif_jax.serving.config import ServingConfig
+from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.programs import Orders, Programs, orders_of
-from aif_jax.serving.requests import EngineClosed, Ranking, Request, Scores
-from aif_jax.serving.scoring import Scorer, ranking, scores
+from aif_jax.serving.pending import PendingRequest
+from aif_jax.serving.programs import LOGIT, Orders, Programs, orders_of
+from aif_jax.serving.requests import (
+    Candidates,
+    DeadlineExceeded,
+    EngineClosed,
+    NonFiniteScores,
+    Overloaded,
+    Ranking,
+    Request,
+    Scores,
+    Timeline,
+    expect_budget,
+    kind_of,
+)
+from aif_jax.serving.scoring import Batches, Scored, ScoringTask, UserSide, best_of, bucket_for, look_up, score
 from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.users import Computation, UserStates
-from aif_jax.serving.versions import UserSide, Version, build_version, check_version, next_snapshot
+from aif_jax.serving.versions import Version, build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained
+
+T = TypeVar("T")
+ADMITTED = 0.75
+"""Share of a request's budget that work before it may take: the rest is for retrieval, its own work and what was misjudged."""
 
 
 class AsyncPreRanker:
@@ -72,12 +90,15 @@ class AsyncPreRanker:
         self._current: Version | None = None
         self._versions: weakref.WeakSet[Version] = weakref.WeakSet()
         self._publishing = asyncio.Lock()
+        self._open = False
+        self._pending: dict[PendingRequest, asyncio.Task[Any]] = {}
+        self._empty = asyncio.Event()  # none is pending
+        self._empty.set()
         self._features = TimeLimitedCall("features", features, config)
         self._retrieval = TimeLimitedCall("retrieval", retrieval, config)
         self._given = TimeLimitedCall("candidates", None, config)  # reads those that callers give as an async iterator
         self._can_rank = retrieval is not None
         self._metrics = Metrics()
-        self._admission = Admission(config, self._metrics)
         if compiled_from is not None:
             for name, mine, theirs in (
                 ("model config", model.config, compiled_from.model.config), ("serving config", config, compiled_from.config),
@@ -88,13 +109,13 @@ class AsyncPreRanker:
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
-        self._scorer = Scorer(self._programs, self._users, config, self._metrics)
-        self._admission.queues = (self._users, self._scorer)
+        sizes = batch_sizes(config.batch_size)
+        self._scoring = Batches("aif-score", config.score_threads, sizes, self._programs.full, look_up, score)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"
         return (
-            f"AsyncPreRanker(version={version}, pending={len(self._admission)}/{self.config.max_pending}, "
+            f"AsyncPreRanker(version={version}, pending={len(self._pending)}/{self.config.max_pending}, "
             f"buckets={self.config.buckets}, cached_states={len(self._users.cache)})"
         )
 
@@ -113,7 +134,7 @@ class AsyncPreRanker:
         (trained, index), self._first = self._first, None
         self._serve(await self._built(trained, index, self._orders))
         self._metrics.observe_scoring(self._programs.warm_seconds)  # until requests tell
-        self._admission.open = True
+        self._open = True
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -124,12 +145,15 @@ class AsyncPreRanker:
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
-        self._first = None
-        await self._admission.drain()
+        self._first, self._open = None, False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.drain_timeout):
+                await self._empty.wait()
+        for task in self._pending.values():
+            task.cancel()
+        await self._empty.wait()
         await self._users.close()
-        await asyncio.to_thread(self._scorer.close)
-        self._features.close()
-        self._retrieval.close()
+        await asyncio.to_thread(self._scoring.close)
 
     async def publish(self, trained: Trained, index: Any, *, orders: Mapping[str, Order] | None = None) -> str:
         """Serves a new model version from now on; returns its name.
@@ -144,7 +168,7 @@ class AsyncPreRanker:
           VersionMismatch, NonFiniteScores: as at the start; the old version stays.
           ValueError: as at the start, or a model of another config, for which a new engine is needed.
         """
-        self._admission.require_open()
+        self._require_open()
         same = trained.config.to_json() == self.model.config.to_json()
         expect(same, "publish", f"a model of the engine's config {self.model.config!r}", repr(trained.config))
         async with self._publishing:
@@ -162,9 +186,9 @@ class AsyncPreRanker:
         A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic continues.
         Raises VersionMismatch for an index of other params; the old snapshot stays.
         """
-        self._admission.require_open()
+        self._require_open()
         async with self._publishing:
-            assert (version := self._current) is not None
+            version = self._require_open()
             check_version(index, version.name)
             version.snapshot = await asyncio.to_thread(next_snapshot, self._programs, version, index, self.config)
             self._metrics.counters["index_updates"] += 1
@@ -204,14 +228,12 @@ class AsyncPreRanker:
           ValueError: k or budget out of range; an order that the engine lacks, or one of bids without them.
           Exception: whatever retrieval raised.
         """
-        good = isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k
-        expect(good, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
-        able = candidates is not None or self._can_rank
-        expect(able, "rank", "an engine with a retrieval callable", "none; pass candidates=")
-        stage = "retrieval" if candidates is None else "candidates"
-        admitted = self._admission.admit(request, budget, self._current, waiting_for=stage)
-        with admitted as job, self._users.joined(job) as user:
-            return await job.within_budget(self._rank(job, user, int(k), candidates))
+        if not (isinstance(k, int | np.integer) and 1 <= k <= self.config.max_k):
+            expect(False, "rank k", f"1 to max_k={self.config.max_k}", repr(k))
+        if candidates is None and not self._can_rank:
+            expect(False, "rank", "an engine with a retrieval callable", "none; pass candidates=")
+        with self._admitted(request, budget, "retrieval" if candidates is None else "candidates") as job:
+            return self._ranking(job, await self._in_time(job, self._scored(job, candidates, whole=False)), int(k))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
         """Logits of candidates that the caller has, all of them, in their order.
@@ -221,33 +243,193 @@ class AsyncPreRanker:
 
         Raises what `rank` raises.
         """
-        admitted = self._admission.admit(request, budget, self._current, waiting_for="candidates")
-        with admitted as job, self._users.joined(job) as user:
-            return await job.within_budget(self._score(job, user, candidates))
+        with self._admitted(request, budget, "candidates") as job:
+            return self._scores(job, await self._in_time(job, self._scored(job, candidates, whole=True)))
 
     async def prepare(self, request: Any) -> None:
         """Computes a user's state ahead of a request that is known to come, and caches it; raises as `rank`.
 
         With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
         """
-        admitted = self._admission.admit(request, None, self._current, waiting_for="user side")
-        with admitted as job, self._users.joined(job, prepare=True) as user:
-            if isinstance(user, Computation):
-                await job.within_budget(_finished(user.task))
+        with self._admitted(request, None, "user side") as job:
+            user = self._users.join(job, prepare=True)
+            try:
+                if isinstance(user, Computation):
+                    await self._in_time(job, asyncio.wait((user.task,)))
+                    user.task.result()
+            finally:
+                self._users.leave(job, user)
 
     def holds_state(self, request: Request) -> bool:
         """Whether a request sent now would use a state that an earlier one computed or computes: its features are not read."""
         return self._current is not None and self._users.holds(request, self._current)
 
-    async def _rank(self, job: PendingRequest, user: UserSide | Computation, k: int, candidates: Any) -> Ranking:
-        reader = self._given
-        if candidates is None:
-            reader, candidates = self._retrieval, await self._retrieval(job.request)
-        found = await self._scorer.score(job, user, candidates, reader, whole=False)
-        return ranking(job, found, k)
+    # what a request goes through
 
-    async def _score(self, job: PendingRequest, user: UserSide | Computation, candidates: Any) -> Scores:
-        return scores(job, await self._scorer.score(job, user, candidates, self._given, whole=True))
+    def _require_open(self) -> Version:
+        """The version that serves. Raises EngineClosed unless the engine runs."""
+        if not self._open or self._current is None:
+            raise EngineClosed("the engine is not serving: not started, draining, or closed")
+        return self._current
+
+    @contextlib.contextmanager
+    def _admitted(self, request: Any, budget: float | None, waiting_for: str) -> Iterator[PendingRequest]:
+        """Counts a request in and out, or refuses it at once; raises as `rank`."""
+        version, counters, timeline = self._require_open(), self._metrics.counters, Timeline()
+        expect_budget(budget, "budget")
+        request = request if isinstance(request, Request) else Request(user=request)
+        budget = budget if budget is not None else request.budget if request.budget is not None else self.config.budget
+        counters["requests"] += 1
+        if refusal := self._refusal(budget):
+            counters["refused"] += 1
+            raise Overloaded(refusal)
+        deadline = None if budget is None else timeline.arrival + budget
+        job = PendingRequest(request, version, timeline, budget, deadline, waiting_for)
+        task = asyncio.current_task()
+        assert task is not None
+        self._pending[job] = task
+        self._empty.clear()
+        try:
+            yield job
+            counters["answered"] += 1
+            if job.degraded is not None:
+                counters["degraded"] += 1
+                self._metrics.degraded[job.degraded] += 1
+        except asyncio.CancelledError:
+            counters["cancelled"] += 1
+            raise
+        except Exception as error:
+            self._metrics.failed[type(error).__name__] += 1
+            raise
+        finally:
+            counters["non_finite_scores"] += job.non_finite
+            counters["candidates"] += job.candidates
+            counters["unknown_candidates"] += job.unknown
+            counters["excluded_candidates"] += job.excluded
+            self._metrics.observe(timeline.stages())
+            del self._pending[job]
+            if not self._pending:
+                self._empty.set()
+
+    def _refusal(self, budget: float | None) -> str | None:
+        """Why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
+        count = len(self._pending)
+        if count >= self.config.max_pending:
+            text = f"{count} requests are in flight, as many as max_pending allows"
+            return f"{text}; retry later, raise max_pending, or add replicas"
+        wait = count * max(self._users.seconds, self._scoring.seconds)
+        if budget is not None and wait > ADMITTED * budget:
+            return f"{count} requests are in flight, about {wait:.3f} s of work, too much for an answer within {budget} s"
+        return None
+
+    async def _in_time(self, job: PendingRequest, answer: Awaitable[T]) -> T:
+        """Awaits an answer, at most until the deadline; DeadlineExceeded names the stage that was waited for."""
+        limit = asyncio.timeout(None if job.deadline is None else job.deadline - time.perf_counter())
+        try:
+            async with limit:
+                return await answer
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {job.budget} s") from error
+
+    async def _scored(self, job: PendingRequest, given: Any, *, whole: bool) -> list[Scored]:
+        """Scores the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
+
+        Args:
+          given: candidates as `Candidates.of` takes them, or an async iterator of such; None: what retrieval finds.
+        """
+        user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
+        calls: list[asyncio.Future[Scored]] = []
+        try:
+            found = given if given is not None else await self._retrieval(job.request)
+            if not hasattr(found, "__aiter__"):
+                calls = await self._start_scoring(job, user, found, whole=whole)
+            else:
+                reader = self._given if given is not None else self._retrieval
+                async with contextlib.aclosing(reader.batches(found)) as batches:
+                    async for batch in batches:  # each is scored while the next is on its way
+                        calls += await self._start_scoring(job, user, batch, whole=whole, streamed=True)
+            job.waiting_for = "scoring"
+            results = [await call for call in calls]
+        finally:
+            self._users.leave(job, user)
+            for call in calls:
+                call.cancel()  # of those that have not ended
+            if calls:  # of requests that were too late too, or the reserve would not grow
+                self._metrics.observe_scoring(time.perf_counter() - job.submitted)
+        for scored in results:
+            for span in scored.spans:
+                job.timeline.add(*span)
+        return results
+
+    async def _start_scoring(
+        self, job: PendingRequest, user: UserSide | Computation, given: Any, *, whole: bool, streamed: bool = False
+    ) -> list[asyncio.Future[Scored]]:
+        """Hands candidates to the scoring threads, in pieces where they are more than the largest bucket.
+
+        The pieces and batches of a request are padded to one size, and each is scored alone, since two programs may differ in
+        the last bit of equal candidates; only a batch that is larger than those before it takes a larger size.
+        """
+        before, job.candidates_there = job.candidates_there or job.timeline.arrival, time.perf_counter()
+        if not whole:
+            job.timeline.add("retrieval", before, job.candidates_there)
+        batch, exclude = Candidates.of(given), job.request.exclude
+        order = self.config.order if job.request.order is None else job.request.order
+        if order != LOGIT:
+            job.version.snapshot.orders.expect(order, given=batch.bids is not None)
+        if len(batch.ids):
+            kind = batch.kind
+            if job.kind not in (None, kind):
+                raise TypeError(f"candidates: expected {job.kind} as in the batches before, got {kind}")
+            if exclude is not None and len(exclude) and kind_of(exclude) != kind:
+                raise TypeError(f"Request.exclude: expected {kind} as the candidates are, got {kind_of(exclude)}")
+            job.kind = kind
+        if job.user is None or job.snapshot is None:
+            job.user = await self._users.ready(job, user)
+            job.snapshot = job.version.snapshot
+        job.bucket = bucket = bucket_for(len(batch.ids), self.config.buckets, least=job.bucket)
+        calls, together = [], (id(job.snapshot), job.user.length, bucket, order, whole)
+        for first in range(0, len(batch.ids), bucket):
+            part, job.submitted = batch.part(slice(first, first + bucket)), time.perf_counter()
+            task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, job.submitted, job.deadline)
+            alone = streamed or part is not batch
+            calls.append(self._scoring.submit(object() if alone else together, task))
+        return calls
+
+    def _ranking(self, job: PendingRequest, results: list[Scored], k: int) -> Ranking:
+        """The best k of everything that was scored; NonFiniteScores where no known candidate has a finite score."""
+        outputs = max(1, len(job.version.meaning.objectives))
+        rows = [scored.rows.all for scored in results]
+        best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
+        full = best.scores[-1] > -np.inf  # as scores descend
+        mask = np.ones(k, bool) if full else best.scores > -np.inf
+        _count(job, results, best.non_finite, some=bool(full or mask.any()))
+        if len(results) == 1:
+            ids = results[0].ids
+        else:
+            none = np.zeros(0, np.str_ if job.version.snapshot.index.kind == "strings" else np.int64)
+            ids = np.concatenate([scored.ids for scored in results] or [none])
+        if full:
+            chosen, logits = ids[best.positions], best.logits
+        else:
+            chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
+            chosen[mask] = ids[best.positions[mask]]
+            logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
+        return Ranking(
+            ids=chosen, scores=best.scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
+            excluded=job.excluded, _meaning=job.version.meaning, **_about(job),
+        )  # fmt: skip
+
+    def _scores(self, job: PendingRequest, results: list[Scored]) -> Scores:
+        """Every logit, in order; NonFiniteScores where no known candidate has a finite one."""
+        outputs = max(1, len(job.version.meaning.objectives))
+        none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
+        logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
+        known = np.concatenate([scored.rows.all for scored in results] or [np.zeros(0, np.int32)]) >= 0
+        mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
+        _count(job, results, int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
+        return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **_about(job))
 
     # what an operator sees
 
@@ -266,7 +448,7 @@ class AsyncPreRanker:
             **{f"transfers_{kind}": count for kind, count in dict(self._programs.transfers).items()},
         }
         values["gauges"] = {
-            "pending": len(self._admission),
+            "pending": len(self._pending),
             "user_sides_running": len(self._users.running),
             "hung_calls": sum(call.hung for call in calls.values()),
             "cached_states": len(cache),
@@ -282,6 +464,32 @@ class AsyncPreRanker:
         return values
 
 
-async def _finished(task: asyncio.Task[Any]) -> None:
-    await asyncio.wait({task})
-    task.result()
+def _count(job: PendingRequest, results: list[Scored], non_finite: int, *, some: bool) -> None:
+    """Counts the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
+    for scored in results:
+        job.candidates += len(scored.rows.all)
+        job.unknown += scored.rows.unknown
+        job.excluded += scored.rows.excluded
+    job.non_finite = non_finite
+    if non_finite and not some:
+        message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
+        raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)
+
+
+def _about(job: PendingRequest) -> dict[str, Any]:
+    """The fields that every answer carries."""
+    now, timeline = time.perf_counter(), job.timeline
+    if job.candidates_there is not None:
+        timeline.add("critical", job.candidates_there, now)
+    timeline.add("total", timeline.arrival, now)
+    since = None if job.user is None else job.user.since
+    return {
+        "version": job.version.name,
+        "non_finite": job.non_finite,
+        "degraded": job.reason is not None,
+        "reason": job.reason,
+        "stand_in": job.stand_in,
+        "state_age": None if since is None else now - since,
+        "stages": timeline.stages(),
+        "timeline": timeline,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -61,11 +62,17 @@ class Request:
         if self.exclude is not None:
             object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
 
+    def of_version(self, version: str) -> Request:
+        """The same request for a version of the model; nothing is checked again."""
+        request = copy.copy(self)
+        object.__setattr__(request, "version", version)
+        return request
+
 
 def expect_budget(budget: Any, name: str) -> None:
     """Raises ValueError unless a budget is None or a finite number of seconds above 0."""
-    good = budget is None or isinstance(budget, int | float | np.number) and 0 < budget < math.inf
-    expect(good, name, "None or more than 0 seconds", repr(budget))
+    if budget is not None and not (isinstance(budget, int | float | np.number) and 0 < budget < math.inf):
+        expect(False, name, "None or more than 0 seconds", repr(budget))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +110,8 @@ class Candidates:
 
     def part(self, places: slice) -> Candidates:
         """Some of them."""
+        if places.start == 0 and places.stop >= len(self.ids):
+            return self
         return Candidates(self.ids[places], None if self.bids is None else self.bids[places])
 
     @property

@@ -1,31 +1,207 @@
-"""Scores candidates in worker threads, alone or together with those of concurrent requests, and makes the answer of them."""
+"""What an engine computes in threads: those that wait for one together; candidates are looked up, then scored."""
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
+import dataclasses
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from aif_jax.serving.admission import PendingRequest
-from aif_jax.serving.config import ServingConfig
-from aif_jax.serving.metrics import Metrics
-from aif_jax.serving.programs import Programs, TopCandidates, best_of, has_repeats, without_repeats
-from aif_jax.serving.requests import Candidates, DeadlineExceeded, NonFiniteScores, Ranking, Scores, kind_of
-from aif_jax.serving.threads import Batcher, TimeLimitedCall
-from aif_jax.serving.users import Computation, UserStates
-from aif_jax.serving.versions import Snapshot, UserSide
+from aif_jax.serving.metrics import Known
+from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders
+from aif_jax.serving.requests import Candidates, DeadlineExceeded
 
 UNKNOWN, EXCLUDED = -1, -2
 """Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
 
+RECENT = 0.1
+"""Weight of the latest call in running means."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Waiting:
+    """A task that waits for a thread; those of one key can be computed together."""
+
+    key: Hashable
+    task: Any
+    future: asyncio.Future[Any]
+
+
+class Batches:
+    """Computes tasks in threads; when a thread is free, it takes the task that has waited longest and those of its key.
+
+    So batches form only where all threads are busy, and a lone task never waits for others.
+
+    Args:
+      sizes: numbers of tasks that one call can have, ascending from 1.
+      full: the least share of a size that must be tasks; copies of the first one fill it up.
+      prepare: the work of one task on the host. What it raises is the outcome of that task alone.
+      run: `run(tasks, prepared)` -> a result for each, of one of the sizes.
+
+    Attributes:
+      seconds: that a task takes of a thread, over the number of threads: how fast a queue gets shorter.
+    """
+
+    def __init__(
+        self, name: str, threads: int, sizes: Sequence[int], full: float,
+        prepare: Callable[[Any], Any], run: Callable[[list[Any], list[Any]], Sequence[Any]],
+    ):  # fmt: skip
+        self.seconds = 0.0
+        self._sizes, self._full, self._prepare, self._run = sizes, full, prepare, run
+        self._executor, self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name), threads
+        self._lock = threading.Lock()  # of the two below
+        self._waiting: list[Waiting] = []
+        self._working = 0  # threads
+
+    def submit(self, key: Hashable, task: Any) -> asyncio.Future[Any]:
+        """The result of a task, or what went wrong with it; cancel the future to give the task up."""
+        waiting = Waiting(key, task, asyncio.get_running_loop().create_future())
+        with self._lock:
+            self._waiting.append(waiting)
+            free = self._working < self._threads
+            self._working += free
+        if free:
+            self._executor.submit(self._work)
+        return waiting.future
+
+    def close(self) -> None:
+        """Ends the threads, each after the call that it is in."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _work(self) -> None:
+        """In a thread: computes until nothing waits; who gets the last answer finds the thread free."""
+        batch = self._take()
+        while batch:
+            began = time.perf_counter()
+            outcomes = self._outcomes([each.task for each in batch])
+            seconds = (time.perf_counter() - began) / len(batch)
+            done, batch = batch, self._take()
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                done[0].future.get_loop().call_soon_threadsafe(self._hand_out, done, outcomes, seconds)
+
+    def _take(self) -> list[Waiting]:
+        with self._lock:
+            waiting = [each for each in self._waiting if not each.future.done()]  # without those that were given up
+            batch = [each for each in waiting if each.key == waiting[0].key]
+            batch = batch[: self._size_for(len(batch))]
+            self._waiting = [each for each in waiting if each not in batch]
+            self._working -= not batch
+            return batch
+
+    def _size_for(self, count: int) -> int:
+        """The largest size that so many tasks fill."""
+        return next((size for size in reversed(self._sizes) if count >= self._full * size), 0)
+
+    def _outcomes(self, tasks: list[Any]) -> list[Any]:
+        """Results and exceptions of tasks of one key."""
+        outcomes, ready = dict[int, Any](), list[tuple[int, Any, Any]]()
+        for place, task in enumerate(tasks):
+            try:
+                ready.append((place, task, self._prepare(task)))
+            except Exception as error:
+                outcomes[place] = error
+        while ready:
+            size = self._size_for(len(ready))
+            part, ready = ready[:size], ready[size:]
+            places, together, prepared = map(list, zip(*part, *part[:1] * (size - len(part)), strict=True))
+            try:
+                results = self._run(together, prepared)
+            except Exception as error:
+                results = [error] * size
+            outcomes.update(zip(places[: len(part)], results, strict=False))
+        return [outcomes[place] for place in range(len(tasks))]
+
+    def _hand_out(self, batch: list[Waiting], outcomes: list[Any], seconds: float) -> None:
+        """On the loop: gives every task its outcome."""
+        self.seconds += RECENT * (seconds / self._threads - self.seconds)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if waiting.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                waiting.future.set_exception(outcome)
+                waiting.future.exception()  # seen: a request that is over does not look
+            else:
+                waiting.future.set_result(outcome)
+
+
+class UserSide(NamedTuple):
+    """A user state on the device."""
+
+    state: Any
+    length: int  # places of the history that it was made from
+    since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
+    known: Known = Known()  # how much of them the model knows
+
+
+class TopCandidates(NamedTuple):
+    """The best of one batch of candidates, on the host."""
+
+    scores: np.ndarray  # float32 [min(max_k, bucket)], best first, -inf behind the last
+    logits: np.ndarray  # float32 [min(max_k, bucket)], or [.., T]
+    positions: np.ndarray  # int32 [min(max_k, bucket)]
+    non_finite: int  # known candidates of the whole batch without a finite score
+
+
+class Snapshot(NamedTuple):
+    """An index snapshot, and the functions compiled for its capacity."""
+
+    index: Any
+    orders: Orders
+    programs: dict[tuple[int, int, int], Callable[..., Any]]  # by length of history, requests in a batch, bucket
+    no_bids: dict[tuple[int, int], jax.Array]  # float32 [b, bucket] of `ROWS_OWN`, on the device, as most requests bring none
+    branches: dict[str, jax.Array]  # int32 [] of each order, on the device
+    outputs: int  # T
+    transfers: Counter[str]
+
+    def inputs(self, rows: list[np.ndarray], bids: list[Any], order: str, bucket: int) -> tuple[Any, Any, Any]:
+        """Rows [b, bucket], bids [b, bucket] and order [] of b requests; arrays on the host go up with the call."""
+        words = self.count_up(filled(rows, bucket, np.int32(UNKNOWN)))
+        if order == LOGIT or all(each is None for each in bids):
+            return words, self.no_bids[len(rows), bucket], self.branches[order]
+        prices = filled([() if each is None else each for each in bids], bucket, np.float32(ROWS_OWN))
+        return words, self.count_up(prices), self.branches[order]
+
+    def run(self, users: list[UserSide], bucket: int, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
+        """The packed best and all logits, not ready yet, of histories of one length."""
+        program = self.programs[users[0].length, len(users), bucket]
+        with jax.transfer_guard_host_to_device("allow"), self.index.reading() as table:  # the inputs are meant to go up
+            return program(tuple(user.state for user in users), table, *inputs)
+
+    def download(self, value: jax.Array) -> np.ndarray:
+        """An array on the host."""
+        self.transfers["device_to_host"] += 1
+        self.transfers["device_to_host_bytes"] += value.nbytes
+        with jax.transfer_guard_device_to_host("allow"):  # meant, and sooner there than by `device_get`
+            return np.asarray(value)
+
+    def best(self, packed: jax.Array) -> list[TopCandidates]:
+        """Scores, logits, positions and count of each request, of the int32 [b, (2 + T) k + 1] that a program packs."""
+        found = []
+        for values in self.download(packed):
+            k = (len(values) - 1) // (2 + self.outputs)
+            scores, logits, positions = values[:k], values[k : -1 - k], values[-1 - k : -1]
+            shaped = logits.view(np.float32) if self.outputs == 1 else logits.view(np.float32).reshape(k, self.outputs)
+            found.append(TopCandidates(scores.view(np.float32), shaped, positions, int(values[-1])))
+        return found
+
+    def count_up(self, array: np.ndarray) -> np.ndarray:
+        """The same array, counted as one that goes up to the device with a call."""
+        self.transfers["host_to_device"] += 1
+        self.transfers["host_to_device_bytes"] += array.nbytes
+        return array
+
 
 class ScoringTask(NamedTuple):
-    """One batch of candidates of one request; `future` gets its `Scored`, or what went wrong with this task alone."""
+    """One batch of candidates of one request."""
 
     snapshot: Snapshot
     user: UserSide
@@ -33,179 +209,73 @@ class ScoringTask(NamedTuple):
     exclude: np.ndarray | None  # [E] ids of the candidates' kind that must not be scored
     bucket: int
     order: str
-    whole: bool  # all logits come back, not the best k
-    split: bool  # one of several batches of a request
+    whole: bool  # all logits come back, not the best
     submitted: float  # by time.perf_counter
     deadline: float | None
-    future: asyncio.Future[Any]
-
-    @property
-    def key(self) -> tuple[int, int, int, int | None]:
-        """Tasks of one key run in one call of a compiled function. A batch of several runs alone: whether others wait must not
-        decide which program scores it, since a tie with another batch of its request is a tie only in one program.
-        """
-        return id(self.snapshot), self.user.length, self.bucket, id(self.future) if self.split else None
-
-    @property
-    def shape(self) -> tuple[int, int, bool] | None:
-        """What its time depends on; None while an update writes into the index, and where many ids are excluded."""
-        many = self.exclude is not None and len(self.exclude) > self.bucket
-        return None if many or self.snapshot.index.is_writing else (self.user.length, self.bucket, self.whole)
 
 
-class Scored(NamedTuple):
-    """What came of it, on the host."""
+class Rows(NamedTuple):
+    """A task's candidates in the index."""
 
-    ids: np.ndarray  # [C] of the candidates
-    part: TopCandidates | None
-    logits: np.ndarray | None  # float32 [C], where they were to come back
-    rows: np.ndarray  # int32 [C] of the index, UNKNOWN or EXCLUDED where there is nothing to score
+    all: np.ndarray  # int32 [C], UNKNOWN or EXCLUDED where there is nothing to score
+    once: np.ndarray  # the same without repeats, where the best are wanted
+    unknown: int  # candidates that the index does not hold
+    excluded: int  # candidates that the request excludes
     spans: list[tuple[str, float, float]]
 
 
-class Scorer:
-    """Scores the candidates of requests, all at once or batch by batch, without blocking the event loop."""
+class Scored(NamedTuple):
+    """What came of a task, on the host."""
 
-    def __init__(self, programs: Programs, users: UserStates, config: ServingConfig, metrics: Metrics):
-        self._programs, self._users, self._config, self._metrics = programs, users, config, metrics
-        self._tasks = Batcher("aif-score", config.score_threads, config, programs, prepare=_look_up, run=self._run)
-        self.close = self._tasks.close
-        self._repeats = False  # whether the latest candidates that were looked through had repeats
-
-    @property
-    def seconds(self) -> float:
-        """Time that one more request in the queue adds to its wait."""
-        return self._tasks.seconds
-
-    async def score(
-        self, job: PendingRequest, user: UserSide | Computation, given: Any, reader: TimeLimitedCall, *, whole: bool
-    ) -> list[Scored]:
-        """Scores candidates, all logits where `whole`, else the best, with one user state and one index snapshot.
-
-        `given` are candidates as `Candidates.of` takes them, or an async iterator of such, which `reader` reads.
-        """
-        tasks: list[ScoringTask] = []
-        start = job.timeline.arrival
-        try:
-            if not hasattr(given, "__aiter__"):
-                await self._submit(job, user, given, start, whole, tasks, split=False)
-            else:
-                async with contextlib.aclosing(reader.batches(given)) as stream:
-                    async for batch in stream:
-                        await self._submit(job, user, batch, start, whole, tasks, split=True)
-                        start = time.perf_counter()
-            job.waiting_for = "scoring"
-            results = []
-            for task in tasks:
-                scored = await task.future
-                if isinstance(scored, Exception):
-                    raise scored
-                results.append(scored)
-        except BaseException:
-            for task in tasks:
-                task.future.cancel()
-            if tasks:  # of those that were too late too, or the reserve would not grow
-                self._metrics.observe_scoring(time.perf_counter() - job.submitted)
-            raise
-        if results:
-            self._metrics.observe_scoring(time.perf_counter() - job.submitted)
-        for scored in results:
-            for span in scored.spans:
-                job.timeline.add(*span)
-        return results
-
-    async def _submit(
-        self, job: PendingRequest, user: UserSide | Computation, given: Any, start: float, whole: bool,
-        tasks: list[ScoringTask], *, split: bool,
-    ) -> None:  # fmt: skip
-        """Hands one batch of candidates to the scorer, in pieces where it is larger than the largest bucket.
-
-        The pieces and batches of a request are padded to one size, since programs of two sizes may differ in the last bit of
-        equal candidates; only a batch that is larger than those before it takes a larger one.
-        """
-        job.candidates_there = time.perf_counter()
-        if not whole:
-            job.timeline.add("retrieval", start, job.candidates_there)
-        batch, buckets = Candidates.of(given), self._config.buckets
-        order = self._config.order if job.request.order is None else job.request.order
-        job.version.snapshot.orders.expect(order, given=batch.bids is not None)
-        if tasks and len(batch.ids) and batch.kind != (kind := tasks[0].candidates.kind):
-            raise TypeError(f"candidates: expected {kind} as in the batches before, got {batch.kind}")
-        exclude = job.request.exclude
-        if exclude is not None and len(exclude) and len(batch.ids) and kind_of(exclude) != batch.kind:
-            raise TypeError(f"Request.exclude: expected {batch.kind} as the candidates are, got {kind_of(exclude)}")
-        if job.user is None or job.snapshot is None:
-            job.user = await self._users.ready(job, user)
-            job.snapshot = job.version.snapshot
-        split |= len(batch.ids) > buckets[-1]
-        bucket = bucket_for(len(batch.ids), buckets, least=tasks[-1].bucket if tasks else 0)
-        for first in range(0, len(batch.ids), bucket):
-            part = batch.part(slice(first, first + bucket))
-            future, job.submitted = asyncio.get_running_loop().create_future(), time.perf_counter()
-            times = job.submitted, job.deadline
-            task = ScoringTask(job.snapshot, job.user, part, exclude, bucket, order, whole, split, *times, future)
-            self._tasks.submit(task)
-            tasks.append(task)
-
-    def _run(self, tasks: list[ScoringTask], rows: list[np.ndarray], started: float) -> list[Scored]:
-        """Scores tasks of one key, whose rows were looked up."""
-        looked_up = time.perf_counter()
-        priced = any(task.candidates.bids is not None for task in tasks)  # a repeat's score may differ
-        parts, logits, spans = self._compute(tasks, rows, look_first=self._repeats or priced)
-        scored = []
-        for slot, task in enumerate(tasks):
-            part, whole = (None, logits[slot][: len(rows[slot])]) if task.whole else (parts[slot], None)
-            before = [("queue", task.submitted, started), ("lookup", started, looked_up)]
-            scored.append(Scored(task.candidates.ids, part, whole, rows[slot], [*before, *spans]))
-        return scored
-
-    def _compute(
-        self, tasks: list[ScoringTask], rows: list[np.ndarray], *, look_first: bool
-    ) -> tuple[list[TopCandidates], Any, list]:
-        """Best candidates, all logits where a task wants them, and spans; looks for repeats first, or only among the best."""
-        spare = self._tasks.size_for(len(tasks)) - len(tasks)  # batches are filled up with their first request
-        tasks, rows = tasks + tasks[:1] * spare, rows + rows[:1] * spare
-        first, start = tasks[0], time.perf_counter()
-        if look_first:
-            distinct = list(map(_distinct, tasks, rows))
-            self._repeats = any(a is not b for a, b in zip(distinct, rows, strict=True))
-            rows = distinct
-        with jax.profiler.TraceAnnotation("aif.upload"):
-            orders, bids = [task.order for task in tasks], [task.candidates.bids for task in tasks]
-            inputs = self._programs.upload_rows(rows, bids, orders, first.bucket, first.snapshot.orders)
-        uploaded = time.perf_counter()
-        with jax.profiler.TraceAnnotation("aif.score"):
-            packed, logits = first.snapshot.run([task.user for task in tasks], first.bucket, inputs)
-        packed.block_until_ready()
-        scored = time.perf_counter()
-        with jax.profiler.TraceAnnotation("aif.fetch"):
-            best = [] if all(task.whole for task in tasks) else self._programs.download_best(packed)
-            whole = self._programs.download(logits) if any(task.whole for task in tasks) else None
-        fetched = time.perf_counter()
-        if not look_first and any(map(_repeats, tasks, rows, best)):
-            return self._compute(tasks, rows, look_first=True)
-        return best, whole, [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, fetched)]
+    ids: np.ndarray  # [C] of the candidates
+    rows: Rows
+    best: TopCandidates | None
+    logits: np.ndarray | None  # float32 [C] or [C, T], where they were to come back
+    spans: list[tuple[str, float, float]]
 
 
-def _look_up(task: ScoringTask) -> np.ndarray:
-    """int32 [C] rows of a task's candidates, UNKNOWN or EXCLUDED where they are not to be scored."""
-    if task.deadline is not None and time.perf_counter() > task.deadline:
+def look_up(task: ScoringTask) -> Rows:
+    """Looks a task's candidates up; to be called in a thread.
+
+    Raises DeadlineExceeded where the budget is spent already, TypeError for ids of another kind than the index has.
+    """
+    began = time.perf_counter()
+    if task.deadline is not None and began > task.deadline:
         raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
+    index, (ids, bids) = task.snapshot.index, (task.candidates.ids, task.candidates.bids)
     with jax.profiler.TraceAnnotation("aif.lookup"):
-        rows = task.snapshot.index.lookup(task.candidates.ids)[0]
+        rows = index.lookup(ids)[0]
         if task.exclude is not None and len(task.exclude):
-            excluded = task.snapshot.index.lookup(task.exclude)[0]
+            excluded = index.lookup(task.exclude)[0]
             rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
-        return rows
+        ordered = np.sort(rows)
+        below = ordered[: np.searchsorted(ordered, 0)]
+        once = without_repeats(rows, bids) if not task.whole and has_repeats(ordered[len(below) :]) else rows
+    excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
+    spans = [("queue", task.submitted, began), ("lookup", began, time.perf_counter())]
+    return Rows(rows, once, len(below) - excluded, excluded, spans)
 
 
-def _distinct(task: ScoringTask, rows: np.ndarray) -> np.ndarray:
-    """The rows of a task, for a ranking without repeats; the same array where there are none."""
-    return without_repeats(rows, task.candidates.bids) if not task.whole and has_repeats(rows) else rows
-
-
-def _repeats(task: ScoringTask, rows: np.ndarray, best: TopCandidates) -> bool:
-    return not task.whole and has_repeats(rows[best.positions[: np.count_nonzero(best.scores > -np.inf)]])
+def score(tasks: list[ScoringTask], rows: list[Rows]) -> list[Scored]:
+    """Scores tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
+    snapshot, bucket, order, whole = tasks[0].snapshot, tasks[0].bucket, tasks[0].order, tasks[0].whole
+    start = time.perf_counter()
+    with jax.profiler.TraceAnnotation("aif.upload"):
+        inputs = snapshot.inputs([each.once for each in rows], [task.candidates.bids for task in tasks], order, bucket)
+    uploaded = time.perf_counter()
+    with jax.profiler.TraceAnnotation("aif.score"):
+        packed, logits = snapshot.run([task.user for task in tasks], bucket, inputs)
+        packed.block_until_ready()
+    scored = time.perf_counter()
+    with jax.profiler.TraceAnnotation("aif.fetch"):
+        fetched = snapshot.download(logits) if whole else snapshot.best(packed)
+    spans = [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, time.perf_counter())]
+    results = []
+    for task, its, values in zip(tasks, rows, fetched, strict=True):
+        ids = task.candidates.ids
+        best, all_logits = (None, values[: len(ids)]) if whole else (values, None)
+        results.append(Scored(ids, its, best, all_logits, [*its.spans, *spans]))
+    return results
 
 
 def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
@@ -217,50 +287,65 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
       >>> bucket_for(100, (64, 256, 1024)), bucket_for(1030, (64, 256, 1024)), bucket_for(2000, (64, 256, 1024))
       (256, 256, 1024)
     """
-    fits = next((size for size in buckets if size >= count), None)
-    if fits is None:
-        large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
-        fits = min(large, key=lambda size: -(-count // size) * size)
-    return max(fits, least)
+    if count <= buckets[-1]:
+        return max(buckets[bisect.bisect_left(buckets, count)], least)
+    large = [size for size in reversed(buckets) if 4 * size >= buckets[-1]]
+    return max(min(large, key=lambda size: -(-count // size) * size), least)
 
 
-def ranking(job: PendingRequest, results: list[Scored], k: int) -> Ranking:
-    """The best k of everything that was scored for a request; NonFiniteScores where no known candidate has a finite one."""
-    outputs = max(1, len(job.version.meaning.objectives))
-    rows = [scored.rows for scored in results]
-    best = best_of([scored.part for scored in results if scored.part], rows, k, outputs=outputs)
-    mask = best.scores > -np.inf
-    _expect_some_finite(job, best.non_finite, mask, rows)
-    none = np.zeros(0, np.str_ if job.version.snapshot.index.kind == "strings" else np.int64)
-    ids = results[0].ids if len(results) == 1 else np.concatenate([s.ids for s in results] or [none])
-    if mask.all():
-        chosen, logits = ids[best.positions], best.logits
+def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
+    """A new array [size, ...] that starts with `values` [n, ...] and ends with `fill`; a device may be given its memory."""
+    padded = np.full((size, *values.shape[1:]), fill, values.dtype)
+    padded[: len(values)] = values
+    return padded
+
+
+def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
+    """A new array [b, size] of rows that start with `values` [n] and end with `fill`; a device may be given its memory."""
+    rows = np.full((len(values), size), fill)
+    for row, some in zip(rows, values, strict=True):
+        row[: len(some)] = some
+    return rows
+
+
+def has_repeats(ordered: np.ndarray) -> bool:
+    """Whether some row comes twice; rows [n] ascend."""
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
+def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
+    """Rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
+    keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
+    order = np.lexsort(keys)
+    once = np.full_like(rows, UNKNOWN)
+    first = order[np.flatnonzero(np.diff(rows[order], prepend=-2))]
+    once[first] = rows[first]
+    return once
+
+
+def best_of(parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1) -> TopCandidates:
+    """The best k of several batches of candidates; positions count from the first batch's first candidate.
+
+    Args:
+      parts: parts of each batch; none has an item twice.
+      rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
+      k: how many to keep; missing ones have score -inf and position 0.
+      outputs: T, logits of a candidate.
+    """
+    if len(parts) == 1:
+        scores, logits, positions = (field[:k] for field in parts[0][:3])
     else:
-        chosen = np.full(k, -1 if ids.dtype.kind == "i" else "", ids.dtype)
-        chosen[mask] = ids[best.positions[mask]]
-        logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
-    return Ranking(
-        ids=chosen, scores=best.scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
-        excluded=job.excluded, _meaning=job.version.meaning, **job.finish(),
-    )  # fmt: skip
-
-
-def scores(job: PendingRequest, results: list[Scored]) -> Scores:
-    """Every logit of a request, in order; NonFiniteScores where no known candidate has a finite one."""
-    outputs = max(1, len(job.version.meaning.objectives))
-    none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
-    logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
-    rows = [scored.rows for scored in results]
-    known = np.concatenate(rows or [np.zeros(0, np.int32)]) >= 0
-    mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-    _expect_some_finite(job, int(np.count_nonzero(known & ~mask)), mask, rows)
-    return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **job.finish())
-
-
-def _expect_some_finite(job: PendingRequest, non_finite: int, mask: np.ndarray, rows: list[np.ndarray]) -> None:
-    job.non_finite, job.candidates = non_finite, sum(map(len, rows))
-    some = [each for each in rows if len(each) and each.min() < 0]
-    job.unknown, job.excluded = (sum(int(np.count_nonzero(each == mark)) for each in some) for mark in (UNKNOWN, EXCLUDED))
-    if non_finite and not mask.any():
-        message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
-        raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)
+        offsets = np.cumsum([0, *map(len, rows)])[: len(rows)]
+        scores = np.concatenate([part.scores for part in parts] or [np.zeros(0, np.float32)])
+        none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
+        logits = np.concatenate([part.logits for part in parts] or [none])
+        shifted = [part.positions + offset for part, offset in zip(parts, offsets, strict=True)]
+        positions = np.concatenate(shifted or [np.zeros(0, np.int32)])
+        best = np.argsort(-scores, kind="stable")
+        best = best[scores[best] > -np.inf]
+        _, first = np.unique(np.concatenate(rows)[positions[best]] if rows else best, return_index=True)
+        best = best[np.sort(first)][:k]
+        scores, logits, positions = scores[best], logits[best], positions[best]
+    if len(scores) < k:
+        scores, logits, positions = pad(scores, k, -np.inf), pad(logits, k, -np.inf), pad(positions, k, 0)
+    return TopCandidates(scores, logits, positions, sum(part.non_finite for part in parts))

@@ -7,21 +7,23 @@ import contextlib
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
-from aif_jax.features import pack
-from aif_jax.serving.admission import PendingRequest
-from aif_jax.serving.config import ServingConfig
+from aif_jax.checks import check_encoding, expect
+from aif_jax.features import check_user_features, pack
+from aif_jax.schema import Schema
+from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Known, Metrics, known_of
+from aif_jax.serving.pending import PendingRequest
 from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.requests import DeadlineExceeded, Request
-from aif_jax.serving.threads import RECENT, Batcher, TimeLimitedCall, described
-from aif_jax.serving.versions import UserSide, Version
+from aif_jax.serving.scoring import RECENT, Batches, UserSide
+from aif_jax.serving.threads import TimeLimitedCall, described
+from aif_jax.serving.versions import Version
 from aif_jax.types import UserFeatures
 
 ENTRY_BYTES, LEAF_BYTES = 1100, 1300
@@ -217,6 +219,8 @@ class SingleFlight:
 
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
+Span: TypeAlias = tuple[str, float, float]
+"""A stage and when it began and ended."""
 
 
 class UserTask(NamedTuple):
@@ -224,19 +228,6 @@ class UserTask(NamedTuple):
 
     version: Version
     features: UserFeatures
-    future: asyncio.Future[Any]
-
-    @property
-    def length(self) -> int:
-        """Places of its history."""
-        return history_length(self.features)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        """Tasks of one key run the same compiled function with the same parameters."""
-        return id(self.version), self.length
-
-    shape = length
 
 
 class UserStates:
@@ -246,79 +237,81 @@ class UserStates:
         self.cache = StateCache(config.cache_bytes, max_age=config.max_stale, unversioned_ttl=config.prepare_ttl)
         self.running = SingleFlight(detached_limit=config.max_pending)
         self.stale_age = 0.0  # of the state in the latest answer from a stale one, in seconds
-        self._programs = programs
         self._config = config
         self._features = features
         self._metrics = metrics
-        self._tasks = Batcher("aif-user", config.user_threads, config, programs, prepare=self._pack, run=self._run)
+        sizes = batch_sizes(config.batch_size)
+        self._batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare, compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
+
+    @property
+    def seconds(self) -> float:
+        """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
+        return self._computed * self._batches.seconds
 
     def serve(self, version: str) -> None:
         """Caches states of that model version from now on, and frees those of others."""
         self._serving = version
         self.cache.keep_version(version)
 
-    @property
-    def seconds(self) -> float:
-        """Time that one more request in the queue adds to its wait, where some have a state in the cache."""
-        return self._computed * self._tasks.seconds
-
     def holds(self, request: Request, version: Version) -> bool:
         """Whether a state for that user and feature version is there, or on its way."""
         key = StateKey(request.user, request.feature_version, version.name)
         return key in self.cache or key in self.running
 
-    @contextlib.contextmanager
-    def joined(self, job: PendingRequest, *, prepare: bool = False) -> Iterator[UserSide | Computation]:
-        """The user's state from the cache, or the computation of it, started where none may be shared.
+    def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
+        """The user's state from the cache, or the computation of it, started where none may be shared; needs a `leave`.
 
-        Requests share a state where their feature version is known, or where `prepare` makes or made it. At the end of the
-        block, a computation that was only late runs on to fill the cache; one that nobody waits for is cancelled.
+        Requests share a state where their feature version is known, or where `prepare` makes or made it.
         """
         request, version = job.request, job.version
         key = StateKey(request.user, request.feature_version, version.name)
         cached = self.cache.get(key)
         self._computed += RECENT * ((cached is None) - self._computed)
         if cached is not None:
-            yield cached
-            return
+            return cached
         keep = key
         if request.feature_version is None and not prepare and key not in self.running:
             key, keep = key._replace(feature_version=job), key._replace(feature_version=_FOR_STALE_USE)
         self._metrics.counters["cache_joins"] += key in self.running
-        computation = self.running.join(key, lambda: self._make(job, version, keep))
-        try:
-            yield computation
-        finally:
-            self.running.leave(computation, keep=job.reason is not None)
+        return self.running.join(key, lambda: self._make(job, version, keep))
+
+    def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
+        """Lets a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
+        if isinstance(user, Computation):
+            self.running.leave(user, keep=job.reason is not None)
 
     async def ready(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
-        """The user's own state if it comes in time, else the stand-in that the config allows, or what went wrong is raised."""
+        """Waits for the user's own state as long as scoring leaves time; else returns the stand-in that the config allows.
+
+        Raises what went wrong where it allows none.
+        """
         if isinstance(user, UserSide):
             return self._marked(job, user)
         task, start = user.task, time.perf_counter()
         if not task.done():
             left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
             before, job.waiting_for = job.waiting_for, "user side"
-            await asyncio.wait({task}, timeout=left)
+            await asyncio.wait((task,), timeout=left)
             job.waiting_for = before
             job.timeline.add("wait_user", start, time.perf_counter())
-        ended = task.done() and not task.cancelled()
-        error = task.exception() if ended else None
-        if ended and error is None:
+        if not task.done() or task.cancelled():
+            error: BaseException | None = DeadlineExceeded("user side: not ready within the budget")
+            why = "late"
+        else:
+            error, why = task.exception(), "failed"
+        if error is None:
             side, spans = task.result()
             for span in spans:
                 job.timeline.add(*span)
             return self._marked(job, side)
-        what = "late" if error is None else "failed"
-        error = error or DeadlineExceeded("user side: not ready within the budget")
         if not self._config.fallback:
             raise error
         stale = self.cache.stale(job.request.user, job.version.name)
         job.stand_in = "unknown user" if stale is None else "stale state"
-        job.reason = f"user side {what}: {error if what == 'late' else described(error)}; answered with the {job.stand_in}"
-        job.degraded = f"{what}, {job.stand_in}"
+        job.reason = f"user side {why}: {error if why == 'late' else described(error)}; answered with the {job.stand_in}"
+        job.degraded = f"{why}, {job.stand_in}"
         if stale is None:
             return job.version.unknown[0]
         self.stale_age = time.perf_counter() - stale.since
@@ -328,7 +321,7 @@ class UserStates:
     async def close(self) -> None:
         """Stops every computation."""
         await self.running.close()
-        await asyncio.to_thread(self._tasks.close)
+        await asyncio.to_thread(self._batches.close)
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
         """The same state; the answer says so where the model knows too little of its history."""
@@ -341,44 +334,58 @@ class UserStates:
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
-    async def _make(
-        self, job: PendingRequest, version: Version, key: StateKey
-    ) -> tuple[UserSide, list[tuple[str, float, float]]]:
+    async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
         """Fetches features, runs the user function, caches the state."""
         start = time.perf_counter()
-        features = await self._features(dataclasses.replace(job.request, version=version.name))
-        fetched = time.perf_counter()
-        task = UserTask(version, features, asyncio.get_running_loop().create_future())
-        self._tasks.submit(task)
-        outcome = await task.future
-        if isinstance(outcome, Exception):
-            raise self._features.noted(outcome)  # features that do not fit the model
-        state, span, known = outcome
+        features = await self._features(job.request.of_version(version.name))
+        fetched, length = time.perf_counter(), history_length(features)
+        try:
+            task = UserTask(version, features)
+            state, known, span = await self._batches.submit((id(version), length), task)
+        except Exception as error:
+            self._features.noted(error)  # features that do not fit the model
+            raise
         self._metrics.observe_known(known)
-        side = UserSide(state, task.length, start, known)
+        side = UserSide(state, length, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
         return side, [("features", start, fetched), span]
 
-    def _pack(self, task: UserTask) -> tuple[np.ndarray, Known]:
-        """Checked features as words int32 [n], and how much of them the model knows."""
-        features = self._programs.plain(task.features, encoding=task.version.encoding)
-        expected = ", ".join(f"L={length}" for length in task.version.lengths)
-        expect(task.length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={task.length}")
-        return pack(features), known_of(features)
 
-    def _run(
-        self, tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]], started: float
-    ) -> list[tuple[Any, tuple[str, float, float], Known]]:
-        """States of users of one version and length of history.
+def prepare(task: UserTask) -> tuple[np.ndarray, Known]:
+    """The checked features of a user as words int32 [n], and how much of them the model knows; to be called in a thread.
 
-        Waits for the device here, so that a backlog forms where requests can be cancelled, and not in the device's queue before
-        the interactions of others.
-        """
-        words = [each for each, _ in packed]
-        words += words[:1] * (self._tasks.size_for(len(words)) - len(words))
-        with jax.profiler.TraceAnnotation("aif.user"):
-            states = tasks[0].version.states(self._programs, words, tasks[0].length)
-            jax.block_until_ready(states)
-        span = ("user", started, time.perf_counter())
-        return [(state, span, known) for state, (_, known) in zip(states, packed, strict=False)]
+    Raises:
+      EncodingMismatch, TypeError, ValueError: features that do not fit the version.
+    """
+    features = plain_features(task.version.schema, task.features, encoding=task.version.encoding)
+    length, expected = history_length(features), ", ".join(f"L={length}" for length in task.version.lengths)
+    expect(length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={length}")
+    return pack(features), known_of(features)
+
+
+def compute_states(tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]]) -> list[tuple[Any, Known, Span]]:
+    """The states on the device of users of one version and length of history; to be called in a thread.
+
+    It waits for the device, so that a backlog forms where requests can be cancelled, and not in the device's queue before the
+    interactions of others.
+    """
+    began = time.perf_counter()
+    with jax.profiler.TraceAnnotation("aif.user"):
+        version, length = tasks[0].version, history_length(tasks[0].features)
+        states = version.states([words for words, _ in packed], length)
+        jax.block_until_ready(states[0])  # all come from one program
+    span = ("user", began, time.perf_counter())
+    return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]
+
+
+def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
+    """Features of one user, checked, as NumPy arrays; without the encoder's version, on which no compiled function depends.
+
+    Raises:
+      EncodingMismatch: made by another encoder than the model's.
+      TypeError, ValueError: as `check_user_features`.
+    """
+    check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
+    check_user_features(schema, features, batched=False)
+    return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))

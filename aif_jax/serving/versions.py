@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,35 +18,12 @@ from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig, batch_sizes
-from aif_jax.serving.metrics import Known
-from aif_jax.serving.programs import Orders, Programs, history_length
+from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs, history_length
 from aif_jax.serving.requests import Meaning, NonFiniteScores
+from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import UserFeatures
-
-
-class UserSide(NamedTuple):
-    """A user state on the device."""
-
-    state: Any
-    length: int  # places of the history that it was made from
-    since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
-    known: Known = Known()  # how much of them the model knows
-
-
-class Snapshot(NamedTuple):
-    """An index snapshot, and the functions compiled for its capacity, by (length of history, requests in a batch, bucket)."""
-
-    index: Any
-    orders: Orders
-    score: dict[tuple[int, int, int], Callable[..., Any]]
-
-    def run(self, users: list[UserSide], bucket: int, inputs: Any) -> tuple[jax.Array, Any]:
-        """Packed answers, and logits, not ready yet, of histories of one length."""
-        function = self.score[users[0].length, len(users), bucket]
-        with self.index.reading() as table:
-            return Programs.call(function, tuple(user.state for user in users), table, *inputs)
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,9 +31,10 @@ class Version:
     """One model version. Requests hold the version they started with; it is freed when the last of them completes."""
 
     name: str
+    schema: Schema
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
-    user: dict[tuple[int, int], Callable[..., Any]]  # by length of history and users in a batch
+    user: dict[tuple[int, int], Callable[..., Any]]  # compiled, by length of history and users in a batch
     unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
     snapshot: Snapshot
     meaning: Meaning  # of its logits
@@ -66,9 +44,11 @@ class Version:
         """Lengths of history that are compiled."""
         return tuple(side.length for side in self.unknown)
 
-    def states(self, programs: Programs, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
-        """States, not ready yet, of users whose histories have one length; of a compiled number."""
-        return programs.call(self.user[length, len(words)], programs.upload_features(words))
+    def states(self, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
+        """States, not ready yet, of a compiled number of users whose histories have one length."""
+        packed = self.snapshot.count_up(np.stack(words))
+        with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
+            return self.user[length, len(words)](packed)
 
 
 def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
@@ -91,45 +71,44 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 
     def state_of(features: UserFeatures) -> UserSide:
         length = history_length(features)
-        return UserSide(programs.call(user[length, 1], programs.upload_features([pack(features)]))[0], length, None)
+        with jax.transfer_guard_host_to_device("allow"):
+            return UserSide(user[length, 1](pack(features)[None])[0], length, None)
 
     unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
     probes = [(side, "the unknown user") for side in unknown]
     probes += [(state_of(probe_user(model_config.schema, n)), f"a user with {n} events") for n in lengths]
     count = min(len(index), config.buckets[0])
-    inputs = programs.upload_rows([np.arange(count, dtype=np.int32)], [None], ["logit"], config.buckets[0])
     for side, who in probes:
-        packed, _ = snapshot.run([side], config.buckets[0], inputs)
-        if bad := programs.download_best(packed)[0].non_finite:
+        if bad := _non_finite(snapshot, side, count, LOGIT, config):
             raise NonFiniteScores(f"version {name[:12]}: {bad} of {count} scores of {who} are NaN or infinite")
-    _expect_values(programs, snapshot, unknown[0], config, count)
-    return Version(name, index.encoding or trained.encoding, params, user, unknown, snapshot, meaning)
-
-
-def _expect_values(programs: Programs, snapshot: Snapshot, user: UserSide, config: ServingConfig, count: int) -> None:
-    """Raises NonFiniteScores for an order that needs no bids of candidates and gives no probe item a value."""
-    orders, bucket = snapshot.orders, config.buckets[0]
     for order in orders.names:
-        if order in orders.need_bids:
-            continue
-        rows = np.arange(count, dtype=np.int32)
-        packed, _ = snapshot.run([user], bucket, programs.upload_rows([rows], [None], [order], bucket, orders))
-        if count and programs.download_best(packed)[0].non_finite == count:
+        if count and order not in orders.need_bids and _non_finite(snapshot, unknown[0], count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
+    return Version(name, model_config.schema, index.encoding or trained.encoding, params, user, unknown, snapshot, meaning)
+
+
+def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
+    """How many of the first `count` items have no finite value by an order that needs no bids of candidates."""
+    bucket = config.buckets[0]
+    packed, _ = snapshot.run([side], bucket, snapshot.inputs([np.arange(count)], [None], order, bucket))
+    return snapshot.best(packed)[0].non_finite
 
 
 def build_snapshot(
     programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
     """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
-    snapshot = Snapshot(index, orders, {})
-    shapes = list(itertools.product(users, batch_sizes(config.batch_size), config.buckets))
-    for user, count, bucket in track(shapes, label="engine", unit="programs"):
+    sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
+    no_bids = {size: jax.device_put(np.full(size, ROWS_OWN, np.float32)) for size in sizes}
+    branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
+    snapshot = Snapshot(index, orders, {}, no_bids, branches, programs.model.config.outputs, programs.transfers)
+    for user, (count, bucket) in track(list(itertools.product(users, sizes)), label="engine", unit="programs"):
         before = programs.compiles["score"]
-        snapshot.score[user.length, count, bucket] = programs.score(params, (user.state,) * count, index, bucket, orders)
+        states = (user.state,) * count
+        snapshot.programs[user.length, count, bucket] = programs.score(params, states, index, bucket, orders)
         if programs.compiles["score"] > before:
-            inputs = programs.upload_rows([np.zeros(0, np.int32)] * count, [None] * count, ["logit"] * count, bucket)
+            inputs = snapshot.inputs([np.zeros(0, np.int32)] * count, [None] * count, LOGIT, bucket)
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))
             start = time.perf_counter()
             jax.block_until_ready(snapshot.run([user] * count, bucket, inputs))

@@ -1,12 +1,15 @@
 """Promise: after warm-up a request traces nothing, compiles nothing and transfers nothing that is not written down."""
 
 import asyncio
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import aif_jax
 from aif_jax import Trained
 from aif_jax.serving import Request
 from tests.serving_world import bids_for, in_batches, shared
@@ -72,3 +75,25 @@ async def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
             "transfers_device_to_host": 1,
             "transfers_device_to_host_bytes": (3 * 8 + 1) * 4,  # scores, logits, positions of max_k, and a count
         }
+
+
+async def test_a_cached_request_runs_the_code_of_eight_files():
+    """So that a reader can follow it: the engine, the user's state, the call of the program, the index, the counters."""
+    world, package = shared(), Path(aif_jax.__file__).parent
+    files: set[str] = set()
+
+    def note(frame, *_):
+        files.add(frame.f_code.co_filename)
+
+    async with world.engine(buckets=(64,), score_threads=1) as engine:
+        request, loop = Request(user=3, feature_version=1), asyncio.get_running_loop()
+        await engine.rank(request, 8, candidates=world.ids[:40])
+        await loop.run_in_executor(engine._scoring._executor, sys.setprofile, note)
+        sys.setprofile(note)
+        try:
+            await engine.rank(request, 8, candidates=world.ids[:40])
+        finally:
+            sys.setprofile(None)
+            await loop.run_in_executor(engine._scoring._executor, sys.setprofile, None)
+    ours = {Path(file).relative_to(package).as_posix() for file in files if file.startswith(str(package))}
+    assert {"serving/engine.py", "serving/scoring.py", "index/ids.py"} <= ours and len(ours) <= 8, sorted(ours)
