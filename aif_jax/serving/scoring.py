@@ -214,7 +214,7 @@ class ScoringTask(NamedTuple):
     deadline: float | None
 
 
-class Rows(NamedTuple):
+class CandidateRows(NamedTuple):
     """A task's candidates in the index."""
 
     all: np.ndarray  # int32 [C], UNKNOWN or EXCLUDED where there is nothing to score
@@ -228,13 +228,13 @@ class Scored(NamedTuple):
     """What came of a task, on the host."""
 
     ids: np.ndarray  # [C] of the candidates
-    rows: Rows
+    rows: CandidateRows
     best: TopCandidates | None
     logits: np.ndarray | None  # float32 [C] or [C, T], where they were to come back
     spans: list[tuple[str, float, float]]
 
 
-def look_up(task: ScoringTask) -> Rows:
+def look_up(task: ScoringTask) -> CandidateRows:
     """Looks a task's candidates up; to be called in a thread.
 
     Raises DeadlineExceeded where the budget is spent already, TypeError for ids of another kind than the index has.
@@ -253,10 +253,10 @@ def look_up(task: ScoringTask) -> Rows:
         once = without_repeats(rows, bids) if not task.whole and has_repeats(ordered[len(below) :]) else rows
     excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
     spans = [("queue", task.submitted, began), ("lookup", began, time.perf_counter())]
-    return Rows(rows, once, len(below) - excluded, excluded, spans)
+    return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
 
 
-def score(tasks: list[ScoringTask], rows: list[Rows]) -> list[Scored]:
+def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
     """Scores tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
     snapshot, bucket, order, whole = tasks[0].snapshot, tasks[0].bucket, tasks[0].order, tasks[0].whole
     start = time.perf_counter()
