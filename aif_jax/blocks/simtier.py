@@ -2,9 +2,10 @@
 
 With h differing bits of K, tier = min((K - h) T // K, T - 1): in integers, so that every form agrees bit for bit.
 
-The exact form costs C x L comparisons and never makes an array of all pairs. A tier of a group is a 4-bit field of a 32-bit
-word: a behaviour adds 1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled:
-one elementwise pass with candidates minor, which a compiler vectorises. More than 8 fields take more words.
+The exact form costs C x L comparisons and never makes an array of all pairs. A tier is a 4-bit field of a 32-bit word: a
+behaviour adds 1 << 4 tier to the word of its candidate, and 15 fit before a field can overflow. Their loop is unrolled: one
+elementwise pass with candidates minor, which a compiler vectorises. More than 8 tiers take more words. The behaviours of each
+group come together first, filled up to whole spans.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from aif_jax.config import Config
 from aif_jax.heads import HeadInputs
 from aif_jax.types import Array, Behaviours, ItemRow, Params, UserState, record
 
-SPAN = 15  # behaviours that a 4-bit field counts
+FULL = 15  # behaviours that a 4-bit field counts
 FIELDS = 8  # 4-bit fields of a word
+SPAN = 4  # words of a field that are summed at once: more fill up short groups with more padding
 
 
 @block
@@ -120,34 +122,44 @@ def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
 
 
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """Counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in C x L / 4 bytes.
+    """Counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L.
 
-    Each SPAN behaviours are counted in 4-bit fields of words [C]. These are summed in a separate pass: in one with the first,
-    XLA on a CPU computes the words again for each field.
+    Each FULL behaviours of a group are counted in 4-bit fields of words [C]. The words of a span are summed in a separate pass:
+    in one with the first, XLA on a CPU computes the words again for each field.
     """
     count, width = candidates.shape
-    words = -(-groups * tiers // FIELDS)
-    spans = (history.mask.shape[0] + SPAN - 1) // SPAN
-    first_cell = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None]
-    shifts = 4 * jnp.arange(FIELDS, dtype=jnp.uint32)[None, :, None]
+    words = -(-tiers // FIELDS)
+    first_tier = FIELDS * jnp.arange(words, dtype=jnp.uint32)[:, None]
+    shifts = 4 * jnp.arange(FIELDS, dtype=jnp.uint32)[None, None, :, None]
 
-    def spanned(x: Array) -> jax.Array:
-        x = jnp.pad(jnp.asarray(x), [(0, spans * SPAN - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(spans, SPAN, *x.shape[1:])
-
-    def pack(_: None, span: TierHistory) -> tuple[None, jax.Array]:
-        signature, group, kept = span.signature, span.group.astype(jnp.uint32), span.mask.astype(jnp.uint32)
+    def pack(_: None, some: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        signature, kept = some
         packed = jnp.zeros((words, count), jnp.uint32)
-        for j in range(SPAN):
+        for j in range(FULL):
             differing = sum(jax.lax.population_count(candidates[:, w] ^ signature[j, w]) for w in range(width))
-            cell = group[j] * tiers + tier(differing, bits=width * WORD, tiers=tiers)  # type: ignore[arg-type]
-            field = cell[None, :] - first_cell  # of another word: wraps round or is 8 or more
-            packed += kept[j] << (4 * field)  # shifts of 32 and more give zero
+            field = tier(differing, bits=width * WORD, tiers=tiers)[None, :] - first_tier  # type: ignore[arg-type]
+            packed += kept[j] << (4 * field)  # a tier of another word wraps round or is 8 or more: shifts above 31 give zero
         return None, packed
 
-    def add(counts: jax.Array, packed: jax.Array) -> tuple[jax.Array, None]:
-        return counts + (packed[:, None] >> shifts & 15).astype(jnp.int32), None
+    def add(counts: jax.Array, span: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        signature, kept, group = span
+        _, packed = jax.lax.scan(pack, None, (signature, kept))
+        return counts.at[group].add((packed[:, :, None] >> shifts & 15).sum(0).astype(jnp.int32)), None
 
-    _, packed = jax.lax.scan(pack, None, jax.tree.map(spanned, history))
-    counts, _ = jax.lax.scan(add, jnp.zeros((words, FIELDS, count), jnp.int32), packed)
-    return counts.reshape(words * FIELDS, count)[: groups * tiers].T.reshape(count, groups, tiers)
+    counts, _ = jax.lax.scan(add, jnp.zeros((groups, words, FIELDS, count), jnp.int32), _spans(history, groups))
+    return counts.reshape(groups, words * FIELDS, count)[:, :tiers].transpose(2, 0, 1)
+
+
+def _spans(history: TierHistory, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Behaviours in n spans of one group each: signatures [n, SPAN, FULL, W], kept uint32 [n, SPAN, FULL], groups int32 [n]."""
+    size = SPAN * FULL
+    count = (history.mask.shape[0] + size - 1) // size + groups - 1
+    member = (jnp.asarray(history.group)[:, None] == jnp.arange(groups)[None, :]) & jnp.asarray(history.mask)[:, None]
+    spans = -(-member.sum(0) // size)
+    end = jnp.cumsum(spans)
+    slot = jnp.cumsum(member, 0) - 1 + size * (end - spans)[None, :]
+    slot = jnp.where(member, slot, count * size).min(1)  # of what does not count: dropped
+    signature = jnp.zeros((count * size, history.signature.shape[1]), jnp.uint32).at[slot].set(history.signature, mode="drop")
+    kept = jnp.zeros(count * size, jnp.uint32).at[slot].set(1, mode="drop")
+    group = jnp.minimum(jnp.searchsorted(end, jnp.arange(count), side="right"), groups - 1)
+    return signature.reshape(count, SPAN, FULL, -1), kept.reshape(count, SPAN, FULL), group
