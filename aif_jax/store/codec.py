@@ -74,6 +74,11 @@ class Packed:
     words: Array  # uint32 [..., words of a row]
     layout: Layout
 
+    def widened(self) -> Any:
+        """The columns of ONE packed row, with float32 vectors."""
+        one = unpack(Packed(words=jnp.asarray(self.words)[None], layout=self.layout))
+        return widen(jax.tree.map(lambda leaf: leaf[0], one))
+
 
 def pack(columns: Any) -> Packed:
     """The columns of ONE row as words; columns narrower than a word fill up their last one. TypeError for what is no number."""
