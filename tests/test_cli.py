@@ -329,7 +329,7 @@ def test_a_teacher_scores_the_retrieved_candidates_of_a_file(world, tmp_path, ru
     assert settings.teacher_candidates == 8 and settings.keep_best == "ranker_recall" and settings.candidates is not None
     assert settings.loss.endswith("Goal(4 * distill_listwise(corrected=True), 'teacher')")
     code, _, err = run(*words, tmp_path / "other", "--candidates", tmp_path / "found.parquet")
-    assert code == 2 and "--candidates: expected a ranker of them by --teacher, got none" in err
+    assert code == 2 and "--candidates: expected a ranker of them, got none; give --teacher" in err
     code, _, err = run(*words, tmp_path / "other", "--keep-best", "ranker_recall")
     assert code == 1 and "'ranker_recall': no ranker scored its" in err
     pq.write_table(pa.table(lines | {"time": lines["time"] + 10**7}), tmp_path / "found.parquet")

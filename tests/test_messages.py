@@ -21,7 +21,7 @@ PASSED_ON = {
     "cli/options.py:open_store": "the message of the client of a file system",
     "connectors/kafka.py:KafkaStream.poll": "the broker's error",
     "encoding/times.py:in_unit": "`wrong_unit` makes the text",
-    "engines/items.py:_refuse": "the message of an error, behind the place",
+    "engines/items.py:_encoded": "the message of an error, behind the place",
     "readers/tables.py:Problems.expect_none": "the problems of files, each with expected and got",
     "engines/ray_serve.py:Replica.check_health": "what the service says",
     "serving/threads.py:TimeLimitedCall._call": "calls that hang",

@@ -215,7 +215,7 @@ def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
 def read_teacher(options: argparse.Namespace, *, labels: bool = False) -> Teacher | None:
     """The teacher of `--teacher`: the model in a folder or, where there are `labels`, the label; UsageError for another."""
     if options.teacher is None:
-        expect(options.candidates is None, "--candidates", "a ranker of them by --teacher", "none", error=UsageError)
+        expect(options.candidates is None, "--candidates", "a ranker of them", "none; give --teacher", error=UsageError)
         return None
     text, *words = options.teacher
     given = {"weight": WEIGHT, "count": COUNT} | read_fields(words, "--teacher", ("weight", "count", "corrected"))
