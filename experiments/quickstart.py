@@ -1,25 +1,27 @@
-"""The main job: AIF's story on real interactions, in one table and one picture.
+"""The main job: what a pre-ranker keeps of what the ranker behind it wants, and what it costs, in one table and one picture.
 
-Claim     AIF ranks better than a two-tower model, as well as full attention, and adds little time after retrieval.
+Claim     Taught by the ranker that it serves, AIF keeps more of the ranker's top 10 than a two-tower model taught alike, and
+          answers sooner and with less CPU than the ranker would for all candidates.
 Command   python -m experiments.quickstart            (or --smoke, --data DIR, --json FILE; --help lists all)
-Time      80 s on two idle cores (138 s of CPU time), two models at a time; `--json` has `seconds_by_part`
-Data      MovieLens-100K, fetched; next item: which movie does the user rate next?
-Models    `presets.two_tower`, `presets.aif` and `presets.full_attention` (attention over the whole history), trained alike, as
-          `fit` trains by default, but one epoch in place of three, to save time; one seed. All get the SVD term
-          (`Run.with_svd`) and the popularity correction (`Run.with_popularity_correction`), which are fitted in seconds after
-          training; GAUC is without the correction, because its candidates are drawn by popularity.
-Protocol  split by time: training on the first 90 % of all events, evaluated once on requests from the last 10 %: GAUC of 100
-          candidates, HR@100 of the whole catalogue, each with its 95 % interval over users. Epochs are fixed in advance.
-Latency   requests one at a time, the ways in turn, candidates drawn from all items. Feature fetch is a delay of 2 ms, retrieval
-          one of 15 ms. AIF and the two-tower model run in `AsyncPreRanker`, whose user function runs during retrieval; the
-          sequential ways start when the candidates are there. All begin with encoded features on the host and raw ids, and
-          every request is of a new user (`experiments.cost` has returning users and many callers).
+Time      `--json` has `seconds_by_part`, of wall clock and CPU
+Data      MovieLens-100K, fetched; films with their first genre as category, without text
+Cascade   as in `experiments.ranker_recall`: PureSVD finds 1,000 films that the user has not rated, a pre-ranker keeps 100, the
+          ranker orders these. Ranker: full attention with a head of (128, 64). Pre-rankers: `presets.two_tower`, `presets.aif`,
+          both taught: one more listwise term of weight 16 on the ranker's scores of 40 retrieved films a sample.
+          To save time all are trained for one epoch, not three, on the newer half of the training events, read 128 events of a
+          history, not 512, and have one seed.
+Protocol  split by time: training before the last 10 % of all events, one evaluation on requests from these; brackets: 95 %
+          over users. All scores have the popularity correction of serving.
+Cost      the pre-rankers in `AsyncPreRanker`, the ranker for all candidates as one function that starts when these arrive.
+          Feature fetch is a delay of 2 ms, retrieval one of 15 ms. Every request is of a new user. Milliseconds after retrieval
+          and CPU are of requests one at a time, the ways in turn; requests a second of closed loops, 99 % within 30 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -29,77 +31,79 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import aif_jax as aif
-from aif_jax import Dataset, metrics
-from aif_jax.output import say, track
-from experiments import common
-from experiments import services as serving
+from aif_jax import Dataset, metrics, train
+from aif_jax.data import item_counts
+from aif_jax.output import track
+from aif_jax.train.distillation import RankedCandidates, Scores, model_scores, rank_retrieved
+from experiments import common, ranker_recall, services, tables
 from experiments.datasets import fetch, movielens
 from experiments.datasets.synthetic import synthetic_world
 from experiments.services import Asked, DataWorld, Delays, Engine, Model, Sequential, Served
+from experiments.study import question, rankers, retrieval
+from experiments.study.datasets import StudyData
+from experiments.study.question import Requests
 
-SMOKE: dict[str, Any] = dict(width=16, long_length=64, towers=(32,))
-MIN_HISTORY = 5  # earlier events of the user of a held-out request
-K = 100
-PRESETS = {"two_tower": aif.presets.two_tower, "aif": aif.presets.aif, "full_attention": aif.presets.full_attention}
-ORDER = ("full_attention", "aif", "two_tower")  # the longest first
-WAYS = {"two_tower": "two_tower", "aif": "aif", "aif_sequential": "aif", "full_attention": "full_attention"}
-"""The rows of the table, and the model of each."""
-SEQUENTIAL = ("aif_sequential", "full_attention")
-FEW_ITEMS = 10_000
+LENGTH = 128  # events of a history that the ranker and AIF read
+SMOKE: dict[str, Any] = dict(width=16, towers=(32,))
+NAMES = {"two_tower": "two-tower", "aif": "AIF", "ranker": "the ranker itself"}
+PRERANKERS = ("aif", "two_tower")  # the longest first
+TOP, WIDE = ranker_recall.TOPS
+CALLERS = (4, 8, 16, 32, 48)
 NEXT = """Next, with your own files, as docs/tutorial_own_data.md explains:
   aif-jax check --events EVENTS --items ITEMS"""
 
 
-class Quality(NamedTuple):
-    """How well a model ranks held-out requests."""
+class World(NamedTuple):
+    """Requests, what retrieval finds for them, and for every training event."""
 
-    gauc: metrics.ByUser
-    hit_rate: metrics.ByUser
-    auc: float
-    log_loss: float
-
-    def figures(self) -> dict[str, float]:
-        """The figures by name, with the bounds of their intervals."""
-        gauc, rate = metrics.user_interval(self.gauc), metrics.user_interval(self.hit_rate)
-        return {
-            "gauc": gauc.value, "gauc_low": gauc.low, "gauc_high": gauc.high,
-            "hr100": rate.value, "hr100_low": rate.low, "hr100_high": rate.high,
-            "auc": self.auc, "log_loss": self.log_loss,
-        }  # fmt: skip
+    data: Dataset
+    positions: np.ndarray  # int64 [R] requests
+    found: np.ndarray  # int32 [R, C] catalogue rows, 0 for none
+    samples: np.ndarray  # int64 [n] training events
+    teaching: np.ndarray  # int32 [events of the log, 64]
+    since: int  # seconds: training samples are from here on,
+    first: int  # and before this, the first moment of the requests
+    repeats: bool
+    keep: int  # candidates after the cut
 
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Runs the job and prints its figures."""
     options, parts = parse(arguments), common.Parts()
-    with parts("data"):
-        data = load(options)
-    print(f"data: {data}")
-    with parts("models"):
-        trained = train_all(data, options)
-    quality = {name: of_model for name, (_, of_model, _) in trained.items()}
+    with parts("data and retrieval"):
+        world = retrieved(load(options), options)
+    print(f"data: {world.data}")
+    with parts("ranker"):
+        ranker = fit("ranker", world, options)
+        scores = model_scores(ranker.model, ranker.params, world.data)
+        with tempfile.TemporaryDirectory() as folder:
+            given: dict[str, Any] = {"repeats": world.repeats, "progress": not options.quiet}
+            ranked = rank_retrieved(scores, world.data, world.samples, world.teaching, folder=Path(folder), name="", **given)
+    with parts("pre-rankers"):
+        trained = teach(world, ranked, options)
+    trained = {name: (trained | {"ranker": ranker})[name] for name in NAMES}
+    with parts("evaluation"):
+        whole = {name: run.with_popularity_correction(world.data) for name, run in trained.items()}
+        quality = evaluate(world, {name: model_scores(run.model, run.params, world.data) for name, run in whole.items()})
     with parts("index"):
-        world = DataWorld(data)
-        models = {name: Model.trained(world, whole, data, seed=options.seed) for name, (whole, *_) in trained.items()}
-    served = asyncio.run(serve(models, options, parts))
-    figures = {way: quality[model].figures() | latency(served[way]) for way, model in WAYS.items()}
-    difference = same_scores(served["aif"], served["aif_sequential"])
-    report(figures, quality, difference, data, options)
+        catalogue = DataWorld(world.data)
+        models = {name: Model.trained(catalogue, run, world.data, seed=options.seed) for name, run in whole.items()}
+    measured, loads = asyncio.run(serve(models, options, parts))
+    figures = {name: quality[name] | latency(measured[name]) | loads[name] for name in NAMES}
+    report(figures, world, options)
     with parts("picture"):
-        picture(served, figures, options)
+        picture(measured, options.figure)
     print("\n" + str(parts))
     common.write_json(
         options.json,
         {
             "models": figures,
-            "max_abs_staged_minus_joint": difference,
-            "retrieval_ms": options.retrieval_ms,
-            "dataset": data.name,
-            "n_users": len(data.users) - 1,
-            "n_items": len(data.items) - 1,
-            "n_events": len(data.log),
+            "candidates": world.found.shape[1],
+            "kept": world.keep,
+            "requests": len(world.positions),
+            "dataset": world.data.name,
             "seconds": parts.total.wall,
-            "seconds_by_model": {name: seconds for name, (*_, seconds) in trained.items()},
             "seconds_by_part": {name: spent.wall for name, spent in parts.spent.items()},
             "cpu_seconds_by_part": {name: spent.cpu for name, spent in parts.spent.items()},
         },
@@ -113,13 +117,13 @@ def parse(arguments: list[str] | None):
     """The command line."""
     settings = {
         "epochs": (1, None, "passes over the training samples"),
-        "batch_size": (256, None, "samples a step"),
-        "requests": (300, 200, "held-out requests that are evaluated"),
-        "served": (100, 10, "requests answered in each way"),
-        "candidates": (1000, None, "candidates that retrieval finds"),
+        "requests": (500, 40, "held-out requests that are evaluated"),
+        "served": (60, 6, "requests answered one at a time in each way"),
+        "seconds": (0.5, 0.1, "seconds of each closed loop"),
+        "candidates": (1000, 40, "candidates that retrieval finds"),
         "retrieval_ms": (15.0, None, "how long retrieval takes"),
         "seed": (0, None, "seed of parameters, order and negatives"),
-        "figure": (Path("quickstart_timelines.png"), None, "the picture"),
+        "figure": (Path("quickstart.png"), None, "the picture"),
     }
     paths = {
         "data": "a folder with MovieLens files of any release, in place of a fetched one",
@@ -130,49 +134,84 @@ def parse(arguments: list[str] | None):
 
 
 def load(options) -> Dataset:
-    """The synthetic world, a MovieLens folder, or a fetched release; with content from titles, genres and tags."""
+    """The synthetic world, a MovieLens folder, or a fetched release."""
     if options.smoke:
-        return synthetic_world(options.seed, users=100, items=400, topics=20, categories=20, events_per_user=120).dataset
+        return synthetic_world(options.seed, users=60, items=200, topics=10, categories=10, events_per_user=60).dataset
     if options.data is not None:
-        return movielens.read(options.data, content="text")
+        return movielens.read(options.data, behaviour_fields=("year",))
     fetched = fetch.fetch_movielens(cache_dir=options.cache)
     print(f"{fetch.NAME} from {'the cache, first from ' if fetched.cached else ''}{fetched.source}: {fetched.path}")
     if fetched.reason:
         print(f"  ({fetched.reason})")
-    return movielens.read(fetched.path, content="text")
+    return movielens.read(fetched.path, behaviour_fields=("year",))
 
 
-def train_all(data: Dataset, options) -> dict[str, tuple[aif.Run, Quality, dict[str, float]]]:
-    """Each model as it is served, its quality and its seconds by part; two at a time, since compiling keeps one core busy."""
+def retrieved(data: Dataset, options) -> World:
+    """Requests of the test split and training events, each with its candidates."""
+    study = StudyData(name="smoke" if options.smoke else "movielens", dataset=data, split=aif.data.split_by_time(data.log))
+    trial = question.Trial(dataset=study.name, model="", split="test")
+    (part,) = question.parts_of(trial, study)
+    every, counts = question.requests_of(trial, part, study), item_counts(data, part.seen)
+    some = np.sort(np.random.default_rng(1).permutation(len(every.positions))[: options.requests])
+    requests = Requests(*(each[some] for each in every))
+    found = retrieval.of_requests(study, part, requests, counts)[:, : options.candidates]
+    since, first = int(np.median(data.log.time[part.seen])), int(data.log.time[part.held].min())
+    samples = train.NextItem().positions(data, min_history=1, since=since, before=first)
+    teaching = retrieval.of_training(study, part, samples, counts)
+    return World(
+        data, requests.positions, found, samples, teaching, since, first, study.repeats, max(TOP, found.shape[1] // 10)
+    )
+
+
+def fit(name: str, world: World, options, teacher: train.Teacher | None = None) -> aif.Run:
+    """Trains a model on the events from `since` on that are before the requests."""
+    data, changes = world.data, SMOKE if options.smoke else {}
+    if name == "two_tower":
+        config = aif.presets.two_tower(data.schema, **changes)
+    elif name == "aif":
+        config = aif.presets.aif(data.schema, long_length=LENGTH, **changes)
+    else:
+        config = aif.presets.full_attention(data.schema, long_length=LENGTH, head=rankers.HEAD, **changes)
+    span: dict[str, Any] = {"since": world.since, "validation": 0.0, "test": world.first}
+    settings = aif.FitConfig(epochs=options.epochs, seed=options.seed, keep_best=None, k=None, **span)
+    out, shown = options.out if name == "aif" else None, name != "two_tower" and not options.quiet
+    given: dict[str, Any] = {"out": out, "teacher": teacher, "progress": shown}
+    return aif.fit(aif.build(config), data, settings, task=train.NextItem(), **given)
+
+
+def teach(world: World, ranked: RankedCandidates, options) -> dict[str, aif.Run]:
+    """The pre-rankers, taught; two at a time, since compiling keeps one core busy."""
+
+    def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found, scores = ranked.at(positions)
+        assert (found == rows).all()  # `fit` takes the same candidates as `rank_retrieved` did
+        return scores
+
+    teacher = train.Teacher(known, candidates=world.teaching)
     with ThreadPoolExecutor(2, thread_name_prefix="train") as pool:
-        jobs = {name: pool.submit(copy_context().run, train, name, data, options) for name in ORDER}
-        return {name: jobs[name].result() for name in PRESETS}
+        jobs = {name: pool.submit(copy_context().run, fit, name, world, options, teacher) for name in PRERANKERS}
+        return {name: job.result() for name, job in jobs.items()}
 
 
-def train(name: str, data: Dataset, options) -> tuple[aif.Run, Quality, dict[str, float]]:
-    """A model as it is served, its quality, and its seconds by part. Only AIF's training shows its progress."""
-    parts = common.Parts()
-    with parts("train"):
-        trained = aif.fit(
-            aif.build(PRESETS[name](data.schema, **(SMOKE if options.smoke else {}))),
-            data,
-            aif.FitConfig(
-                epochs=options.epochs, batch_size=options.batch_size, seed=options.seed, validation=0.0, keep_best=None
-            ),
-            out=options.out if name == "aif" else None,
-            task=aif.train.NextItem(),
-            progress=name == "aif" and not options.quiet,
-        )
-    with parts("additions"):
-        sampled = trained.with_svd(data)
-        whole = sampled.with_popularity_correction(data)
-    with parts("evaluate"):
-        given: dict[str, Any] = dict(requests=options.requests, min_history=MIN_HISTORY, progress=False)
-        lists, catalogue = sampled.evaluate(data, k=None, **given), whole.evaluate(data, k=K, **given)
-        quality = Quality(lists.by_user["gauc"], catalogue.by_user[f"hr@{K}"], lists.auc, lists.log_loss)
-    if not options.quiet:
-        say(f"{name.replace('_', ' ')}: trained and evaluated, GAUC {quality.gauc.mean:.3f}, {parts.total.wall:.0f} s")
-    return whole, quality, {part: spent.wall for part, spent in parts.spent.items()}
+def evaluate(world: World, scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
+    """Ranker recall of the cut and the cascade's share of HR@10, with their intervals."""
+    target, users = world.data.log.item[world.positions], world.data.log.user[world.positions]
+    every = {
+        name: np.where(world.found > 0, of(world.positions, world.found), ranker_recall.LAST) for name, of in scores.items()
+    }
+    made = {}
+    for name, ours in every.items():
+        values = ranker_recall.of_cuts(ours, every["ranker"], world.found == target[:, None], (world.keep,))
+        by_user = {key: metrics.mean_by_user(value, users) for key, value in values.items()}
+        tops = (TOP, WIDE if WIDE <= world.keep else TOP)
+        recall, wide = (metrics.user_interval(by_user[f"recall{top}@-{world.keep}"]) for top in tops)
+        share = metrics.paired_interval(by_user[f"hr10@-{world.keep}"], by_user["ranker_hr10@"], ratio=True)
+        made[name] = {
+            f"{key}{end}": value
+            for key, interval in (("recall", recall), ("wide", wide), ("share", share))
+            for end, value in zip(ranker_recall.ENDS, interval, strict=True)
+        }
+    return made
 
 
 class Measured(NamedTuple):
@@ -182,90 +221,85 @@ class Measured(NamedTuple):
     cpu_ms: float  # of all threads of the process
 
 
-async def serve(models: dict[str, Model], options, parts: common.Parts) -> dict[str, list[Measured]]:
-    """Answers the same requests in every way, in turn."""
+async def serve(
+    models: dict[str, Model], options, parts: common.Parts
+) -> tuple[dict[str, list[Measured]], dict[str, dict[str, float]]]:
+    """Answers the same requests in every way, in turn, then as many as it can."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
     count = min(options.candidates, models["aif"].world.items)
     config = {"max_pending": 256, "user_threads": 2, "score_threads": 2}
-    made = {way: (models[of], count, min(K, count)) for way, of in WAYS.items()}
-    services = {way: Sequential(*its) if way in SEQUENTIAL else Engine(*its, config) for way, its in made.items()}
-    measured: dict[str, list[Measured]] = {way: [] for way in services}
+    made = {name: (model, count, max(TOP, count // 10)) for name, model in models.items()}
+    ways = {name: Sequential(*its) if name == "ranker" else Engine(*its, config) for name, its in made.items()}
+    measured: dict[str, list[Measured]] = {way: [] for way in ways}
+    loads: dict[str, dict[str, float]] = {}
     async with contextlib.AsyncExitStack() as stack:
         with parts("start engines"):
-            started = [services[way].__aenter__() for way in services]
-            await asyncio.gather(*started)
-            for service in services.values():
-                stack.push_async_exit(service)
-                await service.rank(Asked(0, "first"))
+            await asyncio.gather(*(way.__aenter__() for way in ways.values()))
+            for way in ways.values():
+                stack.push_async_exit(way)
+                await way.rank(Asked(0, "first"))
         with parts("requests"):
-            for number in track(range(options.served), label="requests in four ways", unit="requests"):
-                for way in list(services) if number % 2 == 0 else reversed(services):
+            for number in track(range(options.served), label="requests in three ways", unit="requests"):
+                for name in list(ways) if number % 2 == 0 else reversed(ways):
                     cpu = time.process_time()
-                    answer = await services[way].rank(Asked(number, number, delays))  # a new user
-                    measured[way].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
-    return measured
+                    answer = await ways[name].rank(Asked(number, number, delays))  # a new user
+                    measured[name].append(Measured(answer, 1e3 * (time.process_time() - cpu)))
+            for name, way in ways.items():
+                rows = []
+                for callers in CALLERS[:1] if options.smoke else CALLERS:
+                    load = await services.closed_loop(way, "new", callers, options.seconds)
+                    rows.append(services.over_rounds([load], callers))
+                best = tables.within(rows)
+                loads[name] = {"rps": best["rps"] if best else 0.0}
+    return measured, loads
 
 
 def latency(measured: list[Measured]) -> dict[str, float]:
-    """Milliseconds of some requests, p50 and p99: end to end and after retrieval; and the median of their CPU time."""
-    total, critical = ([getattr(each.answer, name) for each in measured] for name in ("total_ms", "critical_ms"))
-    named = {"total_ms": total, "after_retrieval_ms": critical}
-    figures = {f"{name}_p{p}": float(np.percentile(values, p)) for name, values in named.items() for p in (50, 99)}
+    """Milliseconds after retrieval of some requests, p50 and p99, and the median of their CPU time."""
+    critical = [each.answer.critical_ms for each in measured]
+    figures = {f"after_retrieval_ms_p{p}": float(np.percentile(critical, p)) for p in (50, 99)}
     return figures | {"cpu_ms": float(np.median([each.cpu_ms for each in measured]))}
 
 
-def same_scores(one: list[Measured], other: list[Measured]) -> float:
-    """The largest difference between the scores of items that two ways answered the same requests with."""
-    largest = 0.0
-    for a, b in zip(one, other, strict=True):
-        _, left, right = np.intersect1d(a.answer.ids, b.answer.ids, return_indices=True)
-        largest = max(largest, float(np.abs(a.answer.logits[left] - b.answer.logits[right]).max()))
-    return largest
-
-
-def report(figures: dict[str, Any], quality: dict[str, Quality], difference: float, data: Dataset, options) -> None:
+def report(figures: dict[str, Any], world: World, options) -> None:
     """Prints the table, and what it says."""
     rows = []
-    for way, found in figures.items():
-        bounds = f"{found['gauc']:.3f} ({found['gauc_low']:.3f} to {found['gauc_high']:.3f})"
-        rate = f"{found['hr100']:.3f} ± {(found['hr100_high'] - found['hr100_low']) / 2:.3f}"
-        pairs = [f"{found[f'{name}_p50']:.1f} / {found[f'{name}_p99']:.1f}" for name in ("total_ms", "after_retrieval_ms")]
-        rows.append([way.replace("_", " "), bounds, rate, *pairs, f"{found['cpu_ms']:.1f}"])
-    header = ["", "GAUC (95 % of users)", "HR@100", "answer, ms p50 / p99", "after retrieval, ms", "CPU, ms a request"]
+    for name, of in figures.items():
+        recall, wide, share = (
+            tables.spread(metrics.Interval(*(of[f"{key}{end}"] for end in ranker_recall.ENDS)), digits, scale=scale)
+            for key, digits, scale in (("recall", 1, 100), ("wide", 1, 100), ("share", 2, 1))
+        )
+        after = f"{of['after_retrieval_ms_p50']:.1f} / {of['after_retrieval_ms_p99']:.1f}"
+        rows.append(
+            [NAMES[name], recall, wide, share, after, f"{of['cpu_ms']:.1f}", f"{of['rps']:,.0f}" if of["rps"] else "none"]
+        )
+    header = [
+        "",
+        f"ranker recall@{TOP}, %",
+        f"@{WIDE}, %",
+        "cascade's share",
+        "after retrieval, ms p50 / p99",
+        "CPU, ms",
+        "requests a second",
+    ]
     print("\n" + common.table(rows, header))
+    within = f"{tables.BOUND:g} ms, {options.retrieval_ms:g} of them retrieval, on {common.threads()} cores"
+    requests, candidates = world.found.shape
     print(
-        f"\n{options.served} requests each way, one at a time, {min(options.candidates, len(data.items) - 1):,} candidates; "
-        f"retrieval takes {options.retrieval_ms:g} ms. Run sequentially, AIF's scores differ by at most {difference:.1e}."
+        f"\n{requests:,} held-out requests; {candidates:,} retrieved candidates are cut to {world.keep}.\n"
+        f"Ranker recall@{TOP}: what the cut keeps of the ranker's best {TOP}. Cascade's share: HR@{TOP} of the ranker\n"
+        f"after the cut, over the ranker on all. Requests a second: the most of which 99 % are answered within {within}.\n"
+        "One epoch over half of the data, 128 events, one seed; docs/results.md has three epochs, 512 events and other data."
     )
-    for name in ("two_tower", "full_attention"):
-        gauc = metrics.paired_interval(quality["aif"].gauc, quality[name].gauc)
-        rate = metrics.paired_interval(quality["aif"].hit_rate, quality[name].hit_rate)
-        print(
-            f"AIF minus {name.replace('_', ' ')}, same requests: GAUC {gauc.value:+.3f} ({gauc.low:+.3f} to {gauc.high:+.3f}), "
-            f"HR@100 {rate.value:+.3f} ({rate.low:+.3f} to {rate.high:+.3f})"
-        )
-    if len(data.items) < FEW_ITEMS:
-        print(
-            f"HR@100 hardly separates models in a catalogue of {len(data.items) - 1:,} items: docs/results.md has it for "
-            "larger catalogues."
-        )
 
 
-PEOPLE = {
-    "two_tower": "Two-tower", "aif": "AIF", "aif_sequential": "AIF, sequentially", "full_attention": "Full attention",
-}  # fmt: skip
-"""Names of the ways in the picture."""
-
-
-def picture(served: dict[str, list[Measured]], figures: dict[str, dict[str, float]], options) -> None:
-    """Draws the timeline of a typical request of each way."""
+def picture(measured: dict[str, list[Measured]], path: Path) -> None:
+    """Draws what a typical request of each way waits for after its candidates have arrived."""
     drawn = {}
-    for way, measured in served.items():
-        order = sorted(measured, key=lambda each: each.answer.total_ms)
-        found, typical = figures[way], order[len(order) // 2].answer
-        times = f"answer after {found['total_ms_p50']:.1f} ms, {found['after_retrieval_ms_p50']:.1f} ms of it after retrieval"
-        drawn[f"{PEOPLE.get(way, way)}: {times} (medians)"] = typical.timeline
-    serving.draw(drawn, options.figure)
+    for name, requests in measured.items():
+        typical = sorted(requests, key=lambda each: each.answer.critical_ms)[len(requests) // 2].answer
+        drawn[f"{NAMES[name]}: {typical.critical_ms:.1f} ms"] = typical.timeline
+    services.draw(drawn, path)
 
 
 if __name__ == "__main__":

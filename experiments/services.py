@@ -34,9 +34,7 @@ SESSION = 5
 ENGINES = ("aif", "matching", "two_tower")
 SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
-STAGES = ["features", "user", "retrieval", "wait_user", "queue", "lookup", "upload", "score", "fetch", "shared"]
-LANES = dict.fromkeys(("features", "user", "shared"), "user side") | {"retrieval": "retrieval"}
-"""The picture's line of each stage; a stage that is not named here runs in real time."""
+STAGES = ["features", "user", "wait_user", "queue", "lookup", "upload", "score", "fetch"]
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -361,28 +359,24 @@ def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
 
 
 def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
-    """Draws requests, timelines by title, one above the other on a common clock; the ending of `path` names the format.
+    """Draws what requests wait for after their candidates have arrived, which is 0; the ending of `path` names the format.
 
-    Boxes that are too small for their stage's name have it in a legend below.
+    One bar a request, by its title, with the stages that end later. Stages that overlap, such as a late user part, have
+    their own line.
     """
-    lanes = ("user side", "retrieval", "real time")
-    longest = max((span.end for timeline in timelines.values() for span in timeline.spans), default=0.0)
-    small = {}
-    size = (9, 0.6 + 1.5 * len(timelines))
-    with common.picture(path, len(timelines), 1, size=size, sharex=True, squeeze=False) as (figure, panels):
-        for panel, (title, timeline) in zip(panels[:, 0], timelines.items(), strict=True):
+    colours, size = {}, (9, 1.2 + 0.8 * len(timelines))
+    with common.picture(path, 1, 1, size=size) as (figure, axis):
+        for place, timeline in enumerate(timelines.values()):
+            there = next(span.start for span in timeline.spans if span.stage == "critical")
             for stage, start, end in timeline.spans:
-                if stage in ("critical", "total"):
-                    continue
-                lane = lanes.index(LANES.get(stage, "real time"))
-                box = panel.barh(lane, (end - start) * 1e3, left=start * 1e3, color=f"C{STAGES.index(stage)}", height=0.7)
-                if end - start > 0.01 * len(stage) * longest:
-                    panel.text((start + end) * 500, lane, stage, ha="center", va="center", fontsize=8)
-                else:  # the word would not fit
-                    small[stage] = box
-            panel.set_yticks(range(len(lanes)), lanes)
-            panel.invert_yaxis()
-            panel.set_title(title, loc="left", fontsize=9)
-        panels[-1, 0].set_xlabel("milliseconds since the request arrived")
-        if small:
-            figure.legend(small.values(), small.keys(), loc="outside lower center", ncols=len(small), frameon=False, fontsize=8)
+                if stage in STAGES and end > there:
+                    shown, side = 1e3 * (max(start, there) - there), stage in ("user", "features")
+                    at = place - 0.3 * side
+                    box = axis.barh(at, 1e3 * (end - there) - shown, left=shown, color=f"C{STAGES.index(stage)}", height=0.3)
+                    colours[stage] = box
+        axis.set_yticks(range(len(timelines)), list(timelines))
+        axis.invert_yaxis()
+        axis.set(xlabel="milliseconds since the candidates arrived", xlim=(0, None))
+        axis.set_title("What the user waits for after retrieval", loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+        figure.legend(colours.values(), colours.keys(), loc="outside lower center", ncols=len(colours), frameon=False)

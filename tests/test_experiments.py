@@ -53,23 +53,19 @@ def test_scripts_draw_with_the_package_and_know_quiet(monkeypatch):
 def test_quickstart(tmp_path):
     got, printed = run("experiments.quickstart", tmp_path, "--out", "run")
     assert aif.Run.load(tmp_path / "run").config.blocks == aif.presets.aif(synthetic_world().dataset.schema).blocks
-    assert list(got["models"]) == ["two_tower", "aif", "aif_sequential", "full_attention"]
+    assert list(got["models"]) == ["two_tower", "aif", "ranker"]
     for way, found in got["models"].items():
-        assert 0 < found["gauc_low"] < found["gauc"] < found["gauc_high"] < 1, way
-        assert 0 <= found["hr100_low"] <= found["hr100"] <= found["hr100_high"] <= 1 and 0 < found["auc"] < 1, way
-        assert 0 < found["after_retrieval_ms_p50"] <= found["after_retrieval_ms_p99"] < found["total_ms_p99"], way
-        assert found["total_ms_p50"] > got["retrieval_ms"] == 15 and found["cpu_ms"] > 0, way
-    one, other = got["models"]["aif"], got["models"]["aif_sequential"]
-    assert all(one[name] == other[name] for name in ("gauc", "hr100", "auc", "log_loss"))
-    assert got["max_abs_staged_minus_joint"] < 1e-5
-    assert (got["n_users"], got["n_items"], got["n_events"], got["dataset"]) == (100, 400, 12000, "synthetic")
-    parts = {"data", "models", "index", "start engines", "requests", "picture"}
+        assert 0 < found["recall_low"] <= found["recall"] <= found["recall_high"] <= 1, way
+        assert 0 <= found["share_low"] <= found["share"] <= found["share_high"], way
+        assert 0 < found["after_retrieval_ms_p50"] <= found["after_retrieval_ms_p99"] and found["cpu_ms"] > 0, way
+        assert found["rps"] >= 0, way
+    assert got["models"]["ranker"]["recall"] == got["models"]["ranker"]["share"] == 1
+    assert (got["candidates"], got["kept"], got["requests"], got["dataset"]) == (40, 10, 40, "synthetic")
+    parts = {"data and retrieval", "ranker", "pre-rankers", "evaluation", "index", "start engines", "requests", "picture"}
     assert set(got["seconds_by_part"]) == set(got["cpu_seconds_by_part"]) == parts
-    assert list(got["seconds_by_model"]) == ["two_tower", "aif", "full_attention"]
-    assert all(set(each) == {"train", "additions", "evaluate"} for each in got["seconds_by_model"].values())
     assert 0.9 * got["seconds"] < sum(got["seconds_by_part"].values()) <= got["seconds"]
-    assert (tmp_path / "quickstart_timelines.png").stat().st_size > 10_000
-    assert "in a catalogue of 400 items: docs/results.md" in printed
+    assert (tmp_path / "quickstart.png").stat().st_size > 10_000
+    assert "40 retrieved candidates are cut to 10" in printed
     assert printed.endswith("  aif-jax check --events EVENTS --items ITEMS\n")
 
 
