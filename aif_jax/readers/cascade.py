@@ -127,7 +127,7 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     first = log.history_end_at(users, times)  # event of each line's request, if there is one
     at = np.minimum(first, len(log) - 1)
     there = (rows > 0) & (users > 0) & (first < log.offsets[users + 1]) & (log.time[at] == times)
-    expect(there.any(), lines.label, "a known item, at the user and time of an event", f"none in {len(there):,} lines")
+    expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
         logger.warning("candidates: %d of %d lines are of no event in the log, or of unknown items", lost, len(there))
     first, rows = first[there], rows[there]

@@ -165,7 +165,7 @@ class Programs:
 
         def score(params, states, table, rows, bids, order):
             stacked = jax.tree.map(lambda *words: jnp.stack(words), *states)
-            return self._each(lambda *inputs: one(params, inputs[0], table, *inputs[1:], order), stacked, rows, bids)
+            return self._each(lambda state, rows, bids: one(params, state, table, rows, bids, order), stacked, rows, bids)
 
         return score
 

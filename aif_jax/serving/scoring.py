@@ -268,7 +268,7 @@ def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
         packed.block_until_ready()
     scored = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.fetch"):
-        fetched = snapshot.download(logits) if whole else snapshot.best(packed)
+        fetched: Any = snapshot.download(logits) if whole else snapshot.best(packed)
     spans = [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, time.perf_counter())]
     results = []
     for task, its, values in zip(tasks, rows, fetched, strict=True):
