@@ -180,7 +180,7 @@ def test_similar_events_by_hand():
 def test_recency_is_a_vector_for_each_half_life():
     history, embedded = SimpleNamespace(mask=np.array([True, True, False])), np.array([[1.0, 0], [0, 1], [9, 9]], np.float32)
     maps = {"map": np.stack([np.eye(2, dtype=np.float32)] * 4)}
-    vectors = models.Recency().user(maps, SimpleNamespace(long=history, embedded=embedded))
+    vectors = models.RecentVectors().user(maps, SimpleNamespace(long=history, embedded=embedded))
     older = 2 ** (-1 / np.array(models.HALF_LIVES))
     np.testing.assert_allclose(vectors, np.stack([1 / (1 + older), older / (1 + older)], 1), rtol=1e-6)
 

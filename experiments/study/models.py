@@ -44,7 +44,7 @@ def decayed(events: Behaviours) -> jax.Array:
 
 
 @block
-class Recency(Block):
+class RecentVectors(Block):
     """A user vector for each of HALF_LIVES, the decayed mean of the long history times a trained map, dotted with the item's.
 
     Real time: [C, D] x [D, 4] and [C, 4] x [4, H].

@@ -63,7 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 JUDGED: dict[str, dict[str, Any]] = {
     "two-tower with a head, 512 events": dict(blocks=(models.DOT,), short_length=512, **WIDE),
-    "aif with recency": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.Recency(), models.DOT), **WIDE),
+    "aif with recency": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.RecentVectors(), models.DOT), **WIDE),
     "aif with similar events": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.Similar(), models.DOT), **WIDE),
 }
 """Models of `ranker_recall` alone."""
