@@ -145,7 +145,7 @@ async def empty_engine(seconds: float) -> tuple[float, float]:
 
 
 def empty_engines(options) -> dict[str, float]:
-    """Figures of the empty engine; with another checkout, of both in turn, each in a process of its own."""
+    """Figures of the empty engine; with another checkout, of both in turn, each in its process."""
     here, found = os.path.dirname(os.path.dirname(file := os.path.abspath(__file__))), defaultdict(list)
     code = f"import asyncio, runpy; print(*asyncio.run(runpy.run_path({file!r})['empty_engine']({options.seconds})))"
     words = ["env", "JAX_CPU_ENABLE_ASYNC_DISPATCH=false", sys.executable, "-c", code]  # as compute_inline
