@@ -61,7 +61,7 @@ class Catalogue:
     def from_items(
         cls, schema: Schema, raw: Any, *, ids: dict[str, Any], floats: Any = None, content: Any = None, side: Any = None
     ) -> Catalogue:
-        """The catalogue of N - 1 known items: adds row 0, and "item" (the row's own number) where `ids` lacks it.
+        """Return the catalogue of N - 1 known items: adds row 0, and "item" (the row's own number) where `ids` lacks it.
 
         Args:
           schema: which features there are.
@@ -86,7 +86,7 @@ class Catalogue:
         )
 
     def __len__(self) -> int:
-        """N, rows, the unknown row 0 included."""
+        """Return N, rows, the unknown row 0 included."""
         return len(self.raw) + 1
 
     @property
@@ -100,7 +100,7 @@ class Catalogue:
         return ItemFeatures(ids=self.ids, floats=self.floats, content=self.content, side=self.side)
 
     def features(self, rows: Any, *, content: bool = True) -> ItemFeatures:
-        """The features of some rows, NumPy arrays whose leading axes are those of `rows`.
+        """Return the features of some rows, NumPy arrays whose leading axes are those of `rows`.
 
         Args:
           rows: integer rows of any shape, in [0, N).
@@ -110,20 +110,20 @@ class Catalogue:
         return take(self.items if content else dataclasses.replace(self.items, content=None), rows)
 
     def with_content(self, content: Any) -> Catalogue:
-        """The same catalogue with another content embedding float32 [N, E]; its schema says E, and names no encoder."""
+        """Return the same catalogue with another content embedding float32 [N, E]; its schema says E, and names no encoder."""
         content = np.asarray(content)
         expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
         schema = dataclasses.replace(self.schema, content=content.shape[1], encoding="")
         return dataclasses.replace(self, schema=schema, content=content)
 
     def with_statistics(self, statistics: np.ndarray) -> Catalogue:
-        """The same catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
+        """Return same catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
         floats = np.concatenate([np.asarray(self.floats)[:, : -statistics.shape[1]], statistics], 1)
         return dataclasses.replace(self, floats=floats)
 
 
 def _with_unknown(table: Any, name: str, count: int, dtype: Any) -> np.ndarray:
-    """The table [N - 1, ...] with a row of zeros before it, as `dtype`; integers must not lose their value."""
+    """Return the table [N - 1, ...] with a row of zeros before it, as `dtype`; integers must not lose their value."""
     table = np.asarray(table)
     expect(table.shape[:1] == (count,), f"Catalogue.{name}", f"{count} rows like raw", f"shape {list(table.shape)}")
     if dtype == np.int32 and table.size:

@@ -25,7 +25,7 @@ class Fields:
     """Base of settings: a field that the class lacks is an ArgumentError with the nearest one, no bare TypeError."""
 
     def __new__(cls, *_: Any, **given: Any):
-        """Raises ArgumentError for a misspelt field."""
+        """Raise ArgumentError for a misspelt field."""
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for name in given:
             near = difflib.get_close_matches(name, names, 1)
@@ -59,19 +59,19 @@ class EncodingMismatch(VersionMismatch):
 
 
 def check_encoding(what: str, *, expected: str, got: str) -> None:
-    """Raises `EncodingMismatch` where two encodings are known (not "") and differ; `what` carries `got`."""
+    """Raise `EncodingMismatch` where two encodings are known (not "") and differ; `what` carries `got`."""
     if expected and got and got != expected:
         raise EncodingMismatch(what, expected=expected, got=got)
 
 
 def expect(ok: Any, name: str, expected: object, got: object, *, error: type[Exception] = ValueError) -> None:
-    """Raises `error` "name: expected ..., got ..." unless `ok`."""
+    """Raise `error` "name: expected ..., got ..." unless `ok`."""
     if not ok:
         raise error(f"{name}: expected {expected}, got {got}")
 
 
 def expect_types(value: Any) -> None:
-    """Raises ValueError unless the numbers, booleans, strings and tuples of these in a dataclass are what it says they are.
+    """Raise ValueError unless the numbers, booleans, strings and tuples of these in a dataclass are what it says they are.
 
     True is no int, and a NumPy number is none, since JSON does not write it. Fields with other types are not looked at, nor is
     a class that names a type which its module does not know.
@@ -85,7 +85,7 @@ def expect_types(value: Any) -> None:
 
 @contextlib.contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
-    """Around the import of an optional package: an ImportError then says what needs it and names the extra that installs it."""
+    """Wrap the import of an optional package: an ImportError then says what needs it and names the extra that has it."""
     try:
         yield
     except ImportError as error:
@@ -97,7 +97,7 @@ PLAIN = (int, float, bool, str)
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, of those that can be checked."""
+    """Return the types of a dataclass's fields, of those that can be checked."""
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # a type that is known inside a function alone, or to type checkers
@@ -106,7 +106,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _plain(hint: Any) -> bool:
-    """Whether a type is a plain one, None, or a union or a tuple of any length of these."""
+    """Return whether a type is a plain one, None, or a union or a tuple of any length of these."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return all(map(_plain, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
@@ -125,7 +125,7 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """`value` as a NumPy array of exactly that dtype and shape (None: any length); raises TypeError, ValueError with `name`."""
+    """Return `value` as a NumPy array of exactly that dtype and shape (None: any length), else TypeError or ValueError."""
     array = np.asarray(value)
     if array.dtype != np.dtype(dtype):
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype).name}, got {array.dtype.name}")
@@ -136,7 +136,7 @@ def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, 
 
 
 def expect_integer(value: Any, name: str, *, least: int, most: int | None = None) -> int:
-    """`value` as an int from `least` to `most`; raises TypeError for anything but an integer (True is none), ValueError."""
+    """Return `value` as an int from `least` to `most`; raises TypeError for no integer (True is none), ValueError."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})")
     expected = f"at least {least}" if most is None else f"{least} to {most}"
@@ -145,7 +145,7 @@ def expect_integer(value: Any, name: str, *, least: int, most: int | None = None
 
 
 def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
-    """`value` as an array of integers in [0, size) of any shape and dtype; raises TypeError, ValueError with the position."""
+    """Return `value` as an array of integers in [0, size) of any shape; TypeError, ValueError with the position."""
     array = np.asarray(value)
     if array.size == 0 and not isinstance(value, np.ndarray):
         array = array.astype(np.int64)  # numpy reads an empty list as float64
@@ -156,14 +156,14 @@ def expect_integers(value: Any, name: str, *, size: int) -> np.ndarray:
 
 
 def expect_range(array: np.ndarray, name: str, *, size: int) -> None:
-    """Raises ValueError unless all values are in [0, size)."""
+    """Raise ValueError unless all values are in [0, size)."""
     for start, block in _blocks(array):
         if block.size and (block.min() < 0 or block.max() >= size):
             _refuse(array, start, (block < 0) | (block >= size), f"{name}: expected values in [0, {size})")
 
 
 def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> None:
-    """Raises ValueError unless all values are finite and at least `minimum`."""
+    """Raise ValueError unless all values are finite and at least `minimum`."""
     wanted = "finite values" if minimum == -np.inf else f"finite values of at least {minimum:g}"
     for start, block in _blocks(array):
         good = np.isfinite(block)
@@ -174,13 +174,13 @@ def expect_finite(array: np.ndarray, name: str, *, minimum: float = -np.inf) -> 
 
 
 def expect_like_scores(shape: tuple[int, ...], name: str, scores: tuple[int, ...]) -> None:
-    """Raises ValueError unless a shape broadcasts to that of scores and has its rank: [B] fits [B, B] along a wrong axis."""
+    """Raise ValueError unless a shape broadcasts to that of scores and has its rank: [B] fits [B, B] along a wrong axis."""
     fits = len(shape) == len(scores) and all(have in (1, want) for have, want in zip(shape, scores, strict=True))
     expect(fits, name, f"a shape of the same rank that broadcasts to scores {scores}", shape)
 
 
 def expect_names(got: Any, name: str, wanted: Any) -> None:
-    """Raises ValueError unless the dict `got` has exactly the keys `wanted`."""
+    """Raise ValueError unless the dict `got` has exactly the keys `wanted`."""
     if not isinstance(got, dict):
         raise TypeError(f"{name}: expected a dict with keys {sorted(wanted)}, got {type(got).__name__}")
     missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
@@ -189,7 +189,7 @@ def expect_names(got: Any, name: str, wanted: Any) -> None:
 
 
 def _blocks(array: np.ndarray):
-    """(first row, rows) in blocks of bounded size; a scalar is one block."""
+    """Yield (first row, rows) in blocks of bounded size; a scalar is one block."""
     if array.size <= BLOCK:
         yield 0, array.reshape(1) if array.ndim == 0 else array
         return
@@ -199,7 +199,7 @@ def _blocks(array: np.ndarray):
 
 
 def _refuse(array: np.ndarray, start: int, bad: np.ndarray, message: str) -> None:
-    """Raises ValueError for the first bad value of the block that starts at row `start`."""
+    """Raise ValueError for the first bad value of the block that starts at row `start`."""
     row, *rest = (int(index[0]) for index in np.nonzero(bad))
     at = (start + row, *rest) if array.ndim else ()
     raise ValueError(f"{message}, got {array[at]} at {f'position {list(at)}' if at else 'the only position'}")

@@ -75,7 +75,7 @@ class Config(Fields):
         head_of(self.head).check(blocks, self.outputs)
 
     def __repr__(self) -> str:
-        """The fields that differ from their defaults: what a reader of a log looks for."""
+        """Return the fields that differ from their defaults: what a reader of a log looks for."""
         changed = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
@@ -115,15 +115,15 @@ class Config(Fields):
         return any(block.reads_places for block in self.blocks)
 
     def replace(self, **changes: Any) -> Config:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def with_encoding(self, encoding: str) -> Config:
-        """The same config for data of the encoder of that version, see `Schema.encoding`."""
+        """Return the same config for data of the encoder of that version, see `Schema.encoding`."""
         return self.replace(schema=dataclasses.replace(self.schema, encoding=encoding))
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values; `Config.from_json` reads it back."""
+        """Return a dict of plain JSON values; `Config.from_json` reads it back."""
         parts = {"blocks": [BLOCKS.to_json(part) for part in self.blocks], "head": HEADS.to_json(self.head)}
         record = plain(self) | {"schema": self.schema.to_json()} | parts
         for field in ("objectives", "assembled"):
@@ -133,7 +133,7 @@ class Config(Fields):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Config:
-        """The config that `to_json` wrote; ValueError for unknown fields, parts that are not registered, or no such record."""
+        """Return the config that `to_json` wrote; ValueError for unknown fields, unregistered parts, or no such record."""
         importlib.import_module("aif_jax.blocks")  # registers the package's own, which import this module
         try:
             parts: dict[str, Any] = {"blocks": [BLOCKS.from_json(entry) for entry in value.get("blocks", ())]}

@@ -35,7 +35,7 @@ class Leaf:
 
 @functools.lru_cache(maxsize=64)
 def user_layout(schema: Schema) -> UserFeatures:
-    """`UserFeatures` whose leaves are `Leaf`s."""
+    """Return `UserFeatures` whose leaves are `Leaf`s."""
     leaf: Any = Leaf
     item = schema.item_attribute("item")
     return UserFeatures(
@@ -52,7 +52,7 @@ def user_layout(schema: Schema) -> UserFeatures:
 
 @functools.lru_cache(maxsize=64)
 def item_layout(schema: Schema) -> ItemFeatures:
-    """`ItemFeatures` whose leaves are `Leaf`s."""
+    """Return `ItemFeatures` whose leaves are `Leaf`s."""
     leaf: Any = Leaf
     return ItemFeatures(
         ids=_ids(schema.item_attributes),
@@ -63,27 +63,27 @@ def item_layout(schema: Schema) -> ItemFeatures:
 
 
 def user_specs(schema: Schema, *, length: Any, lead: tuple[Any, ...] = ()) -> UserFeatures:
-    """`UserFeatures` of `jax.ShapeDtypeStruct`; `length` is L, `lead` the leading axes, symbolic dimensions among them."""
+    """Return `UserFeatures` of `jax.ShapeDtypeStruct`; `length` is L, `lead` the leading axes, also symbolic dimensions."""
     return _filled(user_layout(schema), jax.ShapeDtypeStruct, lead, length)
 
 
 def item_specs(schema: Schema, *, lead: tuple[Any, ...] = ()) -> ItemFeatures:
-    """Shapes and dtypes of one item's features, or of many with leading axes `lead`, as `user_specs`."""
+    """Return shapes and dtypes of one item's features, or of many with leading axes `lead`, as `user_specs`."""
     return _filled(item_layout(schema), jax.ShapeDtypeStruct, lead)
 
 
 def empty_user(schema: Schema, *, length: int, lead: tuple[int, ...] = ()) -> UserFeatures:
-    """The unknown user without events: NumPy zeros with `length` places of history and leading axes `lead`."""
+    """Return the unknown user without events: NumPy zeros with `length` places of history and leading axes `lead`."""
     return _filled(user_layout(schema), np.zeros, lead, length)
 
 
 def empty_items(schema: Schema, count: int = 0) -> ItemFeatures:
-    """`count` unknown items as NumPy arrays: every id 0, floats and content 0."""
+    """Return `count` unknown items as NumPy arrays: every id 0, floats and content 0."""
     return _filled(item_layout(schema), np.zeros, (count,))
 
 
 def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.ndarray) -> Behaviours:
-    """Encoded events as a history, zeros where the mask is false: arrays [..., L], most recent first, ages in seconds."""
+    """Return encoded events as a history, zeros where the mask is false: arrays [..., L], recent first, ages in seconds."""
     # a product is four times as fast, but a NaN in padding would survive it
     age = np.multiply(age, mask) if age.dtype.kind in "iu" else np.where(mask, age, 0)
     return Behaviours(
@@ -95,7 +95,7 @@ def behaviours(item: np.ndarray, action: np.ndarray, age: np.ndarray, mask: np.n
 
 
 def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool, name: str = "UserFeatures") -> None:
-    """Checks one user, or a batch of users, against the schema; nothing is altered. No event and no user are valid.
+    """Check one user, or a batch of users, against the schema; nothing is altered. No event and no user are valid.
 
     Args:
       features: NumPy or JAX arrays (JAX arrays are fetched).
@@ -118,7 +118,7 @@ def check_user_features(schema: Schema, features: UserFeatures, *, batched: bool
 
 
 def check_item_features(schema: Schema, features: ItemFeatures, *, batched: bool, name: str = "ItemFeatures") -> None:
-    """Checks one item, or a batch of items, against the schema; arguments and errors as `check_user_features`.
+    """Check one item, or a batch of items, against the schema; arguments and errors as `check_user_features`.
 
     Example:
       >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
@@ -133,13 +133,13 @@ def check_item_features(schema: Schema, features: ItemFeatures, *, batched: bool
 
 
 def pack(features: Any) -> np.ndarray:
-    """All leaves (32-bit or boolean NumPy) as one int32 array, a word for each value: one transfer in place of many."""
+    """Return all leaves (32-bit or boolean NumPy) as one int32 array, a word for each value: one transfer in place of many."""
     words = [leaf.astype(np.int32) if leaf.dtype == np.bool_ else leaf.view(np.int32) for leaf in jax.tree.leaves(features)]
     return np.concatenate([word.ravel() for word in words])
 
 
 def unpack(words: jax.Array, specs: Tree) -> Tree:
-    """The tree that `pack` packed, inside jit; `specs` has its shapes and dtypes."""
+    """Return the tree that `pack` packed, inside jit; `specs` has its shapes and dtypes."""
     leaves, tree = jax.tree.flatten(specs)
     unpacked, start = [], 0
     for leaf in leaves:
@@ -154,7 +154,7 @@ def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:
 
 
 def _filled(layout: Tree, make: Callable[..., Any], lead: tuple[Any, ...], length: Any = 0) -> Tree:
-    """The layout with `make(shape, dtype)` in place of each leaf."""
+    """Return the layout with `make(shape, dtype)` in place of each leaf."""
 
     def filled(leaf: Leaf) -> Any:
         return make((*lead, *(length if size == LENGTH else size for size in leaf.shape)), jnp.dtype(leaf.dtype))
@@ -163,7 +163,7 @@ def _filled(layout: Tree, make: Callable[..., Any], lead: tuple[Any, ...], lengt
 
 
 def _check(layout: Any, features: Any, name: str, *, batched: bool, length: int | None = None) -> None:
-    """Compares features with a layout leaf by leaf; the first leaf tells the leading axis for the others."""
+    """Compare features with a layout leaf by leaf; the first leaf tells the leading axis for the others."""
     for field in ("ids", "side"):
         if hasattr(layout, field):
             expect_names(getattr(features, field), f"{name}.{field}", getattr(layout, field))

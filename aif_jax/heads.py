@@ -90,18 +90,18 @@ class Head:
     """
 
     def check(self, blocks: Widths, outputs: int) -> None:
-        """Raises ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
+        """Raise ValueError if the head cannot take the features of the config's blocks, or give T = `outputs` logits."""
 
     def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
-        """Trained parameters."""
+        """Return trained parameters."""
         return {}
 
     def first_layer(self, params: Params) -> FirstLayer | None:
-        """A linear first layer, whose kernels blocks multiply their features by; a block without a kernel gives no features."""
+        """Return a linear first layer, whose kernels multiply features of blocks; a block without a kernel gives none."""
         return None
 
     def apply(self, params: Params, features: jax.Array) -> jax.Array:
-        """Logits [C, T] from the features [C, w] or, if there is a first layer, from what it gives, [C, H]."""
+        """Return logits [C, T] from the features [C, w] or, if there is a first layer, from what it gives, [C, H]."""
         raise TypeError(f"{type(self).__name__}.apply: expected a head that overrides it, got one that does not")
 
 
@@ -110,7 +110,7 @@ H = TypeVar("H", bound=type)
 
 @dataclass_transform(frozen_default=True)
 def head(cls: H) -> H:
-    """Makes a subclass of `Head` a frozen dataclass, and registers it, or a Flax module, under its class name.
+    """Make a subclass of `Head` a frozen dataclass, and register it, or a Flax module, under its class name.
 
     Fields are numbers, booleans, strings and tuples of these, as they go into the JSON of the config.
 
@@ -135,7 +135,7 @@ class Mlp(Head):
         expect(fits, "Mlp.widths", "at least one width, each at least 1", self.widths)
 
     def init(self, key: jax.Array, features: Widths, outputs: int) -> Params:
-        """`first`: a kernel [w, H] for each feature and a bias [H], scaled by the whole fan-in; `rest`: the layers above it."""
+        """Return `first`: a kernel [w, H] for each feature and a bias [H], scaled by the fan-in; `rest`: layers above it."""
         first, rest = jax.random.split(key)
         whole = layers.dense_init(first, total(features), self.widths[0])
         kernels, start = {}, 0
@@ -188,17 +188,17 @@ class FlaxHead(Head):
 
 
 def head_of(value: Any) -> Head:
-    """The head of a config: `Config.head`, or its Flax module as one."""
+    """Return the head of a config: `Config.head`, or its Flax module as one."""
     return FlaxHead(value) if isinstance(value, layers.Module) else value
 
 
 def total(features: Widths) -> int:
-    """w, the sum of all widths."""
+    """Return w, the sum of all widths."""
     return sum(width for widths in features.values() for width in widths.values())
 
 
 def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
-    """Kernels of one block under which it gives its features, next to each other."""
+    """Return kernels of one block under which it gives its features, next to each other."""
     eye, start, kernels = jnp.eye(sum(widths.values())), 0, {}
     for name, width in widths.items():
         kernels[name] = eye[start : start + width]
@@ -207,7 +207,7 @@ def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:
-    """Features times kernels [C, H], summed over blocks, from the item vectors [C, D]; [C, 0] where no block has features.
+    """Return features times kernels [C, H], summed over blocks, from the item vectors [C, D]; [C, 0] without features.
 
     With many candidates narrow inputs are concatenated: one product is faster than several and a sum over [C, H]. With few,
     kernels stay separate: those that users share need not be copied for each.

@@ -22,18 +22,18 @@ DIRECT = "direct"
 
 
 def init(key: jax.Array, config: Config) -> Params:
-    """Parameters of the head."""
+    """Return parameters of the head."""
     trained = heads.head_of(config.head).init(key, config.head_features, config.outputs)
     return trained if config.outputs == 1 else trained | {DIRECT: jnp.ones(config.outputs, jnp.float32)}
 
 
 def apply(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> jax.Array:
-    """Logits of one user's candidates, float32 [C], or [C, T] for T objectives; a logit depends on its own row alone."""
+    """Return logits of one user's candidates, float32 [C], or [C, T] for T objectives; a logit depends on its own row alone."""
     return logits(params["head"], inputs(params, state, rows, config=config), jnp.asarray(rows.vector), config=config)
 
 
 def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, jax.Array]:
-    """What each block adds to the logits, float32 [C] or [C, T] by name: the logit less the logit without the block.
+    """Return what each block adds to the logits, float32 [C] or [C, T] by name: the logit less the logit without the block.
 
     "tower" is the share of user and item vector. The head is not linear, so the contributions need not add up to the logit.
     """
@@ -49,7 +49,7 @@ def contributions(params: Params, state: UserState, rows: ItemRow, *, config: Co
 
 
 def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -> dict[str, HeadInputs]:
-    """What towers and blocks give to the head, by name."""
+    """Return what towers and blocks give to the head, by name."""
     first, given = heads.head_of(config.head).first_layer(params["head"]), {}
     every = config.head_features
     kernels = {name: heads.identity(widths) for name, widths in every.items()} if first is None else first.kernels
@@ -63,7 +63,7 @@ def inputs(params: Params, state: UserState, rows: ItemRow, *, config: Config) -
 
 
 def towers(kernels: Mapping[str, jax.Array], user: jax.Array, item: jax.Array) -> HeadInputs:
-    """The features of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
+    """Return the features of the towers: user vector [D], item vectors [C, D] and their product, u W_u + i W_i + (u * i) W_p.
 
     With many candidates the user vector enters the kernel, i (W_i + diag(u) W_p): one product instead of two.
     """
@@ -74,7 +74,7 @@ def towers(kernels: Mapping[str, jax.Array], user: jax.Array, item: jax.Array) -
 
 
 def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, config: Config) -> jax.Array:
-    """Logits [C] or [C, T] from what towers and blocks give; `params` are the head's, `item` the item vectors [C, D].
+    """Return logits [C] or [C, T] from what towers and blocks give; `params` are the head's, `item` the item vectors [C, D].
 
     What is fitted is float32 whatever the compute dtype.
     """

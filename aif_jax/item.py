@@ -12,7 +12,7 @@ from aif_jax.types import ItemFeatures, ItemRow, Params
 
 
 def init(key: jax.Array, config: Config, *, network: layers.Module | None = None) -> Params:
-    """Parameters of the item tower; `network`: a Flax module from its inputs [w] to the item vector [D], None for an MLP."""
+    """Return parameters of the item tower; `network`: a Flax module from inputs [w] to the item vector [D], or None."""
     schema, width = config.schema, config.width
     content, tower = jax.random.split(key)
     inputs = len(schema.item_attributes) * width + schema.item_floats
@@ -24,7 +24,7 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
 
 
 def apply(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> ItemRow:
-    """ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
+    """Return ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
     if config.reads_content and features.content is None:
         raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
     made = vector(params, features, config=config, network=network)
@@ -38,7 +38,7 @@ def apply(params: Params, features: ItemFeatures, *, config: Config, network: la
 
 
 def vector(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> jax.Array:
-    """The item vector [D] from attributes, floats and content."""
+    """Return the item vector [D] from attributes, floats and content."""
     inputs = layers.embed_attributes(params["embedding"], config.schema.item_attributes, features.ids)
     if config.schema.item_floats:
         inputs.append(jnp.asarray(features.floats))

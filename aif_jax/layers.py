@@ -39,7 +39,7 @@ class Rows:
     slot: Array  # int32 [N] position in `table` of every id of the batch; anything for others
 
     def read(self, ids: jax.Array) -> jax.Array:
-        """Rows [..., D] of ids [...] of the batch, NaN for other ids; ids out of range read row 0."""
+        """Return rows [..., D] of ids [...] of the batch, NaN for other ids; ids out of range read row 0."""
         asked = jnp.where((ids >= 0) & (ids < self.slot.shape[0]), ids, 0)
         positions = jnp.asarray(self.slot).at[asked].get(mode="promise_in_bounds")
         there = jnp.asarray(self.ids).at[positions].get(mode="clip") == asked
@@ -60,49 +60,49 @@ class MLP(nn.Module):
 
 
 def init_module(module: Module, key: jax.Array, width: int) -> Params:
-    """Parameters of a Flax module of inputs [..., width], float32 nested dicts."""
+    """Return parameters of a Flax module of inputs [..., width], float32 nested dicts."""
     return dict(module.init(key, jnp.zeros((1, width)))["params"])
 
 
 def apply_module(module: Module, params: Params, x: jax.Array) -> jax.Array:
-    """What a Flax module with these parameters makes of x [..., width]."""
+    """Return what a Flax module with these parameters makes of x [..., width]."""
     return module.apply({"params": params}, x)  # type: ignore[return-value]
 
 
 def dense_init(key: jax.Array, width_in: int, width_out: int) -> Params:
-    """Parameters of an affine map: kernel [width_in, width_out], bias [width_out]."""
+    """Return parameters of an affine map: kernel [width_in, width_out], bias [width_out]."""
     return init_module(nn.Dense(width_out), key, width_in)
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """Affine map of the last axis: [..., width_in] -> [..., width_out]."""
+    """Return affine map of the last axis: [..., width_in] -> [..., width_out]."""
     return apply_module(nn.Dense(params["kernel"].shape[-1]), params, x)
 
 
 def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
-    """Parameters of `mlp`: one dense layer for each entry of `widths`."""
+    """Return parameters of `mlp`: one dense layer for each entry of `widths`."""
     return init_module(MLP(widths), key, width_in)
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
-    """`MLP` with these parameters."""
+    """Return `MLP` with these parameters."""
     widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
     return apply_module(MLP(widths), params, x)
 
 
 def layer_norm_init(key: jax.Array, width: int) -> Params:
-    """Parameters of `layer_norm`: scale and bias [width]."""
+    """Return parameters of `layer_norm`: scale and bias [width]."""
     return init_module(nn.LayerNorm(), key, width)
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
+    """Return layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     return apply_module(nn.LayerNorm(), wide, x.astype(jnp.float32)).astype(x.dtype)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax of scores [..., S] over the entries where `mask` is true; all zeros where none is."""
+    """Return softmax of scores [..., S] over the entries where `mask` is true; all zeros where none is."""
     mask = jnp.broadcast_to(mask, scores.shape)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
@@ -110,18 +110,18 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def attention(query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q K^T / sqrt D) V over what `mask` [S] or [..., S] keeps: [..., D], [S, D], [S, V] -> [..., V]; else zeros."""
+    """Return softmax(q K^T / sqrt D) V over what `mask` [S] or [..., S] keeps: [..., D], [S, D], [S, V] -> [..., V]; or 0."""
     return masked_softmax(query @ keys.T / math.sqrt(keys.shape[-1]), mask) @ values
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
+    """Return mean of values [S, D] over the entries that mask [S] keeps; zeros where it keeps none."""
     kept = jnp.where(mask[:, None], values, 0.0)
     return kept.sum(0) / jnp.maximum(mask.sum(), 1).astype(values.dtype)
 
 
 def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Array, total: Any) -> tuple[Any, Any]:
-    """Folds the events of ONE user in chunks, up to the last one: on a CPU the padding after it is not computed.
+    """Fold the events of ONE user in chunks, up to the last one: on a CPU the padding after it is not computed.
 
     Under `vmap` one loop serves all users and ends with the longest history. Other devices take all places at once. It has no
     gradient: give one with `jax.custom_vjp`.
@@ -178,7 +178,7 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
 
 
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
-    """One table [size, width] for each attribute that does not read another's, and two for behaviours alone."""
+    """Return one table [size, width] for each attribute that does not read another's, and two for behaviours alone."""
     sizes = schema.table_sizes | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}
     keys = jax.random.split(key, len(sizes))
     return {
@@ -188,7 +188,7 @@ def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
 
 
 def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
-    """Rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0: a compiled function cannot raise."""
+    """Return rows [..., *] of a table [size, *] for ids [...]; ids out of range read row 0: compiled code cannot raise."""
     if isinstance(table, Rows):
         return table.read(ids)
     table = jnp.asarray(table)
@@ -197,7 +197,7 @@ def lookup(table: Array | Rows, ids: jax.Array) -> jax.Array:
 
 
 def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: Mapping[str, Array]) -> list[jax.Array]:
-    """One vector [D] for each attribute: its row, or the mean over the non-zero ids of a bag (zeros for an empty bag)."""
+    """Return one vector [D] for each attribute: its row, or the mean over non-zero ids of a bag (zeros for an empty bag)."""
     vectors = []
     for attribute in attributes:
         rows = lookup(embedding[attribute.table_name], jnp.asarray(ids[attribute.name]))
@@ -206,19 +206,19 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
 
 
 def fit_fields(ids: Mapping[str, Array], schema: Schema) -> Params:
-    """The behaviour fields of every item but the item itself: int32 [N] each, from the catalogue's ids."""
+    """Return the behaviour fields of every item but the item itself: int32 [N] each, from the catalogue's ids."""
     return {field: jnp.asarray(ids[field], jnp.int32) for field in schema.behaviour_fields if field != "item"}
 
 
 def behaviour_fields(params: Params, schema: Schema, item: Array) -> dict[str, jax.Array]:
-    """int32 [S] ids of every behaviour field for the items [S] of a history, looked up in `params["fitted"]["fields"]`."""
+    """Return int32 [S] ids of behaviour fields for the items [S] of a history, looked up in `params["fitted"]["fields"]`."""
     rows = jnp.asarray(item)
     tables = params["fitted"]["fields"]
     return {field: rows if field == "item" else lookup(tables[field], rows) for field in schema.behaviour_fields}
 
 
 def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours, *, joined: bool = False) -> jax.Array:
-    """Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false.
+    """Return Z: the sum of a behaviour's field, action and age embeddings, [S, D]; zeros where the mask is false.
 
     With `joined`, for training, by `embed_items` and `embed_context`: two look-ups, and the sum in another order.
     """
@@ -231,7 +231,7 @@ def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours, *, 
 
 
 def embed_items(params: Params, schema: Schema, item: Array) -> jax.Array:
-    """The sum of the field embeddings of items [...], as behaviours have it: [..., D].
+    """Return the sum of the field embeddings of items [...], as behaviours have it: [..., D].
 
     Up to `JOINED_ROWS` items the tables are added up before they are read.
     """
@@ -245,7 +245,7 @@ def embed_items(params: Params, schema: Schema, item: Array) -> jax.Array:
 
 
 def embed_context(params: Params, behaviours: Behaviours) -> jax.Array:
-    """What a behaviour's embedding has in addition to its item's: action and age, [S, D], read from all their sums."""
+    """Return what a behaviour's embedding has in addition to its item's: action and age, [S, D], read from all their sums."""
     action, age = (jnp.asarray(params["embedding"][f"behaviour.{name}"]) for name in ("action", "age"))
     every, given = (action[:, None] + age[None]).reshape(-1, action.shape[1]), jnp.asarray(behaviours.action)
     known = jnp.where((given >= 0) & (given < len(action)), given, 0)
@@ -261,7 +261,7 @@ def _embed(params: Params, schema: Schema, item: Array, action: Array) -> jax.Ar
 
 
 def age_bucket(age: jax.Array) -> jax.Array:
-    """floor(log2(1 + age in seconds)) as int32, at most AGE_BUCKETS - 1; NaN and negative ages give 0."""
+    """Return floor(log2(1 + age in seconds)) as int32, at most AGE_BUCKETS - 1; NaN and negative ages give 0."""
     # the exponent of a float is exact; a logarithm is not, and would put 2^k - 1 in different buckets on different devices
     _, exponent = jnp.frexp(1.0 + jnp.maximum(jnp.nan_to_num(age), 0.0))
     return jnp.minimum(exponent - 1, AGE_BUCKETS - 1).astype(jnp.int32)

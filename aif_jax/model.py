@@ -65,7 +65,7 @@ class PreRanker(NamedTuple):
     joint: Callable[[Params, UserFeatures, ItemFeatures], jax.Array]
 
     def __repr__(self) -> str:
-        """Which functions it is made of, and the config."""
+        """Return which functions it is made of, and the config."""
         named = [f"{part}={name_of(getattr(self, part))}" for part in ("user", "item", "interaction")]
         return f"PreRanker({', '.join(named)}, config={self.config!r})"
 
@@ -76,7 +76,7 @@ INTERACTION = Component(interaction.init, interaction.apply)
 
 
 def build(config: Config) -> PreRanker:
-    """The pre-ranker that a config describes: one for equal configs, so that its programs are compiled once in a process.
+    """Return pre-ranker that a config describes: one for equal configs, so that its programs are compiled once in a process.
 
     Example:
       >>> import jax, numpy as np, aif_jax as aif
@@ -98,7 +98,7 @@ def assemble(
     item: Component | layers.Module = ITEM,
     interaction: Component = INTERACTION,
 ) -> PreRanker:
-    """A pre-ranker from three components, for replacing whole towers.
+    """Return a pre-ranker from three components, for replacing whole towers.
 
     A Flax module as `user` or `item` replaces the MLP of that tower: from the tower's inputs [w] of ONE user or item to the
     vector [D]; blocks stay as they are. An NNX module is one by `nnx.bridge.to_linen`. A module over pairs is a head.
@@ -149,25 +149,25 @@ def assemble(
 
 
 def _component(given: Component | layers.Module, ours: Component) -> Component:
-    """A component as it is, or the package's with a Flax module as its network."""
+    """Return a component as it is, or the package's with a Flax module as its network."""
     if not isinstance(given, layers.Module):
         return given
     return Component(partial(ours.init, network=given), partial(ours.apply, network=given))
 
 
 def _name(given: Component | layers.Module) -> str:
-    """The name of a component's function, or of a module's class."""
+    """Return the name of a component's function, or of a module's class."""
     return type(given).__name__ if isinstance(given, layers.Module) else name_of(given.apply).rpartition(".")[2]
 
 
 @functools.lru_cache(maxsize=64)
 def _built(config: Config, *_: str) -> PreRanker:
-    """The model of a config as it is written, for data of that encoding."""
+    """Return the model of a config as it is written, for data of that encoding."""
     return assemble(config)
 
 
 def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
-    """The model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
+    """Return model of another config, which `name` changed; ValueError for a model of `assemble`, whose parts would be lost."""
     way_out = "change params and config without an edit, and call assemble(config, ...) with these again"
     others = ", ".join(model.config.assembled)
     expect(not others, name, "a model of `build`", f"one of `assemble` with {others}; {way_out}")
@@ -175,7 +175,7 @@ def rebuilt(model: PreRanker, config: Config, name: str) -> PreRanker:
 
 
 def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int = 0) -> Params:
-    """The fitted group alone: what blocks and tables derive from a catalogue; for a catalogue that has changed.
+    """Return the fitted group alone: what blocks and tables derive from a catalogue; for a catalogue that has changed.
 
     Args:
       config: config of the model.
@@ -216,7 +216,7 @@ def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
 
 
 def _check_fitted(config: Config, fitted: Params) -> None:
-    """Raises ValueError for the fitted group of another config."""
+    """Raise ValueError for the fitted group of another config."""
     size, tables = config.schema.item_attribute("item").size, {table.name for table in config.tables}
     wanted = {"fields"} | tables
     extra = fitted.keys() - wanted - {block.name for block in config.blocks} - {GROUP}
@@ -231,7 +231,7 @@ def _check_fitted(config: Config, fitted: Params) -> None:
 
 
 def name_of(function: Any) -> str:
-    """Module and qualified name of a function, or of the class of a callable object; without what a partial bound to it."""
+    """Return module and qualified name of a function, or of a callable's class; without what a partial bound to it."""
     inner = getattr(function, "func", function)
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return f"{named.__module__}.{named.__qualname__}"

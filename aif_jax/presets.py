@@ -20,7 +20,7 @@ LONG_LENGTH = 512
 
 
 def aif(schema: Schema, **changes: Any) -> Config:
-    """The AIF model: the block list that the study recommends; README's figures are of this one.
+    """Return the AIF model: the block list that the study recommends; README's figures are of this one.
 
     Matching statistics of every behaviour field over the long history, BEA over the short one, linear attention with softmax
     keys over the long one, and dot products added to the logit. With a longer `long_length` the cost in real time grows by
@@ -42,7 +42,7 @@ def aif(schema: Schema, **changes: Any) -> Config:
 
 
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
-    """The paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
+    """Return the paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
     content = _with_content(schema, "paper", blocks.LshDin(), blocks.SimTier())
     sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=Mlp((128, 64)))
     caches = (blocks.Sim(field, slots=32, length=16) for field in sim_fields)
@@ -50,18 +50,18 @@ def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **chan
 
 
 def two_tower(schema: Schema, **changes: Any) -> Config:
-    """The dot product of user and item vector, and nothing else in real time; it reads the short history alone."""
+    """Return the dot product of user and item vector, and nothing else in real time; it reads the short history alone."""
     short = changes.get("short_length", Config.short_length)
     return _config(schema, changes, head=LogitSum(), long_length=short, blocks=(blocks.DotProduct(),))
 
 
 def two_tower_matching(schema: Schema, **changes: Any) -> Config:
-    """A two-tower model with a head over matching statistics: what a good team builds in a week, and the baseline to beat."""
+    """Return a two-tower model with matching statistics and a head: what a good team builds in a week, the baseline to beat."""
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=(_matching(schema), blocks.DotProduct()))
 
 
 def full_attention(schema: Schema, **changes: Any) -> Config:
-    """Attention over both whole histories and matching statistics, no approximation: the expensive model to compare with."""
+    """Return attention over both whole histories, and matching statistics: the expensive model to compare with."""
     attention = (blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True))
     parts = (_matching(schema), *attention, blocks.DotProduct())
     return _config(schema, changes, long_length=LONG_LENGTH, blocks=parts)
@@ -80,7 +80,7 @@ def _config(schema: Schema, changes: dict[str, Any], **defaults: Any) -> Config:
 
 
 def _with_content(schema: Schema, preset: str, *parts: Any) -> tuple[Any, ...]:
-    """The blocks, or none where the schema has no content to fit them on."""
+    """Return the blocks, or none where the schema has no content to fit them on."""
     if schema.content:
         return parts
     names = ", ".join(type(part).__name__ for part in parts)

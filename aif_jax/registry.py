@@ -20,7 +20,7 @@ class Registry(dict[str, type]):
         self.kind = kind
 
     def add(self, cls: Class) -> Class:
-        """Makes a class a frozen dataclass that checks the types of its fields, and registers it; a Flax module stays as it is.
+        """Make a class a frozen dataclass that checks the types of its fields, and register it; a Flax module stays as it is.
 
         Raises ValueError if another class has its name.
         """
@@ -34,11 +34,11 @@ class Registry(dict[str, type]):
         return cls
 
     def to_json(self, part: Any) -> dict[str, Any]:
-        """The part as plain JSON values."""
+        """Return the part as plain JSON values."""
         return {self.kind: type(part).__name__} | plain(part)
 
     def from_json(self, value: Mapping[str, Any]) -> Any:
-        """The part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
+        """Return the part that `to_json` wrote; ValueError for a class that is not registered, or fields that it lacks."""
         name = value.get(self.kind) if isinstance(value, Mapping) else value
         if not isinstance(value, Mapping) or name not in self:
             named = isinstance(value, Mapping) and name is not None
@@ -53,26 +53,26 @@ BLOCKS, HEADS = Registry("block"), Registry("head")
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass or a Flax module, tuples as lists."""
+    """Return the fields of a dataclass or a Flax module, tuples as lists."""
     entries = {name: getattr(value, name) for name in _fields(type(value))}
     return {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in entries.items()}
 
 
 def from_plain(cls: Any, value: Mapping[str, Any], name: str) -> Any:
-    """The dataclass of these fields, lists as tuples; ValueError for fields that it lacks."""
+    """Return the dataclass of these fields, lists as tuples; ValueError for fields that it lacks."""
     known = set(_fields(cls))
     expect(value.keys() <= known, name, f"fields among {sorted(known)}", sorted(value.keys() - known))
     return cls(**{key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()})
 
 
 def _fields(cls: Any) -> list[str]:
-    """Names of the fields of a dataclass, in order, less those that Flax adds to a module."""
+    """Return names of the fields of a dataclass, in order, less those that Flax adds to a module."""
     added = ("parent", "name") if issubclass(cls, layers.Module) else ()
     return [field.name for field in dataclasses.fields(cls) if field.name not in added]
 
 
 def _checked(cls: Class) -> Class:
-    """The class, which checks the types of its fields before what it checks by itself."""
+    """Return the class, which checks the types of its fields before what it checks by itself."""
     own_checks = getattr(cls, "__post_init__", lambda self: None)
 
     def checks_of_all(self: Any) -> None:

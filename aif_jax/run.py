@@ -63,7 +63,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: str | Path, *, model: PreRanker | None = None) -> Run:
-        """The run in a folder that `fit` or `save` wrote.
+        """Return the run in a folder that `fit` or `save` wrote.
 
         Args:
           model: for one made by `assemble`, whose functions no folder holds; None builds it from the config.
@@ -108,7 +108,7 @@ class Run:
         self, data: Dataset, split: Literal["test", "validation"] = "test", *, k: int | None = 100, requests: int | None = None,
         min_history: int | None = None, repeats: bool | None = None, **options: Any,
     ) -> Evaluation:  # fmt: skip
-        """Figures of a slice that training never saw, and those of the `train.baseline_scores` as of its first moment.
+        """Return figures of a slice that training never saw, and those of the `train.baseline_scores` as of its first moment.
 
         Args:
           split: which slice; the moments that bound it are those of training.
@@ -131,7 +131,7 @@ class Run:
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 
     def edit(self, data: Dataset, *changes: Edit) -> Run:
-        """The run with a model that functions `(Trained, Dataset) -> Trained` of `train.edits` change, one after the other.
+        """Return run with a model that functions `(Trained, Dataset) -> Trained` of `train.edits` change, one after the other.
 
         What they add is part of params, config and version, and so of the index, the engine and an export. A calibration of the
         run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
@@ -143,7 +143,7 @@ class Run:
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
-        """The same model for candidates from the whole catalogue: an offset of each item makes its score log P, not log P / q.
+        """Return the same model for candidates from the whole catalogue: offsets of items make scores log P, not log P / q.
 
         Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
         That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
@@ -161,7 +161,7 @@ class Run:
         return self.edit(data, correction)
 
     def with_svd(self, data: Dataset, **options: Any) -> Run:
-        """The same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
+        """Return same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
 
         The factors are fitted after training, see `blocks.PureSvd` and `edit`. `options` are `width`, `length`, `decay` and
         `deviation` of `train.fit_pure_svd`, which also says what is refused.
@@ -169,7 +169,7 @@ class Run:
         return self.edit(data, edits.svd_term(before=self.settings.first_validation, **options))
 
     def with_unseen_items(self, data: Dataset) -> Run:
-        """The same model, with items without a training event scored as the unknown item with their own other features.
+        """Return the same model, with items without a training event scored as the unknown item with their own other features.
 
         For a run with `id_dropout`, which trains the unknown item; ValueError for another. See `edit`.
         """
@@ -177,7 +177,7 @@ class Run:
         return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
 
     def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
-        """The run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
+        """Return the run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
 
         Its version is another, so an index is built after it. `metrics` are those that a calibration leaves as they are.
 
@@ -194,7 +194,7 @@ class Run:
         return dataclasses.replace(made, metrics=training.of_ranking(self.metrics))
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
-        """The item index of a catalogue; arguments as for `ItemIndex.build`.
+        """Return the item index of a catalogue; arguments as for `ItemIndex.build`.
 
         `items` is the path of the items file that training read, or of a newer one; a `Catalogue`; or raw values by column.
         """
@@ -204,11 +204,11 @@ class Run:
         self, index: ItemIndex, *, features: Callable[..., Any], retrieval: Callable[..., Any] | None = None,
         config: ServingConfig | None = None,
     ) -> AsyncPreRanker:  # fmt: skip
-        """The engine: `async with run.serve(index, features=..., retrieval=...) as engine`; arguments of `AsyncPreRanker`."""
+        """Return the engine: `async with run.serve(index, features=..., retrieval=...) as engine`; see `AsyncPreRanker`."""
         return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config)
 
     def rank(self, user: Any, events: Any, candidates: Any, k: int, *, now: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best k of some items for one user: the answer of the engine in one synchronous call, without index and engine.
+        """Return best k of some items for one user: the answer of the engine in one synchronous call, without index and engine.
 
         For notebooks and scripts. The item part runs for every candidate, with the item features of training.
 
@@ -241,7 +241,7 @@ class Run:
         return vocabulary.raw[rows[best] - 1], logits[best]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.
+        """Write the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.
 
         For a model that the folder of `fit` does not hold: one with factors, with an offset, or calibrated in memory.
 
@@ -251,7 +251,7 @@ class Run:
         checkpoint.save(folder, self.trained, metrics=self.metrics)
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:
-        """Writes compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""
+        """Write compiled functions, parameters, encoder and index into one folder; arguments as for `export.save`."""
         return export.save(folder, self.trained, index, **options)
 
 
@@ -270,7 +270,7 @@ def fit(
     writers: Sequence[LogWriter] = (),
     progress: bool = True,
 ) -> Run:
-    """Trains a model: splits by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
+    """Train a model: splits by time, samples candidates, runs the loop, evaluates on the validation slice, keeps the best.
 
     Killed at any moment, the same call resumes from the last checkpoint and ends with the same parameters, bit for bit.
 

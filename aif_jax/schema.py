@@ -98,7 +98,7 @@ class Schema:
             expect(getattr(self, field) >= 0, f"Schema.{field}", "0 or more", getattr(self, field))
 
     def __repr__(self) -> str:
-        """The features, each attribute with its size, its length where it is a bag, and the table it shares."""
+        """Return the features, each attribute with its size, its length where it is a bag, and the table it shares."""
 
         def shown(a: Attribute) -> str:
             return f"{a.name} {a.size}{f'x{a.length}' if a.length > 1 else ''}{f' in {a.table}' if a.table else ''}"
@@ -114,11 +114,11 @@ class Schema:
         return f"Schema({'; '.join(parts)})"
 
     def item_attribute(self, name: str) -> Attribute:
-        """The item attribute of that name. Raises KeyError with the known names."""
+        """Return the item attribute of that name. Raises KeyError with the known names."""
         return _find(self.item_attributes, name)
 
     def user_attribute(self, name: str) -> Attribute:
-        """The user attribute of that name. Raises KeyError with the known names."""
+        """Return the user attribute of that name. Raises KeyError with the known names."""
         return _find(self.user_attributes, name)
 
     @property
@@ -142,7 +142,7 @@ class Schema:
             expect(sizes.get(attribute.table) == attribute.size, field, expected, repr(attribute.table))
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values; `Schema.from_json` reads it back."""
+        """Return a dict of plain JSON values; `Schema.from_json` reads it back."""
         # what is not set is left out: schemas without shared tables and statistics keep the fingerprint they had
         written = dataclasses.replace(self, encoding="")  # the encoder is written next to it
         left_out = ("table", None), ("encoding", ""), ("item_statistics", ()), ("statistic_actions", ())
@@ -150,7 +150,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Schema:
-        """The schema that `to_json` wrote."""
+        """Return the schema that `to_json` wrote."""
         value = dict(value)
         expect("encoding" not in value, "schema", "a record that `to_json` made", "one with an encoding")
         for field in ("item_attributes", "user_attributes"):
@@ -161,7 +161,7 @@ class Schema:
 
 
 def statistic_names(half_lives: tuple[int, ...], actions: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The columns of the statistics in a table of items, () without half-lives; see `ItemStatistics`.
+    """Return the columns of the statistics in a table of items, () without half-lives; see `ItemStatistics`.
 
     Example:
       >>> statistic_names((3600,))

@@ -49,7 +49,7 @@ class Objective(NamedTuple):
 
 
 def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """The objectives of `Config.objectives`; ValueError for names that are none, repeat, or come after what depends on them.
+    """Return objectives of `Config.objectives`; ValueError for names that are none, repeat, or come after what depends on them.
 
     Example:
       >>> parse_objectives(("click", "conversion|click"))[1]
@@ -68,12 +68,12 @@ def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
 
 
 def objective_names(texts: Sequence[str]) -> tuple[str, ...]:
-    """The names alone, without what is given."""
+    """Return the names alone, without what is given."""
     return tuple(objective.name for objective in parse_objectives(texts))
 
 
 def chain(texts: Sequence[str], name: str) -> tuple[int, ...]:
-    """Places of the objectives whose product is the probability of `name` over all candidates: its own first.
+    """Return places of the objectives whose product is the probability of `name` over all candidates: its own first.
 
     Example:
       >>> chain(("click", "like", "conversion|click"), "conversion")
@@ -89,7 +89,7 @@ def chain(texts: Sequence[str], name: str) -> tuple[int, ...]:
 
 
 def product(logits: Sequence[Any], xp: Any) -> Any:
-    """The logit of the product of probabilities, from their logits [...]; `xp` is `numpy` or `jax.numpy`.
+    """Return the logit of the product of probabilities, from their logits [...]; `xp` is `numpy` or `jax.numpy`.
 
     With p = sigmoid(a) sigmoid(b), (1 - p) / p = e^-a + e^-b + e^-(a + b): no difference of numbers near 1 is taken.
 
@@ -105,12 +105,12 @@ def product(logits: Sequence[Any], xp: Any) -> Any:
 
 
 def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
-    """The logit [...] of an objective over all candidates, from the T logits [..., T]."""
+    """Return the logit [...] of an objective over all candidates, from the T logits [..., T]."""
     return product([logits[..., place] for place in chain(texts, name)], xp)
 
 
 def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
-    """Logits [...] or, with T objectives, [..., T] of calibrated probabilities; as they are where `params` has no calibration.
+    """Return logits [...] or, with T objectives, [..., T] of calibrated probabilities; unchanged without a calibration.
 
     `xp` is `jax.numpy`, or `numpy` for logits on the host.
 
@@ -129,13 +129,13 @@ def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
 
 
 def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
-    """Parameters with `scale` and `bias` [] or [T], or without any calibration for None; the rest is shared, not copied."""
+    """Return parameters with `scale` and `bias` [] or [T], or without calibration for None; the rest is shared, not copied."""
     rest = {name: part for name, part in params["fitted"].items() if name != GROUP}
     return params | {"fitted": rest if made is None else rest | {GROUP: made}}
 
 
 def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: Any = jnp) -> dict[str, Any]:
-    """Calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
+    """Return calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
 
     They are over all candidates; of a conditional objective there is the probability where its condition is true too, under
     "NAME|GIVEN". `xp` is `jax.numpy` or `numpy`.
@@ -151,14 +151,14 @@ def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: An
 
 
 def order_inputs(objectives: Sequence[str], size: Any) -> tuple[dict[str, Any], jax.ShapeDtypeStruct]:
-    """Shapes of the probabilities by name and of the bid that an order of C candidates takes; `size` is C."""
+    """Return shapes of the probabilities by name and of the bid that an order of C candidates takes; `size` is C."""
     spec = jax.ShapeDtypeStruct((size,), np.float32)
     logits = jax.ShapeDtypeStruct((size, len(objectives)), np.float32) if len(objectives) > 1 else spec
     return jax.eval_shape(lambda logits: probabilities({}, logits, objectives), logits), spec
 
 
 def reads_bid(name: str, order: Any, objectives: Sequence[str]) -> bool:
-    """Whether an order reads the bid; ValueError for one that is no function of an order's inputs, or gives something else.
+    """Return whether an order reads the bid; ValueError for no function of an order's inputs, or one that gives something else.
 
     Example:
       >>> reads_bid("value", lambda p, bid: p["click"] * bid, ("click", "like"))

@@ -14,7 +14,7 @@ LISTED = 8  # differences that an error message spells out
 
 
 def leaves_by_path(tree: Any, *, separator: str = "/") -> dict[str, Any]:
-    """Leaves by path such as "item/kernel", in the tree's order; raises ValueError where two have one path."""
+    """Return leaves by path such as "item/kernel", in the tree's order; raises ValueError where two have one path."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = {jax.tree_util.keystr(path, simple=True, separator=separator): leaf for path, leaf in flat}
     if len(named) != len(flat):
@@ -24,34 +24,34 @@ def leaves_by_path(tree: Any, *, separator: str = "/") -> dict[str, Any]:
 
 
 def take(tree: Any, at: Any) -> Any:
-    """Some entries of a tree of arrays [n, ...]: `at` is what an array takes between brackets."""
+    """Return some entries of a tree of arrays [n, ...]: `at` is what an array takes between brackets."""
     return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path to nested dicts."""
+    """Return leaves by path to nested dicts."""
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def table_of(path: tuple, names: Iterable[str]) -> str | None:
-    """The embedding table of a leaf of a training state; optimizer states mirror the parameters, so their paths end alike."""
+    """Return the embedding table of a leaf of a training state; paths of an optimizer's state end as the parameters'."""
     keys = [key.key for key in path[-2:] if isinstance(key, jax.tree_util.DictKey)]
     return keys[1] if len(keys) == 2 and keys[0] == "embedding" and keys[1] in names else None
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf, or the abstract form of one, is a typed random key."""
+    """Return whether a leaf, or the abstract form of one, is a typed random key."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(leaf: Any) -> str:
-    """Dtype and shape of a leaf, such as "float32[2, 3]"."""
+    """Return dtype and shape of a leaf, such as "float32[2, 3]"."""
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: str) -> list[str]:
-    """Leaves that two trees (`describe` by path) do not share, a line each; `source` is what `got` is, for the message."""
+    """Return leaves that two trees (`describe` by path) do not share, a line each; `source` names `got`."""
     lines = []
     for path in sorted(got.keys() | expected.keys()):
         if path not in expected:
@@ -64,7 +64,7 @@ def mismatches(got: Mapping[str, str], expected: Mapping[str, str], *, source: s
 
 
 def differences(got: Any, expected: Any, *, path: str, source: str) -> list[str]:
-    """JSON values that differ, a line each, by path, in the order of `got`."""
+    """Return JSON values that differ, a line each, by path, in the order of `got`."""
     if isinstance(got, Mapping) and isinstance(expected, Mapping):
         keys = [*got, *(key for key in expected if key not in got)]
         pairs = [(f"{path}.{key}", got.get(key), expected.get(key)) for key in keys]
@@ -76,6 +76,6 @@ def differences(got: Any, expected: Any, *, path: str, source: str) -> list[str]
 
 
 def listed(lines: Sequence[str]) -> str:
-    """The first lines, indented, and how many more there are."""
+    """Return the first lines, indented, and how many more there are."""
     rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
     return "\n".join(f"  {line}" for line in [*lines[:LISTED], *rest])

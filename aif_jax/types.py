@@ -19,7 +19,7 @@ Params: TypeAlias = dict[str, Any]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(struct.field,))
 def record(cls):
-    """A frozen dataclass of keyword arguments that is a JAX pytree, see `flax.struct`."""
+    """Make a class a frozen dataclass of keyword arguments that is a JAX pytree, see `flax.struct`."""
     return struct.dataclass(cls, kw_only=True)
 
 

@@ -18,7 +18,7 @@ from aif_jax.types import Params, UserFeatures, UserState
 
 
 def init(key: jax.Array, config: Config, *, network: layers.Module | None = None) -> Params:
-    """Parameters of the user tower, whose short sequence blocks read too; `network`: a Flax module in place of its MLP."""
+    """Return parameters of the user tower, whose short sequence blocks read too; `network`: a Flax module, or None."""
     schema, width = config.schema, config.width
     keys = iter(jax.random.split(key, 6))
     params: Params = {"sequence": layers.dense_init(next(keys), width, width)}
@@ -45,7 +45,7 @@ def apply(
     candidates: int | None = None,
     network: layers.Module | None = None,
 ) -> UserState:
-    """UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
+    """Return UserState of ONE user; `candidates`: how many it will score, where training knows it, see `UserView`."""
     history = recent(features.history, config.history_length)
     view = UserView(config=config, params=params, features=features, history=history, candidates=candidates)
     blocks = {block.name: block.user(own(params, block), view) for block in config.blocks}
@@ -53,7 +53,7 @@ def apply(
 
 
 def vector(params: Params, user: UserView, network: layers.Module | None = None) -> jax.Array:
-    """The user vector [D] from profile and short sequence."""
+    """Return the user vector [D] from profile and short sequence."""
     tower, config, sequence, mask = params["user"], user.config, user.sequence, jnp.asarray(user.short.mask)
     profile = layers.embed_attributes(params["embedding"], config.schema.user_attributes, user.features.ids)
     if config.schema.user_floats:

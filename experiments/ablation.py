@@ -14,7 +14,7 @@ from experiments.study import question
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the tables and writes the JSON file."""
+    """Print the tables and write the JSON file."""
     settings = {"report_only": (False, None, "tables from the records, which is all that there is")}
     options = common.options(__doc__, arguments, settings)
     print(question.report(question.RESULTS))

@@ -67,7 +67,7 @@ class Benchmark(NamedTuple):
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Trains every model and prints its figures, with 95 % intervals over users, beside the published ones."""
+    """Train every model and print its figures, with 95 % intervals over users, beside the published ones."""
     parser = common.parser(__doc__)
     parser.add_argument("name", choices=sorted(READERS))
     parser.add_argument("--model", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="only these (default all)")
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
-    """A model of the last epoch."""
+    """Return a model of the last epoch."""
     small = {key: value for key, value in SMALL.items() if key != "long_length" or name != "two-tower"}
     config = PRESETS[name](benchmark.data.schema, **(small if options.smoke else {}))
     batch = 32 if options.smoke else 256
@@ -107,7 +107,7 @@ def trained(name: str, benchmark: Benchmark, options) -> aif.Run:
 
 
 def since(options, test: int) -> dict[str, Any]:
-    """The field of `FitConfig` that trains on the last days alone."""
+    """Return the field of `FitConfig` that trains on the last days alone."""
     return {} if options.days is None else {"since": np.datetime64(round(test - options.days * DAY), "s")}
 
 
@@ -115,7 +115,7 @@ def since(options, test: int) -> dict[str, Any]:
 
 
 def of_yambda(folder: Path, options) -> Benchmark:
-    """Each user of the test day is ranked once."""
+    """Return each user of the test day is ranked once."""
     data, test = yambda.read(folder)
     published = {"ItemKNN": {"ndcg@10": 0.078}, "SASRec": {"ndcg@10": 0.075}}
     settings = since(options, test) | {"test": np.datetime64(test, "s")}
@@ -123,7 +123,7 @@ def of_yambda(folder: Path, options) -> Benchmark:
 
 
 def of_recflow(folder: Path, options) -> Benchmark:
-    """The last day is judged."""
+    """Return the last day is judged."""
     data = recflow(folder)
     log, cascade = data.log, data.cascade
     assert cascade is not None
@@ -139,7 +139,7 @@ def of_recflow(folder: Path, options) -> Benchmark:
 
 
 def by_time(data: Dataset, options) -> Benchmark:
-    """The last tenth of the samples is judged: GAUC of sampled candidates, HR@100 of the catalogue."""
+    """Return the last tenth of the samples is judged: GAUC of sampled candidates, HR@100 of the catalogue."""
 
     def judge(run: aif.Run) -> dict[str, ByUser]:
         given: dict[str, Any] = dict(requests=options.requests, min_history=5)
@@ -160,7 +160,7 @@ READERS: dict[str, Callable[[Path, Any], Benchmark]] = {
 
 
 def small_files(name: str, folder: Path) -> Path:
-    """Files of a small synthetic world in the layout of a data set."""
+    """Return files of a small synthetic world in the layout of a data set."""
     world = synthetic_world(0, **SMALL_WORLD)
     log, category = world.dataset.log, world.dataset.catalogue.ids["category"]
     if name == "recflow":
@@ -190,7 +190,7 @@ def small_files(name: str, folder: Path) -> Path:
 
 
 def once_a_user(run: aif.Run, data: Dataset, test: int, *, k: int, requests: int) -> dict[str, ByUser]:
-    """NDCG@k and Recall@k of the distinct items of each user from `test` on, ranked by the history before it.
+    """Return NDCG@k and Recall@k of the distinct items of each user from `test` on, ranked by the history before it.
 
     NDCG takes the first min(k, number of the user's items) places as the best possible.
     """
@@ -211,7 +211,7 @@ def once_a_user(run: aif.Run, data: Dataset, test: int, *, k: int, requests: int
 
 
 def recall(run: aif.Run, data: Dataset, positions: np.ndarray, *, k: int) -> dict[str, ByUser]:
-    """Recall@k among the logged candidates of requests: of effective views, and of what the ranker ranked."""
+    """Return Recall@k among the logged candidates of requests: of effective views, and of what the ranker ranked."""
     lists = run.settings.task.source(data, before=0, held_out=True)(positions, SampleKey(0, 0, 0))
     scores = list_scores(run.model, run.params, data, positions, lists)
     scores = np.where(lists.rows > 0, scores, -np.inf)

@@ -29,7 +29,7 @@ class Load(NamedTuple):
 
 @contextlib.contextmanager
 def caller(address: str, calls: list[bytes]) -> Iterator[Callable[[int], bytes]]:
-    """`caller(user)`, the raw answer to one ranking, over a connection that stays open; calls are packed, by user."""
+    """Lend `caller(user)`, the raw answer to one ranking, over a connection that stays open; calls are packed, by user."""
     host, port = address.removeprefix("http://").split(":")
     head = f"POST /v1/rank HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: "
     whole = [f"{head}{len(call)}\r\n\r\n".encode() + call for call in calls]
@@ -60,7 +60,7 @@ def load(address: str, calls: Path, *, callers: int, seconds: float) -> Load:
 
 
 def closed_loop(address: str, calls: list[bytes], callers: int, seconds: float) -> Load:
-    """Callers in threads, each of which sends its next call when it has the answer to the last one."""
+    """Return callers in threads, each of which sends its next call when it has the answer to the last one."""
     counts, ready = [0] * callers, threading.Barrier(callers + 1)
     start = cpu = end = 0.0
 

@@ -52,7 +52,7 @@ K, CANDIDATES = 100, 1000
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Measures both claims and prints their figures."""
+    """Measure both claims and print their figures."""
     options = parse(arguments)
     began = time.perf_counter()
     figures = over_seeds([quality(seed, options) for seed in options.seeds]) | speed(options)
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def quality(seed: int, options) -> dict[str, Any]:
-    """Figures of one world and training."""
+    """Return figures of one world and training."""
     world = synthetic_world(seed, **options.world)
     sizes = dict(requests=options.requests, candidates=options.candidates, ranked=options.ranked)
     figures = consistency(synthetic_cascade(world, **sizes, seed=seed), options, seed)
@@ -69,7 +69,7 @@ def quality(seed: int, options) -> dict[str, Any]:
 
 
 def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, the sample deviation under NAME_sd, and every seed under "seeds"."""
+    """Return means over seeds, the sample deviation under NAME_sd, and every seed under "seeds"."""
     made: dict[str, Any] = {"seeds": parts}
     for name in parts[0]:
         values = np.asarray([part[name] for part in parts], np.float64)
@@ -80,7 +80,7 @@ def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None):
-    """The command line, and the sizes of worlds and models."""
+    """Return the command line, and the sizes of worlds and models."""
     settings = {
         "epochs": (3, 1, "passes over the requests"),
         "batch_size": (128, 32, "requests a step"),
@@ -106,7 +106,7 @@ def parse(arguments: list[str] | None):
 
 
 def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
-    """Figures of requests of the test slice, trained with and without the ranker's scores.
+    """Return figures of requests of the test slice, trained with and without the ranker's scores.
 
     Args:
       data: with a cascade whose label "ranker" is the ranker's score, and WHOLE that of every candidate.
@@ -160,7 +160,7 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
 def pairwise_ndcg(
     scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, k: int = 100
 ) -> jax.Array:
-    """Pairs in the ranker's order, weighed by what NDCG@k loses if they swap places (LambdaRank's weights, Burges 2010).
+    """Return pairs in the ranker's order, weighed by what NDCG@k loses if they swap places (LambdaRank's weights, Burges 2010).
 
     sum over pairs i above j of |G_i - G_j| |D_i - D_j| log(1 + exp(s_j - s_i)) / sum of the same weights, with
     G_i = 2^(-r_i / k) and D_i = 1 / log2(2 + r_i) for the ranker's ranks r_i < k, 0 from k on. C^2 pairs a list.
@@ -179,7 +179,7 @@ def pairwise_ndcg(
 def margin_info_nce(
     scores: jax.Array, stages: jax.Array, where: jax.Array, log_q: jax.Array, *, margin: float = 0.0
 ) -> jax.Array:
-    """Every candidate against all that came less far (InfoNCE, arXiv 1807.03748, with an additive margin, arXiv 1801.05599).
+    """Return every candidate against all that came less far (InfoNCE, arXiv 1807.03748, additive margin: arXiv 1801.05599).
 
     -log( e^(s_i - m) / (e^(s_i - m) + sum over j of a later stage of e^s_j) ), the mean over the candidates of a list.
     """
@@ -190,13 +190,13 @@ def margin_info_nce(
 
 
 def served(logits: np.ndarray, weight: float) -> np.ndarray:
-    """What the order `p["click"] * p["chosen"] ** weight` ranks by, as a logarithm [R, C], from logits [R, C, 2]."""
+    """Return what the order `p["click"] * p["chosen"] ** weight` ranks by, as a logarithm [R, C], from logits [R, C, 2]."""
     label, chosen = (-np.logaddexp(0, -logits[..., place].astype(np.float64)) for place in range(2))
     return label + weight * chosen
 
 
 def with_choice(data: Dataset, k: int) -> Dataset:
-    """The same with the label "chosen": 1 for the k candidates that the ranker scored highest, 0 for the others."""
+    """Return the same with the label "chosen": 1 for the k candidates that the ranker scored highest, 0 for the others."""
     assert data.cascade is not None
     scores = np.nan_to_num(data.cascade.labels["ranker"], nan=-np.inf)
     best = metrics.top_k_labels(scores, k=k, where=np.isfinite(scores)).astype(np.float32)
@@ -214,14 +214,14 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, data: Dataset, task: Any, span: tuple[int, int | None]) -> Held:
-        """Requests of a span of time."""
+        """Return requests of a span of time."""
         positions = task.positions(data, min_history=1, since=span[0], before=span[1])
         lists = aif.data.logged(data)(positions, SampleKey(0, 0, 0))
         assert isinstance(lists.labels, dict)
         return cls(positions, lists, lists.labels[WHOLE], lists.labels[CLICK])
 
     def figures(self, scores: np.ndarray, k: int) -> dict[str, float]:
-        """Recall of the ranker's best, and AUC of clicks where shown, of one order."""
+        """Return Recall of the ranker's best, and AUC of clicks where shown, of one order."""
         where, known = self.lists.rows > 0, ~np.isnan(self.label)
         return {
             "ranker_recall100": metrics.ranker_recall_at_k(scores, self.ranker, k=k, where=where).value,
@@ -230,7 +230,7 @@ class Held(NamedTuple):
 
 
 def speed(options) -> dict[str, Any]:
-    """Milliseconds of the interaction with one and with four objectives."""
+    """Return milliseconds of the interaction with one and with four objectives."""
     world = synthetic_world(0, users=20, items=1200, topics=40, categories=20, events_per_user=80, lag=8)
     data, rng = world.dataset, np.random.default_rng(0)
     rows = rng.integers(1, len(data.catalogue), CANDIDATES)
@@ -243,7 +243,7 @@ def speed(options) -> dict[str, Any]:
 
 
 def _critical(data: Dataset, names: tuple[str, ...], rows: np.ndarray, options) -> Any:
-    """Gather, interaction, score and top-k of 1,000 candidates, compiled as the engine compiles."""
+    """Return gather, interaction, score and top-k of 1,000 candidates, compiled as the engine compiles."""
     config = aif.presets.aif(data.schema, objectives=names, **options.model)
     model = aif.build(config)
     params = model.init(jax.random.key(0), data.catalogue)

@@ -22,7 +22,7 @@ from aif_jax.output import hidden
 
 
 def script(main: Callable[..., None]) -> Callable[..., None]:
-    """`main(arguments)` of a script, without bars where `--quiet` is given."""
+    """Return `main(arguments)` of a script, without bars where `--quiet` is given."""
 
     @functools.wraps(main)
     def run(arguments: list[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def script(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header."""
+    """Return an argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -49,7 +49,7 @@ def options(
     settings: Mapping[str, tuple[Any, ...]],
     **paths: str,
 ) -> argparse.Namespace:
-    """The options of a script.
+    """Return the options of a script.
 
     Args:
       description: the script's own header, or a `parser` with options of other kinds.
@@ -84,13 +84,13 @@ def options(
 
 
 def report(figures: Mapping[str, Any], path: Path | None, *, hidden: Collection[str] = ()) -> None:
-    """Prints all figures but those of the `hidden` names, see `show`, and writes all to a file, see `write_json`."""
+    """Print all figures but those of the `hidden` names, see `show`, and write all to a file, see `write_json`."""
     show({name: value for name, value in figures.items() if name not in hidden})
     write_json(path, dict(figures))
 
 
 def show(figures: Mapping[str, Any], title: str = "") -> None:
-    """Prints tables: one of the plain values, one for mappings of the same keys; others have their own."""
+    """Print tables: one of the plain values, one for mappings of the same keys; others have their own."""
     tables: dict[tuple[str, ...], list[list[Any]]] = {}
     deeper: dict[str, Mapping[str, Any]] = {}
     for name, value in figures.items():
@@ -109,7 +109,7 @@ def show(figures: Mapping[str, Any], title: str = "") -> None:
 
 
 def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Writes figures to a file, with the machine they were measured on."""
+    """Write figures to a file, with the machine they were measured on."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Device, processor, threads, versions and commit: what a measured figure must be quoted with."""
+    """Return device, processor, threads, versions and commit: what a measured figure must be quoted with."""
     device = jax.devices()[0]
     return {
         "device": f"{device.platform} {device.device_kind}",
@@ -131,7 +131,7 @@ def machine() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """Cores that this process may use."""
+    """Return cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -151,7 +151,7 @@ class Parts:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts the time of the body."""
+        """Count the time of the body."""
         wall, cpu = time.perf_counter(), time.process_time()
         try:
             yield
@@ -170,7 +170,7 @@ class Parts:
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    """A plain text table; numbers are printed to four digits."""
+    """Return a plain text table; numbers are printed to four digits."""
     cells = [list(header)] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -178,12 +178,12 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of all arrays."""
+    """Return bytes of all arrays."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of every function in turn, round by round, so that a drift of the machine hits all alike.
+    """Return milliseconds of every function in turn, round by round, so that a drift of the machine hits all alike.
 
     Args:
       functions: name to a function of the round that does the work and returns the milliseconds that count.
@@ -200,21 +200,21 @@ def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> di
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Milliseconds until the result of a call is there."""
+    """Return milliseconds until the result of a call is there."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return (time.perf_counter() - start) * 1e3
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm: int = 0) -> dict[str, float]:
-    """Median milliseconds of every call, taken in turn, after `warm` rounds that do not count."""
+    """Return median milliseconds of every call, taken in turn, after `warm` rounds that do not count."""
     arms = {name: (lambda _, call=call: milliseconds(call)) for name, call in calls.items()}
     return {name: float(np.median(times[warm:])) for name, times in interleaved(arms, rounds + warm).items()}
 
 
 @contextlib.contextmanager
 def picture(path: str | Path, *panels: int, size: tuple[float, float], **grid: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, `panels` rows and columns of them, with options of `subplots`; written at the end of the block."""
+    """Lend a figure and its axes, `panels` rows and columns of them, with options of `subplots`, and write it at the end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

@@ -54,7 +54,7 @@ KINDS = ("new", "returning_0", "session")
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the measurement and prints its figures."""
+    """Run the measurement and print its figures."""
     options = parse(arguments)
     sizes = {f"C={count}, L={length}": (count, length) for count in options.candidates for length in options.history}
     world = World(items=options.items)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None):
-    """The command line."""
+    """Return the command line."""
     settings = {
         "items": (20_000, 300, "catalogue size"),
         "candidates": ([1000], [60], "candidates of a request"),
@@ -83,7 +83,7 @@ def parse(arguments: list[str] | None):
 
 
 async def study(world: World, candidates: int, length: int, options) -> dict[str, Any]:
-    """All measurements of one size, interleaved."""
+    """Return all measurements of one size, interleaved."""
     k = min(300, candidates)
     models = services.models(world, length, smoke=options.smoke)
     floor = Floor(models["aif"], candidates, k)
@@ -111,7 +111,7 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
 
 
 async def start(made: Model, candidates: int, k: int) -> float:
-    """Seconds until an engine with the default buckets is ready, with compiled programs on disk, as after a restart."""
+    """Return seconds until an engine with the default buckets is ready, with compiled programs on disk, as after a restart."""
     with tempfile.TemporaryDirectory() as folder:
         before = jax.config.jax_compilation_cache_dir
         keep_in(folder)
@@ -125,13 +125,13 @@ async def start(made: Model, candidates: int, k: int) -> float:
 
 
 def keep_in(folder: str | None) -> None:
-    """Names the folder of compiled programs, which JAX reads once."""
+    """Name the folder of compiled programs, which JAX reads once."""
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
 async def empty_engine(seconds: float) -> tuple[float, float]:
-    """Requests a second and CPU seconds a request of an engine whose compiled functions give one answer to all."""
+    """Return requests a second and CPU seconds a request of an engine whose compiled functions give one answer to all."""
     world, answers = World(items=300), dict[Any, Any]()
     made = Model.drawn(world, aif.presets.two_tower(world.schema, short_length=8, width=8))
     async with Engine(made, 8, 8, {"budget": 1.0}) as service:
@@ -145,7 +145,7 @@ async def empty_engine(seconds: float) -> tuple[float, float]:
 
 
 def empty_engines(options) -> dict[str, float]:
-    """Figures of the empty engine; with another checkout, of both in turn, each in its process."""
+    """Return figures of the empty engine; with another checkout, of both in turn, each in its process."""
     here, found = os.path.dirname(os.path.dirname(file := os.path.abspath(__file__))), defaultdict(list)
     code = f"import asyncio, runpy; print(*asyncio.run(runpy.run_path({file!r})['empty_engine']({options.seconds})))"
     words = ["env", "JAX_CPU_ENABLE_ASYNC_DISPATCH=false", sys.executable, "-c", code]  # as compute_inline
@@ -164,14 +164,14 @@ class Floor(services.Compiled):
         self._state = self.user(0)
 
     def rank(self, number: int, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and logits [k] of a state's best candidates."""
+        """Return ids and logits [k] of a state's best candidates."""
         ids = self.made.candidates(number, self._count)
         rows, _ = self.made.index.lookup(ids)
         best = self.best(rows, state, size=self._size)
         return ids[best.positions], best.logits
 
     def loop(self, kind: str, seconds: float) -> Load:
-        """Requests of one kind one after another."""
+        """Return requests of one kind one after another."""
         critical: list[float] = []
         cpu, start = time.process_time(), time.perf_counter()
         while not critical or time.perf_counter() - start < seconds:
@@ -186,7 +186,7 @@ class Floor(services.Compiled):
 
 
 async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floor) -> None:
-    """All three compute the same scores, so only cost is compared."""
+    """Check that all three compute the same scores, so that only cost is compared."""
     for number in range(3):
         staged = (await engine.rank(Asked(number, ("check", number)))).logits
         joint = (await sequential.rank(Asked(number, None))).logits
@@ -196,7 +196,7 @@ async def check_same_answers(engine: Engine, sequential: Sequential, floor: Floo
 
 
 async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[str, float]:
-    """Median critical path of lone requests in the engine less that of the floor, in ms, after a wait and back to back."""
+    """Return the median critical path of lone requests less that of the floor, in ms, after a wait and back to back."""
     found = {}
     for wait, delays in (("after_wait", Delays()), ("back_to_back", Delays(0.0, 0.0))):
         times: dict[str, list[float]] = {"engine": [], "floor": []}
@@ -213,7 +213,7 @@ async def overhead(engine: Engine, floor: Floor, *, requests: int = 16) -> dict[
 
 
 def summary(loads: dict, floors: dict, gaps: dict, options) -> dict[str, Any]:
-    """Every figure."""
+    """Return every figure."""
     made: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     for name, kind in dict.fromkeys((name, kind) for name, kind, _ in loads):
         rows = [over_rounds(loads[name, kind, n], n) for n in options.concurrency]

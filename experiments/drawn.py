@@ -17,13 +17,13 @@ from aif_jax.types import Params
 
 
 def items(schema: aif.Schema, shape: tuple[int, ...], *, seed: int = 0) -> aif.ItemFeatures:
-    """Features of known items with leading axes `shape`; every id is drawn uniformly from 1 on."""
+    """Return features of known items with leading axes `shape`; every id is drawn uniformly from 1 on."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: _draw(leaf, shape, rng), item_layout(schema))
 
 
 def catalogue(schema: aif.Schema, *, seed: int = 0) -> aif.Catalogue:
-    """A catalogue of all items of the schema's vocabulary; raw ids are the rows."""
+    """Return a catalogue of all items of the schema's vocabulary; raw ids are the rows."""
     raw = np.arange(1, schema.item_attribute("item").size, dtype=np.int32)
     drawn = items(schema, (len(raw),), seed=seed)
     ids = dict(drawn.ids) | {"item": raw}
@@ -33,7 +33,7 @@ def catalogue(schema: aif.Schema, *, seed: int = 0) -> aif.Catalogue:
 def users(
     schema: aif.Schema, length: int, shape: tuple[int, ...] = (), *, events: Any = None, seed: int = 0
 ) -> aif.UserFeatures:
-    """Features of users with leading axes `shape` and `length` places of history, of which the first `events` are filled."""
+    """Return features of users with leading axes `shape` and `length` places of history, the first `events` filled."""
     rng = np.random.default_rng(seed)
     layout = user_layout(schema)
     drawn = jax.tree.map(lambda leaf: _draw(leaf, (*shape, *[length] * (LENGTH in leaf.shape)), rng), layout)
@@ -43,7 +43,7 @@ def users(
 
 
 def head_alone(config: aif.Config, candidates: int) -> tuple[Callable[[Params, jax.Array], jax.Array], jax.Array]:
-    """The head as one MLP over ready inputs, `f(params["head"], inputs)`, and such inputs [C, width]."""
+    """Return the head as one MLP over ready inputs, `f(params["head"], inputs)`, and such inputs [C, width]."""
     widths = config.head_features
 
     def scores(params: Params, inputs: jax.Array) -> jax.Array:

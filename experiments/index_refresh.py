@@ -37,7 +37,7 @@ VOCABULARY = 100_000
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the study and prints its figures."""
+    """Run the study and print its figures."""
     settings = {
         "sizes": ([10**4, 10**5, 10**6, 10**7], [2000, 8000], "catalogue sizes"),
         "rounds": (21, 3, "rounds of each measurement"),
@@ -79,34 +79,34 @@ class World:
         self.batches = [drawn.items(schema, (BATCH,), seed=number) for number in range(64)]
 
     def catalogue(self, count: int) -> Iterator[tuple[np.ndarray, aif.ItemFeatures]]:
-        """`count` items in batches, under ids all over int64."""
+        """Yield `count` items in batches, under ids all over int64."""
         for number, start in enumerate(range(0, count, BATCH)):
             size = min(BATCH, count - start)
             features = self.batches[number % len(self.batches)]
             yield ids_of(np.arange(start, start + size)), features if size == BATCH else first(features, size)
 
     def build(self, count: int, *, storage: Storage = "float32", progress: bool = False) -> ItemIndex:
-        """An index of `count` items."""
+        """Return an index of `count` items."""
         sizes: dict[str, Any] = dict(capacity=capacity_for(count), batch_size=BATCH)
         return ItemIndex.build(self.trained, self.catalogue(count), storage=storage, progress=progress, **sizes)
 
     def user(self, seed: int) -> aif.UserFeatures:
-        """A user with a full history."""
+        """Return a user with a full history."""
         return drawn.users(self.config.schema, self.config.history_length, seed=seed)
 
 
 def ids_of(numbers: np.ndarray) -> np.ndarray:
-    """Distinct int64 ids for 0, 1, 2, ...: a product with an odd number, modulo 2^64."""
+    """Return distinct int64 ids for 0, 1, 2, ...: a product with an odd number, modulo 2^64."""
     return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
 
 
 def first(features: aif.ItemFeatures, count: int) -> aif.ItemFeatures:
-    """The first items of a batch."""
+    """Return the first items of a batch."""
     return jax.tree.map(lambda leaf: leaf[:count], features)
 
 
 def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
-    """A rebuild, and the bare compiled item function on the same batches, as fast as it can be fed."""
+    """Return a rebuild, and the bare compiled item function on the same batches, as fast as it can be fed."""
     bare = jax.jit(jax.vmap(world.model.item, (None, 0)))
 
     def run_bare() -> None:
@@ -130,7 +130,7 @@ def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
 
 
 def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, Any]:
-    """Update and look-up time by catalogue size, all sizes in turn."""
+    """Return update and look-up time by catalogue size, all sizes in turn."""
     held = {size: world.build(size, storage="bfloat16", progress=size > 10**6) for size in sizes}
     host = {size: index.host_bytes / size for size, index in held.items()}
     rng = np.random.default_rng(1)
@@ -162,7 +162,7 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
 
 
 async def freshness(world: World, options: Any) -> dict[str, Any]:
-    """Requests one after another under a stream of changes."""
+    """Return requests one after another under a stream of changes."""
     index = world.build(options.serving_items, storage="bfloat16")
     users: dict[Any, aif.UserFeatures] = {number: world.user(number) for number in range(16)}
     rng = np.random.default_rng(2)

@@ -44,7 +44,7 @@ Form = partial[Any]
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Measures every form at every size and prints the tables."""
+    """Measure every form at every size and print the tables."""
     settings = {
         "rounds": (30, 2, "how often each form is timed"),
         "candidates": ([1000, 10_000], [40], "C"),
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def history(candidates: int, length: int) -> tuple[jax.Array, ...]:
-    """Signatures of items and behaviours, values, mask and a kernel, drawn at random."""
+    """Return signatures of items and behaviours, values, mask and a kernel, drawn at random."""
     rng = np.random.default_rng(0)
     item, past = (jnp.asarray(rng.integers(0, 2**32, (n, BITS // 32), dtype=np.uint32)) for n in (candidates, length))
     values = jnp.asarray(rng.normal(size=(length, WIDTH)), jnp.float32)
@@ -84,7 +84,7 @@ def history(candidates: int, length: int) -> tuple[jax.Array, ...]:
 
 
 def forms(candidates: int, length: int) -> dict[str, Form]:
-    """Forms of the package that compare every pair, compiled and checked against each other."""
+    """Return forms of the package that compare every pair, compiled and checked against each other."""
     item, past, values, mask, kernel = history(candidates, length)
     tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
     made: dict[str, Form] = {
@@ -99,14 +99,14 @@ def forms(candidates: int, length: int) -> dict[str, Form]:
 
 
 def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
-    """DIN on LSH by comparing every pair, [C, H]."""
+    """Return DIN on LSH by comparing every pair, [C, H]."""
     agreement = BITS - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
     events = linear_memory.ByEvent(keys=past, values=values, mask=mask)
     return linear_memory.weigh_events(agreement, events, BITS) @ kernel
 
 
 def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
-    """Forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
+    """Return forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
     item, past, values, mask, kernel = history(candidates, length)
     summed = linear_memory.sum_events(signs(past).T, values, mask)
     made: dict[str, Form] = {
@@ -120,7 +120,7 @@ def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
 
 
 def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
-    """The interaction of a model with these blocks, and one user's state after `length` behaviours."""
+    """Return the interaction of a model with these blocks, and one user's state after `length` behaviours."""
     config = aif.presets.aif(schema(), long_length=length, blocks=blocks)
     model = aif.build(config)
     params = jax.jit(lambda key: model.init(key, drawn.catalogue(schema())))(jax.random.key(0))
@@ -131,13 +131,13 @@ def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, 
 
 
 def schema() -> aif.Schema:
-    """A catalogue of items with a category and content."""
+    """Return a catalogue of items with a category and content."""
     attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
     return aif.Schema(item_attributes=attributes, content=CONTENT)
 
 
 def compiled(f: Callable, *inputs: Any) -> Form:
-    """The compiled form with its inputs on the device, run once."""
+    """Return the compiled form with its inputs on the device, run once."""
     made = partial(jax.jit(f), *jax.device_put(inputs))
     jax.block_until_ready(made())
     return made

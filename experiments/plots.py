@@ -59,13 +59,13 @@ BINS = ((0, 100), (100, 250), (250, 500), (500, 10**9))  # events of a user in t
 
 
 def points(gap: Interval) -> tuple[float, list[list[float]]]:
-    """A difference in GAUC points, and its error below and above as Matplotlib wants it."""
+    """Return a difference in GAUC points, and its error below and above as Matplotlib wants it."""
     value, low, high = (100 * part for part in gap)
     return value, [[value - low], [high - value]]
 
 
 def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
-    """What each block is worth."""
+    """Draw what each block is worth."""
     title = "Matching statistics pay if users come back to items, bridges (BEA)\nif they do not; "
     with drawing(path, 4.6, title + "linear attention has no effect that shows") as axis:
         for shift, (dataset, by_block) in zip((-0.13, 0.13), gains.items(), strict=False):
@@ -81,7 +81,7 @@ def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None
 
 
 def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
-    """What an old model costs."""
+    """Draw what an old model costs."""
     worlds = record["worlds"]
     days, losses = next(iter(worlds.values()))["days"], [world["stale_loss_gauc_points"] for world in worlds.values()]
     title = f"A model that is not refreshed for {days} days loses {min(losses):.0f} to {max(losses):.0f} GAUC points"
@@ -97,7 +97,7 @@ def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
 
 
 def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
-    """Users and GAUC over the two-tower model by BINS of history, for each of MODELS; the test split, all seeds."""
+    """Return users, and GAUC over the two-tower model by BINS of history, for each of MODELS; the test split, all seeds."""
     found, log = records.read(results), data.dataset.log
     events = np.bincount(log.user)
     of_model = {
@@ -118,7 +118,7 @@ def _some(one: ByUser, low: int, high: int, events: np.ndarray) -> ByUser:
 
 
 def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: str, path: Path) -> None:
-    """Who gains."""
+    """Draw who gains."""
     with drawing(
         path,
         4.6,
@@ -138,7 +138,7 @@ def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: s
 
 
 def draw_load(record: Mapping[str, Any], size: str, path: Path) -> None:
-    """CPU of a request against requests a second; `record` is what `experiments.cost --json` writes."""
+    """Draw CPU of a request against requests a second; `record` is what `experiments.cost --json` writes."""
     loops = record[size]["closed_loops"]
     ratio = loops["exact"]["new"][-1]["cpu_ms"] / loops["aif"]["new"][-1]["cpu_ms"]
     title = f"A request of full attention takes {ratio:.0f} times the CPU of one of AIF\n({tables.title(size)}, two cores)"
@@ -162,7 +162,7 @@ def draw_load(record: Mapping[str, Any], size: str, path: Path) -> None:
 
 
 def draw_quality(results: Path, path: Path, dataset: str = "movielens") -> None:
-    """GAUC over the two-tower model against the time of the scoring program, by number of candidates."""
+    """Draw GAUC over the two-tower model against the time of the scoring program, by number of candidates."""
     found, times = records.read(results), question.read_times(results)
     base = question.pooled(results, found, question.runs_of(found, dataset, BASE), "gauc_trained")
     speed = [
@@ -189,7 +189,7 @@ def draw_quality(results: Path, path: Path, dataset: str = "movielens") -> None:
 
 
 def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
-    """What a cut keeps of the ranker's top 10 against requests a second; `record` is one size of what `experiments.cost` finds.
+    """Draw what a cut keeps of the ranker's top 10 against requests a second; `record` is one size of `experiments.cost`.
 
     Args:
       losses: % by data set and pre-ranker, see `ranker_recall.losses_of`.
@@ -217,7 +217,7 @@ def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Int
 
 
 def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
-    """Predicted against observed shares; `record` is what `experiments.study.calibration` writes."""
+    """Draw predicted against observed shares; `record` is what `experiments.study.calibration` writes."""
     totals = [record["ways"][way]["ratio"] for way in ("before", "logistic")]
     title = "Small probabilities are 2 to 4 times too low as trained; calibration\n"
     title += f"brings them nearer, and the total from {totals[0]:.2f} to {totals[1]:.2f}"
@@ -239,7 +239,7 @@ def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
 
 @contextlib.contextmanager
 def drawing(path: Path, height: float, title: str) -> Iterator[Any]:
-    """Axes in the style, saved when the block ends."""
+    """Lend axes in the style, saved when the block ends."""
     import matplotlib
 
     style = matplotlib.rc_context(STYLE)
@@ -249,13 +249,13 @@ def drawing(path: Path, height: float, title: str) -> Iterator[Any]:
 
 
 def _legend(axis: Any, **where: Any) -> None:
-    """Each label once."""
+    """Draw each label once."""
     labelled = dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     axis.legend(labelled.values(), labelled.keys(), frameon=False, **where)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws every figure that there is a record for."""
+    """Draw every figure that there is a record for."""
     parser = records.parser(__doc__, results=question.RESULTS)
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the PNG files go; none: docs/figures, and tables too")
     options = parser.parse_args(arguments)

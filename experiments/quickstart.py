@@ -69,7 +69,7 @@ class World(NamedTuple):
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the job and prints its figures."""
+    """Run the job and print its figures."""
     options, parts = parse(arguments), common.Parts()
     with parts("data and retrieval"):
         world = retrieved(load(options), options)
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None):
-    """The command line."""
+    """Return the command line."""
     settings = {
         "epochs": (1, None, "passes over the training samples"),
         "requests": (500, 40, "held-out requests that are evaluated"),
@@ -134,7 +134,7 @@ def parse(arguments: list[str] | None):
 
 
 def load(options) -> Dataset:
-    """The synthetic world, a MovieLens folder, or a fetched release."""
+    """Return the synthetic world, a MovieLens folder, or a fetched release."""
     if options.smoke:
         return synthetic_world(options.seed, users=60, items=200, topics=10, categories=10, events_per_user=60).dataset
     if options.data is not None:
@@ -147,7 +147,7 @@ def load(options) -> Dataset:
 
 
 def retrieved(data: Dataset, options) -> World:
-    """Requests of the test split and training events, each with its candidates."""
+    """Return requests of the test split and training events, each with its candidates."""
     study = StudyData(name="smoke" if options.smoke else "movielens", dataset=data, split=aif.data.split_by_time(data.log))
     trial = question.Trial(dataset=study.name, model="", split="test")
     (part,) = question.parts_of(trial, study)
@@ -164,7 +164,7 @@ def retrieved(data: Dataset, options) -> World:
 
 
 def fit(name: str, world: World, options, teacher: train.Teacher | None = None) -> aif.Run:
-    """Trains a model on the events from `since` on that are before the requests."""
+    """Train a model on the events from `since` on that are before the requests."""
     data, changes = world.data, SMOKE if options.smoke else {}
     if name == "two_tower":
         config = aif.presets.two_tower(data.schema, **changes)
@@ -180,7 +180,7 @@ def fit(name: str, world: World, options, teacher: train.Teacher | None = None) 
 
 
 def teach(world: World, ranked: RankedCandidates, options) -> dict[str, aif.Run]:
-    """The pre-rankers, taught; two at a time, since compiling keeps one core busy."""
+    """Return the pre-rankers, taught; two at a time, since compiling keeps one core busy."""
 
     def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found, scores = ranked.at(positions)
@@ -194,7 +194,7 @@ def teach(world: World, ranked: RankedCandidates, options) -> dict[str, aif.Run]
 
 
 def evaluate(world: World, scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """Ranker recall of the cut and the cascade's share of HR@10, with their intervals."""
+    """Return ranker recall of the cut and the cascade's share of HR@10, with their intervals."""
     target, users = world.data.log.item[world.positions], world.data.log.user[world.positions]
     every = {
         name: np.where(world.found > 0, of(world.positions, world.found), ranker_recall.LAST) for name, of in scores.items()
@@ -224,7 +224,7 @@ class Measured(NamedTuple):
 async def serve(
     models: dict[str, Model], options, parts: common.Parts
 ) -> tuple[dict[str, list[Measured]], dict[str, dict[str, float]]]:
-    """Answers the same requests in every way, in turn, then as many as it can."""
+    """Answer the same requests in every way, in turn, then as many as it can."""
     delays = Delays(min(0.002, options.retrieval_ms / 1e3), options.retrieval_ms / 1e3)
     count = min(options.candidates, models["aif"].world.items)
     config = {"max_pending": 256, "user_threads": 2, "score_threads": 2}
@@ -255,14 +255,14 @@ async def serve(
 
 
 def latency(measured: list[Measured]) -> dict[str, float]:
-    """Milliseconds after retrieval of some requests, p50 and p99, and the median of their CPU time."""
+    """Return milliseconds after retrieval of some requests, p50 and p99, and the median of their CPU time."""
     critical = [each.answer.critical_ms for each in measured]
     figures = {f"after_retrieval_ms_p{p}": float(np.percentile(critical, p)) for p in (50, 99)}
     return figures | {"cpu_ms": float(np.median([each.cpu_ms for each in measured]))}
 
 
 def report(figures: dict[str, Any], world: World, options) -> None:
-    """Prints the table, and what it says."""
+    """Print the table, and what it says."""
     rows = []
     for name, of in figures.items():
         recall, wide, share = (
@@ -294,7 +294,7 @@ def report(figures: dict[str, Any], world: World, options) -> None:
 
 
 def picture(measured: dict[str, list[Measured]], path: Path) -> None:
-    """Draws what a typical request of each way waits for after its candidates have arrived."""
+    """Draw what a typical request of each way waits for after its candidates have arrived."""
     drawn = {}
     for name, requests in measured.items():
         typical = sorted(requests, key=lambda each: each.answer.critical_ms)[len(requests) // 2].answer

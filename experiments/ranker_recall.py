@@ -116,7 +116,7 @@ class Trial:
 
 
 def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[Trial]:
-    """The runs of a plan with a ranker; `chosen` by data set and model."""
+    """Return the runs of a plan with a ranker; `chosen` by data set and model."""
     both = question.PUBLIC
     if name == "smoke":
         tried = [("smoke", "two_tower", ALONE), ("smoke", "matching", USUAL)]
@@ -154,7 +154,7 @@ class World(NamedTuple):
 
 
 def load(name: str, folder: Path | None) -> datasets.StudyData:
-    """A data set as its files have it."""
+    """Return a data set as its files have it."""
     if name == "smoke":
         return datasets.load(name)
     if folder is None:
@@ -166,7 +166,7 @@ def load(name: str, folder: Path | None) -> datasets.StudyData:
 
 
 def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, progress: bool) -> World:
-    """Trains the ranker and scores what retrieval finds, or reads it from `work`."""
+    """Train the ranker and score what retrieval finds, or read it from `work`."""
     trial = question.Trial(dataset=data.name, model="", split=split)
     (part,) = question.parts_of(trial, data)
     requests, counts = question.requests_of(trial, part, data), item_counts(data.dataset, part.seen)
@@ -188,21 +188,21 @@ def world_of(data: datasets.StudyData, split: str, ranker: str, work: Path, *, p
 
 
 def once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array of a file, made where there is none."""
+    """Return the array of a file, made where there is none."""
     if not path.exists():
         np.save(path, make())
     return np.load(path)
 
 
 def scores_of(scores: Scores, positions: np.ndarray, rows: np.ndarray, *, progress: bool) -> np.ndarray:
-    """Scores float32 [R, C] of all requests."""
+    """Return scores float32 [R, C] of all requests."""
     blocks = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
     shown = track(blocks, label="ranker", unit="blocks of requests", show=progress)
     return np.concatenate([scores(positions[some], rows[some]) for some in shown])
 
 
 def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
-    """Trains a pre-ranker, cuts, and keeps the figures by user."""
+    """Train a pre-ranker, cut, and keep the figures by user."""
     began, offset = time.process_time(), rankers.correction(world.counts)
 
     def known(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -229,7 +229,7 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
 
 
 def by_user(world: World, scores: np.ndarray) -> dict[str, ByUser]:
-    """The figures of scores [R, C] of the candidates, by user."""
+    """Return the figures of scores [R, C] of the candidates, by user."""
     log, at = world.data.dataset.log, world.requests.positions
     target, users = log.item[at], log.user[at]
     made: dict[str, ByUser] = {}
@@ -253,7 +253,7 @@ def by_user(world: World, scores: np.ndarray) -> dict[str, ByUser]:
 
 
 def of_cuts(ours: np.ndarray, ranker: np.ndarray, hit: np.ndarray, cuts: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Figures [R] by name of cutting candidates [R, C] to so many, see the header; `hit` is where the event's item is."""
+    """Return figures [R] by name of cutting candidates [R, C] to counts, see the header; `hit` is where the event's item is."""
     place, wanted = rank(ours), rank(ranker)
     each, there, at = np.arange(len(ours)), hit.any(1), hit.argmax(1)
 
@@ -276,7 +276,7 @@ def of_cuts(ours: np.ndarray, ranker: np.ndarray, hit: np.ndarray, cuts: tuple[i
 
 
 def rank(scores: np.ndarray) -> np.ndarray:
-    """Ranks [R, C], 0 the highest score; ties by column, the order of retrieval."""
+    """Return ranks [R, C], 0 the highest score; ties by column, the order of retrieval."""
     ranks = np.empty(scores.shape, np.int64)
     np.put_along_axis(ranks, np.argsort(-scores, axis=1, kind="stable"), np.arange(scores.shape[1])[None], axis=1)
     return ranks
@@ -288,29 +288,29 @@ Found = dict[str, dict[str, Any]]
 
 
 def read(results: Path) -> Found:
-    """The records; the first ones did not say all of a trial."""
+    """Return the records; the first ones did not say all of a trial."""
     first = {"ranker": "attention", "corrected": False, "candidates": 16}
     return {name: first | record for name, record in records.read(results).items()}
 
 
 def pooled(results: Path, runs: list[dict[str, Any]], metric: str) -> ByUser:
-    """A metric by user, averaged over seeds."""
+    """Return a metric by user, averaged over seeds."""
     return question.over_seeds([records.by_user(results, one, metric) for one in runs])
 
 
 def taught_of(record: dict[str, Any]) -> Taught:
-    """How the ranker taught the model of a record."""
+    """Return how the ranker taught the model of a record."""
     return Taught(*(record[name] for name in Taught._fields))
 
 
 def runs_of(found: Found, dataset: str, split: str, ranker: str, model: str, taught: Taught) -> list[dict[str, Any]]:
-    """The records of a model, one a seed."""
+    """Return the records of a model, one a seed."""
     wanted = (dataset, split, ranker, model, taught)
     return [r for r in found.values() if (r["dataset"], r["split"], r["ranker"], r["model"], taught_of(r)) == wanted]
 
 
 def chosen_ways(results: Path) -> dict[tuple[str, str], Taught]:
-    """What keeps most of the ranker's top 10, by data set and model: validation split, full attention."""
+    """Return what keeps most of the ranker's top 10, by data set and model: validation split, full attention."""
     best: dict[tuple[str, str], tuple[float, Taught]] = {}
     for one in read(results).values():
         if (one["split"], one["ranker"]) == ("validation", "attention") and one["weight"] and one["dataset"] in question.PUBLIC:
@@ -320,13 +320,13 @@ def chosen_ways(results: Path) -> dict[tuple[str, str], Taught]:
 
 
 def lost(results: Path, runs: list[dict[str, Any]], cut: str) -> ByUser:
-    """The share of the ranker's top 10 that a cut loses, by user."""
+    """Return the share of the ranker's top 10 that a cut loses, by user."""
     recall = pooled(results, runs, f"recall10{cut}")
     return recall._replace(values=1 - recall.values)
 
 
 def report(results: Path) -> str:
-    """Tables by data set, split and ranker: shares of the ranker's top 10 lost, items kept, the cascade's share, GAUC."""
+    """Return tables by data set, split and ranker: shares of its top 10 lost, items kept, the cascade's share, GAUC."""
     found, lines = read(results), []
     for dataset, split, ranker in dict.fromkeys((r["dataset"], r["split"], r["ranker"]) for r in found.values()):
         sizes = SMOKE_SIZES if dataset == "smoke" else SIZES
@@ -357,7 +357,7 @@ def report(results: Path) -> str:
 
 
 def judged(found: Found, results: Path) -> Iterator[str]:
-    """A line for each model of JUDGED: points of the ranker's top 10 that `aif` loses more, on the same seeds."""
+    """Yield a line for each model of JUDGED: points of the ranker's top 10 that `aif` loses more, on the same seeds."""
     for dataset, model in product(question.PUBLIC, JUDGED):
         ours, others = (runs_of(found, dataset, "validation", "attention", name, USUAL) for name in ("aif", model))
         both = {one["seed"] for one in ours} & {one["seed"] for one in others}
@@ -369,7 +369,7 @@ def judged(found: Found, results: Path) -> Iterator[str]:
 
 
 def keys(results: Path) -> dict[str, dict[str, Any]]:
-    """Figures of the test split by data set, see `figures_of`: with full attention, and with other rankers by their names.
+    """Return figures of the test split by data set, see `figures_of`: with full attention, and other rankers by name.
 
     `order_holds` by ranker: AIF loses less than the two-tower model, and no more than that with matching statistics.
     """
@@ -397,7 +397,7 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
 
 
 def losses_of(results: Path, ranker: str = "attention") -> dict[str, dict[str, Interval]]:
-    """% of the ranker's top 10 lost, by data set and model: test split, taught as chosen, full attention not taught at all."""
+    """Return % of the ranker's top 10 lost, by data set and model: test split, taught as chosen, full attention untaught."""
     found, ways, made = read(results), chosen_ways(results), {}
     for dataset in question.PUBLIC:
         for model in (*COMPARED, "full_attention"):
@@ -408,7 +408,7 @@ def losses_of(results: Path, ranker: str = "attention") -> dict[str, dict[str, I
 
 
 def figures_of(results: Path, taught: dict[str, Any], alone: dict[str, Any]) -> dict[str, Interval]:
-    """Figures with 95 % over users: records of COMPARED, taught with their weights, and not taught.
+    """Return figures with 95 % over users: records of COMPARED, taught with their weights, and not taught.
 
     `lost10_...` are in % of the ranker's top 10, of AIF less than others in points, and its ratio over theirs; the shares are
     of what the ranker reaches without a cut, by the cascade behind AIF and by AIF alone.
@@ -437,7 +437,7 @@ def _percent(part: Interval) -> Interval:
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Does the missing runs of a plan and prints the tables."""
+    """Do the missing runs of a plan and print the tables."""
     parser = common.parser(__doc__)
     parser.add_argument("--plan", choices=("validation", "test"), default="validation", help="default %(default)s")
     parser.add_argument("--ranker", choices=rankers.RANKERS, default="attention", help="default %(default)s")

@@ -88,7 +88,7 @@ class World:
     days: tuple[int, ...]
 
     def read(self) -> Dataset:
-        """All events and the items that they name."""
+        """Return all events and the items that they name."""
         ids = np.unique(self.item)
         events = {"user": self.user, "item": self.item, "time": self.time}
         items = {"item": ids, "category": self.category[ids]}
@@ -96,7 +96,7 @@ class World:
 
 
 def of_dataset(name: str, folder: Path, *, events: int | None, start: float, days: int) -> World:
-    """A public data set, its last `events`; the start has the first share, and days are of as many events or true days."""
+    """Return public data set, its last `events`; the start has the first share, and days are of as many events or true days."""
     data = datasets.load(name, folder).dataset
     order = np.argsort(data.log.time, kind="stable")[-(events or len(data.log)) :]
     times = data.log.time[order]
@@ -109,7 +109,7 @@ def of_dataset(name: str, folder: Path, *, events: int | None, start: float, day
 
 
 def shop(*, users: int, items: int, new: int, a_day: int, start: int, days: int, seed: int = 0) -> World:
-    """A world that drifts: users love two of 20 categories and exchange one in ten days; new items sell at once, then less."""
+    """Return a world that drifts: users love two of 20 categories and exchange one in ten days; new items sell at first."""
     rng, categories = np.random.default_rng(seed), 20
     total, all_items = start + days + 1, items + new * (start + days + 1)
     category = rng.integers(0, categories, all_items)
@@ -153,7 +153,7 @@ class Arm:
         self.export_bytes = common.size_of(params) + len(data.catalogue) * common.size_of(row)
 
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
-        """Samples of a span, and a share as many earlier ones."""
+        """Return samples of a span, and a share as many earlier ones."""
         positions = TASK.positions(self.data, min_history=1, since=since, before=before)
         if not replay:
             return positions
@@ -165,7 +165,7 @@ class Arm:
         self, params: Params, positions: np.ndarray, before: int, *, epochs: int, seed: int = 0,
         source: SourceFn | None = None, flipped: bool = False,
     ) -> tuple[Params, float]:  # fmt: skip
-        """Trained parameters, and CPU seconds of this process, without those of the step that compiles."""
+        """Return trained parameters, and CPU seconds of this process, without those of the step that compiles."""
         feed = Pipeline(
             dataset=self.data, positions=positions, config=self.model.config, batch_size=BATCH, epochs=epochs, seed=seed,
             candidates=source or TASK.source(self.data, before=before),
@@ -184,7 +184,7 @@ class Arm:
         return state.params, (time.process_time() - began) * steps / max(1, counted)
 
     def hours(self, params: Params, first: int, before: int, *, hours: int, seed: int) -> Iterator[Hour]:
-        """A model through a day: for each hour the model that the hours before it refreshed; the last is of the day's end."""
+        """Yield a model through a day: for each hour the model refreshed before it; the last is of the day's end."""
         waiting, spent = np.zeros(0, np.int64), 0.0
         for hour, (start, end) in enumerate(_hours(first, before, hours)):
             yield Hour(params, start, end, spent)
@@ -205,7 +205,7 @@ class Arm:
     def hours_from_scratch(
         self, fresh: Params, first: int, before: int, *, hours: int, epochs: int, seed: int
     ) -> Iterator[Hour]:
-        """A model through a day that is trained from scratch before each hour, on all events before it."""
+        """Yield a model through a day that is trained from scratch before each hour, on all events before it."""
         spent = 0.0
         for start, end in _hours(first, before, hours):
             params, seconds = self.train(fresh, self.positions(None, start, seed=seed), start, epochs=epochs, seed=seed)
@@ -213,7 +213,7 @@ class Arm:
             yield Hour(params, start, end, spent)
 
     def serving(self, params: Params, before: int, *, corrected: bool = False) -> Trained:
-        """The model as it serves when it has met the users and items before a moment; others are unknown to it."""
+        """Return the model as it serves when it has met the users and items before a moment; others are unknown to it."""
         counts = counts_before(self.data, before)
         rows = {a.name: np.arange(a.size, dtype=np.int32) for a in self.data.schema.item_attributes}
         rows["item"] = np.where(counts > 0, rows["item"], 0)
@@ -238,7 +238,7 @@ def _hours(first: int, before: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: np.ndarray) -> dict[str, metrics.ByUser]:
-    """The metrics of a day whose requests were answered by the model of their hour."""
+    """Return the metrics of a day whose requests were answered by the model of their hour."""
     data, at = arm.data, lists.positions
     users, found = data.log.user[at], lists.candidates(at, SampleKey(0, 0, 0))
     scores, ranks = np.zeros(found.rows.shape, np.float32), np.zeros(len(at), np.int64)
@@ -259,7 +259,7 @@ def by_hour(arm: Arm, hours: list[Hour], lists: Requests, whole: Requests, new: 
 
 
 def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | None) -> Requests:
-    """Requests of a day, new users among them."""
+    """Return requests of a day, new users among them."""
     positions = TASK.positions(data, min_history=0, since=first, before=before)
     if len(positions) > count:
         positions = np.sort(np.random.default_rng(0).choice(positions, count, replace=False))
@@ -267,7 +267,7 @@ def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | 
 
 
 def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, bar: Any) -> dict[str, Any]:
-    """The arms of a world day by day."""
+    """Return the arms of a world day by day."""
     arm = Arm(world.read(), small=small)
     fresh = init_params(arm.model, arm.data, seed=0)
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
@@ -363,23 +363,23 @@ class Planter:
     def trained(
         self, seed: int, *, replay: float = REPLAY, keep: np.ndarray | None = None, epochs: int = 1, **how: Any
     ) -> Params:
-        """A warm training of the day; `keep` says which of the log's events there are."""
+        """Return a warm training of the day; `keep` says which of the log's events there are."""
         positions = self.arm.positions(self.since, self.end, seed=seed, replay=replay)
         positions = positions if keep is None else positions[keep[positions]]
         return self.arm.train(self.start, positions, self.end, epochs=epochs, seed=seed, **how)[0]
 
     def judged(self, params: Params, *, times: np.ndarray | None = None, known_before: int | None = None) -> tuple[str, ...]:
-        """The gate's reasons."""
+        """Return the gate's reasons."""
         share = volume(self.times if times is None else times, self.since)
         served = self.arm.serving(params, int(self.times.max()) + 1 if known_before is None else known_before)
         return judge({"newest": (measure(served, self.requests), self.old)}, self.config, volume=share).reasons
 
     def good(self, number: int) -> tuple[str, ...]:
-        """The verdict on a good model."""
+        """Return the verdict on a good model."""
         return self.judged(self.trained(number, replay=(0.1, 0.2, 0.5)[number % 3], epochs=1 + number % 2))
 
     def bad(self, number: int) -> tuple[str, tuple[str, ...]]:
-        """A planted fault by its name, and the verdict."""
+        """Return a planted fault by its name, and the verdict."""
         name, rng, data = FAULTS[number % len(FAULTS)], np.random.default_rng(number), self.arm.data
         if name == "lost half of the data":
             keep = rng.random(len(data.log)) < 0.5
@@ -408,7 +408,7 @@ FAULTS = ("NaN", "wrong labels", "swapped columns", "lost half of the data", "sa
 
 
 def gate(world: World, *, small: bool, models: int, count: int, epochs: int, config: GateConfig, bar: Any) -> dict[str, Any]:
-    """How many of the planted bad models are refused, and of the good ones passed."""
+    """Return how many of the planted bad models are refused, and of the good ones passed."""
     planter = Planter(world, small=small, count=count, epochs=epochs, config=config)
     passed, by_fault, why = 0, {name: [0, 0] for name in FAULTS}, []
     for number in range(models):
@@ -429,7 +429,7 @@ def gate(world: World, *, small: bool, models: int, count: int, epochs: int, con
 
 
 def world_of(name: str, options: Any) -> tuple[World, int]:
-    """A world by name, and the epochs of a training from scratch."""
+    """Return a world by name, and the epochs of a training from scratch."""
     if options.smoke:
         return shop(users=80, items=120, new=6, a_day=400, start=3, days=options.days), 1
     if name == "synthetic":
@@ -440,7 +440,7 @@ def world_of(name: str, options: Any) -> tuple[World, int]:
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the study and prints its figures."""
+    """Run the study and print its figures."""
     parser = common.parser(__doc__)
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, help="some of them (default: all that --data has)")
     settings = {
@@ -460,7 +460,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measured(options: Any) -> dict[str, Any]:
-    """The worlds by day and the gate; what is done is printed."""
+    """Return the worlds by day and the gate; what is done is printed."""
     names = options.worlds
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS

@@ -51,33 +51,33 @@ class World:
             self.logits[index.version] = self._logits(name, index)
 
     def index(self, name: str, **options: Any) -> ItemIndex:
-        """The index of a version; options of `ItemIndex.build`."""
+        """Return the index of a version; options of `ItemIndex.build`."""
         trained = aif.Trained(self.model, self.params[name], self.encoder)
         return ItemIndex.build(trained, [self.items], **({"progress": False} | options))
 
     def save(self, folder: Path, name: str, index: ItemIndex) -> None:
-        """Exports a version with an index."""
+        """Export a version with an index."""
         platforms = (jax.default_backend(),)
         export.save(folder / name, index.trained, index, platforms=platforms)
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the folder whose file `current` names the first version: what one replica follows."""
+        """Return a copy of the folder whose file `current` names the first version: what one replica follows."""
         for each in NAMES:
             shutil.copytree(self.folder / each, folder / each)
         publish(folder, NAMES[:1])
         return folder
 
     def call(self, user: int, *, k: int = 5) -> dict[str, Any]:
-        """The fields of a call: raw events, so that the same call finds the state of the one before it in the cache."""
+        """Return the fields of a call: raw events, so that the same call finds the state of the one before it in the cache."""
         return {"user": user, "events": self.events(user), "now": NOW, "candidates": self.candidates, "k": k}
 
     def events(self, user: int) -> dict[str, np.ndarray]:
-        """Raw events of a user."""
+        """Return raw events of a user."""
         own = self._events["user"] == user
         return {name: self._events[name][own] for name in ("item", "time")}
 
     def is_of_one_version(self, user: int, answer: dict[str, Any]) -> bool:
-        """Whether the ids and logits of an answer are the best that its version gives, and of no other."""
+        """Return whether the ids and logits of an answer are the best that its version gives, and of no other."""
         logits = self.logits[answer["version"]][user]
         wanted = np.sort(logits[np.searchsorted(self.ids, self.candidates)])[::-1][: len(answer["ids"])]
         own = logits[np.searchsorted(self.ids, answer["ids"])]
@@ -108,7 +108,7 @@ class Replica:
         return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
 
     def wait(self) -> Replica:
-        """Waits until it is ready; RuntimeError where it ends instead."""
+        """Wait until it is ready; RuntimeError where it ends instead."""
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise RuntimeError(f"the replica did not start: exit code {self.process.wait()}")
@@ -121,18 +121,18 @@ class Replica:
         self.stop()
 
     def kill(self) -> None:
-        """SIGKILL: no call in flight is answered."""
+        """Send SIGKILL: no call in flight is answered."""
         self.process.kill()
         self.process.wait(60)
 
     def start(self) -> Replica:
-        """Starts it again on its port, without waiting."""
+        """Start it again on its port, without waiting."""
         self.stop()
         self.process = self._started()
         return self
 
     def stop(self) -> None:
-        """SIGTERM, and waits for the end."""
+        """Send SIGTERM, and wait for the end."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -144,7 +144,7 @@ class Replica:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -52,14 +52,14 @@ NEEDED = {"torch": ("torch",), "onnxruntime": ("torch", "onnx", "onnxscript", "o
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the comparison and prints its ratios."""
+    """Run the comparison and print its ratios."""
     settings = {"rounds": (200, 3, "turns of each program"), "pause": (PAUSE, None, "seconds before each turn")}
     options = common.options(__doc__, arguments, settings)
     common.report(measure(rounds=options.rounds, pause=options.pause, smoke=options.smoke), options.json)
 
 
 def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[str, Any]:
-    """Every figure; a runtime that is not installed is left out, with a line that says so."""
+    """Return every figure; a runtime that is not installed is left out, with a line that says so."""
     sizes: dict[str, Any] = dict(short_length=8, long_length=32, width=8) if smoke else {}
     world, counts = World(items=300 if smoke else 20_000), (60, 120) if smoke else (1000, 10_000)
     config = aif.presets.aif(world.schema, **sizes)
@@ -96,7 +96,7 @@ def measure(*, rounds: int, pause: float = PAUSE, smoke: bool = False) -> dict[s
 
 
 def summary(medians: dict[str, float], others: list[str], large: str) -> dict[str, Any]:
-    """Milliseconds by runtime and program, and ratios; the second size is always called 10,000, also where it is smaller."""
+    """Return milliseconds by runtime and program, and ratios; the second size is called 10,000, also where it is smaller."""
     programs = {what: what for what in ("user", "score", "whole")}
     programs |= {f"{what}_10000": f"{what}{large}" for what in ("score", "whole")}
     ms = {name: {what: medians[f"{name} {at}"] for what, at in programs.items()} for name in ("aif_jax", *others)}
@@ -113,7 +113,7 @@ def summary(medians: dict[str, float], others: list[str], large: str) -> dict[st
 
 
 def turn(program: Program, pause: float, i: int) -> float:
-    """Milliseconds of one call, after a pause and a call that does not count."""
+    """Return milliseconds of one call, after a pause and a call that does not count."""
     time.sleep(pause)
     program(i + 1)
     start = time.perf_counter()
@@ -122,21 +122,21 @@ def turn(program: Program, pause: float, i: int) -> float:
 
 
 def check(name: str, ours: Best, theirs: Best) -> None:
-    """Raises SystemExit where the best candidates of two runtimes differ: then it is another network."""
+    """Raise SystemExit where the best candidates of two runtimes differ: then it is another network."""
     difference = float(np.abs(ours[0] - theirs[0]).max())
     if not difference < 1e-4:
         raise SystemExit(f"{name}: expected the logits of ours, got some that differ by {difference:.1e}: nothing is timed")
 
 
 def flat(user: aif.UserFeatures) -> list[np.ndarray]:
-    """The features of one user as arrays, as `TorchServing.state` takes them."""
+    """Return the features of one user as arrays, as `TorchServing.state` takes them."""
     history = user.history
     arrays = [history.item, history.action, history.age, history.mask, *user.ids.values()]
     return [np.array(array) for array in arrays]
 
 
 def head(made: Model, count: int, top: int) -> Program:
-    """The head alone over ready inputs, and top-k."""
+    """Return the head alone over ready inputs, and top-k."""
     scores, inputs = drawn.head_alone(made.config, count)
     best = compiled(lambda params, inputs: jax.lax.top_k(scores(params, inputs), top), made.params["head"], inputs)
     return lambda i: jax.device_get(best())
@@ -156,11 +156,11 @@ class Runtime:
         self._states = [user(number) for number in range(made.world.users)]
 
     def score(self, count: int, number: int) -> Best:
-        """Logits and places of the best for a user with a state."""
+        """Return logits and places of the best for a user with a state."""
         return self.scored(self._world.candidates(number, count), self._states[number % len(self._states)])
 
     def whole(self, count: int, number: int) -> Best:
-        """Both programs."""
+        """Return both programs."""
         return self.scored(self._world.candidates(number, count), self.user(number))
 
 
@@ -179,14 +179,14 @@ class Ours(Runtime):
 
 
 def rows_of(made: Model) -> Any:
-    """Rows of the whole index as NumPy arrays."""
+    """Return rows of the whole index as NumPy arrays."""
     return jax.device_get(made.index.decode(made.index.copy_table(), np.arange(made.world.items)))
 
 
 def torch_programs(
     made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int, *, compiled: bool
 ) -> dict[str, Any]:
-    """PyTorch, and PyTorch compiled where there is a C++ compiler."""
+    """Return PyTorch, and PyTorch compiled where there is a C++ compiler."""
     import torch
 
     from experiments.torch_aif import TorchServing
@@ -203,7 +203,7 @@ def torch_programs(
 
 
 def torch_runtime(made: Model, features: list[list[np.ndarray]], state: Any, best: dict[int, Any], top: int) -> Runtime:
-    """The programs as PyTorch functions."""
+    """Return the programs as PyTorch functions."""
     import torch
 
     def user(number: int) -> Any:
@@ -219,7 +219,7 @@ def torch_runtime(made: Model, features: list[list[np.ndarray]], state: Any, bes
 
 
 def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[int, ...], top: int) -> dict[str, Any]:
-    """ONNX Runtime, with graphs that PyTorch exports."""
+    """Return ONNX Runtime, with graphs that PyTorch exports."""
     import torch
 
     from experiments.torch_aif import ForOnnx, Part
@@ -242,7 +242,7 @@ def onnx_programs(made: Model, features: list[list[np.ndarray]], counts: tuple[i
 
 
 def session(module: Any, inputs: tuple[Any, ...]) -> Callable[[list[np.ndarray]], Any]:
-    """A module as a function of its inputs, in ONNX Runtime on as many threads as there are cores."""
+    """Return a module as a function of its inputs, in ONNX Runtime on as many threads as there are cores."""
     import onnxruntime
     import torch
 

@@ -36,7 +36,7 @@ from experiments.replicas import NAMES, Replica
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Measures and prints the figures."""
+    """Measure and print the figures."""
     settings = {
         "items": (20_000, 200, "catalogue size"),
         "candidates": (1000, 50, "candidates of a request"),
@@ -61,23 +61,23 @@ class World(replicas.World):
         publish(folder, NAMES[:1])
 
     def fields(self, user: int) -> dict[str, Any]:
-        """A call by its fields, its features encoded."""
+        """Return a call by its fields, its features encoded."""
         each = self.features[user]
         features = {"floats": np.asarray(each.floats)} | {f"history.{name}": v for name, v in vars(each.history).items()}
         common = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
         return common | {"candidates": self.candidates, "k": self.options.k}
 
     def packed(self) -> list[str]:
-        """The calls, by user, in JSON."""
+        """Return the calls, by user, in JSON."""
         return [json.dumps(self.fields(user), default=lambda array: array.tolist()) for user in self.users]
 
     def serving(self) -> Replica:
-        """`aif-jax serve` of both."""
+        """Return `aif-jax serve` of both."""
         return Replica(self.folder, buckets=self.config.buckets, max_k=self.config.max_k)
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     world, calls = World(folder / "models", options), folder / "calls.json"
     calls.write_text(json.dumps(world.packed()), encoding="utf-8")
     callers, seconds = options.callers, options.seconds
@@ -97,13 +97,13 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
 
 
 def processor_seconds(process: int) -> float:
-    """Processor time that a process has taken."""
+    """Return processor time that a process has taken."""
     words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def overheads(world: World, address: str) -> dict[str, Any]:
-    """Medians of one caller over the engine in this process, interleaved."""
+    """Return medians of one caller over the engine in this process, interleaved."""
     times: dict[str, list[float]] = {"engine": [], "http": []}
     async with engine(world) as in_process:
         with caller(address, [call.encode() for call in world.packed()]) as rank:
@@ -124,7 +124,7 @@ async def overheads(world: World, address: str) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """The engine of the same export, in this process."""
+    """Run the engine of the same export, in this process."""
     models = Models(world.folder, config=world.config, only=NAMES[0])
     await models.start()
     served, given = models.held[0], Candidates.of(world.candidates)

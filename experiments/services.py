@@ -38,7 +38,7 @@ STAGES = ["features", "user", "wait_user", "queue", "lookup", "upload", "score",
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """A function compiled as the engine compiles, called with these arguments once."""
+    """Return a function compiled as the engine compiles, called with these arguments once."""
     made = jax.jit(function).lower(*arguments).compile(OPTIONS)
     jax.block_until_ready(made(*arguments))
     return lambda: made(*arguments)
@@ -52,7 +52,7 @@ class Delays(NamedTuple):
 
     @staticmethod
     async def wait(seconds: float) -> None:
-        """Lets so many seconds pass; none at all gives nobody else a turn."""
+        """Let so many seconds pass; none at all gives nobody else a turn."""
         if seconds > 0:
             await asyncio.sleep(seconds)
 
@@ -103,7 +103,7 @@ class World:
         self.features = self.catalogue.features(np.arange(1, items + 1))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
-        """Places of a request's candidates in `ids`, int32 [C], distinct."""
+        """Return places of a request's candidates in `ids`, int32 [C], distinct."""
         key = number % self.users, count
         if key not in self._drawn:  # drawing takes longer than scoring
             self._drawn[key] = np.random.default_rng((self.seed, 7, key[0])).choice(self.items, count, replace=False)
@@ -131,7 +131,7 @@ class Model:
 
     @classmethod
     def drawn(cls, world: World, config: aif.Config, *, storage: Storage = "float32") -> Model:
-        """Random parameters and users."""
+        """Return random parameters and users."""
         model = aif.build(config)
         params = jax.device_put(model.init(jax.random.key(0), world.catalogue))
         users = [drawn.users(world.schema, config.history_length, seed=number) for number in range(world.users)]
@@ -140,7 +140,7 @@ class Model:
 
     @classmethod
     def trained(cls, world: World, run: aif.Run, data: Dataset, *, seed: int = 0) -> Model:
-        """A trained model, and the users of some of the latest tenth of the events."""
+        """Return a trained model, and the users of some of the latest tenth of the events."""
         latest = np.argsort(data.log.time, kind="stable")[-max(world.users, len(data.log) // 10) :]
         positions = np.random.default_rng(seed).choice(latest, world.users, replace=False)
         users = data.user_features(positions, length=run.config.history_length)
@@ -153,15 +153,15 @@ class Model:
         return self.model.config
 
     def user(self, number: int) -> aif.UserFeatures:
-        """Features of a request's user."""
+        """Return features of a request's user."""
         return self.users[number % self.world.users]
 
     def words(self, number: int) -> np.ndarray:
-        """The features of a request's user, checked, as words int32 [n]."""
+        """Return the features of a request's user, checked, as words int32 [n]."""
         return pack(plain_features(self.world.schema, self.user(number), encoding=self.index.encoding))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
-        """Raw ids int64 [C] of a request's candidates."""
+        """Return raw ids int64 [C] of a request's candidates."""
         return self.world.ids[self.world.candidates(number, count)]
 
 
@@ -183,7 +183,7 @@ class Engine:
         await self.engine.close()
 
     async def rank(self, asked: Asked) -> Served:
-        """One request."""
+        """Return one request."""
         request = Request(user=asked.key, feature_version=0, context=asked)
         answer = await self.engine.rank(request, self._k)
         return Served(answer.ids, answer.logits, answer.timeline)
@@ -227,7 +227,7 @@ class Sequential:
         self._threads.shutdown()
 
     async def rank(self, asked: Asked) -> Served:
-        """One request."""
+        """Return one request."""
         timeline, delays = Timeline(), asked.delays
         await Delays.wait(delays.features)  # features and retrieval at once
         timeline.add("features", timeline.arrival, time.perf_counter())
@@ -269,15 +269,15 @@ class Compiled:
         self._snapshot = build_snapshot(programs, made.params, [side], made.index, config, programs.orders)
 
     def user(self, number: int) -> Any:
-        """The state of a request's user, ready on the device."""
+        """Return the state of a request's user, ready on the device."""
         return self.state(self.made.words(number))
 
     def state(self, words: np.ndarray) -> Any:
-        """The state of packed features, ready on the device."""
+        """Return the state of packed features, ready on the device."""
         return jax.block_until_ready(self._user(words[None])[0])
 
     def best(self, rows: np.ndarray, state: Any, *, size: int | None = None) -> TopCandidates:
-        """The best of rows of the index, padded to a size."""
+        """Return the best of rows of the index, padded to a size."""
         size = size or len(rows)
         inputs = self._snapshot.inputs([rows], [None], LOGIT, size)
         packed, _ = self._snapshot.run([UserSide(state, self._length, None)], size, inputs)
@@ -285,7 +285,7 @@ class Compiled:
 
 
 def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
-    """The models of all services with weights as initialised; those with a long history read `length` events."""
+    """Return the models of all services with weights as initialised; those with a long history read `length` events."""
     sizes: dict[str, Any] = dict(short_length=8, width=8) if smoke else {}
     presets = {"aif": aif.presets.aif, "matching": aif.presets.two_tower_matching, "exact": aif.presets.full_attention}
     configs = {name: preset(world.schema, long_length=length, **sizes) for name, preset in presets.items()}
@@ -294,7 +294,7 @@ def models(world: World, length: int, *, smoke: bool) -> dict[str, Model]:
 
 
 def services(models: Mapping[str, Model], candidates: int, k: int, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The services of models by name; `config` has changes to that of the engines."""
+    """Return the services of models by name; `config` has changes to that of the engines."""
     made: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES if name in models}
     others = {name: Sequential(models[of], candidates, k) for name, of in SEQUENTIAL.items()}
     return made | others
@@ -302,7 +302,7 @@ def services(models: Mapping[str, Model], candidates: int, k: int, config: Mappi
 
 @contextlib.asynccontextmanager
 async def started(services: Mapping[str, Any]) -> AsyncIterator[None]:
-    """The services, compiled and warm, until the end of the block."""
+    """Start the services, compiled and warm, until the end of the block."""
     async with contextlib.AsyncExitStack() as stack:
         for service in services.values():
             await stack.enter_async_context(service)
@@ -323,7 +323,7 @@ _loops = itertools.count()
 
 
 async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float) -> Load:
-    """`concurrency` clients for so many seconds, users of a kind of `cost.KINDS`; each sends one request at least."""
+    """Return `concurrency` clients for so many seconds, users of a kind of `cost.KINDS`; each sends one request at least."""
     loop, critical, total = next(_loops), [], []
     end = time.perf_counter() + seconds
 
@@ -342,7 +342,7 @@ async def closed_loop(service: Any, kind: str, concurrency: int, seconds: float)
 
 
 def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
-    """Figures of one closed loop over all rounds; p99 is the median over them."""
+    """Return figures of one closed loop over all rounds; p99 is the median over them."""
     cpu = [load.cpu_seconds / load.requests * 1e3 for load in found]
     total, critical = (np.concatenate([getattr(load, name) for load in found]) for name in ("total_ms", "critical_ms"))
     p99 = [np.quantile(load.total_ms, 0.99) for load in found]
@@ -359,7 +359,7 @@ def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
 
 
 def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
-    """Draws what requests wait for after their candidates have arrived, which is 0; the ending of `path` names the format.
+    """Draw what requests wait for after their candidates have arrived, which is 0; the ending of `path` names the format.
 
     One bar a request, by its title, with the stages that end later. Stages that overlap, such as a late user part, have
     their own line.

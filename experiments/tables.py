@@ -42,7 +42,7 @@ SERVED = {
 
 
 def written(page: str) -> str:
-    """The text of a page with its tables made again; ValueError for a table that there is none of."""
+    """Return the text of a page with its tables made again; ValueError for a table that there is none of."""
 
     def table(found: re.Match[str]) -> str:
         if found[2] not in TABLES:
@@ -53,12 +53,12 @@ def written(page: str) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as text."""
+    """Return a table as text."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def spread(interval: Interval, digits: int, *, scale: float = 1.0, sign: str = "") -> str:
-    """A figure with its interval: 1.2 [0.9, 1.5]."""
+    """Return a figure with its interval: 1.2 [0.9, 1.5]."""
     value, low, high = (round(scale * part, digits) + 0.0 for part in interval)  # no -0.0
     return f"{value:{sign}.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -81,13 +81,13 @@ class Recalls:
         self.name = f"{DATASETS[dataset]}, {split} split, {seeds} seed{'s' * (seeds > 1)}"
 
     def of(self, runs: Sequence[dict[str, Any]], metric: str, *, digits: int = 1) -> str:
-        """A metric in % with its interval, "–" without runs."""
+        """Return a metric in % with its interval, "–" without runs."""
         return (
             spread(metrics.user_interval(ranker_recall.pooled(RESULTS, list(runs), metric)), digits, scale=100) if runs else "–"
         )
 
     def share(self, model: str) -> Interval:
-        """HR@10 of the ranker behind the cut over that of the ranker on all 1,000 candidates."""
+        """Return HR@10 of the ranker behind the cut over that of the ranker on all 1,000 candidates."""
         ours, whole = (
             ranker_recall.pooled(RESULTS, self.taught[model], name) for name in ("hr10@1000-100", "ranker_hr10@1000")
         )
@@ -95,7 +95,7 @@ class Recalls:
 
 
 def recall() -> str:
-    """Ranker recall of a cut of 1,000 candidates to 100 and the cascade's share, by data set."""
+    """Return ranker recall of a cut of 1,000 candidates to 100 and the cascade's share, by data set."""
     sets = [Recalls(dataset) for dataset in DATASETS]
     header = ["ranker recall@10, %"]
     rows = [[PRESETS[model]] for model in COMPARED]
@@ -112,7 +112,7 @@ def recall() -> str:
 
 
 def cuts() -> str:
-    """Ranker recall of several cuts, the cascade's share with its interval, and GAUC of all requests."""
+    """Return ranker recall of several cuts, the cascade's share with its interval, and GAUC of all requests."""
     header = [
         "",
         "1,000 to 100, not taught",
@@ -140,23 +140,23 @@ def cuts() -> str:
 
 
 def load(path: Path = COST) -> dict[str, Any]:
-    """What `experiments.cost` wrote by size, "C=1000, L=512"."""
+    """Return what `experiments.cost` wrote by size, "C=1000, L=512"."""
     return {size: of for size, of in json.loads(path.read_text(encoding="utf-8")).items() if size.startswith("C=")}
 
 
 def within(loops: Iterable[Mapping[str, float]], bound: float = BOUND) -> Mapping[str, float] | None:
-    """The closed loop with the most requests a second of which 99 % are answered within the bound; None where there is none."""
+    """Return the closed loop with the most requests a second of which 99 % are answered within the bound, or None."""
     return max((loop for loop in loops if loop["p99_ms"] <= bound), key=lambda loop: loop["rps"], default=None)
 
 
 def title(size: str) -> str:
-    """ "C=1000, L=512" in words."""
+    """Return  "C=1000, L=512" in words."""
     candidates, length = (int(number) for number in re.findall(r"\d+", size))
     return f"{candidates:,} candidates, {length:,} events"
 
 
 def budget() -> str:
-    """Requests a second within the bound and the CPU of one, by service and size."""
+    """Return requests a second within the bound and the CPU of one, by service and size."""
     record = load()
     header = ["requests a second; CPU of one", *map(title, record)]
     rows = []
@@ -173,7 +173,7 @@ def budget() -> str:
 
 
 def lone() -> str:
-    """Milliseconds of one request at a time: the whole of it, and after retrieval where the record has that."""
+    """Return milliseconds of one request at a time: the whole of it, and after retrieval where the record has that."""
     record = load()
     rows = []
     for service, users, name in SERVED.values():
@@ -199,7 +199,7 @@ RANKED = {
 
 
 def quality() -> str:
-    """GAUC and HR@100 on the test split: requests whose item has a training event, and GAUC of all requests."""
+    """Return GAUC and HR@100 on the test split: requests whose item has a training event, and GAUC of all requests."""
     found = records.read(question.RESULTS)
     rows = []
     for dataset, title in DATASETS.items():
@@ -223,7 +223,7 @@ def quality() -> str:
 
 
 def scoring() -> str:
-    """Milliseconds of the programs alone, from `question --times`."""
+    """Return milliseconds of the programs alone, from `question --times`."""
     times = question.read_times(question.RESULTS)
     rows = []
     for size in ("C=1000, L=512", "C=10000, L=512"):
@@ -245,7 +245,7 @@ PARTS = {
 
 
 def blocks(results: Path) -> dict[str, dict[str, Interval]]:
-    """GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one epoch.
+    """Return GAUC that each block adds to `presets.aif`, by data set and block: left out, or added; validation, one epoch.
 
     Means over the seeds that both models have.
     """
@@ -265,7 +265,7 @@ def blocks(results: Path) -> dict[str, dict[str, Interval]]:
 
 
 def ablation() -> str:
-    """What each block adds to `presets.aif`: GAUC points by data set, and milliseconds at 10,000 candidates."""
+    """Return what each block adds to `presets.aif`: GAUC points by data set, and milliseconds at 10,000 candidates."""
     gains = blocks(question.RESULTS)
     times = json.loads((question.RESULTS / "times_blocks.json").read_text(encoding="utf-8"))["models"]
     rows = []

@@ -50,7 +50,7 @@ class TorchServing(nn.Module):
         self.values = nn.Buffer(_tensor(rows.blocks[self.matching.name]))
 
     def state(self, item: Tensor, action: Tensor, age: Tensor, mask: Tensor, *ids: Tensor) -> list[Tensor]:
-        """What `best` reads of a user: features of one user, ids in the order of the schema's user attributes."""
+        """Return what `best` reads of a user: features of one user, ids in the order of the schema's user attributes."""
         config, long_length, short_length = self.config, self.config.long_length, self.config.short_length
         history = {"item": item.long(), "action": action.long(), "age": age, "mask": mask}
         long = {name: part[:long_length] for name, part in history.items()}
@@ -68,11 +68,11 @@ class TorchServing(nn.Module):
         return [user, read, moments, mean, *self._met(long)]
 
     def _few(self, field: str) -> bool:
-        """Whether a field has no more values than a history has places: its half is then a table of them."""
+        """Return whether a field has no more values than a history has places: its half is then a table of them."""
         return self.config.schema.item_attribute(field).size <= self.config.long_length
 
     def _met(self, history: dict[str, Tensor]) -> list[Tensor]:
-        """By field the sorted values [L] and the statistics where a run of equal ones begins [L, W], or those of all [V, W]."""
+        """Return, by field, the sorted values [L] and the statistics where a run of equal ones begins, or those of all."""
         mask, actions, length = history["mask"], self.config.schema.actions, history["mask"].shape[0]
         place, events = torch.arange(length), mask.sum().clamp(min=1)
         counted = torch.cat([torch.stack([mask, mask & (place < self.matching.recent_events)], 1).float(),
@@ -90,12 +90,12 @@ class TorchServing(nn.Module):
         return found
 
     def _at(self, group: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
-        """The rows of runs that begin with the wanted values; zeros for one that is not there."""
+        """Return the rows of runs that begin with the wanted values; zeros for one that is not there."""
         start = self._search(group, wanted).clamp(max=group.shape[0] - 1)
         return rows[start] * ((group[start] == wanted) & (wanted > 0))[:, None]
 
     def best(self, rows: Tensor, user: Tensor, read: Tensor, moments: Tensor, mean: Tensor, *more: Any) -> list[Tensor]:
-        """Logits and positions [k] of the best candidates; rows [C] of the catalogue, a user's state, and k."""
+        """Return logits and positions [k] of the best candidates; rows [C] of the catalogue, a user's state, and k."""
         *met, k = more
         floats, wanted = self.floats[rows], self.values[rows]
         item, weights = floats.split(self.widths, 1)
@@ -148,7 +148,7 @@ class TorchServing(nn.Module):
         return total * history["mask"][..., None]
 
     def _age_bucket(self, age: Tensor) -> Tensor:
-        """floor(log2(1 + age)) at most AGE_BUCKETS - 1."""
+        """Return floor(log2(1 + age)) at most AGE_BUCKETS - 1."""
         return (torch.frexp(1 + age).exponent - 1).clamp(0, AGE_BUCKETS - 1).long()
 
     def _field(self, field: str, item: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class ForOnnx(TorchServing):
         return (1 + age[..., None] >= 2.0 ** torch.arange(1, AGE_BUCKETS)).sum(-1)
 
     def _search(self, ascending: Tensor, wanted: Tensor, *, right: bool = False) -> Tensor:
-        """A binary search by gathers."""
+        """Return a binary search by gathers."""
         length, start = ascending.shape[0], torch.zeros_like(wanted)
         for bit in reversed(range(length.bit_length())):
             further = start + (1 << bit)
@@ -198,7 +198,7 @@ class Part(nn.Module):
 
 
 def _statistics(number: Tensor, recent: Tensor, by_action: Tensor, last: Tensor, days: Tensor, events: Tensor) -> Tensor:
-    """What `MatchingStatistics` tells of a value, from its counts, the place of its last event and the days since."""
+    """Return what `MatchingStatistics` tells of a value, from its counts, the place of its last event and the days since."""
     first = [torch.ones(len(number)), torch.log1p(number), number / events, 1 / (1 + last), torch.log1p(days),
              torch.log1p(recent)]  # fmt: skip
     return torch.cat([torch.stack(first, -1), torch.log1p(by_action)], -1)
@@ -210,11 +210,11 @@ def _attention(query: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _tensor(array: Any) -> Tensor:
-    """Integers as int64, the type of PyTorch's indices."""
+    """Return integers as int64, the type of PyTorch's indices."""
     values = np.asarray(array)
     return torch.tensor(values.astype(np.int64) if values.dtype.kind in "iu" else values)
 
 
 def _key(path: str) -> str:
-    """A parameter's path as a name that PyTorch takes."""
+    """Return a parameter's path as a name that PyTorch takes."""
     return path.replace(".", "|")

@@ -53,18 +53,18 @@ class Trainer:
 
 
 def config_of(rows: int, **changes: Any) -> aif.Config:
-    """`presets.aif` with an item table of so many rows."""
+    """Return `presets.aif` with an item table of so many rows."""
     attributes = (aif.Attribute(name="item", size=rows), aif.Attribute(name="category", size=CATEGORIES))
     return aif.presets.aif(aif.Schema(item_attributes=attributes, actions=ACTIONS, content=CONTENT), **changes)
 
 
 def category_of(item: np.ndarray) -> np.ndarray:
-    """The category of each item."""
+    """Return the category of each item."""
     return np.where(item > 0, item % (CATEGORIES - 1) + 1, 0).astype(np.int32)
 
 
 def batch_of(config: aif.Config, size: int, *, seed: int) -> Batch:
-    """Random features; histories between half and the whole of their length are filled."""
+    """Return random features; histories between half and the whole of their length are filled."""
     rng, schema, length = np.random.default_rng(seed), config.schema, config.history_length
     rows = schema.item_attribute("item").size
     hot = rng.integers(1, rows, HOT).astype(np.int32)
@@ -85,7 +85,7 @@ def batch_of(config: aif.Config, size: int, *, seed: int) -> Batch:
 
 
 def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> dict[str, float]:
-    """Median milliseconds of each, after a first and a second step that do not count."""
+    """Return median milliseconds of each, after a first and a second step that do not count."""
     for name, step in track(work.items(), label=f"{label}: compile", unit="programs"):
         say(f"  {name}: first step {step(0) / 1e3:.1f} s", file=sys.stdout)
         step(1)
@@ -97,7 +97,7 @@ def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> d
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Runs every comparison and prints its figures."""
+    """Run every comparison and print its figures."""
     settings = {
         "rounds": (20, 2, "steps of each"),
         "batch_size": (1024, 16, "samples of a step"),

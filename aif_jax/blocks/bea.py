@@ -54,11 +54,11 @@ class Bea(Block):
         }
 
     def user(self, params: Params, user: UserView) -> jax.Array:
-        """V float32 [M, D]; zeros for an empty history."""
+        """Return V float32 [M, D]; zeros for an empty history."""
         return layers.attention(params["bridges"], user.sequence, user.sequence, jnp.asarray(user.short.mask))
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
-        """w float32 [M], sums to 1."""
+        """Return w float32 [M], sums to 1."""
         query = layers.dense(params["query"], item.vector)
         return jax.nn.softmax(query @ params["bridges"].T / math.sqrt(query.shape[-1]))
 

@@ -32,15 +32,15 @@ class Fitted(Protocol):
         ...
 
     def check(self, config: Config) -> None:
-        """Raises ValueError where the schema lacks what the fit needs: content, unless overridden."""
+        """Raise ValueError where the schema lacks what the fit needs: content, unless overridden."""
         expect_content(self, config)
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Fits on the items [N] of the catalogue; the result holds `table` [N, ...]."""
+        """Fit on the items [N] of the catalogue; the result holds `table` [N, ...]."""
         ...
 
     def item(self, params: Params, features: ItemFeatures) -> jax.Array:
-        """The value of ONE item."""
+        """Return the value of ONE item."""
         ...
 
 
@@ -92,11 +92,11 @@ class UserView:
         return self.embeddings[: self.config.long_length]
 
     def embed(self, events: Behaviours) -> jax.Array:
-        """Embeddings of events [n] of this user, float32 [n, D]; zeros where there is none."""
+        """Return embeddings of events [n] of this user, float32 [n, D]; zeros where there is none."""
         return layers.embed_behaviours(self.params, self.config.schema, events, joined=self.candidates is not None)
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
-        """A fitted table's value for each place of a history, [S, ...]."""
+        """Return a fitted table's value for each place of a history, [S, ...]."""
         return layers.lookup(self.params["fitted"][table.name]["table"], jnp.asarray(history.item))
 
 
@@ -174,38 +174,38 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """The least number of places of a history that its exported function takes."""
+        """Return the least number of places of a history that its exported function takes."""
         return 1
 
     def check(self, config: Config) -> None:
-        """Raises ValueError where the config lacks what the block needs."""
+        """Raise ValueError where the config lacks what the block needs."""
 
     def widths(self, config: Config) -> dict[str, int]:
-        """The features that it gives to the head, by name: `score` gets a kernel [width, H] for each."""
+        """Return the features that it gives to the head, by name: `score` gets a kernel [width, H] for each."""
         return {}
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Parameters that are fitted once on the items [N] of the catalogue and never trained."""
+        """Return parameters that are fitted once on the items [N] of the catalogue and never trained."""
         return {}
 
     def init(self, key: jax.Array, config: Config) -> Params:
-        """Trained parameters of both sides."""
+        """Return trained parameters of both sides."""
         return {}
 
     def user(self, params: Params, user: UserView) -> Any:
-        """The user half of ONE user, off the critical path."""
+        """Return the user half of ONE user, off the critical path."""
         return {}
 
     def item(self, params: Params, item: ItemView) -> Any:
-        """The item half of ONE item, nearline."""
+        """Return the item half of ONE item, nearline."""
         return {}
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        """Real time: its features times their kernels, and its terms of the logit, for one state and rows [C]."""
+        """Return, in real time, its features times their kernels and its terms of the logit, for one state and rows [C]."""
         return HeadInputs()
 
     def training_logit(self, params: Params, places: jax.Array) -> Any:
-        """Training alone: added to logits [B, C] or [B, C, T]; `places` int32 [B, C] as `Dataset.places_of` gives them."""
+        """Return what training alone adds to logits [B, C] or [B, C, T]; `places` int32 [B, C] is of `Dataset.places_of`."""
         return 0.0
 
 
@@ -214,7 +214,7 @@ B = TypeVar("B", bound=type[Block])
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def block(cls: B) -> B:
-    """Makes a subclass of `Block` a frozen dataclass and registers it under its class name; `Block` has an example.
+    """Make a subclass of `Block` a frozen dataclass and register it under its class name; `Block` has an example.
 
     A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
 
@@ -225,12 +225,12 @@ def block(cls: B) -> B:
 
 
 def own(params: Params, part: Any) -> Params:
-    """The parameters of one block or fitted table: trained and fitted ones in one dict."""
+    """Return the parameters of one block or fitted table: trained and fitted ones in one dict."""
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
 
 
 def by_id(tables: Any, features: ItemFeatures, from_content: Callable[[jax.Array], Any]) -> Any:
-    """Fitted values of ONE item: its row of tables [N, ...], a pytree, or, newer than the fit, what its content [E] gives."""
+    """Return values of ONE item: its row of tables [N, ...], a pytree, or, if newer than the fit, what content [E] gives."""
     row = jnp.asarray(features.ids["item"])
     values = jax.tree.map(lambda table: layers.lookup(table, row), tables)
     if features.content is None:
@@ -240,16 +240,16 @@ def by_id(tables: Any, features: ItemFeatures, from_content: Callable[[jax.Array
 
 
 def recent(history: Behaviours, length: int) -> Behaviours:
-    """The most recent `length` places of a history, or all of a shorter one."""
+    """Return the most recent `length` places of a history, or all of a shorter one."""
     return jax.tree.map(lambda x: x[:length], history)
 
 
 def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:
-    """Raises ValueError that names a block's field."""
+    """Raise ValueError that names a block's field."""
     checks.expect(ok, f"{type(block).__name__}.{field}", expected, repr(got))
 
 
 def expect_content(part: Any, config: Config) -> None:
-    """Raises ValueError where the schema has no content embedding."""
+    """Raise ValueError where the schema has no content embedding."""
     out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
     checks.expect(config.schema.content, type(part).__name__, "schema.content > 0", f"0: {out}")

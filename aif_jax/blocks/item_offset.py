@@ -45,7 +45,7 @@ class ItemOffset(Block):
 
 
 def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | None = UNTRAINED) -> np.ndarray:
-    """log(count ** power) of each item, float32 [N]: what brings log P / q to log P for negatives drawn by count ** power.
+    """Return log(count ** power) of items, float32 [N]: what brings log P / q to log P for negatives drawn by count ** power.
 
     Args:
       counts: [N] training events of each catalogue row.
@@ -72,7 +72,7 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
 
 
 def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Params, Config]:
-    """Parameters and config of the same model with an offset of each item added to the logit.
+    """Return parameters and config of the same model with an offset of each item added to the logit.
 
     Args:
       table: float32 [N] the offset of each catalogue row, such as `popularity_offset(counts)`.
@@ -99,5 +99,5 @@ def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Par
 
 
 def present(config: Config) -> ItemOffset | None:
-    """The block of a model that has one."""
+    """Return the block of a model that has one."""
     return next((block for block in config.blocks if isinstance(block, ItemOffset)), None)

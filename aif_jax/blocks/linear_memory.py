@@ -103,12 +103,12 @@ class LinearMemory(Block):
 
 
 def cheaper_by_event(candidates: int | None, key_width: int) -> bool:
-    """Whether so few candidates are scored per user that summing the history (K D L) costs more than it saves (C K D)."""
+    """Return whether so few candidates are scored a user that summing the history (K D L) costs more than it saves (C K D)."""
     return candidates is not None and candidates * 8 <= key_width
 
 
 def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """Sums a history: keys float32 [K, L], values float32 [L, D], mask bool [L].
+    """Sum a history: keys float32 [K, L], values float32 [L, D], mask bool [L].
 
     Behaviours are the last axis of the keys: the layout in which a CPU multiplies fastest.
     """
@@ -117,7 +117,7 @@ def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """`sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [K, L]."""
+    """Return `sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [K, L]."""
     scores = jnp.where(mask, keys, jnp.finfo(keys.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
     weights = jnp.where(mask, weights, jnp.zeros((), keys.dtype))
@@ -127,7 +127,7 @@ def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def sum_softmax_trained(key: Params, values: jax.Array, mask: jax.Array) -> Summed:
-    """`sum_softmax` of dense keys for training, with a hand-written gradient: nothing is transposed when users are batched, and
+    """Return `sum_softmax` of dense keys for training, with a hand-written gradient: a batch of users transposes nothing, and
     padding is left out, see `layers.fold_events`. Values float32 [L, D], zeros where masked.
     """
     sums, weight = _weighted(key["kernel"], key["bias"], values, mask)
@@ -138,7 +138,7 @@ def sum_softmax_trained(key: Params, values: jax.Array, mask: jax.Array) -> Summ
 
 @jax.custom_vjp
 def _weighted(kernel: jax.Array, bias: jax.Array, values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """sum_j w_j v_j^T [D, K] and sum_j w_j [K] for w = exp(key - max key); the maximum cancels in their quotient."""
+    """Return sum_j w_j v_j^T [D, K] and sum_j w_j [K] for w = exp(key - max key); the maximum cancels in their quotient."""
     return _weighted_forward(kernel, bias, values, mask)[0]
 
 
@@ -184,24 +184,24 @@ def _weights(keys: jax.Array, mask: jax.Array, highest: jax.Array) -> jax.Array:
 
 
 def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
-    """Keys [K, L] as shares of the history: n times the softmax over its n behaviours, for each of the K entries apart."""
+    """Return keys [K, L] as shares of the history: n times the softmax over its n behaviours, for each of K entries apart."""
     return layers.masked_softmax(keys, mask[None, :]) * mask.sum().astype(keys.dtype)
 
 
 def mean(history: Summed | ByEvent) -> jax.Array:
-    """b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
+    """Return b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
     if isinstance(history, Summed):
         return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
     return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
 
 
 def deviation(history: Summed, query: jax.Array, kernel: jax.Array) -> jax.Array:
-    """f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; zeros for no history."""
+    """Return f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; else zeros."""
     return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
 
 
 def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Array:
-    """The values [C, D] of a history weighed by agreement [C, L] / (sqrt(K) n)."""
+    """Return the values [C, D] of a history weighed by agreement [C, L] / (sqrt(K) n)."""
     mask = jnp.asarray(history.mask)
     count = jnp.maximum(mask.sum(), 1).astype(agreement.dtype)
     weights = jnp.where(mask[None, :], agreement, jnp.zeros((), agreement.dtype)) / (math.sqrt(width) * count)

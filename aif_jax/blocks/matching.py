@@ -109,7 +109,7 @@ class MatchingStatistics(Block):
         return tuple(make(value[f], counted, days, events, size=size) for f, (make, size) in enumerate(made))
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
-        """int32 [F], the item's values."""
+        """Return int32 [F], the item's values."""
         return jnp.stack([jnp.asarray(item.features.ids[name]) for name in self.fields]).astype(jnp.int32)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
@@ -122,7 +122,7 @@ class MatchingStatistics(Block):
 
 
 def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Statistics of the candidates' values int32 [C], times the kernel [STATISTICS + actions, H] -> [C, H].
+    """Return statistics of the candidates' values int32 [C], times the kernel [STATISTICS + actions, H] -> [C, H].
 
     The kernel is applied to the half's rows, or to what is found where candidates are fewer than rows.
     """
@@ -141,7 +141,7 @@ def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def _begin(value: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The first place whose value is not smaller, for each of int32 [C], or the last one: a binary search in values [L]."""
+    """Return first place whose value is not smaller, for each of int32 [C], or the last one: a binary search in values [L]."""
     length = value.shape[0]
     bits = length.bit_length() if isinstance(length, int) else 31  # under jax.export the length is a symbol
     start = jnp.zeros_like(wanted)  # how many values are known to be smaller
@@ -153,7 +153,7 @@ def _begin(value: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
-    """The same by comparing every candidate with every behaviour."""
+    """Return what `look_up` does, by comparing every candidate with every behaviour."""
     value, counted, days = (jnp.asarray(array) for array in (history.value, history.counted, history.days))
     length = value.shape[1]
 
@@ -171,7 +171,7 @@ def compare(history: Unsorted, wanted: jax.Array) -> jax.Array:
 
 
 def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Sorted:
-    """Of values int32 [L], 0 for none; a run of equal values begins at its most recent event."""
+    """Return the statistics of values int32 [L], 0 for none; a run of equal values begins at its most recent event."""
     group, order = sort_by_value(value, value > 0, size=size)
     length = group.shape[0]
     place = jnp.arange(length, dtype=jnp.int32)
@@ -183,7 +183,7 @@ def _sorted(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.A
 
 
 def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Array, *, size: int) -> Table:
-    """Of values int32 [L] below `size`, 0 for none."""
+    """Return the statistics of values int32 [L] below `size`, 0 for none."""
     length = value.shape[0]
     counts = jnp.zeros((size, counted.shape[1])).at[value].add(counted)
     last = jnp.full(size, length - 1, jnp.int32).at[value].min(jnp.arange(length, dtype=jnp.int32))
@@ -192,7 +192,7 @@ def _table(value: jax.Array, counted: jax.Array, days: jax.Array, events: jax.Ar
 
 
 def _statistics(counts: jax.Array, last: jax.Array, days: jax.Array, events: jax.Array) -> jax.Array:
-    """Statistics [..., STATISTICS + actions] from counts [..., 2 + actions] and the last event's place and days [...]."""
+    """Return statistics [..., STATISTICS + actions] from counts [..., 2 + actions] and the last event's place and days."""
     number, recent, by_action = counts[..., 0], counts[..., 1], counts[..., 2:]
     place = last.astype(jnp.float32)
     stacked = (

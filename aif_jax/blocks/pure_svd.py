@@ -66,7 +66,7 @@ class PureSvd(Block):
 
 
 def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd | None = None) -> tuple[Params, Config]:
-    """Parameters and config of the same model with a `PureSvd` that has these factors.
+    """Return parameters and config of the same model with a `PureSvd` that has these factors.
 
     Args:
       table: float32 [N, R], such as `svd_factors(...)`.
@@ -87,5 +87,5 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
 
 
 def present(config: Config) -> PureSvd | None:
-    """The block of a model that has one."""
+    """Return the block of a model that has one."""
     return next((block for block in config.blocks if isinstance(block, PureSvd)), None)

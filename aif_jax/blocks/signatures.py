@@ -44,7 +44,7 @@ class Signatures(Fitted):
         return f"signatures_{self.bits}"
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """`projection` float32 [E, K], `offset` float32 [K] and `table` uint32 [N, W]; row 0, the unknown item, is zeros."""
+        """Return `projection` float32 [E, K], `offset` float32 [K] and `table` uint32 [N, W], zeros in row 0."""
         content = np.asarray(items.content)
         fitted = fit_projection(content, bits=self.bits, seed=seed)
         signed = [np.asarray(sign(fitted, jnp.asarray(content[i : i + ROWS]))) for i in range(0, len(content), ROWS)]
@@ -53,12 +53,12 @@ class Signatures(Fitted):
         return fitted | {"table": jnp.asarray(table)}
 
     def item(self, params: Params, features: ItemFeatures) -> jax.Array:
-        """uint32 [W]: the table's row, or the signature of the content of an item that is newer than the fit."""
+        """Return uint32 [W]: the table's row, or the signature of the content of an item that is newer than the fit."""
         return by_id(params["table"], features, lambda content: sign(params, content.astype(params["projection"].dtype)))
 
 
 def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = False) -> Params:
-    """The K main directions of the content [N, E], then a rotation: bits of equal weight that follow the data.
+    """Return the K main directions of the content [N, E], then a rotation: bits of equal weight that follow the data.
 
     The rotation is random; `iterations` of ITQ turn it towards the corners of the cube: B = sign(V R), R from the SVD of V^T B.
     `centre` takes the mean off first: every bit is set for half of the rows; without, bits follow the angle at the origin,
@@ -89,32 +89,32 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations:
 
 
 def sign(params: Params, content: jax.Array) -> jax.Array:
-    """Signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
+    """Return signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
     return pack(content @ params["projection"] > jnp.expand_dims(params["offset"], range(content.ndim - 1)))
 
 
 def pack(bits: jax.Array) -> jax.Array:
-    """bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
+    """Return bool [..., K] -> uint32 [..., K / 32], little-endian: bit k is bit k % 32 of word k // 32."""
     words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD).astype(jnp.uint32)
     return (words << _places(words.shape)).sum(-1, dtype=jnp.uint32)
 
 
 def unpack(words: jax.Array) -> jax.Array:
-    """uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
+    """Return uint32 [..., W] -> bool [..., 32 W]; inverse of `pack`."""
     bits = (jnp.asarray(words)[..., None] >> _places((*words.shape, WORD))) & jnp.uint32(1)
     return bits.reshape(*words.shape[:-1], words.shape[-1] * WORD).astype(bool)  # no -1: there may be no rows
 
 
 def signs(words: jax.Array) -> jax.Array:
-    """uint32 [..., W] -> float32 [..., K] of -1 and +1."""
+    """Return uint32 [..., W] -> float32 [..., K] of -1 and +1."""
     return unpack(words).astype(jnp.float32) * 2.0 - 1.0
 
 
 def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
+    """Return differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
     return jax.lax.population_count(a ^ b).astype(jnp.int32).sum(-1)
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:
-    """Bit positions 0..31 along the last axis, uint32 of that shape."""
+    """Return bit positions 0..31 along the last axis, uint32 of that shape."""
     return jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)

@@ -96,7 +96,7 @@ class Sim(Block):
 def fill_cache(
     value: jax.Array, embedded: jax.Array, age: jax.Array, mask: jax.Array, *, slots: int, length: int, size: int | None = None
 ) -> SimCache:
-    """Caches the last `length` behaviours of each of the `slots` most frequent values int32 [L], the most recent first on ties.
+    """Cache the last `length` behaviours of each of the `slots` most frequent values int32 [L], the most recent first on ties.
 
     Values up to 0 have no slot. Where `size` bounds the values, value and place sort as one number, four times as fast as two.
     """
@@ -118,7 +118,7 @@ def fill_cache(
 
 
 def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Attention of every candidate over its own slot, times the head's kernel [D, H] -> [C, H]; zeros for one without a slot.
+    """Return attention of every candidate over its own slot, times the head's kernel [D, H] -> [C, H]; else zeros.
 
     With few candidates each gathers its own slot. With many, all Q * P entries are scored in one product and multiplied by the
     kernel once; a candidate sums its P projected entries, so that no [C, P, D] array is made.
@@ -140,7 +140,7 @@ def read(cache: SimCache, query: jax.Array, value: jax.Array, kernel: jax.Array)
 
 
 def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
-    """Which slot is the candidate's: bool [C, Q], no more than one of a row; an empty slot (value -1) is nobody's.
+    """Return which slot is the candidate's: bool [C, Q], no more than one of a row; an empty slot (value -1) is nobody's.
 
     Times `slot_flags`, plus 1 for "missing", it gives the candidate's slot features.
     """
@@ -148,7 +148,7 @@ def own_slot(cache: SimCache, value: jax.Array) -> jax.Array:
 
 
 def slot_flags(cache: SimCache) -> jax.Array:
-    """Features of every slot: [Q, FLAGS] = -1, log1p(count), log1p(age in days)."""
+    """Return features of every slot: [Q, FLAGS] = -1, log1p(count), log1p(age in days)."""
     age = jnp.asarray(cache.age)
     count, days = jnp.asarray(cache.count).astype(jnp.float32), jnp.maximum(age, 0.0) / 86400.0
     return jnp.stack([-jnp.ones_like(age), jnp.log1p(count), jnp.log1p(days)], -1)
@@ -159,7 +159,7 @@ def _take(table: Array, slot: jax.Array) -> jax.Array:
 
 
 def sort_by_value(value: jax.Array, mask: jax.Array, *, size: int | None) -> tuple[jax.Array, jax.Array]:
-    """Values in ascending order, equal ones by place, and the places they came from; int32 [L] each, masked ones last."""
+    """Return values in ascending order, equal ones by place, and the places of them; int32 [L] each, masked ones last."""
     total, last = value.shape[0], jnp.iinfo(jnp.int32).max
     place = jnp.arange(total, dtype=jnp.int32)
     bits = max(1, (total - 1).bit_length()) if isinstance(total, int) else 32  # under jax.export the length is a symbol

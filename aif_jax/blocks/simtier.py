@@ -68,14 +68,14 @@ class SimTier(Block):
         return (Signatures(self.bits),)
 
     def groups(self, config: Config) -> int:
-        """G, histograms of a candidate."""
+        """Return G, histograms of a candidate."""
         return (config.schema.actions if self.by_action else 1) * (len(self.windows) + 1)
 
     def widths(self, config: Config) -> dict[str, int]:
         return {"tiers": self.groups(config) * self.tiers}
 
     def group(self, long: Behaviours, config: Config) -> jax.Array:
-        """Which of the G histograms a behaviour counts in, int32 [L], by action (unknown ones count as 0), window, or both.
+        """Return which of the G histograms a behaviour counts in, int32 [L], by action (0 if unknown), window, or both.
 
         The groups of the most recent window come first.
         """
@@ -101,7 +101,7 @@ class SimTier(Block):
 
 
 def log_counts(counts: jax.Array) -> jax.Array:
-    """log1p of counts int32 [C, G, T] as float32 [C, G * T]."""
+    """Return log1p of counts int32 [C, G, T] as float32 [C, G * T]."""
     return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], counts.shape[1] * counts.shape[2])
 
 
@@ -115,14 +115,14 @@ class TierHistory:
 
 
 def tier(differing: jax.Array, *, bits: int, tiers: int) -> jax.Array:
-    """Tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
+    """Return tier of a Hamming distance: integers [...] -> the same type [...] in [0, tiers)."""
     equal = bits - differing
     at = equal // (bits // tiers) if bits % tiers == 0 else equal * tiers // bits
     return jnp.minimum(at, tiers - 1)
 
 
 def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups: int = 1) -> jax.Array:
-    """Counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L.
+    """Return counts of behaviours by tier: candidates uint32 [C, W] -> int32 [C, G, T], exact, in a few MiB at any L.
 
     Each FULL behaviours of a group are counted in 4-bit fields of words [C]. The words of a span are summed in a separate pass:
     in one with the first, XLA on a CPU computes the words again for each field.
@@ -151,7 +151,7 @@ def histogram(candidates: jax.Array, history: TierHistory, *, tiers: int, groups
 
 
 def _spans(history: TierHistory, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Behaviours in n spans of one group each: signatures [n, SPAN, FULL, W], kept uint32 [n, SPAN, FULL], groups int32 [n]."""
+    """Return behaviours in spans of one group: signatures [n, SPAN, FULL, W], kept uint32 [n, SPAN, FULL], groups int32 [n]."""
     size = SPAN * FULL
     count = (history.mask.shape[0] + size - 1) // size + groups - 1
     member = (jnp.asarray(history.group)[:, None] == jnp.arange(groups)[None, :]) & jnp.asarray(history.mask)[:, None]

@@ -58,7 +58,7 @@ class Checkpoint:
     items: ItemFeatures | None = None
 
     def trained(self, model: PreRanker | None = None) -> Trained:
-        """The model of this folder; `model` is one made by `assemble`, None builds it from the config."""
+        """Return the model of this folder; `model` is one made by `assemble`, None builds it from the config."""
         trained = Trained(model_of(self.config, model), self.params, self.encoder, self.settings, self.items)
         return trained.with_version(self.version)
 
@@ -72,7 +72,7 @@ def save(
     path: str | Path, trained: Trained,
     *, step: int = 0, opt_state: Any = None, position: Any = None, metrics: Mapping[str, float] | None = None,
 ) -> None:  # fmt: skip
-    """Writes a checkpoint folder: complete, or not there at all.
+    """Write a checkpoint folder: complete, or not there at all.
 
     Args:
       path: a folder that does not exist yet.
@@ -105,7 +105,7 @@ def save(
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
-    """Reads a checkpoint folder, see `save`, and checks every leaf of it. No other file is needed.
+    """Read a checkpoint folder, see `save`, and check every leaf of it. No other file is needed.
 
     Args:
       path: what `save` wrote.
@@ -153,7 +153,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:
-    """The settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
+    """Return the settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
     return storage.inspect(path)[1].get("settings")
 
 
@@ -161,7 +161,7 @@ def packed(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
     *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
 ) -> storage.Packed:  # fmt: skip
-    """Trees and record of a checkpoint, checked and hashed, without the rows that pad tables; see `save`, `storage.pack`."""
+    """Return trees and record of a checkpoint, checked and hashed, without rows that pad tables; see `save`, `pack`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees: dict[str, Any] = {"params": params}
@@ -184,7 +184,7 @@ def packed(
     sizes = config.schema.table_sizes
 
     def cut(path: Any, leaf: Any) -> Any:
-        """The leaf whole, without the rows that `sharding.place_state` adds to tables and their optimizer state."""
+        """Return the leaf whole, without the rows that `sharding.place_state` adds to tables and their optimizer state."""
         leaf = processes.whole(leaf)
         *_, group, name = ("", *jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
         count = sizes.get(name) if group == "embedding" and np.ndim(leaf) else None
@@ -194,12 +194,12 @@ def packed(
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
-    """The figures in a record by name; CheckpointError for what are no figures."""
+    """Return the figures in a record by name; CheckpointError for what are no figures."""
     return _parsed(path, record, "metrics", lambda metrics: metrics and {k: float(v) for k, v in metrics.items()} or None)
 
 
 def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) -> Any:
-    """A part of the record as an object."""
+    """Return a part of the record as an object."""
     try:
         return parse(record[name])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -290,11 +290,11 @@ class Checkpoints:
         return {step: self._metrics(step) for step in self.steps}
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
+        """Return the settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
         return None if self.latest is None else settings_of(self._folder(self.latest))
 
     def save(self, step: int, params: Params, config: Config, **rest: Any) -> None:
-        """Saves and waits; arguments as `save_async`."""
+        """Save and wait; arguments as `save_async`."""
         self.save_async(step, params, config, **rest)
         self.wait()
 
@@ -310,7 +310,7 @@ class Checkpoints:
         metrics: Mapping[str, float] | None = None,
         judged: bool = True,
     ) -> None:
-        """Saves in the background; the arrays may be donated or changed as soon as this returns.
+        """Save in the background; the arrays may be donated or changed as soon as this returns.
 
         Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
         background is raised by the next `save_async` or `wait`, or at the end of a `with` block. Processes of one job all call
@@ -351,7 +351,7 @@ class Checkpoints:
         self, step: int | Literal["latest", "best"] = "latest",
         *, config: Config | None = None, like: Mapping[str, Any] | None = None,
     ) -> Checkpoint:  # fmt: skip
-        """`load` of one step: FileNotFoundError for no such step, CheckpointError for one of another run."""
+        """Load one step: FileNotFoundError for no such step, CheckpointError for one of another run."""
         number = self.latest if step == "latest" else self.best if step == "best" else step
         if number is None or number not in self.steps:
             raise FileNotFoundError(f"{self.directory}: expected step {step}, found steps {self.steps}; take one of them")
@@ -360,13 +360,13 @@ class Checkpoints:
         return found
 
     def wait(self) -> None:
-        """Returns when everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""
+        """Wait until everything is on disk, as the end of a `with` block does. Raises what went wrong in the background."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
     def tidy(self) -> None:
-        """Removes what killed processes left, and the steps that are neither among the last nor the best.
+        """Remove what killed processes left, and the steps that are neither among the last nor the best.
 
         Every save does; `fit` does so at its end too, as nothing may be left to save. A process that only reads must not.
         """
@@ -380,7 +380,7 @@ class Checkpoints:
         return self.directory / str(step)
 
     def _expect_own(self, step: int, found: Any, run: Any) -> None:
-        """Raises unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
+        """Raise unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
         if found != step or (self.run is not None and run != self.run):
             expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
             where = self._folder(step)

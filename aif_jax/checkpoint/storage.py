@@ -44,7 +44,7 @@ Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
 def write(path: str | Path, packed: Packed) -> None:
-    """Writes what `pack` returned into a new folder: complete, or not there at all; FileExistsError for one that is there."""
+    """Write what `pack` returned into a new folder: complete, or not there at all; FileExistsError for one that is there."""
     arrays, record = packed
     if several():  # Orbax gives the folder its name once all processes are here
         expect(not local(path).exists(), str(path), "a new folder", "one that is there already", error=FileExistsError)
@@ -55,7 +55,7 @@ def write(path: str | Path, packed: Packed) -> None:
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
-    """Copies pytrees by name to the host, so that the caller may donate them, and hashes them; `record` is plain JSON.
+    """Copy pytrees by name to the host, so that the caller may donate them, and hash them; `record` is plain JSON.
 
     Leaves are arrays of numbers or strings, or typed random keys. ValueError for another record or leaf.
     """
@@ -78,7 +78,7 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
 
 
 def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, Any]]:
-    """The digest of every leaf by tree and path, and the record given to `pack`; reads no arrays.
+    """Return the digest of every leaf by tree and path, and the record given to `pack`; reads no arrays.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -114,7 +114,7 @@ def inspect(path: str | Path) -> tuple[dict[str, dict[str, Digest]], dict[str, A
 
 
 def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads some trees of a folder and checks every leaf of them; raises as `load`.
+    """Read some trees of a folder and check every leaf of them; raises as `load`.
 
     `like` has a template for each name, see `load`: None takes the tree as nested dicts on the default device, `np.ndarray` as
     nested dicts of NumPy arrays.
@@ -128,13 +128,13 @@ def read(path: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def meet() -> None:
-    """Waits, once, until all processes of a job are here; alone, a process goes on at once."""
+    """Wait, once, until all processes of a job are here; alone, a process goes on at once."""
     # On CPUs the first collective fails after 30 s where a process comes later, because it reads more or compiles longer.
     multihost.get_barrier_sync_fn()(key="aif_jax.checkpoint.storage.meet", timeout_ms=1000 * PATIENCE)
 
 
 def complete_steps(directory: Path) -> list[int]:
-    """Steps of a run on disk, ascending; CheckpointError for one without its record: saves are complete or not there at all."""
+    """Return steps of a run on disk, ascending; CheckpointError for one without its record: a save is whole or not there."""
     if not directory.is_dir():
         return []
     steps = [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]
@@ -145,7 +145,7 @@ def complete_steps(directory: Path) -> list[int]:
 
 
 def _check_files(path: Path) -> None:
-    """Raises for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
+    """Raise for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
     count = 0
     for root, _, names in os.walk(path):
         for name in names:
@@ -157,7 +157,7 @@ def _check_files(path: Path) -> None:
 
 
 def _context(*, alone: bool = False) -> ocp.Context:
-    """How Orbax works here: with all processes of a job, or by this one for itself."""
+    """Return how Orbax works here: with all processes of a job, or by this one for itself."""
     context = ocp.Context()
     # Where making a folder fails in the background, Orbax's threads wait minutes for a folder that never comes.
     context.asynchronous.create_directories_asynchronously = False
@@ -168,7 +168,7 @@ def _context(*, alone: bool = False) -> ocp.Context:
 
 
 def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> Any:
-    """One tree: its leaves read, checked against the record, and put into the form of the template."""
+    """Return one tree: its leaves read, checked against the record, and put into the form of the template."""
     nested = like is None or like is np.ndarray
     templates = dict.fromkeys(leaves, like) if nested else leaves_by_path(like)
     if not nested:
@@ -193,13 +193,13 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
 
 
 def _encode(leaf: Any) -> np.ndarray:
-    """A copy of a leaf on the host, as Orbax takes it."""
+    """Return a copy of a leaf on the host, as Orbax takes it."""
     array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     return np.ascontiguousarray(array[..., None]).view(np.uint32) if array.dtype.kind == "U" else array
 
 
 def _stored(leaf: Digest) -> np.ndarray:
-    """An array of the shape and dtype in which `_encode` stored a leaf."""
+    """Return an array of the shape and dtype in which `_encode` stored a leaf."""
     if leaf.dtype in KEY_IMPLEMENTATIONS:
         return np.empty((*leaf.shape, KEY_IMPLEMENTATIONS[leaf.dtype][1]), np.uint32)
     dtype = jnp.dtype(leaf.dtype)
@@ -207,14 +207,14 @@ def _stored(leaf: Digest) -> np.ndarray:
 
 
 def _describe(template: Any, leaf: Digest | None) -> str:
-    """A template without the rows that pad it, as a leaf is described."""
+    """Return a template without the rows that pad it, as a leaf is described."""
     if leaf is not None and leaf.shape and rows_beside(template, leaf.shape[0]):
         template = jax.ShapeDtypeStruct((leaf.shape[0], *template.shape[1:]), template.dtype)
     return describe(template)
 
 
 def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
-    """The inverse of `_encode`: checked against what was saved, and moved to where the template wants it.
+    """Return the inverse of `_encode`: checked against what was saved, and moved to where the template wants it.
 
     The template is an array, a `jax.ShapeDtypeStruct`, None for the default device, or `np.ndarray` for NumPy.
     """

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def parser_of() -> argparse.ArgumentParser:
-    """The parser of every command, whose options `main` runs."""
+    """Return the parser of every command, whose options `main` runs."""
     parser = Parser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add_commands(commands)
@@ -44,7 +44,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
+    """Run a command; `argv` None takes the words of this process. Returns the exit code; reasons are on stderr.
 
     Example:
       >>> main(["index", "inspect", "no-such-folder"])
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """The exit code of a command; prints what went wrong."""
+    """Return the exit code of a command; prints what went wrong."""
     try:
         keep_compiled()
         with hidden(getattr(options, "quiet", False)):
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def keep_compiled() -> Path | None:
-    """Lets JAX keep and load compiled programs in this process, in the folder that is set already or in `compiled_folder()`.
+    """Let JAX keep and load compiled programs in this process, in the folder that is set already or in `compiled_folder()`.
 
     Returns:
       The folder; None where it cannot be written, which a warning says: programs are then compiled again.
@@ -104,13 +104,13 @@ def keep_compiled() -> Path | None:
 
 
 def _of_clients() -> list[type[Exception]]:
-    """Exceptions of the loaded clients of brokers, such as for a server that does not answer."""
+    """Return exceptions of the loaded clients of brokers, such as for a server that does not answer."""
     named = (("redis", "RedisError"), ("confluent_kafka", "KafkaException"))
     return [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
 
 
 def _unread() -> list[int]:
-    """The descriptors of stdout and stderr, as far as they are pipes that nobody reads any more."""
+    """Return the descriptors of stdout and stderr, as far as they are pipes that nobody reads any more."""
     found = []
     for stream in (sys.stdout, sys.stderr):
         try:

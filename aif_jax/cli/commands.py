@@ -40,7 +40,7 @@ ADDED = {"svd": Run.with_svd, "popularity": Run.with_popularity_correction, "cal
 
 
 def add_commands(commands: Any) -> None:
-    """Adds all commands to what `add_subparsers` returned."""
+    """Add all commands to what `add_subparsers` returned."""
     one = shared.add_command(commands, "check", run_check)
     add_files(one)
     shared.add_checkpoint(one, use="values that its encoder lacks are problems, and its columns are the default")
@@ -117,7 +117,7 @@ def add_commands(commands: Any) -> None:
 
 
 def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) -> None:
-    """Adds the options that name files."""
+    """Add the options that name files."""
     parser.add_argument("--events", required=True, help="file or folder: one row for each interaction")
     parser.add_argument("--items", required=items_required, help="file or folder: one row for each item")
     parser.add_argument("--users", help="file or folder: one row for each user")
@@ -126,7 +126,7 @@ def add_files(parser: argparse.ArgumentParser, *, items_required: bool = False) 
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of commands that write an index."""
+    """Add the options of commands that write an index."""
     parser.add_argument("--out", type=Path, required=True, help="folder of the new index; must not exist")
     text = "stream position that the index records; once for each PARTITION; a bare NUMBER: partition 0 (default: of --index)"
     form = "[PARTITION=]NUMBER"
@@ -136,7 +136,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def at_least_one(text: str) -> int:
-    """A positive integer of an option."""
+    """Return a positive integer of an option."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
@@ -144,13 +144,13 @@ def at_least_one(text: str) -> int:
 
 
 def position(text: str) -> tuple[int, int]:
-    """(partition, position) of an option."""
+    """Return (partition, position) of an option."""
     partition, _, number = text.rpartition("=")
     return int(partition or 0), int(number)
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Lists every problem of event, item and user files (Parquet, CSV or TSV) with row numbers, suspicions and a profile."""
+    """List every problem of event, item and user files (Parquet, CSV or TSV) with row numbers, suspicions and a profile."""
     encoder = None
     if options.checkpoint is not None:
         encoder = shared.encoder_of(options.checkpoint, open_model(options.checkpoint))
@@ -163,13 +163,13 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def preset_arguments(name: str) -> list[str]:
-    """Arguments of a preset that are no field of the config: `sim_fields` of "paper"."""
+    """Return arguments of a preset that are no field of the config: `sim_fields` of "paper"."""
     parameters = inspect.signature(PRESETS[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Trains a model on files. Killed and called again, it resumes."""
+    """Train a model on files. Killed and called again, it resumes."""
     task = None if options.task is None else shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
@@ -201,7 +201,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def run_add(options: argparse.Namespace) -> int:
-    """Adds to a trained model what is fitted after training, on the files of its training, and writes the new run.
+    """Add to a trained model what is fitted after training, on the files of its training, and write the new run.
 
     svd: scores of items that occur in the same histories (`Run.with_svd`). popularity: the popularity correction, for
     candidates from the whole catalogue (`Run.with_popularity_correction`). calibration: probabilities, on the validation
@@ -230,12 +230,12 @@ def run_add(options: argparse.Namespace) -> int:
 
 
 def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
-    """Low and high ends of the 95 % intervals of figures by name."""
+    """Return low and high ends of the 95 % intervals of figures by name."""
     return {name: [one.low, one.high] for name, one in evaluation.intervals().items()}
 
 
 def run_index_build(options: argparse.Namespace) -> int:
-    """Runs the item function of a checkpoint over a raw items file."""
+    """Run the item function of a checkpoint over a raw items file."""
     expect_new(options.out)
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
@@ -246,7 +246,7 @@ def run_index_build(options: argparse.Namespace) -> int:
 
 
 def run_index_update(options: argparse.Namespace) -> int:
-    """Applies changed and deleted items to an index; the old one stays as it is."""
+    """Apply changed and deleted items to an index; the old one stays as it is."""
     if options.items is None and options.deleted is None:
         raise UsageError("index update: expected --items or --deleted, got neither; give one of them")
     expect_new(options.out)
@@ -271,7 +271,7 @@ def run_index_update(options: argparse.Namespace) -> int:
 def save(
     built: ItemIndex, positions: dict[int, int], summary: str, figures: dict[str, Any], options: argparse.Namespace
 ) -> int:
-    """Writes an index, except in a dry run."""
+    """Write an index, except in a dry run."""
     if not options.dry_run:
         built.save(options.out, positions=positions)
     place = "dry run" if options.dry_run else str(options.out)
@@ -280,14 +280,14 @@ def save(
 
 
 def run_index_inspect(options: argparse.Namespace) -> int:
-    """Prints the record of an index as JSON; reads no arrays."""
+    """Print the record of an index as JSON; reads no arrays."""
     manifest = index.inspect(options.folder)
     print(json.dumps({**vars(manifest), "config": manifest.config.to_json()}, indent=2))
     return FINE
 
 
 def run_index_verify(options: argparse.Namespace) -> int:
-    """Reads every array of an index and compares it with its checksum."""
+    """Read every array of an index and compare it with its checksum."""
     manifest = index.verify(options.folder)
     figures = {"items": manifest.items, "bytes": manifest.nbytes, "version": manifest.version}
     text = f"{options.folder}: intact, {manifest.items} items, {manifest.nbytes} bytes with ids, version {manifest.version}"
@@ -296,7 +296,7 @@ def run_index_verify(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Writes a model as one folder that runs without the package's model code."""
+    """Write a model as one folder that runs without the package's model code."""
     expect_new(options.out)
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
@@ -307,7 +307,7 @@ def run_export(options: argparse.Namespace) -> int:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Checks the checksums of an exported folder and computes its stored example again."""
+    """Check the checksums of an exported folder and compute its stored example again."""
     if not options.folder.is_dir():
         raise FileNotFoundError(f"{options.folder}: expected an exported folder, got none; write one: aif-jax export")
     print(json.dumps(export.verify(options.folder, tolerance=options.tolerance, sha256=options.sha256)))
@@ -315,20 +315,20 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Reports installed versions and extras, and runs a smoke test."""
+    """Report installed versions and extras, and run a smoke test."""
     report = doctor.examine()
     print(json.dumps(report, indent=2) if options.json else doctor.render(report))
     return FINE if report["healthy"] else PROBLEMS
 
 
 def expect_new(path: Path) -> None:
-    """Raises FileExistsError before work whose result could not be written."""
+    """Raise FileExistsError before work whose result could not be written."""
     if local(path, "--out").exists():
         raise FileExistsError(f"{path}: expected a new folder, but something is there; name another, or remove it")
 
 
 def add_refresh_commands(commands: Any) -> None:
-    """Adds the commands of the next model to what `add_subparsers` returned."""
+    """Add the commands of the next model to what `add_subparsers` returned."""
     one = shared.add_command(commands, "refresh", run_refresh)
     text = "served model: URL or folder of a snapshot store of exports, or the folder of a run, checkpoint or export"
     one.add_argument("--current", metavar="URL", help=text + " (default: --out)")
@@ -349,7 +349,7 @@ def add_refresh_commands(commands: Any) -> None:
 
 
 def run_refresh(options: argparse.Namespace) -> int:
-    """Trains the served model on new events, judges it against the served one, and publishes it if the gate passes it.
+    """Train the served model on new events, judge it against the served one, and publish it if the gate passes it.
 
     Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
     refused the model, which stays out, and the report says why; 1 and 2 as for every command.
@@ -369,7 +369,7 @@ def run_refresh(options: argparse.Namespace) -> int:
 
 
 def run_rollback(options: argparse.Namespace) -> int:
-    """Makes the version before the current one current again; services that follow the store swap. Prints its name."""
+    """Make the version before the current one current again; services that follow the store swap. Prints its name."""
     with shared.open_store(options.out) as store:
         print(store.rollback())
     return FINE

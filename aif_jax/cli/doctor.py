@@ -24,7 +24,7 @@ FIX = "NOT WELL. Reinstall, then run this again:\n  python -m pip install --upgr
 
 
 def examine() -> dict[str, Any]:
-    """The report as plain JSON values: versions by extra, None for missing packages, and what the smoke test found."""
+    """Return the report as plain JSON values: versions by extra, None for missing packages, and what the smoke test found."""
     found = {re.sub("[-_.]+", "-", made.name).lower(): made.version for made in importlib.metadata.distributions()}
     versions: dict[str, dict[str, str | None]] = {}
     for need in (importlib.metadata.requires("aif_jax") or ()) if "aif-jax" in found else ():
@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
 
 
 def smoke_test() -> str:
-    """Builds a small model, saves and loads it. AssertionError if other parameters come back."""
+    """Build a small model, save and load it. AssertionError if other parameters come back."""
     schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
     model = build(presets.two_tower(schema, width=8, short_length=4, towers=(8,), sequence=False))
     params = model.init(jax.random.key(0), Catalogue.from_items(schema, range(10, 18), ids={"category": [1, 2] * 4}))
@@ -50,7 +50,7 @@ def smoke_test() -> str:
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report for a person to read, with the next commands to type, or what to do about a failed smoke test."""
+    """Return the report for a person to read, with the next commands to type, or what to do about a failed smoke test."""
     lines = [f"aif_jax {report['aif_jax']}, Python {report['python']}, {report['platform']}"]
     for extra, versions in report["versions"].items():
         missing = ", ".join(name for name, version in versions.items() if version is None)

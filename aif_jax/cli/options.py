@@ -32,7 +32,7 @@ UNREAD = 141  # as shells have it for a command that SIGPIPE ended
 
 
 def fields_of(kind: Any) -> list[str]:
-    """Names of the fields of a dataclass."""
+    """Return names of the fields of a dataclass."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
@@ -55,7 +55,7 @@ class UsageError(Exception):
 
 @contextlib.contextmanager
 def as_usage(option: str) -> Iterator[None]:
-    """Turns what a value of an option raises into a `UsageError` that names the option."""
+    """Turn what a value of an option raises into a `UsageError` that names the option."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -64,7 +64,7 @@ def as_usage(option: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_to_end() -> Iterator[Callable[[], bool]]:
-    """A function that says whether this process was told to end, which then happens where the caller asks."""
+    """Give a function that says whether this process was told to end, which then happens where the caller asks."""
     told: list[int] = []
     handlers = {number: signal.signal(number, lambda got, _: told.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -75,7 +75,7 @@ def told_to_end() -> Iterator[Callable[[], bool]]:
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-    """A command of `commands`, what `add_subparsers` returned; `run` returns the exit code, its docstring is the help text."""
+    """Add a command to what `add_subparsers` returned; `run` returns the exit code, its docstring is the help text."""
     text = inspect.getdoc(run)  # None with -OO
     one = commands.add_parser(name, help=text, description=text)
     one.set_defaults(run=run)
@@ -83,20 +83,20 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], in
 
 
 def add_shown(parser: argparse.ArgumentParser, *, printed: str = "the result") -> None:
-    """Adds what every job has: `--json`, and `--quiet`, which `main` looks at."""
+    """Add what every job has: `--json`, and `--quiet`, which `main` looks at."""
     parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """Adds `--columns FILE` and a flag for each field of `Columns`, with the help text of its docstring."""
+    """Add `--columns FILE` and a flag for each field of `Columns`, with the help text of its docstring."""
     group = parser.add_argument_group("columns of the files (see aif_jax.Columns)")
     group.add_argument("--columns", type=Path, metavar="FILE", help="JSON file with these settings; flags override it")
     add_flags(group, Columns, FIELDS)
 
 
 def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, str]) -> None:
-    """Adds flags for some fields of a dataclass, or arguments of a function, of the same names or of those in a mapping.
+    """Add flags for some fields of a dataclass, or arguments of a function, of the same names or of those in a mapping.
 
     Types and defaults are those of the signature, help texts the lines "NAME: text" of the docstring. `flags_given` returns
     those that were given, `config_of` the dataclass. An argument of type `Any` takes a number or a date, a dataclass
@@ -137,7 +137,7 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
 
 
 def flag_help(documented: Any, name: str, default: Any) -> str:
-    """Meaning and default of an argument; "; None: WHAT" of the docstring is the default where that is None."""
+    """Return meaning and default of an argument; "; None: WHAT" of the docstring is the default where that is None."""
     text, _, without = meaning(documented, name).partition("; None: ")
     first, _, rest = without.partition(". ")
     if without and default is None:
@@ -150,7 +150,7 @@ class NumbersOrWord(argparse.Action):
     """Integers of an option as a tuple, or its one word (`const`) such as "auto"."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Keeps the value; ends with exit code 2 for other words."""
+        """Keep the value; ends with exit code 2 for other words."""
         try:
             value = self.const if values == [self.const] else tuple(map(int, values))
         except ValueError:
@@ -159,7 +159,7 @@ class NumbersOrWord(argparse.Action):
 
 
 def number_or_text(text: str) -> int | float | str:
-    """The number that a text is, else the text."""
+    """Return the number that a text is, else the text."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
@@ -167,13 +167,13 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def flags_given(options: argparse.Namespace, names: Iterable[str] | Mapping[str, str]) -> dict[str, Any]:
-    """Values of the flags of `add_flags` that were given, by field or argument."""
+    """Return values of the flags of `add_flags` that were given, by field or argument."""
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     return {name: getattr(options, flag) for name, flag in flags.items() if hasattr(options, flag)}
 
 
 def config_of(options: argparse.Namespace, kind: Any, command: str) -> Any:
-    """The dataclass that the flags of all its fields say; UsageError for values that do not fit."""
+    """Return the dataclass that the flags of all its fields say; UsageError for values that do not fit."""
     hints, values = typing.get_type_hints(kind), flags_given(options, fields_of(kind))
     for name, value in values.items():
         inner, flag = (typing.get_args(hints[name]) or (hints[name],))[0], "--" + name.replace("_", "-")
@@ -193,7 +193,7 @@ def _or_none(kind: type, text: str) -> Any:
 
 
 def read_task(words: Sequence[str]) -> Task:
-    """The task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
+    """Return the task of the words `NAME FIELD=VALUE...`; UsageError for another name, or fields that do not fit."""
     name, *fields = words
     expect(name in TASKS, "--task", f"one of {', '.join(TASKS)}", repr(name), error=UsageError)
     values = read_fields(fields, f"--task {name}", fields_of(TASKS[name]))
@@ -202,7 +202,7 @@ def read_task(words: Sequence[str]) -> Task:
 
 
 def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
-    """Adds `--teacher` and `--candidates`; `label` says what else than a folder the teacher may be."""
+    """Add `--teacher` and `--candidates`; `label` says what else than a folder the teacher may be."""
     text = f"folder of a trained model{label}, whose scores are trained on too, see train.Teacher; fields: weight in the loss "
     text += f"(default: {WEIGHT:g}), candidates drawn for each sample, count ({COUNT}), corrected=true to teach the order "
     text += "after the popularity correction, which the scores have too"
@@ -213,7 +213,7 @@ def add_teacher(parser: argparse.ArgumentParser, *, label: str = "") -> None:
 
 
 def read_teacher(options: argparse.Namespace, *, labels: bool = False) -> Teacher | None:
-    """The teacher of `--teacher`: the model in a folder or, where there are `labels`, the label; UsageError for another."""
+    """Return teacher of `--teacher`: the model in a folder or, where there are `labels`, the label; UsageError for another."""
     if options.teacher is None:
         expect(options.candidates is None, "--candidates", "a ranker of them", "none; give --teacher", error=UsageError)
         return None
@@ -228,7 +228,7 @@ def read_teacher(options: argparse.Namespace, *, labels: bool = False) -> Teache
 
 
 def read_columns(options: argparse.Namespace) -> Columns | None:
-    """The columns that the options name, None for none; FileNotFoundError, UsageError for a file or values that do not fit."""
+    """Return the columns that options name, or None; FileNotFoundError, UsageError for a file or values that do not fit."""
     settings = flags_given(options, FIELDS)
     if options.columns is None and not settings:
         return None
@@ -237,7 +237,7 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
 
 
 def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
-    """The settings in a JSON file, None for none; UsageError that shows none of them for what is no JSON object."""
+    """Return the settings in a JSON file, None for none; UsageError that shows none of them for what is no JSON object."""
     if path is None:
         return None
     expect(path.is_file(), f"{option} {path}", "a JSON file of settings", "no such file", error=UsageError)
@@ -253,7 +253,7 @@ def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def open_store(url: str, **options: Any) -> Iterator[SnapshotStore]:
-    """A snapshot store; what the client of its file system raises becomes a `SnapshotError` that names the store."""
+    """Open a snapshot store; what the client of its file system raises becomes a `SnapshotError` that names the store."""
     with as_usage("store"):
         store = SnapshotStore(url, **options)
     try:
@@ -265,7 +265,7 @@ def open_store(url: str, **options: Any) -> Iterator[SnapshotStore]:
 
 
 def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dict[str, Any]:
-    """Settings from FIELD=VALUE words, the values in JSON; lists become tuples. UsageError for others."""
+    """Return settings from FIELD=VALUE words, the values in JSON; lists become tuples. UsageError for others."""
     settings = {}
     for word in words:
         name, _, text = word.partition("=")
@@ -279,19 +279,19 @@ def read_fields(words: Sequence[str], option: str, fields: Sequence[str]) -> dic
 
 
 def meaning(documented: Any, name: str) -> str:
-    """The docstring's text on one field or argument, without the last full stop."""
+    """Return the docstring's text on one field or argument, without the last full stop."""
     text = inspect.getdoc(documented) or ""  # -OO drops docstrings
     entry = re.search(rf"^  (?:\w+, )*{name}(?:, \w+)*: (.*(?:\n    .*)*)", text, re.M)
     return re.sub(r"\s+", " ", entry[1]).rstrip(".").replace("`", "") if entry else ""
 
 
 def add_checkpoint(parser: Any, *, required: bool = False, use: str = "") -> None:
-    """Adds `--checkpoint`; `use` says what for."""
+    """Add `--checkpoint`; `use` says what for."""
     text = "folder of a checkpoint or an export, or the --out of train" + (f"; {use}" if use else "")
     parser.add_argument("--checkpoint", type=Path, required=required, help=text)
 
 
 def encoder_of(path: Path, trained: Trained) -> Encoder:
-    """The encoder of the model at a path. Raises UsageError for one without."""
+    """Return the encoder of the model at a path. Raises UsageError for one without."""
     with as_usage(str(path)):
         return trained.need_encoder("raw files")

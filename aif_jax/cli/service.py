@@ -43,7 +43,7 @@ FLAGS: dict[type, Mapping[str, str]] = {
 
 
 def add_service_commands(commands: Any) -> None:
-    """Adds the commands to what `add_subparsers` returned."""
+    """Add the commands to what `add_subparsers` returned."""
     one = shared.add_command(commands, "serve", run_serve)
     text = "export; or folder of exports with the file `current` of service.models.publish; or URL of a store of exports"
     one.add_argument("folder", help=text)
@@ -62,7 +62,7 @@ def add_service_commands(commands: Any) -> None:
 
 
 def run_serve(options: argparse.Namespace) -> int:
-    """Serves an exported model over HTTP until SIGTERM; prints its address as JSON when it is ready."""
+    """Serve an exported model over HTTP until SIGTERM; prints its address as JSON when it is ready."""
     compute_inline()
     is_store = URL.match(options.folder) is not None
     fits, got = is_store == (options.mirror is not None), f"{options.folder} and --mirror {options.mirror}"
@@ -97,7 +97,7 @@ SHOWN = 1.0  # seconds between two looks at lag and age for the progress bar
 
 
 def add_index_follow(inner: Any) -> None:
-    """Adds `index follow` to the commands of `index`."""
+    """Add `index follow` to the commands of `index`."""
     one = shared.add_command(inner, "follow", run_index_follow)
     shared.add_checkpoint(one, required=True)
     one.add_argument("--stream", required=True, metavar="URL", help=FORM)
@@ -115,7 +115,7 @@ def add_index_follow(inner: Any) -> None:
 
 
 def run_index_follow(options: argparse.Namespace) -> int:
-    """Applies an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
+    """Apply an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
     trained, shown = open_model(options.checkpoint), 0.0
     shared.encoder_of(options.checkpoint, trained)
     settings = shared.read_json(options.stream_options, "--stream-options")
@@ -141,7 +141,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
 
 
 def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
-    """The writer of the directory: resumed, or started from a saved index."""
+    """Return the writer of the directory: resumed, or started from a saved index."""
     every: dict[str, Any] = {"every_updates": None, "every_seconds": options.every_seconds}
     if snapshots(options.directory):
         return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
@@ -152,7 +152,7 @@ def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
 
 
 def _address(text: str) -> tuple[int, str]:
-    """Port and host of an option."""
+    """Return port and host of an option."""
     host, _, port = text.rpartition(":")
     return int(port), host or "127.0.0.1"
 
@@ -170,7 +170,7 @@ SNAPSHOTS = {
 
 
 def add_snapshot_commands(commands: Any) -> None:
-    """Adds the commands to what `add_subparsers` returned."""
+    """Add the commands to what `add_subparsers` returned."""
     text = "Looks into a snapshot store, publishes into it and fetches from it. Settings of S3: AWS_ACCESS_KEY_ID and others."
     inner = commands.add_parser("snapshots", help=text, description=text).add_subparsers(
         required=True, metavar="|".join(SNAPSHOTS), dest="action"
@@ -190,7 +190,7 @@ def add_snapshot_commands(commands: Any) -> None:
 
 
 def run_snapshots(options: argparse.Namespace) -> int:
-    """Runs an action of `SNAPSHOTS`."""
+    """Run an action of `SNAPSHOTS`."""
     if options.action == "publish" and options.folder.is_dir():  # a service would take it over, and a rollback go onto it
         known, expected = (options.folder / MANIFEST).is_file(), "an export, or a snapshot of an index"
         expect(known, str(options.folder), expected, f"a folder without {MANIFEST}", error=UsageError)

@@ -47,7 +47,7 @@ class FeatureSource(Protocol):
     """Where raw users come from."""
 
     async def get(self, user: UserId) -> Record | None:
-        """The record of a user; None for an unknown one. Raises ValueError for one that is torn or foreign, and what its client
+        """Return the record of a user, None if unknown. Raises ValueError for one that is torn or foreign, and what its client
         raises."""
         ...
 
@@ -82,18 +82,18 @@ class MemoryFeatures(FeatureSource):
         return Record(attributes, in_columns(events, self.columns) if events else None, count)
 
     def put_user(self, user: UserId, attributes: Mapping[str, Any]) -> None:
-        """Keeps raw values of a user by column of the users file."""
+        """Keep raw values of a user by column of the users file."""
         self._attributes[user] = dict(attributes)
 
     def append(self, events: Any) -> None:
-        """Appends raw events of some users by column of the events file; raises as `by_user`."""
+        """Append raw events of some users by column of the events file; raises as `by_user`."""
         for user, some in by_user(events, self.columns):
             before, count = self._events.get(user, ([], 0))
             self._events[user] = ([*before, *some][-self.length :], count + len(some))  # at once: a reader finds whole records
 
 
 def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
-    """The events of each user, in the order in which they came.
+    """Return the events of each user, in the order in which they came.
 
     Args:
       events: raw values by column of the events file: a mapping of columns, an Arrow batch or table.
@@ -119,12 +119,12 @@ def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
 
 
 def in_columns(events: Sequence[Event], columns: Columns) -> dict[str, list[Any]]:
-    """Events as lists by column, as the encoder takes them. KeyError for an event that lacks one."""
+    """Return events as lists by column, as the encoder takes them. KeyError for an event that lacks one."""
     return {name: [event[name] for event in events] for name in event_columns(columns)}
 
 
 def event_columns(columns: Columns) -> list[str]:
-    """The columns of an event in a store: those of the events file without the user."""
+    """Return the columns of an event in a store: those of the events file without the user."""
     return [name for name in columns.of("events") if name != columns.user]
 
 
@@ -156,7 +156,7 @@ class Reads:
         self._reading = SingleFlight(detached_limit=0)
 
     async def record(self, user: Any) -> Record | None:
-        """The record of a user; those who ask at one time share one read.
+        """Return the record of a user; those who ask at one time share one read.
 
         Raises:
           TimeoutError: no answer within `timeout`.
@@ -178,7 +178,7 @@ class Reads:
 
     @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:
-        """Counts a record that cannot be encoded within the block as damaged."""
+        """Count a record that cannot be encoded within the block as damaged."""
         try:
             yield
         except DAMAGE:
@@ -186,7 +186,7 @@ class Reads:
             raise
 
     def values(self) -> dict[str, Any]:
-        """Counters, and the latency of reads as the stage "read": what `prometheus_text` takes."""
+        """Return counters, and the latency of reads as the stage "read": what `prometheus_text` takes."""
         counters = {f"features_{name}": count for name, count in self.counters.items()}
         return {"counters": counters, "stages": {"read": self.seconds.values()}}
 
@@ -229,18 +229,18 @@ class Fetch(Reads):
         self._encoder, self._now = encoder, now
 
     async def __call__(self, request: Request) -> UserFeatures:
-        """The features of a request; raises what the source and the encoder raise."""
+        """Return the features of a request; raises what the source and the encoder raise."""
         return await self.features(request, self._encoder)
 
     async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
-        """The features by another encoder, such as that of a retrieval model; one read serves both."""
+        """Return the features by another encoder, such as that of a retrieval model; one read serves both."""
         record = await self.record(request.user)
         with self.encoding():
             return encoded(encoder, record, clock(encoder) if self._now is None else self._now(request))
 
 
 def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
-    """The features of a record, those of the unknown user without one."""
+    """Return the features of a record, those of the unknown user without one."""
     if record is None:
         return encoder.user(None, None, now)
     none = isinstance(record.events, Mapping) and not record.events
@@ -248,5 +248,5 @@ def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:
 
 
 def clock(encoder: Encoder) -> int:
-    """The time now, by this machine, in the unit of an encoder's events."""
+    """Return the time now, by this machine, in the unit of an encoder's events."""
     return time.time_ns() * PER_SECOND[encoder.columns.time_unit] // 10**9

@@ -56,7 +56,7 @@ class Follower:
         stream.begin(writer.positions)
 
     def step(self, seconds: float = 0.0) -> int:
-        """Applies what comes within `seconds`; returns the number of messages.
+        """Apply what comes within `seconds`; returns the number of messages.
 
         Raises:
           StreamError, and what the broker's client raises: the broker is gone, or nothing fits; a new follower goes on.
@@ -80,7 +80,7 @@ class Follower:
         return len(messages)
 
     def metrics(self) -> dict[str, Any]:
-        """Counters; gauges of lag (messages not polled yet), age and positions, with names for `prometheus_text`.
+        """Return counters; gauges of lag (messages not polled yet), age and positions, with names for `prometheus_text`.
 
         Age is that of the oldest message of the last batch, from its write to its application, in seconds.
         """
@@ -90,7 +90,7 @@ class Follower:
         return {"counters": {f"stream_{name}": count for name, count in dict(self.counters).items()}, "gauges": gauges}
 
     def _take(self, partition: int, messages: list[Message]) -> None:
-        """Applies messages of one partition together, or where that fails one by one."""
+        """Apply messages of one partition together, or where that fails one by one."""
         last = self.writer.positions.get(partition)
         new = [message for message in messages if last is None or message.position > last]
         self.counters["repeated"] += len(messages) - len(new)
@@ -114,7 +114,7 @@ class Follower:
             self._age[partition] = max(0.0, time.time() - min(written))
 
     def _apply(self, changes: list[Change], position: int, partition: int) -> None:
-        """Applies messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
+        """Apply messages of one partition in order, all or none; `position` is that of the last, or of poison without any."""
         before = self.writer.positions.get(partition)
         if before is not None and before >= position and not changes:
             return
@@ -138,7 +138,7 @@ class Follower:
 
     @contextlib.contextmanager
     def _rejecting(self, message: Message) -> Iterator[None]:
-        """Rejects the message where the block raises what no retry would mend."""
+        """Reject the message where the block raises what no retry would mend."""
         try:
             yield
         except POISON as error:
@@ -152,12 +152,12 @@ class Follower:
             logger.warning("message %d of partition %d rejected: %s", message.position, message.partition, reason)
 
     def _not_saved(self, error: OSError) -> None:
-        """Counts a save that failed: the update is in all the same, and a later save tries again."""
+        """Count a save that failed: the update is in all the same, and a later save tries again."""
         self.counters["failed_saves"] += 1
         logger.warning("a snapshot was not saved, tried again later: %s", error)
 
     def flush(self) -> None:
-        """Publishes and commits what is saved, such as by the end of the writer."""
+        """Publish and commits what is saved, such as by the end of the writer."""
         saved = dict(self.writer.saved_positions)
         if saved == self._committed:
             return

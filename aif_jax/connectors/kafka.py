@@ -58,7 +58,7 @@ class KafkaStream(UpdateStream):
         return f"KafkaStream(topic={self._topic!r}, partitions={sorted(self._next)})"
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
+        """Begin, as `UpdateStream.begin`; StreamError also where the topic is not there, or was made again."""
         positions = positions_by_partition(positions)
         partitions = self._partitions()
         if gone := [partition for partition in positions if partition not in partitions]:
@@ -77,7 +77,7 @@ class KafkaStream(UpdateStream):
         self._refreshed = time.monotonic()
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """As `UpdateStream.poll`. Raises StreamError where messages are gone, KafkaException for a broker that refuses."""
+        """Poll, as `UpdateStream.poll`. Raises StreamError if messages are gone, KafkaException for a broker that refuses."""
         self._refresh()
         messages = []
         for found in self._consumer.consume(max_messages, seconds):
@@ -98,13 +98,13 @@ class KafkaStream(UpdateStream):
         return messages
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """As `UpdateStream.commit`, of the group "aif-jax"; the follower does not read it back."""
+        """Commit, as `UpdateStream.commit`, of the group "aif-jax"; the follower does not read it back."""
         if positions:
             places = [self._place(partition, position + 1) for partition, position in positions.items()]
             self._consumer.commit(offsets=places, asynchronous=True)
 
     def reject(self, message: Message, reason: str) -> None:
-        """Writes the message to the topic of rejected ones, place and reason as headers. Raises OSError where it cannot."""
+        """Write the message to the topic of rejected ones, place and reason as headers. Raises OSError where it cannot."""
         if self._producer is None:
             self._producer = self._client.Producer(self._options | {"enable.idempotence": True, "delivery.timeout.ms": 20_000})
         failed: list[Any] = []
@@ -117,11 +117,11 @@ class KafkaStream(UpdateStream):
             raise OSError(f"topic {self._rejected!r}: a rejected message was not written: {failed or 'no answer'}")
 
     def lag(self) -> dict[int, int]:
-        """As `UpdateStream.lag` at the end of the last poll, as far as the broker told; offsets that are gaps count too."""
+        """Return the lag, as `UpdateStream.lag`, after the last poll as far as the broker told; gaps of offsets count too."""
         return self._behind
 
     def close(self) -> None:
-        """Leaves the broker."""
+        """Leave the broker."""
         self._consumer.close()
 
     def _partitions(self) -> list[int]:
@@ -136,7 +136,7 @@ class KafkaStream(UpdateStream):
         return max(0, end - max(place, 0)) if end >= 0 else 0
 
     def _refresh(self) -> None:
-        """Reads partitions that were added."""
+        """Read partitions that were added."""
         if time.monotonic() - self._refreshed < REFRESH:
             return
         self._refreshed = time.monotonic()
@@ -153,7 +153,7 @@ class KafkaStream(UpdateStream):
 
 
 def open_stream(url: str, options: Mapping[str, Any] | None = None) -> KafkaStream:
-    """The stream at a URL, for command lines.
+    """Return the stream at a URL, for command lines.
 
     Args:
       url: `kafka://HOST:PORT[,HOST:PORT...]/TOPIC`.

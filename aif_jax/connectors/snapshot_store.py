@@ -91,7 +91,7 @@ class SnapshotStore:
         return f"SnapshotStore({self.url!r}, keep={self.keep})"
 
     def publish(self, folder: str | os.PathLike[str], *, unless_current: bool = False) -> str:
-        """Uploads a folder, verifies it, makes it the current snapshot, and removes those beyond `keep`; returns its name.
+        """Upload a folder, verify it, make it the current snapshot, and remove those beyond `keep`; returns its name.
 
         A kill at any moment leaves the snapshot that was current before, or the new one.
 
@@ -144,21 +144,21 @@ class SnapshotStore:
         return name
 
     def rolled_back(self) -> list[str]:
-        """The names of the complete snapshots after the current one that `rollback` took out of use, oldest first."""
+        """Return the names of the complete snapshots after the current one that `rollback` took out of use, oldest first."""
         current = self.current()
         later = [name for name in self.names() if current is not None and name > current]
         return [name for name in later if self._files.exists(self._path(name, UNDONE))]
 
     def holds(self, name: str, file: str) -> bool:
-        """Whether a snapshot has a file."""
+        """Return whether a snapshot has a file."""
         return self._files.exists(self._path(name, file))
 
     def read(self, name: str, file: str) -> bytes:
-        """A small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
+        """Return a small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
         return self._read(self._path(name, file), RECORD_BYTES)
 
     def rollback(self) -> str:
-        """Makes the complete snapshot before the current one current again; returns its name.
+        """Make the complete snapshot before the current one current again; returns its name.
 
         Readers follow as they follow a publish. The snapshot that was current stays until the next publish, which removes it.
 
@@ -178,7 +178,7 @@ class SnapshotStore:
         return before[-1]
 
     def fetch(self, directory: str | os.PathLike[str], name: str | None = None) -> Path:
-        """Downloads a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
+        """Download a snapshot into `directory/NAME`, which appears complete or not at all; returns that path.
 
         A folder of that name is returned as it is; what killed fetches left is removed.
 
@@ -208,21 +208,21 @@ class SnapshotStore:
         raise AssertionError
 
     def current(self) -> str | None:
-        """The name of the current snapshot; None for an empty store."""
+        """Return the name of the current snapshot; None for an empty store."""
         pointer = self._pointer()
         return None if pointer is None else pointer.name
 
     @staticmethod
     def names_in(directory: str | os.PathLike[str]) -> list[str]:
-        """The names of snapshots that `fetch` left in a local folder, oldest first."""
+        """Return the names of snapshots that `fetch` left in a local folder, oldest first."""
         return sorted(path.name for path in local(directory, "directory").iterdir() if NAME.fullmatch(path.name))
 
     def names(self) -> list[str]:
-        """The names of all complete snapshots, oldest first."""
+        """Return the names of all complete snapshots, oldest first."""
         return [name for name, files in self._listed().items() if MANIFEST in files]
 
     def collect(self) -> list[str]:
-        """Removes snapshots beyond `keep` and interrupted uploads older than `grace`; returns their names.
+        """Remove snapshots beyond `keep` and interrupted uploads older than `grace`; returns their names.
 
         The current snapshot and newer ones stay. Failures are logged and tried again by the next call.
         """
@@ -257,7 +257,7 @@ class SnapshotStore:
         return target
 
     def _download(self, name: str, relative: str, entry: Mapping[str, Any], file: Path) -> None:
-        """A file of a snapshot, checked, with the time when it was written: how old a model is counts from its export."""
+        """Download a file of a snapshot, checked, with its time: how old a model is counts from its export."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as opened:
             self._read_through(name, relative, entry, opened.write)
@@ -267,7 +267,7 @@ class SnapshotStore:
     def _read_through(
         self, name: str, relative: str, entry: Mapping[str, Any], write: Callable[[bytes], Any] = lambda block: None
     ) -> None:
-        """Hands every block of a file of a snapshot to `write`; SnapshotError where it is not what the manifest says."""
+        """Hand every block of a file of a snapshot to `write`; SnapshotError where it is not what the manifest says."""
         read = hashlib.sha256()
         for block in self._blocks(self._path(name, relative), entry["bytes"]):
             write(block)
@@ -276,12 +276,12 @@ class SnapshotStore:
         expect(got == wanted, where, f"sha256 {wanted}", f"{got}; publish again", error=SnapshotError)
 
     def _point(self, name: str, manifest: bytes) -> None:
-        """Moves the pointer, by one atomic write."""
+        """Move the pointer, by one atomic write."""
         pointer = Pointer(name, hashlib.sha256(manifest).hexdigest())
         self._put(self._path(CURRENT), json.dumps(pointer._asdict()).encode())
 
     def _manifest(self, name: str, sha256: str | None = None) -> tuple[bytes, dict[str, dict[str, Any]]]:
-        """The manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
+        """Return the manifest of a snapshot, which must have that checksum where one is known, and the files that it lists."""
         raw = self.read(name, MANIFEST)
         if sha256 not in (None, got := hashlib.sha256(raw).hexdigest()):
             raise SnapshotError(f"{self.url}: {name}: expected a manifest of sha256 {sha256}, got {got}; publish again")
@@ -301,12 +301,12 @@ class SnapshotStore:
         return pointer
 
     def _next(self) -> int:
-        """A number above those of all snapshots, complete or not."""
+        """Return a number above those of all snapshots, complete or not."""
         names = [*self._listed(), self.current() or "0"]
         return 1 + max(int(name.partition("-")[0]) for name in names)
 
     def _listed(self) -> dict[str, dict[str, float]]:
-        """The files of every snapshot, complete or not, and when each was written: now where the file system does not tell."""
+        """Return the files of every snapshot, complete or not, and their times: now if the file system does not tell."""
         self._files.invalidate_cache()  # other processes write here
         listed: dict[str, dict[str, float]] = {}
         for path, info in sorted(self._files.find(self._root, detail=True).items()):
@@ -325,21 +325,21 @@ class SnapshotStore:
             os.makedirs(os.path.dirname(path), exist_ok=True)
 
     def _put(self, path: str, data: bytes) -> None:
-        """Writes a small file by one atomic step: object stores do so with every object, a disk by a rename."""
+        """Write a small file by one atomic step: object stores do so with every object, a disk by a rename."""
         if not self._on_disk:
             return self._files.pipe_file(path, data)
         self._make_parent(path)
         write_file(path, data)
 
     def _read(self, path: str, limit: int) -> bytes:
-        """A small file, in one request: between two it may be replaced. SnapshotError where it has more than `limit` bytes."""
+        """Return a small file, in one request: between two it may be replaced. SnapshotError for more than `limit` bytes."""
         data = self._range(path, 0, limit + 1)
         if len(data) > limit:
             raise SnapshotError(f"{self.url}: expected {path[-40:]} of at most {limit} bytes, got more; publish again")
         return data
 
     def _blocks(self, path: str, size: int) -> Iterator[bytes]:
-        """The bytes of a file, up to `size`; fewer where it is shorter."""
+        """Yield the bytes of a file, up to `size`; fewer where it is shorter."""
         start = 0
         while start < size:
             block = self._range(path, start, min(start + BLOCK, size))
@@ -349,7 +349,7 @@ class SnapshotStore:
             start += len(block)
 
     def _range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes of a file, as far as it goes: object stores have an error for a range that begins at the end or behind it."""
+        """Return bytes of a file, as far as it goes: object stores refuse a range that begins at the end or behind it."""
         try:
             return self._files.cat_file(path, start=start, end=end)
         except FileNotFoundError:
@@ -362,7 +362,7 @@ class SnapshotStore:
 
 
 def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
-    """The files that a manifest lists; SnapshotError for one that is torn, or whose paths lead elsewhere."""
+    """Return the files that a manifest lists; SnapshotError for one that is torn, or whose paths lead elsewhere."""
     try:
         record = json.loads(raw)
         expect(record["format"] == FORMAT, "format", FORMAT, record["format"])
@@ -384,5 +384,5 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _contents(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the files hold, whenever they were written."""
+    """Return what the files hold, whenever they were written."""
     return {name: {key: value for key, value in entry.items() if key != MODIFIED} for name, entry in entries.items()}

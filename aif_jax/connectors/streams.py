@@ -38,30 +38,30 @@ class UpdateStream(Protocol):
     """A stream that one thread follows."""
 
     def begin(self, positions: Mapping[int, int]) -> None:
-        """Starts after these positions, by partition; partitions without one from their first message.
+        """Start after these positions, by partition; partitions without one from their first message.
 
         Raises StreamError where messages after a position are gone, TypeError and ValueError for what is no position.
         """
         ...
 
     def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        """At most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`."""
+        """Return at most `max_messages` messages, in the order of each partition; none where nothing comes within `seconds`."""
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """Tells the broker what is applied and saved, for those who watch; a follower starts from its own positions."""
+        """Tell the broker what is applied and saved, for those who watch; a follower starts from its own positions."""
         ...
 
     def reject(self, message: Message, reason: str) -> None:
-        """Puts a message that cannot be applied where a person finds it; raises where that fails."""
+        """Put a message that cannot be applied where a person finds it; raises where that fails."""
         ...
 
     def lag(self) -> dict[int, int]:
-        """Messages that were not polled yet, by partition."""
+        """Return messages that were not polled yet, by partition."""
         ...
 
     def close(self) -> None:
-        """Leaves the broker."""
+        """Leave the broker."""
         ...
 
 
@@ -84,7 +84,7 @@ class Change(NamedTuple):
 
 
 def encode(table: Any) -> bytes:
-    """Raw items by column as the value of a message.
+    """Return raw items by column as the value of a message.
 
     Args:
       table: a mapping of columns (arrays or lists), an Arrow record batch or an Arrow table.
@@ -108,12 +108,12 @@ def encode(table: Any) -> bytes:
 
 
 def tombstone_key(item: int | str) -> bytes:
-    """The key of a message about one item, the JSON of its id; without a value, a tombstone, it deletes the item."""
+    """Return the key of a message about one item, the JSON of its id; without a value, a tombstone, it deletes the item."""
     return json.dumps(item).encode()
 
 
 def decode(message: Message) -> Change:
-    """What a message says. Raises MessageError for one that is torn, foreign or too large."""
+    """Return what a message says. Raises MessageError for one that is torn, foreign or too large."""
     where = f"message {message.position} of partition {message.partition}"
     if message.value is None:
         return Change(None, [_tombstone(message.key, where)])
@@ -131,7 +131,7 @@ def decode(message: Message) -> Change:
 
 
 def joined(changes: list[Change]) -> list[Change]:
-    """The same changes in the same order: neighbours of one kind, and of one schema, in one."""
+    """Return the same changes in the same order: neighbours of one kind, and of one schema, in one."""
     arrow = pyarrow()
     groups = itertools.groupby(changes, lambda change: None if change.table is None else change.table.schema)
     return [

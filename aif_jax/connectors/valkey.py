@@ -35,7 +35,7 @@ class ValkeyFeatures(FeatureSource):
         self._client, self.columns, self.length, self._prefix = client, columns or Columns(), length, prefix
 
     async def get(self, user: UserId) -> Record | None:
-        """As `FeatureSource.get`. Raises ValueError that names the key of what is no JSON of this store."""
+        """Read a user, as `FeatureSource.get`. Raises ValueError that names the key of what is no JSON of this store."""
         keys = keys_of(self._prefix, user)
         async with self._client.pipeline(transaction=True) as pipe:  # so that the version is that of the events
             pipe.get(keys[0]).lrange(keys[1], -self.length, -1).get(keys[2])
@@ -86,12 +86,12 @@ class ValkeyFeatureWriter:
         self._lives = None if seconds is None else max(1, round(seconds * 1000))
 
     def put_user(self, user: UserId, attributes: Mapping[str, Any]) -> None:
-        """Keeps raw values of a user by column of the users file. TypeError or ValueError for values that JSON cannot hold."""
+        """Keep raw values of a user by column of the users file. TypeError or ValueError for values that JSON cannot hold."""
         body = json.dumps(dict(attributes), allow_nan=False)
         self._client.set(keys_of(self._prefix, user)[0], body, px=self._lives)
 
     def append(self, events: Any) -> None:
-        """Appends raw events of some users by column of the events file, one round trip for each user.
+        """Append raw events of some users by column of the events file, one round trip for each user.
 
         An append whose answer was lost may be in: one that is tried again may append its events twice.
 
@@ -111,13 +111,13 @@ class ValkeyFeatureWriter:
 
 
 def keys_of(prefix: str, user: UserId) -> tuple[str, str, str]:
-    """Keys of profile, events and count, on one node of a cluster; the integer 7 and the string "7" are two users."""
+    """Return keys of profile, events and count, on one node of a cluster; the integer 7 and the string "7" are two users."""
     name = f"{prefix}:{{{'s' if isinstance(user, str) else 'i'}:{user}}}"
     return f"{name}:profile", f"{name}:events", f"{name}:count"
 
 
 def expect_own(answers: Sequence[Any], keys: Sequence[str]) -> Sequence[Any]:
-    """The answers of commands on `keys`; ValueError that names a key whose value is not of this store, else the first error."""
+    """Return the answers of commands on `keys`; ValueError names a key with a foreign value, else the first error."""
     for answer, key in zip(answers, keys, strict=True):
         if isinstance(answer, Exception):
             if any(text in str(answer) for text in FOREIGN):

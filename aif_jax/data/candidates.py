@@ -56,7 +56,7 @@ class CandidateLists(NamedTuple):
 
 
 def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
-    """How many entries of the population each candidate stands for, float64 [B, C].
+    """Return how many entries of the population each candidate stands for, float64 [B, C].
 
     A positive stands for itself, a sampled negative for 1 / (n q); None where there is no correction.
 
@@ -90,17 +90,17 @@ class CandidateSource:
     description: dict[str, Any]
 
     def __call__(self, positions: np.ndarray, draw: SampleKey) -> CandidateLists:
-        """The candidates of samples."""
+        """Return the candidates of samples."""
         return self.lists(positions, draw)
 
 
 def describe(source: SourceFn) -> dict[str, Any]:
-    """The description of a source; of a function of yours its qualified name."""
+    """Return the description of a source; of a function of yours its qualified name."""
     return source.description if isinstance(source, CandidateSource) else {"kind": name_of(source)}
 
 
 def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource:
-    """One candidate a sample, the event's item; label 1 where its action is at least `threshold`: was it liked?
+    """Return one candidate a sample, the event's item; label 1 where its action is at least `threshold`: was it liked?
 
     Args:
       dataset: the data; its action rows must be in ascending order of liking, as rating buckets are.
@@ -130,7 +130,7 @@ def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource
 def sampled_negatives(
     dataset: Dataset, *, sampler: NegativeSampler, negatives: int, logq_correction: bool = False, repeats: bool | None = None
 ) -> CandidateSource:
-    """The event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
+    """Return the event's item first, label 1, and `negatives` drawn by popularity, label 0: which item did the user turn to?
 
     Args:
       sampler: sampler of negatives, from training counts.
@@ -167,7 +167,7 @@ def sampled_negatives(
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
-    """The list that was shown: all events of a request, label 1 where the action is at least `threshold`.
+    """Return the list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
     A request is the events of one user at one time, so every member of the list has the same history. An item that comes twice
     in a request is one candidate, with the higher action; items that the catalogue lacks are left out. Of longer lists the
@@ -218,7 +218,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
 def retrieved(
     dataset: Dataset, *, retrieval: Callable[[np.ndarray], Any] | np.ndarray, candidates: int, repeats: bool | None = None
 ) -> CandidateSource:
-    """The event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
+    """Return the event's item, label 1, and what retrieval found for its request, label 0, without repeats: as in production.
 
     Args:
       retrieval: a function from positions [B] to integer catalogue rows [B, R], 0 where there is none; or an array of such
@@ -260,7 +260,7 @@ def retrieved(
 
 
 def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
-    """ValueError for a threshold that is no action row above another one, or whose actions are in no order of meaning."""
+    """Raise ValueError for a threshold that is no action row above another one, or whose actions are in no order of meaning."""
     raw, columns = dataset.action_names, dataset.encoder.columns if dataset.encoder is not None else None
     rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))
     good = isinstance(row, int | np.integer) and not isinstance(row, bool) and 2 <= row < dataset.schema.actions
@@ -271,7 +271,7 @@ def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
 
 
 def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """bool [..., C], true for all entries of a row of a list but the one with the highest action, the first of several."""
+    """Return bool [..., C], true for all entries of a row of a list but the first one with the highest action."""
     order = np.lexsort((-action, rows))
     ascending, repeated = np.take_along_axis(rows, order, axis=-1), np.zeros(rows.shape, np.bool_)
     np.put_along_axis(repeated, order[..., 1:], ascending[..., 1:] == ascending[..., :-1], axis=-1)
@@ -279,7 +279,7 @@ def _repeated(rows: np.ndarray, action: np.ndarray) -> np.ndarray:
 
 
 def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    """int32 [B] the items of samples, all of them known."""
+    """Return int32 [B] the items of samples, all of them known."""
     target = dataset.log.item[positions]
     unknown = positions[target == 0]
     if len(unknown):
@@ -290,7 +290,7 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
 
 
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
-    """All candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
+    """Return all candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
 
     Args:
       repeats: whether users come back to items; None takes `dataset.repeats`. If not, candidates that were not shown and that
@@ -312,7 +312,7 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
 def staged(
     dataset: Dataset, counts: Mapping[str, int], *, sampler: NegativeSampler | None = None, repeats: bool | None = None
 ) -> CandidateSource:
-    """Lists for training: so many candidates of each stage, drawn again for every batch.
+    """Return lists for training: so many candidates of each stage, drawn again for every batch.
 
     Args:
       counts: candidates by stage, such as {"exposed": 8, "ranked": 8, "retrieved": 16, "in_batch": 4, "sampled": 4}. A request

@@ -65,7 +65,7 @@ class Cascade:
         return f"Cascade({size}: {stages}; labels {sorted(self.labels)})"
 
     def at(self, positions: Any) -> np.ndarray:
-        """int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
+        """Return int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
         wanted = np.asarray(positions)
         at = np.searchsorted(self.positions, wanted)
         there = np.append(self.positions, -1)[at] == wanted
@@ -73,7 +73,7 @@ class Cascade:
         return at
 
     def taken(self, at: Any, places: Any) -> dict[str, np.ndarray]:
-        """Stage and labels by name, of some candidates of some requests, float32."""
+        """Return stage and labels by name, of some candidates of some requests, float32."""
         return {STAGE: self.stage[at, places].astype(np.float32)} | {name: v[at, places] for name, v in self.labels.items()}
 
 
@@ -81,7 +81,7 @@ def from_columns(
     log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
     names: Callable[[int, int], tuple[str, str, str]] | None = None,
 ) -> tuple[Cascade, int, int]:  # fmt: skip
-    """A cascade from one line for each candidate; how many requests have no event in the log, so no history: left out; and how
+    """Return a cascade from a line a candidate; how many requests have no event in the log, so no history: left out; and how
     many candidates of the others are.
 
     A request is the events of one user at one time. Lines of row 0 are left out; of more than `candidates` the furthest stages

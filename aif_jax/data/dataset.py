@@ -159,7 +159,7 @@ class Dataset:
         return state.hexdigest()
 
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
-        """What was known of the user just before each sample: profile, and the last `length` of the strictly earlier events.
+        """Return what was known of the user just before each sample: profile, and the last `length` strictly earlier events.
 
         UserFeatures [B] of NumPy arrays; ages in seconds up to the sample's time.
 
@@ -173,20 +173,20 @@ class Dataset:
         return self._features(users, self.log.time[positions], self.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
-        """The same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
+        """Return the same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
         users = expect_integers(users, "users", size=len(self.users))
         end = self.histories.history_end_at(users, times)
         return self._features(users, in_unit(times, "times"), end, length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
-        """int64 [B] events in the whole history before each sample."""
+        """Return int64 [B] events in the whole history before each sample."""
         at = np.asarray(positions)
         users = self.log.user[at]
         self.expect_intact("user", at, users, len(self.users))
         return self.history_end(at) - self.histories.offsets[users]
 
     def places_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
-        """The place of candidates int [B, C] in the lists of samples int [B], int32; 0 where it is unknown, or none was shown.
+        """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
 
         A list is the events of one user at one time. ValueError for data without `places`.
         """
@@ -209,7 +209,7 @@ class Dataset:
         return item_statistics(self.schema, self.log)
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
-        """What was known of items just before moments: features of the catalogue, with the item statistics of that moment.
+        """Return what was known of items just before moments: features of the catalogue, with statistics of that moment.
 
         Seconds broadcast to the shape of `rows`: [B, 1] for candidates [B, C] of samples.
         """
@@ -220,7 +220,7 @@ class Dataset:
         return dataclasses.replace(features, floats=np.concatenate([known, self.statistics.at(rows, times)], -1))
 
     def catalogue_at(self, time: Any) -> Catalogue:
-        """The catalogue with the item statistics as of `time`, for an index that is refreshed then.
+        """Return the catalogue with the item statistics as of `time`, for an index that is refreshed then.
 
         `catalogue` itself has those after the last event of the log.
         """
@@ -229,7 +229,7 @@ class Dataset:
         return self.catalogue.with_statistics(self.statistics.at(np.arange(len(self.catalogue)), in_unit(time, "time")))
 
     def statistic_columns(self, ids: Any, time: Any) -> dict[str, np.ndarray]:
-        """Item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
+        """Return item statistics of raw ids [n] as of `time`: columns of a table of raw items, for index updates and jobs.
 
         Column name to float32 [n], see `Columns.item_statistics`; {} where the schema has none. An unknown id has no event.
 
@@ -248,13 +248,13 @@ class Dataset:
         return dict(zip(self.schema.statistics, floats.T, strict=True))
 
     def with_content(self, content: Any) -> Dataset:
-        """The same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
+        """Return the same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
         catalogue = self.catalogue.with_content(content)
         encoder = self.encoder and dataclasses.replace(self.encoder, schema=catalogue.schema)
         return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue, encoder=encoder)
 
     def _carry(self, encoder: Encoder) -> None:
-        """Gives the encoding to a schema and a catalogue that name none."""
+        """Give the encoding to a schema and a catalogue that name none."""
         for field, schema in (("schema", self.schema), ("catalogue", self.catalogue.schema)):
             check_encoding(f"Dataset.{field}", expected=encoder.version, got=schema.encoding)
         object.__setattr__(self, "schema", encoder.schema)
@@ -262,7 +262,7 @@ class Dataset:
             object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=encoder.schema))
 
     def history_end(self, positions: np.ndarray) -> np.ndarray:
-        """Where in `histories` the history of each sample ends, int64 [B]."""
+        """Return where in `histories` the history of each sample ends, int64 [B]."""
         if self.histories is self.log:
             return self.log.history_end(positions)
         return self.histories.history_end_at(self.log.user[positions], self.log.time[positions])
@@ -288,7 +288,7 @@ class Dataset:
     def expect_intact(
         self, column: str, positions: np.ndarray, values: np.ndarray, size: int, *, users: np.ndarray | None = None
     ) -> None:
-        """Raises `CorruptRecord` for a value of events outside [0, size); `users` [B] own the histories [B, L] that hold them.
+        """Raise `CorruptRecord` for a value of events outside [0, size); `users` [B] own the histories [B, L] that hold them.
 
         A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
         """
@@ -300,7 +300,7 @@ class Dataset:
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:
-    """Adds an array to a hash, pieces of a large one."""
+    """Add an array to a hash, pieces of a large one."""
     state.update(f"{name} {array.dtype.str} {array.shape}".encode())
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if len(flat) <= PLACES * PIECE:

@@ -68,7 +68,7 @@ class EventLog:
 
     @classmethod
     def from_arrays(cls, user: Any, item: Any, action: Any, time: Any, *, users: int | None = None) -> EventLog:
-        """Sorts events by (user, time), keeping the given order among ties.
+        """Sort events by (user, time), keeping the given order among ties.
 
         Args:
           user: [n] integer user rows, at least 1.
@@ -92,14 +92,14 @@ class EventLog:
         return cls(offsets=offsets, **columns)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a `.npy` file for each array into a new folder: complete or not there. FileExistsError where something is."""
+        """Write a `.npy` file for each array into a new folder: complete or not there. FileExistsError where something is."""
         with new_folder(folder) as target:
             for name in (*COLUMNS, "offsets"):
                 np.save(target / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EventLog:
-        """The log that `save` wrote, memory-mapped.
+        """Return the log that `save` wrote, memory-mapped.
 
         Raises:
           FileNotFoundError, ValueError: a file is missing, truncated or malformed; the message names it.
@@ -116,7 +116,7 @@ class EventLog:
         return cls(**arrays)
 
     def __repr__(self) -> str:
-        """Sizes and times instead of arrays: a log has millions of entries."""
+        """Return sizes and times instead of arrays: a log has millions of entries."""
         if not len(self):
             return f"EventLog(0 events, {self.users - 1} users)"
         lengths = np.diff(self.offsets)[1:]
@@ -126,7 +126,7 @@ class EventLog:
         return f"EventLog({len(self):,} events, {self.users - 1:,} users, {first} to {last}; {history})"
 
     def __len__(self) -> int:
-        """n, how many events."""
+        """Return n, how many events."""
         return len(self.user)
 
     @property
@@ -135,7 +135,7 @@ class EventLog:
         return len(self.offsets) - 1
 
     def history_end(self, positions: Any) -> np.ndarray:
-        """Exclusive end of each history in the log, int64 [B]: the user's first event that is not earlier than the sample.
+        """Return the end of each history in the log, int64 [B]: the user's first event that is not earlier than the sample.
 
         Example:
           >>> log = EventLog.from_arrays(user=[1, 1, 1], item=[4, 5, 6], action=[1, 1, 1], time=[10, 20, 20])
@@ -146,20 +146,20 @@ class EventLog:
         return self._first_not_earlier(self.offsets[self.user[at]], at, self.time[at])
 
     def request_end(self, positions: Any) -> np.ndarray:
-        """Where the request of each sample ends, the events of one user at one time: its first later event, int64 [B]."""
+        """Return where the request of each sample ends, all events of a user at one time: its first later event, int64 [B]."""
         at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
         row = np.clip(self.user[at], 0, self.users - 1).astype(np.int64)  # a damaged one is reported with the user's features
         return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
-        """The same for user rows [B] at integer `times` [B] in seconds before 2100; user 0, the unknown one, has no history."""
+        """Return the same for user rows [B] at integer `times` [B] in seconds before 2100; the unknown user 0 has none."""
         rows = expect_integers(users, "users", size=self.users).astype(np.int64)
         expect(np.shape(times) == rows.shape, "times", f"shape {list(rows.shape)} like users", list(np.shape(times)))
         times = in_unit(times, "times")
         return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
 
     def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `length` events of each range `start:end` int64 [B], most recent first.
+        """Return the last `length` events of each range `start:end` int64 [B], most recent first.
 
         Returns:
           index int64 [B, length], positions in the log, 0 where there is no event; mask bool [B, length].
@@ -178,7 +178,7 @@ class EventLog:
         return index, mask
 
     def _first_not_earlier(self, low: np.ndarray, high: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """First position in [low, high) whose time is not before `times`, else high: one binary search for all samples."""
+        """Return first position in [low, high) whose time is not before `times`, else high: one search for all samples."""
         if not len(self):
             return low
         low, high = low.copy(), high.copy()
@@ -191,7 +191,7 @@ class EventLog:
 
 
 def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]], *, users: int | None = None) -> EventLog:
-    """Writes a log that comes in sorted chunks and maps it; holds a chunk and 8 bytes for each user row in memory.
+    """Write a log that comes in sorted chunks and map it; holds a chunk and 8 bytes for each user row in memory.
 
     Args:
       chunks: mappings with integers [n] under "user", "item", "action" and "time" as `EventLog.from_arrays` takes them, sorted
@@ -239,7 +239,7 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
 
 
 def repeated_share(log: EventLog) -> float:
-    """Share of the events of known items whose user has met the item strictly before; 0 without such events.
+    """Return share of the events of known items whose user has met the item strictly before; 0 without such events.
 
     Of a log of more than a million events `PIECES` evenly spread pieces are read, each from the first event of a user on, so
     one on disk is not read as a whole.
@@ -266,7 +266,7 @@ def repeated_share(log: EventLog) -> float:
 
 
 def _columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Columns of integers [n] with their dtypes; raises where one is none, a value does not fit, or lengths differ."""
+    """Return columns of integers [n] with their dtypes; raises where one is none, a value does not fit, or lengths differ."""
     columns = {}
     for name, dtype in COLUMNS.items():
         array, limits = np.asarray(given[name]), np.iinfo(dtype)
@@ -284,7 +284,7 @@ def _columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _check_block(columns: dict[str, np.ndarray], *, users: int, start: int, last: tuple[int, int]) -> tuple[int, int]:
-    """Raises for values out of range or events out of order; takes and returns user and time of the last event so far."""
+    """Raise for values out of range or events out of order; takes and returns user and time of the last event so far."""
     _check_ranges(columns, users=users, start=start)
     user, time = columns["user"], columns["time"]
     wrong = np.append((int(user[0]), int(time[0])) < last, out_of_order(user, time))
@@ -294,7 +294,7 @@ def _check_block(columns: dict[str, np.ndarray], *, users: int, start: int, last
 
 
 def _check_ranges(columns: dict[str, np.ndarray], *, users: int, start: int) -> None:
-    """Raises for a value out of range; `start` is the position of the columns' first event."""
+    """Raise for a value out of range; `start` is the position of the columns' first event."""
     limits = {"user": (1, users), "item": (0, 2**31), "action": (0, 2**31), "time": (FLOOR, LATEST + 1)}
     for name, column in columns.items():
         low, high = limits[name]

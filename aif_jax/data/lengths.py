@@ -20,7 +20,7 @@ COUNTED_SAMPLES = 100_000  # positions whose histories are counted: from so many
 
 
 def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
-    """int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
+    """Return int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
     at, log = np.asarray(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), data.log
     user = log.user[at]
     at = at[(user >= 0) & (user < log.users)]  # others are reported when their batch is made
@@ -28,7 +28,7 @@ def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarra
 
 
 def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Places a sample has on average, where each history takes the smallest of ascending lengths that holds it.
+    """Place a sample has on average, where each history takes the smallest of ascending lengths that holds it.
 
     Example:
       >>> mean_places(np.array([3, 100, 400, 512]), (128, 512))
@@ -38,12 +38,12 @@ def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
 
 
 def padding(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Share of the places without an event."""
+    """Return share of the places without an event."""
     return 1 - float(histories.mean()) / mean_places(histories, lengths)
 
 
 def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, steps: int) -> tuple[int, ...]:
-    """The shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
+    """Return the shorter lengths for `Pipeline.buckets`: powers of two from 128 on that save more than they cost to compile.
 
     The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
     `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.

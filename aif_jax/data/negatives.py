@@ -19,7 +19,7 @@ ROUNDS = 16  # of redrawing what must be avoided, before the exact distribution 
 
 
 def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
-    """Events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
+    """Return events of each item among `positions`, int64 [N]. Pass training positions only: later counts leak the future."""
     counts = np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(positions), BLOCK):
         at = expect_integers(np.asarray(positions[start : start + BLOCK]), "positions", size=len(dataset.log))
@@ -28,7 +28,7 @@ def item_counts(dataset: Dataset, positions: Any) -> np.ndarray:
 
 
 def counts_before(dataset: Dataset, time: int) -> np.ndarray:
-    """Events of each item before a time in seconds, of `Dataset.histories`, int64 [N], read in blocks."""
+    """Return events of each item before a time in seconds, of `Dataset.histories`, int64 [N], read in blocks."""
     log, counts = dataset.histories, np.zeros(len(dataset.catalogue), np.int64)
     for start in range(0, len(log), BLOCK):
         earlier = log.time[start : start + BLOCK] < time
@@ -64,7 +64,7 @@ class SeenPairs:
         self._pairs, self._first = pairs[first], np.minimum.reduceat(places[order], first) if len(first) else first
 
     def contains(self, samples: Any, items: Any) -> np.ndarray:
-        """bool, of the broadcast shape of the two arrays: whether the sample's user has met the item row before it."""
+        """Return bool, of the broadcast shape of the two arrays: whether the sample's user has met the item row before it."""
         sample, items = np.broadcast_arrays(samples, items)
         pairs = _pair(self._owner[sample], items)
         if not len(self._pairs):
@@ -73,13 +73,13 @@ class SeenPairs:
         return (self._pairs[at] == pairs) & (self._first[at] < self._end[sample])
 
     def items(self, sample: int) -> np.ndarray:
-        """int64, the item rows that the user of one sample has met before it, ascending."""
+        """Return int64, the item rows that the user of one sample has met before it, ascending."""
         owner = self._owner[sample]
         first, last = np.searchsorted(self._pairs, _pair(np.array([owner, owner + 1]), np.zeros(2, np.int64)))
         return self._pairs[first:last][self._first[first:last] < self._end[sample]] & 0xFFFFFFFF
 
     def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
-        """Rows [B, C] with 0 for what the user of each sample has met, unless `kept` [B, C] is true."""
+        """Return rows [B, C] with 0 for what the user of each sample has met, unless `kept` [B, C] is true."""
         return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
 
 
@@ -138,7 +138,7 @@ class NegativeSampler:
     def sample(
         self, lists: int, negatives: int, *, seed: int, epoch: int, step: int, avoid: Any = None, seen: SeenPairs | None = None
     ) -> np.ndarray:
-        """Draws with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
+        """Draw with replacement; what must be avoided is redrawn, so the rest keeps its proportions.
 
         Args:
           lists: B.
@@ -183,7 +183,7 @@ class NegativeSampler:
         return rows
 
     def log_q(self, rows: Any, draws: int) -> np.ndarray:
-        """log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for what this sampler drew.
+        """Return log(draws * probability) of each row, float32: the `log_q` of `losses.listwise_softmax` for its draws.
 
         Args:
           draws: n, how many rows were drawn for the list.
@@ -197,7 +197,7 @@ class NegativeSampler:
             return np.log(draws * probability).astype(np.float32)
 
     def _rows(self, uniform: np.ndarray) -> np.ndarray:
-        """int32 [n], for each draw in [0, 1) the first row whose cumulative probability exceeds it."""
+        """Return int32 [n], for each draw in [0, 1) the first row whose cumulative probability exceeds it."""
         bins = (uniform * (len(self._guide) - 1)).astype(np.int32)
         low, high = self._guide[bins], self._guide[bins + 1]
         pending = np.flatnonzero(low < high)
@@ -212,5 +212,5 @@ class NegativeSampler:
 
 
 def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """One int64 key for each (user, item)."""
+    """Return one int64 key for each (user, item)."""
     return (users.astype(np.int64) << 32) | items.astype(np.int64)

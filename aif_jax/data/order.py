@@ -43,7 +43,7 @@ class EpochOrder:
         self._seed, self._epoch, self._block, self._window = seed, epoch, block, window
 
     def take(self, start: int, stop: int) -> np.ndarray:
-        """The positions at places `start:stop` of the order, int64; `stop` is cut at n. ValueError for negative places."""
+        """Return positions at places `start:stop` of the order, int64; `stop` is cut at n. ValueError for negative places."""
         start, stop = (expect_integer(v, f"EpochOrder.take {name}", least=0) for name, v in (("start", start), ("stop", stop)))
         places = np.arange(start, min(stop, self._size), dtype=np.uint64)
         whole = not self._block or self._block * 2 > self._size
@@ -70,7 +70,7 @@ class EpochOrder:
         return (np.concatenate(parts) + shift) % self._size
 
     def _permute(self, index: np.ndarray, size: int, stream: int) -> np.ndarray:
-        """Each index in [0, size) to another in it, one to one; uint64 in, int64 out."""
+        """Return each index in [0, size) to another in it, one to one; uint64 in, int64 out."""
         if not len(index):
             return np.zeros(0, np.int64)
         if size <= SMALL:
@@ -89,7 +89,7 @@ class EpochOrder:
 
 
 def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-    """A bijection of [0, 2 ** bits) that the keys choose; uint64 [n] to uint64 [n]."""
+    """Return a bijection of [0, 2 ** bits) that the keys choose; uint64 [n] to uint64 [n]."""
     high, low, one = np.uint64(bits // 2), np.uint64(bits - bits // 2), np.uint64(1)  # widths of the two halves
     left, right = index >> low, index & ((one << low) - one)
     for key in keys:
@@ -99,7 +99,7 @@ def _feistel(index: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser, uint64 [n]: every bit of the result depends on every bit of `value` (Steele, Lea, Flood 2014)."""
+    """Return splitmix64's finaliser, uint64 [n]: every bit depends on every bit of `value` (Steele, Lea, Flood 2014)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

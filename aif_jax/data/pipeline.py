@@ -203,11 +203,11 @@ class Pipeline:
         return json.loads(json.dumps(described))
 
     def __len__(self) -> int:
-        """Batches of all epochs."""
+        """Return batches of all epochs."""
         return self.epochs * self.steps_per_epoch
 
     def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[PrefetchedBatch]:
-        """Batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
+        """Return batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
 
         A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `PrefetchedBatch` with a
         `problem`; `loop` says what happens with it. Any other error is raised.
@@ -217,7 +217,7 @@ class Pipeline:
         return self._batches(*self.start(cursor))
 
     def start(self, cursor: dict[str, Any] | None) -> tuple[int, int]:
-        """Epoch and batch of it at which `batches(cursor)` begins; (0, 0) without a cursor.
+        """Return epoch and batch of it at which `batches(cursor)` begins; (0, 0) without a cursor.
 
         Raises:
           TypeError: something else than a cursor.
@@ -247,7 +247,7 @@ class Pipeline:
             step = 0
 
     def _window(self, order: EpochOrder, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
+        """Return samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
         count = min(self.window, self.steps_per_epoch - first)
         at = order.take(first * self.batch_size, (first + count) * self.batch_size)
         longest = self.config.history_length
@@ -285,7 +285,7 @@ class Pipeline:
         return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
 
     def _hidden(self, batch: Batch, draw: SampleKey, share: slice) -> Batch:
-        """The share of a whole batch without the item ids of some candidates."""
+        """Return the share of a whole batch without the item ids of some candidates."""
         rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(HIDDEN, draw.epoch, draw.step)))
         item = np.asarray(batch.items.ids["item"])
         hidden = rng.random((self.batch_size, item.shape[1]))[share] < self.id_dropout
@@ -297,7 +297,7 @@ def make_batch(
     dataset: Dataset, positions: Any, rows: np.ndarray, labels: Labels,
     *, config: Config, log_q: np.ndarray | None = None, length: int | None = None,
 ) -> Batch:  # fmt: skip
-    """The features of samples and their candidates, as NumPy arrays.
+    """Return the features of samples and their candidates, as NumPy arrays.
 
     Args:
       rows: int32 [B, C] candidates; row 0 marks the absence of one.
@@ -311,7 +311,7 @@ def make_batch(
 
 
 def problem_of(batch: Batch) -> str | None:
-    """Why a batch of NumPy arrays must not be trained on, or None: no candidate at all, or a number that is not finite."""
+    """Return why a batch of NumPy arrays must not be trained on, or None: no candidate, or a number that is not finite."""
     where = np.asarray(batch.where)
     if not where.any():
         return "empty"
@@ -366,13 +366,13 @@ class Prefetch(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Stops the thread and waits for it; what was made ahead is dropped."""
+        """Stop the thread and wait for it; what was made ahead is dropped."""
         self._ready.clear()
         self._pool.shutdown(cancel_futures=True)
 
 
 def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any = jax.device_put) -> Prefetch[PrefetchedBatch]:
-    """The same batches, made and sent to the device by a thread that stays `ahead` of the step.
+    """Return the same batches, made and sent to the device by a thread that stays `ahead` of the step.
 
     Args:
       place: batch of NumPy arrays to batch of device arrays; for several devices or processes one that knows the sharding.

@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_history: int = 0) -> Split:
-    """Splits at two moments that are the same for all users: train on the past, choose on the near past, test on the rest.
+    """Split at two moments that are the same for all users: train on the past, choose on the near past, test on the rest.
 
     The cuts are `time_cuts` of all events of known items, whatever their histories; the parts are `sample_positions` between
     them. Users or items that are new after a cut stay in. Take statistics from `train` alone.
@@ -50,7 +50,7 @@ def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_
 def time_cuts(
     times: np.ndarray, *, validation: Any = 0.1, test: Any = 0.1, since: Any = None, unit: TimeUnit = "s"
 ) -> tuple[int | None, int, int]:
-    """The first times of the training, validation and test parts, in seconds; None where training has none.
+    """Return the first times of the training, validation and test parts, in seconds; None where training has none.
 
     Every sample is strictly earlier than those of later parts: samples with the time of a cut go to the later part. Shares are
     of the samples from `since` on: where a request has many events, or requests come late in the log, shares of events would
@@ -106,7 +106,7 @@ def sample_positions(
     log: EventLog, *, min_history: int = 0, since: int | None = None, before: int | None = None, requests: bool = False,
     file: str | os.PathLike[str] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Events int64 [n] of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
+    """Return events int64 [n] of known items, in a span of time, whose user has at least `min_history` strictly earlier events.
 
     Reads the log in one pass over blocks and holds a byte for each event.
 
@@ -154,7 +154,7 @@ def sample_positions(
 
 
 def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
-    """A share as a float, a moment as an int in seconds."""
+    """Return a share as a float, a moment as an int in seconds."""
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if number and (value == 0 or isinstance(value, float | np.floating)):
         expected = f"a share in [0, 1), or a moment: an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
@@ -164,12 +164,12 @@ def _share_or_moment(value: Any, name: str, unit: TimeUnit) -> float | int:
 
 
 def _count(times: np.ndarray, before: int) -> int:
-    """How many times are before a moment."""
+    """Return how many times are before a moment."""
     return sum(int(np.count_nonzero(times[start : start + BLOCK] < before)) for start in range(0, len(times), BLOCK))
 
 
 def _time_of_rank(times: np.ndarray, rank: int) -> int:
-    """The time with that rank in ascending order; one past the last time for the rank after the last one."""
+    """Return the time with that rank in ascending order; one past the last time for the rank after the last one."""
     if rank == len(times):
         return int(times.max()) + 1
     low, high = int(times.min()), int(times.max())

@@ -16,7 +16,7 @@ SMOOTHING = 20.0  # events of the average rate that an item's own are added to
 
 
 def item_statistics(schema: Schema, log: EventLog) -> ItemStatistics | None:
-    """The item statistics of a log; None where the schema has none."""
+    """Return the item statistics of a log; None where the schema has none."""
     if not schema.item_statistics:
         return None
     items, actions = schema.item_attribute("item").size, len(schema.statistic_actions)
@@ -81,7 +81,7 @@ class ItemStatistics:
         return (len(self._apart) * (one + 1) or one) + 2
 
     def at(self, rows: Any, times: Any) -> np.ndarray:
-        """Statistics float32 [..., width] of item rows of any shape at moments, seconds that broadcast to that shape.
+        """Return statistics float32 [..., width] of item rows of any shape at moments, seconds that broadcast to that shape.
 
         [B, 1] moments are for candidates [B, C] of samples. TypeError or ValueError for rows out of range.
         """
@@ -97,7 +97,7 @@ class ItemStatistics:
         return np.where(met[..., None], np.concatenate([*values, np.log1p(hours)], -1) / SCALE, 0).astype(np.float32)
 
     def counts(self, rows: Any, times: Any) -> np.ndarray:
-        """How many events of items are strictly earlier than moments, int64 of the shape of `rows`; arguments as for `at`."""
+        """Return how many events of items are strictly earlier than moments, int64 shaped as `rows`; arguments as for `at`."""
         return self._all.before(*self._asked(rows, times))
 
     def _asked(self, rows: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,7 @@ class ItemStatistics:
 
 
 def _rates(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Logarithms [..., A] of smoothed rates over those of all items, from an item's events and all, [..., A] by action."""
+    """Return logarithms [..., A] of smoothed rates over those of all items, from events of an item and all, by action."""
     share = known / np.maximum(known.sum(-1, keepdims=True), 1)
     rate = (counts + SMOOTHING * share) / (counts.sum(-1, keepdims=True) + SMOOTHING)
     return np.log(np.divide(rate, share, out=np.ones_like(rate), where=share > 0))
@@ -124,16 +124,16 @@ class _Counts:
         self._lives, self._sums = lives, self._decayed_sums(lives)
 
     def before(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """int64: events of items strictly before moments."""
+        """Return int64: events of items strictly before moments."""
         place = np.clip(times - self._start, 0, self._span - 1)  # later than all events: all of them
         return np.searchsorted(self._keys, rows * self._span + place) - self._first[rows]
 
     def known_before(self, times: np.ndarray) -> np.ndarray:
-        """int64: events of all known items strictly before moments."""
+        """Return int64: events of all known items strictly before moments."""
         return np.searchsorted(self._times, times)
 
     def since(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """int64 [..., 2]: seconds since an item's first and its last event before moments; 0 without one."""
+        """Return int64 [..., 2]: seconds since an item's first and its last event before moments; 0 without one."""
         count = self.before(rows, times)
         if not len(self._keys):
             return np.zeros((*rows.shape, 2), np.int64)
@@ -142,7 +142,7 @@ class _Counts:
         return np.where(count[..., None] > 0, seconds, 0)
 
     def decayed(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """float64 [..., half-lives]: decayed counts of an item's events before moments."""
+        """Return float64 [..., half-lives]: decayed counts of an item's events before moments."""
         count = self.before(rows, times)
         if not len(self._keys):
             return np.zeros((*rows.shape, len(self._lives)))
@@ -151,7 +151,7 @@ class _Counts:
         return np.where(count[..., None] > 0, self._sums[last] * np.exp2(-gap / self._lives), 0.0)
 
     def _decayed_sums(self, lives: np.ndarray) -> np.ndarray:
-        """Decayed counts [n, half-lives] of an item's events up to each event, that one included.
+        """Return decayed counts [n, half-lives] of an item's events up to each event, that one included.
 
         The sum over the last 2 m events is that over the last m and, decayed, that over the m before them.
         """

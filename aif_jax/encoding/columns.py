@@ -127,12 +127,12 @@ class Columns(Fields):
             expect(known >= set(map(str, self.history_actions)), "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
-        """The columns of a table in serving and what they hold; without `computed`, those that `read` takes from the file."""
+        """Return the columns of a table in serving and their kinds; without `computed`, those that `read` takes from files."""
         left_out = (self.position,) if computed else self.statistics
         return {name: kind for name, kind in self._listed(file) if name not in left_out}
 
     def vocabularies(self, file: File) -> dict[str, str]:
-        """The categorical columns of a file and the vocabulary of each."""
+        """Return the categorical columns of a file and the vocabulary of each."""
         special = {
             "events": {self.user: "user", self.item: "item", self.action: "action"},
             "items": {self.item_id: "item", self.category: "category"},
@@ -166,7 +166,7 @@ class Columns(Fields):
         return {"item": self.item_floats, "user": self.user_floats}
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values; `Columns.from_json` reads it back."""
+        """Return a dict of plain JSON values; `Columns.from_json` reads it back."""
         # what is not set is left out: columns without such fields keep the fingerprint that they had
         left_out = {name for name in ("item_statistics", "history_actions", "position") if not getattr(self, name)}
         fields = {name: value for name, value in vars(self).items() if name not in left_out}
@@ -174,7 +174,7 @@ class Columns(Fields):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Columns:
-        """The columns that `to_json` wrote."""
+        """Return the columns that `to_json` wrote."""
         return cls(**value)
 
     def _listed(self, file: File) -> list[tuple[str, Kind]]:

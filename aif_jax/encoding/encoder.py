@@ -102,18 +102,18 @@ class Encoder:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def with_length(self, length: int) -> Encoder:
-        """The same encoder for histories of `length` places; the version stays."""
+        """Return the same encoder for histories of `length` places; the version stays."""
         return dataclasses.replace(self, length=length)
 
     def with_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> Encoder:
-        """The encoder of the same columns, scales and length with other ids; itself where all are the same."""
+        """Return the encoder of the same columns, scales and length with other ids; itself where all are the same."""
         if dict(vocabularies) == dict(self.vocabularies):
             return self
         schema = schema_of(self.columns, vocabularies, content=self.schema.content)
         return dataclasses.replace(self, schema=schema, vocabularies=vocabularies)
 
     def user(self, user: Mapping[str, Any] | None, events: Any, now: Any) -> UserFeatures:
-        """Features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
+        """Return features of ONE user at the moment of a request: NumPy arrays with `length` places of history.
 
         Args:
           user: raw values by column of the users file (the id where `Columns.user_id` is set); None for an unknown user.
@@ -133,7 +133,7 @@ class Encoder:
     __call__ = user
 
     def items(self, table: Any) -> tuple[np.ndarray, ItemFeatures]:
-        """Raw ids and features of n items; errors as `user`.
+        """Return raw ids and features of n items; errors as `user`.
 
         Args:
           table: raw values by column of the items file: arrays, lists or Arrow; content from elsewhere as column "content".
@@ -159,18 +159,18 @@ class Encoder:
         return id_array(raw), self.item_features(rows, floats, content)
 
     def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
-        """Raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
+        """Return raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
         return as_ids(self._as_read(plain(column_of(table, column)), column, "item", f"column {column!r}"), column)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
-        """Features of ONE item from its raw values by column; as `items`."""
+        """Return features of ONE item from its raw values by column; as `items`."""
         _, features = self.items({name: [value] for name, value in record.items()})
         return jax.tree.map(lambda leaf: leaf[0], features)
 
     def item_features(
         self, rows: Mapping[str, np.ndarray], floats: Mapping[str, np.ndarray], content: np.ndarray | None
     ) -> ItemFeatures:
-        """Features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content [n, E]."""
+        """Return features of n items: rows int32 [n] or [n, bag length] by vocabulary, float32 [n] by column, content."""
         width = self.schema.content
         fits = width == (0 if content is None else content.shape[1])
         got = "none; give content=" if content is None else content.shape[1]
@@ -189,7 +189,7 @@ class Encoder:
         )
 
     def scaled(self, which: str, floats: np.ndarray) -> np.ndarray:
-        """Floats [n, F] of known items ("item") or users ("user") as they enter the network."""
+        """Return floats [n, F] of known items ("item") or users ("user") as they enter the network."""
         if not self.scales or not floats.shape[1]:
             return floats
         scales = [(*self.scales[f"{which}/{name}"], -np.inf, np.inf)[:4] for name in self.columns.floats[which]]
@@ -197,7 +197,7 @@ class Encoder:
         return (np.clip(floats, low, high) - mean) / deviation
 
     def action_rows(self, raw: Any) -> np.ndarray:
-        """int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
+        """Return int32 [n] actions 1, 2, ... of raw values; 0 for one that `Columns.actions` or the vocabulary lacks."""
         name = f"events, column {self.columns.action!r}"
         if is_arrow(raw):  # a few actions, each many times
             coded = raw.dictionary_encode()
@@ -215,7 +215,7 @@ class Encoder:
         return self.action_rows(list(chosen)) if chosen else None
 
     def expect_of_user(self, events: Any, user: Any) -> None:
-        """Raises ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
+        """Raise ValueError for raw events of several users, or of another one than the raw id `user`, None for any one.
 
         Events without a column of users have nothing to compare.
         """
@@ -233,17 +233,17 @@ class Encoder:
         expect(not others, f"events, column {name!r}", f"rows of user {user!r} alone", f"{got}; {way_out}")
 
     def to_record(self) -> dict[str, Any]:
-        """A dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""
+        """Return a dict of plain JSON values; with `to_arrays` everything that `from_record` needs."""
         rest = {"length": self.length, "max_skew": self.max_skew, "version": self.version}
         return self._settings() | {"vocabularies": list(self.vocabularies)} | rest
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The vocabularies as arrays: "NAME/ids" int64, or for strings "NAME/utf8" uint8 and "NAME/offsets" int64."""
+        """Return the vocabularies as arrays: "NAME/ids" int64, or for strings "NAME/utf8" uint8 and "NAME/offsets" int64."""
         return {f"{name}/{key}": array for name, v in self.vocabularies.items() for key, array in v.to_arrays().items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Encoder:
-        """The encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
+        """Return the encoder that `to_record` and `to_arrays` wrote. Raises ValueError for missing or other parts."""
         parts: dict[str, dict[str, np.ndarray]] = {name: {} for name in record.get("vocabularies", ())}
         for path, array in arrays.items():
             name, _, key = path.rpartition("/")
@@ -281,7 +281,7 @@ class Encoder:
         }
 
     def profile(self, user: Mapping[str, Any] | None) -> tuple[dict[str, Any], np.ndarray]:
-        """ids and floats of ONE user from raw values by column; None for an unknown one."""
+        """Return ids and floats of ONE user from raw values by column; None for an unknown one."""
         columns = self.columns
         names = {columns.user_record_id: "user"} if columns.user_id else {}
         names |= {name: name for name in columns.user_attributes}
@@ -306,7 +306,7 @@ class Encoder:
         return behaviours(item, action, age, np.arange(length) < count)
 
     def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Item row, action and second of the last events before `now`, most recent first."""
+        """Return item row, action and second of the last events before `now`, most recent first."""
         columns, (raw, time) = self.columns, self._event_columns(events)
         per_second = PER_SECOND[columns.time_unit]
         if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
@@ -327,7 +327,7 @@ class Encoder:
         return item, action, time if per_second == 1 else time // per_second
 
     def _event_columns(self, events: Any) -> tuple[dict[str, Any], np.ndarray]:
-        """Raw items and actions by column, all of one length, and times int64 [n] in `Columns.time_unit`."""
+        """Return raw items and actions by column, all of one length, and times int64 [n] in `Columns.time_unit`."""
         columns = self.columns
         names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
         raw = {name: column_of(events, name) for name in names}
@@ -337,7 +337,7 @@ class Encoder:
         return raw, expect_1d(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
 
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
-        """Item row and action of some events, int32 each."""
+        """Return item row and action of some events, int32 each."""
         columns = self.columns
         name = f"events, column {columns.item!r}"
         values = self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item", name)
@@ -348,7 +348,7 @@ class Encoder:
         return item, expect_1d(action, f"events, column {columns.action!r}")
 
     def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
-        """int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
+        """Return int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
         is_bag, length, where = name in self.columns.item_bags, self.columns.bag_length, f"{file}column {column!r}"
         flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
         there, known = present(flat)
@@ -361,7 +361,7 @@ class Encoder:
         return bags
 
     def _as_read(self, values: Any, column: str, name: str, where: str) -> Any:
-        """Values as a file would give them: booleans are 0 and 1, or refused as ids; numbers of a text column are text."""
+        """Return values as a file would give them: booleans are 0 and 1, no ids; numbers of a text column are text."""
         first = values[0] if len(values) else None
         if isinstance(first, bool | np.bool_):
             expect(name not in ("user", "item"), where, "integers or strings as ids", "bool", error=TypeError)
@@ -409,25 +409,25 @@ def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, conte
 
 
 def under(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
-    """The features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
+    """Return features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
     places = {name: np.maximum(new_rows(before.vocabularies[name], after.vocabularies[name]), 0) for name in items.ids}
     ids = {name: places[name][rows] for name, rows in items.ids.items()}
     return dataclasses.replace(items, ids=ids, encoding=after.version)
 
 
 def vocabulary_names(columns: Columns) -> list[str]:
-    """The vocabularies that features of these columns need."""
+    """Return the vocabularies that features of these columns need."""
     action = ["action"] if columns.action is not None and not columns.actions else []
     return ["user", "item", "category", *columns.item_attributes, *columns.item_bags, *columns.user_attributes, *action]
 
 
 def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
-    """float32 [n, F] of F columns of n = `count` floats; F may be 0."""
+    """Return float32 [n, F] of F columns of n = `count` floats; F may be 0."""
     return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.float32)
 
 
 def bulk_of(values: np.ndarray) -> tuple[float, float]:
-    """Low and high end of floats [n], n > 0, without outliers: `CLIP_RANGE` times as far from the
+    """Return low and high end of floats [n], n > 0, without outliers: `CLIP_RANGE` times as far from the
     median as 5 % and 95 % quantiles.
 
     So outliers among 5 % of the values at each end, or one of five values, count for nothing. Normal and uniform distributions
@@ -450,7 +450,7 @@ def bulk_of(values: np.ndarray) -> tuple[float, float]:
 
 
 def scale_of(values: np.ndarray) -> tuple[float, ...]:
-    """The scale of a float column [n], each number a float32: (mean, standard deviation), the latter 1 for a constant column.
+    """Return the scale of floats [n], float32 numbers: (mean, standard deviation), the latter 1 for a constant column.
 
     With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
     would make a constant of all others. Fewer than `FEWEST` values have no outliers: too few to tell.

@@ -17,12 +17,12 @@ NUMBERS = (numbers.Real, decimal.Decimal, np.bool_, type(None))  # a missing one
 
 
 def names_in(table: Any) -> list[str]:
-    """The columns of a mapping or of an Arrow batch or table."""
+    """Return the columns of a mapping or of an Arrow batch or table."""
     return table.schema.names if hasattr(table, "schema") else list(table)
 
 
 def column_of(table: Any, name: str) -> Any:
-    """A column of a mapping or of an Arrow batch or table: a list, a NumPy array or an Arrow array."""
+    """Return a column of a mapping or of an Arrow batch or table: a list, a NumPy array or an Arrow array."""
     if name not in (present := names_in(table)):
         raise ValueError(f"expected a column {name!r}, got {present}")
     values = table.column(name) if hasattr(table, "schema") else table[name]
@@ -35,24 +35,24 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def is_arrow(values: Any) -> bool:
-    """Whether a column is an Arrow array."""
+    """Return whether a column is an Arrow array."""
     return hasattr(values, "drop_null")
 
 
 def plain(values: Any) -> Any:
-    """Arrow values as NumPy, others as they are."""
+    """Return Arrow values as NumPy, others as they are."""
     return values.to_numpy(zero_copy_only=False) if is_arrow(values) else values
 
 
 def taken(values: Any, at: np.ndarray | slice) -> Any:
-    """Some values of a column; a slice means all of them."""
+    """Return some values of a column; a slice means all of them."""
     if isinstance(at, slice):
         return values
     return values.take(at) if is_arrow(values) else [values[i] for i in at] if isinstance(values, list) else values[at]
 
 
 def present(values: Any) -> tuple[np.ndarray, Any]:
-    """Where a value is not missing, bool [n], and the values that are there."""
+    """Return where a value is not missing, bool [n], and the values that are there."""
     if is_arrow(values):
         return values.is_valid().to_numpy(zero_copy_only=False), plain(values.drop_null())
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":
@@ -62,7 +62,7 @@ def present(values: Any) -> tuple[np.ndarray, Any]:
 
 
 def flat_lists(values: Any, separator: str | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The values of n lists, and for each its row and its place in the list; text is split, None is an empty list."""
+    """Return the values of n lists, and for each its row and its place in the list; text is split, None is an empty list."""
     listed: Any = values
     if hasattr(values, "value_lengths"):
         lengths, flat = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), values.flatten()
@@ -84,7 +84,7 @@ def expect_1d(array: np.ndarray, where: str, what: str = "value") -> np.ndarray:
 
 
 def floats_of(values: Any, name: str, *, file: str = "") -> np.ndarray:
-    """float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
+    """Return float32 [n] of numbers; raises where one is not a finite number, or a list of them."""
     where = f"{file}column {name!r}"
     array = expect_1d(np.asarray(plain(values)), where, "number")
     strange = {type(value).__name__ for value in array if not isinstance(value, NUMBERS)} if array.dtype.kind == "O" else set()

@@ -21,7 +21,7 @@ FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their diffe
 
 
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
-    """Times of any shape as integers in `unit`, int64, finer ones rounded down: the one form that is ordered and compared.
+    """Return times of any shape as integers in `unit`, int64, finer ones rounded down: the form that is compared.
 
     Files, arrays, Arrow columns, JSON and stores come through here, so a time is the same integer wherever it comes from.
 
@@ -67,18 +67,18 @@ def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
 
 
 def rescaled(value: np.ndarray, *, given: str, unit: str) -> np.ndarray:
-    """Plausible times int64 in the unit `given` as integers in `unit`, finer ones rounded down."""
+    """Return plausible times int64 in the unit `given` as integers in `unit`, finer ones rounded down."""
     finer, coarser = PER_SECOND[unit], PER_SECOND[given]
     return value * (finer // coarser) if finer >= coarser else value // (coarser // finer)
 
 
 def whole_seconds(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
-    """The same in whole seconds, int64, rounded down."""
+    """Return the same in whole seconds, int64, rounded down."""
     return in_unit(times, name, unit=unit) // PER_SECOND[unit]
 
 
 def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
-    """ONE time in whole seconds: an ISO date or date and time, a `datetime`, `date` or `datetime64`, or an integer in `unit`.
+    """Return ONE time in whole seconds: an ISO date or time, `datetime`, `date`, `datetime64`, or an integer in `unit`.
 
     A date is its first second. Raises ArgumentError for anything else, for a time that cannot be in `unit`, and for an integer
     such as 20240501, which may be meant as a date and would be in August 1970.
@@ -102,7 +102,7 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
 
 
 def shown(seconds: int) -> str:
-    """A time as people read it, UTC.
+    """Return a time as people read it, UTC.
 
     Example:
       >>> shown(1651795200)
@@ -112,7 +112,7 @@ def shown(seconds: int) -> str:
 
 
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
-    """Raises ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
+    """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
     late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
     for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (ancient, f"of at least {earliest(unit)}")):
         if wrong.any():
@@ -123,7 +123,7 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
 
 
 def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which times of any integer dtype are after 2100, which look like seconds where the unit is finer, which before 1823."""
+    """Return which times (integers) are after 2100, which look like seconds where the unit is finer, which before 1823."""
     late = np.asarray(value >= (LATEST + 1) * PER_SECOND[unit], bool)
     ancient = np.asarray(value < earliest(unit), bool)
     if unit == "s" or dated:
@@ -132,29 +132,29 @@ def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np
 
 
 def earliest(unit: str) -> int:
-    """The first time that is taken, in `unit`: in 1823, so that every time and every difference of two fits nanoseconds."""
+    """Return first time that is taken, in `unit`: in 1823, so that every time and every difference of two fits nanoseconds."""
     return FLOOR * PER_SECOND[unit]
 
 
 def quoted(value: int, unit: str, *, dated: bool) -> str:
-    """A time as its file has it: an integer, or a date and time of day."""
+    """Return a time as its file has it: an integer, or a date and time of day."""
     return str(np.array(value, f"datetime64[{unit}]")).replace("T", " ") if dated else str(value)
 
 
 def readable(seconds: int) -> str:
-    """Date and time of day (UTC) of a time that can be a present-day one, else "second 10"."""
+    """Return date and time of day (UTC) of a time that can be a present-day one, else "second 10"."""
     return quoted(seconds, "s", dated=True) if EARLIEST < seconds <= LATEST else f"second {seconds}"
 
 
 def likely_unit(value: int) -> str:
-    """The unit in which a time would be before 2100."""
+    """Return the unit in which a time would be before 2100."""
     return next((unit for unit, per_second in PER_SECOND.items() if value // per_second <= LATEST), "ns")
 
 
 def history_order(
     time: np.ndarray, item: np.ndarray, action: np.ndarray, *, user: np.ndarray | None = None
 ) -> np.ndarray | slice:
-    """THE order of events, of the rows of one user or by `user` [n]: an index [n] that sorts them oldest first.
+    """Return THE order of events, of the rows of one user or by `user` [n]: an index [n] that sorts them oldest first.
 
     By time (integers of `in_unit`), those of one time by item row, then by action; histories read it backwards. Files, feature
     stores and callers deliver the events of one moment in any order: this gives all of them one history.
@@ -178,17 +178,17 @@ def history_order(
 
 
 def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """bool [n - 1]: events that do not come after the one before them, by user and time."""
+    """Return bool [n - 1]: events that do not come after the one before them, by user and time."""
     return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
 
 
 def _grouped(user: np.ndarray, time: np.ndarray) -> np.ndarray | slice:
-    """An index that sorts events [n] by user and time; files are often sorted so."""
+    """Return an index that sorts events [n] by user and time; files are often sorted so."""
     return np.lexsort((time, user)) if out_of_order(user, time).any() else slice(None)
 
 
 def argsort_times(value: np.ndarray) -> np.ndarray | slice:
-    """Stable argsort of times [n]; a slice where they are sorted or reversed, as most events are."""
+    """Return stable argsort of times [n]; a slice where they are sorted or reversed, as most events are."""
     rises = value[1:] >= value[:-1]
     if rises.all():
         return slice(None)
@@ -201,7 +201,7 @@ def argsort_times(value: np.ndarray) -> np.ndarray | slice:
 
 
 def _nanoseconds(value: str | datetime.date, name: str) -> int:
-    """Nanoseconds since 1970 of a date and time; a date is its first moment."""
+    """Return nanoseconds since 1970 of a date and time; a date is its first moment."""
     if hasattr(value, "to_datetime64"):  # of pandas, with nanoseconds
         return int(value.to_datetime64().astype("datetime64[ns]").astype(np.int64))  # type: ignore[union-attr]
     if isinstance(value, str):
@@ -224,7 +224,7 @@ def _nanoseconds(value: str | datetime.date, name: str) -> int:
 
 
 def _date_of(number: int) -> str:
-    """The date that an integer such as 20240501 may be meant as, "" for none; those of 1970 to 2099."""
+    """Return the date that an integer such as 20240501 may be meant as, "" for none; those of 1970 to 2099."""
     try:
         return datetime.datetime.strptime(str(number), "%Y%m%d").date().isoformat() if 19700101 <= number < 21000101 else ""
     except ValueError:

@@ -52,7 +52,7 @@ class Vocabulary:
         self.raw = np.unique(ids) if isinstance(ids, np.ndarray) else id_array(sorted(set(ids)))
 
     def __len__(self) -> int:
-        """Rows, the unknown row 0 included: the `size` of the attribute."""
+        """Return rows, the unknown row 0 included: the `size` of the attribute."""
         return len(self.raw) + 1
 
     def __repr__(self) -> str:
@@ -65,11 +65,11 @@ class Vocabulary:
         return hash(self.digest)
 
     def decode(self, row: int) -> int | str:
-        """The raw id of a known row, 1 to n; IndexError for a larger one."""
+        """Return the raw id of a known row, 1 to n; IndexError for a larger one."""
         return self.ids_of(np.array([row])).tolist()[0]
 
     def ids_of(self, rows: np.ndarray) -> np.ndarray:
-        """The raw ids of known rows [n]; IndexError for a larger one."""
+        """Return the raw ids of known rows [n]; IndexError for a larger one."""
         return self.raw[rows - 1]
 
     @property
@@ -80,7 +80,7 @@ class Vocabulary:
         return "integers" if self.raw.dtype.kind == "i" else "strings"
 
     def with_ids(self, other: Vocabulary) -> Vocabulary:
-        """The vocabulary with the ids of another one too; itself where that has none that it lacks.
+        """Return the vocabulary with the ids of another one too; itself where that has none that it lacks.
 
         Raises TypeError for ids of another kind.
         """
@@ -91,7 +91,7 @@ class Vocabulary:
         return whole if len(whole) > len(self) else self
 
     def encode(self, raw: Any, name: str = "Vocabulary.encode") -> np.ndarray:
-        """Raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
+        """Return raw ids of any shape to int32 rows of the same shape; unknown ids give 0. The first call builds an index.
 
         Errors call the ids by `name`.
 
@@ -119,7 +119,7 @@ class Vocabulary:
         return rows.reshape(shape)
 
     def _rows_of(self, raw: list[Any] | np.ndarray) -> np.ndarray | None:
-        """Rows of strings, checking the types of unknown ones only; None where something is no string."""
+        """Return rows of strings, checking the types of unknown ones only; None where something is no string."""
         if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self.raw) <= FEW:
             rows = np.zeros(raw.shape, np.int32)
             for row, text in enumerate(self.raw.tolist(), 1):
@@ -143,7 +143,7 @@ class Vocabulary:
         return state.hexdigest()
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """The ids as plain arrays: {"ids": int64 [n]}, or for strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
+        """Return ids as plain arrays: {"ids": int64 [n]}, or for strings {"utf8": uint8 [bytes], "offsets": int64 [n + 1]}."""
         if self.raw.dtype.kind == "i":
             return {"ids": self.raw}
         encoded = [text.encode() for text in self.raw.tolist()]
@@ -154,7 +154,7 @@ class Vocabulary:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Vocabulary:
-        """The vocabulary that `to_arrays` wrote. Raises ValueError for other arrays."""
+        """Return the vocabulary that `to_arrays` wrote. Raises ValueError for other arrays."""
         if set(arrays) == {"ids"}:
             return cls(np.asarray(arrays["ids"]))
         expect(set(arrays) == {"utf8", "offsets"}, "Vocabulary", "the arrays 'ids', or 'utf8' and 'offsets'", sorted(arrays))
@@ -182,7 +182,7 @@ class Vocabulary:
 
 
 def new_rows(before: Vocabulary, after: Vocabulary) -> np.ndarray:
-    """Where each row of a vocabulary is in the one after it: int32 [len(before)], -1 for a row that lost its id.
+    """Return where each row of a vocabulary is in the one after it: int32 [len(before)], -1 for a row that lost its id.
 
     Example:
       >>> new_rows(Vocabulary([5, 7]), Vocabulary([3, 7])).tolist()
@@ -197,7 +197,7 @@ def new_rows(before: Vocabulary, after: Vocabulary) -> np.ndarray:
 
 
 def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> np.ndarray | list[str]:
-    """Raw ids of any shape, flat: int64 [n], or a list of n strings; `like` is the kind that they must have.
+    """Return raw ids of any shape, flat: int64 [n], or a list of n strings; `like` is the kind that they must have.
 
     Raises TypeError for ids of another kind, mixed kinds, None, integers beyond int64; ValueError for strings of more than
     `MOST_CHARACTERS`, unless they need not be `short`, such as the values of a category.
@@ -226,7 +226,7 @@ def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True)
 
 
 def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
-    """Raises ValueError for a string of more than `MOST_CHARACTERS` among values [n]; names the position."""
+    """Raise ValueError for a string of more than `MOST_CHARACTERS` among values [n]; names the position."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "UT":
         if values.dtype.kind == "U" and values.dtype.itemsize <= 4 * MOST_CHARACTERS:
             return
@@ -242,7 +242,7 @@ def expect_short(values: Sequence[Any] | np.ndarray, name: str) -> None:
 
 
 def id_array(ids: np.ndarray | list[str]) -> np.ndarray:
-    """Ids [n] of `as_ids` as one array: integers as they are, strings as NumPy's StringDType, each at its length."""
+    """Return ids [n] of `as_ids` as one array: integers as they are, strings as NumPy's StringDType, each at its length."""
     return ids if isinstance(ids, np.ndarray) else np.array(ids, np.dtypes.StringDType())
 
 

@@ -63,7 +63,7 @@ class ItemJob:
         self.__dict__.update(folder=folder, version=trained.version, schema=parts.schema(kind))
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Encodes items in bounded memory, in their order, into Arrow record batches of at most `batch_size` rows.
+        """Encode items in bounded memory, in their order, into Arrow record batches of at most `batch_size` rows.
 
         Args:
           batches: Arrow record batches of raw items, of any number of rows, with the columns of the items file.
@@ -80,7 +80,7 @@ class ItemJob:
 
 @functools.lru_cache(maxsize=4)
 def _program(job: ItemJob) -> ItemProgram:
-    """The compiled function of equal jobs: one in a process, however many tasks it runs."""
+    """Return the compiled function of equal jobs: one in a process, however many tasks it runs."""
     trained = open_model(job.folder)
     if trained.version != job.version:
         raise VersionMismatch(f"job, model in {job.folder}", expected=job.version, got=trained.version)
@@ -88,7 +88,7 @@ def _program(job: ItemJob) -> ItemProgram:
 
 
 def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Keys, features and raw ids of each batch; an error names the batch and its first bad row."""
+    """Yield keys, features and raw ids of each batch; an error names the batch and its first bad row."""
     encoder = program.trained.need_encoder("ItemJob")
 
     def attempt(batch: Any) -> tuple[Any, Any, np.ndarray] | Exception:
@@ -110,7 +110,7 @@ def _encoded(program: ItemProgram, batches: Iterable[Any]) -> Iterator[tuple[Any
 
 
 def encode_with_ray(dataset: Any, job: ItemJob, *, actors: int = 1, **options: Any) -> Any:
-    """Encodes a `ray.data.Dataset` of raw items; needs the extra `ray`.
+    """Encode a `ray.data.Dataset` of raw items; needs the extra `ray`.
 
     Args:
       dataset: rows with the columns of the items file.
@@ -139,7 +139,7 @@ class RayActor:
 
 
 def encode_with_spark(frame: Any, job: ItemJob) -> Any:
-    """Encodes a `pyspark.sql.DataFrame` of raw items by `mapInArrow`, a partition a task; needs the extra `spark`, and Java.
+    """Encode a `pyspark.sql.DataFrame` of raw items by `mapInArrow`, a partition a task; needs the extra `spark`, and Java.
 
     Returns:
       A lazy `DataFrame` of encoded rows, see `ItemJob.schema`. Running it fails with what `ItemJob` raises.

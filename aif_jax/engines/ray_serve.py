@@ -17,7 +17,7 @@ def replicas(
     folder: str | Path, *, config: ServingConfig | None = None, policy: Policy | None = None,
     models: Mapping[str, Any] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """An application for `serve.run`, whose handle `call` calls.
+    """Return an application for `serve.run`, whose handle `call` calls.
 
     Args:
       folder: an export, or exports with a file `current`, at the same path on every node.
@@ -37,7 +37,7 @@ def replicas(
 
 
 def call(handle: Any, method: str, fields: Mapping[str, Any]) -> Any:
-    """Calls the service by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
+    """Call the service by the handle of `serve.run`; returns Ray's response: `.result()`, or await it.
 
     Args:
       handle: handle of the application, as `serve.run(replicas("models"))` returns it.
@@ -54,11 +54,11 @@ class Replica:
         self._service = await Service(Models(folder, config=config, **models), policy=policy).__aenter__()
 
     async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of the answer, with arrays; raises what the service raises."""
+        """Return the fields of the answer, with arrays; raises what the service raises."""
         return await self._service.fields(method, parse(fields, self._service.policy.limits))
 
     async def check_health(self) -> None:
-        """What Ray asks: raises where the service should get no traffic, so that the replica is replaced."""
+        """Answer what Ray asks: raise where the service should get no traffic, so that the replica is replaced."""
         if self._service.unready is not None:
             raise RuntimeError(self._service.unready)
 

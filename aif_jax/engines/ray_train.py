@@ -27,7 +27,7 @@ class Worker:
         self._reported: int | None = None
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Reports the figures of a log entry, and the newest checkpoint where it is new to Ray.
+        """Report the figures of a log entry, and the newest checkpoint where it is new to Ray.
 
         For `train.loop(on_log=worker.report)`. Every worker must make this call, as `ray.train.report` waits for all.
         """
@@ -42,7 +42,7 @@ class Worker:
 
 @contextlib.contextmanager
 def joined(folder: str | Path | None = None, **options: Any) -> Iterator[Worker]:
-    """Joins the workers of a trainer into one job; for `train_loop_per_worker`, before anything else uses a device.
+    """Join the workers of a trainer into one job; for `train_loop_per_worker`, before anything else uses a device.
 
     At the end of the block the last checkpoint is reported, so that `Result.checkpoint` names it. A worker that dies ends the
     others; with `FailureConfig(max_failures=...)` Ray starts all again, and `train.resume` goes on from the last checkpoint.

@@ -53,7 +53,7 @@ class ExportedOrder:
         return sequential_vmap(lambda given: call({}, given)["scores"])  # an exported function has no rule for batches
 
     def __call__(self, p: Mapping[str, Any], bid: Any) -> Any:
-        """float32 [C] of probabilities [C] by name and the bid [C]."""
+        """Return float32 [C] of probabilities [C] by name and the bid [C]."""
         given = {f"p.{name}": values for name, values in p.items()} | {"bid": bid}
         return self._value({name: given[name] for name in self.inputs})
 
@@ -71,7 +71,7 @@ class Contents(NamedTuple):
     items: ItemFeatures | None  # see `Trained`
 
     def trained(self, model: PreRanker | None = None) -> Trained:
-        """The model; `model` is one made by `assemble`, None builds it from the config."""
+        """Return the model; `model` is one made by `assemble`, None builds it from the config."""
         known = self.manifest.get("settings")
         trained = Trained(model_of(self.config, model), self.params, self.encoder, known, self.items)
         return trained.with_version(self.version)
@@ -96,7 +96,7 @@ class Restored:
     orders: Mapping[str, ExportedOrder] = dataclasses.field(default_factory=dict)
 
     def check_golden(self, *, tolerance: float = 1e-4) -> float:
-        """Runs user function and interaction of this model on the golden inputs; returns the largest difference.
+        """Run user function and interaction of this model on the golden inputs; returns the largest difference.
 
         Args:
           tolerance: largest |got - golden| / max(1, |golden|).
@@ -122,7 +122,7 @@ class Restored:
 def restore(
     folder: str | Path, *, model: PreRanker | None = None, compiled_from: Restored | None = None, sha256: str | None = None
 ) -> Restored:
-    """The model in an exported folder, for the engine of this package: its functions are compiled from the code that is here.
+    """Return the model in an exported folder, for the engine of this package: its functions are compiled from code here.
 
     No exported function is read or run, but for orders where they are used: parameters, config and encoder are data. Import the
     modules of your blocks first.
@@ -160,7 +160,7 @@ def restore(
 
 
 def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:
-    """Reads the arrays of a folder and compares checksums and version; raises ExportError.
+    """Read the arrays of a folder and compare checksums and version; raises ExportError.
 
     Features of items, which no service needs, are read with `items` alone.
     """
@@ -203,7 +203,7 @@ def _keys(arrays: Mapping[str, np.ndarray], folder: str | Path) -> Keys:
 
 
 def _filled(layout: Any, golden: Mapping[str, np.ndarray], function: str) -> Any:
-    """The golden inputs of a function as features."""
+    """Return the golden inputs of a function as features."""
     names = leaves_by_path(layout, separator=".")
     return jax.tree.unflatten(jax.tree.structure(layout), [golden[f"{function}.inputs/{name}"] for name in names])
 
@@ -215,7 +215,7 @@ SHOWN = 6  # names of a folder in an error
 
 
 def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
-    """The trained model in a folder: `out` of `fit` (its best checkpoint), a checkpoint, or an export.
+    """Return the trained model in a folder: `out` of `fit` (its best checkpoint), a checkpoint, or an export.
 
     Args:
       folder: folder of a run, a checkpoint or an export; everything that is read is compared with its checksums.

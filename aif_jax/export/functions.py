@@ -53,7 +53,7 @@ def export_all(
     model: PreRanker, params: Mapping[str, Any], bounds: Bounds,
     *, platforms: Sequence[str], orders: Mapping[str, Order],
 ) -> dict[str, Exported]:  # fmt: skip
-    """Exports the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
+    """Export the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     schema, flat_params = model.config.schema, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
     functions: dict[str, tuple[Callable[..., Any], Any]] = {
@@ -80,7 +80,7 @@ def export_all(
 def values(
     model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]
 ) -> dict[str, Callable[[Params, Any], dict[str, Any]]]:
-    """Functions after the interaction: `probability` of logits, and one of probabilities and bid for each order."""
+    """Return functions after the interaction: `probability` of logits, and one of probabilities and bid for each order."""
     objectives = model.config.objectives
 
     def probability(p: Params, x: Any) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def values(
 def export_function(
     function: Callable[..., Any], inputs: Any, params: Specs, bounds: Bounds, platforms: Sequence[str]
 ) -> Exported:
-    """Exports `function(params, inputs)` as a function of flat dicts that takes only what it reads."""
+    """Export `function(params, inputs)` as a function of flat dicts that takes only what it reads."""
     specs, treedef = named(inputs), jax.tree.structure(inputs)
 
     def flat(given_params: Specs, given: Specs) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def export_function(
 
 
 def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
-    """The sizes that the exported functions of a model allow.
+    """Return the sizes that the exported functions of a model allow.
 
     A history has the places that user tower and blocks need, and at most those that the model reads; a loader pads and cuts.
     The interaction is exported in the form for many candidates, from the least count on at which every comparison of sizes has
@@ -153,12 +153,12 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
 
 
 def order(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The flat argument list of a module of `f(params, inputs)`: JAX sorts dicts by key."""
+    """Return the flat argument list of a module of `f(params, inputs)`: JAX sorts dicts by key."""
     return [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(inputs)]
 
 
 def symbols(names: str, bounds: Bounds) -> dict[str, Any]:
-    """A dimension for each letter, in one scope: a symbol, or the size where there is only one."""
+    """Return a dimension for each letter, in one scope: a symbol, or the size where there is only one."""
     free = [name for name in names if bounds[name][0] != bounds[name][1]]
     least = [f"{name} >= {bounds[name][0]}" for name in free]
     scope = jax.export.SymbolicScope(least + [f"{name} <= {high}" for name in free if (high := bounds[name][1]) is not None])
@@ -167,12 +167,12 @@ def symbols(names: str, bounds: Bounds) -> dict[str, Any]:
 
 
 def specs_of(arrays: Mapping[str, Any]) -> Specs:
-    """Shapes and dtypes of arrays."""
+    """Return shapes and dtypes of arrays."""
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
 
 def _pair(model: PreRanker, params: Specs, bounds: Bounds) -> dict[str, Any]:
-    """Specs of one state and C rows."""
+    """Return specs of one state and C rows."""
     tree, schema, dims = nest(params), model.config.schema, symbols("cl", bounds)
     rows = jax.eval_shape(jax.vmap(model.item, (None, 0)), tree, item_specs(schema, lead=(dims["c"],)))
     return {"state": jax.eval_shape(model.user, tree, user_specs(schema, length=dims["l"])), "rows": rows}
@@ -183,7 +183,7 @@ def _fixed(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
 
 
 def _sized(shape: Sequence[Any], sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A shape with every symbol replaced by its size, or by 1 for an axis that nothing reads."""
+    """Return a shape with every symbol replaced by its size, or by 1 for an axis that nothing reads."""
     return tuple(dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in shape)
 
 
@@ -192,7 +192,7 @@ ITEMS = 70  # more than the least candidate count, and no bucket
 
 
 def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]) -> dict[str, np.ndarray]:
-    """Arrays named `function.inputs/name` and `function.outputs/name`, of random users and items.
+    """Return arrays named `function.inputs/name` and `function.outputs/name`, of random users and items.
 
     A user has events in about three quarters of the places that the model reads, the last one has none.
     """
@@ -225,7 +225,7 @@ def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str
 
 
 def random_features(layout: Any, rng: np.random.Generator, *, length: int = 0, lead: tuple[int, ...] = ()) -> Any:
-    """Features at random for a layout, in every range that it allows."""
+    """Return features at random for a layout, in every range that it allows."""
 
     def draw(leaf: Leaf) -> np.ndarray:
         shape = (*lead, *(length if isinstance(size, str) else size for size in leaf.shape))

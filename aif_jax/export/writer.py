@@ -42,7 +42,7 @@ def save(
     buckets: Mapping[str, Sequence[int]] | None = None,
     orders: Mapping[str, Order] | None = None,
 ) -> str:
-    """Writes a model for a place without its code, replays the golden case, and only then gives the folder its name.
+    """Write a model for a place without its code, replay the golden case, and only then give the folder its name.
 
     Args:
       folder: that does not exist yet.
@@ -85,7 +85,7 @@ def save(
 
 
 def expect_platforms(platforms: Sequence[str]) -> None:
-    """ImportError where an export cannot be written here, ValueError for platforms that are unknown."""
+    """Raise ImportError where an export cannot be written here, ValueError for platforms that are unknown."""
     with needs_extra("exports need flatbuffers", "export"):
         import flatbuffers  # noqa: F401
     expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
@@ -100,7 +100,7 @@ def _write(
     buckets: Mapping[str, Sequence[int]],
     orders: Mapping[str, Order],
 ) -> str:
-    """Fills a folder and verifies it; `parts` are further files of arrays by name."""
+    """Fill a folder and verify it; `parts` are further files of arrays by name."""
     model, params, encoder = trained.model, trained.params, trained.encoder
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
     bounds = functions.axis_bounds(model, leaves)
@@ -147,7 +147,7 @@ def _write(
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
-    """Ids int64 [N], ascending, or keys and marks of strings, and the decoded table of an index's live rows."""
+    """Return ids int64 [N], ascending, or keys and marks of strings, and the decoded table of an index's live rows."""
     keys, (_, rows) = index.keys, index.stored(decoded=True)
     ids = {"ids": keys.key} if keys.mark is None else {"keys": keys.key, "marks": keys.mark}
     return ids | functions.named(rows)
@@ -166,7 +166,7 @@ def _function(target: Path, name: str, built: functions.Exported, schema: Schema
 
 
 def _inputs(name: str, built: functions.Exported, schema: Schema) -> list[dict[str, Any]]:
-    """Inputs as the layout of features describes them; those of the interaction are what the other functions gave."""
+    """Return inputs as the layout of features describes them; those of the interaction are what the other functions gave."""
     lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
     if lead is None:  # what the other functions gave
         return _entries(name, built.inputs)
@@ -192,7 +192,7 @@ def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:
 
 
 def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Bounds and compiled sizes of every axis."""
+    """Return bounds and compiled sizes of every axis."""
     least = bounds["c"][0]
     sizes = {
         "b": [1, 8, 64],

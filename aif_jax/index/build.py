@@ -37,7 +37,7 @@ def merge_store(
     program: ItemProgram, rows: Iterable[tuple[Part, Any, np.ndarray]],
     *, capacity: int | None, known: int | None, progress: bool,
 ) -> tuple[Store, View]:  # fmt: skip
-    """Puts rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
+    """Put rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
     places: list[tuple[int, Part]] = []
 
     def keyed() -> Iterator[tuple[Keys, np.ndarray]]:
@@ -64,7 +64,7 @@ def fill(
     program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
     *, capacity: int | None, known: int | None, progress: bool, place: Callable[[int], str] | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
-    """A new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
+    """Return a new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
     `known`: how many items there are, where that is known; `place` says where an item came from.
     """
@@ -90,7 +90,7 @@ def fill(
 
 
 def ahead(results: Iterable[Any]) -> Iterator[Any]:
-    """The same results of dispatched programs, each when IN_FLIGHT later ones are dispatched too."""
+    """Yield the same results of dispatched programs, each when IN_FLIGHT later ones are dispatched too."""
     running = deque()
     for result in results:
         running.append(result)
@@ -100,7 +100,7 @@ def ahead(results: Iterable[Any]) -> Iterator[Any]:
 
 
 def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None) -> Batch:
-    """Keys and features [n] of raw ids and features, or of raw columns where `features` is None; see `ItemIndex.upsert`."""
+    """Return keys and features [n] of raw ids and features, or of raw columns if `features` is None; see `ItemIndex.upsert`."""
     encoder = program.trained.encoder
     if features is None:
         if encoder is None:
@@ -118,7 +118,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None)
 
 
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
-    """Rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
+    """Return rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
 
     Raises:
       ValueError: a capacity below the number of items.
@@ -134,7 +134,7 @@ def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -
 
 
 def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
-    """The same rows in batches of exactly `size`; only the last may be shorter. A batch is a tuple of keys and trees [n]."""
+    """Yield same rows in batches of exactly `size`; only the last may be shorter. A batch is a tuple of keys and trees [n]."""
     rest, count = [], 0
     for batch in batches:
         if not len(batch[0].key):
@@ -153,7 +153,7 @@ def rebatch(batches: Iterable[Any], size: int) -> Iterator[Any]:
 
 
 def item_batches(program: ItemProgram, catalogue: Any) -> tuple[Iterator[Batch], int | None]:
-    """Checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are where that is known."""
+    """Return checked batches, of any size, of what `ItemIndex.build` takes, and how many items there are, if known."""
     known = None
     if isinstance(catalogue, Catalogue):
         check_encoding("Catalogue", expected=program.trained.encoding, got=catalogue.encoding)
@@ -179,7 +179,7 @@ def _stream(program: ItemProgram, entries: ItemBatches) -> Iterator[Batch]:
 
 
 def _by_column(table: Any) -> bool:
-    """Whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
+    """Return whether this is raw values by column: a mapping, an Arrow batch or table, a data frame."""
     return isinstance(table, Mapping) or hasattr(table, "columns") or hasattr(table, "column")
 
 

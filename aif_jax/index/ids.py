@@ -34,11 +34,11 @@ class Keys(NamedTuple):
         return "integers" if len(self.key) else None
 
     def take(self, at: Any) -> Keys:
-        """Some of the ids."""
+        """Return some of the ids."""
         return Keys(self.key[at], None if self.mark is None else self.mark[at])
 
     def last(self, name: str) -> np.ndarray:
-        """int64 positions, ascending, of the last occurrence of every id. ValueError for two strings with one hash."""
+        """Return int64 positions, ascending, of the last occurrence of every id. ValueError for two strings with one hash."""
         distinct, first = np.unique(self.key[::-1], return_index=True)
         last = len(self.key) - 1 - first
         if self.mark is not None and (self.mark[last][np.searchsorted(distinct, self.key)] != self.mark).any():
@@ -50,7 +50,7 @@ COLLISION = "expected strings with hashes that differ, got two with one; rename 
 
 
 def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> Keys:
-    """Keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError.
+    """Return keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError.
 
     `short` refuses strings of more than 1,024 characters.
     """
@@ -65,7 +65,7 @@ def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = Tru
 
 
 def string_ids(names: Any) -> np.ndarray:
-    """int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
+    """Return int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
 
     An index hashes strings itself, of at most 1,024 characters each; here they may be longer. Use this to keep integers in the
     retrieval instead, and build the index from them too.
@@ -112,7 +112,7 @@ def _step(mixed: np.ndarray, marks: np.ndarray, character: np.ndarray) -> tuple[
 
 
 def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
-    """`_step` for every character of one string."""
+    """Return `_step` for every character of one string."""
     multiplier, prime = int(MULTIPLIER), int(PRIME)
     for character in characters:
         step = (mixed ^ character) * multiplier & 0xFFFFFFFFFFFFFFFF
@@ -135,17 +135,17 @@ class View(NamedTuple):
     length: int  # keys that have a row
 
     def lookup(self, keys: Keys) -> np.ndarray:
-        """Rows int32 [C] of keys [C], -1 where unknown."""
+        """Return rows int32 [C] of keys [C], -1 where unknown."""
         return self.rows(self.ids.find(keys))
 
     def rows(self, places: np.ndarray) -> np.ndarray:
-        """Rows int32 [C] in this version of the places of keys."""
+        """Return rows int32 [C] in this version of the places of keys."""
         known = np.maximum(places, 0)
         flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
         return np.where(places >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
 
     def items(self) -> tuple[Keys, np.ndarray]:
-        """Keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
+        """Return keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
         rows = self.pages[self.directory].reshape(-1)
         at = np.flatnonzero(rows >= 0)
         at = at[np.argsort(self.ids.flat.key[at])]
@@ -160,14 +160,14 @@ class Numbers:
         self.fresh = fresh
 
     def take(self, count: int) -> np.ndarray:
-        """int32 [count], no longer free."""
+        """Return int32 [count], no longer free."""
         reused = min(count, len(self.free))
         self.free, taken = self.free[: len(self.free) - reused], self.free[len(self.free) - reused :]
         start, self.fresh = self.fresh, self.fresh + count - reused
         return np.concatenate([taken, np.arange(start, self.fresh, dtype=np.int32)])
 
     def give_back(self, numbers: np.ndarray) -> None:
-        """Makes numbers free that no living version reads."""
+        """Make numbers free that no living version reads."""
         self.free = np.concatenate([self.free, numbers])
 
 
@@ -189,7 +189,7 @@ class IdMap:
         return sum(array.nbytes for array in (*self.flat, self.pages) if array is not None)
 
     def fill(self, keys: Keys) -> View:
-        """The first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
+        """Return the first version of a new map: distinct keys [n] with rows 0 to n - 1, written sorted by bucket: fast."""
         packed = np.sort((self.home(keys.key) << 32) | np.arange(len(keys.key)))
         bucket, order = packed >> 32, packed & 0xFFFFFFFF
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
@@ -212,7 +212,7 @@ class IdMap:
         return int(MAX_LOAD * self.keys.size) - self.used
 
     def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
-        """A version with rows int32 [n] for distinct keys [n] (-1 to forget); rows and pages that only older versions read."""
+        """Return a version with rows int32 [n] for distinct keys [n] (-1 to forget), and rows and pages of older ones alone."""
         parts = [self.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
         places = np.concatenate([np.zeros(0, np.int64), *parts])
         before = view.rows(places)
@@ -230,21 +230,21 @@ class IdMap:
         return View(self, self.pages, directory, length), before[before >= 0], old[old > 0]
 
     def home(self, key: np.ndarray) -> np.ndarray:
-        """The bucket where a key belongs: the high bits of a multiplicative hash."""
+        """Return the bucket where a key belongs: the high bits of a multiplicative hash."""
         mixed = key.view(np.uint64)
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         bits = len(self.keys).bit_length() - 1
         return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
     def find(self, keys: Keys) -> np.ndarray:
-        """Places int64 [C] of keys, -1 where the map does not have them."""
+        """Return places int64 [C] of keys, -1 where the map does not have them."""
         places = self._find(keys.key)
         if keys.mark is not None and self.flat.mark is not None:
             places[self.flat.mark[places] != keys.mark] = -1
         return places
 
     def add(self, keys: Keys) -> np.ndarray:
-        """Places of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
+        """Return places of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
         places = self._find(keys.key)
         if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[places] != keys.mark)[places >= 0].any():
             raise ValueError(f"ids: {COLLISION}")

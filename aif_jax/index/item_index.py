@@ -70,7 +70,7 @@ class Manifest:
     nbytes: int
 
     def check_model(self, path: str | Path, trained: Trained) -> None:
-        """Raises unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
+        """Raise unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
         if self.config != trained.config:
             lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
             raise ValueError(f"{path}: expected config and schema of the model, got others; {REBUILD}:\n{listed(lines)}")
@@ -80,7 +80,7 @@ class Manifest:
 
 
 def inspect(path: str | Path) -> Manifest:
-    """Reads the manifest of a snapshot.
+    """Read the manifest of a snapshot.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -102,7 +102,7 @@ def inspect(path: str | Path) -> Manifest:
 
 
 def verify(path: str | Path) -> Manifest:
-    """Reads every array of a snapshot and compares it with its checksum.
+    """Read every array of a snapshot and compare it with its checksum.
 
     Raises:
       FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
@@ -159,7 +159,7 @@ class ItemIndex:
     """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(self, store: Store, view: View):
-        """The latest snapshot of a store. Not for callers: see `build`."""
+        """Wrap the latest snapshot of a store. Not for callers: see `build`."""
         store.head = weakref.ref(self)
         self._store, self._view, self._program, self.trained = store, view, store.program, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
@@ -179,7 +179,7 @@ class ItemIndex:
         mesh: Any = None,
         progress: bool = True,
     ) -> ItemIndex:
-        """Runs the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
+        """Run the item function over a catalogue; host memory is bounded by a few batches and some 20 bytes an item for ids.
 
         Args:
           trained: model whose item function runs. Features and catalogues that another encoder made are refused. Its parameters
@@ -203,7 +203,7 @@ class ItemIndex:
 
     @classmethod
     def load(cls, path: str | Path, trained: Trained, *, capacity: int | None = None, mesh: Any = None) -> ItemIndex:
-        """Reads a snapshot and checks that it belongs to a model.
+        """Read a snapshot and check that it belongs to a model.
 
         Args:
           capacity: rows of the table; None leaves an eighth free.
@@ -231,7 +231,7 @@ class ItemIndex:
         cls, trained: Trained, parts: Iterable[Any],
         *, items: int | None = None, capacity: int | None = None, mesh: Any = None, progress: bool = True,
     ) -> ItemIndex:  # fmt: skip
-        """Merges rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
+        """Merge rows that `engines.ItemJob` encoded, wherever it ran, in bounded memory; equals `build` bit for bit.
 
         Args:
           parts: Arrow record batches or tables, such as `pyarrow.dataset.dataset(folder).to_batches()`. Storage and batch size
@@ -253,7 +253,7 @@ class ItemIndex:
 
     @classmethod
     def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
-        """The index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
+        """Return the index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
 
         Args:
           rows: NumPy arrays [n] by dotted name, such as "vector".
@@ -268,7 +268,7 @@ class ItemIndex:
         return cls(store, store.assign(keys, keys.kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
-        """Writes this snapshot into a new folder, which appears complete or not at all. Updates may continue.
+        """Write this snapshot into a new folder, which appears complete or not at all. Updates may continue.
 
         Args:
           path: a local folder that does not exist yet.
@@ -287,7 +287,7 @@ class ItemIndex:
         sealed.write(path, trees, record, format=FORMAT)
 
     def __len__(self) -> int:
-        """Items in this snapshot."""
+        """Return items in this snapshot."""
         return self._view.length
 
     def __repr__(self) -> str:
@@ -321,7 +321,7 @@ class ItemIndex:
         return self._store.ids.nbytes + self._view.directory.nbytes
 
     def reading(self) -> AbstractContextManager[Packed]:
-        """`with index.reading() as table:` lends the stored rows, for `decode`, while a computation on them is dispatched.
+        """Lend, in `with index.reading() as table:`, the stored rows, for `decode`, while a computation on them is dispatched.
 
         Leave the block once the compiled function has returned, also before its result is ready: updates wait for the block.
         Do not use the arrays afterwards, and do not enter it twice in one thread.
@@ -329,12 +329,12 @@ class ItemIndex:
         return self._store.reading()
 
     def copy_table(self) -> Packed:
-        """A copy of the stored rows [capacity, ...] on the device, yours to keep."""
+        """Return a copy of the stored rows [capacity, ...] on the device, yours to keep."""
         with self.reading() as table:
             return jax.tree.map(jnp.copy, table)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Rows int32 [C] of raw ids [C], -1 where this snapshot lacks the id, and mask bool [C], true where it has it.
+        """Return rows int32 [C] of raw ids [C], -1 where this snapshot lacks the id, and mask bool [C], true where it has it.
 
         An int64 array of ids takes the least time.
 
@@ -347,17 +347,17 @@ class ItemIndex:
         return rows, rows >= 0
 
     def take(self, ids: Any) -> tuple[Any, np.ndarray]:
-        """The decoded rows of some items on the host [C], and the mask [C] of those that are there: to inspect an index."""
+        """Return decoded rows of some items on the host [C], and the mask [C] of those that are there: to inspect an index."""
         rows, mask = self.lookup(ids)
         return self._on_host(_decode_stored, rows.clip(0)), mask
 
     def stored(self, *, decoded: bool = False) -> tuple[np.ndarray, Any]:
-        """ids int64 [n], ascending, and their rows [n] on the host: columns as compact as the table has them, or decoded."""
+        """Return ids int64 [n], ascending, and their rows [n] on the host: columns as the table has them, or decoded."""
         keys, rows = self._view.items()
         return keys.key, self._on_host(_decode_stored if decoded else _columns, rows)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None) -> ItemIndex:
-        """A snapshot with some items new or changed.
+        """Return a snapshot with some items new or changed.
 
         Args:
           ids: raw ids [n]; of a repeated id the last entry counts. Without `features`: raw columns [n] as the items file
@@ -378,7 +378,7 @@ class ItemIndex:
         return self._changed(keys, lambda base: base._program, features)
 
     def _changed(self, keys: Keys, run: Callable[[ItemIndex], Any], items: Any) -> ItemIndex:
-        """The snapshot with rows that `run` makes of items [n], all different."""
+        """Return the snapshot with rows that `run` makes of items [n], all different."""
         count, latest = len(keys.key), self._store.head() is self and self._store.fits(keys)
         base = self if latest else self._copy(least=count, kind=keys.kind)
         rows = base._store.rows.take(count)
@@ -390,7 +390,7 @@ class ItemIndex:
             raise
 
     def delete(self, ids: Any) -> ItemIndex:
-        """A snapshot without some items. Unknown ids are ignored, so a replay does no harm.
+        """Return a snapshot without some items. Unknown ids are ignored, so a replay does no harm.
 
         Raises:
           TypeError: ids of another kind than the index has.
@@ -404,7 +404,7 @@ class ItemIndex:
         return base._next(keys, np.full(len(keys.key), -1, np.int32))
 
     def compact(self, *, capacity: int | None = None) -> ItemIndex:
-        """A copy in new memory, rows by ascending id from row 0 on.
+        """Return a copy in new memory, rows by ascending id from row 0 on.
 
         What it holds depends on the items alone, not on the history of updates: it equals the compact copy of a rebuild bit
         for bit. Costs a pass over the table. Use it to give memory back after many deletions.
@@ -420,13 +420,13 @@ class ItemIndex:
         return ItemIndex(self._store, view)
 
     def _copy(self, *, least: int = 0, capacity: int | None = None, kind: Any = None) -> ItemIndex:
-        """A copy in new memory with room for at least so many more items."""
+        """Return a copy in new memory with room for at least so many more items."""
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
         return ItemIndex(*self._store.copy(self._view, self._program, capacity=capacity, kind=self.kind or kind))
 
     def _on_host(self, run: Callable[[Packed], Any], rows: np.ndarray) -> Any:
-        """What a compiled function makes of stored rows [n], on the host: a batch on the device at a time."""
+        """Return what a compiled function makes of stored rows [n], on the host: a batch on the device at a time."""
         program = self._store.program
         shapes = jax.eval_shape(run, program.shapes())
         whole = jax.tree.map(lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), shapes)
@@ -439,7 +439,7 @@ class ItemIndex:
 
 
 def _tree_of(rows: Mapping[str, np.ndarray], count: int, program: ItemProgram) -> Any:
-    """The columns of decoded rows [count] by dotted name, as the tree that the program packs; ValueError for others."""
+    """Return the columns of decoded rows [count] by dotted name, as the tree that the program packs; ValueError for others."""
     shapes = jax.eval_shape(unpack, program.shapes())
     wanted = leaves_by_path(shapes, separator=".")
     expect_names(dict(rows), "rows", wanted)
@@ -459,7 +459,7 @@ def _decode_stored(stored: Packed) -> Any:
 
 
 def integer(value: Any, name: str, *, most: int = LAST) -> int:
-    """A number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
+    """Return a number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
             number = operator.index(value)
@@ -469,10 +469,10 @@ def integer(value: Any, name: str, *, most: int = LAST) -> int:
 
 
 def partition_of(value: Any) -> int:
-    """A partition's number; raises as `integer`."""
+    """Return a partition's number; raises as `integer`."""
     return integer(value, "partition", most=LAST_PARTITION)
 
 
 def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
-    """Positions in a stream by partition, checked; {} of None. Raises as `integer`."""
+    """Return positions in a stream by partition, checked; {} of None. Raises as `integer`."""
     return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}

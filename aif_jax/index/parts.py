@@ -43,12 +43,12 @@ class Part(NamedTuple):
     batch: Any  # Arrow record batch or table
 
     def place(self, row: int) -> str:
-        """Where a row of these is."""
+        """Return where a row of these is."""
         return f"{self.name}, row {row}"
 
 
 def schema(kind: Kind) -> Any:
-    """The Arrow schema of encoded rows with ids of a kind."""
+    """Return the Arrow schema of encoded rows with ids of a kind."""
     arrow = pyarrow()
     named = {"id": arrow.int64() if kind == "integers" else arrow.string(), "row": arrow.binary()}
     stamp = {"version": arrow.string(), "storage": arrow.string(), "batch_size": arrow.int32()}
@@ -56,7 +56,7 @@ def schema(kind: Kind) -> Any:
 
 
 def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion) -> Any:
-    """An Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
+    """Return an Arrow record batch of raw ids [n], int64 or strings, and the words uint32 [n, W] of their rows, below 2 GiB."""
     arrow, count = pyarrow(), len(words)
     limit = "encoded rows below 2 GiB, the limit of an Arrow array"
     expect(words.nbytes < 1 << 31, "batch_size", limit, f"{words.nbytes} bytes")
@@ -71,7 +71,7 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion) -> Any:
 
 
 def read(batches: Iterable[Any]) -> Iterator[Part]:
-    """Numbered Arrow record batches; empty ones are left out. Raises TypeError for anything else."""
+    """Yield numbered Arrow record batches; empty ones are left out. Raises TypeError for anything else."""
     if not isinstance(batches, Iterable) or hasattr(batches, "schema") or isinstance(batches, str):
         raise TypeError(f"parts: expected an iterable of Arrow batches, got {type(batches).__name__}")
     for number, batch in enumerate(batches):
@@ -82,7 +82,7 @@ def read(batches: Iterable[Any]) -> Iterator[Part]:
 
 
 def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowVersion, Iterator[Part]]:
-    """How rows of a version are stored, and the rows, see `read`: as the first one says, or without any as float32 in batches
+    """Return how rows of a version are stored, and the rows, see `read`: as the first says, or as float32 without any, in parts
     of that size. Raises ValueError for missing columns, or for what no job writes.
     """
     stream = read(parts)
@@ -98,7 +98,7 @@ def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowV
 
 
 def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]:
-    """Raw ids [n], int64 or a list of strings, and words uint32 [n, W = width].
+    """Return raw ids [n], int64 or a list of strings, and words uint32 [n, W = width].
 
     Raises:
       VersionMismatch: a row of another version; ValueError: of another storage, batch size or width, missing columns, nulls.
@@ -126,7 +126,7 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
 
 
 def _columns(part: Part) -> dict[str, Any]:
-    """The columns of `schema` by name, each one Arrow array without nulls; ValueError for others."""
+    """Return the columns of `schema` by name, each one Arrow array without nulls; ValueError for others."""
     arrow, names = pyarrow(), ("id", "row", *RowVersion._fields)
     present = part.batch.schema.names
     missing = [name for name in names if present.count(name) != 1]

@@ -41,7 +41,7 @@ class ReadWriteLock:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Held while arrays are read or given to a compiled function; not until its result is there."""
+        """Hold the lock while arrays are read or given to a compiled function; not until its result is there."""
         with self._entry, self._left:
             self._readers += 1
         try:
@@ -53,7 +53,7 @@ class ReadWriteLock:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Held while arrays are replaced."""
+        """Hold the lock while arrays are replaced."""
         with self._entry:
             with self._left:
                 self._left.wait_for(lambda: not self._readers)
@@ -84,24 +84,24 @@ class ItemProgram:
         self._compiled = _compiled(trained.model.item, storage)
 
     def __call__(self, features: ItemFeatures) -> Packed:
-        """Stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
+        """Return stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
         return self._compiled(self.trained.params, self._placed(features))
 
     def packed(self, columns: Any) -> Packed:
-        """Stored rows [batch_size] of the columns of at most `batch_size` rows."""
+        """Return stored rows [batch_size] of the columns of at most `batch_size` rows."""
         return _pack(self._placed(columns))
 
     def words(self, words: np.ndarray) -> Packed:
-        """Stored rows [batch_size] of the words uint32 of at most `batch_size` rows."""
+        """Return stored rows [batch_size] of the words uint32 of at most `batch_size` rows."""
         return Packed(words=self._placed(words), layout=self.shapes().layout)
 
     def shapes(self) -> Packed:
-        """Shapes and dtypes of one batch of stored rows."""
+        """Return shapes and dtypes of one batch of stored rows."""
         specs = item_specs(self.trained.config.schema, lead=(self.batch_size,))
         return jax.eval_shape(self._compiled, self.trained.params, specs)
 
     def _placed(self, rows: Any) -> Any:
-        """A batch of at most `batch_size` rows from the host, filled up with zeros, ready for a compiled function."""
+        """Return a batch of at most `batch_size` rows from the host, filled up with zeros, ready for a compiled function."""
         padded = jax.tree.map(lambda leaf: _pad(np.asarray(leaf), self.batch_size), rows)
         # On one device the compiled function sends NumPy arrays itself, in less time than an explicit transfer takes.
         return padded if self.mesh is None else jax.device_put(padded, self.rows_sharding)
@@ -133,51 +133,51 @@ class Store:
         return len(self.rows.free) + self.capacity - self.rows.fresh
 
     def fits(self, keys: Keys) -> bool:
-        """Whether a change of these ids finds room in table and id map, which holds ids of their kind."""
+        """Return whether a change of these ids finds room in table and id map, which holds ids of their kind."""
         count = len(keys.key)
         return keys.kind in (None, self.ids.kind) and count <= min(self.room, self.ids.room)
 
     @contextmanager
     def reading(self) -> Iterator[Packed]:
-        """The arrays, lent until a computation on them is dispatched."""
+        """Lend the arrays until a computation on them is dispatched."""
         with self.lock.reading():
             yield self._table
 
     def read(self, rows: np.ndarray) -> Packed:
-        """Stored rows [batch_size] on the device, at most `batch_size` of them."""
+        """Return stored rows [batch_size] on the device, at most `batch_size` of them."""
         wanted = np.zeros(self.program.batch_size, np.int32)
         wanted[: len(rows)] = rows
         with self.reading() as table:
             return _gather(table, self._replicated(wanted))
 
     def write(self, run: Callable[[Any], Packed], items: Any, rows: np.ndarray) -> None:
-        """Puts what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
+        """Put what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
         for start in range(0, len(rows), self.program.batch_size):
             part = slice(start, start + self.program.batch_size)
             made = run(take(items, part))
             self._put(jax.block_until_ready(made), rows[part])  # a reader, perhaps an event loop, must not wait for it
 
     def append(self, stored: Packed, count: int) -> None:
-        """Puts a batch of stored rows, of which `count` are items, into the next rows of a new store."""
+        """Put a batch of stored rows, of which `count` are items, into the next rows of a new store."""
         self._put(stored, self.rows.take(count))
 
     def resize(self, capacity: int) -> None:
-        """Makes the table longer or shorter while it is filled for the first time, before there is a snapshot."""
+        """Make the table longer or shorter while it is filled for the first time, before there is a snapshot."""
         with self.lock.writing():
             self._table = _resized(capacity, self.program.rows_sharding)(self._table)
         self.capacity = capacity
 
     def assign(self, keys: Keys, kind: Kind | None) -> View:
-        """The first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
+        """Return the first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
         self.ids = IdMap(self.capacity, kind)
         return self.ids.fill(keys)
 
     def retire(self, snapshot: Any, rows: np.ndarray, pages: np.ndarray) -> None:
-        """Takes `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
+        """Take `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
         self._retired.append((weakref.ref(snapshot), rows, pages))
 
     def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
-        """The rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
+        """Return rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
         keys, rows = view.items()
         new = Store(program, capacity=capacity)
         for start in range(0, len(rows), self.program.batch_size):
@@ -186,7 +186,7 @@ class Store:
         return new, new.assign(keys, kind)
 
     def _put(self, stored: Packed, rows: np.ndarray) -> None:
-        """Writes a batch of stored rows in place."""
+        """Write a batch of stored rows in place."""
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
         with self.lock.writing():
@@ -224,7 +224,7 @@ def _gather(table: Packed, rows: jax.Array) -> Packed:
 
 @lru_cache(maxsize=32)
 def _zeros(shape: tuple[int, int], placed: Any) -> Any:
-    """Compiled, so that the array owns its memory and can be written in place."""
+    """Return compiled, so that the array owns its memory and can be written in place."""
     return jax.jit(lambda: jnp.zeros(shape, jnp.uint32), out_shardings=placed)
 
 

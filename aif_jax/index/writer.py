@@ -47,7 +47,7 @@ class Lease:
         self._close: Callable[[], Any] = lambda: None
 
     def take(self, *, above: int = 0, takeover: bool = False) -> None:
-        """Becomes the owner, with a number above `above`; `takeover` takes it from a living owner. WriterConflict otherwise."""
+        """Become the owner, with a number above `above`; `takeover` takes it from a living owner. WriterConflict otherwise."""
         self.directory.mkdir(parents=True, exist_ok=True)
         before = self._claims()
         last = max(before, default=0)
@@ -70,7 +70,7 @@ class Lease:
             path.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises WriterConflict unless this is the owner."""
+        """Raise WriterConflict unless this is the owner."""
         if not self.number:
             raise WriterConflict(f"{self.directory}: this writer is closed; resume to go on")
         claims = self._claims()
@@ -80,7 +80,7 @@ class Lease:
             raise WriterConflict(f"{taken}; this writer (owner {self.number}) saves no more; stop it")
 
     def release(self, *, undo: bool = False) -> None:
-        """Lets the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""
+        """Let the next owner in; `undo` also removes the claim, and the directory where nothing else is in it."""
         if undo and self.number:
             (self.directory / f".owner-{self.number:06d}").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ class Lease:
 
 
 def _locked(path: Path) -> bool:
-    """Whether the process that made a claim holds it."""
+    """Return whether the process that made a claim holds it."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as claim:
         try:
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +158,7 @@ class IndexWriter:
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
-        """A writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
+        """Return a writer for a directory without snapshots; saves the first one before it returns. Arguments as the class.
 
         Raises:
           FileExistsError: there are snapshots in `directory`.
@@ -180,7 +180,7 @@ class IndexWriter:
     def resume(
         cls, directory: str | Path, trained: Trained, *, mesh: Any = None, takeover: bool = False, **options: Any
     ) -> IndexWriter:
-        """A writer that continues the newest complete snapshot; replay each partition after its entry in `writer.positions`.
+        """Return a writer that continues the newest complete snapshot; replay partitions after their `writer.positions`.
 
         Args:
           mesh: see `ItemIndex.load`.
@@ -223,7 +223,7 @@ class IndexWriter:
         return dict(self._saved_positions)
 
     def upsert(self, ids: Any, features: ItemFeatures | None = None, *, position: int, partition: int = 0) -> bool:
-        """Applies an update of some items; False where the position is not after the partition's last one: applied already.
+        """Apply an update of some items; False where the position is not after the partition's last one: applied already.
 
         Args:
           ids, features: see `ItemIndex.upsert`.
@@ -236,11 +236,11 @@ class IndexWriter:
         return self._apply(lambda index: index.upsert(ids, features), position, partition)
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
-        """Applies a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
+        """Apply a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
         return self._apply(lambda index: index.delete(ids), position, partition)
 
     def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
-        """Applies several changes of one partition, in order, as one: all of them are in, or none.
+        """Apply several changes of one partition, in order, as one: all of them are in, or none.
 
         Args:
           changes: pairs of what `ItemIndex.upsert` takes as (ids, features), and None; or of None and ids to delete.
@@ -257,11 +257,11 @@ class IndexWriter:
         return self._apply(run, position, partition)
 
     def begin_push(self) -> None:
-        """From now on updates are also recorded for a new version; build it from a catalogue at least as new as `positions`."""
+        """Begin to record updates for a new version as well; build it from a catalogue at least as new as `positions`."""
         self._pushing = []
 
     def finish_push(self, index: ItemIndex) -> ItemIndex:
-        """Applies the updates since `begin_push` to a new version, makes it the latest snapshot, saves and returns it.
+        """Apply the updates since `begin_push` to a new version, make it the latest snapshot, save and return it.
 
         Raises:
           RuntimeError: no push was begun.
@@ -275,12 +275,12 @@ class IndexWriter:
         return index
 
     def tick(self) -> None:
-        """Saves a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
+        """Save a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
         if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
             self.snapshot()
 
     def snapshot(self) -> None:
-        """Saves the index now and removes the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
+        """Save the index now and remove the oldest snapshots beyond `keep`; may raise OSError, WriterConflict."""
         self._tried_changes, self._tried_at = self._changes, self._clock()
         self._snapshots += 1
         self._lease.check()
@@ -290,7 +290,7 @@ class IndexWriter:
         self._remove_old()
 
     def close(self) -> None:
-        """Saves what is not on disk yet and releases the directory; may raise OSError, WriterConflict."""
+        """Save what is not on disk yet and releases the directory; may raise OSError, WriterConflict."""
         try:
             if self._saved_changes < self._changes:
                 self.snapshot()
@@ -304,7 +304,7 @@ class IndexWriter:
         self.close()
 
     def _apply(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
-        """Runs a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
+        """Run a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
         position, partition = integer(position, "position"), partition_of(partition)
         if partition in self._positions and position <= self._positions[partition]:
             return False
@@ -322,7 +322,7 @@ class IndexWriter:
         return by_count or (self._every_seconds is not None and self._clock() - self._tried_at >= self._every_seconds)
 
     def _remove_old(self) -> None:
-        """Removes what is beyond `keep`; where that fails, the next save tries again."""
+        """Remove what is beyond `keep`; where that fails, the next save tries again."""
         try:
             for old in snapshots(self.directory)[: -self._keep]:
                 remove_folder(old)
@@ -332,12 +332,12 @@ class IndexWriter:
 
 
 def snapshots(directory: str | Path) -> list[Path]:
-    """The complete snapshots in a writer's directory, oldest first."""
+    """Return the complete snapshots in a writer's directory, oldest first."""
     folders = local(directory).glob("[0-9]*-[0-9]*")
     return sorted((folder for folder in folders if SNAPSHOT.fullmatch(folder.name) and sealed.is_complete(folder)), key=_number)
 
 
 def _number(snapshot: Path) -> tuple[int, int]:
-    """Number of the owner, and of the snapshot."""
+    """Return the number of the owner, and of the snapshot."""
     owner, number = snapshot.name.split("-")
     return int(owner), int(number)

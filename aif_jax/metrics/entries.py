@@ -47,7 +47,7 @@ class Calibration(NamedTuple):
 
 
 def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half; O(n log n).
+    """Return area under the ROC curve: the chance that a positive scores above a negative, ties counting one half; O(n log n).
 
     (pairs won + pairs tied / 2) / (positives * negatives)
 
@@ -68,7 +68,7 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
 
 
 def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting: Weighting = "requests") -> Averaged:
-    """Group AUC: the mean of the AUC within each group, as a rule a user or a request.
+    """Return group AUC: the mean of the AUC within each group, as a rule a user or a request.
 
     sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g ("requests") or 1 ("mean")
 
@@ -96,7 +96,7 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
 def groups_auc(
     scores: Any, labels: Any, groups: Any, *, where: Any, weighting: Weighting
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """What `gauc` averages: groups [G] with both classes, their AUC and weights float64 [G]; and how many have one class."""
+    """Return what `gauc` averages: groups [G] with both classes, AUC and weights float64 [G]; and how many have one."""
     known = get_args(Weighting)
     expect(weighting in known, "weighting", f"one of {known}", repr(weighting))
     scores, labels, valid = _checked(scores, labels, where)
@@ -115,7 +115,7 @@ def groups_auc(
 
 
 def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
-    """Mean of -log of the probability that the model gave to what happened, in nats: log(1 + exp(-s)) for a positive.
+    """Return mean of -log of the probability that the model gave to what happened, in nats: log(1 + exp(-s)) for a positive.
 
     Args:
       scores: logits; `labels`, `where` as in `auc`.
@@ -159,7 +159,7 @@ class Deciles(NamedTuple):
 
 
 def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Calibration:
-    """Predicted against observed: the overall ratio, and the error by bins of equal width in probability.
+    """Return predicted against observed: the overall ratio, and the error by bins of equal width in probability.
 
     ratio = sum of sigmoid(s) / positives; error = sum over bins of |sum of sigmoid(s) - positives| in the bin / entries
 
@@ -184,12 +184,12 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
 
 
 def bin_of(probability: np.ndarray, bins: int) -> np.ndarray:
-    """int64 [n], the bin of equal width of each probability."""
+    """Return int64 [n], the bin of equal width of each probability."""
     return np.minimum((probability * bins).astype(np.int64), bins - 1)
 
 
 def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Deciles:
-    """Predicted against observed by deciles of the prediction: where a model promises too much, and to whom.
+    """Return predicted against observed by deciles of the prediction: where a model promises too much, and to whom.
 
     Entries are sorted by probability and cut into bins of equal size; a bin has the mean of its probabilities and of its
     labels.
@@ -221,7 +221,7 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
 
 
 def probabilities_of(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Probabilities, positives and weights of the valid entries, flat; None without weights."""
+    """Return probabilities, positives and weights of the valid entries, flat; None without weights."""
     others = {} if weights is None else {"weights": np.asarray(weights, np.float64)}
     flat, positive, *given = flat_entries(scores, labels, where, **others)
     for weight in given:
@@ -231,7 +231,7 @@ def probabilities_of(scores: Any, labels: Any, where: Any, weights: Any) -> tupl
 
 
 def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By group: twice the pairs won (a tie is one half), positives, negatives; int64 [groups], so exact for every order."""
+    """Return by group: twice the pairs won (a tie is one half), positives, negatives; int64 [groups], exact in any order."""
     n = len(scores)
     if not n:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -250,17 +250,17 @@ def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) 
 
 
 def ratio(above: Any, below: Any) -> float:
-    """The quotient; NaN where there is nothing to divide by."""
+    """Return the quotient; NaN where there is nothing to divide by."""
     return float(above / below) if below else math.nan
 
 
 def check_at_least_one(number: int, name: str) -> None:
-    """Raises ValueError unless `number` is an integer of at least 1."""
+    """Raise ValueError unless `number` is an integer of at least 1."""
     expect(isinstance(number, int | np.integer) and number >= 1, name, "an integer of at least 1", repr(number))
 
 
 def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
+    """Return scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
     scores, labels, valid = _checked(scores, labels, where, graded=graded)
     expect(scores.ndim > 0, "scores", "lists [..., C]", "a single number")
     shape = (math.prod(scores.shape[:-1]), scores.shape[-1])
@@ -271,14 +271,14 @@ def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False
 
 
 def flat_entries(scores: Any, labels: Any, where: Any, **others: Any) -> tuple[np.ndarray, ...]:
-    """Scores float64 [n] and positive bool [n] of the valid entries, then `others` [n], such as users, broadcast to scores."""
+    """Return scores float64 [n] and positive bool [n] of valid entries, then `others` [n], such as users, of the same."""
     scores, labels, valid = _checked(scores, labels, where)
     spread = (_broadcast(np.asarray(values), name, scores.shape)[valid] for name, values in others.items())
     return scores[valid], labels[valid] != 0, *spread
 
 
 def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores float64, labels and mask, all of the shape of `scores`."""
+    """Return scores float64, labels and mask, all of the shape of `scores`."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     expect(labels.shape == scores.shape, "labels", f"the shape of scores {scores.shape}", labels.shape)
     valid = np.asarray(True if where is None else where)
@@ -305,7 +305,7 @@ def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarr
 
 
 def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
-    """HR@k: the share of lists with at least one positive among their k highest scores; with one positive it is recall@k.
+    """Return HR@k: the share of lists with at least one positive among their k highest scores; recall@k if there is one.
 
     Where a tie straddles rank k, a list counts with the probability that a random order of the tie makes a hit.
 
@@ -336,7 +336,7 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Ave
 
 
 def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
-    """Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
+    """Return Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
 
     Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
     Positives of a tie that straddles rank k count with the share of it that fits. Args, Returns, Raises as `hit_rate_at_k`.
@@ -354,7 +354,7 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Avera
 
 
 def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
-    """NDCG@k: discounted gain of the k highest scores over that of the best order; the mean over lists.
+    """Return NDCG@k: discounted gain of the k highest scores over that of the best order; the mean over lists.
 
     DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
 
@@ -381,7 +381,7 @@ def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Average
 
 
 def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
-    """The k highest scores of each list as labels bool [..., C], for the recall of a ranker's top in another model's.
+    """Return the k highest scores of each list as labels bool [..., C], for the recall of a ranker's top in another model's.
 
     Of tied scores the first are taken, so that there are exactly k. Args and Raises as `hit_rate_at_k`.
 
@@ -397,7 +397,7 @@ def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
 
 
 def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | None = None, where: Any = None) -> Averaged:
-    """Ranker recall@k: the share of a ranker's top that is among the k highest scores; the mean over lists.
+    """Return ranker recall@k: the share of a ranker's top that is among the k highest scores; the mean over lists.
 
     Args:
       scores: scores of the pre-ranker [..., C].
@@ -421,7 +421,7 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
 
 
 def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Averaged:
-    """Agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
+    """Return agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
 
     (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order.
     Compares C^2 pairs a list.
@@ -448,7 +448,7 @@ def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Av
 
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of lists [B, C]: bool above the k-th highest score, bool tied with it, and how many of the tied are in the top k [B]."""
+    """Return for lists [B, C]: bool above the k-th highest score, bool tied with it, and how many ties are in the top k [B]."""
     check_at_least_one(k, "k")
     columns = scores.shape[1]
     if not columns:
@@ -461,7 +461,7 @@ def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, n
 
 
 def _mean_of_lists(values: np.ndarray, positives: np.ndarray) -> Averaged:
-    """The mean over the lists that have a positive."""
+    """Return the mean over the lists that have a positive."""
     defined = positives > 0
     used = int(defined.sum())
     return Averaged(ratio(values[defined].sum(), used), used, len(defined) - used)

@@ -52,7 +52,7 @@ class Interval(NamedTuple):
 
 
 def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
-    """`gauc` before it is averaged; users with one class only are left out. Arguments as for `gauc`.
+    """Return `gauc` before it is averaged; users with one class only are left out. Arguments as for `gauc`.
 
     Example:
       >>> gauc_by_user([0.2, 0.9, 0.3, 0.3], [0, 1, 0, 1], [7, 7, 8, 8]).values.tolist()
@@ -62,7 +62,7 @@ def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> 
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:
-    """The mean of a value of each request, such as 1 for a hit: float [R] and integer users [R]; a user weighs by requests.
+    """Return mean of a value of each request, such as 1 for a hit: float [R] and integer users [R]; a user weighs by requests.
 
     Example:
       >>> mean_by_user([1, 0, 1], [3, 3, 5]).mean
@@ -75,7 +75,7 @@ def mean_by_user(values: Any, users: Any) -> ByUser:
 
 
 def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> ByUser:
-    """`auc`, whose pairs cross users, as a plain mean over users: its linear approximation in how often each user is drawn.
+    """Return `auc`, whose pairs cross users, as a plain mean over users: linear in how often each user is drawn.
 
     A user's value is AUC + U (sum of its positives' shares of negatives below, and of its negatives' shares of positives
     above, each less AUC, over all positives and over all negatives), as in the clustered error of Obuchowski 1997.
@@ -99,7 +99,7 @@ def auc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> B
 
 
 def ratio_by_user(above: Any, below: Any, users: Any) -> ByUser:
-    """sum(above) / sum(below) of entries [n], such as a calibration, as a plain mean over users, linear as `auc_by_user`.
+    """Return sum(above) / sum(below) of entries [n], such as a calibration, as a plain mean over users, as `auc_by_user`.
 
     Example:
       >>> ratio_by_user([1.0, 2.0], [2.0, 2.0], [7, 8]).values.tolist()
@@ -115,7 +115,7 @@ def ratio_by_user(above: Any, below: Any, users: Any) -> ByUser:
 def probabilities_by_user(
     scores: Any, labels: Any, users: Any, *, where: Any = None, weights: Any = None, bins: int = 10
 ) -> dict[str, ByUser]:
-    """`log_loss`, and ratio and error of `calibration` as "calibration" and "calibration_error", before they are averaged.
+    """Return `log_loss`, and ratio and error of `calibration` as "calibration" and "calibration_error", not averaged.
 
     The error counts each bin as predicting too much or too little, as it does over all users. Arguments as for `calibration`.
 
@@ -136,14 +136,14 @@ def probabilities_by_user(
 
 
 def _linear(value: float, share: np.ndarray, users: np.ndarray) -> ByUser:
-    """A plain mean over users of value + U (sum of the user's shares of the error)."""
+    """Return a plain mean over users of value + U (sum of the user's shares of the error)."""
     unique, place = np.unique(users, return_inverse=True)
     moved = len(unique) * np.bincount(place, share, len(unique))
     return ByUser(unique.astype(np.int64), value + moved, np.ones(len(unique)))
 
 
 def user_interval(metric: ByUser, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean and its percentile interval over resampled users.
+    """Return the mean and its percentile interval over resampled users.
 
     Args:
       metric: from `gauc_by_user`, `mean_by_user`, `auc_by_user` or `ratio_by_user`.
@@ -157,7 +157,7 @@ def user_interval(metric: ByUser, *, draws: int = DRAWS, level: float = 0.95, se
 def user_intervals(
     metrics: Mapping[str, ByUser], *, draws: int = DRAWS, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """`user_interval` of several metrics by name, over the same draws."""
+    """Return `user_interval` of several metrics by name, over the same draws."""
     means = _resampled(list(metrics.values()), draws, seed)
     return {
         name: Interval(metric.mean, *_bounds(drawn, level))
@@ -168,7 +168,7 @@ def user_intervals(
 def paired_interval(
     metric: ByUser, other: ByUser, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """metric - other, or metric / other, where both are resampled by the same users.
+    """Return metric - other, or metric / other, where both are resampled by the same users.
 
     Args:
       metric, other: metrics of two models on the same requests; users of one alone count for it alone.
@@ -187,7 +187,7 @@ def paired_intervals(
     metrics: Mapping[str, ByUser], others: Mapping[str, ByUser],
     *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0,
 ) -> dict[str, Interval]:  # fmt: skip
-    """`paired_interval` of the metrics that both have by name, over the same draws."""
+    """Return `paired_interval` of the metrics that both have by name, over the same draws."""
     names, found = [name for name in metrics if name in others], {}
     means = _resampled([of[name] for name in names for of in (metrics, others)], draws, seed)
     for name, ours, theirs in zip(names, means[::2], means[1::2], strict=True):
@@ -200,7 +200,7 @@ def paired_intervals(
 
 
 def _resampled(metrics: list[ByUser], draws: int, seed: int) -> np.ndarray:
-    """Means float64 [metrics, draws], all over the same draws of users, or of random groups of users where there are many."""
+    """Return means float64 [metrics, draws], all over the same draws of users, or of random groups of many."""
     expect(draws >= 1, "draws", "at least 1", draws)
     users = np.unique(np.concatenate([metric.users for metric in metrics])) if metrics else np.zeros(0, np.int64)
     random, size = np.random.default_rng(seed), min(len(users), GROUPS)

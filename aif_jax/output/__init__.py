@@ -27,7 +27,7 @@ class Bar(tqdm):
 
 @contextlib.contextmanager
 def hidden(hide: bool = True) -> Iterator[None]:
-    """No bar within, if `hide`: what `--quiet` does."""
+    """Show no bar within, if `hide`: what `--quiet` does."""
     token = _quiet.set(hide or _quiet.get())
     try:
         yield
@@ -36,12 +36,12 @@ def hidden(hide: bool = True) -> Iterator[None]:
 
 
 def say(line: str, *, file: TextIO | None = None) -> None:
-    """Prints a line on stderr, above the bar where there is one."""
+    """Print a line on stderr, above the bar where there is one."""
     tqdm.write(line, file=sys.stderr if file is None else file)
 
 
 def track(values: Iterable[Any] | None = None, *, label: str, unit: str, show: bool = True, **options: Any) -> Bar:
-    """A bar of tqdm over values; without them a context whose `update(count)` counts.
+    """Return a bar of tqdm over values; without them a context whose `update(count)` counts.
 
     Args:
       values: what is iterated and counted.

@@ -32,7 +32,7 @@ def read_cascade(
     candidates: int = CANDIDATES,
     columns: Columns | None = None,
 ) -> Dataset:
-    """Reads the log of a cascade, and gives the data with it. Users, items and times are those of the events; errors as `read`.
+    """Read the log of a cascade, and give the data with it. Users, items and times are those of the events; errors as `read`.
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.cascade" counts
@@ -99,7 +99,7 @@ def read_cascade(
 
 
 def read_candidates(source: Source, data: Dataset) -> np.ndarray:
-    """Reads what retrieval found for requests: int32 [n, N] catalogue rows for each event of the log, for `train.Teacher`.
+    """Read what retrieval found for requests: int32 [n, N] catalogue rows for each event of the log, for `train.Teacher`.
 
     A request is all lines of one user and time; its events are those of the log of that user and time. Lines of requests that
     the log does not have are left out, and so are unknown items, which the logger "aif_jax.readers.cascade" counts.

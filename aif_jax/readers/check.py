@@ -53,7 +53,7 @@ class Lists:
 
 
 def _lists(events: Events, names: list) -> Lists | None:
-    """The lists of some events with actions of these names; None without an event."""
+    """Return the lists of some events with actions of these names; None without an event."""
     count = len(events.user)
     if not count:
         return None
@@ -126,7 +126,7 @@ def _profile(tables: Tables, columns: Columns, events: Events) -> Profile:
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
-    """{} of no values."""
+    """Return {} of no values."""
     if not len(values):
         return {}
     found = np.quantile(values, list(QUANTILES.values()), method="closest_observation")
@@ -138,7 +138,7 @@ def _percent(share: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """A table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
+    """Return a table as lines: the first column to the left, the others to the right; nothing for a table without a body."""
     width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = ["  ".join([name.ljust(width), *map(str.rjust, cells, widths)]) for name, *cells in rows]
     return [f"  {line.rstrip()}" for line in lines] if len(rows) > 1 else []
@@ -181,7 +181,7 @@ def check(
     encoder: Encoder | None = None,
     cap: int = CAP,
 ) -> Report:
-    """Checks every value of every row and lists all that is wrong; nothing is raised for a wrong file.
+    """Check every value of every row and list all that is wrong; nothing is raised for a wrong file.
 
     A *problem* is what `read` refuses:
 

@@ -52,7 +52,7 @@ def read(
     repeats: bool | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Reads events, items and, where there are any, users.
+    """Read events, items and, where there are any, users.
 
     Held in memory are 20 bytes an event, and as much again while reading. Events need no order: they are sorted by user and
     time, those of one moment by item and action. What is suspicious (`check` has the list), such as a file that is there twice,
@@ -150,7 +150,7 @@ def read(
 def read_items(
     items: Source, encoder: Encoder, *, statistics: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
 ) -> Iterator[tuple[np.ndarray, ItemFeatures]]:
-    """Reads items as features, block by block in bounded memory: for an index of the whole catalogue.
+    """Read items as features, block by block in bounded memory: for an index of the whole catalogue.
 
     Errors as `read`; nothing is checked across blocks, such as ids that repeat.
 
@@ -190,7 +190,7 @@ def read_items(
 
 
 def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns | None = None) -> dict[str, np.ndarray]:
-    """Reads some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
+    """Read some columns into memory, for data that needs work before it is what `read` takes; errors as `read`.
 
     Args:
       kinds: column name to what it holds: "id", "category", "float", "number", "vector" or "time".
@@ -211,7 +211,7 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
 def table_and_columns(
     source: Source, kinds: Mapping[str, Kind], *, columns: Columns, name: str
 ) -> tuple[LoadedTable, dict[str, np.ndarray]]:
-    """The table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
+    """Return table, which knows the place of each row, and `load_columns` of its columns whose values may not be missing."""
     problems = Problems()
     table = read_table(source, kinds, problems, columns=columns, name=name)
     arrays: dict[str, np.ndarray] = {}
@@ -245,7 +245,7 @@ class Tables:
     distinct: Mapping[tuple[File, str], Distinct]
 
     def floats(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
-        """("item" or "user", column, table) of every float column that is there."""
+        """Yield ("item" or "user", column, table) of every float column that is there."""
         names = {"item": (*columns.item_floats, *columns.side), "user": columns.user_floats}
         for which, file in FLOATS.items():
             if file in self.tables:
@@ -255,7 +255,7 @@ class Tables:
 def read_tables(
     sources: Mapping[File, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None, grow: bool = False
 ) -> Tables:
-    """Reads every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
+    """Read every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
 
     An `encoder` says it in their place; with `grow` both do, but for actions. `problems` receives what is wrong with values,
     and ids that an items or users table has twice.
@@ -300,7 +300,7 @@ def encode_columns(
     given: Vocabulary | None = None,
     grow: bool = False,
 ) -> tuple[Vocabulary, list[np.ndarray]]:
-    """The vocabulary of some columns and int32 rows of each in it; their codes are dropped.
+    """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
     It is `given`, or that of the last member with values; both with `grow`.
     """
@@ -339,7 +339,7 @@ def encode_columns(
 
 
 def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
-    """Whether a vocabulary is of integers or of text."""
+    """Return whether a vocabulary is of integers or of text."""
     members = [codes for codes in members if codes.type is not None]
     typed = [codes.is_integer for codes in members if not codes.parsed]
     if as_text:
@@ -350,7 +350,7 @@ def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
 
 
 def _listed_actions(table: LoadedTable, columns: Columns, problems: Problems) -> np.ndarray:
-    """Rows of `Columns.actions`, which may name integers as text."""
+    """Return rows of `Columns.actions`, which may name integers as text."""
     column = str(columns.action)
     codes = table.codes.pop(column)
     numbers = {str(value): number for number, value in enumerate(columns.actions, start=1)}
@@ -364,7 +364,7 @@ def _listed_actions(table: LoadedTable, columns: Columns, problems: Problems) ->
 def _note_repeated(
     table: LoadedTable, column: str, which: str, rows: np.ndarray, vocabulary: Vocabulary, problems: Problems
 ) -> None:
-    """Notes items or users that are in an earlier row of their table too."""
+    """Note items or users that are in an earlier row of their table too."""
     first = np.zeros(len(vocabulary), np.int64)
     first[rows[::-1]] = np.arange(len(rows))[::-1]  # the first row of each id is written last
     again = (rows > 0) & (first[rows] != np.arange(len(rows)))
@@ -388,7 +388,7 @@ class Events:
 
 
 def events_of(tables: Tables, columns: Columns) -> Events:
-    """The events of tables that were read."""
+    """Return the events of tables that were read."""
     table, rows = tables.tables["events"], tables.rows["events"]
     times = table.times(columns.time)
     good = (times != MISSING_TIME) & (rows["user"] > 0)
@@ -402,7 +402,7 @@ def events_of(tables: Tables, columns: Columns) -> Events:
 
 
 def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[Suspicion]:
-    """What is suspicious in tables that were read; the table in `check` has all kinds."""
+    """Yield what is suspicious in tables that were read; the table in `check` has all kinds."""
     table, count, per_second = tables.tables["events"], len(events.user), PER_SECOND[columns.time_unit]
     file, now = table.label.name, int(time.time())
     if len(again := np.flatnonzero(events.again)):
@@ -442,7 +442,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
 
 
 def _options(columns: Columns | None, users: Source | None, encoder: Encoder | None, unknown: str) -> Columns:
-    """Checks the options of `read`; returns the columns."""
+    """Check the options of `read`; returns the columns."""
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
     if columns is None:
         if encoder is None:
@@ -458,7 +458,7 @@ def _options(columns: Columns | None, users: Source | None, encoder: Encoder | N
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """Values [n, ...] of the table's rows, put where their vocabulary says, [count, ...]; zeros in row 0."""
+    """Return values [n, ...] of the table's rows, put where their vocabulary says, [count, ...]; zeros in row 0."""
     table = np.zeros((count, *values.shape[1:]), values.dtype)
     table[rows] = values
     table[0] = 0
@@ -473,7 +473,7 @@ def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
 
 
 def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
-    """The features of all items: those of the file, of others what the model of `earlier` data knew."""
+    """Return the features of all items: those of the file, of others what the model of `earlier` data knew."""
     columns, table, vocabulary = encoder.columns, tables.tables["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
@@ -496,7 +496,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
 
 
 def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:
-    """The features [N], with those that the model knew in the rows of items that the file lacks."""
+    """Return the features [N], with those that the model knew in the rows of items that the file lacks."""
     own = earlier.need_encoder("read earlier")
     if not len(gone):
         return features
@@ -516,7 +516,7 @@ def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, e
 
 
 def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """ids and floats of the users [U]."""
+    """Return ids and floats of the users [U]."""
     columns, count = encoder.columns, len(tables.vocabularies["user"])
     ids = {"user": np.arange(count, dtype=np.int32)} if columns.user_id else {}
     if "users" not in tables.tables:

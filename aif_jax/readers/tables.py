@@ -41,7 +41,7 @@ reader of batches."""
 
 
 def pyarrow(module: str = "pyarrow") -> Any:
-    """A module of pyarrow. Raises ImportError with what to install where it is missing."""
+    """Return a module of pyarrow. Raises ImportError with what to install where it is missing."""
     with needs_extra("reading raw data needs pyarrow", "data"):
         return importlib.import_module(module)
 
@@ -64,7 +64,7 @@ class File:
         return self.name
 
     def place(self, row: int) -> str:
-        """A row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
+        """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
         return f"row {row}" if self.first_line is None else f"line {row - 1 + self.first_line}"
 
 
@@ -111,7 +111,7 @@ class Problems:
     def add(
         self, kind: str, file: File, rows: Sequence[int] | np.ndarray | None, column: str | None, expected: str, got: Any
     ) -> None:
-        """One problem for each of `rows` (ascending, 1 for the first row of data), or one of the file where that is None.
+        """Note one problem for each of `rows` (ascending, 1 for the first row of data), or one of the file where that is None.
 
         `got` is one text for all rows, or an iterable of one for each, of which only those listed are drawn.
         """
@@ -129,16 +129,16 @@ class Problems:
             )
 
     def drop(self, kind: str) -> None:
-        """Forgets the problems of one kind."""
+        """Forget the problems of one kind."""
         self.totals.pop(kind, None)
         self._listed.pop(kind, None)
 
     def listed(self) -> list[Problem]:
-        """The problems listed, kind by kind, those of one kind by file and row."""
+        """Return the problems listed, kind by kind, those of one kind by file and row."""
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
     def expect_none(self) -> None:
-        """Raises ValueError where there is any problem: names the first problems, at least one of each kind."""
+        """Raise ValueError where there is any problem: names the first problems, at least one of each kind."""
         if not self.totals:
             return
         kinds = {kind: listed[0] for kind, listed in self._listed.items()}
@@ -176,7 +176,7 @@ class TableBatch(NamedTuple):
 
 
 def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: str) -> Iterator[TableBatch]:
-    """Reads the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
+    """Read the columns `wanted` of a source; `problems` receives missing columns, unreadable files and broken rows.
 
     Raises ImportError without pyarrow, FileNotFoundError, ValueError for a file of another kind or a folder without files or
     with files of more than one kind, TypeError for no source.
@@ -196,7 +196,7 @@ def batches(source: Source, wanted: Sequence[str], problems: Problems, *, name: 
 
 
 def files_of(path: PathLike) -> list[Path]:
-    """The file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
+    """Return the file itself, or the Parquet, CSV and TSV files under a folder in the order of their names, of one kind.
 
     Files and folders whose name begins with "." or "_" are left out: what a writer has not finished, such as `_temporary/`.
     """
@@ -249,7 +249,7 @@ def _in_memory(source: Any, wanted: Sequence[str], problems: Problems, name: str
 def _numbered(
     file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
 ) -> Iterator[TableBatch]:
-    """Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that the batches leave out."""
+    """Yield Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that they leave out."""
     first, broken = 1, set() if broken is None else broken
     for part in parts:
         rows = np.arange(first, first + part.num_rows + len(broken))
@@ -263,7 +263,7 @@ def _numbered(
 
 
 def _array(values: Any, name: str) -> Any:
-    """A column in memory as an Arrow array; TypeError for numbers that Arrow does not hold, or booleans among numbers."""
+    """Return column in memory as an Arrow array; TypeError for numbers that Arrow does not hold, or booleans among numbers."""
     arrow = pyarrow()
     if isinstance(values, arrow.Array | arrow.ChunkedArray):
         return values
@@ -322,7 +322,7 @@ def _text(text: TextFile, wanted: Sequence[str], problems: Problems) -> Iterator
 
 
 def _characters(text: TextFile) -> Any:
-    """The file for Arrow, which knows separators of one character only."""
+    """Return the file for Arrow, which knows separators of one character only."""
     separator, held = text.separator.encode(), b""
     if len(separator) == 1:
         return str(text.path)
@@ -342,7 +342,7 @@ def _characters(text: TextFile) -> Any:
 
 
 def _unended(path: PathLike) -> str:
-    """The end of a file whose last line has no line end; "" where it has one."""
+    """Return the end of a file whose last line has no line end; "" where it has one."""
     with pyarrow().input_stream(str(path)) as stream:
         tail = b""
         while data := stream.read(1 << 20):
@@ -351,7 +351,7 @@ def _unended(path: PathLike) -> str:
 
 
 def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems) -> dict[str, Any]:
-    """The Arrow types of the columns wanted; a problem for each that is not there once."""
+    """Return the Arrow types of the columns wanted; a problem for each that is not there once."""
     names = schema.names
     if file.first_line == 2 and wanted and not set(names) & set(wanted):
         way_out = "has the file a header? Add one, or name the columns by readers.TextFile(names=)"
@@ -383,20 +383,20 @@ class Cells(NamedTuple):
     problems: Problems
 
     def note(self, kind: str, wrong: np.ndarray, expected: str, got: Any) -> None:
-        """Adds a problem for each value that is `wrong`, bool [n]."""
+        """Add a problem for each value that is `wrong`, bool [n]."""
         self.problems.add(kind, self.file, self.rows[wrong], self.column, expected, got)
 
     def valid(self) -> np.ndarray:
-        """bool [n], which values are not null."""
+        """Return bool [n], which values are not null."""
         return self.values.is_valid().to_numpy(zero_copy_only=False)
 
     def note_nulls(self, expected: str) -> None:
-        """Adds a problem for each null."""
+        """Add a problem for each null."""
         if self.values.null_count:
             self.note("null", ~self.valid(), expected, "nothing")
 
     def cast(self, target: Any, expected: str) -> Cells:
-        """The values as another Arrow type; null, with a problem, where text is no such value."""
+        """Return the values as another Arrow type; null, with a problem, where text is no such value."""
         arrow, values = pyarrow(), self.values
         if self.file.first_line is None:
             return self._replace(values=values.cast(target))
@@ -417,7 +417,7 @@ class Cells(NamedTuple):
         return self._replace(values=parsed)
 
     def floats(self, *, optional: bool) -> np.ndarray:
-        """float32 [n], NaN where there is no value, which is a problem unless `optional`."""
+        """Return float32 [n], NaN where there is no value, which is a problem unless `optional`."""
         if not optional:
             self.note_nulls("a number")
         parsed = self.cast(pyarrow().float64(), "a number")
@@ -429,7 +429,7 @@ class Cells(NamedTuple):
         return array
 
     def vectors(self, width: int) -> np.ndarray:
-        """float32 [n, E], NaN in wrong rows; E is `width`, or for 0 the length of the first list."""
+        """Return float32 [n, E], NaN in wrong rows; E is `width`, or for 0 the length of the first list."""
         self.note_nulls("a list of numbers")
         lengths, good = self.values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), self.valid()
         width = width or (max(1, int(lengths[good][0])) if good.any() else 0)
@@ -445,7 +445,7 @@ class Cells(NamedTuple):
         return array
 
     def times(self, unit: str, looks: Any) -> tuple[np.ndarray, bool]:
-        """Times int64 [n] in `unit`, MISSING_TIME where there is none; and whether finer ones were rounded down.
+        """Return times int64 [n] in `unit`, MISSING_TIME where there is none; and whether finer ones were rounded down.
 
         `looks` is the Arrow type of the column, which says of text whether it holds dates.
         """
@@ -472,7 +472,7 @@ class Cells(NamedTuple):
         return np.where(valid & ~ancient, times, MISSING_TIME), rounded
 
     def coded(self, *, text: bool) -> Any:
-        """Categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""
+        """Return categorical values as an Arrow dictionary array of int64 or large_string; `text` makes text of numbers."""
         arrow, test, compute = pyarrow(), pyarrow("pyarrow.types"), pyarrow("pyarrow.compute")
         values = self.values
         if test.is_null(values.type):
@@ -490,7 +490,7 @@ class Cells(NamedTuple):
         return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), distinct)
 
     def bags(self, columns: Columns) -> tuple[Any, int]:
-        """`coded` of the first `bag_length` values of each row, [n * bag_length] with nulls; and how many rows have more."""
+        """Return `coded` of the first `bag_length` values of rows, [n * bag_length] with nulls; and how many have more."""
         arrow, values, length = pyarrow(), self.values, columns.bag_length
         if arrow.types.is_null(values.type):
             values = values.cast(arrow.list_(arrow.string()))
@@ -507,17 +507,17 @@ class Cells(NamedTuple):
 
 
 def is_text(type_: Any) -> bool:
-    """Whether an Arrow type is one of text."""
+    """Return whether an Arrow type is one of text."""
     return pyarrow().types.is_string(type_) or pyarrow().types.is_large_string(type_)
 
 
 def is_dated(type_: Any) -> bool:
-    """Whether an Arrow type is one of dates or timestamps."""
+    """Return whether an Arrow type is one of dates or timestamps."""
     return type_ is not None and (pyarrow().types.is_timestamp(type_) or pyarrow().types.is_date(type_))
 
 
 def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
-    """What a column of a kind must be, "" where the Arrow type is that; `parsed` from text, `named` in `Columns.text`."""
+    """Return what a column of a kind must be, "" where the Arrow type is that; `parsed` from text, `named` in `text`."""
     test = pyarrow("pyarrow.types")
     number = test.is_floating(type_) or test.is_decimal(type_)
     boolean = test.is_boolean(type_)
@@ -548,7 +548,7 @@ class Codes:
         self._pending = 0  # distinct values of the chunks since the last merge
 
     def add(self, coded: Any) -> None:
-        """Appends the codes of a batch, of the type of those before it."""
+        """Append the codes of a batch, of the type of those before it."""
         if len(coded.dictionary) and self.looks_whole is None:
             self.looks_whole = bool(whole(coded.dictionary).all())
         self._chunks.append(coded)
@@ -577,7 +577,7 @@ class Codes:
         return self._merge().dictionary
 
     def of_kind(self, kind: IdKind) -> tuple[np.ndarray | list[str], np.ndarray]:
-        """The distinct values that are integers, or strings; and which of all those are, bool [distinct]."""
+        """Return the distinct values that are integers, or strings; and which of all those are, bool [distinct]."""
         distinct, integers = self.distinct, kind == "integers"
         if not is_text(distinct.type):
             return (distinct.to_numpy() if integers else []), np.full(len(distinct), integers)
@@ -587,14 +587,14 @@ class Codes:
         return distinct.filter(pyarrow().array(fits)).cast(pyarrow().int64()).to_numpy(), fits
 
     def values(self, kind: IdKind) -> np.ndarray:
-        """int64 or StringDType [n]; 0 or "" for missing values and those of another kind."""
+        """Return int64 or StringDType [n]; 0 or "" for missing values and those of another kind."""
         ids, fits = self.of_kind(kind)
         values, place = id_array(ids), np.zeros(len(fits) + 1, np.int64)
         place[:-1][fits] = np.arange(1, len(values) + 1)
         return np.concatenate([np.zeros(1, values.dtype), values])[place[self.codes]]
 
     def shown(self, rows: np.ndarray) -> Iterator[str]:
-        """The values of some rows for a message; text is quoted, but for a number in a text file."""
+        """Yield the values of some rows for a message; text is quoted, but for a number in a text file."""
         distinct, number = self.distinct, whole(self.distinct)
         for code in self.codes[rows]:
             value = distinct[int(code)].as_py()
@@ -614,7 +614,7 @@ class Codes:
 
 
 def whole(values: Any) -> np.ndarray:
-    """Which values of an Arrow array of text are integers, bool [n]; all of an integer array."""
+    """Return which values of an Arrow array of text are integers, bool [n]; all of an integer array."""
     if not is_text(values.type):
         return np.ones(len(values), bool)
     return pyarrow("pyarrow.compute").match_substring_regex(values, WHOLE).to_numpy(zero_copy_only=False)
@@ -633,7 +633,7 @@ class LoadedTable:
         self._readable: set[str] = set()  # columns of the file in turn
 
     def add(self, batch: TableBatch, problems: Problems) -> None:
-        """Appends a batch; `problems` receives every value that is not of its column's kind."""
+        """Append a batch; `problems` receives every value that is not of its column's kind."""
         rows, count = batch.rows, len(batch.rows)
         if not self._parts or self._parts[-1][0] != batch.file:
             self._readable = {name for name in batch.types if self._fits(name, batch, problems)}
@@ -658,26 +658,26 @@ class LoadedTable:
                 self._arrays[name].append(cells.floats(optional=kind == "number"))
 
     def floats(self, name: str) -> np.ndarray:
-        """float32 [n] or [n, E] of a "float", "number" or "vector" column, NaN where a value is missing."""
+        """Return float32 [n] or [n, E] of a "float", "number" or "vector" column, NaN where a value is missing."""
         return self._joined(name, np.float32)
 
     def times(self, name: str) -> np.ndarray:
-        """int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME where there is none."""
+        """Return int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME where there is none."""
         return self._joined(name, np.int64)
 
     def seconds(self, name: str) -> np.ndarray:
-        """The same in whole seconds."""
+        """Return the same in whole seconds."""
         return self.times(name) // PER_SECOND[self.columns.time_unit]
 
     def place(self, row: int) -> str:
-        """The place of row 0, 1, ..., such as "line 4", with the file where there are several."""
+        """Return the place of row 0, 1, ..., such as "line 4", with the file where there are several."""
         part = int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
         file, start, rows = self._parts[part]
         number = rows + row - start if isinstance(rows, int) else int(rows[row - start])
         return file.place(number) if file == self._parts[0][0] == self._parts[-1][0] else f"{file.place(number)} of {file}"
 
     def counts(self) -> dict[str, int]:
-        """Rows by file."""
+        """Return rows by file."""
         counts: collections.Counter[str] = collections.Counter()
         for file, start, stop, _ in self._spans():
             counts[file.name] += stop - start
@@ -687,14 +687,14 @@ class LoadedTable:
         self, problems: Problems, kind: str, wrong: np.ndarray, column: str | None, expected: str,
         got: Callable[[np.ndarray], Iterable[str]],
     ) -> None:  # fmt: skip
-        """Adds one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
+        """Add one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
         for file, start, stop, rows in self._spans() if wrong.any() else ():
             here = np.flatnonzero(wrong[start:stop])
             numbers = here + rows if isinstance(rows, int) else rows[here]
             problems.add(kind, file, numbers, column, expected, got(here + start) if len(here) else ())
 
     def _fits(self, name: str, batch: TableBatch, problems: Problems) -> bool:
-        """Whether a column of a file is of its kind; adds a problem if not."""
+        """Return whether a column of a file is of its kind; adds a problem if not."""
         test, type_, kind = pyarrow("pyarrow.types"), batch.types[name], self.kinds[name]
         value = type_.value_type if test.is_dictionary(type_) else type_
         parsed = batch.file.first_line is not None
@@ -722,19 +722,19 @@ class LoadedTable:
         codes.add(coded)
 
     def _joined(self, name: str, dtype: Any) -> np.ndarray:
-        """A column as one array, which takes the place of its parts, so that nothing is held twice."""
+        """Return a column as one array, which takes the place of its parts, so that nothing is held twice."""
         parts = self._arrays[name]
         parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else np.zeros(0, dtype)]
         return parts[0]
 
     def _spans(self) -> Iterator[tuple[File, int, int, int | np.ndarray]]:
-        """(file, first row, row after the last, number of the first or of each row) of every batch."""
+        """Return (file, first row, row after the last, number of the first or of each row) of every batch."""
         stops = [start for _, start, _ in self._parts[1:]] + [self.count]
         return ((file, start, stop, rows) for (file, start, rows), stop in zip(self._parts, stops, strict=False))
 
 
 def read_table(source: Source, kinds: Mapping[str, Kind], problems: Problems, *, columns: Columns, name: str) -> LoadedTable:
-    """Reads the columns `kinds` of a table; arguments and errors as `batches`."""
+    """Read the columns `kinds` of a table; arguments and errors as `batches`."""
     label = source.path if isinstance(source, TextFile) else source
     table = LoadedTable(File(str(label) if hasattr(label, "__fspath__") or isinstance(label, str) else name), kinds, columns)
     for batch in batches(source, list(kinds), problems, name=name):

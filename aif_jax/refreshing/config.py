@@ -75,9 +75,9 @@ class RefreshConfig(Fields):
         self.training(since=0)
 
     def training(self, **others: Any) -> FitConfig:
-        """The config of the training, with other fields of it; ValueError for values that `fit` refuses."""
+        """Return the config of the training, with other fields of it; ValueError for values that `fit` refuses."""
         return FitConfig(**{name: getattr(self, name) for name in OF_FIT}, keep_best=None, **others)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values, moments as text."""
+        """Return a dict of plain JSON values, moments as text."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))

@@ -149,7 +149,7 @@ class Verdict:
         return not self.reasons
 
     def plain_metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """`metrics` for JSON: each difference as [value, low, high]."""
+        """Return `metrics` for JSON: each difference as [value, low, high]."""
         return {
             name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
             for name, metrics in self.metrics.items()
@@ -157,7 +157,7 @@ class Verdict:
 
 
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
-    """Runs one model on the requests, as it would answer them in service (`as_served`).
+    """Run one model on the requests, as it would answer them in service (`as_served`).
 
     Log-loss and calibration are of probabilities. Without a calibration only the logits of training give them: SVD term and
     popularity correction were added after it for the ranking, so these metrics leave them out.
@@ -204,12 +204,12 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
 
 
 def bytes_of(trained: Trained) -> int:
-    """Bytes of the parameters."""
+    """Return bytes of the parameters."""
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
 
 
 def without_terms(trained: Trained) -> Params:
-    """Parameters whose logits are of probabilities: those of a calibrated model, else with the terms added after training 0."""
+    """Return parameters whose logits are of probabilities: a calibrated model's, else without terms added after training."""
     params, config = trained.params, trained.config
     terms = [term.name for term in (pure_svd.present(config), item_offset.present(config)) if term is not None]
     if GROUP in params.get("fitted", {}) or not terms:
@@ -224,7 +224,7 @@ def judge(
     *,
     volume: float | None = None,  # noqa: B008 frozen
 ) -> Verdict:
-    """Whether a new model may follow the old one: a pure function of measurements.
+    """Return whether a new model may follow the old one: a pure function of measurements.
 
     Args:
       slices: name to (new, old) on the same requests: first the newest ones, of which size, speed, vocabulary, overlap and the
@@ -269,7 +269,7 @@ def judge(
 
 
 def volume(times: np.ndarray, since: int) -> float | None:
-    """Events a second from `since` on, as a share of those in as long a time before; None where nothing is before.
+    """Return events a second from `since` on, as a share of those in as long a time before; None where nothing is before.
 
     Example:
       >>> volume(np.array([0, 1, 2, 3, 5, 7]), 4)
@@ -282,7 +282,7 @@ def volume(times: np.ndarray, since: int) -> float | None:
 
 
 def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict[str, Any]]:
-    """Both values and the interval of the difference of every metric that both have."""
+    """Return both values and the interval of the difference of every metric that both have."""
     options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
     differences = metrics.paired_intervals(new.by_user, old.by_user, **options)
     return {
@@ -292,7 +292,7 @@ def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict
 
 
 def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], config: GateConfig) -> Iterator[str]:
-    """A sentence for every metric beyond its bound, and for too few users."""
+    """Yield a sentence for every metric beyond its bound, and for too few users."""
     users = len(new.by_user["gauc"].users) if "gauc" in new.by_user else 0
     if users < config.users:
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
@@ -316,7 +316,7 @@ def _kind(metric: str) -> str:
 
 
 def _seconds(served: Trained, requests: Requests) -> float:
-    """The shortest of a few times of scoring the first requests, compiled before."""
+    """Return the shortest of a few times of scoring the first requests, compiled before."""
     positions = requests.positions[:TIMED]
     lists = requests.candidates(positions, SampleKey(0, 0, 0))
     run = functools.partial(list_scores, served.model, served.params, requests.data, positions, lists, progress=False)

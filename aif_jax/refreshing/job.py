@@ -31,23 +31,23 @@ class Job:
         self.folder, self.say, self._lease = folder, say, lease
 
     def path(self, name: str) -> Path:
-        """Folder of a step."""
+        """Return folder of a step."""
         return self.folder / name
 
     def sealed(self, name: str) -> dict[str, Any] | None:
-        """The record of a step that is done, None for one that is not."""
+        """Return the record of a step that is done, None for one that is not."""
         file = self.path(name) / SEAL
         return json.loads(file.read_text("utf-8")) if file.is_file() else None
 
     def restart(self) -> None:
-        """Removes all steps."""
+        """Remove all steps."""
         record = (self.folder / RECORD).read_bytes()
         remove_folder(self.folder)
         self.folder.mkdir()
         write_file(self.folder / RECORD, record)
 
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-        """The record of a step: `make` fills a folder and returns it, unless a job before the kill did.
+        """Return the record of a step: `make` fills a folder and returns it, unless a job before the kill did.
 
         The record is plain JSON; "line" in it is the line of progress, "seconds" is added unless it has them. The folder
         appears whole or not at all. Raises WriterConflict where another job took the lease.
@@ -75,7 +75,7 @@ def begin(
     say: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:
-    """The job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
+    """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
 
     An unfinished job of other arguments (another model, other data) is removed, and its steps are done again: nothing of it was
     published. Before that, and before the first step of any new job, `check` raises for inputs that cannot be used.

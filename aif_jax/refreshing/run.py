@@ -58,7 +58,7 @@ def refresh(
     teacher: Teacher | None = None,
     progress: bool = True,
 ) -> Refreshed:
-    """Trains the served model on newer events, judges it against the served one, and publishes it if the gate passes it.
+    """Train the served model on newer events, judge it against the served one, and publish it if the gate passes it.
 
     One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is
     sealed in `work` when it is done: killed at any moment, the same call goes on behind the last one and ends with the same
@@ -119,7 +119,7 @@ def refresh(
             seconds_of(moment, "fixed", unit=trained.need_encoder("refresh").columns.time_unit)
 
     def read_data(trained: Trained) -> Dataset:
-        """The data under vocabularies with the ids of the served model and the new ones."""
+        """Return the data under vocabularies with the ids of the served model and the new ones."""
         if isinstance(events, Dataset):
             expected, got = "a Dataset with an encoder", "one without; read(..., encoder=...)"
             expect(events.encoder is not None, "refresh data", expected, got)
@@ -149,7 +149,7 @@ def refresh(
 
 
 def _expect_there(source: Any) -> None:
-    """FileNotFoundError for the path of a file that is not there, ValueError for one of another kind."""
+    """Raise FileNotFoundError for the path of a file that is not there, ValueError for one of another kind."""
     if isinstance(source, str | os.PathLike):
         files_of(source)
     elif isinstance(source, TextFile):

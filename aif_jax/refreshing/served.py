@@ -23,7 +23,7 @@ KEPT = "refresh.json"
 
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
-    """Record of a model's training: the settings of its run, and those that a refresh wrote into the export in `folder`.
+    """Return record of a model's training: the settings of its run, and those that a refresh wrote into the export in `folder`.
 
     `until` when it was trained, and its `task`, None for unknown; `periods` [from, before] that it was judged on and never
     trained on, the one to be judged on again first; the `newest` event that it was judged on, -1 for none; `id_dropout`.
@@ -43,12 +43,12 @@ def training_record(trained: Trained, folder: Path | None = None) -> dict[str, A
 
 
 def task_record(task: Task) -> dict[str, Any]:
-    """A task as plain JSON."""
+    """Return a task as plain JSON."""
     return {"name": type(task).__name__} | dataclasses.asdict(task)
 
 
 def open_served(current: Trained | str | Path, since: Any, task: Task | None) -> tuple[Trained, dict[str, Any]]:
-    """The served model and its record, with the task and `since`, the moment from which events are new.
+    """Return the served model and its record, with the task and `since`, the moment from which events are new.
 
     Raises:
       ArgumentError: no served model; no moment; another task than the model's.

@@ -68,11 +68,11 @@ class Refresh:
     progress: bool
 
     def record(self, step: str) -> dict[str, Any]:
-        """The record of a step, {} before it is done."""
+        """Return the record of a step, {} before it is done."""
         return self.job.sealed(step) or {}
 
     def model(self, step: str) -> Trained:
-        """The model that a step wrote."""
+        """Return the model that a step wrote."""
         return checkpoint.load(self.job.path(step) / MODEL).trained()
 
     @functools.cached_property
@@ -129,24 +129,24 @@ class Refresh:
         return GROUP in self.served.params["fitted"]
 
     def has_new(self) -> bool:
-        """Whether there are new samples."""
+        """Return whether there are new samples."""
         return self.record("read")["new"]
 
     def passed(self) -> bool:
-        """Whether the gate passed the new model."""
+        """Return whether the gate passed the new model."""
         return self.record("gate").get("reasons") == []
 
     # the steps
 
     def keep_current(self, folder: Path) -> dict[str, Any]:
-        """The served model as a checkpoint: what is current elsewhere may move meanwhile."""
+        """Return the served model as a checkpoint: what is current elsewhere may move meanwhile."""
         trained, record = self.opened()
         checkpoint.save(folder / MODEL, trained)
         until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
         return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
 
     def read_data(self, _: Path) -> dict[str, Any]:
-        """Digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
+        """Return digest and sizes of the data, whether anything is new, and the earlier period to judge on."""
         data, newest = self.data, int(self.data.log.time.max(initial=0))
         positions = self.task.positions(data, min_history=1, since=self.since, before=None)
         own, newer, left = (
@@ -166,7 +166,7 @@ class Refresh:
         return record | {"new": True, "fixed": self._earlier_period(), "inputs": inputs}
 
     def _earlier_period(self) -> tuple[int, int]:
-        """The earlier period to judge on: the one given, else the first of the served model's that the events hold."""
+        """Return the earlier period to judge on: the one given, else the first of the served model's that the events hold."""
         given, least = training.span_of(self.config.fixed, self.data, "fixed"), self.config.gate.users
         counts = {}
         for first, after in self.record("current")["periods"] if given is None else [given]:
@@ -183,7 +183,7 @@ class Refresh:
         raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
 
     def _expect_not_rolled_back(self, inputs: str) -> None:
-        """SnapshotError where an export that was made from the same inputs was rolled back."""
+        """Raise SnapshotError where an export that was made from the same inputs was rolled back."""
         for name in self.store.rolled_back():
             record = json.loads(self.store.read(name, KEPT)) if self.store.holds(name, KEPT) else {}
             got = f"those of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
@@ -191,7 +191,7 @@ class Refresh:
             expect(not same, "refresh", "another model, data or settings", got, error=SnapshotError)
 
     def warm_start(self, folder: Path) -> dict[str, Any]:
-        """The served model under the new vocabularies."""
+        """Return the served model under the new vocabularies."""
         encoder: Any = self.kept.encoder
         started = warm_start(self.served, encoder, self.kept.catalogue, forget=self.forget > 0, seed=self.config.seed)
         checkpoint.save(folder / MODEL, started)
@@ -201,7 +201,7 @@ class Refresh:
         return {"line": f"{bytes_of(started):,} bytes of parameters under the new vocabularies{gone}"}
 
     def train(self, folder: Path) -> dict[str, Any]:
-        """The model after training on the new samples."""
+        """Return the model after training on the new samples."""
         started, held_out, dropout = self.model("warm start"), self.config.held_out, self.config.id_dropout
         first, after = map(_moment, self.record("read")["fixed"])
         config = self.config.training(
@@ -221,7 +221,7 @@ class Refresh:
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
     def add(self, folder: Path) -> dict[str, Any]:
-        """SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
+        """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
         settings, old, task = self.settings, self.served, self.task
         changes: dict[str, edits.Edit] = {}
         if settings.id_dropout:
@@ -252,7 +252,7 @@ class Refresh:
         return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
 
     def _unseen(self, trained: Trained, data: Dataset) -> Trained:
-        """Items without an event score as the unknown item, unless the served model has a row for them."""
+        """Return items without an event score as the unknown item, unless the served model has a row for them."""
         name = data.schema.item_attribute("item").table_name
         table = np.asarray(self.served.params["embedding"][name])
         own = np.maximum(self._own_rows("item", data), 0)
@@ -261,7 +261,7 @@ class Refresh:
         return trained.replace(params=edits.unseen_as_unknown(trained.params, seen, config=trained.config))
 
     def judge(self, _: Path) -> dict[str, Any]:
-        """The gate's verdict as plain JSON."""
+        """Return the gate's verdict as plain JSON."""
         settings, data = self.settings, self.data
         first, after = self.record("read")["fixed"]
         span = dataclasses.replace(settings, first_validation=first, first_test=after, since=None, replay=0.0, keep_best=None)
@@ -292,16 +292,16 @@ class Refresh:
         }  # fmt: skip
 
     def _unknown(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """bool [n] which rows of the data the served model's vocabulary lacks."""
+        """Return bool [n] which rows of the data the served model's vocabulary lacks."""
         return self._own_rows(name, self.data)[rows] <= 0
 
     def _own_rows(self, name: str, data: Dataset) -> np.ndarray:
-        """The row that each row of data has in the served model's vocabulary, 0 or -1 for none."""
+        """Return the row that each row of data has in the served model's vocabulary, 0 or -1 for none."""
         own = self.served.need_encoder("refresh").vocabularies[name]
         return new_rows(data.encoder.vocabularies[name], own)  # type: ignore[union-attr]
 
     def index_of(self, trained: Trained) -> ItemIndex:
-        """The index of the items file, with the item statistics after the last event."""
+        """Return the index of the items file, with the item statistics after the last event."""
         own, encoder = trained.need_encoder("refresh"), self.data.encoder
         if self.items is None:
             known: Any = encoder
@@ -313,7 +313,7 @@ class Refresh:
         return ItemIndex.build(trained, rows, progress=self.progress)
 
     def export_served(self, folder: Path) -> dict[str, Any]:
-        """The served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
+        """Return the served model as an export, for a store without one: what a rollback of the first refresh goes back to."""
         if self.store.current() is not None:
             return {"line": f"{self.store.url} has a version before"}
         record = self.record("current")
@@ -323,18 +323,18 @@ class Refresh:
         return {"line": f"version {self.served.version[:12]} is published first"}
 
     def publish_served(self, _: Path) -> dict[str, Any]:
-        """Publishes the served model, if it was exported."""
+        """Publish the served model, if it was exported."""
         export = self.job.path("served") / EXPORT
         return _publish(self.store, export) if export.is_dir() else {"line": "not needed"}
 
     def index(self, folder: Path) -> dict[str, Any]:
-        """The index of the new version: every row is new."""
+        """Return the index of the new version: every row is new."""
         index = self.index_of(self.trained)
         index.save(folder / "index")
         return {"line": f"{len(index):,} items", "items": len(index)}
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The folder that is published: an export with its index, and what the next refresh must know."""
+        """Return the folder that is published: an export with its index, and what the next refresh must know."""
         index, made = ItemIndex.load(self.job.path("index") / "index", self.trained), folder / EXPORT
         export.save(made, self.trained, index, platforms=self.config.platforms)
         newest, settings = int(self.data.log.time.max()), self.settings
@@ -345,11 +345,11 @@ class Refresh:
         return {"line": f"{size:,} bytes", "bytes": size}
 
     def publish(self, _: Path) -> dict[str, Any]:
-        """Publishes the new model."""
+        """Publish the new model."""
         return _publish(self.store, self.job.path("export") / EXPORT)
 
     def report(self, folder: Path) -> dict[str, Any]:
-        """Writes `report.json`: what the refresh changed."""
+        """Write `report.json`: what the refresh changed."""
         done = {step.name: record for step in STEPS if (record := self.record(step.name))}
         gate, passed = done["gate"], self.passed()
         sizes = {"parameters before": bytes_of(self.served), "parameters": bytes_of(self.trained)}
@@ -374,7 +374,7 @@ class Refresh:
         return {"line": report["status"], "report": report}
 
     def publish_report(self, _: Path) -> dict[str, Any]:
-        """Publishes the report."""
+        """Publish the report."""
         return _publish(self.reports, self.job.path("report") / FILES)
 
 
@@ -404,7 +404,7 @@ STEPS = (
 
 
 def _publish(store: SnapshotStore, folder: Path) -> dict[str, Any]:
-    """Publishes a folder of a step, unless the killed job did."""
+    """Publish a folder of a step, unless the killed job did."""
     name = store.publish(folder, unless_current=True)
     return {"line": f"{store.url}: {name}", "name": name}
 

@@ -29,7 +29,7 @@ ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the m
 
 
 def forgotten(data: Dataset, since: int) -> Dataset:
-    """The data without the ids that had no event since a moment: items, users, and attribute values that came with them alone.
+    """Return the data without the ids that had no event since a moment: items, users, and attribute values of them alone.
 
     Events of an item that is forgotten stay in histories as those of the unknown item; those of a user who is forgotten are
     left out, but item statistics still count them. Candidates of a logged request are events of theirs.
@@ -94,7 +94,7 @@ def forgotten(data: Dataset, since: int) -> Dataset:
 
 
 def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forget: bool = False, seed: int = 0) -> Trained:
-    """The model under another vocabulary: old ids keep their rows, new ids get random ones, fitted tables are fitted again.
+    """Return model under another vocabulary: old ids keep their rows, new ids get random ones, fitted tables are fitted again.
 
     An SVD term and a popularity correction are zero until they are fitted again after training; a calibration is left out.
 
@@ -119,7 +119,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
 
 
 def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
-    """The model for features of another encoder, with the scores that it gives in service: ids that it lacks are unknown.
+    """Return model for features of another encoder, with the scores that it gives in service: ids that it lacks are unknown.
 
     A request in service is encoded by the model's own encoder, where an id that the vocabulary lacks is row 0 and everything
     else of the item stays. The same is done here to features that are encoded already, so that two models answer the same
@@ -146,7 +146,7 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
 
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
 def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
-    """A model for features of another encoder (version `features`): `params[ROWS]` maps their ids to its own, by attribute.
+    """Return a model for features of another encoder (version `features`): `params[ROWS]` maps ids to its own, by attribute.
 
     `config` has the sizes of that encoder.
     """

@@ -95,7 +95,7 @@ class Call:
 
 
 def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
-    """The call that fields say; arrays may be lists. Raises BadCall with the name of the field.
+    """Return the call that fields say; arrays may be lists. Raises BadCall with the name of the field.
 
     Example:
       >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Limits()).candidates.ids.tolist()
@@ -132,7 +132,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
 
 
 def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
-    """Candidates of a call, with their bids or None; raises BadCall."""
+    """Return candidates of a call, with their bids or None; raises BadCall."""
     try:
         numbers = None if bids is None else np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -193,7 +193,7 @@ USER_HEADER = "x-aif-user"
 
 
 def affinity_key(user: int | str) -> str:
-    """16 hex digits that depend on the user alone: the start of the SHA-256 of the id as UTF-8, decimal for integers.
+    """Return 16 hex digits that depend on the user alone: the start of the SHA-256 of the id as UTF-8, decimal for integers.
 
     A digest, so that neither the logs of a proxy nor its limits of a header see ids.
 
@@ -234,14 +234,14 @@ class Failure(NamedTuple):
     counts: Mapping[str, int] = {}
 
     def to_json(self) -> dict[str, Any]:
-        """The body of an HTTP answer."""
+        """Return the body of an HTTP answer."""
         entry = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
         entry |= {"counts": dict(self.counts)} if self.counts else {}
         return {"error": entry | ({} if self.retry_after is None else {"retry_after": self.retry_after})}
 
 
 def problem_of(error: BaseException) -> Failure:
-    """How an error is answered; the text of what no caller can help stays here."""
+    """Return how an error is answered; the text of what no caller can help stays here."""
     text = str(error)
     if isinstance(error, BadCall):
         return Failure("INVALID_ARGUMENT", 400, text, error.field)
@@ -262,7 +262,7 @@ def problem_of(error: BaseException) -> Failure:
 
 
 def reported(error: BaseException) -> Failure:
-    """`problem_of`, for whoever answers the caller: errors of the service are logged."""
+    """Return `problem_of`, for whoever answers the caller: errors of the service are logged."""
     problem = problem_of(error)
     if problem.code == "INTERNAL":
         logger.error("a call failed: %s", error, exc_info=error)
@@ -271,7 +271,7 @@ def reported(error: BaseException) -> Failure:
 
 @contextlib.contextmanager
 def engine_checks() -> Iterator[None]:
-    """What the engine refuses of a request is the caller's; a TypeError or ValueError elsewhere is the service's."""
+    """Blame the caller for what the engine refuses of a request; a TypeError or ValueError elsewhere is the service's."""
     try:
         yield
     except (BadCall, VersionMismatch):

@@ -52,7 +52,7 @@ class Recent:
         self._latest: tuple[str, Timeline] | None = None
 
     def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
-        """Counts a call that has ended."""
+        """Count a call that has ended."""
         stages = {} if answer is None else answer.stages
         degraded = answer is not None and answer.degraded
         self._calls.append((time.time(), method, version, code, degraded, tuple(stages), tuple(stages.values())))
@@ -60,7 +60,7 @@ class Recent:
             self._latest = version, answer.timeline
 
     def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
-        """Calls a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
+        """Call a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
         now = time.time()
         noted = map(EndedCall._make, self._calls.copy())  # a copy, because more come meanwhile
         calls = [seen for seen in noted if now - seen.at <= seconds]
@@ -159,7 +159,7 @@ class Service:
         await self.close()
 
     async def close(self) -> None:
-        """No longer ready; calls in flight are answered, then the engines close."""
+        """Stop being ready, answer the calls in flight, and close the engines."""
         self.ready = False
         self.draining = True
         await self.models.close()
@@ -172,7 +172,7 @@ class Service:
         return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
     async def rank(self, call: Call) -> Reply[Ranking]:
-        """The best k candidates of a call.
+        """Return the best k candidates of a call.
 
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
@@ -183,15 +183,15 @@ class Service:
         return await self._answered("rank", self._scored("rank", call))
 
     async def score(self, call: Call) -> Reply[Scores]:
-        """Logits of a call's candidates, in their order; raises as `rank`."""
+        """Return logits of a call's candidates, in their order; raises as `rank`."""
         return await self._answered("score", self._scored("score", call))
 
     async def prepare(self, call: Call) -> Served:
-        """Computes the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
+        """Compute the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
         return (await self._answered("prepare", self._prepare(call))).served
 
     async def fields(self, method: str, call: Call) -> dict[str, Any]:
-        """What a front sends of the answer to a call of "rank", "score" or "prepare"; raises as `rank`."""
+        """Return what a front sends of the answer to a call of "rank", "score" or "prepare"; raises as `rank`."""
         if method == "rank":
             return rank_fields(await self.rank(call), call.id)
         if method == "score":
@@ -254,7 +254,7 @@ class Service:
         return served
 
     def _stale(self, served: Served) -> str | None:
-        """Which part of a version is older than it may be, in words."""
+        """Return which part of a version is older than it may be, in words."""
         policy = self.policy
         for part, most, age in (("model", policy.max_age, served.age), ("index", policy.max_index_age, served.index_age)):
             if most is not None and age > most:
@@ -262,7 +262,7 @@ class Service:
         return None
 
     def _marked(self, answer: A, served: Served) -> A:
-        """The answer, degraded where the version is stale."""
+        """Return the answer, degraded where the version is stale."""
         if (stale := self._stale(served)) is None:
             return answer
         reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
@@ -285,7 +285,7 @@ class Service:
 
 
 def digest_of(features: UserFeatures) -> bytes:
-    """The same for the same features."""
+    """Return the same for the same features."""
     made = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(features):
         made.update(np.asarray(leaf).tobytes())
@@ -293,7 +293,7 @@ def digest_of(features: UserFeatures) -> bytes:
 
 
 def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
-    """`ids`, `scores` and `logits` of the best candidates that have a score, best first, and what the answer says of itself.
+    """Return `ids`, `scores` and `logits` of the best candidates with a score, best first, and metadata of the answer.
 
     A model of T objectives has logits [k, T], and `objectives` names them.
     """
@@ -306,7 +306,7 @@ def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
 
 
 def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
-    """`logits` [C] or [C, T] in the order of the candidates, `mask` [C] false where there is none."""
+    """Return `logits` [C] or [C, T] in the order of the candidates, `mask` [C] false where there is none."""
     return _common(reply, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
 
 
@@ -320,7 +320,7 @@ def _common(reply: Reply[Any], call_id: str) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values: lists for arrays, None for what JSON cannot say."""
+    """Return plain JSON values: lists for arrays, None for what JSON cannot say."""
     if isinstance(value, dict):
         return {name: to_json(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -337,7 +337,7 @@ MOST_EXPLAINED = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """The answer of `Service.rank`, its spans, and what each block contributed to each logit.
+    """Return the answer of `Service.rank`, its spans, and what each block contributed to each logit.
 
     The contributions are computed from the features of the call. They are none where those are not known, because the state
     came from an earlier call, and for a model whose interaction is not that of this package.

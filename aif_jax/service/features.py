@@ -50,7 +50,7 @@ class UserSource:
         self._leaves, self._tree = leaves_by_path(layout, separator="."), jax.tree.structure(layout)
 
     def of(self, call: Call) -> UserFeatures | None:
-        """Features that a call brings; None where it brings an id alone.
+        """Return features that a call brings; None where it brings an id alone.
 
         Raises:
           BadCall: features or events that the encoder or the schema refuses, or a user id; names the field.
@@ -64,7 +64,7 @@ class UserSource:
         return self._raw(call)
 
     async def fetch(self, request: Request) -> UserFeatures:
-        """The engine's `features`: those of the call, else those of the source; BadCall without both."""
+        """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
         if context.features is None and context.call is not None:  # the state was dropped a moment ago
             context.features = self.of(context.call)
@@ -89,11 +89,11 @@ class UserSource:
         return context.used
 
     def clock(self) -> int | None:
-        """The time now in the unit of the raw events; None for a model without an encoder."""
+        """Return the time now in the unit of the raw events; None for a model without an encoder."""
         return None if self._encoder is None else clock(self._encoder)
 
     def _expect_user(self, user: int | str) -> None:
-        """Raises BadCall for an id that no user of the files which training read can have."""
+        """Raise BadCall for an id that no user of the files which training read can have."""
         ids = None if self._encoder is None else self._encoder.vocabularies["user"]
         if ids is None or ids.kind is None:
             return
@@ -104,7 +104,7 @@ class UserSource:
             raise BadCall("user", "expected the user's id, got an empty text; send the session's id for a visitor without one")
 
     def _raw(self, call: Call) -> UserFeatures:
-        """The features of a record and events, of which a call may leave out none that the model reads."""
+        """Return the features of a record and events, of which a call may leave out none that the model reads."""
         if self._encoder is None:
             raise BadCall("events", "expected encoded features, got raw ones, for which the exported model has no encoder")
         columns = self._encoder.columns
@@ -156,21 +156,21 @@ class UserSource:
         return dataclasses.replace(features, history=Behaviours(**plain, mask=history.mask))
 
     def _fitted(self, array: np.ndarray) -> np.ndarray:
-        """A history of as many places as the model reads: the most recent ones, or with empty places behind."""
+        """Return a history of as many places as the model reads: the most recent ones, or with empty places behind."""
         if array.ndim != 1 or len(array) == self._length:
             return array
         return np.pad(array[: self._length], (0, max(0, self._length - len(array))))
 
 
 def candidates_from(call: Call) -> Candidates:
-    """The candidates of a call; BadCall where it has none."""
+    """Return the candidates of a call; BadCall where it has none."""
     if call.candidates is None:
         raise BadCall("candidates", "expected item ids, got none; send candidates")
     return call.candidates
 
 
 def _listed(value: Any, dtype: Any) -> np.ndarray:
-    """JSON numbers as an array of exactly that dtype: no fraction or overflow is rounded away."""
+    """Return JSON numbers as an array of exactly that dtype: no fraction or overflow is rounded away."""
     array, wanted = np.asarray(value), np.dtype(dtype)
     if array.dtype.kind not in {"b": "b", "i": "iu", "f": "iuf"}[wanted.kind] and array.size:
         raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")

@@ -18,7 +18,7 @@ from aif_jax.serving.metrics import prometheus_text
 
 
 def service_text(service: Service) -> str:
-    """The metrics of a service in the Prometheus text format; raises ImportError as `prometheus_text`.
+    """Return the metrics of a service in the Prometheus text format; raises ImportError as `prometheus_text`.
 
     Counters and latencies of the engines have the label `version`, those of the feature source have none.
     """
@@ -121,7 +121,7 @@ class App:
         }  # fmt: skip
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers one HTTP request."""
+        """Answer one HTTP request."""
         if scope["type"] != "http":
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1000})
@@ -133,7 +133,7 @@ class App:
             self._flying -= 1
 
     async def _respond(self, scope: Any, receive: Any, send: Any) -> None:
-        """Sends the answer. One that leaves a part of the body unread ends the connection."""
+        """Send the answer. One that leaves a part of the body unread ends the connection."""
         headers, left = dict(scope["headers"]), False
         unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
@@ -189,7 +189,7 @@ class App:
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
 
     async def _body(self, headers: Headers, receive: Any) -> bytes | Failure:
-        """The body, or why it is not read to its end."""
+        """Return the body, or why it is not read to its end."""
         limits = self._service.policy.limits
         too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
         length = headers.get(b"content-length", b"0")
@@ -219,7 +219,7 @@ class App:
         return parse(parse_json(asked.body), self._service.policy.limits)
 
     async def _called(self, method: str, asked: Asked) -> Response:
-        """The answer to a call of a method."""
+        """Return the answer to a call of a method."""
         return json_response(await self._service.fields(method, self._call(asked)))
 
     async def _explain(self, asked: Asked) -> Response:
@@ -249,7 +249,7 @@ class App:
 
 
 async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
-    """What the work responds; where the caller leaves before that, the work is cancelled."""
+    """Return what the work responds; where the caller leaves before that, the work is cancelled."""
     loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
     watching: list[asyncio.Task[None]] = []
     assert task is not None
@@ -275,12 +275,12 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:
-    """Plain values as JSON."""
+    """Return plain values as JSON."""
     return Response(status, JSON, encode(to_json(value)))
 
 
 def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Response:
-    """An error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
+    """Return an error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
     if problem.retry_after is not None:
         headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))
     return json_response(problem.to_json(), status=problem.status)._replace(headers=headers)
@@ -288,7 +288,7 @@ def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Respons
 
 @functools.cache
 def _orjson() -> Any:
-    """The package of the extra `service`: a tenth of the time of `json`. None without it."""
+    """Return the package of the extra `service`: a tenth of the time of `json`. None without it."""
     try:
         import orjson
     except ImportError:
@@ -297,7 +297,7 @@ def _orjson() -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """Plain values of an answer as JSON."""
+    """Return plain values of an answer as JSON."""
     if (fast := _orjson()) is not None:
         with contextlib.suppress(TypeError):  # keys that are no texts, integers beyond 64 bits, halves of surrogate pairs
             return fast.dumps(value)
@@ -305,7 +305,7 @@ def encode(value: Any) -> bytes:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object; BadCall for anything else, NaN, infinities and half a surrogate pair among it."""
+    """Return a JSON object; BadCall for anything else, NaN, infinities and half a surrogate pair among it."""
     fast = None if b"0" * 19 in raw.translate(DIGITS) else _orjson()  # which reads integers beyond 64 bits as floats
     try:
         value = _decoded(raw) if fast is None else fast.loads(raw)

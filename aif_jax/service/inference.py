@@ -36,13 +36,13 @@ SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
 
 
 def expect_model(name: str) -> None:
-    """Raises UnknownModel unless the name is that of the one model there is."""
+    """Raise UnknownModel unless the name is that of the one model there is."""
     if name != MODEL:
         raise UnknownModel(f"model: expected {MODEL!r}, got {name[:200]!r}")
 
 
 def is_ready(service: Service, version: str = "") -> bool:
-    """Whether a version, or the service, answers."""
+    """Return whether a version, or the service, answers."""
     if service.unready is not None:
         return False
     try:
@@ -57,7 +57,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(service: Service, name: str, version: str = "") -> dict[str, Any]:
-    """Versions, inputs and outputs; raises UnknownModel, UnknownVersion."""
+    """Return versions, inputs and outputs; raises UnknownModel, UnknownVersion."""
     expect_model(name)
     held = [service.models.named(version)] if version else service.models.held
     index = held[0].restored.index if held else None
@@ -76,7 +76,7 @@ def model_metadata(service: Service, name: str, version: str = "") -> dict[str, 
 async def infer(
     service: Service, *, version: str, call_id: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
 ) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """The answer to tensors, a ranking where `k` is among them, else scores: version, outputs, and as parameters `degraded`,
+    """Return answer to tensors, a ranking where `k` is among them, else scores: version, outputs, and as parameters `degraded`,
     where it is, `reason`, and of a ranking that leaves ids out, `excluded`.
 
     `names` are the outputs that were asked for, none for all; BadCall for others. Raises as `Service.rank`.
@@ -117,7 +117,7 @@ class InferenceRest:
         self._service = service
 
     async def __call__(self, asked: Asked) -> Response:
-        """Answers a request; errors are `{"error": "..."}`, as the protocol has them."""
+        """Answer a request; errors are `{"error": "..."}`, as the protocol has them."""
         try:
             return await self._route(asked)
         except Exception as error:
@@ -174,7 +174,7 @@ class InferenceRest:
 
 
 def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
-    """The outputs that are wanted, and which of them in binary; of "" for those that do not say."""
+    """Return the outputs that are wanted, and which of them in binary; of "" for those that do not say."""
     parameters = head.get("parameters")
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
     names, listed = [], head.get("outputs", [])
@@ -203,7 +203,7 @@ MOST_TENSORS = 256
 
 
 def put(fields: dict[str, Any], name: str, value: Any) -> None:
-    """Adds a field, GROUP.NAME to its group; raises BadCall where there is one."""
+    """Add a field, GROUP.NAME to its group; raises BadCall where there is one."""
     group, dot, key = name.partition(".")
     inside = fields.setdefault(group, {}) if dot else fields
     if not isinstance(inside, dict) or (key or group) in inside:
@@ -212,7 +212,7 @@ def put(fields: dict[str, Any], name: str, value: Any) -> None:
 
 
 def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
-    """A tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
+    """Return a tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
     entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
     if raw is not None:
         entry["parameters"] = {"binary_data_size": len(raw)}
@@ -220,7 +220,7 @@ def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[st
 
 
 def datatype(array: np.ndarray) -> str:
-    """The protocol's name of a dtype; raises BadCall for one that it does not have."""
+    """Return the protocol's name of a dtype; raises BadCall for one that it does not have."""
     name = NAMES.get(array.dtype) or NAMES.get(array.dtype.newbyteorder("<")) if array.dtype.kind not in "UTO" else "BYTES"
     if name is None:
         raise BadCall("array", f"expected a dtype among {', '.join(map(str, NAMES))} or texts, got {array.dtype}")
@@ -228,14 +228,14 @@ def datatype(array: np.ndarray) -> str:
 
 
 def to_bytes(array: np.ndarray) -> bytes:
-    """A tensor's raw contents."""
+    """Return a tensor's raw contents."""
     if datatype(array) != "BYTES":
         return (array if IS_LITTLE and array.dtype.isnative else array.astype(array.dtype.newbyteorder("<"))).tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
 
 
 def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
-    """Sizes of a tensor; raises BadCall for what cannot be one."""
+    """Return sizes of a tensor; raises BadCall for what cannot be one."""
     good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DATATYPES or kind == "BYTES")
     for size in shape if good else ():
         good = good and type(size) is int and 0 <= size < 1 << 40
@@ -246,7 +246,7 @@ def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
 
 
 def from_bytes(name: str, kind: str, shape: list[int], raw: bytes | memoryview) -> np.ndarray:
-    """A tensor from its raw contents; raises BadCall."""
+    """Return a tensor from its raw contents; raises BadCall."""
     count = math.prod(shape)
     if kind == "BYTES":
         return _texts(name, _split_texts(name, bytes(raw), count)).reshape(shape)
@@ -260,7 +260,7 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes | memoryview) 
 
 
 def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
-    """A tensor from a flat list of plain values; raises BadCall."""
+    """Return a tensor from a flat list of plain values; raises BadCall."""
     count = math.prod(shape)
     if len(values) != count:
         raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
@@ -297,7 +297,7 @@ def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
 
 
 def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
-    """Tensors by name, with at most so many texts in all; those with `binary_data_size` take their bytes from the data."""
+    """Return tensors by name, with at most so many texts; those with `binary_data_size` take their bytes from the data."""
     if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
         raise BadCall("tensors", f"expected a list of at most {MOST_TENSORS}, got {listed!r:.40}")
     arrays: dict[str, np.ndarray] = {}
@@ -325,7 +325,7 @@ def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) 
 
 
 def _flat(name: str, values: Any, depth: int) -> list[Any]:
-    """A flat list of nested lists, row by row."""
+    """Return a flat list of nested lists, row by row."""
     if not isinstance(values, list):
         raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
     if depth and values and isinstance(values[0], list):

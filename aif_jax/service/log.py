@@ -91,7 +91,7 @@ class RequestLog:
         self._thread.start()
 
     def observe(self, seen: Observed) -> None:
-        """Hands an answer to the thread, or drops it."""
+        """Hand an answer to the thread, or drop it."""
         if self._share < 1 and random.random() >= self._share:
             return
         try:
@@ -104,7 +104,7 @@ class RequestLog:
             self.counters["log_dropped"] += 1
 
     def close(self) -> None:
-        """Writes what waits and ends the thread."""
+        """Write what waits and end the thread."""
         self._waiting.put(None)
         self._thread.join()
 
@@ -146,7 +146,7 @@ class RequestLog:
 
 
 def record_of(seen: Observed) -> LogRecord:
-    """What is logged of an answer."""
+    """Return what is logged of an answer."""
     call, answer = seen.call, seen.answer
     ids = answer.ids[answer.mask] if isinstance(answer, Ranking) else None
     logits = answer.logits[answer.mask] if isinstance(answer, Ranking) else answer.logits
@@ -171,7 +171,7 @@ def record_of(seen: Observed) -> LogRecord:
 
 
 def log_schema() -> Any:
-    """The Arrow schema of its files."""
+    """Return the Arrow schema of its files."""
     arrow = pyarrow()
     kinds = {
         "time": arrow.float64(), "k": arrow.int32(), "candidates": arrow.list_(arrow.int64()),
@@ -184,12 +184,12 @@ def log_schema() -> Any:
 
 
 def _of(ids: Any, kind: str) -> Any:
-    """Ids of one kind, texts as a list, numbers apart from the body that they came in; None for those of the other."""
+    """Return ids of one kind, texts as a list, numbers apart from the body that they came in; None for those of the other."""
     return None if ids is None or ids.dtype.kind != kind else ids.tolist() if kind == "T" else ids.copy()
 
 
 def _size(seen: Observed) -> int:
-    """Bytes of memory that a call and its answer hold until they are written."""
+    """Return bytes of memory that a call and its answer hold until they are written."""
     call, answer = seen.call, seen.answer
     held = [call.record, call.events, call.features, call.exclude, seen.candidates.ids, seen.candidates.bids]
     held += jax.tree.leaves(seen.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
@@ -197,7 +197,7 @@ def _size(seen: Observed) -> int:
 
 
 def _bytes(values: list[Any]) -> int:
-    """Bytes of arrays and of plain values at any depth, with their containers; without recursion, since callers choose it."""
+    """Return bytes of arrays and plain values at any depth, and their containers; no recursion: callers choose the depth."""
     size, waiting = 0, values
     while waiting:
         value = waiting.pop()

@@ -64,7 +64,7 @@ class ExportEntry(NamedTuple):
 
 
 def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
-    """The versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
+    """Return the versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
 
     Raises:
       FileNotFoundError: neither an export nor a file `current`.
@@ -87,7 +87,7 @@ def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
 
 
 def parse_current(text: str) -> list[ExportEntry]:
-    """The versions that a file `current` names; raises as `read_current`.
+    """Return the versions that a file `current` names; raises as `read_current`.
 
     Example:
       >>> parse_current("tuesday\\nwednesday share=0.25")
@@ -113,7 +113,7 @@ def parse_current(text: str) -> list[ExportEntry]:
 
 
 def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
-    """Says which folders of `root` serve from now on; services that follow it load, verify and swap.
+    """Say which folders of `root` serve from now on; services that follow it load, verify and swap.
 
     Args:
       entries: folder names, or `ExportEntry`s with digest and share; the first has the share that the others leave.
@@ -136,7 +136,7 @@ def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
 
 
 def path_of(root: Path, entry: ExportEntry) -> Path:
-    """The export of an entry; ValueError for a link, which could lead out of the root."""
+    """Return the export of an entry; ValueError for a link, which could lead out of the root."""
     path = root / entry.folder
     expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")
     return path
@@ -178,7 +178,7 @@ class Mirror:
         self._thread: threading.Thread | None = None
 
     def update(self) -> str:
-        """Fetches the current export, if it is another one; returns its name. Raises what `SnapshotStore.fetch` raises."""
+        """Fetch the current export, if it is another one; returns its name. Raises what `SnapshotStore.fetch` raises."""
         if self._name is None or (self._only or self.store.current()) != self._name:
             fetched = self.store.fetch(self.folder, self._only)
             publish(self.folder, [fetched.name])
@@ -189,7 +189,7 @@ class Mirror:
         return self._name
 
     def __enter__(self) -> Mirror:
-        """Fetches what is current and follows in a thread. Raises as `update` where an earlier mirror left nothing to serve."""
+        """Fetch what is current and follow in a thread. Raises as `update` where an earlier mirror left nothing to serve."""
         try:
             self.update()
         except Exception as error:
@@ -214,7 +214,7 @@ class Mirror:
                 self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """Logs what is new, and leaves it for the status of the processes that serve the folder."""
+        """Log what is new, and leave it for the status of the processes that serve the folder."""
         self.failures += 1
         text = f"{self.store.url}: not fetched, the versions before go on: {type(error).__name__}: {error}"
         if text != _text_in(self.folder / UNFETCHED):
@@ -247,7 +247,7 @@ class NoSnapshot(FileNotFoundError):
 
 
 def newest(root: Path, folder: str) -> Path:
-    """The newest snapshot for the export in `folder`, or of every version. NoSnapshot where there is none."""
+    """Return the newest snapshot for the export in `folder`, or of every version. NoSnapshot where there is none."""
     for place in (root / folder, root):
         if is_complete(place):
             return place
@@ -257,7 +257,7 @@ def newest(root: Path, folder: str) -> Path:
 
 
 def newer(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[ItemIndex, Written] | None:
-    """The newest `ItemIndex` of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
+    """Return newest `ItemIndex` of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
@@ -354,13 +354,13 @@ class Models:
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Loads what serves and begins to follow. Raises what `restore` raises, or ValueError for an export without index."""
+        """Load what serves and begin to follow. Raises what `restore` raises, or ValueError for an export without index."""
         await self._serve(read_current(self.root, only=self._only))
         await self._catch_up()
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     async def close(self) -> None:
-        """Stops following, and drains every engine."""
+        """Stop following, and drain every engine."""
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
@@ -369,7 +369,7 @@ class Models:
         self.held = []
 
     def pick(self, call: Call) -> Served:
-        """The version that answers a call: the one that it names, else that of its user. Raises UnknownVersion."""
+        """Return the version that answers a call: the one that it names, else that of its user. Raises UnknownVersion."""
         if call.version is not None:
             return self.named(call.version)
         if len(self.shares) == 1:
@@ -384,7 +384,7 @@ class Models:
         return self.shares[0][1]  # rounding of the shares
 
     def named(self, version: str) -> Served:
-        """The version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
+        """Return the version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
         for served in self.held:
             prefix = len(version) >= LEAST_PREFIX and served.version.startswith(version)
             if prefix or (served.entry.folder or self.root.name) == version:
@@ -393,7 +393,7 @@ class Models:
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
 
     async def _load(self, entry: ExportEntry, restored: Restored) -> Served:
-        """A version ready to serve: compared with its golden outputs, compiled, warmed up."""
+        """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""
         before = self.held[0] if self.held else None
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
         difference = await asyncio.to_thread(restored.check_golden)
@@ -406,7 +406,7 @@ class Models:
     async def _engine(
         self, restored: Restored, config: ServingConfig, like: AsyncPreRanker | None
     ) -> tuple[AsyncPreRanker, UserSource]:
-        """A warm engine with the compiled functions of one like it, and its source of users."""
+        """Return a warm engine with the compiled functions of one like it, and its source of users."""
         trained = restored.trained
         schema, length = trained.config.schema, trained.config.history_length
         users = UserSource(schema, length, trained.encoder, self.reads)
@@ -426,7 +426,7 @@ class Models:
         return "; ".join([failing.text for failing in self._failing.values()] + ([unfetched] if unfetched else [])) or None
 
     async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
-        """Takes one thing over; if that fails, only this is tried less often, or with `each` logged less often."""
+        """Take one thing over; if that fails, only this is tried less often, or with `each` logged less often."""
         failing = self._failing.get(what)
         due = failing is None or time.monotonic() >= failing.until
         if not due and not each:
@@ -443,12 +443,12 @@ class Models:
                 logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
 
     async def _catch_up(self) -> None:
-        """Takes over what nearline jobs wrote, each for each version that serves."""
+        """Take over what nearline jobs wrote, each for each version that serves."""
         for place in range(len(self.shares)):
             await self._try(("index", self.shares[place][1].entry.folder), self._newer_index, place)
 
     async def _newer_index(self, place: int) -> None:
-        """Takes over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
+        """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
         served, root = self.shares[place][1], self._index
         if root is None:
             return
@@ -467,7 +467,7 @@ class Models:
             served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
 
     def _restore(self, entry: ExportEntry) -> Restored:
-        """What a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
+        """Return what a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
         path = path_of(self.root, entry)
         try:
             restored = restore(path, compiled_from=self.held[0].restored if self.held else None, sha256=entry.sha256)
@@ -478,7 +478,7 @@ class Models:
         return restored
 
     async def _serve(self, entries: Sequence[ExportEntry]) -> None:
-        """Swaps to these versions, all of them or none."""
+        """Swap to these versions, all of them or none."""
         known = {served.entry[:2]: served for served in self.held}
         read = {entry[:2]: await asyncio.to_thread(self._restore, entry) for entry in entries if entry[:2] not in known}
         loaded: list[Served] = []
@@ -498,7 +498,7 @@ class Models:
         self._close_old()
 
     def _close_old(self) -> None:
-        """Drains the engines beyond the last `keep` versions."""
+        """Drain the engines beyond the last `keep` versions."""
         keep = max(self._keep, len(self.shares))
         self.held, old = self.held[:keep], self.held[keep:]
         for served in old:
@@ -515,13 +515,13 @@ class Models:
             await self._catch_up()
 
     async def _read(self) -> None:
-        """Looks at what should serve; a failure of other entries is over."""
+        """Look at what should serve; a failure of other entries is over."""
         self._wanted = await asyncio.to_thread(read_current, self.root, only=self._only)
         for what in [what for what in self._failing if what[0] == CURRENT and list(what[1:]) != self._wanted]:
             del self._failing[what]
 
     def status(self) -> list[dict[str, Any]]:
-        """What is in memory, for the page."""
+        """Return what is in memory, for the page."""
         shares = {id(served): share for share, served in self.shares}
         return [
             {
@@ -542,7 +542,7 @@ class Models:
 
 
 def share_of(user: int | str) -> float:
-    """A number in [0, 1) that depends on the user alone, the same in every process.
+    """Return a number in [0, 1) that depends on the user alone, the same in every process.
 
     Example:
       >>> share_of("ann") == share_of("ann") and share_of(7) != share_of("7")

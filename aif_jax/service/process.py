@@ -70,7 +70,7 @@ class Listening:
         expect(self.token != "", "token", "None or some text", "an empty text")
 
     def tls(self) -> None:
-        """Reads certificate and key; ValueError where they cannot be read, or do not fit each other."""
+        """Read certificate and key; ValueError where they cannot be read, or do not fit each other."""
         if self.certificate is not None:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
@@ -124,7 +124,7 @@ class ServiceSettings:
 
 
 def serve(settings: ServiceSettings) -> None:
-    """Serves until SIGTERM or SIGINT, and prints one JSON line with its address when it is ready.
+    """Serve until SIGTERM or SIGINT, and print one JSON line with its address when it is ready.
 
     Raises OSError where the port is taken, ImportError where a package is missing, and what `Models` raises for a folder that
     cannot be read: all before anything is compiled.
@@ -148,7 +148,7 @@ def serve(settings: ServiceSettings) -> None:
 
 
 def server_package() -> Any:
-    """The module uvicorn; ImportError where it, or httptools, is missing, names the extra."""
+    """Return the module uvicorn; ImportError where it, or httptools, is missing, names the extra."""
     with needs_extra("a service needs uvicorn and httptools", "service"):
         import httptools  # noqa: F401  which uvicorn imports when it starts
         import uvicorn
@@ -156,7 +156,7 @@ def server_package() -> Any:
 
 
 def loop_factory() -> Any:
-    """Makes uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
+    """Make uvloop's event loop, where it is installed: HTTP takes half the time of asyncio's. None for asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -165,7 +165,7 @@ def loop_factory() -> Any:
 
 
 def source_of(name: str) -> Any:
-    """The feature source at "MODULE:NAME". Raises ValueError for a name that leads to none."""
+    """Return the feature source at "MODULE:NAME". Raises ValueError for a name that leads to none."""
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -178,7 +178,7 @@ def source_of(name: str) -> Any:
 
 @contextlib.asynccontextmanager
 async def listening(service: Service, where: Listening) -> AsyncIterator[dict[str, Any]]:
-    """Serves a service that has started; yields its address by protocol, and drains at the end of the block.
+    """Serve a service that has started; yields its address by protocol, and drains at the end of the block.
 
     Raises:
       ImportError: uvicorn or httptools is missing; names the extra.
@@ -214,7 +214,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
 
 
 async def run(service: Service, where: Listening) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Prints one JSON line with the address when it is ready.
+    """Serve until SIGTERM or SIGINT, then drain. Prints one JSON line with the address when it is ready.
 
     For a process that does nothing else: the signals are those of the service.
     """
@@ -250,7 +250,7 @@ async def run(service: Service, where: Listening) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; OSError names the address."""
+    """Return a bound socket; OSError names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends without delay only where the protocol is named; else a body waits 40 ms for an acknowledgement
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -267,7 +267,7 @@ class JsonFormatter(logging.Formatter):
     """Log records as JSON, a line each."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """Return one record."""
         entry = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "logger": record.name}
         entry["message"] = record.getMessage()
         if record.exc_info:
@@ -276,7 +276,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(form: str, level: str) -> None:
-    """Sends the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
+    """Send the log of the process to stderr, as "json" lines or as "text": this package's at a level, others' warnings."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)

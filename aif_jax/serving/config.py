@@ -11,7 +11,7 @@ from aif_jax.scores import Order
 
 
 def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, ...]:
-    """Bucket sizes from `smallest` to `largest`, each at most `ratio` times the one before, in multiples of 8.
+    """Return bucket sizes from `smallest` to `largest`, each at most `ratio` times the one before, in multiples of 8.
 
     At most a share 1 - 1 / ratio of a bucket is padding.
 
@@ -33,7 +33,7 @@ def geometric(smallest: int, largest: int, *, ratio: float = 2.0) -> tuple[int, 
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Compiled batch sizes: powers of two below `largest`, and `largest` itself."""
+    """Return compiled batch sizes: powers of two below `largest`, and `largest` itself."""
     return *(2**power for power in range((largest - 1).bit_length())), largest
 
 

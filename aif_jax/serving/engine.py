@@ -122,7 +122,7 @@ class AsyncPreRanker:
     # life
 
     async def __aenter__(self) -> AsyncPreRanker:
-        """Compiles every bucket ahead of time, warms up, and opens.
+        """Compile every bucket ahead of time, warm up, and open.
 
         Raises:
           VersionMismatch: model and index do not belong together.
@@ -141,7 +141,7 @@ class AsyncPreRanker:
         await self.close()
 
     async def close(self) -> None:
-        """Drains: refuses new requests, waits for those in flight, cancels what is left after `drain_timeout` seconds.
+        """Drain: refuses new requests, waits for those in flight, cancels what is left after `drain_timeout` seconds.
 
         Calls of `features` and `retrieval` that never return are left behind; they keep neither `close` nor the process.
         """
@@ -156,7 +156,7 @@ class AsyncPreRanker:
         await asyncio.to_thread(self._scoring.close)
 
     async def publish(self, trained: Trained, index: Any, *, orders: Mapping[str, Order] | None = None) -> str:
-        """Serves a new model version from now on; returns its name.
+        """Serve a new model version from now on; returns its name.
 
         What is not compiled yet is compiled while traffic continues, and probe users are scored. In-flight requests finish on
         their version, which is freed when the last one completes.
@@ -181,7 +181,7 @@ class AsyncPreRanker:
             return version.name
 
     async def update_index(self, index: Any) -> None:
-        """Reads another snapshot of the index, of the version that serves, from now on: after `upsert` or `delete`.
+        """Read another snapshot of the index, of the version that serves, from now on: after `upsert` or `delete`.
 
         A request pins the snapshot when its first candidates are there. A larger capacity is compiled while traffic continues.
         Raises VersionMismatch for an index of other params; the old snapshot stays.
@@ -207,7 +207,7 @@ class AsyncPreRanker:
     # requests
 
     async def rank(self, request: Any, k: int, *, candidates: Any = None, budget: float | None = None) -> Ranking:
-        """The best k of the candidates that retrieval finds, or that the caller has.
+        """Return the best k of the candidates that retrieval finds, or that the caller has.
 
         Feature fetch and retrieval start at once. Where the user side is late or fails, the answer comes from the user's last
         known state or from the unknown user, and says so (`degraded`, `reason`).
@@ -236,7 +236,7 @@ class AsyncPreRanker:
             return self._ranking(job, await self._in_time(job, self._scored(job, candidates, whole=False)), int(k))
 
     async def score(self, request: Any, candidates: Any, *, budget: float | None = None) -> Scores:
-        """Logits of candidates that the caller has, all of them, in their order.
+        """Return logits of candidates that the caller has, all of them, in their order.
 
         Args:
           candidates: item ids [C], or `Candidates`, or an async iterator of either; the user function runs once.
@@ -247,7 +247,7 @@ class AsyncPreRanker:
             return self._scores(job, await self._in_time(job, self._scored(job, candidates, whole=True)))
 
     async def prepare(self, request: Any) -> None:
-        """Computes a user's state ahead of a request that is known to come, and caches it; raises as `rank`.
+        """Compute a user's state ahead of a request that is known to come, and cache it; raises as `rank`.
 
         With a feature version, requests of the same version use it; without, all requests of the next `prepare_ttl` seconds.
         """
@@ -261,20 +261,20 @@ class AsyncPreRanker:
                 self._users.leave(job, user)
 
     def holds_state(self, request: Request) -> bool:
-        """Whether a request sent now would use a state that an earlier one computed or computes: its features are not read."""
+        """Return whether a request sent now would use the state of an earlier one, so that its features are not read."""
         return self._current is not None and self._users.holds(request, self._current)
 
     # what a request goes through
 
     def _require_open(self) -> Version:
-        """The version that serves. Raises EngineClosed unless the engine runs."""
+        """Return the version that serves. Raises EngineClosed unless the engine runs."""
         if not self._open or self._current is None:
             raise EngineClosed("the engine is not serving: not started, draining, or closed")
         return self._current
 
     @contextlib.contextmanager
     def _admitted(self, request: Any, budget: float | None, waiting_for: str) -> Iterator[PendingRequest]:
-        """Counts a request in and out, or refuses it at once; raises as `rank`."""
+        """Count a request in and out, or refuse it at once; raises as `rank`."""
         version, counters, timeline = self._require_open(), self._metrics.counters, Timeline()
         expect_budget(budget, "budget")
         request = request if isinstance(request, Request) else Request(user=request)
@@ -312,7 +312,7 @@ class AsyncPreRanker:
                 self._empty.set()
 
     def _refusal(self, budget: float | None) -> str | None:
-        """Why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
+        """Return why one more request must be refused: too many in flight, or more work than its budget leaves time for."""
         count = len(self._pending)
         if count >= self.config.max_pending:
             text = f"{count} requests are in flight, as many as max_pending allows"
@@ -323,7 +323,7 @@ class AsyncPreRanker:
         return None
 
     async def _in_time(self, job: PendingRequest, answer: Awaitable[T]) -> T:
-        """Awaits an answer, at most until the deadline; DeadlineExceeded names the stage that was waited for."""
+        """Await an answer, at most until the deadline; DeadlineExceeded names the stage that was waited for."""
         limit = asyncio.timeout(None if job.deadline is None else job.deadline - time.perf_counter())
         try:
             async with limit:
@@ -334,7 +334,7 @@ class AsyncPreRanker:
             raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {job.budget} s") from error
 
     async def _scored(self, job: PendingRequest, given: Any, *, whole: bool) -> list[Scored]:
-        """Scores the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
+        """Score the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
 
         Args:
           given: candidates as `Candidates.of` takes them, or an async iterator of such; None: what retrieval finds.
@@ -366,7 +366,7 @@ class AsyncPreRanker:
     async def _start_scoring(
         self, job: PendingRequest, user: UserSide | Computation, given: Any, *, whole: bool, streamed: bool = False
     ) -> list[asyncio.Future[Scored]]:
-        """Hands candidates to the scoring threads, in pieces where they are more than the largest bucket.
+        """Hand candidates to the scoring threads, in pieces where they are more than the largest bucket.
 
         The pieces and batches of a request are padded to one size, and each is scored alone, since two programs may differ in
         the last bit of equal candidates; only a batch that is larger than those before it takes a larger size.
@@ -398,7 +398,7 @@ class AsyncPreRanker:
         return calls
 
     def _ranking(self, job: PendingRequest, results: list[Scored], k: int) -> Ranking:
-        """The best k of everything that was scored; NonFiniteScores where no known candidate has a finite score."""
+        """Return the best k of everything that was scored; NonFiniteScores where no known candidate has a finite score."""
         outputs = max(1, len(job.version.meaning.objectives))
         rows = [scored.rows.all for scored in results]
         best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
@@ -422,7 +422,7 @@ class AsyncPreRanker:
         )  # fmt: skip
 
     def _scores(self, job: PendingRequest, results: list[Scored]) -> Scores:
-        """Every logit, in order; NonFiniteScores where no known candidate has a finite one."""
+        """Return every logit, in order; NonFiniteScores where no known candidate has a finite one."""
         outputs = max(1, len(job.version.meaning.objectives))
         none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
         logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
@@ -434,7 +434,7 @@ class AsyncPreRanker:
     # what an operator sees
 
     def metrics(self) -> dict[str, Any]:
-        """Plain counters, gauges and latencies; `prometheus_text(engine.metrics())` writes them for a scraper.
+        """Return plain counters, gauges and latencies; `prometheus_text(engine.metrics())` writes them for a scraper.
 
         `callable_errors` counts failed calls of `features` and `retrieval` by their type: {"features KeyError": 3}.
         """
@@ -465,7 +465,7 @@ class AsyncPreRanker:
 
 
 def _count(job: PendingRequest, results: list[Scored], non_finite: int, *, some: bool) -> None:
-    """Counts the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
+    """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
     for scored in results:
         job.candidates += len(scored.rows.all)
         job.unknown += scored.rows.unknown
@@ -477,7 +477,7 @@ def _count(job: PendingRequest, results: list[Scored], non_finite: int, *, some:
 
 
 def _about(job: PendingRequest) -> dict[str, Any]:
-    """The fields that every answer carries."""
+    """Return the fields that every answer carries."""
     now, timeline = time.perf_counter(), job.timeline
     if job.candidates_there is not None:
         timeline.add("critical", job.candidates_there, now)

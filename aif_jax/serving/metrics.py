@@ -29,7 +29,7 @@ class Known(NamedTuple):
     attributes: int = 0  # of the user, unknown or missing
 
     def warning(self, bound: float | None) -> str | None:
-        """Why an answer is marked: a share of unknown items or actions above the bound. None where it is not."""
+        """Return why an answer is marked: a share of unknown items or actions above the bound. None where it is not."""
         if bound is None or self.events < LEAST_EVENTS or max(self.items, self.actions) <= bound * self.events:
             return None
         unknown = f"{self.items} of {self.events} events have an unknown item, {self.actions} an unknown action"
@@ -37,7 +37,7 @@ class Known(NamedTuple):
 
 
 def known_of(features: UserFeatures) -> Known:
-    """Counts of checked features of NumPy arrays."""
+    """Return counts of checked features of NumPy arrays."""
     history, attributes = features.history, sum(not np.any(value) for value in features.ids.values())
     unknown = (history.mask & (np.asarray(ids) == 0) for ids in (history.item, history.action))
     events, items, actions = (int(np.count_nonzero(there)) for there in (history.mask, *unknown))
@@ -56,12 +56,12 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts one latency."""
+        """Count one latency."""
         self.counts[bisect.bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 
     def quantile(self, share: float) -> float:
-        """Seconds below which `share` of the latencies lie, interpolated inside a bucket; 0.0 where nothing was observed."""
+        """Return seconds below which `share` of the latencies lie, interpolated inside a bucket; 0.0 without any."""
         total = sum(self.counts)
         wanted, before = share * total, 0
         for place, count in enumerate(self.counts):
@@ -93,7 +93,7 @@ class Metrics:
         self._scoring: deque[float] = deque(maxlen=RECENT_SCORINGS)  # seconds
 
     def observe_scoring(self, seconds: float) -> None:
-        """Notes how long the scoring of one request took."""
+        """Note how long the scoring of one request took."""
         self._scoring.append(seconds)
 
     @property
@@ -107,19 +107,19 @@ class Metrics:
         return below + share * (above - below)
 
     def observe_known(self, known: Known) -> None:
-        """Counts the events and attributes of one user's features, and those that the model does not know."""
+        """Count the events and attributes of one user's features, and those that the model does not know."""
         self.counters["history_events"] += known.events
         self.counters["unknown_events"] += known.items
         self.counters["unknown_actions"] += known.actions
         self.counters["unknown_attributes"] += known.attributes
 
     def observe(self, stages: dict[str, float]) -> None:
-        """Counts the seconds of each stage of one request."""
+        """Count the seconds of each stage of one request."""
         for stage, seconds in stages.items():
             self.stages[stage].observe(seconds)
 
     def values(self) -> dict[str, Any]:
-        """Plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""
+        """Return plain dicts and numbers: `counters`, `degraded` and `failed` by reason, `stages` by name."""
         return {
             "counters": dict(self.counters),
             "degraded": dict(self.degraded),
@@ -136,7 +136,7 @@ def prometheus_text(
     metrics: dict[str, Any] | None = None, *, by_version: dict[str, dict[str, Any]] | None = None,
     gauges: Samples | None = None, counters: Samples | None = None,
 ) -> str:  # fmt: skip
-    """The metrics of an engine or a follower in the Prometheus text format, by the official client library.
+    """Return the metrics of an engine or a follower in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
 
@@ -158,7 +158,7 @@ def prometheus_text(
 
 @contextlib.contextmanager
 def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.1") -> Iterator[None]:
-    """Serves metrics for Prometheus at http://HOST:PORT/metrics until the end of the block, from another thread.
+    """Serve metrics for Prometheus at http://HOST:PORT/metrics until the end of the block, from another thread.
 
     Args:
       read: what `prometheus_text` takes, called for every scrape, such as `Follower.metrics` or `AsyncPreRanker.metrics`.
@@ -184,7 +184,7 @@ def _client() -> Any:
 
 
 def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
-    """A registry of metrics that are made when it is read."""
+    """Return a registry of metrics that are made when it is read."""
 
     class Collector:
         def collect(self):
@@ -196,7 +196,7 @@ def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
 
 
 def _families(metrics: dict[str, Any] | None, by_version: dict[str, Any], gauges: Samples, counters: Samples) -> Iterator[Any]:
-    """The metrics as the client's library has them; arguments as for `prometheus_text`."""
+    """Yield the metrics as the client's library has them; arguments as for `prometheus_text`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     engines: list[tuple[dict[str, str], dict[str, Any]]] = [({}, metrics)] if metrics is not None else []

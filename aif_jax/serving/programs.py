@@ -45,7 +45,7 @@ class Orders(NamedTuple):
     need_bids: frozenset[str]  # names of those that read it where the row has none
 
     def expect(self, order: str, *, given: bool) -> None:
-        """Raises ValueError for an order that there is none of, or that reads a bid that is nowhere."""
+        """Raise ValueError for an order that there is none of, or that reads a bid that is nowhere."""
         if order == LOGIT:
             return
         expect(order in self.names, "Request.order", f"one of {[LOGIT, *self.names]}", repr(order))
@@ -54,7 +54,7 @@ class Orders(NamedTuple):
 
 
 def orders_of(config: Config, bid: str, given: Mapping[str, Any]) -> Orders:
-    """The orders of an engine: "bid", the probability of the first objective times the bid, and those given.
+    """Return the orders of an engine: "bid", the probability of the first objective times the bid, and those given.
 
     Raises:
       ValueError: a name that is taken by the logit, or an order that does not fit the model, see `scores.reads_bid`.
@@ -76,7 +76,7 @@ COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"xla_cpu_prefer_vector_wi
 
 
 def compute_inline() -> None:
-    """Lets JAX on a CPU run each compiled function in the thread that calls it, not in a thread of JAX's own.
+    """Let JAX on a CPU run each compiled function in the thread that calls it, not in a thread of JAX's own.
 
     A scoring call then wakes no thread and waits for none. `aif-jax serve` calls it; call it in a process of yours that only
     serves, before JAX makes its first array: JAX reads the setting then, for the whole process. Training wants JAX's default,
@@ -88,7 +88,7 @@ def compute_inline() -> None:
 
 
 def history_length(features: Any) -> int:
-    """Places L of the history of features; -1 where they are none, which the check reports."""
+    """Place L of the history of features; -1 where they are none, which the check reports."""
     size = getattr(getattr(getattr(features, "history", None), "mask", None), "size", 0)
     return size if isinstance(size, int) and size else -1
 
@@ -110,7 +110,7 @@ class Programs:
         self._lock = threading.Lock()
 
     def user(self, params: Params, length: int, count: int = 1) -> Callable[[Any], tuple[Any, ...]]:
-        """The compiled user function of these parameters for `count` histories of one length.
+        """Return the compiled user function of these parameters for `count` histories of one length.
 
         Packed features int32 [count, n] -> states, each of them one array.
         """
@@ -129,7 +129,7 @@ class Programs:
     def score(
         self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """The compiled interaction, gather, orders and top-k of these parameters for `len(states)` requests of one bucket.
+        """Return compiled interaction, gather, orders and top-k of these parameters for `len(states)` requests of one bucket.
 
         (states, table, rows [b, bucket], bids [b, bucket], order []) -> (int32 [b, (2 + T) k + 1], logits [b, bucket] or
         [b, bucket, T]).
@@ -170,7 +170,7 @@ class Programs:
         return score
 
     def _each(self, function: Callable[..., Any], *batches: Any) -> Any:
-        """`function` of every entry [b, ...] of some batches; of a lone one without a loop."""
+        """Return `function` of every entry [b, ...] of some batches; of a lone one without a loop."""
         if jax.tree.leaves(batches)[0].shape[0] == 1:
             return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(itemgetter(0), batches)))
         if self.one_by_one:
@@ -180,7 +180,7 @@ class Programs:
     def _get(
         self, kind: str, function: Callable[..., Any], params: Params, arguments: Any, *, of: Any = None, static: Any = None
     ) -> Callable[..., Any]:
-        """The compiled `function(params, *arguments)`, bound to the parameters; those that it does not read stay outside."""
+        """Return compiled `function(params, *arguments)`, bound to the parameters; those that it does not read stay outside."""
         leaves, tree = jax.tree.flatten((params, arguments, of))
         key = (kind, tree, static, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         with self._lock:

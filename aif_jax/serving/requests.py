@@ -63,14 +63,14 @@ class Request:
             object.__setattr__(self, "exclude", _plain_ids(self.exclude, "Request.exclude"))
 
     def of_version(self, version: str) -> Request:
-        """The same request for a version of the model; nothing is checked again."""
+        """Return the same request for a version of the model; nothing is checked again."""
         request = copy.copy(self)
         object.__setattr__(request, "version", version)
         return request
 
 
 def expect_budget(budget: Any, name: str) -> None:
-    """Raises ValueError unless a budget is None or a finite number of seconds above 0."""
+    """Raise ValueError unless a budget is None or a finite number of seconds above 0."""
     if budget is not None and not (isinstance(budget, int | float | np.number) and 0 < budget < math.inf):
         expect(False, name, "None or more than 0 seconds", repr(budget))
 
@@ -89,7 +89,7 @@ class Candidates:
 
     @classmethod
     def of(cls, value: Any) -> Candidates:
-        """Candidates from what a retrieval function returned: `Candidates`, or ids as an array or a list.
+        """Return candidates from what a retrieval function returned: `Candidates`, or ids as an array or a list.
 
         Raises:
           TypeError: ids that are neither integers nor strings, None or both kinds among them, integers beyond int64.
@@ -109,7 +109,7 @@ class Candidates:
         return cls(ids, bids)
 
     def part(self, places: slice) -> Candidates:
-        """Some of them."""
+        """Return some of them."""
         if places.start == 0 and places.stop >= len(self.ids):
             return self
         return Candidates(self.ids[places], None if self.bids is None else self.bids[places])
@@ -121,7 +121,7 @@ class Candidates:
 
 
 def kind_of(ids: np.ndarray) -> str:
-    """What item ids are, for messages: "integers" or "strings"."""
+    """Return what item ids are, for messages: "integers" or "strings"."""
     return "integers" if ids.dtype.kind == "i" else "strings"
 
 
@@ -164,11 +164,11 @@ class Timeline:
     spans: list[Span] = dataclasses.field(default_factory=list)
 
     def add(self, stage: str, start: float, end: float) -> None:
-        """Notes a stage by the clock of `time.perf_counter`."""
+        """Note a stage by the clock of `time.perf_counter`."""
         self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
 
     def stages(self) -> dict[str, float]:
-        """Seconds by stage; a stage that ran several times (mini-batches) is summed."""
+        """Return seconds by stage; a stage that ran several times (mini-batches) is summed."""
         seconds: dict[str, float] = {}
         for stage, start, end in self.spans:
             seconds[stage] = seconds.get(stage, 0.0) + end - start

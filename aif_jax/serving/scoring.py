@@ -63,7 +63,7 @@ class Batches:
         self._working = 0  # threads
 
     def submit(self, key: Hashable, task: Any) -> asyncio.Future[Any]:
-        """The result of a task, or what went wrong with it; cancel the future to give the task up."""
+        """Return the result of a task, or what went wrong with it; cancel the future to give the task up."""
         waiting = Waiting(key, task, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(waiting)
@@ -74,11 +74,11 @@ class Batches:
         return waiting.future
 
     def close(self) -> None:
-        """Ends the threads, each after the call that it is in."""
+        """End the threads, each after the call that it is in."""
         self._executor.shutdown(cancel_futures=True)
 
     def _work(self) -> None:
-        """In a thread: computes until nothing waits; who gets the last answer finds the thread free."""
+        """Compute, in a thread, until nothing waits; who gets the last answer finds the thread free."""
         batch = self._take()
         while batch:
             began = time.perf_counter()
@@ -98,11 +98,11 @@ class Batches:
             return batch
 
     def _size_for(self, count: int) -> int:
-        """The largest size that so many tasks fill."""
+        """Return the largest size that so many tasks fill."""
         return next((size for size in reversed(self._sizes) if count >= self._full * size), 0)
 
     def _outcomes(self, tasks: list[Any]) -> list[Any]:
-        """Results and exceptions of tasks of one key."""
+        """Return results and exceptions of tasks of one key."""
         outcomes, ready = dict[int, Any](), list[tuple[int, Any, Any]]()
         for place, task in enumerate(tasks):
             try:
@@ -121,7 +121,7 @@ class Batches:
         return [outcomes[place] for place in range(len(tasks))]
 
     def _hand_out(self, batch: list[Waiting], outcomes: list[Any], seconds: float) -> None:
-        """On the loop: gives every task its outcome."""
+        """Give, on the loop, every task its outcome."""
         self.seconds += RECENT * (seconds / self._threads - self.seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if waiting.future.done():
@@ -163,7 +163,7 @@ class Snapshot(NamedTuple):
     transfers: Counter[str]
 
     def inputs(self, rows: list[np.ndarray], bids: list[Any], order: str, bucket: int) -> tuple[Any, Any, Any]:
-        """Rows [b, bucket], bids [b, bucket] and order [] of b requests; arrays on the host go up with the call."""
+        """Return rows [b, bucket], bids [b, bucket] and order [] of b requests; arrays on the host go up with the call."""
         words = self.count_up(filled(rows, bucket, np.int32(UNKNOWN)))
         if order == LOGIT or all(each is None for each in bids):
             return words, self.no_bids[len(rows), bucket], self.branches[order]
@@ -171,20 +171,20 @@ class Snapshot(NamedTuple):
         return words, self.count_up(prices), self.branches[order]
 
     def run(self, users: list[UserSide], bucket: int, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
-        """The packed best and all logits, not ready yet, of histories of one length."""
+        """Return the packed best and all logits, not ready yet, of histories of one length."""
         program = self.programs[users[0].length, len(users), bucket]
         with jax.transfer_guard_host_to_device("allow"), self.index.reading() as table:  # the inputs are meant to go up
             return program(tuple(user.state for user in users), table, *inputs)
 
     def download(self, value: jax.Array) -> np.ndarray:
-        """An array on the host."""
+        """Return an array on the host."""
         self.transfers["device_to_host"] += 1
         self.transfers["device_to_host_bytes"] += value.nbytes
         with jax.transfer_guard_device_to_host("allow"):  # meant, and sooner there than by `device_get`
             return np.asarray(value)
 
     def best(self, packed: jax.Array) -> list[TopCandidates]:
-        """Scores, logits, positions and count of each request, of the int32 [b, (2 + T) k + 1] that a program packs."""
+        """Return scores, logits, positions and count of each request, of the int32 [b, (2 + T) k + 1] that a program packs."""
         found = []
         for values in self.download(packed):
             k = (len(values) - 1) // (2 + self.outputs)
@@ -194,7 +194,7 @@ class Snapshot(NamedTuple):
         return found
 
     def count_up(self, array: np.ndarray) -> np.ndarray:
-        """The same array, counted as one that goes up to the device with a call."""
+        """Return the same array, counted as one that goes up to the device with a call."""
         self.transfers["host_to_device"] += 1
         self.transfers["host_to_device_bytes"] += array.nbytes
         return array
@@ -235,7 +235,7 @@ class Scored(NamedTuple):
 
 
 def look_up(task: ScoringTask) -> CandidateRows:
-    """Looks a task's candidates up; to be called in a thread.
+    """Look a task's candidates up; to be called in a thread.
 
     Raises DeadlineExceeded where the budget is spent already, TypeError for ids of another kind than the index has.
     """
@@ -257,7 +257,7 @@ def look_up(task: ScoringTask) -> CandidateRows:
 
 
 def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
-    """Scores tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
+    """Score tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
     snapshot, bucket, order, whole = tasks[0].snapshot, tasks[0].bucket, tasks[0].order, tasks[0].whole
     start = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.upload"):
@@ -279,7 +279,7 @@ def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
 
 
 def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
-    """The size that so many candidates are padded to, at least `least`; above the largest, that of their pieces.
+    """Return the size that so many candidates are padded to, at least `least`; above the largest, that of their pieces.
 
     Pieces are all of one size: a quarter of the largest bucket or more, the one that pads least.
 
@@ -294,14 +294,14 @@ def bucket_for(count: int, buckets: Sequence[int], *, least: int = 0) -> int:
 
 
 def pad(values: np.ndarray, size: int, fill: float) -> np.ndarray:
-    """A new array [size, ...] that starts with `values` [n, ...] and ends with `fill`; a device may be given its memory."""
+    """Return a new array [size, ...] that starts with `values` [n, ...], then `fill`; a device may be given its memory."""
     padded = np.full((size, *values.shape[1:]), fill, values.dtype)
     padded[: len(values)] = values
     return padded
 
 
 def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
-    """A new array [b, size] of rows that start with `values` [n] and end with `fill`; a device may be given its memory."""
+    """Return new array [b, size] of rows that start with `values` [n] and end with `fill`; a device may be given its memory."""
     rows = np.full((len(values), size), fill)
     for row, some in zip(rows, values, strict=True):
         row[: len(some)] = some
@@ -309,12 +309,12 @@ def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
 
 
 def has_repeats(ordered: np.ndarray) -> bool:
-    """Whether some row comes twice; rows [n] ascend."""
+    """Return whether some row comes twice; rows [n] ascend."""
     return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
-    """Rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
+    """Return rows int32 [C] of candidates with -1 for those that repeat another: the first of the highest bid is left."""
     keys = (np.arange(len(rows)), rows) if bids is None else (np.arange(len(rows)), -bids, rows)
     order = np.lexsort(keys)
     once = np.full_like(rows, UNKNOWN)
@@ -324,7 +324,7 @@ def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
 
 
 def best_of(parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1) -> TopCandidates:
-    """The best k of several batches of candidates; positions count from the first batch's first candidate.
+    """Return the best k of several batches of candidates; positions count from the first batch's first candidate.
 
     Args:
       parts: parts of each batch; none has an item twice.

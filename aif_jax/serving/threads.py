@@ -57,7 +57,7 @@ class TimeLimitedCall:
         return sum(since <= now for since in list(self._left.values()))
 
     async def __call__(self, request: Any) -> Any:
-        """What the function returns or raises; cancelled, it gives the call up.
+        """Return what the function returns or raises; cancelled, it gives the call up.
 
         Raises CallableError for what would end others and for too many hung calls, TimeoutError by `callable_timeout`.
         """
@@ -70,7 +70,7 @@ class TimeLimitedCall:
             self._leave(task)
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
-        """The batches of an async iterator, which is read in one task and closed with the request; raises as a call."""
+        """Yield the batches of an async iterator, which is read in one task and closed with the request; raises as a call."""
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         outcome, task = self._in_task(_read, stream, arrived)
         outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
@@ -87,7 +87,7 @@ class TimeLimitedCall:
             self._leave(task)
 
     def noted(self, error: BaseException) -> BaseException:
-        """The same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
+        """Return the same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
 
         The line has the error and, unless a caller is at fault, where it was raised; no user, who is no business of a log.
         """
@@ -106,13 +106,13 @@ class TimeLimitedCall:
         return error
 
     def _in_task(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[asyncio.Future[Any], asyncio.Task[None]]:
-        """What a call returns or raises, and the task in which it runs."""
+        """Return what a call returns or raises, and the task in which it runs."""
         loop = asyncio.get_running_loop()
         outcome = loop.create_future()
         return outcome, loop.create_task(self._contained(outcome, call, *arguments))
 
     def _timer(self, outcome: asyncio.Future[Any]) -> asyncio.TimerHandle:
-        """Fails a call that takes longer than `callable_timeout`, unless the timer is cancelled before."""
+        """Fail a call that takes longer than `callable_timeout`, unless the timer is cancelled before."""
         return outcome.get_loop().call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
 
     def _expire(self, outcome: asyncio.Future[Any]) -> None:
@@ -130,7 +130,7 @@ class TimeLimitedCall:
         return await result if inspect.isawaitable(result) else result
 
     async def _in_thread(self, request: Any) -> Any:
-        """What the function returns or raises in a thread. Cancelled before it has one, it does not run."""
+        """Return what the function returns or raises in a thread. Cancelled before it has one, it does not run."""
         future = asyncio.get_running_loop().create_future()
         async with self._free:
             work = (self._function, request, future, self._deliver)
@@ -149,7 +149,7 @@ class TimeLimitedCall:
         return result
 
     def _deliver(self, future: asyncio.Future[Any], outcome: tuple[Any, BaseException | None]) -> None:
-        """On the loop: hands over what came of a call in a thread, or drops it where the request is over."""
+        """Hand over, on the loop, what came of a call in a thread, or drops it where the request is over."""
         del self._left[future]
         if future.cancelled():
             _drop(outcome)
@@ -157,7 +157,7 @@ class TimeLimitedCall:
             future.set_result(outcome)
 
     async def _contained(self, outcome: asyncio.Future[Any], call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        """Runs a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
+        """Run a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
         try:
             result = await call(*arguments)
             if not outcome.done():
@@ -172,7 +172,7 @@ class TimeLimitedCall:
             self._fail(outcome, error)
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
-        """Cancels a task that has not ended, and waits for nothing."""
+        """Cancel a task that has not ended, and wait for nothing."""
         if not task.done():
             task.cancel()
             self._left[task] = time.perf_counter() + GRACE
@@ -180,12 +180,12 @@ class TimeLimitedCall:
 
 
 def described(error: BaseException) -> str:
-    """An error with its type, as the last line of a traceback has it."""
+    """Return an error with its type, as the last line of a traceback has it."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _run(function: Any, request: Any, future: asyncio.Future[Any], deliver: Any) -> None:
-    """In a thread: calls the function and hands what came of it to the loop of the future."""
+    """Call the function, in a thread, and hand what came of it to the loop of the future."""
     try:
         outcome = function(request), None
     except BaseException as error:
@@ -197,7 +197,7 @@ def _run(function: Any, request: Any, future: asyncio.Future[Any], deliver: Any)
 
 
 def _drop(outcome: tuple[Any, BaseException | None]) -> None:
-    """Closes a coroutine that a function returned when nobody waited for it any more."""
+    """Close a coroutine that a function returned when nobody waited for it any more."""
     if inspect.iscoroutine(outcome[0]):
         outcome[0].close()
 

@@ -87,7 +87,7 @@ class StateCache:
                 return 0.0 if made is None else self._clock() - made
 
     def get(self, key: StateKey) -> Any | None:
-        """The state of that key, or None; counts a hit or a miss."""
+        """Return the state of that key, or None; counts a hit or a miss."""
         entry = self._young(key, self._limit(key))
         if entry is None:
             self.misses += 1
@@ -97,17 +97,17 @@ class StateCache:
         return entry.state
 
     def __contains__(self, key: StateKey) -> bool:
-        """Whether `get` would find it, counting nothing."""
+        """Return whether `get` would find it, counting nothing."""
         return self._young(key, self._limit(key)) is not None
 
     def stale(self, user: Hashable, version: str) -> Any | None:
-        """The latest state of a user for that model version, whatever its feature version, or None."""
+        """Return the latest state of a user for that model version, whatever its feature version, or None."""
         key = self._latest.get((user, version))
         entry = None if key is None else self._young(key, self._max_age)
         return None if entry is None else entry.state
 
     def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
-        """Keeps a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
+        """Keep a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
         size = ENTRY_BYTES + sum(LEAF_BYTES + getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
         since = self._clock() if since is None else since
         if key in self._entries:
@@ -126,7 +126,7 @@ class StateCache:
             self.evictions += 1
 
     def keep_version(self, version: str) -> None:
-        """Drops the states of every other model version, so that their memory is free."""
+        """Drop the states of every other model version, so that their memory is free."""
         for key in [key for key in self._entries if key.version != version]:
             self._drop(key)
 
@@ -134,7 +134,7 @@ class StateCache:
         return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
 
     def _young(self, key: StateKey, limit: float) -> CacheEntry | None:
-        """The entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
+        """Return entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -175,7 +175,7 @@ class SingleFlight:
         return key in self._running
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
-        """The computation of that key, started where there is none. Every `join` needs a `leave`."""
+        """Return the computation of that key, started where there is none. Every `join` needs a `leave`."""
         computation, loop = self._running.get(key), asyncio.get_running_loop()
         if computation is None:
             computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
@@ -185,7 +185,7 @@ class SingleFlight:
         return computation
 
     def leave(self, computation: Computation, *, keep: bool) -> bool:
-        """Takes back one `join`; true where it was the last one and cancelled the computation, which `keep` lets run on."""
+        """Take back one `join`; true where it was the last one and cancelled the computation, which `keep` lets run on."""
         computation.waiters -= 1
         if computation.waiters or computation.task.done():
             return False
@@ -196,11 +196,11 @@ class SingleFlight:
         return True
 
     def get(self, key: Hashable) -> Computation | None:
-        """The computation of that key, if one runs."""
+        """Return the computation of that key, if one runs."""
         return self._running.get(key)
 
     async def close(self) -> None:
-        """Cancels every computation and waits until it is gone."""
+        """Cancel every computation and wait until it is gone."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -213,7 +213,7 @@ class SingleFlight:
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
     def forget(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        """The next `join` of that key starts another computation."""
+        """Let the next `join` of that key start another computation."""
         if key in self._running and self._running[key].task is task:
             del self._running[key]
 
@@ -251,17 +251,17 @@ class UserStates:
         return self._computed * self._batches.seconds
 
     def serve(self, version: str) -> None:
-        """Caches states of that model version from now on, and frees those of others."""
+        """Cache states of that model version from now on, and frees those of others."""
         self._serving = version
         self.cache.keep_version(version)
 
     def holds(self, request: Request, version: Version) -> bool:
-        """Whether a state for that user and feature version is there, or on its way."""
+        """Return whether a state for that user and feature version is there, or on its way."""
         key = StateKey(request.user, request.feature_version, version.name)
         return key in self.cache or key in self.running
 
     def join(self, job: PendingRequest, *, prepare: bool = False) -> UserSide | Computation:
-        """The user's state from the cache, or the computation of it, started where none may be shared; needs a `leave`.
+        """Return the user's state from the cache, or the computation of it, started where none may be shared; needs a `leave`.
 
         Requests share a state where their feature version is known, or where `prepare` makes or made it.
         """
@@ -278,12 +278,12 @@ class UserStates:
         return self.running.join(key, lambda: self._make(job, version, keep))
 
     def leave(self, job: PendingRequest, user: UserSide | Computation) -> None:
-        """Lets a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
+        """Let a computation that was only late run on, to fill the cache; ends one that nobody waits for."""
         if isinstance(user, Computation):
             self.running.leave(user, keep=job.reason is not None)
 
     async def ready(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
-        """Waits for the user's own state as long as scoring leaves time; else returns the stand-in that the config allows.
+        """Wait for the user's own state as long as scoring leaves time; else returns the stand-in that the config allows.
 
         Raises what went wrong where it allows none.
         """
@@ -319,23 +319,23 @@ class UserStates:
         return stale
 
     async def close(self) -> None:
-        """Stops every computation."""
+        """Stop every computation."""
         await self.running.close()
         await asyncio.to_thread(self._batches.close)
 
     def _marked(self, job: PendingRequest, side: UserSide) -> UserSide:
-        """The same state; the answer says so where the model knows too little of its history."""
+        """Return the same state; the answer says so where the model knows too little of its history."""
         if warning := side.known.warning(self._config.max_unknown):
             job.reason, job.degraded = warning, "unknown history"
         return side
 
     def _reserve(self, job: PendingRequest) -> float:
-        """Seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
+        """Return seconds to keep for scoring: the config's, or what recent requests needed where that is more."""
         assert job.budget is not None
         return min(max(self._config.reserve, 1.5 * self._metrics.scoring), job.budget / 2)
 
     async def _make(self, job: PendingRequest, version: Version, key: StateKey) -> tuple[UserSide, list[Span]]:
-        """Fetches features, runs the user function, caches the state."""
+        """Fetch features, run the user function, cache the state."""
         start = time.perf_counter()
         features = await self._features(job.request.of_version(version.name))
         fetched, length = time.perf_counter(), history_length(features)
@@ -353,7 +353,7 @@ class UserStates:
 
 
 def prepare(task: UserTask) -> tuple[np.ndarray, Known]:
-    """The checked features of a user as words int32 [n], and how much of them the model knows; to be called in a thread.
+    """Return the checked features of a user as words int32 [n], and how much of them the model knows; to be called in a thread.
 
     Raises:
       EncodingMismatch, TypeError, ValueError: features that do not fit the version.
@@ -365,7 +365,7 @@ def prepare(task: UserTask) -> tuple[np.ndarray, Known]:
 
 
 def compute_states(tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]]) -> list[tuple[Any, Known, Span]]:
-    """The states on the device of users of one version and length of history; to be called in a thread.
+    """Return the states on the device of users of one version and length of history; to be called in a thread.
 
     It waits for the device, so that a backlog forms where requests can be cancelled, and not in the device's queue before the
     interactions of others.
@@ -380,7 +380,7 @@ def compute_states(tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]]
 
 
 def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
-    """Features of one user, checked, as NumPy arrays; without the encoder's version, on which no compiled function depends.
+    """Return features of one user, checked, as NumPy arrays; without the encoder's version, which no program reads.
 
     Raises:
       EncodingMismatch: made by another encoder than the model's.

@@ -45,14 +45,14 @@ class Version:
         return tuple(side.length for side in self.unknown)
 
     def states(self, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
-        """States, not ready yet, of a compiled number of users whose histories have one length."""
+        """Return states, not ready yet, of a compiled number of users whose histories have one length."""
         packed = self.snapshot.count_up(np.stack(words))
         with jax.transfer_guard_host_to_device("allow"):  # the features are meant to go up
             return self.user[length, len(words)](packed)
 
 
 def build_version(programs: Programs, trained: Trained, index: Any, config: ServingConfig, orders: Orders) -> Version:
-    """Puts parameters on the device, compiles and warms up whatever these shapes still lack, and scores probe users.
+    """Put parameters on the device, compile and warm up whatever these shapes still lack, and score probe users.
 
     Raises VersionMismatch for an index of another model, ValueError, NonFiniteScores for NaN or infinite parameters or scores.
     """
@@ -89,7 +89,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
 
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
-    """How many of the first `count` items have no finite value by an order that needs no bids of candidates."""
+    """Return how many of the first `count` items have no finite value by an order that needs no bids of candidates."""
     bucket = config.buckets[0]
     packed, _ = snapshot.run([side], bucket, snapshot.inputs([np.arange(count)], [None], order, bucket))
     return snapshot.best(packed)[0].non_finite
@@ -98,7 +98,7 @@ def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, conf
 def build_snapshot(
     programs: Programs, params: Any, users: list[UserSide], index: Any, config: ServingConfig, orders: Orders
 ) -> Snapshot:
-    """Compiles and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
+    """Compile and warms up the functions of every bucket and batch size, none for a known capacity and storage."""
     sizes = list(itertools.product(batch_sizes(config.batch_size), config.buckets))
     no_bids = {size: jax.device_put(np.full(size, ROWS_OWN, np.float32)) for size in sizes}
     branches = {order: jax.device_put(np.int32(branch)) for branch, order in enumerate((LOGIT, *orders.names))}
@@ -117,20 +117,20 @@ def build_snapshot(
 
 
 def next_snapshot(programs: Programs, version: Version, index: Any, config: ServingConfig) -> Snapshot:
-    """The snapshot for an updated index of the same version; at the same capacity the functions are taken over as they are."""
+    """Return the snapshot for an updated index of the same version; at the same capacity the functions stay the same."""
     if index.shapes == version.snapshot.index.shapes:
         return version.snapshot._replace(index=index)
     return build_snapshot(programs, version.params, version.unknown, index, config, version.snapshot.orders)
 
 
 def check_version(index: Any, name: str) -> None:
-    """Raises VersionMismatch unless the index was made by the model version of that name."""
+    """Raise VersionMismatch unless the index was made by the model version of that name."""
     if index.version != name:
         raise VersionMismatch("index", expected=name, got=index.version)
 
 
 def probe_user(schema: Schema, length: int) -> UserFeatures:
-    """A user with an event in every place of the history, an hour apart."""
+    """Return a user with an event in every place of the history, an hour apart."""
     places = np.arange(length)
     items = 1 + places % (schema.item_attribute("item").size - 1)
     history = behaviours(items, places % schema.actions, 3600.0 * (1 + places), np.ones(length, bool))

@@ -19,7 +19,7 @@ AXIS = "rows"
 
 
 def row_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis over devices, all of this process where None is given.
+    """Return a mesh of one axis over devices, all of this process where None is given.
 
     Example:
       >>> row_mesh().size == len(jax.devices())
@@ -29,17 +29,17 @@ def row_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices of a mesh; its length must be a multiple of them."""
+    """Return the leading axis split over all devices of a mesh; its length must be a multiple of them."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on each device."""
+    """Return a copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def padded_rows(count: int, devices: int) -> int:
-    """Rows of a table that is spread over devices: its own, and as many more as the devices need to divide it.
+    """Return rows of a table that is spread over devices: its own, and as many more as the devices need to divide it.
 
     Example:
       >>> padded_rows(63, 2), padded_rows(64, 2)
@@ -49,7 +49,7 @@ def padded_rows(count: int, devices: int) -> int:
 
 
 def rows_beside(template: Any, count: int) -> int:
-    """Rows that pad an array of `count` rows in a template that is placed like it, 0 for one that is not padded."""
+    """Return rows that pad an array of `count` rows in a template that is placed like it, 0 for one that is not padded."""
     sharding = getattr(template, "sharding", None)
     if sharding is None or not template.shape or template.shape[0] == count:
         return 0
@@ -58,7 +58,7 @@ def rows_beside(template: Any, count: int) -> int:
 
 
 def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> jax.Array:
-    """Puts an array that this process holds whole where a sharding says, on devices of other processes too.
+    """Put an array that this process holds whole where a sharding says, on devices of other processes too.
 
     Nothing is sent: each process copies its part to its devices.
 
@@ -80,7 +80,7 @@ def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> j
 
 
 def local(array: Any) -> Any:
-    """An array that this process holds whole, on devices of this process alone; nothing is copied.
+    """Return an array that this process holds whole, on devices of this process alone; nothing is copied.
 
     Raises:
       ValueError: an array that is spread over several processes.
@@ -93,7 +93,7 @@ def local(array: Any) -> Any:
 
 
 def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
-    """Puts a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
+    """Put a training state (or parameters) on a mesh: a copy of everything on each device, but for the tables named.
 
     With several processes each gives the same state, whole.
 
@@ -114,7 +114,7 @@ def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Spreads the samples of a batch over a mesh; each process gives its own share of them, in order of processes.
+    """Spread the samples of a batch over a mesh; each process gives its own share of them, in order of processes.
 
     Args:
       batch: NumPy arrays with a leading axis of samples, a multiple of this process's devices.

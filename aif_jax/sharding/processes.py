@@ -21,24 +21,24 @@ T = TypeVar("T")
 
 
 def several() -> bool:
-    """Whether this process is one of several of a job."""
+    """Return whether this process is one of several of a job."""
     return jax.process_count() > 1
 
 
 def first() -> bool:
-    """Whether this process writes what one process writes for all: logs, records."""
+    """Return whether this process writes what one process writes for all: logs, records."""
     return jax.process_index() == 0
 
 
 def whole(array: Any) -> Any:
-    """An array as this process can hold it whole: one that is spread over several comes to each, as NumPy; a collective."""
+    """Return array as this process can hold it whole: one that is spread over several comes to each, as NumPy; a collective."""
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return local(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def in_order(results: T) -> T:
-    """Results of a program with collectives, waited for where the next such program could overtake it: on CPUs (gloo).
+    """Return results of a program with collectives, waited for where the next such program could overtake it: on CPUs (gloo).
 
     Elsewhere programs of a device run in the order of their dispatch.
     """
@@ -47,7 +47,7 @@ def in_order(results: T) -> T:
 
 @contextlib.contextmanager
 def end_at_once() -> Iterator[None]:
-    """Ends this process with exit code 1 when the block raises, without waiting for the others, which then fail too.
+    """End this process with exit code 1 when the block raises, without waiting for the others, which then fail too.
 
     For the main block of a script. Without it, a process that raises waits for the others before it ends
     (`jax.distributed.shutdown`), while they wait for it in the next step.

@@ -42,12 +42,12 @@ class Scaled:
 
 
 def encode(row: Any, storage: Storage, *, axes: int = 1) -> Any:
-    """ONE row as it is stored: float arrays of at least so many axes and `NARROW` entries a vector in `storage`."""
+    """Return ONE row as it is stored: float arrays of at least so many axes and `NARROW` entries a vector in `storage`."""
     return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) < axes else _encode_leaf(leaf, storage), row)
 
 
 def widen(columns: Any) -> Any:
-    """The columns of rows with float32 vectors, whatever they were stored as."""
+    """Return the columns of rows with float32 vectors, whatever they were stored as."""
     return jax.tree.map(_widen, columns, is_leaf=lambda leaf: isinstance(leaf, Half | Scaled))
 
 
@@ -75,13 +75,13 @@ class Packed:
     layout: Layout
 
     def widened(self) -> Any:
-        """The columns of ONE packed row, with float32 vectors."""
+        """Return the columns of ONE packed row, with float32 vectors."""
         one = unpack(Packed(words=jnp.asarray(self.words)[None], layout=self.layout))
         return widen(jax.tree.map(lambda leaf: leaf[0], one))
 
 
 def pack(columns: Any) -> Packed:
-    """The columns of ONE row as words; columns narrower than a word fill up their last one. TypeError for what is no number."""
+    """Return the columns of ONE row as words; narrow columns fill up their last word. TypeError for what is no number."""
     leaves, tree = jax.tree.flatten(columns)
     words = [_to_words(leaf) for leaf in leaves]
     shapes = [(tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for leaf in leaves]
@@ -90,7 +90,7 @@ def pack(columns: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The columns of packed rows [n]."""
+    """Return the columns of packed rows [n]."""
     words, start, leaves = jnp.asarray(packed.words), 0, []
     for column in packed.layout.columns:
         leaves.append(_from_words(words[:, start : start + column.words], column))
@@ -99,7 +99,7 @@ def unpack(packed: Packed) -> Any:
 
 
 def decode(table: Packed, rows: Array) -> Any:
-    """Rows [C] of a table as the interaction takes them, for use inside jit; a negative row reads row 0, to be masked."""
+    """Return rows [C] of a table as the interaction takes them, for use inside jit; negative rows read row 0, to be masked."""
     words = jnp.asarray(table.words)
     width, at = words.shape[-1], jnp.maximum(jnp.asarray(rows), 0)
     if width % 2 == 0 and width >= WIDE:
@@ -129,7 +129,7 @@ def _widen(leaf: Any) -> Any:
 
 
 def _to_words(leaf: jax.Array) -> jax.Array:
-    """uint32 [words] with the bits of one row's column."""
+    """Return uint32 [words] with the bits of one row's column."""
     flat = jnp.asarray(leaf).reshape(-1)
     if flat.dtype == jnp.bool_:
         flat = flat.astype(jnp.uint8)
@@ -142,7 +142,7 @@ def _to_words(leaf: jax.Array) -> jax.Array:
 
 
 def _from_words(words: jax.Array, column: Column) -> jax.Array:
-    """[n, *shape] of the column that `_to_words` made [n, words] of."""
+    """Return [n, *shape] of the column that `_to_words` made [n, words] of."""
     boolean = column.dtype == "bool"
     values = jax.lax.bitcast_convert_type(words, jnp.uint8 if boolean else jnp.dtype(column.dtype))
     values = values.reshape(len(words), -1)[:, : math.prod(column.shape)].reshape(len(words), *column.shape)

@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
 
 
 def local(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """The absolute path of a local file or folder; ValueError for a URL, which would become a folder named after its protocol.
+    """Return the absolute path of a local file or folder; ValueError for a URL, which would become a folder's name.
 
     Example:
       >>> local("s3://bucket/index")
@@ -47,7 +47,7 @@ def local(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def redacted(url: str) -> str:
-    """A URL without what may be a secret: user, password and query.
+    """Return a URL without what may be a secret: user, password and query.
 
     Example:
       >>> redacted("redis://me:secret@host:6379/0?password=secret")
@@ -58,7 +58,7 @@ def redacted(url: str) -> str:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
+    """Yield an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
 
     Files are forced to disk before the rename, so no half-written folder ever has the name. The yielded folder is alone in its
     parent: scratch files may go to `partial.parent` and vanish with it. The parents of `path` are made.
@@ -90,7 +90,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
+    """Yield where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
 
     The file is forced to disk before it replaces another one of the name, and the name after it: a kill or a power cut leaves
     the old file or the new one, whole. A device, a pipe or a socket at `path` stays: the contents are written into it.
@@ -112,13 +112,13 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file, or replaces it: whole and on disk when this returns; see `new_file`."""
+    """Write a file, or replace it: whole and on disk when this returns; see `new_file`."""
     with new_file(path) as partial:
         partial.write_bytes(content)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Removes a folder: its name goes first, so a kill leaves no half of it. Raises FileNotFoundError where nothing is."""
+    """Remove a folder: its name goes first, so a kill leaves no half of it. Raises FileNotFoundError where nothing is."""
     target = local(path)
     with _work_folder(target) as work:
         os.rename(target, work / target.name)
@@ -131,13 +131,13 @@ def unfinished(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def remove_unfinished(directory: str | os.PathLike[str]) -> None:
-    """Removes the work folders that killed processes left in a directory, whatever name they were for."""
+    """Remove the work folders that killed processes left in a directory, whatever name they were for."""
     for folder, _ in _work_folders(local(directory)):
         _clean(folder)
 
 
 def sync(path: str | Path) -> None:
-    """Forces a file, or the names in a folder, to disk."""
+    """Force a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -158,7 +158,7 @@ def _expect_nothing(target: Path) -> None:
 
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
-    """A new work folder, locked until the block or the process ends, and then removed."""
+    """Make a work folder, locked until the block or the process ends, and then removed."""
     while True:  # until no other process takes the folder for a leftover before it is locked
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         try:
@@ -178,7 +178,7 @@ def _work_folder(target: Path) -> Iterator[Path]:
 
 
 def _clean(leftover: Path) -> None:
-    """Removes a work folder unless its process still runs."""
+    """Remove a work folder unless its process still runs."""
     try:
         descriptor = os.open(leftover, os.O_RDONLY)
     except FileNotFoundError:
@@ -193,7 +193,7 @@ def _clean(leftover: Path) -> None:
 
 
 def compiled_folder(name: str = "aif_jax") -> Path:
-    """The folder of compiled programs for this JAX on this machine, in the folder `name` of the user's cache directory.
+    """Return the folder of compiled programs for this JAX on this machine, in the folder `name` of the user's cache directory.
 
     Removes programs that no run used for DAYS, also those of other versions. Raises OSError if it cannot be written.
     """
@@ -214,7 +214,7 @@ def compiled_folder(name: str = "aif_jax") -> Path:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What a compiled program may rely on: the processor's features, or its name where the system lists no features."""
+    """Return what a compiled program may rely on: the processor's features, or its name where the system lists no features."""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
             if line.startswith(("flags", "Features")):

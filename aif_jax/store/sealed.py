@@ -36,7 +36,7 @@ class TornRecord(CheckpointError):
 
 
 def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
-    """Writes a tree of arrays and a record into a new folder: complete and on disk, or not there at all.
+    """Write a tree of arrays and a record into a new folder: complete and on disk, or not there at all.
 
     Args:
       trees: nested dicts or another pytree of arrays of numbers; copied to the host one by one.
@@ -61,7 +61,7 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
 
 
 def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
-    """Writes the two files of `write` into the empty folder of a `new_folder`."""
+    """Write the two files of `write` into the empty folder of a `new_folder`."""
     arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
     manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
     manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
@@ -73,12 +73,12 @@ def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) ->
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder is a snapshot or a checkpoint, also one of an earlier version, which its reader refuses."""
+    """Return whether a folder is a snapshot or a checkpoint, also one of an earlier version, which its reader refuses."""
     return any((folder / name).is_file() for name in (ARRAYS, METADATA_FILE))
 
 
 def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
-    """The manifest of a folder; reads no arrays. `rebuild` is what to do about a folder of an earlier version.
+    """Return the manifest of a folder; reads no arrays. `rebuild` is what to do about a folder of an earlier version.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -102,7 +102,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
 
 
 def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "write it again") -> Any:
-    """The arrays of a folder, compared with their checksum, as read-only views of the bytes read.
+    """Return the arrays of a folder, compared with their checksum, as read-only views of the bytes read.
 
     Args:
       path, format, rebuild: see `inspect`.
@@ -127,12 +127,12 @@ def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "wri
 
 
 def nbytes(manifest: Mapping[str, Any]) -> int:
-    """Bytes of the arrays of a folder, without the header of their file."""
+    """Return bytes of the arrays of a folder, without the header of their file."""
     return sum(math.prod(leaf["shape"]) * files.DTYPE_NAMES[leaf["dtype"]].itemsize for leaf in manifest["arrays"].values())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes a safetensors file of arrays by name; returns its bytes and SHA-256. TypeError for a dtype that readers lack."""
+    """Write a safetensors file of arrays by name; returns its bytes and SHA-256. TypeError for a dtype that readers lack."""
     host = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     for name, value in host.items():
         known = value.dtype.name in files.DTYPE_NAMES
@@ -142,23 +142,23 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record as the JSON file that `read_record` reads, with a SHA-256 of the record."""
+    """Return a record as the JSON file that `read_record` reads, with a SHA-256 of the record."""
     return json.dumps({**record, "sha256": seal(json.loads(json.dumps(record)))}, indent=2).encode() + b"\n"
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record as one file, or replaces it: whole and on disk when this returns."""
+    """Write a record as one file, or replace it: whole and on disk when this returns."""
     write_file(path, sealed(record))
 
 
 def read_record(path: Path, what: str) -> dict[str, Any]:
-    """The record in a file, without its SHA-256; `what` it should be, for messages.
+    """Return the record in a file, without its SHA-256; `what` it should be, for messages.
 
     Raises FileNotFoundError, TornRecord for a file that holds no record, CheckpointError for an altered one.
     """
@@ -174,7 +174,7 @@ def read_record(path: Path, what: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def refusing(where: str | Path) -> Iterator[None]:
-    """Raises what `export.consume` refuses as a CheckpointError, with the place."""
+    """Raise what `export.consume` refuses as a CheckpointError, with the place."""
     try:
         yield
     except files.ExportError as refused:
@@ -182,7 +182,7 @@ def refusing(where: str | Path) -> Iterator[None]:
 
 
 def is_json(value: Any) -> bool:
-    """Whether a value is the same after a round trip through JSON."""
+    """Return whether a value is the same after a round trip through JSON."""
     try:
         return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):

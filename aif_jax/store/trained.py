@@ -41,7 +41,7 @@ class Digest:
 
 
 def fingerprint(params: Params, config: Config, encoder: Encoder | None = None) -> str:
-    """Version of a model: 64 hex digits over path, dtype, shape and bytes of every leaf of `params`, the config, the encoder.
+    """Return the version: 64 hex digits over path, dtype, shape and bytes of each leaf of `params`, config and encoder.
 
     Equal contents give equal strings, in NumPy or on a device, sharded or not. Every leaf is copied to the host once.
 
@@ -65,7 +65,7 @@ def fingerprint(params: Params, config: Config, encoder: Encoder | None = None) 
 
 
 def encoding_for(config: Config, encoder: Encoder | None = None) -> str:
-    """The encoding that data for a model must have: its encoder's, else that of its schema; "" where neither is known.
+    """Return the encoding that data for a model must have: its encoder's, else that of its schema; "" where neither is known.
 
     Raises EncodingMismatch where both are known and differ.
     """
@@ -76,7 +76,7 @@ def encoding_for(config: Config, encoder: Encoder | None = None) -> str:
 
 
 def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | None = None) -> str:
-    """The fingerprint, from the digests of the leaves."""
+    """Return the fingerprint, from the digests of the leaves."""
     parts = {
         "leaves": {path: dataclasses.astuple(leaf) for path, leaf in leaves.items()},
         "config": config.to_json(),
@@ -86,12 +86,12 @@ def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | Non
 
 
 def holds(leaf: Any) -> bool:
-    """Whether this process holds an array whole: it is not spread over several processes."""
+    """Return whether this process holds an array whole: it is not spread over several processes."""
     return getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
 
 
 def digest(leaf: Any, path: str = "leaf") -> Digest:
-    """The digest of one array, a typed random key by its key data; raises ValueError where this process holds only a part."""
+    """Return the digest of one array, a typed random key by its key data; raises ValueError if only a part is here."""
     expect(holds(leaf), path, "an array that this process holds whole", "one spread over several processes")
     dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else str(np.asarray(leaf).dtype)
     data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
@@ -100,7 +100,7 @@ def digest(leaf: Any, path: str = "leaf") -> Digest:
 
 
 def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
-    """The model of a saved config: built from it, or the given one; ValueError if that has another config."""
+    """Return the model of a saved config: built from it, or the given one; ValueError if that has another config."""
     if model is None:
         return build(config)
     if not model.config.schema.encoding:
@@ -110,7 +110,7 @@ def model_of(config: Config, model: PreRanker | None = None) -> PreRanker:
 
 
 def check_params(model: PreRanker, params: Params, name: str = "params") -> None:
-    """Raises ValueError unless the parameters have the leaves, by path and shape, that the model's `init` makes.
+    """Raise ValueError unless the parameters have the leaves, by path and shape, that the model's `init` makes.
 
     Ids beyond a table that is too small would read its last row: nothing would fail, and nothing be right.
     """
@@ -126,7 +126,7 @@ def check_params(model: PreRanker, params: Params, name: str = "params") -> None
 
 @functools.lru_cache(maxsize=16)
 def _expected(init: Callable[..., Params], tree: Any, shapes: tuple[tuple[int, ...], ...]) -> dict[str, str]:
-    """Shapes by path of what `init` makes with a fitted group of these shapes; ValueError for one of another config."""
+    """Return shapes by path of what `init` makes with a fitted group of these shapes; ValueError for one of another config."""
     fitted = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes])
     made = jax.eval_shape(lambda fitted: init(jax.random.key(0), None, fitted=fitted), fitted)
     return {path: str(list(leaf.shape)) for path, leaf in leaves_by_path(made).items()}
@@ -201,21 +201,21 @@ class Trained:
         return f"Trained({self.model!r}, {'without' if self.encoder is None else 'with'} encoder{known})"
 
     def replace(self, **changes: Any) -> Trained:
-        """A copy with other fields, whose version is computed again."""
+        """Return a copy with other fields, whose version is computed again."""
         return dataclasses.replace(self, **changes)
 
     def with_version(self, version: str) -> Trained:
-        """A copy whose version is not computed: for a reader that compared the digests, or received it with the arrays."""
+        """Return copy whose version is not computed: for a reader that compared the digests, or received it with the arrays."""
         copy = dataclasses.replace(self)
         copy.__dict__["version"] = version
         return copy
 
     def on_device(self, sharding: Any = None) -> Trained:
-        """A copy with its parameters on the default device, or by a sharding."""
+        """Return a copy with its parameters on the default device, or by a sharding."""
         return self.replace(params=jax.device_put(self.params, sharding)).with_version(self.version)
 
     def need_encoder(self, what: str) -> Encoder:
-        """The encoder; ValueError for a model without one, named by `what` needs it."""
+        """Return the encoder; ValueError for a model without one, named by `what` needs it."""
         if self.encoder is None:
             expected = "a model with an encoder, which reads raw data"
             out = "give Trained(model, params, encoder), or save the model with the encoder of its data"

@@ -16,7 +16,7 @@ from aif_jax.data.statistics import SMOOTHING
 
 
 def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
-    """Scores float64 [N] of every catalogue row from the events before a time in seconds, by name of the baseline.
+    """Return scores float64 [N] of every catalogue row from the events before a time in seconds, by name of the baseline.
 
     - "popularity": events of the item in `Dataset.histories`.
     - "latest": seconds of the item's first event in the log; items without an earlier event come last.
@@ -52,7 +52,7 @@ def baseline_scores(data: Dataset, *, before: int, thresholds: Mapping[str, int]
 
 
 def catalogue_ranks(scores: np.ndarray, data: Dataset, positions: np.ndarray, *, repeats: bool) -> np.ndarray:
-    """int64 [R], the rank of each event's item in the catalogue by scores [N], as `evaluate` ranks it: ties count against."""
+    """Return int64 [R], ranks of events' items in the catalogue by scores [N], as `evaluate` has them: ties count against."""
     log, order = data.log, np.sort(scores[1:])
     target = log.item[positions]
     ranks = len(order) - np.searchsorted(order, scores[target]) - 1

@@ -107,7 +107,7 @@ class RankedCandidates:
     scores: np.ndarray
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores [B, N] of some requests; 0 and NaN for those that there are none of."""
+        """Return rows and scores [B, N] of some requests; 0 and NaN for those that there are none of."""
         place = np.searchsorted(self.positions, positions)
         there = (np.append(self.positions, -1)[place] == positions)[:, None]
         place = np.minimum(place, len(self.positions) - 1)
@@ -115,12 +115,12 @@ class RankedCandidates:
 
 
 def teaches_corrected(term: Loss) -> bool:
-    """Whether a loss teaches the scores after the popularity correction, see `losses.distill_listwise`."""
+    """Return whether a loss teaches the scores after the popularity correction, see `losses.distill_listwise`."""
     return any(dict(part.options).get("corrected", False) for _, part in term.terms)
 
 
 def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
-    """The loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective.
+    """Return the loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective.
 
     Where the ranker's loss reads `log_q`, the batch has it for that loss alone: the labels' losses do not subtract it.
     """
@@ -134,7 +134,7 @@ def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goa
 
 
 def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
-    """The teacher as a function whose scores are checked.
+    """Return the teacher as a function whose scores are checked.
 
     Raises:
       ValueError: a teacher of several objectives; scores of another shape or that are not finite, when it is called.
@@ -157,7 +157,7 @@ def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
 
 
 def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
-    """Logits of a model by row, as serving makes them: the item function runs once over the catalogue, histories by length.
+    """Return logits of a model by row, as serving makes them: the item function runs once for all items, histories by length.
 
     Where the schema has item statistics, which are as of each request, it runs for each candidate.
     """
@@ -190,7 +190,7 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
 
 @partial(jax.jit, static_argnames="model")
 def _scores(params: Params, users: UserFeatures, table: ItemRow, rows: Any, *, model: PreRanker) -> jax.Array:
-    """Logits [B, C] of the interaction function for B users and rows [B, C] of a table."""
+    """Return logits [B, C] of the interaction function for B users and rows [B, C] of a table."""
     states = jax.vmap(model.user, (None, 0))(params, users)
 
     def one(request: tuple[Any, Any]) -> jax.Array:
@@ -204,7 +204,7 @@ def rank_retrieved(
     scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str, repeats: bool,
     progress: bool = True,
 ) -> RankedCandidates:  # fmt: skip
-    """A ranker's scores of each request's item and of what retrieval finds for it, without repeats.
+    """Return a ranker's scores of each request's item and of what retrieval finds for it, without repeats.
 
     They are written part by part, and a call that was killed goes on with the part that it was at.
 
@@ -235,7 +235,7 @@ def rank_retrieved(
 
 
 def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCandidates:
-    """A logged ranker's scores: a label of `Dataset.cascade`, for the requests of some events.
+    """Return a logged ranker's scores: a label of `Dataset.cascade`, for the requests of some events.
 
     Raises:
       ValueError: data without a cascade, or without such a label; no event whose request is logged.
@@ -254,7 +254,7 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
 def distilled(
     source: SourceFn, scores: Scores | RankedCandidates, *, name: str, count: int = COUNT, offset: np.ndarray | None = None
 ) -> CandidateSource:
-    """The same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
+    """Return the same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
     Args:
       scores: a function of any candidates; or retrieved ones with scores: those that `source` has too get them, and `count`

@@ -52,7 +52,7 @@ from aif_jax.types import Array, Params
 def platt(
     scores: Any, labels: Any, *, where: Any = None, weights: Any = None, rate: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and bias float32 [] of one objective, fitted on held-out entries on the host in float64.
+    """Return scale and bias float32 [] of one objective, fitted on held-out entries on the host in float64.
 
     Args:
       scores: raw logits of the model, any shape.
@@ -84,14 +84,14 @@ def platt(
 
 
 def _float32(values: Any) -> np.ndarray:
-    """Values as float32; ValueError where one is too large."""
+    """Return values as float32; ValueError where one is too large."""
     largest = np.max(np.abs(values), initial=0.0)
     expect(largest < np.finfo(np.float32).max / 2, "calibration scores", "logits that float32 holds", f"one of {largest:.3g}")
     return np.asarray(values, np.float32)
 
 
 def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and weights of the entries that count, float64 [n]."""
+    """Return scores, labels and weights of the entries that count, float64 [n]."""
     s, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     expect(y.shape == s.shape, "calibration labels", f"the shape of scores {s.shape}", y.shape)
     valid, w = np.asarray(True if where is None else where), np.asarray(1.0 if weights is None else weights, np.float64)
@@ -108,7 +108,7 @@ def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.nda
 
 
 def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    """Scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
+    """Return scale and bias of the least weighted log-loss; scores are centred first, for well-conditioned steps."""
     centre, spread, share = np.average(s, weights=w), max(float(s.std()), 1e-12), w / w.sum()
     features = np.stack([(s - centre) / spread, np.ones_like(s)])
 
@@ -135,12 +135,12 @@ model of `assemble`, whose functions it would replace."""
 
 
 def chain(*edits: Edit) -> Edit:
-    """The edit that applies several, one after the other."""
+    """Return the edit that applies several, one after the other."""
     return lambda trained, data: functools.reduce(lambda made, edit: edit(made, data), edits, trained)
 
 
 def svd_term(*, before: int, **options: Any) -> Edit:
-    """Adds a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`; `options` of `fit_pure_svd`."""
+    """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`; `options` of `fit_pure_svd`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -153,7 +153,7 @@ def svd_term(*, before: int, **options: Any) -> Edit:
 
 
 def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
-    """Adds the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
+    """Add the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
 
     `power` is that of the popularity by which training drew candidates.
     """
@@ -168,7 +168,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
 
 
 def unseen_items(*, before: int) -> Edit:
-    """Gives items without a training event the embedding of the unknown item, see `unseen_as_unknown`."""
+    """Give items without a training event the embedding of the unknown item, see `unseen_as_unknown`."""
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
@@ -187,7 +187,7 @@ def calibration(
     batch_size: int = 128,
     progress: bool = True,
 ) -> Edit:
-    """Adds scale and bias of each objective, by which serving turns logits into calibrated probabilities.
+    """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
     What the probabilities are of is what the candidates are: of lists that were shown, the chance of a click where an item is
     shown; of an event's item among sampled ones, the chance to be the event's among these, and with a source that gives `log_q`
@@ -237,7 +237,7 @@ def calibration(
 
 
 def _edit(change: Edit) -> Edit:
-    """The edit that refuses data of another encoder and changes the model without its calibration."""
+    """Return the edit that refuses data of another encoder and changes the model without its calibration."""
 
     def edit(trained: Trained, data: Dataset) -> Trained:
         check_encoding("data", expected=trained.encoding, got=data.encoding)
@@ -247,7 +247,7 @@ def _edit(change: Edit) -> Edit:
 
 
 def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
-    """Factors of training events, for `with_pure_svd`: float32 [size, R].
+    """Return factors of training events, for `with_pure_svd`: float32 [size, R].
 
     Args:
       user, item: integers [E], the row of the user and of the item of each training event, by time for each user. Item row 0 is
@@ -283,7 +283,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
 
 
 def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, block: PureSvd) -> float:
-    """The `deviation` that factors [N, R] have over the users and items of events; arguments as `svd_factors`."""
+    """Return the `deviation` that factors [N, R] have over the users and items of events; arguments as `svd_factors`."""
     row = np.unique(user[item > 0], return_inverse=True)[1]
     term = _sums(row, factors[item[item > 0]], block) @ factors[np.unique(item[item > 0])].T
     return float(term.std()) if term.size else 0.0
@@ -292,7 +292,7 @@ def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, bl
 def fit_pure_svd(
     params: Params, user: Any, item: Any, *, config: Config, deviation: float = DEVIATION, **sizes: Any
 ) -> tuple[Params, Config]:
-    """`with_pure_svd` of `svd_factors`: the model with the factors of training events.
+    """Return `with_pure_svd` of `svd_factors`: the model with the factors of training events.
 
     `user`, `item`, `deviation` and what is refused are as for these two. `sizes` are those of the `PureSvd` that is added;
     ValueError for any where the model has one.
@@ -307,7 +307,7 @@ def fit_pure_svd(
 
 
 def _right_vectors(met: Any, width: int) -> np.ndarray:
-    """The leading right singular vectors of a sparse matrix, float32 [N, at most width], the largest value of each positive."""
+    """Return the leading right singular vectors of a sparse matrix, float32 [N, width or fewer], the largest value positive."""
     least = min(met.shape)
     if least <= width + 1:
         vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]
@@ -319,7 +319,7 @@ def _right_vectors(met: Any, width: int) -> np.ndarray:
 
 
 def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
-    """What the block's user half is after the last event of some users: events [E] by time for each -> [U, R]."""
+    """Return what the block's user half is after the last event of some users: events [E] by time for each -> [U, R]."""
     order = np.argsort(user, kind="stable")
     ends = np.cumsum(np.bincount(user))
     chosen = np.random.default_rng(SEED).permutation(len(ends))[:REQUESTS]
@@ -334,7 +334,7 @@ def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
 def grow_vocabulary(
     params: Params, name: str, size: int, key: jax.Array, *, config: Config, rows: np.ndarray | None = None
 ) -> tuple[Params, Config]:
-    """Parameters and config with another vocabulary: old ids keep their embedding, new ids get a fresh one.
+    """Return parameters and config with another vocabulary: old ids keep their embedding, new ids get a fresh one.
 
     New embeddings are Gaussian with the standard deviation of the old table. In `params["fitted"]` old items keep their values
     and new items get those of the unknown item, until you refit on the new catalogue:
@@ -387,7 +387,7 @@ def grow_vocabulary(
 
 
 def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained:
-    """The model under the vocabularies of a newer encoder: an id that both know keeps everything that stands at its row.
+    """Return the model under the vocabularies of a newer encoder: an id that both know keeps everything that stands at its row.
 
     A row whose id is gone, and one that has a new id, start new: the embedding as in `grow_vocabulary`, and the values of the
     unknown item in every table of `params["fitted"]`: signatures, codes, SVD factors, popularity corrections, the fields of
@@ -420,7 +420,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 
 
 def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
-    """Parameters in which items without a training event have the embedding of the unknown item.
+    """Return parameters in which items without a training event have the embedding of the unknown item.
 
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
     `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others, and for a model whose
@@ -437,7 +437,7 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
 
 
 def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:
-    """The fitted group: values of items in their new rows, or ids of a field that are new rows."""
+    """Return the fitted group: values of items in their new rows, or ids of a field that are new rows."""
 
     kept = np.flatnonzero(place >= 0)
 

@@ -92,7 +92,7 @@ class Evaluation:
     asked: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def figures(self) -> dict[str, float]:
-        """The figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
+        """Return the figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
         names = ("auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error")
         values = {name: getattr(self, name) for name in names}
         if self.hit_rate is not None and self.ndcg is not None:
@@ -104,7 +104,7 @@ class Evaluation:
         return values
 
     def intervals(self, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> dict[str, metrics.Interval]:
-        """The figures by name with the bounds of an interval that resamples users; arguments as `metrics.user_interval`.
+        """Return the figures by name with the bounds of an interval that resamples users; arguments as `metrics.user_interval`.
 
         AUC, `calibration` and `calibration_error` are linearised, see `metrics.auc_by_user`.
         """
@@ -113,7 +113,7 @@ class Evaluation:
     def against(
         self, other: Evaluation, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
     ) -> dict[str, metrics.Interval]:
-        """What these figures are above those of another model on the same requests, by name, resampled by the same users.
+        """Return what these figures are above those of another model on the same requests, resampled by the same users.
 
         A difference whose interval holds 0 may be chance. Arguments as `metrics.paired_interval`.
 
@@ -127,7 +127,7 @@ class Evaluation:
         return metrics.paired_intervals(ours, other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
 
     def _parts(self) -> dict[str, metrics.ByUser]:
-        """The figures by user by name, those of objectives with their names before them, in the order of `figures`."""
+        """Return the figures by user by name, those of objectives with their names before them, in the order of `figures`."""
         named = {f"{name}.{figure}": part for name, one in self.objectives.items() for figure, part in one.by_user.items()}
         return {**self.by_user, **named}
 
@@ -162,7 +162,7 @@ def evaluate(
     calibration_negatives: int = 15, baselines: Mapping[str, np.ndarray] | None = None, repeats: bool | None = None,
     seed: int = 0, batch_size: int = 128, progress: bool = True,
 ) -> Evaluation:  # fmt: skip
-    """Evaluates a model on held-out events: a list of candidates for each, and its rank in the catalogue.
+    """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
     Every figure has a 95 % interval over users, see `Evaluation.intervals`. Where the data have a cascade with the label
     "ranker", the requests of the positions that it holds give `Evaluation.ranker_recall`, by the first objective.
@@ -230,7 +230,7 @@ def _ranked(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, scores: np.ndarray,
     repeats: bool, batch_size: int, progress: bool,
 ) -> tuple[np.ndarray, CandidateLists, np.ndarray] | None:  # fmt: skip
-    """Requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
+    """Return requests of the cascade, their lists and logits by the first objective; None where there is no ranker's score."""
     if data.cascade is None or RANKER not in data.cascade.labels:
         return None
     if not isinstance(lists.labels, dict) or not {RANKER, STAGE} <= lists.labels.keys():
@@ -243,7 +243,7 @@ def _ranked(
 
 
 def _ranker_recall(scores: np.ndarray, lists: CandidateLists, users: np.ndarray, kept: int) -> metrics.ByUser:
-    """Ranker recall of the best `kept` of lists [R, C]; requests without a ranker's score are left out."""
+    """Return ranker recall of the best `kept` of lists [R, C]; requests without a ranker's score are left out."""
     ranker, where = lists.labels[RANKER], lists.rows > 0
     given = zip(scores[:, None], ranker[:, None], where[:, None], strict=True)
     top = min(kept, RANKER_TOP)
@@ -252,23 +252,23 @@ def _ranker_recall(scores: np.ndarray, lists: CandidateLists, users: np.ndarray,
 
 
 def _order(scores: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray) -> dict[str, metrics.ByUser]:
-    """AUC and GAUC of lists [R, C]."""
+    """Return AUC and GAUC of lists [R, C]."""
     given: dict[str, Any] = {"users": users[:, None], "where": where}
     return {"auc": metrics.auc_by_user(scores, labels, **given), "gauc": metrics.gauc_by_user(scores, labels, **given)}
 
 
 def _gains(ranks: np.ndarray, k: int) -> np.ndarray:
-    """NDCG@k of each request by the rank of its item in the catalogue: one item counts."""
+    """Return NDCG@k of each request by the rank of its item in the catalogue: one item counts."""
     return np.where(ranks < k, 1 / np.log2(ranks + 2), 0)
 
 
 def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByUser]:
-    """HR@k and NDCG@k of ranks [R] in the catalogue."""
+    """Return HR@k and NDCG@k of ranks [R] in the catalogue."""
     return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(_gains(ranks, k), users)}
 
 
 def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
-    """What decides the figures but the model, for `Evaluation.against`."""
+    """Return what decides the figures but the model, for `Evaluation.against`."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},
@@ -281,7 +281,7 @@ def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibrat
 def by_objective(
     model: PreRanker, scores: np.ndarray, probable: np.ndarray, labels: Labels
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
-    """(name, raw logits, calibrated logits, labels [R, C]) of every objective over all candidates; ValueError for none."""
+    """Yield (name, raw logits, calibrated logits, labels [R, C]) of each objective over all candidates; ValueError for none."""
     texts = model.config.objectives
     if not isinstance(labels, dict):
         expect(len(texts) <= 1, "labels", f"those of {list(objective_names(texts))} by name", "one array; give them by name")
@@ -299,7 +299,7 @@ def _figures(
     raw: np.ndarray, logits: np.ndarray, labels: np.ndarray, users: np.ndarray, where: np.ndarray, weights: np.ndarray | None,
     count: int,
 ) -> Evaluation:  # fmt: skip
-    """Figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
+    """Return figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
     of_users = users[:, None]
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
@@ -316,12 +316,12 @@ def _figures(
 
 
 def sampled_before(data: Dataset, positions: np.ndarray, *, repeats: bool | None = None) -> SourceFn:
-    """The event's item and 99 negatives by popularity among the events before the first one in `positions`: none is later."""
+    """Return the event's item and 99 negatives by popularity among the events before the first one in `positions`."""
     return NextItem().source(data, before=int(data.log.time[positions].min()), held_out=True, repeats=repeats)
 
 
 def predict(model: PreRanker, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
-    """Joint scores of each batch, float32 [B, C] or [B, C, T], masked ones included; compiles once for a model and shape."""
+    """Yield joint scores of each batch, float32 [B, C] or [B, C, T], masked ones too; compiles once for a model and shape."""
     for batch in batches:
         yield np.asarray(_scores(params, batch, model=model))
 
@@ -330,7 +330,7 @@ def list_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, lists: CandidateLists, *, batch_size: int = 128,
     chunk: int = CHUNK, progress: bool = True,
 ) -> np.ndarray:  # fmt: skip
-    """Joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
+    """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
     At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where they would have more than
     `chunk` candidates together.
@@ -350,7 +350,7 @@ def list_scores(
 
 
 def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progress: bool = True) -> ItemRow:
-    """The item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
+    """Return the item function over the whole catalogue: rows [N] on the device; EncodingMismatch as `evaluate`."""
     check_encoding("catalogue", expected=model.config.schema.encoding, got=catalogue.encoding)
     total, run = len(catalogue), partial(_item_rows, params, model=model)
     batches = _filled(total, min(ITEMS, total), label="item rows", progress=progress)
@@ -361,7 +361,7 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
 def rank_catalogue(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, **options: Any
 ) -> Ranked:
-    """Scores every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows.
+    """Score every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows.
 
     `options` are those of `catalogue_scores`.
     """
@@ -376,7 +376,7 @@ def catalogue_scores(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, repeats: bool | None = None,
     batch_size: int = 128, chunk: int = CHUNK, progress: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
+    """Yield scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
     Item statistics, where the schema has them, are those as of the first of the events that are scored together, as an index
     that was refreshed just before it holds them: the events then come by time.
@@ -422,19 +422,19 @@ def catalogue_scores(
 
 
 def rank_of(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """int64 [b], how many of the scores [b, N] are at least that of the row [b], itself left out: ties count against it."""
+    """Return int64 [b], how many other scores [b, N] are at least that of the row [b]: ties count against it."""
     return (scores >= scores[np.arange(len(rows)), rows][:, None]).sum(1) - 1
 
 
 def best_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """int32 [b, k] the rows of the k highest of the scores [b, N], best first."""
+    """Return int32 [b, k] the rows of the k highest of the scores [b, N], best first."""
     best = np.argpartition(scores, -k, axis=1)[:, -k:]
     order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
     return np.take_along_axis(best, order, 1).astype(np.int32)
 
 
 def _filled(count: int, size: int, *, label: str, progress: bool) -> Iterable[np.ndarray]:
-    """Indices of `count` entries in batches of one size, so that one shape is compiled; the first ones fill the last batch."""
+    """Return indices of `count` entries in batches of one size, for one compiled shape; the first ones fill the last batch."""
     whole = np.arange(-(-count // size) * size) % count
     return track(whole.reshape(-1, size), label=label, unit="batches", leave=False, show=progress)
 
@@ -456,7 +456,7 @@ def _states(params: Params, features: UserFeatures, *, model: PreRanker) -> User
 
 @partial(jax.jit, static_argnames=("model", "count"))
 def _rank(params: Params, states: UserState, rows: ItemRow, start: Any, *, model: PreRanker, count: int) -> jax.Array:
-    """Logits [B, count] of B users and the items from `start` on."""
+    """Return logits [B, count] of B users and the items from `start` on."""
     some = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count), rows)
     logits = jax.vmap(model.interaction, (None, 0, None))(params, states, some)
     return logits if model.config.outputs == 1 else logits[..., 0]

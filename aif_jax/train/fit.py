@@ -67,7 +67,7 @@ class Samples(NamedTuple):
 
 
 def samples_of(data: Dataset, settings: Any) -> Samples:
-    """Counts the samples of a run with these `fit.FitSettings`."""
+    """Count the samples of a run with these `fit.FitSettings`."""
     task, span = settings.task, {"since": settings.since, "before": None}
     everything = task.positions(data, min_history=0, since=None, before=None)
     inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
@@ -88,7 +88,7 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
 
 
 def samples_line(samples: Samples, settings: Any) -> str:
-    """The line of text on the samples of a run."""
+    """Return the line of text on the samples of a run."""
     task, least = settings.task, settings.min_history
     evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
     left_out = {
@@ -109,7 +109,7 @@ def samples_line(samples: Samples, settings: Any) -> str:
 def label_lines(
     data: Dataset, settings: Any, samples: Samples, positions: np.ndarray, source: SourceFn, *, config: Config
 ) -> Iterator[str]:
-    """Lines of text on labels of training lists, and on held-out items without a training event; of `requests` lists each."""
+    """Yield lines on labels of training lists, and on held-out items without a training event; of `requests` lists each."""
     if not isinstance(settings.task, NextItem):
         some = np.random.default_rng(0).permutation(positions)[: settings.requests]
         rows, labels, _ = source(some, SampleKey(settings.seed, 0, 0))
@@ -136,14 +136,14 @@ def label_lines(
 
 
 def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
-    """Labels [B, C] of each objective by name, "" for those of one array."""
+    """Return labels [B, C] of each objective by name, "" for those of one array."""
     if not isinstance(labels, dict):
         return [("", labels)]
     return [(name, labels[name]) for name in objective_names(config.objectives) if name in labels]
 
 
 def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
-    """Lines of text before a run: steps, lengths and padding, what validation costs."""
+    """Yield lines of text before a run: steps, lengths and padding, what validation costs."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
     histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
     most, padded = int(np.quantile(histories, 0.99, method="higher")), lengths.padding(histories, feed.lengths)
@@ -162,7 +162,7 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
 
 
 def note(config: Config, task: Task, k: int | None) -> str:
-    """Which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
+    """Return which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
     if k is None or not isinstance(task, NextItem):
         return ""
     terms = {} if pure_svd.present(config) else {"the SVD term": "with_svd(data)"}
@@ -176,7 +176,7 @@ def note(config: Config, task: Task, k: int | None) -> str:
 
 
 def say(line: str, *, progress: bool) -> None:
-    """Prints a line of process 0 on stderr, where the progress bar is; without a bar it goes to the log as INFO."""
+    """Print a line of process 0 on stderr, where the progress bar is; without a bar it goes to the log as INFO."""
     if not processes.first():
         return
     if progress:
@@ -323,7 +323,7 @@ class FitSettings(FitConfig):
         return ("auc", "gauc", "gauc_mean", "log_loss", "calibration_error", "ranker_recall", *catalogue)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of plain JSON values; `from_json` reads it back."""
+        """Return a dict of plain JSON values; `from_json` reads it back."""
         unset = {f.name for f in dataclasses.fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
         unset |= {"validation", "test"} | (set() if self.teacher else {"teacher_candidates"})
         values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unset}
@@ -332,7 +332,7 @@ class FitSettings(FitConfig):
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FitSettings:
-        """The settings that `to_json` wrote."""
+        """Return the settings that `to_json` wrote."""
         values, task = _tuples(value), dict(value["task"])
         if values.get("sparse"):
             values["sparse"] = SparseConfig(**_tuples(values["sparse"]))
@@ -340,30 +340,30 @@ class FitSettings(FitConfig):
         return cls(**values)
 
     def span(self, split: str) -> dict[str, int | None]:
-        """The first second of a slice, "train", "validation" or "test", and the first after it."""
+        """Return the first second of a slice, "train", "validation" or "test", and the first after it."""
         names, moments = ("train", "validation", "test"), (self.since, self.first_validation, self.first_test, None)
         expect(split in names, "split", f"one of {list(names)}", repr(split))
         place = names.index(split)
         return {"since": moments[place], "before": moments[place + 1]}
 
     def is_without(self, times: np.ndarray) -> np.ndarray:
-        """bool [n], which times in seconds are in the span that is never trained on."""
+        """Return bool [n], which times in seconds are in the span that is never trained on."""
         first, after = self.without or (0, 0)
         return (times >= first) & (times < after)
 
 
 def _lengths(values: Any) -> bool:
-    """Whether a value is a tuple of lengths."""
+    """Return whether a value is a tuple of lengths."""
     return isinstance(values, tuple) and all(type(value) is int and value >= 1 for value in values)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of JSON with tuples for lists."""
+    """Return values of JSON with tuples for lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
-    """The moments in `FitSettings` that split the samples of a task; errors of `fit`."""
+    """Return the moments in `FitSettings` that split the samples of a task; errors of `fit`."""
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
     moments = time_cuts(times, validation=config.validation, test=config.test, since=config.since, unit=unit)
@@ -371,7 +371,7 @@ def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
 
 
 def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int, int] | None:
-    """Two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
+    """Return two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
     if span is None:
         return None
     unit = "s" if data.encoder is None else data.encoder.columns.time_unit
@@ -380,7 +380,7 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
 
 
 def settle(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any) -> FitSettings:
-    """The settings of a run: what the config leaves open follows from data, model and task.
+    """Return the settings of a run: what the config leaves open follows from data, model and task.
 
     Args:
       model: config of the model.
@@ -400,7 +400,7 @@ def settle(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: 
 
 
 def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
-    """Samples that a run trains on: those of its span, and with `replay` a share as many from before it, drawn at random.
+    """Return samples that a run trains on: those of its span, and with `replay` a share as many from before it, at random.
 
     Neither has one of the span `without`.
     """
@@ -419,7 +419,7 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
 
 
 def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
-    """ValueError for a threshold that is no action row, or that all or none of the events reach."""
+    """Raise ValueError for a threshold that is no action row, or that all or none of the events reach."""
     expect_threshold(data, threshold, name)
     counts = data.action_counts
     share = counts[threshold:].sum() / max(1, counts.sum())
@@ -431,7 +431,7 @@ def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
 
 
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
-    """ValueError where a task does not have a label for each objective of the model; names both."""
+    """Raise ValueError where a task does not have a label for each objective of the model; names both."""
     known, name = list(objective_names(objectives)), type(task).__name__
     if isinstance(task, Impressions | Liked):
         for objective, least in (task.thresholds if isinstance(task, Impressions) else {"": task.threshold}).items():
@@ -449,7 +449,7 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 
 def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
-    """The `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
+    """Return the `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
     if folder is not None and is_run(folder) and Checkpoints(folder).steps:
         return tuple(settings_in(folder).get("buckets", ()))
     positions = training_positions(data, settings)
@@ -464,7 +464,7 @@ def train(
     model: PreRanker, data: Dataset, settings: FitSettings, *, folder: Path, loss: LossFn, teacher: Teacher | None,
     start: Params | None, optimizer: optax.GradientTransformation | None, writers: Sequence[LogWriter], progress: bool,
 ) -> Checkpoint:  # fmt: skip
-    """Trains in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
+    """Train in a folder, from its last checkpoint on; returns the best one by `settings.keep_best`, else the last."""
     if start is not None:
         check_params(model, start, "start")
     task, config = settings.task, model.config
@@ -524,7 +524,7 @@ def train(
 
 
 def correction_of(data: Dataset, settings: FitSettings) -> np.ndarray:
-    """float32 [N] what `Run.with_popularity_correction` adds to each catalogue row's logit; ValueError where it has no such."""
+    """Return float32 [N] what `Run.with_popularity_correction` adds to each row's logit; ValueError without one."""
     task = settings.task
     if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
         raise ValueError(f"Teacher.loss: expected a NextItem task with candidates by popularity, to be corrected, got {task}")
@@ -535,7 +535,7 @@ def with_scores(
     source: SourceFn, data: Dataset, settings: FitSettings, positions: np.ndarray, teacher: Teacher, *, folder: Path,
     progress: bool,
 ) -> CandidateSource:  # fmt: skip
-    """The candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
+    """Return the candidates of a run with a ranker's scores; those of retrieved ones are kept in a folder."""
     given: dict[str, Any] = {"name": settings.ranking, "count": settings.teacher_candidates}
     if distillation.teaches_corrected(teacher.loss):
         given["offset"] = correction_of(data, settings)
@@ -557,7 +557,7 @@ def with_scores(
 
 
 def judged_by(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
-    """The data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
+    """Return the data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
 
     A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, of data without a cascade.
     """
@@ -586,7 +586,7 @@ def judged_by(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder:
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
-    """Parameters before training; the trained ones by one compiled function in place of a hundred small ones."""
+    """Return parameters before training; the trained ones by one compiled function in place of a hundred small ones."""
     fitted = fit_tables(model.config, data.catalogue, seed=seed)
 
     @jax.jit
@@ -598,7 +598,7 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
 
 
 def checkpoints_of(folder: Path, settings: FitSettings, items: ItemFeatures | None = None) -> Checkpoints:
-    """The checkpoints of a run, which carry the features of the items that it trains on."""
+    """Return the checkpoints of a run, which carry the features of the items that it trains on."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
     record = settings.to_json()
@@ -606,7 +606,7 @@ def checkpoints_of(folder: Path, settings: FitSettings, items: ItemFeatures | No
 
 
 def final(checkpoints: Checkpoints, settings: FitSettings) -> Checkpoint:
-    """The best checkpoint by `keep_best`, else the last one."""
+    """Return the best checkpoint by `keep_best`, else the last one."""
     return checkpoints.restore("latest" if settings.keep_best is None else "best")
 
 
@@ -614,7 +614,7 @@ def held_out(
     data: Dataset, settings: FitSettings, split: str, *, requests: int | None = None, min_history: int | None = None,
     repeats: bool | None = None,
 ) -> tuple[np.ndarray, SourceFn]:  # fmt: skip
-    """Positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
+    """Return positions of a slice, at most `requests` drawn at random, and the source of their candidates; ValueError for none.
 
     None for `min_history` or `repeats` takes that of training.
     """
@@ -632,7 +632,7 @@ def held_out(
 def validation(
     model: PreRanker, data: Dataset, settings: FitSettings, *, progress: bool
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
+    """Return figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
     rows, labels, _ = source(positions, SampleKey(0, 0, 0))
     where = rows > 0
@@ -664,7 +664,7 @@ def validation(
 
 
 def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict[str, Any]:
-    """Options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
+    """Return options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
     before, task = settings.span(split)["since"], settings.task
     baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=thresholds_of(task))
     options = {"k": settings.k, "calibration_negatives": task.calibration_negatives, "repeats": settings.repeats}
@@ -672,7 +672,7 @@ def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict
 
 
 def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
-    """Writes the record of a run into its folder, or compares it with the one there: FileExistsError, ValueError."""
+    """Write the record of a run into its folder, or compare it with the one there: FileExistsError, ValueError."""
     record = settings.to_json()
     if (folder / METADATA_FILE).is_file():
         raise FileExistsError(f"{folder}: expected a new folder or one of a run, found a checkpoint; give another `out`")
@@ -692,14 +692,14 @@ def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, which its record says, or its checkpoints where the record is lost."""
+    """Return whether a folder is that of a run, which its record says, or its checkpoints where the record is lost."""
     if (folder / METADATA_FILE).is_file():
         return checkpoint.settings_of(folder) is not None
     return (folder / RECORD).is_file() or Checkpoints(folder).settings() is not None
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """The record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
+    """Return record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
 
     That of a run that `Run.save` wrote is in the checkpoint that the folder is. Raises FileNotFoundError for none,
     CheckpointError for an altered one, or a damaged one without checkpoints.
@@ -721,7 +721,7 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
-    """The settings of the run in a folder, and the checkpoint of its model; raises as `settings_in`, `Checkpoints`."""
+    """Return the settings of the run in a folder, and the checkpoint of its model; raises as `settings_in`, `Checkpoints`."""
     record = settings_in(folder)
     settings = parsed(record, str(folder / RECORD))
     if (folder / METADATA_FILE).is_file():
@@ -731,7 +731,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
 
 
 def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
-    """The settings in the record of a run; CheckpointError for another."""
+    """Return the settings in the record of a run; CheckpointError for another."""
     try:
         return FitSettings.from_json(dict(record))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -739,6 +739,6 @@ def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
 
 
 def of_ranking(figures: Mapping[str, float]) -> dict[str, float]:
-    """The figures that a calibration does not change: those without log-loss and calibration, of objectives either."""
+    """Return the figures that a calibration does not change: those without log-loss and calibration, of objectives either."""
     changed = ("log_loss", "calibration", "calibration_error")
     return {name: value for name, value in figures.items() if name.rpartition(".")[2] not in changed}

@@ -37,11 +37,11 @@ class LogWriter(Protocol):
     """Receives the log entries of a training loop."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row."""
+        """Add one row."""
         ...
 
     def rewind(self, step: int) -> None:
-        """Drops the rows behind `step`, which a run that starts there will write again; at 0 all of them."""
+        """Drop the rows behind `step`, which a run that starts there will write again; at 0 all of them."""
         ...
 
 
@@ -61,7 +61,7 @@ class JsonLines:
         self.path = local(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a row."""
+        """Add a row."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         fresh = not self.path.exists()
@@ -73,12 +73,12 @@ class JsonLines:
             sync(self.path.parent)
 
     def rewind(self, step: int) -> None:
-        """Keeps the rows up to `step`."""
+        """Keep the rows up to `step`."""
         if self.path.exists():
             self._replace([row for row in self.rows() if row["step"] <= step])
 
     def restore(self, step: int, figures: Mapping[int, Mapping[str, float]]) -> None:
-        """Adds rows that a power cut took, as far as checkpoints have them, and reports which are gone.
+        """Add rows that a power cut took, as far as checkpoints have them, and report which are gone.
 
         Args:
           step: up to which a run has rows, its last one among them, such as the step of its last checkpoint.
@@ -96,7 +96,7 @@ class JsonLines:
         self._replace(rows + [{"step": at, **lost[at]} for at in sorted(lost)])
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, without an unfinished last line, which is reported. ValueError for any other line that is not JSON."""
+        """Return rows, without an unfinished last line, which is reported. ValueError for any other line that is not JSON."""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
             logger.warning("%s, line %d: left out, it is cut: %r", self.path, len(lines), lines.pop()[:80])
@@ -137,7 +137,7 @@ class _LogWindow:
     first: float | None = None  # the loss of the first step
 
     def restart(self) -> None:
-        """Begins the next log entry."""
+        """Begin the next log entry."""
         self.started, self.waited, self.pending = time.perf_counter(), 0.0, []
 
 
@@ -179,7 +179,7 @@ def loop(
     save: Saving | None = None,
     progress: bool = True,
 ) -> TrainState:
-    """Runs a step for every batch under a progress bar; returns the state after the last.
+    """Run a step for every batch under a progress bar; returns the state after the last.
 
     The device works on one batch while the host gathers the next. The loop itself waits for results every `log_every` steps;
     with sparse tables each step also waits for the number of unique ids, see `make_step`.
@@ -293,7 +293,7 @@ def loop(
 
 
 def _next(source: Iterator[PrefetchedBatch], recent: _LogWindow) -> PrefetchedBatch | None:
-    """The next batch, None at the end; the time spent waiting for it is counted."""
+    """Return the next batch, None at the end; the time spent waiting for it is counted."""
     began = time.perf_counter()
     fed = next(source, None)
     recent.waited += time.perf_counter() - began
@@ -301,7 +301,7 @@ def _next(source: Iterator[PrefetchedBatch], recent: _LogWindow) -> PrefetchedBa
 
 
 def _fed(item: Batch | PrefetchedBatch) -> PrefetchedBatch:
-    """A batch with what is known of it on the host."""
+    """Return a batch with what is known of it on the host."""
     if isinstance(item, PrefetchedBatch):
         return item
     where, mask = item.where, item.users.history.mask
@@ -312,7 +312,7 @@ def _fed(item: Batch | PrefetchedBatch) -> PrefetchedBatch:
 
 
 def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tuple[TrainState, Any]:
-    """The state and the cursor of the latest checkpoint that `loop` saved; the state given and None where there is none.
+    """Return the state and the cursor of the latest checkpoint that `loop` saved; the state given and None where there is none.
 
     Args:
       state: from `init_state`, of the same model and optimizer; says which arrays are expected and where they go.
@@ -330,13 +330,13 @@ def resume(state: TrainState, checkpoints: Checkpoints, *, config: Config) -> tu
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    """The fields of a state other than parameters: step, counters, optimizer state."""
+    """Return the fields of a state other than parameters: step, counters, optimizer state."""
     names = [field.name for field in dataclasses.fields(state) if field.name not in GROUPS]
     return {name: getattr(state, name) for name in names}
 
 
 def _values(state: TrainState, recent: _LogWindow, *, max_skipped: int) -> dict[str, float]:
-    """Waits for the steps since the last log entry, reports what went wrong in them, and sums them up."""
+    """Wait for the steps since the last log entry, report what went wrong in them, and sum them up."""
     fetched = jax.device_get([metrics for _, _, metrics in recent.pending])
     skipped = int(state.skipped)
     seconds = time.perf_counter() - recent.started

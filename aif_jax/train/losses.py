@@ -51,7 +51,7 @@ class Term:
     options: tuple[tuple[str, Any], ...] = ()
 
     def with_options(self, options: dict[str, Any]) -> Term:
-        """The same term with these options of `values`."""
+        """Return the same term with these options of `values`."""
         return dataclasses.replace(self, options=tuple((dict(self.options) | options).items()))
 
 
@@ -83,7 +83,7 @@ class Loss:
     def __call__(
         self, scores: Any = None, targets: Any = None, /, *, where: Any = None, log_q: Any = None, **options: Any
     ) -> jax.Array | Loss:
-        """The loss of a batch, or with options alone the loss with these options."""
+        """Return the loss of a batch, or with options alone the loss with these options."""
         loss = self._with(options) if options else self
         if scores is None:
             if where is not None or log_q is not None:
@@ -101,7 +101,7 @@ class Loss:
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
-        """The sum as it would be written."""
+        """Return the sum as it would be written."""
         shown = []
         for weight, term in self.terms:
             options = ", ".join(f"{name}={value!r}" for name, value in term.options)
@@ -110,13 +110,13 @@ class Loss:
         return " + ".join(shown)
 
     def uncorrected(self) -> Loss:
-        """The same without the logQ correction, where a batch has `log_q` for another loss."""
+        """Return the same without the logQ correction, where a batch has `log_q` for another loss."""
         known = [(weight, term, "logq_correction" in inspect.signature(term.values).parameters) for weight, term in self.terms]
         off = {"logq_correction": False}
         return Loss(tuple((weight, term.with_options(off) if has else term) for weight, term, has in known))
 
     def norms(self, targets: Array, where: Array) -> tuple[jax.Array, ...]:
-        """What each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
+        """Return what each term is divided by, at least 1, from targets [..., C] and mask of a whole batch."""
         targets = jnp.asarray(targets)
         valid = jnp.broadcast_to(jnp.asarray(where), targets.shape)
         targets = jnp.where(valid, targets, jnp.zeros((), targets.dtype))
@@ -126,7 +126,7 @@ class Loss:
     def part(
         self, scores: Array, targets: Array, norms: tuple[jax.Array, ...] | None, *, where: Any, log_q: Array | None = None
     ) -> jax.Array:
-        """What a part of a batch adds to the loss of the batch; `norms` are those of the batch, None where the part is all."""
+        """Return what a part of a batch adds to its loss; `norms` are those of the batch, None where the part is all."""
         scores, targets, valid, log_q = self._checked(scores, targets, where, log_q)
         total = jnp.zeros((), scores.dtype)
         for (weight, term), norm in zip(self.terms, norms or self.norms(targets, valid), strict=True):
@@ -151,7 +151,7 @@ class Loss:
     def _checked(
         self, scores: Array, targets: Array, where: Array | None, log_q: Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
+        """Return scores in float32 or wider, targets, mask and log_q, all of one shape; zeros in masked places.
 
         Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
         """
@@ -174,7 +174,7 @@ class Loss:
 
 
 def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = "labels") -> Callable[..., Loss]:
-    """Decorates `Term.values` of your loss, which then adds up over parts of a batch.
+    """Decorate `Term.values` of your loss, which then add up over parts of a batch.
 
     Args:
       counts: `entries`, `lists`, `lists_with_a_positive` or yours, see `Term.counts`.
@@ -197,17 +197,17 @@ def term(counts: Callable[[jax.Array, jax.Array], jax.Array], *, targets: str = 
 
 
 def entries(targets: jax.Array, where: jax.Array) -> jax.Array:
-    """Counts every valid entry."""
+    """Count every valid entry."""
     return where
 
 
 def lists(targets: jax.Array, where: jax.Array) -> jax.Array:
-    """Counts every list with a valid entry."""
+    """Count every list with a valid entry."""
     return jnp.any(where, axis=-1)
 
 
 def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
-    """Counts every list with a valid positive target; NaN counts, so that it shows."""
+    """Count every list with a valid positive target; NaN counts, so that it shows."""
     return jnp.any(where & ~(targets <= 0), axis=-1)
 
 
@@ -215,7 +215,7 @@ def lists_with_a_positive(targets: jax.Array, where: jax.Array) -> jax.Array:
 def pointwise_bce(
     scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True
 ) -> jax.Array:
-    """Binary cross-entropy of logits, the mean over valid entries.
+    """Return binary cross-entropy of logits, the mean over valid entries.
 
     -[y log sigmoid(s - log q) + (1 - y) log(1 - sigmoid(s - log q))]
 
@@ -235,7 +235,7 @@ def listwise_softmax(
     scores: jax.Array, labels: jax.Array, where: jax.Array, log_q: jax.Array, *, logq_correction: bool = True,
     temperature: float = 1.0,
 ) -> jax.Array:  # fmt: skip
-    """Softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
+    """Return softmax cross-entropy over the candidates of each list, the mean over lists that have a positive.
 
     -sum_c p_c log softmax(s / t - log q)_c, with p = labels / sum(labels)
 
@@ -269,7 +269,7 @@ def listwise_softmax(
 def distill_pointwise(
     scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
 ) -> jax.Array:
-    """Each score is taught the teacher's probability, the mean over valid entries.
+    """Return each score is taught the teacher's probability, the mean over valid entries.
 
     t^2 KL(sigmoid(teacher / t) || sigmoid(s / t)); the factor t^2 keeps the size of gradients the same for every temperature.
     The teacher gets no gradient. `log_q` is not read: the teacher's scores are not corrected either.
@@ -294,7 +294,7 @@ def distill_listwise(
     scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0,
     corrected: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """Each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
+    """Return each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
 
     t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught. Arguments as `distill_pointwise`.
 
@@ -314,7 +314,7 @@ def distill_listwise(
 
 
 def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
-    """Over the last axis among valid entries; 0 where not valid. `scores` are finite where not valid."""
+    """Return the log-softmax over the last axis among valid entries; 0 where not valid. `scores` are finite where not valid."""
     zero = jnp.zeros((), scores.dtype)
     highest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf, where=valid)
     shifted = jnp.where(valid, scores - jax.lax.stop_gradient(jnp.where(jnp.isneginf(highest), zero, highest)), zero)

@@ -41,7 +41,7 @@ from aif_jax.types import ItemFeatures, Params, UserFeatures, record
 
 
 def default_optimizer(steps: int, *, learning_rate: float = 1e-2, weight_decay: float = 0.1) -> optax.GradientTransformation:
-    """AdamW with a warm-up from 0 over 5 % of the steps, a cosine decay, and gradients clipped to norm 1."""
+    """Return AdamW with a warm-up from 0 over 5 % of the steps, a cosine decay, and gradients clipped to norm 1."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, max(1, steps), learning_rate / 100)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
 
@@ -49,7 +49,7 @@ def default_optimizer(steps: int, *, learning_rate: float = 1e-2, weight_decay: 
 def rowwise_adagrad(
     learning_rate: float | optax.Schedule, *, initial_accumulator: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
-    """Adagrad with one accumulator for each row (the last axis) of a matrix: 4 bytes a row in place of 4 D.
+    """Return Adagrad with one accumulator for each row (the last axis) of a matrix: 4 bytes a row in place of 4 D.
 
         a <- a + mean_d g_d^2,   w <- w - learning_rate g / sqrt(a + eps)
 
@@ -112,7 +112,7 @@ class UniqueIds:
 
 
 def sparse_tables(schema: Schema, sparse: SparseConfig | None) -> tuple[str, ...]:
-    """Names of the tables that get sparse updates. Raises ValueError for a name that is no table of the schema."""
+    """Return names of the tables that get sparse updates. Raises ValueError for a name that is no table of the schema."""
     if sparse is None:
         return ()
     sizes = schema.table_sizes
@@ -124,7 +124,7 @@ def sparse_tables(schema: Schema, sparse: SparseConfig | None) -> tuple[str, ...
 
 
 def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config) -> jax.Array:
-    """Every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding and unknown ids read it."""
+    """Return every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding reads it."""
     schema = config.schema
     size = schema.table_sizes[table]
     ids = [items.ids[a.name] for a in schema.item_attributes if a.table_name == table]
@@ -137,7 +137,7 @@ def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures,
 
 
 def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
-    """Numbers the unique ids among `ids` [n]; the slot of each, int32 [N], then holds its number."""
+    """Give numbers to the unique ids among `ids` [n]; the slot of each, int32 [N], then holds its number."""
     places = jnp.arange(ids.shape[0], dtype=jnp.int32)
     slot = slot.at[ids].set(places, mode="promise_in_bounds")  # several occurrences agree on one place
     chosen = slot.at[ids].get(mode="promise_in_bounds")
@@ -151,13 +151,13 @@ def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
 def unique_ids(
     slots: Slots, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config
 ) -> tuple[Slots, dict[str, UniqueIds]]:
-    """The unique ids of a batch for the tables of these slots, and the slots with the number of each id."""
+    """Return the unique ids of a batch for the tables of these slots, and the slots with the number of each id."""
     numbered = {name: number_ids(slot, ids_of(name, params, users, items, config=config)) for name, slot in slots.items()}
     return {name: slot for name, (slot, _) in numbered.items()}, {name: unique for name, (_, unique) in numbered.items()}
 
 
 def size_for(count: int, bound: int) -> int:
-    """The compiled size for so many unique ids: `bound`, halved while they fit and it does not fall below `SMALLEST`."""
+    """Return the compiled size for so many unique ids: `bound`, halved while they fit and it does not fall below `SMALLEST`."""
     level = 0
     while bound // 2 ** (level + 1) >= SMALLEST and count <= -(-bound // 2 ** (level + 1)):
         level += 1
@@ -165,7 +165,7 @@ def size_for(count: int, bound: int) -> int:
 
 
 def split_tables(trained: Params, names: Iterable[str]) -> tuple[Params, dict[str, jax.Array]]:
-    """Parameters without the tables of these names, and those tables."""
+    """Return parameters without the tables of these names, and those tables."""
     tables = {name: trained["embedding"][name] for name in names}
     if not tables:
         return trained, {}
@@ -173,18 +173,18 @@ def split_tables(trained: Params, names: Iterable[str]) -> tuple[Params, dict[st
 
 
 def join_tables(dense: Params, tables: Mapping[str, Any]) -> Params:
-    """The inverse of `split_tables`; also puts `Rows` in the place of tables."""
+    """Return the inverse of `split_tables`; also puts `Rows` in the place of tables."""
     return {**dense, "embedding": {**dense["embedding"], **tables}} if tables else dense
 
 
 def row_ids(unique: UniqueIds, size: int, *, none: int) -> jax.Array:
-    """The unique ids in the order of their numbers, int32 [size]; `none` in places that are left."""
+    """Return the unique ids in the order of their numbers, int32 [size]; `none` in places that are left."""
     place = jnp.where(unique.first, unique.number, size)
     return jnp.full(size, none, jnp.int32).at[place].set(unique.ids, mode="drop")
 
 
 def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows [size, ...] of a table by `row_ids`; places that are left hold some row."""
+    """Return rows [size, ...] of a table by `row_ids`; places that are left hold some row."""
     return table.at[ids].get(mode="clip")
 
 
@@ -192,7 +192,7 @@ def update_rows(
     update: Callable[[Params, Params, Any], tuple[Params, Any, Any]], trained: Params, opt_state: Any, gradient: Params,
     ids: Mapping[str, jax.Array], row_gradients: Mapping[str, jax.Array],
 ) -> tuple[Params, Any, Any]:  # fmt: skip
-    """Runs an update on the dense parameters and on some rows of the tables, and puts both back.
+    """Run an update on the dense parameters and on some rows of the tables, and put both back.
 
     `update` maps (gradient, params, opt_state) to (params, opt_state, anything) for trees of any number of rows; `ids` [size]
     by table are `row_ids`, `row_gradients` [size, D] in their order. Raises ValueError for optimizer state that has not one row
@@ -214,7 +214,7 @@ def _put(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any) -> Any:
-    """Maps f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given."""
+    """Map f(leaf, table, *others) over what the optimizer keeps of a table; other leaves come from the last tree given."""
 
     def one(path: tuple, leaf: Any, *others: Any) -> Any:
         name = table_of(path, counts)

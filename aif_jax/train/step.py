@@ -65,7 +65,7 @@ ScoresFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 
 
 def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
-    """Samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
+    """Return samples of a part with about PART_EVENTS candidates and places, `events` a sample; None for a batch no larger."""
     most_parts = max(1, PART_BYTES // max(row_bytes, 1))
     size = max(1, PART_EVENTS // events, -(-samples // most_parts))
     size = -(-samples // -(-samples // size))  # as many parts, of even size: the last one is filled up with copies
@@ -73,20 +73,20 @@ def part_size(samples: int, events: int, row_bytes: int = 0) -> int | None:
 
 
 def in_shares(samples: int, size: int, gradient_bytes: int = 0) -> tuple[int, int]:
-    """Shares of a batch in parts of `size` samples, and samples of a part where each share has as many."""
+    """Return shares of a batch in parts of `size` samples, and samples of a part where each share has as many."""
     parts = -(-samples // size)
     shares = min(MOST_SHARES, max(2, parts // 4), max(1, SHARES_BYTES // max(gradient_bytes, 1))) if parts > 1 else 1
     return shares, -(-samples // (shares * -(-parts // shares)))
 
 
 def _threads() -> tuple[ThreadPoolExecutor, ...]:
-    """A thread for each core but the caller's, of one step: calls of a thread wait for each other, those of two models too."""
+    """Return a thread for each core but the caller's, of one step: calls of a thread wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return tuple(ThreadPoolExecutor(1, "aif-train") for _ in range(min(cores, MOST_SHARES) - 1))
 
 
 def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolExecutor]) -> list[Any]:
-    """[f(0), ..., f(count - 1)], dispatched by this thread and others in turn."""
+    """Return [f(0), ..., f(count - 1)], dispatched by this thread and others in turn."""
     first = f(0)  # compiles
     others = {i: threads[i % (len(threads) + 1) - 1].submit(f, i) for i in range(1, count) if i % (len(threads) + 1)}
     return [first, *(others[i].result() if i in others else f(i) for i in range(1, count))]
@@ -95,7 +95,7 @@ def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolEx
 def loss_and_gradient(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1)
 ) -> tuple[jax.Array, Any]:
-    """The loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
+    """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
 
     `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
     """
@@ -145,7 +145,7 @@ def _scored_twice(
 
 
 def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
-    """The sum of f over parts, a tree `like` that."""
+    """Return the sum of f over parts, a tree `like` that."""
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, f(part)), None
@@ -154,12 +154,12 @@ def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
 
 
 def _by_length(batch: Batch) -> jax.Array:
-    """int32 [B], the samples by events of their histories: blocks leave out the padding that all samples of a part have."""
+    """Return int32 [B], the samples by events of their histories: blocks leave out padding that all samples share."""
     return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
 
 
 def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int] = (0, 1)) -> Batch:
-    """Splits a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last ones."""
+    """Split a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last ones."""
     first, count = share
     samples = batch.where.shape[0]
     places = jnp.arange(-(-samples // (size * count)) * size * count).reshape(-1, count, size)[:, first]
@@ -203,7 +203,7 @@ class StepFn(Protocol):
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the parameters are copied, because steps consume their state."""
+    """Return the state before the first step; the parameters are copied, because steps consume their state."""
     params = jax.tree.map(jnp.array, params)
     trained = {name: group for name, group in params.items() if name != FITTED}
     fitted = {name: group for name, group in params.items() if name == FITTED}
@@ -214,7 +214,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
 
 
 def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any = jnp.float32) -> jax.Array:
-    """Joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit.
+    """Return joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit.
 
     Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
     the "fitted" group stay as they are.
@@ -234,7 +234,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 
 def _cast_params(params: Params, dtype: Any) -> Params:
-    """Trained parameters in a dtype; float32 leaves all as it is."""
+    """Return trained parameters in a dtype; float32 leaves all as it is."""
     if dtype == jnp.float32:
         return params
     return {name: group if name == FITTED else _cast(group, dtype) for name, group in params.items()}
@@ -249,7 +249,7 @@ def make_step(
     part: int | Literal["auto"] | None = "auto",
     compute_dtype: Any = jnp.float32,
 ) -> StepFn:
-    """The compiled training step of a model.
+    """Return the compiled training step of a model.
 
     A step whose loss or gradient is not finite changes nothing and counts in `state.skipped`.
     It is dispatched without waiting for its result; with sparse tables it waits once: the number of unique ids is fetched to
@@ -383,7 +383,7 @@ class _Step:
         return self.change(state, unique, _at_once(lambda share: gradient(np.int32(share)), shares, self.threads), sizes=sizes)
 
     def _part_size(self, batch: Batch, row_bytes: int) -> int | None:
-        """Samples of a part of this batch, whose rows take so many bytes; None for all."""
+        """Return samples of a part of this batch, whose rows take so many bytes; None for all."""
         samples, candidates = batch.where.shape
         places = batch.users.history.mask.shape[1]
         lengths = (self.config.short_length, self.config.long_length)
@@ -391,7 +391,7 @@ class _Step:
 
 
 def _fits(slot: jax.Array | None, table: jax.Array) -> bool:
-    """Whether scratch is there, not donated to a step that failed, and as long and placed as the table."""
+    """Return whether scratch is there, not donated to a step that failed, and as long and placed as the table."""
     if slot is None or slot.is_deleted():
         return False
     return slot.shape[0] == table.shape[0] and slot.sharding.device_set == table.sharding.device_set

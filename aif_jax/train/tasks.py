@@ -73,14 +73,14 @@ class NextItem(Fields):
         return self.negatives
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """Events of known items in a span of time, those that histories hold."""
+        """Return events of known items in a span of time, those that histories hold."""
         positions = _with_history(data, min_history=min_history, since=since, before=before)
         if data.histories is data.log:
             return positions
         return positions[np.isin(data.log.action[positions], data.encoder.engaged)]  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """The event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
+        """Return event's item and negatives by popularity before a time; `repeats` as for `candidates.sampled_negatives`."""
         uniform, negatives = (0.0, self.evaluated) if held_out else (self.uniform, self.negatives)
         sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform)
         options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
@@ -107,12 +107,12 @@ class Liked(Fields):
         expect_types(self)
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """Events of known items and actions in a span of time."""
+        """Return events of known items and actions in a span of time."""
         positions = _with_history(data, min_history=min_history, since=since, before=before)
         return positions[data.log.action[positions] > 0]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """The event's item, whether or not users come back to items."""
+        """Return the event's item, whether or not users come back to items."""
         return pointwise_candidates(data, threshold=self.threshold)
 
 
@@ -155,7 +155,7 @@ class Impressions(Fields):
         return self.candidates
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """The first event of every request in a span of time, from the first impression of its user on."""
+        """Return the first event of every request in a span of time, from the first impression of its user on."""
         starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
         log = data.log
         shown = np.flatnonzero(log.action < min(self.thresholds.values()))
@@ -165,7 +165,7 @@ class Impressions(Fields):
         return starts[log.request_end(starts) > first[log.user[starts]]]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """The list that was shown, whether or not users come back to items: what was shown was a candidate."""
+        """Return the list that was shown, whether or not users come back to items: what was shown was a candidate."""
         return impressions(data, candidates=self.candidates, threshold=self.threshold)
 
 
@@ -207,13 +207,13 @@ class Cascaded(Fields):
         return {stage: getattr(self, stage) for stage in STAGES}
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """The requests of the cascade in a span of time."""
+        """Return the requests of the cascade in a span of time."""
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
         starts = _with_history(data, min_history=min_history, since=since, before=before, requests=True)
         return np.intersect1d(starts, data.cascade.positions)  # type: ignore[union-attr]
 
     def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """Candidates by stage; held out, all of a request; `repeats` as for `candidates.staged`."""
+        """Return candidates by stage; held out, all of a request; `repeats` as for `candidates.staged`."""
         if held_out:
             return logged(data, repeats=repeats)
         sampler = None
@@ -223,14 +223,14 @@ class Cascaded(Fields):
 
 
 def thresholds_of(task: Task) -> dict[str, int]:
-    """The least action row of a positive by name, "click" for the only one of `Impressions`; {} for a task without."""
+    """Return the least action row of a positive by name, "click" for the only one of `Impressions`; {} for a task without."""
     if isinstance(task, Liked):
         return {"liked": task.threshold}
     return {name or "click": least for name, least in task.thresholds.items()} if isinstance(task, Impressions) else {}
 
 
 def task_of(data: Dataset, task: Task | None) -> Task:
-    """The task, or `NextItem` for None; ValueError where events have several actions and nothing names the positives."""
+    """Return the task, or `NextItem` for None; ValueError where events have several actions and nothing names the positives."""
     if task is not None or (data.encoder is not None and data.encoder.engaged is not None):
         return task or NextItem()
     rows, names = np.flatnonzero(data.action_counts[1:]), data.action_names
@@ -246,7 +246,7 @@ def task_of(data: Dataset, task: Task | None) -> Task:
 
 
 def _with_history(data: Dataset, *, min_history: int, **span: Any) -> np.ndarray:
-    """`sample_positions` of the log whose history, of the events that histories hold, is long enough."""
+    """Return `sample_positions` of the log whose history, of the events that histories hold, is long enough."""
     if data.histories is data.log:
         return sample_positions(data.log, min_history=min_history, **span)
     positions = sample_positions(data.log, **span)
@@ -287,7 +287,7 @@ class Goal:
         expect(isinstance(self.stages, tuple) and not unknown, "Goal.stages", f"a tuple of stages among {STAGES}", self.stages)
 
     def __repr__(self) -> str:
-        """What a record of a run shows."""
+        """Return what a record of a run shows."""
         fields = ("objective", "within", "stages", "missing")
         options = [f"{name}={value!r}" for name in fields if (value := getattr(self, name)) not in (None, ())]
         return ", ".join([f"Goal({self.loss!r}, {self.target!r}", *options]) + ")"
@@ -320,17 +320,17 @@ class Goals:
 
     @classmethod
     def of(cls, objectives: tuple[str, ...]) -> Goals:
-        """Binary cross-entropy of every objective over all candidates, all of weight 1."""
+        """Return binary cross-entropy of every objective over all candidates, all of weight 1."""
         expected = "names of the objectives, such as ('click', 'like'), for a loss of each, or a loss for fit"
         expect(len(objectives) > 0, "Config.objectives", expected, "none; name them")
         return cls(*(Goal(pointwise_bce, name) for name in objective_names(objectives)), objectives=objectives)
 
     def __repr__(self) -> str:
-        """The sum as it would be written."""
+        """Return the sum as it would be written."""
         return " + ".join(map(repr, self.goals))
 
     def bind(self, objectives: tuple[str, ...]) -> Goals:
-        """The same for a model with these objectives; ValueError for a goal of an objective that it lacks."""
+        """Return the same for a model with these objectives; ValueError for a goal of an objective that it lacks."""
         known = objective_names(objectives)
         for goal in self.goals:
             fits = goal.objective is None or goal.objective in known
@@ -338,15 +338,15 @@ class Goals:
         return Goals(*self.goals, objectives=objectives)
 
     def __call__(self, scores: Any, labels: Mapping[str, Any], *, where: Any = None, log_q: Any = None) -> jax.Array:
-        """The loss of a batch: scores [..., C] or [..., C, T], labels [..., C] by name."""
+        """Return the loss of a batch: scores [..., C] or [..., C, T], labels [..., C] by name."""
         return self.part(scores, labels, None, where=True if where is None else where, log_q=log_q)
 
     def norms(self, labels: Mapping[str, Any], where: Any) -> tuple[tuple[jax.Array, ...], ...]:
-        """The divisors of each goal's loss, from the labels of a whole batch."""
+        """Return the divisors of each goal's loss, from the labels of a whole batch."""
         return tuple(goal.loss.norms(*self._read(goal, labels, where)) for goal in self.goals)
 
     def part(self, scores: Any, labels: Mapping[str, Any], norms: Any, *, where: Any, log_q: Any = None) -> jax.Array:
-        """What a part of a batch adds to the loss of the batch, as `Loss.part`."""
+        """Return what a part of a batch adds to the loss of the batch, as `Loss.part`."""
         scores = jnp.asarray(scores)
         total = jnp.zeros((), jnp.float32)
         for goal, norm in zip(self.goals, norms or [None] * len(self.goals), strict=True):
@@ -355,7 +355,7 @@ class Goals:
         return total
 
     def _logit(self, goal: Goal, scores: jax.Array) -> jax.Array:
-        """Logits [..., C] that a goal teaches."""
+        """Return logits [..., C] that a goal teaches."""
         known = objective_names(self.objectives)
         if len(known) < 2:
             return scores
@@ -365,7 +365,7 @@ class Goals:
         return over_all(scores, self.objectives, name, jnp)
 
     def _read(self, goal: Goal, labels: Any, where: Any) -> tuple[jax.Array, jax.Array]:
-        """Targets and mask [..., C] of a goal."""
+        """Return targets and mask [..., C] of a goal."""
         wanted = {goal.target, *((goal.within,) if goal.within else ()), *((STAGE,) if goal.stages else ())}
         got = sorted(labels) if isinstance(labels, Mapping) else "one array without a name"
         expect(isinstance(labels, Mapping) and wanted <= set(labels), f"{goal!r}", f"labels {sorted(wanted)}", got)

@@ -37,7 +37,7 @@ def synthetic_cascade(
     min_history: int = 5,
     seed: int = 0,
 ) -> Dataset:
-    """Makes a cascade at requests of a world; the module's docstring has the rules.
+    """Make a cascade at requests of a world; the module's docstring has the rules.
 
     Args:
       requests: how many, drawn at random among those whose user has `min_history` earlier events.
@@ -89,6 +89,6 @@ def synthetic_cascade(
 
 
 def _members(group: np.ndarray) -> list[np.ndarray]:
-    """The rows of each group; row 0, of group -1, is none."""
+    """Return the rows of each group; row 0, of group -1, is none."""
     order = np.argsort(group[1:], kind="stable") + 1
     return np.split(order, np.searchsorted(group[order], np.arange(1, group.max() + 1)))

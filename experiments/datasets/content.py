@@ -19,7 +19,7 @@ Content: TypeAlias = str | os.PathLike | tuple[np.ndarray, np.ndarray]
 
 
 def text_embedding(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Embeds n texts by TF-IDF and truncated SVD: float32 [n, width], rows of unit length, zeros for a text without words.
+    """Embed n texts by TF-IDF and truncated SVD: float32 [n, width], rows of unit length, zeros for a text without words.
 
     With the TF-IDF matrix X ~ U S V^T of rank `width`, text i gets row i of U S, scaled to unit length. Where texts have fewer
     independent words than `width`, the last columns are zeros. ValueError where no text has a word.
@@ -50,14 +50,14 @@ def text_embedding(texts: Sequence[str], *, width: int = 64, seed: int = 0) -> n
 
 
 def unit_rows(array: np.ndarray) -> np.ndarray:
-    """The rows scaled to unit length, in float32; rows of zeros stay zeros."""
+    """Return the rows scaled to unit length, in float32; rows of zeros stay zeros."""
     array = np.asarray(array, np.float32)
     norm = np.linalg.norm(array, axis=1, keepdims=True)
     return array / np.where(norm > 0, norm, 1)
 
 
 def clusters(content: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
-    """Clusters items by content float [n, E] with k-means: int32 [n] in [0, count), the same for the same seed.
+    """Cluster items by content float [n, E] with k-means: int32 [n] in [0, count), the same for the same seed.
 
     Example:
       >>> clusters(np.float32([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0]]), 2).tolist() in ([0, 0, 1], [1, 1, 0])
@@ -80,7 +80,7 @@ def _missing(what: str) -> ImportError:
 
 
 def lookup(content: Content, items: np.ndarray) -> np.ndarray:
-    """The embeddings float32 [n, E] of raw items [n]. Raises ValueError for items without one."""
+    """Return the embeddings float32 [n, E] of raw items [n]. Raises ValueError for items without one."""
     if not isinstance(content, tuple):
         with np.load(content) as arrays:
             (name,) = set(arrays) - {"embedding"}

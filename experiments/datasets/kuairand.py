@@ -29,7 +29,7 @@ MAX_TAGS = 4
 
 
 def read(path: str | os.PathLike) -> Dataset:
-    """Reads the files of one version of KuaiRand, or excerpts of them.
+    """Read the files of one version of KuaiRand, or excerpts of them.
 
     What is an event: every impression of the logs; its action holds all of `SIGNALS`, so that the history tells shown from
     clicked from liked. A sample's history is all of the user's strictly earlier impressions (in whole seconds), whatever came
@@ -107,7 +107,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _records(paths: list[Path], key: str, wanted: np.ndarray, logs: list[_Log], columns: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of text of the users or videos of the log; every one of them must be there once."""
+    """Return columns of text of the users or videos of the log; every one of them must be there once."""
     parts: dict[str, list[str]] = {name: [] for name in columns}
     ids: list[int] = []
     for path in paths:
@@ -134,7 +134,7 @@ NUMBERS = {
 
 
 def _is_number(text: str, kind: str) -> bool:
-    """Whether a text is what one of `NUMBERS` says."""
+    """Return whether a text is what one of `NUMBERS` says."""
     if kind != NUMBERS["video_duration"]:
         return all(map(str.isdecimal, text.split(","))) if text else kind == NUMBERS["tag"]
     try:

@@ -62,7 +62,7 @@ def read(
     behaviour_fields: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Dataset:
-    """Reads MovieLens in any of its layouts.
+    """Read MovieLens in any of its layouts.
 
     | feature | values |
     |---|---|
@@ -148,7 +148,7 @@ def read(
 
 
 def detect_layout(folder: Path) -> Layout:
-    """The layout whose ratings file is there. Raises ValueError unless exactly one is."""
+    """Return the layout whose ratings file is there. Raises ValueError unless exactly one is."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder with MovieLens files, got no such folder")
     found: list[Layout] = [layout for layout, pattern in RATINGS.items() if any(folder.glob(pattern))]
@@ -159,7 +159,7 @@ def detect_layout(folder: Path) -> Layout:
 
 
 def year_step(year: int) -> int | None:
-    """First year of a year's step, BEFORE for all before FIRST_YEAR; None for 0, an unknown year.
+    """Return first year of a year's step, BEFORE for all before FIRST_YEAR; None for 0, an unknown year.
 
     Example:
       >>> [year_step(year) for year in (0, 1895, 1919, 1920, 1924, 1925, 2029, 2050)]
@@ -225,7 +225,7 @@ def _checked(table: Table, column: str, titles: Iterable[str], genres: list[list
 
 
 def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
-    """Raw values of the users; None where the layout has none."""
+    """Return raw values of the users; None where the layout has none."""
     if layout == "csv":
         return None
     if layout == "recbole":
@@ -247,7 +247,7 @@ def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
 
 
 def _tags(path: Path, movies: Movies) -> dict[int, list[str]]:
-    """The tags of each movie."""
+    """Return the tags of each movie."""
     table = Table(text_file(path), {"movieId": "id", "tag": "text"})
     table.expect(np.isin(table["movieId"], movies.ids), "movieId", "a movie that movies.csv has")
     tags: dict[int, list[str]] = {}

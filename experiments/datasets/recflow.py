@@ -39,7 +39,7 @@ COLUMNS = Columns(
 
 
 def recflow(folder: str | Path, *, candidates: int = 1024) -> Dataset:
-    """Reads RecFlow: exposures as events, and the cascade with FEEDBACK and `ranker` as labels.
+    """Read RecFlow: exposures as events, and the cascade with FEEDBACK and `ranker` as labels.
 
     Args:
       folder: with `realshow/` and `all_stage/`.
@@ -96,7 +96,7 @@ def _cascade(table: Mapping[str, np.ndarray], data: Dataset, candidates: int) ->
 
 
 def _day(folder: Path, kind: str, names: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns int64 [n] of some days."""
+    """Return columns int64 [n] of some days."""
     arrow, feather = pyarrow(), pyarrow("pyarrow.feather")
     parts: list[Any] = []
     for name in names:
@@ -118,14 +118,14 @@ def _day(folder: Path, kind: str, names: Sequence[str], columns: Sequence[str]) 
 
 
 def _last(table: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
-    """One line for each id: the last one."""
+    """Return one line for each id: the last one."""
     backwards = table[key][::-1]
     ids, first = np.unique(backwards, return_index=True)
     return {name: values[::-1][first] for name, values in table.items()} | {key: ids}
 
 
 def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None:
-    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`: for tests of the layout.
+    """Write `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`: for tests of the layout.
 
     `table` has integers [n] by column; of the 30 columns those that it lacks are zeros.
     """
@@ -138,7 +138,7 @@ def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None
 
 
 def lines_of(data: Dataset) -> dict[str, np.ndarray]:
-    """A synthetic cascade of `experiments.datasets.cascade` in RecFlow's columns, for `write`."""
+    """Return a synthetic cascade of `experiments.datasets.cascade` in RecFlow's columns, for `write`."""
     cascade = data.cascade
     assert cascade is not None
     request, place = np.nonzero(cascade.rows > 0)

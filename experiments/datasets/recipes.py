@@ -46,7 +46,7 @@ SHA256 = {
 
 
 def movielens(releases: Sequence[Path], out: Path, *, embed: Callable[[list[str]], np.ndarray] | None = None) -> None:
-    """Merges releases, the newest first, into the folder `out`.
+    """Merge releases, the newest first, into the folder `out`.
 
     Args:
       releases: folders with ratings.csv, movies.csv and tags.csv.
@@ -92,7 +92,7 @@ def movielens(releases: Sequence[Path], out: Path, *, embed: Callable[[list[str]
 
 
 def taobao(file: Path, out: Path, *, rows: int = HEAD) -> None:
-    """Writes the first rows of UserBehavior.csv into the folder `out`.
+    """Write the first rows of UserBehavior.csv into the folder `out`.
 
     Raises:
       FileExistsError: `out` is there.
@@ -108,7 +108,7 @@ def taobao(file: Path, out: Path, *, rows: int = HEAD) -> None:
 
 
 def differing(name: str, folder: Path) -> list[str]:
-    """Files of a recipe that are not those of the figures."""
+    """Return files of a recipe that are not those of the figures."""
     sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in SHA256[name]}
     return [
         f"{file}: expected SHA-256 {SHA256[name][file]}, got {got}" for file, got in sums.items() if got != SHA256[name][file]
@@ -116,7 +116,7 @@ def differing(name: str, folder: Path) -> list[str]:
 
 
 def sentence_embedding(model: str) -> Callable[[list[str]], np.ndarray]:
-    """Unit embeddings by a sentence-transformers model in a folder."""
+    """Return unit embeddings by a sentence-transformers model in a folder."""
     from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
 
     return lambda texts: SentenceTransformer(model, local_files_only=True).encode(texts, normalize_embeddings=True)
@@ -136,7 +136,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Builds a folder and compares it with that of the figures."""
+    """Build a folder and compare it with that of the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -74,7 +74,7 @@ class Truth:
         self._any_item = _Groups(np.where(topic < 0, -1, 0), popularity)
 
     def simulate(self, rng: np.random.Generator, length: np.ndarray) -> np.ndarray:
-        """Draws int [users, events] item rows; length [users, events] is the number of strictly earlier events of each."""
+        """Draw int [users, events] item rows; length [users, events] is the number of strictly earlier events of each."""
         users, events = length.shape
         item = np.zeros((users, events), np.int64)
         near, far = (np.zeros((users, len(self._topic_items)), np.int64) for _ in range(2))
@@ -118,7 +118,7 @@ class Truth:
         return item
 
     def lift(self, position: np.ndarray, user: np.ndarray, length: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """lift(i, h) of item rows; the other arguments broadcast against them."""
+        """Return lift(i, h) of item rows; the other arguments broadcast against them."""
         topic, category = self.topic[rows], self.category[rows]
         topic_share, category_share = self._topic_items.share[topic], self._category_items.share[category]
         formative, mass = self.formative[position], self.far_mass[position]
@@ -155,7 +155,7 @@ class _Groups:
         return len(self.share)
 
     def item(self, group: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """An item row of each group for a number in [0, 1)."""
+        """Return an item row of each group for a number in [0, 1)."""
         at = np.searchsorted(self._cumulative, self._bounds[group] + uniform * self.share[group], side="right")
         return self._rows[np.minimum(at, self._last[group])]  # rounding may step over a group's end
 
@@ -169,7 +169,7 @@ class _Occurrences:
         self._keys = np.sort(self._key(np.arange(users)[:, None], labels, np.arange(self._events)).ravel())
 
     def count(self, user: np.ndarray, label: np.ndarray, start: Any, stop: Any) -> np.ndarray:
-        """Events of the user with that label among events start:stop."""
+        """Return events of the user with that label among events start:stop."""
         return np.searchsorted(self._keys, self._key(user, label, stop)) - np.searchsorted(
             self._keys, self._key(user, label, start)
         )
@@ -179,12 +179,12 @@ class _Occurrences:
 
 
 def _draw(rng: np.random.Generator, cumulative: np.ndarray) -> np.ndarray:
-    """A column of each row, with the probabilities whose running sums, times any factor, are given."""
+    """Return a column of each row, with the probabilities whose running sums, times any factor, are given."""
     return (cumulative > rng.random((len(cumulative), 1)) * cumulative[:, -1:]).argmax(axis=1)
 
 
 def _uniform(preferred: np.ndarray, user: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """1 / count where the label is one of the user's `count` preferred ones, else 0."""
+    """Return 1 / count where the label is one of the user's `count` preferred ones, else 0."""
     user, label = np.broadcast_arrays(user, label)
     return sum((preferred[user, i] == label for i in range(preferred.shape[1])), np.zeros(label.shape)) / preferred.shape[1]
 
@@ -213,7 +213,7 @@ class World:
     _truth: Truth
 
     def lift(self, positions: Any, items: Any) -> np.ndarray:
-        """How much likelier than its popularity each item is to be the next one, float64 of the shape of `items`.
+        """Return how much likelier than its popularity each item is to be the next one, float64 of the shape of `items`.
 
         Args:
           positions: [B] integer positions of events in the log; the history is what is strictly earlier.
@@ -226,16 +226,16 @@ class World:
         return self._truth.lift(at.reshape(shape), log.user[at].reshape(shape) - 1, length.reshape(shape), rows)
 
     def probability(self, positions: Any, items: Any) -> np.ndarray:
-        """P(i | h), how likely each item is to be the next one; arguments and result as those of `lift`."""
+        """Return P(i | h), how likely each item is to be the next one; arguments and result as those of `lift`."""
         return self.lift(positions, items) * self.popularity[np.asarray(items)]
 
     def click_probability(self, positions: Any, items: Any) -> np.ndarray:
-        """How likely a click is where the item is shown; arguments and result as those of `lift`."""
+        """Return how likely a click is where the item is shown; arguments and result as those of `lift`."""
         lift = self.lift(positions, items)
         return lift / (lift + self.median_lift)
 
     def long_view_probability(self, items: Any) -> np.ndarray:
-        """How likely a long view is where the item is clicked: float64, shape of `items`, integer catalogue rows."""
+        """Return how likely a long view is where the item is clicked: float64, shape of `items`, integer catalogue rows."""
         return 1 / (1 + np.exp(1 - self.quality[np.asarray(items)]))
 
 
@@ -258,7 +258,7 @@ def synthetic_world(
     content_dim: int = 32,
     tie_rate: float = 0.15,
 ) -> World:
-    """Makes a world; the module's docstring has the formulas.
+    """Make a world; the module's docstring has the formulas.
 
     Args:
       seed: the same seed and knobs give the same world.
@@ -332,7 +332,7 @@ def synthetic_world(
 
 
 def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds int64 [users, events] in ascending order, and how many events of the user are strictly earlier."""
+    """Return seconds int64 [users, events] in ascending order, and how many events of the user are strictly earlier."""
     new = rng.random((users, events)) >= tie_rate
     new[:, 0] = True
     gap = np.where(new, 1 + rng.exponential(MEAN_GAP, (users, events)), 0).astype(np.int64)
@@ -342,11 +342,11 @@ def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -
 
 
 def _quality(rng: np.random.Generator, topic: np.ndarray, category: np.ndarray) -> np.ndarray:
-    """float64 [N] hidden quality: what its topic and its category add; 0 for the unknown item."""
+    """Return float64 [N] hidden quality: what its topic and its category add; 0 for the unknown item."""
     parts = [rng.normal(size=group.max() + 1)[group] for group in (topic, category)]
     return np.where(topic < 0, 0, sum(parts) / np.sqrt(2))
 
 
 def _choose(rng: np.random.Generator, users: int, size: int, count: int) -> np.ndarray:
-    """`count` different values below `size` for each user."""
+    """Return `count` different values below `size` for each user."""
     return np.argsort(rng.random((users, size)), axis=1)[:, :count]

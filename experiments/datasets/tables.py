@@ -49,14 +49,14 @@ class Table:
             self._columns[name] = self.integers(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
+        """Return a column: int64 [n] ids or seconds, float32 [n], or StringDType [n]."""
         return self._columns[name] if name in self._columns else self._scan.codes[name].values("strings")
 
     def __len__(self) -> int:
         return self._scan.count
 
     def expect(self, good: np.ndarray, column: str, expected: str, got: Callable[[int], str] | None = None) -> None:
-        """Raises ValueError with the lines where `good` [n] is false, and `got` of them: what the column has there."""
+        """Raise ValueError with the lines where `good` [n] is false, and `got` of them: what the column has there."""
         if not good.all():
             problems, values = Problems(), self[column]
             shown = got or (lambda row: _shown(values[row]))
@@ -64,7 +64,7 @@ class Table:
             problems.expect_none()
 
     def words(self, column: str, words: tuple[str, ...]) -> np.ndarray:
-        """A text column as int64 [n] positions in `words`. Raises as `expect`."""
+        """Return a text column as int64 [n] positions in `words`. Raises as `expect`."""
         codes = self._scan.codes[column]
         place = [words.index(word) if word in words else -1 for word in codes.distinct.to_pylist()]
         positions = np.array([*place, -1])[codes.codes]
@@ -72,13 +72,13 @@ class Table:
         return positions
 
     def integers(self, column: str) -> np.ndarray:
-        """A text column as int64 [n]. Raises as `expect`."""
+        """Return a text column as int64 [n]. Raises as `expect`."""
         text = self[column]
         self.expect(np.strings.isdigit(text), column, "a whole number of 0 or more")
         return text.astype(np.int64)
 
     def expect_once(self, column: str) -> None:
-        """Raises ValueError where an id is in an earlier line too."""
+        """Raise ValueError where an id is in an earlier line too."""
         values = self._columns[column]
         _, first, which = np.unique(values, return_index=True, return_inverse=True)
         first = first[which]
@@ -99,7 +99,7 @@ def dataset(
     vocabularies: Mapping[str, Vocabulary],
     content: Content | None = None,
 ) -> Dataset:
-    """A `Dataset` of raw values by column whose ids have been checked.
+    """Return a `Dataset` of raw values by column whose ids have been checked.
 
     An attribute without a value is UNKNOWN, or None in a list. `vocabularies` are of attributes whose values are fixed
     beforehand; others take the values that their table has.
@@ -126,13 +126,13 @@ def dataset(
 
 
 def coded(positions: np.ndarray, words: tuple[str, ...]) -> Any:
-    """Words at positions int [n], as an Arrow column of codes."""
+    """Return words at positions int [n], as an Arrow column of codes."""
     arrow = pyarrow()
     return arrow.DictionaryArray.from_arrays(arrow.array(positions.astype(np.int32)), arrow.array(words))
 
 
 def _nulls(table: Mapping[str, Any] | None, kinds: Mapping[str, Kind]) -> dict[str, Any] | None:
-    """A table with None in place of UNKNOWN in columns whose values may be missing."""
+    """Return a table with None in place of UNKNOWN in columns whose values may be missing."""
     if table is None:
         return None
     return {
@@ -142,12 +142,12 @@ def _nulls(table: Mapping[str, Any] | None, kinds: Mapping[str, Kind]) -> dict[s
 
 
 def text_file(path: Path, **options: Any) -> TextFile:
-    """A text file whose last line has a line end; one without may be cut off."""
+    """Return a text file whose last line has a line end; one without may be cut off."""
     return TextFile(path=path, whole=True, **options)
 
 
 def one_file(folder: Path, pattern: str) -> Path:
-    """The only file of a pattern. Raises ValueError unless there is exactly one."""
+    """Return the only file of a pattern. Raises ValueError unless there is exactly one."""
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
         raise ValueError(f"{folder}: expected one file {pattern}, got {len(found)}: {[file.name for file in found[:8]]}")

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike, *, content: Content | None = None, between: tuple[int, int] | None = None) -> Dataset:
-    """Reads UserBehavior.csv or any excerpt of it in the same format.
+    """Read UserBehavior.csv or any excerpt of it in the same format.
 
     Items have `item` and `category`; actions are 1 pv (page view), 2 cart, 3 fav, 4 buy. A few items have more than one
     category: they get that of their last event, and a warning is logged with their number.
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike, *, content: Content | None = None, between: tu
 
 
 def _last_category(events: dict[str, np.ndarray], file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The items, and the category of each one's last event."""
+    """Return the items, and the category of each one's last event."""
     items, row = np.unique(events["item"], return_inverse=True)
     category = np.zeros(len(items), np.int64)
     order = np.argsort(events["time"], kind="stable")

@@ -34,7 +34,7 @@ class Listens(NamedTuple):
 
 
 def read(folder: str | Path, *, size: str = "50m", test: int = TEST) -> Listens:
-    """Reads listens of at least half a track. An item without an artist has the artist -1; of several the lowest counts.
+    """Read listens of at least half a track. An item without an artist has the artist -1; of several the lowest counts.
 
     Args:
       folder: with `flat/` and `artist_item_mapping.parquet`.
@@ -61,7 +61,7 @@ def read(folder: str | Path, *, size: str = "50m", test: int = TEST) -> Listens:
 
 
 def _table(path: Path, columns: dict[str, str]) -> Any:
-    """Columns of a Parquet file, each of the type that is asked for and none missing a value."""
+    """Return columns of a Parquet file, each of the type that is asked for and none missing a value."""
     arrow, parquet, compute = pyarrow(), pyarrow("pyarrow.parquet"), pyarrow("pyarrow.compute")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file of Yambda, got none. It is published as the data set yandex/yambda")
@@ -82,7 +82,7 @@ def _table(path: Path, columns: dict[str, str]) -> Any:
 
 
 def _artists(path: Path, items: np.ndarray) -> np.ndarray:
-    """The lowest artist of each item int64 [N] (ascending), -1 for none."""
+    """Return the lowest artist of each item int64 [N] (ascending), -1 for none."""
     table = _table(path, {"item_id": "int64", "artist_id": "int64"})
     item, artist = table["item_id"].to_numpy(), table["artist_id"].to_numpy()
     known = np.isin(item, items)
@@ -92,7 +92,7 @@ def _artists(path: Path, items: np.ndarray) -> np.ndarray:
 
 
 def write(folder: str | Path, listens: dict[str, np.ndarray], artists: dict[str, np.ndarray], *, size: str = "50m") -> None:
-    """Writes arrays [n] by column of `listens.parquet`, and `item_id` and `artist_id` [m]: for tests and the smoke form."""
+    """Write arrays [n] by column of `listens.parquet`, and `item_id` and `artist_id` [m]: for tests and the smoke form."""
     arrow, parquet, folder = pyarrow(), pyarrow("pyarrow.parquet"), Path(folder)
     (folder / "flat" / size).mkdir(parents=True, exist_ok=True)
     parquet.write_table(arrow.table(listens), folder / "flat" / size / "listens.parquet")

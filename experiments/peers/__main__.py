@@ -23,7 +23,7 @@ from experiments.study.question import Trial
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Makes the score files that are asked for and missing, judges all there are, and reports."""
+    """Make the score files that are asked for and missing, judge all there are, and report."""
     options = parse(arguments)
     if not options.report_only:
         evaluate(options)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Writes a record of every score file of the test slice that has none yet."""
+    """Write a record of every score file of the test slice that has none yet."""
     name = "smoke" if options.smoke else options.dataset
     data = datasets.load(name, options.data)
     folder = options.work.resolve() / name
@@ -58,7 +58,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = common.parser(__doc__)
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--dataset", choices=datasets.NAMES, default="movielens", help="default %(default)s")

@@ -24,7 +24,7 @@ DAY = 86400
 
 
 def recent_popularity(lists: Lists, *, days: float) -> Scorer:
-    """Training events of each item in the last days of training, ties by all events: the same for every request."""
+    """Return training events of each item in the last days of training, ties by all events: the same for every request."""
     since = lists.events["time"].max() - days * DAY
     recent = np.bincount(lists.events["item"][lists.events["time"] > since], minlength=len(lists.count))
     score = recent + lists.count / (1 + lists.count.max())
@@ -32,7 +32,7 @@ def recent_popularity(lists: Lists, *, days: float) -> Scorer:
 
 
 def item_knn(lists: Lists, *, neighbours: int, last: int) -> Scorer:
-    """Item-kNN: each item i of the history gives its similarity to its nearest neighbours j.
+    """Return item-kNN: each item i of the history gives its similarity to its nearest neighbours j.
 
     s_ij = |U_i and U_j| / sqrt(|U_i| |U_j|), the `neighbours` largest of each item i, without j = i.
     """
@@ -51,7 +51,7 @@ def item_knn(lists: Lists, *, neighbours: int, last: int) -> Scorer:
 
 
 def ease(lists: Lists, *, regularization: float, last: int) -> Scorer:
-    """EASE: a linear model of each item by all others.
+    """Return EASE: a linear model of each item by all others.
 
     P = (X^T X + r I)^-1, B_ij = -P_ij / P_jj off the diagonal and 0 on it, score = h B.
 
@@ -76,7 +76,7 @@ def ease(lists: Lists, *, regularization: float, last: int) -> Scorer:
 
 
 def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> Scorer:
-    """The term of `blocks.PureSvd` alone, whose history counts less by place."""
+    """Return the term of `blocks.PureSvd` alone, whose history counts less by place."""
     block = PureSvd(width=width, length=last, decay=decay)
     factors = svd_factors(lists.events["user"], lists.events["item"], size=len(lists.count), block=block)
     weight = np.arange(1.0, last + 1.0) ** -decay
@@ -85,7 +85,7 @@ def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> Scorer:
 
 
 def als(lists: Lists, *, factors: int, regularization: float, last: int, iterations: int = 15, seed: int = 0) -> Scorer:
-    """ALS of `implicit`; a request's factors come from its last events by one half-step.
+    """Return ALS of `implicit`; a request's factors come from its last events by one half-step.
 
     Raises:
       ImportError: `implicit` is not installed: the extra 'peers' has it.
@@ -124,19 +124,19 @@ BASELINES: dict[str, tuple[Callable[..., Scorer], tuple[dict[str, Any], ...]]] =
 
 
 def versions(name: str) -> dict[str, str]:
-    """Versions of what computes a baseline."""
+    """Return versions of what computes a baseline."""
     used = ("implicit", "numpy") if name == "als" else ("numpy", "scipy")
     return {package: importlib.metadata.version(package) for package in used}
 
 
 def matrix(lists: Lists) -> sparse.csr_array:
-    """Which user has a training event with which item, float64 [users, N] of 0 and 1."""
+    """Return which user has a training event with which item, float64 [users, N] of 0 and 1."""
     user, item = lists.events["user"], lists.events["item"]
     return _binary(user, item, (int(user.max()) + 1, len(lists.count)))
 
 
 def histories(lists: Lists, last: int) -> sparse.csr_array:
-    """Which items are among the last events before each request, float64 [R, N] of 0 and 1."""
+    """Return which items are among the last events before each request, float64 [R, N] of 0 and 1."""
     items = lists.recent(last)
     request = np.repeat(np.arange(len(items)), last)
     return _binary(request, items.reshape(-1), (len(items), len(lists.count)))
@@ -147,7 +147,7 @@ def _met(lists: Lists, h: sparse.csr_array, places: np.ndarray) -> np.ndarray | 
 
 
 def _binary(row: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
-    """Without repeats, and without item 0, which is no item."""
+    """Return the entries without repeats, and without item 0, which is no item."""
     known = item > 0
     pairs = np.unique(row[known].astype(np.int64) * shape[1] + item[known])
     return sparse.csr_array((np.ones(len(pairs)), (pairs // shape[1], pairs % shape[1])), shape=shape)

@@ -43,7 +43,7 @@ class Slice(NamedTuple):
 
 
 def slice_of(data: StudyData, name: str) -> Slice:
-    """The study's own requests."""
+    """Return the study's own requests."""
     trial = Trial(dataset=data.name, model="", split=name)
     (part,) = question.parts_of(trial, data)
     requests = question.requests_of(trial, part, data)
@@ -51,7 +51,7 @@ def slice_of(data: StudyData, name: str) -> Slice:
 
 
 def lists_of(on: Slice) -> Lists:
-    """The files' contents for one slice: "validation", trained on the first 80 % of events, or "test", on the first 90 %."""
+    """Return files' contents for one slice: "validation", trained on the first 80 % of events, or "test", on the first 90 %."""
     dataset, at, seen = on.data.dataset, on.requests.positions, on.part.seen
     log = dataset.log
     start, end = log.offsets[log.user[at]], log.history_end(at)
@@ -73,7 +73,7 @@ def lists_of(on: Slice) -> Lists:
 
 
 def once(folder: Path, on: Slice) -> Lists:
-    """The lists of a slice in a folder, written where there are none.
+    """Return the lists of a slice in a folder, written where there are none.
 
     Raises:
       ValueError: lists of another data set or slice are there.
@@ -88,7 +88,7 @@ def once(folder: Path, on: Slice) -> Lists:
 
 
 def judged(found: Scores, on: Slice, powers: dict[str, float]) -> dict[str, ByUser]:
-    """The metrics of `question.evaluate` by user, with these powers, see `best_powers`; no hit rates without a catalogue."""
+    """Return metrics of `question.evaluate` by user, with these powers, see `best_powers`; no hit rates without a catalogue."""
     made = gauc(found, on, powers.get(GAUC, 0.0))
     if found.catalogue is None:
         return made
@@ -100,7 +100,7 @@ def judged(found: Scores, on: Slice, powers: dict[str, float]) -> dict[str, ByUs
 
 
 def gauc(found: Scores, on: Slice, power: float) -> dict[str, ByUser]:
-    """The metrics of `question.sampled_metrics`, with popularity of this power in the scores."""
+    """Return the metrics of `question.sampled_metrics`, with popularity of this power in the scores."""
     scores = np.empty(on.requests.rows.shape)
     np.put_along_axis(scores, np.argsort(on.requests.rows, axis=1, kind="stable"), found.candidates, 1)
     scores = _with_popularity(scores, on.counts[on.requests.rows], power, found.logits)
@@ -108,7 +108,7 @@ def gauc(found: Scores, on: Slice, power: float) -> dict[str, ByUser]:
 
 
 def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, float]]:
-    """The best of POWERS for each metric of the headline, and the metric with it; hit rates only if the catalogue was scored.
+    """Return the best of POWERS for each metric of the headline, and the metric with it; hit rates if the catalogue was scored.
 
     `on` is the validation slice.
     """
@@ -127,7 +127,7 @@ def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, f
 def _catalogue(
     found: Scores, on: Slice, rows: np.ndarray, powers: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
-    """Blocks of these rows of `on.at` for every power: the rows, the power, the scores, -inf for what is no candidate."""
+    """Yield blocks of these rows of `on.at` for every power: the rows, the power, the scores, -inf for what is no candidate."""
     assert found.catalogue is not None  # the callers look
     for start in range(0, len(rows), BLOCK):
         some = rows[start : start + BLOCK]
@@ -137,6 +137,6 @@ def _catalogue(
 
 
 def _with_popularity(scores: np.ndarray, counts: np.ndarray, power: float, logits: bool) -> np.ndarray:
-    """Scores with a share of popularity; an item without a training event counts as half of one."""
+    """Return scores with a share of popularity; an item without a training event counts as half of one."""
     popular = np.maximum(counts, 0.5)
     return scores + power * np.log(popular) if logits else scores * popular**power

@@ -51,12 +51,12 @@ class Lists:
     whole: np.ndarray
 
     def recent(self, length: int) -> np.ndarray:
-        """The last items of each request, int32 [R, length], the most recent first, 0 where there is none."""
+        """Return the last items of each request, int32 [R, length], the most recent first, 0 where there is none."""
         return _windows(self.history["item"], self.offsets[:-1], self.offsets[1:], length)
 
 
 def write(folder: Path, lists: Lists) -> None:
-    """Writes the files into a folder; `about.json` comes last, so that a folder with it is complete."""
+    """Write the files into a folder; `about.json` comes last, so that a folder with it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {} if lists.content is None else {"content": lists.content}
     _write(folder / "items.parquet", {"count": lists.count, **lists.fields, **content})
@@ -69,7 +69,7 @@ def write(folder: Path, lists: Lists) -> None:
 
 
 def read(folder: Path) -> Lists:
-    """Reads what `write` wrote.
+    """Read what `write` wrote.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -95,7 +95,7 @@ def read(folder: Path) -> Lists:
 
 
 def _windows(items: np.ndarray, start: np.ndarray, end: np.ndarray, length: int) -> np.ndarray:
-    """The last `length` items of each range, the last one first, 0 where the range is shorter."""
+    """Return the last `length` items of each range, the last one first, 0 where the range is shorter."""
     at = end[:, None] - 1 - np.arange(length)
     return np.where(at >= start[:, None], items[np.maximum(at, 0)], 0).astype(np.int32)
 
@@ -106,7 +106,7 @@ def _write(path: Path, columns: dict[str, Any]) -> None:
 
 
 def rows_of(values: np.ndarray) -> pa.Array:
-    """A column of numbers, or of lists of one length for [n, width]."""
+    """Return a column of numbers, or of lists of one length for [n, width]."""
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

@@ -21,7 +21,7 @@ OURS = {AIF: "AIF", WITH_MATCHING: "two-tower with matching statistics", BASE: "
 
 
 def markdown(results: Path, ours: Path) -> str:
-    """The tables of the page: figures for each data set, settings, trials."""
+    """Return the tables of the page: figures for each data set, settings, trials."""
     found, theirs, parts = records.read(results), records.read(ours), []
     for dataset in dict.fromkeys(one["dataset"] for one in found.values()):
         mine = [one for one in found.values() if one["dataset"] == dataset]
@@ -41,7 +41,7 @@ def markdown(results: Path, ours: Path) -> str:
 
 
 def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict[str, dict[str, Any]]) -> str:
-    """GAUC and HR@100 of this package's models and of peers, each with how far AIF and two-tower are above."""
+    """Return GAUC and HR@100 of this package's models and of peers, each with how far AIF and two-tower are above."""
     runs = {name: question.runs_of(theirs, mine[0]["dataset"], name) for name in OURS}
 
     def pooled(name: str, metric: str) -> ByUser:
@@ -72,12 +72,12 @@ def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows]) + "\n"
 
 
 def interval(found: metrics.Interval, form: str, *, scale: float = 1.0) -> str:
-    """A figure with its interval."""
+    """Return a figure with its interval."""
     value, low, high = (form.format(scale * value) for value in (found.value, found.low, found.high))
     return f"{value} [{low.lstrip('+')}, {high.lstrip('+')}]"
 

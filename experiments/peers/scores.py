@@ -50,7 +50,7 @@ class Scores:
 
 
 def write(folder: Path, name: str, lists: Lists, scorer: Scorer, about: dict[str, Any] | None = None) -> None:
-    """Writes both files of a model that scores a whole catalogue."""
+    """Write both files of a model that scores a whole catalogue."""
     candidates, catalogue = [], []
     for start in range(0, len(lists.user), BLOCK):
         places = np.arange(start, min(start + BLOCK, len(lists.user)))
@@ -62,14 +62,14 @@ def write(folder: Path, name: str, lists: Lists, scorer: Scorer, about: dict[str
 
 
 def write_candidates(folder: Path, name: str, values: np.ndarray, about: dict[str, Any] | None = None) -> None:
-    """Writes the file of candidates alone, scores [R, C] in their order: of a model for which a catalogue is too dear."""
+    """Write the file of candidates alone, score [R, C] in their order: of a model for which a catalogue is too dear."""
     write_file(folder, name, "candidates", np.arange(len(values)), values)
     if about is not None:
         (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def write_file(folder: Path, name: str, kind: str, requests: np.ndarray, values: np.ndarray) -> None:
-    """Writes a file of scores [n, width] of some requests: complete, or not there under its name."""
+    """Write a file of scores [n, width] of some requests: complete, or not there under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.{kind}.parquet"
     partial = path.with_suffix(".partial")
@@ -79,12 +79,12 @@ def write_file(folder: Path, name: str, kind: str, requests: np.ndarray, values:
 
 
 def names(folder: Path) -> list[str]:
-    """The models that have a score file in a folder, sorted."""
+    """Return the models that have a score file in a folder, sorted."""
     return sorted(path.name.removesuffix(".candidates.parquet") for path in folder.glob("*.candidates.parquet"))
 
 
 def read(folder: Path, name: str, lists: Lists) -> Scores:
-    """Reads the score files of a model.
+    """Read the score files of a model.
 
     Raises:
       FileNotFoundError: there is none of the candidates.
@@ -103,7 +103,7 @@ def read(folder: Path, name: str, lists: Lists) -> Scores:
 
 
 def _read(path: Path, wanted: np.ndarray, width: int, *, ignored: int = 0) -> np.ndarray:
-    """float32 [len(wanted), width], in the order of `wanted`, of which each request is there once."""
+    """Return float32 [len(wanted), width], in the order of `wanted`, of which each request is there once."""
     table = pq.read_table(path)
     if not {"request", "scores"} <= set(table.column_names):
         raise ValueError(f"{path}: expected the columns ['request', 'scores'], got {table.column_names}")

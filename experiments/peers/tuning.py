@@ -31,15 +31,15 @@ class Workplace:
     slices: dict[str, Slice]
 
     def scores(self, slice_: str) -> Path:
-        """The folder of a slice's score files."""
+        """Return the folder of a slice's score files."""
         return self.folder / slice_ / "scores"
 
     def trials(self, name: str) -> Path:
-        """The file with the trials of a peer."""
+        """Return the file with the trials of a peer."""
         return self.folder / "trials" / f"{name}.json"
 
     def read(self, name: str, slice_: str = "test") -> scores.Scores:
-        """The score files of a model; errors as `scores.read`."""
+        """Return the score files of a model; errors as `scores.read`."""
         return scores.read(self.scores(slice_), name, self.lists[slice_])
 
 
@@ -48,7 +48,7 @@ Write = Callable[[str, dict[str, Any], str], None]
 
 
 def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], write: Write) -> None:
-    """Writes the test slice's score file of a peer with the best settings tried; does nothing where that was done.
+    """Write the test slice's score file of a peer with the best settings tried; does nothing where that was done.
 
     Args:
       name: of the peer.
@@ -78,7 +78,7 @@ def tuned(name: str, workplace: Workplace, trials: tuple[dict[str, Any], ...], w
 
 
 def baseline(name: str, workplace: Workplace) -> None:
-    """A closed-form baseline, tuned."""
+    """Tune a closed-form baseline."""
     function, trials = baselines.BASELINES[name]
 
     def write(slice_: str, settings: dict[str, Any], file: str) -> None:

@@ -29,7 +29,7 @@ REQUESTS = 1500
 
 
 def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, progress: bool = True) -> dict[str, Any]:
-    """The record: figures before and after a calibration."""
+    """Return the record: figures before and after a calibration."""
     trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
     (part,) = question.parts_of(trial, data)
     model, params, _ = question.trained(trial, part, data, work=work, progress=progress)
@@ -45,20 +45,20 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, p
 
 
 def drawn(log: Any, held: np.ndarray, rng: np.random.Generator, requests: int) -> np.ndarray:
-    """At most so many of the events of a slice, of users with an earlier one."""
+    """Return at most so many of the events of a slice, of users with an earlier one."""
     able = np.intersect1d(held, sample_positions(log, min_history=question.MIN_HISTORY))
     return np.sort(rng.permutation(able)[:requests])
 
 
 def figures(report: Evaluation) -> dict[str, Any]:
-    """What the record keeps of an evaluation."""
+    """Return what the record keeps of an evaluation."""
     tenths = {name: getattr(report.deciles, name) for name in ("predicted", "observed", "deviations")}
     rates = {"ratio": report.calibration, "error": report.calibration_error, "log_loss": report.log_loss}
     return records.rounded(tenths) | records.rounded(rates, digits=4)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and writes the record."""
+    """Measure, print and write the record."""
     parser = records.parser(__doc__, work=Path("out/question"))
     parser.add_argument("--json", metavar="FILE", type=Path, default=RECORD, help="the record (default %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a tiny synthetic data set, in seconds")

@@ -27,7 +27,7 @@ class Way(NamedTuple):
 
 
 def time_one(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], clock: Callable[[], float], i: int) -> float:
-    """Milliseconds of request i, after another one that warms the caches."""
+    """Return milliseconds of request i, after another one that warms the caches."""
     jax.device_get(once((i + 1) % len(found), found[(i + 1) % len(found)]))
     start = clock()
     jax.device_get(once(i % len(found), found[i % len(found)]))
@@ -35,7 +35,7 @@ def time_one(once: Callable[[int, np.ndarray], Any], found: list[np.ndarray], cl
 
 
 def longest(dataset: Dataset, candidates: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """16 requests of the longest histories: positions in the log, and at most so many candidates of each, drawn at random."""
+    """Return 16 requests of the longest histories: positions in the log, and some candidates of each, drawn at random."""
     log, every = dataset.log, np.arange(len(dataset.log))
     positions = np.argsort(log.offsets[log.user] - log.history_end(every), kind="stable")[: 64 * 16 : 64]
     rng, items = np.random.default_rng(0), len(dataset.catalogue) - 1
@@ -51,7 +51,7 @@ def _prepared(config: aif.Config, dataset: Dataset, positions: np.ndarray, param
 
 
 def staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
-    """A model whose user states and item rows are ready when the candidates are there."""
+    """Return a model whose user states and item rows are ready when the candidates are there."""
     model, params, users = _prepared(config, dataset, positions, params)
     table = item_rows(model, params, dataset.catalogue, progress=False)
     user = jax.jit(model.user)
@@ -68,7 +68,7 @@ def staged(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, 
 
 
 def sequential(config: aif.Config, dataset: Dataset, positions: np.ndarray, k: int, params: Params | None) -> Way:
-    """A model that computes everything when the candidates are there."""
+    """Return a model that computes everything when the candidates are there."""
     model, params, users = _prepared(config, dataset, positions, params)
     items = dataset.catalogue.features(np.arange(len(dataset.catalogue)), content=config.reads_content)
     catalogue = jax.device_put(items)

@@ -42,7 +42,7 @@ class StudyData:
 
 
 def load(name: str, folder: Path | None = None) -> StudyData:
-    """A data set by name.
+    """Return a data set by name.
 
     Args:
       name: one of NAMES.
@@ -71,7 +71,7 @@ def load(name: str, folder: Path | None = None) -> StudyData:
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
-    """Content for items that come without: which categories their category is met with, float32 [N, CONTENT].
+    """Return content for items that come without: which categories their category is met with, float32 [N, CONTENT].
 
     Categories of one user's training events are counted in pairs; the main directions of the positive pointwise mutual
     information represent the category, and a short random direction tells the items of a category apart.
@@ -95,7 +95,7 @@ def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
 
 
 def reduced(content: np.ndarray, width: int = CONTENT) -> np.ndarray:
-    """The main directions about the origin, rows of unit length: float32 [N, width]. Looks at the catalogue alone."""
+    """Return the main directions about the origin, rows of unit length: float32 [N, width]. Looks at the catalogue alone."""
     if content.shape[1] <= width:
         return unit_rows(content)
     values, vectors = np.linalg.eigh(content.T.astype(np.float64) @ content)

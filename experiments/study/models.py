@@ -32,12 +32,12 @@ ITERATIONS = 20  # of k-means
 
 
 def shorter(longest: int) -> tuple[int, ...]:
-    """Lengths of histories below the longest one that batches may have: each is half of the next."""
+    """Return lengths of histories below the longest one that batches may have: each is half of the next."""
     return tuple(longest >> n for n in (4, 3, 2, 1) if longest >> n >= 64)
 
 
 def decayed(events: Behaviours) -> jax.Array:
-    """Weights [L, half-lives] of the events of a history: halved every so many events, 0 where there is none."""
+    """Return weights [L, half-lives] of the events of a history: halved every so many events, 0 where there is none."""
     mask = jnp.asarray(events.mask)
     place = jnp.arange(mask.shape[0]).astype(jnp.float32)
     return jnp.where(mask[:, None], jnp.exp2(-place[:, None] / jnp.array(HALF_LIVES)[None]), 0.0)
@@ -104,7 +104,7 @@ class Similar(Block):
 
 
 def with_clusters(params: Params, config: Config, user: np.ndarray, item: np.ndarray) -> Params:
-    """Parameters whose `Similar`, if there is one, has k-means clusters of the PureSVD factors of training events."""
+    """Return parameters whose `Similar`, if there is one, has k-means clusters of the PureSVD factors of training events."""
     for similar in (one for one in config.blocks if isinstance(one, Similar)):
         size = config.schema.item_attribute("item").size
         factors = svd_factors(user, item, size=size, block=PureSvd(width=32, length=128))

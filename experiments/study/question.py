@@ -140,10 +140,10 @@ class Part(NamedTuple):
 
 
 def plan(name: str) -> list[Trial]:
-    """The runs of a plan, the most telling first."""
+    """Return the runs of a plan, the most telling first."""
 
     def each(tried: Iterable[str], on: Sequence[str] = PUBLIC, seeds: Sequence[int] = (0,), **given: Any) -> list[Trial]:
-        """Runs by seed, then model, then data set."""
+        """Run by seed, then model, then data set."""
         return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
 
     if name == "validation":
@@ -163,7 +163,7 @@ def plan(name: str) -> list[Trial]:
 
 
 def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
-    """The config of a run's model on its data set."""
+    """Return the config of a run's model on its data set."""
     fields = dict((MODELS | JUDGED)[trial.model])
     schema, smoke = data.dataset.schema, trial.dataset == "smoke"
     made: list[Any] = []
@@ -180,7 +180,7 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
 def train_model(
     trial: Trial, part: Part, data: datasets.StudyData, *, progress: bool
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The trained model and what is said of the training."""
+    """Return the trained model and what is said of the training."""
     dataset, seen = data.dataset, part.seen
     model = aif.build(config_of(trial, data))
     sampler = NegativeSampler(item_counts(dataset, seen))
@@ -202,7 +202,7 @@ def train_model(
 
 
 def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
-    """What the models of a run are trained and judged on: one for all, or one for each block of the rolling split."""
+    """Return what the models of a run are trained and judged on: one for all, or one for each block of the rolling split."""
     parts = data.split
     if trial.split == "rolling":
         return rolling(data.dataset.log, blocks=(0.5, 0.8) if trial.dataset == "smoke" else BLOCKS)
@@ -212,7 +212,7 @@ def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
 
 
 def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LAST) -> list[Part]:
-    """The time line in blocks, each judged by another model: many users, and nothing of the future trained on.
+    """Return the time line in blocks, each judged by another model: many users, and nothing of the future trained on.
 
     The blocks begin at these shares of all events by time, at moments that are the same for all users; events before the first
     block judge nobody. The model of a block is trained on all events that are strictly earlier than the block, of all users,
@@ -237,7 +237,7 @@ def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LA
 
 
 def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
-    """The held-out requests and 99 sampled negatives of each, met items among them; the same for every model and seed.
+    """Return the held-out requests and 99 sampled negatives of each, met items among them; the same for every model and seed.
 
     Negatives are drawn by training popularity ** 0.75.
     """
@@ -255,18 +255,18 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
 def sampled_scores(
     model: aif.PreRanker, params: Params, data: datasets.StudyData, requests: Requests, *, progress: bool = True
 ) -> np.ndarray:
-    """Joint scores of the sampled candidates, float32 [R, 1 + n]."""
+    """Return joint scores of the sampled candidates, float32 [R, 1 + n]."""
     lists = candidates.CandidateLists(requests.rows, requests.labels)
     return list_scores(model, params, data.dataset, requests.positions, lists, progress=progress)
 
 
 def catalogue_requests(requests: Requests) -> np.ndarray:
-    """The requests that rank the whole catalogue: positions, ascending."""
+    """Return the requests that rank the whole catalogue: positions, ascending."""
     return np.sort(np.random.default_rng(2).permutation(requests.positions)[:CATALOGUE_REQUESTS])
 
 
 def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.StudyData, counts: np.ndarray) -> dict[str, ByUser]:
-    """GAUC by user, see `evaluate`, of scores [R, 1 + n] of the sampled candidates; `counts` [N]: training events of items."""
+    """Return GAUC by user, see `evaluate`, of scores [R, 1 + n] of sampled candidates; `counts` [N]: training events."""
     log = data.dataset.log
     met = SeenPairs(data.dataset, requests.positions).contains(np.arange(len(requests.rows))[:, None], requests.rows)
     trained = counts[requests.rows[:, :1]] > 0
@@ -284,7 +284,7 @@ def sampled_metrics(scores: np.ndarray, requests: Requests, data: datasets.Study
 def evaluate(
     trial: Trial, part: Part, model: aif.PreRanker, params: Params, data: datasets.StudyData, *, progress: bool
 ) -> dict[str, ByUser]:
-    """Metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
+    """Return metrics by user: `gauc` of the data's kind of candidates, and of both kinds; `met` against met items; hit rates.
 
     `gauc_trained` and `hr100_trained` are of the requests whose item has a training event, as every sampled negative has: a
     model cannot tell it by being new. Their catalogue is that of such items.
@@ -306,7 +306,7 @@ def catalogue_metrics(
     counts: np.ndarray,
     offsets: Sequence[np.ndarray],
 ) -> dict[str, ByUser]:
-    """Hit rates by user, see `evaluate`, from scores of the catalogue.
+    """Return hit rates by user, see `evaluate`, from scores of the catalogue.
 
     Args:
       scored: as `catalogue_scores` yields them: indices into `at`, and scores [b, N] with -inf for what is no candidate.
@@ -329,7 +329,7 @@ def catalogue_metrics(
 
 
 def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.ndarray:
-    """Scores of the catalogue [b, N] for the requests `at` with -inf for what is no candidate, as `catalogue_scores` has it."""
+    """Return scores of the catalogue [b, N] for the requests `at` with -inf for no candidate, as `catalogue_scores` has it."""
     every[:, 0] = -np.inf  # no item
     log = data.dataset.log
     starts, ends = log.offsets[log.user[at]], log.history_end(at)
@@ -341,7 +341,7 @@ def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.
 
 
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
-    """Trains, evaluates, keeps the model in `work` and the figures in `results`."""
+    """Train, evaluate, keep the model in `work` and the figures in `results`."""
     began, parts = time.perf_counter(), parts_of(trial, data)
     made: list[tuple[dict[str, ByUser], dict[str, Any]]] = []
     for part in parts:
@@ -363,7 +363,7 @@ def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, pr
 
 
 def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
-    """Writes the record of a run, and its metrics by user into a file next to it."""
+    """Write the record of a run, and its metrics by user into a file next to it."""
     record = {"id": trial.id, **dataclasses.asdict(trial), "users": len(found["gauc"].users), **more}
     return records.keep(results, record, found)
 
@@ -371,7 +371,7 @@ def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> 
 def trained(
     trial: Trial, part: Part, data: datasets.StudyData, *, work: Path, progress: bool
 ) -> tuple[aif.PreRanker, Params, dict[str, Any]]:
-    """The model of a run, from `work` if it was trained before, and what is said of its training."""
+    """Return the model of a run, from `work` if it was trained before, and what is said of its training."""
     file = trial.file + (f"--{part.name.replace(' ', '_')}" if part.name else "")
     folder, record = work / file, work / f"{file}.json"
     if folder.exists():
@@ -384,26 +384,26 @@ def trained(
 
 
 def met_share(trial: Trial, part: Part, data: datasets.StudyData) -> float:
-    """Share of the sampled negatives that the user has met before."""
+    """Return share of the sampled negatives that the user has met before."""
     requests = requests_of(trial, part, data)
     sample = np.arange(len(requests.rows))[:, None]
     return float(SeenPairs(data.dataset, requests.positions).contains(sample, requests.rows[:, 1:]).mean())
 
 
 def joined(parts: list[ByUser]) -> ByUser:
-    """A metric of all parts of a run, whose users differ."""
+    """Return a metric of all parts of a run, whose users differ."""
     users, values, weights = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     order = np.argsort(users, kind="stable")
     return ByUser(users[order], values[order], weights[order])
 
 
 def over_seeds(parts: list[ByUser]) -> ByUser:
-    """The mean over trainings of each user's metric: users are the same in all."""
+    """Return the mean over trainings of each user's metric: users are the same in all."""
     return ByUser(parts[0].users, np.mean([part.values for part in parts], 0), parts[0].weights)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Does the missing runs of a plan."""
+    """Do the missing runs of a plan."""
     parser = records.parser(__doc__, results=RESULTS, work=Path("out/question"))
     parser.add_argument("--plan", nargs="+", default=["validation"], help=f"{', '.join(PLANS)} (default validation)")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
@@ -446,7 +446,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def chosen(found: dict[str, dict[str, Any]], record: dict[str, Any]) -> float:
-    """The offset of untrained items with the best HR@100 on the validation split.
+    """Return the offset of untrained items with the best HR@100 on the validation split.
 
     A record of the validation split has its own; others take that of the validation record of their model, data set and
     epochs, or of the first one of other epochs.
@@ -459,7 +459,7 @@ def chosen(found: dict[str, dict[str, Any]], record: dict[str, Any]) -> float:
 
 
 def keys(results: Path) -> dict[str, dict[str, float]]:
-    """What `presets.aif` is judged by, by data set: the test split, every seed there is, additions on no model.
+    """Return what `presets.aif` is judged by, by data set: the test split, every seed there is, additions on no model.
 
     `gauc_points` and `hr100_ratio` are over the two-tower model, `..._over_matching` over the one with matching statistics,
     each with `_low` and `_high`, the 95 % interval over users; `gauc_trained_points` and `hr100_trained_ratio` are of requests
@@ -488,25 +488,25 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
 
 
 def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str, *, epochs: int = EPOCHS) -> list[dict[str, Any]]:
-    """The records of a model's test runs, one a seed."""
+    """Return the records of a model's test runs, one a seed."""
     wanted = (dataset, model, "test", epochs)
     return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["epochs"]) == wanted]
 
 
 def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
-    """A metric of METRICS by user, averaged over seeds."""
+    """Return a metric of METRICS by user, averaged over seeds."""
     return over_seeds([records.by_user(results, run, named(metric, found, runs[0])) for run in runs])
 
 
 def named(metric: str, found: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
-    """What a record calls a metric of METRICS: hit rates are those under the model's own offset of untrained items."""
+    """Return what a record calls a metric of METRICS: hit rates are those under the model's own offset of untrained items."""
     return f"{metric}@{chosen(found, run):g}" if metric == "hr100" else metric
 
 
 def measure_times(
     data: datasets.StudyData, work: Path, *, rounds: int, smoke: bool, tried: Sequence[str] = TIMED
 ) -> dict[str, dict[str, Any]]:
-    """Milliseconds of one request of the longest histories, models in turn: `score` is gather, interaction and top-100.
+    """Return milliseconds of one request of the longest histories, models in turn: `score` is gather, interaction and top-100.
 
     `whole` is user function and `score`, as if all started when the candidates are there, and `cpu` its processor time. Full
     attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
@@ -553,7 +553,7 @@ def measure_times(
 
 
 def read_times(results: Path) -> dict[str, Any]:
-    """What `--times` wrote, {} where it did not."""
+    """Return what `--times` wrote, {} where it did not."""
     path = results / TIMES
     return json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
 
@@ -568,7 +568,7 @@ def _ratios(times: dict[str, Any]) -> dict[str, float]:
 
 
 def report(results: Path) -> str:
-    """Each model with its interval over users and its paired difference to the two baselines, by data set and split."""
+    """Return each model with its interval over users and its paired difference to the two baselines, by data set and split."""
     lines, found = [], records.read(results)
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in found.values():

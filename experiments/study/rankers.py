@@ -49,12 +49,12 @@ class Training(NamedTuple):
 
 
 def correction(counts: np.ndarray) -> np.ndarray:
-    """What serving adds to the scores of items: float32 [N]."""
+    """Return what serving adds to the scores of items: float32 [N]."""
     return popularity_offset(counts, power=POWER, untrained=None)
 
 
 def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
-    """The mean of full attention's scores."""
+    """Return the mean of full attention's scores."""
     config = question.config_of(question.Trial(dataset=on.data.name, model=question.FULL), on.data).replace(head=HEAD)
     models = [
         fitted(config, on.data, on.part, seed=seed, folder=folder / str(seed), progress=progress)
@@ -69,14 +69,14 @@ def attention(on: Training, *, folder: Path, progress: bool) -> Ranker:
 
 
 def of_trees(on: Training, *, folder: Path, progress: bool) -> Ranker:
-    """Trees; see `trees.fit`."""
+    """Return trees; see `trees.fit`."""
     groups = trees.groups(on.data, on.positions, on.teaching, on.counts)
     fit = trees.fit(on.data, on.part, groups, offset=correction(on.counts), folder=folder / "trees", progress=progress)
     return Ranker(*fit)
 
 
 def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
-    """Self-attention over the last events; see `sequence.fit`."""
+    """Return self-attention over the last events; see `sequence.fit`."""
     steps = 10 if on.data.name == "smoke" else sequence.STEPS
     given: dict[str, Any] = dict(counts=on.counts, offset=correction(on.counts), steps=steps, progress=progress)
     return Ranker(*sequence.fit(on.data, on.part, folder=folder / "model", **given))
@@ -87,7 +87,7 @@ RANKERS: dict[str, Callable[..., Ranker]] = {"attention": attention, "trees": of
 
 
 def fitted(config: aif.Config, data: StudyData, part: Part, *, seed: int, folder: Path, **options: Any) -> aif.Trained:
-    """A model trained on the part's events by `aif.fit`, from `folder` if it was trained before."""
+    """Return a model trained on the part's events by `aif.fit`, from `folder` if it was trained before."""
     built = aif.build(config)
     if not folder.exists():
         first = int(data.dataset.log.time[part.held].min())

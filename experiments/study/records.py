@@ -15,7 +15,7 @@ from aif_jax.metrics import ByUser
 
 
 def parser(description: str | None, *, results: Path | None = None, work: Path | None = None) -> argparse.ArgumentParser:
-    """A parser with `--data`, and the folders of records and models that have a default; the description is the header."""
+    """Return parser with `--data`, and the folders of records and models that have a default; the description is the header."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -27,7 +27,7 @@ def parser(description: str | None, *, results: Path | None = None, work: Path |
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Adds a record to `<folder>/<dataset>.jsonl`; safe where several processes do the same."""
+    """Add a record to `<folder>/<dataset>.jsonl`; safe where several processes do the same."""
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps(rounded(record), separators=(",", ":")) + "\n"
     with open(folder / f"{record['dataset']}.jsonl", "a", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def append(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """All records by their `id`, in the order written; the last one of an id counts.
+    """Return all records by their `id`, in the order written; the last one of an id counts.
 
     Raises:
       ValueError: a line that is no record: names file and line.
@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rounded(value: Any, digits: int = 5) -> Any:
-    """The same with every float cut to five digits after the point: more would be noise."""
+    """Return the same with every float cut to five digits after the point: more would be noise."""
     if isinstance(value, dict):
         return {name: rounded(entry, digits) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -66,12 +66,12 @@ def rounded(value: Any, digits: int = 5) -> Any:
 
 
 def file_of(name: str) -> str:
-    """The id of a record as a file's name."""
+    """Return the id of a record as a file's name."""
     return name.replace("/", "--").replace(" ", "_").replace("=", "")
 
 
 def keep(folder: Path, record: dict[str, Any], found: dict[str, ByUser]) -> dict[str, Any]:
-    """Adds a record with its figures, and writes its metrics by user, which must be small, into a file next to it."""
+    """Add a record with its figures, and write its metrics by user, which must be small, into a file next to it."""
     (folder / "by_user").mkdir(parents=True, exist_ok=True)
     kinds = {"users": np.int32, "values": np.float32, "weights": np.int32}
     arrays = {f"{name}.{part}": getattr(one, part).astype(kind) for name, one in found.items() for part, kind in kinds.items()}
@@ -82,7 +82,7 @@ def keep(folder: Path, record: dict[str, Any], found: dict[str, ByUser]) -> dict
 
 
 def by_user(folder: Path, record: dict[str, Any], name: str) -> ByUser:
-    """A metric of a record by user."""
+    """Return a metric of a record by user."""
     with np.load(folder / "by_user" / f"{file_of(record['id'])}.npz") as arrays:
         users, values, weights = (arrays[f"{name}.{part}"] for part in ("users", "values", "weights"))
     return ByUser(users.astype(np.int64), values.astype(np.float64), weights.astype(np.float64))

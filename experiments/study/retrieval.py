@@ -31,7 +31,7 @@ BLOCK = 128  # requests whose scores of the catalogue are in memory
 
 
 def of_requests(data: StudyData, part: Part, requests: Requests, counts: np.ndarray) -> np.ndarray:
-    """int32 [R, n] catalogue rows, at most MOST, the best first, 0 after the last; `counts` [N] are training events."""
+    """Return int32 [R, n] catalogue rows, at most MOST, the best first, 0 after the last; `counts` [N] are training events."""
     at, none = requests.positions, (counts == 0) | (np.arange(len(counts)) == 0)
     most = min(MOST, len(counts) - 1)
     found = np.zeros((len(at), most), np.int32)
@@ -57,7 +57,7 @@ def of_requests(data: StudyData, part: Part, requests: Requests, counts: np.ndar
 
 
 def of_training(data: StudyData, part: Part, positions: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """int32 [n, TAUGHT] catalogue rows of every event of the log, those of `positions` filled; 0 where there is none."""
+    """Return int32 [n, TAUGHT] catalogue rows of every event of the log, those of `positions` filled; 0 where there is none."""
     rng, rows = np.random.default_rng(seed), np.zeros((len(data.dataset.log), TAUGHT), np.int32)
     if data.repeats:
         rows[positions] = _met_and_categories(data.dataset, positions, counts, rng)
@@ -72,7 +72,7 @@ def of_training(data: StudyData, part: Part, positions: np.ndarray, counts: np.n
 def _svd_scores(
     dataset: Dataset, part: Part, positions: np.ndarray, counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places and scores float32 [b, N] of requests by PureSVD; -inf for what is met, or has no training event."""
+    """Yield places and scores float32 [b, N] of requests by PureSVD; -inf for what is met, or has no training event."""
     log, none = dataset.log, (counts == 0) | (np.arange(len(counts)) == 0)
     factors = np.asarray(svd_factors(log.user[part.seen], log.item[part.seen], size=len(counts), block=SVD), np.float32)
     weight = (np.arange(1.0, SVD.length + 1) ** -SVD.decay).astype(np.float32)
@@ -90,7 +90,7 @@ def _svd_scores(
 
 
 def _category_weights(log: EventLog, positions: np.ndarray, category: np.ndarray) -> np.ndarray:
-    """Weights [B, categories] of the categories of the last events before each request."""
+    """Return weights [B, categories] of the categories of the last events before each request."""
     at = log.history_end(positions)[:, None] - 1 - np.arange(LAST)
     there = at >= log.offsets[log.user[positions]][:, None]
     weights = np.zeros((len(positions), int(category.max()) + 1))
@@ -101,7 +101,7 @@ def _category_weights(log: EventLog, positions: np.ndarray, category: np.ndarray
 
 
 def _met_and_categories(dataset: Dataset, positions: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """int32 [B, TAUGHT]: some of the latest met items, and items of the last events' categories by popularity."""
+    """Return int32 [B, TAUGHT]: some of the latest met items, and items of the last events' categories by popularity."""
     log, category = dataset.log, dataset.catalogue.ids["category"]
     start, end = log.offsets[log.user[positions]], log.history_end(positions)
     recent = np.minimum(end - start, MET)
@@ -126,7 +126,7 @@ def _met_and_categories(dataset: Dataset, positions: np.ndarray, counts: np.ndar
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Columns [B, count] of the highest scores, the best first."""
+    """Return columns [B, count] of the highest scores, the best first."""
     count = min(count, scores.shape[1] - 1)
     best = np.argpartition(-scores, count, axis=1)[:, :count]
     order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
@@ -134,7 +134,7 @@ def _best(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _unique(rows: np.ndarray) -> np.ndarray:
-    """The same without repeats, in order."""
+    """Return the same without repeats, in order."""
     _, first = np.unique(rows, return_index=True)
     return rows[np.sort(first)]
 

@@ -25,7 +25,7 @@ AHEAD = 1e9
 
 
 def scores(rule: str, log: EventLog, positions: np.ndarray, popularity: np.ndarray) -> np.ndarray:
-    """Of the catalogue for the user of each event, float64 [R, N]; `popularity` [N] counts training events of each row."""
+    """Return scores of the catalogue for the user of each event, float64 [R, N]; `popularity` [N] counts training events."""
     sign = -1.0 if rule in (UNPOPULARITY, MET_UNPOPULAR) else 1.0
     made = np.repeat(sign * popularity[None].astype(np.float64), len(positions), 0)
     if rule in (MET_FIRST, MET_UNPOPULAR):
@@ -37,7 +37,7 @@ def scores(rule: str, log: EventLog, positions: np.ndarray, popularity: np.ndarr
 
 
 def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> dict[str, metrics.ByUser]:
-    """The metrics of `question.evaluate`, by user."""
+    """Return the metrics of `question.evaluate`, by user."""
     log, requests = data.dataset.log, question.requests_of(trial, part, data)
     popularity = item_counts(data.dataset, part.seen)
     step = 100  # requests whose whole catalogue is in memory
@@ -54,7 +54,7 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Judges every rule on the test split of both data sets."""
+    """Judge every rule on the test split of both data sets."""
     parser = records.parser(__doc__, results=question.RESULTS)
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
     options = parser.parse_args(arguments)

@@ -66,7 +66,7 @@ class Events(NamedTuple):
 
 
 def init(data: StudyData) -> Params:
-    """Random tables and encoder."""
+    """Return random tables and encoder."""
     sizes = {name: int(ids.max()) + 1 for name, ids in fields_of(data).items()}
     key, *keys = jax.random.split(jax.random.key(0), 1 + len(sizes))
     tables = {
@@ -79,31 +79,31 @@ def init(data: StudyData) -> Params:
 
 
 def embedded(params: Params, ids: dict[str, jax.Array], rows: Any) -> jax.Array:
-    """Items [..., WIDTH] of catalogue rows; `ids` are the catalogue's fields."""
+    """Return items [..., WIDTH] of catalogue rows; `ids` are the catalogue's fields."""
     return sum((table[ids[name][rows]] for name, table in params["tables"].items()), jnp.zeros(()))
 
 
 def encoded(params: Params, ids: dict[str, jax.Array], events: Events, key: jax.Array | None = None) -> jax.Array:
-    """Users [B, L, WIDTH] after each event; a key makes it training."""
+    """Return users [B, L, WIDTH] after each event; a key makes it training."""
     inputs = embedded(params, ids, events.item) + params["action"][events.action]
     rngs = None if key is None else {"dropout": key}
     return Encoder().apply({"params": params["encoder"]}, inputs, train=key is not None, rngs=rngs)
 
 
 def repeated(params: Params, events: Events) -> jax.Array:
-    """Weights [B, L, L] of events (the last axis) for the user after each event, 0 of what is later."""
+    """Return weights [B, L, L] of events (the last axis) for the user after each event, 0 of what is later."""
     place, action = params["repeat"]["place"], params["repeat"]["action"]
     past = np.arange(LENGTH)[:, None] - np.arange(LENGTH)
     return jnp.where((past >= 0)[None], jnp.exp(place[np.maximum(past, 0)][None] + action[events.action][:, None]), 0)
 
 
 def repeat_term(params: Params, weights: jax.Array) -> jax.Array:
-    """What the summed weights of the events of an item add to its logit."""
+    """Return what the summed weights of the events of an item add to its logit."""
     return params["repeat"]["gain"] * jnp.log1p(weights)
 
 
 def windows(log: EventLog, seen: np.ndarray, rng: np.random.Generator, count: int) -> tuple[Events, np.ndarray, np.ndarray]:
-    """Events [B, LENGTH] from a random training event of a user on, the items [B, LENGTH] after each, and which are taught."""
+    """Return events [B, LENGTH] from a random training event of a user on, the items after them, and which are taught."""
     ends = log.offsets[:-1] + np.bincount(log.user[seen], minlength=log.users)  # training events come first
     at = seen[rng.integers(0, len(seen), count)]
     first = np.maximum(at - rng.integers(0, LENGTH, count), log.offsets[log.user[at]])[:, None]
@@ -118,7 +118,7 @@ def windows(log: EventLog, seen: np.ndarray, rng: np.random.Generator, count: in
 def loss(
     params: Params, ids: dict[str, jax.Array], batch: tuple, key: jax.Array, *, log_q: jax.Array, repeats: bool
 ) -> jax.Array:
-    """Mean cross-entropy of the item after each event that is taught; `batch` is of `windows` and negatives [n].
+    """Return mean cross-entropy of the item after each event that is taught; `batch` is of `windows` and negatives [n].
 
     Args:
       log_q: float32 [N], logarithms of how often the negatives are expected to hold an item.
@@ -145,7 +145,7 @@ def loss(
 def fit(
     data: StudyData, part: Part, *, counts: np.ndarray, offset: np.ndarray, folder: Path, steps: int = STEPS, progress: bool
 ) -> tuple[Scores, str]:
-    """The scores of the model and its version; trained, or read from `folder` if it was trained before.
+    """Return the scores of the model and its version; trained, or read from `folder` if it was trained before.
 
     Args:
       counts: [N] training events.

@@ -24,7 +24,7 @@ from experiments.study.question import AIF, SEEDS, Trial
 
 
 def stored(config: aif.Config, storage: codec.Storage) -> aif.PreRanker:
-    """The model whose item rows have been written in a storage and read again."""
+    """Return the model whose item rows have been written in a storage and read again."""
 
     def apply(params: aif.types.Params, features: aif.ItemFeatures, *, config: aif.Config) -> aif.ItemRow:
         return codec.widen(codec.encode(item.apply(params, features, config=config), storage))
@@ -33,7 +33,7 @@ def stored(config: aif.Config, storage: codec.Storage) -> aif.PreRanker:
 
 
 def compare(data: datasets.StudyData, work: Path, *, seeds: tuple[int, ...] = SEEDS) -> dict[str, dict[str, list[float]]]:
-    """[value, low, high] of each figure by storage."""
+    """Return [value, low, high] of each figure by storage."""
     found: dict[str, list[dict[str, metrics.ByUser]]] = {storage: [] for storage in codec.STORAGES}
     for seed in seeds:
         trial = Trial(dataset=data.name, model=AIF, seed=seed)
@@ -54,7 +54,7 @@ def compare(data: datasets.StudyData, work: Path, *, seeds: tuple[int, ...] = SE
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Compares on both data sets, or on a synthetic one of a size for tests."""
+    """Compare on both data sets, or on a synthetic one of a size for tests."""
     parser = common.parser(__doc__)
     parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")

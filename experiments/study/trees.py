@@ -61,14 +61,14 @@ class Counts:
         self._events = np.sort(keys.astype(np.int64) * self._span + moments)
 
     def between(self, keys: np.ndarray, first: Any, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Events of the keys at moments of at least `first` and before `end`, and the last of these moments, of one shape."""
+        """Return events of the keys at moments of at least `first` and before `end`, and the last moment, of one shape."""
         begin = keys.astype(np.int64) * self._span
         low, high = (np.searchsorted(self._events, begin + np.clip(moment, 0, self._span - 1)) for moment in (first, end))
         return high - low, self._events[np.maximum(high - 1, 0)] - begin
 
 
 def fields_of(data: StudyData) -> dict[str, np.ndarray]:
-    """The item and what a history has of it: int32 [N] by field."""
+    """Return the item and what a history has of it: int32 [N] by field."""
     return {name: data.dataset.catalogue.ids[name] for name in data.dataset.schema.behaviour_fields}
 
 
@@ -110,7 +110,7 @@ class Features:
         return np.stack([np.broadcast_to(one, rows.shape) for one in made], -1).astype(np.float32)
 
     def _similar(self, positions: np.ndarray, rows: np.ndarray, start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
-        """Similarity [B, C] of candidates and last events, by PureSVD for each of DECAYS, and by users in common."""
+        """Return similarity [B, C] of candidates and last events, by PureSVD for each of DECAYS, and by users in common."""
         at = end - 1 - np.arange(SVD.length)
         items = np.where(at >= start, self.log.item[np.maximum(at, 0)], 0)
         weights = (np.arange(1, SVD.length + 1) ** -np.array(DECAYS)[:, None]).astype(np.float32)
@@ -136,14 +136,14 @@ class Groups(NamedTuple):
 
 
 def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts: np.ndarray) -> Groups:
-    """A random sample of training events with their candidates."""
+    """Return a random sample of training events with their candidates."""
     log = data.dataset.log
     at = np.intersect1d(positions, sample_positions(log, min_history=MIN_HISTORY))
     at = at[log.time[at] >= np.quantile(log.time[at], 1 - LATE)]
     before = Counts(log.item, log.time)
 
     def known(at: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Whether anybody met a row before the request: retrieval finds no other."""
+        """Return whether anybody met a row before the request: retrieval finds no other."""
         return before.between(rows, 0, log.time[at][:, None])[0] > 0
 
     at = np.random.default_rng(0).permutation(at[known(at, log.item[at][:, None])[:, 0]])[:GROUPS]
@@ -157,7 +157,7 @@ def groups(data: StudyData, positions: np.ndarray, teaching: np.ndarray, counts:
 def fit(
     data: StudyData, part: Part, groups: Groups, *, offset: np.ndarray, folder: Path, sharpness: float = 1.0, progress: bool
 ) -> tuple[Scores, str]:
-    """The scores of the trees and their version; trained, or read from `folder` if they were trained before.
+    """Return the scores of the trees and their version; trained, or read from `folder` if they were trained before.
 
     Args:
       offset: float32 [N], what serving adds to the scores of items.
@@ -173,7 +173,7 @@ def fit(
     features = Features(data, part)
 
     def raw(booster: Any, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Scores [B, C] of the trees as they are."""
+        """Return scores [B, C] of the trees as they are."""
         made = np.empty(rows.shape, np.float32)
         for start in range(0, len(rows), BLOCK):
             inputs = features(positions[start : start + BLOCK], rows[start : start + BLOCK])
@@ -204,7 +204,7 @@ def fit(
 
 
 def likeliest_scale(scores: np.ndarray) -> float:
-    """The scale of scores [G, C], -inf for none, under which a softmax gives the candidates in column 0 most likelihood."""
+    """Return scale of scores [G, C], -inf for none, under which a softmax gives the candidates in column 0 most likelihood."""
     scores = scores - scores.max(1, keepdims=True)
 
     def loss(power: float) -> float:

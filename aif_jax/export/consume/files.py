@@ -40,13 +40,13 @@ class ExportError(ValueError):
 
 
 def expect(ok: Any, name: str, expected: object, got: object) -> None:
-    """Raises ExportError "name: expected ..., got ..." unless `ok`."""
+    """Raise ExportError "name: expected ..., got ..." unless `ok`."""
     if not ok:
         raise ExportError(f"{name}: expected {expected}, got {got}")
 
 
 def local(folder: str | Path) -> Path:
-    """The path of a local folder; ExportError for a URL, which may hold a password, so that only its protocol is shown."""
+    """Return path of a local folder; ExportError for a URL, which may hold a password, so that only its protocol is shown."""
     if URL.match(str(folder)):
         protocol, hint = str(folder).partition(":")[0], "aif_jax.connectors.SnapshotStore fetches folders from there"
         raise ExportError(f"folder: expected a local folder, got a URL of {protocol!r}; {hint}")
@@ -54,7 +54,7 @@ def local(folder: str | Path) -> Path:
 
 
 def read_manifest(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """The manifest, whose digest must be `sha256` where one is given; no other file is opened. Raises ExportError."""
+    """Return the manifest, whose digest must be `sha256` where one is given; no other file is opened. Raises ExportError."""
     raw = read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)
     digest = hashlib.sha256(raw).hexdigest()
     expect(sha256 in (None, digest), MANIFEST, f"sha256 {sha256}", digest)
@@ -71,7 +71,7 @@ def read_manifest(folder: Path, *, sha256: str | None = None) -> dict[str, Any]:
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
-    """sha256 of everything in a manifest but the seal: finds accidents, while a digest given to `load` finds attackers."""
+    """Return sha256 of all in a manifest but the seal: finds accidents, while a digest given to `load` finds attackers."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     try:
         return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -80,12 +80,12 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def digest_of(folder: Path) -> str:
-    """sha256 of the manifest."""
+    """Return sha256 of the manifest."""
     return hashlib.sha256(read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)).hexdigest()
 
 
 def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
-    """The bytes of a file that the manifest lists, after size and checksum fit."""
+    """Return the bytes of a file that the manifest lists, after size and checksum fit."""
     entry = manifest["files"].get(name) if isinstance(name, str) else None
     if entry is None:
         raise ExportError(f"{MANIFEST}: expected {name!r} among its files, got {sorted(manifest['files'])}")
@@ -96,7 +96,7 @@ def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
 
 
 def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
-    """Arrays of a safetensors file, as read-only views of its bytes; ExportError where the header does not describe them."""
+    """Return arrays of a safetensors file, read-only views of its bytes; ExportError if the header is not of them."""
     length, limit = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1, min(len(raw) - 8, MANIFEST_BYTES)
     expect(0 <= length <= limit, "arrays", f"a header of at most {limit} bytes", length)
     header = parse_json(raw[8 : 8 + length], "arrays: header")
@@ -117,7 +117,7 @@ def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
 
 
 def parse_json(raw: bytes, name: str) -> Any:
-    """The JSON value of some bytes; ExportError for no JSON, or one nested too deeply."""
+    """Return the JSON value of some bytes; ExportError for no JSON, or one nested too deeply."""
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -125,7 +125,7 @@ def parse_json(raw: bytes, name: str) -> Any:
 
 
 def read_file(path: Path, name: str, *, size: int | None = None, limit: int | None = None) -> bytes:
-    """The bytes of a regular file of that size, or of one below a limit."""
+    """Return the bytes of a regular file of that size, or of one below a limit."""
     try:
         status = path.lstat()
     except OSError as error:
@@ -139,7 +139,7 @@ def read_file(path: Path, name: str, *, size: int | None = None, limit: int | No
 
 
 def memory() -> int:
-    """Bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
+    """Return bytes of memory of this machine, or of the container that this process runs in: no file to be read is larger."""
     sizes = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every platform
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -19,7 +19,7 @@ OVER = {"users": "b", "item": "n", "interaction": "c"}
 
 
 def axis_of(name: str) -> str | None:
-    """The axis over which a function runs in blocks; None for one of one user."""
+    """Return the axis over which a function runs in blocks; None for one of one user."""
     return "c" if name == PROBABILITY or name.startswith(ORDER) else OVER.get(name)
 
 
@@ -32,13 +32,13 @@ class Axis:
     buckets: tuple[int, ...]
 
     def bucket(self, size: int) -> int:
-        """The size to which `size` is padded: the next bucket, or a multiple of the largest one."""
+        """Return the size to which `size` is padded: the next bucket, or a multiple of the largest one."""
         largest = self.buckets[-1]
         padded = next((b for b in self.buckets if b >= size), -(-size // largest) * largest)
         return padded if self.maximum is None else min(padded, self.maximum)
 
     def blocks(self, size: int) -> list[tuple[int, int, int]]:
-        """(start, stop, bucket) of the blocks that a size is processed in.
+        """Return (start, stop, bucket) of the blocks that a size is processed in.
 
         All are of one bucket: programs of two sizes may differ in the last bit of equal entries, whose scores must tie.
         """
@@ -47,7 +47,7 @@ class Axis:
 
 
 def read_axes(manifest: Mapping[str, Any], buckets: Mapping[str, Sequence[int]]) -> dict[str, Axis]:
-    """The axes of a manifest, with other buckets for some; ExportError for sizes that the functions do not allow."""
+    """Return the axes of a manifest, with other buckets for some; ExportError for sizes that the functions do not allow."""
     axes, unknown = {}, sorted(set(buckets) - set(manifest["axes"]))
     expect(not unknown, "buckets", f"axes among {sorted(manifest['axes'])}", unknown)
     for name, spec in manifest["axes"].items():
@@ -71,7 +71,7 @@ class Input:
     minimum: float | None = None
 
     def check(self, name: str, array: np.ndarray) -> None:
-        """Raises ExportError where a value is none that the model was made for."""
+        """Raise ExportError where a value is none that the model was made for."""
         if self.size is not None:
             bad, expected = (array < 0) | (array >= self.size), f"values in [0, {self.size})"
         elif self.finite:
@@ -100,12 +100,12 @@ class Function:
         self._run = jax.jit(lambda params, inputs: exported.call(params, inputs))
 
     def on_device(self, inputs: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Runs once and leaves the outputs where they are."""
+        """Run once and leave the outputs where they are."""
         given, sizes = self.prepared(inputs)
         return self._run(self.params, jax.device_put(self._pad(given, {a: self.axes[a].bucket(n) for a, n in sizes.items()})))
 
     def on_host(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Runs in blocks of the function's own axis and brings the outputs back without padding."""
+        """Run in blocks of the function's own axis and brings the outputs back without padding."""
         given, sizes = self.prepared(inputs)
         over = str(axis_of(self.name))
         whole = {axis: self.axes[axis].bucket(size) for axis, size in sizes.items() if axis != over}
@@ -119,7 +119,7 @@ class Function:
         return {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} if len(parts) > 1 else parts[0]
 
     def take(self, given: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """The inputs named, checked for names, dtypes and values; inputs that the model does not read are dropped."""
+        """Return the inputs named, checked for names, dtypes and values; inputs that the model does not read are dropped."""
         names = list(names)
         missing = [name for name in names if name not in given]
         extra = [name for name in given if name not in self.inputs and name not in self.ignored]
@@ -137,7 +137,7 @@ class Function:
         return taken
 
     def prepared(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-        """All inputs, checked, and the size of every symbolic axis; places that the model does not read are cut off."""
+        """Return all inputs, checked, and the size of every symbolic axis; places that the model does not read are cut off."""
         given = self.take(inputs, self.inputs)
         sizes: dict[str, int] = {}
         for name, value in given.items():
@@ -155,7 +155,7 @@ class Function:
         return given, sizes | most
 
     def zeros(self, sizes: Mapping[str, int], *, prefix: str = "") -> dict[str, np.ndarray]:
-        """Inputs of zeros, for warming up; names without the prefix that they have."""
+        """Return inputs of zeros, for warming up; names without the prefix that they have."""
         entries = {name: entry for name, entry in self.inputs.items() if name.startswith(prefix)}
         return {name[len(prefix) :]: np.zeros(_sized(entry.shape, sizes), entry.dtype) for name, entry in entries.items()}
 
@@ -172,7 +172,7 @@ class Function:
 
 
 def deserialize(raw: bytes, name: str) -> Any:
-    """The `jax.export.Exported` of some bytes; ExportError for others."""
+    """Return the `jax.export.Exported` of some bytes; ExportError for others."""
     try:
         return jax.export.deserialize(bytearray(raw))
     except Exception as error:  # whatever JAX says of a foreign blob, in words that name the function
@@ -213,7 +213,7 @@ class Ids:
         return len(self.raw)
 
     def positions(self, raw: Any) -> np.ndarray:
-        """int64 positions of raw ids of any shape, -1 for unknown ones; ExportError for ids of another kind than the known."""
+        """Return int64 positions of raw ids of any shape, -1 for unknown ones; ExportError for ids of another kind."""
         if not self.integers:
             texts = raw if isinstance(raw, np.ndarray) else np.array(raw, object)
             flat = texts.reshape(-1).tolist()
@@ -237,7 +237,7 @@ class Ids:
 
 
 def string_keys(strings: list[str]) -> np.ndarray:
-    """int64 hashes of strings, as `aif_jax.index.string_ids` computes them."""
+    """Return int64 hashes of strings, as `aif_jax.index.string_ids` computes them."""
     keys = []
     for text in strings:
         mixed = 0xCBF29CE484222325

@@ -23,7 +23,7 @@ def load(
     buckets: Mapping[str, Sequence[int]] | None = None,
     sha256: str | None = None,
 ) -> ExportedModel:
-    """Reads an exported folder, checksums first, as functions of flat dicts of arrays.
+    """Read an exported folder, checksums first, as functions of flat dicts of arrays.
 
     Functions are programs that this process compiles and runs. A server gives `sha256`: then nothing but the folder that `save`
     wrote is read. Without it, whoever can write the folder can run code here.
@@ -54,7 +54,7 @@ class ExportedIndex:
     _known: Ids = dataclasses.field(repr=False)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Rows int64 [C] for raw item ids, 0 for unknown ones, and which are known; ExportError for ids of another kind."""
+        """Return rows int64 [C] for raw item ids, 0 for unknown ones, and which are known; ExportError for other kinds."""
         places = self._known.positions(ids)
         return np.maximum(places, 0), places >= 0
 
@@ -94,7 +94,7 @@ class ExportedModel:
         self.index = _index(arrays(manifest["index"])) if manifest.get("index") else None
 
     def user(self, features: Any) -> dict[str, jax.Array]:
-        """The state of ONE user, on the device; its history is padded to its bucket, or cut to the places that the model reads.
+        """Return the state of ONE user, on the device; its history is padded to its bucket, or cut to what the model reads.
 
         Raises:
           ExportError: features of another encoder, or that do not fit the schema: names, dtypes, shapes, ids out of range,
@@ -103,20 +103,20 @@ class ExportedModel:
         return self.functions["user"].on_device(self._features(features))
 
     def users(self, features: Any) -> dict[str, np.ndarray]:
-        """States of B users, all inputs with a leading axis B; raises as `user`."""
+        """Return states of B users, all inputs with a leading axis B; raises as `user`."""
         return self.functions["users"].on_host(self._features(features))
 
     def item(self, features: Any) -> dict[str, np.ndarray]:
-        """Rows of N items, all inputs with a leading axis N; any N, in blocks of bounded size; raises as `user`."""
+        """Return rows of N items, all inputs with a leading axis N; any N, in blocks of bounded size; raises as `user`."""
         return self.functions["item"].on_host(self._features(features))
 
     def interaction(self, state: Any, rows: Any) -> np.ndarray:
-        """Logits float32 [C], or [C, T] of T objectives, of one user's state and C rows; any C."""
+        """Return logits float32 [C], or [C, T] of T objectives, of one user's state and C rows; any C."""
         given = {f"state.{k}": v for k, v in flatten(state).items()} | {f"rows.{k}": v for k, v in flatten(rows).items()}
         return self.functions["interaction"].on_host(given)["logits"]
 
     def score(self, state: Any, table: Mapping[str, Any], rows: np.ndarray) -> np.ndarray:
-        """Logits float32 [C] or [C, T] of the rows of a table on the device: gather and interaction in one compiled function.
+        """Return logits float32 [C] or [C, T] of the rows of a table on the device: gather and interaction in one program.
 
         Args:
           state: state of one user.
@@ -146,7 +146,7 @@ class ExportedModel:
         return np.concatenate(blocks)
 
     def probabilities(self, logits: Any) -> np.ndarray:
-        """Calibrated probabilities of logits, of their shape; that of a conditional objective is where its condition is true.
+        """Return calibrated probabilities of logits, of their shape; that of a conditional objective is given its condition.
 
         Raises:
           ExportError: logits that do not fit; an export of one objective without calibration or orders: then it is the sigmoid.
@@ -156,7 +156,7 @@ class ExportedModel:
         return self.functions[PROBABILITY].on_host({"logits": np.asarray(logits)})["probabilities"]
 
     def value(self, order: str, logits: Any, bid: Any = None) -> np.ndarray:
-        """What candidates are ranked by, float32 [C]: an order that the model was exported with.
+        """Return what candidates are ranked by, float32 [C]: an order that the model was exported with.
 
         Args:
           order: its name among `orders`.
@@ -173,7 +173,7 @@ class ExportedModel:
         return self.functions[f"{ORDER}{order}"].on_host(given)["scores"]
 
     def warm_up(self, *, table: Mapping[str, Any] | None = None) -> ExportedModel:
-        """Compiles user function and interaction at their buckets, before requests come; `score` too for a `table`."""
+        """Compile user function and interaction at their buckets, before requests come; `score` too for a `table`."""
         user, interaction = self.functions["user"], self.functions["interaction"]
         for length in user.axes["l"].buckets if "l" in user.used_axes else (1,):
             state = self.user(user.zeros({"l": length}))
@@ -184,7 +184,7 @@ class ExportedModel:
         return self
 
     def encode(self, name: str, raw: Any) -> np.ndarray:
-        """Raw ids of a vocabulary to int32 rows of the same shape, 0 for unknown ones; ExportError for other names or kinds.
+        """Encode raw ids of a vocabulary as int32 rows of the same shape, 0 for unknown ones; ExportError for other kinds.
 
         "action" takes raw actions, as integers or texts, also where the columns of the training files listed them.
         """
@@ -197,7 +197,7 @@ class ExportedModel:
         return (self._vocabularies[name].positions(raw) + 1).astype(np.int32)
 
     def _features(self, features: Any) -> dict[str, Any]:
-        """Features by name; their encoding must be the model's where both are known."""
+        """Return features by name; their encoding must be the model's where both are known."""
         given = flatten(features)
         encoding = given.pop("encoding", "")
         fits = not self.encoding or (isinstance(encoding, str) and encoding in ("", self.encoding))
@@ -216,7 +216,7 @@ def verify(
     tolerance: float = 1e-4,
     sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Checks every checksum of a folder and replays its golden inputs, on this process's device.
+    """Check every checksum of a folder and replay its golden inputs, on this process's device.
 
     Args:
       folder, sha256: as `load`.
@@ -254,7 +254,7 @@ def verify(
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Arrays by dotted name, from nested dicts, tuples or dataclasses; None is left out.
+    """Return arrays by dotted name, from nested dicts, tuples or dataclasses; None is left out.
 
     Example:
       >>> flatten({"history": {"item": 1, "mask": 3}, "content": None, "floats": 2})
@@ -275,7 +275,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_versions(manifest: Mapping[str, Any]) -> None:
-    """Raises where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
+    """Raise where this JAX cannot read the functions: exports read forward within JAX's window, not backward."""
     made, here = str(manifest["made_with"].get("jax")), jax.__version__
     advice = "params and config are still readable: save aif_jax.open(folder) by aif_jax.export.save"
     expect(_release(made) <= _release(here), "jax", f"at least {made}, which wrote this export", f"{here}; {advice}")
@@ -289,21 +289,21 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
 
 
 def _open(folder: Path, sha256: str | None) -> dict[str, Any]:
-    """The manifest of a folder whose functions this JAX can read."""
+    """Return the manifest of a folder whose functions this JAX can read."""
     manifest = read_manifest(folder, sha256=sha256)
     check_versions(manifest)
     return manifest
 
 
 def _listed_actions(encoder: Mapping[str, Any]) -> dict[str, int]:
-    """Numbers 1, 2, ... of the actions that the columns list, by their text; {} where their vocabulary has them, or none."""
+    """Return numbers 1, 2, ... of the actions that the columns list, by their text; {} if their vocabulary has them."""
     for part in ("record", "columns", "actions"):
         encoder = encoder.get(part) if isinstance(encoder, dict) else None  # type: ignore[assignment]
     return {str(value): number for number, value in enumerate(encoder, start=1)} if isinstance(encoder, list) else {}
 
 
 def _vocabularies(arrays: Mapping[str, np.ndarray]) -> dict[str, Ids]:
-    """Ids by name, from "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
+    """Return ids by name, from "NAME/ids", or "NAME/utf8" and "NAME/offsets"."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     for path, array in arrays.items():
         name, _, kind = path.rpartition("/")
@@ -322,7 +322,7 @@ def _index(arrays: Mapping[str, np.ndarray]) -> ExportedIndex:
 
 
 def difference(what: str, got: Any, expected: np.ndarray, tolerance: float) -> float:
-    """The largest difference from a golden output; ExportError where it is more than the tolerance allows."""
+    """Return the largest difference from a golden output; ExportError where it is more than the tolerance allows."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         raise ExportError(f"{what}: expected {expected.dtype}{list(expected.shape)}, got {got.dtype}{list(got.shape)}")
     if not expected.size:
