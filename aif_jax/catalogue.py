@@ -117,7 +117,7 @@ class Catalogue:
         return dataclasses.replace(self, schema=schema, content=content)
 
     def with_statistics(self, statistics: np.ndarray) -> Catalogue:
-        """Return same catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
+        """Return the catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""
         floats = np.concatenate([np.asarray(self.floats)[:, : -statistics.shape[1]], statistics], 1)
         return dataclasses.replace(self, floats=floats)
 

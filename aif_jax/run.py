@@ -161,7 +161,7 @@ class Run:
         return self.edit(data, correction)
 
     def with_svd(self, data: Dataset, **options: Any) -> Run:
-        """Return same model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
+        """Return the model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
 
         The factors are fitted after training, see `blocks.PureSvd` and `edit`. `options` are `width`, `length`, `decay` and
         `deviation` of `train.fit_pure_svd`, which also says what is refused.
