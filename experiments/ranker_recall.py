@@ -59,7 +59,10 @@ MODELS = {
 }
 """Pre-rankers by name, and what `question` calls them."""
 COMPARED = ("two_tower", "matching", "aif")
-JUDGED = tuple(MODELS)[list(MODELS).index("two_tower_512") :]
+WITH_STATISTICS = tuple(f"{model}_statistics" for model in COMPARED)
+"""COMPARED with item statistics as of each request among their inputs, before the ranker that reads such counts itself."""
+MODELS |= {f"{model}_statistics": MODELS[model] for model in COMPARED}
+JUDGED = ("two_tower_512", "aif_no_bea", "aif_no_linear", "aif_no_matching", "aif_recency", "aif_similar")
 """What a block is worth, and longer histories: on the validation split alone, next to `aif`, taught as usual."""
 
 
@@ -134,6 +137,8 @@ def plan(name: str, ranker: str, chosen: dict[tuple[str, str], Taught]) -> list[
         every += [(seed, where, model, USUAL) for model in ("aif", *JUDGED) for seed in question.SEEDS[1:] for where in both]
     if name == "test" and ranker == "attention":  # of a figure alone, so once
         every += [(0, where, "full_attention", ALONE) for where in both]
+    if name == "test" and ranker == "trees":
+        every += [(seed, where, model, USUAL) for seed in seeds for where in both for model in WITH_STATISTICS]
     return [
         Trial(dataset=where, model=model, ranker=ranker, seed=seed, split=split, **taught._asdict())
         for seed, where, model, taught in every
@@ -215,13 +220,14 @@ def run(trial: Trial, world: World, *, results: Path, work: Path, progress: bool
         distill = losses.distill_listwise(corrected=trial.corrected)
         options["teacher"] = train.Teacher(known, trial.weight * distill, candidates=world.teaching, count=trial.candidates)
     folder = work / f"{trial.dataset}--{trial.split}" / records.file_of(trial.trained)
-    config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), world.data)
-    trained = rankers.fitted(config, world.data, world.part, seed=trial.seed, folder=folder, **options)
+    data = datasets.with_statistics(world.data) if trial.model in WITH_STATISTICS else world.data
+    config = question.config_of(question.Trial(dataset=trial.dataset, model=MODELS[trial.model]), data)
+    trained = rankers.fitted(config, data, world.part, seed=trial.seed, folder=folder, **options)
     seconds = time.process_time() - began
-    scores = model_scores(trained.model, trained.params, world.data.dataset)(world.requests.positions, world.found)
+    scores = model_scores(trained.model, trained.params, data.dataset)(world.requests.positions, world.found)
     found = by_user(world, scores)
     asked = question.Trial(dataset=trial.dataset, model="", split=trial.split)
-    ranking = question.evaluate(asked, world.part, trained.model, trained.params, world.data, progress=progress)
+    ranking = question.evaluate(asked, world.part, trained.model, trained.params, data, progress=progress)
     found |= {name: ranking[name] for name in ("gauc", "gauc_trained", "hr100@0", "hr100_trained", "hr10@0")}
     jax.clear_caches()
     record = {"id": trial.id, **dataclasses.asdict(trial), "core_seconds": seconds, "commit": common.machine()["commit"]}
@@ -376,13 +382,13 @@ def keys(results: Path) -> dict[str, dict[str, Any]]:
     found, ways, made = read(results), chosen_ways(results), {}
     for dataset in question.PUBLIC:
         by_ranker: dict[str, dict[str, Interval]] = {}
-        for ranker in rankers.RANKERS:
+        for ranker, added in (*((ranker, "") for ranker in rankers.RANKERS), ("trees", "_statistics")):
             taught, alone = (
-                {model: runs_of(found, dataset, "test", ranker, model, way) for model, way in tried.items()}
+                {model: runs_of(found, dataset, "test", ranker, model + added, way) for model, way in tried.items()}
                 for tried in ({model: ways.get((dataset, model), USUAL) for model in COMPARED}, dict.fromkeys(COMPARED, ALONE))
             )
             if all(taught.values()):
-                by_ranker[ranker] = figures_of(results, taught, {model: runs for model, runs in alone.items() if runs})
+                by_ranker[ranker + added] = figures_of(results, taught, {model: runs for model, runs in alone.items() if runs})
         flat = {
             ranker: {f"{name}{end}": value for name, one in figures.items() for end, value in zip(ENDS, one, strict=True)}
             for ranker, figures in by_ranker.items()

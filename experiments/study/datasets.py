@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from aif_jax.data import Dataset, Split, split_by_time
+from aif_jax.data.statistics import item_statistics
+from aif_jax.encoding.encoder import schema_of
 from experiments.datasets import movielens, taobao
 from experiments.datasets.content import unit_rows
 from experiments.datasets.synthetic import synthetic_world
@@ -18,6 +20,7 @@ from experiments.datasets.synthetic import synthetic_world
 CONTENT = 64  # width that wide content embeddings are reduced to
 FOLDERS = {"movielens": "movielens-small-merged", "taobao": "taobao-userbehavior-head100k"}
 NAMES = ("movielens", "taobao", "smoke")
+HALF_LIVES = (86_400, 30 * 86_400)  # of item statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,23 @@ def load(name: str, folder: Path | None = None) -> StudyData:
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
     world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
     return StudyData(name=name, dataset=world.dataset, split=split_by_time(world.dataset.log))
+
+
+def with_statistics(data: StudyData) -> StudyData:
+    """Return the data with item statistics as of each request among the inputs."""
+    dataset, before = data.dataset, data.dataset.encoder
+    assert before is not None
+    columns = dataclasses.replace(before.columns, item_statistics=HALF_LIVES)
+    schema = schema_of(columns, before.vocabularies, content=before.schema.content)
+    encoder = dataclasses.replace(before, columns=columns, schema=schema)
+    statistics = item_statistics(schema, dataset.log)
+    assert statistics is not None
+    latest = statistics.at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
+    floats = np.concatenate([dataset.catalogue.floats, latest], 1)
+    catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, floats=floats)
+    return dataclasses.replace(
+        data, dataset=dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
+    )
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
