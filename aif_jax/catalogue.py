@@ -91,7 +91,7 @@ class Catalogue:
 
     @property
     def encoding(self) -> str:
-        """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
+        """Version of the encoder that made the features, "" if unknown; see `Schema.encoding`."""
         return self.schema.encoding
 
     @property
@@ -108,13 +108,6 @@ class Catalogue:
         """
         rows = expect_integers(rows, "rows", size=len(self))
         return take(self.items if content else dataclasses.replace(self.items, content=None), rows)
-
-    def with_content(self, content: Any) -> Catalogue:
-        """Return the same catalogue with another content embedding float32 [N, E]; its schema says E, and names no encoder."""
-        content = np.asarray(content)
-        expect(content.ndim == 2, "Catalogue.content", f"shape [{len(self)}, E]", list(content.shape))
-        schema = dataclasses.replace(self.schema, content=content.shape[1], encoding="")
-        return dataclasses.replace(self, schema=schema, content=content)
 
     def with_statistics(self, statistics: np.ndarray) -> Catalogue:
         """Return the catalogue with other item statistics float32 [N, ...], the last of its floats; see `ItemStatistics`."""

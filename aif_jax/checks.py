@@ -22,7 +22,7 @@ class ArgumentError(ValueError):
 
 
 class Fields:
-    """Base of settings: a field that the class lacks is an ArgumentError with the nearest one, no bare TypeError."""
+    """Base of settings: a misspelt field is an ArgumentError that suggests the nearest name."""
 
     def __new__(cls, *_: Any, **given: Any):
         """Raise ArgumentError for a misspelt field."""
@@ -71,10 +71,10 @@ def expect(ok: Any, name: str, expected: object, got: object, *, error: type[Exc
 
 
 def expect_types(value: Any) -> None:
-    """Raise ValueError unless the numbers, booleans, strings and tuples of these in a dataclass are what it says they are.
+    """Raise ValueError unless the numbers, booleans, strings and tuples of these in a dataclass have their annotated types.
 
-    True is no int, and a NumPy number is none, since JSON does not write it. Fields with other types are not looked at, nor is
-    a class that names a type which its module does not know.
+    True is no int; NumPy numbers are refused, as JSON does not write them. Other fields are skipped, and so is a class with
+    annotations that its module cannot resolve.
     """
     for name, hint in _hints(type(value)).items():
         got = getattr(value, name)
@@ -97,7 +97,7 @@ PLAIN = (int, float, bool, str)
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """Return the types of a dataclass's fields, of those that can be checked."""
+    """Return the types of the fields that can be checked."""
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # a type that is known inside a function alone, or to type checkers
@@ -136,7 +136,7 @@ def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, 
 
 
 def expect_integer(value: Any, name: str, *, least: int, most: int | None = None) -> int:
-    """Return `value` as an int from `least` to `most`; raises TypeError for no integer (True is none), ValueError."""
+    """Return `value` as an int. Raises TypeError for a bool or another type, ValueError outside of `least` to `most`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name}: expected an integer, got {value!r} ({type(value).__name__})")
     expected = f"at least {least}" if most is None else f"{least} to {most}"

@@ -16,7 +16,7 @@ from aif_jax.scores import parse_objectives
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Fields):
-    """What `build` needs to know.
+    """Sizes, blocks and head of a model, see `build`.
 
     Attributes:
       schema: the features.
@@ -75,7 +75,7 @@ class Config(Fields):
         head_of(self.head).check(blocks, self.outputs)
 
     def __repr__(self) -> str:
-        """Return the fields that differ from their defaults: what a reader of a log looks for."""
+        """Return the fields that differ from their defaults."""
         changed = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
@@ -106,13 +106,17 @@ class Config(Fields):
 
     @property
     def reads_content(self) -> bool:
-        """Whether an item's own content enters the model, beyond what is fitted on it; training leaves it out otherwise."""
+        """Whether the item tower reads content; training leaves it out of the batches otherwise."""
         return self.item_content and self.schema.content > 0
 
     @property
     def reads_places(self) -> bool:
         """Whether training reads where candidates were shown."""
         return any(block.reads_places for block in self.blocks)
+
+    def find(self, name: str) -> Any:
+        """Return the block of that name, or None."""
+        return next((block for block in self.blocks if block.name == name), None)
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with some fields changed, checked again."""

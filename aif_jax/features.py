@@ -1,4 +1,4 @@
-"""The layout of features: what a user and an item consist of, for a schema.
+"""The layout of features: arrays of a user and of an item, their shapes, dtypes and bounds, for a schema.
 
 `user_layout` and `item_layout` describe it; shapes for compilation and export, empty features, checks and packing follow.
 """

@@ -27,7 +27,7 @@ Kernels = Mapping[str, Mapping[str, jax.Array]]
 
 
 class HeadInputs(NamedTuple):
-    """What a block gives to the head: its features times their kernels, a sum of terms [C, H], and terms of the logit.
+    """A block's contribution: its features times the head's kernels, as a sum of terms [C, H], and terms of the logit.
 
     Attributes:
       once: [H] the same for every candidate.
@@ -35,7 +35,7 @@ class HeadInputs(NamedTuple):
       pairs: products of (left [C, w], right [w, H]), which the head joins into one.
       rest: [C, H] everything else.
       logit: [C], added to the logit past the head; with several objectives to each, by a trained weight.
-      offset: [C], added to the logit of the first objective as it is: what is fitted after training.
+      offset: [C], added unweighted to the logit of the first objective: terms fitted after training.
     """
 
     once: Any = 0.0

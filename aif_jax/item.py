@@ -24,7 +24,7 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
 
 
 def apply(params: Params, features: ItemFeatures, *, config: Config, network: layers.Module | None = None) -> ItemRow:
-    """Return ItemRow of ONE item. Raises ValueError where there is no content although the item tower reads it."""
+    """Return the ItemRow of ONE item. Raises ValueError if the item tower reads content and there is none."""
     if config.reads_content and features.content is None:
         raise ValueError(f"item: expected content float32 [{config.schema.content}], which the model reads, got None")
     made = vector(params, features, config=config, network=network)

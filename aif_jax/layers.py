@@ -19,7 +19,7 @@ from aif_jax.schema import Attribute, Schema
 from aif_jax.types import Array, Behaviours, Params, record
 
 Module: TypeAlias = nn.Module
-"""What plugs in as a head or a tower."""
+"""A Flax module, as a head or a tower."""
 
 AGE_BUCKETS = 32
 """Ages are looked up by floor(log2(1 + seconds)); the last bucket holds everything from 2^31 seconds (68 years) on."""
@@ -27,12 +27,12 @@ AGE_BUCKETS = 32
 CHUNK = 64
 """Events that `fold_events` takes at a time on a CPU."""
 JOINED_ROWS = 4096
-"""Items up to which adding up the tables of all costs less than reading each table for every behaviour of a part of a batch."""
+"""Up to this catalogue size, summing the tables of all items once costs less than reading each table for every behaviour."""
 
 
 @record
 class Rows:
-    """Takes the place of an embedding table in training: the rows that a batch names, read by the same ids."""
+    """Rows of an embedding table that one batch uses, addressed by the original ids; replaces the table in training."""
 
     table: Array  # float32 [size, D]
     ids: Array  # int32 [size] the id of each row, N where there is none
@@ -65,7 +65,7 @@ def init_module(module: Module, key: jax.Array, width: int) -> Params:
 
 
 def apply_module(module: Module, params: Params, x: jax.Array) -> jax.Array:
-    """Return what a Flax module with these parameters makes of x [..., width]."""
+    """Apply a Flax module with these parameters to x [..., width]."""
     return module.apply({"params": params}, x)  # type: ignore[return-value]
 
 
@@ -102,7 +102,7 @@ def layer_norm(params: Params, x: jax.Array) -> jax.Array:
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return softmax of scores [..., S] over the entries where `mask` is true; all zeros where none is."""
+    """Return softmax of scores [..., S] over the entries where `mask` is true; zeros if there is none."""
     mask = jnp.broadcast_to(mask, scores.shape)
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.where(mask, jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))), 0.0)
@@ -128,7 +128,7 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
 
     Args:
       step: `(shared, own, chunk, total) -> (total, out)` of ONE user; padding must add nothing, and its `out` be zeros.
-      shared, own: what users share, and what this one has; pytrees.
+      shared, own: pytrees that all users share, and of this user.
       events: pytree of arrays [L, ...]; a chunk has some places of them, zeros past the end.
       mask: bool [L], where there is an event.
       total: the total before the first chunk, a pytree.
@@ -178,7 +178,7 @@ def fold_events(step: Callable, shared: Any, own: Any, events: Any, mask: jax.Ar
 
 
 def embedding_init(key: jax.Array, schema: Schema, width: int) -> Params:
-    """Return one table [size, width] for each attribute that does not read another's, and two for behaviours alone."""
+    """Return one table [size, width] for each attribute, and two for behaviours alone."""
     sizes = schema.table_sizes | {"behaviour.action": schema.actions, "behaviour.age": AGE_BUCKETS}
     keys = jax.random.split(key, len(sizes))
     return {
@@ -200,7 +200,7 @@ def embed_attributes(embedding: Params, attributes: tuple[Attribute, ...], ids: 
     """Return one vector [D] for each attribute: its row, or the mean over non-zero ids of a bag (zeros for an empty bag)."""
     vectors = []
     for attribute in attributes:
-        rows = lookup(embedding[attribute.table_name], jnp.asarray(ids[attribute.name]))
+        rows = lookup(embedding[attribute.name], jnp.asarray(ids[attribute.name]))
         vectors.append(rows if attribute.length == 1 else masked_mean(rows, jnp.asarray(ids[attribute.name]) != 0))
     return vectors
 
@@ -225,8 +225,11 @@ def embed_behaviours(params: Params, schema: Schema, behaviours: Behaviours, *, 
     if joined:
         total = embed_items(params, schema, behaviours.item) + embed_context(params, behaviours)
     else:
-        age = lookup(params["embedding"]["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
-        total = age + _embed(params, schema, behaviours.item, behaviours.action)
+        embedding = params["embedding"]
+        total = lookup(embedding["behaviour.action"], jnp.asarray(behaviours.action))
+        for field, ids in behaviour_fields(params, schema, behaviours.item).items():
+            total += lookup(embedding[field], ids)
+        total += lookup(embedding["behaviour.age"], age_bucket(jnp.asarray(behaviours.age)))
     return jnp.where(jnp.asarray(behaviours.mask)[:, None], total, jnp.zeros((), total.dtype))
 
 
@@ -245,19 +248,11 @@ def embed_items(params: Params, schema: Schema, item: Array) -> jax.Array:
 
 
 def embed_context(params: Params, behaviours: Behaviours) -> jax.Array:
-    """Return what a behaviour's embedding has in addition to its item's: action and age, [S, D], read from all their sums."""
+    """Return the sum of the action and age embeddings of behaviours, [S, D], from one table of all sums."""
     action, age = (jnp.asarray(params["embedding"][f"behaviour.{name}"]) for name in ("action", "age"))
     every, given = (action[:, None] + age[None]).reshape(-1, action.shape[1]), jnp.asarray(behaviours.action)
     known = jnp.where((given >= 0) & (given < len(action)), given, 0)
     return lookup(every, known * len(age) + age_bucket(jnp.asarray(behaviours.age)))
-
-
-def _embed(params: Params, schema: Schema, item: Array, action: Array) -> jax.Array:
-    embedding = params["embedding"]
-    total = lookup(embedding["behaviour.action"], jnp.asarray(action))
-    for field, ids in behaviour_fields(params, schema, item).items():
-        total += lookup(embedding[field], ids)
-    return total
 
 
 def age_bucket(age: jax.Array) -> jax.Array:

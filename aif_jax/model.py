@@ -231,7 +231,7 @@ def _check_fitted(config: Config, fitted: Params) -> None:
 
 
 def name_of(function: Any) -> str:
-    """Return module and qualified name of a function, or of a callable's class; without what a partial bound to it."""
+    """Return module and qualified name of a function, of a partial's function, or of a callable's class."""
     inner = getattr(function, "func", function)
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return f"{named.__module__}.{named.__qualname__}"

@@ -18,14 +18,11 @@ class Attribute:
       name: key in `ids` dicts and of the embedding table.
       size: rows of the vocabulary, at least 2, row 0 (unknown or padding) included; ids are in [0, size).
       length: 1 for a single value (ids of shape []), n > 1 for a bag of up to n values (ids [n], padded with 0).
-      table: the attribute whose embedding table this one reads too, such as "item" for a user's last item; None for one that
-        is not shared.
     """
 
     name: str
     size: int
     length: int = 1
-    table: str | None = None
 
     def __post_init__(self):
         expect_types(self)
@@ -33,11 +30,6 @@ class Attribute:
         expect(named, "Attribute.name", "a non-empty name without '/'", repr(self.name))
         expect(self.size >= 2, f"Attribute {self.name!r}.size", "at least 2 (row 0 is 'unknown')", self.size)
         expect(self.length >= 1, f"Attribute {self.name!r}.length", "at least 1", self.length)
-
-    @property
-    def table_name(self) -> str:
-        """The name of the embedding table that the ids read."""
-        return self.name if self.table is None else self.table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +80,6 @@ class Schema:
             expect(name in self.behaviour_fields, behaviour, f"{name!r} among them", self.behaviour_fields)
         for name in self.behaviour_fields:
             expect(name in single, behaviour, f"single-valued item attributes {sorted(single)}", repr(name))
-        self._check_tables()
         expect(self.actions >= 2, "Schema.actions", "at least 2 (row 0 is 'unknown')", self.actions)
         least = len(self.statistics)
         expect(self.item_floats >= least, "Schema.item_floats", f"at least {least}, for item_statistics", self.item_floats)
@@ -98,13 +89,10 @@ class Schema:
             expect(getattr(self, field) >= 0, f"Schema.{field}", "0 or more", getattr(self, field))
 
     def __repr__(self) -> str:
-        """Return the features, each attribute with its size, its length where it is a bag, and the table it shares."""
-
-        def shown(a: Attribute) -> str:
-            return f"{a.name} {a.size}{f'x{a.length}' if a.length > 1 else ''}{f' in {a.table}' if a.table else ''}"
+        """Return the features, each attribute with its size, and its length if it is a bag."""
 
         def listed(attributes: tuple[Attribute, ...]) -> str:
-            return ", ".join(map(shown, attributes)) or "none"
+            return ", ".join(f"{a.name} {a.size}{f'x{a.length}' if a.length > 1 else ''}" for a in attributes) or "none"
 
         parts = [f"items: {listed(self.item_attributes)}", f"users: {listed(self.user_attributes)}"]
         parts += [f"behaviours: {', '.join(self.behaviour_fields)}", f"actions: {self.actions}"]
@@ -115,11 +103,9 @@ class Schema:
 
     def item_attribute(self, name: str) -> Attribute:
         """Return the item attribute of that name. Raises KeyError with the known names."""
-        return _find(self.item_attributes, name)
-
-    def user_attribute(self, name: str) -> Attribute:
-        """Return the user attribute of that name. Raises KeyError with the known names."""
-        return _find(self.user_attributes, name)
+        named = {attribute.name: attribute for attribute in self.item_attributes}
+        expect(name in named, "attribute", f"one of {list(named)}", repr(name), error=KeyError)
+        return named[name]
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -128,24 +114,14 @@ class Schema:
 
     @property
     def table_sizes(self) -> dict[str, int]:
-        """Rows of every attribute's embedding table, by the table's name; attributes that share a table count once."""
-        return {a.name: a.size for a in self.item_attributes + self.user_attributes if a.table is None}
-
-    def _check_tables(self) -> None:
-        sizes = self.table_sizes
-        for attribute in self.item_attributes + self.user_attributes:
-            if attribute.table is None:
-                continue
-            field = f"Attribute {attribute.name!r}.table"
-            expect(attribute.name not in self.behaviour_fields, field, "None for a behaviour field", repr(attribute.table))
-            expected = f"one of size {attribute.size} that shares no table, among {sizes}"
-            expect(sizes.get(attribute.table) == attribute.size, field, expected, repr(attribute.table))
+        """Rows of each attribute's embedding table, by name."""
+        return {a.name: a.size for a in self.item_attributes + self.user_attributes}
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of plain JSON values; `Schema.from_json` reads it back."""
-        # what is not set is left out: schemas without shared tables and statistics keep the fingerprint they had
+        # what is not set is left out: schemas without statistics keep the fingerprint they had
         written = dataclasses.replace(self, encoding="")  # the encoder is written next to it
-        left_out = ("table", None), ("encoding", ""), ("item_statistics", ()), ("statistic_actions", ())
+        left_out = ("encoding", ""), ("item_statistics", ()), ("statistic_actions", ())
         return dataclasses.asdict(written, dict_factory=lambda fields: dict(f for f in fields if f not in left_out))
 
     @classmethod
@@ -161,20 +137,7 @@ class Schema:
 
 
 def statistic_names(half_lives: tuple[int, ...], actions: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the columns of the statistics in a table of items, () without half-lives; see `ItemStatistics`.
-
-    Example:
-      >>> statistic_names((3600,))
-      ('events_so_far', 'events_half_life_3600', 'since_first_event', 'since_last_event')
-      >>> statistic_names((3600,), ("click",))[:3]
-      ('events_so_far_click', 'events_half_life_3600_click', 'events_rate_click')
-    """
+    """Return the columns of the statistics in a table of items, () without half-lives; see `ItemStatistics`."""
     counts = ("events_so_far", *(f"events_half_life_{seconds}" for seconds in half_lives))
     by_action = tuple(f"{name}_{action}" for action in actions for name in (*counts, "events_rate"))
     return (*(by_action or counts), "since_first_event", "since_last_event") if half_lives else ()
-
-
-def _find(attributes: tuple[Attribute, ...], name: str) -> Attribute:
-    named = {attribute.name: attribute for attribute in attributes}
-    expect(name in named, "attribute", f"one of {list(named)}", repr(name), error=KeyError)
-    return named[name]

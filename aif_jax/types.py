@@ -83,7 +83,7 @@ class ItemFeatures:
 
 @record
 class UserState:
-    """What `PreRanker.user` returns: everything that the interaction reads of a user, computed off the critical path.
+    """Output of `PreRanker.user`: everything that the interaction reads of a user, computed off the critical path.
 
     Attributes:
       vector: float32 [D].
@@ -96,7 +96,7 @@ class UserState:
 
 @record
 class ItemRow:
-    """What `PreRanker.item` returns: everything that the interaction reads of an item; one row of the item index.
+    """Output of `PreRanker.item`: everything that the interaction reads of an item; one row of the item index.
 
     Attributes:
       vector: float32 [D].

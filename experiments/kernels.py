@@ -26,7 +26,7 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax.blocks import linear_memory
-from aif_jax.blocks.signatures import hamming, signs
+from aif_jax.blocks.signatures import signs
 from aif_jax.blocks.simtier import TierHistory, histogram
 from aif_jax.output import track
 from experiments import common, drawn
@@ -93,25 +93,28 @@ def forms(candidates: int, length: int) -> dict[str, Form]:
     }
     if candidates * length <= LARGEST:
         made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
-        linear = linear_memory.deviation(linear_memory.sum_events(signs(past).T, values, mask), signs(item), kernel)
-        np.testing.assert_allclose(linear, made["din_direct"](), rtol=1e-3, atol=1e-3)
+        summed = linear_memory.sum_events(signs(past).T, values, mask)
+        np.testing.assert_allclose(linear(summed, item, kernel), made["din_direct"](), rtol=1e-3, atol=1e-3)
     return made
 
 
 def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return DIN on LSH by comparing every pair, [C, H]."""
-    agreement = BITS - 2 * hamming(item[:, None, :], past[None, :, :]).astype(jnp.float32)
-    events = linear_memory.ByEvent(keys=past, values=values, mask=mask)
-    return linear_memory.weigh_events(agreement, events, BITS) @ kernel
+    differing = jax.lax.population_count(item[:, None, :] ^ past[None, :, :]).sum(-1)
+    weights = jnp.where(mask[None, :], BITS - 2.0 * differing, 0.0) / (BITS**0.5 * jnp.maximum(mask.sum(), 1))
+    return weights @ values @ kernel
+
+
+def linear(history: linear_memory.Summed, item: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the same from the sums of a history."""
+    return signs(item) @ (history.moments @ kernel * linear_memory.scale(history))
 
 
 def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
     """Return forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
     item, past, values, mask, kernel = history(candidates, length)
     summed = linear_memory.sum_events(signs(past).T, values, mask)
-    made: dict[str, Form] = {
-        "din_linear": compiled(lambda h, words, k: linear_memory.deviation(h, signs(words), k), summed, item, kernel)
-    }
+    made: dict[str, Form] = {"din_linear": compiled(linear, summed, item, kernel)}
     flat = tuple(block for block in BLOCKS if not isinstance(block, aif.blocks.SimTier))
     made["interaction"], config = whole(candidates, length, flat)
     head, ready = drawn.head_alone(config, candidates)

@@ -57,7 +57,7 @@ class TorchServing(nn.Module):
         embedded = self._behaviours(long)
         sequence, short = embedded[:short_length], mask[:short_length]
         sequence = self._dense("user/sequence", sequence + self._get("user/position"))
-        profile = [self._rows(a.table_name, row.long()) for a, row in zip(config.schema.user_attributes, ids, strict=True)]
+        profile = [self._rows(a.name, row.long()) for a, row in zip(config.schema.user_attributes, ids, strict=True)]
         user = self._user_vector(self._dense("user/profile", torch.cat(profile, -1)), sequence, short)
         read = _attention(self._get(f"blocks/{self.bea.name}/bridges"), sequence, short)
         keys = self._dense(f"blocks/{self.memory.name}/key", embedded)

@@ -6,8 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from aif_jax.data import split as split_module
 from aif_jax.data.candidates import (
@@ -22,7 +20,7 @@ from aif_jax.data.candidates import (
 )
 from aif_jax.data.dataset import CorruptRecord, Dataset
 from aif_jax.data.events import EventLog
-from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.split import sample_positions
 from tests import test_sampling
 from tests.refusals import refused
@@ -259,18 +257,3 @@ def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_bac
     once = dataclasses.replace(dataset, repeats=False)
     assert retrieved(once, retrieval=table, candidates=5).description == source.description
     assert "repeats" not in retrieved(dataset, retrieval=table, candidates=5).description
-
-
-@given(seed=st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
-def test_what_was_met_before_is_what_a_loop_finds(seed):
-    rng = np.random.default_rng(seed)
-    user, item = rng.integers(1, 5, 60), rng.integers(0, 9, 60)
-    log = EventLog.from_arrays(user, item, np.ones(60, int), rng.integers(0, 20, 60))
-    at = rng.integers(0, 60, 12)
-    seen = SeenPairs(test_sampling.of_log(log, items=8, actions=2), at)
-    for place, position in enumerate(at):
-        earlier = (log.user == log.user[position]) & (log.time < log.time[position])
-        met = set(log.item[earlier].tolist())
-        assert set(seen.items(place).tolist()) == met
-        assert seen.contains(place, np.arange(9)).tolist() == [row in met for row in range(9)]

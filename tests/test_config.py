@@ -68,17 +68,7 @@ def test_a_subclass_that_is_not_registered_is_refused():
 def test_history_tables_and_content():
     config = demo.config(short_length=30, long_length=24)
     assert config.history_length == 30 and demo.config().history_length == 24
-    shared = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=64)))
-    assert [table.name for table in shared.tables] == ["signatures_64"]
-    apart = demo.config(blocks=(blocks.LshDin(bits=64), blocks.SimTier(bits=32)))
-    assert [table.name for table in apart.tables] == ["signatures_64", "signatures_32"]
     assert config.reads_content and not demo.config(item_content=False).reads_content
-
-
-def test_replace_checks_again():
-    config = demo.config()
-    assert config.replace(width=16).width == 16 and config.width == 8
-    refused(ValueError, "Config.width", config.replace, width=0)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)

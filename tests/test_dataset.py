@@ -19,6 +19,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
 from tests.refusals import refused
+from tests.test_sampling import saved
 
 SCHEMA = Schema(
     item_attributes=(
@@ -107,11 +108,6 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
             assert history.mask[at].tolist() == [True] * len(kept) + [False] * len(padding)
 
 
-def test_with_content_changes_schema_and_catalogue_together():
-    data = dataset().with_content(np.zeros([4, 6], np.float32))
-    assert data.schema == data.catalogue.schema == dataclasses.replace(SCHEMA, content=6)
-
-
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"schema": dataclasses.replace(SCHEMA, actions=9)}, ValueError, "Dataset.schema: expected the catalogue's"),
     ({"users": Vocabulary([1])}, ValueError, "Dataset.log.users: expected 2 rows like the vocabulary, got 4"),
@@ -180,8 +176,7 @@ def test_one_event_in_a_hundred_is_the_bound(of_hundred, comes_back):
 def test_a_long_log_is_read_in_pieces_from_the_disk(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     user, item = np.repeat(np.arange(1, 201), 50), rng.integers(1, 300, 10_000)
-    EventLog.from_arrays(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)).save(tmp_path / "log")
-    log = EventLog.load(tmp_path / "log")
+    log = saved(EventLog.from_arrays(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)), tmp_path / "log")
     whole = repeated_share(log)
     monkeypatch.setattr(events, "PIECES", 8)
     monkeypatch.setattr(events, "PIECE", 250)

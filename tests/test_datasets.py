@@ -291,7 +291,7 @@ def test_folder_without_known_files_or_with_too_many(tmp_path):
     write(tmp_path, "csv")
     write(tmp_path, "recbole")
     refused(ValueError, r"got layouts \['csv', 'recbole'\]: name one with layout=", movielens.read, tmp_path)
-    assert movielens.read(tmp_path, layout="recbole").schema.user_attribute("gender").size == 3
+    assert movielens.read(tmp_path, layout="recbole").schema.table_sizes["gender"] == 3
     (tmp_path / "y.inter").write_text(FILES["recbole"]["x.inter"])
     with pytest.raises(ValueError, match=r"expected one file \*\.inter, got 2: \['x\.inter', 'y\.inter'\]"):
         movielens.read(tmp_path, layout="recbole")

@@ -105,13 +105,6 @@ def test_the_unknown_user_and_no_events():
         assert rows(made.user(None, empty, NOW)) == []
 
 
-def test_more_events_than_fit():
-    events = {"item": [1, 2, 3, 4, 5, 6, 7], "time": [NOW - 10 * age for age in (7, 1, 3, 2, 6, 4, 5)]}
-    assert [item for item, *_ in rows(plain().user(None, events, NOW))] == [2, 4, 3, 6]
-    assert [item for item, *_ in rows(plain(length=1).user(None, events, NOW))] == [2]
-    assert len(plain(length=9).user(None, events, NOW).history.mask) == 9
-
-
 def test_events_of_the_same_second_as_the_request_are_left_out():
     """A sample's history ends before its second, because the order within a second is not known."""
     events = {"item": [1, 2, 3, 4], "time": [NOW * 1000 - 1, NOW * 1000, NOW * 1000 + 400, NOW * 1000 + 600]}
@@ -136,18 +129,6 @@ def test_times_in_another_unit_are_refused_with_the_likely_one(unit, factor, lik
     for events, now, where in (([wrong], good, "events, column 'time'"), ([good - per_second], wrong, "now")):
         with pytest.raises(ValueError, match=rf"{where}: expected a time .* in '{unit}', got {wrong}.*looks like '{likely}'"):
             made.user(None, {"item": [1] * len(events), "time": events}, now)
-
-
-def test_ties_do_not_depend_on_the_order_of_arrival():
-    columns = dataclasses.replace(COLUMNS, content=None)
-    made = encoder(columns, content=0, length=3)
-    events = [(30, NOW - 9, "view"), (10, NOW - 9, "buy"), (10, NOW - 9, "view"), (77, NOW - 9, "buy"), (20, NOW - 5, "buy")]
-    seen = set()
-    for seed in range(20):
-        order = np.random.default_rng(seed).permutation(5)
-        table = {name: [events[i][k] for i in order] for k, name in enumerate(("sku", "at", "event"))}
-        seen.add(tuple(rows(made.user(None, table, NOW))))
-    assert seen == {((2, 2, 5.0), (3, 1, 9.0), (1, 2, 9.0))}  # by item, then by action, the last ones first
 
 
 @settings(deadline=None, max_examples=100)
@@ -261,14 +242,6 @@ def test_items_by_hand(table):
     check_item_features(made.schema, features, batched=True)
 
 
-def test_one_item():
-    made = encoder()
-    features = made.item({name: values[0] for name, values in ITEMS.items()})
-    assert {name: row.tolist() for name, row in features.ids.items()} == {"item": 2, "category": 2, "shop": 2, "tags": [2, 1]}
-    assert features.floats.tolist() == [1] and features.content.tolist() == [1, 2] and features.side["bid"] == 0.5
-    check_item_features(made.schema, features, batched=False)
-
-
 @pytest.mark.parametrize(("change", "error", "message"), [
     ({"vector": [[1.0, 2.0], [3.0], [5.0, 6.0]]}, ValueError, "column 'vector': expected 2 numbers, got 1 at position [1]"),
     ({"vector": [[1.0, 2.0], None, [5.0, 6.0]]}, ValueError, "column 'vector': expected 2 numbers, got 0 at position [1]"),
@@ -293,12 +266,6 @@ def test_content_that_training_took_from_elsewhere_has_its_own_column():
     made = encoder(dataclasses.replace(COLUMNS, content=None))
     refused(ValueError, "expected a column 'content', got", made.items, ITEMS)
     assert made.items(ITEMS | {"content": ITEMS["vector"]})[1].content.tolist() == ITEMS["vector"]
-
-
-def test_string_ids_come_back_as_strings():
-    made = encoder(vocabularies=VOCABULARIES | {"item": Vocabulary(["a", "b"])})
-    ids, features = made.items(ITEMS | {"id": ["b", "zz", "a"]})
-    assert ids.tolist() == ["b", "zz", "a"] and features.ids["item"].tolist() == [2, 0, 1]
 
 
 ALL = {"uid": ["bob", "ann", "bob", "eve"], "sku": [10, 10, 30, 20], "at": [NOW - 90, NOW - 80, NOW - 70, NOW - 60]}
@@ -382,6 +349,8 @@ def test_the_version_is_that_of_what_ids_and_floats_mean():
     ({"length": 0}, "Encoder.length: expected at least 1, got 0"),
     ({"max_skew": -1}, "Encoder.max_skew: expected 0 seconds or more, got -1"),
     ({"scales": {"item/price": (0.0, 1.0)}}, r"Encoder.scales: expected those of \['item/price', 'user/age'\], or none, got"),
+    *(({"scales": {"item/price": scale, "user/age": (0.0, 1.0)}}, r"scales\['item/price'\]: expected \(mean, deviation\), or")
+      for scale in ((1.0,), (0.0, 1.0, 2.0), (0.0, 1.0, 3.0, 2.0))),
     ({"vocabularies": {"item": Vocabulary([1])}}, "Encoder.vocabularies: expected"),
     ({"vocabularies": VOCABULARIES | {"item": Vocabulary([1])}}, "Encoder.schema: expected that of columns and vocabularies"),
 ])  # fmt: skip

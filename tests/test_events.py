@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from aif_jax.data import events, split
 from aif_jax.data.events import EventLog
 from tests.refusals import refused
+from tests.test_sampling import saved
 
 #        user 1: times 10 20 20 20 30     user 2: nothing     user 3: times 5 5
 USER = [3, 1, 1, 1, 3, 1, 1]
@@ -58,17 +59,6 @@ def test_windows_by_hand():
 
 
 @settings(deadline=None, max_examples=100)
-@given(logs(), st.integers(1, 8))
-def test_windows_hold_the_latest_of_all_strictly_earlier_events(log, length):
-    """Against a plain loop: everything that may be seen is seen, most recent first; nothing that ties or is later."""
-    index, mask = log.windows(log.offsets[log.user], log.history_end(np.arange(len(log))), length)
-    for at in range(len(log)):
-        earlier = [j for j in range(len(log)) if log.user[j] == log.user[at] and log.time[j] < log.time[at]]
-        assert index[at][mask[at]].tolist() == earlier[::-1][:length]
-        assert mask[at].tolist() == sorted(mask[at], reverse=True)
-
-
-@settings(deadline=None, max_examples=100)
 @given(logs(), st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 8)), min_size=1, max_size=10))
 def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
     users, times = np.array(requests).T
@@ -76,14 +66,6 @@ def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
     for user, time, end in zip(users, times, ends, strict=True):
         earlier = int(np.sum((log.user == user) & (log.time < time)))
         assert end == log.offsets[user] + earlier
-
-
-def test_empty_log_answers_with_empty_histories():
-    log = EventLog.from_arrays([], [], [], [], users=3)
-    assert len(log) == 0
-    assert log.history_end_at([0, 1, 2], [5, 5, 5]).tolist() == [0, 0, 0]
-    assert log.history_end([]).tolist() == []
-    assert not log.windows(np.zeros(3), np.zeros(3), 4)[1].any()
 
 
 def arrays(log: EventLog) -> dict[str, np.ndarray]:
@@ -117,13 +99,12 @@ def test_a_log_of_other_dtypes_or_lengths_is_refused():
 
 def test_save_and_load_memory_mapped(tmp_path):
     log = small_log()
-    log.save(tmp_path / "log")
-    read = EventLog.load(tmp_path / "log")
+    read = saved(log, tmp_path / "log")
     for name, array in arrays(log).items():
         np.testing.assert_array_equal(getattr(read, name), array)
     assert not read.time.flags.owndata and not read.time.flags.writeable  # mapped, not read
     assert read.history_end(np.arange(7)).tolist() == log.history_end(np.arange(7)).tolist()
-    refused(FileExistsError, "log: expected a new folder, but something is there", log.save, tmp_path / "log")
+    refused(FileExistsError, "log: expected a new folder, but something is there", saved, log, tmp_path / "log")
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -135,7 +116,7 @@ def test_damaged_files_are_named(tmp_path):
         ("offsets", lambda path: path.unlink(), FileNotFoundError),
     ):
         folder = tmp_path / name
-        log.save(folder)
+        saved(log, folder)
         damage(folder / f"{name}.npy")
         refused(error, f"{name}.npy: expected", EventLog.load, folder)
 
@@ -144,12 +125,6 @@ def test_split_by_time_by_hand():
     log = EventLog.from_arrays([1] * 5 + [2] * 5, [1] * 10, [1] * 10, [0, 10, 20, 30, 40, 5, 15, 25, 35, 45])
     parts = split.split_by_time(log, validation=0.2, test=0.3)
     assert [log.time[part].tolist() for part in parts] == [[0, 10, 20, 5, 15], [30, 25], [40, 35, 45]]
-
-
-def test_a_tie_across_a_cut_goes_to_the_later_part():
-    log = EventLog.from_arrays([1, 2, 3, 4, 5], [1] * 5, [1] * 5, [1, 2, 3, 3, 3])
-    parts = split.split_by_time(log, validation=0, test=0.2)
-    assert [log.time[part].tolist() for part in parts] == [[1, 2], [], [3, 3, 3]]
 
 
 def test_split_without_held_out_parts_trains_on_everything():
@@ -180,10 +155,3 @@ def test_split_by_time_is_a_partition_in_the_order_of_time(log, validation, test
         if len(part):
             assert log.time[part].min() > last
             last = log.time[part].max()
-
-
-def test_samples_have_strictly_earlier_events_and_a_known_item():
-    log = EventLog.from_arrays([1] * 5, [1, 0, 3, 4, 0], [1] * 5, [10, 20, 20, 30, 40])
-    assert split.sample_positions(log).tolist() == [0, 2, 3]
-    assert split.sample_positions(log, min_history=1).tolist() == [2, 3]
-    assert split.sample_positions(log, min_history=2).tolist() == [3]

@@ -11,7 +11,6 @@ from aif_jax import blocks, heads, interaction, layers
 from aif_jax.blocks import HeadInputs
 from aif_jax.registry import HEADS
 from tests import demo
-from tests.reference import head as reference
 
 WIDTHS = {"tower": {"user": 4, "item": 4, "product": 4}, "tiers": {"tiers": 3}, "silent": {}}
 HIDDEN = (6, 5)
@@ -58,17 +57,6 @@ def test_the_sum_of_logits_has_a_bias_alone():
     assert made.keys() == {"bias"} and made["bias"].shape == () and heads.LogitSum().first_layer(made).kernels == {}
     terms = [HeadInputs(), HeadInputs(logit=jnp.array([1.0, 2.0])), HeadInputs(logit=jnp.array([10.0, 20.0]))]
     assert logits({"bias": jnp.float32(0.5)}, terms, heads.LogitSum()).tolist() == [11.5, 22.5]
-
-
-@pytest.mark.parametrize("hidden", [(6,), (6, 5), (6, 5, 4)])
-def test_concatenated_matches_the_reference(hidden):
-    own, rng = params(hidden), np.random.default_rng(0)
-    inputs = {
-        block: {name: rng.normal(size=(7, width)).astype(np.float32) for name, width in named.items()}
-        for block, named in WIDTHS.items()
-    }
-    expected = [reference.logit(own, jax.tree.map(lambda x, c=c: x[c], inputs)) for c in range(7)]
-    np.testing.assert_allclose(concatenated(own, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("candidates", [1, 4, 5, 50])

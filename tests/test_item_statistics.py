@@ -188,12 +188,6 @@ def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
         ItemIndex.build(trained(), written, progress=False)
 
 
-def test_a_schema_needs_places_for_them():
-    attributes = tuple(aif.Attribute(name=name, size=3) for name in ("item", "category"))
-    with pytest.raises(ValueError, match=r"Schema.item_floats: expected at least 4, for item_statistics, got 3"):
-        aif.Schema(item_attributes=attributes, item_floats=3, item_statistics=(HOUR,))
-
-
 def test_no_event_at_all():
     statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
     assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
@@ -280,13 +274,3 @@ def test_one_action_is_counted_as_events_without_any_are():
     assert named.schema.statistics == plain.schema.statistics and named.schema.statistic_actions == ()
     np.testing.assert_array_equal(named.catalogue.floats, plain.catalogue.floats)
     assert "statistic_actions" not in json.dumps(named.schema.to_json())
-
-
-def test_actions_that_are_counted_apart_are_named():
-    with pytest.raises(ValueError, match=r"Columns.item_statistics: expected Columns.actions, the values of 'what', which are"):
-        aif.Columns(action="what", item_statistics=(HOUR,))
-    attributes = tuple(aif.Attribute(name=name, size=3) for name in ("item", "category"))
-    with pytest.raises(ValueError, match=r"Schema.statistic_actions: expected none or 2 names, for actions, got \('shown',\)"):
-        aif.Schema(item_attributes=attributes, actions=3, item_floats=9, item_statistics=(HOUR,), statistic_actions=("shown",))
-    with pytest.raises(ValueError, match="action: expected shape"):
-        ItemStatistics([1], [START], items=2, half_lives=(HOUR,), action=[1, 1], actions=2)

@@ -157,20 +157,6 @@ def test_a_behaviour_is_the_sum_of_its_embeddings():
     assert not got[4:].any()
 
 
-def test_attributes_may_share_a_table():
-    schema = aif.Schema(
-        item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)),
-        user_attributes=(aif.Attribute(name="last_item", size=5, table="item"),),
-    )
-    tables = jax.eval_shape(lambda key: layers.embedding_init(key, schema, 4), jax.random.key(0))
-    assert {name: table.shape for name, table in tables.items()} == {
-        "item": (5, 4), "category": (3, 4), "behaviour.action": (2, 4), "behaviour.age": (layers.AGE_BUCKETS, 4),
-    }  # fmt: skip
-    item = jnp.arange(20.0).reshape(5, 4)
-    (vector,) = layers.embed_attributes({"item": item}, schema.user_attributes, {"last_item": np.int32(3)})
-    np.testing.assert_array_equal(vector, item[3])
-
-
 def test_layer_norm_by_hand():
     params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
     np.testing.assert_allclose(layers.layer_norm(params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)

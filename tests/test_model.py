@@ -44,19 +44,6 @@ def test_shapes_of_what_crosses_a_component():
     assert rows.side["bid"].shape == (9,)
 
 
-def test_a_model_is_built_once_for_a_config_of_one_encoding():
-    """Two data sets of the same sizes have equal schemas, and each model is of its own."""
-    given = {"columns": aif.Columns(), "progress": False}
-    first, second = (
-        aif.read({"user": [1, 1], "item": ids, "time": [5, 6]}, items={"item": ids, "category": [1, 1]}, **given)
-        for ids in ([1, 2], [3, 4])
-    )
-    configs = [aif.presets.two_tower(data.schema, width=4) for data in (first, second)]
-    assert configs[0] == configs[1] and first.encoding != second.encoding
-    assert [aif.build(config).config.schema.encoding for config in configs] == [first.encoding, second.encoding]
-    assert aif.build(configs[0]) is aif.build(configs[0].replace())
-
-
 def test_a_model_without_blocks_has_towers_alone():
     model, params = demo.build(**demo.VARIANTS["base"])
     state = jax.eval_shape(model.user, params, demo.user(model.config))
@@ -87,7 +74,8 @@ def test_one_config_has_one_model_and_another_encoding_another():
     config = demo.config(blocks=())
     assert aif.build(config) is aif.build(demo.config(blocks=()))
     for encoding in ("ab12", "cd34", ""):
-        assert aif.build(config.with_encoding(encoding)).config.schema.encoding == encoding
+        other = config.with_encoding(encoding)
+        assert other == config and aif.build(other).config.schema.encoding == encoding
 
 
 def test_init_is_a_function_of_key_and_seed(getkey):

@@ -21,6 +21,8 @@ from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
+from tests.refusals import refused
+from tests.test_sampling import saved
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +101,7 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(datase
     with pytest.raises(ValueError, match="pipeline.data.events: expected 1199, the cursor has 1200"):
         pipeline(dataclasses.replace(dataset, log=fewer), counted=dataset).batches(cursor)
     for message in ("pipeline: expected {.*}, the cursor has None", "or start without a cursor"):
-        with pytest.raises(ValueError, match=message):
-            base.batches({"epoch": 0, "step": 0})
+        refused(ValueError, message, base.batches, {"epoch": 0, "step": 0})
     assert json.loads(json.dumps(cursor)) == cursor
     for same_ in (
         {},
@@ -135,16 +136,9 @@ def test_a_cursor_of_other_data_with_the_same_counts_is_refused(dataset, part):
     base = pipeline(dataset, candidates=mine)
     cursor = json.loads(json.dumps(next(base.batches()).cursor))
     other = pipeline(changed(dataset, part), candidates=mine, positions=base.positions)
-    with pytest.raises(ValueError, match=r"pipeline.data.digest: expected '\w{64}', the cursor has '\w{64}'"):
-        other.batches(cursor)
+    refused(ValueError, r"pipeline.data.digest: expected '\w{64}', the cursor has '\w{64}'", other.batches, cursor)
     copy = dataclasses.replace(dataset)
     assert pipeline(copy, candidates=mine).start(cursor) == (0, 1)
-    before = json.loads(json.dumps(cursor))  # as saved before cursors had a digest
-    del before["pipeline"]["data"]["digest"]
-    assert other.start(before) == base.start(before) == (0, 1)
-    before["pipeline"]["data"]["events"] += 1
-    with pytest.raises(ValueError, match="pipeline.data.events: expected 1200, the cursor has 1201"):
-        base.start(before)
 
 
 def test_large_arrays_enter_the_digest_by_pieces(dataset, monkeypatch):
@@ -164,8 +158,7 @@ def test_what_is_no_cursor_is_refused(dataset):
     base = pipeline(dataset)
     cursor, last = next(base.batches()).cursor, base.steps_per_epoch - 1
     for wrong in (-5, "3", [], 0):
-        with pytest.raises(TypeError, match=r"cursor: expected `PrefetchedBatch.cursor` of a batch, or None, got"):
-            base.batches(wrong)
+        refused(TypeError, r"cursor: expected `PrefetchedBatch.cursor` of a batch, or None, got", base.batches, wrong)
     for field in ("epoch", "step"):
         for value in ("3", None, 1.0, True):
             with pytest.raises(TypeError, match=f"cursor {field}.*: expected an integer, got {re.escape(repr(value))}"):
@@ -177,8 +170,7 @@ def test_what_is_no_cursor_is_refused(dataset):
         ({"epoch": 3}, "cursor epoch: expected 0 to 2, got 3"),
         ({"epoch": 2, "step": 1}, "cursor step in epoch 2: expected 0 to 0, got 1"),
     ):
-        with pytest.raises(ValueError, match=message):
-            base.batches(cursor | change)
+        refused(ValueError, message, base.batches, cursor | change)
     assert list(base.batches(cursor | {"epoch": 2, "step": 0})) == []  # the end
 
 
@@ -249,8 +241,7 @@ def test_hidden_item_ids(dataset):
     assert all(same(a.batch, b.batch) for a, b in zip(hidden, again.batches(), strict=True))
     with pytest.raises(ValueError, match="id_dropout"):
         list(again.batches(plain[0].cursor))
-    with pytest.raises(ValueError, match="Pipeline.id_dropout: expected a share"):
-        pipeline(dataset, id_dropout=1.0)
+    refused(ValueError, "Pipeline.id_dropout: expected a share", pipeline, dataset, id_dropout=1.0)
 
 
 def test_a_thread_on_the_way_to_the_device_changes_nothing(dataset):
@@ -263,8 +254,7 @@ def test_a_thread_on_the_way_to_the_device_changes_nothing(dataset):
 
 def damaged(dataset, tmp_path, *, column: str, at: int, value: int):
     """The data set on a log in files, one value of which is overwritten after it was opened and checked."""
-    dataset.log.save(tmp_path / "log")
-    opened = dataclasses.replace(dataset, log=EventLog.load(tmp_path / "log"))
+    opened = dataclasses.replace(dataset, log=saved(dataset.log, tmp_path / "log"))
     np.load(tmp_path / "log" / f"{column}.npy", mmap_mode="r+")[at] = value
     return opened
 
@@ -331,5 +321,4 @@ def test_problems_of_a_batch(dataset):
     ({"block": -1}, "Pipeline.block: expected at least 0"),
 ])  # fmt: skip
 def test_a_wrong_pipeline_is_refused(dataset, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        pipeline(dataset, **wrong)
+    refused(ValueError, message, pipeline, dataset, **wrong)

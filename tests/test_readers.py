@@ -14,9 +14,9 @@ import pytest
 
 import aif_jax
 from aif_jax import readers
-from aif_jax.data.events import EventLog
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers import load_columns, read_items, tables
+from tests.refusals import refused
 
 PACKAGE = Path(aif_jax.__file__).parent
 COLUMNS = Columns(
@@ -154,18 +154,6 @@ def test_a_file_without_a_header_is_asked_for_one(tmp_path):
     assert text.count("has the file a header") == 1 and "problems in all" not in text
 
 
-def test_many_blocks_are_one_table(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    events = {"user": rng.integers(0, 50, 1000), "item": rng.integers(0, 30, 1000), "time": rng.integers(0, 10**6, 1000)}
-    parquet(tmp_path, events=events, items={"item": np.arange(30), "category": np.arange(30) % 4})
-    whole = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
-    monkeypatch.setattr(tables, "ROWS", 64)
-    pieces = readers.read(tmp_path / "events.parquet", items=tmp_path / "items.parquet", columns=Columns())
-    order = np.lexsort((events["time"], events["user"]))
-    for log in (whole.log, pieces.log):
-        assert np.array_equal(log.item, events["item"][order] + 1) and np.array_equal(log.time, events["time"][order])
-
-
 @pytest.mark.parametrize(("times", "unit", "seconds"), [
     (pa.array([1_500_000_000], pa.int32()), "s", 1_500_000_000),
     (pa.array([1_500_000_000_999_999]), "us", 1_500_000_000),
@@ -255,8 +243,7 @@ def test_text_ids_stay_text_where_tomorrows_file_has_digits_only(tmp_path):
 
 def test_skipping_is_told(folder, caplog):
     parquet(folder, events={name: [*values, values[0]] for name, values in EVENTS.items()} | {"sku": [30, 10, 10, 20, 77]})
-    with pytest.raises(ValueError, match="unknown item"):
-        read(folder)
+    refused(ValueError, "unknown item", read, folder)
     log = read(folder, unknown="skip").log
     assert log.item.tolist() == [1, 2, 1, 0, 3]  # an event with an unknown item stays in its user's history, as in serving
     assert "1 rows left out or left unknown: unknown item" in caplog.text
@@ -331,19 +318,6 @@ def test_distinct_values_that_grow_over_many_blocks(tmp_path, monkeypatch):
     assert np.array_equal(data.users.raw[data.log.user - 1], events["user"][order])
 
 
-def test_events_of_one_moment_have_one_order(tmp_path):
-    """By sub-second, then by item and action, however the file has them."""
-    columns = Columns(action="event", actions=("view", "buy"), time_unit="ms")
-    items = {"item": [5, 6, 7], "category": ["a", "a", "b"]}
-    rows = [(1, 7, 1000, "view"), (1, 5, 1999, "view"), (1, 6, 1500, "view"), (1, 5, 1999, "buy"), (1, 7, 1000, "view")]
-    for seed in range(5):
-        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
-        events = dict(zip(("user", "item", "time", "event"), map(list, zip(*shuffled, strict=True)), strict=True))
-        log = readers.read(events, items=items, columns=columns).log
-        assert log.item.tolist() == [3, 3, 2, 1, 1] and log.action.tolist() == [1, 1, 1, 1, 2]
-        assert log.time.tolist() == [1] * 5
-
-
 def test_items_for_an_index_equal_the_catalogue(folder, monkeypatch):
     monkeypatch.setattr(tables, "ROWS", 2)
     data = read(folder, Columns(**{**vars(COLUMNS), "scale": True}))
@@ -374,19 +348,6 @@ def test_items_for_an_index_are_checked(folder, tmp_path):
             list(read_items(tmp_path / "wrong.parquet", encoder))
 
 
-def test_reading_names_the_first_problems(folder):
-    parquet(folder, events=EVENTS | {"at": [5_000, None, 4_000, 7_000], "event": ["buy", "view", "look", "buy"]})
-    with pytest.raises(ValueError) as error:
-        read(folder)
-    assert "events.parquet, row 2, column 'at': null: expected a time, got nothing" in str(error.value)
-
-
-def test_repr_of_a_log(folder):
-    assert repr(read(folder).log) == "EventLog(4 events, 3 users, second 3 to second 7; events of a user: median 2, at most 2)"
-    log = EventLog.from_arrays([1], [1], [1], [1_511_544_070])
-    assert repr(log).startswith("EventLog(1 events, 1 users, 2017-11-24 to 2017-11-24;")
-
-
 def test_wrong_options(folder):
     (folder / "events.feather").write_bytes(b"")
     csv(folder, events="user\n")  # the folder has files of two kinds
@@ -400,14 +361,12 @@ def test_wrong_options(folder):
         ({"events": folder / "events.feather"}, ValueError, r"expected a name that ends in one of \.parquet, \.csv"),
         ({"events": folder}, ValueError, "expected Parquet files or text files, one kind"),
     ):
-        with pytest.raises(error, match=message):
-            readers.read(**given | changes)
+        refused(error, message, readers.read, **given | changes)
 
 
 def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr(tables.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ImportError, match=r'pip install "aif_jax\[data\]"'):
-        read(folder)
+    refused(ImportError, r'pip install "aif_jax\[data\]"', read, folder)
 
 
 def test_columns_survive_json():
@@ -421,10 +380,8 @@ def test_columns_loaded_into_memory():
     loaded = load_columns(table, kinds, columns=Columns(time_unit="ms"))
     assert loaded["id"].tolist() == [7, 5] and loaded["name"].tolist() == ["b", "a"] and loaded["at"].tolist() == [5, 6]
     assert loaded["rating"].dtype == np.float32 and loaded["vector"].shape == (2, 2)
-    with pytest.raises(ValueError, match="table, row 2, column 'id': null"):
-        load_columns({"id": [1, None]}, {"id": "id"})
-    with pytest.raises(ValueError, match="expected kinds of columns without missing values"):
-        load_columns({"id": [1]}, {"id": "value"})
+    refused(ValueError, "table, row 2, column 'id': null", load_columns, {"id": [1, None]}, {"id": "id"})
+    refused(ValueError, "expected kinds of columns without missing values", load_columns, {"id": [1]}, {"id": "value"})
 
 
 def test_reading_says_whether_users_come_back(caplog):

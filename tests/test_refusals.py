@@ -21,6 +21,7 @@ from aif_jax.data.negatives import NegativeSampler
 from aif_jax.data.order import EpochOrder
 from aif_jax.data.pipeline import Prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
+from aif_jax.data.statistics import ItemStatistics
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.heads import LogitSum, Mlp
@@ -89,10 +90,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: schema(behaviour_fields=("item", "category", "shop")), "behaviour_fields...got 'shop'"),
     *each(schema, "Schema", "at least 2...", actions=[1]),
     *each(schema, "Schema", "...", user_floats=[-1], item_floats=[-2], content=[-3]),
-    (lambda: schema(user_attributes=(Attribute(name="last", size=9, table="item"),)),
-     "'last'.table: expected one of size 9 that shares no table, among {'item': 10, 'category': 4, 'tags': 5}, got 'item'"),
-    (lambda: schema(user_attributes=(Attribute(name="last", size=10, table="shop"),)),
-     "'last'.table: expected one of size 10 ... got 'shop'"),
     (lambda: Schema.from_json({**demo.schema().to_json(), "colour": 1}), TypeError, "colour"),
     (lambda: Catalogue.from_items(FOUR, [1, 2], ids={"category": [1.5, 2]}),
      TypeError, "ids['category']: expected integers, got dtype float64"),
@@ -107,6 +104,14 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: demo.catalogue().features([0, -1]), "got -1 at position [1]"),
     (lambda: demo.catalogue().features([1.0]), TypeError, "rows: expected integers, got dtype float64"),
     (lambda: demo.catalogue().features([True]), TypeError, "rows: expected integers, got dtype bool"),
+    # item statistics
+    (lambda: schema(item_floats=3, item_statistics=(3600,)),
+     "Schema.item_floats: expected at least 4, for item_statistics, got 3"),
+    (lambda: schema(actions=3, item_floats=9, item_statistics=(3600,), statistic_actions=("shown",)),
+     "Schema.statistic_actions: expected none or 2 names, for actions, got ('shown',)"),
+    (lambda: Columns(action="what", item_statistics=(3600,)),
+     "Columns.item_statistics: expected Columns.actions, the values of 'what', which are"),
+    (lambda: ItemStatistics([1], [0], items=2, half_lives=(3600,), action=[1, 1], actions=2), "action: expected shape"),
     # config
     *each(demo.config, "Config", "at least 1", width=[0], short_length=[0], long_length=[-4]),
     *each(demo.config, "Config", "int", width=[2.5, np.int64(8)], long_length=[True]),

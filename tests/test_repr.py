@@ -18,10 +18,6 @@ def test_schema():
     assert repr(demo.schema()) == SCHEMA
     small = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
     assert repr(small) == "Schema(items: item 3, category 2; users: none; behaviours: item, category; actions: 2)"
-    shared = aif.Schema(
-        item_attributes=small.item_attributes, user_attributes=(aif.Attribute(name="last", size=3, table="item"),)
-    )
-    assert "users: last 3 in item;" in repr(shared)
 
 
 def test_config_shows_what_differs_from_the_defaults():
@@ -54,6 +50,7 @@ def test_dataset_and_log():
     data = of_log(log, items=2, actions=2)
     assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {data.schema!r})"
     assert repr(log) == "EventLog(4 events, 3 users, 2017-07-14 to 2020-09-13; events of a user: median 1, at most 3)"
+    assert "1 users, second 3 to second 7; events" in repr(EventLog.from_arrays([1, 1], [1, 1], [1, 1], [3, 7]))
     assert repr(EventLog.from_arrays([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
 
 

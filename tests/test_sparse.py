@@ -371,26 +371,6 @@ def test_a_step_that_is_not_finite_changes_no_row():
     jax.tree.map(np.testing.assert_array_equal, (state.trained, state.opt_state), (start.trained, start.opt_state))
 
 
-def test_attributes_share_a_table():
-    schema = demo.schema()
-    last = (
-        aif.Attribute(name="last_item", size=50, table="item"),
-        aif.Attribute(name="bought", size=50, length=3, table="item"),
-    )
-    schema = dataclasses.replace(schema, user_attributes=(*schema.user_attributes, *last))
-    model = aif.build(demo.config(schema=schema, **SMALL))
-    params = demo.init(model)
-    assert "last_item" not in params["embedding"] and "bought" not in params["embedding"]
-    batch = batch_of(model.config, seed=1)
-    ids = batch.users.ids | {"last_item": np.full(6, 49, np.int32), "bought": np.tile(np.int32([47, 48, 0]), (6, 1))}
-    batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, ids=ids))
-    dense, _ = run(model, params, optax.sgd(0.3), [batch], sparse=None)
-    got, _ = run(model, params, optax.sgd(0.3), [batch], sparse=ITEM)
-    assert_close(got.trained, dense.trained)
-    moved = np.abs(np.asarray(got.params["embedding"]["item"]) - params["embedding"]["item"]).max(1) > 0
-    assert moved[[47, 48, 49]].all()
-
-
 def test_an_optimizer_that_mixes_rows_is_refused():
     model, params = demo.build(**SMALL)
     optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)

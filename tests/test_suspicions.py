@@ -278,19 +278,6 @@ def test_an_outlier_flattens_no_scale_and_is_clipped_where_it_is_encoded(tmp_pat
     assert again.version == spoilt.encoder.version and again.scales == spoilt.encoder.scales
 
 
-def test_encoders_of_before_keep_version_and_features():
-    """A scale of two numbers clips nothing: the record of an encoder that was saved before reads as it was."""
-    encoder = read(tables()).encoder
-    record = json.loads(json.dumps(encoder.to_record()))
-    scales = {name: [5.0, 2.0] for name in record["scales"]}
-    old = dataclasses.replace(encoder, scales={name: (5.0, 2.0) for name in scales})
-    again = Encoder.from_record(record | {"scales": scales, "version": old.version}, encoder.to_arrays())
-    assert again.version == old.version and again.scaled("item", np.float32([[1e12]])).tolist() == [[np.float32(5e11)]]
-    for wrong_scale in ((1.0,), (0.0, 1.0, 2.0), (0.0, 1.0, 3.0, 2.0)):
-        with pytest.raises(ValueError, match=r"Encoder.scales\['item/price'\]: expected \(mean, deviation\), or"):
-            dataclasses.replace(encoder, scales={**encoder.scales, "item/price": wrong_scale})
-
-
 def test_an_error_names_each_kind():
     problems = Problems(cap=2)
     for kind in "abcdefg":

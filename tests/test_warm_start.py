@@ -13,6 +13,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.train.edits import grow_vocabulary, unseen_as_unknown
 from tests import demo
 from tests.own_block import Decay
+from tests.refusals import refused
 
 ITEMS = 50
 SCHEMA = aif.Schema(
@@ -80,7 +81,7 @@ def test_new_ids_are_appended_and_old_rows_kept(params, getkey):
 
 def test_user_attributes_grow_too(params, getkey):
     _, config = grow_vocabulary(params, "gender", 4, getkey(), config=CONFIG)
-    assert config.schema.user_attribute("gender").size == 4
+    assert config.schema.table_sizes["gender"] == 4
 
 
 def test_ids_that_move_take_their_rows_along(model, larger):
@@ -131,15 +132,6 @@ def test_a_field_that_grows_renames_its_ids(model, getkey):
     assert config.schema.item_attribute("category").size == 9
 
 
-def test_attributes_that_share_a_table_grow_with_it(params, getkey):
-    last = aif.Attribute(name="last_item", size=ITEMS, table="item")
-    config = CONFIG.replace(schema=dataclasses.replace(SCHEMA, user_attributes=(*SCHEMA.user_attributes, last)))
-    _, larger = grow_vocabulary(params, "item", 60, getkey(), config=config)
-    assert larger.schema.user_attribute("last_item").size == larger.schema.item_attribute("item").size == 60
-    with pytest.raises(KeyError, match="which have a table, got 'last_item'"):
-        grow_vocabulary(params, "last_item", 60, getkey(), config=config)
-
-
 def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
     """As many codes as items: centres stay, where their length alone would move them."""
     _, params, raw = model
@@ -178,7 +170,5 @@ def test_items_without_an_event_are_embedded_as_the_unknown_item(params):
     np.testing.assert_array_equal(after[counts > 0], before[counts > 0])
     np.testing.assert_array_equal(after[counts == 0], np.broadcast_to(before[0], after[counts == 0].shape))
     assert shared["embedding"]["gender"] is params["embedding"]["gender"]
-    with pytest.raises(ValueError, match="counts: expected one for each of 50 items"):
-        unseen_as_unknown(params, counts[1:], config=CONFIG)
-    with pytest.raises(TypeError, match="counts: expected integers"):
-        unseen_as_unknown(params, counts / 2, config=CONFIG)
+    refused(ValueError, "counts: expected one for each of 50 items", unseen_as_unknown, params, counts[1:], config=CONFIG)
+    refused(TypeError, "counts: expected integers", unseen_as_unknown, params, counts / 2, config=CONFIG)

@@ -1,15 +1,16 @@
-"""What a block is: one frozen dataclass in one file with its parameters, user half, item half and features of the head."""
+"""The block protocol: a frozen dataclass with its parameters, user half, item half and features of the head."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aif_jax import checks, layers
 from aif_jax.config import Config
@@ -33,7 +34,8 @@ class Fitted(Protocol):
 
     def check(self, config: Config) -> None:
         """Raise ValueError where the schema lacks what the fit needs: content, unless overridden."""
-        expect_content(self, config)
+        out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
+        checks.expect(config.schema.content, type(self).__name__, "schema.content > 0", f"0: {out}")
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
         """Fit on the items [N] of the catalogue; the result holds `table` [N, ...]."""
@@ -46,7 +48,7 @@ class Fitted(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UserView:
-    """What a block may read of ONE user.
+    """Features of ONE user and arrays derived from them, as blocks read them.
 
     Attributes:
       config, params: config and parameters of the whole model.
@@ -83,16 +85,16 @@ class UserView:
 
     @cached_property
     def embeddings(self) -> jax.Array:
-        """Embeddings of the whole history, float32 [n, D]; zeros where there is no event."""
+        """Embeddings of the whole history, float32 [n, D]; zeros for padding."""
         return self.embed(self.history)
 
     @cached_property
     def embedded(self) -> jax.Array:
-        """Embeddings of the long history, float32 [L, D]; zeros where there is no event."""
+        """Embeddings of the long history, float32 [L, D]; zeros for padding."""
         return self.embeddings[: self.config.long_length]
 
     def embed(self, events: Behaviours) -> jax.Array:
-        """Return embeddings of events [n] of this user, float32 [n, D]; zeros where there is none."""
+        """Return embeddings of events [n] of this user, float32 [n, D]; zeros for padding."""
         return layers.embed_behaviours(self.params, self.config.schema, events, joined=self.candidates is not None)
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
@@ -102,7 +104,7 @@ class UserView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ItemView:
-    """What a block may read of ONE item.
+    """Features and vector of ONE item, as blocks read them.
 
     Attributes:
       config, params: config and parameters of the whole model.
@@ -121,7 +123,7 @@ class Block:
 
     A value out of range, and a behaviour field or content that the schema lacks, are a ValueError that names the field.
 
-    The defaults are those of a block that does nothing. The order of calls:
+    A block that overrides nothing does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
         init       fit(items [N]), init(key)           tables of the catalogue; trained parameters
@@ -229,14 +231,15 @@ def own(params: Params, part: Any) -> Params:
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
 
 
-def by_id(tables: Any, features: ItemFeatures, from_content: Callable[[jax.Array], Any]) -> Any:
-    """Return values of ONE item: its row of tables [N, ...], a pytree, or, if newer than the fit, what content [E] gives."""
-    row = jnp.asarray(features.ids["item"])
-    values = jax.tree.map(lambda table: layers.lookup(table, row), tables)
-    if features.content is None:
-        return values
-    known = (row > 0) & (row < jax.tree.leaves(tables)[0].shape[0])
-    return jax.tree.map(lambda value, new: jnp.where(known, value, new), values, from_content(jnp.asarray(features.content)))
+def with_table(params: Params, table: Any, *width: int, config: Config, block: Block) -> tuple[Params, Config]:
+    """Return parameters and config with a block whose fitted `table`, float32 [N] or [N, width], is the given one.
+
+    Raises TypeError or ValueError unless the table has finite float32 for each item of the schema.
+    """
+    shape = config.schema.item_attribute("item").size, *width
+    checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=shape), "table")
+    config = config if block in config.blocks else config.replace(blocks=(*config.blocks, block))
+    return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
 
 
 def recent(history: Behaviours, length: int) -> Behaviours:
@@ -247,9 +250,3 @@ def recent(history: Behaviours, length: int) -> Behaviours:
 def expect(ok: bool, block: Block, field: str, expected: str, got: object) -> None:
     """Raise ValueError that names a block's field."""
     checks.expect(ok, f"{type(block).__name__}.{field}", expected, repr(got))
-
-
-def expect_content(part: Any, config: Config) -> None:
-    """Raise ValueError where the schema has no content embedding."""
-    out = "give the data a content embedding, or leave the block out (`presets.aif` does that by itself)"
-    checks.expect(config.schema.content, type(part).__name__, "schema.content > 0", f"0: {out}")

@@ -1,4 +1,4 @@
-"""What AIF approximates, as blocks: the sequential ceiling, whose real-time cost grows with C x L."""
+"""Full attention over the histories, which AIF approximates: its real-time cost grows with C x L."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CrossAttention(_Attention):
     - When: to measure what `Bea` loses (`presets.full_attention`); a team would serve it sequentially.
 
     Attributes:
-      dot_product: adds the dot product of what is read and the item vector to the logit.
+      dot_product: adds the dot product of the attention output and the item vector to the logit.
     """
 
     def user(self, params: Params, user: UserView) -> Sequence:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, ItemView, block
+from aif_jax.blocks.block import Block, ItemView, block, with_table
 from aif_jax.config import Config
 from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
@@ -89,15 +89,4 @@ def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Par
       >>> config.blocks
       (DotProduct(), ItemOffset())
     """
-    size = config.schema.item_attribute("item").size
-    table = checks.expect_array(table, "table", dtype=np.float32, shape=(size,))
-    checks.expect_finite(table, "table")
-    if (block := present(config)) is None:
-        block = ItemOffset()
-        config = config.replace(blocks=(*config.blocks, block))
-    return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
-
-
-def present(config: Config) -> ItemOffset | None:
-    """Return the block of a model that has one."""
-    return next((block for block in config.blocks if isinstance(block, ItemOffset)), None)
+    return with_table(params, table, config=config, block=config.find("item_offset") or ItemOffset())

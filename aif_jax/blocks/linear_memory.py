@@ -25,15 +25,6 @@ class Summed:
     count: Array  # float32 []      sum_j m_j
 
 
-@record
-class ByEvent:
-    """The same history event by event: cheaper than `Summed` for few candidates."""
-
-    keys: Array  # float32 [L, K]
-    values: Array  # float32 [L, D]
-    mask: Array  # bool [L]
-
-
 @block
 class LinearMemory(Block):
     """Linear attention over the long history, whose state is summed before the candidate is known.
@@ -49,14 +40,13 @@ class LinearMemory(Block):
 
     - Paper: the linear form of DIN (arXiv 1706.06978) as in AIF's LSH-DIN (2511.12934); trained keys are ours.
     - Cost: user side K x D x L; in real time f is affine in the item vector, so A enters the kernel of the item vector:
-      [C, D] x [D, H], independent of L and K. For few candidates, as in pointwise training, an equal form that keeps the keys
-      is cheaper.
+      [C, D] x [D, H], independent of L and K.
     - When: long histories; softmax keys rank best.
 
     Attributes:
       width: K, the keys.
       keys: "linear" for plain keys, or "softmax" over the history for each of the K entries.
-      dot_product: adds the dot product of what is read and the item vector to the logit.
+      dot_product: adds the dot product of the attention output and the item vector to the logit.
     """
 
     width: int = 64
@@ -80,31 +70,18 @@ class LinearMemory(Block):
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
         once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
-        if isinstance(history, ByEvent):
-            query = layers.dense(params["query"], item)
-            read = weigh_events(query @ jnp.asarray(history.keys).T, history, self.width)  # f_i A / (sqrt(K) n)
-            return HeadInputs(once=once, rest=read @ kernel, logit=(item * read).sum(-1) / root if self.dot_product else 0.0)
         # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each
-        moments = jnp.asarray(history.moments) * _scale(history)
+        moments = jnp.asarray(history.moments) * scale(history)
         linear, constant = params["query"]["kernel"] @ moments, params["query"]["bias"] @ moments
         logit = ((item @ linear + constant[None, :]) * item).sum(-1) / root if self.dot_product else 0.0
         return HeadInputs(once=once + constant @ kernel, item=linear @ kernel, logit=logit)
 
-    def user(self, params: Params, user: UserView) -> Summed | ByEvent:
+    def user(self, params: Params, user: UserView) -> Summed:
         values, mask = user.embedded, jnp.asarray(user.long.mask)
-        if cheaper_by_event(user.candidates, self.width):
-            keys = layers.dense(params["key"], values)
-            keys = softmax_keys(keys.T, mask).T if self.keys == "softmax" else keys
-            return ByEvent(keys=keys, values=values, mask=mask)
         if user.candidates is not None and self.keys == "softmax":
             return sum_softmax_trained(params["key"], values, mask)
         keys = params["key"]["kernel"].T @ values.T + params["key"]["bias"][:, None]
         return (sum_softmax if self.keys == "softmax" else sum_events)(keys, values, mask)
-
-
-def cheaper_by_event(candidates: int | None, key_width: int) -> bool:
-    """Return whether so few candidates are scored a user that summing the history (K D L) costs more than it saves (C K D)."""
-    return candidates is not None and candidates * 8 <= key_width
 
 
 def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
@@ -117,7 +94,10 @@ def sum_events(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
 
 
 def sum_softmax(keys: jax.Array, values: jax.Array, mask: jax.Array) -> Summed:
-    """Return `sum_events(softmax_keys(keys, mask), values, mask)`, faster: divides sums [K, D] in place of shares [K, L]."""
+    """Sum a history under keys [K, L] that are n times the softmax over its n behaviours, for each of the K entries apart.
+
+    Divides sums [K, D] in place of shares [K, L].
+    """
     scores = jnp.where(mask, keys, jnp.finfo(keys.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(1, keepdims=True)))
     weights = jnp.where(mask, weights, jnp.zeros((), keys.dtype))
@@ -183,30 +163,11 @@ def _weights(keys: jax.Array, mask: jax.Array, highest: jax.Array) -> jax.Array:
     return jnp.where(mask[:, None], jnp.exp(keys - highest[None, :]), jnp.zeros((), keys.dtype))
 
 
-def softmax_keys(keys: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return keys [K, L] as shares of the history: n times the softmax over its n behaviours, for each of K entries apart."""
-    return layers.masked_softmax(keys, mask[None, :]) * mask.sum().astype(keys.dtype)
-
-
-def mean(history: Summed | ByEvent) -> jax.Array:
+def mean(history: Summed) -> jax.Array:
     """Return b / n [D]: the part that is the same for every candidate; zeros for an empty history."""
-    if isinstance(history, Summed):
-        return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
-    return layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
+    return jnp.asarray(history.total) / jnp.maximum(jnp.asarray(history.count), 1)
 
 
-def deviation(history: Summed, query: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return f_i A / (sqrt(K) n) times the head's kernel: query float32 [C, K], kernel [D, H] -> [C, H]; else zeros."""
-    return query @ (jnp.asarray(history.moments) @ kernel * _scale(history))
-
-
-def weigh_events(agreement: jax.Array, history: ByEvent, width: int) -> jax.Array:
-    """Return the values [C, D] of a history weighed by agreement [C, L] / (sqrt(K) n)."""
-    mask = jnp.asarray(history.mask)
-    count = jnp.maximum(mask.sum(), 1).astype(agreement.dtype)
-    weights = jnp.where(mask[None, :], agreement, jnp.zeros((), agreement.dtype)) / (math.sqrt(width) * count)
-    return weights @ jnp.asarray(history.values)
-
-
-def _scale(history: Summed) -> jax.Array:
+def scale(history: Summed) -> jax.Array:
+    """Return 1 / (sqrt(K) n), the scale of the deviation."""
     return 1 / (math.sqrt(history.moments.shape[0]) * jnp.maximum(jnp.asarray(history.count), 1))

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, Fitted, UserView, block
-from aif_jax.blocks.linear_memory import ByEvent, Summed, cheaper_by_event, deviation, mean, sum_events, weigh_events
-from aif_jax.blocks.signatures import WORD, Signatures, hamming, signs
+from aif_jax.blocks.linear_memory import Summed, mean, scale, sum_events
+from aif_jax.blocks.signatures import Signatures, signs
 from aif_jax.config import Config
 from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
@@ -45,19 +45,12 @@ class LshDin(Block):
     def widths(self, config: Config) -> dict[str, int]:
         return {"mean": config.width, "deviation": config.width}
 
-    def user(self, params: Params, user: UserView) -> Summed | ByEvent:
-        signatures, mask = user.values(self.tables[0], user.long), jnp.asarray(user.long.mask)
-        if cheaper_by_event(user.candidates, self.bits):
-            return ByEvent(keys=signatures, values=user.embedded, mask=mask)
-        return sum_events(signs(signatures).T.astype(user.embedded.dtype), user.embedded, mask)
+    def user(self, params: Params, user: UserView) -> Summed:
+        keys = signs(user.values(self.tables[0], user.long)).T.astype(user.embedded.dtype)
+        return sum_events(keys, user.embedded, jnp.asarray(user.long.mask))
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])
         kernel = kernels["deviation"]
-        if isinstance(history, Summed):
-            rest = deviation(history, signs(query).astype(kernel.dtype), kernel)
-        else:
-            keys = jnp.asarray(history.keys)
-            agreement = (query.shape[-1] * WORD - 2 * hamming(query[:, None, :], keys[None, :, :])).astype(kernel.dtype)
-            rest = weigh_events(agreement, history, self.bits) @ kernel
-        return HeadInputs(once=mean(history) @ kernels["mean"], rest=rest)
+        read = jnp.asarray(history.moments) @ kernel * scale(history)
+        return HeadInputs(once=mean(history) @ kernels["mean"], pairs=((signs(query).astype(kernel.dtype), read),))

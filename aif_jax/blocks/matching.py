@@ -22,15 +22,15 @@ FEW = 64  # candidates up to which comparing each with the whole history costs l
 
 @record
 class Sorted:
-    """The values of a field in a history, sorted: equal ones stand together, and a value's statistics where it begins."""
+    """The sorted values of a field in a history; the statistics of a value are at its first position."""
 
-    value: Array  # int32 [L] ascending, the largest int32 where there is no event
+    value: Array  # int32 [L] ascending, the largest int32 for padding
     statistics: Array  # float32 [L, STATISTICS + actions]
 
 
 @record
 class Table:
-    """The statistics of every value of a field that has no more values than a history has places; 0 where it was not met."""
+    """Statistics of every value of a field with at most L values; 0 for a value that the user has not met."""
 
     statistics: Array  # float32 [V, STATISTICS + actions]
 
@@ -39,8 +39,8 @@ class Table:
 class Unsorted:
     """All fields for few candidates: each is compared with every behaviour."""
 
-    value: Array  # int32 [F, L], 0 where there is no event
-    counted: Array  # float32 [L, 2 + actions] what a behaviour adds to counts: 1, whether it is recent, its action
+    value: Array  # int32 [F, L], 0 for padding
+    counted: Array  # float32 [L, 2 + actions] added to the counts by a behaviour: 1, whether it is recent, its action
     days: Array  # float32 [L] since the behaviour
     events: Array  # float32 []
 
@@ -56,8 +56,8 @@ class MatchingStatistics(Block):
 
     All are 0 for a value that the user has not met, and for row 0, "unknown". They have no parameters. The user half has them
     for every value of a field with few values; for the others it sorts the history by value and sums each run of equal ones,
-    and in real time a candidate finds its run by binary search. What is found is the row times its kernel in the head, which
-    is computed once for each value and not for each candidate.
+    and in real time a candidate finds its run by binary search. The head's kernel is applied once for each value, not for each
+    candidate.
 
     - Paper: counted features of a user and an item's fields are a classic of click prediction (He et al. 2014, "Practical
       Lessons from Predicting Clicks on Ads at Facebook"); AIF's paper does not have this block.

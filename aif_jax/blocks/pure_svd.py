@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent
+from aif_jax import layers
+from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent, with_table
 from aif_jax.config import Config
 from aif_jax.heads import HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
@@ -71,21 +71,10 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     Args:
       table: float32 [N, R], such as `svd_factors(...)`.
       config: config of `params`; a `PureSvd` that it has already gets the new factors.
-      block: what is added where there is none; None takes the defaults with `width` R.
+      block: the block to add if the model has none; None takes the defaults with `width` R.
 
     Raises:
       TypeError, ValueError: not R finite float32 for each item of the schema.
     """
-    there = present(config)
-    added = there or block or PureSvd(width=np.shape(table)[-1])
-    size = config.schema.item_attribute("item").size
-    table = checks.expect_array(table, "table", dtype=np.float32, shape=(size, added.width))
-    checks.expect_finite(table, "table")
-    if there is None:
-        config = config.replace(blocks=(*config.blocks, added))
-    return params | {"fitted": params["fitted"] | {added.name: {"table": jnp.asarray(table)}}}, config
-
-
-def present(config: Config) -> PureSvd | None:
-    """Return the block of a model that has one."""
-    return next((block for block in config.blocks if isinstance(block, PureSvd)), None)
+    block = config.find("pure_svd") or block or PureSvd(width=np.shape(table)[-1])
+    return with_table(params, table, block.width, config=config, block=block)

@@ -1,12 +1,11 @@
 """Content signatures by locality-sensitive hashing: projection, bits, similarity.
 
-A fixed matrix H [E, K] gives the bits e H > offset, packed into uint32 words; bit k of an item is bit k % 32 of word k // 32
+A fixed matrix H [E, K] gives the bits e H > 0, packed into uint32 words; bit k of an item is bit k % 32 of word k // 32
 (little-endian). The similarity of two items is the share of equal bits,
 
     sim(a, b) = 1 - popcount(a xor b) / K,   in [0, 1].
 
-Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934); the fitted
-rotation follows iterative quantisation (Gong and Lazebnik 2011), by default without the iterations.
+Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934).
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aif_jax.blocks.block import Fitted, by_id
+from aif_jax import layers
+from aif_jax.blocks.block import Fitted
 from aif_jax.config import Config
 from aif_jax.types import ItemFeatures, Params
 
@@ -44,28 +44,29 @@ class Signatures(Fitted):
         return f"signatures_{self.bits}"
 
     def fit(self, items: ItemFeatures, config: Config, *, seed: int) -> Params:
-        """Return `projection` float32 [E, K], `offset` float32 [K] and `table` uint32 [N, W], zeros in row 0."""
+        """Return `projection` float32 [E, K] and `table` uint32 [N, W], zeros in row 0."""
         content = np.asarray(items.content)
-        fitted = fit_projection(content, bits=self.bits, seed=seed)
-        signed = [np.asarray(sign(fitted, jnp.asarray(content[i : i + ROWS]))) for i in range(0, len(content), ROWS)]
+        projection = fit_projection(content, bits=self.bits, seed=seed)
+        signed = [np.asarray(sign(projection, jnp.asarray(content[i : i + ROWS]))) for i in range(0, len(content), ROWS)]
         table = np.concatenate(signed)
         table[0] = 0
-        return fitted | {"table": jnp.asarray(table)}
+        return {"projection": projection, "table": jnp.asarray(table)}
 
     def item(self, params: Params, features: ItemFeatures) -> jax.Array:
         """Return uint32 [W]: the table's row, or the signature of the content of an item that is newer than the fit."""
-        return by_id(params["table"], features, lambda content: sign(params, content.astype(params["projection"].dtype)))
+        table, projection, row = params["table"], params["projection"], jnp.asarray(features.ids["item"])
+        value = layers.lookup(table, row)
+        if features.content is None:
+            return value
+        new = sign(projection, jnp.asarray(features.content).astype(projection.dtype))
+        return jnp.where((row > 0) & (row < table.shape[0]), value, new)
 
 
-def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations: int = 0, centre: bool = False) -> Params:
-    """Return the K main directions of the content [N, E], then a rotation: bits of equal weight that follow the data.
+def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0) -> jax.Array:
+    """Return H float32 [E, K]: the K main directions of the content [N, E], rotated at random to bits of equal weight.
 
-    The rotation is random; `iterations` of ITQ turn it towards the corners of the cube: B = sign(V R), R from the SVD of V^T B.
-    `centre` takes the mean off first: every bit is set for half of the rows; without, bits follow the angle at the origin,
-    which the cosine of the embeddings measures. Rows of zeros are left out. With E < K the missing directions are Gaussian.
-
-    Returns:
-      `projection` float32 [E, K] and `offset` float32 [K]: the projected mean, or zeros.
+    Bits follow the angle at the origin, which the cosine of the embeddings measures. Rows of zeros are left out. With E < K the
+    missing directions are Gaussian.
     """
     rows = np.asarray(content, np.float64)
     rows = rows[np.any(rows != 0, axis=1)]
@@ -73,24 +74,17 @@ def fit_projection(content: np.ndarray, *, bits: int, seed: int = 0, iterations:
         raise ValueError(f"fit_projection: expected at least 2 rows with content, got {len(rows)}")
     rng = np.random.default_rng(seed)
     width = rows.shape[1]
-    mean = rows.mean(0) if centre else np.zeros(width)
-    values, vectors = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    values, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
     directions = vectors[:, np.argsort(values)[::-1][: min(bits, width)]]
     if width < bits:
         directions = np.concatenate([directions, rng.normal(size=(width, bits - width)) / np.sqrt(width)], 1)
     rotation, _ = np.linalg.qr(rng.normal(size=(bits, bits)))
-    if iterations:
-        reduced = (rows - mean) @ directions
-        for _ in range(iterations):
-            left, _, right = np.linalg.svd(reduced.T @ np.sign(reduced @ rotation))
-            rotation = left @ right
-    projection = directions @ rotation
-    return {"projection": jnp.asarray(projection, jnp.float32), "offset": jnp.asarray(mean @ projection, jnp.float32)}
+    return jnp.asarray(directions @ rotation, jnp.float32)
 
 
-def sign(params: Params, content: jax.Array) -> jax.Array:
-    """Return signature of a content embedding: float [..., E] -> uint32 [..., K / 32]. Sharded or batched by the caller."""
-    return pack(content @ params["projection"] > jnp.expand_dims(params["offset"], range(content.ndim - 1)))
+def sign(projection: jax.Array, content: jax.Array) -> jax.Array:
+    """Return the signatures of content embeddings: float [..., E] and H [E, K] -> uint32 [..., K / 32]."""
+    return pack(content @ projection > 0)
 
 
 def pack(bits: jax.Array) -> jax.Array:
@@ -108,11 +102,6 @@ def unpack(words: jax.Array) -> jax.Array:
 def signs(words: jax.Array) -> jax.Array:
     """Return uint32 [..., W] -> float32 [..., K] of -1 and +1."""
     return unpack(words).astype(jnp.float32) * 2.0 - 1.0
-
-
-def hamming(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return differing bits: uint32 [..., W] against uint32 [..., W] (broadcast) -> int32 [...]."""
-    return jax.lax.population_count(a ^ b).astype(jnp.int32).sum(-1)
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:

@@ -20,7 +20,7 @@ from aif_jax.blocks.block import Block, Fitted, UserView, block, expect, recent
 from aif_jax.blocks.signatures import WORD, Signatures
 from aif_jax.config import Config
 from aif_jax.heads import HeadInputs
-from aif_jax.types import Array, Behaviours, ItemRow, Params, UserState, record
+from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 FULL = 15  # behaviours that a 4-bit field counts
 FIELDS = 8  # 4-bit fields of a word
@@ -33,7 +33,7 @@ class SimTier(Block):
 
         log(1 + number of behaviours j with tier(1 - hamming(s_i, s_j) / K) = t),   t = 1 .. T equal tiers of [0, 1]
 
-    One histogram for all behaviours, or one for each action and each window of recent behaviours. The counts are exact.
+    One histogram for all behaviours, or one for each window of recent behaviours. The counts are exact.
 
     - Paper: SimTier (arXiv 2407.19467) on LSH similarities as in AIF (2511.12934); windows are ours.
     - Cost: real time C x min(L, `length`) comparisons of K bits: the most expensive block.
@@ -41,7 +41,6 @@ class SimTier(Block):
 
     Attributes:
       tiers: T, tiers of a histogram.
-      by_action: a histogram for each behaviour type.
       windows: a histogram for each window of the history; ends in behaviours, counted from the most recent: (4, 32) counts the
         last 4, the 28 before them and the rest apart.
       bits: K, bits of a signature.
@@ -50,7 +49,6 @@ class SimTier(Block):
     """
 
     tiers: int = 8
-    by_action: bool = False
     windows: tuple[int, ...] = ()
     bits: int = 64
     length: int | None = None
@@ -67,47 +65,29 @@ class SimTier(Block):
     def tables(self) -> tuple[Fitted, ...]:
         return (Signatures(self.bits),)
 
-    def groups(self, config: Config) -> int:
-        """Return G, histograms of a candidate."""
-        return (config.schema.actions if self.by_action else 1) * (len(self.windows) + 1)
-
     def widths(self, config: Config) -> dict[str, int]:
-        return {"tiers": self.groups(config) * self.tiers}
-
-    def group(self, long: Behaviours, config: Config) -> jax.Array:
-        """Return which of the G histograms a behaviour counts in, int32 [L], by action (0 if unknown), window, or both.
-
-        The groups of the most recent window come first.
-        """
-        action = jnp.asarray(long.action)
-        known = (action >= 0) & (action < config.schema.actions)
-        group = jnp.where(known, action, 0) if self.by_action else jnp.zeros_like(action)
-        ends = jnp.array(self.windows, group.dtype)
-        window = (jnp.arange(action.shape[0], dtype=group.dtype)[:, None] >= ends[None, :]).sum(1, dtype=group.dtype)
-        return group + window * (config.schema.actions if self.by_action else 1)
+        return {"tiers": (len(self.windows) + 1) * self.tiers}
 
     def least_history(self, config: Config) -> int:
         return self.length if self.length is not None and self.length < config.long_length else 1
 
     def user(self, params: Params, user: UserView) -> TierHistory:
         seen = user.long if self.length is None else recent(user.long, self.length)
-        group, mask = self.group(seen, user.config), jnp.asarray(seen.mask)
-        return TierHistory(signature=user.values(self.tables[0], seen), group=group, mask=mask)
+        mask = jnp.asarray(seen.mask)
+        ends, place = jnp.array(self.windows, jnp.int32), jnp.arange(mask.shape[0], dtype=jnp.int32)
+        window = (place[:, None] >= ends[None, :]).sum(1, dtype=jnp.int32)  # 0 is the most recent one
+        return TierHistory(signature=user.values(self.tables[0], seen), group=window, mask=mask)
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
-        return HeadInputs(pairs=((log_counts(counts).astype(kernel.dtype), kernel),))
-
-
-def log_counts(counts: jax.Array) -> jax.Array:
-    """Return log1p of counts int32 [C, G, T] as float32 [C, G * T]."""
-    return jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], counts.shape[1] * counts.shape[2])
+        features = jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], kernel.shape[0])
+        return HeadInputs(pairs=((features.astype(kernel.dtype), kernel),))
 
 
 @record
 class TierHistory:
-    """What a candidate is compared with."""
+    """Behaviours of a long history, as `histogram` compares candidates with them."""
 
     signature: Array  # uint32 [L, W]
     group: Array  # int32 [L] which of G histograms the behaviour counts in

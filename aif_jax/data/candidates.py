@@ -20,13 +20,11 @@ from aif_jax.model import name_of
 from aif_jax.store.trained import digest
 
 CHOICE = 4  # stream of random numbers: which candidates of a stage or of a long list, which of other samples
-
-
 DESCRIBED_ROWS = 4096  # rows of a table of retrieved items that its description covers
 
 
 class SampleKey(NamedTuple):
-    """What random choices may depend on, so that a resumed run makes the same ones.
+    """Key of the random choices for one batch, so that a resumed run makes the same ones.
 
     Attributes:
       seed, epoch, step: seed of the run, epoch, and batch within the epoch.
@@ -58,11 +56,7 @@ class CandidateLists(NamedTuple):
 def population_weights(labels: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
     """Return how many entries of the population each candidate stands for, float64 [B, C].
 
-    A positive stands for itself, a sampled negative for 1 / (n q); None where there is no correction.
-
-    Example:
-      >>> population_weights(np.array([[1.0, 0.0]]), np.log([[2.0, 0.5]]))
-      array([[1., 2.]])
+    A positive stands for itself, a sampled negative for 1 / (n q); None without a correction.
     """
     return None if log_q is None else np.where(labels == 1, 1.0, np.exp(-np.asarray(log_q, np.float64)))
 
@@ -73,7 +67,7 @@ SourceFn: TypeAlias = Callable[[np.ndarray, SampleKey], CandidateLists]
 
 @dataclasses.dataclass(frozen=True)
 class CandidateSource:
-    """A source of candidates that says what it is, for the cursor of a pipeline.
+    """A source of candidates with a description, which the cursors of a pipeline record.
 
     Attributes:
       lists: (positions [B], draw) -> CandidateLists, the same for the same two.
@@ -135,12 +129,10 @@ def sampled_negatives(
     Args:
       sampler: sampler of negatives, from training counts.
       negatives: n; C = 1 + n. The event's item itself never is one.
-      logq_correction: give `log_q` too, log(n q) of every candidate, the positive among them: both losses then teach log P of
-        the whole catalogue, as noise-contrastive estimation does (arXiv 1809.01812), in place of log P / q. A positive that the
-        sampler never draws, as held-out events may have it, gets 0.
+      logq_correction: also gives `log_q`, log(n q) of every candidate: both losses then learn log P of the whole catalogue, as
+        in noise-contrastive estimation (arXiv 1809.01812), not log P / q. A positive that the sampler never draws has 0.
       repeats: whether users come back to items; None takes `dataset.repeats`. If not, an item that the user has met strictly
-        before the event is no negative: it would only teach the model to recognise what a filter leaves out in serving. The
-        list of a user who has met everything that can be drawn has its event's item alone.
+        before the event is no negative: serving filters it out. A list may then have no negative.
 
     Returns:
       A source; it raises ValueError for samples of unknown items, which `sample_positions` leaves out.
@@ -169,9 +161,9 @@ def sampled_negatives(
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
     """Return the list that was shown: all events of a request, label 1 where the action is at least `threshold`.
 
-    A request is the events of one user at one time, so every member of the list has the same history. An item that comes twice
-    in a request is one candidate, with the higher action; items that the catalogue lacks are left out. Of longer lists the
-    positives are kept (with several labels: what has any), and the rest is drawn at random, as `staged` does.
+    A request is the events of one user at one time: its candidates share one history. An item that repeats in a request is one
+    candidate, with its highest action; unknown items are left out. Longer lists keep their positives (of any label) and a
+    random choice of the rest.
 
     Args:
       dataset: the data; its log holds impressions, its action rows are in ascending order of what they mean (seen, clicked).
@@ -290,7 +282,7 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
 
 
 def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
-    """Return all candidates of requests with stage and labels by name; positions are those of `dataset.cascade`.
+    """Return all candidates of logged requests, with stage and labels by name; positions are `dataset.cascade.positions`.
 
     Args:
       repeats: whether users come back to items; None takes `dataset.repeats`. If not, candidates that were not shown and that
@@ -304,7 +296,7 @@ def logged(dataset: Dataset, *, repeats: bool | None = None) -> CandidateSource:
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
         rows = cascade.rows[at] if repeats else _drop_seen(dataset, cascade, at)[0]
-        return CandidateLists(rows, cascade.taken(at, slice(None)))
+        return CandidateLists(rows, cascade.labels_at(at, slice(None)))
 
     return CandidateSource(lists, {"kind": "logged", **_description(cascade), **({} if repeats else {"repeats": False})})
 
@@ -347,7 +339,7 @@ def staged(
             places = np.argsort(rank, axis=1, kind="stable")[:, :count]
             there = np.take_along_axis(rank, places, 1) < 2
             parts.append(np.where(there, np.take_along_axis(rows, places, 1), 0))
-            labels.append(cascade.taken(at[:, None], places))
+            labels.append(cascade.labels_at(at[:, None], places))
         for kind in ("in_batch", "sampled"):
             if not (count := counts.get(kind, 0)):
                 continue

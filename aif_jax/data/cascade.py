@@ -1,4 +1,4 @@
-"""The cascade: logged requests with what retrieval found, how far each candidate came, and what the ranker said of it.
+"""The cascade: logged requests with all retrieved candidates, how far each came, and the ranker's scores.
 
 Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` makes lists for training of a cascade.
 """
@@ -31,7 +31,7 @@ class Cascade:
       positions: int64 [R] ascending positions in the event log: the first event of each request, which gives its user, its
         time, and so its history.
       rows: int32 [R, M] catalogue rows, 0 where there is no candidate.
-      stage: int8 [R, M] position in `STAGES[:4]`; of no meaning where there is no candidate.
+      stage: int8 [R, M] position in `STAGES[:4]`; undefined for padding.
       labels: float32 [R, M] each, NaN where the log does not know: the objectives' labels, a ranker's score.
 
     Raises:
@@ -65,15 +65,15 @@ class Cascade:
         return f"Cascade({size}: {stages}; labels {sorted(self.labels)})"
 
     def at(self, positions: Any) -> np.ndarray:
-        """Return int64 [B] requests of positions in the log; ValueError for one that the cascade lacks."""
+        """Return the requests int64 [B] at positions of the log; ValueError for a position without a request."""
         wanted = np.asarray(positions)
         at = np.searchsorted(self.positions, wanted)
         there = np.append(self.positions, -1)[at] == wanted
         expect(there.all(), "positions", "first events of requests of the cascade", f"{wanted[~there][:1]}")
         return at
 
-    def taken(self, at: Any, places: Any) -> dict[str, np.ndarray]:
-        """Return stage and labels by name, of some candidates of some requests, float32."""
+    def labels_at(self, at: Any, places: Any) -> dict[str, np.ndarray]:
+        """Return stage and labels by name of some candidates of some requests, float32."""
         return {STAGE: self.stage[at, places].astype(np.float32)} | {name: v[at, places] for name, v in self.labels.items()}
 
 
@@ -81,16 +81,15 @@ def from_columns(
     log: Any, *, user: Any, time: Any, rows: Any, stage: Any, labels: Mapping[str, Any], candidates: int,
     names: Callable[[int, int], tuple[str, str, str]] | None = None,
 ) -> tuple[Cascade, int, int]:  # fmt: skip
-    """Return a cascade from a line a candidate; how many requests have no event in the log, so no history: left out; and how
-    many candidates of the others are.
+    """Return a cascade from one line a candidate, the number of requests left out, and the number of candidates cut.
 
-    A request is the events of one user at one time. Lines of row 0 are left out; of more than `candidates` the furthest stages
-    are kept, then those whose lines come first. Where a candidate comes twice in a request, the message has what
-    `names(line, other line)` calls the item, the request and the lines; by default rows, seconds, and lines counted from 1.
+    A request is the events of one user at one time; without an event in the log it has no history and is left out, as are lines
+    of row 0. Of more than `candidates` the furthest stages are kept, then the first lines. `names(line, other line)` gives the
+    names of item, request and lines for the error about a repeated candidate; default: rows, seconds, lines counted from 1.
 
     Raises:
-      TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that comes twice
-        in a request, with the request, the item and both lines; infinite labels.
+      TypeError, ValueError: values that are no integers in range; arrays that do not fit together; a candidate that is repeated
+        in a request; infinite labels.
     """
     given = {"user": (user, 2**31), "item": (rows, 2**31), STAGE: (stage, len(LOGGED))}
     user, rows, stage = (expect_integers(v, name, size=size).astype(np.int64) for name, (v, size) in given.items())

@@ -106,12 +106,12 @@ class Dataset:
 
     @property
     def encoding(self) -> str:
-        """Version of the encoder that made the features, "" where none is known; see `Schema.encoding`."""
+        """Version of the encoder that made the features, "" if unknown; see `Schema.encoding`."""
         return self.catalogue.encoding
 
     @property
     def action_names(self) -> list[Any]:
-        """Raw actions of the action rows from 1 on; [] where none is known."""
+        """Raw actions of the action rows from 1 on; [] if unknown."""
         if self.encoder is None:
             return []
         known = self.encoder.vocabularies.get("action")
@@ -129,7 +129,7 @@ class Dataset:
 
     @functools.cached_property
     def histories(self) -> EventLog:
-        """The events that histories hold: those of `Columns.history_actions`, or the whole log."""
+        """The events that histories hold: the whole log, or its events with `Columns.history_actions`."""
         engaged = None if self.encoder is None else self.encoder.engaged
         if engaged is None:
             return self.log
@@ -159,7 +159,7 @@ class Dataset:
         return state.hexdigest()
 
     def user_features(self, positions: Any, *, length: int) -> UserFeatures:
-        """Return what was known of the user just before each sample: profile, and the last `length` strictly earlier events.
+        """Return user features as of each sample: the profile, and the last `length` strictly earlier events.
 
         UserFeatures [B] of NumPy arrays; ages in seconds up to the sample's time.
 
@@ -179,11 +179,12 @@ class Dataset:
         return self._features(users, in_unit(times, "times"), end, length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
-        """Return int64 [B] events in the whole history before each sample."""
+        """Return int64 [B] events in the whole history before each sample; 0 for a corrupt user, which its batch reports."""
         at = np.asarray(positions)
-        users = self.log.user[at]
-        self.expect_intact("user", at, users, len(self.users))
-        return self.history_end(at) - self.histories.offsets[users]
+        users, lengths = self.log.user[at], np.zeros(len(at), np.int64)
+        intact = (users >= 0) & (users < len(self.users))
+        lengths[intact] = self.history_end(at[intact]) - self.histories.offsets[users[intact]]
+        return lengths
 
     def places_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
@@ -209,7 +210,7 @@ class Dataset:
         return item_statistics(self.schema, self.log)
 
     def item_features(self, rows: Any, times: Any, *, content: bool = True) -> ItemFeatures:
-        """Return what was known of items just before moments: features of the catalogue, with statistics of that moment.
+        """Return item features as of given times: those of the catalogue, with the statistics of that time.
 
         Seconds broadcast to the shape of `rows`: [B, 1] for candidates [B, C] of samples.
         """
@@ -246,12 +247,6 @@ class Dataset:
             return {}
         floats = self.statistics.at(self.items.encode(ids), in_unit(time, "time"))
         return dict(zip(self.schema.statistics, floats.T, strict=True))
-
-    def with_content(self, content: Any) -> Dataset:
-        """Return the same data set with another content embedding float32 [N, E], which the encoder then expects of items."""
-        catalogue = self.catalogue.with_content(content)
-        encoder = self.encoder and dataclasses.replace(self.encoder, schema=catalogue.schema)
-        return dataclasses.replace(self, schema=catalogue.schema, catalogue=catalogue, encoder=encoder)
 
     def _carry(self, encoder: Encoder) -> None:
         """Give the encoding to a schema and a catalogue that name none."""

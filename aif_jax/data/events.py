@@ -91,15 +91,9 @@ class EventLog:
         offsets = np.searchsorted(columns["user"], np.arange(rows + 1, dtype=np.int32)).astype(np.int64)
         return cls(offsets=offsets, **columns)
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a `.npy` file for each array into a new folder: complete or not there. FileExistsError where something is."""
-        with new_folder(folder) as target:
-            for name in (*COLUMNS, "offsets"):
-                np.save(target / f"{name}.npy", getattr(self, name))
-
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> EventLog:
-        """Return the log that `save` wrote, memory-mapped.
+        """Return the log that `write_log` wrote, memory-mapped.
 
         Raises:
           FileNotFoundError, ValueError: a file is missing, truncated or malformed; the message names it.
@@ -110,7 +104,7 @@ class EventLog:
             try:
                 arrays[name] = np.asarray(np.load(file, mmap_mode="r"))
             except FileNotFoundError:
-                raise FileNotFoundError(f"{file}: expected an array of EventLog.save, got no file; save it again") from None
+                raise FileNotFoundError(f"{file}: expected an array of write_log, got no file; write it again") from None
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{file}: expected a complete .npy file, got one that NumPy cannot map: {error}") from error
         return cls(**arrays)
@@ -243,11 +237,6 @@ def repeated_share(log: EventLog) -> float:
 
     Of a log of more than a million events `PIECES` evenly spread pieces are read, each from the first event of a user on, so
     one on disk is not read as a whole.
-
-    Example:
-      >>> log = EventLog.from_arrays(user=[1, 1, 1, 2], item=[4, 5, 4, 4], action=[1] * 4, time=[10, 20, 30, 40])
-      >>> repeated_share(log)
-      0.25
     """
     starts, size = [0], len(log)
     if len(log) > PIECES * PIECE:
@@ -266,7 +255,7 @@ def repeated_share(log: EventLog) -> float:
 
 
 def _columns(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return columns of integers [n] with their dtypes; raises where one is none, a value does not fit, or lengths differ."""
+    """Return integer columns [n] with their dtypes; raises for other types, values that do not fit, different lengths."""
     columns = {}
     for name, dtype in COLUMNS.items():
         array, limits = np.asarray(given[name]), np.iinfo(dtype)

@@ -21,19 +21,11 @@ COUNTED_SAMPLES = 100_000  # positions whose histories are counted: from so many
 
 def history_lengths(data: Dataset, positions: Any, *, longest: int) -> np.ndarray:
     """Return int64 [n], how many of the last `longest` events before a sample there are, of all or evenly spread positions."""
-    at, log = np.asarray(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), data.log
-    user = log.user[at]
-    at = at[(user >= 0) & (user < log.users)]  # others are reported when their batch is made
-    return np.minimum(data.history_lengths(at), longest)
+    return np.minimum(data.history_lengths(positions[:: max(1, len(positions) // COUNTED_SAMPLES)]), longest)
 
 
 def mean_places(histories: np.ndarray, lengths: tuple[int, ...]) -> float:
-    """Place a sample has on average, where each history takes the smallest of ascending lengths that holds it.
-
-    Example:
-      >>> mean_places(np.array([3, 100, 400, 512]), (128, 512))
-      320.0
-    """
+    """Return the mean length of histories in batches: each takes the smallest of the ascending lengths that holds it."""
     return float(np.take(lengths, np.searchsorted(lengths, histories)).mean())
 
 
@@ -47,13 +39,6 @@ def choose_lengths(histories: np.ndarray, *, longest: int, batch_size: int, step
 
     The lengths minimise places trained on, steps x batch_size x `mean_places`, plus `COMPILE` for each length. Below
     `FEW_STEPS` steps there are two lengths at most, `longest` among them; () at a history of 128 or shorter.
-
-    Example:
-      >>> short = np.repeat([20, 90, 200, 500], [40, 30, 20, 10])
-      >>> [choose_lengths(short, longest=512, batch_size=256, steps=steps) for steps in (900, 5000)]
-      [(128,), (128, 256)]
-      >>> choose_lengths(short, longest=512, batch_size=256, steps=20)
-      ()
     """
     shorter = [length for power in range(longest.bit_length()) if SHORTEST_LENGTH <= (length := 1 << power) < longest]
     most = (2 if steps < FEW_STEPS else MOST_LENGTHS) - 1

@@ -1,4 +1,4 @@
-"""Negatives: items drawn by popularity, a function of (seed, epoch, step) and nothing else; and what a user has met before.
+"""Negatives: items drawn by popularity, fixed by (seed, epoch, step); and the items that a user has met before.
 
 Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546).
 """
@@ -37,7 +37,7 @@ def counts_before(dataset: Dataset, time: int) -> np.ndarray:
 
 
 class SeenPairs:
-    """What the user of each sample has met in `Dataset.histories` strictly before it; samples are `positions` [B] of the log.
+    """The items that the user of each sample has met in `Dataset.histories` strictly before it; samples are `positions` [B].
 
     Of each user's pairs the first event counts, which later samples share.
 
@@ -79,7 +79,7 @@ class SeenPairs:
         return self._pairs[first:last][self._first[first:last] < self._end[sample]] & 0xFFFFFFFF
 
     def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
-        """Return rows [B, C] with 0 for what the user of each sample has met, unless `kept` [B, C] is true."""
+        """Return rows [B, C] with 0 for items that the user of each sample has met, unless `kept` [B, C] is true."""
         return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
 
 
@@ -98,7 +98,7 @@ class NegativeSampler:
       uniform: share of the draws that are uniform over all items, those without a count among them.
 
     Raises:
-      TypeError, ValueError: counts that are not finite numbers of at least 0, a share that is none, or fewer than two items
+      TypeError, ValueError: counts that are not finite numbers of at least 0, an invalid share, or fewer than two items
         that can be drawn.
 
     Example:
@@ -126,9 +126,6 @@ class NegativeSampler:
             self.probabilities /= self.probabilities.sum()
         self._cumulative = np.cumsum(self.probabilities)
         self._cumulative /= self._cumulative[-1]  # exactly 1, so that no draw falls after the last item
-        # Where the search for a draw in [j, j + 1) / bins begins: a binary search over all rows would miss the cache.
-        bins = 1 << min(22, len(counts).bit_length())
-        self._guide = np.searchsorted(self._cumulative, np.arange(bins + 1) / bins, side="right").astype(np.int32)
 
     @cached_property
     def digest(self) -> str:
@@ -145,7 +142,7 @@ class NegativeSampler:
           negatives: n, rows for each list.
           seed, epoch, step: 0 or more; the same three give the same rows.
           avoid: integer rows [B] or [B, A] that the list must not hold, such as its target.
-          seen: what the user of each list has met, which it must not hold either.
+          seen: items that the user of each list has met, which it must not hold either.
 
         Returns:
           int32 [B, n] item rows; 0 in lists for which every item that can be drawn must be avoided.
@@ -198,17 +195,9 @@ class NegativeSampler:
 
     def _rows(self, uniform: np.ndarray) -> np.ndarray:
         """Return int32 [n], for each draw in [0, 1) the first row whose cumulative probability exceeds it."""
-        bins = (uniform * (len(self._guide) - 1)).astype(np.int32)
-        low, high = self._guide[bins], self._guide[bins + 1]
-        pending = np.flatnonzero(low < high)
-        while len(pending):
-            first, last = low[pending], high[pending]
-            middle = (first + last) >> 1
-            beyond = self._cumulative[middle] > uniform[pending]
-            low[pending] = np.where(beyond, first, middle + 1)
-            high[pending] = np.where(beyond, middle, last)
-            pending = pending[low[pending] < high[pending]]
-        return low
+        order, rows = np.argsort(uniform), np.empty(len(uniform), np.int32)  # ascending draws search within the cache
+        rows[order] = np.searchsorted(self._cumulative, uniform[order], side="right")
+        return rows
 
 
 def _pair(users: np.ndarray, items: np.ndarray) -> np.ndarray:

@@ -22,9 +22,8 @@ SMALL = 1 << 12  # up to here a list is cheaper, and a network over so few bits 
 class EpochOrder:
     """Pseudo-random permutation of sample positions, fixed by (seed, epoch).
 
-    With `block` neighbours stay near each other, for a log on disk: blocks of neighbouring positions in random order, of which
-    `window` at a time are mixed one by one. A run reads from `window * block` positions at any moment, so a disk reads each
-    page once an epoch. The borders of blocks move from epoch to epoch.
+    With `block`, for a log on disk, blocks of neighbouring positions come in random order, and `window` blocks at a time are
+    mixed: a run reads from `window * block` positions at any moment. The borders of blocks move from epoch to epoch.
 
     Args:
       positions: a `range` or an array of integers [n], memory-mapped perhaps; nothing is copied.

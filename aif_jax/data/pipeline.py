@@ -1,6 +1,6 @@
 """From a log to batches: order, candidates, length buckets, the share of this process, and a cursor to resume from.
 
-Every batch is a function of (seed, epoch, step): a resumed run sees what it would have seen, processes agree silently.
+Every batch is a function of (seed, epoch, step), so resumed runs and several processes see the same batches.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -54,11 +54,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefetchedBatch:
-    """A batch on its way to the step, and what is known of it on the host.
+    """A batch for the training step, with its metadata on the host.
 
     Attributes:
-      batch: None where there is a problem.
-      positions: int64 [B] of its samples in the log, where they are known.
+      batch: None if there is a problem.
+      positions: int64 [B] of its samples in the log, if known.
       place: (epoch, batch of it), counted from 0.
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
       samples: B.
@@ -90,20 +90,17 @@ class PrefetchedBatch:
 class Pipeline:
     """Batches of a data set, the same ones in every run.
 
-    **Memory.** The order of an epoch is computed batch by batch, so memory does not grow with the samples. Give `block` for a
-    log and positions on disk, so that a batch reads neighbouring pages.
+    Memory does not grow with the samples: the order of an epoch is computed batch by batch.
 
-    **Processes.** `batch_size` is that of the whole step; process p of n takes the p-th of n equal slices of the batch that one
-    process would make. Each draws the candidates of all samples, which is cheap, and makes the features of its samples. So any
-    number of processes sees the same data, and may go on from the cursor of another number.
+    **Processes.** `batch_size` is of the whole step; process p of n takes the p-th of n equal slices of each batch. Every
+    process draws the candidates of all samples, so any number of processes sees the same data and resumes from any cursor.
 
     **Length buckets.** With `buckets`, a window of batches is sorted by the length of the samples' histories, cut into batches,
-    and shuffled. Each has the smallest of the lengths that holds its longest history: the scores are the same with less
-    padding. Each length compiles once. Samples share a batch with samples of like length; a window of 1 leaves the order as it
-    is.
+    and shuffled. Each batch has the smallest of the lengths that holds its longest history: the same scores with less padding,
+    one compilation for each length.
 
-    **Cursors** name everything that decides which sample comes when (`description`), with a digest of the data, so a pipeline
-    refuses the cursor of another. Cursors from before the digest have the counts of the data alone, and are taken by them.
+    **Cursors** hold everything that decides which sample comes when (`description`), with a digest of the data, so a pipeline
+    refuses the cursor of another.
 
     Attributes:
       dataset: the data.
@@ -116,9 +113,8 @@ class Pipeline:
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
-      id_dropout: share of candidates whose item id is hidden: the unknown item's takes its place, everything else of the item
-        stays. So the model learns to score an item that it has not met by its other features; `unseen_as_unknown` gives those
-        items what it learned.
+      id_dropout: share of candidates with the unknown item's id in place of their own; other features stay. So the model learns
+        to score an unseen item by its other features, see `unseen_as_unknown`.
       process_index, process_count: which slice of every batch is made.
 
     Example:
@@ -209,8 +205,7 @@ class Pipeline:
     def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[PrefetchedBatch]:
         """Return batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
 
-        A batch that cannot be made because a record is corrupt, or that has no candidate, comes as a `PrefetchedBatch` with a
-        `problem`; `loop` says what happens with it. Any other error is raised.
+        A batch with a corrupt record or without a candidate has a `problem`, which `loop` handles; other errors are raised.
 
         Raises TypeError, ValueError as `start`.
         """
@@ -220,17 +215,14 @@ class Pipeline:
         """Return epoch and batch of it at which `batches(cursor)` begins; (0, 0) without a cursor.
 
         Raises:
-          TypeError: something else than a cursor.
-          ValueError: a cursor of another pipeline, names what differs; a place that this one does not have.
+          TypeError: no cursor.
+          ValueError: a cursor of another pipeline, with the differences; a place that this pipeline does not have.
         """
         if cursor is None:
             return 0, 0
         if not isinstance(cursor, Mapping):
             raise TypeError(f"cursor: expected `PrefetchedBatch.cursor` of a batch, or None, got {cursor!r}")
-        got, expected = cursor.get("pipeline"), self.description
-        if isinstance(got, Mapping) and isinstance(got.get("data"), Mapping) and "digest" not in got["data"]:
-            expected = expected | {"data": {name: v for name, v in expected["data"].items() if name != "digest"}}
-        if other := "\n".join(differences(got, expected, path="pipeline", source="cursor")):
+        if other := "\n".join(differences(cursor.get("pipeline"), self.description, path="pipeline", source="cursor")):
             way_out = "Go on with the data and settings that it was made with, or start without a cursor"
             raise ValueError(f"cursor: expected one of this pipeline, got one of another:\n{other}\n{way_out}")
         epoch = expect_integer(cursor.get("epoch"), "cursor epoch", least=0, most=self.epochs)
@@ -253,11 +245,8 @@ class Pipeline:
         longest = self.config.history_length
         if not self.buckets:
             return at.reshape(count, -1), np.full(count, longest)
-        log, choices = self.dataset.log, np.array(self.lengths)
-        user, history = log.user[at], np.zeros(len(at), np.int64)
-        intact = (user >= 0) & (user < log.users)  # others are reported when their batch is made
-        history[intact] = self.dataset.history_lengths(at[intact])
-        bucket = np.searchsorted(choices, np.clip(history, 0, longest))
+        choices = np.array(self.lengths)
+        bucket = np.searchsorted(choices, np.clip(self.dataset.history_lengths(at), 0, longest))
         by_length = np.argsort(bucket, kind="stable")
         batches = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(SHUFFLE, epoch, first)))
         shuffled = batches.permutation(count) if self.window > 1 else np.arange(count)
@@ -327,22 +316,17 @@ def problem_of(batch: Batch) -> str | None:
 
 
 class Prefetch(Generic[T]):
-    """Iterates over `items` in their order, while one thread makes the next ones; `place` is applied to each in the thread.
+    """Iterates over `items` in their order, while one thread makes the next ones.
 
     At most `ahead` finished items wait, one more is being made. An error is raised where its item would have come. Leaving
     the `with` block, `close`, or dropping the last reference stops the thread.
     """
 
-    def __init__(self, items: Iterable[Any], *, ahead: int = 2, place: Callable[[Any], T] = lambda item: item):
+    def __init__(self, items: Iterable[T], *, ahead: int = 2):
         expect(ahead >= 1, "ahead", "at least 1", ahead)
-        source = iter(items)
-
-        def make() -> T:  # it holds no reference to this object, so that dropping the last one stops the thread
-            item = next(source, END)
-            return END if item is END else place(item)
-
-        self._make, self._pool = make, ThreadPoolExecutor(1, "aif_jax.prefetch")
-        self._ready = deque(self._pool.submit(make) for _ in range(ahead + 1))
+        self._make: Callable[[], T] = partial(next, iter(items), END)
+        self._pool = ThreadPoolExecutor(1, "aif_jax.prefetch")
+        self._ready = deque(self._pool.submit(self._make) for _ in range(ahead + 1))
 
     def __enter__(self) -> Prefetch[T]:
         return self
@@ -386,4 +370,4 @@ def to_device(batches: Iterator[PrefetchedBatch], *, ahead: int = 2, place: Any 
     def send(fed: PrefetchedBatch) -> PrefetchedBatch:
         return fed if fed.batch is None else dataclasses.replace(fed, batch=place(fed.batch))
 
-    return Prefetch(batches, ahead=ahead, place=send)
+    return Prefetch(map(send, batches), ahead=ahead)

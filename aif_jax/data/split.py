@@ -52,9 +52,8 @@ def time_cuts(
 ) -> tuple[int | None, int, int]:
     """Return the first times of the training, validation and test parts, in seconds; None where training has none.
 
-    Every sample is strictly earlier than those of later parts: samples with the time of a cut go to the later part. Shares are
-    of the samples from `since` on: where a request has many events, or requests come late in the log, shares of events would
-    cut the samples elsewhere.
+    Every sample is strictly earlier than the samples of later parts: a sample at the time of a cut goes to the later part.
+    Shares are of the samples from `since` on.
 
     Args:
       times: int64 [n] seconds of the samples in any order, such as `log.time`; may be memory-mapped.

@@ -36,12 +36,11 @@ class ItemStatistics:
 
         log(((n_a + 20 p_a) / (sum_b n_b + 20)) / p_a),   with p_a the share of the action in all earlier events
 
-    also divided by 4. A value depends on no event at or after the moment: the statistics of a log up to `now` are bit for bit
-    those of a longer log as of `now`. So training reads them as of each sample, from the whole log, and serving as of the last
-    refresh, from the events so far.
+    also divided by 4. A value depends on no event at or after the moment: training reads the statistics as of each sample, from
+    the whole log, and serving as of the last refresh, from the events so far.
 
-    Building them takes O(n log n), one item's statistics a binary search. Memory: 8 bytes and 8 a half-life for each event, and
-    as much again and 8 bytes more with `actions`.
+    Building takes O(n log n), reading one item a binary search. Memory: 8 bytes and 8 a half-life for each event, twice as much
+    with `actions`.
 
     Args:
       item: [n] item rows of the events, in any order; row 0 is the unknown item.
@@ -85,7 +84,8 @@ class ItemStatistics:
 
         [B, 1] moments are for candidates [B, C] of samples. TypeError or ValueError for rows out of range.
         """
-        rows, times = self._asked(rows, times)
+        rows = expect_integers(rows, "rows", size=self._items).astype(np.int64)
+        times = np.broadcast_to(np.asarray(times, np.int64), rows.shape)
         kinds, values = self._apart or [self._all], []
         counts = np.stack([each.before(rows, times) for each in kinds], -1)
         rates = _rates(counts, np.stack([each.known_before(times) for each in kinds], -1))
@@ -96,17 +96,9 @@ class ItemStatistics:
         met = (self._all.before(rows, times) > 0) & (rows > 0)
         return np.where(met[..., None], np.concatenate([*values, np.log1p(hours)], -1) / SCALE, 0).astype(np.float32)
 
-    def counts(self, rows: Any, times: Any) -> np.ndarray:
-        """Return how many events of items are strictly earlier than moments, int64 shaped as `rows`; arguments as for `at`."""
-        return self._all.before(*self._asked(rows, times))
-
-    def _asked(self, rows: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
-        rows = expect_integers(rows, "rows", size=self._items).astype(np.int64)
-        return rows, np.broadcast_to(np.asarray(times, np.int64), rows.shape)
-
 
 def _rates(counts: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return logarithms [..., A] of smoothed rates over those of all items, from events of an item and all, by action."""
+    """Return log rates [..., A] by action: smoothed rates of an item over the rates of all items, from event counts."""
     share = known / np.maximum(known.sum(-1, keepdims=True), 1)
     rate = (counts + SMOOTHING * share) / (counts.sum(-1, keepdims=True) + SMOOTHING)
     return np.log(np.divide(rate, share, out=np.ones_like(rate), where=share > 0))

@@ -1,4 +1,4 @@
-"""Which column of your files is what."""
+"""Names and meaning of the columns of your files."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Columns(Fields):
             expect(known >= set(map(str, self.history_actions)), "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
-        """Return the columns of a table in serving and their kinds; without `computed`, those that `read` takes from files."""
+        """Return the kind of each column of a table, as in serving; without `computed`, as in the files that `read` takes."""
         left_out = (self.position,) if computed else self.statistics
         return {name: kind for name, kind in self._listed(file) if name not in left_out}
 
@@ -157,7 +157,7 @@ class Columns(Fields):
 
     @property
     def statistic_actions(self) -> tuple[str, ...]:
-        """The actions that item statistics count apart: those of a log of several."""
+        """The actions that item statistics count apart; () for a log of one action."""
         return tuple(map(str, self.actions)) if self.item_statistics and len(self.actions) > 1 else ()
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.raw import column_of, expect_1d, flat_lists, floats_of, is_arrow, names_in, plain, present, taken
+from aif_jax.encoding.raw import column_of, drop_missing, expect_1d, flat_lists, floats_of, is_arrow, names_in, plain, select
 from aif_jax.encoding.times import PER_SECOND, history_order, in_unit
 from aif_jax.encoding.vocabulary import Vocabulary, as_ids, id_array, new_rows
 from aif_jax.features import behaviours
@@ -106,7 +106,7 @@ class Encoder:
         return dataclasses.replace(self, length=length)
 
     def with_vocabularies(self, vocabularies: Mapping[str, Vocabulary]) -> Encoder:
-        """Return the encoder of the same columns, scales and length with other ids; itself where all are the same."""
+        """Return the encoder with other vocabularies; itself if they are equal."""
         if dict(vocabularies) == dict(self.vocabularies):
             return self
         schema = schema_of(self.columns, vocabularies, content=self.schema.content)
@@ -122,7 +122,7 @@ class Encoder:
           now: time of the request, in `Columns.time_unit`, or a `datetime`.
 
         Raises:
-          TypeError: ids of another kind than the vocabulary's, times that are none.
+          TypeError: ids of another kind than the vocabulary's, invalid times.
           ValueError: missing columns, columns of different lengths, times in another unit or after `now`, non-finite floats,
             events of other users.
         """
@@ -143,7 +143,8 @@ class Encoder:
           features.
         """
         columns = self.columns
-        raw = self.item_ids(table, columns.item_id)
+        column = columns.item_id
+        raw = as_ids(self._as_read(plain(column_of(table, column)), column, "item", f"column {column!r}"), column)
         rows = {
             name: self._rows(column_of(table, column), column, name) for column, name in columns.vocabularies("items").items()
         }
@@ -157,10 +158,6 @@ class Encoder:
         one = len({*lengths.values(), len(raw if content is None else content)}) == 1
         expect(one, "items", "columns of one length", lengths)
         return id_array(raw), self.item_features(rows, floats, content)
-
-    def item_ids(self, table: Any, column: str) -> np.ndarray | list[str]:
-        """Return raw ids [n] in a column of items, or of events, as a file would give them; raises TypeError for others."""
-        return as_ids(self._as_read(plain(column_of(table, column)), column, "item", f"column {column!r}"), column)
 
     def item(self, record: Mapping[str, Any]) -> ItemFeatures:
         """Return features of ONE item from its raw values by column; as `items`."""
@@ -340,18 +337,18 @@ class Encoder:
         """Return item row and action of some events, int32 each."""
         columns = self.columns
         name = f"events, column {columns.item!r}"
-        values = self._as_read(plain(taken(raw[columns.item], at)), columns.item, "item", name)
+        values = self._as_read(plain(select(raw[columns.item], at)), columns.item, "item", name)
         item = expect_1d(self.vocabularies["item"].encode(values, name), name)
         if columns.action is None:
             return item, np.ones(len(item), np.int32)
-        action = self.action_rows(taken(raw[columns.action], at))
+        action = self.action_rows(select(raw[columns.action], at))
         return item, expect_1d(action, f"events, column {columns.action!r}")
 
     def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
         """Return int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""
         is_bag, length, where = name in self.columns.item_bags, self.columns.bag_length, f"{file}column {column!r}"
         flat, row, place = flat_lists(values, self.columns.bag_separator) if is_bag else (values, None, None)
-        there, known = present(flat)
+        there, known = drop_missing(flat)
         rows = np.zeros(len(there), np.int32)
         rows[there] = expect_1d(self.vocabularies[name].encode(self._as_read(known, column, name, where), where), where)
         if row is None or place is None:
@@ -408,8 +405,8 @@ def schema_of(columns: Columns, vocabularies: Mapping[str, Vocabulary], *, conte
     )
 
 
-def under(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
-    """Return features that one encoder made under the ids of another of the same columns, where what it lacks is unknown."""
+def reencode(items: ItemFeatures, before: Encoder, after: Encoder) -> ItemFeatures:
+    """Return the features of one encoder with the ids of another with the same columns; ids that it lacks are unknown."""
     places = {name: np.maximum(new_rows(before.vocabularies[name], after.vocabularies[name]), 0) for name in items.ids}
     ids = {name: places[name][rows] for name, rows in items.ids.items()}
     return dataclasses.replace(items, ids=ids, encoding=after.version)
@@ -427,12 +424,10 @@ def stacked(columns: list[np.ndarray], count: int) -> np.ndarray:
 
 
 def bulk_of(values: np.ndarray) -> tuple[float, float]:
-    """Return low and high end of floats [n], n > 0, without outliers: `CLIP_RANGE` times as far from the
-    median as 5 % and 95 % quantiles.
+    """Return low and high end of floats [n], n > 0, without outliers: median + `CLIP_RANGE` x (5 % or 95 % quantile - median).
 
-    So outliers among 5 % of the values at each end, or one of five values, count for nothing. Normal and uniform distributions
-    lie inside as a whole, very long tails but for 1 %. Where a quantile equals the median, as among many zeros, the next one of
-    1 % and 0.1 % is taken, else the last value.
+    Normal and uniform distributions lie inside, very long tails except for 1 %. If a quantile equals the median, as among many
+    zeros, the 1 % and then the 0.1 % quantile is taken, else the last value.
     """
     last, limit = len(values) - 1, float(np.finfo(np.float32).max)
     half = last // 2
@@ -452,8 +447,8 @@ def bulk_of(values: np.ndarray) -> tuple[float, float]:
 def scale_of(values: np.ndarray) -> tuple[float, ...]:
     """Return the scale of floats [n], float32 numbers: (mean, standard deviation), the latter 1 for a constant column.
 
-    With outliers (`bulk_of`) it is (mean, deviation, low, high), computed of the values clipped to low..high: one price of 1e12
-    would make a constant of all others. Fewer than `FEWEST` values have no outliers: too few to tell.
+    With outliers (`bulk_of`) it is (mean, deviation, low, high) of the values clipped to low..high: one price of 1e12 would
+    make a constant of all others. Fewer than `FEWEST` values have no outliers.
     """
     if not len(values):
         return 0.0, 1.0

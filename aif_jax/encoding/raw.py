@@ -44,15 +44,15 @@ def plain(values: Any) -> Any:
     return values.to_numpy(zero_copy_only=False) if is_arrow(values) else values
 
 
-def taken(values: Any, at: np.ndarray | slice) -> Any:
+def select(values: Any, at: np.ndarray | slice) -> Any:
     """Return some values of a column; a slice means all of them."""
     if isinstance(at, slice):
         return values
     return values.take(at) if is_arrow(values) else [values[i] for i in at] if isinstance(values, list) else values[at]
 
 
-def present(values: Any) -> tuple[np.ndarray, Any]:
-    """Return where a value is not missing, bool [n], and the values that are there."""
+def drop_missing(values: Any) -> tuple[np.ndarray, Any]:
+    """Return which values are not missing, bool [n], and these values."""
     if is_arrow(values):
         return values.is_valid().to_numpy(zero_copy_only=False), plain(values.drop_null())
     if isinstance(values, np.ndarray) and values.dtype.kind != "O":

@@ -1,4 +1,4 @@
-"""Times: their units, what a present-day time can be, and the order of events.
+"""Times: units, plausible values, and the order of events.
 
 `in_unit` reads times once, at the edge, as integers of the encoder's unit (`Columns.time_unit`), and refuses milliseconds given
 as seconds; `history_order` orders events by them, in training and in serving. Ages and the log count whole seconds.
@@ -72,11 +72,6 @@ def rescaled(value: np.ndarray, *, given: str, unit: str) -> np.ndarray:
     return value * (finer // coarser) if finer >= coarser else value // (coarser // finer)
 
 
-def whole_seconds(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
-    """Return the same in whole seconds, int64, rounded down."""
-    return in_unit(times, name, unit=unit) // PER_SECOND[unit]
-
-
 def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     """Return ONE time in whole seconds: an ISO date or time, `datetime`, `date`, `datetime64`, or an integer in `unit`.
 
@@ -90,7 +85,7 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
     try:
         if isinstance(value, bool | np.bool_) or np.ndim(value):
             raise TypeError
-        moment = int(whole_seconds(value, name, unit=unit))
+        moment = int(in_unit(value, name, unit=unit)) // PER_SECOND[unit]
     except (TypeError, ValueError) as error:
         why = f"; {error}" if not isinstance(value, str) and isinstance(error, ValueError) else ""
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
@@ -102,12 +97,7 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
 
 
 def shown(seconds: int) -> str:
-    """Return a time as people read it, UTC.
-
-    Example:
-      >>> shown(1651795200)
-      '2022-05-06T00:00:00'
-    """
+    """Return a time in ISO form, UTC."""
     return str(np.datetime64(int(seconds), "s"))
 
 
@@ -156,7 +146,7 @@ def history_order(
 ) -> np.ndarray | slice:
     """Return THE order of events, of the rows of one user or by `user` [n]: an index [n] that sorts them oldest first.
 
-    By time (integers of `in_unit`), those of one time by item row, then by action; histories read it backwards. Files, feature
+    By time (integers of `in_unit`), ties by item row, then by action; histories read it backwards. Files, feature
     stores and callers deliver the events of one moment in any order: this gives all of them one history.
 
     Example:
@@ -164,7 +154,10 @@ def history_order(
       [1, 2, 0]
     """
     keys = [time] if user is None else [user, time]
-    order = argsort_times(time) if user is None else _grouped(user, time)
+    if user is None:
+        order = argsort_times(time)
+    else:  # files are often sorted so
+        order = np.lexsort((time, user)) if out_of_order(user, time).any() else slice(None)
     ordered = [key[order] for key in keys]
     same = np.logical_and.reduce([key[1:] == key[:-1] for key in ordered])
     if not same.any():
@@ -182,13 +175,8 @@ def out_of_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     return (user[1:] < user[:-1]) | ((user[1:] == user[:-1]) & (time[1:] < time[:-1]))
 
 
-def _grouped(user: np.ndarray, time: np.ndarray) -> np.ndarray | slice:
-    """Return an index that sorts events [n] by user and time; files are often sorted so."""
-    return np.lexsort((time, user)) if out_of_order(user, time).any() else slice(None)
-
-
 def argsort_times(value: np.ndarray) -> np.ndarray | slice:
-    """Return stable argsort of times [n]; a slice where they are sorted or reversed, as most events are."""
+    """Return the stable argsort of times [n]; a slice if they are sorted or reversed, as most events are."""
     rises = value[1:] >= value[:-1]
     if rises.all():
         return slice(None)

@@ -15,13 +15,12 @@ from aif_jax.checks import expect
 Kind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
-FEW = 8  # up to so many strings are compared with an array one by one
 MOST_CHARACTERS = 1024  # of an id of text, at every place that takes ids
 SPREAD = 4  # a direct table holds at most this many places for each id
 
 
 class _Rows(dict[Any, int]):
-    """Rows by string; what is not there has row 0."""
+    """Rows by string; 0 for an unknown one."""
 
     def __missing__(self, _: Any) -> int:
         return 0
@@ -74,13 +73,13 @@ class Vocabulary:
 
     @property
     def kind(self) -> Kind | None:
-        """What the ids are; None for a vocabulary without ids, which goes with both."""
+        """Kind of the ids; None for a vocabulary without ids, which fits both."""
         if not len(self.raw):
             return None
         return "integers" if self.raw.dtype.kind == "i" else "strings"
 
     def with_ids(self, other: Vocabulary) -> Vocabulary:
-        """Return the vocabulary with the ids of another one too; itself where that has none that it lacks.
+        """Return the union of two vocabularies; itself if the other one adds no id.
 
         Raises TypeError for ids of another kind.
         """
@@ -120,11 +119,6 @@ class Vocabulary:
 
     def _rows_of(self, raw: list[Any] | np.ndarray) -> np.ndarray | None:
         """Return rows of strings, checking the types of unknown ones only; None where something is no string."""
-        if isinstance(raw, np.ndarray) and raw.dtype.kind == "U" and len(self.raw) <= FEW:
-            rows = np.zeros(raw.shape, np.int32)
-            for row, text in enumerate(self.raw.tolist(), 1):
-                rows[raw == text] = row
-            return rows
         values = raw if isinstance(raw, list) else raw.reshape(-1).tolist()
         try:
             rows = np.fromiter(list(map(self._rows_by_string.__getitem__, values)), np.int32, len(values))

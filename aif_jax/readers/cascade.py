@@ -1,4 +1,4 @@
-"""Requests with all their candidates: how far each came and what the ranker said, or what retrieval found alone."""
+"""Readers of requests with all their candidates: a cascade's log with stages and ranker scores, or retrieved items alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_cascade(
     candidates: int = CANDIDATES,
     columns: Columns | None = None,
 ) -> Dataset:
-    """Read the log of a cascade, and give the data with it. Users, items and times are those of the events; errors as `read`.
+    """Read a cascade's log and return the data with it; users, items and times are named as in the events; errors as `read`.
 
     A request is all lines of one user and time. Its history is what the event log has of the user strictly earlier, so requests
     at whose time the log has no event of the user (nothing was shown) are left out; the logger "aif_jax.readers.cascade" counts
@@ -63,13 +63,12 @@ def read_cascade(
     reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
     kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
     lines, table = table_and_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
-    codes = {name: code for code, name in enumerate(LOGGED)}
     stages, which = np.unique(table[stage], return_inverse=True)
-    strange = [str(name) for name in stages if str(name) not in codes]
-    if strange:
-        first = int(np.argmax(np.isin(which, [place for place, name in enumerate(stages) if str(name) in strange])))
-        where = f"{lines.label}, {lines.place(first)}, column {stage!r}"
-        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{strange[:8]}, the first in {where}")
+    codes = np.array([LOGGED.index(name) if name in LOGGED else -1 for name in stages.tolist()], np.int64)
+    if (codes < 0).any():
+        where = f"{lines.label}, {lines.place(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
+        unknown = stages[codes < 0].tolist()[:8]
+        expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{unknown}, the first in {where}")
     rows = data.items.encode(table[item])
     users = data.users.encode(table[user])
 
@@ -83,7 +82,7 @@ def read_cascade(
         user=users,
         time=table[time],
         rows=rows,
-        stage=np.array([codes[str(name)] for name in stages], np.int64)[which],
+        stage=codes[which],
         labels={new: table[name] for name, new in named.items()},
         candidates=candidates,
         names=names,

@@ -1,4 +1,4 @@
-"""Lists every problem of your files with row numbers, what is suspicious in them, and a profile.
+"""Lists all problems of your files with row numbers, suspicious values, and a profile.
 
 `aif-jax check --events events.parquet --items items.parquet` is the same from a shell.
 """
@@ -21,7 +21,7 @@ NEWEST = 0.1  # share of the events that `fit` holds out for the test, by time
 
 @dataclasses.dataclass(frozen=True)
 class ColumnProfile:
-    """One column: `values` are distinct; shares are of rows; `quantiles` (see `QUANTILES`) are those of floats."""
+    """One column: how many distinct `values`, shares of rows, and `quantiles` (see `QUANTILES`) of floats."""
 
     file: File
     column: str
@@ -74,7 +74,7 @@ def _lists(events: Events, names: list) -> Lists | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What a data set looks like."""
+    """Counts, time span and columns of a data set."""
 
     events: int  # with a known user and a time
     first: str  # date and time of day (UTC) of the first event, and of the last one
@@ -146,7 +146,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check` found."""
+    """Result of `check`."""
 
     problems: list[Problem]  # kind by kind; at most `cap` of each kind
     totals: dict[str, int]  # how many there are of each kind, listed or not
@@ -209,7 +209,7 @@ def check(
 
     Args:
       events: Parquet, CSV or TSV, file or folder; a table in memory.
-      items, users: the same; None leaves out what only they can tell.
+      items, users: likewise; None skips the checks that need them.
       columns: which column is what; default: the encoder's, or `Columns()`.
       encoder: encoder of a trained model; values that its vocabularies lack are problems.
       cap: problems of one kind that are listed; the rest is counted.

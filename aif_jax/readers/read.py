@@ -22,7 +22,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import item_statistics
 from aif_jax.encoding.columns import CODED, Columns, File, Kind
-from aif_jax.encoding.encoder import Encoder, bulk_of, scale_of, schema_of, stacked, under, vocabulary_names
+from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
 from aif_jax.encoding.vocabulary import Kind as IdKind
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -60,8 +60,8 @@ def read(
 
     Args:
       events: a Parquet, CSV or TSV file, or a folder of them, or a table in memory: one row for each interaction.
-      items: the same: one row for each item of the catalogue.
-      users: the same: one row for each user; None where nothing is known of users but their events.
+      items: likewise, one row for each item of the catalogue.
+      users: likewise, one row for each user; None if there is no table of users.
       columns: which column is what; left out with `encoder` and `earlier`.
       encoder: encoder of a trained model: rows and scales then mean the same as in its training. A value that its vocabularies
         lack is an error, or with `unknown="skip"` row 0.
@@ -222,13 +222,13 @@ def table_and_columns(
             vocabulary, (rows,) = encode_columns(column, [(table, column)], problems)
             arrays[column] = vocabulary.raw[rows - 1] if len(vocabulary.raw) else vocabulary.raw
         else:
-            arrays[column] = table.seconds(column) if kind == "time" else table.floats(column)
+            arrays[column] = table.times(column) // PER_SECOND[columns.time_unit] if kind == "time" else table.floats(column)
     problems.expect_none()
     return table, arrays
 
 
 class Distinct(NamedTuple):
-    """What `check` tells of the distinct values of a categorical column; they are not kept."""
+    """Counts of a categorical column for `check`; the values themselves are not kept."""
 
     values: int
     missing: int  # rows without one
@@ -257,7 +257,7 @@ def read_tables(
 ) -> Tables:
     """Read every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
 
-    An `encoder` says it in their place; with `grow` both do, but for actions. `problems` receives what is wrong with values,
+    An `encoder` says it instead; with `grow` both do, except for actions. `problems` receives what is wrong with values,
     and ids that an items or users table has twice.
     """
     tables: dict[File, LoadedTable] = {
@@ -341,7 +341,7 @@ def encode_columns(
 def _kind(members: list[Codes], *, as_text: bool) -> IdKind:
     """Return whether a vocabulary is of integers or of text."""
     members = [codes for codes in members if codes.type is not None]
-    typed = [codes.is_integer for codes in members if not codes.parsed]
+    typed = [codes.type == "int64" for codes in members if not codes.parsed]
     if as_text:
         return "strings"
     if typed:
@@ -384,7 +384,7 @@ class Events:
     time: np.ndarray  # in `Columns.time_unit`
     item: np.ndarray
     action: np.ndarray
-    again: np.ndarray  # bool, whether an event is the one before it once more, of a known item
+    again: np.ndarray  # bool, whether an event repeats the one before it, of a known item
 
 
 def events_of(tables: Tables, columns: Columns) -> Events:
@@ -473,7 +473,7 @@ def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
 
 
 def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
-    """Return the features of all items: those of the file, of others what the model of `earlier` data knew."""
+    """Return the features of all items: from the file, else from the `earlier` model."""
     columns, table, vocabulary = encoder.columns, tables.tables["items"], tables.vocabularies["item"]
     rows, count = dict(tables.rows["items"]), len(vocabulary)
     at = rows["item"]
@@ -496,7 +496,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
 
 
 def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:
-    """Return the features [N], with those that the model knew in the rows of items that the file lacks."""
+    """Return the features [N], with the earlier model's for items that the file lacks."""
     own = earlier.need_encoder("read earlier")
     if not len(gone):
         return features
@@ -505,7 +505,7 @@ def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, e
         logger.warning("%d items left the items file, and the model, %s", len(gone), text)
         return features
     before = own.vocabularies["item"].encode(encoder.vocabularies["item"].ids_of(gone))
-    known = under(take(earlier.items, before), own, encoder)
+    known = reencode(take(earlier.items, before), own, encoder)
     known = dataclasses.replace(known, encoding=features.encoding)
 
     def filled(values: np.ndarray, others: np.ndarray) -> np.ndarray:

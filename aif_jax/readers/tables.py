@@ -32,6 +32,7 @@ MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
 UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
 PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
+STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -55,7 +56,7 @@ SKIPPED = ("unknown user", "unknown item", "unknown action", "unknown category")
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """The name of a table in messages; `first_line` is that of the first row of data of a text file, else None."""
+    """Name of a table in messages; `first_line` is the line of the first row of data in a text file, else None."""
 
     name: str
     first_line: int | None = None
@@ -91,7 +92,7 @@ class Suspicion:
 
     kind: str  # "repeated event", "future event", "outlier", ...: the table in `check` has all
     file: str  # the path
-    column: str | None  # None where the suspicion is that of several columns
+    column: str | None  # None for several columns
     got: str  # in words, with counts and examples
 
     def __str__(self) -> str:
@@ -134,11 +135,11 @@ class Problems:
         self._listed.pop(kind, None)
 
     def listed(self) -> list[Problem]:
-        """Return the problems listed, kind by kind, those of one kind by file and row."""
+        """Return the problems listed, by kind, then by file and row."""
         return [p for listed in self._listed.values() for p in sorted(listed, key=lambda p: (p.file, p.row or 0))]
 
     def expect_none(self) -> None:
-        """Raise ValueError where there is any problem: names the first problems, at least one of each kind."""
+        """Raise ValueError if there is a problem; names the first ones, at least one of each kind."""
         if not self.totals:
             return
         kinds = {kind: listed[0] for kind, listed in self._listed.items()}
@@ -250,13 +251,12 @@ def _numbered(
     file: File, types: Mapping[str, Any], parts: Iterable[Any], problems: Problems, broken: set[int] | None = None
 ) -> Iterator[TableBatch]:
     """Yield Arrow record batches with the numbers of their rows; `broken` has the numbers of rows that they leave out."""
-    first, broken = 1, set() if broken is None else broken
+    first = 1
     for part in parts:
-        rows = np.arange(first, first + part.num_rows + len(broken))
-        rows = np.setdiff1d(rows, list(broken), assume_unique=True)[: part.num_rows] if broken else rows
+        rows = np.arange(first, first + part.num_rows + len(broken or ()))
+        rows = rows[~np.isin(rows, list(broken))][: part.num_rows] if broken else rows
         if part.num_rows:
             first = int(rows[-1]) + 1
-            broken -= {number for number in broken if number < first}
             yield TableBatch(file, types, rows, part)
     if first == 1:
         problems.add("no rows", file, None, None, "at least one row", "none")
@@ -342,7 +342,7 @@ def _characters(text: TextFile) -> Any:
 
 
 def _unended(path: PathLike) -> str:
-    """Return the end of a file whose last line has no line end; "" where it has one."""
+    """Return the last line of a file if it has no line end, else ""."""
     with pyarrow().input_stream(str(path)) as stream:
         tail = b""
         while data := stream.read(1 << 20):
@@ -361,10 +361,7 @@ def _present(file: File, schema: Any, wanted: Sequence[str], problems: Problems)
     for name in wanted:
         if names.count(name) != 1:
             got = "more than one" if name in names else f"the columns {', '.join(map(repr, names))}"
-            made = re.fullmatch(
-                r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event", name
-            )  # see `statistic_names`
-            got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if made else ""
+            got += "; add the columns of `Dataset.statistic_columns(ids, time)`" if re.fullmatch(STATISTIC, name) else ""
             problems.add("missing column", file, None, name, "a column of this name", got)
     return {name: schema.field(name).type for name in wanted if names.count(name) == 1}
 
@@ -374,7 +371,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class Cells(NamedTuple):
-    """The values of one column in a batch, and where they are."""
+    """The values of one column in a batch, with their rows."""
 
     values: Any  # Arrow array
     rows: np.ndarray  # int64 [n] row numbers
@@ -499,11 +496,11 @@ class Cells(NamedTuple):
         lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
         row = np.repeat(np.arange(len(lengths)), lengths)
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        flat = self._replace(values=values.flatten(), rows=self.rows[row]).coded(text=self.column in columns.text)
-        slots, kept = np.full(len(lengths) * length, -1), place < length
+        coded = self._replace(values=values.flatten(), rows=self.rows[row]).coded(text=self.column in columns.text)
+        slots, kept = np.full(len(values) * length, -1), place < length
         slots[row[kept] * length + place[kept]] = np.flatnonzero(kept)
-        codes = flat.indices.take(arrow.array(slots, mask=slots < 0))
-        return arrow.DictionaryArray.from_arrays(codes, flat.dictionary), int(np.count_nonzero(lengths > length))
+        codes = coded.indices.take(arrow.array(slots, mask=slots < 0))
+        return arrow.DictionaryArray.from_arrays(codes, coded.dictionary), int(np.count_nonzero(place == length))
 
 
 def is_text(type_: Any) -> bool:
@@ -517,7 +514,7 @@ def is_dated(type_: Any) -> bool:
 
 
 def expected_type(type_: Any, kind: Kind, *, parsed: bool, named: bool) -> str:
-    """Return what a column of a kind must be, "" where the Arrow type is that; `parsed` from text, `named` in `text`."""
+    """Return the type expected of a column, "" if the Arrow type fits; `parsed` from text, `named` in `Columns.text`."""
     test = pyarrow("pyarrow.types")
     number = test.is_floating(type_) or test.is_decimal(type_)
     boolean = test.is_boolean(type_)
@@ -543,7 +540,7 @@ class Codes:
     def __init__(self):
         self.parsed = False  # whether the values come from a text file
         self.cut = 0  # bags of more values than are kept
-        self.looks_whole: bool | None = None  # whether the first batch with values holds integers and nothing else
+        self.looks_whole: bool | None = None  # whether the first batch with values holds only integers
         self._chunks: list[Any] = []  # Arrow dictionary arrays of one type
         self._pending = 0  # distinct values of the chunks since the last merge
 
@@ -562,13 +559,8 @@ class Codes:
         return next((chunk.dictionary.type for chunk in self._chunks if len(chunk.dictionary)), None)
 
     @property
-    def is_integer(self) -> bool:
-        """Whether the values came as integers."""
-        return self.type == pyarrow().int64()
-
-    @property
     def codes(self) -> np.ndarray:
-        """int32 [n] places in `distinct`, -1 where there is no value."""
+        """int32 [n] indices into `distinct`, -1 for a missing value."""
         return self._merge().indices.fill_null(-1).to_numpy()
 
     @property
@@ -587,7 +579,7 @@ class Codes:
         return distinct.filter(pyarrow().array(fits)).cast(pyarrow().int64()).to_numpy(), fits
 
     def values(self, kind: IdKind) -> np.ndarray:
-        """Return int64 or StringDType [n]; 0 or "" for missing values and those of another kind."""
+        """Return int64 or StringDType [n]; 0 or "" for missing values and values of another kind."""
         ids, fits = self.of_kind(kind)
         values, place = id_array(ids), np.zeros(len(fits) + 1, np.int64)
         place[:-1][fits] = np.arange(1, len(values) + 1)
@@ -629,7 +621,7 @@ class LoadedTable:
         self.codes = {name: Codes() for name, kind in kinds.items() if kind in CODED}
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
-        self._parts: list[tuple[File, int, int | np.ndarray]] = []  # file, first row here, number of the first or of each row
+        self._parts: list[tuple[File, int, range | np.ndarray]] = []  # file, first row here, number of each row in the file
         self._readable: set[str] = set()  # columns of the file in turn
 
     def add(self, batch: TableBatch, problems: Problems) -> None:
@@ -637,8 +629,8 @@ class LoadedTable:
         rows, count = batch.rows, len(batch.rows)
         if not self._parts or self._parts[-1][0] != batch.file:
             self._readable = {name for name in batch.types if self._fits(name, batch, problems)}
-        regular = rows[-1] - rows[0] + 1 == count
-        self._parts.append((batch.file, self.count, int(rows[0]) if regular else rows))
+        dense = range(rows[0], rows[-1] + 1)  # holds no memory
+        self._parts.append((batch.file, self.count, dense if len(dense) == count else rows))
         self.count += count
         for name, kind in self.kinds.items():
             values = batch.columns.column(name) if name in self._readable else pyarrow().nulls(count)
@@ -662,19 +654,15 @@ class LoadedTable:
         return self._joined(name, np.float32)
 
     def times(self, name: str) -> np.ndarray:
-        """Return int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME where there is none."""
+        """Return int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME for missing ones."""
         return self._joined(name, np.int64)
 
-    def seconds(self, name: str) -> np.ndarray:
-        """Return the same in whole seconds."""
-        return self.times(name) // PER_SECOND[self.columns.time_unit]
-
     def place(self, row: int) -> str:
-        """Return the place of row 0, 1, ..., such as "line 4", with the file where there are several."""
+        """Return the place of row 0, 1, ..., such as "line 4", with the file if there are several."""
         part = int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
         file, start, rows = self._parts[part]
-        number = rows + row - start if isinstance(rows, int) else int(rows[row - start])
-        return file.place(number) if file == self._parts[0][0] == self._parts[-1][0] else f"{file.place(number)} of {file}"
+        place = file.place(int(rows[row - start]))
+        return place if file == self._parts[0][0] == self._parts[-1][0] else f"{place} of {file}"
 
     def counts(self) -> dict[str, int]:
         """Return rows by file."""
@@ -689,9 +677,8 @@ class LoadedTable:
     ) -> None:  # fmt: skip
         """Add one problem for each row in which `wrong` [n] is true; `got` makes the texts of some of those rows."""
         for file, start, stop, rows in self._spans() if wrong.any() else ():
-            here = np.flatnonzero(wrong[start:stop])
-            numbers = here + rows if isinstance(rows, int) else rows[here]
-            problems.add(kind, file, numbers, column, expected, got(here + start) if len(here) else ())
+            if len(here := np.flatnonzero(wrong[start:stop])):
+                problems.add(kind, file, np.asarray(rows)[here], column, expected, got(here + start))
 
     def _fits(self, name: str, batch: TableBatch, problems: Problems) -> bool:
         """Return whether a column of a file is of its kind; adds a problem if not."""
@@ -727,8 +714,8 @@ class LoadedTable:
         parts[:] = parts if len(parts) == 1 else [np.concatenate(parts) if parts else np.zeros(0, dtype)]
         return parts[0]
 
-    def _spans(self) -> Iterator[tuple[File, int, int, int | np.ndarray]]:
-        """Return (file, first row, row after the last, number of the first or of each row) of every batch."""
+    def _spans(self) -> Iterator[tuple[File, int, int, range | np.ndarray]]:
+        """Return (file, first row, row after the last, number of each row in the file) of every batch."""
         stops = [start for _, start, _ in self._parts[1:]] + [self.count]
         return ((file, start, stop, rows) for (file, start, rows), stop in zip(self._parts, stops, strict=False))
 

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from aif_jax import metrics
-from aif_jax.blocks import item_offset, pure_svd
 from aif_jax.checks import expect, expect_types
 from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
@@ -211,7 +210,7 @@ def bytes_of(trained: Trained) -> int:
 def without_terms(trained: Trained) -> Params:
     """Return parameters whose logits are of probabilities: a calibrated model's, else without terms added after training."""
     params, config = trained.params, trained.config
-    terms = [term.name for term in (pure_svd.present(config), item_offset.present(config)) if term is not None]
+    terms = [name for name in ("pure_svd", "item_offset") if config.find(name) is not None]
     if GROUP in params.get("fitted", {}) or not terms:
         return params
     zero = jax.tree.map(np.zeros_like, {name: params["fitted"][name] for name in terms})

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax import checkpoint, export
-from aif_jax.blocks import item_offset, pure_svd
+from aif_jax.blocks import item_offset
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
-from aif_jax.encoding.encoder import under
+from aif_jax.encoding.encoder import reencode
 from aif_jax.encoding.times import shown
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
@@ -226,12 +226,12 @@ class Refresh:
         changes: dict[str, edits.Edit] = {}
         if settings.id_dropout:
             changes["unseen items"] = self._unseen
-        if (term := pure_svd.present(old.config)) is not None:
+        if (term := old.config.find("pure_svd")) is not None:
             log, factors = self.kept.histories, np.asarray(old.params["fitted"][term.name]["table"])
             known, before = self._own_rows("item", self.kept), log.time < self.since
             deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
             changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
-        if (block := item_offset.present(old.config)) is not None:
+        if (block := old.config.find("item_offset")) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))
             changes["popularity correction"] = edits.popularity_correction(
                 before=settings.first_validation, power=getattr(task, "power", 0.75),
@@ -253,8 +253,7 @@ class Refresh:
 
     def _unseen(self, trained: Trained, data: Dataset) -> Trained:
         """Return items without an event score as the unknown item, unless the served model has a row for them."""
-        name = data.schema.item_attribute("item").table_name
-        table = np.asarray(self.served.params["embedding"][name])
+        table = np.asarray(self.served.params["embedding"]["item"])
         own = np.maximum(self._own_rows("item", data), 0)
         has_own = (table[own] != table[0]).any(1)
         seen = np.where(has_own, 1, counts_before(data, self.settings.first_validation))
@@ -306,7 +305,7 @@ class Refresh:
         if self.items is None:
             known: Any = encoder
             features = self.data.catalogue.features(np.arange(1, len(self.data.items)))
-            rows: Any = [(self.data.items.raw, under(features, known, own))]
+            rows: Any = [(self.data.items.raw, reencode(features, known, own))]
             return ItemIndex.build(trained, rows, progress=self.progress)
         today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
         rows = read_items(self.items, own, statistics=today)

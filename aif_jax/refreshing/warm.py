@@ -17,7 +17,7 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import item_statistics
-from aif_jax.encoding.encoder import Encoder, under
+from aif_jax.encoding.encoder import Encoder, reencode
 from aif_jax.encoding.vocabulary import Vocabulary, new_rows
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.store.trained import Trained
@@ -65,7 +65,7 @@ def forgotten(data: Dataset, since: int) -> Dataset:
     encoder = before.with_vocabularies(vocabularies)
     places = {name: np.maximum(new_rows(before.vocabularies[name], encoder.vocabularies[name]), 0) for name in kept}
     item, user = places["item"][log.item], places["user"][log.user]
-    known, features = user > 0, under(take(data.catalogue.items, items), before, encoder)
+    known, features = user > 0, reencode(take(data.catalogue.items, items), before, encoder)
     if cascade is not None:
         there = known[cascade.positions]
         cascade = Cascade(

@@ -34,7 +34,7 @@ from scipy.sparse.linalg import svds
 from scipy.special import expit, logit
 
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
-from aif_jax.blocks.pure_svd import PureSvd, present, with_pure_svd
+from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.checks import check_encoding, expect, expect_integers, expect_like_scores
 from aif_jax.config import Config
 from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
@@ -297,7 +297,7 @@ def fit_pure_svd(
     `user`, `item`, `deviation` and what is refused are as for these two. `sizes` are those of the `PureSvd` that is added;
     ValueError for any where the model has one.
     """
-    there = present(config)
+    there = config.find("pure_svd")
     if there is not None and sizes:
         raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}. Leave out width=, length=, decay=")
     block = there or PureSvd(**sizes)
@@ -365,7 +365,7 @@ def grow_vocabulary(
     schema = config.schema
     known = list(schema.table_sizes)
     if name not in known:
-        raise KeyError(f"attribute: expected one of {known}, which have a table, got {name!r}")
+        raise KeyError(f"attribute: expected one of {known}, got {name!r}")
     table = jnp.asarray(params["embedding"][name])
     old = table.shape[0]
     if size < old and rows is None:
@@ -377,7 +377,7 @@ def grow_vocabulary(
         raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
     larger = {
-        field: tuple(dataclasses.replace(a, size=size) if a.table_name == name else a for a in getattr(schema, field))
+        field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in getattr(schema, field))
         for field in ("item_attributes", "user_attributes")
     }
     grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
@@ -423,17 +423,14 @@ def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     """Return parameters in which items without a training event have the embedding of the unknown item.
 
     For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
-    `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others, and for a model whose
-    schema does not embed the item id.
+    `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others.
     """
-    name = config.schema.item_attribute("item").table_name
     size = config.schema.item_attribute("item").size
     counts = expect_integers(counts, "counts", size=2**62)
     expect(counts.shape == (size,), "counts", f"one for each of {size} items", f"shape {list(counts.shape)}")
-    expect(name in params["embedding"], "params", f"an embedding {name!r}", list(params["embedding"]))
-    table = jnp.asarray(params["embedding"][name])
+    table = jnp.asarray(params["embedding"]["item"])
     shared = jnp.where((counts == 0)[:, None], table[:1], table)
-    return params | {"embedding": params["embedding"] | {name: shared}}
+    return params | {"embedding": params["embedding"] | {"item": shared}}
 
 
 def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from aif_jax import checkpoint, metrics, output, sharding
-from aif_jax.blocks import item_offset, popularity_offset, pure_svd
+from aif_jax.blocks import popularity_offset
 from aif_jax.checkpoint import METADATA_FILE, Checkpoint, CheckpointError, Checkpoints
 from aif_jax.checks import Fields, expect, expect_types
 from aif_jax.config import Config
@@ -165,8 +165,8 @@ def note(config: Config, task: Task, k: int | None) -> str:
     """Return which terms the catalogue figures of a run lack, and the next call; "" where they lack none."""
     if k is None or not isinstance(task, NextItem):
         return ""
-    terms = {} if pure_svd.present(config) else {"the SVD term": "with_svd(data)"}
-    if not item_offset.present(config) and not task.logq_correction and not task.uniform:
+    terms = {} if config.find("pure_svd") else {"the SVD term": "with_svd(data)"}
+    if not config.find("item_offset") and not task.logq_correction and not task.uniform:
         terms["the popularity correction"] = "with_popularity_correction(data)"
     if not terms:
         return ""

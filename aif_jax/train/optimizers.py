@@ -127,8 +127,7 @@ def ids_of(table: str, params: Params, users: UserFeatures, items: ItemFeatures,
     """Return every id of a batch [B], [B, C] that reads a table, int32 [n] in [0, N), row 0 first: padding reads it."""
     schema = config.schema
     size = schema.table_sizes[table]
-    ids = [items.ids[a.name] for a in schema.item_attributes if a.table_name == table]
-    ids += [users.ids[a.name] for a in schema.user_attributes if a.table_name == table]
+    ids = [features.ids[table] for features in (items, users) if table in features.ids]
     if table in schema.behaviour_fields:
         history = jax.vmap(lambda history: recent(history, config.history_length))(users.history)
         ids.append(behaviour_fields(params, schema, history.item)[table])

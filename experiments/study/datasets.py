@@ -62,11 +62,11 @@ def load(name: str, folder: Path | None = None) -> StudyData:
             dataset = movielens.read(files, content=files / "content.npz", category="content", behaviour_fields=("year",))
             split = split_by_time(dataset.log)
             assert dataset.catalogue.content is not None  # read with it
-            dataset, fields = dataset.with_content(reduced(dataset.catalogue.content)), ("category", "year")
+            dataset, fields = with_content(dataset, reduced(dataset.catalogue.content)), ("category", "year")
             return StudyData(name=name, dataset=dataset, split=split, sim_fields=fields)
         dataset = taobao.read(folder / FOLDERS[name], between=taobao.WINDOW)
         split = split_by_time(dataset.log)
-        return StudyData(name=name, dataset=dataset.with_content(_company(dataset, split.train)), split=split)
+        return StudyData(name=name, dataset=with_content(dataset, _company(dataset, split.train)), split=split)
     if name != "smoke":
         raise ValueError(f"data set: expected one of {NAMES}, got {name!r}")
     world = synthetic_world(0, users=60, items=200, topics=10, categories=10, events_per_user=80, interests=3)
@@ -88,6 +88,14 @@ def with_statistics(data: StudyData) -> StudyData:
     return dataclasses.replace(
         data, dataset=dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
     )
+
+
+def with_content(dataset: Dataset, content: np.ndarray) -> Dataset:
+    """Return the data set with another content embedding float32 [N, E]."""
+    schema = dataclasses.replace(dataset.schema, content=content.shape[1], encoding="")
+    encoder = dataset.encoder and dataclasses.replace(dataset.encoder, schema=schema)
+    catalogue = dataclasses.replace(dataset.catalogue, schema=schema, content=content)
+    return dataclasses.replace(dataset, schema=schema, catalogue=catalogue, encoder=encoder)
 
 
 def _company(dataset: Dataset, positions: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, layers
-from aif_jax.blocks.block import by_id, own, recent
+from aif_jax.blocks.block import own, recent
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.trees import leaves_by_path
 from tests import demo
@@ -82,17 +82,6 @@ def test_a_user_view_has_both_histories():
     np.testing.assert_array_equal(view.embedded, layers.embed_behaviours(params, config.schema, view.long))
     assert view.embedded is view.embedded  # made once, for all blocks
     np.testing.assert_array_equal(view.values(Signatures(32), view.long), params["fitted"]["signatures_32"]["table"][item[:5]])
-
-
-@pytest.mark.parametrize(("row", "expected"), [(2, [20.0]), (0, [-7.0]), (3, [-7.0]), (-1, [-7.0]), (2**31 - 1, [-7.0])])
-def test_a_value_by_id_or_from_content(row, expected):
-    """A row of the table, or what the content gives where the id is unknown; without content the unknown row."""
-    table, content = jnp.array([[5.0], [10.0], [20.0]]), np.float32([3, 4])
-    items = demo.items(1)
-    features = dataclasses.replace(items, ids={"item": np.int32(row)}, content=content)
-    assert by_id(table, features, lambda c: -c.sum(keepdims=True)).tolist() == expected
-    without = dataclasses.replace(features, content=None)
-    assert by_id(table, without, lambda c: -c).tolist() == (expected if row == 2 else [5.0])
 
 
 @blocks.block

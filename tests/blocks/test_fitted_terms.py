@@ -17,6 +17,7 @@ from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
 from tests import demo
 from tests.blocks import parts
+from tests.refusals import refused
 
 TABLE = np.array([[0, 0], [1, 0], [0, 2], [3, 3]], np.float32)
 
@@ -73,8 +74,7 @@ def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
         (np.full(size, np.inf, np.float32), ValueError, "table: expected finite values"),
         (np.zeros(size), TypeError, "table: expected dtype float32"),
     ):
-        with pytest.raises(error, match=message):
-            put(run.params, table, config=run.config)
+        refused(error, message, put, run.params, table, config=run.config)
 
 
 def half_of(block, params, item: int) -> list | float:
@@ -162,8 +162,7 @@ def test_nothing_is_known_without_events():
 def test_factors_of_a_run_are_those_of_its_training_events(data, run):
     block, made = PureSvd(width=6, length=3), run.with_svd(data, width=6, length=3)
     assert made.with_svd(data).config == made.config  # keeps the block that is there
-    with pytest.raises(ValueError, match="sizes: expected none"):
-        made.with_svd(data, width=5)
+    refused(ValueError, "sizes: expected none", made.with_svd, data, width=5)
     before = data.log.time < run.settings.first_validation
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)
@@ -171,8 +170,7 @@ def test_factors_of_a_run_are_those_of_its_training_events(data, run):
 
 
 def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
-    with pytest.raises(ValueError, match="with_unseen_items: expected a run with id_dropout"):
-        run.with_unseen_items(data)
+    refused(ValueError, "with_unseen_items: expected a run with id_dropout", run.with_unseen_items, data)
     options = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=9), requests=20, k=None, progress=False)
     trained = demo.fit(aif.build(run.config), data, id_dropout=0.3, **options)
     shared = trained.with_unseen_items(data)

@@ -1,9 +1,6 @@
-"""SimTier: which histogram a behaviour counts in, and the block's inputs from content to the head."""
-
-import dataclasses
+"""SimTier: the block's inputs, from content to the head."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,29 +14,9 @@ from tests.reference import simtier as reference
 
 MODELS = {
     "one histogram": SimTier(tiers=4, bits=32),
-    "by action": SimTier(tiers=5, bits=32, by_action=True),
-    "by window": SimTier(tiers=4, bits=32, windows=(2, 6)),
-    "by action and window": SimTier(tiers=4, bits=64, by_action=True, windows=(2, 6)),
+    "by window": SimTier(tiers=5, bits=64, windows=(2, 6)),
     "the last behaviours": SimTier(tiers=4, bits=32, windows=(2,), length=9),
 }
-
-
-def test_groups_by_hand():
-    """4 actions, windows that end after 1 and 3 behaviours: the recent window's groups come first."""
-    action = jnp.array([3, 1, 0, 2, -1, 4])
-    past = dataclasses.replace(demo.history(6, 6), action=action)
-    assert SimTier(by_action=True, windows=(1, 3)).groups(demo.config()) == 12
-    assert SimTier(windows=(1, 3)).groups(demo.config()) == 3
-
-    def group(**options):
-        made = SimTier(**options).group(past, demo.config())
-        assert made.dtype == jnp.int32
-        return made.tolist()
-
-    assert group(by_action=False, windows=()) == [0] * 6
-    assert group(by_action=True, windows=()) == [3, 1, 0, 2, 0, 0]  # an unknown action counts as action 0
-    assert group(by_action=False, windows=(1, 3)) == [0, 1, 1, 2, 2, 2]
-    assert group(by_action=True, windows=(1, 3)) == [3, 5, 4, 10, 8, 8]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -51,10 +28,7 @@ def test_head_inputs_are_those_of_the_definition(name):
 
     words = lsh.signed(demo.catalogue().content, params["fitted"][f"signatures_{block.bits}"])
     history, place = features.history, np.arange(config.long_length)
-    group = np.asarray(history.action) * block.by_action
-    for end in block.windows:
-        group = group + (place >= end) * (4 if block.by_action else 1)
-    groups = block.groups(config)
+    group, groups = sum((place >= end for end in block.windows), np.zeros(config.long_length, int)), len(block.windows) + 1
     mask = history.mask & (place < (block.length or 24))
     counts = reference.histogram(words[items.ids["item"]], words[history.item], group, mask, block.tiers, groups)
     assert counts.sum() == 7 * (block.length or 19)

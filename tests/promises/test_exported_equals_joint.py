@@ -59,7 +59,7 @@ class Case(NamedTuple):
         return aif.build(config), params
 
 
-TIERS = blocks.SimTier(tiers=4, bits=32, by_action=True, windows=(2, 6))
+TIERS = blocks.SimTier(tiers=4, bits=32, windows=(2, 6))
 CASES = {
     "aif": Case("aif", None, ("factors", "calibration")),
     "aif, other additions": Case("aif", None, ("offset", "unseen", "calibration")),

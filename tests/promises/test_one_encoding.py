@@ -157,10 +157,6 @@ def test_what_an_encoder_made_stays_its_own(data, other):
     assert dataclasses.replace(data, encoder=None).encoding == data.encoder.version
     with pytest.raises(EncodingMismatch, match="Dataset.catalogue: expected the encoding"):
         dataclasses.replace(data, catalogue=dataclasses.replace(data.catalogue, schema=other.schema))
-    content = np.zeros((len(data.catalogue), 3), np.float32)
-    richer = data.with_content(content)
-    assert richer.encoding == richer.encoder.version != data.encoding
-    assert data.catalogue.with_content(content).encoding == ""
     assert data.schema == other.schema and data.encoding != other.encoding
     assert "encoding" not in data.schema.to_json()
     with pytest.raises(ValueError, match="schema: expected a record that `to_json` made, got one with an encoding"):

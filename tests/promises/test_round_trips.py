@@ -15,7 +15,7 @@ from tests import demo
 OPTIONS = dict(platforms=("cpu",), buckets={"b": [4], "c": [128], "n": [128]})
 
 
-@pytest.mark.parametrize("name", ["tiers by action and window", "two_tower"])
+@pytest.mark.parametrize("name", ["tiers by window", "two_tower"])
 def test_an_export_scores_like_the_model(name, tmp_path):
     model, params = demo.build(**demo.VARIANTS[name])
     user, items = demo.user(model.config), demo.items(70)

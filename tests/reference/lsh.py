@@ -3,13 +3,13 @@
 import numpy as np
 
 
-def sign(content, projection, offset):
+def sign(content, projection):
     """bool [n, K]: one dot product for each bit."""
     n, bits = len(content), projection.shape[1]
     out = np.zeros((n, bits), bool)
     for i in range(n):
         for k in range(bits):
-            out[i, k] = sum(float(a) * float(b) for a, b in zip(content[i], projection[:, k], strict=True)) > offset[k]
+            out[i, k] = sum(float(a) * float(b) for a, b in zip(content[i], projection[:, k], strict=True)) > 0
     return out
 
 
@@ -36,4 +36,4 @@ def signs(words):
 
 def signed(content, fitted):
     """uint32 [n, W]: the packed signs of every row of content under a fitted projection."""
-    return np.array([pack(row) for row in sign(content, *(np.asarray(fitted[name]) for name in ("projection", "offset")))])
+    return np.array([pack(row) for row in sign(content, np.asarray(fitted["projection"]))])
