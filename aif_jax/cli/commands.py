@@ -169,7 +169,7 @@ def preset_arguments(name: str) -> list[str]:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Train a model on files. Killed and called again, it resumes."""
+    """Train a model on files. Resumable: run the same command again."""
     task = None if options.task is None else shared.read_task(options.task)
     changes = shared.read_fields(options.changes, "--set", [*CONFIG_FIELDS, *preset_arguments(options.preset)])
     columns = shared.read_columns(options) or Columns()
@@ -351,8 +351,8 @@ def add_refresh_commands(commands: Any) -> None:
 def run_refresh(options: argparse.Namespace) -> int:
     """Train the served model on new events, judge it against the served one, and publish it if the gate passes it.
 
-    Killed and called again, it goes on after the last finished step. Exit code 0: published, or nothing new; 3: the gate
-    refused the model, which stays out, and the report says why; 1 and 2 as for every command.
+    Resumable: run the same command again. Exit code 0: published, or nothing new; 3: the gate refused the model, which stays
+    out, and the report says why; 1 and 2 as for every command.
     """
     task = None if options.task is None else shared.read_task(options.task)
     config = shared.config_of(options, RefreshConfig, "refresh")

@@ -115,7 +115,7 @@ def add_index_follow(inner: Any) -> None:
 
 
 def run_index_follow(options: argparse.Namespace) -> int:
-    """Apply an update stream to an index until it is told to end (SIGTERM, SIGINT); killed and called again, it goes on."""
+    """Apply an update stream to an index until SIGTERM or SIGINT. Resumable: run the same command again."""
     trained, shown = open_model(options.checkpoint), 0.0
     shared.encoder_of(options.checkpoint, trained)
     settings = shared.read_json(options.stream_options, "--stream-options")

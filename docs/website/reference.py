@@ -61,7 +61,7 @@ def flag(action: argparse.Action) -> str:
 HEAD = """# Command line
 
 Generated from the parsers by `python docs/website/reference.py`. Exit codes: 0 fine; 1 problems were found, or data was
-refused; 2 the command could not start; 3 `refresh` refused a model; 141 nobody reads the output.
+refused; 2 the command could not start; 3 `refresh` refused a model; 141 broken pipe.
 """
 
 
