@@ -42,9 +42,11 @@ def test_a_page_has_the_tables_that_it_names(monkeypatch):
     assert names[:2] == ["recall", "budget"]
 
 
-def test_requests_a_second_are_the_most_within_the_bound():
-    loops = [{"rps": 50.0, "p99_ms": 17.0}, {"rps": 700.0, "p99_ms": 29.9}, {"rps": 900.0, "p99_ms": 30.1}]
-    assert tables.within(loops) == loops[1] and tables.within(loops, 10.0) is None
+def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():
+    figures = ((1, 50.0, 17.0), (8, 700.0, 25.0), (16, 900.0, 35.0), (32, 800.0, 60.0))
+    loops = [dict(zip(("concurrency", "rps", "p99_ms"), each, strict=True)) for each in figures]
+    assert tables.within(loops) == {"concurrency": 12.0, "rps": 800.0, "p99_ms": 30.0}
+    assert tables.within(loops, 36.0) == loops[2] and tables.within(loops, 10.0) is None
     assert tables.title("C=1000, L=512") == "1,000 candidates, 512 events"
 
 
@@ -99,7 +101,11 @@ def test_the_figure_of_load_is_the_table_of_the_experiments():
 
 def test_the_figure_of_the_budget_has_a_point_for_each_model_that_is_known(tmp_path):
     losses = {"movielens": {"two_tower": Interval(6.9, 6.0, 8.0), "aif": Interval(0.7, 0.5, 0.9)}}
-    record = {"max_rps": {name: {"new": 100.0 * place} for place, name in enumerate(plots.SERVED)}}
+    loops = {
+        name: {"new": [{"concurrency": 1, "rps": 99.0, "p99_ms": 40.0 - place}]} for place, name in enumerate(plots.SERVED)
+    }
+    loops["aif"]["new"][0]["p99_ms"] = loops["sequential"]["new"][0]["p99_ms"] = 20.0
+    record = {"closed_loops": loops}
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "_legend", lambda axis, **where: drawn.extend(text.get_text() for text in axis.texts))
