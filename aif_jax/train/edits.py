@@ -407,7 +407,7 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     same = before.columns == encoder.columns and before.scales == encoder.scales
     same = same and before.vocabularies.get("action") == encoder.vocabularies.get("action")
     expect(same, "encoder", "the columns, actions and scales of the model's encoder", "others; derive it from that one")
-    embedded = {a.name: a for a in (*config.schema.item_attributes, *config.schema.user_attributes) if a.table is None}
+    embedded = {a.name: a for a in (*config.schema.item_attributes, *config.schema.user_attributes)}
     for number, (name, after) in enumerate(encoder.vocabularies.items()):
         old = before.vocabularies[name]
         if name not in embedded or old == after:
