@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import aif_jax as aif
 from aif_jax import export
 from aif_jax.index import ItemIndex
 from aif_jax.service.core import Policy, Service
-from aif_jax.service.log import LogRecord
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
 from aif_jax.serving import ServingConfig
@@ -114,10 +114,10 @@ class Slow:
             raise
 
 
-def read_log(folder: Path) -> list[LogRecord]:
+def read_log(folder: Path) -> list[Any]:
     """The records of a request log, file by file; features as arrays by dotted name."""
     rows = pq.read_table(folder).to_pylist()
-    return [LogRecord(**row | {"features": row["features"] and dict(row["features"])}) for row in rows]
+    return [types.SimpleNamespace(**row | {"features": row["features"] and dict(row["features"])}) for row in rows]
 
 
 def connected(address: str, said: bytes = b"") -> socket.socket:

@@ -19,7 +19,7 @@ from tests.refusals import refused
 from tests.test_package import OPTIONAL, PACKAGE, SOURCES, local_imports, parse
 
 WITHOUT = {"uvloop", "orjson", "prometheus_client.core"}
-"""Optional imports that need no error: Python's own loop and JSON replace the first two, the last comes after its package."""
+"""Optional imports that need no error: Python's loop stands in, the start names what is missing, the package came before."""
 
 
 def names_an_extra(node: ast.AST) -> bool:

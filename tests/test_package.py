@@ -49,7 +49,7 @@ OWNERS = {
     "concurrent": ("serving/", "data/pipeline.py", "train/step.py", "checkpoint/contents.py"),
     "uvicorn": ("service/process.py",),
     "httptools": ("service/process.py",),
-    "orjson": ("service/http.py",),
+    "orjson": ("service/http.py", "service/process.py"),
     "uvloop": ("service/process.py",),
     # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
     "importlib.import_module": ("readers/tables.py", "config.py"),

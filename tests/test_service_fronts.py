@@ -259,7 +259,8 @@ def test_other_methods_are_refused_and_told_which_are_not(served, kind):
 def packed(arrays: dict) -> tuple[list, bytes]:
     """Tensors as the protocol lists them, and the bytes after the JSON."""
     parts = {name: to_bytes(array) for name, array in arrays.items()}
-    return [described(name, arrays[name], raw) for name, raw in parts.items()], b"".join(parts.values())
+    listed = [described(name, arrays[name]) | {"parameters": {"binary_data_size": len(raw)}} for name, raw in parts.items()]
+    return listed, b"".join(parts.values())
 
 
 def test_tensors_come_back_as_they_went():
@@ -267,20 +268,12 @@ def test_tensors_come_back_as_they_went():
         "candidates": np.arange(5), "bids": np.ones(5, np.float32), "flag": np.array([True, False]),
         "events.item": np.array(["é", "", "b"], np.dtypes.StringDType()), "features.history.mask": np.zeros((2, 3), bool),
         "features.floats": np.zeros(0, np.float32), "large": np.array([2**63 + 1], np.uint64),
+        "turned": np.arange(6).reshape(2, 3).T,
     }  # fmt: skip
     back = arrays_from(*packed(arrays))
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype and back[name].shape == array.shape and back[name].tolist() == array.tolist()
-
-
-@pytest.mark.parametrize("dtype", [">i4", "<u2", ">f8", "?", "<i8"])
-def test_tensors_come_back_in_native_order_whatever_the_array_is(dtype):
-    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
-    for shaped in (array, array.T, array.ravel()):
-        got = arrays_from(*packed({"one": shaped}))["one"]
-        assert got.dtype == np.dtype(dtype).newbyteorder("=") and got.shape == shaped.shape and got.dtype.isnative
-        np.testing.assert_array_equal(got, shaped)
 
 
 def test_texts_beyond_the_bound_are_refused_before_they_are_read():

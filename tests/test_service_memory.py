@@ -52,7 +52,7 @@ def test_versions_published_under_load_are_freed(folder):
 
             async def load(call):
                 while not stop:
-                    answers.append((await service.rank(call)).answer.version)
+                    answers.append((await service.answer("rank", call)).served.version)
 
             callers = [asyncio.create_task(load(calls[number % 2])) for number in range(4)]
             replaced = []
@@ -60,7 +60,7 @@ def test_versions_published_under_load_are_freed(folder):
                 replaced.append(parts_of(models))
                 name = ("two", "one")[number % 2]
                 publish(folder, [name])
-                await until(lambda name=name: answers and answers[-1] == exports().index[name].version and not models.closing)
+                await until(lambda name=name: answers and answers[-1] == exports().index[name].version and not models._closing)
             stop = True
             await asyncio.gather(*callers)
             assert [name for parts in replaced for name, ref in parts.items() if ref() is not None] == []
@@ -75,7 +75,7 @@ def test_a_closed_engine_keeps_no_states():
     async def serve():
         models = Models(exports().root / "one", config=SERVING)
         async with Service(models) as service:
-            await service.rank(parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}, Limits()))
+            await service.answer("rank", parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}, Limits()))
             parts = parts_of(models)
             state = weakref.ref(next(iter(parts["cache"]()._entries.values())).state.state.words)
             assert state() is not None

@@ -112,7 +112,9 @@ def test_a_port_that_is_taken_is_found_before_anything_is_compiled(capsys):
 
 
 @pytest.mark.usefixtures("compiles")
-@pytest.mark.parametrize(("package", "extra"), [("uvicorn", "service"), ("httptools", "service"), ("pyarrow", "data")])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("uvicorn", "service"), ("httptools", "service"), ("orjson", "service"), ("pyarrow", "data")]
+)
 def test_a_missing_package_is_found_before_anything_is_compiled(package, extra, tmp_path, monkeypatch, capsys):
     folder = str(exports().root / "one")
     monkeypatch.setitem(sys.modules, package, None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aif_jax.serving import ServingConfig, Timeline, geometric, prometheus_text
 from aif_jax.serving.config import batch_sizes
 from aif_jax.serving.metrics import BOUNDS, Histogram, Metrics
-from aif_jax.serving.scoring import TopCandidates, best_of, bucket_for, has_repeats, pad, without_repeats
+from aif_jax.serving.scoring import TopCandidates, best_of, bucket_for, pad, without_repeats
 from aif_jax.serving.users import ENTRY_BYTES, LEAF_BYTES, SingleFlight, StateCache, StateKey
 from experiments.services import draw
 from tests.beside import meanwhile
@@ -59,7 +59,6 @@ def test_repeated_candidates_leave_one_with_the_highest_bid():
     rows = np.array([5, -1, 7, 5, -1, 7, 5], np.int32)
     assert without_repeats(rows, None).tolist() == [5, -1, 7, -1, -1, -1, -1]
     assert without_repeats(rows, np.float32([1, 9, 2, 3, 9, 2, 3])).tolist() == [-1, -1, 7, 5, -1, -1, -1]
-    assert has_repeats(np.sort(rows)) and not has_repeats(np.array([1, 3, 7], np.int32))
     assert without_repeats(np.zeros(0, np.int32), None).tolist() == []
 
 

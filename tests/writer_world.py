@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index import IndexWriter, ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 
 SCHEMA = aif.Schema(item_attributes=(aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=3)), item_floats=8)
@@ -66,7 +66,7 @@ class Items:
 
     def positions(self) -> list[int]:
         """Of partition 0, in every complete snapshot."""
-        return [ItemIndex.inspect(folder).positions.get(0, 0) for folder in snapshots(self.directory)]
+        return [inspect(folder).positions.get(0, 0) for folder in snapshots(self.directory)]
 
     @staticmethod
     def change(partition: int, number: int) -> tuple[list[int], list[int] | None]:

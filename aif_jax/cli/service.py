@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import json
 import time
@@ -19,11 +20,12 @@ from aif_jax.connectors.kafka import FORM, open_stream
 from aif_jax.export.consume.files import MANIFEST
 from aif_jax.export.contents import open as open_model
 from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index import inspect as read_manifest
 from aif_jax.index.writer import snapshots
 from aif_jax.output import track
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.models import Mirror
+from aif_jax.service.models import CURRENT, mirror
 from aif_jax.service.process import Listening, ServiceSettings, log_to_stderr, serve
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
@@ -77,11 +79,12 @@ def run_serve(options: argparse.Namespace) -> int:
         where = Listening(token=_token(options.token_file), **given[Listening])
         settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, **given[ServiceSettings])
     log_to_stderr(options.log_form, options.log_level)
-    with contextlib.ExitStack() as stack:
-        if is_store:  # credentials come from the environment
-            with shared.open_store(options.folder) as store:
-                stack.enter_context(Mirror(store, options.mirror, poll=settings.poll, only=settings.only))
-        serve(settings)
+    if is_store:  # credentials come from the environment
+        with shared.open_store(options.folder) as store:
+            if not (folder / CURRENT).is_file():
+                mirror(store, folder, only=settings.only)
+        settings = dataclasses.replace(settings, store=store)
+    serve(settings)
     return FINE
 
 
@@ -147,7 +150,7 @@ def _writer(trained: Trained, options: argparse.Namespace) -> IndexWriter:
         return IndexWriter.resume(options.directory, trained, takeover=options.takeover, **every)
     if options.index is None:
         raise UsageError(f"follow: expected --index, to start from, got none, and {options.directory} has no snapshot")
-    index, positions = ItemIndex.load(options.index, trained), ItemIndex.inspect(options.index).positions
+    index, positions = ItemIndex.load(options.index, trained), read_manifest(options.index).positions
     return IndexWriter.start(options.directory, index, positions=positions, **every)
 
 

@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from aif_jax.checks import expect
@@ -176,13 +175,13 @@ class Reads:
             if self._reading.leave(reading, keep=False):
                 self.counters["abandoned"] += 1
 
-    @contextlib.contextmanager
-    def encoding(self) -> Iterator[None]:
-        """Count a record that cannot be encoded within the block as damaged."""
+    async def encode(self, user: Any, encoder: Encoder, now: Any) -> UserFeatures:
+        """Return the encoded record of a user, as of a time in the unit of the events; raises also what the encoder raises."""
+        record = await self.record(user)
         try:
-            yield
+            return encoded(encoder, record, now)
         except DAMAGE:
-            self.counters["damaged"] += 1
+            self.counters["damaged"] += record is not None
             raise
 
     def values(self) -> dict[str, Any]:
@@ -234,9 +233,7 @@ class Fetch(Reads):
 
     async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
         """Return the features by another encoder, such as that of a retrieval model; one read serves both."""
-        record = await self.record(request.user)
-        with self.encoding():
-            return encoded(encoder, record, clock(encoder) if self._now is None else self._now(request))
+        return await self.encode(request.user, encoder, clock(encoder) if self._now is None else self._now(request))
 
 
 def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:

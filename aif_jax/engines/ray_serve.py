@@ -55,7 +55,7 @@ class Replica:
 
     async def call(self, method: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of the answer, with arrays; raises what the service raises."""
-        return await self._service.fields(method, parse(fields, self._service.policy.limits))
+        return (await self._service.answer(method, parse(fields, self._service.policy.limits))).fields()
 
     async def check_health(self) -> None:
         """Answer what Ray asks: raise where the service should get no traffic, so that the replica is replaced."""

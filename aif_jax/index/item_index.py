@@ -5,10 +5,8 @@ Snapshots of one index share their memory, see `store.py`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import operator
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_names
+from aif_jax.checks import VersionMismatch, check_encoding, expect_array, expect_integer, expect_names
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
@@ -154,9 +152,6 @@ class ItemIndex:
 
     decode = staticmethod(decode)
     """`decode(table, rows)`: rows int32 [C] of a table as the interaction takes them, for use inside jit."""
-
-    inspect = staticmethod(inspect)
-    """`inspect(path)`: the manifest of a snapshot on disk."""
 
     def __init__(self, store: Store, view: View):
         """Wrap the latest snapshot of a store. Not for callers: see `build`."""
@@ -458,21 +453,16 @@ def _decode_stored(stored: Packed) -> Any:
     return decode(stored, jnp.arange(len(stored.words)))
 
 
-def integer(value: Any, name: str, *, most: int = LAST) -> int:
-    """Return a number of a stream, 0 to `most`; TypeError for what is no integer, ValueError for one out of range."""
-    if not isinstance(value, bool):
-        with contextlib.suppress(TypeError):
-            number = operator.index(value)
-            expect(0 <= number <= most, name, f"an integer from 0 to {most}", number)
-            return number
-    raise TypeError(f"{name}: expected an integer, got {value!r}")
+def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
+    """Return positions in a stream by partition, checked; {} of None. Raises TypeError, ValueError."""
+    return {partition_of(partition): position_of(at) for partition, at in (positions or {}).items()}
 
 
 def partition_of(value: Any) -> int:
-    """Return a partition's number; raises as `integer`."""
-    return integer(value, "partition", most=LAST_PARTITION)
+    """Return a partition's number. Raises TypeError, ValueError."""
+    return expect_integer(value, "partition", least=0, most=LAST_PARTITION)
 
 
-def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
-    """Return positions in a stream by partition, checked; {} of None. Raises as `integer`."""
-    return {partition_of(partition): integer(at, "position") for partition, at in (positions or {}).items()}
+def position_of(value: Any) -> int:
+    """Return a position in a stream. Raises TypeError, ValueError."""
+    return expect_integer(value, "position", least=0, most=LAST)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.index.item_index import ItemIndex, inspect, integer, partition_of, positions_by_partition
+from aif_jax.index.item_index import ItemIndex, inspect, partition_of, position_of, positions_by_partition
 from aif_jax.store import sealed
 from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
@@ -305,7 +305,7 @@ class IndexWriter:
 
     def _apply(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
         """Run a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
-        position, partition = integer(position, "position"), partition_of(partition)
+        position, partition = position_of(position), partition_of(partition)
         if partition in self._positions and position <= self._positions[partition]:
             return False
         self.index = change(self.index)

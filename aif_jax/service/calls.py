@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +18,6 @@ from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Ove
 from aif_jax.serving.requests import CallerError, Candidates
 
 MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
-FIELDS = (
-    "user", "candidates", "bids", "exclude", "k", "order", "budget", "feature_version", "version", "encoding", "features",
-    "record", "events", "now", "id",
-)  # fmt: skip
-KNOWN = frozenset(FIELDS)
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -101,55 +96,42 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
       >>> parse({"user": "ann", "candidates": [7, 9], "k": 1}, Limits()).candidates.ids.tolist()
       [7, 9]
     """
-    if not KNOWN.issuperset(fields):
-        unknown = [str(name) for name in fields if name not in KNOWN]
+    if unknown := [str(name) for name in fields if name not in FIELDS]:
         raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
     given = {name: value for name, value in fields.items() if value is not None}
     if "user" not in given:
         raise BadCall("user", "expected an integer or a string, got none; send the user's id")
     if "features" in given and ("events" in given or "record" in given):
         raise BadCall("features", "expected either encoded features or a raw record and events, got both; send one of them")
-    budget = given.get("budget")
-    is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
-    if budget is not None and not (is_number and 0 < budget < sys.float_info.max):
-        raise BadCall("budget", f"expected more than 0 seconds, got {_shown(budget)}")
-    return Call(
-        user=_id(given["user"], "user"),
-        candidates=candidates_of(given["candidates"], given.get("bids"), limits) if "candidates" in given else None,
-        exclude=_item_ids(given["exclude"], "exclude", limits).ids if "exclude" in given else None,
-        k=_integer(given["k"], "k") if "k" in given else None,
-        order=_text(given["order"], "order") or None if "order" in given else None,
-        budget=None if budget is None else float(budget),
-        feature_version=_id(given["feature_version"], "feature_version") if "feature_version" in given else None,
-        version=_text(given["version"], "version") or None if "version" in given else None,
-        encoding=_text(given.get("encoding", ""), "encoding"),
-        features=_columns(given["features"], "features", limits) if "features" in given else None,
-        record=_columns(given["record"], "record", limits) if "record" in given else None,
-        events=_columns(given["events"], "events", limits) if "events" in given else None,
-        now=_integer(given["now"], "now") if "now" in given else None,
-        id=_text(given.get("id", ""), "id"),
-    )
+    bids = given.pop("bids", None)
+    values = {name: READERS[name](value, name, limits) for name, value in given.items()}
+    if "exclude" in values:
+        values["exclude"] = values["exclude"].ids
+    if bids is not None and "candidates" in values:
+        values["candidates"] = _with_bids(values["candidates"], bids)
+    return Call(**values)
 
 
-def candidates_of(ids: Any, bids: Any, limits: Limits) -> Candidates:
-    """Return candidates of a call, with their bids or None; raises BadCall."""
+def _item_ids(value: Any, field: str, limits: Limits) -> Candidates:
+    if not isinstance(value, list | np.ndarray):
+        raise BadCall(field, f"expected item ids, got {_shown(value)}")
+    if len(value) > limits.candidates:
+        raise BadCall(field, f"expected at most {limits.candidates}, got {len(value)}")
     try:
-        numbers = None if bids is None else np.asarray(bids, np.float32)
+        return Candidates.of(value)
+    except (TypeError, ValueError) as error:
+        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
+
+
+def _with_bids(candidates: Candidates, bids: Any) -> Candidates:
+    try:
+        numbers = np.asarray(bids, np.float32)
     except (TypeError, ValueError, OverflowError):
         raise BadCall("bids", f"expected numbers [C], got {_shown(bids)}") from None
-    return _item_ids(ids, "candidates", limits, bids=numbers)
-
-
-def _item_ids(ids: Any, field: str, limits: Limits, *, bids: np.ndarray | None = None) -> Candidates:
-    if not isinstance(ids, list | np.ndarray):
-        raise BadCall(field, f"expected item ids, got {_shown(ids)}")
-    if len(ids) > limits.candidates:
-        raise BadCall(field, f"expected at most {limits.candidates}, got {len(ids)}")
     try:
-        return Candidates.of(ids if bids is None else Candidates(ids, bids))  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        field = "bids" if bids is not None and "bid" in str(error) else field
-        raise BadCall(field, str(error).removeprefix("candidates: ")) from None
+        return Candidates.of(Candidates(candidates.ids, numbers))
+    except ValueError as error:
+        raise BadCall("bids", str(error).removeprefix("candidates: ")) from None
 
 
 def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
@@ -167,20 +149,41 @@ def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     return dict(value)
 
 
-def _id(value: Any, field: str) -> int | str:
-    return _text(value, field) if isinstance(value, str) else _integer(value, field)
+def exact_numbers(values: list[Any], dtype: Any) -> np.ndarray:
+    """Return JSON numbers as an array of that dtype; TypeError, ValueError where one would be rounded away or overflow."""
+    array, wanted = np.asarray(values), np.dtype(dtype)
+    if array.dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[wanted.kind] and array.size:
+        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
+    cast = array.astype(wanted)
+    if wanted.kind in "iu" and array.size and not np.array_equal(cast, array):
+        raise ValueError(f"expected integers of {8 * wanted.itemsize} bits, got larger ones")
+    return cast
 
 
-def _text(value: Any, field: str) -> str:
+def _id(value: Any, field: str, limits: Limits) -> int | str:
+    return _text(value, field, limits) if isinstance(value, str) else _integer(value, field, limits)
+
+
+def _text(value: Any, field: str, _: Limits) -> str:
     if not isinstance(value, str) or len(value) > MOST_TEXT:
         raise BadCall(field, f"expected text of at most {MOST_TEXT} characters, got {_shown(value)}")
     return value
 
 
-def _integer(value: Any, field: str) -> int:
+def _name(value: Any, field: str, limits: Limits) -> str | None:
+    return _text(value, field, limits) or None
+
+
+def _integer(value: Any, field: str, _: Limits) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
         raise BadCall(field, f"expected an integer of 64 bits, got {_shown(value)}")
     return value
+
+
+def _seconds(value: Any, field: str, _: Limits) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < sys.float_info.max:
+        raise BadCall(field, f"expected more than 0 seconds, got {_shown(value)}")
+    return float(value)
 
 
 def _shown(value: Any) -> str:
@@ -188,6 +191,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+READERS: dict[str, Callable[[Any, str, Limits], Any]] = {
+    "user": _id, "candidates": _item_ids, "exclude": _item_ids, "k": _integer, "order": _name, "budget": _seconds,
+    "feature_version": _id, "version": _name, "encoding": _text, "features": _columns, "record": _columns,
+    "events": _columns, "now": _integer, "id": _text,
+}  # fmt: skip
+FIELDS = (*READERS, "bids")
 USER_HEADER = "x-aif-user"
 """Header that a proxy routes by, see `affinity_key`."""
 

@@ -6,10 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import hashlib
-import math
-import secrets
 import time
-import types
 from collections import Counter, defaultdict, deque
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -20,13 +17,14 @@ from aif_jax.checks import expect
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
-from aif_jax.service.features import Context, candidates_from
+from aif_jax.service.features import Context
 from aif_jax.service.models import Models, Served
-from aif_jax.serving import Candidates, Ranking, Request, Scores
+from aif_jax.serving import Candidates, Ranking, Request
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer, Timeline
 from aif_jax.types import UserFeatures
 
+METHODS = ("rank", "score", "prepare")
 SECONDS = 300.0
 MOST = 20_000
 STAGES = "features user retrieval wait_user queue lookup upload score fetch critical total".split()
@@ -82,7 +80,7 @@ class Recent:
         return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": latest}
 
 
-A = TypeVar("A", bound=Answer)
+A = TypeVar("A")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,33 +110,58 @@ class Policy:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Observed:
-    """A call that was answered."""
+class Reply(Generic[A]):
+    """A call that was answered.
+
+    Attributes:
+      method: one of `METHODS`.
+      served: version that answered.
+      answer: `Ranking` or `Scores`; None of "prepare".
+      order: name of the order of a ranking, "" otherwise.
+      candidates: ids and bids of the call.
+      features: features that the answer used; None where they came with an earlier call, and of a stand-in.
+      now: clock that raw events were encoded by, in the time unit of the columns.
+    """
 
     method: str
     call: Call
     served: Served
-    answer: Any  # Ranking or Scores
-    candidates: Candidates
-    features: UserFeatures | None  # that the answer used; None of an earlier call's state, and of a stand-in
-    now: int | None  # the clock that raw events were encoded by, in the time unit of the columns
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Reply(Generic[A]):
-    """An answer and the version that gave it."""
-
     answer: A
-    served: Served
+    order: str = ""
+    candidates: Candidates | None = None
+    features: UserFeatures | None = None
+    now: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a front sends: of a ranking `ids`, `scores` and `logits` of the candidates with a score, best first.
+
+        Of scores `logits` [C] or [C, T] in the order of the candidates, and `mask` [C], false where there is none. With more
+        than one objective, `objectives` names them.
+        """
+        answer: Any = self.answer
+        if answer is None:
+            return {"id": self.call.id, "version": self.served.version}
+        fields = {
+            "id": self.call.id, "version": answer.version, "degraded": answer.degraded, "reason": answer.reason,
+            "state_age": answer.state_age, "non_finite": answer.non_finite, "stages": answer.stages,
+        }  # fmt: skip
+        if len(self.served.objectives) > 1:
+            fields["objectives"] = self.served.objectives
+        if self.method == "score":
+            return fields | {"logits": answer.logits, "mask": answer.mask}
+        arrays = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
+        if not answer.mask.all():
+            arrays = {name: array[answer.mask] for name, array in arrays.items()}
+        return fields | {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")} | arrays
 
 
 class Service:
-    """Answers calls with the versions of a folder: `async with Service(models) as service: await service.rank(call)`.
+    """Answers calls with the versions of a folder: `async with Service(models) as service: await service.answer("rank", call)`.
 
     Args:
       policy: limits and what to do with a stale model.
-      observers: whoever wants to know of calls that were answered, such as a log: `observe(seen)` gets an
-        `Observed`, returns at once and raises nothing.
+      observers: whoever wants to know of calls that were answered, such as a log: `observe(reply)` gets a
+        `Reply`, returns at once and raises nothing.
     """
 
     def __init__(self, models: Models, *, policy: Policy | None = None, observers: tuple[Any, ...] = ()):
@@ -171,8 +194,8 @@ class Service:
             return "draining" if self.draining else "starting"
         return next((why for share, served in self.models.shares if share and (why := self._stale(served))), None)
 
-    async def rank(self, call: Call) -> Reply[Ranking]:
-        """Return the best k candidates of a call.
+    async def answer(self, method: str, call: Call) -> Reply[Any]:
+        """Answer a call: "rank" with the best k candidates, "score" with all logits; "prepare" computes the user's state.
 
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
@@ -180,72 +203,44 @@ class Service:
           Stale: a model older than the policy allows.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        return await self._answered("rank", self._scored("rank", call))
-
-    async def score(self, call: Call) -> Reply[Scores]:
-        """Return logits of a call's candidates, in their order; raises as `rank`."""
-        return await self._answered("score", self._scored("score", call))
-
-    async def prepare(self, call: Call) -> Served:
-        """Compute the state of a user who is coming, for a later call that brings the id alone; raises as `rank`."""
-        return (await self._answered("prepare", self._prepare(call))).served
-
-    async def fields(self, method: str, call: Call) -> dict[str, Any]:
-        """Return what a front sends of the answer to a call of "rank", "score" or "prepare"; raises as `rank`."""
-        if method == "rank":
-            return rank_fields(await self.rank(call), call.id)
-        if method == "score":
-            return score_fields(await self.score(call), call.id)
-        return {"id": call.id, "version": (await self.prepare(call)).version}
-
-    async def _prepare(self, call: Call) -> Reply[Any]:
-        served = self._picked(call)
-        await served.engine.prepare(self._request(call, served, prepare=True))
-        return Reply(None, served)
-
-    async def _scored(self, method: str, call: Call) -> Reply[Any]:
-        served = self._picked(call)
-        engine, config = served.engine, served.engine.config
-        order, known = call.order or config.order, (LOGIT, BID, *config.orders)
-        if order not in known:
-            raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
-        candidates = candidates_from(call)
-        if method == "rank" and call.k is None:
-            raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
-        request = self._request(call, served)
-        with engine_checks():
-            if method == "rank":
-                answer: Any = await engine.rank(request, call.k, candidates=candidates)  # type: ignore[arg-type]
-            else:
-                answer = await engine.score(request, candidates)
-        answer = self._marked(answer, served)
-        self._observe(method, call, served, answer, candidates, request)
-        return Reply(answer, served)
-
-    async def _answered(self, method: str, work: Any) -> Any:
-        code, reply = "OK", None
+        code, version, answer = "OK", "", None
         try:
-            reply = await work
-            return reply
+            reply = await self._reply(method, call)
+            version, answer = reply.served.version, reply.answer
         except BaseException as error:
             code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
             raise
         finally:
             self.calls[method, code] += 1
-            version, answer = ("", None) if reply is None else (reply.served.version, reply.answer)
             self.recent.note(method, version, code, answer)
+        for observer in self.observers if answer is not None else ():
+            observer.observe(reply)
+        return reply
 
-    def _observe(
-        self, method: str, call: Call, served: Served, answer: Answer, candidates: Candidates, request: Request
-    ) -> None:
-        if not self.observers:
-            return
-        if method == "rank":
-            call = dataclasses.replace(call, order=call.order or served.engine.config.order)
+    async def _reply(self, method: str, call: Call) -> Reply[Any]:
+        served = self._picked(call)
+        engine, config = served.engine, served.engine.config
+        if method == "prepare":
+            await engine.prepare(self._request(call, served, prepare=True))
+            return Reply(method, call, served, None)
+        order, known = call.order or config.order, (LOGIT, BID, *config.orders)
+        if order not in known:
+            raise BadCall("order", f"expected one of {', '.join(known)}, got {order[:80]!r}")
+        if call.candidates is None:
+            raise BadCall("candidates", "expected item ids, got none; send candidates")
+        if method == "rank" and call.k is None:
+            raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
+        request = self._request(call, served)
+        with engine_checks():
+            if method == "rank":
+                answer: Any = await engine.rank(request, call.k, candidates=call.candidates)  # type: ignore[arg-type]
+            else:
+                answer, order = await engine.score(request, call.candidates), ""
+        if (stale := self._stale(served)) is not None:
+            reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
+            answer = dataclasses.replace(answer, degraded=True, reason=reason)
         features = None if answer.stand_in else request.context.used
-        seen = Observed(method, call, served, answer, candidates, features, request.context.now)
-        for observer in self.observers:
-            observer.observe(seen)
+        return Reply(method, call, served, answer, order, call.candidates, features, request.context.now)
 
     def _picked(self, call: Call) -> Served:
         served = self.models.pick(call)
@@ -260,13 +255,6 @@ class Service:
             if most is not None and age > most:
                 return f"the {part} is {age:.0f} s old, more than {most:g} s"
         return None
-
-    def _marked(self, answer: A, served: Served) -> A:
-        """Return the answer, degraded where the version is stale."""
-        if (stale := self._stale(served)) is None:
-            return answer
-        reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
-        return dataclasses.replace(answer, degraded=True, reason=reason)
 
     def _request(self, call: Call, served: Served, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
@@ -292,74 +280,24 @@ def digest_of(features: UserFeatures) -> bytes:
     return made.digest()
 
 
-def rank_fields(reply: Reply[Ranking], call_id: str) -> dict[str, Any]:
-    """Return `ids`, `scores` and `logits` of the best candidates with a score, best first, and metadata of the answer.
-
-    A model of T objectives has logits [k, T], and `objectives` names them.
-    """
-    answer = reply.answer
-    arrays: dict[str, Any] = {"ids": answer.ids, "scores": answer.scores, "logits": answer.logits}
-    if not answer.mask.all():
-        arrays = {name: array[answer.mask] for name, array in arrays.items()}
-    counts = {name: getattr(answer, name) for name in ("candidates", "unknown", "excluded")}
-    return _common(reply, call_id) | counts | arrays
-
-
-def score_fields(reply: Reply[Scores], call_id: str) -> dict[str, Any]:
-    """Return `logits` [C] or [C, T] in the order of the candidates, `mask` [C] false where there is none."""
-    return _common(reply, call_id) | {"logits": reply.answer.logits, "mask": reply.answer.mask}
-
-
-def _common(reply: Reply[Any], call_id: str) -> dict[str, Any]:
-    answer: Answer = reply.answer
-    about = {
-        "id": call_id, "version": answer.version, "degraded": answer.degraded, "reason": answer.reason,
-        "state_age": answer.state_age, "non_finite": answer.non_finite, "stages": answer.stages,
-    }  # fmt: skip
-    return about | ({"objectives": list(reply.served.objectives)} if len(reply.served.objectives) > 1 else {})
-
-
-def to_json(value: Any) -> Any:
-    """Return plain JSON values: lists for arrays, None for what JSON cannot say."""
-    if isinstance(value, dict):
-        return {name: to_json(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in value]
-    if isinstance(value, np.ndarray):
-        finite = value.dtype.kind != "f" or np.isfinite(value).all()
-        return value.tolist() if finite else [to_json(number) for number in value.tolist()]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 MOST_EXPLAINED = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
-    """Return the answer of `Service.rank`, its spans, and what each block contributed to each logit.
+    """Return the answer of "rank", its spans, and what each block contributed to each logit.
 
     The contributions are computed from the features of the call. They are none where those are not known, because the state
     came from an earlier call, and for a model whose interaction is not that of this package.
     """
-    call = dataclasses.replace(call, id=secrets.token_hex(8))  # by which its answer is told from others
-    found: list[Observed] = []
-    watcher = types.SimpleNamespace(observe=found.append)
-    service.observers.append(watcher)
-    try:
-        reply = await service.rank(call)
-    finally:
-        service.observers.remove(watcher)
-    fields = rank_fields(reply, call.id)
-    fields = {name: value[:MOST_EXPLAINED] if isinstance(value, np.ndarray) else value for name, value in fields.items()}
-    features = next((seen.features for seen in found if seen.call.id == call.id), None)
-    parts = {} if features is None else await asyncio.to_thread(_parts, reply, features, fields["ids"])
+    reply = await service.answer("rank", call)
+    fields = reply.fields()
+    fields |= {name: value[:MOST_EXPLAINED] for name, value in fields.items() if isinstance(value, np.ndarray)}
+    parts = {} if reply.features is None else await asyncio.to_thread(_parts, reply, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
-    spans = [list(span) for span in reply.answer.timeline.spans]
-    return fields | {"spans": spans, "contributions": parts}
+    return fields | {"spans": reply.answer.timeline.spans, "contributions": parts}
 
 
-def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> dict[str, list[float]]:
+def _parts(reply: Reply[Ranking], ids: np.ndarray) -> dict[str, list[float]]:
     restored = reply.served.restored
     model, index = restored.trained.model, restored.index
     if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
@@ -368,7 +306,7 @@ def _parts(reply: Reply[Ranking], features: UserFeatures, ids: np.ndarray) -> di
     rows, known = index.take(np.resize(ids, MOST_EXPLAINED))
     if not known.all():
         return {}
-    state = _state(model.user)(restored.trained.params, features)
+    state = _state(model.user)(restored.trained.params, reply.features)
     parts = _contributions(model.config)(restored.trained.params, state, rows)
     return {name: np.asarray(part)[: len(ids)].reshape(len(ids), -1)[:, 0].tolist() for name, part in parts.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -14,8 +13,8 @@ from aif_jax.connectors.features import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import check_user_features, user_layout
 from aif_jax.schema import Schema
-from aif_jax.service.calls import BadCall, Call
-from aif_jax.serving import Candidates, Request
+from aif_jax.service.calls import BadCall, Call, exact_numbers
+from aif_jax.serving import Request
 from aif_jax.trees import leaves_by_path
 from aif_jax.types import Behaviours, UserFeatures
 
@@ -79,9 +78,7 @@ class UserSource:
         user: Any = request.user  # of a call: an integer or a string
         moment = self.clock() if context.now is None else context.now
         try:
-            record = await reads.record(user)
-            with contextlib.nullcontext() if record is None else reads.encoding():
-                context.used = encoded(self._encoder, record, moment)
+            context.used = await reads.encode(user, self._encoder, moment)
         except DAMAGE as error:
             if context.now is not None and str(error).startswith("now: "):
                 raise BadCall("now", f"expected a time in the unit of the events, got {context.now!r:.80}") from None
@@ -141,7 +138,7 @@ class UserSource:
         for name, leaf in self._leaves.items():
             value = call.features[name]
             try:
-                array = value if isinstance(value, np.ndarray) else _listed(value, leaf.dtype)
+                array = value if isinstance(value, np.ndarray) else exact_numbers(value, leaf.dtype)
             except (TypeError, ValueError, OverflowError) as error:
                 raise BadCall(f"features.{name}", str(error)) from None
             arrays.append(self._fitted(array) if name.startswith(HISTORY) else array)
@@ -160,21 +157,3 @@ class UserSource:
         if array.ndim != 1 or len(array) == self._length:
             return array
         return np.pad(array[: self._length], (0, max(0, self._length - len(array))))
-
-
-def candidates_from(call: Call) -> Candidates:
-    """Return the candidates of a call; BadCall where it has none."""
-    if call.candidates is None:
-        raise BadCall("candidates", "expected item ids, got none; send candidates")
-    return call.candidates
-
-
-def _listed(value: Any, dtype: Any) -> np.ndarray:
-    """Return JSON numbers as an array of exactly that dtype: no fraction or overflow is rounded away."""
-    array, wanted = np.asarray(value), np.dtype(dtype)
-    if array.dtype.kind not in {"b": "b", "i": "iu", "f": "iuf"}[wanted.kind] and array.size:
-        raise TypeError(f"expected {wanted.name}, got {array.dtype.name}")
-    made = array.astype(wanted)
-    if wanted.kind == "i" and array.size and not np.array_equal(made, array):
-        raise ValueError("expected integers of 32 bits, got larger ones")
-    return made

@@ -6,47 +6,37 @@ import asyncio
 import contextlib
 import functools
 import hmac
-import json
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from aif_jax.service.calls import BadCall, Call, Failure, parse, reported
-from aif_jax.service.core import Service, explain, to_json
-from aif_jax.serving.metrics import prometheus_text
+from aif_jax.service.core import METHODS, Service, explain
+from aif_jax.serving.metrics import Part, prometheus_text
 
 
 def service_text(service: Service) -> str:
     """Return the metrics of a service in the Prometheus text format; raises ImportError as `prometheus_text`.
 
-    Counters and latencies of the engines have the label `version`, those of the feature source have none.
+    Metrics of the engines have the label `version`.
     """
-    models = service.models
-    shares = {id(served): share for share, served in models.shares}
-    flags = {"ready": service.unready is None, "problem": models.problem is not None}
-    gauges: dict[str, Any] = {name: [({}, float(flag))] for name, flag in flags.items()}
-    gauges |= {f"model_{name}": [] for name in ("age_seconds", "share", "items")}
-    gauges |= {name: [] for name in ("index_age_seconds", "index_position")}
-    for served in models.held:
-        labels = {"version": served.version[:12], "folder": served.entry.folder}
-        gauges["model_age_seconds"].append((labels, served.age))
-        gauges["model_share"].append((labels, shares.get(id(served), 0.0)))
-        gauges["model_items"].append((labels, float(len(served.restored.index or ()))))
-        gauges["index_age_seconds"].append((labels, served.index_age))
-        positions = {} if served.index_from is None else served.index_from.positions
-        gauges["index_position"] += [(labels | {"partition": str(part)}, float(at)) for part, at in positions.items()]
-    counters = {
-        "calls": [({"method": method, "code": code}, float(n)) for (method, code), n in service.calls.items()],
-        "publishes": [({}, float(models.publishes))],
-        "publish_failures": [({}, float(models.failures))],
-    }
+    models, shares = service.models, {id(served): share for share, served in service.models.shares}
+    counters = {"publishes": models.publishes, "publish_failures": models.failures}
     for observer in service.observers:
-        for name, value in getattr(observer, "counters", {}).items():
-            counters.setdefault(name, []).append(({}, float(value)))
-    by_version = {served.version[:12]: served.engine.metrics() for served in reversed(models.held)}
-    reads = None if models.reads is None else models.reads.values()
-    return prometheus_text(reads, by_version=by_version, gauges=gauges, counters=counters)
+        counters |= getattr(observer, "counters", {})
+    flags = {"ready": service.unready is None, "problem": models.problem is not None}
+    parts: list[Part] = [({"version": held.version[:12]}, held.engine.metrics()) for held in reversed(models.held)]
+    parts += [({"method": method, "code": code}, {"counters": {"calls": n}}) for (method, code), n in service.calls.items()]
+    for held in models.held:
+        labels = {"version": held.version[:12], "folder": held.entry.folder}
+        ages = {"model_age_seconds": held.age, "index_age_seconds": held.index_age}
+        gauges = {**ages, "model_share": shares.get(id(held), 0.0), "model_items": len(held.restored.index or ())}
+        positions = {} if held.index_from is None else held.index_from.positions
+        parts += [(labels | {"partition": str(part)}, {"gauges": {"index_position": at}}) for part, at in positions.items()]
+        parts.append((labels, {"gauges": gauges}))
+    parts.append(({}, {} if models.reads is None else models.reads.values()))
+    return prometheus_text({"counters": counters, "gauges": flags}, *parts)
 
 
 JSON = "application/json"
@@ -62,7 +52,6 @@ PAGE_HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
-ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 PATIENCE = 0.02  # seconds of a call before anyone looks whether its caller is still there, which costs a task
 PAUSE = 1.0  # seconds before a call that found too many others is tried again
 LINGER = 1.0  # seconds for a caller to read an answer that came before the end of its body
@@ -112,8 +101,7 @@ class App:
         self._summing = asyncio.Lock()
         folder = Path(__file__).parent / "page"
         self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
-        methods = ("rank", "score", "prepare")
-        self._posts: dict[str, Handler] = {f"/v1/{name}": functools.partial(self._called, name) for name in methods}
+        self._posts: dict[str, Handler] = {f"/v1/{name}": functools.partial(self._called, name) for name in METHODS}
         self._posts["/v1/explain"] = self._explain
         self._gets: dict[str, Handler] = {
             "/health/live": self._live, "/health/ready": self._ready, "/metrics": self._metrics, "/status.json": self._status,
@@ -195,20 +183,16 @@ class App:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > limits.body_bytes:
             return too_large
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body") and len(message["body"]) <= limits.body_bytes:
-            return message["body"]
         parts, size = [], 0
         try:
             async with asyncio.timeout(limits.body_seconds):
-                while message["type"] == "http.request":
-                    size += len(message.get("body", b""))
+                while (message := await receive())["type"] == "http.request":
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
                     if size > limits.body_bytes:
                         return too_large
-                    parts.append(message.get("body", b""))
                     if not message.get("more_body"):
                         return b"".join(parts)
-                    message = await receive()
         except TimeoutError:
             return Failure("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
         return Failure("CANCELLED", 400, "the caller left", "body")
@@ -220,7 +204,7 @@ class App:
 
     async def _called(self, method: str, asked: Asked) -> Response:
         """Return the answer to a call of a method."""
-        return json_response(await self._service.fields(method, self._call(asked)))
+        return json_response((await self._service.answer(method, self._call(asked))).fields())
 
     async def _explain(self, asked: Asked) -> Response:
         return json_response(await explain(self._service, self._call(asked)))
@@ -275,8 +259,8 @@ async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:
-    """Return plain values as JSON."""
-    return Response(status, JSON, encode(to_json(value)))
+    """Return an answer in JSON."""
+    return Response(status, JSON, encode(value))
 
 
 def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Response:
@@ -286,49 +270,21 @@ def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Respons
     return json_response(problem.to_json(), status=problem.status)._replace(headers=headers)
 
 
-@functools.cache
-def _orjson() -> Any:
-    """Return the package of the extra `service`: a tenth of the time of `json`. None without it."""
-    try:
-        import orjson
-    except ImportError:
-        return None
-    return orjson
-
-
 def encode(value: Any) -> bytes:
-    """Return plain values of an answer as JSON."""
-    if (fast := _orjson()) is not None:
-        with contextlib.suppress(TypeError):  # keys that are no texts, integers beyond 64 bits, halves of surrogate pairs
-            return fast.dumps(value)
-    return ENCODE(value).encode()
+    """Return plain values and arrays of an answer as JSON; null for what JSON cannot say, such as NaN."""
+    import orjson
+
+    return orjson.dumps(value, lambda texts: texts.tolist(), orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Return a JSON object; BadCall for anything else, NaN, infinities and half a surrogate pair among it."""
-    fast = None if b"0" * 19 in raw.translate(DIGITS) else _orjson()  # which reads integers beyond 64 bits as floats
+    """Return a JSON object, integers beyond 64 bits as floats; BadCall for anything else, such as text that is no Unicode."""
+    import orjson
+
     try:
-        value = _decoded(raw) if fast is None else fast.loads(raw)
-    except (ValueError, RecursionError):
-        try:
-            value = _decoded(raw)  # which says what is wrong in the same words everywhere
-        except (ValueError, RecursionError) as error:
-            raise BadCall("body", f"expected JSON: {error}") from None
+        value = orjson.loads(raw)
+    except ValueError as error:
+        raise BadCall("body", f"expected JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadCall("body", f"expected a JSON object, got {type(value).__name__}")
     return value
-
-
-def _decoded(raw: bytes) -> Any:
-    value = DECODE(text := raw.decode())
-    if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()  # text that is no Unicode would fail later, and not for its caller
-    return value
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"expected a JSON number, got {name}")
-
-
-DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
-DECODE = json.JSONDecoder(parse_constant=_refuse).decode

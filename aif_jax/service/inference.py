@@ -15,82 +15,22 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from aif_jax.encoding.vocabulary import id_array
-from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, parse, reported
-from aif_jax.service.core import Service, to_json
-from aif_jax.service.http import JSON, Asked, Response, json_response, parse_json
+from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, exact_numbers, parse, reported
+from aif_jax.service.core import Service
+from aif_jax.service.http import JSON, Asked, Response, encode, json_response, parse_json
 from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
 EXTENSIONS = ("binary_tensor_data", "parameters")
 SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
-
-
-def expect_model(name: str) -> None:
-    """Raise UnknownModel unless the name is that of the one model there is."""
-    if name != MODEL:
-        raise UnknownModel(f"model: expected {MODEL!r}, got {name[:200]!r}")
-
-
-def is_ready(service: Service, version: str = "") -> bool:
-    """Return whether a version, or the service, answers."""
-    if service.unready is not None:
-        return False
-    try:
-        return not version or service.models.named(version) is not None
-    except UnknownVersion:
-        return False
-
-
-def server_metadata() -> dict[str, Any]:
-    """Name, version and extensions."""
-    return {"name": "aif_jax", "version": __version__, "extensions": list(EXTENSIONS)}
-
-
-def model_metadata(service: Service, name: str, version: str = "") -> dict[str, Any]:
-    """Return versions, inputs and outputs; raises UnknownModel, UnknownVersion."""
-    expect_model(name)
-    held = [service.models.named(version)] if version else service.models.held
-    index = held[0].restored.index if held else None
-    ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
-    encoder = held[0].restored.trained.encoder if held else None
-    users = "INT64" if encoder is not None and encoder.vocabularies["user"].kind == "integers" else "BYTES"
-    inputs = (("user", users, 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1), ("now", "INT64", 1))
-    objectives = held[0].objectives if held else ()
-    each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
-    outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", *each), ("mask", "BOOL", -1))
-    listed = [[{"name": n, "datatype": kind, "shape": shape} for n, kind, *shape in part] for part in (inputs, outputs)]
-    versions = [served.version for served in held]
-    return {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
-
-
-async def infer(
-    service: Service, *, version: str, call_id: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
-) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    """Return answer to tensors, a ranking where `k` is among them, else scores: version, outputs, and as parameters `degraded`,
-    where it is, `reason`, and of a ranking that leaves ids out, `excluded`.
-
-    `names` are the outputs that were asked for, none for all; BadCall for others. Raises as `Service.rank`.
-    """
-    fields: dict[str, Any] = {"id": call_id, "version": version or None}
-    for name, array in inputs.items():
-        one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
-        put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
-    method, wanted = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
-    answer = await service.fields(method, parse(fields, service.policy.limits))
-    more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
-    if unknown := [name for name in names if name not in wanted]:
-        raise BadCall("outputs", f"expected some of {list(wanted)}, got {unknown[0][:200]!r}")
-    return answer["version"], {name: answer[name] for name in names or wanted}, {"degraded": answer["degraded"]} | more
 
 
 def _scalar(array: np.ndarray, name: str) -> Any:
@@ -135,39 +75,73 @@ class InferenceRest:
             wrong = json_response({"error": f"{asked.path}: expected {listed}, got {asked.method}"}, status=405)
             return wrong._replace(headers=((b"allow", listed.encode()),))
         if health is not None:
-            good = health == "live" or is_ready(self._service)
+            good = health == "live" or self._is_ready()
             return json_response({health: good}, status=200 if good else 503)
         if model is None:
-            return json_response(server_metadata())
-        expect_model(model)
+            return json_response({"name": "aif_jax", "version": __version__, "extensions": list(EXTENSIONS)})
+        if model != MODEL:
+            raise UnknownModel(f"model: expected {MODEL!r}, got {model[:200]!r}")
         if action == "infer":
             return await self._infer(asked, version)
         if action == "ready":
-            good = is_ready(self._service, version)
+            good = self._is_ready(version)
             return json_response({"name": MODEL, "ready": good}, status=200 if good else 503)
-        return json_response(model_metadata(self._service, model, version))
+        return json_response(self._metadata(version))
+
+    def _is_ready(self, version: str = "") -> bool:
+        """Return whether a version, or the service, answers."""
+        if self._service.unready is not None:
+            return False
+        try:
+            return not version or self._service.models.named(version) is not None
+        except UnknownVersion:
+            return False
+
+    def _metadata(self, version: str) -> dict[str, Any]:
+        """Return versions, inputs and outputs of the model; raises UnknownVersion."""
+        models = self._service.models
+        held = [models.named(version)] if version else models.held
+        index = held[0].restored.index if held else None
+        ids = "BYTES" if index is not None and index.kind == "strings" else "INT64"
+        encoder = held[0].restored.trained.encoder if held else None
+        users = "INT64" if encoder is not None and encoder.vocabularies["user"].kind == "integers" else "BYTES"
+        inputs = (("user", users, 1), ("candidates", ids, -1), ("k", "INT32", 1), ("bids", "FP32", -1), ("now", "INT64", 1))
+        objectives = held[0].objectives if held else ()
+        each = (-1, len(objectives)) if len(objectives) > 1 else (-1,)
+        outputs = (("ids", ids, -1), ("scores", "FP32", -1), ("logits", "FP32", *each), ("mask", "BOOL", -1))
+        listed = [[{"name": n, "datatype": kind, "shape": shape} for n, kind, *shape in part] for part in (inputs, outputs)]
+        versions = [served.version for served in held]
+        return {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
 
     async def _infer(self, asked: Asked, version: str) -> Response:
+        """Answer tensors: with a ranking where `k` is among them, else with scores."""
         length = asked.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(asked.body)):
             expected = f"expected at most the {len(asked.body)} bytes of the body, got {length[:20]!r}"
             raise BadCall("inference-header-content-length", expected)
-        end = len(asked.body) if length is None else int(length)
+        end, limits = len(asked.body) if length is None else int(length), self._service.policy.limits
         head, data = parse_json(asked.body[:end]), asked.body[end:]
-        inputs = arrays_from(head.get("inputs"), data, texts=self._service.policy.limits.texts)
-        call_id = head.get("id", "")
+        fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
+        for name, array in arrays_from(head.get("inputs"), data, texts=limits.texts).items():
+            one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
+            put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
         names, binary = _outputs(head)
-        version, answers, parameters = await infer(self._service, version=version, call_id=call_id, inputs=inputs, names=names)
-        fields = {"model_name": MODEL, "model_version": version, "parameters": parameters}
-        fields |= {"id": call_id} if call_id else {}
+        method, wanted = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
+        if unknown := [name for name in names if name not in wanted]:
+            raise BadCall("outputs", f"expected some of {list(wanted)}, got {unknown[0][:200]!r}")
+        answer = (await self._service.answer(method, parse(fields, limits))).fields()
+        more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
+        shown = {"model_name": MODEL, "model_version": answer["version"], "parameters": {"degraded": answer["degraded"]} | more}
+        shown |= {"id": answer["id"]} if answer["id"] else {}
         outputs, parts = [], []
-        for name, array in answers.items():
+        for name in names or wanted:
+            outputs.append(described(name, answer[name]))
             if binary.get(name, binary[""]):
-                parts.append(to_bytes(array))
-                outputs.append(described(name, array, parts[-1]))
+                parts.append(to_bytes(answer[name]))
+                outputs[-1]["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
-                outputs.append(described(name, array) | {"data": to_json(array)})
-        text = json.dumps(fields | {"outputs": outputs}).encode()
+                outputs[-1]["data"] = answer[name]
+        text = encode(shown | {"outputs": outputs})
         if not parts:
             return Response(200, JSON, text)
         return Response(200, BINARY, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
@@ -197,8 +171,7 @@ DATATYPES = {
     "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}  # `dtype.name` takes longer than the rest of an array
-IS_LITTLE = sys.byteorder == "little"
+NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}  # of answers, which are in native order
 MOST_TENSORS = 256
 
 
@@ -211,26 +184,15 @@ def put(fields: dict[str, Any], name: str, value: Any) -> None:
     inside[key or group] = value
 
 
-def described(name: str, array: np.ndarray, raw: bytes | None = None) -> dict[str, Any]:
-    """Return a tensor's name, datatype and shape, and the size of its bytes where they come after the JSON."""
-    entry: dict[str, Any] = {"name": name, "datatype": datatype(array), "shape": list(array.shape)}
-    if raw is not None:
-        entry["parameters"] = {"binary_data_size": len(raw)}
-    return entry
-
-
-def datatype(array: np.ndarray) -> str:
-    """Return the protocol's name of a dtype; raises BadCall for one that it does not have."""
-    name = NAMES.get(array.dtype) or NAMES.get(array.dtype.newbyteorder("<")) if array.dtype.kind not in "UTO" else "BYTES"
-    if name is None:
-        raise BadCall("array", f"expected a dtype among {', '.join(map(str, NAMES))} or texts, got {array.dtype}")
-    return name
+def described(name: str, array: np.ndarray) -> dict[str, Any]:
+    """Return a tensor's name, datatype and shape."""
+    return {"name": name, "datatype": NAMES.get(array.dtype, "BYTES"), "shape": list(array.shape)}
 
 
 def to_bytes(array: np.ndarray) -> bytes:
     """Return a tensor's raw contents."""
-    if datatype(array) != "BYTES":
-        return (array if IS_LITTLE and array.dtype.isnative else array.astype(array.dtype.newbyteorder("<"))).tobytes()
+    if array.dtype in NAMES:
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
 
 
@@ -255,26 +217,24 @@ def from_bytes(name: str, kind: str, shape: list[int], raw: bytes | memoryview) 
         raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
     if kind == "BOOL" and bytes(raw).translate(None, b"\0\1"):
         raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {bytes(raw[:8])!r}")
-    array = np.frombuffer(raw, dtype) if len(shape) == 1 else np.frombuffer(raw, dtype).reshape(shape)
-    return array if IS_LITTLE else array.astype(dtype.newbyteorder("="))
+    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 
 
-def from_values(name: str, kind: str, shape: list[int], values: Sequence[Any]) -> np.ndarray:
-    """Return a tensor from a flat list of plain values; raises BadCall."""
-    count = math.prod(shape)
-    if len(values) != count:
-        raise BadCall(name, f"expected {count} values for {shape}, got {len(values)}")
-    if kind == "BYTES":
-        if strange := [value for value in values if not isinstance(value, str | bytes)]:
-            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
-        return _texts(name, values).reshape(shape)
-    wanted = {"B": bool, "I": int, "U": int}.get(kind[0], (int, float))
-    if not all(isinstance(value, wanted) and (kind == "BOOL" or not isinstance(value, bool)) for value in values):
-        raise BadCall(name, f"expected values of {kind}, got {values!r:.80}")
+def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarray:
+    """Return a tensor from a list of plain values, flat or nested; raises BadCall."""
+    if not isinstance(values, list):
+        raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
     try:
-        return np.array(values, DTYPES[kind].newbyteorder("=")).reshape(shape)
-    except (OverflowError, ValueError) as error:
+        array = np.array(values, object).ravel() if kind == "BYTES" else exact_numbers(values, DTYPES[kind])
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadCall(name, f"expected values of {kind}: {error}") from None
+    if array.size != math.prod(shape):
+        raise BadCall(name, f"expected {math.prod(shape)} values for {shape}, got {array.size}")
+    if kind == "BYTES":
+        if strange := [value for value in array if not isinstance(value, str)]:
+            raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
+        array = _texts(name, array)
+    return array.reshape(shape)
 
 
 def _split_texts(name: str, raw: bytes, count: int) -> list[bytes]:
@@ -313,7 +273,7 @@ def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) 
         parameters = entry.get("parameters") or {}
         size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
         if size is None:
-            arrays[name] = from_values(name, kind, shape, _flat(name, entry.get("data"), 4))
+            arrays[name] = from_values(name, kind, shape, entry.get("data"))
         elif type(size) is int and 0 <= size <= len(data) - start:
             arrays[name] = from_bytes(name, kind, shape, data[start : start + size])
             start += size
@@ -322,12 +282,3 @@ def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) 
     if start < len(data):
         raise BadCall("body", f"expected {start} bytes of tensors, got {len(data)}")
     return arrays
-
-
-def _flat(name: str, values: Any, depth: int) -> list[Any]:
-    """Return a flat list of nested lists, row by row."""
-    if not isinstance(values, list):
-        raise BadCall(name, f"expected `data`, a list, or `parameters` with `binary_data_size`, got {type(values).__name__}")
-    if depth and values and isinstance(values[0], list):
-        return [value for row in values for value in _flat(name, row, depth - 1)]
-    return values

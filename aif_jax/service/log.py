@@ -11,50 +11,23 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.readers.tables import pyarrow
-from aif_jax.service.core import Observed, to_json
-from aif_jax.serving import Ranking
+from aif_jax.service.core import Reply
+from aif_jax.service.http import encode
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
 
 logger = logging.getLogger(__name__)
 FILE = "requests-{start:020d}-{process}-{number:08d}.parquet"  # a container's processes have the same number each time
 PLAIN = {int, float, str, bool, type(None)}
-
-
-class LogRecord(NamedTuple):
-    """One logged call."""
-
-    id: str
-    time: float  # of the answer, in seconds since 1970
-    method: str  # rank or score
-    version: str
-    user: str  # raw id as JSON
-    k: int
-    order: str  # of a ranking, "" of scores
-    candidates: Any  # lists, or arrays before they are written: int64 [C], None of texts
-    candidate_texts: list[str] | None
-    bids: Any  # float32 [C] or None
-    ids: Any  # of a ranking, best first
-    id_texts: list[str] | None
-    logits: Any  # float32, of the ranking, or of the candidates; of T objectives T for each
-    degraded: bool
-    reason: str | None
-    stages: str  # seconds by stage, JSON
-    encoding: str
-    features: Any  # that the answer used: pairs of a dotted name and numbers; None of an earlier call's state and of a stand-in
-    raw: str | None  # record, events and now that these were made from, JSON; None for a call without
-    exclude: Any  # ids that were not to be ranked, int64 [E]; None of texts, and for a call without
-    exclude_texts: list[str] | None
-    feature_version: str | None  # as JSON: another record of this version and user may have the features
 
 
 FILE_ROWS, FILE_SECONDS = 4096, 5.0  # a file is written with so many records, or so long after its first
@@ -81,7 +54,7 @@ class RequestLog:
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}
         self._share = share
         self._schema = log_schema()
-        self._waiting: queue.Queue[tuple[Observed, int] | None] = queue.Queue(waiting)
+        self._waiting: queue.Queue[tuple[Reply, int] | None] = queue.Queue(waiting)
         self._most = waiting_bytes
         self._came = self._went = 0  # bytes, each counted by one thread
         # Files sort by their start: after those of an earlier process, also where the clock was set back meanwhile.
@@ -90,15 +63,15 @@ class RequestLog:
         self._thread = threading.Thread(target=self._work, name="aif-request-log", daemon=True)
         self._thread.start()
 
-    def observe(self, seen: Observed) -> None:
+    def observe(self, reply: Reply) -> None:
         """Hand an answer to the thread, or drop it."""
         if self._share < 1 and random.random() >= self._share:
             return
         try:
-            size = _size(seen)
+            size = _size(reply)
             if self._came - self._went + size > self._most:
                 raise queue.Full
-            self._waiting.put_nowait((seen, size))
+            self._waiting.put_nowait((reply, size))
             self._came += size
         except queue.Full:
             self.counters["log_dropped"] += 1
@@ -109,7 +82,7 @@ class RequestLog:
         self._thread.join()
 
     def _work(self) -> None:
-        records: list[LogRecord] = []
+        records: list[dict[str, Any]] = []
         due, size = 0.0, 0
         while True:
             with contextlib.suppress(queue.Empty):  # the file is due
@@ -127,14 +100,13 @@ class RequestLog:
                 self._went += size
                 records, size, found = [], 0, None  # an idle thread holds no version
 
-    def _write(self, records: Sequence[LogRecord]) -> None:
+    def _write(self, records: list[dict[str, Any]]) -> None:
         if not records:
             return
         try:
             name = FILE.format(start=self._start, process=os.getpid(), number=self._number)
-            columns = {field: [getattr(record, field) for record in records] for field in LogRecord._fields}
             with new_file(self.folder / name) as partial:
-                pyarrow("pyarrow.parquet").write_table(pyarrow().table(columns, schema=self._schema), partial)
+                pyarrow("pyarrow.parquet").write_table(pyarrow().Table.from_pylist(records, self._schema), partial)
             self._number += 1
             self.counters["log_records"] += len(records)
         except Exception as error:  # a full disk must not end a service
@@ -145,42 +117,56 @@ class RequestLog:
         logger.error("%s: %d records lost: %s", self.folder, count, error)
 
 
-def record_of(seen: Observed) -> LogRecord:
-    """Return what is logged of an answer."""
-    call, answer = seen.call, seen.answer
-    ids = answer.ids[answer.mask] if isinstance(answer, Ranking) else None
-    logits = answer.logits[answer.mask] if isinstance(answer, Ranking) else answer.logits
-    candidates = seen.candidates
-    given = {"record": call.record, "events": call.events, "now": seen.now if call.now is None else call.now}
+def record_of(reply: Reply) -> dict[str, Any]:
+    """Return what is logged of an answer, by column."""
+    call, answer, candidates, used = reply.call, reply.answer, reply.candidates, reply.features
+    ranked = reply.method == "rank"
+    ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
+    given = {"record": call.record, "events": call.events, "now": reply.now if call.now is None else call.now}
     known = {name: value for name, value in given.items() if value is not None}
-    raw = json.dumps(to_json(known)) if known.keys() - {"now"} and seen.features is not None else None
-    features = None
-    if seen.features is not None:
-        features = [
-            (name, np.ravel(leaf).astype(np.float64)) for name, leaf in leaves_by_path(seen.features, separator=".").items()
-        ]
-    return LogRecord(
-        id=call.id, time=time.time(), method=seen.method, version=answer.version, user=json.dumps(call.user), k=call.k or 0,
-        order=call.order or "", candidates=_of(candidates.ids, "i"), candidate_texts=_of(candidates.ids, "T"),
-        bids=candidates.bids, ids=_of(ids, "i"), id_texts=_of(ids, "T"), logits=logits.ravel(), degraded=answer.degraded,
-        reason=answer.reason, stages=json.dumps(answer.stages),
-        encoding="" if seen.features is None else seen.features.encoding, features=features, raw=raw,
-        exclude=_of(call.exclude, "i"), exclude_texts=_of(call.exclude, "T"),
-        feature_version=None if call.feature_version is None else json.dumps(call.feature_version),
-    )  # fmt: skip
+    leaves = {} if used is None else leaves_by_path(used, separator=".")
+    return {
+        "id": call.id, "time": time.time(), "method": reply.method, "version": answer.version, "user": json.dumps(call.user),
+        "k": call.k or 0, "order": reply.order, "candidates": _of(candidates.ids, "i"),
+        "candidate_texts": _of(candidates.ids, "T"), "bids": candidates.bids, "ids": _of(ids, "i"), "id_texts": _of(ids, "T"),
+        "logits": logits.ravel(), "degraded": answer.degraded, "reason": answer.reason, "stages": json.dumps(answer.stages),
+        "encoding": "" if used is None else used.encoding,
+        "features": [(name, np.ravel(leaf).astype(np.float64)) for name, leaf in leaves.items()] or None,
+        "raw": encode(known).decode() if known.keys() - {"now"} and used is not None else None,
+        "exclude": _of(call.exclude, "i"), "exclude_texts": _of(call.exclude, "T"),
+        "feature_version": None if call.feature_version is None else json.dumps(call.feature_version),
+    }  # fmt: skip
 
 
 def log_schema() -> Any:
-    """Return the Arrow schema of its files."""
+    """Return the Arrow schema of the files."""
     arrow = pyarrow()
-    kinds = {
-        "time": arrow.float64(), "k": arrow.int32(), "candidates": arrow.list_(arrow.int64()),
-        "candidate_texts": arrow.list_(arrow.string()), "bids": arrow.list_(arrow.float32()),
-        "ids": arrow.list_(arrow.int64()), "id_texts": arrow.list_(arrow.string()), "logits": arrow.list_(arrow.float32()),
-        "degraded": arrow.bool_(), "features": arrow.map_(arrow.string(), arrow.list_(arrow.float64())),
-        "exclude": arrow.list_(arrow.int64()), "exclude_texts": arrow.list_(arrow.string()),
-    }  # fmt: skip
-    return arrow.schema([(name, kinds.get(name, arrow.string())) for name in LogRecord._fields])
+    text, integers, texts = arrow.string(), arrow.list_(arrow.int64()), arrow.list_(arrow.string())
+    columns = {
+        "id": text,
+        "time": arrow.float64(),  # of the answer, in seconds since 1970
+        "method": text,  # rank or score
+        "version": text,
+        "user": text,  # raw id as JSON
+        "k": arrow.int32(),
+        "order": text,  # of a ranking, "" of scores
+        "candidates": integers,  # null of texts
+        "candidate_texts": texts,
+        "bids": arrow.list_(arrow.float32()),
+        "ids": integers,  # of a ranking, best first
+        "id_texts": texts,
+        "logits": arrow.list_(arrow.float32()),  # of the ranking, or of the candidates; of T objectives T for each
+        "degraded": arrow.bool_(),
+        "reason": text,
+        "stages": text,  # seconds by stage, JSON
+        "encoding": text,
+        "features": arrow.map_(text, arrow.list_(arrow.float64())),  # that the answer used; null of an earlier call's state
+        "raw": text,  # record, events and now that these were made from, JSON; null for a call without
+        "exclude": integers,  # ids that were not to be ranked; null of texts, and for a call without
+        "exclude_texts": texts,
+        "feature_version": text,  # as JSON: another record of this version and user may have the features
+    }
+    return arrow.schema(columns)
 
 
 def _of(ids: Any, kind: str) -> Any:
@@ -188,11 +174,11 @@ def _of(ids: Any, kind: str) -> Any:
     return None if ids is None or ids.dtype.kind != kind else ids.tolist() if kind == "T" else ids.copy()
 
 
-def _size(seen: Observed) -> int:
+def _size(reply: Reply) -> int:
     """Return bytes of memory that a call and its answer hold until they are written."""
-    call, answer = seen.call, seen.answer
-    held = [call.record, call.events, call.features, call.exclude, seen.candidates.ids, seen.candidates.bids]
-    held += jax.tree.leaves(seen.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
+    call, answer = reply.call, reply.answer
+    held = [call.record, call.events, call.features, call.exclude, reply.candidates.ids, reply.candidates.bids]
+    held += jax.tree.leaves(reply.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
     return 4096 + _bytes(held)
 
 

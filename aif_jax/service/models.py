@@ -16,14 +16,12 @@ The first line has the share that the others leave. The file is replaced by one 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
 import re
 import shutil
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ from aif_jax.checks import expect
 from aif_jax.connectors.features import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.export import ExportError, Restored, restore
-from aif_jax.index import ItemIndex
+from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
 from aif_jax.service.calls import Call, UnknownVersion
@@ -142,19 +140,14 @@ def path_of(root: Path, entry: ExportEntry) -> Path:
     return path
 
 
-logger = logging.getLogger(__name__)
-UNFETCHED = "unfetched"
-"""File of a mirror: what could not be fetched at last."""
+def mirror(store: SnapshotStore, folder: str | Path, *, only: str | None = None, keep: int = 3) -> str:
+    """Fetch what is current in a store, verified, and name it in the folder's file `current`; returns its name.
 
-
-class Mirror:
-    """Downloads what is current in a store and names it in the folder's file `current`, at once and whenever it changes.
-
-    A snapshot is fetched whole and verified before it is named. What goes wrong is logged, and the versions before go on.
+    One process at a time mirrors into a folder. Raises what `SnapshotStore.fetch` and `publish` raise.
 
     Args:
-      folder: local, made where it is missing; one process at a time mirrors into it.
       only: name of the one export to fetch and keep, whatever is current; None follows the current one.
+      keep: exports that stay in the folder, at least 1.
 
     Example:
       >>> import tempfile
@@ -163,70 +156,20 @@ class Mirror:
       >>> _ = (root / "export" / "manifest.json").write_text("{}")
       >>> store = SnapshotStore(root / "store")
       >>> name = store.publish(root / "export")
-      >>> mirror = Mirror(store, root / "here")
-      >>> mirror.update() == name, (root / "here" / "current").read_text() == name + "\\n"
+      >>> mirror(store, root / "here") == name, (root / "here" / "current").read_text() == name + "\\n"
       (True, True)
     """
-
-    def __init__(self, store: SnapshotStore, folder: str | Path, *, keep: int = 3, poll: float = 1.0, only: str | None = None):
-        expect(keep >= 1, "keep", "at least 1", keep)
-        expect(poll > 0, "poll", "more than 0 seconds", poll)
-        self.store, self.folder, self.failures = store, Path(folder), 0
-        self._keep, self._poll, self._only = keep, poll, only
-        self._name: str | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def update(self) -> str:
-        """Fetch the current export, if it is another one; returns its name. Raises what `SnapshotStore.fetch` raises."""
-        if self._name is None or (self._only or self.store.current()) != self._name:
-            fetched = self.store.fetch(self.folder, self._only)
-            publish(self.folder, [fetched.name])
-            self._name = fetched.name
-            old = sorted(name for name in self.store.names_in(self.folder) if name != self._name)
-            for name in old[: max(0, len(old) - (self._keep - 1))]:  # those that serve are in memory
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-        return self._name
-
-    def __enter__(self) -> Mirror:
-        """Fetch what is current and follow in a thread. Raises as `update` where an earlier mirror left nothing to serve."""
-        try:
-            self.update()
-        except Exception as error:
-            if not (self.folder / CURRENT).is_file():
-                raise
-            self._failed(error)
-        self._thread = threading.Thread(target=self._follow, name="aif-mirror", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._stop.wait(self._poll):
-            try:
-                self.update()
-                (self.folder / UNFETCHED).unlink(missing_ok=True)
-            except Exception as error:  # of a store that is elsewhere: what serves goes on
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        """Log what is new, and leave it for the status of the processes that serve the folder."""
-        self.failures += 1
-        text = f"{self.store.url}: not fetched, the versions before go on: {type(error).__name__}: {error}"
-        if text != _text_in(self.folder / UNFETCHED):
-            logger.error("%s", text)
-            with contextlib.suppress(OSError):
-                (self.folder / UNFETCHED).write_text(text, "utf-8")
+    expect(keep >= 1, "keep", "at least 1", keep)
+    root, name = Path(folder), store.fetch(folder, only).name
+    if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:
+        publish(root, [name])
+    old = sorted(other for other in store.names_in(root) if other != name)
+    for other in old[: max(0, len(old) - (keep - 1))]:  # those that serve are in memory
+        shutil.rmtree(root / other, ignore_errors=True)
+    return name
 
 
-def _text_in(file: Path) -> str | None:
-    with contextlib.suppress(OSError):
-        return file.read_text("utf-8")
-    return None
+logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
@@ -261,7 +204,7 @@ def newer(root: Path, folder: str, before: Written | None, trained: Trained) -> 
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
-    index, positions = ItemIndex.load(path, trained), ItemIndex.inspect(path).positions
+    index, positions = ItemIndex.load(path, trained), inspect(path).positions
     seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
     return index, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
 
@@ -318,13 +261,9 @@ class Models:
 
     Args:
       config: config of every engine; its orders come on top of those of the export.
-      only: name of the one folder to serve, whatever `current` says.
-      keep: versions in memory that callers may still name after they were replaced, those that serve among them.
       source: source of features, for calls that bring an id alone.
       source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
-        None: the export's index.
-      poll: seconds between two looks at `current`.
+      only, keep, index, store, poll: see `process.ServiceSettings`.
     """
 
     def __init__(
@@ -337,6 +276,7 @@ class Models:
         source: FeatureSource | None = None,
         source_timeout: float | None = None,
         index: Path | None = None,
+        store: SnapshotStore | None = None,
         poll: float = 1.0,
     ):
         self.root = Path(root)
@@ -346,24 +286,36 @@ class Models:
         self.publishes = self.failures = 0
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
-        self._index = index
+        self._index, self._store = index, store
         self._entries: list[ExportEntry] = []  # that serve
         self._wanted: list[ExportEntry] = []
         self._failing: dict[tuple[Any, ...], Failing] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._follower: asyncio.Task[None] | None = None
+        self._followers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Load what serves and begin to follow. Raises what `restore` raises, or ValueError for an export without index."""
+        """Load what serves and begin to follow. Raises what `restore` raises, or ValueError for an export without index.
+
+        Without an export in the folder also what `mirror` raises.
+        """
+        if self._store is not None:
+            try:
+                await self._fetch(self._store)
+            except Exception:  # of a store that is elsewhere: what was fetched before serves
+                if not (self.root / CURRENT).is_file():
+                    raise
         await self._serve(read_current(self.root, only=self._only))
         await self._catch_up()
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        loop = asyncio.get_running_loop()
+        self._followers = [loop.create_task(self._follow())]
+        if self._store is not None:
+            self._followers.append(loop.create_task(self._follow_store(self._store)))
 
     async def close(self) -> None:
         """Stop following, and drain every engine."""
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
         self.shares = []
         await asyncio.gather(*(served.engine.close() for served in self.held), *self._closing)
         self.held = []
@@ -394,36 +346,21 @@ class Models:
 
     async def _load(self, entry: ExportEntry, restored: Restored) -> Served:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""
-        before = self.held[0] if self.held else None
+        before, trained = self.held[0] if self.held else None, restored.trained
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
         difference = await asyncio.to_thread(restored.check_golden)
-        config = restored.trained.config
-        serving = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
-        same = before is not None and before.restored.trained.config == config and before.engine.config == serving
-        engine, users = await self._engine(restored, serving, before.engine if before is not None and same else None)
-        return Served(entry, restored, engine, users, exported, time.time(), difference)
-
-    async def _engine(
-        self, restored: Restored, config: ServingConfig, like: AsyncPreRanker | None
-    ) -> tuple[AsyncPreRanker, UserSource]:
-        """Return a warm engine with the compiled functions of one like it, and its source of users."""
-        trained = restored.trained
-        schema, length = trained.config.schema, trained.config.history_length
-        users = UserSource(schema, length, trained.encoder, self.reads)
+        config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
+        same = before is not None and before.restored.trained.config == trained.config and before.engine.config == config
+        users = UserSource(trained.config.schema, trained.config.history_length, trained.encoder, self.reads)
+        like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
-        return engine, users
-
-    @property
-    def closing(self) -> bool:
-        """Whether engines that were replaced still answer."""
-        return bool(self._closing)
+        return Served(entry, restored, engine, users, exported, time.time(), difference)
 
     @property
     def problem(self) -> str | None:
-        """What could not be taken over, or fetched by a mirror; None where everything could."""
-        unfetched = _text_in(self.root / UNFETCHED)
-        return "; ".join([failing.text for failing in self._failing.values()] + ([unfetched] if unfetched else [])) or None
+        """What could not be fetched or taken over; None where everything could."""
+        return "; ".join(failing.text for failing in self._failing.values()) or None
 
     async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
         """Take one thing over; if that fails, only this is tried less often, or with `each` logged less often."""
@@ -492,7 +429,7 @@ class Models:
         self._entries = self._wanted = list(entries)
         self.held = loaded + [served for served in self.held if served not in loaded]
         self.publishes += 1
-        self._failing.clear()
+        self._failing = {what: failing for what, failing in self._failing.items() if what[0] == "store"}
         for served in loaded:
             logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
         self._close_old()
@@ -505,6 +442,14 @@ class Models:
             task = asyncio.get_running_loop().create_task(served.engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def _follow_store(self, store: SnapshotStore) -> None:
+        while True:
+            await self._try(("store",), self._fetch, store, each=True)
+            await asyncio.sleep(self._poll)
+
+    async def _fetch(self, store: SnapshotStore) -> None:
+        await asyncio.to_thread(mirror, store, self.root, only=self._only)
 
     async def _follow(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
+from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.output import hidden
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.http import App
@@ -87,7 +88,8 @@ class ServiceSettings:
       folder: an exported folder, or exports with a file `current` that says which serve.
       only: the one folder to serve, whatever `current` says; None: as `current` says.
       keep: versions in memory that callers may name.
-      poll: seconds between two looks at `current`.
+      store: store whose current export is fetched into `folder`, at once and whenever it changes; None: no store.
+      poll: seconds between two looks at `current` and at the store.
       config: config of the engines.
       policy: policy of the service.
       where: to listen.
@@ -111,6 +113,7 @@ class ServiceSettings:
     keep: int = 2
     poll: float = 1.0
     index: Path | None = None
+    store: SnapshotStore | None = None
     features: str | None = None
     features_timeout: float | None = None
     log: Path | None = None
@@ -135,7 +138,7 @@ def serve(settings: ServiceSettings) -> None:
     models = Models(
         settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
         source=None if settings.features is None else source_of(settings.features), index=settings.index,
-        source_timeout=settings.features_timeout,
+        source_timeout=settings.features_timeout, store=settings.store,
     )  # fmt: skip
     log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
     service = Service(models, policy=settings.policy, observers=() if log is None else (log,))
@@ -148,9 +151,10 @@ def serve(settings: ServiceSettings) -> None:
 
 
 def server_package() -> Any:
-    """Return the module uvicorn; ImportError where it, or httptools, is missing, names the extra."""
-    with needs_extra("a service needs uvicorn and httptools", "service"):
+    """Return the module uvicorn; ImportError where it, httptools or orjson is missing, names the extra."""
+    with needs_extra("a service needs uvicorn, httptools and orjson", "service"):
         import httptools  # noqa: F401  which uvicorn imports when it starts
+        import orjson  # noqa: F401  which a call imports
         import uvicorn
     return uvicorn
 

@@ -14,7 +14,6 @@ from aif_jax.serving.requests import (
     Candidates,
     DeadlineExceeded,
     EngineClosed,
-    Logits,
     NonFiniteScores,
     Overloaded,
     Ranking,
@@ -25,7 +24,7 @@ from aif_jax.serving.requests import (
 
 __all__ = [
     "AsyncPreRanker", "ServingConfig", "geometric", "compute_inline",
-    "Request", "Candidates", "Ranking", "Scores", "Answer", "Logits",
+    "Request", "Candidates", "Ranking", "Scores", "Answer",
     "Overloaded", "DeadlineExceeded", "EngineClosed", "CallableError", "NonFiniteScores",
     "Timeline", "prometheus_text",
 ]  # fmt: skip

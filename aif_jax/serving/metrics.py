@@ -8,8 +8,8 @@ import bisect
 import contextlib
 import itertools
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -128,32 +128,29 @@ class Metrics:
         }
 
 
-Samples = dict[str, list[tuple[dict[str, str], float]]]
-"""Values of a metric by name, each with its labels."""
+Part: TypeAlias = tuple[dict[str, str], dict[str, Any]]
+"""Labels, and the metrics of one part of a process that have them."""
 
 
-def prometheus_text(
-    metrics: dict[str, Any] | None = None, *, by_version: dict[str, dict[str, Any]] | None = None,
-    gauges: Samples | None = None, counters: Samples | None = None,
-) -> str:  # fmt: skip
-    """Return the metrics of an engine or a follower in the Prometheus text format, by the official client library.
+def prometheus_text(metrics: dict[str, Any], *more: Part) -> str:
+    """Return metrics in the Prometheus text format, by the official client library.
 
     Counters are `aif_<name>_total`, gauges `aif_<name>`, latencies `aif_stage_seconds{stage=...}`.
 
     Args:
-      metrics: metrics of one engine, `AsyncPreRanker.metrics()`, or of another part that has counters and gauges by name, such
-        as `connectors.Follower.metrics()`.
-      by_version: metrics of several engines; their samples get the label `version`.
+      metrics: `AsyncPreRanker.metrics()`, or those of another part with counters and gauges by name, such as
+        `connectors.Follower.metrics()`.
+      more: metrics of further parts, each with the labels of its samples, such as ({"version": "3f9a"}, engine.metrics()).
 
     Raises:
       ImportError: prometheus-client is not there.
 
     Example:
-      >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}, "degraded": {}, "failed": {}, "stages": {}})
+      >>> "aif_answered_total 2.0" in prometheus_text({"counters": {"answered": 2}})
       True
     """
-    client, samples = _client(), (by_version or {}, gauges or {}, counters or {})
-    return client.generate_latest(_registry(client, lambda: _families(metrics, *samples))).decode()
+    client = _client()
+    return client.generate_latest(_registry(client, lambda: [({}, metrics), *more])).decode()
 
 
 @contextlib.contextmanager
@@ -168,7 +165,7 @@ def exposed(read: Callable[[], dict[str, Any]], port: int, host: str = "127.0.0.
       OSError: the port is taken.
     """
     client = _client()
-    server, thread = client.start_http_server(port, host, _registry(client, lambda: _families(read(), {}, {}, {})))
+    server, thread = client.start_http_server(port, host, _registry(client, lambda: [({}, read())]))
     try:
         yield
     finally:
@@ -183,47 +180,40 @@ def _client() -> Any:
     return prometheus_client
 
 
-def _registry(client: Any, families: Callable[[], Iterator[Any]]) -> Any:
-    """Return a registry of metrics that are made when it is read."""
+def _registry(client: Any, read: Callable[[], list[Part]]) -> Any:
+    """Return a registry whose metrics are read when it is."""
 
     class Collector:
         def collect(self):
-            return families()
+            return _families(client, read())
 
     registry = client.CollectorRegistry(auto_describe=False)
     registry.register(Collector())
     return registry
 
 
-def _families(metrics: dict[str, Any] | None, by_version: dict[str, Any], gauges: Samples, counters: Samples) -> Iterator[Any]:
-    """Yield the metrics as the client's library has them; arguments as for `prometheus_text`."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+def _families(client: Any, parts: list[Part]) -> Iterable[Any]:
+    """Return the metrics of all parts by name, as the client library has them."""
+    families: dict[str, Any] = {}
 
-    engines: list[tuple[dict[str, str], dict[str, Any]]] = [({}, metrics)] if metrics is not None else []
-    engines += [({"version": version}, values) for version, values in by_version.items()]
-    counted, gauged = ({name: list(samples) for name, samples in given.items()} for given in (counters, gauges))
-    latencies: list[tuple[dict[str, str], dict[str, Any]]] = []
-    for own, values in engines:
-        for name, value in values["counters"].items():
-            counted.setdefault(name, []).append((own, value))
-        for name, value in values.get("gauges", {}).items():
-            gauged.setdefault(name, []).append((own, value))
+    def add(name: str, text: str, kind: str, samples: Iterable[tuple[str, dict[str, str], float]]) -> None:
+        family = families.setdefault(name, client.Metric(f"aif_{name}", text, kind))
+        for suffix, labels, value in samples:
+            family.add_sample(f"aif_{name}{suffix}", labels, value)
+
+    for labels, metrics in parts:
+        for name, value in metrics.get("counters", {}).items():
+            add(name, f"Total of {name.replace('_', ' ')}.", "counter", [("_total", labels, value)])
+        for name, value in metrics.get("gauges", {}).items():
+            add(name, f"Current {name.replace('_', ' ')}.", "gauge", [("", labels, value)])
         for name in ("degraded_reason", "failed_reason", "callable_errors"):
-            reasons = values.get(name.removesuffix("_reason"), {}).items()
-            counted.setdefault(name, []).extend((own | {"reason": why}, n) for why, n in reasons)
-        latencies += [(own | {"stage": stage}, histogram) for stage, histogram in values.get("stages", {}).items()]
-    for family, samples in ((CounterMetricFamily, counted), (GaugeMetricFamily, gauged)):
-        for name, listed in samples.items():
-            kind = "Total of" if samples is counted else "Current"
-            names = list(dict.fromkeys(label for own, _ in listed for label in own))
-            made = family(f"aif_{name}", f"{kind} {name.replace('_', ' ')}.", labels=names)
-            for own, value in listed:
-                made.add_metric([own.get(label, "") for label in names], value)
-            yield made
-    names = list(dict.fromkeys(label for own, _ in latencies for label in own)) or ["stage"]
-    latency = HistogramMetricFamily("aif_stage_seconds", "Latency of each stage.", labels=names)
-    bounds = [*map(repr, BOUNDS), "+Inf"]
-    for own, values in latencies:
-        buckets = list(zip(bounds, values["cumulative"].values(), strict=True))
-        latency.add_metric([own.get(label, "") for label in names], buckets, values["sum"])
-    yield latency
+            counts = metrics.get(name.removesuffix("_reason"), {})
+            reasons = [("_total", labels | {"reason": why}, n) for why, n in counts.items()]
+            add(name, f"Total of {name.replace('_', ' ')}.", "counter", reasons)
+        for stage, values in metrics.get("stages", {}).items():
+            by = labels | {"stage": stage}
+            counts = zip([*map(repr, BOUNDS), "+Inf"], values["cumulative"].values(), strict=True)
+            samples = [("_bucket", by | {"le": bound}, count) for bound, count in counts]
+            samples += [("_count", by, values["count"]), ("_sum", by, values["sum"])]
+            add("stage_seconds", "Latency of each stage.", "histogram", samples)
+    return families.values()

@@ -184,9 +184,11 @@ class Meaning(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """Fields that `Ranking` and `Scores` share.
+    """What `Ranking` and `Scores` share.
 
     Attributes:
+      logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
+      mask: bool [C].
       version: version of the model and index that scored.
       non_finite: how many known candidates have no score because it would be NaN or infinite.
       degraded: whether the user's own fresh state was not used, or the model does not know most of the history that it was
@@ -207,17 +209,6 @@ class Answer:
     state_age: float | None
     stages: dict[str, float]
     timeline: Timeline
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Logits(Answer):
-    """Logits and probabilities that `Ranking` and `Scores` share.
-
-    Attributes:
-      logits: float32 [C], or [C, T] of T objectives; -inf where the mask is false.
-      mask: bool [C].
-    """
-
     logits: np.ndarray
     mask: np.ndarray
     _meaning: Meaning = dataclasses.field(repr=False)
@@ -233,7 +224,7 @@ class Logits(Answer):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Ranking(Logits):
+class Ranking(Answer):
     """The answer to `rank`: the best k, best first; ties keep the candidates' order.
 
     A candidate that comes twice is ranked once, with its higher bid; in two batches, with its higher score. Where fewer than k
@@ -257,7 +248,7 @@ class Ranking(Logits):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Scores(Logits):
+class Scores(Answer):
     """The answer to `score`, in the order of the candidates.
 
     Attributes:

@@ -250,7 +250,9 @@ def look_up(task: ScoringTask) -> CandidateRows:
             rows = np.where(np.isin(rows, excluded[excluded >= 0]), np.int32(EXCLUDED), rows)
         ordered = np.sort(rows)
         below = ordered[: np.searchsorted(ordered, 0)]
-        once = without_repeats(rows, bids) if not task.whole and has_repeats(ordered[len(below) :]) else rows
+        known = ordered[len(below) :]
+        repeated = not task.whole and (known[1:] == known[:-1]).any()
+        once = without_repeats(rows, bids) if repeated else rows
     excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
     spans = [("queue", task.submitted, began), ("lookup", began, time.perf_counter())]
     return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
@@ -306,11 +308,6 @@ def filled(values: Sequence[Any], size: int, fill: Any) -> np.ndarray:
     for row, some in zip(rows, values, strict=True):
         row[: len(some)] = some
     return rows
-
-
-def has_repeats(ordered: np.ndarray) -> bool:
-    """Return whether some row comes twice; rows [n] ascend."""
-    return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:

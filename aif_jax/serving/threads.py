@@ -24,7 +24,6 @@ from aif_jax.serving.requests import CallableError, CallerError
 logger = logging.getLogger(__name__)
 QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
 GRACE = 1.0  # seconds that a cancelled task may take to clean up before it counts as hung
-YEAR = 3e7  # seconds: no limit
 _END = object()
 
 
@@ -61,30 +60,37 @@ class TimeLimitedCall:
 
         Raises CallableError for what would end others and for too many hung calls, TimeoutError by `callable_timeout`.
         """
-        outcome, task = self._in_task(self._call, request)
-        timer = self._timer(outcome)
+        task = asyncio.get_running_loop().create_task(self._outcome(self._call, request))
         try:
-            return await outcome
+            await asyncio.wait((task,), timeout=self._timeout)
+            result, error = task.result() if task.done() else (None, self._late())
         finally:
-            timer.cancel()
             self._leave(task)
+        if error is not None:
+            raise self.noted(error)
+        return result
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
         """Yield the batches of an async iterator, which is read in one task and closed with the request; raises as a call."""
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        outcome, task = self._in_task(_read, stream, arrived)
-        outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
-        timer = self._timer(outcome)
+        task = asyncio.get_running_loop().create_task(self._outcome(_read, stream, arrived))
+        task.add_done_callback(lambda _: arrived.put_nowait(_END))
         try:
-            while (batch := await arrived.get()) is not _END:
-                timer.cancel()
+            while True:
+                try:
+                    batch = await asyncio.wait_for(arrived.get(), self._timeout)
+                except TimeoutError:
+                    raise self.noted(self._late()) from None
+                if batch is _END:
+                    break
                 yield batch
-                timer = self._timer(outcome)
-            await outcome
+            if (error := task.result()[1]) is not None:
+                raise self.noted(error)
         finally:
-            timer.cancel()
-            outcome.cancel()
             self._leave(task)
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")
 
     def noted(self, error: BaseException) -> BaseException:
         """Return the same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
@@ -104,23 +110,6 @@ class TimeLimitedCall:
             where = "".join(traceback.format_exception(error)).rstrip()
             logger.error("%s failed: %s%s\n%s", self._name, described(error), since, where)
         return error
-
-    def _in_task(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[asyncio.Future[Any], asyncio.Task[None]]:
-        """Return what a call returns or raises, and the task in which it runs."""
-        loop = asyncio.get_running_loop()
-        outcome = loop.create_future()
-        return outcome, loop.create_task(self._contained(outcome, call, *arguments))
-
-    def _timer(self, outcome: asyncio.Future[Any]) -> asyncio.TimerHandle:
-        """Fail a call that takes longer than `callable_timeout`, unless the timer is cancelled before."""
-        return outcome.get_loop().call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
-
-    def _expire(self, outcome: asyncio.Future[Any]) -> None:
-        self._fail(outcome, TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s"))
-
-    def _fail(self, outcome: asyncio.Future[Any], error: BaseException) -> None:
-        if not outcome.done():
-            outcome.set_exception(self.noted(error))
 
     async def _call(self, request: Any) -> Any:
         if len(self._left) >= self._max_hung and self.hung >= self._max_hung:
@@ -156,20 +145,18 @@ class TimeLimitedCall:
         else:
             future.set_result(outcome)
 
-    async def _contained(self, outcome: asyncio.Future[Any], call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
-        """Run a call in a task that raises nothing: asyncio ends its loop where a task raises SystemExit."""
+    async def _outcome(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[Any, BaseException | None]:
+        """Return what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
         try:
-            result = await call(*arguments)
-            if not outcome.done():
-                outcome.set_result(result)
+            return await call(*arguments), None
         except BaseException as error:
             stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
-            if stopped or not isinstance(error, Exception):
-                culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
-                refused = CallableError(f"{self._name} raised {described(culprit)}")
-                refused.__cause__ = error
-                error = refused
-            self._fail(outcome, error)
+            if not stopped and isinstance(error, Exception):
+                return None, error
+            culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
+            refused = CallableError(f"{self._name} raised {described(culprit)}")
+            refused.__cause__ = error
+            return None, refused
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
         """Cancel a task that has not ended, and wait for nothing."""

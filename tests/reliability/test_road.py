@@ -32,7 +32,6 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.times import TimeUnit
 from aif_jax.refreshing import GateConfig
 from aif_jax.run import Run
-from aif_jax.service.models import Mirror
 from aif_jax.serving import Request, ServingConfig
 from aif_jax.train.tasks import Impressions, NextItem
 from tests.client import Client
@@ -368,7 +367,7 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     run.export(folder / "model", index=run.index(data.catalogue, progress=False), platforms=("cpu",))
     store, here, versions, answers = SnapshotStore(folder / "store"), folder / "here", [run.trained.version], []
     store.publish(folder / "model")
-    with Mirror(store, here, poll=0.05), running(here, config=SERVING) as service, service.client() as client:
+    with running(here, config=SERVING, store=store) as service, service.client() as client:
         user = log.events(0)["visitor"][0]
         call = {"user": user, "events": {"sku": ["SKU-30"], "at": [log.moment(START)], "what": ["clicked"]}}
         call |= {"now": log.moment(START + DAY_MS), "candidates": log.items(FIRST_DAYS + 4)["article"]}

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax import ItemIndex, train
+from aif_jax import train
+from aif_jax.index import inspect
 from aif_jax.index.writer import snapshots
 from tests import demo
 from tests.writer_world import Items
@@ -115,7 +116,7 @@ def write(folder: str, updates: int, every: int, at: int | None) -> None:
 def newest(table: Items) -> dict[int, int]:
     """Positions of the newest complete snapshot, {} for none."""
     there = snapshots(table.directory)
-    return ItemIndex.inspect(there[-1]).positions if there else {}
+    return inspect(there[-1]).positions if there else {}
 
 
 def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
