@@ -1,11 +1,11 @@
 """The request log."""
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import time
 import tracemalloc
+import types
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -160,16 +160,6 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
         RequestLog(tmp_path, share=2)
 
 
-@dataclasses.dataclass
-class Seen:
-    """The parts of an answered call whose bytes a log counts."""
-
-    call: Call
-    candidates: Candidates
-    answer: object = None
-    features: object = None
-
-
 @pytest.mark.parametrize("kind", ["record", "events", "deep", "texts", "arrays"])
 def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
     """Whatever of a call is large: its record was not counted."""
@@ -184,8 +174,8 @@ def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
         events = {"item": [10**6 * number + n for n in range(4000)]} if kind == "events" else None
         ids = id_array([f"{number} {n} a longer text of an item" for n in range(500)]) if kind == "texts" else IDS
         features = {"floats": np.ones(5000)} if kind == "arrays" else None
-        call = Call(user="ann", candidates=None, record=record, events=events)
-        return Seen(call, Candidates(ids), features=features)
+        call = Call(user="ann", candidates=Candidates(ids), record=record, events=events)
+        return types.SimpleNamespace(call=call, answer=None, features=features)
 
     tracemalloc.start()
     try:

@@ -19,7 +19,7 @@ from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, Served
-from aif_jax.serving import Candidates, Ranking, Request
+from aif_jax.serving import Ranking, Request
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer, Timeline
 from aif_jax.types import UserFeatures
@@ -118,7 +118,6 @@ class Reply(Generic[A]):
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
-      candidates: ids and bids of the call.
       features: features that the answer used; None where they came with an earlier call, and of a stand-in.
       now: clock that raw events were encoded by, in the time unit of the columns.
     """
@@ -128,7 +127,6 @@ class Reply(Generic[A]):
     served: Served
     answer: A
     order: str = ""
-    candidates: Candidates | None = None
     features: UserFeatures | None = None
     now: int | None = None
 
@@ -240,7 +238,7 @@ class Service:
             reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
             answer = dataclasses.replace(answer, degraded=True, reason=reason)
         features = None if answer.stand_in else request.context.used
-        return Reply(method, call, served, answer, order, call.candidates, features, request.context.now)
+        return Reply(method, call, served, answer, order, features, request.context.now)
 
     def _picked(self, call: Call) -> Served:
         served = self.models.pick(call)
@@ -294,7 +292,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     fields |= {name: value[:MOST_EXPLAINED] for name, value in fields.items() if isinstance(value, np.ndarray)}
     parts = {} if reply.features is None else await asyncio.to_thread(_parts, reply, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
-    return fields | {"spans": reply.answer.timeline.spans, "contributions": parts}
+    return fields | {"spans": list(map(list, reply.answer.timeline.spans)), "contributions": parts}
 
 
 def _parts(reply: Reply[Ranking], ids: np.ndarray) -> dict[str, list[float]]:

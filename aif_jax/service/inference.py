@@ -233,7 +233,7 @@ def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarr
     if kind == "BYTES":
         if strange := [value for value in array if not isinstance(value, str)]:
             raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
-        array = _texts(name, array)
+        array = _texts(name, array.tolist())
     return array.reshape(shape)
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from aif_jax.checks import expect
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.core import Reply
 from aif_jax.service.http import encode
+from aif_jax.serving import Candidates
 from aif_jax.store.folders import new_file
 from aif_jax.trees import leaves_by_path
 
@@ -119,7 +120,7 @@ class RequestLog:
 
 def record_of(reply: Reply) -> dict[str, Any]:
     """Return what is logged of an answer, by column."""
-    call, answer, candidates, used = reply.call, reply.answer, reply.candidates, reply.features
+    call, answer, used, candidates = reply.call, reply.answer, reply.features, cast(Candidates, reply.call.candidates)
     ranked = reply.method == "rank"
     ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
     given = {"record": call.record, "events": call.events, "now": reply.now if call.now is None else call.now}
@@ -176,8 +177,8 @@ def _of(ids: Any, kind: str) -> Any:
 
 def _size(reply: Reply) -> int:
     """Return bytes of memory that a call and its answer hold until they are written."""
-    call, answer = reply.call, reply.answer
-    held = [call.record, call.events, call.features, call.exclude, reply.candidates.ids, reply.candidates.bids]
+    call, answer, candidates = reply.call, reply.answer, cast(Candidates, reply.call.candidates)
+    held = [call.record, call.events, call.features, call.exclude, candidates.ids, candidates.bids]
     held += jax.tree.leaves(reply.features) + [getattr(answer, name, None) for name in ("ids", "scores", "logits", "mask")]
     return 4096 + _bytes(held)
 
