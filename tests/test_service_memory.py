@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from aif_jax.service.calls import Limits, parse
-from aif_jax.service.core import Recent, Service
+from aif_jax.service.core import RecentCalls, Service
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Timeline
 from tests.service_world import ANN, IDS, SERVING, exports
@@ -77,7 +77,7 @@ def test_a_closed_engine_keeps_no_states():
         async with Service(models) as service:
             await service.answer("rank", parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}, Limits()))
             parts = parts_of(models)
-            state = weakref.ref(next(iter(parts["cache"]()._entries.values())).state.state.words)
+            state = weakref.ref(next(iter(parts["cache"]()._entries.values()))[0].state.words)
             assert state() is not None
         return [*parts.values(), state]
 
@@ -89,7 +89,7 @@ def test_a_closed_engine_keeps_no_states():
 
 
 def test_collections_need_not_visit_the_calls_of_the_last_minutes():
-    recent, answer = Recent(), types.SimpleNamespace(degraded=False, timeline=Timeline())
+    recent, answer = RecentCalls(), types.SimpleNamespace(degraded=False, timeline=Timeline())
     gc.collect()
     before = len(gc.get_objects())
     for number in range(5000):

@@ -67,7 +67,7 @@ def test_what_fails_delays_nothing_else(tmp_path, monkeypatch):
     params = next((tmp_path / "index" / "one").glob("*.safetensors"))
     params.write_bytes(params.read_bytes()[:-4])
     (tmp_path / "current").write_text("one\ntwo share=0.5\n")
-    monkeypatch.setattr("aif_jax.service.models.LONGEST_WAIT", 3600.0)
+    monkeypatch.setattr("aif_jax.service.models.MAX_WAIT", 3600.0)
     with running(tmp_path, poll=0.01, index=tmp_path / "index") as service:
         models = service.service.models
         until(lambda: models.failures >= 10)  # 10 s to the next try

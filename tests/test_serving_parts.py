@@ -135,7 +135,7 @@ def test_cache_accounts_agree_with_its_contents(puts):
     cache = StateCache(limit)
     for user, feature, size in puts:
         cache.put(key(user, feature), state(EACH * (size % 3) + size))
-        held = [EACH + cache._entries[k].state.nbytes for k in cache._entries]
+        held = [EACH + stored.nbytes for stored, _ in cache._entries.values()]
         assert cache.bytes == sum(held) <= limit
         for (user_, version), latest in cache._latest.items():
             assert (latest.user, latest.version) == (user_, version) and latest in cache._entries

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aif_jax.serving import Request, ServingConfig
-from aif_jax.serving.metrics import known_of, prometheus_text
+from aif_jax.serving.metrics import count_unknown, prometheus_text
 from tests.service_world import IDS, NOW, exports, running
 from tests.serving_world import shared
 
@@ -94,4 +94,4 @@ def test_the_service_counts_and_marks():
 
 def test_the_world_of_these_tests_has_no_unknown_history():
     """Else the promises of other tests would rest on marked answers."""
-    assert {known_of(shared().user(name)).warning(ServingConfig().max_unknown) for name in range(20)} == {None}
+    assert {count_unknown(shared().user(name)).warning(ServingConfig().max_unknown) for name in range(20)} == {None}

@@ -17,7 +17,7 @@ from aif_jax.index.ids import raw_keys
 from aif_jax.index.writer import snapshots
 
 POISON = (TypeError, ValueError, ArithmeticError, LookupError, NotImplementedError)
-"""What a message raises that can never be applied; anything else stops the follower."""
+"""Errors that mark a poison message, which is rejected and counted; others stop the follower."""
 logger = logging.getLogger(__name__)
 
 

@@ -42,7 +42,7 @@ class SnapshotError(ValueError):
 
 
 class Pointer(NamedTuple):
-    """What `current` says."""
+    """Parsed content of the file `current`."""
 
     name: str  # of the snapshot
     sha256: str  # of its manifest

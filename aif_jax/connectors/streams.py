@@ -65,7 +65,7 @@ class UpdateStream(Protocol):
         ...
 
 
-LARGEST = 64 << 20  # bytes of a message
+MAX_BYTES = 64 << 20  # bytes of a message
 
 
 class MessageError(ValueError):
@@ -73,7 +73,7 @@ class MessageError(ValueError):
 
 
 class Change(NamedTuple):
-    """What a message says.
+    """Content of a message.
 
     Attributes:
       table, deleted: Arrow table of raw columns, or raw item ids; the other one is None.
@@ -103,7 +103,7 @@ def encode(table: Any) -> bytes:
     with ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     value = sink.getvalue().to_pybytes()
-    expect(len(value) <= LARGEST, "message", f"at most {LARGEST} bytes; split it", f"{len(value)}")
+    expect(len(value) <= MAX_BYTES, "message", f"at most {MAX_BYTES} bytes; split it", f"{len(value)}")
     return value
 
 
@@ -113,11 +113,11 @@ def tombstone_key(item: int | str) -> bytes:
 
 
 def decode(message: Message) -> Change:
-    """Return what a message says. Raises MessageError for one that is torn, foreign or too large."""
+    """Return the content of a message. Raises MessageError for one that is torn, foreign or too large."""
     where = f"message {message.position} of partition {message.partition}"
     if message.value is None:
         return Change(None, [_tombstone(message.key, where)])
-    expect(len(message.value) <= LARGEST, where, f"at most {LARGEST} bytes", len(message.value), error=MessageError)
+    expect(len(message.value) <= MAX_BYTES, where, f"at most {MAX_BYTES} bytes", len(message.value), error=MessageError)
     arrow, ipc = pyarrow(), pyarrow("pyarrow.ipc")
     try:
         with ipc.open_stream(arrow.py_buffer(message.value)) as reader:

@@ -152,8 +152,8 @@ class View(NamedTuple):
         return self.ids.flat.take(at), rows[at]
 
 
-class Numbers:
-    """Numbers of rows or pages that are free: those that were given back, and those from `fresh` on, which were never used."""
+class FreeList:
+    """Free row or page numbers: returned ones, then all from `fresh` on."""
 
     def __init__(self, fresh: int = 0):
         self.free = np.zeros(0, np.int32)
@@ -181,7 +181,7 @@ class IdMap:
         self.flat = Keys(self.keys.reshape(-1), np.zeros(size, np.uint32) if kind == "strings" else None)
         self.used = 0  # keys ever added, those of deleted ids included
         self.pages = np.full((1, PAGE), -1, np.int32)
-        self.numbers = Numbers(1)  # of pages; page 0 is the page of unused keys
+        self.numbers = FreeList(1)  # of pages; page 0 is the page of unused keys
 
     @property
     def nbytes(self) -> int:

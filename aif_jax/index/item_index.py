@@ -100,11 +100,7 @@ def inspect(path: str | Path) -> Manifest:
 
 
 def verify(path: str | Path) -> Manifest:
-    """Read every array of a snapshot and compare it with its checksum.
-
-    Raises:
-      FileNotFoundError, CheckpointError: as `inspect`, or arrays that are torn or altered.
-    """
+    """Read every array of a snapshot and compare it with its checksum; raises as `inspect`, also for altered arrays."""
     manifest = inspect(path)
     _read(path)
     return manifest
@@ -248,13 +244,9 @@ class ItemIndex:
 
     @classmethod
     def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
-        """Return the index of keys [n], all different, and their decoded rows [n] by name, as an export holds them.
+        """Return the index of distinct keys [n] and their decoded rows, as an export holds them: arrays [n] by dotted name.
 
-        Args:
-          rows: NumPy arrays [n] by dotted name, such as "vector".
-
-        Raises:
-          ValueError: columns other than those of the model's rows.
+        Raises ValueError for columns other than those of the model's rows.
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
         columns = _tree_of(rows, len(keys.key), program)
@@ -316,7 +308,7 @@ class ItemIndex:
         return self._store.ids.nbytes + self._view.directory.nbytes
 
     def reading(self) -> AbstractContextManager[Packed]:
-        """Lend, in `with index.reading() as table:`, the stored rows, for `decode`, while a computation on them is dispatched.
+        """Lock the stored rows for reading: `with index.reading() as table:` while a program that decodes them is dispatched.
 
         Leave the block once the compiled function has returned, also before its result is ready: updates wait for the block.
         Do not use the arrays afterwards, and do not enter it twice in one thread.

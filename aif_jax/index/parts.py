@@ -98,12 +98,7 @@ def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowV
 
 
 def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]:
-    """Return raw ids [n], int64 or a list of strings, and words uint32 [n, W = width].
-
-    Raises:
-      VersionMismatch: a row of another version; ValueError: of another storage, batch size or width, missing columns, nulls.
-      TypeError: ids that are neither integers nor strings.
-    """
+    """Return raw ids [n], int64 or a list of strings, and words uint32 [n, W = width]; raises as `ItemIndex.from_parts`."""
     columns = _columns(part)
     compute = pyarrow("pyarrow.compute")
     for name, expected in stamp._asdict().items():

@@ -24,7 +24,7 @@ from aif_jax import sharding
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import item_specs
-from aif_jax.index.ids import IdMap, Keys, Numbers, View
+from aif_jax.index.ids import FreeList, IdMap, Keys, View
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
 from aif_jax.trees import take
@@ -118,7 +118,7 @@ class Store:
         batch = program.shapes()
         words = _zeros((capacity, batch.words.shape[1]), program.rows_sharding)()
         self._table = Packed(words=words, layout=batch.layout)
-        self.rows = Numbers()
+        self.rows = FreeList()
         self._retired: deque[tuple[weakref.ref, np.ndarray, np.ndarray]] = deque()
         self.head: Callable[[], Any] = lambda: None  # a weak reference to the latest snapshot
 

@@ -39,7 +39,7 @@ class WriterConflict(RuntimeError):
 
 
 class Lease:
-    """The right to write into a directory, until `release` or the end of object or process; `number` is 0 before `take`."""
+    """Write lock on a directory, with a fencing token `number`, 0: not held; `release` or the end of the process frees it."""
 
     def __init__(self, directory: Path):
         self.directory = directory

@@ -1,4 +1,4 @@
-"""What a caller sends, checked once before any work is done for it, and what goes wrong, in the words of HTTP."""
+"""Calls, checked once before any work is done for them, and errors as HTTP answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aif_jax.encoding.vocabulary import MOST_CHARACTERS, expect_short
 from aif_jax.serving import DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded
 from aif_jax.serving.requests import CallerError, Candidates
 
-MOST_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
+MAX_TEXT = MOST_CHARACTERS  # of an id, a version or a request id
 INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -25,14 +25,14 @@ class BadCall(CallerError):
     """A call that is not what it should be; `field` names the part."""
 
     def __init__(self, field: str, message: str):
-        field = field[:MOST_TEXT]  # a caller's name may have any length
+        field = field[:MAX_TEXT]  # a caller's name may have any length
         super().__init__(f"{field}: {message}")
         self.field = field
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one call may ask for; more is refused before memory is taken for it. Raises ValueError for bounds that are none.
+    """Bounds of one call; more is refused before memory is taken for it. Raises ValueError for a bound that is not above 0.
 
     Attributes:
       body_bytes: bytes of one call.
@@ -97,7 +97,7 @@ def parse(fields: Mapping[str, Any], limits: Limits) -> Call:
       [7, 9]
     """
     if unknown := [str(name) for name in fields if name not in FIELDS]:
-        raise BadCall(unknown[0][:MOST_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
+        raise BadCall(unknown[0][:MAX_TEXT], f"expected one of the fields {', '.join(FIELDS)}, got {unknown[0][:80]!r}")
     given = {name: value for name, value in fields.items() if value is not None}
     if "user" not in given:
         raise BadCall("user", "expected an integer or a string, got none; send the user's id")
@@ -140,10 +140,10 @@ def _columns(value: Any, field: str, limits: Limits) -> dict[str, Any]:
     for name, column in value.items():
         size = column.size if isinstance(column, np.ndarray) else len(column) if isinstance(column, list) else 0
         if size > limits.events:
-            raise BadCall(f"{field}.{name[:MOST_TEXT]}", f"expected at most {limits.events} values, got {size}")
+            raise BadCall(f"{field}.{name[:MAX_TEXT]}", f"expected at most {limits.events} values, got {size}")
         if field == "events" and size:
             try:
-                expect_short(column, name[:MOST_TEXT])
+                expect_short(column, name[:MAX_TEXT])
             except ValueError as error:
                 raise BadCall(field, str(error)) from None
     return dict(value)
@@ -165,8 +165,8 @@ def _id(value: Any, field: str, limits: Limits) -> int | str:
 
 
 def _text(value: Any, field: str, _: Limits) -> str:
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
-        raise BadCall(field, f"expected text of at most {MOST_TEXT} characters, got {_shown(value)}")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise BadCall(field, f"expected text of at most {MAX_TEXT} characters, got {_shown(value)}")
     return value
 
 

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import time
 from collections import Counter, defaultdict, deque
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
 from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
 from aif_jax.service.features import Context
-from aif_jax.service.models import Models, Served
+from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Ranking, Request
 from aif_jax.serving.programs import BID, LOGIT
 from aif_jax.serving.requests import Answer, Timeline
@@ -26,56 +26,42 @@ from aif_jax.types import UserFeatures
 
 METHODS = ("rank", "score", "prepare")
 SECONDS = 300.0
-MOST = 20_000
+MAX_CALLS = 20_000
 STAGES = "features user retrieval wait_user queue lookup upload score fetch critical total".split()
 
 
-class EndedCall(NamedTuple):
-    """One call that ended."""
-
-    at: float  # seconds since 1970
-    method: str
-    version: str
-    code: str  # "OK", or that of the problem
-    degraded: bool
-    stages: tuple[str, ...]
-    seconds: tuple[float, ...]  # of each stage
-
-
-class Recent:
-    """Calls of the last minutes, at most `MOST`; noted from one thread, summed up from any."""
+class RecentCalls:
+    """Calls of the last minutes, at most `MAX_CALLS`; noted from one thread, summed up from any."""
 
     def __init__(self):
-        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MOST)  # plain tuples of an `EndedCall`: no collection visits them
+        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)  # plain tuples, which no collection visits
         self._latest: tuple[str, Timeline] | None = None
 
     def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
         """Count a call that has ended."""
         stages = {} if answer is None else answer.stages
         degraded = answer is not None and answer.degraded
-        self._calls.append((time.time(), method, version, code, degraded, tuple(stages), tuple(stages.values())))
+        self._calls.append((time.time(), version, code, degraded, tuple(stages), tuple(stages.values())))
         if answer is not None and method == "rank":
             self._latest = version, answer.timeline
 
     def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
         """Call a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
         now = time.time()
-        noted = map(EndedCall._make, self._calls.copy())  # a copy, because more come meanwhile
-        calls = [seen for seen in noted if now - seen.at <= seconds]
-        span = max(min(seconds, now - calls[0].at), 1.0) if calls else seconds
+        calls = [call for call in self._calls.copy() if now - call[0] <= seconds]  # a copy, because more come meanwhile
+        span = max(min(seconds, now - calls[0][0]), 1.0) if calls else seconds
         by_version: dict[str, Any] = {}
-        for seen in calls:
-            group = by_version.setdefault(seen.version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
-            group["codes"][seen.code] += 1
-            group["degraded"] += seen.degraded
-            for stage, value in zip(seen.stages, seen.seconds, strict=True):
+        for _, version, code, degraded, stages, values in calls:
+            group = by_version.setdefault(version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
+            group["codes"][code] += 1
+            group["degraded"] += degraded
+            for stage, value in zip(stages, values, strict=True):
                 group["stages"][stage].append(value)
         for group in by_version.values():
             group["per_second"] = group["codes"].total() / span
             found = {stage: np.percentile(values, [50, 99]).tolist() for stage, values in group["stages"].items()}
             group["stages"] = {s: {"p50": found[s][0], "p99": found[s][1]} for s in STAGES if s in found}
-        recent = [seen for seen in calls if now - seen.at <= 10.0]
-        rate = len(recent) / min(10.0, span)
+        rate = sum(now - call[0] <= 10.0 for call in calls) / min(10.0, span)
         latest = self._latest and {"version": self._latest[0], "spans": list(map(list, self._latest[1].spans))}
         return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": latest}
 
@@ -124,7 +110,7 @@ class Reply(Generic[A]):
 
     method: str
     call: Call
-    served: Served
+    served: LoadedModel
     answer: A
     order: str = ""
     features: UserFeatures | None = None
@@ -166,7 +152,7 @@ class Service:
         self.models = models
         self.policy = policy or Policy()
         self.observers = list(observers)
-        self.recent = Recent()
+        self.recent = RecentCalls()
         self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
         self.ready = False
         self.draining = False
@@ -240,13 +226,13 @@ class Service:
         features = None if answer.stand_in else request.context.used
         return Reply(method, call, served, answer, order, features, request.context.now)
 
-    def _picked(self, call: Call) -> Served:
+    def _picked(self, call: Call) -> LoadedModel:
         served = self.models.pick(call)
         if self.policy.when_stale == "refuse" and (stale := self._stale(served)):
             raise Stale(f"version {served.version[:12]}: {stale}")
         return served
 
-    def _stale(self, served: Served) -> str | None:
+    def _stale(self, served: LoadedModel) -> str | None:
         """Return which part of a version is older than it may be, in words."""
         policy = self.policy
         for part, most, age in (("model", policy.max_age, served.age), ("index", policy.max_index_age, served.index_age)):
@@ -254,7 +240,7 @@ class Service:
                 return f"the {part} is {age:.0f} s old, more than {most:g} s"
         return None
 
-    def _request(self, call: Call, served: Served, *, prepare: bool = False) -> Request:
+    def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
         context = Context(None, now=call.now, call=call)
@@ -278,7 +264,7 @@ def digest_of(features: UserFeatures) -> bytes:
     return made.digest()
 
 
-MOST_EXPLAINED = 100  # rows that are explained
+MAX_EXPLAINED = 100  # rows that are explained
 
 
 async def explain(service: Service, call: Call) -> dict[str, Any]:
@@ -289,7 +275,7 @@ async def explain(service: Service, call: Call) -> dict[str, Any]:
     """
     reply = await service.answer("rank", call)
     fields = reply.fields()
-    fields |= {name: value[:MOST_EXPLAINED] for name, value in fields.items() if isinstance(value, np.ndarray)}
+    fields |= {name: value[:MAX_EXPLAINED] for name, value in fields.items() if isinstance(value, np.ndarray)}
     parts = {} if reply.features is None else await asyncio.to_thread(_parts, reply, fields["ids"])
     fields["ids"] = list(map(str, fields["ids"].tolist()))  # a browser's numbers end at 2^53
     return fields | {"spans": list(map(list, reply.answer.timeline.spans)), "contributions": parts}
@@ -301,7 +287,7 @@ def _parts(reply: Reply[Ranking], ids: np.ndarray) -> dict[str, list[float]]:
     if index is None or getattr(model.interaction, "func", None) is not INTERACTION.apply or not len(ids):
         return {}
     # every count of rows has one compiled function
-    rows, known = index.take(np.resize(ids, MOST_EXPLAINED))
+    rows, known = index.take(np.resize(ids, MAX_EXPLAINED))
     if not known.all():
         return {}
     state = _state(model.user)(restored.trained.params, reply.features)

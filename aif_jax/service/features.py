@@ -1,4 +1,4 @@
-"""What a model version makes of a call's user: encoded features, raw events, or an id that a feature source knows."""
+"""User features of a call: encoded features, raw events, or an id that a feature source knows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS = {"now": "now", "user": "record", "events": "events"}
 
 @dataclasses.dataclass(eq=False)
 class Context:
-    """What a request of the engine carries: features of the call, as far as it brought them."""
+    """Context of an engine's request: the features that its call brought, if any."""
 
     features: UserFeatures | None
     used: UserFeatures | None = None  # what its state was made from; None where an earlier call brought that
@@ -49,12 +49,7 @@ class UserSource:
         self._leaves, self._tree = leaves_by_path(layout, separator="."), jax.tree.structure(layout)
 
     def of(self, call: Call) -> UserFeatures | None:
-        """Return features that a call brings; None where it brings an id alone.
-
-        Raises:
-          BadCall: features or events that the encoder or the schema refuses, or a user id; names the field.
-          EncodingMismatch: features of another encoder.
-        """
+        """Return features that a call brings; None where it brings an id alone. Raises BadCall, EncodingMismatch."""
         self._expect_user(call.user)
         if call.features is not None:
             return self._encoded(call)

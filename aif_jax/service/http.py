@@ -17,10 +17,7 @@ from aif_jax.serving.metrics import Part, prometheus_text
 
 
 def service_text(service: Service) -> str:
-    """Return the metrics of a service in the Prometheus text format; raises ImportError as `prometheus_text`.
-
-    Metrics of the engines have the label `version`.
-    """
+    """Return the metrics of a service in the Prometheus text format; those of engines have the label `version`."""
     models, shares = service.models, {id(served): share for share, served in service.models.shares}
     counters = {"publishes": models.publishes, "publish_failures": models.failures}
     for observer in service.observers:
@@ -67,7 +64,7 @@ class Response(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class Asked(NamedTuple):
+class HttpRequest(NamedTuple):
     """One request, its body read."""
 
     method: str
@@ -77,7 +74,7 @@ class Asked(NamedTuple):
     kind: str  # the content type, without parameters
 
 
-Handler = Callable[[Asked], Awaitable[Response]]
+Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
 class App:
@@ -169,7 +166,7 @@ class App:
         if isinstance(body, Failure):
             return problem_response(body)
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        return await _unless_left(handler(Asked(method, path, headers, body, kind)), receive)
+        return await _cancel_on_disconnect(handler(HttpRequest(method, path, headers, body, kind)), receive)
 
     def _knows(self, headers: Headers) -> bool:
         assert self._token is not None
@@ -197,29 +194,29 @@ class App:
             return Failure("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
         return Failure("CANCELLED", 400, "the caller left", "body")
 
-    def _call(self, asked: Asked) -> Call:
-        if asked.kind != JSON:
-            raise BadCall("content-type", f"expected {JSON}, got {asked.kind[:80]!r}")
-        return parse(parse_json(asked.body), self._service.policy.limits)
+    def _call(self, request: HttpRequest) -> Call:
+        if request.kind != JSON:
+            raise BadCall("content-type", f"expected {JSON}, got {request.kind[:80]!r}")
+        return parse(parse_json(request.body), self._service.policy.limits)
 
-    async def _called(self, method: str, asked: Asked) -> Response:
+    async def _called(self, method: str, request: HttpRequest) -> Response:
         """Return the answer to a call of a method."""
-        return json_response((await self._service.answer(method, self._call(asked))).fields())
+        return json_response((await self._service.answer(method, self._call(request))).fields())
 
-    async def _explain(self, asked: Asked) -> Response:
-        return json_response(await explain(self._service, self._call(asked)))
+    async def _explain(self, request: HttpRequest) -> Response:
+        return json_response(await explain(self._service, self._call(request)))
 
-    async def _live(self, asked: Asked) -> Response:
+    async def _live(self, request: HttpRequest) -> Response:
         return json_response({"live": True})
 
-    async def _ready(self, asked: Asked) -> Response:
+    async def _ready(self, request: HttpRequest) -> Response:
         reason = self._service.unready
         return json_response({"ready": reason is None, "reason": reason}, status=200 if reason is None else 503)
 
-    async def _metrics(self, asked: Asked) -> Response:
+    async def _metrics(self, request: HttpRequest) -> Response:
         return Response(200, TEXT, service_text(self._service).encode())
 
-    async def _status(self, asked: Asked) -> Response:
+    async def _status(self, request: HttpRequest) -> Response:
         service = self._service
         status = {"ready": service.unready is None, "reason": service.unready, "problem": service.models.problem}
         status |= {"models": service.models.status()}
@@ -227,13 +224,13 @@ class App:
             recent = await asyncio.to_thread(service.recent.summary)
         return json_response(status | {"recent": recent})
 
-    async def _static(self, asked: Asked) -> Response:
-        kind, body = self._page[asked.path]
+    async def _static(self, request: HttpRequest) -> Response:
+        kind, body = self._page[request.path]
         return Response(200, kind, body, PAGE_HEADERS)
 
 
-async def _unless_left(work: Awaitable[Response], receive: Any) -> Response:
-    """Return what the work responds; where the caller leaves before that, the work is cancelled."""
+async def _cancel_on_disconnect(work: Awaitable[Response], receive: Any) -> Response:
+    """Await a response; cancel the work if the caller disconnects first."""
     loop, task, left = asyncio.get_running_loop(), asyncio.current_task(), False
     watching: list[asyncio.Task[None]] = []
     assert task is not None

@@ -25,7 +25,7 @@ import numpy as np
 from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, exact_numbers, parse, reported
 from aif_jax.service.core import Service
-from aif_jax.service.http import JSON, Asked, Response, encode, json_response, parse_json
+from aif_jax.service.http import JSON, HttpRequest, Response, encode, json_response, parse_json
 from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
@@ -56,23 +56,23 @@ class InferenceRest:
     def __init__(self, service: Service):
         self._service = service
 
-    async def __call__(self, asked: Asked) -> Response:
+    async def __call__(self, request: HttpRequest) -> Response:
         """Answer a request; errors are `{"error": "..."}`, as the protocol has them."""
         try:
-            return await self._route(asked)
+            return await self._route(request)
         except Exception as error:
             problem = reported(error)
             return json_response({"error": problem.message}, status=problem.status)
 
-    async def _route(self, asked: Asked) -> Response:
-        match = ROUTE.fullmatch(asked.path.rstrip("/"))
+    async def _route(self, request: HttpRequest) -> Response:
+        match = ROUTE.fullmatch(request.path.rstrip("/"))
         if match is None:
             return json_response({"error": "no such path"}, status=404)
         health, model, version, action = match["health"], match["model"], match["version"] or "", match["action"]
         allowed = ("POST",) if action == "infer" else ("GET", "HEAD")
-        if asked.method not in allowed:
+        if request.method not in allowed:
             listed = ", ".join(allowed)
-            wrong = json_response({"error": f"{asked.path}: expected {listed}, got {asked.method}"}, status=405)
+            wrong = json_response({"error": f"{request.path}: expected {listed}, got {request.method}"}, status=405)
             return wrong._replace(headers=((b"allow", listed.encode()),))
         if health is not None:
             good = health == "live" or self._is_ready()
@@ -82,7 +82,7 @@ class InferenceRest:
         if model != MODEL:
             raise UnknownModel(f"model: expected {MODEL!r}, got {model[:200]!r}")
         if action == "infer":
-            return await self._infer(asked, version)
+            return await self._infer(request, version)
         if action == "ready":
             good = self._is_ready(version)
             return json_response({"name": MODEL, "ready": good}, status=200 if good else 503)
@@ -113,14 +113,14 @@ class InferenceRest:
         versions = [served.version for served in held]
         return {"name": MODEL, "versions": versions, "platform": "aif_jax", "inputs": listed[0], "outputs": listed[1]}
 
-    async def _infer(self, asked: Asked, version: str) -> Response:
+    async def _infer(self, request: HttpRequest, version: str) -> Response:
         """Answer tensors: with a ranking where `k` is among them, else with scores."""
-        length = asked.headers.get(LENGTH)
-        if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(asked.body)):
-            expected = f"expected at most the {len(asked.body)} bytes of the body, got {length[:20]!r}"
+        length = request.headers.get(LENGTH)
+        if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(request.body)):
+            expected = f"expected at most the {len(request.body)} bytes of the body, got {length[:20]!r}"
             raise BadCall("inference-header-content-length", expected)
-        end, limits = len(asked.body) if length is None else int(length), self._service.policy.limits
-        head, data = parse_json(asked.body[:end]), asked.body[end:]
+        end, limits = len(request.body) if length is None else int(length), self._service.policy.limits
+        head, data = parse_json(request.body[:end]), request.body[end:]
         fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
         for name, array in arrays_from(head.get("inputs"), data, texts=limits.texts).items():
             one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
@@ -152,8 +152,8 @@ def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
     parameters = head.get("parameters")
     binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
     names, listed = [], head.get("outputs", [])
-    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
-        raise BadCall("outputs", f"expected a list of at most {MOST_TENSORS} tensors, got {type(listed).__name__}")
+    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
+        raise BadCall("outputs", f"expected a list of at most {MAX_TENSORS} tensors, got {type(listed).__name__}")
     for entry in listed:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise BadCall("outputs", f"expected tensors with names, got {entry!r:.80}")
@@ -172,7 +172,7 @@ DATATYPES = {
 }  # fmt: skip
 DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
 NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}  # of answers, which are in native order
-MOST_TENSORS = 256
+MAX_TENSORS = 256
 
 
 def put(fields: dict[str, Any], name: str, value: Any) -> None:
@@ -258,8 +258,8 @@ def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
 
 def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
     """Return tensors by name, with at most so many texts; those with `binary_data_size` take their bytes from the data."""
-    if not isinstance(listed, list) or len(listed) > MOST_TENSORS:
-        raise BadCall("tensors", f"expected a list of at most {MOST_TENSORS}, got {listed!r:.40}")
+    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
+        raise BadCall("tensors", f"expected a list of at most {MAX_TENSORS}, got {listed!r:.40}")
     arrays: dict[str, np.ndarray] = {}
     start = 0
     for entry in listed:

@@ -1,16 +1,11 @@
 """The model versions of a service: loaded and compiled while others serve, verified, swapped, kept, retired.
 
-What nearline jobs write between two exports, and a service follows: snapshots of the index.
+    root/current                     a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
+    root/2026-11-26/                 an export, as `export.save` wrote it
+    index/000001-0000000042/         a snapshot of `aif-jax index follow`; the newest one serves
+    index/2026-11-26/000001-.../     the same for the export of that name, where several versions serve
 
-root/000001-0000000042/            a snapshot of `aif-jax index follow`; the newest one serves
-root/2026-11-26/000001-.../        the same for the export of that name, where several versions serve
-
-The served folder: one export, or several with a file `current` that says which of them serve; or the mirror of a store.
-
-    root/current            a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
-    root/2026-11-26/        an export, as `export.save` wrote it
-
-The first line has the share that the others leave. The file is replaced by one rename, so a reader sees all of it or none.
+The first line of `current` has the share that the others leave. The file is replaced by one rename: read whole or not at all.
 """
 
 from __future__ import annotations
@@ -172,8 +167,8 @@ def mirror(store: SnapshotStore, folder: str | Path, *, only: str | None = None,
 logger = logging.getLogger(__name__)
 
 
-class Written(NamedTuple):
-    """What a nearline job wrote and a service reads."""
+class SavedIndex(NamedTuple):
+    """A snapshot of the index that a nearline job wrote."""
 
     path: Path  # of the snapshot
     seconds: float  # when it was written, since 1970
@@ -199,22 +194,22 @@ def newest(root: Path, folder: str) -> Path:
     raise NoSnapshot(f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job")
 
 
-def newer(root: Path, folder: str, before: Written | None, trained: Trained) -> tuple[ItemIndex, Written] | None:
+def newer(root: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
     """Return newest `ItemIndex` of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
     path = newest(root, folder)
     if before is not None and path == before.path:
         return None
     index, positions = ItemIndex.load(path, trained), inspect(path).positions
     seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
-    return index, Written(path, seconds if before is None else max(seconds, before.seconds), positions)
+    return index, SavedIndex(path, seconds if before is None else max(seconds, before.seconds), positions)
 
 
-LEAST_PREFIX = 8  # digits of a version that a caller may give in place of all 64
-LONGEST_WAIT = 60.0  # seconds between two tries of what cannot be taken over
+MIN_PREFIX = 8  # digits of a version that a caller may give in place of all 64
+MAX_WAIT = 60.0  # seconds between two tries of what cannot be taken over
 
 
 @dataclasses.dataclass(eq=False)
-class Served:
+class LoadedModel:
     """One version with its engine."""
 
     entry: ExportEntry
@@ -224,7 +219,7 @@ class Served:
     exported: float  # when the manifest of the export was written, in seconds since 1970
     loaded: float  # when it could serve first
     difference: float  # from the golden outputs
-    index_from: Written | None = None  # the nearline snapshot of the index; None for that of the export
+    index_from: SavedIndex | None = None  # the nearline snapshot of the index; None for that of the export
     waits: bool = False  # for the first index of a nearline job
 
     @property
@@ -248,8 +243,8 @@ class Served:
         return self.age if self.index_from is None else self.index_from.age
 
 
-class Failing(NamedTuple):
-    """What could not be taken over."""
+class Retry(NamedTuple):
+    """A failure to take something over, and when it is tried again."""
 
     text: str
     wait: float  # seconds between the last try and the next one
@@ -257,7 +252,7 @@ class Failing(NamedTuple):
 
 
 class Models:
-    """The versions that a folder says, used from the event loop's thread.
+    """Loads and swaps the model versions that a folder names. Not thread-safe: use it from the event loop.
 
     Args:
       config: config of every engine; its orders come on top of those of the export.
@@ -281,15 +276,15 @@ class Models:
     ):
         self.root = Path(root)
         self.config = config or ServingConfig()
-        self.held: list[Served] = []  # the latest first
-        self.shares: list[tuple[float, Served]] = []  # that serve, with their shares of the users
+        self.held: list[LoadedModel] = []  # the latest first
+        self.shares: list[tuple[float, LoadedModel]] = []  # that serve, with their shares of the users
         self.publishes = self.failures = 0
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, max(1, keep), poll
         self._index, self._store = index, store
         self._entries: list[ExportEntry] = []  # that serve
         self._wanted: list[ExportEntry] = []
-        self._failing: dict[tuple[Any, ...], Failing] = {}
+        self._failing: dict[tuple[Any, ...], Retry] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
@@ -320,7 +315,7 @@ class Models:
         await asyncio.gather(*(served.engine.close() for served in self.held), *self._closing)
         self.held = []
 
-    def pick(self, call: Call) -> Served:
+    def pick(self, call: Call) -> LoadedModel:
         """Return the version that answers a call: the one that it names, else that of its user. Raises UnknownVersion."""
         if call.version is not None:
             return self.named(call.version)
@@ -335,16 +330,16 @@ class Models:
             raise UnknownVersion("version: expected one that serves, got none; try again once the service is ready")
         return self.shares[0][1]  # rounding of the shares
 
-    def named(self, version: str) -> Served:
+    def named(self, version: str) -> LoadedModel:
         """Return the version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
         for served in self.held:
-            prefix = len(version) >= LEAST_PREFIX and served.version.startswith(version)
+            prefix = len(version) >= MIN_PREFIX and served.version.startswith(version)
             if prefix or (served.entry.folder or self.root.name) == version:
                 return served
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
 
-    async def _load(self, entry: ExportEntry, restored: Restored) -> Served:
+    async def _load(self, entry: ExportEntry, restored: Restored) -> LoadedModel:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""
         before, trained = self.held[0] if self.held else None, restored.trained
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
@@ -355,7 +350,7 @@ class Models:
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
-        return Served(entry, restored, engine, users, exported, time.time(), difference)
+        return LoadedModel(entry, restored, engine, users, exported, time.time(), difference)
 
     @property
     def problem(self) -> str | None:
@@ -374,8 +369,8 @@ class Models:
         except Exception as error:  # of folders that others write
             text, wait = f"{type(error).__name__}: {error}", self._poll if failing is None else failing.wait
             if due or failing is None or failing.text != text:
-                wait = min(2 * wait, LONGEST_WAIT)
-                self._failing[what] = Failing(text, wait, time.monotonic() + wait)
+                wait = min(2 * wait, MAX_WAIT)
+                self._failing[what] = Retry(text, wait, time.monotonic() + wait)
                 self.failures += 1
                 logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
 
@@ -418,7 +413,7 @@ class Models:
         """Swap to these versions, all of them or none."""
         known = {served.entry[:2]: served for served in self.held}
         read = {entry[:2]: await asyncio.to_thread(self._restore, entry) for entry in entries if entry[:2] not in known}
-        loaded: list[Served] = []
+        loaded: list[LoadedModel] = []
         try:
             for entry in entries:
                 loaded.append(known.get(entry[:2]) or await self._load(entry, read[entry[:2]]))

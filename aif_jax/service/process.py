@@ -206,8 +206,8 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
                 running.result()
                 raise OSError(f"{where.host}:{where.http_port}: the HTTP server did not start")
             await asyncio.sleep(0.005)
-        scheme = "http" if where.certificate is None else "https"
-        yield {"http": f"{scheme}://{_shown(where.host)}:{bound.getsockname()[1]}"}
+        scheme, host = "http" if where.certificate is None else "https", f"[{where.host}]" if ":" in where.host else where.host
+        yield {"http": f"{scheme}://{host}:{bound.getsockname()[1]}"}
     finally:
         service.ready, service.draining = False, True
         if not running.done():
@@ -288,7 +288,3 @@ def log_to_stderr(form: str, level: str) -> None:
     logging.root.setLevel(logging.WARNING)
     logging.getLogger("aif_jax").setLevel(level.upper())
     logging.captureWarnings(True)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

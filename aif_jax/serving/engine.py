@@ -37,7 +37,7 @@ from aif_jax.serving.requests import (
     expect_budget,
     kind_of,
 )
-from aif_jax.serving.scoring import Batches, Scored, ScoringTask, UserSide, best_of, bucket_for, look_up, score
+from aif_jax.serving.scoring import Batches, ScoringResult, ScoringTask, UserSide, best_of, bucket_for, look_up, score
 from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.users import Computation, UserStates
 from aif_jax.serving.versions import Version, build_version, check_version, next_snapshot
@@ -333,14 +333,14 @@ class AsyncPreRanker:
                 raise
             raise DeadlineExceeded(f"{job.waiting_for}: no answer within the budget of {job.budget} s") from error
 
-    async def _scored(self, job: PendingRequest, given: Any, *, whole: bool) -> list[Scored]:
+    async def _scored(self, job: PendingRequest, given: Any, *, whole: bool) -> list[ScoringResult]:
         """Score the candidates of a request, all logits where `whole`, with one user state and one index snapshot.
 
         Args:
           given: candidates as `Candidates.of` takes them, or an async iterator of such; None: what retrieval finds.
         """
         user = self._users.join(job)  # the cached state, or its computation, which runs while retrieval does
-        calls: list[asyncio.Future[Scored]] = []
+        calls: list[asyncio.Future[ScoringResult]] = []
         try:
             found = given if given is not None else await self._retrieval(job.request)
             if not hasattr(found, "__aiter__"):
@@ -365,7 +365,7 @@ class AsyncPreRanker:
 
     async def _start_scoring(
         self, job: PendingRequest, user: UserSide | Computation, given: Any, *, whole: bool, streamed: bool = False
-    ) -> list[asyncio.Future[Scored]]:
+    ) -> list[asyncio.Future[ScoringResult]]:
         """Hand candidates to the scoring threads, in pieces where they are more than the largest bucket.
 
         The pieces and batches of a request are padded to one size, and each is scored alone, since two programs may differ in
@@ -386,7 +386,7 @@ class AsyncPreRanker:
                 raise TypeError(f"Request.exclude: expected {kind} as the candidates are, got {kind_of(exclude)}")
             job.kind = kind
         if job.user is None or job.snapshot is None:
-            job.user = await self._users.ready(job, user)
+            job.user = await self._users.state_or_fallback(job, user)
             job.snapshot = job.version.snapshot
         job.bucket = bucket = bucket_for(len(batch.ids), self.config.buckets, least=job.bucket)
         calls, together = [], (id(job.snapshot), job.user.length, bucket, order, whole)
@@ -397,9 +397,9 @@ class AsyncPreRanker:
             calls.append(self._scoring.submit(object() if alone else together, task))
         return calls
 
-    def _ranking(self, job: PendingRequest, results: list[Scored], k: int) -> Ranking:
+    def _ranking(self, job: PendingRequest, results: list[ScoringResult], k: int) -> Ranking:
         """Return the best k of everything that was scored; NonFiniteScores where no known candidate has a finite score."""
-        outputs = max(1, len(job.version.meaning.objectives))
+        outputs = max(1, len(job.version.spec.objectives))
         rows = [scored.rows.all for scored in results]
         best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
         full = best.scores[-1] > -np.inf  # as scores descend
@@ -418,18 +418,18 @@ class AsyncPreRanker:
             logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
         return Ranking(
             ids=chosen, scores=best.scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
-            excluded=job.excluded, _meaning=job.version.meaning, **_about(job),
+            excluded=job.excluded, _spec=job.version.spec, **_about(job),
         )  # fmt: skip
 
-    def _scores(self, job: PendingRequest, results: list[Scored]) -> Scores:
+    def _scores(self, job: PendingRequest, results: list[ScoringResult]) -> Scores:
         """Return every logit, in order; NonFiniteScores where no known candidate has a finite one."""
-        outputs = max(1, len(job.version.meaning.objectives))
+        outputs = max(1, len(job.version.spec.objectives))
         none = np.zeros(0 if outputs == 1 else (0, outputs), np.float32)
         logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
         known = np.concatenate([scored.rows.all for scored in results] or [np.zeros(0, np.int32)]) >= 0
         mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
         _count(job, results, int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
-        return Scores(logits=logits, mask=mask, _meaning=job.version.meaning, **_about(job))
+        return Scores(logits=logits, mask=mask, _spec=job.version.spec, **_about(job))
 
     # what an operator sees
 
@@ -464,7 +464,7 @@ class AsyncPreRanker:
         return values
 
 
-def _count(job: PendingRequest, results: list[Scored], non_finite: int, *, some: bool) -> None:
+def _count(job: PendingRequest, results: list[ScoringResult], non_finite: int, *, some: bool) -> None:
     """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
     for scored in results:
         job.candidates += len(scored.rows.all)

@@ -1,6 +1,4 @@
-"""Counters and latency histograms: as plain values, and for Prometheus, as text or served; and how much of a user's features
-the model does not know.
-"""
+"""Counters and latency histograms, as plain values and for Prometheus; and counts of unknown ids in a user's features."""
 
 from __future__ import annotations
 
@@ -16,12 +14,12 @@ import numpy as np
 from aif_jax.checks import needs_extra
 from aif_jax.types import UserFeatures
 
-LEAST_EVENTS = 5
+MIN_EVENTS = 5
 """Events that a history must have before its unknown share marks an answer."""
 
 
-class Known(NamedTuple):
-    """Counts of one user's features."""
+class UnknownCounts(NamedTuple):
+    """Events and attributes of one user that the model does not know."""
 
     events: int = 0  # of the history
     items: int = 0  # events whose item is unknown
@@ -30,18 +28,18 @@ class Known(NamedTuple):
 
     def warning(self, bound: float | None) -> str | None:
         """Return why an answer is marked: a share of unknown items or actions above the bound. None where it is not."""
-        if bound is None or self.events < LEAST_EVENTS or max(self.items, self.actions) <= bound * self.events:
+        if bound is None or self.events < MIN_EVENTS or max(self.items, self.actions) <= bound * self.events:
             return None
         unknown = f"{self.items} of {self.events} events have an unknown item, {self.actions} an unknown action"
         return f"history: {unknown}, more than max_unknown={bound}; expected ids and actions as the model's encoder read them"
 
 
-def known_of(features: UserFeatures) -> Known:
+def count_unknown(features: UserFeatures) -> UnknownCounts:
     """Return counts of checked features of NumPy arrays."""
     history, attributes = features.history, sum(not np.any(value) for value in features.ids.values())
     unknown = (history.mask & (np.asarray(ids) == 0) for ids in (history.item, history.action))
     events, items, actions = (int(np.count_nonzero(there)) for there in (history.mask, *unknown))
-    return Known(events, items, actions, attributes)
+    return UnknownCounts(events, items, actions, attributes)
 
 
 BOUNDS = tuple(round(1e-5 * 10 ** (i / 6), 9) for i in range(37))
@@ -106,7 +104,7 @@ class Metrics:
         below, above = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
         return below + share * (above - below)
 
-    def observe_known(self, known: Known) -> None:
+    def observe_unknown(self, known: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
         self.counters["history_events"] += known.events
         self.counters["unknown_events"] += known.items

@@ -175,8 +175,8 @@ class Timeline:
         return seconds
 
 
-class Meaning(NamedTuple):
-    """What the logits of a version are of."""
+class OutputSpec(NamedTuple):
+    """Objective names and calibration of a version's logits."""
 
     objectives: tuple[str, ...]
     calibration: Params  # {"fitted": {"calibration": ...}} on the host, without the rest of the parameters
@@ -211,7 +211,7 @@ class Answer:
     timeline: Timeline
     logits: np.ndarray
     mask: np.ndarray
-    _meaning: Meaning = dataclasses.field(repr=False)
+    _spec: OutputSpec = dataclasses.field(repr=False)
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:
@@ -220,7 +220,7 @@ class Answer:
         They are those that orders read, "NAME|GIVEN" of a conditional objective among them, of the version that
         scored; computed here, on the host, when asked for.
         """
-        return probabilities(self._meaning.calibration, self.logits, self._meaning.objectives, np)
+        return probabilities(self._spec.calibration, self.logits, self._spec.objectives, np)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -269,8 +269,7 @@ class EngineClosed(RuntimeError):
 
 
 class CallerError(ValueError):
-    """What `features` raises where the caller of a request is at fault, or says too little: no failure, so its log line has no
-    traceback."""
+    """Raise it from `features` for an invalid request; logged without traceback."""
 
 
 class CallableError(RuntimeError):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.serving.metrics import Known
+from aif_jax.serving.metrics import UnknownCounts
 from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders
 from aif_jax.serving.requests import Candidates, DeadlineExceeded
 
@@ -28,7 +28,7 @@ RECENT = 0.1
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Waiting:
+class WaitingTask:
     """A task that waits for a thread; those of one key can be computed together."""
 
     key: Hashable
@@ -59,12 +59,12 @@ class Batches:
         self._sizes, self._full, self._prepare, self._run = sizes, full, prepare, run
         self._executor, self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name), threads
         self._lock = threading.Lock()  # of the two below
-        self._waiting: list[Waiting] = []
+        self._waiting: list[WaitingTask] = []
         self._working = 0  # threads
 
     def submit(self, key: Hashable, task: Any) -> asyncio.Future[Any]:
         """Return the result of a task, or what went wrong with it; cancel the future to give the task up."""
-        waiting = Waiting(key, task, asyncio.get_running_loop().create_future())
+        waiting = WaitingTask(key, task, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(waiting)
             free = self._working < self._threads
@@ -88,7 +88,7 @@ class Batches:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 done[0].future.get_loop().call_soon_threadsafe(self._hand_out, done, outcomes, seconds)
 
-    def _take(self) -> list[Waiting]:
+    def _take(self) -> list[WaitingTask]:
         with self._lock:
             waiting = [each for each in self._waiting if not each.future.done()]  # without those that were given up
             batch = [each for each in waiting if each.key == waiting[0].key]
@@ -120,7 +120,7 @@ class Batches:
             outcomes.update(zip(places[: len(part)], results, strict=False))
         return [outcomes[place] for place in range(len(tasks))]
 
-    def _hand_out(self, batch: list[Waiting], outcomes: list[Any], seconds: float) -> None:
+    def _hand_out(self, batch: list[WaitingTask], outcomes: list[Any], seconds: float) -> None:
         """Give, on the loop, every task its outcome."""
         self.seconds += RECENT * (seconds / self._threads - self.seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
@@ -139,7 +139,7 @@ class UserSide(NamedTuple):
     state: Any
     length: int  # places of the history that it was made from
     since: float | None  # fetch of its features, by time.perf_counter; None for the unknown user
-    known: Known = Known()  # how much of them the model knows
+    known: UnknownCounts = UnknownCounts()  # how much of them the model knows
 
 
 class TopCandidates(NamedTuple):
@@ -224,7 +224,7 @@ class CandidateRows(NamedTuple):
     spans: list[tuple[str, float, float]]
 
 
-class Scored(NamedTuple):
+class ScoringResult(NamedTuple):
     """What came of a task, on the host."""
 
     ids: np.ndarray  # [C] of the candidates
@@ -235,10 +235,7 @@ class Scored(NamedTuple):
 
 
 def look_up(task: ScoringTask) -> CandidateRows:
-    """Look a task's candidates up; to be called in a thread.
-
-    Raises DeadlineExceeded where the budget is spent already, TypeError for ids of another kind than the index has.
-    """
+    """Look up a task's candidates, in a thread. Raises DeadlineExceeded without budget, TypeError for ids of another kind."""
     began = time.perf_counter()
     if task.deadline is not None and began > task.deadline:
         raise DeadlineExceeded("scoring: the budget was spent before a scoring thread was free")
@@ -258,7 +255,7 @@ def look_up(task: ScoringTask) -> CandidateRows:
     return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
 
 
-def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
+def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[ScoringResult]:
     """Score tasks of one snapshot, length of history, bucket and order; to be called in a thread: it waits for the device."""
     snapshot, bucket, order, whole = tasks[0].snapshot, tasks[0].bucket, tasks[0].order, tasks[0].whole
     start = time.perf_counter()
@@ -276,7 +273,7 @@ def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[Scored]:
     for task, its, values in zip(tasks, rows, fetched, strict=True):
         ids = task.candidates.ids
         best, all_logits = (None, values[: len(ids)]) if whole else (values, None)
-        results.append(Scored(ids, its, best, all_logits, [*its.spans, *spans]))
+        results.append(ScoringResult(ids, its, best, all_logits, [*its.spans, *spans]))
     return results
 
 
@@ -321,13 +318,10 @@ def without_repeats(rows: np.ndarray, bids: np.ndarray | None) -> np.ndarray:
 
 
 def best_of(parts: list[TopCandidates], rows: list[np.ndarray], k: int, *, outputs: int = 1) -> TopCandidates:
-    """Return the best k of several batches of candidates; positions count from the first batch's first candidate.
+    """Return the best k of several batches of candidates with their `rows` int32 [n]; T = `outputs` logits each.
 
-    Args:
-      parts: parts of each batch; none has an item twice.
-      rows: int32 [n] index rows of each batch's candidates: an item of several batches comes once, with its best score.
-      k: how many to keep; missing ones have score -inf and position 0.
-      outputs: T, logits of a candidate.
+    Positions count from the first batch's first candidate. An item of several batches comes once, with its best score. Missing
+    entries have score -inf and position 0.
     """
     if len(parts) == 1:
         scores, logits, positions = (field[:k] for field in parts[0][:3])

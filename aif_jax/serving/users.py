@@ -17,7 +17,7 @@ from aif_jax.checks import check_encoding, expect
 from aif_jax.features import check_user_features, pack
 from aif_jax.schema import Schema
 from aif_jax.serving.config import ServingConfig, batch_sizes
-from aif_jax.serving.metrics import Known, Metrics, known_of
+from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.pending import PendingRequest
 from aif_jax.serving.programs import Programs, history_length
 from aif_jax.serving.requests import DeadlineExceeded, Request
@@ -44,14 +44,6 @@ class StateKey(NamedTuple):
     version: str
 
 
-class CacheEntry(NamedTuple):
-    """A state on the device."""
-
-    state: Any
-    bytes: int
-    since: float  # seconds, by the cache's clock
-
-
 class StateCache:
     """LRU cache of user states, used from one thread; `limit` in bytes of memory, ages in seconds.
 
@@ -71,7 +63,7 @@ class StateCache:
         self._max_age = float("inf") if max_age is None else max_age
         self._ttl = unversioned_ttl
         self._clock = clock
-        self._entries: OrderedDict[StateKey, CacheEntry] = OrderedDict()
+        self._entries: OrderedDict[StateKey, tuple[Any, int]] = OrderedDict()  # state and bytes
         self._made: dict[StateKey, float] = {}  # when, in the order of `put`
         self._latest: dict[tuple[Hashable, str], StateKey] = {}
 
@@ -88,13 +80,12 @@ class StateCache:
 
     def get(self, key: StateKey) -> Any | None:
         """Return the state of that key, or None; counts a hit or a miss."""
-        entry = self._young(key, self._limit(key))
-        if entry is None:
+        if (state := self._young(key, self._limit(key))) is None:
             self.misses += 1
             return None
         self._entries.move_to_end(key)
         self.hits += 1
-        return entry.state
+        return state
 
     def __contains__(self, key: StateKey) -> bool:
         """Return whether `get` would find it, counting nothing."""
@@ -103,8 +94,7 @@ class StateCache:
     def stale(self, user: Hashable, version: str) -> Any | None:
         """Return the latest state of a user for that model version, whatever its feature version, or None."""
         key = self._latest.get((user, version))
-        entry = None if key is None else self._young(key, self._max_age)
-        return None if entry is None else entry.state
+        return None if key is None else self._young(key, self._max_age)
 
     def put(self, key: StateKey, state: Any, *, since: float | None = None) -> None:
         """Keep a state, dropping the least recently used ones; `since` is when its features were fetched, None for now."""
@@ -116,7 +106,7 @@ class StateCache:
             self._drop(key)
         if size > self.limit:
             return
-        self._entries[key], self._made[key] = CacheEntry(state, size, since), since
+        self._entries[key], self._made[key] = (state, size), since
         latest = self._latest.get((key.user, key.version))
         if latest is None or self._made[latest] <= since:
             self._latest[key.user, key.version] = key
@@ -133,18 +123,17 @@ class StateCache:
     def _limit(self, key: StateKey) -> float:
         return self._max_age if key.feature_version is not None else min(self._ttl, self._max_age)
 
-    def _young(self, key: StateKey, limit: float) -> CacheEntry | None:
-        """Return entry of a key, unless it is older than that or than any state may be, in which case its memory is freed."""
-        entry = self._entries.get(key)
-        if entry is None:
+    def _young(self, key: StateKey, limit: float) -> Any | None:
+        """Return the state of a key, unless it is older than that; frees one that is older than any may be."""
+        if key not in self._entries:
             return None
-        age = self._clock() - entry.since
+        state, age = self._entries[key][0], self._clock() - self._made[key]
         if age > self._max_age:
             self._drop(key)
-        return entry if age <= limit else None
+        return state if age <= limit else None
 
     def _drop(self, key: StateKey) -> None:
-        self.bytes -= self._entries.pop(key).bytes
+        self.bytes -= self._entries.pop(key)[1]
         del self._made[key]
         if self._latest.get((key.user, key.version)) == key:
             del self._latest[key.user, key.version]
@@ -282,11 +271,8 @@ class UserStates:
         if isinstance(user, Computation):
             self.running.leave(user, keep=job.reason is not None)
 
-    async def ready(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
-        """Wait for the user's own state as long as scoring leaves time; else returns the stand-in that the config allows.
-
-        Raises what went wrong where it allows none.
-        """
+    async def state_or_fallback(self, job: PendingRequest, user: UserSide | Computation) -> UserSide:
+        """Wait for the user's state until scoring needs the time left; then return a stale or an unknown user's, or raise."""
         if isinstance(user, UserSide):
             return self._marked(job, user)
         task, start = user.task, time.perf_counter()
@@ -345,30 +331,27 @@ class UserStates:
         except Exception as error:
             self._features.noted(error)  # features that do not fit the model
             raise
-        self._metrics.observe_known(known)
+        self._metrics.observe_unknown(known)
         side = UserSide(state, length, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
         return side, [("features", start, fetched), span]
 
 
-def prepare(task: UserTask) -> tuple[np.ndarray, Known]:
-    """Return the checked features of a user as words int32 [n], and how much of them the model knows; to be called in a thread.
-
-    Raises:
-      EncodingMismatch, TypeError, ValueError: features that do not fit the version.
-    """
+def prepare(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
+    """Return the checked features of a user as words int32 [n], and counts of unknown ids; raises as `plain_features`."""
     features = plain_features(task.version.schema, task.features, encoding=task.version.encoding)
     length, expected = history_length(features), ", ".join(f"L={length}" for length in task.version.lengths)
     expect(length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={length}")
-    return pack(features), known_of(features)
+    return pack(features), count_unknown(features)
 
 
-def compute_states(tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]]) -> list[tuple[Any, Known, Span]]:
-    """Return the states on the device of users of one version and length of history; to be called in a thread.
+def compute_states(
+    tasks: list[UserTask], packed: list[tuple[np.ndarray, UnknownCounts]]
+) -> list[tuple[Any, UnknownCounts, Span]]:
+    """Return the states on the device of users of one version and length of history, in a thread, which waits for the device.
 
-    It waits for the device, so that a backlog forms where requests can be cancelled, and not in the device's queue before the
-    interactions of others.
+    So a backlog forms where requests can be cancelled, and not in the device's queue before the interactions of others.
     """
     began = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.user"):
@@ -380,12 +363,7 @@ def compute_states(tasks: list[UserTask], packed: list[tuple[np.ndarray, Known]]
 
 
 def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
-    """Return features of one user, checked, as NumPy arrays; without the encoder's version, which no program reads.
-
-    Raises:
-      EncodingMismatch: made by another encoder than the model's.
-      TypeError, ValueError: as `check_user_features`.
-    """
+    """Return the checked features of one user as NumPy arrays. Raises EncodingMismatch, or as `check_user_features`."""
     check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
     check_user_features(schema, features, batched=False)
     return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))

@@ -19,7 +19,7 @@ from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs, history_length
-from aif_jax.serving.requests import Meaning, NonFiniteScores
+from aif_jax.serving.requests import NonFiniteScores, OutputSpec
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.store.trained import Trained
 from aif_jax.trees import leaves_by_path
@@ -37,7 +37,7 @@ class Version:
     user: dict[tuple[int, int], Callable[..., Any]]  # compiled, by length of history and users in a batch
     unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
     snapshot: Snapshot
-    meaning: Meaning  # of its logits
+    spec: OutputSpec
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             expect_finite(np.asarray(leaf), f"params {path}")
     fitted = params.get("fitted", {}).get(GROUP)
-    meaning = Meaning(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
+    spec = OutputSpec(model_config.objectives, {} if fitted is None else {"fitted": {GROUP: jax.tree.map(np.asarray, fitted)}})
     params = jax.device_put(params)
     lengths = config.history_lengths or (model_config.history_length,)
     sizes = itertools.product(lengths, batch_sizes(config.batch_size))
@@ -85,7 +85,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     for order in orders.names:
         if count and order not in orders.need_bids and _non_finite(snapshot, unknown[0], count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
-    return Version(name, model_config.schema, index.encoding or trained.encoding, params, user, unknown, snapshot, meaning)
+    return Version(name, model_config.schema, index.encoding or trained.encoding, params, user, unknown, snapshot, spec)
 
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
