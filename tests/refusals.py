@@ -1,6 +1,6 @@
 """Calls that must be refused, a line each."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,3 +11,10 @@ def refused(error: type[Exception], message: str, call: Callable[..., Any], /, *
     __tracebackhide__ = True
     with pytest.raises(error, match=message):
         call(*given, **options)
+
+
+async def refused_later(error: type[Exception], message: str, call: Awaitable[Any], /) -> None:
+    """Awaiting `call` raises `error` with a text in which the regular expression `message` is found."""
+    __tracebackhide__ = True
+    with pytest.raises(error, match=message):
+        await call

@@ -19,7 +19,7 @@ from aif_jax.index import ItemIndex
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig
 from experiments.datasets.synthetic import synthetic_world
 from tests import servers
-from tests.refusals import refused
+from tests.refusals import refused, refused_later
 
 WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
 LOG = WORLD.dataset.log
@@ -184,8 +184,7 @@ def test_damage_names_its_key(valkey_url, client, which, value):
 def test_what_json_cannot_hold_is_refused_before_anything_is_written(client):
     writer = ValkeyFeatureWriter(client, COLUMNS)
     for attributes, error in (({"age": float("nan")}, ValueError), ({"city": b"Oslo"}, TypeError)):
-        with pytest.raises(error):
-            writer.put_user(1, attributes)
+        refused(error, "", writer.put_user, 1, attributes)
     with pytest.raises(ValueError, match="looks like 'ms'"):
         writer.append({name: values * 2 for name, values in one(1, 1).items()} | {"time": [T, 1000 * T]})
     assert client.keys() == []
@@ -242,8 +241,7 @@ async def test_a_fetch_counts_what_happened_and_shares_reads():
     made = await asyncio.gather(*(fetch(Request(user="new")) for _ in range(5)), fetch.record("new"))
     assert source.reads == 1 and not made[0].history.mask.any() and made[-1] is None
     for user, error in (("slow", TimeoutError), ("torn", ValueError), ("down", ConnectionError)):
-        with pytest.raises(error):
-            await fetch(Request(user=user))
+        await refused_later(error, "", fetch(Request(user=user)))
     assert dict(fetch.counters) == {"missing": 1, "timeouts": 1, "damaged": 1, "failed": 1}
     first = asyncio.create_task(fetch(Request(user="gone")))
     second = asyncio.create_task(fetch(Request(user="gone")))
@@ -288,15 +286,13 @@ def test_a_read_that_hangs_is_not_shared_for_ever():
         fetch = Fetch(source, ENCODER, share=0.05, now=lambda request: NOW)
         patient = asyncio.create_task(fetch.record(user))
         await asyncio.sleep(0.06)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(fetch.record(user), 0.06)  # the second read hangs too
+        await refused_later(TimeoutError, "", asyncio.wait_for(fetch.record(user), 0.06))  # the second read hangs too
         await asyncio.sleep(0)
         assert (source.reads, source.cancelled) == (2, 1)  # the first has somebody who waits, the second has nobody
         assert await asyncio.wait_for(fetch.record(user), 10) is None and source.reads == 3
         assert (fetch.counters["overdue"], fetch.counters["abandoned"]) == (1, 1) and not patient.done()
         source.released.set()
-        with pytest.raises(ConnectionError, match="the old read"):
-            await patient
+        await refused_later(ConnectionError, "the old read", patient)
         assert await fetch.record(user) is None and source.reads == 4 and not fetch._reading
 
     for user in ("ann", "deaf"):
@@ -310,8 +306,7 @@ async def test_a_server_that_does_not_answer_is_a_timeout(valkey_url, client):
         fetch = Fetch(ValkeyFeatures(made, COLUMNS), ENCODER, timeout=0.05, now=lambda request: NOW)
         await fetch(Request(user=1))
         client.client_pause(300)
-        with pytest.raises(TimeoutError, match="no answer of the source within 0.05 s"):
-            await fetch(Request(user=1))
+        await refused_later(TimeoutError, "no answer of the source within 0.05 s", fetch(Request(user=1)))
         await asyncio.sleep(0.4)
         await fetch(Request(user=1))  # the connection is sound again
         assert dict(fetch.counters) == {"missing": 2, "timeouts": 1}

@@ -15,6 +15,7 @@ from aif_jax.serving import Candidates, NonFiniteScores, Request, ServingConfig
 from aif_jax.serving.programs import orders_of
 from tests import demo
 from tests.reference.losses import sigmoid
+from tests.refusals import refused
 from tests.serving_world import bids_for
 
 OBJECTIVES = ("click", "conversion|click", "like")
@@ -31,8 +32,7 @@ OBJECTIVES = ("click", "conversion|click", "like")
     (lambda p, bid: jnp.ones(bid.shape), "got one that reads neither; write lambda"),
 ])  # fmt: skip
 def test_what_is_no_order_is_refused(order, message):
-    with pytest.raises(ValueError, match=f"orders 'x': .*{message}"):
-        aif_scores.reads_bid("x", order, OBJECTIVES)
+    refused(ValueError, f"orders 'x': .*{message}", aif_scores.reads_bid, "x", order, OBJECTIVES)
 
 
 def test_whether_an_order_reads_the_bid():
@@ -122,8 +122,7 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
     orders = orders_of(config, "bid", {"both": both})
     assert orders.names == ("bid", "both") and orders.functions[0]({"click": 2}, 3) == 6 and not orders.need_bids
     assert orders == orders_of(config, "bid", {"both": both}) and hash(orders)  # so that engines share programs
-    with pytest.raises(ValueError, match="orders: expected another name than 'logit'"):
-        orders_of(config, "bid", {"logit": both})
+    refused(ValueError, "orders: expected another name than 'logit'", orders_of, config, "bid", {"logit": both})
     with pytest.raises(ValueError, match=r"orders: expected functions f\(p, bid\) by name, got list"):
         orders_of(config, "bid", [both])  # type: ignore[arg-type]
     without = config.replace(schema=dataclasses.replace(config.schema, side=()))

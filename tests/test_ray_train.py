@@ -9,6 +9,7 @@ import pytest
 
 from tests import process_training as training
 from tests.conftest import ROOT, child_environment
+from tests.refusals import refused
 
 pytestmark = [
     pytest.mark.engines,
@@ -117,5 +118,4 @@ def test_workers_that_are_not_one_job(cluster, tmp_path):
         train_loop_per_worker=alone, train_loop_config={"root": str(ROOT)}, scaling_config=made.scaling_config,
         run_config=made.run_config,
     )  # fmt: skip
-    with pytest.raises(Exception, match="initialize"):
-        made.fit()
+    refused(Exception, "initialize", made.fit)

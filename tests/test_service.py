@@ -121,14 +121,6 @@ def test_answers_say_what_they_are_of(client):
     assert logits[0] is None and isinstance(logits[1], float)
 
 
-def test_excluded_ids_may_be_a_list_and_are_those_of_the_candidates(client):
-    best, fields = client.rank(**ANN, candidates=IDS, k=6)["ids"], {**ANN, "candidates": IDS, "k": 4}
-    assert client.rank(**fields, exclude=[*best[:2].tolist(), 5])["ids"].tolist() == best[2:].tolist()
-    with pytest.raises(ServiceError, match="Request.exclude: expected integers") as error:
-        client.rank(**fields, exclude=["a"])
-    assert error.value.field == "exclude"
-
-
 def test_encoded_features_and_raw_events_give_one_answer(client):
     encoder = exports().encoder
     features = encoder.with_length(12).user({"user": "ann"}, EVENTS, NOW)  # more places than the model reads
@@ -504,10 +496,8 @@ def test_publish_writes_what_is_read(tmp_path):
     publish(tmp_path, ["one", ExportEntry("two", exports().digests["two"], 0.25)])
     assert read_current(tmp_path) == [ExportEntry("one", None, 0.75), ExportEntry("two", exports().digests["two"], 0.25)]
     assert read_current(tmp_path, only="two") == [ExportEntry("two", None, 1.0)]
-    with pytest.raises(FileNotFoundError, match="expected an exported folder"):
-        publish(tmp_path, ["three"])
-    with pytest.raises(FileNotFoundError, match="got neither"):
-        read_current(tmp_path / "one" / "consume")
+    refused(FileNotFoundError, "expected an exported folder", publish, tmp_path, ["three"])
+    refused(FileNotFoundError, "got neither", read_current, tmp_path / "one" / "consume")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "one", "two"]
 
 

@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException  # noqa: E402
 from aif_jax.service.calls import BadCall, Limits  # noqa: E402
 from aif_jax.service.inference import MODEL, arrays_from, described, from_bytes, to_bytes  # noqa: E402
 from aif_jax.service.log import RequestLog  # noqa: E402
+from tests.refusals import refused  # noqa: E402
 from tests.service_world import ANN, EVENTS, IDS, NOW, SERVING, exports, posted, read_log, running  # noqa: E402
 
 DATATYPES = {"int64": "INT64", "int32": "INT32", "float32": "FP32", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
@@ -142,6 +143,7 @@ def test_encoded_features_and_raw_events_give_one_answer(ask, kind):
     ({"user": ""}, "INVALID_ARGUMENT", "user", "user: expected the user's id, got an empty text"),
     ({"order": "colour"}, "INVALID_ARGUMENT", "order", "order: expected one of"),
     ({"bids": np.full(len(IDS), -1, np.float32)}, "INVALID_ARGUMENT", "bids", "bids: expected finite bids"),
+    ({"exclude": np.array(["a"], object)}, "INVALID_ARGUMENT", "exclude", "Request.exclude: expected integers"),
     ({"user": "x" * 1025}, "INVALID_ARGUMENT", "user", "at most 1024 characters"),
     ({"now": 1000 * NOW}, "INVALID_ARGUMENT", "now", "now: expected a time"),
     ({"version": "0" * 64}, "FAILED_PRECONDITION", "version", "version: expected one of"),
@@ -195,8 +197,7 @@ def test_what_inference_refuses_is_named(client, kind):
         (ann()[1:], MODEL, "user: expected an integer or a string"),
         (ann(), "other", "expected 'preranking'"),
     ):
-        with pytest.raises(InferenceServerException, match=message):
-            client.infer(model, inputs)
+        refused(InferenceServerException, message, client.infer, model, inputs)
     with pytest.raises(InferenceServerException, match="expected some of"):
         client.infer(MODEL, ann(), outputs=[triton.InferRequestedOutput("colour")])
 
@@ -280,8 +281,7 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
     texts = np.dtypes.StringDType()
     listed, data = packed({"candidates": np.array([""] * 5, texts), "exclude": np.array(["a"], texts)})
     assert len(arrays_from(listed, data, texts=6)["candidates"]) == 5
-    with pytest.raises(BadCall, match=r"exclude: expected fewer texts in all, got \[1\]; send fewer"):
-        arrays_from(listed, data, texts=5)
+    refused(BadCall, r"exclude: expected fewer texts in all, got \[1\]; send fewer", arrays_from, listed, data, texts=5)
     assert Limits(candidates=10, events=100).texts == 420
 
 
@@ -297,8 +297,7 @@ def test_texts_beyond_the_bound_are_refused_before_they_are_read():
 def test_broken_tensors_are_refused(change, more, message):
     [entry], data = packed({"candidates": np.arange(2, 6)})
     arrays_from([entry], data)
-    with pytest.raises(BadCall, match=message):
-        arrays_from([entry | change], data[:more] if more < 0 else data + bytes(more))
+    refused(BadCall, message, arrays_from, [entry | change], data[:more] if more < 0 else data + bytes(more))
 
 
 def test_texts_as_bytes():
@@ -306,8 +305,7 @@ def test_texts_as_bytes():
     assert raw == b"\x02\0\0\0\xc3\xa9\0\0\0\0\x03\0\0\0abc"
     assert from_bytes("x", "BYTES", [3], raw).tolist() == ["é", "", "abc"]
     for broken in (raw[:-1], raw + b"\0", b"\xff\xff\xff\xff"):
-        with pytest.raises(ValueError, match="expected 3 texts"):
-            from_bytes("x", "BYTES", [3], broken)
+        refused(ValueError, "expected 3 texts", from_bytes, "x", "BYTES", [3], broken)
 
 
 @OBJECTIVES

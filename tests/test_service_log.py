@@ -17,6 +17,7 @@ from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.log import RequestLog, log_schema
 from aif_jax.serving import Candidates
+from tests.refusals import refused
 from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running
 
 
@@ -156,8 +157,7 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     none = RequestLog(tmp_path, share=0.0)
     none.observe(None)
     none.close()
-    with pytest.raises(ValueError, match="log share: expected 0 to 1"):
-        RequestLog(tmp_path, share=2)
+    refused(ValueError, "log share: expected 0 to 1", RequestLog, tmp_path, share=2)
 
 
 @pytest.mark.parametrize("kind", ["record", "events", "deep", "texts", "arrays"])

@@ -13,6 +13,7 @@ from aif_jax.index.writer import snapshots
 from aif_jax.service.core import Policy
 from aif_jax.service.models import newer, newest
 from tests.client import ServiceError
+from tests.refusals import refused
 from tests.service_world import ANN, IDS, exports, running, until
 
 
@@ -98,5 +99,4 @@ def test_an_index_that_is_too_old_is_marked_or_refused(tmp_path):
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected snapshots of monday or of every version"):
-        newest(tmp_path, "monday")
+    refused(FileNotFoundError, "expected snapshots of monday or of every version", newest, tmp_path, "monday")

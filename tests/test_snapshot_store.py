@@ -17,6 +17,7 @@ from aif_jax.connectors import SnapshotError, SnapshotStore
 from aif_jax.connectors import snapshot_store as module
 from tests import servers
 from tests.killed import Life
+from tests.refusals import refused
 from tests.reliability.sizes import FULL
 
 SIZES = {"a": 100, "manifest.json": 9, "inner/b": 40_000, "inner/deeper/c": 3}
@@ -44,24 +45,21 @@ def number_of(folder: Path) -> int:
 def test_what_was_published_is_fetched(open_store, tmp_path):
     store = open_store()
     assert store.current() is None and store.names() == [] and store.collect() == []
-    with pytest.raises(FileNotFoundError, match="expected a store with a current snapshot, got none"):
-        store.fetch(tmp_path / "out")
+    refused(FileNotFoundError, "expected a store with a current snapshot, got none", store.fetch, tmp_path / "out")
     names = [store.publish(fill(tmp_path / "made", number)) for number in range(5)]
     assert store.names() == names[-3:] and store.current() == names[-1]
     other = open_store()  # as another process
     assert number_of(other.fetch(tmp_path / "out")) == 4
     assert number_of(other.fetch(tmp_path / "out", names[-2])) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names[-2:]
-    with pytest.raises(FileNotFoundError):
-        other.fetch(tmp_path / "out", names[0])
+    refused(FileNotFoundError, "", other.fetch, tmp_path / "out", names[0])
     assert other.fetch(tmp_path / "out") == tmp_path / "out" / names[-1]  # as it is
 
 
 def test_a_folder_with_the_name_of_the_manifest_is_refused(tmp_path):
     store, folder = SnapshotStore(tmp_path / "store"), fill(tmp_path / "made", 1)
     (folder / "snapshot-manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected a folder without a file 'snapshot-manifest.json'"):
-        store.publish(folder)
+    refused(ValueError, "expected a folder without a file 'snapshot-manifest.json'", store.publish, folder)
     assert store.names() == []
 
 
@@ -78,8 +76,7 @@ def test_a_fetch_that_is_interrupted_leaves_nothing(open_store, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(store, "_range", broken)
-        with pytest.raises(ConnectionError):
-            store.fetch(tmp_path / "out")
+        refused(ConnectionError, "", store.fetch, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert number_of(store.fetch(tmp_path / "out")) == 7
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
@@ -108,8 +105,7 @@ def test_a_time_in_the_future_or_none_is_that_of_the_fetch(tmp_path):
     assert start < (store.fetch(tmp_path / "two", name) / "a").stat().st_mtime < late
     record["files"]["a"]["modified_ns"] = 1e300
     manifest.write_text(json.dumps(record))
-    with pytest.raises(SnapshotError, match="modified_ns since 1970"):
-        store.fetch(tmp_path / "three", name)
+    refused(SnapshotError, "modified_ns since 1970", store.fetch, tmp_path / "three", name)
 
 
 def test_what_killed_fetches_left_is_removed(tmp_path):
@@ -133,8 +129,7 @@ def test_a_damaged_pointer_is_a_snapshot_error(open_store, tmp_path, raw):
     store.publish(fill(tmp_path / "made", 7))
     store._put(store._path("current"), raw)
     for call in (store.current, store.collect, lambda: store.fetch(tmp_path / "out"), lambda: store.publish(tmp_path / "made")):
-        with pytest.raises(SnapshotError, match=r"current"):
-            call()
+        refused(SnapshotError, r"current", call)
 
 
 def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path, monkeypatch):
@@ -163,8 +158,7 @@ def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path, monkeypatc
         store._put(path, raw)
         for named in (None, name):
             missing = FileNotFoundError if named is not None and b"none" in raw else ()
-            with pytest.raises((SnapshotError, *([missing] if missing else [])), match=re.escape(store.url)):
-                store.fetch(out, named)
+            refused((SnapshotError, *([missing] if missing else [])), re.escape(store.url), store.fetch, out, named)
         assert not list(out.glob("0*"))
         store._put(path, before)
     assert number_of(store.fetch(tmp_path / "out")) == 7 and not (tmp_path / "escaped").exists()
@@ -175,8 +169,7 @@ def test_what_reads_back_as_something_else_is_not_published(tmp_path, monkeypatc
     first = store.publish(fill(tmp_path / "made", 1))
     put = store._files.put_file
     monkeypatch.setattr(store._files, "put_file", lambda a, b: (put(a, b), b.endswith("/a") and Path(b).write_bytes(b"x")))
-    with pytest.raises(SnapshotError, match="/a: expected sha256"):
-        store.publish(fill(tmp_path / "made", 2))
+    refused(SnapshotError, "/a: expected sha256", store.publish, fill(tmp_path / "made", 2))
     assert store.current() == first and store.names() == [first]
 
 
@@ -192,8 +185,7 @@ def test_the_pointer_does_not_go_back(tmp_path, monkeypatch):
             fast.publish(tmp_path / "made")
 
     monkeypatch.setattr(slow, "_put", later)
-    with pytest.raises(SnapshotError, match="expected the current snapshot before 0000000001.*, got 0000000002"):
-        slow.publish(tmp_path / "made")
+    refused(SnapshotError, "expected the current snapshot before 0000000001.*, got 0000000002", slow.publish, tmp_path / "made")
     assert str(fast.current()).startswith("0000000002")
 
 
@@ -246,8 +238,7 @@ def test_secrets_are_in_no_message(bucket, tmp_path, caplog):
     (lambda f: SnapshotStore(f).fetch(f, "latest"), ValueError, "name: expected the name of a snapshot"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(tmp_path, call, error, message):
-    with pytest.raises(error, match=message):
-        call(tmp_path)
+    refused(error, message, call, tmp_path)
 
 
 def test_the_commands_of_a_store(tmp_path, capsys):
@@ -321,13 +312,11 @@ def test_kills_of_a_publisher_tear_nothing(open_store, tmp_path, kills):
 
 def test_the_pointer_goes_back_and_a_later_publish_follows(open_store, tmp_path, capsys):
     store = open_store(keep=2)
-    with pytest.raises(FileNotFoundError, match="expected a snapshot to go back to, got an empty store"):
-        store.rollback()
+    refused(FileNotFoundError, "expected a snapshot to go back to, got an empty store", store.rollback)
     first, second = (store.publish(fill(tmp_path / f"made{number}", number)) for number in (1, 2))
     assert store.rollback() == first == store.current() and store.names() == [first, second]
     assert number_of(store.fetch(tmp_path / "here")) == 1
-    with pytest.raises(FileNotFoundError, match=f"got none before {first}, which stays current"):
-        store.rollback()
+    refused(FileNotFoundError, f"got none before {first}, which stays current", store.rollback)
     third = store.publish(tmp_path / "made2")
     assert third > second and store.current() == third and store.names() == [first, third]
     if not open_store.keywords:  # a disk: no word of a command has the keys of a bucket
@@ -349,8 +338,7 @@ def test_a_publish_that_was_killed_before_its_pointer_is_not_doubled(open_store,
     fill(tmp_path / "made", 2)
     with monkeypatch.context() as patched:
         patched.setattr(SnapshotStore, "_point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            store.publish(tmp_path / "made", unless_current=True)
+        refused(KeyboardInterrupt, "", store.publish, tmp_path / "made", unless_current=True)
     assert store.current() == before and len(store.names()) == 2
     name = store.publish(tmp_path / "made", unless_current=True)
     assert store.names() == [before, name] and store.current() == name and number_of(store.fetch(tmp_path / "here")) == 2

@@ -17,6 +17,7 @@ from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
 from aif_jax.index import writer as writer_files
 from aif_jax.store import sealed
 from tests.demo import same
+from tests.refusals import refused
 from tests.writer_world import MODEL, PARAMS, TRAINED, Items, build
 
 
@@ -38,8 +39,7 @@ def test_snapshots_by_count_and_the_last_three_are_kept(world):
         assert again.positions == again.saved_positions == {0: 18} and world.holds(again.index, {0: 18})
         assert not world.apply(again, 18)
     assert world.positions() == [12, 16, 18], "nothing new, nothing saved"
-    with pytest.raises(FileExistsError, match="holds 3 snapshots already; use IndexWriter.resume"):
-        world.start()
+    refused(FileExistsError, "holds 3 snapshots already; use IndexWriter.resume", world.start)
     with world.resume() as third:
         world.apply(third, 19)
     assert world.positions() == [16, 18, 19] and world.holds(third.index, {0: 19})
@@ -79,26 +79,22 @@ def test_what_is_no_position_is_refused(world, wrong, tmp_path):
         lambda: IndexWriter.start(tmp_path / "n", build(), positions={0: wrong}),
         lambda: stream.index.save(tmp_path / "n", positions={0: wrong}),
     ):
-        with pytest.raises(error, match=re.escape(f"position: {words}")):
-            door()
+        refused(error, re.escape(f"position: {words}"), door)
     partition = f"{PARTITION}{wrong}" if ranged else words
-    with pytest.raises(error, match=re.escape(f"partition: {partition}")):
-        world.apply(stream, 1, partition=wrong)
+    refused(error, re.escape(f"partition: {partition}"), world.apply, stream, 1, partition=wrong)
     assert world.holds(stream.index, {}) and stream.positions == {} and not (tmp_path / "n").exists()
     stream.close()
 
 
 @pytest.mark.parametrize("option", ["every_updates", "every_seconds", "keep"])
 def test_options_out_of_range_are_refused(world, option):
-    with pytest.raises(ValueError, match=f"{option}: expected more than 0, got 0"):
-        world.start(**{option: 0})
+    refused(ValueError, f"{option}: expected more than 0, got 0", world.start, **{option: 0})
     assert not world.directory.exists()
 
 
 def test_an_update_that_does_not_fit_changes_nothing(world):
     stream = world.start()
-    with pytest.raises(ValueError, match="features: expected 1 items like ids, got 2"):
-        world.misfit(stream)
+    refused(ValueError, "features: expected 1 items like ids, got 2", world.misfit, stream)
     assert world.holds(stream.index, {}) and stream.positions == {} and world.apply(stream, 1)
     stream.close()
 
@@ -136,12 +132,10 @@ def test_a_full_disk_saves_no_position_and_close_says_so(world, monkeypatch):
     stream = world.start(every_updates=2)
     world.apply(stream, 1)
     disk.full = True
-    with pytest.raises(OSError, match="No space left"):
-        world.apply(stream, 2)
+    refused(OSError, "No space left", world.apply, stream, 2)
     assert stream.positions == {0: 2} and stream.saved_positions == {} and world.holds(stream.index, {0: 2})
     assert not world.apply(stream, 2), "the update is in, its snapshot is not"
-    with pytest.raises(OSError, match="No space left"):
-        stream.close()
+    refused(OSError, "No space left", stream.close)
     assert stream.saved_positions == {} and world.positions() == [0]
     disk.full = False
     with world.resume(every_updates=2) as again:
@@ -192,20 +186,17 @@ def test_resume_names_the_snapshot_that_it_cannot_read(world, tmp_path):
         with pytest.raises(CheckpointError, match=str(newest)) as error:
             world.resume()
         assert before.name in error.value.__notes__[0]
-    with pytest.raises(FileNotFoundError, match="expected a complete snapshot, got none"):
-        IndexWriter.resume(tmp_path / "nothing", TRAINED)
+    refused(FileNotFoundError, "expected a complete snapshot, got none", IndexWriter.resume, tmp_path / "nothing", TRAINED)
     assert not (tmp_path / "nothing").exists()
 
 
 def test_one_writer_owns_a_directory(world):
     stream = world.start()
     for call in (world.start, world.resume):
-        with pytest.raises(WriterConflict, match=rf"process {os.getpid()} on .* \(owner 1, since .*\) is writing here"):
-            call()
+        refused(WriterConflict, rf"process {os.getpid()} on .* \(owner 1, since .*\) is writing here", call)
     world.apply(stream, 1)
     stream.close()
-    with pytest.raises(WriterConflict, match="this writer is closed"):
-        stream.snapshot()
+    refused(WriterConflict, "this writer is closed", stream.snapshot)
     second = world.resume()
     assert second.positions == {0: 1}
     del second  # as if it had been forgotten: the lock goes with it
@@ -221,11 +212,9 @@ def test_a_writer_that_was_taken_over_saves_nothing_more(world):
     new = world.resume(takeover=True, every_updates=None)
     world.apply(old, 2)
     for call in (old.snapshot, old.close):
-        with pytest.raises(WriterConflict, match=r"owner 2, since .*\) took over; this writer \(owner 1\) saves no more"):
-            call()
+        refused(WriterConflict, r"owner 2, since .*\) took over; this writer \(owner 1\) saves no more", call)
     assert old.saved_positions == {} and world.positions() == [0]
-    with pytest.raises(WriterConflict, match="owner 2"):
-        world.resume()
+    refused(WriterConflict, "owner 2", world.resume)
     world.apply(new, 1)
     new.close()
     assert world.positions() == [0, 1]
@@ -243,8 +232,7 @@ def test_a_save_that_is_overtaken_counts_as_none_and_sorts_before_the_new_owners
         new = world.resume(takeover=True, every_updates=1)
         assert new.positions == {} and old.positions == {0: 2} and old.saved_positions == {}, "no sooner than it is on disk"
         disk.go.set()
-        with pytest.raises(WriterConflict, match="took over"):
-            saving.result()
+        refused(WriterConflict, "took over", saving.result)
     assert old.saved_positions == {}
     world.apply(new, 1)
     assert world.positions() == [0, 2, 1]
@@ -270,8 +258,7 @@ def test_a_push_catches_up_with_the_updates_that_came_meanwhile(world):
     stream = world.start(every_updates=4)
     for number in range(1, 6):
         world.apply(stream, number)
-    with pytest.raises(RuntimeError, match="expected begin_push"):
-        stream.finish_push(build())
+    refused(RuntimeError, "expected begin_push", stream.finish_push, build())
     stream.begin_push()
     catalogue = world.numbers({0: 5})  # as the source of truth has it when the build reads it
     new = build(catalogue, list(catalogue.values()), params=new_params)
@@ -285,8 +272,7 @@ def test_a_push_catches_up_with_the_updates_that_came_meanwhile(world):
     np.testing.assert_array_equal(new.take(new.ids)[0]["vector"] * 6, old.take(new.ids)[0]["vector"])
     world.apply(stream, 10)
     stream.close()
-    with pytest.raises(VersionMismatch):
-        world.resume()
+    refused(VersionMismatch, "", world.resume)
     resumed = IndexWriter.resume(world.directory, aif.Trained(MODEL, new_params))
     assert same(resumed.index.stored(), stream.index.stored()) and resumed.positions == {0: 10}
 
@@ -296,8 +282,7 @@ def test_a_push_that_is_not_on_disk_is_saved_by_close(world, monkeypatch):
     stream = world.start()
     stream.begin_push()
     disk.full = True
-    with pytest.raises(OSError, match="No space left"):
-        stream.finish_push(build(params=PARAMS | {"item": {"scale": np.float32(0.5)}}))
+    refused(OSError, "No space left", stream.finish_push, build(params=PARAMS | {"item": {"scale": np.float32(0.5)}}))
     disk.full = False
     stream.close()
     assert inspect(snapshots(world.directory)[-1]).version == stream.index.version != build().version

@@ -22,6 +22,7 @@ from aif_jax.train import losses
 from tests import demo
 from tests.own_block import Decay
 from tests.own_head import Experts
+from tests.refusals import refused
 from tests.serving_world import run
 from tests.test_sparse import batch_of
 
@@ -147,8 +148,7 @@ def test_parameters_have_their_places(block):
 
 
 def test_it_is_checked_like_any_block():
-    with pytest.raises(ValueError, match="Decay.rates: expected at least 1, got 0"):
-        Decay(rates=0)
+    refused(ValueError, "Decay.rates: expected at least 1, got 0", Decay, rates=0)
     with pytest.raises(ValueError, match="Decay: expected schema.content > 0, got 0"):
         demo.config(schema=dataclasses.replace(demo.schema(), content=0), blocks=(Decay(),))
 

@@ -13,6 +13,7 @@ from aif_jax.checks import EncodingMismatch, VersionMismatch
 from aif_jax.index import ItemIndex
 from aif_jax.serving import Request
 from aif_jax.store.trained import fingerprint
+from tests.refusals import refused
 from tests.serving_world import shared
 
 
@@ -122,11 +123,9 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     ):
         trained = Trained(world.model, params, used)
         expected, got = (trained.version, index.version) if used is not other else ("b" * 64, "a" * 64)
-        with pytest.raises(error, match=f"index in .*: expected .* {expected}, got {got}"):
-            ItemIndex.load(tmp_path / "index", trained)
+        refused(error, f"index in .*: expected .* {expected}, got {got}", ItemIndex.load, tmp_path / "index", trained)
     items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
-    with pytest.raises(EncodingMismatch, match="ItemFeatures: expected the encoding aaa"):
-        index.upsert(world.ids[:2], items)
+    refused(EncodingMismatch, "ItemFeatures: expected the encoding aaa", index.upsert, world.ids[:2], items)
     assert len(world.index.upsert(world.ids[:2], items)) == len(world.index)  # of a model without an encoder
 
 

@@ -13,6 +13,7 @@ import pytest
 from aif_jax.index import WriterConflict
 from aif_jax.index.writer import snapshots
 from tests.killed import Life
+from tests.refusals import refused
 from tests.reliability import victims
 from tests.reliability.sizes import FULL, SEED, generator
 
@@ -170,8 +171,7 @@ def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path):
     try:
         while not (begun := stopped_while_saving(life, stream)):
             os.kill(life.process.pid, signal.SIGCONT)
-        with pytest.raises(WriterConflict, match=f"process {life.process.pid} on .* is writing here"):
-            table.resume()
+        refused(WriterConflict, f"process {life.process.pid} on .* is writing here", table.resume)
         assert all(folder.exists() for folder in begun)
         taken = table.resume(takeover=True)
         assert all(folder.exists() for folder in begun), "a takeover leaves them too: their process may go on"
