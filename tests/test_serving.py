@@ -34,7 +34,6 @@ from aif_jax.serving import (
 from aif_jax.serving.programs import LOGIT, Programs, history_length
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.serving.versions import Version, build_snapshot
-from tests import demo
 from tests.refusals import refused_later
 from tests.serving_world import ITEMS, WatchedIndex, bids_for, in_batches
 
