@@ -7,14 +7,14 @@ import pytest
 
 
 def refused(error: type[Exception], message: str, call: Callable[..., Any], /, *given: Any, **options: Any) -> None:
-    """`call(*given, **options)` raises `error` with a text in which the regular expression `message` is found."""
+    """`call(*given, **options)` raises `error` with a text in which the regular expression `message` is found, "" for any."""
     __tracebackhide__ = True
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message or None):
         call(*given, **options)
 
 
 async def refused_later(error: type[Exception], message: str, call: Awaitable[Any], /) -> None:
-    """Awaiting `call` raises `error` with a text in which the regular expression `message` is found."""
+    """The same of what is awaited."""
     __tracebackhide__ = True
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message or None):
         await call

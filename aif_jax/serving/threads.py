@@ -78,7 +78,8 @@ class TimeLimitedCall:
         try:
             while True:
                 try:
-                    batch = await asyncio.wait_for(arrived.get(), self._timeout)
+                    async with asyncio.timeout(self._timeout):
+                        batch = await arrived.get()
                 except TimeoutError:
                     raise self.noted(self._late()) from None
                 if batch is _END:
