@@ -67,7 +67,8 @@ class TimeLimitedCall:
         finally:
             self._leave(task)
         if error is not None:
-            raise self.noted(error)
+            self.note(error)
+            raise error
         return result
 
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
@@ -81,20 +82,22 @@ class TimeLimitedCall:
                     async with asyncio.timeout(self._timeout):
                         batch = await arrived.get()
                 except TimeoutError:
-                    raise self.noted(self._late()) from None
+                    self.note(late := self._late())
+                    raise late from None
                 if batch is _END:
                     break
                 yield batch
             if (error := task.result()[1]) is not None:
-                raise self.noted(error)
+                self.note(error)
+                raise error
         finally:
             self._leave(task)
 
     def _late(self) -> TimeoutError:
         return TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")
 
-    def noted(self, error: BaseException) -> BaseException:
-        """Return the same error, counted by its type; the first of a type is logged, and then one in `QUIET` seconds.
+    def note(self, error: BaseException) -> None:
+        """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.
 
         The line has the error and, unless a caller is at fault, where it was raised; no user, who is no business of a log.
         """
@@ -105,12 +108,10 @@ class TimeLimitedCall:
             self._logged[kind] = now, self.errors[kind]
             since = f" ({self.errors[kind] - before} since the last line on this type)" if before else ""
             if isinstance(error, CallerError):
-                logger.warning("%s refused a request: %s%s", self._name, described(error), since)
-                return error
+                return logger.warning("%s refused a request: %s%s", self._name, described(error), since)
             # as text: a handler that keeps records would keep the frames of the traceback, and with them model versions
             where = "".join(traceback.format_exception(error)).rstrip()
             logger.error("%s failed: %s%s\n%s", self._name, described(error), since, where)
-        return error
 
     async def _call(self, request: Any) -> Any:
         if len(self._left) >= self._max_hung and self.hung >= self._max_hung:

@@ -329,7 +329,7 @@ class UserStates:
             task = UserTask(version, features)
             state, known, span = await self._batches.submit((id(version), length), task)
         except Exception as error:
-            self._features.noted(error)  # features that do not fit the model
+            self._features.note(error)  # features that do not fit the model
             raise
         self._metrics.observe_unknown(known)
         side = UserSide(state, length, start, known)
