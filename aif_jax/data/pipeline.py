@@ -113,7 +113,7 @@ class Pipeline:
       block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
-      id_dropout: share of candidates with the unknown item's id in place of their own; other features stay. So the model learns
+      id_dropout: share of candidates that get the unknown item's id; other features stay. So the model learns
         to score an unseen item by its other features, see `unseen_as_unknown`.
       process_index, process_count: which slice of every batch is made.
 
