@@ -1,7 +1,7 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
-Blocks give their features [C, w] multiplied by kernels [w, H] that the head chooses. A head that names none, such as one of
-your own, gets the features, next to each other. `Mlp` names its first layer: then what is the same for every candidate is
+Blocks give their features [C, w] multiplied by kernels [w, H] that the head chooses. A head without a `first_layer`
+gets the features, next to each other. `Mlp` has one: then what is the same for every candidate is
 computed once, and a block that is linear in a user-side matrix (BEA, linear attention) takes the kernel in before the
 candidates come: w V W = w (V W).
 """
@@ -31,7 +31,7 @@ class HeadInputs(NamedTuple):
 
     Attributes:
       once: [H] the same for every candidate.
-      item: [D, H] a kernel of the item vector; the head multiplies once for all blocks.
+      item: [D, H] kernel of the item vector: item vector @ kernel is added; the head multiplies once for all blocks.
       pairs: products of (left [C, w], right [w, H]), which the head joins into one.
       rest: [C, H] everything else.
       logit: [C], added to the logit past the head; with several objectives to each, by a trained weight.
@@ -68,10 +68,11 @@ class Head:
         real time  first_layer(params)                   None for a head that reads the features themselves
                    apply(params, features [C, w]) -> logits [C, T]
 
-    `features` of `check` and `init` are widths by block and name. "tower" has the user vector, the item vector and their
-    product; w is the sum of all widths. Terms that blocks add to the logit are added past the head.
+    `blocks` and `features` are widths by block and name; `features` have "tower" too: the user vector, the item vector and
+    their product. w is the sum of all widths. Terms that blocks add to the logit are added past the head.
 
-    A Flax module is a head too: decorate it, and its `__call__(features [C, w])` gives the logits [C, T].
+    A Flax linen module of parameters alone (no dropout, no batch statistics) is a head too: decorate it, and its
+    `__call__(features [C, w])` gives the logits [C, T]; for T > 1 by a field of your own.
 
     Example:
       >>> import flax.linen as nn, aif_jax as aif

@@ -26,6 +26,7 @@ from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.encoding.columns import Columns
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read
+from aif_jax.registry import BLOCKS
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.process import Listening, ServiceSettings
@@ -117,6 +118,14 @@ def test_index_build_update_inspect_verify(world, tmp_path, run):
     file.write_bytes(file.read_bytes()[:-3])
     code, _, err = run("index", "verify", tmp_path / "two")
     assert code == 1 and "arrays.safetensors: expected" in err
+
+
+def test_modules_with_blocks_of_your_own_are_imported_first(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_parts.py").write_text("from aif_jax.blocks import Block, block\n\n@block\nclass OwnPart(Block): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["--import", "own_parts", "index", "inspect", str(tmp_path / "none")]) == 2 and "OwnPart" in BLOCKS
+    assert cli.main(["--import", "no_parts", "index", "inspect", "none"]) == 2
+    assert "No module named 'no_parts'" in capsys.readouterr().err
 
 
 def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():

@@ -76,7 +76,7 @@ class UserView:
 
     @cached_property
     def sequence(self) -> jax.Array:
-        """Z' float32 [S, D]: the short history projected, with its position from the most recent event; needs towers."""
+        """Z' float32 [S, D]: the short history projected, with its position from the latest event; needs this user tower."""
         tower, length = self.params["user"], self.config.short_length
         embedded = self.embeddings[:length]  # other blocks embed the history too; embedded once it costs less
         if self.config.sequence:
@@ -121,8 +121,6 @@ class ItemView:
 class Block:
     """One way in which user and item interact. Subclass it, decorate with `block`, and override what you need.
 
-    A value out of range, and a behaviour field or content that the schema lacks, are a ValueError that names the field.
-
     A block that overrides nothing does nothing. The order of calls:
 
         once       check(config)                       errors of a wrong config
@@ -134,15 +132,16 @@ class Block:
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
     head; `score` gives their sum after each is multiplied by its kernel, `kernels[n]` [widths[n], H]. A head that reads the
-    features themselves gives rows of an identity as kernels. States and rows are pytrees of arrays.
+    features themselves gives rows of an identity as kernels; H is then the width of all features of the block. States and rows
+    are pytrees of arrays.
 
     Attributes:
       reads_places: whether it has a `training_logit`.
-      per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. A block
-        that fits something must say it before that.
+      per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. Unset,
+        a block that fits something refuses to grow. Trained arrays do not grow.
 
-    `user` and `item` read embedding rows of ids that the features of the request hold. One that reads others trains with
-    `sparse=None` alone, see `train.make_step`: under sparse updates these rows are NaN.
+    `user` and `item` may read embedding rows of ids that the features hold. A block that reads others must be trained with
+    `sparse=None`, see `train.make_step`: under sparse updates these rows are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, aif_jax as aif
@@ -176,7 +175,7 @@ class Block:
         return ()
 
     def least_history(self, config: Config) -> int:
-        """Return the least number of places of a history that its exported function takes."""
+        """Return the least length of a history that its exported function takes: what it slices, if it does."""
         return 1
 
     def check(self, config: Config) -> None:

@@ -116,7 +116,7 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
     Raises:
       FileNotFoundError: nothing there.
-      CheckpointError: torn, altered or foreign folder, or a config with a block that is not registered; says which part.
+      CheckpointError: torn, altered or foreign folder, or a config with a part that is not registered; says which part.
       ValueError: another config or schema than expected, or leaves missing, renamed or resized against the template.
     """
     like = dict(like or {})

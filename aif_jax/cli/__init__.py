@@ -11,6 +11,7 @@ Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CAC
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import select
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 def parser_of() -> argparse.ArgumentParser:
     """Return the parser of every command, whose options `main` runs."""
     parser = Parser(prog="aif-jax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--import", dest="modules", metavar="MODULE", action="append", default=[],
+        help="module with blocks and heads of your own, before the command; may be repeated",
+    )  # fmt: skip
     commands = parser.add_subparsers(required=True)
     add_commands(commands)
     add_snapshot_commands(commands)
@@ -72,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Return the exit code of a command; prints what went wrong."""
     try:
+        for module in options.modules:
+            importlib.import_module(module)
         keep_compiled()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)

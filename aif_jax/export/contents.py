@@ -125,7 +125,7 @@ def restore(
     """Return the model in an exported folder, for the engine of this package: its functions are compiled from code here.
 
     No exported function is read or run, but for orders where they are used: parameters, config and encoder are data. Import the
-    modules of your blocks first.
+    modules of your blocks and heads first.
 
     Args:
       folder: what `save` wrote.
@@ -134,7 +134,7 @@ def restore(
       sha256: SHA-256 of the manifest, as `save` returned it.
 
     Raises:
-      ExportError: a damaged folder, or a block that is not registered.
+      ExportError: a damaged folder, or a block or head that is not registered.
       ValueError: a model of another config.
 
     Example:

@@ -205,7 +205,7 @@ class FitConfig(Fields):
       batch_size: samples a step.
       learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
       compute_dtype: dtype of activations by name, see `make_step`.
-      sparse: which tables get sparse updates, see `make_step`; by default whole tables are updated.
+      sparse: which tables get sparse updates, see `make_step`; by default tables of 20,000 rows or more.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
         "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.

@@ -84,7 +84,8 @@ def command_line() -> str:
     single = [each for _, rows in groups if rows not in shared_groups for each in rows]
     often = {each for each in single if single.count(each) > 1 and each[0].startswith("`--")}
     shared = sorted({bare(one[0]): one for one in sorted(often, key=lambda one: (single.count(one), one))}.values())
-    parts = [HEAD, "## Shared arguments\n", listing(shared)]
+    before = listing(map(row, filter(shown, parser_of()._optionals._group_actions)))
+    parts = [HEAD, "## Before the command\n", before, "## Shared arguments\n", listing(shared)]
     for rows, title in shared_groups.items():
         titled = f"## {title[0].upper()}{title[1:]}\n"
         parts += [titled, ", ".join(name for name, _ in rows) + f".\n\n{FIELDS[title]}\n" if title in FIELDS else listing(rows)]
