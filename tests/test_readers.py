@@ -416,3 +416,17 @@ def test_a_read_runs_code_of_few_files(folder):
     rows = {file for file in files if file.startswith(("readers/", "encoding/", "data/"))}
     assert len(rows) <= 8, sorted(rows)
     assert files - rows <= {"catalogue.py", "checks.py", "features.py", "output/__init__.py", "schema.py"}
+
+
+def test_a_place_in_a_list_is_a_whole_number():
+    events = {"user": [1, 1, 2], "item": [7, 8, 7], "time": [10, 10, 20], "shown_at": [1.0, 2.7, -1.0]}
+    given = dict(items={"item": [7, 8], "category": [1, 1]}, columns=Columns(position="shown_at"))
+    refused(ValueError, "row 2, column 'shown_at': position: expected a whole number from 1 on", readers.read, events, **given)
+    assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).places.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(("unit", "coarser"), [("ms", "s"), ("us", "ms"), ("ns", "ms"), ("ns", "us")])
+def test_times_of_a_coarser_unit_are_refused(unit, coarser):
+    time = 1_600_000_000 * {"s": 1, "ms": 10**3, "us": 10**6}[coarser]
+    events, items = {"user": [1], "item": [7], "time": [time]}, {"item": [7], "category": [1]}
+    refused(ValueError, f"which looks like '{coarser}'", readers.read, events, items=items, columns=Columns(time_unit=unit))

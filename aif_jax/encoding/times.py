@@ -104,7 +104,7 @@ def shown(seconds: int) -> str:
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
     """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
     late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
-    for wrong, expected in ((late, "before 2100"), (early, "after 1973"), (ancient, f"of at least {earliest(unit)}")):
+    for wrong, expected in ((late, "before 2100"), (early, "that looks like no coarser unit"), (ancient, f"of at least {earliest(unit)}")):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
             place = _place(wrong, start)
@@ -113,12 +113,14 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
 
 
 def wrong_unit(value: np.ndarray, *, unit: str, dated: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which times (integers) are after 2100, which look like seconds where the unit is finer, which before 1823."""
+    """Return which times (integers) are after 2100, which look like a coarser unit, which are before 1823."""
     late = np.asarray(value >= (LATEST + 1) * PER_SECOND[unit], bool)
     ancient = np.asarray(value < earliest(unit), bool)
-    if unit == "s" or dated:
-        return late, np.zeros_like(late), ancient
-    return late, np.asarray((value > EARLIEST) & (value < LATEST), bool), ancient
+    coarse = np.zeros_like(late)
+    for other in PER_SECOND.values() if not dated else ():
+        if other < PER_SECOND[unit]:
+            coarse |= (value > EARLIEST * other) & (value < LATEST * other)
+    return late, coarse, ancient
 
 
 def earliest(unit: str) -> int:

@@ -96,7 +96,8 @@ def read(
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
     for kind in SKIPPED if unknown == "skip" else ():
         if count := problems.totals.get(kind, 0):
-            logger.warning("%s: %d rows left out or left unknown: %s", tables.tables["events"].label, count, kind)
+            files = ", ".join(table.label.name for table in tables.tables.values())
+            logger.warning("%s: %d rows left out or left unknown: %s", files, count, kind)
         problems.drop(kind)
     problems.expect_none()
     embedding = None
@@ -119,8 +120,7 @@ def read(
     log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
     places = None
     if columns.position is not None:
-        shown = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at])
-        places = np.clip(shown, 0, 2**30).astype(np.int32)
+        places = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
@@ -289,6 +289,11 @@ def read_tables(
         if file in tables:
             column = columns.item_id if which == "item" else columns.user_record_id
             _note_repeated(tables[file], column, which, rows[file][which], vocabularies[which], problems)
+    if columns.position is not None:
+        shown = tables["events"].floats(columns.position)
+        wrong = ~(np.isnan(shown) | ((shown >= 0) & (shown < 2**24) & (shown == np.floor(shown))))
+        expected = "a whole number from 1 on, 0 or empty where it is unknown"
+        tables["events"].note(problems, "position", wrong, columns.position, expected, lambda at: (f"{v:g}" for v in shown[at]))
     return Tables(tables=tables, rows=rows, vocabularies=vocabularies, distinct=distinct)
 
 

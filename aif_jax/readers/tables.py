@@ -458,7 +458,7 @@ class Cells(NamedTuple):
         array, valid = values.fill_null(0).to_numpy(zero_copy_only=False), cells.valid()
         late, early, ancient = (wrong & valid for wrong in wrong_unit(array, unit=given, dated=dated))
         least = f"times of at least {quoted(earliest(given), given, dated=dated)}"
-        for wrong, expected in ((late, "times before 2100"), (early, "times after 1973"), (ancient, least)):
+        for wrong, expected in ((late, "times before 2100"), (early, "times that look like no coarser unit"), (ancient, least)):
             text = "" if dated or wrong is ancient else ", which looks like {!r}"
             got = (f"{quoted(v, given, dated=dated)}{text.format(likely_unit(int(v)))}" for v in array[wrong])
             self.note("time unit", wrong, f"{expected} in {given!r}", got)
