@@ -173,7 +173,7 @@ class Dataset:
         return self._features(users, self.log.time[positions], self.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
-        """Return the same for user rows int [B] at `times` int [B] in seconds; `encoder` does it for raw ids and raw events."""
+        """Return features of user rows int [B] at `times` int [B] in seconds; `encoder.user` does it for raw ids and events."""
         users = expect_integers(users, "users", size=len(self.users))
         end = self.histories.history_end_at(users, times)
         return self._features(users, in_unit(times, "times"), end, length)

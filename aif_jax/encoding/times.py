@@ -23,7 +23,7 @@ FLOOR = -(2**62) // 10**9  # 1823 in seconds: from here on times and their diffe
 def in_unit(times: Any, name: str, *, unit: TimeUnit = "s") -> np.ndarray:
     """Return times of any shape as integers in `unit`, int64, finer ones rounded down: the form that is compared.
 
-    Files, arrays, Arrow columns, JSON and stores come through here, so a time is the same integer wherever it comes from.
+    Arrays, JSON and stores come through here, and files through `Cells.times` with the same limits.
 
     Args:
       times: integers in `unit`, or dates and times of any resolution: `datetime64`, `datetime`, ISO text (UTC where they name
@@ -104,7 +104,11 @@ def shown(seconds: int) -> str:
 def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
     """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
     late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
-    for wrong, expected in ((late, "before 2100"), (early, "that looks like no coarser unit"), (ancient, f"of at least {earliest(unit)}")):
+    for wrong, expected in (
+        (late, "before 2100"),
+        (early, "that looks like no coarser unit"),
+        (ancient, f"of at least {earliest(unit)}"),
+    ):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
             place = _place(wrong, start)

@@ -67,7 +67,7 @@ def read(
         lack is an error, or with `unknown="skip"` row 0.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
-      unknown: for ids that the encoder lacks, "error", or "skip", which leaves out events of unknown users and rows of unknown
+      unknown: for ids that the encoder or the file of items or users lacks, "error", or "skip", which leaves out events of unknown users and rows of unknown
         items. Events with an unknown item stay in histories as row 0, as in serving. A warning says how many there are.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
@@ -255,7 +255,7 @@ class Tables:
 def read_tables(
     sources: Mapping[File, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None, grow: bool = False
 ) -> Tables:
-    """Read every table once, in the order of `sources`: the last one with a vocabulary's ids says which are known.
+    """Read every table once, in the order of `sources`: known ids are those of the file of items or users, else of the events.
 
     An `encoder` says it instead; with `grow` both do, except for actions. `problems` receives what is wrong with values,
     and ids that an items or users table has twice.
@@ -307,7 +307,7 @@ def encode_columns(
 ) -> tuple[Vocabulary, list[np.ndarray]]:
     """Return the vocabulary of some columns and int32 rows of each in it; their codes are dropped.
 
-    It is `given`, or that of the last member with values; both with `grow`.
+    It has the ids of `given`, else of the last column that has any; with `grow` of both.
     """
     held = [table.codes.pop(column) for table, column in members]
     kind = given.kind if given is not None else None

@@ -31,7 +31,11 @@ ROWS = 1 << 16  # of a batch
 MERGE_AT = 1 << 20  # distinct values of batches that are merged at a time
 UNIT_SEPARATOR = b"\x1f"  # replaces a separator of several characters
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # integers as text, each in one spelling: "07" is none
-PRESENT = {"id": "an id", "category": "a category in every row", "action": "an action in every event"}  # where null is wrong
+PRESENT = {
+    "id": "an id",
+    "category": "a category in every row",
+    "action": "an action in every event",
+}  # coded kinds where null is wrong
 STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"  # names of `schema.statistic_names`
 MISSING_TIME = np.iinfo(np.int64).min
 
@@ -622,21 +626,22 @@ class LoadedTable:
         self.rounded: set[str] = set()  # "time" columns with times that are finer than `Columns.time_unit`
         self._arrays: dict[str, list[np.ndarray]] = {name: [] for name, kind in kinds.items() if kind not in CODED}
         self._parts: list[tuple[File, int, range | np.ndarray]] = []  # file, first row here, number of each row in the file
-        self._readable: set[str] = set()  # columns of the file in turn
+        self._fitting: set[str] = set()  # columns of the file in turn
 
     def add(self, batch: TableBatch, problems: Problems) -> None:
         """Append a batch; `problems` receives every value that is not of its column's kind."""
         rows, count = batch.rows, len(batch.rows)
         if not self._parts or self._parts[-1][0] != batch.file:
-            self._readable = {name for name in batch.types if self._fits(name, batch, problems)}
+            self._fitting = {name for name in batch.types if self._fits(name, batch, problems)}
         dense = range(rows[0], rows[-1] + 1)  # holds no memory
         self._parts.append((batch.file, self.count, dense if len(dense) == count else rows))
         self.count += count
         for name, kind in self.kinds.items():
-            values = batch.columns.column(name) if name in self._readable else pyarrow().nulls(count)
-            if pyarrow().types.is_dictionary(values.type) and kind not in CODED[:-1]:
+            values = batch.columns.column(name) if name in self._fitting else pyarrow().nulls(count)
+            if pyarrow().types.is_dictionary(values.type) and (kind == "bag" or kind not in CODED):
                 values = values.dictionary_decode()
-            cells = Cells(values, rows, batch.file, name, problems if name in self._readable else Problems())
+            noted = problems if name in self._fitting else Problems()  # that the type is wrong is said already
+            cells = Cells(values, rows, batch.file, name, noted)
             if kind in CODED:
                 self._add_codes(cells, kind)
             elif kind == "time":
@@ -645,7 +650,7 @@ class LoadedTable:
                 self.rounded |= {name} if rounded else set()
             elif kind == "vector":
                 width = self._arrays[name][0].shape[1] if self._arrays[name] else 0
-                self._arrays[name] += [cells.vectors(width)] if name in self._readable else []
+                self._arrays[name] += [cells.vectors(width)] if name in self._fitting else []
             else:
                 self._arrays[name].append(cells.floats(optional=kind == "number"))
 
