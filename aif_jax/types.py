@@ -46,8 +46,8 @@ class Behaviours:
 class UserFeatures:
     """Features of ONE user when the request arrives; callers batch with `jax.vmap`. The layout depends on the schema alone.
 
-    Made by an `Encoder` from raw data, in training by `Dataset.user_features`; `check_user_features` checks your own. A model reads the first `short_length` and the
-    first `long_length` places of the history.
+    Made by an `Encoder` from raw data, in training by `Dataset.user_features`; `check_user_features` checks your own. A model
+    reads the first `short_length` and the first `long_length` places of the history.
 
     Attributes:
       ids: int32 [] for each user attribute of the schema; int32 [n] for a multi-valued one.

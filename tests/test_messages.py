@@ -27,7 +27,7 @@ PASSED_ON = {
     "serving/threads.py:TimeLimitedCall._call": "calls that hang",
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_with_bids": "the same",
     "service/calls.py:_columns": "the message of `expect_short`",
-    "service/calls.py:engine_checks": "the engine's message", 
+    "service/calls.py:blaming_caller": "the engine's message", 
     "service/models.py:Models._restore": "the message of an export, behind its folder",
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
     "store/sealed.py:refusing": "the message of `export.consume`",

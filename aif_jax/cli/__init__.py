@@ -11,9 +11,9 @@ Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CAC
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
+import pkgutil
 import select
 import sys
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def _run(options: argparse.Namespace) -> int:
     """Return the exit code of a command; prints what went wrong."""
     try:
         for module in options.modules:
-            importlib.import_module(module)
+            pkgutil.resolve_name(module)
         keep_compiled()
         with hidden(getattr(options, "quiet", False)):
             return options.run(options)

@@ -67,8 +67,9 @@ def read(
         lack is an error, or with `unknown="skip"` row 0.
       earlier: a trained model to go on with, see `refreshing.warm_start`: its encoder with the new ids. Items that left the
         items file keep the features that the model knew (`Trained.items`), with the item statistics of today.
-      unknown: for ids that the encoder or the file of items or users lacks, "error", or "skip", which leaves out events of unknown users and rows of unknown
-        items. Events with an unknown item stay in histories as row 0, as in serving. A warning says how many there are.
+      unknown: for ids that the encoder, or the file of items or users, lacks: "error", or "skip", which leaves out events of
+        unknown users and rows of unknown items. Events with an unknown item stay in histories as row 0, as in serving. A
+        warning says how many there are.
       name: name of the data set; default: the name of the events file.
       repeats: whether users come back to items; None estimates it from the events, see `Dataset`. A line of the log says it.
 

@@ -279,7 +279,7 @@ def reported(error: BaseException) -> Failure:
 
 
 @contextlib.contextmanager
-def engine_checks() -> Iterator[None]:
+def blaming_caller() -> Iterator[None]:
     """Blame the caller for what the engine refuses of a request; a TypeError or ValueError elsewhere is the service's."""
     try:
         yield

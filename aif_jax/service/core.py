@@ -16,7 +16,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
-from aif_jax.service.calls import BadCall, Call, Limits, Stale, engine_checks, problem_of
+from aif_jax.service.calls import BadCall, Call, Limits, Stale, blaming_caller, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Ranking, Request
@@ -215,7 +215,7 @@ class Service:
         if method == "rank" and call.k is None:
             raise BadCall("k", f"expected 1 to max_k={config.max_k}, got none; send k, how many to answer with")
         request = self._request(call, served)
-        with engine_checks():
+        with blaming_caller():
             if method == "rank":
                 answer: Any = await engine.rank(request, call.k, candidates=call.candidates)  # type: ignore[arg-type]
             else:

@@ -28,9 +28,9 @@ class Context:
     """Context of an engine's request: the features that its call brought, if any."""
 
     features: UserFeatures | None
-    used: UserFeatures | None = None  # what its state was made from; None where an earlier call brought that
+    used: UserFeatures | None = None  # what `UserSource.fetch` gave; None where an earlier call brought it
     now: int | None = None  # by which raw events were encoded, where that is known
-    call: Call | None = None  # whose features have not been read, because its user's state was there
+    call: Call | None = None  # whose features are read where the engine asks for them
 
 
 class SourceError(RuntimeError):
@@ -60,7 +60,7 @@ class UserSource:
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
-        if context.features is None and context.call is not None:  # the state was dropped a moment ago
+        if context.features is None and context.call is not None:  # not read yet
             context.features = self.of(context.call)
         context.used = context.features
         if context.used is not None:

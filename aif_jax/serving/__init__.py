@@ -1,7 +1,7 @@
 """The asynchronous engine: serves a model and an item index behind `await engine.rank(request, k)`.
 
-A request goes through `engine`, `admission`, `users` (its state), `threads`, `scoring` (its candidates) and `programs`, and the
-model version of `versions`. The only package that imports asyncio, threads and executors.
+A request goes through `engine`, `pending`, `users` (its state), `threads` (your callables), `scoring` (its candidates) and
+`programs`, and the model version of `versions`.
 """
 
 from aif_jax.serving.config import ServingConfig, geometric

@@ -110,7 +110,7 @@ class AsyncPreRanker:
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
         sizes = batch_sizes(config.batch_size)
-        self._scoring = Batches("aif-score", config.score_threads, sizes, self._programs.full, look_up, score)
+        self._scoring = Batches("aif-score", config.score_threads, sizes, self._programs.full, prepare=look_up, run=score)
 
     def __repr__(self) -> str:
         version = self._current.name[:12] if self._current else "not started"

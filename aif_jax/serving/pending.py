@@ -24,11 +24,11 @@ class PendingRequest:
     kind: str | None = None  # of the candidates' ids: "integers" or "strings"
     bucket: int = 0  # candidates that the latest call of the scoring program was padded to
     candidates_there: float | None = None  # when the latest candidates came
-    submitted: float = 0.0  # when the latest were handed to a scoring thread
+    submitted: float = 0.0  # when the latest were queued for a scoring thread
     reason: str | None = None  # why the answer is degraded, in words
     degraded: str | None = None  # the same, as a counter's name
     stand_in: str | None = None  # whose state scores in place of the user's own
     non_finite: int = 0  # known candidates without a finite score
-    candidates: int = 0  # that were scored
+    candidates: int = 0  # that came
     unknown: int = 0  # of these, candidates that the index does not hold
     excluded: int = 0  # of these, candidates that the request excludes

@@ -151,9 +151,9 @@ class Span(NamedTuple):
 class Timeline:
     """Spans of one request.
 
-    Stages: `features` (fetch) and `user` (upload and user function), or `shared` (a state of another replica); `retrieval`;
-    then, with the candidates there, `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`,
-    `upload`, `score` (interaction and top-k on the device), `fetch`; `critical` (candidates there -> answer ready) and `total`.
+    Stages: `features` (your callable) and `user` (upload and user function); `retrieval`; then, with the candidates there,
+    `wait_user` (the user side was not ready yet), `queue` (for a scoring thread), `lookup`, `upload`, `score` (interaction and
+    top-k on the device), `fetch` (of the results); `critical` (candidates there -> answer ready) and `total`.
 
     Attributes:
       arrival: time of `time.perf_counter` at which the request arrived, in seconds.
@@ -257,7 +257,7 @@ class Scores(Answer):
 
 
 class Overloaded(RuntimeError):
-    """The engine holds as many requests as it may: refused at once, so that the caller can go elsewhere or retry later."""
+    """Too many requests, or more work than a budget leaves time for: refused at once, so that the caller can go elsewhere."""
 
 
 class DeadlineExceeded(TimeoutError):

@@ -1,4 +1,4 @@
-"""What an engine computes in threads: those that wait for one together; candidates are looked up, then scored."""
+"""What an engine computes in threads, together what waits for one; candidates are looked up, then scored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Batches:
       run: `run(tasks, prepared)` -> a result for each, of one of the sizes.
 
     Attributes:
-      seconds: that a task takes of a thread, over the number of threads: how fast a queue gets shorter.
+      seconds: mean seconds of a thread that a task takes, over the number of threads: how fast a queue gets shorter.
     """
 
     def __init__(

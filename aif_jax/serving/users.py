@@ -230,7 +230,7 @@ class UserStates:
         self._features = features
         self._metrics = metrics
         sizes = batch_sizes(config.batch_size)
-        self._batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare, compute_states)
+        self._batches = Batches("aif-user", config.user_threads, sizes, programs.full, prepare=pack_user, run=compute_states)
         self._serving: str | None = None  # version whose states are cached
         self._computed = 1.0  # share of the latest requests whose state was not in the cache
 
@@ -338,7 +338,7 @@ class UserStates:
         return side, [("features", start, fetched), span]
 
 
-def prepare(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
+def pack_user(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
     """Return the checked features of a user as words int32 [n], and counts of unknown ids; raises as `plain_features`."""
     features = plain_features(task.version.schema, task.features, encoding=task.version.encoding)
     length, expected = history_length(features), ", ".join(f"L={length}" for length in task.version.lengths)
