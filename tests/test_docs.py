@@ -663,7 +663,7 @@ def test_the_scans_of_pages_find_what_they_should(tmp_path):
     assert dialect(path) == found
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'; .ci/run builds the site too")
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra 'docs'")
 def test_site_builds_without_warnings(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # a notice of its theme about a later MkDocs
     environment["AIF_JAX_REPOSITORY"] = "https://example.org/aif_jax"
