@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -140,6 +141,14 @@ def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]
 def pytest_report_header() -> str:
     """The seeds of tests that draw at random, so that a failure can be repeated."""
     return "seeds: fixed in each test; hypothesis prints how to reproduce a failure"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays, so the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
@@ -99,7 +98,8 @@ def init(model: aif.PreRanker, seed: int = 0, *, items: aif.Catalogue | aif.Item
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         group, last = path[0].key, path[-1].key
         fan_in = leaf.shape[-1 if group == "embedding" else 0] if leaf.ndim > 1 else 100
-        return jnp.asarray(rng.normal(size=leaf.shape) * fan_in**-0.5 + float(last == "scale"), leaf.dtype)
+        drawn = rng.normal(size=leaf.shape) * fan_in**-0.5 + float(last == "scale")
+        return jax.device_put(np.asarray(drawn, leaf.dtype))  # `jnp.asarray` compiles a program for each shape
 
     trained = {group: part for group, part in shapes.items() if group != "fitted"}
     return jax.tree_util.tree_map_with_path(draw, trained) | {"fitted": fitted}

@@ -14,7 +14,11 @@ import jax
 import numpy as np
 from jax._src import compiler  # JAX has no public way to set options of every program
 
-WANTED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+WANTED = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,  # a module of parts costs a fifth more, and the workers fill the cores
+}
 
 
 @functools.cache
