@@ -13,6 +13,7 @@ from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_item_off
 from aif_jax.blocks.block import ItemView
 from aif_jax.checks import VersionMismatch
 from aif_jax.data.negatives import counts_before
+from aif_jax.serving import ServingConfig
 from aif_jax.train.edits import svd_factors
 from aif_jax.train.tasks import NextItem
 from tests import demo
@@ -55,13 +56,13 @@ def test_a_term_is_added_to_every_score_through_index_engine_and_export(data, ru
     index, ids = made.index(data.catalogue, progress=False), np.asarray(data.items.raw)
 
     async def served(index):
-        async with made.serve(index, features=lambda request: users) as engine:
+        async with made.serve(index, features=lambda request: users, config=ServingConfig(buckets=(128,))) as engine:
             return (await engine.score(1, ids)).logits
 
     np.testing.assert_allclose(asyncio.run(served(index)), after[1:], rtol=1e-5, atol=1e-5)
     with pytest.raises(VersionMismatch):
         asyncio.run(served(run.index(data.catalogue, progress=False)))
-    made.export(tmp_path / "export", index=index)
+    made.export(tmp_path / "export", index=index, platforms=("cpu",))
     assert aif.export.verify(tmp_path / "export")
 
 

@@ -1,6 +1,7 @@
 """Matching statistics: exact counts of the user's meetings with the candidate's values, in both of their forms."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +29,14 @@ def look_up(halves, wanted, kernel=ITSELF):
     return jnp.stack([matching.look_up(half, wanted[:, f], kernel) for f, half in enumerate(halves)], 1)
 
 
+@functools.partial(jax.jit, static_argnames=("few", "values"))
 def halves(item, category, action, age, mask, *, few=False, values=50):
     """The user half of many candidates, or the one for few; histories have 160 places: more values are sorted."""
     sized = [aif.Attribute(name=name, size=values) for name in ("item", "category")]
     schema = dataclasses.replace(demo.schema(), item_attributes=tuple(sized))
     config = parts.config(BLOCK, schema=schema, long_length=160)
-    history = dict(item=jnp.asarray(item), action=jnp.asarray(action), age=jnp.asarray(age))
-    view = parts.user(config, mask, candidates=5 if few else None, **history)
-    table = jnp.asarray(np.append(category, 0).astype(np.int32))  # category of each item: items are numbered by place here
+    view = parts.user(config, mask, candidates=5 if few else None, item=item, action=action, age=age)
+    table = jnp.append(category, 0).astype(jnp.int32)  # category of each item: items are numbered by place here
     view.params["fitted"] = {"fields": {"category": table}}
     return BLOCK.user({}, view)
 
