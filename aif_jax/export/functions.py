@@ -23,6 +23,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from aif_jax.export.consume.files import ORDER, PROBABILITY
@@ -98,29 +99,27 @@ def export_function(
     function: Callable[..., Any], inputs: Any, params: Specs, bounds: Bounds, platforms: Sequence[str]
 ) -> Exported:
     """Export `function(params, inputs)` as a function of flat dicts that takes only what it reads."""
-    specs, treedef = named(inputs), jax.tree.structure(inputs)
+    whole, treedef = named(inputs), jax.tree.structure(inputs)
+    specs = _resized(whole, symbols("".join(sorted(_axes(whole))), bounds))  # JAX solves for every axis that a scope knows of
 
     def flat(given_params: Specs, given: Specs) -> dict[str, Any]:
-        # What is not given is not read, so that the zeros in its place never reach the module.
-        whole_params = {k: given_params[k] if k in given_params else jnp.zeros(s.shape, s.dtype) for k, s in params.items()}
-        sizes = {str(dim): size for k in given for dim, size in zip(specs[k].shape, given[k].shape, strict=True)}
-        whole = [given[k] if k in given else jnp.zeros(_sized(s.shape, sizes), s.dtype) for k, s in specs.items()]
-        return named(function(nest(whole_params), jax.tree.unflatten(treedef, whole)))
+        return named(function(nest(given_params), jax.tree.unflatten(treedef, [given[name] for name in specs])))
 
-    jaxpr = jax.jit(flat).trace(params, specs).jaxpr.jaxpr  # JAX drops what nothing reads only where no shape is symbolic
-    _, read = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    traced = jax.jit(flat).trace(params, specs)  # of which JAX drops what nothing reads only where no shape is symbolic
+    jaxpr, read = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
     kept = set(itertools.compress(order(params, specs), read))
     used_params = {k: params[k] for k in params if ("params", k) in kept}
     used = {k: specs[k] for k in specs if ("inputs", k) in kept}
-    # JAX solves for every symbol that a scope knows of, so the inputs that are left get new ones.
-    names = {str(dim) for spec in used.values() for dim in spec.shape if not isinstance(dim, int)}
-    used = _fixed(used, symbols("".join(sorted(names)), bounds))
-    exported = jax.export.export(jax.jit(flat), platforms=platforms)(used_params, used)
-    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    if unread := _axes(specs) - _axes(used):  # once more with sizes in their place
+        sized = _resized(specs, {axis: bounds[axis][0] for axis in unread})
+        return export_function(function, jax.tree.unflatten(treedef, list(sized.values())), params, bounds, platforms)
+    run = jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.jaxpr.consts))
+    pruned = jax.jit(lambda *given: jax.tree.unflatten(traced.out_tree, run(*jax.tree.leaves(given))))
+    exported = jax.export.export(pruned, platforms=platforms)(used_params, used)
     return Exported(
         exported=exported,
         inputs=used,
-        outputs={k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in outputs.items()},
+        outputs=specs_of(jax.tree.unflatten(exported.out_tree, exported.out_avals)),
         params=tuple(used_params),
         ignored=tuple(k for k in specs if k not in used),
     )
@@ -178,13 +177,14 @@ def _pair(model: PreRanker, params: Specs, bounds: Bounds) -> dict[str, Any]:
     return {"state": jax.eval_shape(model.user, tree, user_specs(schema, length=dims["l"])), "rows": rows}
 
 
-def _fixed(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
-    return {k: jax.ShapeDtypeStruct(_sized(spec.shape, sizes), spec.dtype) for k, spec in specs.items()}
+def _axes(specs: Specs) -> set[str]:
+    """Return the names of the symbolic axes of arrays."""
+    return {str(dim) for spec in specs.values() for dim in spec.shape if not isinstance(dim, int)}
 
 
-def _sized(shape: Sequence[Any], sizes: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return a shape with every symbol replaced by its size, or by 1 for an axis that nothing reads."""
-    return tuple(dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in shape)
+def _resized(specs: Specs, sizes: Mapping[str, Any]) -> Specs:
+    """Return specs with other sizes of some symbolic axes."""
+    return {k: jax.ShapeDtypeStruct(tuple(sizes.get(str(n), n) for n in s.shape), s.dtype) for k, s in specs.items()}
 
 
 USERS = 3
