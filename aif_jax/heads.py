@@ -1,9 +1,8 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
-Blocks give their features [C, w] multiplied by kernels [w, H] that the head chooses. A head without a `first_layer`
-gets the features, next to each other. `Mlp` has one: then what is the same for every candidate is
-computed once, and a block that is linear in a user-side matrix (BEA, linear attention) takes the kernel in before the
-candidates come: w V W = w (V W).
+Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms that all candidates share
+are computed once, and a block that is linear in a user-side matrix takes the kernel in before the candidates: w V W = w (V W).
+A head without one gets the features, next to each other.
 """
 
 from __future__ import annotations

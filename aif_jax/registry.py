@@ -25,7 +25,14 @@ class Registry(dict[str, type]):
         Raises ValueError if another class has its name.
         """
         if "__dataclass_fields__" not in vars(cls):  # which a Flax module has
-            cls = dataclasses.dataclass(frozen=True)(_checked(cls))
+            own_checks = getattr(cls, "__post_init__", lambda self: None)
+
+            def check(self: Any) -> None:
+                expect_types(self)
+                own_checks(self)
+
+            cls.__post_init__ = check  # type: ignore[attr-defined]
+            cls = dataclasses.dataclass(frozen=True)(cls)
         known = self.setdefault(cls.__name__, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             got = f"one that {known.__module__} has registered"
@@ -69,15 +76,3 @@ def _fields(cls: Any) -> list[str]:
     """Return names of the fields of a dataclass, in order, less those that Flax adds to a module."""
     added = ("parent", "name") if issubclass(cls, layers.Module) else ()
     return [field.name for field in dataclasses.fields(cls) if field.name not in added]
-
-
-def _checked(cls: Class) -> Class:
-    """Return the class, which checks the types of its fields before what it checks by itself."""
-    own_checks = getattr(cls, "__post_init__", lambda self: None)
-
-    def checks_of_all(self: Any) -> None:
-        expect_types(self)
-        own_checks(self)
-
-    cls.__post_init__ = checks_of_all  # type: ignore[attr-defined]
-    return cls

@@ -92,18 +92,8 @@ def test_a_wrong_table_is_named(monkeypatch, block, change, error, message):
     refused(error, re.escape(message), Catalogue, **change(parts()))
 
 
-def test_features_without_content():
-    """Training leaves content out where no tower reads it."""
-    features = Catalogue(**parts()).features([1, 2], content=False)
-    assert features.content is None and features.ids["item"].tolist() == [1, 2]
-
-
 def test_items_are_all_rows_without_a_copy():
     catalogue = Catalogue(**parts())
     assert catalogue.items.floats is catalogue.floats and catalogue.items.content is catalogue.content
     assert catalogue.items.ids["category"] is catalogue.ids["category"] and catalogue.items.encoding == ""
     check_item_features(SCHEMA, catalogue.items, batched=True)
-
-
-def test_raw_ids_may_be_strings():
-    assert len(Catalogue(**{**parts(), "raw": np.array(["a", "b", "c"])})) == 4

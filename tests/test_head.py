@@ -137,25 +137,6 @@ def test_interaction_equals_the_concatenated_head(name):
         assert np.all(np.isfinite(expected))
 
 
-def test_gradient_of_the_split_form_is_that_of_the_concatenated_form():
-    own, rng = params(), np.random.default_rng(2)
-    user, item, tiers = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4,), (9, 4), (9, 3)))
-
-    def split(own, user, item):
-        kernels = own["first"]["kernels"]
-        tower = interaction.towers(kernels["tower"], user, item)
-        return logits(own, [tower, HeadInputs(pairs=((tiers, kernels["tiers"]["tiers"]),))], item=item).sum()
-
-    def whole(own, user, item):
-        every = jnp.broadcast_to(user, (9, 4))
-        inputs = {"tower": {"user": every, "item": item, "product": every * item}, "tiers": {"tiers": tiers}}
-        return concatenated(own, inputs).sum()
-
-    gradients = (jax.jit(jax.grad(f, (0, 1, 2)))(own, user, item) for f in (split, whole))
-    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("candidates", [3, 40])
 def test_a_head_without_kernels_gets_the_features_next_to_each_other(candidates):
     """The same MLP, written as a Flax module on plain features: with the kernels of `Mlp` stacked it gives its logits."""

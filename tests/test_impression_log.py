@@ -102,14 +102,6 @@ def test_a_request_counts_the_history_that_it_has():
         assert ((data.log.time[positions] - START) // 60).tolist() == minutes
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    (dict(action=None, actions=()), r"Columns.history_actions: expected a column for them in Columns.action, got None"),
-    (dict(actions=("shown", "buy")), r"Columns.history_actions: expected actions among Columns.actions \('shown', 'buy'\)"),
-])  # fmt: skip
-def test_history_actions_are_actions(given, message):
-    refused(ValueError, message, dataclasses.replace, ENGAGED, **given)
-
-
 def test_history_actions_that_no_event_has_are_refused():
     columns = dataclasses.replace(ENGAGED, actions=(), history_actions=("clik",))
     message = r"Columns.history_actions: expected actions that the events have, \['buy', 'click', 's"

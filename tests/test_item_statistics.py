@@ -61,9 +61,7 @@ def before(time: int) -> aif.Dataset:
 
 @functools.cache
 def trained() -> aif.Trained:
-    config = aif.presets.two_tower(data().schema, width=4, towers=(8,))
-    model = aif.build(config)
-    return aif.Trained(model, model.init(jax.random.key(0), data().catalogue), encoder=data().encoder)
+    return trained_on(data())
 
 
 def slow(row: int, time: int) -> list[float]:

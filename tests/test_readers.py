@@ -267,13 +267,10 @@ def test_floats_are_scaled_as_they_were_in_training(folder, tmp_path):
 
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"user": [2**63]}, TypeError, "events, column 'user': expected integers from -2^63 to below 2^63, got larger ones"),
-    ({"time": [2**63]}, TypeError, "events, column 'time': expected integers from -2^63 to below 2^63, got larger ones"),
     ({"time": [True]}, ValueError, "events, column 'time': wrong type: expected whole numbers or timestamps, got bool"),
-    ({"item": [object()]}, TypeError, "events, column 'item': expected values that Arrow holds, got others"),
     ({"item": ["a", 7]}, TypeError, "events, column 'item': expected values that Arrow holds, got others"),
     ({"time": [5, 6]}, ValueError, "events: expected columns of one length, got {'user': 1, 'item': 1, 'time': 2}"),
     ({"time": [np.True_, 5]}, TypeError, "events, column 'time': expected values of one kind, got booleans among others"),
-    ({"time": np.array([np.True_, 5], object)}, TypeError, "events, column 'time': expected values of one kind"),
     ({"user": [True]}, ValueError, "events, column 'user': wrong type: expected integers or text, got bool"),
     ({"item": [False]}, ValueError, "events, column 'item': wrong type: expected integers or text, got bool"),
 ])  # fmt: skip

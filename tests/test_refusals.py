@@ -111,6 +111,9 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
      "Schema.statistic_actions: expected none or 2 names, for actions, got ('shown',)"),
     (lambda: Columns(action="what", item_statistics=(3600,)),
      "Columns.item_statistics: expected Columns.actions, the values of 'what', which are"),
+    (lambda: Columns(history_actions=("click",)), "Columns.history_actions: expected a column for them in Columns.action"),
+    (lambda: Columns(action="what", actions=("shown", "buy"), history_actions=("click",)),
+     "Columns.history_actions: expected actions among Columns.actions ('shown', 'buy')"),
     (lambda: ItemStatistics([1], [0], items=2, half_lives=(3600,), action=[1, 1], actions=2), "action: expected shape"),
     # config
     *each(demo.config, "Config", "at least 1", width=[0], short_length=[0], long_length=[-4]),

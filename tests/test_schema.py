@@ -1,6 +1,5 @@
 """Schema: what it holds, what it refuses."""
 
-
 from tests import demo
 from tests.refusals import refused
 

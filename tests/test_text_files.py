@@ -92,17 +92,10 @@ def test_wrong_values_are_named_by_line(tmp_path, text, line, message, header):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a,c\n1,2\n", "column 'b': missing column: expected a column of this name, got the columns 'a', 'c'"),
-    ("a,b,b\n1,2,3\n", "column 'b': missing column: expected a column of this name, got more than one"),
-    ("a,b\n", "no rows: expected at least one row, got none"),
-    ("", "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"),
-])  # fmt: skip
-def test_wrong_headers_are_named(tmp_path, text, message):
-    (tmp_path / "bad.csv").write_text(text)
-    with pytest.raises(ValueError) as error:
-        load_columns(tmp_path / "bad.csv", {"a": "id", "b": "id"})
-    assert message in str(error.value)
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "bad.csv").write_text("")
+    message = "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"
+    refused(ValueError, message, load_columns, tmp_path / "bad.csv", {"a": "id"})
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])

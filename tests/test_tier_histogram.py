@@ -41,17 +41,6 @@ def test_tiers_by_hand():
     assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
 
 
-def test_counts_by_hand():
-    past = TierHistory(
-        signature=np.array([[0], [0xFF], [0xFFFFFFFF], [0]], np.uint32),
-        group=np.array([0, 1, 1, 1], np.int32),
-        mask=np.array([True, True, True, False]),
-    )
-    counts = histogram(np.array([[0]], np.uint32), past, tiers=4, groups=2)
-    assert counts.dtype == jnp.int32
-    assert counts.tolist() == [[[0, 0, 0, 1], [1, 0, 0, 1]]]
-
-
 @pytest.mark.parametrize(
     ("bits", "tiers", "groups", "length", "candidates"),
     [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
@@ -72,17 +61,6 @@ def test_counts_above_what_a_field_or_a_byte_holds(length):
     counts = histogram(np.array([[0, 0], [0xFFFFFFFF, 0xFFFFFFFF]] * 40, np.uint32), alike(length), tiers=8)
     assert counts[0, 0].tolist() == [0] * 7 + [length]
     assert counts[1, 0].tolist() == [length] + [0] * 7
-
-
-@pytest.mark.parametrize("candidates", [1, 3, 100])
-def test_under_vmap(candidates):
-    rng = np.random.default_rng(0)
-    pasts = [history(rng, 50, 2, groups=2) for _ in range(4)]
-    items = words(rng, 4, candidates, 2)
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *pasts)
-    many = jax.jit(jax.vmap(lambda a, b: histogram(a, b, tiers=4, groups=2)))(items, stacked)
-    for b in range(4):
-        np.testing.assert_array_equal(many[b], expected(items[b], pasts[b], 4, 2))
 
 
 def test_empty_history_and_no_candidates():

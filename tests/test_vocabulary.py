@@ -25,11 +25,6 @@ def test_vocabulary_by_hand(raw, ids, rows):
     assert encoded.dtype == np.int32 and encoded.tolist() == vocabulary.encode(ids).tolist() == rows
 
 
-def test_empty_vocabulary_knows_nothing():
-    assert len(Vocabulary([])) == 1
-    assert Vocabulary([5]).encode(np.zeros((0, 2), np.int64)).shape == (0, 2)
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
 def test_vocabulary_equals_a_dict(raw, given_ids):
@@ -64,6 +59,7 @@ def test_integers_of_any_dtype_shape_and_container(spread):
     assert vocabulary.encode(np.array([spread], np.uint64)).tolist() == [1]
     assert vocabulary.encode([np.int32(7), 5 * spread]).tolist() == [0, 3]
     assert vocabulary.encode([-(2**63), 2**63 - 1]).tolist() == [0, 0]
+    assert vocabulary.encode(np.zeros((0, 2), np.int64)).shape == (0, 2)
 
 
 def test_one_long_id_costs_its_own_length():

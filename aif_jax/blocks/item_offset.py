@@ -58,8 +58,6 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
     Example:
       >>> popularity_offset([0, 1, 16, 0], power=0.5).round(2)
       array([-100.  ,    0.  ,    1.39, -100.  ], dtype=float32)
-      >>> popularity_offset([0, 1, 16, 0], power=0.5, untrained=None).round(2)
-      array([-0.35,  0.  ,  1.39, -0.35], dtype=float32)
     """
     counts = np.asarray(counts, np.float64)
     checks.expect_array(counts, "counts", dtype=np.float64, shape=(None,))

@@ -1,7 +1,6 @@
-"""Which candidates a sample has: one item, the list that was shown, sampled ones, or what retrieval found.
+"""Sources of candidates: one item, the list that was shown, sampled negatives, retrieved items, or a logged cascade.
 
-A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch. Lists of [C] candidates let the user
-function run once a list in training, as in serving.
+A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch.
 """
 
 from __future__ import annotations

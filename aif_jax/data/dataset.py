@@ -80,7 +80,12 @@ class Dataset:
             same = (self.encoder.schema, known["user"], known["item"]) == (schema, self.users, self.items)
             got = f"one of {self.encoder.schema!r}; take the encoder that read them"
             expect(same, "Dataset.encoder", "one of this schema with these users and items", got)
-            self._carry(self.encoder)
+            version = self.encoder.version  # for a schema and a catalogue that name none
+            for field, given in (("schema", schema), ("catalogue", self.catalogue.schema)):
+                check_encoding(f"Dataset.{field}", expected=version, got=given.encoding)
+            object.__setattr__(self, "schema", self.encoder.schema)
+            if self.encoding != version:
+                object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=self.encoder.schema))
         expect_names(self.user_ids, "Dataset.user_ids", [a.name for a in schema.user_attributes])
         for a in schema.user_attributes:
             name, shape = f"Dataset.user_ids[{a.name!r}]", (users,) if a.length == 1 else (users, a.length)
@@ -247,14 +252,6 @@ class Dataset:
             return {}
         floats = self.statistics.at(self.items.encode(ids), in_unit(time, "time"))
         return dict(zip(self.schema.statistics, floats.T, strict=True))
-
-    def _carry(self, encoder: Encoder) -> None:
-        """Give the encoding to a schema and a catalogue that name none."""
-        for field, schema in (("schema", self.schema), ("catalogue", self.catalogue.schema)):
-            check_encoding(f"Dataset.{field}", expected=encoder.version, got=schema.encoding)
-        object.__setattr__(self, "schema", encoder.schema)
-        if self.encoding != encoder.version:
-            object.__setattr__(self, "catalogue", dataclasses.replace(self.catalogue, schema=encoder.schema))
 
     def history_end(self, positions: np.ndarray) -> np.ndarray:
         """Return where in `histories` the history of each sample ends, int64 [B]."""

@@ -1,8 +1,7 @@
 """The order of the samples of an epoch, computed part by part and never stored: a permutation of positions.
 
-A balanced Feistel network over the bits of an index is a bijection; an index that falls outside [0, n) is sent through it again
-until it falls inside (cycle walking). So every index occurs once an epoch, in an order fixed by (seed, epoch), and a part of it
-takes memory for that part alone. Source: format-preserving encryption (Black and Rogaway 2002).
+A balanced Feistel network over the bits of an index is a bijection; an index outside [0, n) is sent through it again until it
+falls inside (cycle walking). Source: format-preserving encryption (Black and Rogaway 2002).
 """
 
 from __future__ import annotations

@@ -304,12 +304,16 @@ class Encoder:
 
     def _latest(self, events: Any, now: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return item row, action and second of the last events before `now`, most recent first."""
-        columns, (raw, time) = self.columns, self._event_columns(events)
-        per_second = PER_SECOND[columns.time_unit]
+        columns, per_second = self.columns, PER_SECOND[self.columns.time_unit]
+        raw = {name: column_of(events, name) for name in (columns.item, columns.time, columns.action) if name is not None}
+        lengths = {name: len(values) for name, values in raw.items()}
+        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
+        where = f"events, column {columns.time!r}"
+        time = expect_1d(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
         if len(time) and (last := int(time.max()) // per_second) > now + self.max_skew:
             expected = f"times up to the request's, {self.max_skew} s of clock skew allowed"
             got = f"one {last - now} s later at position [{int(np.argmax(time))}]"
-            raise ValueError(f"events, column {columns.time!r}: expected {expected}, got {got}")
+            raise ValueError(f"{where}: expected {expected}, got {got}")
         kept = time < now * per_second  # an event in the same second would tie with a sample
         if self.engaged is not None:
             kept &= np.isin(self.action_rows(raw[str(columns.action)]), self.engaged)
@@ -322,16 +326,6 @@ class Encoder:
         latest = slice(None, -self.length - 1, -1)
         item, action, time = (values[order][latest] for values in (item, action, time))
         return item, action, time if per_second == 1 else time // per_second
-
-    def _event_columns(self, events: Any) -> tuple[dict[str, Any], np.ndarray]:
-        """Return raw items and actions by column, all of one length, and times int64 [n] in `Columns.time_unit`."""
-        columns = self.columns
-        names = [columns.item, columns.time, *([columns.action] if columns.action is not None else [])]
-        raw = {name: column_of(events, name) for name in names}
-        lengths = {name: len(values) for name, values in raw.items()}
-        expect(len(set(lengths.values())) == 1, "events", "columns of one length", lengths)
-        where = f"events, column {columns.time!r}"
-        return raw, expect_1d(in_unit(plain(raw[columns.time]), where, unit=columns.time_unit), where, "time")
 
     def _event_rows(self, raw: Mapping[str, Any], at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """Return item row and action of some events, int32 each."""

@@ -1,7 +1,7 @@
 """Times: units, plausible values, and the order of events.
 
-`in_unit` reads times once, at the edge, as integers of the encoder's unit (`Columns.time_unit`), and refuses milliseconds given
-as seconds; `history_order` orders events by them, in training and in serving. Ages and the log count whole seconds.
+`in_unit` reads times once, at the edge, as integers of the encoder's unit (`Columns.time_unit`); ages and the log count whole
+seconds.
 """
 
 from __future__ import annotations

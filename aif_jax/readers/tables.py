@@ -1,8 +1,7 @@
 """Tables: Parquet, CSV and TSV files, folders of them and tables in memory, as checked columns.
 
-Arrow batches come in, one NumPy array a column comes out: categorical values as codes into distinct values, floats, vectors and
-times. A file is never held as a whole. Every value is checked once, and every problem has its file, row and column, what was
-expected and what came, so that one reading lists all.
+Arrow batches become one NumPy array a column; a file is never held as a whole. Every value is checked once, and one reading
+lists all problems.
 """
 
 from __future__ import annotations

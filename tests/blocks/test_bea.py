@@ -35,15 +35,6 @@ def combine(weights, values):
     return parts.first_layer(BLOCK.score({}, parts.state(BLOCK, values), parts.rows(BLOCK, weights), {"read": jnp.eye(D)}))
 
 
-def test_parameters(getkey):
-    key = getkey()
-    params = BLOCK.init(key, CONFIG)
-    assert params["bridges"].shape == (M, D) and params["query"]["kernel"].shape == (D, D)
-    np.testing.assert_array_equal(params["bridges"], BLOCK.init(key, CONFIG)["bridges"])
-    assert not np.array_equal(params["bridges"], BLOCK.init(getkey(), CONFIG)["bridges"])
-    assert BLOCK.widths(CONFIG) == {"read": D}
-
-
 @pytest.mark.parametrize("kept", [0, 1, 4, 6])
 def test_both_halves_match_the_formulas(case, kept):
     params, sequences, queries = case

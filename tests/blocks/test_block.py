@@ -1,7 +1,5 @@
 """What every block shares: its name, its defaults, the views that it reads, where a fitted value comes from."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,21 +14,6 @@ from tests import demo
 from tests.blocks import parts
 
 EVERY = (*demo.BLOCKS, *demo.EXACT[:2], blocks.Sim("item"), blocks.DotProduct())
-
-
-def test_names():
-    assert [block.name for block in EVERY] == [
-        "bea", "lsh_din", "linear_memory", "sim_category", "sim_tier", "cross_attention", "target_attention",
-        "sim_item", "dot_product",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("block", EVERY, ids=lambda block: block.name)
-def test_a_block_is_a_value(block):
-    assert block == dataclasses.replace(block) and hash(block) == hash(dataclasses.replace(block))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        block.tiers = 5
-    assert demo.config(blocks=(block,)).blocks == (block,)
 
 
 @pytest.mark.parametrize("block", EVERY, ids=lambda block: block.name)

@@ -95,11 +95,6 @@ def test_offsets_of_items_by_hand():
     assert terms.offset.tolist() == [0.5, -100.0] and terms.pairs == ()
 
 
-def test_offsets_by_popularity():
-    np.testing.assert_allclose(popularity_offset([3, 1, 16], power=0.5), np.log([3, 1, 16]) / 2, rtol=1e-6)
-    assert popularity_offset([0, 2]).dtype == np.float32
-
-
 def test_items_without_training_events_may_keep_their_place(data, run):
     catalogue = run.with_popularity_correction(data)
     again = catalogue.with_popularity_correction(data, untrained=None)

@@ -107,16 +107,6 @@ def test_read_and_flags_match_the_reference(candidates, slots, kept_each):
     np.testing.assert_allclose(flags(cache, wanted), reference.flags(slow, wanted), rtol=1e-5, atol=1e-6)
 
 
-def test_a_shift_of_the_scores_changes_nothing_and_large_scores_stay_finite():
-    value, embedded, age, mask = case(9)
-    cache = fill_cache(value, embedded, age, mask, slots=4, length=3)
-    wanted = np.asarray(cache.value)
-    large = read(cache, np.full((4, D), 1e4, np.float32), wanted, np.eye(D))
-    assert np.all(np.isfinite(large))
-    best = [entries[int(np.argmax(entries[kept].sum(1)))] for entries, kept in zip(cache.entries, cache.mask, strict=True)]
-    np.testing.assert_allclose(large, best, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("field", ["category", "item"])
 def test_the_block_reads_the_catalogue_s_value_of_every_behaviour(field):
     """From ids of a history to the head's inputs: values by item id, embeddings of the long history, its own query."""
