@@ -1,6 +1,6 @@
 """Heads: from the features of (user, candidate) pairs to logits. A head is one value in the config, like a block.
 
-Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms that all candidates share
+Blocks give features [C, w] times kernels [w, H] of the head's `first_layer`, if it has one: then terms all candidates share
 are computed once, and a block that is linear in a user-side matrix takes the kernel in before the candidates: w V W = w (V W).
 A head without one gets the features, next to each other.
 """

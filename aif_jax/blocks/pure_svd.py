@@ -76,5 +76,5 @@ def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd 
     Raises:
       TypeError, ValueError: not R finite float32 for each item of the schema.
     """
-    block = config.find("pure_svd") or block or PureSvd(width=np.shape(table)[-1])
-    return with_table(params, table, block.width, config=config, block=block)
+    added: PureSvd = config.find("pure_svd") or block or PureSvd(width=np.shape(table)[-1])
+    return with_table(params, table, added.width, config=config, block=added)

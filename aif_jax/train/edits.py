@@ -407,13 +407,13 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
     same = before.columns == encoder.columns and before.scales == encoder.scales
     same = same and before.vocabularies.get("action") == encoder.vocabularies.get("action")
     expect(same, "encoder", "the columns, actions and scales of the model's encoder", "others; derive it from that one")
-    embedded = {a.name: a for a in (*config.schema.item_attributes, *config.schema.user_attributes)}
+    sizes = config.schema.table_sizes
     for number, (name, after) in enumerate(encoder.vocabularies.items()):
         old = before.vocabularies[name]
-        if name not in embedded or old == after:
+        if name not in sizes or old == after:
             continue
         size = max(len(after), 2)  # of an attribute without any value
-        rows = np.append(new_rows(old, after), np.full(embedded[name].size - len(old), -1))
+        rows = np.append(new_rows(old, after), np.full(sizes[name] - len(old), -1))
         params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
     model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
     return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length), items=None)
