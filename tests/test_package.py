@@ -51,8 +51,8 @@ OWNERS = {
     "httptools": ("service/process.py",),
     "orjson": ("service/http.py", "service/process.py"),
     "uvloop": ("service/process.py",),
-    # pyarrow, on the first file that is read; the package's blocks, which import the config, for a config in JSON
-    "importlib.import_module": ("readers/tables.py", "config.py"),
+    # pyarrow, on the first file that is read; the package's blocks for a config in JSON; your modules that --import names
+    "importlib.import_module": ("readers/tables.py", "config.py", "cli/__init__.py"),
     "lazy_loader": ("__init__.py", "data/__init__.py", "export/__init__.py"),
     "tqdm": ("output/__init__.py",),
     "ray": ("engines/",),
