@@ -177,7 +177,7 @@ def budget() -> str:
         for of in record.values():
             loops = of["closed_loops"][service][users]
             best = within(loops)
-            row.append(" / ".join(f"{loops[0][f'critical_{p}_ms']:.1f}" for p in ("p50", "p99")))
+            row.append(waited(loops))
             row += [f"{best['rps']:,.0f}" if best else "too slow", f"{(best or loops[0])['cpu_ms']:.1f}"]
         rows.append(row)
     return markdown(header, rows)
@@ -201,20 +201,18 @@ def under_load() -> str:
 
 
 def lone() -> str:
-    """Return milliseconds of one request at a time: the whole of it, and after retrieval where the record has that."""
+    """Return milliseconds after retrieval of one request at a time."""
     record = load()
-    rows = []
-    for service, users, name in SERVED.values():
-        cells = []
-        for of in record.values():
-            loops = of["closed_loops"].get(service, {}).get(users)
-            kinds = ("", "critical_") if loops and "critical_p50_ms" in loops[0] else ("",)
-            cells.append(
-                "; ".join(f"{loops[0][k + 'p50_ms']:.1f} / {loops[0][k + 'p99_ms']:.1f}" for k in kinds) if loops else "–"
-            )
-        if set(cells) != {"–"}:
-            rows.append([name, *cells])
+    rows = [
+        [name, *(waited(of["closed_loops"][service][users]) for of in record.values())]
+        for service, users, name in SERVED.values()
+    ]
     return markdown(["ms, p50 / p99", *map(title, record)], rows)
+
+
+def waited(loops: Sequence[Mapping[str, Any]]) -> str:
+    """Return milliseconds after retrieval of one request at a time, p50 / p99."""
+    return " / ".join(f"{loops[0][f'critical_{p}_ms']:.1f}" for p in ("p50", "p99"))
 
 
 # ranking alone
