@@ -18,7 +18,7 @@ from tests.light import lightly_compiled
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
     plots.main(["--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {
-        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png",
+        "blocks.png", "calibration.png", "load.png", "refresh.png", "quality_against_time.png", "budget.png",
     }  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in tmp_path.iterdir())
     assert "blocks.png" in capsys.readouterr().out
