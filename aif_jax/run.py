@@ -37,7 +37,7 @@ from aif_jax.train.fit import FitConfig, note
 from aif_jax.train.loop import LogWriter
 from aif_jax.train.losses import Loss
 from aif_jax.train.step import LossFn
-from aif_jax.train.tasks import Goals, NextItem, Task, task_of
+from aif_jax.train.tasks import Goals, Task, task_of
 from aif_jax.types import Params
 
 
@@ -131,10 +131,10 @@ class Run:
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 
     def edit(self, data: Dataset, *changes: Edit) -> Run:
-        """Return run with a model that functions `(Trained, Dataset) -> Trained` of `train.edits` change, one after the other.
+        """Return a run whose model is changed by functions `(Trained, Dataset) -> Trained` of `train.edits`, in order.
 
-        What they add is part of params, config and version, and so of the index, the engine and an export. A calibration of the
-        run is left out, since it is of other scores: calibrate the new run. It is in memory until `save` writes it.
+        Params, config and version include the changes, so build indexes and exports after them. A calibration of the run is
+        removed: calibrate the new run. It is in memory until `save` writes it.
         """
         made = edits.chain(*changes)(self.trained, data)
         if made.items is None and made.encoding == self.trained.encoding:  # an edit may make a new Trained
@@ -143,28 +143,23 @@ class Run:
         return dataclasses.replace(self, trained=made, metrics={}, folder=None)
 
     def with_popularity_correction(self, data: Dataset, *, untrained: float | None = UNTRAINED) -> Run:
-        """Return the same model for candidates from the whole catalogue: offsets of items make scores log P, not log P / q.
+        """Return the same model for candidates from the whole catalogue: item offsets turn scores from log P / q into log P.
 
-        Training draws negatives by popularity, so a score says how much more likely an item is for this user than it is drawn.
-        That ranks candidates that popularity found, such as those that `evaluate` draws; where retrieval looks through the
-        whole catalogue, the question is how likely the item is. A task with `logq_correction=True` needs no correction: it
-        teaches log P. See `edit`, and `blocks.popularity_offset` for `untrained`.
+        Training draws negatives by popularity q, so its scores rank candidates that popularity found, such as those that
+        `evaluate` draws. With retrieval from the whole catalogue, rank by log P, which `logq_correction=True` teaches already.
+        See `edit`, and `blocks.popularity_offset` for `untrained`.
 
         Raises:
           ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
         """
-        task = self.settings.task
-        if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
-            expected = "a NextItem task with candidates by popularity, not corrected"
-            raise ValueError(f"with_popularity_correction: expected {expected}, got {task}")
+        task = training.expect_lacks_correction(self.settings.task, "with_popularity_correction")
         correction = edits.popularity_correction(before=self.settings.first_validation, power=task.power, untrained=untrained)
         return self.edit(data, correction)
 
     def with_svd(self, data: Dataset, **options: Any) -> Run:
-        """Return the model with co-engagement: a `PureSvd` block with the factors of the events before the validation slice.
+        """Return the same model with an SVD term: a `PureSvd` block with the factors of the events before the validation slice.
 
-        The factors are fitted after training, see `blocks.PureSvd` and `edit`. `options` are `width`, `length`, `decay` and
-        `deviation` of `train.fit_pure_svd`, which also says what is refused.
+        See `blocks.PureSvd` and `edit`; `options` are `width`, `length`, `decay` and `deviation` of `train.edits.svd_term`.
         """
         return self.edit(data, edits.svd_term(before=self.settings.first_validation, **options))
 
@@ -177,9 +172,9 @@ class Run:
         return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
 
     def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
-        """Return the run with logits that serving turns into calibrated probabilities, fitted on the validation slice.
+        """Return the run with a calibration fitted on the validation slice, see `train.edits.calibration` and `edit`.
 
-        Its version is another, so an index is built after it. `metrics` are those that a calibration leaves as they are.
+        `metrics` keeps the figures that a calibration does not change.
 
         Args:
           requests: at most so many, drawn at random; None takes all.
@@ -208,9 +203,9 @@ class Run:
         return AsyncPreRanker(self.trained, index, features=features, retrieval=retrieval, config=config)
 
     def rank(self, user: Any, events: Any, candidates: Any, k: int, *, now: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return best k of some items for one user: the answer of the engine in one synchronous call, without index and engine.
+        """Return the best k of some items for one user, as the engine would, in one synchronous call for notebooks and scripts.
 
-        For notebooks and scripts. The item part runs for every candidate, with the item features of training.
+        The item function runs for every candidate, on the item features of training.
 
         Args:
           user: raw id, or raw values by column of the users file; None for an unknown user.
@@ -241,9 +236,7 @@ class Run:
         return vocabulary.raw[rows[best] - 1], logits[best]
 
     def save(self, folder: str | Path) -> None:
-        """Write the run as a checkpoint: `Run.load`, `checkpoint.load` and `--checkpoint` of every command read it.
-
-        For a model that the folder of `fit` does not hold: one with factors, with an offset, or calibrated in memory.
+        """Write the run as a checkpoint, such as an edited one: `Run.load`, `aif.open` and `--checkpoint` read it.
 
         Raises:
           FileExistsError: something is there already.
@@ -281,7 +274,7 @@ def fit(
       model: from `build`.
       data: from `read`, or any `Dataset`.
       config: epochs, batch size, learning rate, slices and all other settings.
-      out: folder of the run: checkpoints, `fit.json`, `log.jsonl`. None keeps nothing on disk. Several processes need one that
+      out: folder of the run: checkpoints and `log.jsonl`. None keeps nothing on disk. Several processes need one that
         all of them see.
       task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
         events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
@@ -332,7 +325,7 @@ def fit(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
         if processes.first():
-            training.begin(local(folder, "out"), settings, resume=resume)
+            training.expect_resumable(local(folder, "out"), settings, resume=resume)
         saved = training.train(
             model, data, settings, folder=Path(folder), loss=terms, teacher=teacher, start=start, optimizer=optimizer,
             writers=writers, progress=progress,

@@ -43,6 +43,12 @@ def fit(scores, labels, **options) -> dict[str, np.ndarray]:
     return dict(zip(("scale", "bias"), edits.platt(scores, labels, **options), strict=True))
 
 
+def worst(deciles: metrics.Deciles) -> float:
+    """The largest |predicted / observed - 1|."""
+    predicted, observed = np.array(deciles.predicted), np.array(deciles.observed)
+    return np.abs(np.divide(predicted, observed, where=observed > 0, out=np.full(len(observed), np.inf)) - 1).max()
+
+
 def apply(made, scores) -> np.ndarray:
     params = aif_scores.with_calibration({"fitted": {}}, made)
     return np.asarray(aif_scores.calibrated(params, np.asarray(scores, np.float32)))
@@ -91,32 +97,25 @@ def test_a_sampled_log_is_corrected_analytically():
     rng = np.random.default_rng(1)
     kept = (labels == 1) | (rng.random(len(labels)) < 0.2)
     few = scores[kept], labels[kept]
-    assert metrics.deciles(apply(fit(*few), scores), labels).worst > 1  # what sampling does
+    assert worst(metrics.deciles(apply(fit(*few), scores), labels)) > 1  # what sampling does
     for options in ({"rate": 0.2}, {"weights": np.where(few[1] == 1, 1, 5.0)}):
         made = metrics.deciles(apply(fit(*few, **options), scores), labels)
-        assert made.worst < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
+        assert worst(made) < 0.15 and sum(made.predicted) == pytest.approx(sum(made.observed), rel=0.02), options
     rate = fit(*few, rate=0.2)
     plain = fit(*few)
     np.testing.assert_allclose(apply(rate, scores), apply(plain, scores) + np.log(0.2), atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [1e38, 1e39, 1e60])
-def test_logits_that_float32_cannot_hold_are_refused(size):
-    scores, labels = drawn(1000, lambda s: 3 * s)
-    refused(ValueError, r"calibration scores: expected .* float32 .*, got .*e[-+]\d+", fit, scores * size, labels)
 
 
 def test_deciles_by_hand():
     scores, labels = np.log([[1 / 3, 1.0], [3.0, 3.0]]), np.array([[0, 1], [1, 1]])
     made = metrics.deciles(scores, labels, bins=2)
     assert made.predicted == pytest.approx((0.375, 0.75)) and made.observed == (0.5, 1.0) and made.entries == (2, 2)
-    assert made.worst == pytest.approx(0.25)
     weighted = metrics.deciles(scores, labels, weights=np.array([[3.0, 1.0], [1.0, 1.0]]), bins=2)
-    assert weighted.observed == pytest.approx((0, 1)) and weighted.entries == (3, 3) and weighted.worst == np.inf
+    assert weighted.observed == pytest.approx((0, 1)) and weighted.entries == (3, 3)
     masked = metrics.deciles(scores, labels, where=np.array([[True, False], [True, False]]), bins=10)
     assert len(masked.predicted) == 2 and masked.observed == (0, 1)
     assert metrics.Deciles((0.3, 0.5), (0.5, 0.5), (4.0, 100.0)).deviations == (0.25, 0.05)
-    assert metrics.deciles([], []) == ((), (), ()) and np.isnan(metrics.deciles([], []).worst)
+    assert metrics.deciles([], []) == ((), (), ())
     refused(ValueError, "weights: expected finite values of at least 0", metrics.deciles, [0.0], [1], weights=[-1.0])
     rates = metrics.calibration([0.0, 0.0], [1, 0], weights=[1.0, 3.0])
     assert (rates.ratio, rates.error) == (2.0, 0.25) and rates.entries[5] == 4
@@ -138,7 +137,7 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
     made = fit(values, labels)
     tenths = metrics.deciles(apply(made, values), labels)
     errors = [deviation / observed for deviation, observed in zip(tenths.deviations, tenths.observed, strict=True)]
-    assert made["scale"] == pytest.approx(1, abs=0.03) and tenths.worst < 3 * max(errors) < 0.2
+    assert made["scale"] == pytest.approx(1, abs=0.03) and worst(tenths) < 3 * max(errors) < 0.2
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +164,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     got = fitted.evaluate(data, "validation", k=None, progress=False)
     assert got.calibration == pytest.approx(1, abs=1e-3) and got.calibration_error < raw.calibration_error
     assert got.log_loss < raw.log_loss and (got.auc, got.gauc) == (raw.auc, raw.gauc)
-    assert len(got.deciles.predicted) == 10 and got.deciles.worst < raw.deciles.worst
+    assert len(got.deciles.predicted) == 10 and worst(got.deciles) < worst(raw.deciles)
     assert fingerprint_of(fitted) != fingerprint_of(run)
     ranking = {"auc", "gauc", "gauc_mean"}
     assert run.metrics.keys() == ranking | {"log_loss", "calibration", "calibration_error"}
@@ -199,30 +198,6 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     assert metrics.calibration(logits, lists.labels, where=drawable).ratio == pytest.approx(1, abs=0.25)
     weighed = train.evaluate(run.model, params, data, positions, k=None, candidates=source, progress=False)
     assert weighed.calibration == pytest.approx(1, abs=1e-3)
-
-
-def test_a_request_of_weight_three_is_three_requests(data, run):
-    positions = split_by_time(data.log, min_history=3).validation[:60]
-    often = positions % 2 == 0
-
-    def source(at, draw):  # clicks follow the score, and are more where positions are even
-        rows = np.broadcast_to(np.arange(1, 9, dtype=np.int32), (len(at), 8))
-        lists = aif.data.CandidateLists(rows, np.zeros(rows.shape, np.float32))
-        scores = list_scores(run.model, run.params, data, at, lists, progress=False)
-        chance = (rows * 7 + at[:, None]) % 5 / 5
-        return lists._replace(labels=(chance + 0.3 * (scores > 0) - 0.4 * (at[:, None] % 2) > 0.3).astype(np.float32))
-
-    def fitted(at, **options):
-        edit = edits.calibration(lambda data: (at, source), calibration_negatives=None, progress=False, **options)
-        return edit(run.trained, data).params["fitted"]["calibration"]
-
-    wanted, plain = fitted(np.concatenate([positions, positions[often], positions[often]])), fitted(positions)
-    got = fitted(positions, weights=np.where(often, 3, 1))
-    for name, value in got.items():
-        np.testing.assert_allclose(value, wanted[name], rtol=1e-4)
-    assert not all(np.allclose(value, plain[name], atol=0.05) for name, value in got.items())
-    with pytest.raises(ValueError, match=r"calibration weights: expected one for each of 60 positions, got shape \[3\]"):
-        fitted(positions, weights=np.ones(3))
 
 
 def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tmp_path):

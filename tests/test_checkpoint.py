@@ -137,7 +137,6 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
             "scalar": np.int32(4),
             "empty": np.zeros((0, 3), np.float32),
             "big": np.array([2**60 + 1]),
-            "ids": np.array([["a", "bcd"], ["", "dé"]]),
             "transposed": np.arange(6.0, dtype=np.float32).reshape(2, 3).T,
             "nan": np.array([np.nan, -np.inf, -0.0], np.float32),
             "key": jax.random.key(5),
@@ -244,7 +243,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ValueError, match="position: expected plain JSON"):
         checkpoint.save(tmp_path / "a", trained(small()), position={"batch": np.int64(3)})
     run = aif.Checkpoints(tmp_path / "a")
-    refused(ValueError, "params/item: expected an array, got object", run.save, 1, {"item": object()}, CONFIG)
+    for leaf in (object(), np.array(["a", "bcd"])):
+        refused(ValueError, "params/item: expected an array of numbers, got ", run.save, 1, {"item": leaf}, CONFIG)
     refused(ValueError, "expected at least one array", run.save, 1, {}, CONFIG)
     with pytest.raises(ValueError, match="expected a different path for every leaf"):
         run.save(1, {"a/b": np.ones(1), "a": {"b": np.ones(1)}}, CONFIG)

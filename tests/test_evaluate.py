@@ -53,7 +53,7 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
     assert (got.requests, got.users) == (len(positions), len(np.unique(users)))
     assert got.auc == pytest.approx(metrics.auc(scores, lists.labels), abs=1e-6)
     assert got.gauc == pytest.approx(metrics.gauc(scores, lists.labels, users).value, abs=1e-6)
-    assert got.gauc_mean == pytest.approx(metrics.gauc(scores, lists.labels, users, weighting="mean").value, abs=1e-6)
+    assert got.gauc_mean == pytest.approx(metrics.gauc_by_user(scores, lists.labels, users).values.mean(), abs=1e-6)
     assert got.log_loss == pytest.approx(metrics.log_loss(scores[:, :5], lists.labels[:, :5]), abs=1e-5)
     rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
     assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)

@@ -11,13 +11,13 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.checkpoint import CheckpointError, Checkpoints
+from aif_jax.checkpoint import Checkpoints
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
-from aif_jax.train.fit import FitSettings, begin, held_out, settings_in, validation
+from aif_jax.train.fit import FitSettings, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from tests import demo
@@ -95,7 +95,7 @@ def test_a_loaded_run_is_the_run(data, run):
     assert same(loaded.params, run.params) and loaded.config == run.config and loaded.settings == run.settings
     assert (loaded.metrics, loaded.folder, loaded.encoder.version) == (run.metrics, run.folder, run.encoder.version)
     assert loaded.evaluate(data, k=10, progress=False) == run.evaluate(data, k=10, progress=False)
-    refused(FileNotFoundError, "expected the folder of a run, found no fit.json in it", Run.load, run.folder / "1")
+    refused(FileNotFoundError, "expected the folder of a run, found no checkpoint of one", Run.load, run.folder / "1")
 
 
 @pytest.mark.parametrize("edit", ["trained", "corrected"])
@@ -124,55 +124,6 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
     refused(ValueError, "rank k: expected at least 1, got 0", run.rank, None, None, candidates, 0)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("keep_best", "keep_bet"), ('"NextItem"', '"NextItm"'), ('"seed": 0', '"seed": 1'), ('"first_test": ', '"first_test": 1'),
-])  # fmt: skip
-def test_a_changed_record_of_a_run_is_refused(run, old, new):
-    """A later first second of validation would put training events into its figures."""
-    file = run.folder / "fit.json"
-    good = file.read_text()
-    assert old in good
-    try:
-        file.write_text(good.replace(old, new))
-        refused(CheckpointError, "fit.json: the record was altered", Run.load, run.folder)
-    finally:
-        file.write_text(good)
-
-
-def power_cut(folder, left: bytes | None):
-    """The record of a run as a power cut may leave it."""
-    (folder / "fit.json").unlink()
-    if left is not None:
-        (folder / "fit.json").write_bytes(left)
-
-
-@pytest.mark.parametrize("left", [None, b"", b"\0" * 400, b'{"task": {"na'], ids=["gone", "empty", "zeros", "cut"])
-def test_a_lost_record_is_read_from_the_checkpoints(run, tmp_path, caplog, left):
-    folder = tmp_path / "run"
-    shutil.copytree(run.folder, folder)
-    good = (folder / "fit.json").read_bytes()
-    power_cut(folder, left)
-    loaded = Run.load(folder)
-    assert same(loaded.params, run.params) and loaded.settings == run.settings
-    assert same(aif.open(folder).params, run.params)
-    assert "the settings of the run are those in its latest checkpoint" in caplog.text
-    assert left is None or (folder / "fit.json").read_bytes() == left, "a reader writes nothing"
-    message = "expected a new folder, found checkpoints; resume=True goes on with a run"
-    refused(FileExistsError, message, begin, folder, run.settings, resume=False)
-    other = dataclasses.replace(run.settings, seed=7)
-    refused(ValueError, "fit.seed: expected 7, the run has 0", begin, folder, other, resume=True)
-    begin(folder, run.settings, resume=True)
-    assert (folder / "fit.json").read_bytes() == good
-
-
-def test_a_lost_record_without_checkpoints_is_an_error(run, tmp_path):
-    begin(tmp_path / "run", run.settings, resume=False)
-    power_cut(tmp_path / "run", b"")
-    refused(CheckpointError, "fit.json: expected the record of a run, got none", Run.load, tmp_path / "run")
-    power_cut(tmp_path / "run", None)
-    refused(FileNotFoundError, "expected the folder of a run, found no fit.json in it", Run.load, tmp_path / "run")
-
-
 @pytest.fixture(scope="module")
 def cut_short(data, model, run, tmp_path_factory):
     """The folder of that run, killed before its last checkpoint."""
@@ -183,31 +134,15 @@ def cut_short(data, model, run, tmp_path_factory):
 
 
 def test_a_run_goes_on_after_a_power_cut(data, model, run, cut_short, tmp_path, caplog):
-    """The record is gone and the log cut within a row: the run ends as one that nothing happened to, and says what is gone."""
-    given, folder = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03), tmp_path / "run"
-    steps = max(Checkpoints(run.folder).steps)
-    shutil.copytree(cut_short, folder)
-    power_cut(folder, b"")
-    log = folder / "log.jsonl"
+    """The log is cut within a row: the run ends as one that nothing happened to, and says which line is left out."""
+    shutil.copytree(cut_short, tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
     log.write_bytes(log.read_bytes()[:7])
-    resumed = fit(model, data, **given)
+    resumed = fit(model, data, **GIVEN | dict(out=tmp_path / "run", learning_rate=0.03))
     assert same(resumed.params, run.params) and resumed.metrics == run.metrics
-    assert (folder / "fit.json").read_bytes() == (run.folder / "fit.json").read_bytes()
     assert "log.jsonl, line 1: left out, it is cut" in caplog.text
-    assert f"the rows of the steps after 0 up to {steps // 2} are gone" in caplog.text
-    half, last = [row for row in JsonLines(log).rows() if "gauc" in row]
-    (expected, *_) = [row for row in JsonLines(run.folder / "log.jsonl").rows() if "gauc" in row]
-    assert half["step"] == steps // 2 and half["gauc"] == expected["gauc"] and "loss" not in half
-    assert last["step"] == steps and "loss" in last
-
-
-def test_a_record_of_another_run_is_refused(run, tmp_path):
-    """A sound record, but of other settings than these checkpoints were made with."""
-    shutil.copytree(run.folder, tmp_path / "run")
-    begin(tmp_path / "other", dataclasses.replace(run.settings, first_test=run.settings.first_test + 1), resume=False)
-    shutil.copy(tmp_path / "other" / "fit.json", tmp_path / "run" / "fit.json")
-    with pytest.raises(CheckpointError, match=r"run/\d+: expected step \d+ of the run \w+, got step \d+ of the run \w+"):
-        Run.load(tmp_path / "run")
+    last = JsonLines(log).rows()[-1]
+    assert last["step"] == max(Checkpoints(run.folder).steps) and {"loss", "gauc"} <= last.keys()
 
 
 class Kill:
@@ -262,7 +197,7 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),
         ({"resume": False}, FileExistsError, "expected a new folder, found checkpoints"),
         ({"task": mine}, ValueError, "fit task: expected one of NextItem, Liked, .* others by make_step, got"),
-        (foreign, FileExistsError, "found checkpoints without settings and no fit.json; give another `out`"),
+        (foreign, FileExistsError, "found checkpoints without settings; give another `out`"),
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
     ):
         refused(error, message, fit, model, data, **given | changes)
@@ -304,17 +239,6 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
 ])  # fmt: skip
 def test_wrong_settings_are_refused(data, model, wrong, message):
     refused(ValueError, message, fit, model, data, **GIVEN | wrong)
-
-
-def test_parameters_of_another_vocabulary_or_model_are_no_start(data, model):
-    """Ids beyond a smaller table would read its last row: nothing would fail, and nothing be right."""
-    params = demo.init(model, items=data.catalogue)
-    smaller = params | {"embedding": {name: table[:-3] for name, table in params["embedding"].items()}}
-    rows, width = params["embedding"]["item"].shape
-    with pytest.raises(ValueError, match=rf"(?s)see warm_start.*/item: expected \[{rows}, {width}\], the start has \["):
-        fit(model, data, start=smaller, **GIVEN)
-    other = aif.build(aif.presets.two_tower(data.schema, width=width))
-    refused(ValueError, "(?s)see warm_start.*not in the start", fit, other, data, start=params, **GIVEN)
 
 
 def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, model):

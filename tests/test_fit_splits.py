@@ -63,12 +63,10 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     assert line.endswith(f"left out: {why}")
 
 
-def test_a_next_item_is_split_as_before(data):
-    """Every event of a known item is a sample: recorded runs keep their batches."""
+def test_a_next_item_is_split_by_its_events(data):
     made = cuts(NextItem(), data, FitConfig())
     assert (None, made["first_validation"], made["first_test"]) == time_cuts(data.log.time)
     settings = FitSettings(loss="", optimizer="", **made)
-    assert "since" not in settings.to_json()  # the record, and so the checkpoints, of runs from before there was one
     assert FitSettings.from_json(settings.to_json()) == settings
 
 

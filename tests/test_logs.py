@@ -64,22 +64,6 @@ def test_a_cut_line_is_left_out_and_reported(tmp_path, caplog, tail):
     assert log.path.read_bytes() == whole
 
 
-def test_rows_that_a_power_cut_took_come_from_the_checkpoints_and_are_reported(tmp_path, caplog):
-    log, figures = JsonLines(tmp_path / "new" / "log"), {20: {"gauc": 0.6}, 40: {"gauc": 0.7}, 60: {"gauc": 0.8}}
-    log.restore(0, {})
-    assert not log.path.exists()
-    for step in (10, 20, 30):
-        log.write(step, {"loss": 1 / step})
-    log.restore(30, figures)
-    assert not caplog.text  # nothing is gone
-    log.restore(40, figures)
-    assert "the rows of the steps after 30 up to 40 are gone; the figures of the steps [40] come from the check" in caplog.text
-    assert [(row["step"], row.get("gauc")) for row in log.rows()] == [(10, None), (20, None), (30, None), (40, 0.7)]
-    log.path.unlink()
-    log.restore(45, figures)
-    assert [row["step"] for row in log.rows()] == [20, 40] and "the steps after 0 up to 45 are gone" in caplog.text
-
-
 def test_a_row_is_on_disk_when_it_is_written(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
 

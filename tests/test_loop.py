@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import sys
 
@@ -19,7 +18,7 @@ from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
 from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
-from aif_jax.data.pipeline import Pipeline, PrefetchedBatch, to_device
+from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines, Saving
 from experiments.datasets.synthetic import synthetic_world
@@ -246,7 +245,7 @@ def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(f
                 checkpoints, feed.config, every=10, seconds=4.0, evaluate=lambda state: {"gauc": 1 / int(state.step)}
             ),
         )  # fmt: skip
-        judged = [step for step, figures in checkpoints.figures.items() if figures]
+        judged = [step for step in checkpoints.steps if checkpoints.restore(step).metrics]
         assert (checkpoints.steps, judged, checkpoints.best) == ([4, 8, 10, 14, 18, 20, 24], [10, 20, 24], 10)
 
 
@@ -257,7 +256,7 @@ def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_s
         saving = Saving(checkpoints, feed.config, every=100, evaluate=lambda state: figures)
         _, rows = run(with_problems(feed, {6: "empty"}, 7), save=saving, log_every=6)
         assert [(at, values.get("gauc"), values.get("auc")) for at, values in rows] == [(6, 0.5, 0.25)]
-        assert checkpoints.figures == {6: {"gauc": 0.5, "auc": 0.25}}
+        assert checkpoints.steps == [6] and checkpoints.restore().metrics == {"gauc": 0.5, "auc": 0.25}
     with pytest.raises(train.BadBatch):
         run(with_problems(feed, {6: "event 7 is corrupt"}, 7), log_every=6, on_log=lambda *row: rows.append(row))
     assert [at for at, _ in rows] == [6, 6]  # what a run logs before a batch that ends it
@@ -279,31 +278,6 @@ def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, monkeypa
         given = dict(save=Saving(checkpoints, feed.config, every=4, evaluate=evaluate), log_every=50)
         _, rows = run(itertools.islice(feed.batches(), 8), step=stepping, **given)
     assert [values["examples_per_s"] for _, values in rows] == pytest.approx([50, 50])
-
-
-def test_resumed_logs_are_those_of_a_run_that_was_not_killed(feed, tmp_path):
-    def logs(folder):
-        return [JsonLines(folder / "log.jsonl")]
-
-    def written(folder):
-        return [(row["step"], row["loss"]) for row in logs(folder)[0].rows()]
-
-    for name, stop in (("whole", None), ("killed", 17)):
-        with Checkpoints(tmp_path / name / "run") as checkpoints:
-            for last in (stop, None) if stop else (None,):
-                state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
-                batches = list(feed.batches(cursor))[:last]
-                if last is not None:  # ends without the checkpoint that the end of a run makes
-                    batches = [*batches, PrefetchedBatch(batch=None, problem="killed")]
-                try:
-                    run(
-                        batches, state=state, writers=logs(tmp_path / name), log_every=3,
-                        save=Saving(checkpoints, feed.config, every=8),
-                    )  # fmt: skip
-                except train.BadBatch:
-                    assert checkpoints.latest == 16
-    assert written(tmp_path / "whole") == written(tmp_path / "killed")
-    assert json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])["step"] == 24
 
 
 def test_a_state_of_another_optimizer_is_refused(feed, tmp_path):

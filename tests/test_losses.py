@@ -14,13 +14,12 @@ from hypothesis.extra import numpy as hnp
 from aif_jax.train import losses
 from tests.reference import losses as reference
 
-NAMES = ("pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise")
+NAMES = ("pointwise_bce", "listwise_softmax", "distill_listwise")
 SHAPE = (3, 5)  # one shape for all random tests: one compilation each
 ALL = {
     "pointwise_bce": losses.pointwise_bce,
     "listwise_softmax": losses.listwise_softmax,
     "listwise_softmax_log_q": lambda s, y, *, where=None: losses.listwise_softmax(s, y, where=where, log_q=-y),
-    "distill_pointwise": functools.partial(losses.distill_pointwise, temperature=2.0),
     "distill_listwise": functools.partial(losses.distill_listwise, temperature=2.0),
 }
 COMPILED = {name: jax.jit(jax.value_and_grad(lambda s, y, w, f=f: f(s, y, where=w))) for name, f in ALL.items()}
@@ -100,10 +99,7 @@ def test_log_q_makes_sampled_softmax_estimate_the_full_one():
 
 
 def test_distillation_by_hand():
-    # Pointwise, t = 2: teacher 2 log 3 -> 3/4, student 0 -> 1/2. KL = 3/4 log(3/2) + 1/4 log(1/2), times 4.
-    value = losses.distill_pointwise(jnp.array([0.0]), jnp.array([2 * math.log(3)]), temperature=2.0)
-    np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
-    # Listwise, t = 2: teacher 3/4, 1/4 (a third is masked), student uniform: the same number.
+    # t = 2: teacher 3/4, 1/4 (a third is masked), student uniform. KL = 3/4 log(3/2) + 1/4 log(1/2), times 4.
     teacher, where = jnp.array([[2 * math.log(3), 0.0, 50.0]]), jnp.array([[True, True, False]])
     value = losses.distill_listwise(jnp.zeros((1, 3)), teacher, where=where, temperature=2.0)
     np.testing.assert_allclose(value, 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rtol=1e-5)
@@ -117,21 +113,15 @@ def test_equal_to_the_reference(scores, other, y, where, t):
     listwise = functools.partial(losses.listwise_softmax, where=where, log_q=other)
     close(listwise(scores, y), reference.listwise_softmax(scores, y, where, other))
     close(listwise(scores, y, temperature=t), reference.listwise_softmax(scores / t, y, where, other))
-    for name in ("distill_pointwise", "distill_listwise"):
-        taught = getattr(losses, name)(scores, other, where=where, temperature=t)
-        close(taught, getattr(reference, name)(scores, other, where, t))
+    taught = losses.distill_listwise(scores, other, where=where, temperature=t)
+    close(taught, reference.distill_listwise(scores, other, where, t))
 
 
-@pytest.mark.parametrize("name", ["pointwise_bce", "listwise_softmax"])
-def test_distillation_from_labels_has_the_gradient_of_the_label_loss(name):
+def test_distillation_from_labels_has_the_gradient_of_the_label_loss():
     """KL and cross-entropy to the same targets differ by a constant."""
     scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    if name == "pointwise_bce":
-        soft, distill = jax.nn.sigmoid(teacher), losses.distill_pointwise
-    else:
-        soft, distill = jax.nn.softmax(teacher), losses.distill_listwise
-    expected = jax.grad(getattr(losses, name))(scores, soft)
-    np.testing.assert_allclose(jax.grad(distill)(scores, teacher), expected, atol=1e-6)
+    expected = jax.grad(losses.listwise_softmax)(scores, jax.nn.softmax(teacher))
+    np.testing.assert_allclose(jax.grad(losses.distill_listwise)(scores, teacher), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -204,9 +194,8 @@ def test_gradient_equals_finite_differences(name):
 
 def test_the_teacher_gets_no_gradient():
     scores, teacher = jnp.ones(SHAPE).at[0, 0].set(2.0), jnp.zeros(SHAPE).at[1, 1].set(3.0)
-    for f in (losses.distill_pointwise, losses.distill_listwise):
-        assert not np.asarray(jax.grad(f, argnums=1)(scores, teacher)).any()
-        assert np.asarray(jax.grad(f, argnums=0)(scores, teacher)).any()
+    of_scores, of_teacher = jax.grad(losses.distill_listwise, argnums=(0, 1))(scores, teacher)
+    assert np.asarray(of_scores).any() and not np.asarray(of_teacher).any()
 
 
 def test_a_broadcast_mask_equals_the_full_one():
@@ -276,8 +265,8 @@ def test_a_pointwise_correction_is_that_of_the_scores():
     np.testing.assert_allclose(losses.listwise_softmax(scores, y, log_q=log_q), math.log(10 / 9), rtol=1e-6)
     uncorrected = losses.listwise_softmax(logq_correction=False)
     np.testing.assert_allclose(uncorrected(scores, y, log_q=log_q), losses.listwise_softmax(scores, y), rtol=1e-6)
-    for loss in (losses.distill_pointwise, losses.distill_listwise):  # student and teacher are compared as they are
-        np.testing.assert_array_equal(loss(scores, -scores, log_q=log_q), loss(scores, -scores))
+    distill = losses.distill_listwise  # student and teacher are compared as they are
+    np.testing.assert_array_equal(distill(scores, -scores, log_q=log_q), distill(scores, -scores))
 
 
 @pytest.mark.parametrize("name", [*NAMES, "sum"])

@@ -21,6 +21,7 @@ from aif_jax.train.step import loss_and_gradient
 from aif_jax.train.tasks import Goal, Goals
 from tests import demo
 from tests.reference.losses import sigmoid
+from tests.refusals import refused
 from tests.serving_world import World, bids_for
 from tests.test_sparse import SMALL
 
@@ -153,21 +154,6 @@ def small(data):
     return model, demo.init(model, items=data.catalogue)
 
 
-def check_parts_add_up(model, params, batch, loss):
-    """Raises unless a batch that is scored once in parts, twice in parts, and whole has one loss and one gradient."""
-    trained = {name: group for name, group in params.items() if name != "fitted"}
-
-    def scores_of(given, some):
-        return train.score(model, given | {"fitted": params["fitted"]}, some)
-
-    def compiled(loss, part):
-        return jax.jit(lambda p: loss_and_gradient(scores_of, p, batch, loss, part=part))(trained)
-
-    whole = compiled(loss, None)
-    for other in (compiled(loss, 8), compiled(lambda *given, **rest: loss(*given, **rest), 8)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, other)
-
-
 def test_parts_of_a_batch_add_up(data, small):
     model, params = small
     at = np.flatnonzero(data.log.history_end(np.arange(len(data.log))) > 3)[:21]
@@ -176,7 +162,16 @@ def test_parts_of_a_batch_add_up(data, small):
     assert problem_of(batch) is None
     bad = dataclasses.replace(batch, labels=lists.labels | {"like": np.full((21, 4), np.inf, np.float32)})
     assert problem_of(bad) == "a label of sample 0 of the batch is not finite"
-    check_parts_add_up(model, params, batch, Goals.of(NAMES))
+    trained = {name: group for name, group in params.items() if name != "fitted"}
+
+    def scores_of(given, some):
+        return train.score(model, given | {"fitted": params["fitted"]}, some)
+
+    whole, parts = (
+        jax.jit(lambda p, part=part: loss_and_gradient(scores_of, p, batch, Goals.of(NAMES), part=part))(trained)
+        for part in (None, 8)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole, parts)
 
 
 def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
@@ -221,8 +216,7 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
         ValueError, match=r"labels: expected those of \['click', 'conversion', 'like'\], got none of \['like'\]"
     ):
         aif.evaluate(model, fitted, data, held, **(given | {"candidates": without}))
-    with pytest.raises(ValueError, match="by name, got one array"):
-        aif.evaluate(model, fitted, data, held, **(given | {"candidates": None}))
+    refused(ValueError, "by name, got one array", aif.evaluate, model, fitted, data, held, **given | {"candidates": None})
 
 
 # serving and export
@@ -277,10 +271,8 @@ def test_an_export_has_all_logits_probabilities_and_orders(served, tmp_path):
     np.testing.assert_allclose(loaded.value("value", logits, bids), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(loaded.value("plain", logits), p[:, 2], atol=1e-4)
     assert loaded.score(state, loaded.index.table, rows[:0]).shape == (0, 3)
-    with pytest.raises(export.ExportError, match=r"order: expected one of \['plain', 'value'\], got 'bid'"):
-        loaded.value("bid", logits)
-    with pytest.raises(export.ExportError, match="missing"):
-        loaded.value("value", logits)
+    refused(export.ExportError, r"order: expected one of \['plain', 'value'\], got 'bid'", loaded.value, "bid", logits)
+    refused(export.ExportError, "missing", loaded.value, "value", logits)
     made = export.restore(tmp_path / "model")
     assert made.check_golden() < 1e-4
     export.save(tmp_path / "again", aif.open(tmp_path / "model"), made.index, **(given | {"orders": made.orders}))

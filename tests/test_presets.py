@@ -10,6 +10,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, presets
 from tests import demo
+from tests.refusals import refused
 
 SCHEMA = demo.schema()
 BARE = dataclasses.replace(SCHEMA, content=0)
@@ -78,10 +79,8 @@ def test_changes_reach_any_field():
     assert [block.name for block in presets.paper(SCHEMA, sim_fields=("item", "category")).blocks][1:3] == [
         "sim_item", "sim_category",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="Config: expected the fields schema, width, .*, got 'depth'"):
-        presets.aif(SCHEMA, depth=3)
-    with pytest.raises(ValueError, match="Sim.field: expected one of schema.behaviour_fields"):
-        presets.paper(SCHEMA, sim_fields=("brand",))
+    refused(ValueError, "Config: expected the fields schema, width, .*, got 'depth'", presets.aif, SCHEMA, depth=3)
+    refused(ValueError, "Sim.field: expected one of schema.behaviour_fields", presets.paper, SCHEMA, sim_fields=("brand",))
 
 
 def test_every_behaviour_field_is_matched():

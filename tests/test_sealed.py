@@ -80,20 +80,6 @@ def test_arrays_that_the_manifest_does_not_list_are_refused(tmp_path):
         sealed.read(folder, format=FORMAT)
 
 
-def test_records_are_sealed(tmp_path):
-    file = tmp_path / "record.json"
-    sealed.write_record(file, {"a": [1, 2]})
-    assert sealed.read_record(file, "a record") == {"a": [1, 2]}
-    file.write_text(file.read_text().replace("2", "3", 1))
-    with pytest.raises(CheckpointError, match="the record was altered: expected the sha256"):
-        sealed.read_record(file, "a record")
-    file.write_text("{")
-    with pytest.raises(sealed.TornRecord, match="expected a record, got none"):
-        sealed.read_record(file, "a record")
-    with pytest.raises(FileNotFoundError):
-        sealed.read_record(tmp_path / "none", "a record")
-
-
 # damage: one table for every kind of folder
 
 

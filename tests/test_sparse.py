@@ -86,7 +86,7 @@ def test_the_size_of_the_parts_changes_nothing(part):
 WITHOUT_LOG_Q = {"pointwise_bce": losses.pointwise_bce, "listwise_softmax": losses.listwise_softmax}
 WITH_LOG_Q = {
     "corrected sum": losses.listwise_softmax + 0.1 * losses.pointwise_bce,
-    "distilled sum": losses.distill_listwise + 2.0 * losses.distill_pointwise(temperature=2.0),
+    "distilled sum": losses.distill_listwise(temperature=2.0) + 2.0 * losses.pointwise_bce,
 }
 
 
@@ -164,26 +164,10 @@ def test_parts_hold_samples_of_like_length():
     history = dataclasses.replace(batch.users.history, **{
         name: getattr(batch.users.history, name)[:, :4] for name in ("item", "action", "age")}, mask=mask)  # fmt: skip
     batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
-    parts = training._parts(batch, training._by_length(batch), 4)
+    parts = training._parts(batch, training._by_length(batch), 4, (0, 1))
     assert parts.users.history.mask.sum(-1).tolist() == [[0, 1, 1, 2], [3, 4, 4, 4]]
     assert parts.where.any(-1).tolist() == [[True] * 4, [True, True, False, False]]
     np.testing.assert_array_equal(parts.labels[1, :2], batch.labels[[2, 0]])
-
-
-def test_a_loss_over_the_whole_batch_is_that_of_the_parts():
-    """In-batch losses compare candidates of different samples: no `Loss`, so that the parts are scored twice."""
-    model, params = demo.build(**SMALL)
-    batch = batch_of(model.config, seed=1)
-
-    def loss(scores, labels, *, where):
-        scores = scores * jnp.arange(1.0, 1.0 + len(scores))[:, None]  # a loss may depend on the order of the samples
-        return losses.listwise_softmax(scores.reshape(1, -1), labels.reshape(1, -1), where=where.reshape(1, -1))
-
-    optimizer, trained = optax.sgd(0.5), []
-    for part in (None, 4):
-        step = train.make_step(model, optimizer, loss=loss, part=part)
-        trained.append(step(train.init_state(params, optimizer), batch)[0].trained)
-    assert_close(*trained)
 
 
 @pytest.mark.parametrize(

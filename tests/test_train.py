@@ -89,18 +89,6 @@ def test_a_step_is_the_optimizer_on_the_gradient_of_joint(model, params, batch):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
-def test_resuming_at_a_step_continues_bit_for_bit(feed, trainer):
-    start, step = trainer
-    whole = train.loop(copy(start), step, feed.batches(), progress=False)
-    half = copy(start)
-    for _, fed in zip(range(7), feed.batches(), strict=False):
-        half, _ = step(half, fed.batch)
-        cursor = fed.cursor
-    resumed = train.loop(copy(half), step, feed.batches(cursor), progress=False)
-    assert int(whole.step) == int(resumed.step) == len(feed) > 10
-    assert same(whole, resumed)
-
-
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer):
     start, step = trainer
     poisoned = dataclasses.replace(batch, labels=np.full_like(batch.labels, np.nan))

@@ -17,6 +17,7 @@ from aif_jax.train import edits
 from aif_jax.train.evaluate import sampled_before
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
+from tests.refusals import refused
 from tests.test_package import MODULES
 from tests.test_sparse import SMALL
 
@@ -70,10 +71,8 @@ def test_parameters_of_another_size_are_refused_wherever_a_model_goes(trained, d
         ({name: group for name, group in params.items() if name != "fitted"}, "'fitted' among them"),
         (None, "expected the groups that `model.init` returns, .* got NoneType"),
     ):
-        with pytest.raises(ValueError, match=message):
-            aif.Trained(model, wrong)
-        with pytest.raises(ValueError, match=message):
-            trained.replace(params=wrong)
+        refused(ValueError, message, aif.Trained, model, wrong)
+        refused(ValueError, message, trained.replace, params=wrong)
         if wrong is None:
             continue  # no start: `fit` draws the parameters
         with pytest.raises(ValueError, match=message.replace("the params", "the start")):
@@ -123,8 +122,7 @@ def test_a_model_of_assemble_is_not_opened_as_another(trained, tmp_path):
     assert aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, value)).config.assembled == ("item=Calls",)
     for folder in folders(own, tmp_path):
         assert aif.open(folder, model=own.model).version == own.version
-        with pytest.raises(ValueError, match=r"build: expected a config of `build`; give the model .* with item=<lambda>"):
-            aif.open(folder)
+        refused(ValueError, r"build: expected a config of `build`; give the model .* with item=<lambda>", aif.open, folder)
 
 
 def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
@@ -146,8 +144,7 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
         ("index", checkpoint.CheckpointError, "found a snapshot of an index: give its `load`"),
         ("export", ExportError, None),
     ):
-        with pytest.raises(error, match=message):
-            aif.open(tmp_path / name)
+        refused(error, message, aif.open, tmp_path / name)
 
 
 def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, data):
@@ -177,8 +174,7 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
     for name in ("svd_term", "popularity_correction"):
         change = getattr(edits, name)(before=int(data.log.time.max()))
         text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
-        with pytest.raises(ValueError, match=text):
-            change(own, data)
+        refused(ValueError, text, change, own, data)
     unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
     assert unseen.model is model  # an edit of parameters keeps the functions
 

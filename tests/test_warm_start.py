@@ -159,8 +159,7 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
     ("item", 50, np.append(0, np.arange(2, 51)), ValueError, "below 50"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(params, getkey, name, size, rows, error, words):
-    with pytest.raises(error, match=words):
-        grow_vocabulary(params, name, size, getkey(), config=CONFIG, rows=rows)
+    refused(error, words, grow_vocabulary, params, name, size, getkey(), config=CONFIG, rows=rows)
 
 
 def test_items_without_an_event_are_embedded_as_the_unknown_item(params):

@@ -32,17 +32,12 @@ class Checkpoint:
     """The contents of a folder.
 
     Attributes:
-      params: all groups of the model, `fitted` included.
-      config: with its schema and blocks.
-      version: fingerprint of params, config and encoder, see `aif_jax.fingerprint`.
-      encoder: turns raw users, events and items into features; None where it was saved without.
+      params, config, version, encoder, settings, items: see `Trained`.
       step: training steps so far.
-      opt_state: optimizer state, or None where `load` got no template for it.
+      opt_state: optimizer state; None if `load` got no template for it.
       position: position of the data stream, as given to `save`.
       metrics: figures of this step by name.
-      run: name of the training run that wrote it, None where it has none.
-      settings: settings of that run, see `Trained`.
-      items: features of the encoder's items, see `Trained`.
+      run: name of the training run that wrote it, None for none.
     """
 
     params: Params
@@ -77,7 +72,7 @@ def save(
     Args:
       path: a folder that does not exist yet.
       trained: model to write. Its parameters are arrays of any dtype that Orbax knows, of any sharding in this process, or
-        typed keys. Without an encoder the checkpoint takes encoded features only.
+        typed keys.
       step: training steps so far.
       opt_state: any pytree of arrays, such as an optax state.
       position: where to resume, as plain JSON: epoch, batch, offset in the update stream, seed.
@@ -161,7 +156,7 @@ def packed(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
     *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
 ) -> storage.Packed:  # fmt: skip
-    """Return trees and record of a checkpoint, checked and hashed, without rows that pad tables; see `save`, `pack`."""
+    """Return trees and record of a checkpoint, checked and hashed, without rows that pad tables; see `storage.pack`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees: dict[str, Any] = {"params": params}
@@ -194,7 +189,7 @@ def packed(
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the figures in a record by name; CheckpointError for what are no figures."""
+    """Return the figures in a record by name; CheckpointError for others."""
     return _parsed(path, record, "metrics", lambda metrics: metrics and {k: float(v) for k, v in metrics.items()} or None)
 
 
@@ -210,17 +205,15 @@ def _parsed(path: str | Path, record: Mapping[str, Any], name: str, parse: Any) 
 class Checkpoints:
     """The checkpoints of one training run: a folder with one sub-folder for each step that is kept.
 
-    One process writes, or all processes of a job together (see `checkpoint.storage`); any number may read meanwhile, since
-    reading looks at the folder again each time.
+    One process writes, or all processes of a job together (see `checkpoint.storage`); any number may read meanwhile.
 
     Args:
       directory: made when the first checkpoint is saved.
       keep_last: how many of the latest steps stay.
       keep_best: such as ("gauc", "max"): the best step by that metric stays too. None keeps the latest alone.
-      run: a name of the run that every checkpoint carries; one of another run is refused. None takes any.
-      settings: settings of the run, plain JSON that every checkpoint carries too, so that the run can be resumed from them
-        alone.
-      items: features of the encoder's items, see `Trained`, that every checkpoint carries too.
+      run: name of the run, saved in every checkpoint; a checkpoint of another run is refused. None takes any.
+      settings: settings of the run as plain JSON, saved in every checkpoint.
+      items: features of the encoder's items, see `Trained`, saved in every checkpoint.
 
     Example:
       >>> import tempfile, jax, aif_jax as aif
@@ -236,15 +229,9 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        directory: str | Path,
-        *,
-        keep_last: int = 3,
-        keep_best: tuple[str, Literal["max", "min"]] | None = None,
-        run: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        items: ItemFeatures | None = None,
-    ):
+        self, directory: str | Path, *, keep_last: int = 3, keep_best: tuple[str, Literal["max", "min"]] | None = None,
+        run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
+    ):  # fmt: skip
         expect(keep_last >= 1, "keep_last", "at least 1", keep_last)
         expect(keep_best is None or keep_best[1] in ("max", "min"), "keep_best", "(metric, 'max' or 'min')", keep_best)
         self.directory = local(directory)
@@ -284,11 +271,6 @@ class Checkpoints:
         known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]
         return max(known)[1] if known else None
 
-    @property
-    def figures(self) -> dict[int, dict[str, float]]:
-        """The figures of every complete step, by name; CheckpointError for a damaged one."""
-        return {step: self._metrics(step) for step in self.steps}
-
     def settings(self) -> dict[str, Any] | None:
         """Return the settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
         return None if self.latest is None else settings_of(self._folder(self.latest))
@@ -299,27 +281,19 @@ class Checkpoints:
         self.wait()
 
     def save_async(
-        self,
-        step: int,
-        params: Params,
-        config: Config,
-        *,
-        encoder: Encoder | None = None,
-        opt_state: Any = None,
-        position: Any = None,
-        metrics: Mapping[str, float] | None = None,
-        judged: bool = True,
-    ) -> None:
+        self, step: int, params: Params, config: Config, *, encoder: Encoder | None = None, opt_state: Any = None,
+        position: Any = None, metrics: Mapping[str, float] | None = None, judged: bool = True,
+    ) -> None:  # fmt: skip
         """Save in the background; the arrays may be donated or changed as soon as this returns.
 
-        Copies to the host and hashes before it returns, writes afterwards; waits for the save before it. An error in the
-        background is raised by the next `save_async` or `wait`, or at the end of a `with` block. Processes of one job all call
-        this, and it returns when all is written.
+        Copies to the host and hashes before it returns; waits for the save before it. The next `save_async` or `wait`, or the
+        end of a `with` block, raises an error of the background. Processes of one job all call this; it returns when all is
+        written.
 
         Args:
           step: must not be on disk yet.
           params, config, encoder, opt_state, position: see `checkpoint.save`.
-          metrics: figures by name; the one of `keep_best` must be among them.
+          metrics: figures by name, among them that of `keep_best`.
           judged: False for a step between two evaluations, which needs no figures and is never the best.
 
         Raises:
@@ -366,9 +340,9 @@ class Checkpoints:
             saving.result()
 
     def tidy(self) -> None:
-        """Remove what killed processes left, and the steps that are neither among the last nor the best.
+        """Remove leftovers of killed processes, and steps neither among the last nor the best, as every save does.
 
-        Every save does; `fit` does so at its end too, as nothing may be left to save. A process that only reads must not.
+        A process that only reads must not call this.
         """
         remove_unfinished(self.directory)
         keep = {*self.steps[-self.keep_last :], self.best}
@@ -380,7 +354,7 @@ class Checkpoints:
         return self.directory / str(step)
 
     def _expect_own(self, step: int, found: Any, run: Any) -> None:
-        """Raise unless the record in a step's folder is that step's, of this run: a file of another may be in its place."""
+        """Raise unless the record in a step's folder is of that step and this run."""
         if found != step or (self.run is not None and run != self.run):
             expected, got = ("" if self.run is None else f" of the run {name}" for name in (self.run, run))
             where = self._folder(step)

@@ -1,8 +1,7 @@
 """Named trees of arrays and a JSON record in one folder that checks itself, on Orbax.
 
-The record holds a SHA-256 of every leaf, which `read` compares with what it read. Orbax alone can read the arrays: nested dicts
-under the trees' names. Several processes of one job all call `write` with the same arrays, and Orbax writes them once; each
-reads for itself.
+The record holds a SHA-256 of every leaf, which `read` checks. Orbax alone can read the arrays: nested dicts under the trees'
+names. Several processes of one job all call `write` with the same arrays, and Orbax writes them once; each reads for itself.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 
 
 def write(path: str | Path, packed: Packed) -> None:
-    """Write what `pack` returned into a new folder: complete, or not there at all; FileExistsError for one that is there."""
+    """Write what `pack` returned into a new folder: complete, or not there at all; FileExistsError if it exists."""
     arrays, record = packed
     if several():  # Orbax gives the folder its name once all processes are here
         expect(not local(path).exists(), str(path), "a new folder", "one that is there already", error=FileExistsError)
@@ -55,9 +54,9 @@ def write(path: str | Path, packed: Packed) -> None:
 
 
 def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
-    """Copy pytrees by name to the host, so that the caller may donate them, and hash them; `record` is plain JSON.
+    """Copy pytrees of arrays of numbers or typed keys to the host, so that the caller may donate them, and hash them.
 
-    Leaves are arrays of numbers or strings, or typed random keys. ValueError for another record or leaf.
+    Raises ValueError for other leaves, or a `record` that is not plain JSON.
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     named = {name: leaves_by_path(tree) for name, tree in trees.items()}
@@ -65,8 +64,8 @@ def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
         raise ValueError(f"expected at least one array to save, got none in {sorted(trees)}")
     for name, tree in named.items():
         for path, leaf in tree.items():
-            if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OS":
-                raise ValueError(f"{name}/{path}: expected an array, got {type(leaf).__name__}")
+            if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind in "OSUT":
+                raise ValueError(f"{name}/{path}: expected an array of numbers, got {type(leaf).__name__}")
     leaves = {
         name: {path: dataclasses.asdict(digest(leaf, path)) for path, leaf in tree.items()} for name, tree in named.items()
     }
@@ -194,16 +193,14 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
 
 def _encode(leaf: Any) -> np.ndarray:
     """Return a copy of a leaf on the host, as Orbax takes it."""
-    array = np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-    return np.ascontiguousarray(array[..., None]).view(np.uint32) if array.dtype.kind == "U" else array
+    return np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
 
 
 def _stored(leaf: Digest) -> np.ndarray:
     """Return an array of the shape and dtype in which `_encode` stored a leaf."""
     if leaf.dtype in KEY_IMPLEMENTATIONS:
         return np.empty((*leaf.shape, KEY_IMPLEMENTATIONS[leaf.dtype][1]), np.uint32)
-    dtype = jnp.dtype(leaf.dtype)
-    return np.empty((*leaf.shape, dtype.itemsize // 4), np.uint32) if dtype.kind == "U" else np.empty(leaf.shape, dtype)
+    return np.empty(leaf.shape, jnp.dtype(leaf.dtype))
 
 
 def _describe(template: Any, leaf: Digest | None) -> str:
@@ -220,11 +217,9 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
     """
     if leaf.dtype in KEY_IMPLEMENTATIONS:
         array = jax.random.wrap_key_data(jnp.asarray(array), impl=KEY_IMPLEMENTATIONS[leaf.dtype][0])
-    elif leaf.dtype.startswith("<U"):
-        array = array.view(leaf.dtype)[..., 0]
     if digest(array) != leaf:
         raise CheckpointError(f"{name} was altered: its contents are not those that were saved; {DAMAGED}")
-    if isinstance(template, np.ndarray) or template is np.ndarray or leaf.dtype.startswith("<U"):
+    if isinstance(template, np.ndarray) or template is np.ndarray:
         return array
     # an array that was never placed by hand has a sharding that does not bind
     sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None

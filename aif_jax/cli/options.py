@@ -109,7 +109,7 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
     for name, flag in flags.items():
         default, hint = parameters[name].default, hints[name]
         kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-        words = [word for kind in (hint, *kinds) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+        words = _words(hint)
         text = flag_help(documented, name, default)
         option: dict[str, Any] = {"help": text, "dest": flag, "default": argparse.SUPPRESS}
         if hint is Any:
@@ -122,7 +122,7 @@ def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, 
         elif bool in kinds:
             option["action"] = argparse.BooleanOptionalAction
         elif any(typing.get_origin(kind) is tuple for kind in (hint, *kinds)) and words:
-            option |= {"action": NumbersOrWord, "nargs": "*", "metavar": f"{words[0]}|NUMBER", "const": words[0]}
+            option |= {"type": number_or_text, "nargs": "*", "metavar": f"{words[0]}|NUMBER"}
         elif typing.get_origin(hint) is tuple:
             numbers = typing.get_args(hint)[0] is int
             option |= {"type": int if numbers else str, "nargs": "*", "metavar": "NUMBER" if numbers else "NAME"}
@@ -146,16 +146,10 @@ def flag_help(documented: Any, name: str, default: Any) -> str:
     return f"{text} (default: {words.get(str(default), default)})".replace("%", "%%")
 
 
-class NumbersOrWord(argparse.Action):
-    """Integers of an option as a tuple, or its one word (`const`) such as "auto"."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
-        """Keep the value; ends with exit code 2 for other words."""
-        try:
-            value = self.const if values == [self.const] else tuple(map(int, values))
-        except ValueError:
-            parser.error(f"argument {self.option_strings[0]}: expected integers or {self.const!r}, got {' '.join(values)!r}")
-        setattr(namespace, self.dest, value)
+def _words(hint: Any) -> list[str]:
+    """Return the words that a type hint lists, alone or next to other types."""
+    literals = [kind for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) is Literal]
+    return [word for kind in literals for word in typing.get_args(kind)]
 
 
 def number_or_text(text: str) -> int | float | str:
@@ -183,7 +177,7 @@ def config_of(options: argparse.Namespace, kind: Any, command: str) -> Any:
         elif value == ["none"]:
             values[name] = None
         elif isinstance(value, list):
-            values[name] = tuple(value)
+            values[name] = value[0] if value in ([word] for word in _words(hints[name])) else tuple(value)
     with as_usage(command):
         return kind(**values)
 

@@ -35,11 +35,11 @@ IDS = ("ids", "keys", "marks")
 
 @dataclasses.dataclass(frozen=True)
 class ExportedOrder:
-    """An order from an export, as engines take it; equal to another of the same bytes, as exports by one script have them.
+    """An order from an export, as engines take it; equal to another of the same bytes.
 
     Attributes:
       name: its function in the export.
-      raw: that function, serialised; what is no such function raises ExportError at the first call.
+      raw: that function, serialised; other bytes raise ExportError at the first call.
       inputs: names of the inputs that it reads.
     """
 
@@ -124,13 +124,12 @@ def restore(
 ) -> Restored:
     """Return the model in an exported folder, for the engine of this package: its functions are compiled from code here.
 
-    No exported function is read or run, but for orders where they are used: parameters, config and encoder are data. Import the
-    modules of your blocks and heads first.
+    No exported function is run but orders. Import the modules of your blocks and heads first.
 
     Args:
       folder: what `save` wrote.
       model: made by `assemble`; None builds it from the config.
-      compiled_from: another version; where its config is the same, its model and so its compiled functions are used again.
+      compiled_from: another version, whose model and compiled functions are used again if the config is the same.
       sha256: SHA-256 of the manifest, as `save` returned it.
 
     Raises:
@@ -160,10 +159,7 @@ def restore(
 
 
 def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:
-    """Read the arrays of a folder and compare checksums and version; raises ExportError.
-
-    Features of items, which no service needs, are read with `items` alone.
-    """
+    """Read the arrays of a folder, features of items if `items`, and compare checksums and version; raises ExportError."""
     folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
 
@@ -222,7 +218,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
       model: made by `assemble`, whose functions no folder holds; None builds it from the config.
 
     Raises:
-      FileNotFoundError: nothing there, or a run without a checkpoint.
+      FileNotFoundError: nothing there.
       CheckpointError, ExportError: a damaged folder, or one of something else, such as an index.
       ValueError: a `model` of another config.
 
@@ -243,7 +239,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
         return read_contents(path, items=True).trained(model)
     if (path / METADATA_FILE).is_file():  # which a run that was saved is too
         return checkpoint.load(path).trained(model)
-    if training.is_run(path):
+    if training.settings_in(path) is not None:
         return training.load(path)[1].trained(model)
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"
     if not path.is_dir():

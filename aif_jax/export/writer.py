@@ -34,14 +34,9 @@ PACKAGES = ("jax", "jaxlib", "numpy", "flax")
 
 
 def save(
-    folder: str | Path,
-    trained: Trained,
-    index: ItemIndex | None = None,
-    *,
-    platforms: Sequence[str] = PLATFORMS,
-    buckets: Mapping[str, Sequence[int]] | None = None,
-    orders: Mapping[str, Order] | None = None,
-) -> str:
+    folder: str | Path, trained: Trained, index: ItemIndex | None = None, *, platforms: Sequence[str] = PLATFORMS,
+    buckets: Mapping[str, Sequence[int]] | None = None, orders: Mapping[str, Order] | None = None,
+) -> str:  # fmt: skip
     """Write a model for a place without its code, replay the golden case, and only then give the folder its name.
 
     Args:
@@ -92,14 +87,9 @@ def expect_platforms(platforms: Sequence[str]) -> None:
 
 
 def _write(
-    target: Path,
-    trained: Trained,
-    parts: Mapping[str, Mapping[str, np.ndarray]],
-    *,
-    platforms: Sequence[str],
-    buckets: Mapping[str, Sequence[int]],
-    orders: Mapping[str, Order],
-) -> str:
+    target: Path, trained: Trained, parts: Mapping[str, Mapping[str, np.ndarray]],
+    *, platforms: Sequence[str], buckets: Mapping[str, Sequence[int]], orders: Mapping[str, Order],
+) -> str:  # fmt: skip
     """Fill a folder and verify it; `parts` are further files of arrays by name."""
     model, params, encoder = trained.model, trained.params, trained.encoder
     leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
@@ -166,7 +156,7 @@ def _function(target: Path, name: str, built: functions.Exported, schema: Schema
 
 
 def _inputs(name: str, built: functions.Exported, schema: Schema) -> list[dict[str, Any]]:
-    """Return inputs as the layout of features describes them; those of the interaction are what the other functions gave."""
+    """Return inputs as the layout of features describes them."""
     lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
     if lead is None:  # what the other functions gave
         return _entries(name, built.inputs)

@@ -14,8 +14,8 @@ as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arX
 # ruff: noqa: I001
 
 from aif_jax.metrics.entries import (
-    Averaged, Calibration, Deciles, Weighting, auc, calibration, deciles, gauc, hit_rate_at_k, log_loss,
-    ndcg_at_k, order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
+    Averaged, Calibration, Deciles, auc, calibration, deciles, gauc, hit_rate_at_k, log_loss, ndcg_at_k,
+    order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
 )  # fmt: skip
 from aif_jax.metrics.intervals import (
     ByUser, Interval, auc_by_user, gauc_by_user, mean_by_user, paired_interval, paired_intervals,
@@ -23,8 +23,7 @@ from aif_jax.metrics.intervals import (
 )  # fmt: skip
 
 __all__ = [
-    "auc", "gauc", "Weighting",
-    "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
+    "auc", "gauc", "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
     "ranker_recall_at_k", "order_agreement",
     "log_loss", "calibration", "deciles",
     "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",

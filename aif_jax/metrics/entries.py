@@ -6,13 +6,11 @@ Hit rate, recall and NDCG of the top k of each list; the ranker's top k as label
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from aif_jax.checks import expect, expect_like_scores
-
-Weighting = Literal["requests", "mean"]
 
 
 class Averaged(NamedTuple):
@@ -63,14 +61,14 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
       0.75
     """
     scores, positive = flat_entries(scores, labels, where)
-    won_twice, positives, negatives = _pairs(scores, positive, None)
+    won_twice, positives, negatives = _pairs(scores, positive, np.zeros(len(scores), np.int64))
     return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
 
 
-def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting: Weighting = "requests") -> Averaged:
-    """Return group AUC: the mean of the AUC within each group, as a rule a user or a request.
+def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None) -> Averaged:
+    """Return group AUC: the mean of the AUC within each group, as a rule a user or a request, weighted by requests.
 
-    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g ("requests") or 1 ("mean")
+    sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g
 
     A request is a list [C], the last axis, with a valid entry of the group; a single number of flat scores [n] is one too. So
     a long list weighs as much as a short one, and in the AUC of its group each of its entries counts.
@@ -78,7 +76,6 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
     Args:
       scores, labels, where: see `auc`.
       groups: integers or strings; rank of `scores` and broadcastable to it, such as [B, 1] for candidates [B, C].
-      weighting: "requests" (each group by its requests) or "mean" (each group alike).
 
     Returns:
       The value, the groups used and those left out for having one class only. A group without a valid entry is neither.
@@ -89,16 +86,12 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None, weighting:
       >>> gauc([[0.2, 0.9, 0.5], [0.7, 0.3, 0.0]], [[0, 1, 0], [0, 1, 0]], [[7], [8]], where=[[True] * 3, [True, True, False]])
       Averaged(value=0.5, used=2, left_out=0)
     """
-    _, values, weights, left_out = groups_auc(scores, labels, groups, where=where, weighting=weighting)
+    _, values, weights, left_out = groups_auc(scores, labels, groups, where)
     return Averaged(ratio(weights @ values, weights.sum()), len(values), left_out)
 
 
-def groups_auc(
-    scores: Any, labels: Any, groups: Any, *, where: Any, weighting: Weighting
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def groups_auc(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Return what `gauc` averages: groups [G] with both classes, AUC and weights float64 [G]; and how many have one."""
-    known = get_args(Weighting)
-    expect(weighting in known, "weighting", f"one of {known}", repr(weighting))
     scores, labels, valid = _checked(scores, labels, where)
     groups = np.asarray(groups)
     expect(groups.dtype.kind != "f" or not groups.size, "groups", "integers or strings", groups.dtype)
@@ -110,8 +103,7 @@ def groups_auc(
     won_twice, positives, negatives = _pairs(scores, positive, groups)
     pairs_twice = 2 * positives * negatives
     used = pairs_twice > 0
-    weights = requests[used] if weighting == "requests" else np.ones(used.sum())
-    return names[used], won_twice[used] / pairs_twice[used], np.asarray(weights, np.float64), int((~used).sum())
+    return names[used], won_twice[used] / pairs_twice[used], requests[used].astype(np.float64), int((~used).sum())
 
 
 def log_loss(scores: Any, labels: Any, *, where: Any = None) -> float:
@@ -151,12 +143,6 @@ class Deciles(NamedTuple):
         """
         return tuple(math.sqrt(o * (1 - o) / n) for o, n in zip(self.observed, self.entries, strict=True))
 
-    @property
-    def worst(self) -> float:
-        """The largest |predicted / observed - 1|; infinite where a bin has no positive, NaN without bins."""
-        errors = [abs(p / o - 1) if o else math.inf for p, o in zip(self.predicted, self.observed, strict=True)]
-        return max(errors, default=math.nan)
-
 
 def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = None, bins: int = 10) -> Calibration:
     """Return predicted against observed: the overall ratio, and the error by bins of equal width in probability.
@@ -173,18 +159,19 @@ def calibration(scores: Any, labels: Any, *, where: Any = None, weights: Any = N
       (2.0, 0.25)
     """
     check_at_least_one(bins, "bins")
-    probability, positive, weight = probabilities_of(scores, labels, where, weights)
+    logits, positive, weight = weighted_entries(scores, labels, where, weights)
+    probability = probability_of(logits)
     place = bin_of(probability, bins)
-    entries = np.bincount(place, weight, minlength=bins)
-    each = 1 if weight is None else weight
-    probabilities, positives = (np.bincount(place, each * values, minlength=bins) for values in (probability, positive))
+    entries, probabilities, positives = (
+        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability, weight * positive)
+    )
     predicted, observed = np.stack([probabilities, positives]) / np.where(entries > 0, entries, np.nan)
     error = ratio(np.abs(probabilities - positives).sum(), entries.sum())
     return Calibration(ratio(probabilities.sum(), positives.sum()), error, predicted, observed, entries)
 
 
 def bin_of(probability: np.ndarray, bins: int) -> np.ndarray:
-    """Return int64 [n], the bin of equal width of each probability."""
+    """Return int64 [n], the bin of equal width of each share from 0 to 1."""
     return np.minimum((probability * bins).astype(np.int64), bins - 1)
 
 
@@ -204,49 +191,47 @@ def deciles(scores: Any, labels: Any, *, where: Any = None, weights: Any = None,
       ((0.0, 0.5), 0.5, (2.0, 2.0))
     """
     check_at_least_one(bins, "bins")
-    probability, positive, weight = probabilities_of(scores, labels, where, weights)
-    if not len(probability):
+    logits, positive, weight = weighted_entries(scores, labels, where, weights)
+    if not len(logits):
         return Deciles((), (), ())
-    weight = np.ones(len(probability)) if weight is None else weight
-    order = np.argsort(probability, kind="stable")
-    weight = weight[order]
-    before = np.cumsum(weight) - weight / 2
-    place = np.minimum((before / weight.sum() * bins).astype(np.int64), bins - 1)
+    order = np.argsort(logits, kind="stable")
+    probability, positive, weight = probability_of(logits)[order], positive[order], weight[order]
+    place = bin_of((np.cumsum(weight) - weight / 2) / weight.sum(), bins)
     entries, *sums = (
-        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability[order], weight * positive[order])
+        np.bincount(place, values, minlength=bins) for values in (weight, weight * probability, weight * positive)
     )
     filled = entries > 0
     predicted, observed = (part[filled] / entries[filled] for part in sums)
     return Deciles(*(tuple(part.tolist()) for part in (predicted, observed, entries[filled])))
 
 
-def probabilities_of(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return probabilities, positives and weights of the valid entries, flat; None without weights."""
-    others = {} if weights is None else {"weights": np.asarray(weights, np.float64)}
-    flat, positive, *given = flat_entries(scores, labels, where, **others)
-    for weight in given:
-        _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
-    probability = np.exp(-np.logaddexp(0, -flat))  # sigmoid without overflow
-    return probability, positive, given[0] if given else None
+def weighted_entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, positives and weights of the valid entries, flat; weights of 1 for None."""
+    weights = np.ones(np.shape(scores)) if weights is None else np.asarray(weights, np.float64)
+    scores, positive, weight = flat_entries(scores, labels, where, weights=weights)
+    _refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "weights", "finite values of at least 0")
+    return scores, positive, weight
 
 
-def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return by group: twice the pairs won (a tie is one half), positives, negatives; int64 [groups], exact in any order."""
-    n = len(scores)
-    if not n:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    order = np.argsort(scores) if groups is None else np.lexsort((scores, groups))
-    scores, positive = scores[order], positive[order]
-    groups = np.zeros(n, np.bool_) if groups is None else groups[order]
-    group_starts = np.append(True, groups[1:] != groups[:-1])
-    ties = np.flatnonzero(group_starts | np.append(True, scores[1:] != scores[:-1]))
-    positives = np.add.reduceat(positive.astype(np.int64), ties)
-    negatives = np.diff(np.append(ties, n)) - positives
-    first = np.flatnonzero(group_starts[ties])  # the first tie of each group
-    below = np.cumsum(negatives) - negatives
-    below -= np.repeat(below[first], np.diff(np.append(first, len(ties))))
-    won_twice = positives * (2 * below + negatives)
-    return np.add.reduceat(won_twice, first), np.add.reduceat(positives, first), np.add.reduceat(negatives, first)
+def probability_of(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits))
+
+
+def _pairs(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return by group 0, 1, ...: twice the pairs won (a tie is one half), positives, negatives; exact in any order.
+
+    By Mann and Whitney: the positives' ranks, tied ones with their mean, less the ranks that they would have below all
+    negatives.
+    """
+    order = np.unique(scores, return_inverse=True)[1]
+    _, tie, counts = np.unique(groups * len(scores) + order, return_inverse=True, return_counts=True)
+    rank_twice = (2 * np.cumsum(counts) - counts + 1)[tie]
+    entries = np.bincount(groups)
+    positives = np.bincount(groups[positive], minlength=len(entries))
+    before = np.cumsum(entries) - entries
+    won_twice = np.bincount(groups[positive], rank_twice[positive], len(entries)) - positives * (2 * before + positives + 1)
+    return won_twice, positives, entries - positives
 
 
 def ratio(above: Any, below: Any) -> float:

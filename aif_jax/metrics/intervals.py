@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.metrics.entries import bin_of, calibration, flat_entries, groups_auc, probabilities_of
+from aif_jax.metrics.entries import bin_of, calibration, flat_entries, groups_auc, probability_of, weighted_entries
 
 DRAWS = 2000
 CHUNK = 64  # draws at a time
@@ -58,7 +58,7 @@ def gauc_by_user(scores: Any, labels: Any, users: Any, *, where: Any = None) -> 
       >>> gauc_by_user([0.2, 0.9, 0.3, 0.3], [0, 1, 0, 1], [7, 7, 8, 8]).values.tolist()
       [1.0, 0.5]
     """
-    return ByUser(*groups_auc(scores, labels, users, where=where, weighting="requests")[:3])
+    return ByUser(*groups_auc(scores, labels, users, where)[:3])
 
 
 def mean_by_user(values: Any, users: Any) -> ByUser:
@@ -123,9 +123,9 @@ def probabilities_by_user(
       >>> probabilities_by_user([0.0, 0.0], [1, 0], [7, 8])["calibration"].mean
       1.0
     """
-    flat, positive, users = flat_entries(scores, labels, where, users=users)
-    probability, _, weight = probabilities_of(scores, labels, where, weights)
-    weight = np.ones(len(flat)) if weight is None else weight
+    users = flat_entries(scores, labels, where, users=users)[-1]
+    flat, positive, weight = weighted_entries(scores, labels, where, weights)
+    probability = probability_of(flat)
     rates = calibration(scores, labels, where=where, weights=weights, bins=bins)
     sign = np.sign(np.nan_to_num(rates.predicted - rates.observed))[bin_of(probability, bins)]
     return {

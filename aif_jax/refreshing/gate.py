@@ -34,8 +34,8 @@ OF_PROBABILITIES = ("log_loss", "calibration", "calibration_error")
 class GateConfig:
     """Bounds beyond which a new model is refused.
 
-    A metric refuses a model that is worse by more than its bound, and significantly: the interval of the difference leaves out
-    0. A loss of any size that may be chance passes, so the number of users decides how small a loss the gate finds.
+    A metric refuses a model that is worse by more than its bound, and significantly: the interval of the difference excludes 0.
+    A loss that may be chance passes, so the number of users decides how small a loss the gate finds.
 
     Attributes:
       gauc: GAUC that may be lost, 0.005 is half a point.
@@ -82,6 +82,11 @@ class GateConfig:
     def bounds(self) -> dict[str, float]:
         """How much worse a metric may be, by the first part of its name."""
         return {"gauc": self.gauc, "hr": self.hit_rate, "log_loss": self.log_loss, "calibration_error": self.calibration}
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Arguments of `metrics.user_interval`."""
+        return {"draws": self.draws, "level": self.level, "seed": self.seed}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,13 +163,12 @@ class Verdict:
 def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
     """Run one model on the requests, as it would answer them in service (`as_served`).
 
-    Log-loss and calibration are of probabilities. Without a calibration only the logits of training give them: SVD term and
-    popularity correction were added after it for the ranking, so these metrics leave them out.
+    Log-loss and calibration need probabilities: of an uncalibrated model they leave out SVD term and popularity correction.
 
     Args:
-      trained: with the encoder of its training, which may lack users and items of the requests.
+      trained: model whose encoder may lack users and items of the requests.
       requests: the same for both models.
-      new_items: bool [R], requests for items that the old model lacks, whose HR@k is measured apart; None for none.
+      new_items: bool [R], requests for items that the old model lacks, whose HR@k is reported too; None for none.
       progress: whether to show bars.
 
     Raises:
@@ -203,12 +207,12 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
 
 
 def bytes_of(trained: Trained) -> int:
-    """Return bytes of the parameters."""
+    """Return the size of the parameters in bytes."""
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trained.params))
 
 
 def without_terms(trained: Trained) -> Params:
-    """Return parameters whose logits are of probabilities: a calibrated model's, else without terms added after training."""
+    """Return parameters whose logits give probabilities: without terms added after training, unless calibrated."""
     params, config = trained.params, trained.config
     terms = [name for name in ("pure_svd", "item_offset") if config.find(name) is not None]
     if GROUP in params.get("fitted", {}) or not terms:
@@ -221,15 +225,15 @@ def judge(
     slices: Mapping[str, tuple[Measured, Measured]],
     config: GateConfig = GateConfig(),
     *,
-    volume: float | None = None,  # noqa: B008 frozen
+    volume: float | None = None,  # noqa: B008
 ) -> Verdict:
     """Return whether a new model may follow the old one: a pure function of measurements.
 
     Args:
-      slices: name to (new, old) on the same requests: first the newest ones, of which size, speed, vocabulary, overlap and the
-        floor are judged, then those of an earlier period, which a bad day cannot have spoilt.
+      slices: (new, old) by name on the same requests: first the newest ones, which size, speed, vocabulary, overlap and floor
+        are judged on, then an earlier period, which a bad day cannot have spoilt.
       config: bounds.
-      volume: events a day of the new part over those before it; None where nobody knows.
+      volume: events a day of the new part over those before it; None for unknown.
     """
     reasons, compared = [], {}
     for name, (new, old) in slices.items():
@@ -248,8 +252,7 @@ def judge(
                 f"better; bound: at least {config.overlap:.1%}"
             )
     gauc = new.by_user.get("gauc")
-    options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
-    if gauc is not None and (own := metrics.user_interval(gauc, **options)).low <= config.floor:
+    if gauc is not None and (own := metrics.user_interval(gauc, **config.bootstrap)).low <= config.floor:
         interval = f"{config.level:.0%} interval {own.low:.4f} to {own.high:.4f}"
         reasons.append(f"{name}: gauc of the new model is {own.value:.4f} ({interval}); bound: surely above {config.floor:g}")
     if new.unknown > config.unknown:
@@ -282,8 +285,7 @@ def volume(times: np.ndarray, since: int) -> float | None:
 
 def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict[str, Any]]:
     """Return both values and the interval of the difference of every metric that both have."""
-    options: dict[str, Any] = {"draws": config.draws, "level": config.level, "seed": config.seed}
-    differences = metrics.paired_intervals(new.by_user, old.by_user, **options)
+    differences = metrics.paired_intervals(new.by_user, old.by_user, **config.bootstrap)
     return {
         name: {"new": new.by_user[name].mean, "old": old.by_user[name].mean, "difference": difference}
         for name, difference in differences.items()

@@ -49,8 +49,8 @@ class Job:
     def step(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the record of a step: `make` fills a folder and returns it, unless a job before the kill did.
 
-        The record is plain JSON; "line" in it is the line of progress, "seconds" is added unless it has them. The folder
-        appears whole or not at all. Raises WriterConflict where another job took the lease.
+        The record is plain JSON; "line" in it is printed, "seconds" is added. The folder appears whole or not at all. Raises
+        WriterConflict if another job took the lease.
         """
         record = self.sealed(name)
         if record is None:
@@ -68,19 +68,13 @@ class Job:
 
 @contextlib.contextmanager
 def begin(
-    work: Path,
-    arguments: Mapping[str, Any],
-    *,
-    places: tuple[Path, ...] = (),
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[Job]:
+    work: Path, arguments: Mapping[str, Any],
+    *, places: tuple[Path, ...] = (), say: Callable[[str], None], check: Callable[[], None] = lambda: None,
+) -> Iterator[Job]:  # fmt: skip
     """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
 
-    An unfinished job of other arguments (another model, other data) is removed, and its steps are done again: nothing of it was
-    published. Before that, and before the first step of any new job, `check` raises for inputs that cannot be used.
-
-    An attempt that ends before its first step is done leaves nothing behind.
+    An unfinished job of other arguments is removed: nothing of it was published. Before that, and before a new job, `check`
+    raises for inputs that cannot be used. A job that ends before its first step is done leaves nothing behind.
 
     Raises:
       WriterConflict: a job runs there; names its process and host.

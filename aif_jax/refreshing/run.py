@@ -60,24 +60,19 @@ def refresh(
 ) -> Refreshed:
     """Train the served model on newer events, judge it against the served one, and publish it if the gate passes it.
 
-    One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is
-    sealed in `work` when it is done: killed at any moment, the same call goes on behind the last one and ends with the same
-    model, bit for bit. A second job on the same place is refused.
+    One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is sealed in `work`
+    when it is done: killed at any moment, the same call resumes after the last one and ends with the same model, bit for bit. A
+    second job on the same folder or store is refused.
 
-    The new samples since the served model's last one are split by time: the first are trained on, with a calibrated model the
-    next part is what the calibration is fitted on, and the last part, the newest hours, is for the gate. The next refresh
-    trains on what this one held out.
-
-    A bad day spoils both its training part and its newest hours. So the gate also judges on the requests of an earlier period,
-    `RefreshConfig.fixed`, which no refresh trains on.
-
-    All inputs are checked before an unfinished job of other arguments is dropped. Into an empty store the served model is
+    The new samples are split by time: training, for a calibrated model its calibration, and the newest hours for the gate. The
+    next refresh trains on what this one held out. A bad day spoils both its training part and its newest hours, so the gate
+    also judges on an earlier period, `RefreshConfig.fixed`, which no refresh trains on. Into an empty store the served model is
     published first, once the gate has passed the new one, so that the first refresh can be rolled back.
 
     Args:
       current: served model: a snapshot store of exports (such as `out`), a folder that `aif.open` reads, or a `Trained`.
-      events: files or tables of `read`: the new events, and earlier ones as far back as histories and `replay` shall reach. Or
-        a `Dataset` with an encoder.
+      events: files or tables of `read`: new events, and earlier ones as far back as histories and `replay` should reach. Or a
+        `Dataset` with an encoder.
       config: what is trained, held out, forgotten and refused.
       out: snapshot store of exports, see `connectors.SnapshotStore`: what `aif-jax serve OUT --mirror DIR` follows. Reports go
         to the store OUT/reports.

@@ -1,4 +1,4 @@
-"""The served model, and what it says of its training: until when, on which task, and the periods that it was judged on."""
+"""The served model and the record of its training: until when, on which task, and the periods that it was judged on."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ KEPT = "refresh.json"
 
 
 def training_record(trained: Trained, folder: Path | None = None) -> dict[str, Any]:
-    """Return record of a model's training: the settings of its run, and those that a refresh wrote into the export in `folder`.
+    """Return the record of a model's training, from the settings of its run and from what a refresh wrote into `folder`.
 
-    `until` when it was trained, and its `task`, None for unknown; `periods` [from, before] that it was judged on and never
-    trained on, the one to be judged on again first; the `newest` event that it was judged on, -1 for none; `id_dropout`.
+    `until`: end of the training events, and `task`, None for unknown; `periods`: [from, before] that it was judged on and never
+    trained on, the next one to judge on first; `newest`: the latest event that it was judged on, -1 for none; `id_dropout`.
     """
     record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is not None and "first_validation" in trained.settings:

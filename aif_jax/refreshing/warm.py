@@ -1,4 +1,4 @@
-"""Yesterday's model under today's vocabulary: as a start for training, and as it would answer today in service."""
+"""The served model under newer vocabularies: as a start for training, and as it answers newer requests in service."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the m
 
 
 def forgotten(data: Dataset, since: int) -> Dataset:
-    """Return the data without the ids that had no event since a moment: items, users, and attribute values of them alone.
+    """Return the data without ids that had no event since a moment: items, users, and attribute values of them alone.
 
-    Events of an item that is forgotten stay in histories as those of the unknown item; those of a user who is forgotten are
-    left out, but item statistics still count them. Candidates of a logged request are events of theirs.
+    Events of a forgotten item stay in histories as events of the unknown item; events of a forgotten user are left out, but
+    item statistics still count them. Candidates of a logged request count as events.
 
     Args:
       data: data with an encoder.
@@ -94,16 +94,16 @@ def forgotten(data: Dataset, since: int) -> Dataset:
 
 
 def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forget: bool = False, seed: int = 0) -> Trained:
-    """Return model under another vocabulary: old ids keep their rows, new ids get random ones, fitted tables are fitted again.
+    """Return the model under another vocabulary: old ids keep their rows, new ids get random ones, tables are fitted again.
 
-    An SVD term and a popularity correction are zero until they are fitted again after training; a calibration is left out.
+    SVD term and popularity correction are zero until they are fitted again after training; a calibration is left out.
 
     Args:
       trained: model with an encoder.
       encoder: encoder of newer data, such as of `read(earlier=trained)`.
       catalogue: items of `encoder`.
-      forget: whether `encoder` may lack ids of the model's, whose rows are dropped.
-      seed: seed of new rows, and of what is fitted on the catalogue: that of the model's own training keeps its signatures.
+      forget: whether `encoder` may lack ids of the model, whose rows are dropped.
+      seed: seed of new rows and fitted tables; the seed of the model's training keeps its signatures.
 
     Raises:
       ValueError: a model without an encoder, or without `forget` an encoder that lacks ids of the model's.
@@ -119,11 +119,9 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
 
 
 def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
-    """Return model for features of another encoder, with the scores that it gives in service: ids that it lacks are unknown.
+    """Return a model for features of another encoder, with the scores that it gives in service: ids that it lacks are row 0.
 
-    A request in service is encoded by the model's own encoder, where an id that the vocabulary lacks is row 0 and everything
-    else of the item stays. The same is done here to features that are encoded already, so that two models answer the same
-    requests.
+    So that two models of different vocabularies answer the same encoded requests.
 
     Args:
       trained: any model; one of `encoder` is returned as it is.
@@ -146,10 +144,7 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
 
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
 def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
-    """Return a model for features of another encoder (version `features`): `params[ROWS]` maps ids to its own, by attribute.
-
-    `config` has the sizes of that encoder.
-    """
+    """Return a model for features of another encoder (version `features`, sizes of `config`): `params[ROWS]` maps its ids."""
     encoding = base.config.schema.encoding
 
     def ids(params: Params, given: dict[str, Any]) -> dict[str, Any]:

@@ -60,8 +60,7 @@ def redacted(url: str) -> str:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder, which gets the name `path` when the block ends well and is removed when the block raises.
 
-    Files are forced to disk before the rename, so no half-written folder ever has the name. The yielded folder is alone in its
-    parent: scratch files may go to `partial.parent` and vanish with it. The parents of `path` are made.
+    Files are forced to disk before the rename, so no half-written folder ever has the name. The parents of `path` are made.
 
     Raises:
       FileExistsError: something is at `path`, before or after the block; it stays as it is.
@@ -92,9 +91,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield where to write a file, which gets the name `path` when the block ends well and is removed when the block raises.
 
-    The file is forced to disk before it replaces another one of the name, and the name after it: a kill or a power cut leaves
-    the old file or the new one, whole. A device, a pipe or a socket at `path` stays: the contents are written into it.
-    FileNotFoundError for a folder that is not there, IsADirectoryError for a folder at `path`, ValueError for a URL.
+    A kill or a power cut leaves the old file or the new one, whole. A device, a pipe or a socket at `path` stays: the contents
+    are written into it. FileNotFoundError for a missing folder, IsADirectoryError for a folder at `path`, ValueError for a URL.
     """
     target = local(path)
     if target.is_dir():
@@ -195,7 +193,7 @@ def _clean(leftover: Path) -> None:
 def compiled_folder(name: str = "aif_jax") -> Path:
     """Return the folder of compiled programs for this JAX on this machine, in the folder `name` of the user's cache directory.
 
-    Removes programs that no run used for DAYS, also those of other versions. Raises OSError if it cannot be written.
+    Removes programs of any version that no run used for DAYS. Raises OSError if it cannot be written.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name
     features = hashlib.sha256(cpu_features().encode()).hexdigest()[:8]
@@ -214,7 +212,7 @@ def compiled_folder(name: str = "aif_jax") -> Path:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return what a compiled program may rely on: the processor's features, or its name where the system lists no features."""
+    """Return the processor's features, on which compiled programs rely, or its name if the system lists none."""
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
             if line.startswith(("flags", "Features")):

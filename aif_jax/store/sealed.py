@@ -3,8 +3,7 @@
     manifest.json         the record, dtype and shape of every array, size and SHA-256 of the other file; a SHA-256 of all this
     arrays.safetensors    the arrays by path, in the public safetensors layout
 
-`export.consume` reads such files, also where this package is not installed; here they are written. A sealed record is a JSON
-file alone, with the same SHA-256.
+`export.consume` reads such files, also where this package is not installed; here they are written.
 """
 
 from __future__ import annotations
@@ -24,15 +23,11 @@ from safetensors.numpy import save_file
 from aif_jax.checks import expect
 from aif_jax.export.consume import files
 from aif_jax.export.consume.files import MANIFEST, seal
-from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished, write_file
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
 from aif_jax.store.trained import __version__
 from aif_jax.trees import describe, leaves_by_path, listed, mismatches, nest
 
 ARRAYS = "arrays.safetensors"
-
-
-class TornRecord(CheckpointError):
-    """A record that a power cut or another program left: no JSON, or none with a seal."""
 
 
 def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
@@ -73,12 +68,12 @@ def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) ->
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a folder is a snapshot or a checkpoint, also one of an earlier version, which its reader refuses."""
+    """Return whether a folder holds a snapshot or checkpoint of any format version."""
     return any((folder / name).is_file() for name in (ARRAYS, METADATA_FILE))
 
 
 def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -> dict[str, Any]:
-    """Return the manifest of a folder; reads no arrays. `rebuild` is what to do about a folder of an earlier version.
+    """Return the manifest of a folder; reads no arrays. `rebuild` is the way out for messages.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -148,33 +143,13 @@ def digest_of(path: Path) -> str:
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """Return a record as the JSON file that `read_record` reads, with a SHA-256 of the record."""
+    """Return a record as a JSON file with a SHA-256 of the record."""
     return json.dumps({**record, "sha256": seal(json.loads(json.dumps(record)))}, indent=2).encode() + b"\n"
-
-
-def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as one file, or replace it: whole and on disk when this returns."""
-    write_file(path, sealed(record))
-
-
-def read_record(path: Path, what: str) -> dict[str, Any]:
-    """Return the record in a file, without its SHA-256; `what` it should be, for messages.
-
-    Raises FileNotFoundError, TornRecord for a file that holds no record, CheckpointError for an altered one.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        digest = record.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise TornRecord(f"{path}: expected {what}, got none: {error!r}") from error
-    if digest != seal(record):
-        raise CheckpointError(f"{path}: the record was altered: expected the sha256 {seal(record)}, got {digest}; restore it")
-    return record
 
 
 @contextlib.contextmanager
 def refusing(where: str | Path) -> Iterator[None]:
-    """Raise what `export.consume` refuses as a CheckpointError, with the place."""
+    """Raise ExportErrors of the block as CheckpointErrors that name the folder."""
     try:
         yield
     except files.ExportError as refused:

@@ -32,7 +32,7 @@ __version__ = "0.2.0"
 class Digest:
     """What identifies one leaf of a tree."""
 
-    dtype: str  # "float32", "<U12" for strings, "key<fry>" for typed random keys
+    dtype: str  # "float32", "key<fry>" for typed random keys
     shape: tuple[int, ...]
     sha256: str  # of the bytes in C order
 

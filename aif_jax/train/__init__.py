@@ -3,7 +3,7 @@
 from aif_jax.train import edits, losses
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
-from aif_jax.train.edits import carry_over, fit_pure_svd, svd_factors
+from aif_jax.train.edits import carry_over, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
 from aif_jax.train.fit import FitConfig
 from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
@@ -13,7 +13,7 @@ from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextI
 
 __all__ = [
     "NextItem", "Liked", "Impressions", "Cascaded", "FitConfig", "Teacher",
-    "evaluate", "Evaluation", "baseline_scores", "edits", "fit_pure_svd", "svd_factors",
+    "evaluate", "Evaluation", "baseline_scores", "edits", "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",
     "loop", "Saving", "resume", "BadBatch", "score", "predict", "JsonLines",

@@ -1,11 +1,11 @@
 """Distillation: a ranker's scores are one more label, of the candidates of a task and of those that retrieval finds.
 
 *Why.* A pre-ranker is judged by what the ranker behind it loses (`metrics.ranker_recall_at_k`). The loss of a task teaches one
-event against its negatives; the ranker orders everything that retrieval finds, and its scores of that teach the rest.
+event against its negatives; the ranker's scores of everything that retrieval finds teach the rest.
 
-*Candidates of the task alone* are scored batch by batch, again in every epoch. *Retrieved candidates* are scored once, before
-training, into folders that a killed run goes on with; every epoch draws some of them again. *A logged ranker* is a label of
-`Dataset.cascade`, a column of scores: a ranker of any kind.
+*Candidates of the task* are scored batch by batch, again in every epoch. *Retrieved candidates* are scored once, before
+training, into folders from which a killed run resumes; every epoch draws some again. *A logged ranker* is a label of
+`Dataset.cascade`.
 
 Sources: Hinton et al. 2015 (arXiv 1503.02531); for a pre-ranker RankFlow (Qin et al. 2022) and HCCP (arXiv 2502.10284).
 """
@@ -58,12 +58,11 @@ class Teacher:
 
     Attributes:
       ranker: a `Trained` model of this data, such as `run.trained`; a function of positions [B] in the log and catalogue rows
-        [B, C] that returns float32 [B, C]; or the name of a label of `Dataset.cascade`, a column of scores that any ranker has
-        logged.
+        [B, C] that returns float32 [B, C]; or the name of a label of `Dataset.cascade`, scores that any ranker has logged.
       loss: the loss of the ranker's scores, with its weight.
-      candidates: what retrieval finds for each sample: a file of `readers.read_candidates`; a function of positions [B] in the
-        log that returns catalogue rows [B, N]; or such rows [n, N] of all events. The ranker scores them once, before training,
-        into the folder of the run. None: it scores the candidates of the task alone, in every epoch.
+      candidates: retrieved candidates of each sample, scored once, before training: a file of `readers.read_candidates`; a
+        function of positions [B] in the log that returns catalogue rows [B, N]; or rows [n, N] of all events. None: the ranker
+        scores the candidates of the task alone, in every epoch.
       count: how many retrieved or logged candidates of each sample are drawn for a batch.
 
     Raises:
@@ -107,7 +106,7 @@ class RankedCandidates:
     scores: np.ndarray
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and scores [B, N] of some requests; 0 and NaN for those that there are none of."""
+        """Return rows and scores [B, N] of some requests; 0 and NaN for a request without."""
         place = np.searchsorted(self.positions, positions)
         there = (np.append(self.positions, -1)[place] == positions)[:, None]
         place = np.minimum(place, len(self.positions) - 1)
@@ -120,9 +119,9 @@ def teaches_corrected(term: Loss) -> bool:
 
 
 def with_teacher(loss: Any, term: Loss, objectives: tuple[str, ...] = ()) -> Goals:
-    """Return the loss of the labels and, added to it, a loss of the ranker's scores, for a model of one objective.
+    """Return the loss of the labels plus a loss of the ranker's scores, for a model of one objective.
 
-    Where the ranker's loss reads `log_q`, the batch has it for that loss alone: the labels' losses do not subtract it.
+    If the ranker's loss reads `log_q`, the labels' losses do not subtract it.
     """
     names = objective_names(objectives)
     expect(len(names) < 2, "fit teacher", "a model of one objective; give Goals with the label of each", list(names))
@@ -157,9 +156,9 @@ def scores_of(teacher: Trained | Scores, data: Dataset) -> Scores:
 
 
 def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
-    """Return logits of a model by row, as serving makes them: the item function runs once for all items, histories by length.
+    """Return logits of a model by row, as in serving: the item function runs once for all items, histories by length.
 
-    Where the schema has item statistics, which are as of each request, it runs for each candidate.
+    With item statistics, which are as of each request, it runs for each candidate.
     """
     longest = model.config.history_length
     choices = [longest >> n for n in range(longest.bit_length()) if longest >> n >= SHORTEST][::-1] or [longest]
@@ -204,15 +203,13 @@ def rank_retrieved(
     scores: Scores, data: Dataset, positions: np.ndarray, retrieval: Retrieval, *, folder: Path, name: str, repeats: bool,
     progress: bool = True,
 ) -> RankedCandidates:  # fmt: skip
-    """Return a ranker's scores of each request's item and of what retrieval finds for it, without repeats.
-
-    They are written part by part, and a call that was killed goes on with the part that it was at.
+    """Return a ranker's scores of each request's item and its retrieved candidates, each once; a killed call resumes by part.
 
     Args:
       positions: int64 [R] of the log, ascending.
-      folder: where the parts are; those of another ranker, retrieval or data are a ValueError.
+      folder: folder of the parts; ValueError for parts of another ranker, retrieval or data.
       name: ranker and retrieval in words, for that check.
-      repeats: whether users come back to items; if not, what they have met is no candidate.
+      repeats: whether users come back to items; if not, items that they have met are no candidates.
     """
     wide = np.shape(retrieval(positions[:1]) if callable(retrieval) else retrieval)[-1:]
     expect(bool(wide) and wide[0] > 0, "Teacher.candidates", "rows [B, N] of at least one candidate", f"shape {wide}")
@@ -257,8 +254,8 @@ def distilled(
     """Return the same candidates with the ranker's logits as one more label; a label without a name is called `LABEL`.
 
     Args:
-      scores: a function of any candidates; or retrieved ones with scores: those that `source` has too get them, and `count`
-        others are drawn without replacement for each list, whose other labels are unknown (NaN).
+      scores: a function of any candidates; or retrieved candidates with scores: `source`'s candidates among them get their
+        scores, and `count` others are drawn without replacement for each list, whose other labels are unknown (NaN).
       name: ranker and retrieval in words, for the description.
       offset: float32 [N] the popularity correction of each catalogue row, which becomes `log_q`; None keeps that of `source`.
     """

@@ -1,18 +1,18 @@
 """Edits of a model after training: SVD term, popularity correction, unseen items, calibration.
 
-An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so the index is
-built after the last. An edit that changes the scores removes a calibration, which is of the scores before: calibrate last.
+An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so build the
+index after the last. An edit of the scores removes a calibration, which was fitted on the scores before: calibrate last.
 `before` is the end of the training events, in seconds since 1970.
 
-*Calibration.* Sampling shifts the logits of a model. Where a sample keeps every positive and a share r of the negatives, the
-odds in it are 1 / r times those outside, so the logit is too high by -log r, whatever the features: that part is corrected
-analytically. Where each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. What is
-left (a loss that teaches the order, a model that is too sure) is fitted on held-out entries:
+*Calibration.* Sampling shifts the logits of a model. If a sample keeps every positive and a share r of the negatives, its odds
+are 1 / r times the odds outside, so the logit is too high by -log r, whatever the features: this is corrected analytically. If
+each negative was drawn with a known rate, an entry counts for 1 / rate entries of the population. The rest (a loss that teaches
+the order, an overconfident model) is fitted on held-out entries by Platt scaling, two numbers an objective that keep the order:
 
-    logit' = scale * logit + bias                              two numbers an objective (Platt scaling)
+    logit' = scale * logit + bias
 
-The result is a part of the parameters, `params["fitted"]["calibration"]`, so the version, the checkpoint and the export have
-it; training never changes it. It rises with the logit: it changes no order.
+They are stored in `params["fitted"]["calibration"]`, so version, checkpoint and export include them; training never changes
+them.
 
 Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for sampled negatives, He et al. 2014.
 """
@@ -35,13 +35,14 @@ from scipy.special import expit, logit
 
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
-from aif_jax.checks import check_encoding, expect, expect_integers, expect_like_scores
+from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
+from aif_jax.metrics.entries import weighted_entries
 from aif_jax.model import rebuilt
 from aif_jax.scores import GROUP, parse_objectives, with_calibration
 from aif_jax.store.trained import Trained
@@ -63,8 +64,8 @@ def platt(
       rate: share of the population's negatives that these entries hold, where all are kept alike.
 
     Raises:
-      ValueError: shapes, NaN scores, weights or a rate that do not fit; entries of one class only; scores that do not
-        rise with the labels, whose calibration would turn the order round; logits that float32 cannot hold or scale.
+      ValueError: shapes, scores, weights or a rate that do not fit; entries of one class only; scores that do not rise with the
+        labels, whose calibration would reverse the order.
 
     Example:
       >>> scale, bias = platt([-1.0, -1.0, 1.0, 1.0] * 25, [0, 1, 0, 1] * 24 + [0, 0, 1, 1], rate=0.5)
@@ -72,39 +73,15 @@ def platt(
       (0.08, -0.69)
     """
     expect(0 < rate <= 1, "calibration rate", "a share above 0 and at most 1", rate)
-    s, y, w = _entries(scores, labels, where, weights)
-    total, positives = w.sum(), (w * y).sum()
+    entries = weighted_entries(scores, labels, where, weights)
+    s, y, w = (part[entries[2] > 0] for part in entries)
+    largest, limit = np.abs(s).max(initial=0.0), 1e30  # far from the ends of float32, which `scale` and `bias` are of
+    expect(largest < limit, "calibration scores", f"finite logits, none beyond {limit:g}", f"one of {largest:.3g}")
+    total, positives = w.sum(), w[y].sum()
     expect(0 < positives < total, "calibration labels", "entries of both classes", f"{positives:g} positives of {total:g}")
     scale, bias = _least_log_loss(s, y, w)
     expect(scale > 0, "calibration scores", "scores that rise with the labels", f"a scale of {scale:.3g}")
-    made = _float32(scale), _float32(bias + math.log(rate))
-    normal = made[0] >= np.finfo(np.float32).tiny
-    expect(normal, "calibration scores", "smaller logits, that float32 can scale", f"a scale of {scale:.3g}")
-    return made
-
-
-def _float32(values: Any) -> np.ndarray:
-    """Return values as float32; ValueError where one is too large."""
-    largest = np.max(np.abs(values), initial=0.0)
-    expect(largest < np.finfo(np.float32).max / 2, "calibration scores", "logits that float32 holds", f"one of {largest:.3g}")
-    return np.asarray(values, np.float32)
-
-
-def _entries(scores: Any, labels: Any, where: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores, labels and weights of the entries that count, float64 [n]."""
-    s, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    expect(y.shape == s.shape, "calibration labels", f"the shape of scores {s.shape}", y.shape)
-    valid, w = np.asarray(True if where is None else where), np.asarray(1.0 if weights is None else weights, np.float64)
-    for value, name, given in ((valid, "where", where), (w, "weights", weights)):
-        if given is not None:
-            expect_like_scores(value.shape, name, s.shape)
-    valid, w = np.broadcast_to(valid, s.shape), np.broadcast_to(w, s.shape)
-    s, y, w = s[valid], y[valid], w[valid]
-    expect(np.isfinite(s).all(), "calibration scores", "finite logits", "some that are not")
-    _float32(s)
-    expect(np.isin(y, (0, 1)).all(), "calibration labels", "0 or 1", np.unique(y)[:5])
-    expect((np.isfinite(w) & (w >= 0)).all(), "calibration weights", "finite weights of 0 or more", "some that are not")
-    return s[w > 0], y[w > 0], w[w > 0]
+    return np.asarray(scale, np.float32), np.asarray(bias + math.log(rate), np.float32)
 
 
 def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
@@ -114,7 +91,7 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         z = theta @ features
-        return share @ np.logaddexp(0, np.where(y > 0, -z, z)), features @ (share * (expit(z) - y))
+        return share @ np.logaddexp(0, np.where(y, -z, z)), features @ (share * (expit(z) - y))
 
     def curvature(theta: np.ndarray) -> np.ndarray:
         p = expit(theta @ features)
@@ -139,14 +116,21 @@ def chain(*edits: Edit) -> Edit:
     return lambda trained, data: functools.reduce(lambda made, edit: edit(made, data), edits, trained)
 
 
-def svd_term(*, before: int, **options: Any) -> Edit:
-    """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd`; `options` of `fit_pure_svd`."""
+def svd_term(*, before: int, deviation: float = DEVIATION, **sizes: Any) -> Edit:
+    """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd` and `svd_factors`.
+
+    `sizes` are `width`, `length` and `decay` of the block that is added; ValueError for any where the model has one.
+    """
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
-        log = data.histories
+        config, log, there = trained.config, data.histories, trained.config.find("pure_svd")
+        got = f"{sizes}; leave out width=, length=, decay="
+        expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
+        block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
         user, item = (part[log.time < before] for part in (log.user, log.item))
-        params, config = fit_pure_svd(trained.params, user, item, config=trained.config, **options)
+        table = svd_factors(user, item, size=size, block=block, deviation=deviation)
+        params, config = with_pure_svd(trained.params, table, config=config, block=block)
         return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
     return edit
@@ -182,34 +166,26 @@ def calibration(
     *,
     calibration_negatives: int | None = 15,
     rate: float = 1.0,
-    weights: Any = None,
     seed: int = 0,
     batch_size: int = 128,
     progress: bool = True,
 ) -> Edit:
     """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
-    What the probabilities are of is what the candidates are: of lists that were shown, the chance of a click where an item is
-    shown; of an event's item among sampled ones, the chance to be the event's among these, and with a source that gives `log_q`
-    among all items. A conditional objective is fitted where its condition is true. The edit raises ValueError as `evaluate` and
-    `platt`.
+    The candidates decide what the probabilities mean: for shown lists, a click given that the item is shown; for sampled ones,
+    being the event's item among them, or among all items if the source gives `log_q`. A conditional objective is fitted where
+    its condition is true. The edit raises ValueError as `evaluate` and `platt`.
 
     Args:
-      held_out: gives positions [n] of held-out events, as in `evaluate`, and lists with labels; None draws as `evaluate` does.
+      held_out: returns positions [n] of held-out events and the source of their lists; None for lists as `evaluate` draws them.
       calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all.
-      rate: share of the negatives of production that these lists hold, where a log keeps only some: corrected analytically.
-      weights: [n] how many requests of production each of the positions stands for, such as more where histories are long
-        because they have grown since; None for one each.
+      rate: share of the negatives of production that these lists hold, if a log keeps only some.
     """
 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
         model, (positions, candidates) = trained.model, held_out(data)
         positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-        expect(len(positions) > 0, "positions", "at least one held-out event", "none; move the split, or lower min_history")
-        each = np.asarray(1.0 if weights is None else weights, np.float64)
-        expected, got = f"one for each of {len(positions)} positions", f"shape {list(each.shape)}"
-        expect(weights is None or each.shape == positions.shape, "calibration weights", expected, got)
         lists = (candidates or sampled_before(data, positions))(positions, SampleKey(seed, 0, 0))
         scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
         few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
@@ -225,11 +201,10 @@ def calibration(
             if given is not None:
                 known &= labels[given] == 1
             raw = scores[..., place] if model.config.outputs > 1 else scores
-            drawn = population_weights(labels[name], lists.log_q)
-            weighed = np.broadcast_to(each.reshape(-1, 1) * (1.0 if drawn is None else drawn), raw.shape)
+            weights = population_weights(labels[name], lists.log_q)
             entries = (np.where(known, values, 0)[:, few] for values in (raw, labels[name]))
-            one = {"where": known[:, few], "weights": weighed[:, few], "rate": rate if given is None else 1.0}
-            parts.append(platt(*entries, **one))
+            one = {"where": known[:, few], "weights": None if weights is None else weights[:, few]}
+            parts.append(platt(*entries, **one, rate=rate if given is None else 1.0))
         scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
         return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
 
@@ -237,7 +212,7 @@ def calibration(
 
 
 def _edit(change: Edit) -> Edit:
-    """Return the edit that refuses data of another encoder and changes the model without its calibration."""
+    """Make an edit refuse data of another encoder, and start without the calibration of the model."""
 
     def edit(trained: Trained, data: Dataset) -> Trained:
         check_encoding("data", expected=trained.encoding, got=data.encoding)
@@ -250,12 +225,12 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     """Return factors of training events, for `with_pure_svd`: float32 [size, R].
 
     Args:
-      user, item: integers [E], the row of the user and of the item of each training event, by time for each user. Item row 0 is
-        the unknown item and has no factor.
+      user, item: integers [E], rows of user and item of each training event, by time for each user. Item row 0 is the unknown
+        item and has no factor.
       size: N, rows of the catalogue.
       block: gives R, and how the history counts.
-      deviation: deviation of the block's term over users (at the end of their events) and trained items, in logits: how much
-        it says. The default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
+      deviation: standard deviation of the block's term over users (at the end of their events) and trained items, in logits.
+        The default was chosen on the validation slice of merged MovieLens (experiments/notes/study.md).
 
     Raises:
       TypeError, ValueError: rows that are not integers, not of one length or out of range; a deviation that is not positive.
@@ -289,23 +264,6 @@ def svd_deviation(factors: np.ndarray, user: np.ndarray, item: np.ndarray, *, bl
     return float(term.std()) if term.size else 0.0
 
 
-def fit_pure_svd(
-    params: Params, user: Any, item: Any, *, config: Config, deviation: float = DEVIATION, **sizes: Any
-) -> tuple[Params, Config]:
-    """Return `with_pure_svd` of `svd_factors`: the model with the factors of training events.
-
-    `user`, `item`, `deviation` and what is refused are as for these two. `sizes` are those of the `PureSvd` that is added;
-    ValueError for any where the model has one.
-    """
-    there = config.find("pure_svd")
-    if there is not None and sizes:
-        raise ValueError(f"sizes: expected none, since the model has {there}, got {sizes}. Leave out width=, length=, decay=")
-    block = there or PureSvd(**sizes)
-    size = config.schema.item_attribute("item").size
-    table = svd_factors(user, item, size=size, block=block, deviation=deviation)
-    return with_pure_svd(params, table, config=config, block=block)
-
-
 def _right_vectors(met: Any, width: int) -> np.ndarray:
     """Return the leading right singular vectors of a sparse matrix, float32 [N, width or fewer], the largest value positive."""
     least = min(met.shape)
@@ -319,7 +277,7 @@ def _right_vectors(met: Any, width: int) -> np.ndarray:
 
 
 def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
-    """Return what the block's user half is after the last event of some users: events [E] by time for each -> [U, R]."""
+    """Return the block's user half float64 [U, R] after the last event of some users, from events [E] by time for each."""
     order = np.argsort(user, kind="stable")
     ends = np.cumsum(np.bincount(user))
     chosen = np.random.default_rng(SEED).permutation(len(ends))[:REQUESTS]
@@ -341,12 +299,10 @@ def grow_vocabulary(
     `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
 
     Args:
-      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows, and with it every attribute that
-        reads the table too.
+      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows, for every attribute that reads it.
       size: rows of the new vocabulary, the unknown row 0 included.
-      rows: int [old size], the new row of each old row, for ids that moved, and -1 for a row whose id is gone: what takes its
-        place, if anything, starts new. None where new ids were appended. With a `Vocabulary` before and after:
-        `encoding.vocabulary.new_rows(before, after)`.
+      rows: int [old size], the new row of each old row, -1 for an id that is gone, such as
+        `encoding.vocabulary.new_rows(before, after)`; None if new ids were appended.
 
     Raises:
       KeyError: no attribute with such a table.
@@ -387,13 +343,11 @@ def grow_vocabulary(
 
 
 def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained:
-    """Return the model under the vocabularies of a newer encoder: an id that both know keeps everything that stands at its row.
+    """Return the model under the vocabularies of a newer encoder: ids that both know keep the values of their rows.
 
-    A row whose id is gone, and one that has a new id, start new: the embedding as in `grow_vocabulary`, and the values of the
-    unknown item in every table of `params["fitted"]`: signatures, codes, SVD factors, popularity corrections, the fields of
-    items. A field's value that is gone becomes unknown in the fields of all items. Indexes and user states carry the version
-    that they were made with, so none of the model before is taken; build them from the result. Fit the tables again on the new
-    catalogue, and run the edits after training again, so that new items have theirs.
+    Rows of new ids get a new embedding as in `grow_vocabulary`, and the values of the unknown item in every table of
+    `params["fitted"]`, until you fit the tables on the new catalogue and run the edits again. A field's value that is gone
+    becomes unknown in the fields of all items. Build indexes from the result: its version is another.
 
     Args:
       trained: model of the encoder before, not changed.
@@ -422,8 +376,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
     """Return parameters in which items without a training event have the embedding of the unknown item.
 
-    For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. What is fitted on content stays.
-    `counts` are integers [N], training events of each catalogue row; TypeError or ValueError for others.
+    For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. `counts` are integers [N], training
+    events of each catalogue row; TypeError or ValueError for others.
     """
     size = config.schema.item_attribute("item").size
     counts = expect_integers(counts, "counts", size=2**62)

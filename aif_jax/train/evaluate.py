@@ -1,8 +1,6 @@
-"""Evaluation by request: AUC, GAUC, log-loss and calibration on lists of candidates, HR@k and NDCG@k in the catalogue, and
-ranker recall on logged candidates.
+"""Evaluation by request: figures on lists of candidates, in the whole catalogue, and against a ranker.
 
-Ranking figures read raw logits; log-loss and calibration read the probabilities that serving multiplies, see
-`train.edits.calibration`.
+Ranking figures read raw logits; log-loss and calibration read calibrated probabilities, see `train.edits.calibration`.
 """
 
 from __future__ import annotations
@@ -64,12 +62,12 @@ class Evaluation:
       ndcg: NDCG@k of the same.
       ranker_recall: share of the logged ranker's top 10 among the `kept` best of the logged candidates; None without a cascade
         that has the label "ranker". In training, a teacher is that ranker.
-      kept: as many candidates as the log's own pre-ranking passed on, the mean over requests; a quarter of a teacher's.
-      objectives: the figures of each objective by name, where there are several; those above are of the first.
-      note: note of a run: which terms the scores lack that are fitted after training, and the call that adds them; "" for none.
-      by_user: the figures but the objectives' by name before they are averaged, for `intervals`; and those of baselines on the
-        same requests and candidates, such as "baseline.popularity.gauc".
-      asked: what decides the requests and candidates, for `against`: digests and settings by name.
+      kept: how many candidates the log's own pre-ranking passed on, the mean over requests; a quarter of a teacher's.
+      objectives: figures of each of several objectives by name; the figures above are of the first.
+      note: terms fitted after training that the scores lack, and the call that adds them; "" for none.
+      by_user: figures by name before they are averaged, for `intervals`; and baselines' figures on the same requests and
+        candidates, such as "baseline.popularity.gauc".
+      asked: digests and settings that decide requests and candidates, for `against`.
     """
 
     requests: int
@@ -113,9 +111,9 @@ class Evaluation:
     def against(
         self, other: Evaluation, *, ratio: bool = False, draws: int = DRAWS, level: float = 0.95, seed: int = 0
     ) -> dict[str, metrics.Interval]:
-        """Return what these figures are above those of another model on the same requests, resampled by the same users.
+        """Return these figures less those of another model on the same requests, resampled by the same users.
 
-        A difference whose interval holds 0 may be chance. Arguments as `metrics.paired_interval`.
+        A difference whose interval includes 0 may be chance. Arguments as `metrics.paired_interval`.
 
         Raises:
           ValueError: an evaluation of other requests, candidates or settings; names what differs.
@@ -127,7 +125,7 @@ class Evaluation:
         return metrics.paired_intervals(ours, other._parts(), ratio=ratio, draws=draws, level=level, seed=seed)
 
     def _parts(self) -> dict[str, metrics.ByUser]:
-        """Return the figures by user by name, those of objectives with their names before them, in the order of `figures`."""
+        """Return figures by user, with the names of objectives before theirs, in the order of `figures`."""
         named = {f"{name}.{figure}": part for name, one in self.objectives.items() for figure, part in one.by_user.items()}
         return {**self.by_user, **named}
 
@@ -164,26 +162,23 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate a model on held-out events: a list of candidates for each, and its rank in the catalogue.
 
-    Every figure has a 95 % interval over users, see `Evaluation.intervals`. Where the data have a cascade with the label
-    "ranker", the requests of the positions that it holds give `Evaluation.ranker_recall`, by the first objective.
+    Every figure has a 95 % interval over users, see `Evaluation.intervals`. A cascade with the label "ranker" gives
+    `Evaluation.ranker_recall`, by the first objective.
 
     Args:
       positions: [R] integer positions of events in the log, such as `split_by_time(data.log, min_history=5).test`.
       k: k of HR@k and NDCG@k in the catalogue; None does not rank the catalogue.
-      candidates: lists of candidates with labels 0 and 1, of several objectives by name; NaN where the log does not know. A
-        conditional objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for
-        as many items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75
-        among the events before the first one in `positions`.
-      calibration_negatives: candidates after the first that log-loss and calibration are of: as many negatives as in training,
-        because they compare probabilities.
-      baselines: scores [N] of every catalogue row by name, whose figures come too, such as those of `baseline_scores`.
-      repeats: whether users come back to items; None takes `data.repeats`. If not, what they have met before is left out of
-        the catalogue, and of the lists that None for `candidates` draws; a source that is given has its `repeats` already.
+      candidates: lists of candidates with labels 0 and 1, by name for several objectives; NaN for unknown. A conditional
+        objective is evaluated over all candidates, by its product. With `log_q`, calibration counts a negative for as many
+        items as it was drawn from. None draws 99 negatives for each event's item, by popularity ** 0.75 before the first event.
+      calibration_negatives: candidates after the first that log-loss and calibration count: as many negatives as in training.
+      baselines: scores [N] of every catalogue row by name, such as from `baseline_scores`, whose figures are returned too.
+      repeats: whether users come back to items; None takes `data.repeats`. If not, items that the user has met are left out of
+        the catalogue, and of lists drawn by default; a given source has its own `repeats`.
       seed: seed of sampled candidates.
 
     Raises:
-      EncodingMismatch: data of another encoder than the one whose data the model is of, see `Schema.encoding`; data without
-        an encoder has nothing to compare.
+      EncodingMismatch: data of another encoder than the model's, see `Schema.encoding`.
       ValueError: no position, a k below 1, or what the source refuses, such as an event of an unknown item.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
@@ -268,7 +263,7 @@ def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByU
 
 
 def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
-    """Return what decides the figures but the model, for `Evaluation.against`."""
+    """Return `Evaluation.asked` of lists."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},
@@ -332,8 +327,7 @@ def list_scores(
 ) -> np.ndarray:  # fmt: skip
     """Return joint scores of the candidates of R requests, float32 [R, C] or [R, C, T]; EncodingMismatch as `evaluate`.
 
-    At most `batch_size` requests are scored at a time, and fewer, or some of their candidates, where they would have more than
-    `chunk` candidates together.
+    At most `batch_size` requests and `chunk` candidates are scored at a time.
     """
     check_encoding("data", expected=model.config.schema.encoding, got=data.encoding)
     whole = lists.rows.shape[1]
@@ -378,16 +372,13 @@ def catalogue_scores(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Yield scores of the whole catalogue by the first objective for the user of each event int64 [R], some events at a time.
 
-    Item statistics, where the schema has them, are those as of the first of the events that are scored together, as an index
-    that was refreshed just before it holds them: the events then come by time.
-
-    Memory: the item rows of the catalogue, as an index holds them, and twice while they are made; `SCORES` scores on the host,
-    or those of one user; and a program that scores `chunk` pairs of a user and an item at a time: fewer for a model whose
-    arrays for a pair are large, such as `full_attention` with long histories.
+    With item statistics the events come by time, and statistics are as of the first event of a batch, as in an index that was
+    refreshed just before it. Memory: the item rows of the catalogue, twice while they are computed; `SCORES` scores on the
+    host, or those of one user; and a program that scores `chunk` pairs of user and item at a time.
 
     Yields:
-      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0, no item, and, unless users come back
-      to items (`repeats`; None takes `data.repeats`), for what the user has met before, but never for the event's own item.
+      int64 [b] indices into `positions`, and float32 [b, N] scores: -inf for row 0, and unless users come back to items
+      (`repeats`; None takes `data.repeats`) for items that the user has met, but for the event's own.
     """
     repeats = data.repeats if repeats is None else repeats
     log, total, length = data.log, len(data.catalogue), model.config.history_length

@@ -1,8 +1,6 @@
 """The usual training run: split by time, samples, optimizer, loop, validation, checkpoints, exact resume.
 
 The public entry point is `aif.fit`. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
-
-Its log says in words the samples of each split and what was left out, and what is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from aif_jax.encoding.times import seconds_of, shown
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
-from aif_jax.store.sealed import TornRecord, read_record, seal, sealed, write_record
+from aif_jax.store.sealed import seal
 from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
@@ -153,10 +151,9 @@ def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
     )
     every, requests = settings.evaluate_every or feed.steps_per_epoch, min(settings.requests, samples.validation)
     times, items = -(-steps // every), len(feed.dataset.catalogue) - 1
-    if users := times * requests:
+    if times and requests:
         whole = f", each over the catalogue of {items:,} items too (k={settings.k})" if settings.k else ""
-        evaluated = f"{times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
-        yield f"validation: {evaluated}: {users:,} user parts; training: {steps * size:,} user parts"
+        yield f"validation: {times:,} evaluation{'s' * (times > 1)} of {requests:,} requests{whole}"
     if items <= (settings.k or 0):
         yield f"hr@{settings.k} is 1 for every model: the catalogue has {items:,} items; take a smaller k"
 
@@ -166,7 +163,7 @@ def note(config: Config, task: Task, k: int | None) -> str:
     if k is None or not isinstance(task, NextItem):
         return ""
     terms = {} if config.find("pure_svd") else {"the SVD term": "with_svd(data)"}
-    if not config.find("item_offset") and not task.logq_correction and not task.uniform:
+    if not config.find("item_offset") and task.lacks_correction:
         terms["the popularity correction"] = "with_popularity_correction(data)"
     if not terms:
         return ""
@@ -185,14 +182,11 @@ def say(line: str, *, progress: bool) -> None:
         logger.info(line)
 
 
-RECORD = "fit.json"
 LOG = "log.jsonl"
 RANKED = "ranker_scores"
 PASSED_ON = 4  # one of so many candidates of a teacher is kept: the cut of its ranker recall
 SAVE_SECONDS = 600.0
 """Seconds between two checkpoints of one process, at most: a killed run loses no more."""
-LATER = ("sparse", "since", "replay", "without", "teacher", "candidates", "start")
-"""Settings that a record leaves out at their defaults, since records of earlier runs, which can be resumed, lack them."""
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
@@ -271,7 +265,7 @@ class FitConfig(Fields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitSettings(FitConfig):
-    """A `FitConfig` with what model, data and task decided: the record of a run, in its folder and checkpoints.
+    """A `FitConfig` with what model, data and task decided: the record of a run, which every checkpoint of it carries.
 
     Attributes:
       task: task of the run.
@@ -324,9 +318,7 @@ class FitSettings(FitConfig):
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of plain JSON values; `from_json` reads it back."""
-        unset = {f.name for f in dataclasses.fields(self) if f.name in LATER and getattr(self, f.name) == f.default}
-        unset |= {"validation", "test"} | (set() if self.teacher else {"teacher_candidates"})
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in unset}
+        values = dataclasses.asdict(self)
         values["task"] = {"name": type(self.task).__name__, **values["task"]}
         return json.loads(json.dumps(values))
 
@@ -450,8 +442,8 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
     """Return the `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
-    if folder is not None and is_run(folder) and Checkpoints(folder).steps:
-        return tuple(settings_in(folder).get("buckets", ()))
+    if folder is not None and (record := settings_in(folder)) is not None:
+        return tuple(record.get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
     if longest <= lengths.SHORTEST_LENGTH or not steps:
@@ -503,9 +495,7 @@ def train(
     step = make_step(model, optimizer, loss=loss, sparse=settings.sparse, compute_dtype=dtype)
     with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
-        number, log = int(state.step), JsonLines(folder / LOG)
-        if processes.first():
-            log.restore(number, checkpoints.figures)
+        log = JsonLines(folder / LOG)
         epoch, batch = feed.start(cursor)
         trained = epoch * feed.steps_per_epoch + batch
         with to_device(feed.batches(cursor), place=place) as batches:
@@ -523,11 +513,16 @@ def train(
         return final(checkpoints, settings)
 
 
+def expect_lacks_correction(task: Task, name: str) -> NextItem:
+    """Return the task; ValueError for one whose scores the popularity correction does not fit."""
+    fits = isinstance(task, NextItem) and task.lacks_correction
+    expect(fits, name, "a NextItem task with candidates by popularity, not corrected", task)
+    return task  # type: ignore[return-value]
+
+
 def correction_of(data: Dataset, settings: FitSettings) -> np.ndarray:
     """Return float32 [N] what `Run.with_popularity_correction` adds to each row's logit; ValueError without one."""
-    task = settings.task
-    if not isinstance(task, NextItem) or task.logq_correction or task.uniform > 0:
-        raise ValueError(f"Teacher.loss: expected a NextItem task with candidates by popularity, to be corrected, got {task}")
+    task = expect_lacks_correction(settings.task, "Teacher.loss")
     return popularity_offset(counts_before(data, settings.first_validation), power=task.power, untrained=None)
 
 
@@ -671,60 +666,35 @@ def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict
     return options | {"baselines": baselines}
 
 
-def begin(folder: Path, settings: FitSettings, *, resume: bool) -> None:
-    """Write the record of a run into its folder, or compare it with the one there: FileExistsError, ValueError."""
-    record = settings.to_json()
+def expect_resumable(folder: Path, settings: FitSettings, *, resume: bool) -> None:
+    """Raise unless a run can start or go on in a folder: FileExistsError, or ValueError for a run with other settings."""
     if (folder / METADATA_FILE).is_file():
         raise FileExistsError(f"{folder}: expected a new folder or one of a run, found a checkpoint; give another `out`")
-    if Checkpoints(folder).steps:  # until then there is nothing to resume
-        if not resume:
-            raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
-        if not is_run(folder):
-            raise FileExistsError(
-                f"{folder}: expected a new folder or one of a run, found checkpoints without settings and no {RECORD}; give"
-                f" another `out`"
-            )
-        if lines := differences(settings_in(folder), record, path="fit", source="run"):
-            raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
-    if not (folder / RECORD).is_file() or (folder / RECORD).read_bytes() != sealed(record):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder / RECORD, record)
+    if not Checkpoints(folder).steps:
+        return
+    if not resume:
+        raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
+    record = settings_in(folder)
+    if record is None:
+        expected = "a new folder or one of a run"
+        raise FileExistsError(f"{folder}: expected {expected}, found checkpoints without settings; give another `out`")
+    if lines := differences(record, settings.to_json(), path="fit", source="run"):
+        raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run, which its record says, or its checkpoints where the record is lost."""
-    if (folder / METADATA_FILE).is_file():
-        return checkpoint.settings_of(folder) is not None
-    return (folder / RECORD).is_file() or Checkpoints(folder).settings() is not None
-
-
-def settings_in(folder: Path) -> dict[str, Any]:
-    """Return record of the run in a folder; where it is lost or cut, as by a power cut, the settings in the latest checkpoint.
-
-    That of a run that `Run.save` wrote is in the checkpoint that the folder is. Raises FileNotFoundError for none,
-    CheckpointError for an altered one, or a damaged one without checkpoints.
-    """
-    if (folder / METADATA_FILE).is_file():
-        if (own := checkpoint.settings_of(folder)) is None:
-            raise FileNotFoundError(f"{folder}: expected the folder of a run, found a checkpoint; open it by aif.open")
-        return own
-    try:
-        return read_record(folder / RECORD, "the record of a run")
-    except (FileNotFoundError, TornRecord) as error:
-        gone = FileNotFoundError(f"{folder}: expected the folder of a run, found no {RECORD} in it")
-        problem = gone if isinstance(error, FileNotFoundError) else error
-    settings = Checkpoints(folder).settings()
-    if settings is None:
-        raise problem
-    logger.warning("%s; the settings of the run are those in its latest checkpoint", problem)
-    return settings
+def settings_in(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder, from its latest checkpoint or the one that `Run.save` wrote; None without."""
+    return checkpoint.settings_of(folder) if (folder / METADATA_FILE).is_file() else Checkpoints(folder).settings()
 
 
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
-    """Return the settings of the run in a folder, and the checkpoint of its model; raises as `settings_in`, `Checkpoints`."""
-    record = settings_in(folder)
-    settings = parsed(record, str(folder / RECORD))
-    if (folder / METADATA_FILE).is_file():
+    """Return the settings of the run in a folder, and the checkpoint of its model; FileNotFoundError without a run."""
+    record, saved = settings_in(folder), (folder / METADATA_FILE).is_file()
+    if record is None:
+        found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one in it"
+        raise FileNotFoundError(f"{folder}: expected the folder of a run, found {found}")
+    settings = parsed(record, str(folder))
+    if saved:
         return settings, checkpoint.load(folder)
     with checkpoints_of(folder, settings) as checkpoints:
         return settings, dataclasses.replace(final(checkpoints, settings), settings=record)

@@ -41,7 +41,7 @@ class LogWriter(Protocol):
         ...
 
     def rewind(self, step: int) -> None:
-        """Drop the rows behind `step`, which a run that starts there will write again; at 0 all of them."""
+        """Drop the rows after `step`, which a run that starts there writes again."""
         ...
 
 
@@ -75,25 +75,8 @@ class JsonLines:
     def rewind(self, step: int) -> None:
         """Keep the rows up to `step`."""
         if self.path.exists():
-            self._replace([row for row in self.rows() if row["step"] <= step])
-
-    def restore(self, step: int, figures: Mapping[int, Mapping[str, float]]) -> None:
-        """Add rows that a power cut took, as far as checkpoints have them, and report which are gone.
-
-        Args:
-          step: up to which a run has rows, its last one among them, such as the step of its last checkpoint.
-          figures: what is known of some steps.
-        """
-        rows = [row for row in self.rows() if row["step"] <= step]
-        last = max((row["step"] for row in rows), default=0)
-        if last >= step:
-            return
-        lost = {at: dict(known) for at, known in figures.items() if last < at <= step and known}
-        logger.warning(
-            "%s: the rows of the steps after %d up to %d are gone; the figures of the steps %s come from the checkpoints",
-            self.path, last, step, sorted(lost),
-        )  # fmt: skip
-        self._replace(rows + [{"step": at, **lost[at]} for at in sorted(lost)])
+            rows = [row for row in self.rows() if row["step"] <= step]
+            write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def rows(self) -> list[dict[str, Any]]:
         """Return rows, without an unfinished last line, which is reported. ValueError for any other line that is not JSON."""
@@ -109,17 +92,13 @@ class JsonLines:
                 raise ValueError(f"{self.path}, line {number}: expected JSON, got {text!r}") from error
         return rows
 
-    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-
 
 OUTSIDE = "a block or tower of yours that reads an embedding row outside the batch needs sparse=None"
 GROUPS = ("trained", "fitted")  # of a state's fields, those that are parameters
 
 
 DIVERGED = 100
-"""Times the loss of the first step (or 1, where that is less) from which on a loss is one of a model that diverged."""
+"""A run has diverged if its loss is so many times that of the first step, or 1 if that is less."""
 
 
 class BadBatch(ValueError):
@@ -150,8 +129,8 @@ class Saving:
       config, encoder: config and encoder of model and data; go into the checkpoints.
       every: steps between two checkpoints, counted over the whole run.
       seconds: a checkpoint more, without figures, where the one before is so many seconds old; not in several processes.
-      evaluate: gives figures of a state before each checkpoint: for the logs, and for `Checkpoints(keep_best=...)`. Several
-        processes all call it; the figures of process 0 count.
+      evaluate: returns figures of a state before each checkpoint, for logs and `Checkpoints(keep_best=...)`. All processes call
+        it; the figures of process 0 count.
     """
 
     checkpoints: Checkpoints
@@ -194,19 +173,17 @@ def loop(
     `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
 
     **Several processes** (`jax.distributed`) call this together, with equal states and each with its share of the same batches.
-    Process 0 shows the bar and writes the logs; all save checkpoints. A process that raises does not tell the others, see
-    `sharding.processes.end_at_once`; none skips a batch.
+    Process 0 shows the bar and writes the logs; all save checkpoints. For errors see `sharding.processes.end_at_once`.
 
     Args:
       state: where to start; it is consumed.
       batches: from `Pipeline.batches` (or `to_device` of them), or plain `Batch`es, which have no cursor to resume from.
       log_every: steps between two log entries; counted over the whole run, so that a resumed run logs the same steps.
-      on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step, "skipped", "empty_batches"
-        so far; since the entry before "examples_per_s" (samples), "padding" (share of the places of the
-        history without an event) and "input_share" (share of the time spent waiting for a batch); and the figures of
+      on_log: receives (step, values) at every log entry: "loss" and "grad_norm" of that step; totals "skipped" and
+        "empty_batches"; since the last entry "examples_per_s", "padding" (share of the places of histories without an event)
+        and "input_share" (share of the time spent waiting for batches), at first with compile time; figures of
         `Saving.evaluate`.
-        The first entry's rates include compile time.
-      writers: receive the same, see `aif_jax.train.loop`; their rows after the state's step are dropped at the start.
+      writers: receive the same, see `LogWriter`; their rows after the state's step are dropped at the start.
       max_skipped: more steps than this without a finite loss or gradient end the run.
       save: where and when to save checkpoints; None saves none.
 

@@ -29,7 +29,7 @@ from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array
 
 __all__ = [
-    "pointwise_bce", "listwise_softmax", "distill_pointwise", "distill_listwise",
+    "pointwise_bce", "listwise_softmax", "distill_listwise",
     "Loss", "term", "entries", "lists", "lists_with_a_positive",
 ]  # fmt: skip
 
@@ -265,40 +265,19 @@ def listwise_softmax(
     return cross_entropy / jnp.where(total > 0, total, jnp.ones_like(total))
 
 
-@term(entries, targets="teacher_scores")
-def distill_pointwise(
-    scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0
-) -> jax.Array:
-    """Return each score is taught the teacher's probability, the mean over valid entries.
-
-    t^2 KL(sigmoid(teacher / t) || sigmoid(s / t)); the factor t^2 keeps the size of gradients the same for every temperature.
-    The teacher gets no gradient. `log_q` is not read: the teacher's scores are not corrected either.
-
-    Args:
-      teacher_scores: the teacher's logits, shape of `scores`.
-      temperature: t > 0 and finite; above 1 softens the targets.
-
-    Example:
-      >>> teacher = jnp.array([1.0, -3.0])
-      >>> float(distill_pointwise(teacher, teacher, temperature=2.0))
-      0.0
-    """
-    scores, teacher = scores / temperature, jax.lax.stop_gradient(teacher_scores) / temperature
-    probability = jax.nn.sigmoid(teacher)
-    divergence = sigmoid_binary_cross_entropy(scores, probability) - sigmoid_binary_cross_entropy(teacher, probability)
-    return divergence * temperature**2
-
-
 @term(lists, targets="teacher_scores")
 def distill_listwise(
     scores: jax.Array, teacher_scores: jax.Array, where: jax.Array, log_q: jax.Array, *, temperature: float = 1.0,
     corrected: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """Return each list is taught the teacher's softmax over the same candidates, the mean over lists that are not empty.
+    """Return the divergence of each list's softmax from the teacher's, the mean over lists that are not empty.
 
-    t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught. Arguments as `distill_pointwise`.
+    t^2 KL(softmax(teacher / t) || softmax(s / t)): only differences within a list are taught; the factor t^2 keeps the size of
+    gradients the same for every temperature. The teacher gets no gradient.
 
     Args:
+      teacher_scores: the teacher's logits, shape of `scores`.
+      temperature: t > 0 and finite; above 1 softens the targets.
       corrected: teach s + log_q, the scores after `Run.with_popularity_correction`, the order of the teacher: for a model that
         will be served with the correction, and a teacher whose scores have it.
 

@@ -1,22 +1,19 @@
 """Optimizers: the default, and row-wise Adagrad for large embedding tables. Any Optax transformation serves as well.
 
-*Sparse updates.* A training step reads and writes only the embedding rows that its batch names.
-
-The rows of the batch are gathered out of the table and the optimizer's state, any Optax transformation updates them as if they
-were the table, and they are put back in place:
+*Sparse updates.* A training step reads and writes only the embedding rows that its batch names. They are gathered out of the
+table and the optimizer's state, any Optax transformation updates them as if they were the table, and they are put back:
 
     table [N, D], state [N, ...]  --take the U rows of the batch-->  [U, D], [U, ...]  --update-->  put back
 
-An optimizer for which a zero gradient changes nothing (SGD, Adagrad, row-wise Adagrad) gives what its dense form gives. Adam
-becomes lazy Adam: moments and weights of a row move only in steps whose batch names it, the bias correction counts all steps,
-and decoupled weight decay reaches these rows only. Gradients of several occurrences are summed first, and norms for clipping
-are those of the whole gradient. The optimizer must treat rows alike and apart: one whose state or step mixes rows (Adafactor's
-columns, LARS) is refused or gives another result.
+An optimizer for which a zero gradient changes nothing (SGD, Adagrad, row-wise Adagrad) gives the same result as its dense form.
+Adam becomes lazy Adam: moments, weights and decoupled decay of a row move only in steps whose batch names it, the bias
+correction counts all steps. Gradients of several occurrences are summed first; norms for clipping are of the whole gradient. An
+optimizer whose state or step mixes rows (Adafactor's columns, LARS) is refused or gives another result.
 
-`layers.Rows` takes the place of the table, so the model does not know. Unique ids are found without sorting, by a slot for each
-row of the table (int32): every occurrence writes its place to the slot of its id, and the one whose place stays is the id's
-first. Then the slot holds the id's number, its row among those taken. Sizes are static in a compiled function, so unique ids
-are counted first, and the step is compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
+`layers.Rows` replaces the table in the model. Unique ids are found without sorting, by an int32 slot for each row of the table:
+every occurrence writes its index to the slot of its id, and the one whose index stays is the id's first. Then the slot holds
+the id's number among the rows taken. Sizes are static in a compiled function, so unique ids are counted first, and the step is
+compiled for a few sizes, each half of the one before; the smallest that holds the rows runs.
 
 Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
 """
@@ -150,7 +147,7 @@ def number_ids(slot: jax.Array, ids: jax.Array) -> tuple[jax.Array, UniqueIds]:
 def unique_ids(
     slots: Slots, params: Params, users: UserFeatures, items: ItemFeatures, *, config: Config
 ) -> tuple[Slots, dict[str, UniqueIds]]:
-    """Return the unique ids of a batch for the tables of these slots, and the slots with the number of each id."""
+    """Return the slots with the number of each id, and the unique ids of a batch by table."""
     numbered = {name: number_ids(slot, ids_of(name, params, users, items, config=config)) for name, slot in slots.items()}
     return {name: slot for name, (slot, _) in numbered.items()}, {name: unique for name, (_, unique) in numbered.items()}
 

@@ -1,14 +1,12 @@
 """The training step: state, scores, gradient, Optax update. `loop` runs it.
 
-*Gradients.* Loss and gradient of a batch, taken whole or in parts that stay in the cache.
+*Parts.* On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so a `losses.Loss` (or
+`Goals`), which adds up over samples, takes it in parts that stay in the cache. The result is that of the whole batch, up to the
+order of sums. Any other loss takes the batch whole.
 
-On a CPU the time of a large batch is that of writing arrays such as [B, L, D] to memory, so it is taken in parts. A
-`losses.Loss` (or `Goals`) adds up over the parts: each is scored once. Any other loss must see all scores first: the parts are
-scored a second time for the gradient. Either way the result is that of the whole batch, up to the order of sums.
-
-*Cores.* XLA runs the operations of such a part, which are small, one after the other on one core. So a `Loss` takes the parts
-in shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, those of several at the
-same time. How many shares there are follows from the batch and not from the machine, so sums have one order everywhere.
+*Shares.* XLA runs the operations of such a part, which are small, one after the other on one core. So the parts are computed in
+shares, each a call of one program. Threads dispatch them: calls of one thread run in their order, calls of several threads at
+the same time. How many shares there are follows from the batch and not from the machine, so sums have one order everywhere.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data.pipeline import Batch
 from aif_jax.layers import Rows
@@ -95,62 +94,27 @@ def _at_once(f: Callable[[int], Any], count: int, threads: Sequence[ThreadPoolEx
 def loss_and_gradient(
     scores_of: ScoresFn, params: Any, batch: Batch, loss: LossFn, *, part: int | None, share: tuple[Any, int] = (0, 1)
 ) -> tuple[jax.Array, Any]:
-    """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, in parts of `part` samples.
+    """Return the loss [] of B samples and its gradient like `params`, any pytree of `scores_of`, whole for None.
 
-    `share` is (int32 [], count): of a `Loss` or `Goals` in parts, what every count-th part adds to both, from that part on.
+    A `Loss` or `Goals` may be taken in parts of `part` samples; `share` is (int32 [], count): what every count-th part adds to
+    both, from that part on.
     """
-    if part is not None and isinstance(loss, Loss | Goals):
-        return _scored_once(scores_of, params, batch, loss, part, share)
-
-    def loss_of(scores: jax.Array) -> jax.Array:
-        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
-        return loss(scores, batch.labels, where=batch.where, **correction)
-
     if part is None:
-        return jax.value_and_grad(lambda params: loss_of(scores_of(params, batch)))(params)
-    return _scored_twice(scores_of, params, dataclasses.replace(batch, log_q=None), loss_of, part)
-
-
-def _scored_once(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss: Loss | Goals, part: int, share: tuple[Any, int]
-) -> tuple[jax.Array, Any]:
+        correction = {} if batch.log_q is None else {"log_q": batch.log_q}
+        whole = partial(loss, where=batch.where, **correction)
+        return jax.value_and_grad(lambda params: whole(scores_of(params, batch), batch.labels))(params)
+    assert isinstance(loss, Loss | Goals)
     norms: Any = loss.norms(batch.labels, batch.where)
     log_q = None if batch.log_q is None else jnp.broadcast_to(jnp.asarray(batch.log_q), jnp.shape(batch.where))
     parts = _parts(dataclasses.replace(batch, log_q=log_q), _by_length(batch), part, share)
 
-    def value_and_gradient(batch: Batch) -> tuple[jax.Array, Any]:
+    def add(total: Any, batch: Batch) -> tuple[Any, None]:
         def loss_of_part(params: Any) -> jax.Array:
             return loss.part(scores_of(params, batch), batch.labels, norms, where=batch.where, log_q=batch.log_q)
 
-        return jax.value_and_grad(loss_of_part)(params)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_of_part)(params)), None
 
-    return _total(value_and_gradient, (jnp.zeros(()), params), parts)
-
-
-def _scored_twice(
-    scores_of: ScoresFn, params: Any, batch: Batch, loss_of: Callable[[jax.Array], jax.Array], part: int
-) -> tuple[jax.Array, Any]:
-    samples, order = len(batch.where), _by_length(batch)
-    parts = _parts(batch, order, part)
-    scores = jax.lax.map(partial(scores_of, params), parts)
-    each = scores.shape[2:]  # [C] or [C, T]
-    value, cotangent = jax.value_and_grad(loss_of)(scores.reshape(-1, *each)[jnp.argsort(order)])
-    weight = jnp.pad(cotangent[order], [(0, -samples % part)] + [(0, 0)] * len(each))  # filling weighs nothing
-
-    def gradient(inputs: tuple[Batch, jax.Array]) -> Any:
-        batch, weight = inputs
-        return jax.vjp(lambda params: scores_of(params, batch), params)[1](weight)[0]
-
-    return value, _total(gradient, params, (parts, weight.reshape(-1, part, *each)))
-
-
-def _total(f: Callable[[Any], Any], like: Any, parts: Any) -> Any:
-    """Return the sum of f over parts, a tree `like` that."""
-
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, f(part)), None
-
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), parts)[0]
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params)), parts)[0]
 
 
 def _by_length(batch: Batch) -> jax.Array:
@@ -158,7 +122,7 @@ def _by_length(batch: Batch) -> jax.Array:
     return jnp.argsort(jnp.asarray(batch.users.history.mask).sum(1))
 
 
-def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int] = (0, 1)) -> Batch:
+def _parts(batch: Batch, order: jax.Array, size: int, share: tuple[Any, int]) -> Batch:
     """Split a batch in an order into parts of one size; copies of the last sample, without candidates, fill the last ones."""
     first, count = share
     samples = batch.where.shape[0]
@@ -225,19 +189,12 @@ def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any 
         items = dataclasses.replace(
             items, floats=_cast(items.floats, compute_dtype), content=_cast(items.content, compute_dtype)
         )
-    params = _cast_params(params, compute_dtype)
+        params = {name: group if name == FITTED else _cast(group, compute_dtype) for name, group in params.items()}
     return jax.vmap(model.joint, (None, 0, 0))(params, users, items).astype(jnp.float32)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
-
-
-def _cast_params(params: Params, dtype: Any) -> Params:
-    """Return trained parameters in a dtype; float32 leaves all as it is."""
-    if dtype == jnp.float32:
-        return params
-    return {name: group if name == FITTED else _cast(group, dtype) for name, group in params.items()}
 
 
 def make_step(
@@ -251,19 +208,17 @@ def make_step(
 ) -> StepFn:
     """Return the compiled training step of a model.
 
-    A step whose loss or gradient is not finite changes nothing and counts in `state.skipped`.
-    It is dispatched without waiting for its result; with sparse tables it waits once: the number of unique ids is fetched to
-    the host, because it chooses the compiled size of the update.
+    A step whose loss or gradient is not finite changes nothing and counts in `state.skipped`. It is dispatched without waiting
+    for its result; with sparse tables it waits for the number of unique ids, which chooses the compiled size of the update.
 
     Args:
       optimizer: any Optax transformation; for tables under `sparse` it must treat rows apart, see `train.optimizers`.
       loss: a `losses.Loss`, `Goals` for labels by name, or any function `f(scores, labels, *, where)` of float32, float32 and
-        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it). Where the batch is taken in parts,
-        a `Loss` scores each once and any other function twice, see `loss_and_gradient`.
-      sparse: which embedding tables get sparse updates; None updates every table whole, which a model needs whose block or
-        tower reads embedding rows that no feature of its batch names: under sparse updates those are NaN. The state is the
-        same, so a run may resume from a checkpoint with another choice.
-      part: samples of a part; None takes the batch whole; "auto" takes parts where a batch is on one CPU.
+        bool [B, C] that returns [] (with `log_q=`, float32 [B, C], where the batch has it), which takes the batch whole.
+      sparse: which embedding tables get sparse updates; None updates every table whole, for a block or tower that reads
+        embedding rows that no feature of its batch names: under sparse updates they are NaN. A run may resume with another
+          choice.
+      part: samples of a part, for a `Loss` or `Goals`; None takes the batch whole; "auto" takes parts on one CPU.
       compute_dtype: dtype of activations: parameters and float features are cast, ages and logits stay float32, and so do the
         parameters of the state (mixed precision with `jnp.bfloat16`).
 
@@ -283,6 +238,9 @@ def make_step(
     except TypeError as error:
         got = str(error).removeprefix("got ")
         raise TypeError(f"loss: expected a function of (scores, labels, *, where), got {got}") from None
+    if not isinstance(loss, Loss | Goals):
+        expect(part in (None, "auto"), "part", "None for a loss that is no losses.Loss or Goals", part)
+        part = None
 
     def ids_of(whole: dict[str, jax.Array], unique: dict[str, UniqueIds], sizes: tuple[int, ...]) -> dict[str, jax.Array]:
         return {name: row_ids(unique[name], size, none=len(whole[name])) for name, size in zip(tables, sizes, strict=True)}
@@ -340,7 +298,6 @@ def make_step(
         config=model.config,
         tables=tables,
         part=part,
-        adds_up=isinstance(loss, Loss | Goals),
     )
 
 
@@ -355,7 +312,6 @@ class _Step:
     config: Config
     tables: tuple[str, ...]
     part: int | Literal["auto"] | None
-    adds_up: bool
     slots: Slots = dataclasses.field(default_factory=dict)
     threads: Sequence[ThreadPoolExecutor] = dataclasses.field(default_factory=_threads)
 
@@ -375,7 +331,7 @@ class _Step:
         part, shares = self.part, 1
         if part == "auto":
             part = self._part_size(batch, row_bytes) if one_cpu else None
-        if part is not None and one_cpu and self.adds_up:
+        if part is not None and one_cpu:
             shares, part = in_shares(len(batch.where), part, row_bytes + sum(leaf.nbytes for leaf in jax.tree.leaves(dense)))
         if shares == 1:
             return in_order(self.whole(state, self.slots, unique, batch, part=part, sizes=sizes))

@@ -35,8 +35,9 @@ from aif_jax.train.losses import Loss, listwise_softmax, pointwise_bce
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextItem(Fields):
-    """Which item does the user turn to next, among sampled ones? Every event of a known item is a sample, or
-    with `Columns.history_actions` every event of these actions.
+    """Next-item prediction with sampled negatives: each event of a known item is a sample.
+
+    With `Columns.history_actions` each event of these actions is.
 
     The loss is listwise and pointwise: a softmax over a list does not fix the level of its scores, which GAUC, pooled over a
     user's lists, depends on.
@@ -71,6 +72,11 @@ class NextItem(Fields):
     def calibration_negatives(self) -> int:
         """Candidates after the first that log-loss and calibration are of: as many as in training."""
         return self.negatives
+
+    @property
+    def lacks_correction(self) -> bool:
+        """Whether scores lack the popularity correction: candidates are drawn by popularity alone, the loss not corrected."""
+        return not self.logq_correction and not self.uniform
 
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return events of known items in a span of time, those that histories hold."""

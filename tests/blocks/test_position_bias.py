@@ -13,6 +13,7 @@ import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.blocks import PositionBias
 from aif_jax.refreshing.warm import forgotten
+from aif_jax.train import losses
 from aif_jax.train.evaluate import predict
 from tests import demo
 from tests.test_sparse import SMALL, batch_of
@@ -58,13 +59,14 @@ def test_the_bias_is_added_in_training_alone(objectives):
     found = part.training_logit(moved["blocks"][part.name], places)
     np.testing.assert_array_equal(found, added)
 
-    def loss(scores, labels, *, where):
-        return jnp.sum(jnp.square(scores))
+    @losses.term(losses.entries)
+    def loss(scores, labels, where, log_q):
+        return jnp.square(scores)
 
     batch = dataclasses.replace(batch, places=places)
     step = train.make_step(model, optax.sgd(0.0), loss=loss, part=2)
     _, figures = step(train.init_state(moved, optax.sgd(0.0)), batch)
-    assert float(figures["loss"]) == pytest.approx(np.square(expected + added).sum(), rel=1e-5)
+    assert float(figures["loss"]) == pytest.approx(np.square(expected + added).mean(), rel=1e-5)
 
 
 def impressions(seed: int = 0) -> tuple[aif.Dataset, np.ndarray]:

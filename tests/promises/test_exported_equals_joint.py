@@ -11,7 +11,7 @@ import aif_jax as aif
 from aif_jax import blocks, export, presets
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
-from aif_jax.train.edits import fit_pure_svd, platt, unseen_as_unknown
+from aif_jax.train.edits import platt, svd_factors, unseen_as_unknown
 from tests import demo, light
 from tests.reliability.sizes import FULL, generator
 
@@ -47,7 +47,8 @@ class Case(NamedTuple):
             params = unseen_as_unknown(params, rng.integers(0, 2, demo.ITEMS), config=config)
         if "factors" in self.additions:
             user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
-            params, config = fit_pure_svd(params, user, item, config=config)
+            table = svd_factors(user, item, size=config.schema.item_attribute("item").size)
+            params, config = blocks.with_pure_svd(params, table, config=config)
         if "offset" in self.additions:
             table = blocks.popularity_offset(rng.integers(0, 9, demo.ITEMS))
             params, config = blocks.with_item_offset(params, table, config=config)

@@ -43,15 +43,6 @@ def listwise_softmax(scores, labels, where, log_q):
     return mean(losses)
 
 
-def distill_pointwise(scores, teacher, where, temperature):
-    losses = []
-    for ss, ts in rows(where, scores, teacher):
-        for s, t in zip(ss, ts, strict=True):
-            p, q = sigmoid(t / temperature), sigmoid(s / temperature)
-            losses.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
-    return temperature**2 * mean(losses)
-
-
 def distill_listwise(scores, teacher, where, temperature):
     losses = []
     for ss, ts in rows(where, scores, teacher):

@@ -21,7 +21,7 @@ def auc(scores, labels, where):
     return mean(1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives)
 
 
-def gauc(scores, labels, groups, where, weighting):
+def gauc(scores, labels, groups, where):
     """(value, used, left out)"""
     total, weights, left_out = 0.0, [], 0
     for g in sorted(set(groups[where])):
@@ -30,7 +30,7 @@ def gauc(scores, labels, groups, where, weighting):
         if math.isnan(value):
             left_out += 1
         else:
-            weights.append(int(mine.sum()) if weighting == "requests" else 1)
+            weights.append(int(mine.sum()))
             total += weights[-1] * value
     return (total / sum(weights) if weights else NAN), len(weights), left_out
 

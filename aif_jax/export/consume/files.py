@@ -79,11 +79,6 @@ def seal(manifest: Mapping[str, Any]) -> str:
         raise ExportError(f"{MANIFEST}: expected JSON, got something nested too deeply") from None
 
 
-def digest_of(folder: Path) -> str:
-    """Return sha256 of the manifest."""
-    return hashlib.sha256(read_file(folder / MANIFEST, MANIFEST, limit=MANIFEST_BYTES)).hexdigest()
-
-
 def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
     """Return the bytes of a file that the manifest lists, after size and checksum fit."""
     entry = manifest["files"].get(name) if isinstance(name, str) else None

@@ -17,22 +17,17 @@ from .files import ORDER, PROBABILITY, ExportError, checked, expect, local, read
 from .functions import Function, Ids, axis_of, read_axes
 
 
-def load(
-    folder: str | Path,
-    *,
-    buckets: Mapping[str, Sequence[int]] | None = None,
-    sha256: str | None = None,
-) -> ExportedModel:
+def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = None, sha256: str | None = None) -> ExportedModel:
     """Read an exported folder, checksums first, as functions of flat dicts of arrays.
 
-    Functions are programs that this process compiles and runs. A server gives `sha256`: then nothing but the folder that `save`
-    wrote is read. Without it, whoever can write the folder can run code here.
+    Functions are programs that this process compiles and runs: without `sha256`, whoever can write the folder can run code
+    here.
 
     Args:
       folder: what `aif_jax.export.save` wrote.
       buckets: sizes that are compiled, by axis, in place of the manifest's: "c" candidates, "l" history, "n" catalogue rows,
         "b" users. Every size is padded up to the next bucket, so that a new count does not compile.
-      sha256: the digest of the manifest as `save` returned it; given, the whole folder is pinned to it.
+      sha256: digest of the manifest as `save` returned it, which pins the whole folder.
 
     Raises:
       ExportError: a file is missing or altered; the format or JAX is of another version.
@@ -210,18 +205,13 @@ class ExportedModel:
         return self.functions["interaction"].exported.call(params, states | gathered)["logits"]
 
 
-def verify(
-    folder: str | Path,
-    *,
-    tolerance: float = 1e-4,
-    sha256: str | None = None,
-) -> dict[str, Any]:
+def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = None) -> dict[str, Any]:
     """Check every checksum of a folder and replay its golden inputs, on this process's device.
 
     Args:
       folder, sha256: as `load`.
-      tolerance: largest |got - golden| / max(1, |golden|) of a float; integers must agree exactly. Wider for accelerators that
-        multiply in lower precision.
+      tolerance: largest |got - golden| / max(1, |golden|) of a float, more on accelerators that multiply in lower precision;
+        integers must agree exactly.
 
     Returns:
       `version`; `max_abs_diff`, the largest difference of all; `functions`, the same for each function.
