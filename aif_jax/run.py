@@ -186,7 +186,7 @@ class Run:
         validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
         given: dict[str, Any] = {"calibration_negatives": self.settings.task.calibration_negatives} | options
         made = self.edit(data, edits.calibration(validation, **given))
-        return dataclasses.replace(made, metrics=training.of_ranking(self.metrics))
+        return dataclasses.replace(made, metrics=training.ranking_figures(self.metrics))
 
     def index(self, items: Any, **options: Any) -> ItemIndex:
         """Return the item index of a catalogue; arguments as for `ItemIndex.build`.
@@ -316,7 +316,7 @@ def fit(
     if teacher is not None:
         terms = with_teacher(terms, teacher.loss, model.config.objectives)
     expect(out is not None or not processes.several(), "fit out", "a folder that all processes of the job see", None)
-    settings = training.settle(
+    settings = training.resolve_settings(
         config, data, model.config, task=task, out=local(out, "out") if out is not None and resume else None,
         loss=repr(terms) if isinstance(terms, Loss | Goals) else name_of(terms),
         optimizer="AdamW" if optimizer is None else "given",

@@ -1,23 +1,22 @@
 """From logits to what candidates are ranked by: objectives, calibration, orders.
 
-*Objectives*: what each of a model's T logits is the probability of. An objective is a name, or "NAME|GIVEN": the probability of
-NAME where GIVEN is true. ("click", "conversion|click", "like") is a model with three logits. Over all candidates, clicked or
-not, the probability of a conversion is the product of both: the entire-space multi-task model (ESMM, Ma et al. 2018, arXiv
-1804.07931), which trains the conversion on every impression and so knows no selection by clicks.
+*Objectives*: the events whose probabilities a model's T logits give. An objective is a name, or "NAME|GIVEN": the probability of
+NAME if GIVEN is true. ("click", "conversion|click", "like") is a model with three logits. Over all candidates the probability of
+a conversion is the product of click and conversion|click, which trains it on every impression, without selection by clicks: the
+entire-space multi-task model (ESMM, Ma et al. 2018, arXiv 1804.07931).
 
-*Calibration*: from a logit to a probability that can be multiplied with a bid. It is a part of the parameters,
-`params["fitted"]["calibration"]`, so the version, the checkpoint and the export have it. `train.edits.calibration` fits it.
+*Calibration*: from a logit to a probability that can be multiplied with a bid, see `train.edits.calibration`.
 
-*Orders*: what candidates are ranked by, a JAX function `f(p, bid)` that gives float32 [C].
+*Orders*: what candidates are ranked by, a JAX function `f(p, bid)` that returns float32 [C].
 
     lambda p, bid: p["click"] * bid
     lambda p, bid: p["conversion"] * bid + 0.1 * p["like"]
     lambda p, bid: p["click"] * p["conversion|click"] ** 0.5
 
-`p[NAME]`, float32 [C], is the calibrated probability of an objective over all candidates, the one that `evaluate` reports under
-this name: of a conditional objective "NAME|GIVEN" the product with what is given. `p["NAME|GIVEN"]` is the probability where
-GIVEN is true; `p[""]` that of a model whose one objective has no name. `bid` is float32 [C]. An order is compiled into the
-scoring program and computes each candidate's value from that candidate alone, since C is padded.
+`p[NAME]`, float32 [C], is the calibrated probability of an objective over all candidates, as `evaluate` reports it: for a
+conditional objective the product. `p["NAME|GIVEN"]` is the probability if GIVEN is true; `p[""]` is for a model whose one objective
+has no name. `bid` is float32 [C]. An order is compiled into the scoring program and must compute each candidate's value from that
+candidate alone, since C is padded.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Objective(NamedTuple):
 
 
 def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """Return objectives of `Config.objectives`; ValueError for names that are none, repeat, or come after what depends on them.
+    """Parse `Config.objectives`; ValueError for names that are invalid, repeat, or come after an objective that depends on them.
 
     Example:
       >>> parse_objectives(("click", "conversion|click"))[1]
@@ -137,8 +136,7 @@ def with_calibration(params: Params, made: dict[str, Any] | None) -> Params:
 def probabilities(params: Params, logits: Any, objectives: Sequence[str], xp: Any = jnp) -> dict[str, Any]:
     """Return calibrated probabilities [C] by objective, of logits [C] or [C, T]; "" where the only one has no name.
 
-    They are over all candidates; of a conditional objective there is the probability where its condition is true too, under
-    "NAME|GIVEN". `xp` is `jax.numpy` or `numpy`.
+    They are over all candidates; a conditional objective has "NAME|GIVEN" too. `xp` is `jax.numpy` or `numpy`.
     """
     made = calibrated(params, logits, xp)
     made = jax.nn.sigmoid(made) if xp is jnp else xp.exp(-xp.logaddexp(xp.zeros_like(made), -made))

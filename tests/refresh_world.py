@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.refreshing import GateConfig, Refreshed
+from aif_jax.refreshing import GateConfig, RefreshResult
 from tests import demo
 
 DAY = 86_400
@@ -52,7 +52,7 @@ def model(schema: aif.Schema) -> aif.PreRanker:
     return aif.build(aif.presets.two_tower(schema, width=4, towers=(8,), short_length=4))
 
 
-def refresh(current: Any, events: Any, **given: Any) -> Refreshed:
+def refresh(current: Any, events: Any, **given: Any) -> RefreshResult:
     """`aif.refresh` with the fields of its config by keyword."""
     fields = {field.name for field in dataclasses.fields(aif.RefreshConfig)} & given.keys()
     return aif.refresh(current, events, aif.RefreshConfig(**{name: given.pop(name) for name in fields}), **given)

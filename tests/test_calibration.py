@@ -19,7 +19,7 @@ from aif_jax.scores import probabilities
 from aif_jax.serving import Request
 from aif_jax.train import edits
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.fit import of_ranking
+from aif_jax.train.fit import ranking_figures
 from aif_jax.train.tasks import NextItem
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -170,7 +170,7 @@ def test_a_run_is_calibrated_on_its_validation_slice_and_writes_when_told_to(dat
     assert run.metrics.keys() == ranking | {"log_loss", "calibration", "calibration_error"}
     assert fitted.metrics == {name: run.metrics[name] for name in ranking}  # the others were of the logits before
     several = {"click.log_loss": 1.0, "click.gauc": 0.5, "click.calibration": 2.0, "hr@10": 0.1}
-    assert of_ranking(several) == {"click.gauc": 0.5, "hr@10": 0.1}
+    assert ranking_figures(several) == {"click.gauc": 0.5, "hr@10": 0.1}
     assert fingerprint_of(Run.load(run.folder)) == fingerprint_of(run) and fitted.folder is None  # in memory until it is saved
     fitted.save(tmp_path / "calibrated")
     loaded = Run.load(tmp_path / "calibrated")

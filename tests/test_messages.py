@@ -30,7 +30,7 @@ PASSED_ON = {
     "service/calls.py:blaming_caller": "the engine's message", 
     "service/models.py:Models._restore": "the message of an export, behind its folder",
     "service/features.py:UserSource._raw": "the encoder's message", "service/features.py:UserSource._encoded": "the encoder's",
-    "store/sealed.py:refusing": "the message of `export.consume`",
+    "store/sealed.py:as_checkpoint_error": "the message of `export.consume`",
     "checkpoint/storage.py:read": "the arrays that a checkpoint lacks, and those that it has",
     "checks.py:_refuse": "the message of its caller", "index/ids.py:Keys.last": "COLLISION",
     "index/ids.py:IdMap.add": "COLLISION",

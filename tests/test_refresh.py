@@ -26,7 +26,7 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
-from aif_jax.refreshing import GateConfig, Measured, Requests, as_served, forgotten, judge, measure, volume, warm_start
+from aif_jax.refreshing import GateConfig, Measurement, Requests, with_served_vocabulary, forget_ids, judge, measure, volume, warm_start
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
@@ -61,7 +61,7 @@ def served(run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refreshed]:
+def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.RefreshResult]:
     """A store with the model of day five, published by a refresh, and what the refresh returned."""
     store = tmp_path_factory.mktemp("published") / "store"
     since = run.settings.first_validation
@@ -256,7 +256,7 @@ REFUSING = dataclasses.replace(world.GATE, size=0.0)
 """For tests of what comes before the gate: nothing is indexed, exported and published."""
 
 
-def refreshed(current: Any, table: Any, store: Path, **changes: Any) -> aif.refreshing.Refreshed:
+def refreshed(current: Any, table: Any, store: Path, **changes: Any) -> aif.refreshing.RefreshResult:
     """A refresh of the first five days with other options."""
     return world.refresh(current, table, out=store, **({"items": world.items(5)} | world.OPTIONS | changes))
 
@@ -445,7 +445,7 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     first = world.first(None, days, epochs=1)
     newer = aif.read(**aged(5), earlier=first.trained, progress=False)
     since = int(newer.log.time.max()) - 3 * world.DAY
-    fewer = forgotten(newer, since)
+    fewer = forget_ids(newer, since)
     started = warm_start(first.trained, fewer.encoder, fewer.catalogue, forget=True)
     gone = {"item": range(100, 105), "user": range(5), "brand": ["brand old"], "town": ["old"], "category": []}
     for name, ids in gone.items():
@@ -485,7 +485,7 @@ def test_logged_requests_stay_those_of_their_users_when_ids_are_forgotten():
     data = dataclasses.replace(
         data, cascade=Cascade(positions=positions, rows=rows, stage=np.zeros(rows.shape, np.int8), labels=labels)
     )
-    fewer = forgotten(data, int(data.log.time.max()) - 3 * world.DAY)
+    fewer = forget_ids(data, int(data.log.time.max()) - 3 * world.DAY)
     assert data.cascade is not None and fewer.cascade is not None and 100 in fewer.items.raw and 101 not in fewer.items.raw
     there = data.log.user[positions] > 5  # whose first five are forgotten
     for name in ("time", "action"):
@@ -528,7 +528,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
 
     Tables of other sizes are multiplied in another order of sums, which JAX 0.12 shows in the last bit.
     """
-    served = as_served(run.trained, newer.encoder)
+    served = with_served_vocabulary(run.trained, newer.encoder)
     position = int(np.flatnonzero((newer.log.item >= 31) & (newer.log.history_end(np.arange(len(newer.log))) > 0))[-1])
     user = int(newer.log.user[position])
     start, end = int(newer.log.offsets[user]), int(newer.log.history_end([position])[0])
@@ -541,7 +541,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
     got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert as_served(run.trained, newer.encoder).model is served.model  # so that programs are compiled once
+    assert with_served_vocabulary(run.trained, newer.encoder).model is served.model  # so that programs are compiled once
 
 
 def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
@@ -565,14 +565,14 @@ def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
 # the gate
 
 
-def measured(gauc: float = 0.8, **changes: Any) -> Measured:
+def measured(gauc: float = 0.8, **changes: Any) -> Measurement:
     """A measurement of 200 users whose metrics spread a little."""
     users, spread = np.arange(200), 0.02 * np.sin(np.arange(200))
     values = {"gauc": gauc, "hr@5": 0.5, "log_loss": 0.3, "calibration_error": 0.01} | changes.pop("metrics", {})
     by_user = {name: ByUser(users, value + spread, np.ones(200)) for name, value in values.items()}
     top = np.tile(np.arange(5, dtype=np.int32), (10, 1))
     given = {"version": "v", "finite": True, "by_user": by_user, "top": top, "bytes": 1000, "seconds": 1.0} | changes
-    return Measured(**given)
+    return Measurement(**given)
 
 
 NOISY = {"gauc": ByUser(np.arange(200), 0.79 + 0.3 * np.cos(7 * np.arange(200.0)), np.ones(200))}

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aif_jax import cli
-from aif_jax.export import Restored
+from aif_jax.export import RestoredModel
 from aif_jax.service.core import Service
 from aif_jax.service.models import ExportEntry, Models, publish
 from aif_jax.service.process import Listening, run, source_of
@@ -99,7 +99,7 @@ def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
 @pytest.fixture
 def compiles(monkeypatch):
     """What a test that may compile nothing must not call."""
-    monkeypatch.setattr(Restored, "check_golden", lambda *given: pytest.fail("golden outputs were computed"))
+    monkeypatch.setattr(RestoredModel, "check_golden", lambda *given: pytest.fail("golden outputs were computed"))
     monkeypatch.setattr(AsyncPreRanker, "__aenter__", lambda *given: pytest.fail("an engine was warmed up"))
 
 

@@ -1,8 +1,6 @@
 """`Trained` and `aif.open`: one value for a model, read from any folder that has one; edits after training compose."""
 
 import dataclasses
-import importlib
-import inspect
 import json
 
 import numpy as np
@@ -18,7 +16,7 @@ from aif_jax.train.evaluate import sampled_before
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused
-from tests.test_package import MODULES
+from tests.test_package import functions_of, gaps
 from tests.test_sparse import SMALL
 
 QUIET = dict(batch_size=64, progress=False)
@@ -179,31 +177,12 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
     assert unseen.model is model  # an edit of parameters keeps the functions
 
 
-def signatures():
-    """Every public function, class and method of the package, by its dotted name."""
-    for name in MODULES:
-        for key, value in vars(importlib.import_module(name)).items():
-            if (
-                getattr(value, "__module__", None) == name
-                and not key.startswith("_")
-                and inspect.isroutine(value) | inspect.isclass(value)
-            ):
-                methods = vars(value).items() if inspect.isclass(value) else ()
-                yield from [(f"{name}.{key}.{k}", m) for k, m in methods if inspect.isroutine(m) and k[0] != "_"]
-                yield f"{name}.{key}", value
-
-
-def test_no_public_function_takes_a_model_in_parts():
+def test_no_function_takes_a_model_in_parts():
     parts = [{"model", "params", "encoder"}, {"params", "encoder", "version"}, {"model", "version"}]
-    found = []
-    for name, function in signatures():
-        try:
-            names = set(inspect.signature(getattr(function, "__func__", function)).parameters)
-        except (ValueError, TypeError):  # of a class without a signature
-            continue
-        found += [name for group in parts if group <= names]
-    assert sorted(set(found)) == [
-        "aif_jax.checkpoint.contents.Checkpoint",  # what a folder holds
-        "aif_jax.export.contents.Contents",
-        "aif_jax.store.trained.Trained",
-    ]
+
+    def found(source: str) -> list[str]:
+        named = [(n.name, {a.arg for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)}) for n in functions_of(source)]
+        return [name for name, arguments in named if any(group <= arguments for group in parts)]
+
+    assert gaps(found) == {}
+    assert found("def f(model, *, params, encoder=None): pass") == ["f"]

@@ -84,26 +84,6 @@ def test_user_attributes_grow_too(params, getkey):
     assert config.schema.table_sizes["gender"] == 4
 
 
-def test_ids_that_move_take_their_rows_along(model, larger):
-    """A vocabulary sorts its raw ids, so a new id in the middle moves the ones after it."""
-    _, params, _ = model
-    _, after, rows, grown, config = larger
-    old, new = (jax.tree.leaves_with_path({g: p[g] for g in ("embedding", "fitted")}) for p in (params, grown))
-    per_item = 0
-    for (path, values), (_, moved) in zip(old, new, strict=True):
-        if values.shape == moved.shape:
-            np.testing.assert_array_equal(moved, values)
-            continue
-        per_item += 1
-        np.testing.assert_array_equal(moved[rows], values)
-        if path[0].key == "fitted":
-            for number in (7, 241):
-                np.testing.assert_array_equal(moved[after.encode([number])[0]], values[0])
-    # the embedding, the category, the signatures and what `Decay` fits
-    assert per_item == 4
-    assert config.schema.item_attribute("item").size == ITEMS + 2
-
-
 def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, larger):
     small, params, raw = model
     before, after, _, grown, config = larger

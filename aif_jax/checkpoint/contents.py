@@ -96,7 +96,7 @@ def save(
       (7, 'ScaleByAdamState')
     """
     rest = (trained.encoder, step, opt_state, position, metrics)
-    storage.write(path, packed(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items))
+    storage.write(path, pack(trained.params, trained.config, *rest, settings=trained.settings, items=trained.items))
 
 
 def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -152,10 +152,10 @@ def settings_of(path: str | Path) -> dict[str, Any] | None:
     return storage.inspect(path)[1].get("settings")
 
 
-def packed(
+def pack(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
     *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
-) -> storage.Packed:  # fmt: skip
+) -> storage.Payload:  # fmt: skip
     """Return trees and record of a checkpoint, checked and hashed, without rows that pad tables; see `storage.pack`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
@@ -307,7 +307,7 @@ class Checkpoints:
         if self._folder(step).exists():
             raise FileExistsError(f"{self._folder(step)}: expected a new step, got {step}, saved already; resume from it")
         own: dict[str, Any] = {"run": self.run, "settings": self._settings, "items": self._items}
-        ready = packed(params, config, encoder, step, opt_state, position, metrics, **own)
+        ready = pack(params, config, encoder, step, opt_state, position, metrics, **own)
         if processes.several():
             storage.write(self._folder(step), ready)
             return self.tidy() if processes.first() else None

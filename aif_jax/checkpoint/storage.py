@@ -38,11 +38,11 @@ MOST_FILES = 1 << 16
 PATIENCE = 3600  # seconds until all processes have met
 KEY_IMPLEMENTATIONS = {"key<fry>": ("threefry2x32", 2), "key<rbg>": ("rbg", 4), "key<urbg>": ("unsafe_rbg", 4)}
 
-Packed: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
+Payload: TypeAlias = tuple[dict[str, Any], dict[str, Any]]
 """What Orbax writes: nested dicts of arrays, and the record with a digest of every leaf."""
 
 
-def write(path: str | Path, packed: Packed) -> None:
+def write(path: str | Path, packed: Payload) -> None:
     """Write what `pack` returned into a new folder: complete, or not there at all; FileExistsError if it exists."""
     arrays, record = packed
     if several():  # Orbax gives the folder its name once all processes are here
@@ -53,7 +53,7 @@ def write(path: str | Path, packed: Packed) -> None:
         ocp.save_checkpointables(str(partial), arrays, overwrite=True, custom_metadata=record)
 
 
-def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Packed:
+def pack(trees: Mapping[str, Any], record: Mapping[str, Any]) -> Payload:
     """Copy pytrees of arrays of numbers or typed keys to the host, so that the caller may donate them, and hash them.
 
     Raises ValueError for other leaves, or a `record` that is not plain JSON.

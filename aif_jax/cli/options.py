@@ -63,8 +63,8 @@ def as_usage(option: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_to_end() -> Iterator[Callable[[], bool]]:
-    """Give a function that says whether this process was told to end, which then happens where the caller asks."""
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether this process got SIGTERM or SIGINT."""
     told: list[int] = []
     handlers = {number: signal.signal(number, lambda got, _: told.append(got)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -96,11 +96,10 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
 
 
 def add_flags(parser: Any, documented: Any, names: Iterable[str] | Mapping[str, str]) -> None:
-    """Add flags for some fields of a dataclass, or arguments of a function, of the same names or of those in a mapping.
+    """Add flags for some fields of a dataclass, or arguments of a function, by the same names or those in a mapping.
 
-    Types and defaults are those of the signature, help texts the lines "NAME: text" of the docstring. `flags_given` returns
-    those that were given, `config_of` the dataclass. An argument of type `Any` takes a number or a date, a dataclass
-    FIELD=VALUE words, and "none" is None where that may be.
+    Types and defaults come from the signature, help texts from the lines "NAME: text" of the docstring; `flags_given` and
+    `config_of` read them. Type `Any` takes a number or a date, a dataclass FIELD=VALUE words; "none" is None if allowed.
     """
     flags = names if isinstance(names, Mapping) else {name: name for name in names}
     parameters = inspect.signature(documented).parameters
@@ -231,7 +230,7 @@ def read_columns(options: argparse.Namespace) -> Columns | None:
 
 
 def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
-    """Return the settings in a JSON file, None for none; UsageError that shows none of them for what is no JSON object."""
+    """Return the settings in a JSON file, None for None; a UsageError shows none of its contents, which may be secret."""
     if path is None:
         return None
     expect(path.is_file(), f"{option} {path}", "a JSON file of settings", "no such file", error=UsageError)
@@ -247,7 +246,7 @@ def read_json(path: Path | None, option: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def open_store(url: str, **options: Any) -> Iterator[SnapshotStore]:
-    """Open a snapshot store; what the client of its file system raises becomes a `SnapshotError` that names the store."""
+    """Open a snapshot store; errors of its file system's client become a `SnapshotError` that names the store."""
     with as_usage("store"):
         store = SnapshotStore(url, **options)
     try:

@@ -126,7 +126,7 @@ def run_index_follow(options: argparse.Namespace) -> int:
         stream = open_stream(options.stream, settings)
     store = None if options.store is None else SnapshotStore(options.store)
     with contextlib.closing(stream):
-        with _writer(trained, options) as writer, shared.told_to_end() as told:
+        with _writer(trained, options) as writer, shared.stop_requested() as told:
             follower = Follower(stream, writer, store=store)
             serving = contextlib.nullcontext() if options.metrics is None else exposed(follower.metrics, *options.metrics)
             with serving, track(label="follow", unit="messages", show=not options.quiet) as bar:

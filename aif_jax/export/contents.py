@@ -78,7 +78,7 @@ class Contents(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Restored:
+class RestoredModel:
     """A model from an exported folder, as `AsyncPreRanker` takes it.
 
     Attributes:
@@ -120,8 +120,8 @@ class Restored:
 
 
 def restore(
-    folder: str | Path, *, model: PreRanker | None = None, compiled_from: Restored | None = None, sha256: str | None = None
-) -> Restored:
+    folder: str | Path, *, model: PreRanker | None = None, compiled_from: RestoredModel | None = None, sha256: str | None = None
+) -> RestoredModel:
     """Return the model in an exported folder, for the engine of this package: its functions are compiled from code here.
 
     No exported function is run but orders. Import the modules of your blocks and heads first.
@@ -155,7 +155,7 @@ def restore(
         rows = {name: array for name, array in arrays.items() if name not in IDS}
         index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
     golden, manifest = contents.parts["golden"], contents.manifest
-    return Restored(trained=trained, index=index, golden=golden, manifest=manifest, orders=contents.orders)
+    return RestoredModel(trained=trained, index=index, golden=golden, manifest=manifest, orders=contents.orders)
 
 
 def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:

@@ -40,7 +40,7 @@ Bounds = Mapping[str, tuple[int, int | None]]
 """The least and the largest size of every symbolic axis, by name; None for any."""
 
 
-class Exported(NamedTuple):
+class ExportedFunction(NamedTuple):
     """One function, exported."""
 
     exported: jax.export.Exported  # of `f(params, inputs) -> outputs`, flat dicts
@@ -53,7 +53,7 @@ class Exported(NamedTuple):
 def export_all(
     model: PreRanker, params: Mapping[str, Any], bounds: Bounds,
     *, platforms: Sequence[str], orders: Mapping[str, Order],
-) -> dict[str, Exported]:  # fmt: skip
+) -> dict[str, ExportedFunction]:  # fmt: skip
     """Export the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
     schema, flat_params = model.config.schema, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
@@ -97,7 +97,7 @@ def values(
 
 def export_function(
     function: Callable[..., Any], inputs: Any, params: Specs, bounds: Bounds, platforms: Sequence[str]
-) -> Exported:
+) -> ExportedFunction:
     """Export `function(params, inputs)` as a function of flat dicts that takes only what it reads."""
     whole, treedef = named(inputs), jax.tree.structure(inputs)
     specs = _resized(whole, symbols("".join(sorted(_axes(whole))), bounds))  # JAX solves for every axis that a scope knows of
@@ -116,7 +116,7 @@ def export_function(
     run = jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.jaxpr.consts))
     pruned = jax.jit(lambda *given: jax.tree.unflatten(traced.out_tree, run(*jax.tree.leaves(given))))
     exported = jax.export.export(pruned, platforms=platforms)(used_params, used)
-    return Exported(
+    return ExportedFunction(
         exported=exported,
         inputs=used,
         outputs=specs_of(jax.tree.unflatten(exported.out_tree, exported.out_avals)),

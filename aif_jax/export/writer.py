@@ -143,7 +143,7 @@ def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
     return ids | functions.named(rows)
 
 
-def _function(target: Path, name: str, built: functions.Exported, schema: Schema) -> dict[str, Any]:
+def _function(target: Path, name: str, built: functions.ExportedFunction, schema: Schema) -> dict[str, Any]:
     (target / f"{name}.jax_export").write_bytes(built.exported.serialize())
     return {
         "file": f"{name}.jax_export",
@@ -155,7 +155,7 @@ def _function(target: Path, name: str, built: functions.Exported, schema: Schema
     }
 
 
-def _inputs(name: str, built: functions.Exported, schema: Schema) -> list[dict[str, Any]]:
+def _inputs(name: str, built: functions.ExportedFunction, schema: Schema) -> list[dict[str, Any]]:
     """Return inputs as the layout of features describes them."""
     lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
     if lead is None:  # what the other functions gave

@@ -14,7 +14,7 @@ as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arX
 # ruff: noqa: I001
 
 from aif_jax.metrics.entries import (
-    Averaged, Calibration, Deciles, auc, calibration, deciles, gauc, hit_rate_at_k, log_loss, ndcg_at_k,
+    Mean, Calibration, Deciles, auc, calibration, deciles, gauc, hit_rate_at_k, log_loss, ndcg_at_k,
     order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
 )  # fmt: skip
 from aif_jax.metrics.intervals import (
@@ -28,5 +28,5 @@ __all__ = [
     "log_loss", "calibration", "deciles",
     "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",
     "user_interval", "user_intervals", "paired_interval", "paired_intervals",
-    "Averaged", "Calibration", "Deciles",
+    "Mean", "Calibration", "Deciles",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from aif_jax.checks import expect, expect_like_scores
 
 
-class Averaged(NamedTuple):
+class Mean(NamedTuple):
     """A mean over groups or lists, and over how many of them.
 
     Attributes:
@@ -65,7 +65,7 @@ def auc(scores: Any, labels: Any, *, where: Any = None) -> float:
     return ratio(won_twice.sum(), 2 * positives.sum() * negatives.sum())
 
 
-def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None) -> Averaged:
+def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None) -> Mean:
     """Return group AUC: the mean of the AUC within each group, as a rule a user or a request, weighted by requests.
 
     sum_g w_g AUC_g / sum_g w_g, over groups with both classes; w_g = requests of g
@@ -82,12 +82,12 @@ def gauc(scores: Any, labels: Any, groups: Any, *, where: Any = None) -> Average
 
     Example:
       >>> gauc([0.2, 0.9, 0.5, 0.3, 0.3, 0.7], [0, 1, 0, 1, 0, 1], [7, 7, 7, 8, 8, 9])
-      Averaged(value=0.8, used=2, left_out=1)
+      Mean(value=0.8, used=2, left_out=1)
       >>> gauc([[0.2, 0.9, 0.5], [0.7, 0.3, 0.0]], [[0, 1, 0], [0, 1, 0]], [[7], [8]], where=[[True] * 3, [True, True, False]])
-      Averaged(value=0.5, used=2, left_out=0)
+      Mean(value=0.5, used=2, left_out=0)
     """
     _, values, weights, left_out = groups_auc(scores, labels, groups, where)
-    return Averaged(ratio(weights @ values, weights.sum()), len(values), left_out)
+    return Mean(ratio(weights @ values, weights.sum()), len(values), left_out)
 
 
 def groups_auc(scores: Any, labels: Any, groups: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -289,7 +289,7 @@ def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarr
     return np.broadcast_to(value, shape)
 
 
-def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     """Return HR@k: the share of lists with at least one positive among their k highest scores; recall@k if there is one.
 
     Where a tie straddles rank k, a list counts with the probability that a random order of the tie makes a hit.
@@ -304,7 +304,7 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Ave
 
     Example:
       >>> hit_rate_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
-      Averaged(value=0.5, used=2, left_out=0)
+      Mean(value=0.5, used=2, left_out=0)
     """
     scores, positive, valid = listed_entries(scores, labels, where)
     above, tied, slots = _top_k(scores, valid, k)
@@ -320,7 +320,7 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Ave
     return _mean_of_lists(np.where(sure, 1.0, hit), positive.sum(axis=1))
 
 
-def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     """Return Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
 
     Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
@@ -328,7 +328,7 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Avera
 
     Example:
       >>> recall_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
-      Averaged(value=0.25, used=2, left_out=0)
+      Mean(value=0.25, used=2, left_out=0)
     """
     scores, positive, valid = listed_entries(scores, labels, where)
     above, tied, slots = _top_k(scores, valid, k)
@@ -338,7 +338,7 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Avera
     return _mean_of_lists(hits / np.maximum(positives, 1), positives)
 
 
-def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Averaged:
+def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     """Return NDCG@k: discounted gain of the k highest scores over that of the best order; the mean over lists.
 
     DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
@@ -381,7 +381,7 @@ def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
     return (above | (tied & (np.cumsum(tied, axis=1) <= slots[:, None]))).reshape(shape)
 
 
-def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | None = None, where: Any = None) -> Averaged:
+def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | None = None, where: Any = None) -> Mean:
     """Return ranker recall@k: the share of a ranker's top that is among the k highest scores; the mean over lists.
 
     Args:
@@ -405,7 +405,7 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
     return recall_at_k(scores, best, k=k, where=where)
 
 
-def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Averaged:
+def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Mean:
     """Return agreement of order: of the pairs that a ranker orders, the share that the scores order alike; the mean over lists.
 
     (pairs alike + pairs tied in the scores / 2) / pairs that the ranker does not tie: 1/2 is chance, 1 the same order.
@@ -445,8 +445,8 @@ def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, n
     return above, tied, np.minimum(k - above.sum(axis=1), tied.sum(axis=1))
 
 
-def _mean_of_lists(values: np.ndarray, positives: np.ndarray) -> Averaged:
+def _mean_of_lists(values: np.ndarray, positives: np.ndarray) -> Mean:
     """Return the mean over the lists that have a positive."""
     defined = positives > 0
     used = int(defined.sum())
-    return Averaged(ratio(values[defined].sum(), used), used, len(defined) - used)
+    return Mean(ratio(values[defined].sum(), used), used, len(defined) - used)

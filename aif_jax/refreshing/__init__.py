@@ -1,24 +1,15 @@
 """Refresh: trains the served model on newer events and publishes it if the gate passes it.
 
-`run` runs `steps.STEPS`, each done once and sealed; `gate` judges old against new on the same requests. The package is called
-`refreshing` because a module `aif_jax.refresh` would hide the function.
+`run` runs `steps.STEPS`; `gate` judges old against new. A module `aif_jax.refresh` would hide the function of this name.
 """
 
 from aif_jax.refreshing.config import RefreshConfig
-from aif_jax.refreshing.gate import (
-    GateConfig,
-    Measured,
-    Requests,
-    Verdict,
-    judge,
-    measure,
-    volume,
-)
-from aif_jax.refreshing.run import Refreshed, refresh
-from aif_jax.refreshing.warm import as_served, forgotten, warm_start
+from aif_jax.refreshing.gate import GateConfig, Measurement, Requests, Verdict, judge, measure, volume
+from aif_jax.refreshing.run import RefreshResult, refresh
+from aif_jax.refreshing.warm import forget_ids, warm_start, with_served_vocabulary
 
 __all__ = [
-    "refresh", "RefreshConfig", "Refreshed",
-    "GateConfig", "Requests", "Measured", "Verdict", "measure", "judge", "volume",
-    "forgotten", "warm_start", "as_served",
+    "refresh", "RefreshConfig", "RefreshResult",
+    "GateConfig", "Requests", "Measurement", "Verdict", "measure", "judge", "volume",
+    "forget_ids", "warm_start", "with_served_vocabulary",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from aif_jax.checks import expect, expect_types
 from aif_jax.data.candidates import SampleKey, SourceFn
 from aif_jax.data.dataset import Dataset
 from aif_jax.metrics import ByUser, Interval
-from aif_jax.refreshing.warm import ROWS, as_served
+from aif_jax.refreshing.warm import ROWS, with_served_vocabulary
 from aif_jax.scores import GROUP
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
@@ -111,7 +111,7 @@ class Requests:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurement:
     """One model on requests.
 
     Attributes:
@@ -160,8 +160,8 @@ class Verdict:
         }
 
 
-def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measured:
-    """Run one model on the requests, as it would answer them in service (`as_served`).
+def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measurement:
+    """Run one model on the requests, as it would answer them in service (`with_served_vocabulary`).
 
     Log-loss and calibration need probabilities: of an uncalibrated model they leave out SVD term and popularity correction.
 
@@ -172,17 +172,17 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
       progress: whether to show bars.
 
     Raises:
-      EncodingMismatch, ValueError: as `as_served` and `evaluate`.
+      EncodingMismatch, ValueError: as `with_served_vocabulary` and `evaluate`.
     """
     data, positions, k = requests.data, requests.positions, requests.k
-    served = as_served(trained, data.encoder)
+    served = with_served_vocabulary(trained, data.encoder)
     params, users = served.params, data.log.user[positions]
     leaves = [leaf for leaf in jax.tree.leaves(params) if np.issubdtype(np.asarray(leaf).dtype, np.floating)]
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
-        return Measured(version=trained.version, finite=False)
+        return Measurement(version=trained.version, finite=False)
     lists = requests.candidates(positions, SampleKey(0, 0, 0))
     if not np.isfinite(list_scores(served.model, params, data, positions, lists, progress=progress)).all():
-        return Measured(version=trained.version, finite=False)
+        return Measurement(version=trained.version, finite=False)
     figures = functools.partial(
         evaluate, served.model, data=data, positions=positions, k=None, candidates=requests.candidates,
         calibration_negatives=requests.calibration_negatives, repeats=requests.repeats, progress=progress,
@@ -200,7 +200,7 @@ def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | Non
             by_user[f"hr@{k} of new items"] = metrics.mean_by_user(hit[new_items], users[new_items])
     item = data.log.item[positions]
     known = params[ROWS]["item"][item] if ROWS in params else item
-    return Measured(
+    return Measurement(
         version=trained.version, finite=True, by_user=by_user, top=top, unknown=float((np.asarray(known) == 0).mean()),
         bytes=bytes_of(trained), seconds=_seconds(served, requests),
     )  # fmt: skip
@@ -222,7 +222,7 @@ def without_terms(trained: Trained) -> Params:
 
 
 def judge(
-    slices: Mapping[str, tuple[Measured, Measured]],
+    slices: Mapping[str, tuple[Measurement, Measurement]],
     config: GateConfig = GateConfig(),
     *,
     volume: float | None = None,  # noqa: B008
@@ -283,7 +283,7 @@ def volume(times: np.ndarray, since: int) -> float | None:
     return float(now / span / (before / (since - start))) if before and span > 0 else None
 
 
-def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict[str, Any]]:
+def _compare(new: Measurement, old: Measurement, config: GateConfig) -> dict[str, dict[str, Any]]:
     """Return both values and the interval of the difference of every metric that both have."""
     differences = metrics.paired_intervals(new.by_user, old.by_user, **config.bootstrap)
     return {
@@ -292,7 +292,7 @@ def _compare(new: Measured, old: Measured, config: GateConfig) -> dict[str, dict
     }
 
 
-def _worse(name: str, new: Measured, compared: Mapping[str, Mapping[str, Any]], config: GateConfig) -> Iterator[str]:
+def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]], config: GateConfig) -> Iterator[str]:
     """Yield a sentence for every metric beyond its bound, and for too few users."""
     users = len(new.by_user["gauc"].users) if "gauc" in new.by_user else 0
     if users < config.users:

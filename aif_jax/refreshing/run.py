@@ -29,7 +29,7 @@ REPORTS = 30  # reports that stay in OUT/reports
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refreshed:
+class RefreshResult:
     """Result of a refresh.
 
     Attributes:
@@ -57,7 +57,7 @@ def refresh(
     task: Task | None = None,
     teacher: Teacher | None = None,
     progress: bool = True,
-) -> Refreshed:
+) -> RefreshResult:
     """Train the served model on newer events, judge it against the served one, and publish it if the gate passes it.
 
     One job of steps: read, warm start, train, additions after training, gate, index, export, publish. Each is sealed in `work`
@@ -83,7 +83,7 @@ def refresh(
       progress: whether to show a line for each step and bars.
 
     Returns:
-      `Refreshed`; a refused model is not published, its report is.
+      `RefreshResult`; a refused model is not published, its report is.
 
     Raises:
       WriterConflict: another job works there; says which process on which host.
@@ -138,9 +138,9 @@ def refresh(
                 job.step(step.name, functools.partial(step.run, made))
         if not made.has_new():
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(made.since)}"})
-            return Refreshed(status="nothing new")
+            return RefreshResult(status="nothing new")
         report = made.record("report")["report"]
-        return Refreshed(status=report["status"], name=report["name"], trained=made.trained, report=report)
+        return RefreshResult(status=report["status"], name=report["name"], trained=made.trained, report=report)
 
 
 def _expect_there(source: Any) -> None:

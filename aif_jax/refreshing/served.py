@@ -15,7 +15,7 @@ from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
-from aif_jax.train.fit import parsed
+from aif_jax.train.fit import parse_settings
 from aif_jax.train.tasks import Task
 
 KEPT = "refresh.json"
@@ -30,7 +30,7 @@ def training_record(trained: Trained, folder: Path | None = None) -> dict[str, A
     """
     record: dict[str, Any] = {"until": None, "newest": -1, "task": None, "periods": [], "id_dropout": 0.0}
     if trained.settings is not None and "first_validation" in trained.settings:
-        settings = parsed(trained.settings, "settings of the served model")
+        settings = parse_settings(trained.settings, "settings of the served model")
         first = validated = settings.first_validation, settings.first_test
         if settings.without is not None:  # trained by a refresh, which judged it on that period
             first = settings.without

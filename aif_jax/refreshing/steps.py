@@ -29,7 +29,7 @@ from aif_jax.refreshing.config import RefreshConfig
 from aif_jax.refreshing.gate import Requests, bytes_of, judge, measure, volume
 from aif_jax.refreshing.job import DONE, Job
 from aif_jax.refreshing.served import KEPT, task_record
-from aif_jax.refreshing.warm import forgotten, warm_start
+from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.trained import Trained
@@ -88,7 +88,7 @@ class Refresh:
     @functools.cached_property
     def kept(self) -> Dataset:
         """The data without the ids that are forgotten: what the new model knows."""
-        return forgotten(self.data, self.forget) if self.forget else self.data
+        return forget_ids(self.data, self.forget) if self.forget else self.data
 
     @functools.cached_property
     def forget(self) -> int:

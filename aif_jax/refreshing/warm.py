@@ -28,7 +28,7 @@ from aif_jax.types import ItemFeatures, Params, UserFeatures
 ROWS = "rows_of_newer_ids"  # group of params: the row of each newer id in the model's own tables
 
 
-def forgotten(data: Dataset, since: int) -> Dataset:
+def forget_ids(data: Dataset, since: int) -> Dataset:
     """Return the data without ids that had no event since a moment: items, users, and attribute values of them alone.
 
     Events of a forgotten item stay in histories as events of the unknown item; events of a forgotten user are left out, but
@@ -43,7 +43,7 @@ def forgotten(data: Dataset, since: int) -> Dataset:
       >>> from aif_jax.readers import read
       >>> events = {"user": [1, 2, 2], "item": [7, 8, 7], "time": [10, 20, 90]}
       >>> data = read(events, items={"item": [7, 8], "category": ["tea", "cup"]}, columns=Columns())
-      >>> fewer = forgotten(data, 50)
+      >>> fewer = forget_ids(data, 50)
       >>> {name: vocabulary.raw.tolist() for name, vocabulary in fewer.encoder.vocabularies.items()}
       {'user': [2], 'item': [7], 'category': ['tea']}
       >>> fewer.log.item.tolist()
@@ -51,7 +51,7 @@ def forgotten(data: Dataset, since: int) -> Dataset:
     """
     before, log, cascade = data.encoder, data.log, data.cascade
     if before is None:
-        raise ValueError("forgotten: expected data with an encoder, got data without; read(..., encoder=...)")
+        raise ValueError("forget_ids: expected data with an encoder, got data without; read(..., encoder=...)")
     recent = log.time >= since
     logged = () if cascade is None else cascade.rows[recent[cascade.positions]]
     items, users = (np.union1d(0, rows) for rows in (np.append(log.item[recent], logged).astype(int), log.user[recent]))
@@ -118,7 +118,7 @@ def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forg
     return carried.replace(params=carried.params | {"fitted": fitted}, items=catalogue.items)
 
 
-def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
+def with_served_vocabulary(trained: Trained, encoder: Encoder | None) -> Trained:
     """Return a model for features of another encoder, with the scores that it gives in service: ids that it lacks are row 0.
 
     So that two models of different vocabularies answer the same encoded requests.
@@ -132,18 +132,18 @@ def as_served(trained: Trained, encoder: Encoder | None) -> Trained:
     """
     if encoder is None or trained.encoding == encoder.version:
         return trained
-    own = trained.need_encoder("as_served")
-    expect(own.columns == encoder.columns, "as_served columns", f"those of the model, {own.columns}", encoder.columns)
+    own = trained.need_encoder("with_served_vocabulary")
+    expect(own.columns == encoder.columns, "encoder", f"those of the model, {own.columns}", encoder.columns)
     attributes = (*encoder.schema.item_attributes, *encoder.schema.user_attributes)
     vocabularies = encoder.vocabularies
     places = {a.name: np.maximum(new_rows(vocabularies[a.name], own.vocabularies[a.name]), 0) for a in attributes}
     rows = {a.name: np.pad(places[a.name], (0, a.size - len(places[a.name]))) for a in attributes}
     config = trained.config.replace(schema=encoder.schema)
-    return Trained(mapped(trained.model, config, encoder.version), trained.params | {ROWS: rows})
+    return Trained(map_ids(trained.model, config, encoder.version), trained.params | {ROWS: rows})
 
 
 @functools.lru_cache(maxsize=8)  # one model for each pair, so that its programs are compiled once
-def mapped(base: PreRanker, config: Config, features: str) -> PreRanker:
+def map_ids(base: PreRanker, config: Config, features: str) -> PreRanker:
     """Return a model for features of another encoder (version `features`, sizes of `config`): `params[ROWS]` maps its ids."""
     encoding = base.config.schema.encoding
 

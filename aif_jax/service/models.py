@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from aif_jax.checks import expect
 from aif_jax.connectors.features import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
-from aif_jax.export import ExportError, Restored, restore
+from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
@@ -213,7 +213,7 @@ class LoadedModel:
     """One version with its engine."""
 
     entry: ExportEntry
-    restored: Restored
+    restored: RestoredModel
     engine: AsyncPreRanker
     users: UserSource
     exported: float  # when the manifest of the export was written, in seconds since 1970
@@ -339,7 +339,7 @@ class Models:
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
 
-    async def _load(self, entry: ExportEntry, restored: Restored) -> LoadedModel:
+    async def _load(self, entry: ExportEntry, restored: RestoredModel) -> LoadedModel:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""
         before, trained = self.held[0] if self.held else None, restored.trained
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
@@ -398,7 +398,7 @@ class Models:
             await served.engine.update_index(found[0])
             served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
 
-    def _restore(self, entry: ExportEntry) -> Restored:
+    def _restore(self, entry: ExportEntry) -> RestoredModel:
         """Return what a folder holds, read and compared with its checksums; nothing is compiled. Raises as `start`."""
         path = path_of(self.root, entry)
         try:

@@ -100,8 +100,8 @@ def place_state(state: Any, mesh: Mesh, *, split: Iterable[str] = ()) -> Any:
     Args:
       state: a `TrainState`, or any tree with tables under "embedding".
       mesh: from `row_mesh`.
-      split: embedding tables whose rows, with those of their optimizer state, are spread over the devices. Rows of zeros, which
-        no id reads, follow where the devices do not divide the table's (`padded_rows`); a checkpoint is saved without them.
+      split: embedding tables whose rows, and rows of optimizer state, are spread over the devices, padded by rows of zeros to a
+        multiple of the devices (`padded_rows`); checkpoints are saved without the padding.
     """
     names = tuple(split)
 

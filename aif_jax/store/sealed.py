@@ -87,7 +87,7 @@ def inspect(path: str | Path, *, format: str, rebuild: str = "write it again") -
         if (path / METADATA_FILE).is_file():
             raise CheckpointError(f"{path}: expected the format {format!r}, got one of an earlier version; {rebuild}")
         raise CheckpointError(f"{path}: not a complete snapshot: {MANIFEST} is missing; {rebuild}")
-    with refusing(path):
+    with as_checkpoint_error(path):
         manifest = files.parse_json(files.read_file(path / MANIFEST, MANIFEST, limit=files.MANIFEST_BYTES), MANIFEST)
         got = manifest.get("format") if isinstance(manifest, dict) else manifest
         expect(got == format, f"{path}", f"the format {format!r}", f"{got!r}; {rebuild}", error=CheckpointError)
@@ -107,7 +107,7 @@ def read(path: str | Path, *, format: str, like: Any = None, rebuild: str = "wri
     """
     path = local(path)
     manifest = inspect(path, format=format, rebuild=rebuild)
-    with refusing(path):
+    with as_checkpoint_error(path):
         arrays = files.read_arrays(files.checked(path, manifest, ARRAYS))
     listing = {name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for name, leaf in arrays.items()}
     if listing != manifest["arrays"]:
@@ -148,7 +148,7 @@ def sealed(record: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def refusing(where: str | Path) -> Iterator[None]:
+def as_checkpoint_error(where: str | Path) -> Iterator[None]:
     """Raise ExportErrors of the block as CheckpointErrors that name the folder."""
     try:
         yield

@@ -162,14 +162,9 @@ def unseen_items(*, before: int) -> Edit:
 
 
 def calibration(
-    held_out: Callable[[Dataset], tuple[Any, SourceFn | None]],
-    *,
-    calibration_negatives: int | None = 15,
-    rate: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 128,
-    progress: bool = True,
-) -> Edit:
+    held_out: Callable[[Dataset], tuple[Any, SourceFn | None]], *, calibration_negatives: int | None = 15, rate: float = 1.0,
+    seed: int = 0, batch_size: int = 128, progress: bool = True,
+) -> Edit:  # fmt: skip
     """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
     The candidates decide what the probabilities mean: for shown lists, a click given that the item is shown; for sampled ones,

@@ -148,7 +148,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
-class Ranked(NamedTuple):
+class CatalogueRanking(NamedTuple):
     """The whole catalogue ranked for R requests."""
 
     ranks: np.ndarray  # int64 [R] of each event's item, 0 the best; ties count against it
@@ -354,7 +354,7 @@ def item_rows(model: PreRanker, params: Params, catalogue: Catalogue, *, progres
 
 def rank_catalogue(
     model: PreRanker, params: Params, data: Dataset, positions: np.ndarray, *, k: int = 1, **options: Any
-) -> Ranked:
+) -> CatalogueRanking:
     """Score every item for the user of each event int64 [R], by the first objective; keeps the `k` best rows.
 
     `options` are those of `catalogue_scores`.
@@ -363,7 +363,7 @@ def rank_catalogue(
     for at, scores in catalogue_scores(model, params, data, positions, **options):
         ranks[at] = rank_of(scores, data.log.item[positions[at]])
         top[at] = best_rows(scores, k)
-    return Ranked(ranks, top)
+    return CatalogueRanking(ranks, top)
 
 
 def catalogue_scores(

@@ -64,8 +64,8 @@ class Samples(NamedTuple):
     without: int = 0  # of the span `without`
 
 
-def samples_of(data: Dataset, settings: Any) -> Samples:
-    """Count the samples of a run with these `fit.FitSettings`."""
+def samples_of(data: Dataset, settings: FitSettings) -> Samples:
+    """Count the samples of a run."""
     task, span = settings.task, {"since": settings.since, "before": None}
     everything = task.positions(data, min_history=0, since=None, before=None)
     inside = task.positions(data, min_history=0, **span) if settings.since is not None else everything
@@ -85,7 +85,7 @@ def samples_of(data: Dataset, settings: Any) -> Samples:
     )  # fmt: skip
 
 
-def samples_line(samples: Samples, settings: Any) -> str:
+def samples_line(samples: Samples, settings: FitSettings) -> str:
     """Return the line of text on the samples of a run."""
     task, least = settings.task, settings.min_history
     evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
@@ -105,7 +105,7 @@ def samples_line(samples: Samples, settings: Any) -> str:
 
 
 def label_lines(
-    data: Dataset, settings: Any, samples: Samples, positions: np.ndarray, source: SourceFn, *, config: Config
+    data: Dataset, settings: FitSettings, samples: Samples, positions: np.ndarray, source: SourceFn, *, config: Config
 ) -> Iterator[str]:
     """Yield lines on labels of training lists, and on held-out items without a training event; of `requests` lists each."""
     if not isinstance(settings.task, NextItem):
@@ -140,7 +140,7 @@ def named_labels(labels: Any, config: Config) -> list[tuple[str, np.ndarray]]:
     return [(name, labels[name]) for name in objective_names(config.objectives) if name in labels]
 
 
-def plan(feed: Pipeline, settings: Any, samples: Samples) -> Iterator[str]:
+def plan(feed: Pipeline, settings: FitSettings, samples: Samples) -> Iterator[str]:
     """Yield lines of text before a run: steps, lengths and padding, what validation costs."""
     longest, steps, size = feed.config.history_length, len(feed), feed.batch_size
     histories = lengths.history_lengths(feed.dataset, feed.positions, longest=longest)
@@ -371,7 +371,7 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
     return first, after
 
 
-def settle(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any) -> FitSettings:
+def resolve_settings(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any) -> FitSettings:
     """Return the settings of a run: what the config leaves open follows from data, model and task.
 
     Args:
@@ -470,7 +470,7 @@ def train(
     if teacher is not None:
         given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
         taught = with_scores(source, data, settings, positions, teacher, **given)
-        judged = judged_by(data, settings, teacher, **given) if settings.validates else data
+        judged = with_ranker(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
         dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
@@ -551,7 +551,7 @@ def with_scores(
     )
 
 
-def judged_by(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
+def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folder: Path, progress: bool) -> Dataset:
     """Return the data with a teacher as the ranker of a cascade, for `Evaluation.ranker_recall` of the validation slice.
 
     A label of a cascade is that ranker; others rank what retrieval finds, or the lists of the task, of data without a cascade.
@@ -592,11 +592,13 @@ def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
     return trained(jax.random.key(seed)) | {FITTED: fitted}
 
 
-def checkpoints_of(folder: Path, settings: FitSettings, items: ItemFeatures | None = None) -> Checkpoints:
-    """Return the checkpoints of a run, which carry the features of the items that it trains on."""
+def checkpoints_of(
+    folder: Path, settings: FitSettings, items: ItemFeatures | None = None, *, record: dict[str, Any] | None = None
+) -> Checkpoints:
+    """Return the checkpoints of a run, with the features of its items; `record` is its settings as they were saved."""
     best = settings.keep_best
     keep_best = None if best is None else (best, "min" if best in LOWER_IS_BETTER else "max")
-    record = settings.to_json()
+    record = settings.to_json() if record is None else record
     return Checkpoints(folder, keep_best=keep_best, run=seal(record), settings=record, items=items)
 
 
@@ -693,14 +695,14 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     if record is None:
         found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one in it"
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found {found}")
-    settings = parsed(record, str(folder))
+    settings = parse_settings(record, str(folder))
     if saved:
         return settings, checkpoint.load(folder)
-    with checkpoints_of(folder, settings) as checkpoints:
-        return settings, dataclasses.replace(final(checkpoints, settings), settings=record)
+    with checkpoints_of(folder, settings, record=record) as checkpoints:
+        return settings, final(checkpoints, settings)
 
 
-def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
+def parse_settings(record: Mapping[str, Any], where: str) -> FitSettings:
     """Return the settings in the record of a run; CheckpointError for another."""
     try:
         return FitSettings.from_json(dict(record))
@@ -708,7 +710,7 @@ def parsed(record: Mapping[str, Any], where: str) -> FitSettings:
         raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
 
 
-def of_ranking(figures: Mapping[str, float]) -> dict[str, float]:
+def ranking_figures(figures: Mapping[str, float]) -> dict[str, float]:
     """Return the figures that a calibration does not change: those without log-loss and calibration, of objectives either."""
     changed = ("log_loss", "calibration", "calibration_error")
     return {name: value for name, value in figures.items() if name.rpartition(".")[2] not in changed}

@@ -150,7 +150,6 @@ def loop(
     batches: Iterable[Batch | PrefetchedBatch],
     *,
     total: int | None = None,
-    label: str = "train",
     log_every: int = 50,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     writers: Sequence[LogWriter] = (),
@@ -202,7 +201,7 @@ def loop(
     saved, saved_at, cursor = number, time.perf_counter(), None
     save_seconds = math.inf if save is None or processes.several() else save.seconds  # clocks differ
     source = map(_fed, batches)
-    with track(total=total, label=label, unit="steps", show=progress and processes.first()) as bar:
+    with track(total=total, label="train", unit="steps", show=progress and processes.first()) as bar:
 
         def log(figures: Mapping[str, float] | None = None) -> None:
             if not recent.pending:

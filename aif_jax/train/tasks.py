@@ -1,4 +1,4 @@
-"""What `fit` trains a model for: which events are samples, with which candidates and labels, under which loss.
+"""Training tasks: which events are samples, with which candidates and labels, under which loss.
 
 *Goals.* Losses of several labels: for each objective, for each stage of the cascade, and of a ranker's scores, added up.
 
@@ -9,8 +9,8 @@
         Goal(0.5 * distill_listwise, "ranker", stages=("exposed", "ranked")),  # the ranker's scores
     )
 
-Where a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is a label that the log does not
-know, and counts nowhere unless `missing` says what it means.
+If a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is an unknown label, which does not count
+unless the goal has a value for `missing`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class NextItem(Fields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Liked(Fields):
-    """Does the user like the item? Every event of a known item and action is a sample, its item the only candidate.
+    """Ratings: each event of a known item and action is a sample, its item the only candidate.
 
     Attributes:
       threshold: the least action row that counts as liked; action rows must be in ascending order of liking.
@@ -124,10 +124,10 @@ class Liked(Fields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Impressions(Fields):
-    """Which of the items that were shown does the user click? The log holds impressions; a request is a sample.
+    """Clicks among the items that were shown: the log holds impressions, each request is a sample.
 
-    A user's requests before the first one with an event below the threshold are no samples but histories alone: a log begins
-    with them where histories come from elsewhere, without times, and their lists would be all positive.
+    A user's requests before the first one with an event below the threshold are histories alone, since they would be all
+    positive: histories from elsewhere, at the beginning of a log.
 
     Attributes:
       candidates: C, items of a list that count: of longer lists the positives and a random draw of the rest.
@@ -177,10 +177,10 @@ class Impressions(Fields):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cascaded(Fields):
-    """What does each objective say of the candidates that retrieval finds? A logged request of `Dataset.cascade` is a sample.
+    """Logged requests of `Dataset.cascade` with their candidates of each stage; each request is a sample.
 
-    The default loss is binary cross-entropy of every objective where the log knows its label; `Goals` says more: other stages,
-    the ranker's scores. Held-out requests are evaluated on all their candidates with known labels.
+    The default loss is binary cross-entropy of every objective with a known label; `Goals` can add other stages and the ranker's
+    scores. Held-out requests are evaluated on all their candidates with known labels.
 
     Attributes:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.

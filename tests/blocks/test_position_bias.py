@@ -12,7 +12,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.blocks import PositionBias
-from aif_jax.refreshing.warm import forgotten
+from aif_jax.refreshing.warm import forget_ids
 from aif_jax.train import losses
 from aif_jax.train.evaluate import predict
 from tests import demo
@@ -40,7 +40,7 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
     assert plain.places is None and "position" not in aif.Columns().to_json()
     with pytest.raises(ValueError, match="Dataset.places: expected the places of shown items, got None; read them by"):
         plain.places_of([first], rows[:1])
-    fewer = forgotten(data, 20)  # item 3 goes, whose place stays with the event
+    fewer = forget_ids(data, 20)  # item 3 goes, whose place stays with the event
     assert fewer.places.tolist() == data.places.tolist() and len(fewer.items) == len(data.items) - 1
 
 
