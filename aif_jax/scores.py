@@ -1,9 +1,9 @@
 """From logits to what candidates are ranked by: objectives, calibration, orders.
 
-*Objectives*: the events whose probabilities a model's T logits give. An objective is a name, or "NAME|GIVEN": the probability of
-NAME if GIVEN is true. ("click", "conversion|click", "like") is a model with three logits. Over all candidates the probability of
-a conversion is the product of click and conversion|click, which trains it on every impression, without selection by clicks: the
-entire-space multi-task model (ESMM, Ma et al. 2018, arXiv 1804.07931).
+*Objectives*: the events whose probabilities a model's T logits give. An objective is a name, or "NAME|GIVEN": the probability
+of NAME if GIVEN is true. ("click", "conversion|click", "like") is a model with three logits. Over all candidates the
+probability of a conversion is the product of click and conversion|click, which trains it on every impression, without selection
+by clicks: the entire-space multi-task model (ESMM, Ma et al. 2018, arXiv 1804.07931).
 
 *Calibration*: from a logit to a probability that can be multiplied with a bid, see `train.edits.calibration`.
 
@@ -14,9 +14,9 @@ entire-space multi-task model (ESMM, Ma et al. 2018, arXiv 1804.07931).
     lambda p, bid: p["click"] * p["conversion|click"] ** 0.5
 
 `p[NAME]`, float32 [C], is the calibrated probability of an objective over all candidates, as `evaluate` reports it: for a
-conditional objective the product. `p["NAME|GIVEN"]` is the probability if GIVEN is true; `p[""]` is for a model whose one objective
-has no name. `bid` is float32 [C]. An order is compiled into the scoring program and must compute each candidate's value from that
-candidate alone, since C is padded.
+conditional objective the product. `p["NAME|GIVEN"]` is the probability if GIVEN is true; `p[""]` is for a model whose one
+objective has no name. `bid` is float32 [C]. An order is compiled into the scoring program and must compute each candidate's
+value from that candidate alone, since C is padded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Objective(NamedTuple):
 
 
 def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """Parse `Config.objectives`; ValueError for names that are invalid, repeat, or come after an objective that depends on them.
+    """Parse `Config.objectives`; ValueError for invalid or repeated names, or one after an objective that depends on it.
 
     Example:
       >>> parse_objectives(("click", "conversion|click"))[1]

@@ -26,7 +26,17 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
-from aif_jax.refreshing import GateConfig, Measurement, Requests, with_served_vocabulary, forget_ids, judge, measure, volume, warm_start
+from aif_jax.refreshing import (
+    GateConfig,
+    Measurement,
+    Requests,
+    forget_ids,
+    judge,
+    measure,
+    volume,
+    warm_start,
+    with_served_vocabulary,
+)
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT

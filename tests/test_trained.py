@@ -181,7 +181,9 @@ def test_no_function_takes_a_model_in_parts():
     parts = [{"model", "params", "encoder"}, {"params", "encoder", "version"}, {"model", "version"}]
 
     def found(source: str) -> list[str]:
-        named = [(n.name, {a.arg for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)}) for n in functions_of(source)]
+        named = [
+            (n.name, {a.arg for a in (*n.args.posonlyargs, *n.args.args, *n.args.kwonlyargs)}) for n in functions_of(source)
+        ]
         return [name for name, arguments in named if any(group <= arguments for group in parts)]
 
     assert gaps(found) == {}

@@ -160,7 +160,9 @@ class Verdict:
         }
 
 
-def measure(trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False) -> Measurement:
+def measure(
+    trained: Trained, requests: Requests, *, new_items: np.ndarray | None = None, progress: bool = False
+) -> Measurement:
     """Run one model on the requests, as it would answer them in service (`with_served_vocabulary`).
 
     Log-loss and calibration need probabilities: of an uncalibrated model they leave out SVD term and popularity correction.

@@ -371,7 +371,9 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
     return first, after
 
 
-def resolve_settings(config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any) -> FitSettings:
+def resolve_settings(
+    config: FitConfig, data: Dataset, model: Config, *, task: Task, out: Path | None, **names: Any
+) -> FitSettings:
     """Return the settings of a run: what the config leaves open follows from data, model and task.
 
     Args:

@@ -9,8 +9,8 @@
         Goal(0.5 * distill_listwise, "ranker", stages=("exposed", "ranked")),  # the ranker's scores
     )
 
-If a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is an unknown label, which does not count
-unless the goal has a value for `missing`.
+If a batch has several labels by name (`candidates.Labels`), a goal reads one of them; NaN is an unknown label, which does not
+count unless the goal has a value for `missing`.
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ class Impressions(Fields):
 class Cascaded(Fields):
     """Logged requests of `Dataset.cascade` with their candidates of each stage; each request is a sample.
 
-    The default loss is binary cross-entropy of every objective with a known label; `Goals` can add other stages and the ranker's
-    scores. Held-out requests are evaluated on all their candidates with known labels.
+    The default loss is binary cross-entropy of every objective with a known label; `Goals` can add other stages and the
+    ranker's scores. Held-out requests are evaluated on all their candidates with known labels.
 
     Attributes:
       exposed, ranked, pre_ranked, retrieved: candidates of each stage in a list of training, drawn again for every batch.
