@@ -48,7 +48,7 @@ from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.output import track
 from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
-from aif_jax.refreshing.warm import ROWS, mapped
+from aif_jax.refreshing.warm import ROWS, map_ids
 from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
 from aif_jax.train.fit import init_params
@@ -144,7 +144,7 @@ class Arm:
         sizes: dict[str, Any] = dict(width=8, short_length=8, long_length=16) if small else dict(width=16, long_length=64)
         config = aif.presets.aif(data.schema, **sizes)
         self.model = aif.build(config.replace(blocks=(*config.blocks, aif.blocks.ItemOffset())))
-        self.served = mapped(self.model, self.model.config, data.encoding)
+        self.served = map_ids(self.model, self.model.config, data.encoding)
         self.optimizer = optax.adamw(RATE, weight_decay=1e-5)
         self.step = make_step(self.model, self.optimizer, loss=LOSS)
         self._compiled = False
