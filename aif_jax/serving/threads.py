@@ -24,6 +24,7 @@ from aif_jax.serving.requests import CallableError, CallerError
 logger = logging.getLogger(__name__)
 QUIET = 60.0  # seconds between two log lines on errors of one type of one callable
 GRACE = 1.0  # seconds that a cancelled task may take to clean up before it counts as hung
+YEAR = 3e7  # seconds: no limit
 _END = object()
 
 
@@ -60,11 +61,12 @@ class TimeLimitedCall:
 
         Raises CallableError for what would end others and for too many hung calls, TimeoutError by `callable_timeout`.
         """
-        task = asyncio.get_running_loop().create_task(self._outcome(self._call, request))
+        outcome, task = self._in_task(self._call, request)
+        timer = outcome.get_loop().call_later(YEAR if self._timeout is None else self._timeout, self._expire, outcome)
         try:
-            await asyncio.wait((task,), timeout=self._timeout)
-            result, error = task.result() if task.done() else (None, self._late())
+            result, error = await outcome
         finally:
+            timer.cancel()
             self._leave(task)
         if error is not None:
             self.note(error)
@@ -74,8 +76,8 @@ class TimeLimitedCall:
     async def batches(self, stream: Any) -> AsyncGenerator[Any, None]:
         """Yield the batches of an async iterator, which is read in one task and closed with the request; raises as a call."""
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        task = asyncio.get_running_loop().create_task(self._outcome(_read, stream, arrived))
-        task.add_done_callback(lambda _: arrived.put_nowait(_END))
+        outcome, task = self._in_task(_read, stream, arrived)
+        outcome.add_done_callback(lambda _: arrived.put_nowait(_END))
         try:
             while True:
                 try:
@@ -87,7 +89,7 @@ class TimeLimitedCall:
                 if batch is _END:
                     break
                 yield batch
-            if (error := task.result()[1]) is not None:
+            if (error := outcome.result()[1]) is not None:
                 self.note(error)
                 raise error
         finally:
@@ -95,6 +97,16 @@ class TimeLimitedCall:
 
     def _late(self) -> TimeoutError:
         return TimeoutError(f"{self._name}: no answer within callable_timeout={self._timeout} s")
+
+    def _expire(self, outcome: asyncio.Future[Any]) -> None:
+        if not outcome.done():
+            outcome.set_result((None, self._late()))
+
+    def _in_task(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[asyncio.Future[Any], asyncio.Task[None]]:
+        """Return the result and error of a call, to come, and the task in which it runs."""
+        loop = asyncio.get_running_loop()
+        outcome = loop.create_future()
+        return outcome, loop.create_task(self._contained(outcome, call, *arguments))
 
     def note(self, error: BaseException) -> None:
         """Count an error by its type; log the first of a type, and then one in `QUIET` seconds.
@@ -147,18 +159,19 @@ class TimeLimitedCall:
         else:
             future.set_result(outcome)
 
-    async def _outcome(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> tuple[Any, BaseException | None]:
-        """Return what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
+    async def _contained(self, outcome: asyncio.Future[Any], call: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
+        """Set what a call returns, and what it raises: asyncio ends its loop where a task raises SystemExit."""
+        result, raised = None, None
         try:
-            return await call(*arguments), None
+            result = await call(*arguments)
         except BaseException as error:
-            stopped = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration)
-            if not stopped and isinstance(error, Exception):
-                return None, error
-            culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
-            refused = CallableError(f"{self._name} raised {described(culprit)}")
-            refused.__cause__ = error
-            return None, refused
+            stopped, raised = isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration), error
+            if stopped or not isinstance(error, Exception):
+                culprit = stopped and error.__cause__ or error  # Python's RuntimeError for a StopIteration names none
+                raised = CallableError(f"{self._name} raised {described(culprit)}")
+                raised.__cause__ = error
+        if not outcome.done():
+            outcome.set_result((result, raised))
 
     def _leave(self, task: asyncio.Task[Any]) -> None:
         """Cancel a task that has not ended, and wait for nothing."""
