@@ -695,7 +695,7 @@ def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     """Return the settings of the run in a folder, and the checkpoint of its model; FileNotFoundError without a run."""
     record, saved = settings_in(folder), (folder / METADATA_FILE).is_file()
     if record is None:
-        found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one in it"
+        found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one; give the --out of train"
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found {found}")
     settings = parse_settings(record, str(folder))
     if saved:
