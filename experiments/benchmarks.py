@@ -1,24 +1,16 @@
 """Public benchmarks, one command each: two-tower, two-tower with matching statistics and AIF beside the published figures.
 
-Claim     none: whoever has the files gets the table. The full files of Yambda, RecFlow and KuaiRand were never read here; their
-          readers and this job are tested on small files of the same layout.
+Claim     none: whoever has the files gets the table. The full files of RecFlow and KuaiRand were never read here; their readers
+          and this job are tested on small files of the same layout.
 Command   python -m experiments.benchmarks NAME --data DIR       (NAME --smoke makes small files; --json FILE; --help lists all)
-Names     yambda     Yambda-50M, listens of half a track and more (arXiv 2505.22238). Trained on what is before the test day and
-                     its gap of 30 minutes; each user of the test day is ranked once, by the history before it; all items with
-                     a listen in training are candidates, met ones too. NDCG@10 and Recall@10 over the user's distinct items of
-                     the day, those without a training listen among them, mean over users. Artists are an attribute here; the
-                     published models have ids alone.
-          recflow    RecFlow, streaming (arXiv 2410.20868, 2503.09492): trained on all days before the last, judged on it.
+Names     recflow    RecFlow, streaming (arXiv 2410.20868, 2503.09492): trained on all days before the last, judged on it.
                      Recall@50 of what was effectively viewed, and of what the ranker ranked, among the logged candidates of a
                      request, mean over requests. The published cascade chooses in two stages: not the same question.
           movielens  any release; split by time; GAUC of 100 candidates and HR@100 of the catalogue
           taobao     UserBehavior.csv, the same
           kuairand   impressions of any version as events, the same
-Models    untuned, the same epochs, optimizer and samples, one seed; for the catalogue all have the popularity correction
-          (`Run.with_popularity_correction`), as negatives are drawn by popularity
-Cost      time and memory grow with the samples trained on, `--days`: on two cores about 1 ms of wall time a sample of two-tower
-          and 2 ms of AIF with 512 events (the batch and lengths of `fit`), so Yambda's last 7 days, about 700,000 listens, take
-          a quarter and half an hour an epoch; ranking 4,600 users over 630,000 items about as long. Extrapolated, not measured.
+Models    untuned, the same epochs, optimizer and samples, one seed; for the catalogue with the popularity correction
+Time      grows with the samples, `--days`: on two cores about 1 ms a sample of two-tower and 2 ms of AIF; not measured
 """
 
 from __future__ import annotations
@@ -33,24 +25,21 @@ import numpy as np
 import aif_jax as aif
 from aif_jax import Dataset, metrics, train
 from aif_jax.data.candidates import SampleKey
-from aif_jax.data.negatives import counts_before
 from aif_jax.metrics import ByUser
-from aif_jax.train.evaluate import best_rows, catalogue_scores, list_scores
+from aif_jax.train.evaluate import list_scores
 from aif_jax.train.losses import pointwise_bce
 from aif_jax.train.tasks import Goal, Goals
 from experiments import common
-from experiments.datasets import kuairand, movielens, taobao, yambda
+from experiments.datasets import kuairand, movielens, taobao
 from experiments.datasets.cascade import synthetic_cascade
 from experiments.datasets.recflow import lines_of, recflow
 from experiments.datasets.recflow import write as write_recflow
 from experiments.datasets.synthetic import SMALL as SMALL_WORLD
 from experiments.datasets.synthetic import synthetic_world
+from experiments.tables import spread
 
-PRESETS = {
-    "two-tower": aif.presets.two_tower,
-    "two-tower with matching statistics": aif.presets.two_tower_matching,
-    "aif": aif.presets.aif,
-}
+MATCHING = "two-tower with matching statistics"
+PRESETS = {"two-tower": aif.presets.two_tower, MATCHING: aif.presets.two_tower_matching, "aif": aif.presets.aif}
 SMALL: dict[str, Any] = dict(width=8, towers=(16,), short_length=16, long_length=32)
 DAY = 86_400
 
@@ -72,10 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", choices=sorted(READERS))
     parser.add_argument("--model", nargs="+", choices=list(PRESETS), default=list(PRESETS), help="only these (default all)")
     parser.add_argument("--days", type=float, help="train on the last days before the test slice alone (default all)")
-    settings = {
-        "epochs": (3, None, "passes over the training samples"),
-        "requests": (3000, None, "judged at most, drawn at random"),
-    }
+    settings = {"epochs": (3, None, "passes over the samples"), "requests": (3000, None, "judged at most, drawn at random")}
     options = common.options(parser, arguments, settings, data="the folder with the data set's files")
     if (options.data is None) != options.smoke:
         options.error("expected --data DIR or --smoke, one of them")
@@ -83,17 +69,15 @@ def main(arguments: list[str] | None = None) -> None:
         benchmark = READERS[options.name](small_files(options.name, Path(made)) if options.smoke else options.data, options)
     print(f"data: {benchmark.data}", flush=True)
     judged = {name: benchmark.judge(trained(name, benchmark, options)) for name in options.model}
-    figures = {name: {key: metrics.user_interval(part) for key, part in found.items()} for name, found in judged.items()}
-    first, rows = options.model[0], []
-    for name, found in figures.items():
-        for key, one in found.items():
-            gap = metrics.paired_interval(judged[name][key], judged[first][key])
-            paired = "" if name == first else f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-            rows.append([name, key, f"{one.value:.4f} [{one.low:.4f}, {one.high:.4f}]", paired])
-    rows += [[f"{name}, published", key, f"{value:.4f}", ""] for name, known in benchmark.published.items()
-             for key, value in known.items()]  # fmt: skip
-    print("\n" + common.table(rows, ["model", "figure", "value [95 %]", f"minus {first}"]))
-    made = {name: {key: one._asdict() for key, one in found.items()} for name, found in figures.items()}
+    first, made, rows = judged[options.model[0]], {}, []
+    for name, found in judged.items():
+        made[name] = {key: metrics.user_interval(part)._asdict() for key, part in found.items()}
+        for key, part in found.items():
+            paired = "" if found is first else spread(metrics.paired_interval(part, first[key]), 4, sign="+")
+            rows.append([name, key, spread(metrics.user_interval(part), 4), paired])
+    for name, known in benchmark.published.items():
+        rows += [[f"{name}, published", key, f"{value:.4f}", ""] for key, value in known.items()]
+    print("\n" + common.table(rows, ["model", "figure", "value [95 %]", f"minus {options.model[0]}"]))
     common.write_json(options.json, {"models": made, "published": benchmark.published})
 
 
@@ -112,14 +96,6 @@ def since(options, test: int) -> dict[str, Any]:
 
 
 # the data sets
-
-
-def of_yambda(folder: Path, options) -> Benchmark:
-    """Return each user of the test day is ranked once."""
-    data, test = yambda.read(folder)
-    published = {"ItemKNN": {"ndcg@10": 0.078}, "SASRec": {"ndcg@10": 0.075}}
-    settings = since(options, test) | {"test": np.datetime64(test, "s")}
-    return Benchmark(data, settings, lambda run: once_a_user(run, data, test, k=10, requests=options.requests), published)
 
 
 def of_recflow(folder: Path, options) -> Benchmark:
@@ -151,7 +127,6 @@ def by_time(data: Dataset, options) -> Benchmark:
 
 
 READERS: dict[str, Callable[[Path, Any], Benchmark]] = {
-    "yambda": of_yambda,
     "recflow": of_recflow,
     "movielens": lambda folder, options: by_time(movielens.read(folder), options),
     "taobao": lambda folder, options: by_time(taobao.read(folder), options),
@@ -168,11 +143,6 @@ def small_files(name: str, folder: Path) -> Path:
         day = table["request_timestamp"] // (1000 * DAY)
         for one in np.unique(day):
             write_recflow(folder, f"{one:08d}", {key: np.asarray(values)[day == one] for key, values in table.items()})
-    elif name == "yambda":
-        listens = {"uid": log.user, "item_id": log.item, "timestamp": log.time - log.time.max() + yambda.TEST + DAY,
-                   "is_organic": log.item % 2, "played_ratio_pct": 40 + 10 * (log.item % 7)}  # fmt: skip
-        items = np.arange(1, len(category))
-        yambda.write(folder, listens, {"item_id": items, "artist_id": category[1:]})
     elif name == "movielens":
         lines = [f"{u},{i},{1 + i % 5},{t}" for u, i, t in zip(log.user, log.item, log.time, strict=True)]
         (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines]) + "\n", encoding="utf-8")
@@ -182,32 +152,11 @@ def small_files(name: str, folder: Path) -> Path:
         lines = [f"{u},{i},{category[i]},pv,{t}" for u, i, t in zip(log.user, log.item, log.time, strict=True)]
         (folder / "UserBehavior.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     else:
-        raise SystemExit(f"--smoke: expected yambda, recflow, movielens or taobao, got {name}; its reader has its own tests")
+        raise SystemExit(f"--smoke: expected recflow, movielens or taobao, got {name}; its reader has its own tests")
     return folder
 
 
 # the figures
-
-
-def once_a_user(run: aif.Run, data: Dataset, test: int, *, k: int, requests: int) -> dict[str, ByUser]:
-    """Return NDCG@k and Recall@k of the distinct items of each user from `test` on, ranked by the history before it.
-
-    NDCG takes the first min(k, number of the user's items) places as the best possible.
-    """
-    run, log = run.with_popularity_correction(data), data.log
-    later = np.flatnonzero(log.time >= test)
-    users, first = np.unique(log.user[later], return_index=True)
-    if len(users) > requests:
-        drawn = np.sort(np.random.default_rng(0).choice(len(users), requests, replace=False))
-        users, first = users[drawn], first[drawn]
-    unknown = np.where(counts_before(data, test) > 0, 0.0, -np.inf)
-    gains, found = 1 / np.log2(np.arange(k) + 2), np.zeros((2, len(users)))
-    for rows, scores in catalogue_scores(run.model, run.params, data, later[first], repeats=True):
-        for row, best in zip(rows, best_rows(scores + unknown, k), strict=True):
-            wanted = np.unique(log.item[later[log.user[later] == users[row]]])
-            hit = np.isin(best, wanted)
-            found[:, row] = hit @ gains / gains[: len(wanted)].sum(), hit.sum() / len(wanted)
-    return {name: metrics.mean_by_user(values, users) for name, values in zip((f"ndcg@{k}", f"recall@{k}"), found, strict=True)}
 
 
 def recall(run: aif.Run, data: Dataset, positions: np.ndarray, *, k: int) -> dict[str, ByUser]:

@@ -7,11 +7,11 @@ matters where clients and service share the cores.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -61,35 +61,21 @@ def load(address: str, calls: Path, *, callers: int, seconds: float) -> Load:
 
 def closed_loop(address: str, calls: list[bytes], callers: int, seconds: float) -> Load:
     """Return callers in threads, each of which sends its next call when it has the answer to the last one."""
-    counts, ready = [0] * callers, threading.Barrier(callers + 1)
-    start = cpu = end = 0.0
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(callers) as threads:
+        ranks = [stack.enter_context(caller(address, calls)) for _ in range(callers)]
+        for rank, user in itertools.product(ranks, range(len(calls))):
+            rank(user)  # states are cached from here on
+        start, cpu = time.perf_counter(), time.process_time()
 
-    def run(number: int) -> None:
-        try:
-            with caller(address, calls) as rank:
-                for user in range(len(calls)):
-                    rank(user)  # states are cached from here on
-                ready.wait()
-                ready.wait()
-                while time.perf_counter() < end:
-                    rank((number + counts[number]) % len(calls))
-                    counts[number] += 1
-        except BaseException:
-            ready.abort()
-            raise
+        def run(number: int) -> int:
+            count = 0
+            while time.perf_counter() < start + seconds:
+                ranks[number]((number + count) % len(calls))
+                count += 1
+            return count
 
-    with ThreadPoolExecutor(callers) as threads:
-        running = [threads.submit(run, number) for number in range(callers)]
-        with contextlib.suppress(threading.BrokenBarrierError):
-            ready.wait()
-            start, cpu = time.perf_counter(), time.process_time()
-            end = start + seconds
-            ready.wait()
-    failures = [error for future in running if (error := future.exception())]
-    if failures:
-        raise next((error for error in failures if not isinstance(error, threading.BrokenBarrierError)), failures[0])
-    requests = sum(counts)
-    return Load(requests / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / max(requests, 1), requests)
+        requests = sum(threads.map(run, range(callers)))
+        return Load(requests / (time.perf_counter() - start), 1e3 * (time.process_time() - cpu) / max(requests, 1), requests)
 
 
 if __name__ == "__main__":

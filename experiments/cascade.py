@@ -1,8 +1,7 @@
-"""What pre-ranking is for: the ranker's choice, and several objectives.
+"""The ranker's choice as a second objective, in a synthetic cascade whose ranker is known for every candidate.
 
-Claims    Training on the ranker's scores raises the share of its top 100 in ours (ranker recall@100) by at least 5 points over
-          plain binary cross-entropy on what was shown, at equal AUC of clicks (`ranker_recall100_gain`, points). Four
-          objectives cost at most 1.1 times the critical path of one (`critical_ratio_t4_over_t1`).
+Claim     Training on the ranker's scores raises the share of its top 100 in ours (ranker recall@100) by at least 5 points over
+          plain binary cross-entropy on what was shown, at equal AUC of clicks (`ranker_recall100_gain`, points).
 Command   python -m experiments.cascade                 (or --smoke, --json FILE; --help lists all)
 Data      the synthetic world and a cascade over it, `experiments/datasets/cascade.py`
 What is   One logit cannot do both: the ranker shows what has many clicks or much quality, so among the shown the two are
@@ -11,14 +10,13 @@ compared  opposed, and the ranker's own order has an AUC of clicks of 0.56 where
           order; AUC is of clicks on what was shown. The weight is the largest of `WEIGHTS` whose AUC on the validation slice is
           at most `EQUAL` below plain cross-entropy's; `frontier` has recall and AUC of all weights.
 Protocol  split by time; the same lists, steps and optimizer for both losses; requests of the last 10 % are evaluated once, on
-          all their candidates; three seeds, each with another world.
+          all their candidates; three seeds, each with another world
 Time      a few minutes a seed on two cores
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +35,6 @@ from aif_jax.train.tasks import Goal, Goals
 from experiments import common
 from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import SMALL, synthetic_world
-from experiments.services import compiled
 
 COUNTS = {"exposed": 10, "ranked": 30, "pre_ranked": 10, "retrieved": 30}
 CLICK, CHOSEN = "click", "chosen"
@@ -46,72 +43,41 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Of the ranker's choice in the order `p["click"] * p["chosen"] ** weight`."""
 EQUAL = 0.005
 """AUC on the validation slice that counts as equal: below its standard error there, 0.007 with 6,000 labels."""
-OBJECTIVES = ("click", "long_view|click", "like", "share|click")
-K, CANDIDATES = 100, 1000
+TINY: dict[str, Any] = dict(
+    width=8, towers=(16,), head=aif.heads.Mlp((16, 8)), short_length=8, long_length=8, sequence=False, blocks=(DotProduct(),)
+)
 
 
 @common.script
 def main(arguments: list[str] | None = None) -> None:
-    """Measure both claims and print their figures."""
-    options = parse(arguments)
-    began = time.perf_counter()
-    figures = over_seeds([quality(seed, options) for seed in options.seeds]) | speed(options)
-    common.report(figures | {"seconds": time.perf_counter() - began}, options.json, hidden=("seeds",))
+    """Train in the world of each seed and print means, the sample deviation under NAME_sd, and every seed under "seeds"."""
+    settings = {
+        "epochs": (3, 1, "passes over the requests"),
+        "batch_size": (128, 32, "requests a step"),
+        "seeds": ([0, 1, 2], [2], "worlds and trainings"),
+    }
+    options = common.options(__doc__, arguments, settings)
+    options.k = 10 if options.smoke else 100
+    figures: dict[str, Any] = {"seeds": [quality(seed, options) for seed in options.seeds]}
+    for name in figures["seeds"][0]:
+        values = np.asarray([part[name] for part in figures["seeds"]], np.float64)
+        figures[name] = values.mean(0).tolist()
+        if values.ndim == 1 and len(values) > 1:
+            figures[f"{name}_sd"] = float(values.std(ddof=1))
+    common.report(figures, options.json, hidden=("seeds",))
 
 
 def quality(seed: int, options) -> dict[str, Any]:
     """Return figures of one world and training."""
-    world = synthetic_world(seed, **options.world)
-    sizes = dict(requests=options.requests, candidates=options.candidates, ranked=options.ranked)
-    figures = consistency(synthetic_cascade(world, **sizes, seed=seed), options, seed)
+    large = dict(users=600, items=2000, events_per_user=200, lag=32), dict(requests=6000, candidates=400, ranked=150)
+    world, sizes = (SMALL, dict(requests=160, candidates=60, ranked=20)) if options.smoke else large
+    figures = consistency(synthetic_cascade(synthetic_world(seed, **world), **sizes, seed=seed), options, seed)
     print(f"seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float)), flush=True)
     return figures
 
 
-def over_seeds(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return means over seeds, the sample deviation under NAME_sd, and every seed under "seeds"."""
-    made: dict[str, Any] = {"seeds": parts}
-    for name in parts[0]:
-        values = np.asarray([part[name] for part in parts], np.float64)
-        made[name] = values.mean(0).tolist()
-        if values.ndim == 1 and len(values) > 1:
-            made[f"{name}_sd"] = float(values.std(ddof=1))
-    return made
-
-
-def parse(arguments: list[str] | None):
-    """Return the command line, and the sizes of worlds and models."""
-    settings = {
-        "epochs": (3, 1, "passes over the requests"),
-        "batch_size": (128, 32, "requests a step"),
-        "rounds": (300, 5, "timed rounds"),
-        "seeds": ([0, 1, 2], [2], "worlds and trainings"),
-    }
-    options = common.options(__doc__, arguments, settings)
-    smoke = options.smoke
-    options.world = SMALL if smoke else dict(users=600, items=2000, events_per_user=200, lag=32)
-    options.requests, options.candidates, options.ranked = (160, 60, 20) if smoke else (6000, 400, 150)
-    options.k = 10 if smoke else 100
-    tiny = dict(
-        width=8,
-        towers=(16,),
-        head=aif.heads.Mlp((16, 8)),
-        short_length=8,
-        long_length=8,
-        sequence=False,
-        blocks=(DotProduct(),),
-    )
-    options.model = tiny if smoke else dict(long_length=128)
-    return options
-
-
 def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
-    """Return figures of requests of the test slice, trained with and without the ranker's scores.
-
-    Args:
-      data: with a cascade whose label "ranker" is the ranker's score, and WHOLE that of every candidate.
-      options: of the command line; `seed` of training.
-    """
+    """Return figures of requests of the test slice, trained with and without the ranker's scores, labels "ranker" and WHOLE."""
     data = with_choice(data, options.k)
     task = train.Cascaded(**COUNTS)
     plain = Goal(pointwise_bce, CLICK)
@@ -128,7 +94,9 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     moments: dict[str, Any] = {split: np.datetime64(since, "s") for split, (since, _) in slices.items()}
     scored: dict[str, dict[str, np.ndarray]] = {}
     for name, (objectives, loss) in ways.items():
-        model = aif.build(aif.presets.aif(data.schema, objectives=objectives, **options.model))
+        model = aif.build(
+            aif.presets.aif(data.schema, objectives=objectives, **(TINY if options.smoke else {"long_length": 128}))
+        )
         sizes = dict(epochs=options.epochs, batch_size=options.batch_size, requests=300)
         config = aif.FitConfig(seed=seed, k=None, keep_best="auc", **sizes, **moments)
         run = aif.fit(model, data, config, task=task, loss=loss)
@@ -145,8 +113,7 @@ def consistency(data: Dataset, options, seed: int) -> dict[str, Any]:
     weight = max(kept, default=0.0)
     bce = held["test"].figures(scored["bce"]["test"], options.k)
     best = frontier["test"][weight]
-    figures: dict[str, Any] = {f"{key}_bce": value for key, value in bce.items()}
-    figures |= {f"{key}_consistent": value for key, value in best.items()}
+    figures = {f"{key}_{way}": value for way, one in (("bce", bce), ("consistent", best)) for key, value in one.items()}
     return figures | {
         "ranker_recall100_gain": 100 * (best["ranker_recall100"] - bce["ranker_recall100"]),
         "auc_difference": best["auc"] - bce["auc"],
@@ -227,37 +194,6 @@ class Held(NamedTuple):
             "ranker_recall100": metrics.ranker_recall_at_k(scores, self.ranker, k=k, where=where).value,
             "auc": metrics.auc(scores, np.nan_to_num(self.label), where=where & known),
         }
-
-
-def speed(options) -> dict[str, Any]:
-    """Return milliseconds of the interaction with one and with four objectives."""
-    world = synthetic_world(0, users=20, items=1200, topics=40, categories=20, events_per_user=80, lag=8)
-    data, rng = world.dataset, np.random.default_rng(0)
-    rows = rng.integers(1, len(data.catalogue), CANDIDATES)
-    ways = {f"t{len(names) or 1}": _critical(data, names, rows, options) for names in ((), OBJECTIVES)}
-    p50 = common.medians(ways, options.rounds, warm=3)
-    return {
-        "critical_ratio_t4_over_t1": p50["t4"] / p50["t1"],
-        **{f"{name}_ms": value for name, value in p50.items()},
-    }
-
-
-def _critical(data: Dataset, names: tuple[str, ...], rows: np.ndarray, options) -> Any:
-    """Return gather, interaction, score and top-k of 1,000 candidates, compiled as the engine compiles."""
-    config = aif.presets.aif(data.schema, objectives=names, **options.model)
-    model = aif.build(config)
-    params = model.init(jax.random.key(0), data.catalogue)
-    users = data.user_features([len(data.log) - 1], length=config.history_length)
-    state = jax.jit(model.user)(params, jax.tree.map(lambda leaf: leaf[0], users))
-    table = jax.jit(jax.vmap(model.item, (None, 0)))(params, data.catalogue.features(np.arange(len(data.catalogue))))
-
-    def answer(params, state, table, rows):
-        logits = model.interaction(params, state, jax.tree.map(lambda leaf: leaf[rows], table))
-        p = jax.nn.sigmoid(logits)
-        value = p[:, 0] * p[:, 1] + 0.1 * p[:, 2] + 0.1 * p[:, 0] * p[:, 3] if names else p
-        return jax.lax.top_k(value, K)
-
-    return compiled(answer, params, state, table, jnp.asarray(rows))
 
 
 if __name__ == "__main__":

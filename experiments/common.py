@@ -32,14 +32,23 @@ def script(main: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return an argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header."""
+def parser(description: str | None, *, data: bool = False, **folders: Path) -> argparse.ArgumentParser:
+    """Return an argument parser with `--smoke`, `--json` and `--quiet`; the description is the script's own header.
+
+    Args:
+      data: adds `--data`, the folder that holds the data sets' folders.
+      folders: defaults of options that name a folder: `results` of records, `work` of models.
+    """
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     made.add_argument("--smoke", action="store_true", help="everything in seconds, on a small world that the script makes")
     made.add_argument("--json", metavar="FILE", type=Path, help="write every figure that is printed to this file")
     made.add_argument("--quiet", action="store_true", help="no progress bar")
+    if data:
+        made.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
+    for name, usual in folders.items():
+        made.add_argument(f"--{name}", metavar="DIR", type=Path, default=usual, help="default %(default)s")
     return made
 
 
@@ -49,7 +58,7 @@ def options(
     settings: Mapping[str, tuple[Any, ...]],
     **paths: str,
 ) -> argparse.Namespace:
-    """Return the options of a script.
+    """Return the options of a script by name, and `error(text)`, which ends it with its usage.
 
     Args:
       description: the script's own header, or a `parser` with options of other kinds.
@@ -57,9 +66,6 @@ def options(
       settings: by name: default, value in a smoke run (None for the default), help text. The default tells the type; a number
         whose default is 1 or more must be at least 1, or a fourth value, and no number may be negative.
       paths: options that take a path, by name; their help texts.
-
-    Returns:
-      The options by name, and `error(text)`, which ends the script with its usage.
     """
     made = description if isinstance(description, argparse.ArgumentParser) else parser(description)
     made.set_defaults(error=made.error)
@@ -183,14 +189,9 @@ def size_of(tree: Any) -> int:
 
 
 def interleaved(functions: dict[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
-    """Return milliseconds of every function in turn, round by round, so that a drift of the machine hits all alike.
+    """Return milliseconds float64 [rounds] of every function in turn, so that a drift of the machine hits all alike.
 
-    Args:
-      functions: name to a function of the round that does the work and returns the milliseconds that count.
-      rounds: how often.
-
-    Returns:
-      Name to float64 [rounds].
+    A function of the number of the round does the work and returns the milliseconds that count.
     """
     times = {name: np.zeros(rounds) for name in functions}
     for i in range(rounds):

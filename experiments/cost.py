@@ -4,33 +4,27 @@ Claim     A request costs less machine than the same model run sequentially: of 
 Command   python -m experiments.cost --json cost.json      (or --smoke; --help lists all)
           (--candidates 1000 10000 --history 512 4096: the figures of each size; --before DIR: of another checkout too)
 Time      12 minutes a size on 2 idle CPU cores
-Measured  experiments/README.md, with the machine
-Services  aif         AsyncPreRanker over `presets.aif`
-          sequential  the same model and scores; user function, item function and interaction start when the candidates come
-          exact       `presets.full_attention`: attention over both whole histories; sequential
-          matching    AsyncPreRanker over `presets.two_tower_matching`
-          two_tower   AsyncPreRanker over a dot product
-          floor       the engine's own compiled functions in a plain loop: no event loop, no threads, no deadlines, no batches
+Services  `aif`, `matching` and `two_tower` are AsyncPreRanker over these presets. `sequential` is the same model and scores as
+          `aif`, `exact` is `presets.full_attention`: user function, item function and interaction start when the candidates
+          come. `floor` is the engine's own compiled functions in a plain loop: no event loop, threads, deadlines or batches.
 Inputs    the same for every service: encoded features as arrays on the host, as a feature store delivers them, and raw ids of
           the candidates. Each service checks, packs and uploads the features and looks up the ids. Sequential ones keep the
           features of the catalogue on the device.
-Users     new          nobody has a state of them
-          returning_0  no event since their last request: `aif` has the state in the cache
-          session      five requests in a row with the same features
-          Services without states cost the same for every kind.
+Users     new: nobody has a state of them; returning_0: no event since their last request, so `aif` has the state in the cache;
+          session: five requests in a row with the same features. Services without states cost the same for every kind.
 Load      closed loop: each client sends its next request when the last is answered. Feature fetch is a delay of 2 ms, retrieval
-          one of 15 ms. Every combination of service, kind and concurrency runs once a round;
-          every other round runs backwards.
+          one of 15 ms. Service, kind and concurrency in turn, every other round backwards.
 Figures   max_rps is the most requests a second whose p99 is within the bound, and cpu_ms CPU time of the process over requests
           there; p99 is the median over rounds, so that one stall of the machine does not decide; spread is the difference of
-          the quartiles over rounds. lone_... and critical_... are of one client: the whole request, and from candidates to
-          top-k. Weights are as initialised: the same shapes take the same time. Programs by themselves, and the same in ONNX
-          Runtime and PyTorch, come from `experiments.runtimes`. empty_engine_...: 16 clients, new users, no delays, no model.
+          the quartiles. lone_... and critical_... are of one client: the whole request, and from candidates to top-k. Weights
+          are as initialised. Programs by themselves: `experiments.runtimes`. empty_engine_...: 16 clients, new users, no
+          delays, no model.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -91,7 +85,9 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
     threads = {"user_threads": options.threads, "score_threads": options.threads}
     config = {"batch_size": options.batch_size, "max_pending": 256, **threads}
     ways = services.services(models, candidates, k, config)
-    async with services.started(ways):
+    async with contextlib.AsyncExitStack() as stack:
+        for service in ways.values():
+            await stack.enter_async_context(service)
         await check_same_answers(ways["aif"], ways["sequential"], floor)
         loads: dict[tuple[str, str, int], list[Load]] = defaultdict(list)
         floors: dict[str, list[Load]] = defaultdict(list)

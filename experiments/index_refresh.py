@@ -5,12 +5,11 @@ Claim     A rebuild runs at the rate of the bare item function (at least 0.85 of
           second a change is seen within a second (p99).
 Command   python -m experiments.index_refresh --json index_refresh.json      (or --smoke; --help lists all)
 Time      2 minutes on 2 CPU cores (6 GB of memory in all)
-Measured  experiments/README.md, with the machine and why the first figure is missed
-Method    measurements interleaved round by round in one process, compilation left out. Items are drawn at random; the same 64
-          batches come again and again, under new ids; rows are stored in bfloat16. Update: `upsert` until the table has them.
-          Freshness: from the moment when an item changes (1,000 a second, spread evenly) to the end of the first request that
-          started after the engine took the snapshot with it; changes are applied every --interval seconds. Requests:
-          `AsyncPreRanker.rank` over 1,000 candidates, one at a time. Model: `presets.aif`; weights as initialised.
+Method    interleaved round by round in one process, compilation left out. Items are drawn at random; 64 batches come again and
+          again, under new ids; rows are stored in bfloat16. Update: `upsert` until the table has them. Freshness: from the
+          moment when an item changes (1,000 a second, spread evenly) to the end of the first request that started after the
+          engine took the snapshot with it; changes are applied every --interval seconds. Requests: `AsyncPreRanker.rank` over
+          1,000 candidates, one at a time. Model: `presets.aif`; weights as initialised.
 """
 
 from __future__ import annotations
@@ -61,17 +60,9 @@ class World:
     """A model and 64 batches of items that stand in for a catalogue of any size."""
 
     def __init__(self, history: int):
-        schema = aif.Schema(
-            item_attributes=(
-                aif.Attribute(name="item", size=VOCABULARY),
-                aif.Attribute(name="category", size=500),
-                aif.Attribute(name="brand", size=5000),
-            ),
-            actions=4,
-            item_floats=4,
-            content=64,
-            side=("bid",),
-        )
+        sizes = {"item": VOCABULARY, "category": 500, "brand": 5000}
+        attributes = tuple(aif.Attribute(name=name, size=size) for name, size in sizes.items())
+        schema = aif.Schema(item_attributes=attributes, actions=4, item_floats=4, content=64, side=("bid",))
         self.config = aif.presets.aif(schema, long_length=history)
         self.model = aif.build(self.config)
         self.params = jax.device_put(self.model.init(jax.random.key(0), drawn.catalogue(schema)))
@@ -105,28 +96,27 @@ def first(features: aif.ItemFeatures, count: int) -> aif.ItemFeatures:
     return jax.tree.map(lambda leaf: leaf[:count], features)
 
 
+def await_table(index: ItemIndex) -> None:
+    """Wait until the table of an index has all rows."""
+    with index.reading() as table:
+        jax.block_until_ready(table)
+
+
 def build_rate(world: World, *, items: int, rounds: int) -> dict[str, Any]:
-    """Return a rebuild, and the bare compiled item function on the same batches, as fast as it can be fed."""
+    """Return items a second of a rebuild, and of the bare item function on the same batches, fed without a pause."""
     bare = jax.jit(jax.vmap(world.model.item, (None, 0)))
 
-    def run_bare() -> None:
-        rows = [bare(world.params, features) for _, features in world.catalogue(items)]
-        jax.block_until_ready(rows)
+    def run_bare(_: int) -> float:
+        return common.milliseconds(lambda: [bare(world.params, features) for _, features in world.catalogue(items)])
 
-    def run_build() -> None:
-        with world.build(items, storage="bfloat16").reading() as table:
-            jax.block_until_ready(table)
+    def run_build(_: int) -> float:
+        return common.milliseconds(lambda: await_table(world.build(items, storage="bfloat16")))
 
-    run_bare()
-    run_build()
-    arms = {"bare": lambda _: common.milliseconds(run_bare), "build": lambda _: common.milliseconds(run_build)}
+    arms = {"bare": run_bare, "build": run_build}
+    common.interleaved(arms, 1)
     times = common.interleaved(arms, rounds)
-    rate = {name: items / (np.median(t) / 1e3) for name, t in times.items()}
-    return {
-        "build_items_per_s": rate["build"],
-        "bare_items_per_s": rate["bare"],
-        "build_over_bare": float(np.median(times["bare"] / times["build"])),
-    }
+    rate = {f"{name}_items_per_s": items / (np.median(t) / 1e3) for name, t in times.items()}
+    return rate | {"build_over_bare": float(np.median(times["bare"] / times["build"]))}
 
 
 def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, Any]:
@@ -139,8 +129,7 @@ def costs_by_size(world: World, *, sizes: list[int], rounds: int) -> dict[str, A
         ids, features = ids_of(rng.choice(size, CHANGES, replace=False)), first(world.batches[rng.integers(64)], CHANGES)
         start = time.perf_counter()
         held[size] = held[size].upsert(ids, features)
-        with held[size].reading() as table:
-            jax.block_until_ready(table)
+        await_table(held[size])
         return (time.perf_counter() - start) * 1e3
 
     def look_up(size: int) -> float:

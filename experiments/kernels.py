@@ -1,21 +1,17 @@
-"""What a long history costs in real time: every form of DIN, SimTier and the whole interaction.
+"""What a long history costs in real time: linear DIN, SimTier and the whole interaction.
 
 Claim     On two CPU cores at C=1,000 candidates, L=4,096 behaviours, K=64 bits: DIN in its linear form under 0.3 ms, the exact
           SimTier under 2.5 ms, the interaction without SimTier under twice its head and the same at any L.
 Command   python -m experiments.kernels --json kernels.json      (--smoke: seconds; --help lists all)
 Time      3 minutes with --rounds 15 (--candidates, --lengths choose other sizes)
 Models    "interaction_exact" has BEA, SIM, linear attention and SimTier on signatures of K bits, "interaction" the same without
-          SimTier, "head_only" the head's MLP on ready inputs; it does not see L, so its spread over L is the noise of the
-          clock. Weights are as initialised.
-Protocol  Every form is compiled and its result checked before the clock starts; inputs are on the device, `block_until_ready`
-          ends the clock, a figure is the median. What does not grow with L is timed in one round-robin over all lengths, so
-          that a drift of the machine hits all alike; what grows is interleaved length by length. Forms that hold a [C, L]
-          array are left out where that has more than 7e7 entries.
+          SimTier, "head_only" the head's MLP on ready inputs, whose spread over L is the noise of the clock
+Protocol  Inputs are on the device; medians. What does not grow with L is timed in one round-robin over all lengths, so that a
+          drift of the machine hits all alike; what grows is interleaved length by length.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,8 +27,10 @@ from aif_jax.blocks.simtier import TierHistory, histogram
 from aif_jax.output import track
 from experiments import common, drawn
 
-WIDTH, TIERS, CONTENT, BITS = 32, 8, 32, 64
-LARGEST = 7e7
+WIDTH, TIERS, BITS = 32, 8, 64
+SCHEMA = aif.Schema(
+    item_attributes=(aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64)), content=32
+)
 BLOCKS = (
     aif.blocks.Bea(dot_product=True), aif.blocks.Sim("category"), aif.blocks.LinearMemory(dot_product=True),
     aif.blocks.SimTier(tiers=16, bits=BITS, length=512), aif.blocks.DotProduct(),
@@ -51,18 +49,13 @@ def main(arguments: list[str] | None = None) -> None:
         "lengths": ([256, 1024, 4096, 16_384, 65_536], [64], "L"),
     }
     options = common.options(__doc__, arguments, settings)
-    candidates, lengths = options.candidates, options.lengths
-
-    figures: dict[str, Any] = {}
-    bar = track(total=len(candidates) * (len(lengths) + 1), label="sizes", unit="sizes")
-    for c in candidates:
-        every = {(name, n): form for n in lengths for name, form in fixed_forms(c, n).items()}
-        times = common.medians({f"{name}_ms {n}": form for (name, n), form in every.items()}, options.rounds)
-        bar.update()
+    lengths, figures = options.lengths, dict[str, Any]()
+    for c in track(options.candidates, label="candidates", unit="sizes"):
+        every = {f"{name}_ms {n}": form for n in lengths for name, form in fixed_forms(c, n).items()}
+        times = common.medians(every, options.rounds)
         for n in lengths:
             few = max(2, options.rounds // 3 if c * n > 2e6 else options.rounds)
-            times |= common.medians({f"{name}_ms {n}": form for name, form in forms(c, n).items()}, few)
-            bar.update()
+            times |= common.medians({f"{name}_ms {n}": form for name, form in growing_forms(c, n).items()}, few)
         for key, milliseconds in times.items():
             name, n = key.split()
             figures.setdefault(name, {})[f"{c},{n}"] = milliseconds
@@ -70,73 +63,49 @@ def main(arguments: list[str] | None = None) -> None:
             ms = [figures[f"{name}_ms"][f"{c},{n}"] for n in lengths]
             figures.setdefault(f"{name}_longest_over_shortest", {})[str(c)] = ms[-1] / ms[0]
             figures.setdefault(f"{name}_spread_over_lengths", {})[str(c)] = max(ms) / min(ms)
-    bar.close()
     common.report(figures, options.json)
 
 
-def history(candidates: int, length: int) -> tuple[jax.Array, ...]:
-    """Return signatures of items and behaviours, values, mask and a kernel, drawn at random."""
-    rng = np.random.default_rng(0)
-    item, past = (jnp.asarray(rng.integers(0, 2**32, (n, BITS // 32), dtype=np.uint32)) for n in (candidates, length))
-    values = jnp.asarray(rng.normal(size=(length, WIDTH)), jnp.float32)
-    mask, kernel = rng.random(length) < 0.9, rng.normal(size=(WIDTH, 64)).astype(np.float32)
-    return item, past, values, jnp.asarray(mask), jnp.asarray(kernel)
-
-
-def forms(candidates: int, length: int) -> dict[str, Form]:
-    """Return forms of the package that compare every pair, compiled and checked against each other."""
-    item, past, values, mask, kernel = history(candidates, length)
-    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=mask)
-    made: dict[str, Form] = {
-        "simtier": compiled(partial(histogram, tiers=TIERS), item, tiers),
-        "interaction_exact": whole(candidates, length, BLOCKS)[0],
-    }
-    if candidates * length <= LARGEST:
-        made["din_direct"] = compiled(weighted, item, past, values, mask, kernel)
-        summed = linear_memory.sum_events(signs(past).T, values, mask)
-        np.testing.assert_allclose(linear(summed, item, kernel), made["din_direct"](), rtol=1e-3, atol=1e-3)
-    return made
-
-
-def weighted(item: jax.Array, past: jax.Array, values: jax.Array, mask: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return DIN on LSH by comparing every pair, [C, H]."""
-    differing = jax.lax.population_count(item[:, None, :] ^ past[None, :, :]).sum(-1)
-    weights = jnp.where(mask[None, :], BITS - 2.0 * differing, 0.0) / (BITS**0.5 * jnp.maximum(mask.sum(), 1))
-    return weights @ values @ kernel
-
-
-def linear(history: linear_memory.Summed, item: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return the same from the sums of a history."""
-    return signs(item) @ (history.moments @ kernel * linear_memory.scale(history))
+def growing_forms(candidates: int, length: int) -> dict[str, Form]:
+    """Return forms that compare every candidate with every behaviour."""
+    item, past = signatures(candidates), signatures(length)
+    tiers = TierHistory(signature=past, group=jnp.zeros(length, jnp.int32), mask=jnp.arange(length) % 10 > 0)
+    simtier = compiled(partial(histogram, tiers=TIERS), item, tiers)
+    return {"simtier": simtier, "interaction_exact": interaction(candidates, length, BLOCKS)[0]}
 
 
 def fixed_forms(candidates: int, length: int) -> dict[str, Form]:
     """Return forms whose inputs have the same shapes at any L: linear DIN, the interaction without SimTier, its head alone."""
-    item, past, values, mask, kernel = history(candidates, length)
-    summed = linear_memory.sum_events(signs(past).T, values, mask)
-    made: dict[str, Form] = {"din_linear": compiled(linear, summed, item, kernel)}
+    rng = np.random.default_rng(0)
+    values, kernel = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((length, WIDTH), (WIDTH, 64)))
+    summed = linear_memory.sum_events(signs(signatures(length)).T, values, jnp.arange(length) % 10 > 0)
     flat = tuple(block for block in BLOCKS if not isinstance(block, aif.blocks.SimTier))
-    made["interaction"], config = whole(candidates, length, flat)
+    whole, config = interaction(candidates, length, flat)
     head, ready = drawn.head_alone(config, candidates)
-    made["head_only"] = compiled(head, made["interaction"].args[0]["head"], ready)
-    return made
+
+    def linear(history: linear_memory.Summed, words: jax.Array, kernel: jax.Array) -> jax.Array:
+        return signs(words) @ (history.moments @ kernel * linear_memory.scale(history))
+
+    return {
+        "din_linear": compiled(linear, summed, signatures(candidates), kernel),
+        "interaction": whole,
+        "head_only": compiled(head, whole.args[0]["head"], ready),
+    }
 
 
-def whole(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
+def signatures(count: int) -> jax.Array:
+    """Return signatures drawn at random, uint32 [n, K / 32]."""
+    return jnp.asarray(np.random.default_rng(count).integers(0, 2**32, (count, BITS // 32), dtype=np.uint32))
+
+
+def interaction(candidates: int, length: int, blocks: tuple[Any, ...]) -> tuple[Form, aif.Config]:
     """Return the interaction of a model with these blocks, and one user's state after `length` behaviours."""
-    config = aif.presets.aif(schema(), long_length=length, blocks=blocks)
+    config = aif.presets.aif(SCHEMA, long_length=length, blocks=blocks)
     model = aif.build(config)
-    params = jax.jit(lambda key: model.init(key, drawn.catalogue(schema())))(jax.random.key(0))
-    user = drawn.users(schema(), config.history_length, events=int(0.9 * length))
-    state = jax.jit(model.user)(params, user)
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, drawn.items(schema(), (candidates,)))
+    params = jax.jit(lambda key: model.init(key, drawn.catalogue(SCHEMA)))(jax.random.key(0))
+    state = jax.jit(model.user)(params, drawn.users(SCHEMA, config.history_length, events=int(0.9 * length)))
+    rows = jax.jit(jax.vmap(model.item, (None, 0)))(params, drawn.items(SCHEMA, (candidates,)))
     return compiled(model.interaction, params, state, rows), config
-
-
-def schema() -> aif.Schema:
-    """Return a catalogue of items with a category and content."""
-    attributes = (aif.Attribute(name="item", size=10_000), aif.Attribute(name="category", size=64))
-    return aif.Schema(item_attributes=attributes, content=CONTENT)
 
 
 def compiled(f: Callable, *inputs: Any) -> Form:
@@ -147,4 +116,4 @@ def compiled(f: Callable, *inputs: Any) -> Form:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -3,15 +3,12 @@
 Command   python -m experiments.plots     (`--data DIR` adds the figure by length of history, which needs the log; `--out DIR`
           draws there and leaves the pages as they are)
 Time      seconds
-Gives     blocks.png, refresh.png, quality_against_time.png, load.png, calibration.png, with --data history.png, and, where the
-          records of `experiments.cost` and `experiments.ranker_recall` have their figures, budget.png
-
-Bars are 95 % intervals over users, of paired differences. The timeline is drawn by `experiments.quickstart`, which keeps no
-record.
+Errors    bars are 95 % intervals over users, of paired differences
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,32 +100,23 @@ def draw_refresh(record: Mapping[str, Any], path: Path) -> None:
 
 def history(results: Path, data: datasets.StudyData) -> dict[str, list[tuple[int, Interval]]]:
     """Return users, and GAUC over the two-tower model by BINS of history, for each of MODELS; the test split, all seeds."""
-    found, log = records.read(results), data.dataset.log
-    events = np.bincount(log.user)
-    of_model = {
-        name: question.pooled(results, found, question.runs_of(found, data.name, name), "gauc_trained")
-        for name in (BASE, *MODELS)
-    }
+    found, events = records.read(results), np.bincount(data.dataset.log.user)
+    whole = {name: question.of_test(results, found, data.name, name, "gauc_trained") for name in (BASE, *MODELS)}
     made: dict[str, list[tuple[int, Interval]]] = {name: [] for name in MODELS}
     for low, high in BINS:
-        inside = {name: _some(one, low, high, events) for name, one in of_model.items()}
+        of_bin = {}
+        for name, one in whole.items():
+            inside = (events[one.users] >= low) & (events[one.users] < high)
+            of_bin[name] = ByUser(*(part[inside] for part in one))
         for name in MODELS:
-            made[name].append((len(inside[name].users), metrics.paired_interval(inside[name], inside[BASE])))
+            made[name].append((len(of_bin[name].users), metrics.paired_interval(of_bin[name], of_bin[BASE])))
     return made
 
 
-def _some(one: ByUser, low: int, high: int, events: np.ndarray) -> ByUser:
-    inside = (events[one.users] >= low) & (events[one.users] < high)
-    return ByUser(one.users[inside], one.values[inside], one.weights[inside])
-
-
-def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], dataset: str, path: Path) -> None:
+def draw_history(gains: Mapping[str, Sequence[tuple[int, Interval]]], path: Path) -> None:
     """Draw who gains."""
-    with drawing(
-        path,
-        4.6,
-        f"AIF gains at every length of history:\n1 point up to 100 events, 2 points above ({NAMES[dataset]}, test split)",
-    ) as axis:
+    title = "AIF gains at every length of history:\n1 point up to 100 events, 2 points above (MovieLens, test split)"
+    with drawing(path, 4.6, title) as axis:
         for shift, (model, by_bin), colour in zip((-0.08, 0.08), gains.items(), ("tab:orange", "tab:blue"), strict=True):
             for at, (_, gap) in enumerate(by_bin):
                 value, error = points(gap)
@@ -166,23 +154,22 @@ def draw_load(record: Mapping[str, Any], size: str, path: Path) -> None:
         axis.set_ylim(0.6, 60)
 
 
-def draw_quality(results: Path, path: Path, dataset: str = "movielens") -> None:
+def draw_quality(results: Path, path: Path) -> None:
     """Draw GAUC over the two-tower model against the time of the scoring program, by number of candidates."""
     found, times = records.read(results), question.read_times(results)
-    base = question.pooled(results, found, question.runs_of(found, dataset, BASE), "gauc_trained")
-    speed = [
-        times[f"{question.FULL}, {size}"]["score"]["p50"] / times[f"{AIF}, {size}"]["score"]["p50"]
-        for size in ("C=1000, L=512", "C=10000, L=512")
-    ]
+
+    def of(model: str) -> ByUser:
+        return question.of_test(results, found, "movielens", model, "gauc_trained")
+
+    def score(model: str) -> list[float]:
+        return [times[f"{model}, C={count}, L=512"]["score"]["p50"] for count in (1000, 10_000)]
+
+    speed = np.divide(score(question.FULL), score(AIF))
     title = f"AIF ranks as full attention does and scores {speed[0]:.0f} times as fast\nat 1,000 candidates, "
     title += f"{speed[1]:.0f} times at 10,000 (MovieLens, test split)"
     with drawing(path, 4.8, title) as axis:
         for model, (name, colour) in SCORED.items():
-            gap = metrics.paired_interval(
-                question.pooled(results, found, question.runs_of(found, dataset, model), "gauc_trained"), base
-            )
-            value, error = points(gap)
-            ms = [times[f"{model}, C={count}, L=512"]["score"]["p50"] for count in (1000, 10_000)]
+            (value, error), ms = points(metrics.paired_interval(of(model), of(BASE))), score(model)
             axis.plot(ms, [value, value], color=colour, lw=1)
             for at, fill in zip(ms, (colour, "white"), strict=True):
                 axis.errorbar(at, value, yerr=error, fmt="o", color=colour, markerfacecolor=fill)
@@ -194,10 +181,9 @@ def draw_quality(results: Path, path: Path, dataset: str = "movielens") -> None:
 
 
 def draw_budget(record: Mapping[str, Any], losses: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
-    """Draw what a cut keeps of the ranker's top 10 against requests a second; `record` is one size of `experiments.cost`.
+    """Draw what a cut keeps of the ranker's top 10 against requests a second.
 
-    Args:
-      losses: % by data set and pre-ranker, see `ranker_recall.losses_of`.
+    `record` is one size of `experiments.cost`; `losses` are of `ranker_recall.losses_of`.
     """
     title = "What a cut keeps of the ranker's top 10,\nand the requests a second that the pre-ranker carries"
     with drawing(path, 5.2, title) as axis:
@@ -265,24 +251,24 @@ def _legend(axis: Any, **where: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw every figure that there is a record for."""
-    parser = records.parser(__doc__, results=question.RESULTS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the PNG files go; none: docs/figures, and tables too")
     options = parser.parse_args(arguments)
     for page in () if options.out else tables.PAGES:
         page.write_text(tables.written(page.read_text(encoding="utf-8")), encoding="utf-8")
-    options.out = options.out or FIGURES
-    draw_blocks(tables.blocks(options.results), options.out / "blocks.png")
-    draw_refresh(json.loads(REFRESH.read_text(encoding="utf-8")), options.out / "refresh.png")
-    draw_quality(options.results, options.out / "quality_against_time.png")
-    load = json.loads(LOAD.read_text(encoding="utf-8"))
-    draw_load(load, LONG, options.out / "load.png")
+    out = options.out or FIGURES
+    refreshed, load, calibrated = (json.loads(of.read_text(encoding="utf-8")) for of in (REFRESH, LOAD, calibration.RECORD))
+    draw_blocks(tables.blocks(question.RESULTS), out / "blocks.png")
+    draw_refresh(refreshed, out / "refresh.png")
+    draw_quality(question.RESULTS, out / "quality_against_time.png")
+    draw_load(load, LONG, out / "load.png")
     losses = ranker_recall.losses_of(ranker_recall.RESULTS)
     if losses and PRESET in load:
-        draw_budget(load[PRESET], losses, options.out / "budget.png")
-    draw_calibration(json.loads(calibration.RECORD.read_text(encoding="utf-8")), options.out / "calibration.png")
+        draw_budget(load[PRESET], losses, out / "budget.png")
+    draw_calibration(calibrated, out / "calibration.png")
     if options.data is not None:
-        data = datasets.load("movielens", options.data)
-        draw_history(history(options.results, data), "movielens", options.out / "history.png")
+        draw_history(history(question.RESULTS, datasets.load("movielens", options.data)), out / "history.png")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ Claim     Taught by the ranker that it serves, `presets.aif` loses less of the r
 Command   python -m experiments.ranker_recall --data DIR --plan validation --json FILE
           (--plan test: the chosen weight, three seeds; --ranker trees or sequence; --report-only: tables from the records)
 Time      on one core 3 to 9 minutes a run, longest where MovieLens is taught; what is done is kept in --work
-Cascade   retrieval, see `experiments.study.retrieval`: the same candidates for all; a ranker, see `experiments.study.rankers`;
-          the pre-rankers of `question`, at its sizes, cut the candidates. Scores have the popularity correction of serving, the
-          ranker's too.
-Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content.
+Cascade   retrieval, a ranker (see `retrieval` and `rankers` in `experiments.study`), and the pre-rankers of `question` at its
+          sizes, which cut the candidates. All scores have the popularity correction of serving.
+Inputs    as the data sets have them: MovieLens with its first genre as category, without text; Taobao without made content
 Training  `aif.fit` with its defaults. Taught: one more listwise term, with a weight, on the ranker's scores of the event's item
           and some of 64 retrieved candidates (`Teacher(candidates=...)`). Weight and number of candidates are chosen for each
           model on the validation split with the ranker of full attention; other rankers take the same.
@@ -16,7 +15,6 @@ Figures   recall K@C-N: the share of the ranker's best K of C candidates among t
           event's item is kept; hr10, ndcg10: of the cascade, the ranker's order of what is kept; own: of the pre-ranker alone;
           ranker: of the ranker without a cut. agreement: share of pairs in the ranker's order. 95 % over users, pairs on the
           same draws; several seeds are averaged by user.
-Measured  in experiments/results/ranker_recall/
 """
 
 from __future__ import annotations
@@ -444,12 +442,9 @@ def _percent(part: Interval) -> Interval:
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Do the missing runs of a plan and print the tables."""
-    parser = common.parser(__doc__)
+    parser = common.parser(__doc__, data=True, results=RESULTS, work=Path("out/ranker_recall"))
     parser.add_argument("--plan", choices=("validation", "test"), default="validation", help="default %(default)s")
     parser.add_argument("--ranker", choices=rankers.RANKERS, default="attention", help="default %(default)s")
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="records (default %(default)s)")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/ranker_recall"), help="models, scores")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models")
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")

@@ -6,26 +6,20 @@ Claim     A model that is trained on each day's events from yesterday's paramete
           hour. The gate refuses at least 99 of 100 planted bad models and passes at least 95 of 100 good ones.
 Command   python -m experiments.refresh --data DIR --json FILE      (or --smoke; --help lists all)
 Time      about 55 minutes on one CPU core, most of it for the trainings from scratch within the last day (--hours 0: without)
-Measured  experiments/README.md
 Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (its excerpt of 9 days) and a synthetic shop whose
-          users change and whose new items sell. The model of the days before the first one is the start of all arms. Each day
-          ends with a training: none ("never"), on all events so far ("scratch", two epochs), or one epoch on the day's events
-          and a replay of 20 % as many earlier ones, from yesterday's parameters ("warm"). The next day's requests judge all
-          three, new users and new items among them: an item that had no event before a model's training ended is the unknown
-          row to it. So that each program is compiled once, tables have rows for the items of all days from the start, and items
-          of later days are in the catalogue that HR@100 ranks, for all arms alike; HR@100 is with each model's popularity
-          correction. "New items" are those that the start does not know. Training is the pipeline, the step and the loss of
-          `aif.fit` at one constant learning rate. CPU seconds are of this process in training, from the second step on, scaled
-          to all steps: without compilation, reading, gate and export. One seed, intervals over users.
-          Gate: on a day of the synthetic shop, good models are warm trainings that differ by seed, epochs and replay; bad ones
-          are planted: NaN in a parameter, wrong labels, swapped columns (every item has another item's row), lost half of the
-          day's events, sampled differently (7 candidates, uniform over the catalogue), a stale vocabulary (the day's new items
-          are unknown). They alternate; bounds are the defaults.
-          Within the day: "hourly" is refreshed every hour, from the parameters of the hour before, on the hour's events and as
-          large a replay as the day's. "Hourly scratch" is trained from scratch every hour of the last day on all events so far.
-          Events that fill no batch wait for the next hour. Each answers the requests of its hour; they are the same requests as
-          those of the other arms.
-          Bytes published are those of an export's arrays: parameters and index rows.
+          users change and whose new items sell. All arms start from the model of the days before the first. Each day ends with
+          a training: none ("never"), on all events so far ("scratch", two epochs), or one epoch on the day's events and 20 % as
+          many earlier ones, from yesterday's parameters ("warm"). The next day's requests judge all three, new users and items
+          among them: an item without an event before a model's training ended is the unknown row to it. Tables have rows for
+          the items of all days, which HR@100 ranks, for all arms alike; it has each model's popularity correction. Pipeline,
+          step and loss are those of `aif.fit`, at one learning rate. CPU seconds are of this process in training from the
+          second step on, scaled to all steps: without compilation, reading, gate and export. One seed, intervals over users.
+          Gate: on a day of the shop, good models are warm trainings that differ by seed, epochs and replay; bad ones have NaN
+          in a parameter, wrong labels, every item another item's row, half of the day's events lost, 7 candidates uniform over
+          the catalogue, or the day's new items unknown. They alternate; bounds are the defaults.
+          Within the day: "hourly" trains every hour from the parameters of the hour before, on the hour's events and a replay
+          as the day's; "hourly scratch" on all events so far, every hour of the last day. Events that fill no batch wait. Each
+          answers the requests of its hour, which are those of the other arms. Bytes published: arrays of an export.
 """
 
 from __future__ import annotations
@@ -70,22 +64,15 @@ REPLAY = 0.2
 RATE = 2e-3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """Raw events and items by time.
-
-    Attributes:
-      user, item, time: int64 [n] events, in the order of time.
-      category: of item ids 0 to N - 1.
-      days: moments; the first is where the start's training ends, each later one ends a day.
-    """
+class World(NamedTuple):
+    """Raw events and items by time."""
 
     name: str
-    user: np.ndarray
+    user: np.ndarray  # these three: int64 [n] events, in the order of time
     item: np.ndarray
     time: np.ndarray
-    category: np.ndarray
-    days: tuple[int, ...]
+    category: np.ndarray  # of item ids 0 to N - 1
+    days: tuple[int, ...]  # moments; the first is where the start's training ends, each later one ends a day
 
     def read(self) -> Dataset:
         """Return all events and the items that they name."""
@@ -155,11 +142,13 @@ class Arm:
     def positions(self, since: int | None, before: int, *, seed: int, replay: float = 0.0) -> np.ndarray:
         """Return samples of a span, and a share as many earlier ones."""
         positions = TASK.positions(self.data, min_history=1, since=since, before=before)
-        if not replay:
-            return positions
-        earlier = TASK.positions(self.data, min_history=1, since=None, before=since)
-        count = min(len(earlier), round(replay * len(positions)))
-        return np.union1d(positions, np.random.default_rng((seed, 1)).choice(earlier, count, replace=False))
+        return self.replayed(positions, since, (seed, 1), replay) if replay else positions
+
+    def replayed(self, positions: np.ndarray, before: int | None, key: tuple[int, int], share: float = REPLAY) -> np.ndarray:
+        """Return samples, and a share as many that are earlier than a moment."""
+        earlier = TASK.positions(self.data, min_history=1, since=None, before=before)
+        count = min(len(earlier), round(share * len(positions)))
+        return np.union1d(positions, np.random.default_rng(key).choice(earlier, count, replace=False))
 
     def train(
         self, params: Params, positions: np.ndarray, before: int, *, epochs: int, seed: int = 0,
@@ -194,11 +183,7 @@ class Arm:
             new, waiting = waiting[:count], waiting[count:]
             if not count:
                 continue
-            earlier = TASK.positions(self.data, min_history=1, since=None, before=start)
-            replayed = np.random.default_rng((seed, hour)).choice(
-                earlier, min(len(earlier), round(REPLAY * count)), replace=False
-            )
-            params, seconds = self.train(params, np.union1d(new, replayed), end, epochs=1, seed=seed * 100 + hour)
+            params, seconds = self.train(params, self.replayed(new, start, (seed, hour)), end, epochs=1, seed=seed * 100 + hour)
             spent += seconds
         yield Hour(params, before, before, spent)
 

@@ -11,10 +11,9 @@ Programs  user   features on the host -> state in the runtime's memory
           Ours are the engine's own compiled functions; `experiments/torch_aif.py` has the others, split in the same way.
 Checked   the logits of the best 100 agree to 1e-4 before anything is timed.
 Figures   medians of turns interleaved in one process, each after a pause, in which the threads of the others go to sleep, and a
-          call that does not count. `over_X` is the time of X over ours, program by program: above 1, ours is faster. For
-          PyTorch the faster of eager and compiled counts. Also `score_over_head` (ours, C=1,000), `score_over_bfloat16` and
-          `score_over_int8`, that of float32 rows over that of such rows, each for 10,000 too, as `score_10000_over_head`.
-          Weights are as initialised.
+          call that does not count. `over_X` is the time of X over ours: above 1, ours is faster; for PyTorch the faster of
+          eager and compiled counts. `score_over_head`, `score_over_bfloat16`, `score_over_int8`: of ours over these, at
+          C=1,000, and as `score_10000_over_head` at 10,000. Weights are as initialised.
 """
 
 from __future__ import annotations
@@ -143,13 +142,7 @@ def head(made: Model, count: int, top: int) -> Program:
 
 
 class Runtime:
-    """The programs of a runtime.
-
-    Args:
-      made: the model.
-      user: request number to a state, ready.
-      scored: rows and a state to logits and places of the best.
-    """
+    """The programs of a runtime: `user`, request number to a state, ready, and `scored`, rows and a state to the best."""
 
     def __init__(self, made: Model, user: Callable[[int], Any], scored: Callable[[np.ndarray, Any], Best]):
         self.user, self.scored, self._world = user, scored, made.world

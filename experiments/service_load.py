@@ -1,15 +1,11 @@
 """What the service adds to the engine, and how much load it carries.
 
-Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second. Publishes under
-          load, failures and memory are tested: `tests/reliability`.
+Claim     HTTP adds at most 0.3 ms to the median of a ranking and keeps 85 % of the engine's requests a second
 Command   python -m experiments.service_load --json service_load.json      (or --smoke)
 Time      about a minute on 2 CPU cores
-Measured  experiments/README.md, with the machine
-Load      1,000 candidates, k=300, users with cached states, so that what differs is HTTP. Clients are processes with
-          connections that stay open and messages that are packed before the clock starts, see `callers`.
-Method    overhead: one caller, engine in this process and service in another, interleaved request by request. Requests a
-          second: `--callers` of each in turn, each alone on the machine, with the processor time of service and client
-          for one request, which says what would be left of the engine with clients on other machines.
+Method    1,000 candidates, k=300, users with cached states, so that what differs is HTTP; callers: see `callers`. Overhead: one
+          caller, engine in this process and service in another, interleaved request by request. Requests a second: `--callers`
+          of each in turn, each alone on the machine, with the processor time of service and client for one request.
 """
 
 from __future__ import annotations
@@ -18,20 +14,26 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+import aif_jax as aif
+from aif_jax import export
 from aif_jax.service.features import Context
 from aif_jax.service.models import Models, publish
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
-from experiments import common, replicas
+from experiments import common
 from experiments.callers import Load, caller, load
-from experiments.replicas import NAMES, Replica
+
+NAME, USERS, NOW = "model", 16, 1_700_000_000
 
 
 @common.script
@@ -51,29 +53,37 @@ def main(arguments: list[str] | None = None) -> None:
     common.report(figures, options.json)
 
 
-class World(replicas.World):
-    """Two exports of one model, and the calls: users have a feature version, so their states are cached."""
+class World:
+    """An export, and the calls: users have a feature version, so their states are cached."""
 
     def __init__(self, folder: Path, options: Any):
-        sizes: dict[str, Any] = {"items": options.items, "candidates": options.candidates, "small": options.smoke}
-        super().__init__(folder, users=16, **sizes)
-        self.options, self.config = options, ServingConfig(buckets=(options.candidates,), max_k=options.k)
-        publish(folder, NAMES[:1])
-
-    def fields(self, user: int) -> dict[str, Any]:
-        """Return a call by its fields, its features encoded."""
-        each = self.features[user]
-        features = {"floats": np.asarray(each.floats)} | {f"history.{name}": v for name, v in vars(each.history).items()}
-        common = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
-        return common | {"candidates": self.candidates, "k": self.options.k}
+        rng, count = np.random.default_rng(0), options.items
+        ids, users = 1000 + 7 * np.arange(count), np.arange(USERS)
+        items = {"item": ids, "category": [f"c{number % 10}" for number in range(count)], "bid": np.linspace(1, 2, count)}
+        events = {"user": np.repeat(users, 12), "item": rng.choice(ids, 12 * USERS)}
+        events["time"] = NOW - rng.integers(100, 10**6, 12 * USERS)
+        data = aif.read(events, items=items, columns=aif.Columns(side=("bid",)))
+        sizes: dict[str, Any] = dict(width=8, short_length=4, long_length=8, towers=(8,)) if options.smoke else {}
+        model = aif.build(aif.presets.aif(data.schema, **sizes))
+        encode = data.encoder.with_length(model.config.history_length)
+        own = [{name: events[name][events["user"] == user] for name in ("item", "time")} for user in users]
+        self.features = [encode.user(None, each, NOW) for each in own]
+        trained = aif.Trained(model, model.init(jax.random.key(0), data.catalogue), data.encoder)
+        index = aif.ItemIndex.build(trained, [items], progress=False)
+        export.save(folder / NAME, trained, index, platforms=(jax.default_backend(),))
+        publish(folder, (NAME,))
+        self.folder, self.options, self.candidates = folder, options, rng.choice(ids, options.candidates, replace=False)
+        self.config = ServingConfig(buckets=(options.candidates,), max_k=options.k)
 
     def packed(self) -> list[str]:
-        """Return the calls, by user, in JSON."""
-        return [json.dumps(self.fields(user), default=lambda array: array.tolist()) for user in self.users]
-
-    def serving(self) -> Replica:
-        """Return `aif-jax serve` of both."""
-        return Replica(self.folder, buckets=self.config.buckets, max_k=self.config.max_k)
+        """Return the calls, by user, in JSON, their features encoded."""
+        made = []
+        for user, each in enumerate(self.features):
+            features = {"floats": each.floats} | {f"history.{name}": values for name, values in vars(each.history).items()}
+            call = {"user": user, "feature_version": 1, "features": features, "encoding": each.encoding}
+            call |= {"candidates": self.candidates, "k": self.options.k}
+            made.append(json.dumps(call, default=lambda array: np.asarray(array).tolist()))
+        return made
 
 
 def measure(folder: Path, options: Any) -> dict[str, Any]:
@@ -81,19 +91,33 @@ def measure(folder: Path, options: Any) -> dict[str, Any]:
     world, calls = World(folder / "models", options), folder / "calls.json"
     calls.write_text(json.dumps(world.packed()), encoding="utf-8")
     callers, seconds = options.callers, options.seconds
-    with world.serving() as service:  # idle while the engine in this process has the machine
-        process, address = service.process, service.address
+    with served(world) as (process, address):  # idle while the engine in this process has the machine
         figures = asyncio.run(overheads(world, address))
-        before = processor_seconds(process.pid)
+        before = processor_seconds(process)
         seen = load(address, calls, callers=callers, seconds=seconds)
         # the clients' first calls, one a user and caller, count among the service's
-        served = seen.requests + callers * len(world.users)
+        requests = seen.requests + callers * USERS
         figures |= {"http_rps": seen.rps, "http_client_cpu_ms": seen.client_ms}
-        figures["http_service_cpu_ms"] = 1e3 * (processor_seconds(process.pid) - before) / served
+        figures["http_service_cpu_ms"] = 1e3 * (processor_seconds(process) - before) / requests
         alone = asyncio.run(engine_load(world))
         figures |= {"engine_rps": alone.rps, "engine_cpu_ms": alone.client_ms, "http_rps_share": seen.rps / alone.rps}
         figures["http_cpu_share"] = alone.client_ms / figures["http_service_cpu_ms"]
     return figures
+
+
+@contextlib.contextmanager
+def served(world: World) -> Iterator[tuple[int, str]]:
+    """Run `aif-jax serve` of the export, and lend its process id and address."""
+    command = [sys.executable, "-m", "aif_jax", "serve", str(world.folder), "--port", "0", "--log-level", "error", "--serving"]
+    command += [f"buckets={json.dumps(list(world.config.buckets))}", f"max_k={world.config.max_k}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if not (line := process.stdout.readline()):
+            raise RuntimeError(f"the service did not start: exit code {process.wait()}")
+        try:
+            yield process.pid, json.loads(line)["http"]
+        finally:
+            process.terminate()
 
 
 def processor_seconds(process: int) -> float:
@@ -107,8 +131,8 @@ async def overheads(world: World, address: str) -> dict[str, Any]:
     times: dict[str, list[float]] = {"engine": [], "http": []}
     async with engine(world) as in_process:
         with caller(address, [call.encode() for call in world.packed()]) as rank:
-            for number in range(-len(world.users), world.options.rounds):  # states are cached from 0 on
-                user = number % len(world.users)
+            for number in range(-USERS, world.options.rounds):  # states are cached from 0 on
+                user = number % USERS
                 for name in list(times) if number % 2 else reversed(times):
                     start = time.perf_counter()
                     if name == "engine":
@@ -125,13 +149,13 @@ async def overheads(world: World, address: str) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """Run the engine of the same export, in this process."""
-    models = Models(world.folder, config=world.config, only=NAMES[0])
+    models = Models(world.folder, config=world.config, only=NAME)
     await models.start()
-    served, given = models.held[0], Candidates.of(world.candidates)
+    one, given = models.held[0], Candidates.of(world.candidates)
 
     async def rank(user: int) -> None:
         request = Request(user=user, feature_version=1, context=Context(world.features[user]))
-        await served.engine.rank(request, world.options.k, candidates=given)
+        await one.engine.rank(request, world.options.k, candidates=given)
 
     try:
         yield rank
@@ -141,16 +165,16 @@ async def engine(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]
 
 async def engine_load(world: World) -> Load:
     """Load of callers of the engine in this process, each of which waits for its answer."""
-    users, count = len(world.users), 0
+    count = 0
     async with engine(world) as rank:
-        for user in range(users):
+        for user in range(USERS):
             await rank(user)
         start, cpu = time.perf_counter(), time.process_time()
 
         async def run(user: int) -> None:
             nonlocal count
             while time.perf_counter() - start < world.options.seconds:
-                await rank(user % users)
+                await rank(user % USERS)
                 user, count = user + 1, count + 1
 
         await asyncio.gather(*map(run, range(world.options.callers)))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,10 +254,7 @@ class Sequential:
 class Compiled:
     """The engine's own compiled functions: no event loop, no threads, no deadlines, no batches.
 
-    Args:
-      made: the model.
-      sizes: numbers of candidates that `best` takes, or pads to.
-      k: the best that it finds.
+    `sizes` are numbers of candidates that `best` takes, or pads to, and `k` the best that it finds.
     """
 
     def __init__(self, made: Model, sizes: Iterable[int], k: int):
@@ -298,15 +294,6 @@ def services(models: Mapping[str, Model], candidates: int, k: int, config: Mappi
     made: dict[str, Any] = {name: Engine(models[name], candidates, k, config) for name in ENGINES if name in models}
     others = {name: Sequential(models[of], candidates, k) for name, of in SEQUENTIAL.items()}
     return made | others
-
-
-@contextlib.asynccontextmanager
-async def started(services: Mapping[str, Any]) -> AsyncIterator[None]:
-    """Start the services, compiled and warm, until the end of the block."""
-    async with contextlib.AsyncExitStack() as stack:
-        for service in services.values():
-            await stack.enter_async_context(service)
-        yield
 
 
 class Load(NamedTuple):

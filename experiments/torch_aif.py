@@ -24,12 +24,8 @@ from aif_jax.layers import AGE_BUCKETS
 class TorchServing(nn.Module):
     """One user at a time: `state` before the candidates are there, `best` after.
 
-    Blocks that are linear in what the user brings take in the head's kernels before the candidates, as ours do.
-
-    Args:
-      params: of the JAX model.
-      config: with the blocks of `presets.aif`.
-      rows: of the whole catalogue, as `ItemIndex` holds them: a gather of two tables takes the place of the item function.
+    Blocks that are linear in what the user brings take in the head's kernels before the candidates, as ours do. Rows are of the
+    whole catalogue, as `ItemIndex` holds them: a gather of two tables takes the place of the item function.
     """
 
     def __init__(self, params: dict[str, Any], config: aif.Config, rows: ItemRow):

@@ -2,8 +2,7 @@
 
 Claim     a step costs the same whether the item table has 10^4 or 10^7 rows.
 Command   python -m experiments.train_throughput --json FILE      (or --smoke)
-Expected  6 minutes and 10 GiB on two cores with --rounds 14
-Measured  experiments/README.md, with the machine
+Time      6 minutes and 10 GiB on two cores with --rounds 14
 Model     `presets.aif` with an item table of so many rows, B=1024 pointwise samples; Adam, no clipping. The ids of a batch are
           drawn from 8,192 rows spread over the table, so that a batch has as many unique ids at every table size.
 Figures   medians of runs interleaved in one process, batches ready on the device; compile time apart.
@@ -12,9 +11,7 @@ Figures   medians of runs interleaved in one process, batches ready on the devic
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
-from collections.abc import Callable
+import itertools
 from typing import Any
 
 import jax
@@ -25,7 +22,6 @@ import aif_jax as aif
 from aif_jax import train
 from aif_jax.data.pipeline import Batch
 from aif_jax.features import behaviours
-from aif_jax.output import say, track
 from aif_jax.train import losses
 from aif_jax.train.optimizers import MIN_ROWS, SparseConfig
 from aif_jax.types import Params
@@ -36,20 +32,18 @@ ADAM = optax.adam(1e-3)
 
 
 class Trainer:
-    """One model with its state and its batches; a call makes a step and returns its milliseconds."""
+    """One model with its state and its batches; a call makes a step."""
 
     def __init__(self, config: aif.Config, batches: list[Batch], *, fitted: Params):
         model = aif.build(config)
         self.step = train.make_step(model, ADAM, loss=losses.pointwise_bce, sparse=SparseConfig())
         params = jax.jit(lambda key, fitted: model.init(key, None, fitted=fitted))(jax.random.key(0), fitted)
-        self.batches = [jax.tree.map(jax.numpy.asarray, batch) for batch in batches]
+        self.batches = itertools.cycle([jax.tree.map(jax.numpy.asarray, batch) for batch in batches])
         self.state = train.init_state(params, ADAM)
 
-    def __call__(self, i: int) -> float:
-        begin = time.perf_counter()
-        self.state, metrics = self.step(self.state, self.batches[i % len(self.batches)])
-        jax.block_until_ready((self.state, metrics))
-        return (time.perf_counter() - begin) * 1e3
+    def __call__(self) -> Any:
+        self.state, metrics = self.step(self.state, next(self.batches))
+        return self.state, metrics
 
 
 def config_of(rows: int, **changes: Any) -> aif.Config:
@@ -84,47 +78,29 @@ def batch_of(config: aif.Config, size: int, *, seed: int) -> Batch:
     )
 
 
-def timed(work: dict[str, Callable[[int], float]], rounds: int, label: str) -> dict[str, float]:
-    """Return median milliseconds of each, after a first and a second step that do not count."""
-    for name, step in track(work.items(), label=f"{label}: compile", unit="programs"):
-        say(f"  {name}: first step {step(0) / 1e3:.1f} s", file=sys.stdout)
-        step(1)
-    times = common.interleaved(work, rounds)
-    rows = [[name, float(np.median(ms)), *np.percentile(ms, [10, 90])] for name, ms in times.items()]
-    print(common.table(rows, [label, "ms", "p10", "p90"]))
-    return {name: float(np.median(values)) for name, values in times.items()}
-
-
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Run every comparison and print its figures."""
-    settings = {
-        "rounds": (20, 2, "steps of each"),
-        "batch_size": (1024, 16, "samples of a step"),
-    }
+    settings = {"rounds": (20, 2, "steps of each"), "batch_size": (1024, 16, "samples of a step")}
     options = common.options(__doc__, arguments, settings)
     smoke, rounds, size = options.smoke, options.rounds, options.batch_size
     few = tuple(b for b in config_of(10).blocks if isinstance(b, aif.blocks.LinearMemory | aif.blocks.DotProduct))
-    small: dict[str, Any] = dict(
-        width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)), sequence=False, blocks=few
-    )
-    changes = small if smoke else {}
+    small: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)), blocks=few)
 
     def trainer(rows: int, **sizes: int) -> Trainer:
-        config = config_of(rows, **changes | sizes)
+        config = config_of(rows, **(small if smoke else {}) | sizes)
         made = [batch_of(config, size, seed=seed) for seed in range(2 if smoke else 4)]
-        fitted = {"fields": {"category": category_of(np.arange(rows))}}
-        return Trainer(config, made, fitted=fitted)
+        return Trainer(config, made, fitted={"fields": {"category": category_of(np.arange(rows))}})
 
-    figures: dict[str, Any] = {"batch_size": size, "min_rows": MIN_ROWS}
-    table_rows = (1000, MIN_ROWS) if smoke else (10**4, 10**5, 10**6, 10**7)
-    by_rows = timed({str(rows): trainer(rows) for rows in table_rows}, rounds, "table rows")
-    figures["step_ms_by_table_rows"] = by_rows
-    figures["step_ratio_1e7_over_1e4"] = by_rows[str(table_rows[-1])] / by_rows[str(table_rows[0])]
-    lengths = (16, 32) if smoke else (64, 256, 512, 1024)
-    by_length = {str(length): trainer(table_rows[0], long_length=length) for length in lengths}
-    figures["step_ms_by_history"] = by_history = timed(by_length, rounds, "history")
-    figures["examples_per_s_by_history"] = {length: size / ms * 1e3 for length, ms in by_history.items()}
+    rows, lengths = ((1000, MIN_ROWS), (16, 32)) if smoke else ((10**4, 10**5, 10**6, 10**7), (64, 256, 512, 1024))
+    by_rows = common.medians({str(count): trainer(count) for count in rows}, rounds, warm=2)
+    by_length = {str(length): trainer(rows[0], long_length=length) for length in lengths}
+    by_history = common.medians(by_length, rounds, warm=2)
+    figures: dict[str, Any] = {
+        "batch_size": size, "min_rows": MIN_ROWS, "step_ms_by_table_rows": by_rows,
+        "step_ratio_1e7_over_1e4": by_rows[str(rows[-1])] / by_rows[str(rows[0])], "step_ms_by_history": by_history,
+        "examples_per_s_by_history": {length: size / ms * 1e3 for length, ms in by_history.items()},
+    }  # fmt: skip
     common.report(figures, options.json)
 
 

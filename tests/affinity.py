@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from aif_jax.service.models import publish
-from experiments.replicas import NAMES, Replica, World
 from tests.client import Client, ServiceError
 from tests.proxies import Proxy, await_up, proxy
+from tests.replicas import NAMES, Replica, World
 
 CALLS, USERS = 4, 24
 """Calls of a user, so that all but a quarter can find a state, and users."""
@@ -35,7 +35,7 @@ def measure(name: Proxy) -> dict[str, Any]:
         folder = Path(root)
         world = World(folder / "models", users=2 * USERS)
         folders = [world.copy(folder / f"replica-{place}") for place in range(3)]
-        replicas = _started(stack, folders, buckets=(64,))
+        replicas = _started(stack, folders)
         addresses = [replica.address for replica in replicas]
         order = np.random.default_rng(1).permutation(np.repeat(np.arange(USERS), CALLS))
         figures: dict[str, Any] = {"ideal_hit_share": 1 - 1 / CALLS}
@@ -80,11 +80,11 @@ def measure(name: Proxy) -> dict[str, Any]:
         return figures | {"mixed_answers": mixed}
 
 
-def _started(stack: contextlib.ExitStack, folders: Sequence[Path], **options: Any) -> list[Replica]:
+def _started(stack: contextlib.ExitStack, folders: Sequence[Path]) -> list[Replica]:
     """Replicas that are ready, and end with the stack."""
     replicas = []
     for folder in folders:
-        replicas.append(Replica(folder, **options))
+        replicas.append(Replica(folder))
         stack.callback(replicas[-1].stop)
     return [replica.wait() for replica in replicas]
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.replicas import free_port
-from tests.servers import connects, running
+from tests.servers import connects, free_port, running
 
 DEPLOY = Path(__file__).resolve().parent.parent / "docs" / "deploy"
 Proxy = Literal["haproxy", "nginx"]

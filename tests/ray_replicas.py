@@ -13,9 +13,9 @@ import numpy as np
 
 from aif_jax.engines.ray_serve import call, replicas
 from aif_jax.serving import ServingConfig
-from experiments.replicas import World
 from tests.affinity import CALLS, USERS, play
 from tests.conftest import ROOT
+from tests.replicas import World
 
 
 def measure() -> dict[str, Any]:

@@ -16,9 +16,14 @@ from typing import Any
 
 import pytest
 
-from experiments.replicas import free_port
-
 KEY, SECRET = "AKTESTKEY", "SKTESTSECRET"
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

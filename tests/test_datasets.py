@@ -32,7 +32,6 @@ FILES = {
         "ratings.csv": "userId,movieId,rating,timestamp\n7,20,5.0,200\n3,10,1.0,50\n7,10,3,100\n",
         "movies.csv": 'movieId,title,genres\n20,"Heat, The (1995)",Action|Comedy\n10,Café (1931),Drama\n'
         "30,Unknown,(no genres listed)\n",
-        "tags.csv": 'userId,movieId,tag,timestamp\n7,20,"crime, heist",1\n3,20,crime,2\n',
     },
     "recbole": {
         "x.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t20\t5\t200\n3\t10\t1\t50\n7\t10\t3\t100\n",
@@ -116,7 +115,6 @@ MALFORMED = [  # data set or layout, file, what is changed, the place that is na
     ("csv", "movies.csv", "10,Caf", "20,Caf", ", line 3, column 'movieId'", "every id once", "20, which is in line 2 too"),
     ("csv", "movies.csv", "Heat, The (1995)\"", "Heat, The (1995)", ", line 2", "3",
      "2 in '20,\"Heat, The (1995),Action|Comedy\\n10,Caf\xe9 (1931),Drama\\n30,Unknown,(no genres listed)'"),
-    ("csv", "tags.csv", "3,20,crime", "3,21,crime", ", line 3, column 'movieId'", "a movie that movies.csv has", "21"),
     ("recbole", "x.inter", "rating:float\t", "", ", column 'rating:float'", "a column of this name",
      "the columns 'user_id:token', 'item_id:token', 'timestamp:float'"),
     ("recbole", "x.item", "\t1995\t", "\t", ", line 2", "4", "3 in '20\\tHeat\\tAction Comedy'"),
@@ -158,7 +156,7 @@ MALFORMED = [  # data set or layout, file, what is changed, the place that is na
 def test_malformed_files_are_named(tmp_path, name, file, old, new, place, expected, got):
     write(tmp_path, name, [(file, old, new)])
     with pytest.raises(ValueError) as error:
-        READ[name](tmp_path, **{"content": "text"} if file == "tags.csv" else {})
+        READ[name](tmp_path)
     start, end = f"{tmp_path / file}{place}: ", f": expected {expected}, got {got}"
     assert any(line.startswith(start) and line.endswith(end) for line in str(error.value).splitlines())
 
@@ -250,15 +248,6 @@ def test_content_must_cover_the_catalogue(tmp_path):
         movielens.read(write(tmp_path, "csv"), content=(np.array([10]), np.ones((1, 2))))
 
 
-def test_text_content_reads_title_genres_and_tags(tmp_path):
-    plain = movielens.read(write(tmp_path, "csv", [("tags.csv", "", None)]), content="text", content_width=4)
-    assert plain.schema.content == 4 and plain.catalogue.content.shape == (4, 4)
-    tags = 'movieId,tag\n10,"same words"\n30,"same words"\n'
-    (tmp_path / "tags.csv").write_text(tags)
-    tagged = movielens.read(tmp_path, content="text", content_width=4).catalogue.content
-    assert tagged[1] @ tagged[3] > 0.3 > plain.catalogue.content[1] @ plain.catalogue.content[3]
-
-
 def test_category_by_content(tmp_path):
     content = (np.array([10, 20, 30]), np.array([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]]))
     data = movielens.read(write(tmp_path, "csv"), content=content, category="content", categories=2)
@@ -272,7 +261,8 @@ def test_category_by_content(tmp_path):
     ({"category": "content"}, "expected a content embedding"),
     ({"category": "year"}, "category: expected 'genre' or 'content', got 'year'"),
     ({"layout": "10m"}, "layout: expected one of .*, got '10m'"),
-    ({"category": "content", "categories": 4, "content": "text"}, "expected a count from 1 to 3 .items., got 4"),
+    ({"category": "content", "categories": 4, "content": (np.array([10, 20, 30]), np.eye(3))},
+     "expected a count from 1 to 3 .items., got 4"),
 ])  # fmt: skip
 def test_wrong_options(tmp_path, options, expected):
     refused(ValueError, expected, movielens.read, write(tmp_path, "csv"), **options)
@@ -309,10 +299,7 @@ def test_the_merged_movielens():
     toy, sequel = data.items.encode([1, 3114])
     ids = data.catalogue.ids
     assert ids["year"][toy] == 17 and ids["genres"][toy, 0] == ids["category"][toy] == 2
-    text = movielens.read(MERGED, content="text").catalogue.content
-    np.testing.assert_allclose(np.linalg.norm(text[1:], axis=1), 1, atol=1e-5)
-    for content in (data.catalogue.content, text):
-        assert sequel in np.argsort(-(content @ content[toy]))[:20]
+    assert sequel in np.argsort(-(data.catalogue.content @ data.catalogue.content[toy]))[:20]
 
 
 def test_events_and_categories(tmp_path, caplog):

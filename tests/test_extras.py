@@ -75,7 +75,7 @@ DOORS = [
     ("httptools", "service", lambda folder: asyncio.run(serve_http(folder))),
 ]
 """Optional package, its extra, and what somebody calls who lacks it."""
-WITHOUT_DOOR = {"tests", "docs", "experiments", "peers", "benchmarks"}
+WITHOUT_DOOR = {"tests", "docs", "experiments", "benchmarks"}
 """For work in a clone."""
 
 

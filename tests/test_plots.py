@@ -61,7 +61,7 @@ def test_history_compares_the_same_users(tmp_path):
     half = (len(users) + 1) // 2
     assert [count for count, _ in gains[AIF]] == [half, 0, 0, len(users) - half]
     assert gains[AIF][0][1].value != gains[AIF][3][1].value
-    plots.draw_history(gains, "movielens", tmp_path / "history.png")
+    plots.draw_history(gains, tmp_path / "history.png")
     assert (tmp_path / "history.png").stat().st_size > 10_000
 
 

@@ -23,13 +23,12 @@ def smoke():
 def test_smoke(tmp_path, capsys):
     """Trains, evaluates and compares models of the smoke world, one of them by blocks; a run with a record is not run again."""
     results = tmp_path / "results"
-    arguments = ["--plan", "smoke", "--results", str(results), "--work", str(tmp_path / "work"), "--quiet"]
+    arguments = ["--smoke", "--results", str(results), "--work", str(tmp_path / "work"), "--quiet"]
     question.main(arguments)
-    assert capsys.readouterr().out.count("GAUC") == 4
+    assert capsys.readouterr().out.count("gauc_trained") == 4
     question.main(arguments)
-    assert "GAUC" not in capsys.readouterr().out
-    question.main([*arguments, "--report"])
-    told = capsys.readouterr().out
+    assert "gauc_trained" not in capsys.readouterr().out
+    told = question.report(results)
     assert f"against {question.BASE}" in told and f"against {question.WITH_MATCHING}" in told
     for record in records.read(results).values():
         mine = records.by_user(results, record, "gauc")
@@ -123,7 +122,7 @@ def test_keys_are_of_the_test_split_with_intervals_over_users(tmp_path):
 
 
 def test_times_smoke(tmp_path):
-    arguments = ["--plan", "smoke", "--times", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
+    arguments = ["--smoke", "--times", "--results", str(tmp_path), "--work", str(tmp_path / "work")]
     question.main(arguments)
     times = question.read_times(tmp_path)
     assert f"{question.AIF}, C=64, L=32" in times and all(one["score"]["p50"] > 0 for one in times.values())

@@ -29,7 +29,7 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
 
 def test_kernels(tmp_path):
     figures = measured(tmp_path, "experiments.kernels")
-    names = "din_linear", "din_direct", "simtier", "interaction", "interaction_exact", "head_only"
+    names = "din_linear", "simtier", "interaction", "interaction_exact", "head_only"
     for key in names:
         assert list(figures[f"{key}_ms"]) == ["40,64"]
         assert all(math.isfinite(x) and x > 0 for x in figures[f"{key}_ms"].values()), key

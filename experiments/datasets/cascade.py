@@ -37,13 +37,10 @@ def synthetic_cascade(
     min_history: int = 5,
     seed: int = 0,
 ) -> Dataset:
-    """Make a cascade at requests of a world; the module's docstring has the rules.
+    """Make a cascade at requests of a world, drawn at random among those whose user has `min_history` earlier events.
 
-    Args:
-      requests: how many, drawn at random among those whose user has `min_history` earlier events.
-      candidates: M; fewer where retrieval finds an item twice.
-      ranked: candidates that the ranker scores.
-      quality, noise: weight of quality in the ranker's score, deviation of its noise.
+    The module's docstring has the rules. A request has M = `candidates`, or fewer where retrieval finds an item twice, of which
+    the ranker scores `ranked`; `quality` and `noise` are the weight of quality in its score and the deviation of its noise.
     """
     data, rng = world.dataset, np.random.default_rng(seed)
     log, total = data.log, len(data.catalogue)

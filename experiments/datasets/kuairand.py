@@ -51,7 +51,6 @@ def read(path: str | os.PathLike) -> Dataset:
         "author_id", "video_duration", "tag", *VIDEO,
     ))  # fmt: skip
     tags = [[int(tag) for tag in text.split(",") if tag] for text in videos["tag"]]
-    vocabulary = Vocabulary([tag for bag in tags for tag in bag])
     items = {name: videos[name] for name in ("video_id", *VIDEO)} | {
         "author": [int(author) for author in videos["author_id"]],
         "category": [bag[0] if bag else 0 for bag in tags],
@@ -62,28 +61,15 @@ def read(path: str | os.PathLike) -> Dataset:
     with open(people[0], encoding="utf-8-sig") as file:
         header = [name.strip() for name in file.readline().split(",")]
     attributes = (*USER, *(name for name in OPTIONAL_USER if name in header))
-    return dataset(
-        folder.name,
-        events=events,
-        items=items,
-        users=_records(people, "user_id", events["user_id"], logs, attributes),
-        columns=Columns(
-            user="user_id",
-            item="video_id",
-            time="time_ms",
-            time_unit="ms",
-            action="signals",
-            actions=tuple(range(1, 2 ** len(SIGNALS) + 1)),
-            item_attributes=("author", *VIDEO),
-            item_bags=("tags",),
-            bag_length=MAX_TAGS,
-            item_floats=("log_seconds",),
-            behaviour_fields=("author",),
-            user_attributes=attributes,
-            scale=False,
-        ),
-        vocabularies={"category": vocabulary, "tags": vocabulary},
-    )
+    columns = Columns(
+        user="user_id", item="video_id", time="time_ms", time_unit="ms", action="signals",
+        actions=tuple(range(1, 2 ** len(SIGNALS) + 1)), item_attributes=("author", *VIDEO), item_bags=("tags",),
+        bag_length=MAX_TAGS, item_floats=("log_seconds",), behaviour_fields=("author",), user_attributes=attributes,
+        scale=False,
+    )  # fmt: skip
+    users = _records(people, "user_id", events["user_id"], logs, attributes)
+    known = dict.fromkeys(("category", "tags"), Vocabulary([tag for bag in tags for tag in bag]))
+    return dataset(folder.name, events=events, items=items, users=users, columns=columns, vocabularies=known)
 
 
 class _Log:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `100k` | u.data, u.item, u.user | tab and vertical bar, latin-1 | GroupLens ml-100k |
 | `1m` | ratings.dat, movies.dat, users.dat | "::", latin-1 | GroupLens ml-1m |
-| `csv` | ratings.csv, movies.csv, tags.csv (optional) | quoted CSV with header | GroupLens 20M, 25M, 32M, latest |
+| `csv` | ratings.csv, movies.csv | quoted CSV with header | GroupLens 20M, 25M, 32M, latest |
 | `recbole` | *.inter, *.item, *.user (optional) | tab, header of `name:type` | RecBole atomic files |
 
 Data: F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM TiiS 5, 4. The files are
@@ -23,7 +23,7 @@ import numpy as np
 
 from aif_jax import Columns, Dataset, Vocabulary
 from aif_jax.readers import TextFile
-from experiments.datasets.content import Content, clusters, lookup, text_embedding
+from experiments.datasets.content import Content, clusters, lookup
 from experiments.datasets.tables import UNKNOWN, Table, dataset, one_file, text_file
 
 Layout = Literal["100k", "1m", "csv", "recbole"]
@@ -46,7 +46,6 @@ class Movies(NamedTuple):
     """The catalogue in the order of its file."""
 
     ids: np.ndarray  # int64 [m]
-    titles: list[str]
     genres: list[list[str]]  # in the order of the file; [] where there are none
     years: list[int]  # of release, 0 unknown
 
@@ -55,12 +54,10 @@ def read(
     path: str | os.PathLike,
     *,
     layout: Layout | None = None,
-    content: Content | Literal["text"] | None = None,
-    content_width: int = 64,
+    content: Content | None = None,
     category: Literal["genre", "content"] = "genre",
     categories: int = 128,
     behaviour_fields: tuple[str, ...] = (),
-    seed: int = 0,
 ) -> Dataset:
     """Read MovieLens in any of its layouts.
 
@@ -77,21 +74,10 @@ def read(
 
     Args:
       layout: "100k", "1m", "csv" or "recbole"; detected where it is None.
-      content: "text" for TF-IDF and truncated SVD of titles, genres and tags (tags carry the time of their writing, which is
-        ignored), of width `content_width`; or as `content.Content` says.
+      content: as `content.Content` says.
       category: "genre", or "content" for k-means clusters of the content embedding, `categories` of them: a more selective
-        field for SIM. Text and clusters need scikit-learn.
+        field for SIM. Needs scikit-learn.
       behaviour_fields: by what a behaviour is embedded after item and category: () or ("year",).
-      seed: of the text embedding and the clusters.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> folder = pathlib.Path(tempfile.mkdtemp())
-      >>> _ = (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\\n1,5,4.5,100\\n1,9,3,50\\n")
-      >>> _ = (folder / "movies.csv").write_text("movieId,title,genres\\n5,Heat (1995),Crime|Drama\\n9,Babe (1995),Comedy\\n")
-      >>> data = read(folder)
-      >>> data.log.item.tolist(), data.log.action.tolist()
-      ([2, 1], [6, 9])
     """
     if category not in ("genre", "content"):
         raise ValueError(f"category: expected 'genre' or 'content', got {category!r}")
@@ -105,46 +91,26 @@ def read(
     users = _users(folder, layout)
     events = _ratings(folder, layout, movies, users)
     order = np.argsort(movies.ids)
-    if isinstance(content, str) and content == "text":
-        tags = _tags(folder / "tags.csv", movies) if (folder / "tags.csv").is_file() else {}
-        words = [(movies.titles[i], movies.genres[i], tags.get(int(movies.ids[i]), ())) for i in order]
-        texts = [f"{title}. {' '.join(listed)}. {' '.join(tagged)}" for title, listed, tagged in words]
-        content = movies.ids[order], text_embedding(texts, width=content_width, seed=seed)
     genres = Vocabulary([genre for listed in movies.genres for genre in listed])
     first: Any = [listed[0] if listed else UNKNOWN for listed in movies.genres]
     vocabularies = {"genres": genres, "category": genres, "year": Vocabulary(range(BEFORE, LAST_YEAR + 1, STEP))}
     if category == "content" and content is not None:
         content = movies.ids[order], lookup(content, movies.ids[order])
         first = np.empty(len(order), np.int64)
-        first[order] = clusters(content[1], categories, seed=seed) + 1
+        first[order] = clusters(content[1], categories) + 1
         vocabularies["category"] = Vocabulary(range(1, categories + 1))
     if users is not None:
         vocabularies |= {"gender": Vocabulary(["F", "M"]), "age": Vocabulary(AGE_GROUPS)}
-    return dataset(
-        folder.name,
-        events=events,
-        items={
-            "movieId": movies.ids,
-            "category": first,
-            "year": [year_step(year) for year in movies.years],
-            "genres": movies.genres,
-        },
-        users=users,
-        columns=Columns(
-            user="userId",
-            item="movieId",
-            time="timestamp",
-            action="half_stars",
-            actions=tuple(range(1, 11)),
-            item_attributes=("year",),
-            item_bags=("genres",),
-            bag_length=MAX_GENRES,
-            behaviour_fields=behaviour_fields,
-            user_attributes=("gender", "age", "occupation") if users is not None else (),
-        ),
-        vocabularies=vocabularies,
-        content=content,
-    )
+    items = {"movieId": movies.ids, "category": first, "genres": movies.genres}
+    items["year"] = [year_step(year) for year in movies.years]
+    profile = ("gender", "age", "occupation") if users is not None else ()
+    columns = Columns(
+        user="userId", item="movieId", time="timestamp", action="half_stars", actions=tuple(range(1, 11)),
+        item_attributes=("year",), item_bags=("genres",), bag_length=MAX_GENRES, behaviour_fields=behaviour_fields,
+        user_attributes=profile,
+    )  # fmt: skip
+    given: dict[str, Any] = {"events": events, "items": items, "users": users, "columns": columns, "content": content}
+    return dataset(folder.name, vocabularies=vocabularies, **given)
 
 
 def detect_layout(folder: Path) -> Layout:
@@ -159,12 +125,7 @@ def detect_layout(folder: Path) -> Layout:
 
 
 def year_step(year: int) -> int | None:
-    """Return first year of a year's step, BEFORE for all before FIRST_YEAR; None for 0, an unknown year.
-
-    Example:
-      >>> [year_step(year) for year in (0, 1895, 1919, 1920, 1924, 1925, 2029, 2050)]
-      [None, 1915, 1915, 1920, 1920, 1925, 2025, 2030]
-    """
+    """Return first year of a year's step, BEFORE for all before FIRST_YEAR; None for 0, an unknown year."""
     return min(max(year - year % STEP, BEFORE), LAST_YEAR) if year else None
 
 
@@ -195,17 +156,17 @@ def _movies(folder: Path, layout: Layout) -> Movies:
     if layout == "100k":
         names = ("movieId", "title", "release date", "video release date", "IMDb URL", *GENRES_100K)
         file = text_file(folder / "u.item", names=names, separator="|", encoding="latin-1", quoted=False)
-        table = Table(file, {"movieId": "id", "title": "text", "release date": "text"} | dict.fromkeys(GENRES_100K, "text"))
+        table = Table(file, {"movieId": "id", "release date": "text"} | dict.fromkeys(GENRES_100K, "text"))
         for name in GENRES_100K:
             table.expect(np.isin(table[name], ["0", "1"]), name, "a genre flag of 0 or 1")
         flags = np.stack([table[name] == "1" for name in GENRES_100K], axis=1)
         genres = [[GENRES_100K[i] for i in np.flatnonzero(row)] for row in flags]
-        return _checked(table, "movieId", table["title"], genres, (date[-4:] for date in table["release date"]))
+        return _checked(table, "movieId", genres, (date[-4:] for date in table["release date"]))
     if layout == "recbole":
-        columns = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
+        columns = ("item_id:token", "release_year:token", "class:token_seq")
         table = Table(_recbole(folder, ".item"), {columns[0]: "id"} | dict.fromkeys(columns[1:], "text"))
-        genres = [text.split(" ") for text in table[columns[3]]]
-        return _checked(table, columns[0], table[columns[1]], genres, table[columns[2]])
+        genres = [text.split(" ") for text in table[columns[2]]]
+        return _checked(table, columns[0], genres, table[columns[1]])
     if layout == "1m":
         names = ("movieId", "title", "genres")
         file = text_file(folder / "movies.dat", names=names, separator="::", encoding="latin-1", quoted=False)
@@ -214,14 +175,14 @@ def _movies(folder: Path, layout: Layout) -> Movies:
     table = Table(file, {"movieId": "id", "title": "text", "genres": "text"})
     found = map(TITLE_YEAR.search, table["title"])
     genres = [text.split("|") for text in table["genres"]]
-    return _checked(table, "movieId", table["title"], genres, (year[1] if year else UNKNOWN for year in found))
+    return _checked(table, "movieId", genres, (year[1] if year else UNKNOWN for year in found))
 
 
-def _checked(table: Table, column: str, titles: Iterable[str], genres: list[list[str]], years: Iterable[str]) -> Movies:
+def _checked(table: Table, column: str, genres: list[list[str]], years: Iterable[str]) -> Movies:
     table.expect_once(column)
     known = [[genre for genre in listed if genre not in NO_GENRE] for listed in genres]
     numbers = [int(year) if re.fullmatch(r"\d{4}", year) else 0 for year in years]
-    return Movies(table[column], list(titles), known, numbers)
+    return Movies(table[column], known, numbers)
 
 
 def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
@@ -244,16 +205,6 @@ def _users(folder: Path, layout: Layout) -> dict[str, Any] | None:
     table.expect(np.isin(table[gender], ["F", "M"]), gender, "F or M")
     group = np.array(AGE_GROUPS)[np.searchsorted(AGE_GROUPS[1:], table.integers(age), side="right")]
     return {"userId": table[user], "gender": table[gender], "age": group, "occupation": table[occupation]}
-
-
-def _tags(path: Path, movies: Movies) -> dict[int, list[str]]:
-    """Return the tags of each movie."""
-    table = Table(text_file(path), {"movieId": "id", "tag": "text"})
-    table.expect(np.isin(table["movieId"], movies.ids), "movieId", "a movie that movies.csv has")
-    tags: dict[int, list[str]] = {}
-    for movie, tag in zip(table["movieId"].tolist(), table["tag"], strict=True):
-        tags.setdefault(movie, []).append(str(tag))
-    return tags
 
 
 def _recbole(folder: Path, suffix: str) -> TextFile:

@@ -31,6 +31,9 @@ ITEM = ("author_id", "category_level_one", "category_level_two", "upload_type", 
 USER = ("age", "gender", "province")
 KEY = ("user_id", "video_id", "request_timestamp")
 SEEN, EFFECTIVE = "seen", "effective"
+SHOWN = (*KEY, *ITEM, *USER, "effective_view")
+STAGED = (*KEY, *ITEM, "realshow", *RANKED, "coarse_neg", "prerank_neg", "rank_index", *FEEDBACK)
+"""Columns that are read of `realshow` and of `all_stage`."""
 COLUMNS = Columns(
     user="user_id", item="video_id", time="time", action="action", actions=(SEEN, EFFECTIVE), category="category_level_one",
     item_attributes=("author_id", "category_level_two", "upload_type"), item_floats=("duration",),
@@ -39,20 +42,12 @@ COLUMNS = Columns(
 
 
 def recflow(folder: str | Path, *, candidates: int = 1024) -> Dataset:
-    """Read RecFlow: exposures as events, and the cascade with FEEDBACK and `ranker` as labels.
-
-    Args:
-      folder: with `realshow/` and `all_stage/`.
-      candidates: M of a request.
-    """
+    """Read exposures as events, and the cascade of requests of so many candidates, with FEEDBACK and `ranker` as labels."""
     folder = Path(folder)
     names = sorted(file.stem for file in (folder / "realshow").glob("*.feather"))
     if not names:
         raise FileNotFoundError(f"{folder}: expected files realshow/DAY.feather, got none")
-    shown = _day(folder, "realshow", names, (*KEY, *ITEM, *USER, "effective_view"))
-    stages = _day(
-        folder, "all_stage", names, (*KEY, *ITEM, "realshow", *RANKED, "coarse_neg", "prerank_neg", "rank_index", *FEEDBACK)
-    )
+    shown, stages = _day(folder, "realshow", names, SHOWN), _day(folder, "all_stage", names, STAGED)
     events = {
         "user_id": shown["user_id"],
         "video_id": shown["video_id"],
@@ -75,11 +70,9 @@ def _cascade(table: Mapping[str, np.ndarray], data: Dataset, candidates: int) ->
     stage = np.argmax(flags, axis=0)
     seconds = table["request_timestamp"] // 1000
     # Two requests of a second are one: of an item that comes twice the line of the furthest stage counts.
-    order = np.lexsort((stage, table["video_id"], seconds, table["user_id"]))
-    same = np.all(
-        [values[order][1:] == values[order][:-1] for values in (table["video_id"], seconds, table["user_id"])], axis=0
-    )
-    order = order[np.append(True, ~same)[: len(order)]]
+    key = np.stack([table["user_id"], seconds, table["video_id"]])
+    order = np.lexsort((stage, *key[::-1]))
+    order = order[np.append(True, (np.diff(key[:, order]) != 0).any(0))[: len(order)]]
     shown, ranked = stage == LOGGED.index("exposed"), flags[1]
     labels = {name: np.where(shown, table[name] > 0, np.nan) for name in FEEDBACK}
     labels["ranker"] = np.where(ranked, -table["rank_index"].astype(np.float64), np.nan)
@@ -127,11 +120,10 @@ def _last(table: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
 def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None:
     """Write `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`: for tests of the layout.
 
-    `table` has integers [n] by column; of the 30 columns those that it lacks are zeros.
+    `table` has integers [n] by column; those that are read and that it lacks are zeros.
     """
-    arrow, feather = pyarrow(), pyarrow("pyarrow.feather")
-    count = len(table["user_id"])
-    whole = arrow.table({name: np.asarray(table.get(name, np.zeros(count)), np.int64) for name in LAYOUT})
+    arrow, feather, none = pyarrow(), pyarrow("pyarrow.feather"), np.zeros(len(table["user_id"]))
+    whole = arrow.table({name: np.asarray(table.get(name, none), np.int64) for name in dict.fromkeys((*STAGED, *SHOWN))})
     for kind, part in (("all_stage", whole), ("realshow", whole.filter(arrow.array(np.asarray(table["realshow"]) > 0)))):
         (Path(folder) / kind).mkdir(parents=True, exist_ok=True)
         feather.write_feather(part, str(Path(folder) / kind / f"{day}.feather"))
@@ -166,11 +158,3 @@ def lines_of(data: Dataset) -> dict[str, np.ndarray]:
         "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
         "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
     }
-
-
-LAYOUT = (
-    "request_id", "request_timestamp", "user_id", "device_id", "age", "gender", "province", "video_id", "author_id",
-    "category_level_one", "category_level_two", "upload_type", "upload_timestamp", "duration", "realshow", "rerank_pos",
-    "rerank_neg", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg", "rank_index", "rerank_index", "playing_time",
-    "effective_view", "long_view", "like", "follow", "forward", "comment",
-)  # fmt: skip

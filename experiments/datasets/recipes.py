@@ -5,14 +5,12 @@ Command   python -m experiments.datasets.recipes movielens NEWEST OLDER OLDEST -
 Time      seconds; with --embed minutes
 Gives     the files of SHA256; what is not equal is named, and the exit code is 1
 
-MovieLens: the folders of three *ml-latest-small* releases of GroupLens, of September 2018, October 2016 and April 2015 (610,
-671 and 706 users), the newest first. GroupLens offers the current one only; older ones are in web archives. A user of an older
-release who shares a rating, film and second, with a user of a newer one is the same person and is left out. Users are numbered
-in that order, ratings sorted by user, time and film; films without a rating are left out, the others have the title and the
-genres of the newest release that lists them. The rules about persons and titles are what the merged files show, not checked
-against the old releases: the checksums tell. `--embed FOLDER` adds `content.npz`: the sentence embedding of "title. genres.
-tags" by the model all-MiniLM-L6-v2 in that folder (needs sentence-transformers), whose last digits depend on versions, so it
-has no checksum here.
+MovieLens: the folders of three *ml-latest-small* releases of GroupLens, of September 2018, October 2016 and April 2015, the
+newest first. GroupLens offers the current one only; older ones are in web archives. A user of an older release who shares a
+rating, film and second, with a user of a newer one is the same person and is left out. Users are numbered in that order,
+ratings sorted by user, time and film; films without a rating are left out, the others are as in the newest release that lists
+them. The rules are what the merged files show: the checksums tell. `--embed FOLDER` adds `content.npz`: the embedding of
+"title. genres. tags" by the model all-MiniLM-L6-v2 in that folder (needs sentence-transformers); it has no checksum.
 
 Taobao: the first 100,001 rows of UserBehavior.csv (Tianchi data set 649), which is grouped by user.
 
@@ -46,17 +44,10 @@ SHA256 = {
 
 
 def movielens(releases: Sequence[Path], out: Path, *, embed: Callable[[list[str]], np.ndarray] | None = None) -> None:
-    """Merge releases, the newest first, into the folder `out`.
+    """Merge releases, folders with ratings.csv, movies.csv and tags.csv, the newest first, into the new folder `out`.
 
-    Args:
-      releases: folders with ratings.csv, movies.csv and tags.csv.
-      out: a new folder.
-      embed: embeddings of unit length [n, E] of texts, for `content.npz`; None writes none.
-
-    Raises:
-      FileNotFoundError: a file is missing.
-      FileExistsError: `out` is there.
-      ValueError: a file without the columns, a rated film that no movies.csv has.
+    `embed` gives embeddings of unit length [n, E] of texts, for `content.npz`; None writes none. Raises FileNotFoundError,
+    FileExistsError (`out` is there), and ValueError for a file without the columns or a rated film that no movies.csv has.
     """
     ratings, movies, tags = [], {}, set()
     known: set[tuple[int, int]] = set()  # second and film of each rating so far
@@ -92,12 +83,7 @@ def movielens(releases: Sequence[Path], out: Path, *, embed: Callable[[list[str]
 
 
 def taobao(file: Path, out: Path, *, rows: int = HEAD) -> None:
-    """Write the first rows of UserBehavior.csv into the folder `out`.
-
-    Raises:
-      FileExistsError: `out` is there.
-      ValueError: fewer rows, or a first row that is not of five columns.
-    """
+    """Write the first rows of UserBehavior.csv into the new folder `out`; ValueError for fewer, or not of five columns."""
     with open(file, encoding="utf-8", newline="") as source:
         head = [line.rstrip("\r\n") for line in islice(source, rows)]
     if len(head) < rows or head[0].count(",") != 4:
@@ -109,10 +95,8 @@ def taobao(file: Path, out: Path, *, rows: int = HEAD) -> None:
 
 def differing(name: str, folder: Path) -> list[str]:
     """Return files of a recipe that are not those of the figures."""
-    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in SHA256[name]}
-    return [
-        f"{file}: expected SHA-256 {SHA256[name][file]}, got {got}" for file, got in sums.items() if got != SHA256[name][file]
-    ]
+    sums = ((file, wanted, hashlib.sha256((folder / file).read_bytes()).hexdigest()) for file, wanted in SHA256[name].items())
+    return [f"{file}: expected SHA-256 {wanted}, got {got}" for file, wanted, got in sums if got != wanted]
 
 
 def sentence_embedding(model: str) -> Callable[[list[str]], np.ndarray]:

@@ -35,7 +35,7 @@ The signals are those that SIM (2006.05639), ETA (2108.04468) and SimTier (2407.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,28 +50,25 @@ SMALL: dict[str, Any] = dict(users=40, items=120, topics=12, categories=8, event
 """Sizes of a world for smoke runs."""
 
 
+@dataclasses.dataclass(eq=False)
 class Truth:
     """The mixture: draws events from it, then answers how likely any item was at any of them.
 
     Positions are user * events_per_user + event; users and events count from 0, item rows from 1.
     """
 
-    def __init__(
-        self,
-        *,
-        popularity: np.ndarray,
-        topic: np.ndarray,
-        category: np.ndarray,
-        shares: tuple[float, ...],  # long term, short term, categories, noise
-        lag: int,
-        recent: int,
-        interests: np.ndarray,  # int [users, interests]
-        favourites: np.ndarray,  # int [users, favourites]
-    ):
-        self.topic, self.category, self.shares, self.lag, self.recent = topic, category, shares, lag, recent
-        self.interests, self.favourites = interests, favourites
-        self._topic_items, self._category_items = _Groups(topic, popularity), _Groups(category, popularity)
-        self._any_item = _Groups(np.where(topic < 0, -1, 0), popularity)
+    popularity: np.ndarray
+    topic: np.ndarray
+    category: np.ndarray
+    shares: tuple[float, ...]  # long term, short term, categories, noise
+    lag: int
+    recent: int
+    interests: np.ndarray  # int [users, interests]
+    favourites: np.ndarray  # int [users, favourites]
+
+    def __post_init__(self):
+        self._topic_items, self._category_items = (_Groups(of, self.popularity) for of in (self.topic, self.category))
+        self._any_item = _Groups(np.where(self.topic < 0, -1, 0), self.popularity)
 
     def simulate(self, rng: np.random.Generator, length: np.ndarray) -> np.ndarray:
         """Draw int [users, events] item rows; length [users, events] is the number of strictly earlier events of each."""
@@ -189,28 +186,17 @@ def _uniform(preferred: np.ndarray, user: np.ndarray, label: np.ndarray) -> np.n
     return sum((preferred[user, i] == label for i in range(preferred.shape[1])), np.zeros(label.shape)) / preferred.shape[1]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class World:
-    """A data set and the truth behind it.
+class World(NamedTuple):
+    """A data set and the truth behind it."""
 
-    Attributes:
-      dataset: what a model may see.
-      popularity: float64 [N], sums to 1; row 0 is 0.
-      topic: int32 [N] hidden topic, -1 in row 0.
-      category: int32 [N] the schema's category minus 1, -1 in row 0.
-      quality: float64 [N] hidden quality g, 0 in row 0.
-      observable: bool [n] whether the truth at an event depends on its history alone.
-      median_lift: m of the click probability.
-    """
-
-    dataset: Dataset
-    popularity: np.ndarray
-    topic: np.ndarray
-    category: np.ndarray
-    quality: np.ndarray
-    observable: np.ndarray
-    median_lift: float
-    _truth: Truth
+    dataset: Dataset  # what a model may see
+    popularity: np.ndarray  # float64 [N], sums to 1; row 0 is 0
+    topic: np.ndarray  # int32 [N] hidden topic, -1 in row 0
+    category: np.ndarray  # int32 [N] the schema's category minus 1, -1 in row 0
+    quality: np.ndarray  # float64 [N] hidden quality g, 0 in row 0
+    observable: np.ndarray  # bool [n] whether the truth at an event depends on its history alone
+    median_lift: float  # m of the click probability
+    truth: Truth
 
     def lift(self, positions: Any, items: Any) -> np.ndarray:
         """Return how much likelier than its popularity each item is to be the next one, float64 of the shape of `items`.
@@ -223,7 +209,7 @@ class World:
         at, rows = np.asarray(positions), np.asarray(items)
         length = log.history_end(at) - log.offsets[log.user[at]]
         shape = (len(at), *[1] * (rows.ndim - 1))
-        return self._truth.lift(at.reshape(shape), log.user[at].reshape(shape) - 1, length.reshape(shape), rows)
+        return self.truth.lift(at.reshape(shape), log.user[at].reshape(shape) - 1, length.reshape(shape), rows)
 
     def probability(self, positions: Any, items: Any) -> np.ndarray:
         """Return P(i | h), how likely each item is to be the next one; arguments and result as those of `lift`."""
@@ -258,16 +244,14 @@ def synthetic_world(
     content_dim: int = 32,
     tie_rate: float = 0.15,
 ) -> World:
-    """Make a world; the module's docstring has the formulas.
+    """Make a world, the same for the same seed and knobs; the module's docstring has the formulas.
 
     Args:
-      seed: the same seed and knobs give the same world.
       users, items, categories, topics, events_per_user: sizes; users and items without the unknown row.
-      long_term, short_term, category_locality, noise: weights of the four sources, scaled to sum 1; 0 switches one off.
+      long_term, short_term, category_locality, noise: weights of the four sources; 0 switches one off.
       lag: how many events separate the far history from now; a model with a shorter window cannot see long-term interests.
       recent: events that make up the short-term interest.
       interests, favourites: hidden topics and categories of a user, which fill the first 2 * lag events.
-      content_dim: E.
       tie_rate: share of events that have the time of the one before.
 
     Example:
@@ -285,16 +269,8 @@ def synthetic_world(
     content = unit_rows(centres[topic[1:]] + scatter)
 
     time, length = _times(rng, users, events_per_user, tie_rate)
-    truth = Truth(
-        popularity=popularity,
-        topic=topic,
-        category=category,
-        shares=tuple(weights / weights.sum()),
-        lag=lag,
-        recent=recent,
-        interests=_choose(rng, users, topics, interests),
-        favourites=_choose(rng, users, categories, favourites),
-    )
+    preferred = _choose(rng, users, topics, interests), _choose(rng, users, categories, favourites)
+    truth = Truth(popularity, topic, category, tuple(weights / weights.sum()), lag, recent, *preferred)
     chosen = truth.simulate(rng, length)
 
     user, position = np.arange(users * events_per_user) // events_per_user, np.arange(users * events_per_user)
@@ -319,16 +295,8 @@ def synthetic_world(
         items=vocabularies["item"],
         encoder=Encoder(schema=schema, columns=columns, vocabularies=vocabularies),
     )
-    return World(
-        dataset=dataset,
-        popularity=popularity,
-        topic=topic,
-        category=category,
-        quality=quality,
-        observable=~(truth.formative | (truth.far_mass == 0)),
-        median_lift=median,
-        _truth=truth,
-    )
+    observable = ~(truth.formative | (truth.far_mass == 0))
+    return World(dataset, popularity, topic, category, quality, observable, median, truth)
 
 
 def _times(rng: np.random.Generator, users: int, events: int, tie_rate: float) -> tuple[np.ndarray, np.ndarray]:

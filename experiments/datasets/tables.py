@@ -31,14 +31,6 @@ class Table:
     """Columns of one text file.
 
     `kinds` are those of `readers.load_columns` by column, and "text" for text that may be missing, which becomes UNKNOWN.
-
-    Example:
-      >>> import tempfile
-      >>> path = Path(tempfile.mkdtemp()) / "ratings.dat"
-      >>> _ = path.write_text("7::30::4.5\\n")
-      >>> file = TextFile(path=path, names=("user", "movie", "rating"), separator="::")
-      >>> Table(file, {"movie": "id", "rating": "float"})["rating"].tolist()
-      [4.5]
     """
 
     def __init__(self, file: TextFile, kinds: Mapping[str, str]):

@@ -31,13 +31,6 @@ def read(path: str | os.PathLike, *, content: Content | None = None, between: tu
 
     `path` may also be a folder that holds exactly one .csv. `between` keeps only events with between[0] <= time < between[1],
     such as `WINDOW`, the days that the data set is said to cover; the file has a few times far outside.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "UserBehavior.csv"
-      >>> _ = path.write_text("1,50,7,pv,1511544070\\n1,40,7,buy,1511544071\\n")
-      >>> read(path).log.action.tolist()
-      [1, 4]
     """
     folder = Path(path)
     file = one_file(folder, "*.csv") if folder.is_dir() else folder

@@ -1,1 +1,1 @@
-"""Other people's models on the study's samples and lists: files of both, score files, one evaluator. See README.md here."""
+"""Other people's models on the study's requests, judged by its metrics. See README.md here."""

@@ -1,4 +1,4 @@
-"""Closed-form baselines: recent popularity, item-kNN, EASE, PureSVD; and ALS, whose code is the package `implicit`.
+"""Closed-form baselines: recent popularity, item-kNN, EASE, PureSVD.
 
 Each reads training events as a binary matrix of users and items, and a request as the binary row of its last events: how many
 is a setting, since a whole history says less of what comes next. EASE and item-kNN give an item nothing for itself; where users
@@ -7,7 +7,6 @@ come back to items, a met item has its similarity to itself, 1, added: without i
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -17,8 +16,7 @@ from scipy import sparse
 
 from aif_jax.blocks import PureSvd
 from aif_jax.train.edits import svd_factors
-from experiments.peers.lists import Lists
-from experiments.peers.scores import Scorer
+from experiments.peers.judge import Lists, Scorer
 
 DAY = 86400
 
@@ -84,31 +82,6 @@ def pure_svd(lists: Lists, *, width: int, decay: float, last: int) -> Scorer:
     return lambda places: np.stack([weight @ factors[row] for row in items[places]]) @ factors.T
 
 
-def als(lists: Lists, *, factors: int, regularization: float, last: int, iterations: int = 15, seed: int = 0) -> Scorer:
-    """Return ALS of `implicit`; a request's factors come from its last events by one half-step.
-
-    Raises:
-      ImportError: `implicit` is not installed: the extra 'peers' has it.
-    """
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise ImportError("als: expected the package implicit (pip install 'aif-jax[peers]')") from error
-    with threadpool_limits(1, "blas"):  # the package warns where BLAS has threads
-        model = AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            iterations=iterations,
-            num_threads=1,
-            random_state=seed,
-        )
-        model.fit(sparse.csr_matrix(matrix(lists), dtype=np.float32), show_progress=False)
-        rows = sparse.csr_matrix(histories(lists, last), dtype=np.float32)
-        users = model.recalculate_user(np.arange(rows.shape[0]), rows)
-    return lambda places: users[places] @ model.item_factors.T
-
-
 def _grid(**values: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(values, chosen, strict=True)) for chosen in product(*values.values()))
 
@@ -118,15 +91,8 @@ BASELINES: dict[str, tuple[Callable[..., Scorer], tuple[dict[str, Any], ...]]] =
     "item-knn": (item_knn, _grid(neighbours=(30, 100, 300), last=(10, 20))),
     "ease": (ease, _grid(regularization=(200.0, 1000.0, 3000.0), last=(10, 20))),
     "pure-svd": (pure_svd, _grid(width=(16, 32, 64), decay=(0.5, 0.7, 1.0), last=(512,))),
-    "als": (als, _grid(factors=(32, 64), regularization=(0.1, 10.0, 100.0), last=(20,))),
 }
 """Name to the function and the settings that are tried on the validation slice."""
-
-
-def versions(name: str) -> dict[str, str]:
-    """Return versions of what computes a baseline."""
-    used = ("implicit", "numpy") if name == "als" else ("numpy", "scipy")
-    return {package: importlib.metadata.version(package) for package in used}
 
 
 def matrix(lists: Lists) -> sparse.csr_array:
@@ -143,7 +109,7 @@ def histories(lists: Lists, last: int) -> sparse.csr_array:
 
 
 def _met(lists: Lists, h: sparse.csr_array, places: np.ndarray) -> np.ndarray | float:
-    return h[places].toarray() if lists.about["repeats"] else 0.0
+    return h[places].toarray() if lists.repeats else 0.0
 
 
 def _binary(row: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:

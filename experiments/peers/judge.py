@@ -1,15 +1,13 @@
-"""The requests of `question` as files, score files judged by its metrics, and the share of popularity in them.
+"""The requests of `question` for a peer, its scores judged by the same metrics, and the share of popularity in them.
 
 Candidates are drawn by count ** 0.75 and the catalogue is not, so the right share of popularity in a score differs between GAUC
 and HR@100, and depends on a model's negatives in training. This package's models get the shares that follow from their loss, 0
-and 0.75. A peer gets for each metric the best one of POWERS on the validation slice: power log(count) is added to scores that
-are logarithms of a likelihood (`logits`), others are multiplied by count ** power.
+and 0.75. A peer's scores are multiplied by count ** power, for each metric the best one of POWERS on the validation slice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +15,20 @@ import numpy as np
 from aif_jax.data.negatives import item_counts
 from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import rank_of
-from experiments.peers import lists
-from experiments.peers.lists import Lists
-from experiments.peers.scores import BLOCK, Scores
 from experiments.study import question
 from experiments.study.datasets import StudyData
 from experiments.study.question import UNTRAINED, Part, Requests, Trial
 
 SLICES = ("validation", "test")
-POWER = 0.75  # of the study's sampler
 POWERS = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 GAUC, HIT_RATE = JUDGED = ("gauc_trained", "hr100_trained")
 """The headline's metrics: requests whose item has a training event."""
+BLOCK = 200  # requests whose whole catalogue is scored at a time
+Scorer = Callable[[np.ndarray], np.ndarray]
+"""`scorer(requests)`: float [b, N], the scores of the catalogue for some requests, by number; higher is better.
+
+A user's requests are compared with each other too. Where scores are logarithms of a likelihood, give their exponential.
+"""
 
 
 class Slice(NamedTuple):
@@ -42,6 +42,29 @@ class Slice(NamedTuple):
     at: np.ndarray  # requests that rank the whole catalogue
 
 
+class Lists(NamedTuple):
+    """What a peer reads: training events, and the strictly earlier events of each request, which may be later than those."""
+
+    repeats: bool  # whether users come back to items
+    count: np.ndarray  # int64 [N] training events of each item
+    events: dict[str, np.ndarray]  # training events: `user`, `item`, `action` int32 [n] and `time` int64 [n], by user and time
+    item: np.ndarray  # int32, the items of all events: those of request r are `item[start[r] : end[r]]`, oldest first
+    start: np.ndarray  # int64 [R]
+    end: np.ndarray  # int64 [R]
+
+    def recent(self, length: int) -> np.ndarray:
+        """Return the last items of each request, int32 [R, length], the most recent first, 0 where there is none."""
+        at = self.end[:, None] - 1 - np.arange(length)
+        return np.where(at >= self.start[:, None], self.item[np.maximum(at, 0)], 0).astype(np.int32)
+
+
+class Scores(NamedTuple):
+    """What a peer gives the requests of a slice."""
+
+    candidates: np.ndarray  # float32 [R, C] of the candidates
+    catalogue: np.ndarray  # float32 [W, N] for each request that ranks the whole catalogue
+
+
 def slice_of(data: StudyData, name: str) -> Slice:
     """Return the study's own requests."""
     trial = Trial(dataset=data.name, model="", split=name)
@@ -51,75 +74,48 @@ def slice_of(data: StudyData, name: str) -> Slice:
 
 
 def lists_of(on: Slice) -> Lists:
-    """Return files' contents for one slice: "validation", trained on the first 80 % of events, or "test", on the first 90 %."""
-    dataset, at, seen = on.data.dataset, on.requests.positions, on.part.seen
-    log = dataset.log
-    start, end = log.offsets[log.user[at]], log.history_end(at)
-    places = np.concatenate([np.arange(first, last) for first, last in zip(start, end, strict=True)])
-    about = {"dataset": on.data.name, "slice": on.name, "repeats": on.data.repeats, "power": POWER}
-    return Lists(
-        about={"format": lists.FORMAT} | about,
-        count=on.counts,
-        fields={name: ids for name, ids in dataset.catalogue.ids.items() if name != "item"},
-        content=dataset.catalogue.content,
-        events={name: getattr(log, name)[seen] for name in ("user", "item", "action", "time")},
-        user=log.user[at],
-        time=log.time[at],
-        offsets=np.append(0, np.cumsum(end - start)),
-        history={name: getattr(log, name)[places] for name in ("item", "action", "time")},
-        candidates=np.sort(on.requests.rows, axis=1).astype(np.int32),
-        whole=np.isin(at, on.at),
-    )
+    """Return what a peer reads of a slice."""
+    log, at = on.data.dataset.log, on.requests.positions
+    events = {name: getattr(log, name)[on.part.seen] for name in ("user", "item", "action", "time")}
+    return Lists(on.data.repeats, on.counts, events, log.item, log.offsets[log.user[at]], log.history_end(at))
 
 
-def once(folder: Path, on: Slice) -> Lists:
-    """Return the lists of a slice in a folder, written where there are none.
+def scored(scorer: Scorer, on: Slice) -> Scores:
+    """Return the scores of a peer."""
+    candidates, catalogue, whole = [], [], np.isin(on.requests.positions, on.at)
+    for start in range(0, len(whole), BLOCK):
+        places = np.arange(start, min(start + BLOCK, len(whole)))
+        every = np.asarray(scorer(places), np.float32)
+        candidates.append(np.take_along_axis(every, on.requests.rows[places].astype(np.int64), 1))
+        catalogue.append(every[whole[places]])
+    return Scores(np.concatenate(candidates), np.concatenate(catalogue))
 
-    Raises:
-      ValueError: lists of another data set or slice are there.
+
+def judged(found: Scores, on: Slice, powers: Mapping[str, float]) -> dict[str, ByUser]:
+    """Return metrics of `question.evaluate` by user, with these powers, see `best_powers`.
+
+    Scores have no scale that a constant for items without a training event could be on: these come last.
     """
-    if not (folder / "about.json").exists():
-        lists.write(folder, lists_of(on))
-    found = lists.read(folder)
-    wanted, got = (on.data.name, on.name), (found.about["dataset"], found.about["slice"])
-    if got != wanted:
-        raise ValueError(f"{folder}: expected lists of {wanted}, got {got}; remove the folder")
-    return found
-
-
-def judged(found: Scores, on: Slice, powers: dict[str, float]) -> dict[str, ByUser]:
-    """Return metrics of `question.evaluate` by user, with these powers, see `best_powers`; no hit rates without a catalogue."""
-    made = gauc(found, on, powers.get(GAUC, 0.0))
-    if found.catalogue is None:
-        return made
-    # what is no logarithm has no scale that a constant for items without a training event could be on: they come last
-    values = UNTRAINED if found.logits else [-np.inf] * len(UNTRAINED)
-    offsets = [np.where(on.counts > 0, 0.0, value) for value in values]
-    scored = _catalogue(found, on, np.arange(len(on.at)), [powers.get(HIT_RATE, 0.0)])
-    return made | question.catalogue_metrics(((rows, every) for rows, _, every in scored), on.at, on.data, on.counts, offsets)
+    offsets = [np.where(on.counts > 0, 0.0, -np.inf)] * len(UNTRAINED)
+    every = ((rows, scores) for rows, _, scores in _catalogue(found, on, np.arange(len(on.at)), [powers.get(HIT_RATE, 0.0)]))
+    hits = question.catalogue_metrics(every, on.at, on.data, on.counts, offsets)
+    return gauc(found, on, powers.get(GAUC, 0.0)) | hits
 
 
 def gauc(found: Scores, on: Slice, power: float) -> dict[str, ByUser]:
     """Return the metrics of `question.sampled_metrics`, with popularity of this power in the scores."""
-    scores = np.empty(on.requests.rows.shape)
-    np.put_along_axis(scores, np.argsort(on.requests.rows, axis=1, kind="stable"), found.candidates, 1)
-    scores = _with_popularity(scores, on.counts[on.requests.rows], power, found.logits)
+    scores = _with_popularity(found.candidates, on.counts[on.requests.rows], power)
     return question.sampled_metrics(scores, on.requests, on.data, on.counts)
 
 
 def best_powers(found: Scores, on: Slice) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the best of POWERS for each metric of the headline, and the metric with it; hit rates if the catalogue was scored.
-
-    `on` is the validation slice.
-    """
+    """Return the best of POWERS for each metric of the headline, and the metric with it; `on` is the validation slice."""
+    target = on.data.dataset.log.item[on.at]
+    rows, hits = np.flatnonzero(on.counts[target] > 0), dict.fromkeys(POWERS, 0)
+    for some, power, every in _catalogue(found, on, rows, POWERS):
+        hits[power] += (rank_of(np.where(on.counts > 0, every, -np.inf), target[some]) < 100).sum()
     tried = {GAUC: [gauc(found, on, power)[GAUC].mean for power in POWERS]}
-    if found.catalogue is not None:
-        target = on.data.dataset.log.item[on.at]
-        rows = np.flatnonzero(on.counts[target] > 0)
-        hits = dict.fromkeys(POWERS, 0)
-        for some, power, every in _catalogue(found, on, rows, POWERS):
-            hits[power] += (rank_of(np.where(on.counts > 0, every, -np.inf), target[some]) < 100).sum()
-        tried[HIT_RATE] = [hits[power] / len(rows) for power in POWERS]
+    tried[HIT_RATE] = [hits[power] / len(rows) for power in POWERS]
     powers = {name: POWERS[np.argmax(means)] for name, means in tried.items()}
     return powers, {name: max(means) for name, means in tried.items()}
 
@@ -128,15 +124,13 @@ def _catalogue(
     found: Scores, on: Slice, rows: np.ndarray, powers: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, float, np.ndarray]]:
     """Yield blocks of these rows of `on.at` for every power: the rows, the power, the scores, -inf for what is no candidate."""
-    assert found.catalogue is not None  # the callers look
     for start in range(0, len(rows), BLOCK):
         some = rows[start : start + BLOCK]
         for power in powers:
-            every = _with_popularity(found.catalogue[some].astype(np.float64), on.counts, power, found.logits)
+            every = _with_popularity(found.catalogue[some], on.counts, power)
             yield some, power, question.hide_met(every, on.at[some], on.data)
 
 
-def _with_popularity(scores: np.ndarray, counts: np.ndarray, power: float, logits: bool) -> np.ndarray:
+def _with_popularity(scores: np.ndarray, counts: np.ndarray, power: float) -> np.ndarray:
     """Return scores with a share of popularity; an item without a training event counts as half of one."""
-    popular = np.maximum(counts, 0.5)
-    return scores + power * np.log(popular) if logits else scores * popular**power
+    return scores.astype(np.float64) * np.maximum(counts, 0.5) ** power

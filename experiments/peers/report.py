@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from experiments.peers import baselines
 from experiments.peers.judge import GAUC, HIT_RATE
 from experiments.study import question, records
 from experiments.study.question import AIF, BASE, WITH_MATCHING
+from experiments.tables import DATASETS, markdown, spread
 
 RESULTS = question.RESULTS / "peers"
 PAGE = "peers.md"
-DATASETS = {"movielens": "MovieLens", "taobao": "Taobao"}
 OURS = {AIF: "AIF", WITH_MATCHING: "two-tower with matching statistics", BASE: "two-tower"}
 
 
-def markdown(results: Path, ours: Path) -> str:
+def page(results: Path, ours: Path) -> str:
     """Return the tables of the page: figures for each data set, settings, trials."""
     found, theirs, parts = records.read(results), records.read(ours), []
     for dataset in dict.fromkeys(one["dataset"] for one in found.values()):
@@ -29,14 +29,14 @@ def markdown(results: Path, ours: Path) -> str:
         title = DATASETS.get(dataset, dataset)
         missing = {*baselines.BASELINES} - {one["model"] for one in mine}
         left = f"\nNot run: {', '.join(sorted(missing))}.\n" if missing else ""
-        parts.append(f"## {title}\n\n{_figures(results, mine, ours, theirs)}{left}")
+        parts.append(f"## {title}\n\n{_figures(results, mine, ours, theirs)}\n{left}")
         abouts = [(one["model"], one["about"]) for one in mine if "trials" in one["about"]]
-        rows = [[model, *(_pairs(about[part]) for part in ("chosen", "powers", "versions")), str(about.get("steps", ""))]
+        rows = [[model, *map(_pairs, (about["chosen"], about["powers"], about["versions"])), str(about.get("steps", ""))]
                 for model, about in abouts]  # fmt: skip
-        parts.append(f"### {title}: chosen\n\n{table(['', 'settings', 'popularity', 'versions', 'steps'], rows)}")
+        parts.append(f"### {title}: chosen\n\n{markdown(['', 'settings', 'popularity', 'versions', 'steps'], rows)}\n")
         rows = [[model, _pairs(trial["settings"]), *(_number(trial["figures"].get(name)) for name in (GAUC, HIT_RATE))]
                 for model, about in abouts for trial in about["trials"]]  # fmt: skip
-        parts.append(f"### {title}: trials on the validation split\n\n{table(['', 'settings', 'GAUC', 'HR@100'], rows)}")
+        parts.append(f"### {title}: trials on the validation split\n\n{markdown(['', 'settings', 'GAUC', 'HR@100'], rows)}\n")
     return "\n".join(parts)
 
 
@@ -44,21 +44,19 @@ def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict
     """Return GAUC and HR@100 of this package's models and of peers, each with how far AIF and two-tower are above."""
     runs = {name: question.runs_of(theirs, mine[0]["dataset"], name) for name in OURS}
 
-    def pooled(name: str, metric: str) -> ByUser:
-        return question.pooled(ours, theirs, runs[name], metric)
+    pooled = partial(question.of_test, ours, theirs, mine[0]["dataset"])
 
     def row(title: str, of: Callable[[str], ByUser | None]) -> list[str]:
         cells = [title]
         for metric, tried in ((GAUC, (AIF, BASE)), (HIT_RATE, (AIF, BASE)), ("gauc", (AIF,))):
             figure = of(metric)
-            cells.append("" if figure is None else interval(metrics.user_interval(figure), "{:.3f}"))
+            cells.append("" if figure is None else spread(metrics.user_interval(figure), 3))
             for name in tried:
                 if figure is None or not runs[name] or title == OURS[name]:
                     cells.append("")
                     continue
-                ratio = metric == HIT_RATE
-                gap = metrics.paired_interval(pooled(name, metric), figure, ratio=ratio)
-                cells.append(interval(gap, "{:.2f}" if ratio else "{:+.1f}", scale=1 if ratio else 100))
+                gap = metrics.paired_interval(pooled(name, metric), figure, ratio=metric == HIT_RATE)
+                cells.append(spread(gap, 2) if metric == HIT_RATE else spread(gap, 1, scale=100, sign="+"))
         return cells
 
     def peer(one: dict[str, Any], metric: str) -> ByUser | None:
@@ -68,18 +66,7 @@ def _figures(results: Path, mine: list[dict[str, Any]], ours: Path, theirs: dict
     rows += [row(one["model"], partial(peer, one)) for one in mine]
     above = ["points AIF is above", "points two-tower is above"]
     ratios = ["AIF over it", "two-tower over it"]
-    return table(["", "GAUC", *above, "HR@100", *ratios, "GAUC, all requests", above[0]], rows)
-
-
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """Return a table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows]) + "\n"
-
-
-def interval(found: metrics.Interval, form: str, *, scale: float = 1.0) -> str:
-    """Return a figure with its interval."""
-    value, low, high = (form.format(scale * value) for value in (found.value, found.low, found.high))
-    return f"{value} [{low.lstrip('+')}, {high.lstrip('+')}]"
+    return markdown(["", "GAUC", *above, "HR@100", *ratios, "GAUC, all requests", above[0]], rows)
 
 
 def _pairs(values: dict[str, Any]) -> str:

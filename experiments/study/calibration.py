@@ -4,10 +4,8 @@ Claim     Trained on sampled negatives, probabilities are near what is observed;
           the unlikely candidates, not the likeliest tenth.
 Command   python -m experiments.study.calibration --data DIR [--work DIR]      (or --smoke)
 Time      a few minutes for a model that `question` has trained (--work); half an hour with its training
-Protocol  MovieLens, the model of `question` on the validation split (training on the first 80 %, three epochs, seed 0). The
-          calibration is fitted on requests of the next 10 %, the figures are of requests of the last 10 %. A request is an
-          event's item among 15 that are drawn by popularity, so one item in 16 is a positive.
-Measured  experiments/results/calibration/record.json, drawn by `experiments.plots`
+Protocol  MovieLens, the model of `question` on the validation split, seed 0. The calibration is fitted on requests of the next
+          10 % of events and judged on the last 10 %: an event's item among 15 drawn by popularity, so 1 in 16 is a positive.
 """
 
 from __future__ import annotations
@@ -28,19 +26,19 @@ REQUESTS = 1500
 """Requests that fit a calibration, and as many that judge it, drawn at random."""
 
 
-def measure(data: datasets.StudyData, work: Path, *, requests: int = REQUESTS, progress: bool = True) -> dict[str, Any]:
+def measure(data: datasets.StudyData, work: Path, *, requests: int) -> dict[str, Any]:
     """Return the record: figures before and after a calibration."""
     trial = Trial(dataset=data.name, model=AIF, epochs=1 if data.name == "smoke" else EPOCHS)
     (part,) = question.parts_of(trial, data)
-    model, params, _ = question.trained(trial, part, data, work=work, progress=progress)
+    model, params, _ = question.trained(trial, part, data, work=work, progress=True)
     rng, log = np.random.default_rng(0), data.dataset.log
     held = [drawn(log, slice_, rng, requests) for slice_ in (data.split.validation, data.split.test)]
     made: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
     made["users"] = len(np.unique(log.user[held[1]]))
     raw = Trained(model, params, data.dataset.encoder)
-    fitted = train.edits.calibration(lambda _: (held[0], None), progress=progress)(raw, data.dataset)
+    fitted = train.edits.calibration(lambda _: (held[0], None))(raw, data.dataset)
     for way, one in (("before", raw), ("logistic", fitted)):
-        made["ways"][way] = figures(train.evaluate(model, one.params, data.dataset, held[1], k=None, progress=progress))
+        made["ways"][way] = figures(train.evaluate(model, one.params, data.dataset, held[1], k=None))
     return made
 
 
@@ -57,15 +55,14 @@ def figures(report: Evaluation) -> dict[str, Any]:
     return records.rounded(tenths) | records.rounded(rates, digits=4)
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write the record."""
-    parser = records.parser(__doc__, work=Path("out/question"))
-    parser.add_argument("--json", metavar="FILE", type=Path, default=RECORD, help="the record (default %(default)s)")
-    parser.add_argument("--smoke", action="store_true", help="a tiny synthetic data set, in seconds")
-    parser.add_argument("--quiet", action="store_true", help="no bars")
+    parser = common.parser(__doc__, data=True, work=question.WORK)
+    parser.set_defaults(json=RECORD)
     options = parser.parse_args(arguments)
     data = datasets.load("smoke" if options.smoke else "movielens", options.data)
-    made = measure(data, options.work, requests=100 if options.smoke else REQUESTS, progress=not options.quiet)
+    made = measure(data, options.work, requests=100 if options.smoke else REQUESTS)
     rows = [(way, *(one[name] for name in ("ratio", "error", "log_loss"))) for way, one in made["ways"].items()]
     print(common.table(rows, ("calibration", "predicted / observed", "error", "log-loss")))
     common.write_json(options.json, made)

@@ -25,18 +25,12 @@ HALF_LIVES = (86_400, 30 * 86_400)  # of item statistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyData:
-    """A data set ready for the study.
-
-    Attributes:
-      dataset: the data.
-      split: by time.
-      sim_fields: fields with a SIM cache.
-    """
+    """A data set ready for the study."""
 
     name: str
     dataset: Dataset
-    split: Split
-    sim_fields: tuple[str, ...] = ("item", "category")
+    split: Split  # by time
+    sim_fields: tuple[str, ...] = ("item", "category")  # with a SIM cache
 
     @property
     def repeats(self) -> bool:
@@ -45,15 +39,7 @@ class StudyData:
 
 
 def load(name: str, folder: Path | None = None) -> StudyData:
-    """Return a data set by name.
-
-    Args:
-      name: one of NAMES.
-      folder: that holds the data set's own folder (see FOLDERS); not needed for the synthetic world of smoke runs.
-
-    Raises:
-      ValueError: an unknown name, or no folder where one is needed.
-    """
+    """Return a data set by a name of NAMES; `folder` holds its own folder, see FOLDERS, which smoke runs do not need."""
     if name in FOLDERS:
         if folder is None:
             raise ValueError(f"data set {name!r}: expected --data DIR, the folder that holds {FOLDERS[name]}, got none")
@@ -85,9 +71,8 @@ def with_statistics(data: StudyData) -> StudyData:
     latest = statistics.at(np.arange(len(dataset.catalogue)), dataset.log.time.max() + 1)
     floats = np.concatenate([dataset.catalogue.floats, latest], 1)
     catalogue = dataclasses.replace(dataset.catalogue, schema=encoder.schema, floats=floats)
-    return dataclasses.replace(
-        data, dataset=dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
-    )
+    dataset = dataclasses.replace(dataset, schema=encoder.schema, catalogue=catalogue, encoder=encoder)
+    return dataclasses.replace(data, dataset=dataset)
 
 
 def with_content(dataset: Dataset, content: np.ndarray) -> Dataset:

@@ -2,19 +2,15 @@
 
 Claim     Over a two-tower model, and over one with matching statistics, `presets.aif` ranks better on MovieLens and on Taobao.
 Command   python -m experiments.study.question --data DIR --plan validation
-          (--plan test: the models of the headline; --plan rolling: the headline over blocks of the time line, for many users;
-          --list: the runs that are missing; --report: tables from the records; --times: milliseconds of the user function and
-          of the scoring program, all models in turn)
-Protocol  Met items. MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are no
-          negatives, neither in training nor in evaluation, and are left out of the catalogue. Taobao users do come back: met
-          items stay. Every record also holds the figures of the other kind of candidates.
-          Splits. "validation" and "test" cut the time line once for all users. "rolling" cuts it into blocks, see `rolling`: a
-          model for each block is trained on nothing but what is before the block, and a user is judged in the block that
-          holds their last event. So every user who is active in the second half of the time line is judged once.
-          Budget. Every model gets the same recipe, optimizer, number of steps and sizes; hyperparameters are chosen on the
+          (--plan test: the models of the headline; --plan rolling: the same over blocks of the time line, for many users;
+          --times: milliseconds of the user function and of the scoring program; tables: python -m experiments.ablation)
+Protocol  Met items: MovieLens users never come back to a film (`repeats` is False there): films that the user has rated are
+          neither negatives nor candidates. Taobao users do come back: met items stay. Records hold figures of both kinds.
+          Splits: "validation" and "test" cut the time line once for all users, "rolling" into blocks, see `rolling`.
+          Budget: every model gets the same recipe, optimizer, number of steps and sizes; hyperparameters are chosen on the
           validation split. Additions after training (popularity correction, SVD term) are on all models or on none.
-          Errors. 95 % intervals resample users; two models are compared on the same draws. Spreads over seeds stand apart.
-Measured  in experiments/results/question/, one record a run and one file with its figures by user.
+          Errors: 95 % intervals resample users; two models are compared on the same draws. Spreads over seeds stand apart.
+Measured  in experiments/results/question/, one record a run and one file with its figures by user
 """
 
 from __future__ import annotations
@@ -22,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +36,15 @@ from aif_jax.metrics import ByUser
 from aif_jax.train.evaluate import catalogue_scores, list_scores, rank_of
 from aif_jax.train.loop import loop
 from aif_jax.types import Params
-from experiments import common, drawn
+from experiments import common
 from experiments.study import critical, datasets, models, records
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "question"
+WORK = Path("out/question")
 EACH = "every behaviour field"
 MATCHING = MatchingStatistics((EACH,))
 WIDE = dict(long_length=512)
-SIM, TIERS = models.SIM, models.WINDOWED
+FULLY = (MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT)
 MODELS: dict[str, dict[str, Any]] = {
     "two-tower": dict(head=aif.heads.LogitSum(), blocks=(models.DOT,)),
     "two-tower with a head": dict(blocks=(models.DOT,)),
@@ -55,11 +53,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "aif without matching statistics": dict(blocks=(models.BEA, models.LEARNED, models.DOT), **WIDE),
     "aif without BEA": dict(blocks=(MATCHING, models.LEARNED, models.DOT), **WIDE),
     "aif without linear memory": dict(blocks=(MATCHING, models.BEA, models.DOT), **WIDE),
-    "aif with SIM": dict(blocks=(MATCHING, models.BEA, SIM, models.LEARNED, models.DOT), **WIDE),
-    "aif with SimTier": dict(blocks=(MATCHING, models.BEA, models.LEARNED, TIERS, models.DOT), **WIDE),
-    "full attention": dict(
-        blocks=(MATCHING, blocks.CrossAttention(dot_product=True), blocks.TargetAttention(dot_product=True), models.DOT), **WIDE
-    ),
+    "aif with SIM": dict(blocks=(MATCHING, models.BEA, models.SIM, models.LEARNED, models.DOT), **WIDE),
+    "aif with SimTier": dict(blocks=(MATCHING, models.BEA, models.LEARNED, models.WINDOWED, models.DOT), **WIDE),
+    "full attention": dict(blocks=FULLY, **WIDE),
 }
 JUDGED: dict[str, dict[str, Any]] = {
     "two-tower with a head, 512 events": dict(blocks=(models.DOT,), short_length=512, **WIDE),
@@ -91,7 +87,6 @@ MIN_HISTORY = 5
 """Strictly earlier events that the user of a request has at least."""
 REQUESTS = {"validation": 3000, "test": 3000, "rolling": 10_000}
 """How many sampled requests judge a model at most; of the rolling split in each block."""
-SPENT = ("steps", "train_seconds", "core_seconds")
 LAST_OF_ALL = -100.0
 UNTRAINED = (LAST_OF_ALL, 0.0, 1.0, 2.0, 3.0)
 """Offsets of items without a training event under the popularity correction; each model takes its best one of the validation
@@ -140,23 +135,20 @@ class Part(NamedTuple):
 
 
 def plan(name: str) -> list[Trial]:
-    """Return the runs of a plan, the most telling first."""
+    """Return the runs of a plan, by seed, then model, then data set."""
 
     def each(tried: Iterable[str], on: Sequence[str] = PUBLIC, seeds: Sequence[int] = (0,), **given: Any) -> list[Trial]:
-        """Run by seed, then model, then data set."""
         return [Trial(dataset=where, model=model, seed=seed, **given) for seed in seeds for model in tried for where in on]
 
     if name == "validation":
-        first = each(_COMPARED)
-        seeds = [trial for model in SEEDED for trial in each((model,), seeds=SEEDS)]
-        return list(dict.fromkeys([*first, *each(MODELS), *seeds]))
+        return list(dict.fromkeys(each(MODELS) + each(SEEDED, seeds=SEEDS)))
     if name == "tuning":
         slower: dict[str, Any] = dict(epochs=3, learning_rate=5e-3)
         settings: tuple[dict[str, Any], ...] = (dict(epochs=2), dict(epochs=3), slower, dict(epochs=5))
         return [trial for options in settings for trial in each(_COMPARED, **options)]
     if name in ("test", "rolling"):
-        groups = [(BASE,), (AIF, WITH_MATCHING), (WITHOUT_MEMORY,), *([(FULL,), (WITHOUT_MATCHING,)] if name == "test" else [])]
-        return [trial for group in groups for trial in each(group, seeds=SEEDS, split=name, epochs=EPOCHS)]
+        more = (FULL, WITHOUT_MATCHING) if name == "test" else ()
+        return each((*_COMPARED, WITHOUT_MEMORY, *more), seeds=SEEDS, split=name, epochs=EPOCHS)
     if name == "smoke":
         return each(_COMPARED, ("smoke",)) + each((BASE,), ("smoke",), split="rolling")
     raise ValueError(f"plan: expected one of {PLANS}, got {name!r}")
@@ -170,8 +162,7 @@ def config_of(trial: Trial, data: datasets.StudyData) -> aif.Config:
     for block in fields.pop("blocks"):
         if block == MATCHING:
             block = MatchingStatistics(schema.behaviour_fields)
-        each = [dataclasses.replace(block, field=field) for field in data.sim_fields] if block == SIM else [block]
-        made += each
+        made += [dataclasses.replace(block, field=field) for field in data.sim_fields] if block == models.SIM else [block]
     if smoke:
         fields |= {name: models.SMOKE["long_length"] for name in ("short_length", "long_length") if name in fields}
     return aif.Config(schema=schema, blocks=tuple(made), **(models.SIZES | (models.SMOKE if smoke else {}) | fields))
@@ -214,15 +205,10 @@ def parts_of(trial: Trial, data: datasets.StudyData) -> list[Part]:
 def rolling(log: EventLog, *, blocks: tuple[float, ...] = BLOCKS, last: int = LAST) -> list[Part]:
     """Return the time line in blocks, each judged by another model: many users, and nothing of the future trained on.
 
-    The blocks begin at these shares of all events by time, at moments that are the same for all users; events before the first
-    block judge nobody. The model of a block is trained on all events that are strictly earlier than the block, of all users,
-    and so are its counts of popularity; histories hold what is strictly earlier than the request, as in a live system. A
-    user's requests are among their last `last` events and stand in one block alone, the one that holds the user's very last
-    event: so users are independent, each is in one model's figures, and the figures of all blocks are averaged over users as
-    if one model had made them. Blocks without a request are left out.
-
-    Returns:
-      A part for each block, by time.
+    The blocks begin at these shares of all events by time; events before the first judge nobody. The model of a block is
+    trained on all users' events that are strictly earlier, and so are its counts of popularity. A user's requests are among
+    their last `last` events, in the one block that holds the very last: so users are independent, each is in one model's
+    figures, and figures are averaged over users as if one model had made them. Blocks without a request are left out.
     """
     moments = [*(time_cuts(log.time, validation=0.0, test=1 - share)[2] for share in blocks), int(log.time.max()) + 1]
     ends, found = log.offsets[log.user + 1], []
@@ -250,14 +236,6 @@ def requests_of(trial: Trial, part: Part, data: datasets.StudyData) -> Requests:
     source = candidates.sampled_negatives(data.dataset, sampler=sampler, negatives=99, repeats=True)  # callers mask met items
     rows, labels, _ = source(at, candidates.SampleKey(0, 0, 0))
     return Requests(at, rows, labels)
-
-
-def sampled_scores(
-    model: aif.PreRanker, params: Params, data: datasets.StudyData, requests: Requests, *, progress: bool = True
-) -> np.ndarray:
-    """Return joint scores of the sampled candidates, float32 [R, 1 + n]."""
-    lists = candidates.CandidateLists(requests.rows, requests.labels)
-    return list_scores(model, params, data.dataset, requests.positions, lists, progress=progress)
 
 
 def catalogue_requests(requests: Requests) -> np.ndarray:
@@ -290,7 +268,8 @@ def evaluate(
     model cannot tell it by being new. Their catalogue is that of such items.
     """
     dataset, requests = data.dataset, requests_of(trial, part, data)
-    scores = sampled_scores(model, params, data, requests, progress=progress)
+    lists = candidates.CandidateLists(requests.rows, requests.labels)
+    scores = list_scores(model, params, dataset, requests.positions, lists, progress=progress)
     counts = item_counts(dataset, part.seen)
     found = sampled_metrics(scores, requests, data, counts)
     at = catalogue_requests(requests)
@@ -306,13 +285,10 @@ def catalogue_metrics(
     counts: np.ndarray,
     offsets: Sequence[np.ndarray],
 ) -> dict[str, ByUser]:
-    """Return hit rates by user, see `evaluate`, from scores of the catalogue.
+    """Return hit rates by user, see `evaluate`, of requests `at` from scores of the catalogue; `counts` [N]: training events.
 
-    Args:
-      scored: as `catalogue_scores` yields them: indices into `at`, and scores [b, N] with -inf for what is no candidate.
-      at: the requests.
-      counts: [N] training events of each row.
-      offsets: [N] added to the scores, one for each of UNTRAINED.
+    `scored` is as `catalogue_scores` yields it: indices into `at`, and scores [b, N] with -inf for what is no candidate. Of
+    `offsets` [N], one for each of UNTRAINED, each is added to the scores.
     """
     target = data.dataset.log.item[at]
     ranks = np.zeros((1 + len(UNTRAINED), len(at)), np.int64)
@@ -343,23 +319,20 @@ def hide_met(every: np.ndarray, at: np.ndarray, data: datasets.StudyData) -> np.
 def run(trial: Trial, data: datasets.StudyData, *, results: Path, work: Path, progress: bool) -> dict[str, Any]:
     """Train, evaluate, keep the model in `work` and the figures in `results`."""
     began, parts = time.perf_counter(), parts_of(trial, data)
-    made: list[tuple[dict[str, ByUser], dict[str, Any]]] = []
+    judged, told, about = [], [], []
     for part in parts:
-        model, params, told = trained(trial, part, data, work=work, progress=progress)
-        told["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-        made.append((evaluate(trial, part, model, params, data, progress=progress), told))
-    found = {name: joined([one[name] for one, _ in made]) for name in made[0][0]}
-    said: dict[str, Any] = {name: sum(one.get(name, 0) for _, one in made) for name in SPENT}
-    said["parameters"] = made[-1][1]["parameters"]
-    if trial.split == "rolling":
-        users = [len(one["gauc_all"].users) for one, _ in made]
-        said["blocks"] = [
-            {"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": count}
-            for part, count in zip(parts, users, strict=True)
-        ]
+        model, params, said = trained(trial, part, data, work=work, progress=progress)
+        judged.append(evaluate(trial, part, model, params, data, progress=progress))
+        told.append(said)
+        users = len(judged[-1]["gauc_all"].users)
+        about.append({"name": part.name, "trained": len(part.seen), "held": len(part.held), "users": users})
+    found = {name: joined([one[name] for one in judged]) for name in judged[0]}
+    more: dict[str, Any] = {name: sum(one.get(name, 0) for one in told) for name in ("steps", "train_seconds", "core_seconds")}
+    more["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
+    more |= {"blocks": about} if trial.split == "rolling" else {}
     met = float(np.mean([met_share(trial, part, data) for part in parts]))
     seconds, commit = time.perf_counter() - began, common.machine()["commit"]
-    return keep(results, trial, found, met_items=met, **said, seconds=seconds, commit=commit)
+    return keep(results, trial, found, met_items=met, **more, seconds=seconds, commit=commit)
 
 
 def keep(results: Path, trial: Trial, found: dict[str, ByUser], **more: Any) -> dict[str, Any]:
@@ -402,47 +375,36 @@ def over_seeds(parts: list[ByUser]) -> ByUser:
     return ByUser(parts[0].users, np.mean([part.values for part in parts], 0), parts[0].weights)
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Do the missing runs of a plan."""
-    parser = records.parser(__doc__, results=RESULTS, work=Path("out/question"))
-    parser.add_argument("--plan", nargs="+", default=["validation"], help=f"{', '.join(PLANS)} (default validation)")
+    parser = common.parser(__doc__, data=True, results=RESULTS, work=WORK)
+    parser.add_argument("--plan", nargs="+", choices=PLANS, default=["validation"], help="default %(default)s")
     parser.add_argument("--dataset", nargs="+", help="only these data sets")
     parser.add_argument("--model", nargs="+", help="only these models, of --times too")
     parser.add_argument("--seed", nargs="+", type=int, help="only these seeds")
-    parser.add_argument("--report", action="store_true", help="print tables from the records and stop")
     parser.add_argument("--times", action="store_true", help="measure times, on a quiet machine")
     parser.add_argument("--rounds", type=int, default=200, help="requests of every model of --times (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
-    if options.report:
-        print(report(options.results))
-        return
     if options.times:
-        name = "smoke" if "smoke" in options.plan else "movielens"
-        rounds = 5 if name == "smoke" else options.rounds
-        given = dict(rounds=rounds, smoke=name == "smoke", tried=options.model or TIMED)
-        made = measure_times(datasets.load(name, options.data), options.work, **given)
+        rounds = 5 if options.smoke else options.rounds
+        data = datasets.load("smoke" if options.smoke else "movielens", options.data)
+        made = measure_times(data, options.work, rounds=rounds, smoke=options.smoke, tried=options.model or TIMED)
         common.write_json(options.results / TIMES, records.rounded({"rounds": rounds, "models": made}))
         return
     loaded: dict[str, datasets.StudyData] = {}
-    for trial in (trial for name in options.plan for trial in plan(name)):
-        if trial.id in records.read(options.results):
-            continue
+    for trial in (trial for name in (["smoke"] if options.smoke else options.plan) for trial in plan(name)):
         wanted = ((trial.dataset, options.dataset), (trial.model, options.model), (trial.seed, options.seed))
-        if any(allowed and value not in allowed for value, allowed in wanted):
+        left_out = any(allowed and value not in allowed for value, allowed in wanted)
+        if left_out or trial.id in records.read(options.results):
             continue
         if trial.dataset not in loaded:
             loaded[trial.dataset] = datasets.load(trial.dataset, options.data)
-        made = run(trial, loaded[trial.dataset], results=options.results, work=options.work, progress=not options.quiet)
-        figures = made["figures"]
-        best = max(figures[f"hr100@{untrained:g}"] for untrained in UNTRAINED)
-        kinds = f"all {figures['gauc_all']:.4f}, unmet {figures['gauc_unmet']:.4f}"
-        print(
-            f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {best:.3f}, {made['train_seconds']:.0f} s of training, "
-            f"{made['core_seconds']:.0f} of CPU",
-            flush=True,
-        )
+        made = run(trial, loaded[trial.dataset], results=options.results, work=options.work, progress=True)
+        figures = ", ".join(f"{name} {made['figures'][name]:.4f}" for name in ("gauc", "gauc_trained", "hr100_trained"))
+        print(f"{trial.id}: {figures}; {made['core_seconds']:.0f} s of CPU in training", flush=True)
         jax.clear_caches()
+    common.write_json(options.json, {"preset": keys(options.results)})
 
 
 def chosen(found: dict[str, dict[str, Any]], record: dict[str, Any]) -> float:
@@ -462,10 +424,9 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
     """Return what `presets.aif` is judged by, by data set: the test split, every seed there is, additions on no model.
 
     `gauc_points` and `hr100_ratio` are over the two-tower model, `..._over_matching` over the one with matching statistics,
-    each with `_low` and `_high`, the 95 % interval over users; `gauc_trained_points` and `hr100_trained_ratio` are of requests
-    whose item has a training event. `met_items` is the share of the sampled negatives that the user
-    has met. Times are ratios of medians: `critical_ratio_exact` full attention over the preset at L=2,048,
-    `score_over_head_...` the scoring program over its head alone at C=1,000.
+    each with `_low` and `_high`; `..._trained_...` are of requests whose item has a training event. `met_items` is the share
+    of the sampled negatives that the user has met. Times are ratios of medians: full attention over the preset at L=2,048, the
+    scoring program over its head alone at C=1,000.
     """
     found, made = records.read(results), {}
     for dataset in PUBLIC:
@@ -475,7 +436,7 @@ def keys(results: Path) -> dict[str, dict[str, float]]:
         figures: dict[str, float] = {}
         for other, more in ((BASE, ""), (WITH_MATCHING, "_over_matching")):
             for metric in METRICS:
-                if not all(named(metric, found, run) in run["figures"] for name in (AIF, other) for run in runs[name]):
+                if not known(found, runs[AIF] + runs[other], metric):
                     continue
                 ours, theirs = (pooled(results, found, runs[name], metric) for name in (AIF, other))
                 gap = metrics.paired_interval(ours, theirs, ratio=metric.startswith("hr"))
@@ -493,9 +454,19 @@ def runs_of(found: dict[str, dict[str, Any]], dataset: str, model: str, *, epoch
     return [r for r in found.values() if (r["dataset"], r["model"], r["split"], r["epochs"]) == wanted]
 
 
+def of_test(results: Path, found: dict[str, dict[str, Any]], dataset: str, model: str, metric: str) -> ByUser:
+    """Return a metric of METRICS of the test split by user, averaged over the seeds of a model."""
+    return pooled(results, found, runs_of(found, dataset, model), metric)
+
+
 def pooled(results: Path, found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> ByUser:
     """Return a metric of METRICS by user, averaged over seeds."""
     return over_seeds([records.by_user(results, run, named(metric, found, runs[0])) for run in runs])
+
+
+def known(found: dict[str, dict[str, Any]], runs: list[dict[str, Any]], metric: str) -> bool:
+    """Return whether all records have a metric of METRICS."""
+    return all(named(metric, found, run) in run["figures"] for run in runs)
 
 
 def named(metric: str, found: dict[str, dict[str, Any]], run: dict[str, Any]) -> str:
@@ -511,44 +482,28 @@ def measure_times(
     `whole` is user function and `score`, as if all started when the candidates are there, and `cpu` its processor time. Full
     attention has no part to prepare: its `score` is the whole model. `head` is the head's MLP on ready inputs.
     """
-    dataset = data.dataset
     sizes = ((64, 32),) if smoke else ((1000, 512), (1000, 2048), (10_000, 512))
-    timed: dict[str, Any] = {}
-    known: dict[str, bool] = {}
-    for model in tried:
-        for count, length in sizes:
-            if model == BASE and length == 2048:
-                continue
-            trial = Trial(dataset=data.name, model=model, split="test", epochs=EPOCHS)
-            config = config_of(trial, data)
-            folder = work / trial.file
-            params = checkpoint.load(folder).params if folder.exists() else None
-            config = config if model == BASE else config.replace(long_length=length)
-            positions, rows = critical.longest(dataset, count)
-            name = f"{model}, C={count}, L={length}"
-            known[name] = params is not None
-            prepared = critical.staged if model != FULL else critical.sequential
-            way = prepared(config, dataset, positions, min(100, len(rows[0])), params)
-            timed[f"{name}/score"] = partial(critical.time_one, way.critical, rows, time.perf_counter)
-            timed[f"{name}/whole"] = partial(critical.time_one, way.whole, rows, time.perf_counter)
-            timed[f"{name}/cpu"] = partial(critical.time_one, way.whole, rows, time.process_time)
-            if config.head != aif.heads.LogitSum():
-                head, inputs = drawn.head_alone(config, count)
-                fitted = aif.fit_tables(config, dataset.catalogue)
-                weights = aif.build(config).init(jax.random.key(0), None, fitted=fitted)["head"]
-                top = min(100, count)
-                best = jax.jit(lambda weights, inputs, head=head, top=top: jax.lax.top_k(head(weights, inputs), top))
-                alone = partial(best, weights, inputs)
-                timed[f"{name}/head"] = partial(critical.time_one, lambda *_, alone=alone: alone(), rows, time.perf_counter)
-    for once in timed.values():
-        for i in range(3):
-            once(i)
-    times = common.interleaved(timed, rounds)
+    timed: dict[str, Callable[[int], float]] = {}
     made: dict[str, dict[str, Any]] = {}
-    for key, ms in times.items():
+    for model, (count, length) in product(tried, sizes):
+        if model == BASE and length == 2048:
+            continue
+        trial = Trial(dataset=data.name, model=model, split="test", epochs=EPOCHS)
+        config, folder = config_of(trial, data), work / trial.file
+        config = config if model == BASE else config.replace(long_length=length)
+        params = checkpoint.load(folder).params if folder.exists() else None
+        positions, rows = critical.longest(data.dataset, count)
+        way = critical.way(config, data.dataset, positions, count, params, split=model != FULL)
+        calls = {"score": way.critical, "whole": way.whole, "cpu": way.whole} | ({"head": way.head} if way.head else {})
+        name = f"{model}, C={count}, L={length}"
+        made[name] = {"trained": params is not None}
+        for what, once in calls.items():
+            clock = time.process_time if what == "cpu" else time.perf_counter
+            timed[f"{name}/{what}"] = partial(critical.time_one, once, rows, clock)
+    common.interleaved(timed, 3)  # warms up
+    for key, ms in common.interleaved(timed, rounds).items():
         name, _, what = key.rpartition("/")
-        entry = made.setdefault(name, {"trained": known[name]})
-        entry[what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
+        made[name][what] = {"p50": float(np.median(ms)), "p99": float(np.percentile(ms, 99))}
     return made
 
 
@@ -575,24 +530,20 @@ def report(results: Path) -> str:
         key = (record["dataset"], record["split"], f"epochs={record['epochs']}", f"{record['learning_rate']:g}")
         groups.setdefault((*key, record["model"]), []).append(record)
     for key, runs in sorted(groups.items()):
-        cells = [f"{', '.join(key[:-1])}: {key[-1]} ({len(runs)} seeds)"]
+        lines.append(f"{', '.join(key[:-1])}: {key[-1]} ({len(runs)} seeds)")
         for metric in METRICS:
-            name = named(metric, found, runs[0])
-            if not all(name in record["figures"] for record in runs):
+            if not known(found, runs, metric):
                 continue
-            ours = pooled(results, found, runs, metric)
+            ours, name = pooled(results, found, runs, metric), named(metric, found, runs[0])
             spread = np.std([record["figures"][name] for record in runs], ddof=1) if len(runs) > 1 else float("nan")
             inside = metrics.user_interval(ours)
-            cells.append(f"{name} {inside.value:.4f} [{inside.low:.4f}, {inside.high:.4f}] seeds ±{spread:.4f}")
+            lines.append(f"  {name} {inside.value:.4f} [{inside.low:.4f}, {inside.high:.4f}] seeds ±{spread:.4f}")
             for other in (BASE, WITH_MATCHING):
-                if (*key[:-1], other) in groups and key[-1] != other:
-                    theirs = groups[(*key[:-1], other)]
-                    if not all(named(metric, found, record) in record["figures"] for record in theirs):
-                        continue
+                theirs = groups.get((*key[:-1], other), [])
+                if theirs and key[-1] != other and known(found, theirs, metric):
                     base = pooled(results, found, theirs, metric)
                     gap = metrics.paired_interval(ours, base, ratio=metric.startswith("hr"))
-                    cells.append(f"   against {other}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
-        lines.append("\n  ".join(cells))
+                    lines.append(f"     against {other}: {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
     return "\n".join(lines)
 
 

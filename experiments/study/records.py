@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import os
@@ -12,18 +11,6 @@ from typing import Any
 import numpy as np
 
 from aif_jax.metrics import ByUser
-
-
-def parser(description: str | None, *, results: Path | None = None, work: Path | None = None) -> argparse.ArgumentParser:
-    """Return parser with `--data`, and the folders of records and models that have a default; the description is the header."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    made.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    for name, what, usual in (("results", "records", results), ("work", "models", work)):
-        if usual is not None:
-            made.add_argument(f"--{name}", metavar="DIR", type=Path, default=usual, help=f"{what} (default %(default)s)")
-    return made
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
@@ -38,11 +25,7 @@ def append(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return all records by their `id`, in the order written; the last one of an id counts.
-
-    Raises:
-      ValueError: a line that is no record: names file and line.
-    """
+    """Return all records by their `id`, in the order written; the last one of an id counts. ValueError for another line."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -2,10 +2,9 @@
 
 Claim     A rule shows what of a model's figures is telling new items, and what is remembering the met ones.
 Command   python -m experiments.study.rules --data DIR
-          (then python -m experiments.study.question --report: a row for each rule)
-Protocol  `question`'s: the same requests, candidates, met items and metrics. Rules see what models see: training events for
-          popularity, the user's strictly earlier events for what is met. Items without a training event come last.
-Measured  in experiments/results/question/, one record a rule.
+Protocol  `question`'s. Rules read what models read: training events for popularity, the user's strictly earlier events for
+          what is met. Items without a training event come last.
+Measured  in experiments/results/question/, one record a rule
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import numpy as np
 
 from aif_jax import EventLog, metrics
 from aif_jax.data.negatives import item_counts
-from experiments.study import datasets, question, records
+from experiments import common
+from experiments.study import datasets, question
 from experiments.study.question import Part, Trial
 
 POPULARITY, UNPOPULARITY = "rule, most popular first", "rule, least popular first"
@@ -53,21 +53,22 @@ def evaluate(rule: str, trial: Trial, part: Part, data: datasets.StudyData) -> d
     return found | question.catalogue_metrics(scored, at, data, popularity, offsets)
 
 
+@common.script
 def main(arguments: list[str] | None = None) -> None:
     """Judge every rule on the test split of both data sets."""
-    parser = records.parser(__doc__, results=question.RESULTS)
+    parser = common.parser(__doc__, data=True, results=question.RESULTS)
     parser.add_argument("--dataset", nargs="+", default=["movielens", "taobao"], help="data sets (default %(default)s)")
     options = parser.parse_args(arguments)
-    for name in options.dataset:
+    figures: dict[str, dict[str, float]] = {}
+    for name in ["smoke"] if options.smoke else options.dataset:
         data = datasets.load(name, options.data)
         for rule in RULES:
             trial = Trial(dataset=name, model=rule, split="test", epochs=0)
             (part,) = question.parts_of(trial, data)
             found = evaluate(rule, trial, part, data)
             record = question.keep(options.results, trial, found, met_items=question.met_share(trial, part, data))
-            figures = record["figures"]
-            kinds = f"items with a training event {figures['gauc_trained']:.4f}"
-            print(f"{trial.id}: GAUC {figures['gauc']:.4f} ({kinds}), HR@100 {figures['hr100@0']:.3f}", flush=True)
+            figures[trial.id] = {metric: record["figures"][metric] for metric in ("gauc", "gauc_trained", "hr100_trained")}
+    common.report(figures, options.json)
 
 
 if __name__ == "__main__":

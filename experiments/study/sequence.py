@@ -2,13 +2,12 @@
 
 An event is the sum of the embeddings of its item, of the item's fields and of its action; a candidate is that of its item and
 fields, with a bias. If users return to items, log(1 + sum_n w_n) is added for the earlier events n of that very item, weighted
-by place and action: an embedding that one or two events trained cannot say this.
+by place and action.
 
-After every event of a window the next one is taught: a softmax over its item, negatives that the whole batch shares, drawn by
-popularity ** 0.75, and, if users return to items, the earlier items of the window, among which popular negatives would hardly
-teach an order. Each logit is less the logarithm of how often the item is expected in the list (logQ), so the model learns log P
-of the catalogue; what the popularity correction of serving adds is taken off its scores. An event at the time of the one before
-it is not taught, since a request reads what is strictly earlier.
+After every event of a window the next one is taught: a softmax over its item, negatives that the batch shares, drawn by
+popularity ** 0.75, and, if users return to items, the earlier items of the window. Logits are less logQ, so the model learns
+log P of the catalogue; what the popularity correction of serving adds is taken off its scores. An event at the time of the one
+before it is not taught, since a request reads what is strictly earlier.
 
 Sources: W. Kang and J. McAuley, Self-Attentive Sequential Recommendation, arXiv 1808.09781; repeats, P. Ren et al., RepeatNet,
 arXiv 1812.02646.

@@ -2,10 +2,9 @@
 
 Claim     rows of a half or a third of the bytes rank as float32 rows do.
 Command   python -m experiments.study.storage --data DIR --work DIR, with the models of `question`'s --plan validation
-Protocol  That of `question`, validation split, `presets.aif`: the same requests and candidates. A row is written in a storage
-          and read again; the rest of the model computes in float32. Means over seeds; intervals are 95 % over users, paired.
-Figures   by data set and storage: GAUC points and the ratio of HR@100 against float32 rows, of requests whose item has a
-          training event. `experiments.runtimes` has what such rows cost, `experiments.index_refresh` their bytes.
+Protocol  that of `question`, validation split, `presets.aif`. A row is written in a storage and read again; the rest of the
+          model computes in float32. Means over seeds; intervals are 95 % over users, paired.
+Figures   GAUC points and the ratio of HR@100 against float32 rows, of requests whose item has a training event
 """
 
 from __future__ import annotations
@@ -55,9 +54,7 @@ def compare(data: datasets.StudyData, work: Path, *, seeds: tuple[int, ...] = SE
 @common.script
 def main(arguments: list[str] | None = None) -> None:
     """Compare on both data sets, or on a synthetic one of a size for tests."""
-    parser = common.parser(__doc__)
-    parser.add_argument("--data", metavar="DIR", type=Path, help="the folder that holds the data sets' folders")
-    parser.add_argument("--work", metavar="DIR", type=Path, default=Path("out/question"), help="models (default %(default)s)")
+    parser = common.parser(__doc__, data=True, work=question.WORK)
     options = parser.parse_args(arguments)
     names, seeds = (("smoke",), (0,)) if options.smoke else (("movielens", "taobao"), SEEDS)
     common.report({name: compare(datasets.load(name, options.data), options.work, seeds=seeds) for name in names}, options.json)

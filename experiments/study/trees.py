@@ -5,13 +5,11 @@ Features  of the candidate: events and recent events until the request, days sin
           was. Length of the history. Similarity of PureSVD factors and users in common with the last events. All events that
           are read are strictly before the request; factors and users in common are of the training events of *other* users,
           of a training request too, so that no feature holds the answer that the trees are taught.
-Training  groups of the event's item (1), and what retrieval finds and popular negatives (0), of a sample of late events. Items
-          without an event before the request are left out, which retrieval does not find. Teaching candidates hold far
-          more met items than what retrieval finds in serving: popular negatives make up for it.
-Scale     LambdaMART orders and has no scale. The scores are multiplied by one number, the same for all requests, that makes
-          the event's item likeliest in a softmax over the lists of a tenth of the groups, held out, and by `sharpness`. So they
-          are logits that listwise distillation can teach. The order of the trees is final: what the popularity correction of
-          serving adds is taken off in advance.
+Training  groups of the event's item (1), and what retrieval finds and popular negatives (0), of a sample of late events,
+          without items that have no event before the request
+Scale     LambdaMART orders and has no scale. The scores are multiplied by one number that makes the event's item likeliest in a
+          softmax over the lists of a tenth of the groups, held out, and by `sharpness`: logits that listwise distillation can
+          teach. What the popularity correction of serving adds is taken off in advance.
 
 Source: C. Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82.
 """
