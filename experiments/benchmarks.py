@@ -2,7 +2,7 @@
 
 Claim     none: whoever has the files gets the table. The full files of RecFlow and KuaiRand were never read here; their readers
           and this job are tested on small files of the same layout.
-Command   python -m experiments.benchmarks NAME --data DIR       (NAME --smoke makes small files; --json FILE; --help lists all)
+Command   python -m experiments.benchmarks NAME --data DIR       (or NAME --smoke; --json FILE; --help lists all)
 Names     recflow    RecFlow, streaming (arXiv 2410.20868, 2503.09492): trained on all days before the last, judged on it.
                      Recall@50 of what was effectively viewed, and of what the ranker ranked, among the logged candidates of a
                      request, mean over requests. The published cascade chooses in two stages: not the same question.
@@ -15,7 +15,7 @@ Time      grows with the samples, `--days`: on two cores about 1 ms a sample of 
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +32,7 @@ from aif_jax.train.tasks import Goal, Goals
 from experiments import common
 from experiments.datasets import kuairand, movielens, taobao
 from experiments.datasets.cascade import synthetic_cascade
-from experiments.datasets.recflow import lines_of, recflow
-from experiments.datasets.recflow import write as write_recflow
+from experiments.datasets.recflow import recflow
 from experiments.datasets.synthetic import SMALL as SMALL_WORLD
 from experiments.datasets.synthetic import synthetic_world
 from experiments.tables import spread
@@ -65,8 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = common.options(parser, arguments, settings, data="the folder with the data set's files")
     if (options.data is None) != options.smoke:
         options.error("expected --data DIR or --smoke, one of them")
-    with tempfile.TemporaryDirectory() as made:
-        benchmark = READERS[options.name](small_files(options.name, Path(made)) if options.smoke else options.data, options)
+    benchmark = benchmark_of(options)
     print(f"data: {benchmark.data}", flush=True)
     judged = {name: benchmark.judge(trained(name, benchmark, options)) for name in options.model}
     first, made, rows = judged[options.model[0]], {}, []
@@ -98,9 +96,22 @@ def since(options, test: int) -> dict[str, Any]:
 # the data sets
 
 
-def of_recflow(folder: Path, options) -> Benchmark:
+def benchmark_of(options) -> Benchmark:
+    """Return a benchmark by name; of a small synthetic world in a smoke run."""
+    judge = of_recflow if options.name == "recflow" else by_time
+    if not options.smoke:
+        return judge(READERS[options.name](options.data), options)
+    world = synthetic_world(0, **SMALL_WORLD)
+    if judge is by_time:
+        return judge(world.dataset, options)
+    data = synthetic_cascade(world, requests=160, candidates=60, ranked=20)
+    assert data.cascade is not None
+    labels = data.cascade.labels | {"effective_view": data.cascade.labels["click"]}
+    return judge(dataclasses.replace(data, cascade=dataclasses.replace(data.cascade, labels=labels)), options)
+
+
+def of_recflow(data: Dataset, options) -> Benchmark:
     """Return the last day is judged."""
-    data = recflow(folder)
     log, cascade = data.log, data.cascade
     assert cascade is not None
     last = int(log.time[cascade.positions].max())
@@ -126,34 +137,9 @@ def by_time(data: Dataset, options) -> Benchmark:
     return Benchmark(data, since(options, int(np.quantile(data.log.time, 0.9))), judge)
 
 
-READERS: dict[str, Callable[[Path, Any], Benchmark]] = {
-    "recflow": of_recflow,
-    "movielens": lambda folder, options: by_time(movielens.read(folder), options),
-    "taobao": lambda folder, options: by_time(taobao.read(folder), options),
-    "kuairand": lambda folder, options: by_time(kuairand.read(folder), options),
-}
-
-
-def small_files(name: str, folder: Path) -> Path:
-    """Return files of a small synthetic world in the layout of a data set."""
-    world = synthetic_world(0, **SMALL_WORLD)
-    log, category = world.dataset.log, world.dataset.catalogue.ids["category"]
-    if name == "recflow":
-        table = lines_of(synthetic_cascade(world, requests=160, candidates=60, ranked=20))
-        day = table["request_timestamp"] // (1000 * DAY)
-        for one in np.unique(day):
-            write_recflow(folder, f"{one:08d}", {key: np.asarray(values)[day == one] for key, values in table.items()})
-    elif name == "movielens":
-        lines = [f"{u},{i},{1 + i % 5},{t}" for u, i, t in zip(log.user, log.item, log.time, strict=True)]
-        (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *lines]) + "\n", encoding="utf-8")
-        movies = [f"{i},Film {i} (2000),Drama" for i in range(1, len(category))]
-        (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *movies]) + "\n", encoding="utf-8")
-    elif name == "taobao":
-        lines = [f"{u},{i},{category[i]},pv,{t}" for u, i, t in zip(log.user, log.item, log.time, strict=True)]
-        (folder / "UserBehavior.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    else:
-        raise SystemExit(f"--smoke: expected recflow, movielens or taobao, got {name}; its reader has its own tests")
-    return folder
+READERS: dict[str, Callable[[Path], Dataset]] = {
+    "recflow": recflow, "movielens": movielens.read, "taobao": taobao.read, "kuairand": kuairand.read,
+}  # fmt: skip
 
 
 # the figures

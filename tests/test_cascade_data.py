@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 import aif_jax as aif
 from aif_jax import data as sources
@@ -255,12 +257,54 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
     assert train.evaluate(model, params, plain, some, k=None, progress=False).ranker_recall is None
 
 
+def write_recflow(folder, day, table):
+    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`.
+
+    `table` has integers [n] by column; those that are read and that it lacks are zeros.
+    """
+    none, columns = np.zeros(len(table["user_id"])), dict.fromkeys((*recflow.STAGED, *recflow.SHOWN))
+    whole = pa.table({name: np.asarray(table.get(name, none), np.int64) for name in columns})
+    for kind, part in (("all_stage", whole), ("realshow", whole.filter(pa.array(np.asarray(table["realshow"]) > 0)))):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        feather.write_feather(part, str(folder / kind / f"{day}.feather"))
+
+
+def recflow_lines(data):
+    """A synthetic cascade in RecFlow's columns."""
+    cascade = data.cascade
+    request, place = np.nonzero(cascade.rows > 0)
+    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
+    position = cascade.positions[request]
+    shown, ranked = stage == 0, stage <= 1
+    ranker = np.where(ranked, np.nan_to_num(cascade.labels["ranker"][request, place]), -np.inf)
+    order = np.lexsort((-ranker, request))
+    index = np.zeros(len(rows), np.int64)
+    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
+    return {
+        "user_id": data.log.user[position].astype(np.int64),
+        "video_id": rows,
+        "request_timestamp": data.log.time[position] * 1000 + 250,
+        "author_id": rows % 13 + 1,
+        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
+        "duration": rows * 100,
+        "age": data.log.user[position] % 5,
+        "realshow": shown,
+        "rank_pos": ranked & (index < 10),
+        "rank_neg": ranked & (index >= 10),
+        "coarse_neg": stage == 2,
+        "prerank_neg": stage == 3,
+        "rank_index": index,
+        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
+        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
+    }
+
+
 def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     _, made = synthetic
-    table = recflow.lines_of(made)
+    table = recflow_lines(made)
     half = table["request_timestamp"] < np.median(table["request_timestamp"])
     for day, part in (("0213", half), ("0214", ~half)):
-        recflow.write(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
+        write_recflow(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
     data = recflow.recflow(tmp_path)
     assert len(data.log) == np.count_nonzero(table["realshow"]) and data.schema.item_floats == 1
     assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"}
@@ -276,7 +320,7 @@ def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
     assert recflow.recflow(tmp_path, candidates=30).cascade.rows.shape[1] == 30
     refused(FileNotFoundError, "expected files realshow", recflow.recflow, tmp_path / "none")
     bad = {name: np.asarray(values)[half] for name, values in table.items()} | {"prerank_neg": np.zeros(half.sum())}
-    recflow.write(tmp_path, "0301", bad)
+    write_recflow(tmp_path, "0301", bad)
     refused(ValueError, "all_stage: expected a stage in every line", recflow.recflow, tmp_path)
     (tmp_path / "all_stage" / "0301.feather").unlink()
     refused(FileNotFoundError, "0301.feather: expected a file of RecFlow", recflow.recflow, tmp_path)

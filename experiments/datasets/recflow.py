@@ -8,7 +8,7 @@ A line of `all_stage` is "exposed" where `realshow` is 1, "ranked" where a flag 
 `coarse_neg`, "retrieved" with `prerank_neg`. The ranker's score is minus `rank_index`, where the line was ranked: the order is
 what counts. Labels are known where shown.
 
-Tested on small files made to this layout (`write`), not on the full data.
+Tested on small files made to this layout, not on the full data.
 """
 
 from __future__ import annotations
@@ -115,46 +115,3 @@ def _last(table: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     backwards = table[key][::-1]
     ids, first = np.unique(backwards, return_index=True)
     return {name: values[::-1][first] for name, values in table.items()} | {key: ids}
-
-
-def write(folder: str | Path, day: str, table: Mapping[str, np.ndarray]) -> None:
-    """Write `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`: for tests of the layout.
-
-    `table` has integers [n] by column; those that are read and that it lacks are zeros.
-    """
-    arrow, feather, none = pyarrow(), pyarrow("pyarrow.feather"), np.zeros(len(table["user_id"]))
-    whole = arrow.table({name: np.asarray(table.get(name, none), np.int64) for name in dict.fromkeys((*STAGED, *SHOWN))})
-    for kind, part in (("all_stage", whole), ("realshow", whole.filter(arrow.array(np.asarray(table["realshow"]) > 0)))):
-        (Path(folder) / kind).mkdir(parents=True, exist_ok=True)
-        feather.write_feather(part, str(Path(folder) / kind / f"{day}.feather"))
-
-
-def lines_of(data: Dataset) -> dict[str, np.ndarray]:
-    """Return a synthetic cascade of `experiments.datasets.cascade` in RecFlow's columns, for `write`."""
-    cascade = data.cascade
-    assert cascade is not None
-    request, place = np.nonzero(cascade.rows > 0)
-    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
-    position = cascade.positions[request]
-    shown, ranked = stage == 0, stage <= 1
-    ranker = np.where(ranked, np.nan_to_num(cascade.labels["ranker"][request, place]), -np.inf)
-    order = np.lexsort((-ranker, request))
-    index = np.zeros(len(rows), np.int64)
-    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
-    return {
-        "user_id": data.log.user[position].astype(np.int64),
-        "video_id": rows,
-        "request_timestamp": data.log.time[position] * 1000 + 250,
-        "author_id": rows % 13 + 1,
-        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
-        "duration": rows * 100,
-        "age": data.log.user[position] % 5,
-        "realshow": shown,
-        "rank_pos": ranked & (index < 10),
-        "rank_neg": ranked & (index >= 10),
-        "coarse_neg": stage == 2,
-        "prerank_neg": stage == 3,
-        "rank_index": index,
-        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
-        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
-    }
