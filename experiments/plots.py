@@ -263,9 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     draw_refresh(refreshed, out / "refresh.png")
     draw_quality(question.RESULTS, out / "quality_against_time.png")
     draw_load(load, LONG, out / "load.png")
-    losses = ranker_recall.losses_of(ranker_recall.RESULTS)
-    if losses and PRESET in load:
-        draw_budget(load[PRESET], losses, out / "budget.png")
+    draw_budget(load[PRESET], ranker_recall.losses_of(ranker_recall.RESULTS), out / "budget.png")
     draw_calibration(calibrated, out / "calibration.png")
     if options.data is not None:
         draw_history(history(question.RESULTS, datasets.load("movielens", options.data)), out / "history.png")
