@@ -186,7 +186,7 @@ def train_model(
     state = train.init_state(model.init(jax.random.key(trial.seed), None, fitted=fitted), optimizer)
     step = train.make_step(model, optimizer, loss=models.LOSS)
     began, spent = time.perf_counter(), time.process_time()
-    state = loop(state, step, feed.batches(), total=len(feed), label=f"{trial.id} {part.name}", progress=progress)
+    state = loop(state, step, feed.batches(), total=len(feed), progress=progress)
     params = jax.block_until_ready(state.params)
     seconds = {"train_seconds": time.perf_counter() - began, "core_seconds": time.process_time() - spent}
     return model, params, {"steps": int(state.step), **seconds}
