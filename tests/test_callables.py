@@ -232,6 +232,8 @@ def test_a_coroutine_that_comes_too_late_is_closed():
     async def test():
         call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
         await refused_later(TimeoutError, "", call(1))
+        await asyncio.sleep(0)  # the call learns that it was given up
+        assert call.hung == 1
         hold.set()
         while call.hung:
             await asyncio.sleep(0.01)
