@@ -68,7 +68,6 @@ TABLE = {
         "tests/test_folders.py::test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write",
         "tests/test_jobs.py::test_a_worker_needs_the_pickle_alone",
         "tests/test_lanes.py::test_commands_keep_compiled_programs",
-        "tests/test_serving.py::test_baselines_are_served_in_the_same_way[exact]",
         "tests/test_index.py::test_every_kind_of_model_scores_from_the_table_as_from_features",
         "tests/blocks/test_signatures.py",
         "tests/blocks/test_lsh_din.py", "tests/blocks/test_simtier.py",
