@@ -217,7 +217,7 @@ def test_runs_with_what_the_page_names_and_nothing_else(made, scored, python, tm
     """
     page = (Path(__file__).parent.parent / "docs" / "tutorial_export.md").read_text()
     assert "servers that have only `jax`, `numpy` and `flatbuffers`" in page and "`pip install jax flatbuffers`" in page
-    write, check, score, compare = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    write, check, score = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
     monkeypatch.chdir(tmp_path)
     here: dict[str, Any] = {}
     exec(write + check, here)
@@ -258,7 +258,12 @@ print(json.dumps([page.tolist(), logits.tolist()]))
     )
     of_page, others = json.loads(out)
     np.testing.assert_allclose(others, logits, rtol=0, atol=1e-6)
-    exec(compare, here | {"logits": np.array(of_page), "now": 1_700_000_900})
+    data, model, trained, index = (here[name] for name in ("data", "model", "trained", "index"))
+    history = {"item": [17, 1017], "time": [1_700_000_000, 1_700_000_050]}
+    features = data.encoder.with_length(model.config.history_length).user(None, history, now=1_700_000_900)
+    state = jax.jit(model.user)(trained.params, features)
+    expected = jax.jit(model.interaction)(trained.params, state, index.take([17, 48017])[0])
+    np.testing.assert_allclose(np.array(of_page)[:2], expected, atol=1e-5)
 
 
 def _set(name, place, value):
