@@ -415,10 +415,14 @@ def test_a_read_runs_code_of_few_files(folder):
     assert files - rows <= {"catalogue.py", "checks.py", "features.py", "output/__init__.py", "schema.py"}
 
 
-def test_a_place_in_a_list_is_a_whole_number():
-    events = {"user": [1, 1, 2], "item": [7, 8, 7], "time": [10, 10, 20], "shown_at": [1.0, 2.7, -1.0]}
+@pytest.mark.parametrize("wrong", [2.7, -1.0, 2.0**31])
+def test_a_place_in_a_list_is_a_whole_number(wrong):
+    events = {"user": [1, 1, 2], "item": [7, 8, 7], "time": [10, 10, 20], "shown_at": [1.0, wrong, None]}
     given = dict(items={"item": [7, 8], "category": [1, 1]}, columns=Columns(position="shown_at"))
-    refused(ValueError, "row 2, column 'shown_at': position: expected a whole number from 1 on", readers.read, events, **given)
+    expected = (
+        f"row 2, column 'shown_at': position: expected a whole number from 1 on, 0 or empty where it is unknown, got {wrong:g}"
+    )
+    refused(ValueError, re.escape(expected), readers.read, events, **given)
     assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).places.tolist() == [1, 2, 0]
 
 
