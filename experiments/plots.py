@@ -214,7 +214,7 @@ def draw_calibration(record: Mapping[str, Any], path: Path) -> None:
     """Draw predicted against observed shares; `record` is what `experiments.study.calibration` writes."""
     totals = [record["ways"][way]["ratio"] for way in ("before", "logistic")]
     title = "Small probabilities are 2 to 4 times too low as trained; calibration\n"
-    title += f"brings them nearer, and the total from {totals[0]:.2f} to {totals[1]:.2f}"
+    title += f"brings them nearer, but takes predicted / observed from {totals[0]:.2f} to {totals[1]:.2f}"
     with drawing(path, 5.4, title) as axis:
         shares = [0.0005, 0.002, 0.01, 0.05, 0.2, 1.0]
         axis.plot(shares, shares, color="black", lw=1)
