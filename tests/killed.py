@@ -44,8 +44,7 @@ class Life:
     def kill(self, *, after: float = 0.0) -> None:
         """SIGKILL after so many seconds, unless it ends before."""
         self.process.join(after)
-        if self.process.is_alive():
-            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def killed(self) -> bool:
         """Waits for its end; False where it did all its work, and an error where it failed."""
