@@ -13,7 +13,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import VersionMismatch
-from aif_jax.index import IndexWriter, WriterConflict, inspect, snapshots
+from aif_jax.index import IndexWriter, WriterConflict, snapshots
 from aif_jax.index import writer as writer_files
 from aif_jax.store import sealed
 from tests.demo import same
@@ -250,39 +250,29 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
     assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000002"]
 
 
-# pushes of a new version, which the index alone has
+# a new version of the model
 
 
-def test_a_push_catches_up_with_the_updates_that_came_meanwhile(world):
+def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
+    """Built while the old one follows the stream, it starts from the positions of its build and replays the rest."""
     new_params = PARAMS | {"item": {"scale": np.float32(0.5)}}
-    stream = world.start(every_updates=4)
+    old = world.start(every_updates=4)
     for number in range(1, 6):
-        world.apply(stream, number)
-    refused(RuntimeError, "expected begin_push", stream.finish_push, build())
-    stream.begin_push()
-    catalogue = world.numbers({0: 5})  # as the source of truth has it when the build reads it
-    new = build(catalogue, list(catalogue.values()), params=new_params)
+        world.apply(old, number)
+    positions, catalogue = old.positions, world.numbers({0: 5})  # as the source of truth has it when the build reads it
+    new = IndexWriter.start(
+        world.directory.parent / "new", build(catalogue, list(catalogue.values()), params=new_params), positions=positions
+    )
     for number in range(6, 10):
-        world.apply(stream, number)
-    old = stream.index
-    new = stream.finish_push(new)
-    assert stream.index is new and new.version != old.version
-    assert world.holds(old, {0: 9}) and np.array_equal(new.ids, old.ids)
-    assert np.array_equal(new.take(new.ids)[0]["item"], old.take(new.ids)[0]["item"])
-    np.testing.assert_array_equal(new.take(new.ids)[0]["vector"] * 6, old.take(new.ids)[0]["vector"])
-    world.apply(stream, 10)
-    stream.close()
-    refused(VersionMismatch, "", world.resume)
-    resumed = IndexWriter.resume(world.directory, aif.Trained(MODEL, new_params))
-    assert same(resumed.index.stored(), stream.index.stored()) and resumed.positions == {0: 10}
-
-
-def test_a_push_that_is_not_on_disk_is_saved_by_close(world, monkeypatch):
-    disk = Disk(monkeypatch)
-    stream = world.start()
-    stream.begin_push()
-    disk.full = True
-    refused(OSError, "No space left", stream.finish_push, build(params=PARAMS | {"item": {"scale": np.float32(0.5)}}))
-    disk.full = False
-    stream.close()
-    assert inspect(snapshots(world.directory)[-1]).version == stream.index.version != build().version
+        world.apply(old, number)
+    for number in range(1, 10):  # from the beginning: what the build had is applied already
+        world.apply(new, number)
+    assert world.holds(old.index, {0: 9}) and new.index.version != old.index.version and new.positions == {0: 9}
+    assert np.array_equal(new.index.ids, old.index.ids)
+    assert np.array_equal(new.index.take(old.index.ids)[0]["item"], old.index.take(old.index.ids)[0]["item"])
+    np.testing.assert_array_equal(new.index.take(new.index.ids)[0]["vector"] * 6, old.index.take(old.index.ids)[0]["vector"])
+    new.close()
+    old.close()
+    refused(VersionMismatch, "", IndexWriter.resume, world.directory.parent / "new", aif.Trained(MODEL, PARAMS))
+    resumed = IndexWriter.resume(world.directory.parent / "new", aif.Trained(MODEL, new_params))
+    assert same(resumed.index.stored(), new.index.stored()) and resumed.positions == {0: 9}

@@ -154,7 +154,6 @@ class IndexWriter:
         self._saved_changes = 0
         self._tried_changes, self._tried_at = 0, clock()  # of the last save, whatever became of it
         self._snapshots = 0
-        self._pushing: list[Callable[[ItemIndex], ItemIndex]] | None = None
 
     @classmethod
     def start(cls, directory: str | Path, index: ItemIndex, **options: Any) -> IndexWriter:
@@ -256,24 +255,6 @@ class IndexWriter:
 
         return self._apply(run, position, partition)
 
-    def begin_push(self) -> None:
-        """Begin to record updates for a new version as well; build it from a catalogue at least as new as `positions`."""
-        self._pushing = []
-
-    def finish_push(self, index: ItemIndex) -> ItemIndex:
-        """Apply the updates since `begin_push` to a new version, make it the latest snapshot, save and return it.
-
-        Raises:
-          RuntimeError: no push was begun.
-        """
-        if self._pushing is None:
-            raise RuntimeError("finish_push: expected begin_push before it, got none; call begin_push first")
-        for change in self._pushing:
-            index = change(index)
-        self.index, self._pushing, self._changes = index, None, self._changes + 1
-        self.snapshot()
-        return index
-
     def tick(self) -> None:
         """Save a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
         if self._every_seconds is not None and self._changes > self._tried_changes and self._due():
@@ -309,8 +290,6 @@ class IndexWriter:
         if partition in self._positions and position <= self._positions[partition]:
             return False
         self.index = change(self.index)
-        if self._pushing is not None:
-            self._pushing.append(change)
         self._positions[partition] = position
         self._changes += 1
         if self._due():
