@@ -28,16 +28,16 @@ from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.sharding import processes
 from aif_jax.store.folders import local
 from aif_jax.store.trained import Trained, fingerprint
-from aif_jax.train import edits
-from aif_jax.train import fit as training
+from aif_jax.train import edits, training
 from aif_jax.train.distillation import Teacher, with_teacher
 from aif_jax.train.edits import Edit
 from aif_jax.train.evaluate import Evaluation, evaluate
-from aif_jax.train.fit import FitConfig, note
 from aif_jax.train.loop import LogWriter
 from aif_jax.train.losses import Loss
+from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.step import LossFn
 from aif_jax.train.tasks import Goals, Task, task_of
+from aif_jax.train.training import note
 from aif_jax.types import Params
 
 
@@ -58,7 +58,7 @@ class Run:
 
     trained: Trained
     metrics: dict[str, float]
-    settings: training.FitSettings
+    settings: FitSettings
     folder: Path | None = None
 
     @classmethod

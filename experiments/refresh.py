@@ -45,8 +45,8 @@ from aif_jax.refreshing import GateConfig, Requests, judge, measure, volume
 from aif_jax.refreshing.warm import ROWS, map_ids
 from aif_jax.train import NextItem, init_state, make_step
 from aif_jax.train.evaluate import list_scores, rank_catalogue
-from aif_jax.train.fit import init_params
 from aif_jax.train.losses import listwise_softmax, pointwise_bce
+from aif_jax.train.training import init_params
 from aif_jax.types import Params
 from experiments import common
 from experiments.study import datasets

@@ -27,8 +27,9 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import export
+from aif_jax.service.current import publish
 from aif_jax.service.features import Context
-from aif_jax.service.models import Models, publish
+from aif_jax.service.models import Models
 from aif_jax.serving import Candidates, Request, ServingConfig, compute_inline
 from experiments import common
 from experiments.callers import Load, caller, load

@@ -100,7 +100,7 @@ def world(process_index: int, process_count: int) -> tuple[Any, Any, Any, Any]:
     from aif_jax import blocks, train
     from aif_jax.data import NegativeSampler, Pipeline, item_counts, sampled_negatives
     from aif_jax.data.split import sample_positions
-    from aif_jax.train.fit import init_params
+    from aif_jax.train.training import init_params
     from experiments.datasets.synthetic import synthetic_world
 
     data = synthetic_world(0, users=40, items=80, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset

@@ -13,8 +13,9 @@ import numpy as np
 
 from aif_jax.engines.ray_serve import call, replicas
 from aif_jax.serving import ServingConfig
+from tests.affinity import CALLS, USERS, play
 from tests.conftest import ROOT
-from tests.replicas import CALLS, USERS, World
+from tests.replicas import World
 
 
 def measure() -> dict[str, Any]:
@@ -27,7 +28,7 @@ def measure() -> dict[str, Any]:
     Raises ImportError where Ray Serve is not installed.
     """
     with tempfile.TemporaryDirectory() as root, cluster() as serve:
-        world = World()
+        world = World(Path(root) / "models", users=2 * USERS)
         folder = world.copy(Path(root) / "served")
         order = np.random.default_rng(1).permutation(np.repeat(np.arange(USERS), CALLS))
         ideal = 1 - 1 / CALLS
@@ -86,7 +87,7 @@ def _play(world: World, handle: Any, order: np.ndarray) -> dict[str, Any]:
             with contextlib.suppress(RayActorError):
                 return call(handle, "rank", fields).result(timeout_s=60)
 
-    return world.play(ask, order)
+    return play(world, ask, order)
 
 
 def _await_running(serve: Any, both: bool) -> None:

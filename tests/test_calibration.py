@@ -19,8 +19,8 @@ from aif_jax.scores import probabilities
 from aif_jax.serving import Request
 from aif_jax.train import edits
 from aif_jax.train.evaluate import list_scores
-from aif_jax.train.fit import ranking_figures
 from aif_jax.train.tasks import NextItem
+from aif_jax.train.training import ranking_figures
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused

@@ -1,7 +1,4 @@
-"""What `features` and `retrieval` may do to an engine: fail, never return, refuse to be cancelled.
-
-Every class of exception, in plain functions, coroutines and streams: `tests/reliability/test_chaos.py`.
-"""
+"""What `features` and `retrieval` may do to an engine: raise anything, never return, refuse to be cancelled."""
 
 import asyncio
 import gc
@@ -12,11 +9,44 @@ import warnings
 import numpy as np
 import pytest
 
-from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingConfig, threads
+from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingConfig, callables
+from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
-from aif_jax.serving.threads import TimeLimitedCall
 from tests.refusals import refused_later
 from tests.serving_world import run
+
+FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
+ORDINARY = [KeyError, MemoryError, TimeoutError, StopAsyncIteration, RuntimeError, RecursionError, BaseExceptionGroup]
+
+
+def error_of(kind):
+    return BaseExceptionGroup("several", [KeyboardInterrupt()]) if kind is BaseExceptionGroup else kind("out of nothing")
+
+
+@pytest.mark.parametrize("kind", FATAL + ORDINARY)
+async def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
+    def plain(request):
+        raise error_of(kind)
+
+    async def on_loop(request):
+        raise error_of(kind)
+
+    async def stream(request):
+        yield world.ids[:5]
+        raise error_of(kind)
+
+    wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
+    for retrieval in (plain, on_loop, stream):
+        async with world.engine_of(lambda request: world.user(3), retrieval) as engine:
+            answers = await asyncio.gather(*[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True)
+            assert all(isinstance(answer, wanted) for answer in answers), answers
+            assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
+            assert not asyncio.current_task().cancelling()
+            assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
+    for features in (plain, on_loop):
+        async with world.engine_of(features, lambda request: world.ids[:40]) as engine:
+            answer = await engine.rank(3, 5, budget=20.0)
+            assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
 
 
 async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):
@@ -34,12 +64,12 @@ async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(worl
         kind = answers[4].reason.split("user side failed: ")[1].split(":")[0]
         assert kind.endswith("Error") and kind != "KeyError"
         assert engine.metrics()["callable_errors"] == {"features KeyError": 4, f"features {kind}": 2}
-        lines = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
+        lines = [record for record in caplog.records if record.name == "aif_jax.serving.callables"]
         assert [record.getMessage().splitlines()[0].split(": ")[1] for record in lines] == ["KeyError", kind]
         assert "Traceback" in lines[0].getMessage() and "secret" not in caplog.text
         text = prometheus_text(engine.metrics())
         assert 'aif_callable_errors_total{reason="features KeyError"} 4.0' in text
-        monkeypatch.setattr(threads, "QUIET", 0.0)
+        monkeypatch.setattr(callables, "QUIET", 0.0)
         await engine.rank("late", 5, budget=20.0)
         assert f"features failed: {kind}" in caplog.text and "(2 since the last line on this type)" in caplog.text
 
@@ -161,7 +191,7 @@ def test_a_process_ends_although_calls_never_return(python):
     code = """
 import asyncio, time
 from aif_jax.serving import ServingConfig
-from aif_jax.serving.threads import TimeLimitedCall
+from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
 
 async def main():

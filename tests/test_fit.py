@@ -17,9 +17,10 @@ from aif_jax.data.candidates import SampleKey
 from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
-from aif_jax.train.fit import FitSettings, held_out, settings_in, validation
 from aif_jax.train.loop import JsonLines
+from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Impressions, Liked, NextItem
+from aif_jax.train.training import held_out, settings_in, validation
 from tests import demo
 from tests.demo import fit, same
 from tests.refusals import refused
@@ -176,7 +177,7 @@ def test_a_killed_run_ends_as_one_that_was_not(data, model, run, cut_short, tmp_
 
 def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, model, run, tmp_path, monkeypatch):
     given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
-    monkeypatch.setattr("aif_jax.train.fit.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("aif_jax.train.training.SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fit(model, data, **given, writers=[Kill(3)])
     assert Checkpoints(tmp_path / "run").steps == [1, 2]
@@ -261,7 +262,7 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
 def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, caplog):
     """The record has what was resolved, so a run resumes; another answer is another run."""
     once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
-    caplog.set_level("INFO", logger="aif_jax.train.fit")
+    caplog.set_level("INFO", logger="aif_jax.train.training")
     given = GIVEN | dict(epochs=1)
     made = fit(model, once, out=out, **given)
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text

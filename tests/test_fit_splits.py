@@ -12,8 +12,9 @@ import aif_jax as aif
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import time_cuts
 from aif_jax.run import Run
-from aif_jax.train.fit import FitConfig, FitSettings, cuts, note, samples_line, samples_of, settings_in
+from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
+from aif_jax.train.training import cuts, note, samples_line, samples_of, settings_in
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import fit
@@ -116,7 +117,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     assert settings_in(run.folder)["first_test"] == int(time[1000]) and settings_in(run.folder)["since"] == int(time[200])
     again = fit(model, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
-    with caplog.at_level("INFO", logger="aif_jax.train.fit"):
+    with caplog.at_level("INFO", logger="aif_jax.train.training"):
         fit(model, data, progress=False, **given)
     assert samples_line(samples, run.settings) in caplog.text
     refused(ValueError, r"fit.since: expected .*the run has", fit, model, data, progress=False, **given | {"since": None})

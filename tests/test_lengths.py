@@ -11,9 +11,9 @@ import pytest
 import aif_jax as aif
 from aif_jax.data import lengths
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.train import fit as fitting
-from aif_jax.train.fit import settings_in
+from aif_jax.train import training
 from aif_jax.train.tasks import NextItem
+from aif_jax.train.training import settings_in
 from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
@@ -111,9 +111,9 @@ def test_the_plan_names_steps_and_what_validation_costs(data, model, small_world
     positions = run.settings.task.positions(data, min_history=1, **run.settings.span("train"))
     source = run.settings.task.source(data, before=run.settings.first_validation)
     feed = Pipeline(dataset=data, positions=positions, candidates=source, config=run.config, batch_size=8)
-    lines = list(fitting.plan(feed, run.settings, fitting.samples_of(data, run.settings)))
+    lines = list(training.plan(feed, run.settings, training.samples_of(data, run.settings)))
     assert len(lines) == 2 and lines[0].startswith("batches: ") and lines[1].startswith("validation: ")
-    samples = fitting.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
+    samples = training.Samples(train=8, validation=40, test=0, earlier=0, short=0, unknown=0)
     assert not any("is 1 for every model" in line for line in lines)
     small = dataclasses.replace(run.settings, k=90)
-    assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in fitting.plan(feed, small, samples))
+    assert any("hr@90 is 1 for every model: the catalogue has 90 items" in line for line in training.plan(feed, small, samples))

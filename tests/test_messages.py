@@ -24,7 +24,7 @@ PASSED_ON = {
     "engines/items.py:_encoded": "the message of an error, behind the place",
     "readers/tables.py:Problems.expect_none": "the problems of files, each with expected and got",
     "engines/ray_serve.py:Replica.check_health": "what the service says",
-    "serving/threads.py:TimeLimitedCall._call": "calls that hang",
+    "serving/callables.py:TimeLimitedCall._call": "calls that hang",
     "service/calls.py:_item_ids": "the message of `Candidates`", "service/calls.py:_with_bids": "the same",
     "service/calls.py:_columns": "the message of `expect_short`",
     "service/calls.py:blaming_caller": "the engine's message", 

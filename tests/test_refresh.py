@@ -43,8 +43,9 @@ from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
-from aif_jax.train.fit import FitSettings, training_positions
+from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Liked, NextItem
+from aif_jax.train.training import training_positions
 from tests import demo
 from tests import refresh_world as world
 from tests.demo import same

@@ -29,7 +29,7 @@ from aif_jax.refreshing import GateConfig
 from aif_jax.registry import BLOCKS, HEADS
 from aif_jax.schema import Attribute, Schema
 from aif_jax.service.calls import Limits
-from aif_jax.service.models import parse_current
+from aif_jax.service.current import parse_current
 from aif_jax.service.process import Listening, source_of
 from aif_jax.serving import Request, ServingConfig, geometric
 from aif_jax.train import losses

@@ -22,8 +22,9 @@ from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, Limits, parse
 from aif_jax.service.core import Policy
+from aif_jax.service.current import ExportEntry, parse_current, publish, read_current
 from aif_jax.service.features import UserSource
-from aif_jax.service.models import ExportEntry, parse_current, publish, read_current, share_of
+from aif_jax.service.models import share_of
 from aif_jax.service.process import Listening
 from tests.beside import meanwhile
 from tests.client import Client, ServiceError
@@ -373,7 +374,7 @@ def test_a_user_id_alone_leaves_a_line_and_a_count(caplog):
     with running(exports().root / "one") as service, service.client() as client:
         for user in ("who", "else"):
             assert client.rank(user=user, candidates=IDS, k=3)["degraded"]
-        (line,) = [record for record in caplog.records if record.name == "aif_jax.serving.threads"]
+        (line,) = [record for record in caplog.records if record.name == "aif_jax.serving.callables"]
         text = client.request("GET", "/metrics")[2].decode()
     assert "features refused a request: BadCall: features: expected features, raw events or" in line.getMessage()
     assert "Traceback" not in caplog.text and line.exc_info is None and "who" not in caplog.text

@@ -9,7 +9,8 @@ import pytest
 
 from aif_jax.service.calls import Limits, parse
 from aif_jax.service.core import RecentCalls, Service
-from aif_jax.service.models import Models, publish
+from aif_jax.service.current import publish
+from aif_jax.service.models import Models
 from aif_jax.serving import Timeline
 from tests.service_world import ANN, IDS, SERVING, exports
 

@@ -15,7 +15,7 @@ from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.index import ItemIndex
 from aif_jax.model import build
-from aif_jax.service.models import mirror
+from aif_jax.service.current import mirror
 from tests.refusals import refused
 from tests.service_world import ANN, IDS, SERVING, exports, running, until
 

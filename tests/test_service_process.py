@@ -20,7 +20,8 @@ import pytest
 from aif_jax import cli
 from aif_jax.export import RestoredModel
 from aif_jax.service.core import Service
-from aif_jax.service.models import ExportEntry, Models, publish
+from aif_jax.service.current import ExportEntry, publish
+from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, run, source_of
 from aif_jax.serving import AsyncPreRanker
 from tests.client import Client, ServiceError

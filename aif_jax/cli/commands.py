@@ -31,7 +31,8 @@ from aif_jax.run import Run, fit
 from aif_jax.scores import objective_names
 from aif_jax.store.folders import local
 from aif_jax.train.evaluate import Evaluation
-from aif_jax.train.fit import FitConfig, note
+from aif_jax.train.settings import FitConfig
+from aif_jax.train.training import note
 
 CONFIG_FIELDS = [field.name for field in dataclasses.fields(Config) if field.name not in ("schema", "blocks", "assembled")]
 BUILD = ("storage", "batch_size")

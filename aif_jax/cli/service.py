@@ -25,7 +25,7 @@ from aif_jax.index.writer import snapshots
 from aif_jax.output import track
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.models import CURRENT, mirror
+from aif_jax.service.current import CURRENT, mirror
 from aif_jax.service.process import Listening, ServiceSettings, log_to_stderr, serve
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
@@ -47,7 +47,7 @@ FLAGS: dict[type, Mapping[str, str]] = {
 def add_service_commands(commands: Any) -> None:
     """Add the commands to what `add_subparsers` returned."""
     one = shared.add_command(commands, "serve", run_serve)
-    text = "export; or folder of exports with the file `current` of service.models.publish; or URL of a store of exports"
+    text = "export; or folder of exports with the file `current` of service.current.publish; or URL of a store of exports"
     one.add_argument("folder", help=text)
     one.add_argument("--mirror", type=Path, metavar="DIR", help="local folder for the exports of a store")
     text = "fields of ServingConfig in JSON, such as buckets=[128,1024] max_k=300 budget=0.05: "

@@ -26,7 +26,7 @@ from aif_jax.model import PreRanker
 from aif_jax.store.folders import local, unfinished
 from aif_jax.store.sealed import ARRAYS
 from aif_jax.store.trained import Trained, fingerprint, model_of
-from aif_jax.train import fit as training
+from aif_jax.train import training
 from aif_jax.trees import leaves_by_path, nest
 from aif_jax.types import ItemFeatures, Params
 

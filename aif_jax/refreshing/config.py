@@ -9,7 +9,7 @@ from typing import Any, Literal
 from aif_jax.checks import ArgumentError, Fields, expect, expect_types
 from aif_jax.export.writer import PLATFORMS
 from aif_jax.refreshing.gate import GateConfig
-from aif_jax.train.fit import FitConfig
+from aif_jax.train.settings import FitConfig
 
 OF_FIT = ("replay", "epochs", "batch_size", "learning_rate", "seed", "requests", "k")
 """Fields that are those of `FitConfig`."""

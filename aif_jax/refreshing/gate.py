@@ -23,7 +23,7 @@ from aif_jax.refreshing.warm import ROWS, with_served_vocabulary
 from aif_jax.scores import GROUP
 from aif_jax.store.trained import Trained
 from aif_jax.train.evaluate import evaluate, list_scores, rank_catalogue
-from aif_jax.train.fit import LOWER_IS_BETTER
+from aif_jax.train.settings import LOWER_IS_BETTER
 from aif_jax.types import Params
 
 TIMED, TIMES = 64, 15  # requests, and how often they are scored: the shortest time counts
@@ -151,13 +151,6 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the model may serve."""
         return not self.reasons
-
-    def plain_metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return `metrics` for JSON: each difference as [value, low, high]."""
-        return {
-            name: {metric: {**each, "difference": list(each["difference"])} for metric, each in metrics.items()}
-            for name, metrics in self.metrics.items()
-        }
 
 
 def measure(

@@ -15,7 +15,7 @@ from aif_jax.export.consume.files import MANIFEST as EXPORTED
 from aif_jax.export.contents import open as open_model
 from aif_jax.store.folders import URL
 from aif_jax.store.trained import Trained
-from aif_jax.train.fit import parse_settings
+from aif_jax.train.settings import parse_settings
 from aif_jax.train.tasks import Task
 
 KEPT = "refresh.json"

@@ -33,9 +33,9 @@ from aif_jax.refreshing.warm import forget_ids, warm_start
 from aif_jax.run import fit
 from aif_jax.scores import GROUP, with_calibration
 from aif_jax.store.trained import Trained
-from aif_jax.train import edits
-from aif_jax.train import fit as training
+from aif_jax.train import edits, training
 from aif_jax.train.distillation import Teacher
+from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import TASKS, Task, task_of
 
 MODEL, EXPORT, FILES = "model", "export", "files"  # folders in those of steps
@@ -108,9 +108,9 @@ class Refresh:
         return self.model("additions")
 
     @functools.cached_property
-    def settings(self) -> training.FitSettings:
+    def settings(self) -> FitSettings:
         """Settings of the training."""
-        return training.FitSettings.from_json(self.record("train")["settings"])
+        return FitSettings.from_json(self.record("train")["settings"])
 
     @functools.cached_property
     def task(self) -> Task:
@@ -283,7 +283,7 @@ class Refresh:
         reasons = [*self.record("additions")["faults"], *verdict.reasons]
         return {
             "line": "refused: " + "; ".join(reasons) if reasons else "passed", "reasons": reasons,
-            "metrics": verdict.plain_metrics(), "overlap": verdict.overlap, "volume": share,
+            "metrics": verdict.metrics, "overlap": verdict.overlap, "volume": share,
             "requests": len(positions),
             "new_item_requests": int(self._unknown("item", data.log.item[positions]).sum()),
             "new_user_requests": int(self._unknown("user", data.log.user[positions]).sum()),

@@ -20,6 +20,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.scores import Order
+from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics
 from aif_jax.serving.pending import PendingRequest
@@ -38,7 +39,6 @@ from aif_jax.serving.requests import (
     kind_of,
 )
 from aif_jax.serving.scoring import Batches, ScoringResult, ScoringTask, UserSide, best_of, bucket_for, look_up, score
-from aif_jax.serving.threads import TimeLimitedCall
 from aif_jax.serving.users import Computation, UserStates
 from aif_jax.serving.versions import Version, build_version, check_version, next_snapshot
 from aif_jax.store.trained import Trained

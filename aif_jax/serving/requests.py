@@ -140,7 +140,7 @@ def _plain_ids(raw: Any, name: str) -> np.ndarray:
 
 
 class Span(NamedTuple):
-    """One stage: start and end in seconds since the request arrived."""
+    """One stage: start and end in seconds, by the clock of `time.perf_counter`; in a `Timeline`, since the request arrived."""
 
     stage: str
     start: float
@@ -157,14 +157,14 @@ class Timeline:
 
     Attributes:
       arrival: time of `time.perf_counter` at which the request arrived, in seconds.
-      spans: (stage, start, end) with seconds since the arrival.
+      spans: stages with their seconds since the arrival.
     """
 
     arrival: float = dataclasses.field(default_factory=time.perf_counter)
     spans: list[Span] = dataclasses.field(default_factory=list)
 
     def add(self, stage: str, start: float, end: float) -> None:
-        """Note a stage by the clock of `time.perf_counter`."""
+        """Note a stage; start and end by the clock of `time.perf_counter`."""
         self.spans.append(Span(stage, start - self.arrival, end - self.arrival))
 
     def stages(self) -> dict[str, float]:

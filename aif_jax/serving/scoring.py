@@ -18,7 +18,7 @@ import numpy as np
 
 from aif_jax.serving.metrics import UnknownCounts
 from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders
-from aif_jax.serving.requests import Candidates, DeadlineExceeded
+from aif_jax.serving.requests import Candidates, DeadlineExceeded, Span
 
 UNKNOWN, EXCLUDED = -1, -2
 """Rows of candidates that the index does not hold, and of those that the request excludes: below 0 nothing is scored."""
@@ -221,7 +221,7 @@ class CandidateRows(NamedTuple):
     once: np.ndarray  # the same without repeats, where the best are wanted
     unknown: int  # candidates that the index does not hold
     excluded: int  # candidates that the request excludes
-    spans: list[tuple[str, float, float]]
+    spans: list[Span]
 
 
 class ScoringResult(NamedTuple):
@@ -231,7 +231,7 @@ class ScoringResult(NamedTuple):
     rows: CandidateRows
     best: TopCandidates | None
     logits: np.ndarray | None  # float32 [C] or [C, T], where they were to come back
-    spans: list[tuple[str, float, float]]
+    spans: list[Span]
 
 
 def look_up(task: ScoringTask) -> CandidateRows:
@@ -251,7 +251,7 @@ def look_up(task: ScoringTask) -> CandidateRows:
         repeated = not task.whole and (known[1:] == known[:-1]).any()
         once = without_repeats(rows, bids) if repeated else rows
     excluded = int(np.count_nonzero(below == EXCLUDED)) if len(below) else 0
-    spans = [("queue", task.submitted, began), ("lookup", began, time.perf_counter())]
+    spans = [Span("queue", task.submitted, began), Span("lookup", began, time.perf_counter())]
     return CandidateRows(rows, once, len(below) - excluded, excluded, spans)
 
 
@@ -268,7 +268,8 @@ def score(tasks: list[ScoringTask], rows: list[CandidateRows]) -> list[ScoringRe
     scored = time.perf_counter()
     with jax.profiler.TraceAnnotation("aif.fetch"):
         fetched: Any = snapshot.download(logits) if whole else snapshot.best(packed)
-    spans = [("upload", start, uploaded), ("score", uploaded, scored), ("fetch", scored, time.perf_counter())]
+    fetch = Span("fetch", scored, time.perf_counter())
+    spans = [Span("upload", start, uploaded), Span("score", uploaded, scored), fetch]
     results = []
     for task, its, values in zip(tasks, rows, fetched, strict=True):
         ids = task.candidates.ids

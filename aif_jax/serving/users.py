@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,13 +16,13 @@ import numpy as np
 from aif_jax.checks import check_encoding, expect
 from aif_jax.features import check_user_features, pack
 from aif_jax.schema import Schema
+from aif_jax.serving.callables import TimeLimitedCall, described
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.pending import PendingRequest
 from aif_jax.serving.programs import Programs, history_length
-from aif_jax.serving.requests import DeadlineExceeded, Request
+from aif_jax.serving.requests import DeadlineExceeded, Request, Span
 from aif_jax.serving.scoring import RECENT, Batches, UserSide
-from aif_jax.serving.threads import TimeLimitedCall, described
 from aif_jax.serving.versions import Version
 from aif_jax.types import UserFeatures
 
@@ -208,8 +208,6 @@ class SingleFlight:
 
 
 _FOR_STALE_USE = object()  # feature version of states that only a late user side may fall back to
-Span: TypeAlias = tuple[str, float, float]
-"""A stage and when it began and ended."""
 
 
 class UserTask(NamedTuple):
@@ -335,7 +333,7 @@ class UserStates:
         side = UserSide(state, length, start, known)
         if version.name == self._serving:
             self.cache.put(key, side, since=start)
-        return side, [("features", start, fetched), span]
+        return side, [Span("features", start, fetched), span]
 
 
 def pack_user(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
@@ -358,7 +356,7 @@ def compute_states(
         version, length = tasks[0].version, history_length(tasks[0].features)
         states = version.states([words for words, _ in packed], length)
         jax.block_until_ready(states[0])  # all come from one program
-    span = ("user", began, time.perf_counter())
+    span = Span("user", began, time.perf_counter())
     return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]
 
 

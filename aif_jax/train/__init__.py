@@ -5,9 +5,9 @@ from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
 from aif_jax.train.edits import carry_over, svd_factors
 from aif_jax.train.evaluate import Evaluation, evaluate, predict
-from aif_jax.train.fit import FitConfig
 from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
+from aif_jax.train.settings import FitConfig
 from aif_jax.train.step import TrainState, init_state, make_step, score
 from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
 

@@ -22,7 +22,7 @@ from aif_jax import checkpoint
 from aif_jax.blocks import popularity_offset
 from aif_jax.train import NextItem
 from aif_jax.train.distillation import Scores, model_scores
-from aif_jax.train.fit import init_params
+from aif_jax.train.training import init_params
 from experiments.study import models, question, sequence, trees
 from experiments.study.datasets import StudyData
 from experiments.study.question import Part

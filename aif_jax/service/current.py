@@ -1,0 +1,147 @@
+"""Which exports of a folder serve: the file `current`, written by `publish` and read by every service that follows the folder.
+
+    root/current                     a line for each version that serves: FOLDER [sha256=DIGEST] [share=0.1]
+    root/2026-11-26/                 an export, as `export.save` wrote it
+
+The first line has the share that the others leave. The file is replaced by one rename: read whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aif_jax.checks import expect
+from aif_jax.connectors.snapshot_store import SnapshotStore
+from aif_jax.store.folders import new_file
+from aif_jax.store.sealed import MANIFEST
+
+CURRENT = "current"
+CURRENT_BYTES = 1 << 16
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class ExportEntry(NamedTuple):
+    """One version that serves.
+
+    Attributes:
+      folder: name of the export within the served folder; "" for the served folder itself.
+      sha256: digest that `export.save` returned, which pins every byte; None takes any.
+      share: share of the users, 0 to 1; `publish` gives the rest to its first entry.
+    """
+
+    folder: str
+    sha256: str | None = None
+    share: float = 0.0
+
+
+def read_current(root: Path, *, only: str | None = None) -> list[ExportEntry]:
+    """Return the versions that serve: `only` one folder, or those in `current`, or the root where it is an export.
+
+    Raises:
+      FileNotFoundError: neither an export nor a file `current`.
+      ValueError: names that are no plain folder names, digests or shares that are none, shares of more than 1.
+    """
+    if only is not None:
+        expect(PLAIN.fullmatch(only), "--version", "the name of a folder of the served one", repr(only))
+        expect((root / only).is_dir(), "--version", f"the name of an export in {root}", repr(only), error=FileNotFoundError)
+        return [ExportEntry(only, share=1.0)]
+    if (root / MANIFEST).is_file():
+        return [ExportEntry("", share=1.0)]
+    try:
+        with (root / CURRENT).open("rb") as file:
+            text = file.read(CURRENT_BYTES + 1).decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"{root}: expected an exported folder, or folders with a file {CURRENT!r}, got neither; write one: aif-jax export"
+        ) from None
+    return parse_current(text)
+
+
+def parse_current(text: str) -> list[ExportEntry]:
+    """Return the versions that a file `current` names; raises as `read_current`.
+
+    Example:
+      >>> parse_current("tuesday\\nwednesday share=0.25")
+      [ExportEntry(folder='tuesday', sha256=None, share=0.75), ExportEntry(folder='wednesday', sha256=None, share=0.25)]
+    """
+    entries = []
+    for line in text.splitlines():
+        folder, *words = line.split()[:4] or [""]
+        if not folder:
+            continue
+        settings: dict[str, str] = {name: value for name, _, value in (word.partition("=") for word in words)}
+        expect(PLAIN.fullmatch(folder), CURRENT, "names of folders", repr(folder[:80]))
+        expect(settings.keys() <= {"sha256", "share"}, CURRENT, "FOLDER [sha256=DIGEST] [share=SHARE]", repr(line[:120]))
+        digest, share = settings.get("sha256"), settings.get("share", "0")
+        expect(digest is None or DIGEST.fullmatch(digest), f"{CURRENT} {folder}", "a sha256 of 64 hex digits", repr(digest))
+        expect(re.fullmatch(r"0?\.\d+|[01](\.0*)?", share), f"{CURRENT} {folder}", "a share in [0, 1]", repr(share))
+        entries.append(ExportEntry(folder, digest, float(share)))
+    names = [entry.folder for entry in entries]
+    expect(entries and len(set(names)) == len(names), CURRENT, "different folders, at least one", names)
+    rest = round(1.0 - sum(entry.share for entry in entries[1:]), 9)
+    expect(rest >= 0, CURRENT, "shares of at most 1 in all", 1.0 - rest)
+    return [entries[0]._replace(share=max(0.0, rest)), *entries[1:]]
+
+
+def publish(root: str | Path, entries: Sequence[ExportEntry | str]) -> None:
+    """Say which folders of `root` serve from now on; services that follow it load, verify and swap.
+
+    Args:
+      entries: folder names, or `ExportEntry`s with digest and share; the first has the share that the others leave.
+
+    Raises:
+      FileNotFoundError: a folder that is no export.
+      ValueError: as `read_current`.
+    """
+    root, lines = Path(root), []
+    for entry in (entry if isinstance(entry, ExportEntry) else ExportEntry(entry) for entry in entries):
+        if not (root / entry.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{root / entry.folder}: expected an exported folder, got none; write one: aif-jax export")
+        words = [f"sha256={entry.sha256}"] if entry.sha256 else []
+        lines.append(" ".join([entry.folder, *words, *([f"share={entry.share:.6f}"] if entry.share and lines else [])]))
+    text = "\n".join(lines) + "\n"
+    parse_current(text)
+    with new_file(root / CURRENT) as partial:
+        partial.write_text(text)
+        partial.chmod(0o644)
+
+
+def path_of(root: Path, entry: ExportEntry) -> Path:
+    """Return the export of an entry; ValueError for a link, which could lead out of the root."""
+    path = root / entry.folder
+    expect(not entry.folder or not path.is_symlink(), str(path), "a folder", "a link")
+    return path
+
+
+def mirror(store: SnapshotStore, folder: str | Path, *, only: str | None = None, keep: int = 3) -> str:
+    """Fetch what is current in a store, verified, and name it in the folder's file `current`; returns its name.
+
+    One process at a time mirrors into a folder. Raises what `SnapshotStore.fetch` and `publish` raise.
+
+    Args:
+      only: name of the one export to fetch and keep, whatever is current; None follows the current one.
+      keep: exports that stay in the folder, at least 1.
+
+    Example:
+      >>> import tempfile
+      >>> root = Path(tempfile.mkdtemp())
+      >>> (root / "export").mkdir()
+      >>> _ = (root / "export" / "manifest.json").write_text("{}")
+      >>> store = SnapshotStore(root / "store")
+      >>> name = store.publish(root / "export")
+      >>> mirror(store, root / "here") == name, (root / "here" / "current").read_text() == name + "\\n"
+      (True, True)
+    """
+    expect(keep >= 1, "keep", "at least 1", keep)
+    root, name = Path(folder), store.fetch(folder, only).name
+    if not (root / CURRENT).is_file() or [entry.folder for entry in read_current(root)] != [name]:
+        publish(root, [name])
+    old = sorted(other for other in store.names_in(root) if other != name)
+    for other in old[: max(0, len(old) - (keep - 1))]:  # those that serve are in memory
+        shutil.rmtree(root / other, ignore_errors=True)
+    return name

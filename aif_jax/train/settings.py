@@ -1,0 +1,184 @@
+"""The settings of a training run: `FitConfig`, which a caller gives, and the record that every checkpoint of a run carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from aif_jax.checkpoint import CheckpointError
+from aif_jax.checks import Fields, expect, expect_types
+from aif_jax.train.optimizers import SparseConfig
+from aif_jax.train.tasks import TASKS, NextItem, Task
+
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig(Fields):
+    """Settings of a training run. The defaults of `epochs`, `learning_rate` and `weight_decay` are those of all results.
+
+    Attributes:
+      epochs: how often every sample comes.
+      batch_size: samples a step.
+      learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
+      compute_dtype: dtype of activations by name, see `make_step`.
+      sparse: which tables get sparse updates, see `make_step`; by default tables of 20,000 rows or more.
+      buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
+        batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
+        "auto" chooses from the histories and the number of steps (`data.lengths.choose_lengths`), or resumes with the run's.
+      id_dropout: share of candidates that are trained without their item id, see `Pipeline` and `Run.with_unseen_items`.
+      seed: seed of parameters, order and candidates.
+      min_history: strictly earlier events that the user of a sample must have.
+      validation, test: a share of the task's samples in the order of time, or the moment when the slice begins: an ISO date
+        such as "2022-05-06", a `datetime`, or an integer in `Columns.time_unit`. The last slice, test, is for `Run.evaluate`.
+      since: train on samples from this moment on, a date or number as for `validation`; shares are of these.
+        Histories and popularity still hold what was before; None: all samples.
+      replay: how many samples from before `since`, drawn at random, are trained on too: a share of those after it.
+      without: (first moment, first moment after) of samples that are never trained on, replayed or not, such as a period to
+        judge on; dates or numbers as for `since`; None: trains on all.
+      requests: samples of the validation slice that are evaluated, at most.
+      k: k of HR@k and NDCG@k in the catalogue; None: it is not ranked.
+      repeats: whether users come back to items; None: as in the data. If not, an item that the user has met is no negative in
+        training, and no candidate in the lists and the catalogue of an evaluation.
+      evaluate_every: steps between two evaluations, each with a checkpoint; None: once an epoch. In between, one
+        process saves every ten minutes.
+      keep_best: figure of the validation slice by which the best checkpoint is returned, such as "gauc" or, with a teacher or a
+        cascade that has the label "ranker", "ranker_recall"; None: the last one is.
+
+    Raises:
+      ValueError: names the field, what was expected and what came.
+    """
+
+    epochs: int = 3
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    compute_dtype: str = "float32"
+    sparse: SparseConfig | None = SparseConfig()
+    buckets: tuple[int, ...] | Literal["auto"] = "auto"
+    id_dropout: float = 0.0
+    seed: int = 0
+    min_history: int = 1
+    validation: Any = 0.1
+    test: Any = 0.1
+    since: Any = None
+    replay: float = 0.0
+    without: tuple[Any, Any] | None = None
+    requests: int = 2000
+    k: int | None = 100
+    repeats: bool | None = None
+    evaluate_every: int | None = None
+    keep_best: str | None = "gauc"
+
+    def __post_init__(self):
+        def expect_field(ok: bool, field: str, expected: str) -> None:
+            expect(ok, f"FitConfig.{field}", expected, repr(getattr(self, field)))
+
+        expect_types(self)
+        for field in ("epochs", "batch_size", "requests", "k", "evaluate_every"):
+            value = getattr(self, field)
+            expect_field(value is None or value >= 1, field, "at least 1")
+        for field in ("learning_rate", "weight_decay"):
+            expect_field(0 <= getattr(self, field) < float("inf"), field, "a finite number of at least 0")  # NaN is none
+        expect_field(0 <= self.replay < float("inf"), "replay", "a share of at least 0")
+        expect_field(not self.replay or self.since is not None, "replay", "0 without since")
+        listed = isinstance(self.buckets, tuple) and all(type(each) is int and each >= 1 for each in self.buckets)
+        expect_field(listed or self.buckets == "auto", "buckets", "'auto' or a tuple of lengths")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitSettings(FitConfig):
+    """A `FitConfig` with what model, data and task decided: the record of a run, which every checkpoint of it carries.
+
+    Attributes:
+      task: task of the run.
+      first_validation, first_test: first seconds of the slices, which `validation` and `test` came to.
+      since, without: moments in seconds.
+      loss, optimizer, teacher, candidates, start: names or digests of the arguments of `fit`; None for none.
+      teacher_candidates: `distillation.Teacher.count`.
+    """
+
+    task: Task = NextItem()
+    first_validation: int
+    first_test: int
+    validation: None = None
+    test: None = None
+    since: int | None = None
+    without: tuple[int, int] | None = None
+    buckets: tuple[int, ...] = ()
+    repeats: bool = False
+    loss: str
+    optimizer: str
+    teacher: str | None = None
+    candidates: str | None = None
+    teacher_candidates: int = 16
+    start: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.without is not None:
+            expect(self.without[0] < self.without[1], "fit without", "two moments, the first earlier", self.without)
+        if self.keep_best is not None:
+            best = repr(self.keep_best)
+            expect(self.validates, "FitConfig.keep_best", "None without a validation slice", best)
+            expect(self.keep_best in self.figures, "FitConfig.keep_best", f"one of {list(self.figures)}", best)
+
+    @property
+    def ranking(self) -> str:
+        """Ranker and retrieval of a run in words."""
+        return ", ".join(part for part in (self.teacher, self.candidates) if part)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation slice."""
+        return self.first_test > self.first_validation
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the validation slice by which a checkpoint can be the best."""
+        catalogue = () if self.k is None else (f"hr@{self.k}", f"ndcg@{self.k}")
+        return ("auc", "gauc", "gauc_mean", "log_loss", "calibration_error", "ranker_recall", *catalogue)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of plain JSON values; `from_json` reads it back."""
+        values = dataclasses.asdict(self)
+        values["task"] = {"name": type(self.task).__name__, **values["task"]}
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FitSettings:
+        """Return the settings that `to_json` wrote."""
+        values, task = _tuples(value), dict(value["task"])
+        if values.get("sparse"):
+            values["sparse"] = SparseConfig(**_tuples(values["sparse"]))
+        values["task"] = TASKS[task.pop("name")](**task)
+        return cls(**values)
+
+    def span(self, split: str) -> dict[str, int | None]:
+        """Return the first second of a slice, "train", "validation" or "test", and the first after it."""
+        names, moments = ("train", "validation", "test"), (self.since, self.first_validation, self.first_test, None)
+        expect(split in names, "split", f"one of {list(names)}", repr(split))
+        place = names.index(split)
+        return {"since": moments[place], "before": moments[place + 1]}
+
+    def is_without(self, times: np.ndarray) -> np.ndarray:
+        """Return bool [n], which times in seconds are in the span that is never trained on."""
+        first, after = self.without or (0, 0)
+        return (times >= first) & (times < after)
+
+
+def parse_settings(record: Mapping[str, Any], where: str) -> FitSettings:
+    """Return the settings in the record of a run; CheckpointError for another."""
+    try:
+        return FitSettings.from_json(dict(record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: expected the record of a run, got another: {error!r}; restore it") from error
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of JSON with tuples for lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
