@@ -5,8 +5,6 @@ Nothing runs when this is imported, so that a fork server may import it.
 
 import functools
 import json
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,7 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
 from aif_jax.connectors import Follower, KafkaStream
-from aif_jax.connectors.streams import Message, UpdateStream
 from aif_jax.index import IndexWriter, ItemIndex
-from aif_jax.index.item_index import positions_by_partition
 from aif_jax.index.writer import snapshots
 
 T = 1_600_000_000
@@ -84,53 +80,3 @@ def work(address: str, topic: str, folder: str, cache: str) -> None:
             if all(writer.positions.get(int(partition), -1) >= at for partition, at in wanted):
                 break
     writer.close()
-
-
-class MemoryStream(UpdateStream):
-    """A stream within a process; one thread writes, one follows."""
-
-    def __init__(self, *, partitions: int = 1, clock: Callable[[], float] = time.time):
-        self.rejected: list[tuple[Message, str]] = []
-        self.committed: dict[int, int] = {}
-        self._clock = clock
-        self._messages: list[list[Message]] = [[] for _ in range(partitions)]
-        self._next = [0] * partitions  # places in the lists
-
-    def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0, gap: int = 0) -> int:
-        """Adds a message, `gap` positions further than the next one; returns its position."""
-        messages = self._messages[partition]
-        position = (messages[-1].position + 1 if messages else 0) + gap
-        messages.append(Message(partition, position, key, value, self._clock()))
-        return position
-
-    def begin(self, positions: Mapping[int, int]) -> None:
-        positions = positions_by_partition(positions)
-        for partition, messages in enumerate(self._messages):
-            last = positions.get(partition, -1)
-            self._next[partition] = sum(message.position <= last for message in messages)
-
-    def poll(self, seconds: float, max_messages: int) -> list[Message]:
-        until = time.monotonic() + seconds
-        while True:
-            found: list[Message] = []
-            for partition, messages in enumerate(self._messages):
-                start = self._next[partition]
-                part = messages[start : start + max_messages - len(found)]
-                self._next[partition] += len(part)
-                found += part
-            if found or time.monotonic() >= until:
-                return found
-            time.sleep(0.002)
-
-    def commit(self, positions: Mapping[int, int]) -> None:
-        self.committed |= positions
-
-    def reject(self, message: Message, reason: str) -> None:
-        """Keeps the message in `rejected`."""
-        self.rejected.append((message, reason))
-
-    def lag(self) -> dict[int, int]:
-        return {partition: len(messages) - self._next[partition] for partition, messages in enumerate(self._messages)}
-
-    def close(self) -> None:
-        """Nothing to leave."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +29,46 @@ from tests.conftest import child_environment
 from tests.killed import Life
 from tests.refusals import refused
 from tests.reliability.sizes import FULL
-from tests.stream_world import NAMES, PARAMS, PARTITIONS, MemoryStream, encoder, first_index, items, model, prices, work
+from tests.stream_world import NAMES, PARAMS, PARTITIONS, encoder, first_index, items, model, prices, work
 
 ENCODER, MODEL = encoder(), model()
-KINDS = ["memory", "kafka"]
 
 
 class Broker:
-    """A stream of some kind: writers `send`, any number of followers `open`."""
+    """A topic: writers `send`, any number of followers `open`."""
 
-    def __init__(self, kind: str, address: str, name: str, *, transactions: bool = True):
-        self.kind, self.address, self.name, self.transactions = kind, address, name, transactions
-        self._memory = MemoryStream(partitions=PARTITIONS)
-        if kind == "kafka":
-            import confluent_kafka
-            from confluent_kafka.admin import AdminClient, NewTopic
+    def __init__(self, address: str, name: str, *, transactions: bool = True):
+        self.address, self.name, self.transactions = address, name, transactions
+        import confluent_kafka
+        from confluent_kafka.admin import AdminClient, NewTopic
 
-            admin = AdminClient({"bootstrap.servers": address})
-            topics = [NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}.rejected", 1, 1)]
-            for done in admin.create_topics(topics).values():
-                done.result(20)
-            options = {"transactional.id": name} if transactions else {}
-            self.producer = confluent_kafka.Producer({"bootstrap.servers": address, **options})
-            if transactions:
-                self.producer.init_transactions(20)
+        admin = AdminClient({"bootstrap.servers": address})
+        topics = [NewTopic(name, PARTITIONS, 1), NewTopic(f"{name}.rejected", 1, 1)]
+        for done in admin.create_topics(topics).values():
+            done.result(20)
+        options = {"transactional.id": name} if transactions else {}
+        self.producer = confluent_kafka.Producer({"bootstrap.servers": address, **options})
+        if transactions:
+            self.producer.init_transactions(20)
 
     @property
     def url(self) -> str:
         return f"kafka://{self.address}/{self.name}"
 
-    def open(self):
+    def open(self) -> Noted:
         """A stream to follow."""
-        if self.kind == "memory":
-            return self._memory
-        return KafkaStream(self.address, self.name)
+        return Noted(self.address, self.name)
 
     def send(self, value: bytes | None, *, key: bytes | None = None, partition: int = 0) -> None:
-        if self.kind == "memory":
-            self._memory.send(value, key=key, partition=partition, gap=1)
-        elif not self.transactions:
-            self.producer.produce(self.name, value, key, partition=partition)
-            assert not self.producer.flush(20)
-        else:  # a transaction for each: the offsets have gaps
+        if self.transactions:  # one for each: the offsets have gaps
             self.producer.begin_transaction()
-            self.producer.produce(self.name, value, key, partition=partition)
+        self.producer.produce(self.name, value, key, partition=partition)
+        if self.transactions:
             self.producer.commit_transaction(20)
+        assert not self.producer.flush(20)
 
     def rejected(self) -> list[bytes | None]:
         """Values of rejected messages."""
-        if self.kind == "memory":
-            return [message.value for message, _ in self._memory.rejected]
         stream = KafkaStream(self.address, f"{self.name}.rejected", rejected="none")
         stream.begin({})
         found, until = [], time.monotonic() + 3
@@ -87,10 +78,21 @@ class Broker:
         return found
 
 
-@pytest.fixture(params=KINDS)
-def broker(request, tmp_path):
-    address = request.getfixturevalue("kafka_address") if request.param == "kafka" else ""
-    return Broker(request.param, address, topic_of(tmp_path))
+class Noted(KafkaStream):
+    """A stream that notes what it commits."""
+
+    def __init__(self, *words: str):
+        super().__init__(*words)
+        self.committed: dict[int, int] = {}
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        super().commit(positions)
+        self.committed |= positions
+
+
+@pytest.fixture
+def broker(kafka_address, tmp_path):
+    return Broker(kafka_address, topic_of(tmp_path))
 
 
 def topic_of(folder: Path) -> str:
@@ -168,73 +170,74 @@ def test_metrics_are_read_while_the_follower_runs(following):
 
 
 @pytest.fixture
-def following(tmp_path):
-    """Starts a stream in memory, a writer in `w` with options, and what follows the stream, with further options."""
+def following(kafka_address, tmp_path):
+    """Starts a topic, a writer in `w` with options, and what follows the topic, with further options."""
     with contextlib.ExitStack() as stack:
 
-        def start(written: dict[str, Any], **options: Any) -> tuple[MemoryStream, IndexWriter, Follower]:
-            stream, writer = MemoryStream(), IndexWriter.start(tmp_path / "w", first_index(), **written)
-            stack.callback(writer.close)
-            return stream, writer, Follower(stream, writer, **options)
+        def start(written: dict[str, Any], **options: Any) -> tuple[Broker, IndexWriter, Follower]:
+            broker = Broker(kafka_address, topic_of(tmp_path), transactions=False)
+            writer = stack.enter_context(IndexWriter.start(tmp_path / "w", first_index(), **written))
+            stream = stack.enter_context(contextlib.closing(broker.open()))
+            return broker, writer, Follower(stream, writer, **options)
 
         yield start
 
 
 def test_snapshots_are_published(following, tmp_path):
     store = SnapshotStore(tmp_path / "store")
-    stream, writer, follower = following({"every_updates": 1}, max_batch=1, store=store)
+    broker, writer, follower = following({"every_updates": 1}, max_batch=1, store=store)
     for number in range(4):
-        stream.send(encode(items({f"i{number}": float(number)})))
-        follower.step()
+        broker.send(encode(items({f"i{number}": float(number)})))
+        follower.step(30)  # ends with the first message
         fetched = store.fetch(tmp_path / "out")
         index = ItemIndex.load(fetched, aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(index) == prices(writer.index) and aif.index.inspect(fetched).positions == {0: number}
-    assert follower.counters["published"] == 4 and stream.committed == {0: 3}
+    assert follower.counters["published"] == 4 and follower.stream.committed == {0: 3}
 
 
 def test_a_stream_that_pauses_is_saved_by_time(following, tmp_path):
     clock = [0.0]
-    stream, _, follower = following({"every_updates": None, "every_seconds": 5, "clock": lambda: clock[0]})
-    stream.send(encode(items({"i1": 2.0})))
-    follower.step()
-    assert stream.committed == {} and len(snapshots(tmp_path / "w")) == 1
+    broker, _, follower = following({"every_updates": None, "every_seconds": 5, "clock": lambda: clock[0]})
+    broker.send(encode(items({"i1": 2.0})))
+    drain(follower, until=1)
+    assert follower.stream.committed == {} and len(snapshots(tmp_path / "w")) == 1
     clock[0] = 6.0
-    follower.step()
-    follower.step()
-    assert stream.committed == {0: 0} and len(snapshots(tmp_path / "w")) == 2
+    follower.step(0.05)
+    follower.step(0.05)
+    assert follower.stream.committed == {0: 0} and len(snapshots(tmp_path / "w")) == 2
 
 
 def test_a_save_that_fails_stops_nothing(following, monkeypatch):
-    stream, writer, follower = following({"every_updates": 1})
+    broker, writer, follower = following({"every_updates": 1})
     monkeypatch.setattr(ItemIndex, "save", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    stream.send(encode(items({"i1": 2.0})))
-    follower.step()
-    assert prices(writer.index)["i1"] == 2.0 and follower.counters["failed_saves"] == 1 and stream.committed == {}
+    broker.send(encode(items({"i1": 2.0})))
+    drain(follower, until=1)
+    assert prices(writer.index)["i1"] == 2.0 and follower.counters["failed_saves"] == 1 and follower.stream.committed == {}
     monkeypatch.undo()
-    stream.send(encode(items({"i1": 3.0})))
-    follower.step()
-    assert stream.committed == {0: 1}
+    broker.send(encode(items({"i1": 3.0})))
+    drain(follower, until=2)
+    assert follower.stream.committed == {0: 1}
 
 
 def test_a_message_that_cannot_be_rejected_is_not_passed(following, monkeypatch):
-    stream, writer, follower = following({})
-    monkeypatch.setattr(stream, "reject", lambda *a: (_ for _ in ()).throw(OSError("broker gone")))
-    stream.send(b"poison")
-    refused(OSError, "broker gone", follower.step)
+    broker, writer, follower = following({})
+    monkeypatch.setattr(follower.stream, "reject", lambda *a: (_ for _ in ()).throw(OSError("broker gone")))
+    broker.send(b"poison")
+    refused(OSError, "broker gone", drain, follower, until=1)
     assert writer.positions == {}
 
 
 def test_a_stream_of_another_kind_stops_the_follower(following):
-    stream, _, follower = following({}, max_rejected=10)
+    broker, _, follower = following({}, max_rejected=10)
     for _ in range(12):
-        stream.send(encode({"sku": ["a"]}))
+        broker.send(encode({"sku": ["a"]}))
     message = "expected messages of this model, got 10 in a row that do not fit; ValueError.*'item'"
-    refused(StreamError, message, follower.step)
+    refused(StreamError, message, drain, follower, until=12)
 
 
 def test_messages_that_are_gone_are_noticed(kafka_address, tmp_path):
     name = topic_of(tmp_path)
-    Broker("kafka", kafka_address, name).send(b"x")
+    Broker(kafka_address, name).send(b"x")
     after = "expected messages after {}, it has 0 to"
     for positions, message in (({0: 50}, after.format(50)), ({0: 1000}, after.format(1000)), ({7: 0}, r"got no \[7\]")):
         with contextlib.closing(KafkaStream(kafka_address, name)) as stream, pytest.raises(StreamError, match=message):
@@ -277,7 +280,7 @@ def test_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path, ki
     chance, updates, done, number = random.Random(0), 60, 0, 0
     while done < kills:
         number += 1
-        broker, root = Broker("kafka", kafka_address, f"{topic_of(tmp_path)}-{number}"), tmp_path / str(number)
+        broker, root = Broker(kafka_address, f"{topic_of(tmp_path)}-{number}"), tmp_path / str(number)
         root.mkdir()
         expected, last = {"i0": 1.0}, {}
         for n in range(updates):
@@ -336,7 +339,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsys):
-    broker = Broker("kafka", kafka_address, topic_of(tmp_path), transactions=False)
+    broker = Broker(kafka_address, topic_of(tmp_path), transactions=False)
     words = ["index", "follow", "--checkpoint", str(trained / "model"), "--index", str(trained / "index"), "--until-idle"]
     words += ["--stream", broker.url, "--directory", str(tmp_path / "w"), "--quiet"]
     words += ["--store", str(tmp_path / "store")]
@@ -352,7 +355,7 @@ def test_the_command_follows_and_goes_on(trained, kafka_address, tmp_path, capsy
 
 
 def test_a_command_that_is_told_to_end_saves(trained, kafka_address, tmp_path):
-    broker = Broker("kafka", kafka_address, topic_of(tmp_path), transactions=False)
+    broker = Broker(kafka_address, topic_of(tmp_path), transactions=False)
     broker.send(encode(items({"i1": 1.0})))
     command = [sys.executable, "-m", "aif_jax", "index", "follow", "--checkpoint", str(trained / "model"), "--quiet"]
     command += ["--index", str(trained / "index"), "--directory", str(tmp_path / "w"), "--every-seconds", "3600"]
