@@ -43,8 +43,8 @@ def items(ids, *, kinds=3):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with events, items, users and a checkpoint; the model, its parameters and encoder."""
+def folder(tmp_path_factory):
+    """Events, items, users and checkpoints of a model, with its encoder and without."""
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     ids = np.arange(1000, 1090)
@@ -61,18 +61,43 @@ def world(tmp_path_factory):
     params = demo.init(model, items=data.catalogue)
     checkpoint.save(folder / "model", aif.Trained(model, params, data.encoder))
     checkpoint.save(folder / "bare", aif.Trained(model, params))
-    return folder, model, params, data.encoder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    return aif.open(folder / "model")
+
+
+class Command:
+    """The command line, in this process."""
+
+    def __init__(self, capsys):
+        self._said = capsys.readouterr
+
+    def __call__(self, *words):
+        """(exit code, stdout, stderr)."""
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as usage:  # of argparse
+            code = usage.code
+        return code, *self._said()
+
+    def told(self, *words):
+        """What a command that succeeds writes to stdout."""
+        code, out, err = self(*words)
+        assert code == 0, err
+        return out
+
+    def refuses(self, code, message, *words):
+        """A command ends with a code, and with a message in stderr."""
+        got, _, err = self(*words)
+        assert got == code and message in err, (got, err)
 
 
 @pytest.fixture
 def run(capsys):
-    """`run(word, ...)` is (exit code, stdout, stderr)."""
-
-    def call(*words):
-        code = cli.main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call
+    return Command(capsys)
 
 
 def files(folder):
@@ -82,42 +107,34 @@ def files(folder):
 # -- index ------------------------------------------------------------------------------------------------------------------
 
 
-def test_index_build_update_inspect_verify(world, tmp_path, run):
-    folder, model, params, encoder = world
+def test_index_build_update_inspect_verify(folder, trained, tmp_path, run):
     build = ["index", "build", "--checkpoint", folder / "model", "--items", folder / "items", "--batch-size", 64, "--quiet"]
-    code, out, _ = run(*build, "--out", tmp_path / "one", "--dry-run")
-    assert code == 0 and out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
+    out = run.told(*build, "--out", tmp_path / "one", "--dry-run")
+    assert out.startswith("dry run: 90 items, ") and not (tmp_path / "one").exists()
     rows = int(re.search(r"([0-9]+) bytes on the device", out)[1])
-    code, out, _ = run(*build, "--out", tmp_path / "one", "--position", 5, "--json")
-    assert code == 0 and json.loads(out)["device_bytes"] == rows
+    assert json.loads(run.told(*build, "--out", tmp_path / "one", "--position", 5, "--json"))["device_bytes"] == rows
     assert json.loads(run("index", "verify", tmp_path / "one", "--json")[1])["bytes"] == rows + 90 * 8  # ids of 64 bits
     assert f"{rows + 90 * 8} bytes with ids" in run("index", "verify", tmp_path / "one")[1]
-    built = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False)
-    assert demo.same(ItemIndex.load(tmp_path / "one", aif.Trained(model, params, encoder)).stored(), built.stored())
+    built = ItemIndex.build(trained, folder / "items", batch_size=64, progress=False)
+    assert demo.same(ItemIndex.load(tmp_path / "one", trained).stored(), built.stored())
 
     pq.write_table(items([1000, 7, 7], kinds=2), tmp_path / "changes.parquet")
     (tmp_path / "deleted.csv").write_text("item,note\n1001,out of stock\n1002,\n5,was never there\n")
     update = ["index", "update", "--index", tmp_path / "one", "--checkpoint", folder / "model", "--quiet"]
     update += ["--items", tmp_path / "changes.parquet", "--deleted", tmp_path / "deleted.csv", "--out", tmp_path / "two"]
-    code, out, _ = run(*update, "--dry-run")
-    assert code == 0 and "3 changed, 2 deleted, 90 -> 89 items" in out and not (tmp_path / "two").exists()
-    code, out, _ = run(*update, "--position", "2=9")
-    assert code == 0 and "90 -> 89 items" in out
-    wanted = built.upsert({name: column.to_numpy() for name, column in columns_of(items([1000, 7], kinds=2))}).delete(
-        [1001, 1002]
-    )
-    assert demo.same(ItemIndex.load(tmp_path / "two", aif.Trained(model, params, encoder)).stored(), wanted.stored())
+    assert "3 changed, 2 deleted, 90 -> 89 items" in run.told(*update, "--dry-run") and not (tmp_path / "two").exists()
+    assert "90 -> 89 items" in run.told(*update, "--position", "2=9")
+    wanted = built.upsert(items([1000, 7], kinds=2)).delete([1001, 1002])
+    assert demo.same(ItemIndex.load(tmp_path / "two", trained).stored(), wanted.stored())
 
     code, out, _ = run("index", "inspect", tmp_path / "two")
     manifest = json.loads(out)
     assert code == 0 and (manifest["items"], manifest["version"]) == (89, built.version)
     assert manifest["positions"] == {"0": 5, "2": 9} and manifest["config"]["blocks"] == [{"block": "DotProduct"}]
-    code, out, _ = run("index", "verify", tmp_path / "two")
-    assert code == 0 and "intact, 89 items" in out
+    assert "intact, 89 items" in run.told("index", "verify", tmp_path / "two")
     file = tmp_path / "two" / "arrays.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
-    code, _, err = run("index", "verify", tmp_path / "two")
-    assert code == 1 and "arrays.safetensors: expected" in err
+    run.refuses(1, "arrays.safetensors: expected", "index", "verify", tmp_path / "two")
 
 
 def test_modules_with_blocks_of_your_own_are_imported_first(tmp_path, monkeypatch, capsys):
@@ -147,48 +164,34 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     assert ended.value.code == 2
 
 
-def columns_of(table):
-    return zip(table.column_names, table.columns, strict=True)
-
-
-def test_exit_codes_of_the_index(world, tmp_path, run):
-    folder, model, params, encoder = world
-    code, _, err = run("index", "verify", tmp_path / "nothing")
-    assert code == 2 and "expected a snapshot, found nothing" in err
+def test_exit_codes_of_the_index(folder, trained, tmp_path, run):
+    run.refuses(2, "expected a snapshot, found nothing", "index", "verify", tmp_path / "nothing")
     (tmp_path / "there").mkdir()
     build = ["index", "build", "--checkpoint", folder / "model", "--quiet", "--out"]
-    code, _, err = run(*build, tmp_path / "there", "--items", folder / "items")
-    assert code == 2 and "expected a new folder" in err
-    code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "none.csv")
-    assert code == 2 and "no such file" in err
+    run.refuses(2, "expected a new folder", *build, tmp_path / "there", "--items", folder / "items")
+    run.refuses(2, "no such file", *build, tmp_path / "a", "--items", tmp_path / "none.csv")
     pq.write_table(items([1000, 1000]), tmp_path / "twice.parquet")
-    code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "twice.parquet", "--dry-run")
-    assert code == 1 and "1000 comes twice" in err
+    run.refuses(1, "1000 comes twice", *build, tmp_path / "a", "--items", tmp_path / "twice.parquet", "--dry-run")
     pq.write_table(items([1000]).drop_columns(["kind"]), tmp_path / "short.parquet")
     code, _, err = run(*build, tmp_path / "a", "--items", tmp_path / "short.parquet")
     assert code == 1 and "missing column" in err and "'kind'" in err
     code, _, err = run("index", "build", "--checkpoint", folder / "bare", "--items", folder / "items", "--out", tmp_path / "a")
     assert code == 2 and "expected a model with an encoder" in err
-    with pytest.raises(SystemExit) as usage:
-        run("index", "build", "--storage", "float8")
-    assert usage.value.code == 2
-    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", batch_size=64, progress=False).save(
-        tmp_path / "index"
-    )
+    assert run("index", "build", "--storage", "float8")[0] == 2
+    ItemIndex.build(trained, folder / "items", batch_size=64, progress=False).save(tmp_path / "index")
     update = ["index", "update", "--index", tmp_path / "index", "--out", tmp_path / "b", "--checkpoint"]
     assert run(*update, folder / "model")[0] == 2
-    other = {**params, "item": jax.tree.map(lambda x: x + 1, params["item"])}
-    checkpoint.save(tmp_path / "other", aif.Trained(model, other, encoder))
-    code, _, err = run(*update, tmp_path / "other", "--items", tmp_path / "twice.parquet")
-    assert code == 1 and "expected version" in err and not (tmp_path / "b").exists()
+    other = {**trained.params, "item": jax.tree.map(lambda x: x + 1, trained.params["item"])}
+    checkpoint.save(tmp_path / "other", trained.replace(params=other))
+    run.refuses(1, "expected version", *update, tmp_path / "other", "--items", tmp_path / "twice.parquet")
+    assert not (tmp_path / "b").exists()
 
 
 # -- export -----------------------------------------------------------------------------------------------------------------
 
 
-def test_export_verify(world, tmp_path, run):
-    folder, model, params, encoder = world
-    index = ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False)
+def test_export_verify(folder, trained, tmp_path, run):
+    index = ItemIndex.build(trained, folder / "items", progress=False)
     index.save(tmp_path / "index")
     words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu"]
     code, out, _ = run(*words, "--out", tmp_path / "exported")
@@ -198,44 +201,37 @@ def test_export_verify(world, tmp_path, run):
     assert loaded.version == index.version and loaded.index is not None
     assert run(*words, "--out", tmp_path / "exported")[0] == 2
 
-    code, out, _ = run("verify", tmp_path / "exported", "--sha256", written["sha256"])
-    assert code == 0 and json.loads(out)["version"] == index.version
+    assert json.loads(run.told("verify", tmp_path / "exported", "--sha256", written["sha256"]))["version"] == index.version
     again = ["export", "--checkpoint", tmp_path / "exported", *words[3:], "--out", tmp_path / "again"]
-    code, out, _ = run(*again)
-    assert code == 0 and run("verify", tmp_path / "again", "--sha256", json.loads(out)["sha256"])[0] == 0
+    assert run("verify", tmp_path / "again", "--sha256", json.loads(run.told(*again))["sha256"])[0] == 0
 
     params_file = tmp_path / "exported" / "params.safetensors"
     params_file.write_bytes(params_file.read_bytes()[:-1] + b"\x01")
-    code, _, err = run("verify", tmp_path / "exported")
-    assert code == 1 and "params.safetensors" in err
+    run.refuses(1, "params.safetensors", "verify", tmp_path / "exported")
     assert run("verify", tmp_path / "nothing")[0] == 2
 
 
 # -- check ------------------------------------------------------------------------------------------------------------------
 
 
-def test_check(world, tmp_path, run):
-    folder, *_ = world
-    code, out, _ = run("check", *files(folder), "--columns", folder / "columns.json")
-    assert code == 0 and "0 problems" in out and "profile: " in out
+def test_check(folder, tmp_path, run):
+    out = run.told("check", *files(folder), "--columns", folder / "columns.json")
+    assert "0 problems" in out and "profile: " in out
     assert run("check", *files(folder), *FLAGS, "--item-statistics", 3600, 86400)[0] == 0
-    code, out, _ = run("check", *files(folder), *FLAGS, "--json")
-    assert code == 0 and json.loads(out)["problems"] == []
+    assert json.loads(run.told("check", *files(folder), *FLAGS, "--json"))["problems"] == []
     (tmp_path / "events.csv").write_text("user,item,time\n1,1000,1600000000\n1,1000,\n1,5,1600000001\n")
     code, out, _ = run("check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model", "--cap", 1)
     assert code == 1 and "null: expected a time" in out and "unknown item" in out and "2 problems" in out
     (tmp_path / "events.csv").write_text("user,item,time\n" + "1,1000,1600000000\n" * 2)
     words = "check", "--events", tmp_path / "events.csv", "--checkpoint", folder / "model"
-    code, out, _ = run(*words)
-    assert code == 0 and "suspicion: " in out and "repeated event" in out and "0 problems, 1 suspicion " in out
+    out = run.told(*words)
+    assert "suspicion: " in out and "repeated event" in out and "0 problems, 1 suspicion " in out
     code, out, _ = run(*words, "--strict", "--json")
     assert code == 1 and json.loads(out)["suspicions"][0]["kind"] == "repeated event" and json.loads(out)["problems"] == []
 
 
-def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
-    folder, *_ = world
-    code, _, err = run("check", *files(folder), "--columns", tmp_path / "none.json")
-    assert code == 2 and "none.json" in err
+def test_settings_that_make_no_sense_are_wrong_usage(folder, tmp_path, run):
+    run.refuses(2, "none.json", "check", *files(folder), "--columns", tmp_path / "none.json")
     for text, words in (
         ("{", "columns.json"),
         ('{"hue": 1}', "hue"),
@@ -244,21 +240,14 @@ def test_settings_that_make_no_sense_are_wrong_usage(world, tmp_path, run):
         ("[]", "columns.json"),
     ):
         (tmp_path / "columns.json").write_text(text)
-        code, _, err = run("check", *files(folder), "--columns", tmp_path / "columns.json")
-        assert code == 2 and words in err
+        run.refuses(2, words, "check", *files(folder), "--columns", tmp_path / "columns.json")
     for short in ("--orde=none", "--ca=1"):  # a flag is its whole name
-        with pytest.raises(SystemExit) as usage:
-            run("check", *files(folder), short)
-        assert usage.value.code == 2
+        assert run("check", *files(folder), short)[0] == 2
     code, _, err = run("check", "--events", folder / "events.parquet", "--columns", tmp_path / "colums.json")
     assert code == 2 and "colums.json: expected a JSON file of settings, got no such file" in err
-    code, _, err = run("check", *files(folder), "--bag-length", 1)
-    assert code == 2 and "Columns.bag_length" in err
-    code, _, err = run("check", "--events", tmp_path / "none.parquet")
-    assert code == 2 and "no such file" in err
-    with pytest.raises(SystemExit) as usage:
-        run("check", *files(folder), "--cap", 0)
-    assert usage.value.code == 2
+    run.refuses(2, "Columns.bag_length", "check", *files(folder), "--bag-length", 1)
+    run.refuses(2, "no such file", "check", "--events", tmp_path / "none.parquet")
+    assert run("check", *files(folder), "--cap", 0)[0] == 2
 
 
 # -- train ------------------------------------------------------------------------------------------------------------------
@@ -268,9 +257,8 @@ SMALL += ["--preset", "two_tower", "--set", "width=8", "short_length=4", "long_l
 START = 1_600_041_600  # 2020-09-14
 
 
-def test_from_files_to_an_exported_folder(world, tmp_path, run):
+def test_from_files_to_an_exported_folder(folder, tmp_path, run):
     """Train, index and export; the run's folder alone carries columns, vocabularies and the best parameters."""
-    folder, *_ = world
     words = ["train", *files(folder), "--columns", folder / "columns.json", "--out", tmp_path / "run", *SMALL]
     words += ["--epochs", 2, "--batch-size", 64, "--requests", 50, "--buckets", 2, 4, "--id-dropout", 0.1]
     words += ["--since", "2020-09-14", "--validation", START + 5 * 86_400, "--test", "2020-09-20T12:00"]
@@ -287,16 +275,11 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert set(figures) == {"validation", "test", "intervals"} and 0 < figures["validation"]["gauc"] < 1
     low, high = figures["intervals"]["test"]["gauc"]
     assert low <= figures["test"]["gauc"] <= high and figures["intervals"]["test"].keys() == figures["test"].keys()
-    code, again, _ = run(*words, "--quiet")
-    assert code == 0 and again.startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")
-    code, out, _ = run(
-        "index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out", tmp_path / "index", "--quiet"
-    )
-    assert code == 0 and "90 items" in out
+    assert run.told(*words, "--quiet").startswith(f"validation: auc {figures['validation']['auc']:.4f}, gauc ")
+    words = ["index", "build", "--checkpoint", tmp_path / "run", "--items", folder / "items", "--out", tmp_path / "index"]
+    assert "90 items" in run.told(*words, "--quiet")
     words = ["export", "--checkpoint", tmp_path / "run", "--index", tmp_path / "index", "--out", tmp_path / "exported"]
-    code, out, err = run(*words, "--platforms", "cpu")
-    assert code == 0, err
-    assert json.loads(out)["version"] == aif.open(tmp_path / "run").version
+    assert json.loads(run.told(*words, "--platforms", "cpu"))["version"] == aif.open(tmp_path / "run").version
     other = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run", *SMALL, "--quiet"]
     code, _, err = run(*other, "--epochs", 3)
     assert code == 1 and "expected a run with these settings" in err and "fit.epochs" in err
@@ -304,26 +287,22 @@ def test_from_files_to_an_exported_folder(world, tmp_path, run):
     assert code == 2 and "test: expected an ISO date such as '2022-05-06', a datetime, or an integer in 's', got" in err
 
 
-def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(world, tmp_path, run):
-    folder, model, params, encoder = world
+def test_a_teacher_is_a_model_or_a_label_of_a_rankers_log(folder, trained, tmp_path, run):
     events = pq.read_table(folder / "events.parquet").slice(0, 400)
     lines = {name: events[name].to_numpy() for name in ("user", "item", "time")}
     lines |= {"stage": ["exposed"] * 400, "house": np.linspace(-1, 1, 400)}
     pq.write_table(pa.table(lines), tmp_path / "log.parquet")
     words = ["train", *files(folder), *FLAGS, *SMALL, "--batch-size", 64, "--requests", 20, "--quiet", "--out"]
-    code, _, err = run(*words, tmp_path / "taught", "--teacher", folder / "model")
-    assert code == 0, err
-    assert aif.Run.load(tmp_path / "taught").settings.teacher == aif.Trained(model, params, encoder).version
-    code, _, err = run(*words, tmp_path / "logged", "--teacher", "house", "--cascade", tmp_path / "log.parquet")
-    assert code == 0, err
+    run.told(*words, tmp_path / "taught", "--teacher", folder / "model")
+    assert aif.Run.load(tmp_path / "taught").settings.teacher == trained.version
+    run.told(*words, tmp_path / "logged", "--teacher", "house", "--cascade", tmp_path / "log.parquet")
     assert aif.Run.load(tmp_path / "logged").settings.teacher == "house"
     code, _, err = run(*words, tmp_path / "other", "--teacher", "house")
     assert code == 2 and "--teacher: expected the folder of a model, or with --cascade a label of it, got 'house'" in err
 
 
-def test_a_teacher_scores_the_retrieved_candidates_of_a_file(world, tmp_path, run):
+def test_a_teacher_scores_the_retrieved_candidates_of_a_file(folder, tmp_path, run):
     """The best checkpoint is that with the highest ranker recall on the candidates of the validation slice."""
-    folder, *_ = world
     events = pq.read_table(folder / "events.parquet")
     lines = {name: np.repeat(events[name].to_numpy(), 12) for name in ("user", "time")}
     lines["item"] = np.random.default_rng(0).permuted(np.tile(np.arange(1000, 1095), (600, 1)), axis=1)[:, :12].ravel()
@@ -339,15 +318,13 @@ def test_a_teacher_scores_the_retrieved_candidates_of_a_file(world, tmp_path, ru
     assert settings.loss.endswith("Goal(4 * distill_listwise(corrected=True), 'teacher')")
     code, _, err = run(*words, tmp_path / "other", "--candidates", tmp_path / "found.parquet")
     assert code == 2 and "--candidates: expected a ranker of them, got none; give --teacher" in err
-    code, _, err = run(*words, tmp_path / "other", "--keep-best", "ranker_recall")
-    assert code == 1 and "'ranker_recall': no ranker scored its" in err
+    run.refuses(1, "'ranker_recall': no ranker scored its", *words, tmp_path / "other", "--keep-best", "ranker_recall")
     pq.write_table(pa.table(lines | {"time": lines["time"] + 10**7}), tmp_path / "found.parquet")
     code, _, err = run(*words, tmp_path / "other", *teacher)
     assert code == 1 and "expected a known item, at the user and time of an event, got none in 7,200 lines" in err
 
 
-def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp_path, run):
-    folder, *_ = world
+def test_what_is_fitted_after_training_is_added_from_the_command_line(folder, tmp_path, run):
     rng = np.random.default_rng(0)
     users = rng.integers(1, 30, 900)
     events = {"user": users, "item": 1000 + 3 * rng.integers(0, 30, 900) + users % 3, "time": 1_600_000_000 + np.arange(900)}
@@ -358,20 +335,14 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert run("train", *words)[0] == 0
     before = aif.open(tmp_path / "run").version
     add = ["--run", tmp_path / "run", *given, "--quiet", "--out"]
-    code, out, err = run("add", "calibration", "svd", "popularity", *add, tmp_path / "served", "--evaluate")
-    assert code == 0, err
-    figures = json.loads(out)
+    figures = json.loads(run.told("add", "calibration", "svd", "popularity", *add, tmp_path / "served", "--evaluate"))
     assert figures["before"] != figures["after"] and figures["before"].keys() == figures["after"].keys()
     assert figures["intervals"].keys() == {"before", "after"}
 
     trained = aif.Run.load(tmp_path / "run")
     data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
-    wanted = (
-        dataclasses.replace(trained, folder=None)
-        .with_svd(data)
-        .with_popularity_correction(data)
-        .calibrate(data, progress=False)
-    )
+    bare = dataclasses.replace(trained, folder=None)
+    wanted = bare.with_svd(data).with_popularity_correction(data).calibrate(data, progress=False)
     served = aif.open(tmp_path / "served")
     assert served.config == wanted.config and served.encoder.version == trained.encoder.version
     jax.tree.map(np.testing.assert_array_equal, served.params, wanted.params)
@@ -382,33 +353,27 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(world, tmp
     assert run("add", "svd", *add, tmp_path / "other")[0] == 0
     other = aif.open(tmp_path / "other")
     assert [block.name for block in other.config.blocks] == ["dot_product", "pure_svd"]
-    code, out, _ = run("add", "calibration", *add, tmp_path / "last")
-    assert code == 0 and out.startswith(f"{tmp_path / 'last'}: calibration added, version ")
+    out = run.told("add", "calibration", *add, tmp_path / "last")
+    assert out.startswith(f"{tmp_path / 'last'}: calibration added, version ")
     assert aif.open(tmp_path / "run").version == before != aif.open(tmp_path / "last").version
     for parts in (["cream"], []):
-        with pytest.raises(SystemExit) as usage:
-            run("add", *parts, *add, tmp_path / "another")
-        assert usage.value.code == 2
+        assert run("add", *parts, *add, tmp_path / "another")[0] == 2
 
 
-def test_events_of_unknown_items_are_skipped_where_that_is_said(world, tmp_path, run, caplog):
-    folder, *_ = world
+def test_events_of_unknown_items_are_skipped_where_that_is_said(folder, tmp_path, run, caplog):
     events = pq.read_table(folder / "events.parquet").to_pydict()
     events["item"][0] = 99  # the items file lacks it
     pq.write_table(pa.table(events), tmp_path / "events.parquet")
     given = ["--events", tmp_path / "events.parquet", *files(folder)[2:], "--quiet"]
     train = ["train", *given, *FLAGS, *SMALL, "--batch-size", 64, "--out", tmp_path / "run"]
     for words in (train, ["add", "svd", *given, "--run", tmp_path / "run", "--out", tmp_path / "served"]):
-        code, _, err = run(*words)
-        assert code == 1 and "got 99" in err, err
+        run.refuses(1, "got 99", *words)
         caplog.clear()
-        code, _, err = run(*words, "--unknown", "skip")
-        assert code == 0, err
+        run.told(*words, "--unknown", "skip")
         assert "1 rows left out or left unknown" in caplog.text
 
 
-def test_wrong_words_of_train(world, tmp_path, run):
-    folder, *_ = world
+def test_wrong_words_of_train(folder, tmp_path, run):
     words = ["train", *files(folder), *FLAGS, "--out", tmp_path / "run"]
     for more, message in (
         (["--set", "width=0"], "--set: Config.width: expected at least 1, got 0"),
@@ -435,26 +400,20 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as usage:
-        cli.main([*command, "--help"])
-    said = capsys.readouterr().out
-    assert usage.value.code == 0 and said.startswith(" ".join(["usage: aif-jax", *command]))
+def test_every_command_has_help(command, run):
+    said = run.told(*command, "--help")
+    assert said.startswith(" ".join(["usage: aif-jax", *command]))
     if not command:
         assert "Exit codes" in said and all(word[0] in said for word in COMMANDS if word)
 
 
-def test_a_command_is_required(capsys):
+def test_a_command_is_required(run):
     for words, hint in (([], "doctor"), (["fly"], "doctor"), (["index"], "build|update|follow|inspect|verify")):
-        with pytest.raises(SystemExit) as usage:
-            cli.main(words)
-        assert usage.value.code == 2 and hint in capsys.readouterr().err
+        run.refuses(2, hint, *words)
 
 
-def test_help_on_columns_is_that_of_their_fields(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["check", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
+def test_help_on_columns_is_that_of_their_fields(run):
+    said = " ".join(run.told("check", "--help").split())
     for name in COLUMNS.to_json():
         assert "--" + name.replace("_", "-") in said and meaning(Columns, name) and meaning(Columns, name) in said
 
@@ -469,9 +428,8 @@ def unread(buffering: int = -1):
 
 
 @pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "in between"])
-def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, world, tmp_path, monkeypatch, capfd):
-    folder, model, params, encoder = world
-    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, folder, trained, tmp_path, monkeypatch, capfd):
+    ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
     with unread(buffering) as stdout, monkeypatch.context() as changes:
         changes.setattr("sys.stdout", stdout)
         assert cli.main(["index", "inspect", str(tmp_path / "one")]) == 141
@@ -487,9 +445,8 @@ def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
     assert code == 1 and err == "error: [Errno 32] Broken pipe\n"
 
 
-def test_a_process_whose_output_nobody_reads_ends_in_silence(world, tmp_path):
-    folder, model, params, encoder = world
-    ItemIndex.build(aif.Trained(model, params, encoder), folder / "items", progress=False).save(tmp_path / "one")
+def test_a_process_whose_output_nobody_reads_ends_in_silence(folder, trained, tmp_path):
+    ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
     for words, code in ((("index", "inspect", tmp_path / "one"), 141), (("--help",), 0)):  # argparse drops what it cannot write
         with unread() as stdout:
             command = [sys.executable, "-m", "aif_jax", *map(str, words)]

@@ -1,7 +1,7 @@
 """The item index: build, look-up, updates, snapshots, storage."""
 
 import dataclasses
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,8 @@ import pytest
 from pyarrow import csv, parquet
 
 import aif_jax as aif
-from aif_jax import Catalogue, item
+from aif_jax import item
 from aif_jax.checks import EncodingMismatch
-from aif_jax.encoding.columns import Columns
-from aif_jax.encoding.encoder import Encoder, schema_of
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
@@ -27,24 +24,27 @@ from tests.beside import meanwhile
 from tests.demo import part, same
 from tests.refusals import refused
 
+FEATURES, IDS = demo.items(300), np.random.default_rng(0).integers(-(2**62), 2**62, 300)
+
+
+@functools.cache
+def trained() -> aif.Trained:
+    return aif.Trained(*demo.build())
+
+
+def make(features=FEATURES, ids=IDS, **options) -> ItemIndex:
+    return ItemIndex.build(trained(), [(ids, features)], **{"batch_size": 64, "progress": False, **options})
+
 
 @pytest.fixture(scope="module")
-def built():
-    """(model, params, features of 300 items, their ids, an index of them)."""
-    model, params = demo.build()
-    features = demo.items(300)
-    ids = np.random.default_rng(0).integers(-(2**62), 2**62, 300)
-    return model, params, features, ids, make(model, params, features, ids)
+def index() -> ItemIndex:
+    """Of 300 items; no test changes it."""
+    return make()
 
 
-def make(model, params, features, ids, **options):
-    return ItemIndex.build(aif.Trained(model, params), [(ids, features)], **{"batch_size": 64, "progress": False, **options})
-
-
-def test_rows_are_the_item_function(built):
-    model, params, features, ids, index = built
-    rows, mask = index.take(ids)
-    want = jax.jit(jax.vmap(model.item, (None, 0)))(params, features)
+def test_rows_are_the_item_function(index):
+    rows, mask = index.take(IDS)
+    want = jax.jit(jax.vmap(trained().model.item, (None, 0)))(trained().params, FEATURES)
     assert mask.all() and jax.tree.structure(rows) == jax.tree.structure(want)
     for got, expected in zip(jax.tree.leaves(rows), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -55,7 +55,7 @@ def test_rows_are_the_item_function(built):
 def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     model, params = demo.build(**demo.VARIANTS[variant])
     features = demo.items(20)
-    index = make(model, params, features, np.arange(20))
+    index = ItemIndex.build(aif.Trained(model, params), [(np.arange(20), features)], batch_size=64, progress=False)
     state = jax.jit(model.user)(params, demo.user(model.config))
     candidates, _ = index.lookup([7, 3, 11])
     with index.reading() as table:
@@ -65,13 +65,12 @@ def test_every_kind_of_model_scores_from_the_table_as_from_features(variant):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_lookup(built):
-    *_, ids, index = built
-    rows, mask = index.lookup(np.concatenate([ids[:5], [12345, EMPTY]]))
+def test_lookup(index):
+    rows, mask = index.lookup(np.concatenate([IDS[:5], [12345, EMPTY]]))
     assert rows.dtype == np.int32 and mask.tolist() == [True] * 5 + [False] * 2
     assert rows[5:].tolist() == [-1, -1] and len(set(rows[:5])) == 5
     assert [len(part) for part in index.lookup([])] == [0, 0]
-    assert index.lookup(ids[:5].tolist())[1].all() and index.lookup(ids[:10:2])[1].all()
+    assert index.lookup(IDS[:5].tolist())[1].all() and index.lookup(IDS[:10:2])[1].all()
     refused(ValueError, r"one axis, got shape \[1, 2\]", index.lookup, [[1, 2]])
 
 
@@ -84,9 +83,8 @@ def test_lookup(built):
     (np.array([7, 2**63], np.uint64), "got 9223372036854775808"),
     ([True], "got dtype bool"),
 ])  # fmt: skip
-def test_ids_that_are_none_are_refused_and_do_not_make_all_unknown(built, bad, message):
-    model, params, features, _, index = built
-    for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, part(features, slice(len(ids))))):
+def test_ids_that_are_none_are_refused_and_do_not_make_all_unknown(index, bad, message):
+    for call in (index.lookup, index.delete, lambda ids: index.upsert(ids, part(FEATURES, slice(len(ids))))):
         refused(TypeError, f"ids: .*{message}", call, bad)
 
 
@@ -115,91 +113,84 @@ def test_ids_that_share_a_bucket_overflow_into_the_next():
     assert (table.find(crowd.take(slice(30, 60))) == -1).all()
 
 
-def test_old_snapshots_keep_their_rows(built):
-    model, params, features, ids, _ = built
-    first = make(model, params, features, ids)
-    before, changed = first.take(ids)[0], demo.items(300, seed=9)
-    snapshots, expected = [first], [features]
+def test_old_snapshots_keep_their_rows():
+    first = make()
+    before, changed = first.take(IDS)[0], demo.items(300, seed=9)
+    snapshots, expected = [first], [FEATURES]
     for step in range(12):
         at = np.arange(step, 300, 7)
-        wanted = jax.tree.map(lambda old, new, at=at: np.concatenate([old[:0], old]), expected[-1], changed)
+        wanted = jax.tree.map(np.array, expected[-1])
         for old, new in zip(jax.tree.leaves(wanted), jax.tree.leaves(changed), strict=True):
             old[at] = new[at]
         expected.append(wanted)
-        snapshots.append(snapshots[-1].upsert(ids[at], part(changed, at)))
+        snapshots.append(snapshots[-1].upsert(IDS[at], part(changed, at)))
     assert snapshots[-1].capacity == first.capacity, "updates in place, or this test shows nothing"
     assert snapshots[-1]._store is first._store
-    assert same(first.take(ids)[0], before)
+    assert same(first.take(IDS)[0], before)
     for snapshot, wanted in zip(snapshots, expected, strict=True):
-        assert same(snapshot.take(ids)[0], make(model, params, wanted, ids).take(ids)[0])
+        assert same(snapshot.take(IDS)[0], make(wanted).take(IDS)[0])
 
 
-def test_rows_come_back_when_their_snapshots_are_gone(built):
-    model, params, features, ids, _ = built
-    index = make(model, params, features, ids)
+def test_rows_come_back_when_their_snapshots_are_gone():
+    index = make()
     store, free = index._store, index._store.room
     for _ in range(50):  # 15,000 changes in 1024 rows
-        index = index.upsert(ids, features)
+        index = index.upsert(IDS, FEATURES)
     assert index._store is store and index.capacity == 1024
     assert free - store.room in (0, 300)
     pages = len(store.ids.pages)
     for _ in range(50):
-        index = index.upsert(ids, features)
+        index = index.upsert(IDS, FEATURES)
     assert len(store.ids.pages) == pages
     held = index
-    index = index.upsert(ids, features)
+    index = index.upsert(IDS, FEATURES)
     assert store.room == free - 300, "the held snapshot still reads its rows"
     del held
     assert store.room == free
 
 
-def test_delete_and_insert(built):
-    model, params, features, ids, index = built
-    less = index.delete(ids[:10])
-    assert len(less) == 290 and not less.lookup(ids[:10])[1].any() and index.lookup(ids[:10])[1].all()
-    assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], part(features, slice(0))) is index
-    again = less.upsert(ids[:3], part(features, slice(3)))
-    assert len(again) == 293 and same(again.take(ids[:3])[0], index.take(ids[:3])[0])
-    assert np.array_equal(again.ids, np.sort(np.concatenate([ids[:3], ids[10:]])))
+def test_delete_and_insert(index):
+    less = index.delete(IDS[:10])
+    assert len(less) == 290 and not less.lookup(IDS[:10])[1].any() and index.lookup(IDS[:10])[1].all()
+    assert less.delete([4]) is less and less.delete([]) is less and index.upsert([], part(FEATURES, slice(0))) is index
+    again = less.upsert(IDS[:3], part(FEATURES, slice(3)))
+    assert len(again) == 293 and same(again.take(IDS[:3])[0], index.take(IDS[:3])[0])
+    assert np.array_equal(again.ids, np.sort(np.concatenate([IDS[:3], IDS[10:]])))
 
 
-def test_growth_keeps_old_and_new_snapshots(built):
-    model, params, features, ids, index = built
+def test_growth_keeps_old_and_new_snapshots(index):
     many = demo.items(2000, seed=4)
     grown = index.upsert(np.arange(2000), many)
     assert len(grown) == 2300 and grown.capacity == capacity_for(2300) and index.capacity == 1024
-    assert same(grown.take(ids)[0], index.take(ids)[0])
-    assert same(grown.take(np.arange(2000))[0], make(model, params, many, np.arange(2000)).take(np.arange(2000))[0])
+    assert same(grown.take(IDS)[0], index.take(IDS)[0])
+    assert same(grown.take(np.arange(2000))[0], make(many, np.arange(2000)).take(np.arange(2000))[0])
 
 
-def test_an_update_of_an_older_snapshot_branches_off(built):
-    model, params, features, ids, _ = built
-    root = make(model, params, features, ids)
-    left = root.upsert([1], part(features, [0]))
-    right = root.upsert([2], part(features, [1])).delete(ids[:1])
-    assert left.lookup([1, 2, ids[0]])[1].tolist() == [True, False, True]
-    assert right.lookup([1, 2, ids[0]])[1].tolist() == [False, True, False]
-    assert root.lookup([1, 2, ids[0]])[1].tolist() == [False, False, True]
+def test_an_update_of_an_older_snapshot_branches_off():
+    root = make()
+    left = root.upsert([1], part(FEATURES, [0]))
+    right = root.upsert([2], part(FEATURES, [1])).delete(IDS[:1])
+    assert left.lookup([1, 2, IDS[0]])[1].tolist() == [True, False, True]
+    assert right.lookup([1, 2, IDS[0]])[1].tolist() == [False, True, False]
+    assert root.lookup([1, 2, IDS[0]])[1].tolist() == [False, False, True]
 
 
-def test_a_copy_of_the_table_is_never_written_and_costs_the_next_update_nothing(built):
-    model, params, features, ids, _ = built
-    index = make(model, params, features, ids)
-    rows, _ = index.lookup(ids)
+def test_a_copy_of_the_table_is_never_written_and_costs_the_next_update_nothing():
+    index = make()
+    rows, _ = index.lookup(IDS)
     table = index.copy_table()
     before = jax.tree.map(np.asarray, index.decode(table, rows))
     with index.reading() as lent:
         pass
-    newer = index.upsert(ids, demo.items(300, seed=5))
+    newer = index.upsert(IDS, demo.items(300, seed=5))
     assert lent.words.is_deleted(), "in place, although somebody has a copy"
     for _ in range(5):
-        newer = newer.upsert(ids, demo.items(300, seed=6))
+        newer = newer.upsert(IDS, demo.items(300, seed=6))
     assert same(jax.tree.map(np.asarray, index.decode(table, rows)), before)
 
 
-def test_readers_and_a_writer_in_threads(built):
+def test_readers_and_a_writer_in_threads():
     """A reader sees every row of its snapshot made from one and the same update."""
-    model, params, *_ = built
     ids = np.arange(200)
 
     def generation(number):
@@ -207,7 +198,7 @@ def test_readers_and_a_writer_in_threads(built):
         features.side["bid"][:] = number
         return features
 
-    current, seen = [make(model, params, generation(0), ids)], set()
+    current, seen = [make(generation(0), ids)], set()
     score = jax.jit(lambda table, rows: ItemIndex.decode(table, rows).side["bid"])
 
     def read():
@@ -267,85 +258,78 @@ def test_a_row_wider_than_a_word_is_refused():
 
 
 @pytest.mark.parametrize(("storage", "limit"), [("bfloat16", 0.02), ("int8", 0.02)])
-def test_score_error_of_compact_storage(built, storage, limit):
-    model, params, features, ids, exact = built
-    compact = make(model, params, features, ids, storage=storage)
-    assert compact.bytes_per_row < exact.bytes_per_row
+def test_score_error_of_compact_storage(index, storage, limit):
+    compact = make(storage=storage)
+    assert compact.bytes_per_row < index.bytes_per_row
+    model, params = trained().model, trained().params
     score = jax.jit(lambda rows: model.interaction(params, model.user(params, demo.user(model.config)), rows))
-    want, got = (np.asarray(score(index.take(ids)[0])) for index in (exact, compact))
+    want, got = (np.asarray(score(each.take(IDS)[0])) for each in (index, compact))
     assert 0 < np.abs(got - want).max() < limit * np.abs(want).max()
 
 
-def test_sources(built):
-    model, params, features, ids, index = built
-    batches = [(ids[:100], part(features, slice(100))), (ids[100:100], part(features, slice(0)))]
-    batches += [(ids[i : i + 7], part(features, slice(i, i + 7))) for i in range(100, 300, 7)]
-    streamed = ItemIndex.build(aif.Trained(model, params), iter(batches), batch_size=64, progress=False)
-    assert same(streamed.take(ids)[0], index.take(ids)[0])
+def test_sources(index):
+    batches = [(IDS[:100], part(FEATURES, slice(100))), (IDS[100:100], part(FEATURES, slice(0)))]
+    batches += [(IDS[i : i + 7], part(FEATURES, slice(i, i + 7))) for i in range(100, 300, 7)]
+    streamed = ItemIndex.build(trained(), iter(batches), batch_size=64, progress=False)
+    assert same(streamed.take(IDS)[0], index.take(IDS)[0])
     names = [f"sku-{i}" for i in range(49)]
-    attributes = {name: ids[:49] for name, ids in features.ids.items() if name != "item"}
-    rest = part(features, slice(49))
+    attributes = {name: ids[:49] for name, ids in FEATURES.ids.items() if name != "item"}
+    rest = part(FEATURES, slice(49))
     rest = dict(floats=rest.floats, content=rest.content, side=rest.side)
-    catalogue = Catalogue.from_items(model.config.schema, names, ids=attributes, **rest)
-    named = ItemIndex.build(aif.Trained(model, params), catalogue, batch_size=64, progress=False)
+    catalogue = aif.Catalogue.from_items(trained().config.schema, names, ids=attributes, **rest)
+    named = ItemIndex.build(trained(), catalogue, batch_size=64, progress=False)
     assert same(named.take(catalogue.raw)[0].side, catalogue.features(np.arange(1, 50)).side)
-    assert len(named.upsert(["sku-1", "new"], part(features, slice(2)))) == 50
+    assert len(named.upsert(["sku-1", "new"], part(FEATURES, slice(2)))) == 50
     for source, error, message in (
         (3, TypeError, "expected a Catalogue, a path, raw columns, or batches of either pairs"),
         ("items.csv", ValueError, "catalogue items.csv: expected a model with an encoder"),
         ([{"item": [1]}], TypeError, "items: expected ids and ItemFeatures, or an index with an encoder, got dict"),
     ):
-        refused(error, message, ItemIndex.build, aif.Trained(model, params), source, progress=False)
+        refused(error, message, ItemIndex.build, trained(), source, progress=False)
+
+
+TABLE = {
+    "item": [f"sku-{i}" for i in range(40)],
+    "category": ["tea", "cup"] * 20,
+    "brand": ["x", None, "y", "z"] * 10,
+    "price": np.linspace(1, 9, 40),
+    "bid": np.arange(40.0),
+}
 
 
 @pytest.fixture(scope="module")
-def raw():
-    """(model, params, encoder, items as raw columns), with a brand, a scaled price and a bid."""
-    columns = Columns(item_attributes=("brand",), item_floats=("price",), side=("bid",))
-    table = {
-        "item": [f"sku-{i}" for i in range(40)],
-        "category": ["tea", "cup"] * 20,
-        "brand": ["x", None, "y", "z"] * 10,
-        "price": np.linspace(1, 9, 40),
-        "bid": np.arange(40.0),
-    }
-    words = {"user": ["ann"], "item": table["item"], "category": ["cup", "tea"], "brand": ["x", "y"]}
-    vocabularies = {name: Vocabulary(values) for name, values in words.items()}
-    schema = schema_of(columns, vocabularies)
-    encoder = Encoder(schema=schema, columns=columns, vocabularies=vocabularies, scales={"item/price": (5.0, 2.0)})
-    model = aif.build(aif.presets.two_tower(schema))
-    known = encoder.items(table)[1]
-    whole = jax.tree.map(lambda leaf: np.concatenate([leaf[:1] * 0, leaf]), known)  # with row 0, the unknown item
-    params = demo.init(model, items=whole)
-    return model, params, encoder, table
+def raw() -> aif.Trained:
+    """A model of items with a brand, a scaled price and a bid."""
+    columns = aif.Columns(item_attributes=("brand",), item_floats=("price",), side=("bid",))
+    data = aif.read({"user": ["ann"], "item": ["sku-0"], "time": [1_600_000_000]}, items=TABLE, columns=columns)
+    model = aif.build(aif.presets.two_tower(data.schema))
+    return aif.Trained(model, demo.init(model, items=data.catalogue), data.encoder)
 
 
 def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     """From a file, Arrow batches or columns, by the encoder of the model: one index."""
-    model, params, encoder, table = raw
-    arrow = pa.table({name: pa.array(list(values)) for name, values in table.items()})
+    arrow = pa.table({name: pa.array(list(values)) for name, values in TABLE.items()})
     csv.write_csv(arrow, tmp_path / "items.csv")
     parquet.write_table(arrow, tmp_path / "items.parquet")
-    options, trained = dict(batch_size=16, progress=False), aif.Trained(model, params, encoder)
-    index = ItemIndex.build(trained, [encoder.items(table)], **options)
-    assert index.version == fingerprint(params, model.config, encoder) and index.encoding == encoder.version
+    options = dict(batch_size=16, progress=False)
+    index = ItemIndex.build(raw, [raw.encoder.items(TABLE)], **options)
+    assert index.version == fingerprint(raw.params, raw.config, raw.encoder) and index.encoding == raw.encoder.version
     rows, mask = index.take(["sku-3", "sku-40"])
-    want = model.item(params, encoder.item({name: values[3] for name, values in table.items()}))
+    want = raw.model.item(raw.params, raw.encoder.item({name: values[3] for name, values in TABLE.items()}))
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
     np.testing.assert_allclose(rows.vector[0], want.vector, rtol=1e-5, atol=1e-6)
     for catalogue in (tmp_path / "items.csv", str(tmp_path / "items.parquet"), arrow.to_batches(max_chunksize=7), [arrow]):
-        assert same(ItemIndex.build(trained, catalogue, **options).stored(), index.stored())
+        assert same(ItemIndex.build(raw, catalogue, **options).stored(), index.stored())
 
 
 def test_raw_columns_are_a_catalogue_and_other_things_are_named(raw):
-    model, params, encoder, table = raw
-    build = partial(ItemIndex.build, aif.Trained(model, params, encoder), progress=False)
-    by_column = build(table)
-    for index in (build([table]), build(pa.table(table))):
-        assert len(index) == 40 and same(index.take(table["item"])[0], by_column.take(table["item"])[0])
+    build = functools.partial(ItemIndex.build, raw, progress=False)
+    by_column = build(TABLE)
+    for index in (build([TABLE]), build(pa.table(TABLE))):
+        assert len(index) == 40 and same(index.take(TABLE["item"])[0], by_column.take(TABLE["item"])[0])
     for wrong, got in (
         (["item", "category"], "str 'item'"),
-        ((table["item"], None), "list .*sku-0"),
+        ((TABLE["item"], None), "list .*sku-0"),
         ([3], "int '3'"),
         ({"item"}, "str 'item'"),
     ):
@@ -355,46 +339,42 @@ def test_raw_columns_are_a_catalogue_and_other_things_are_named(raw):
 
 
 def test_raw_updates(raw):
-    model, params, encoder, table = raw
-    index = ItemIndex.build(aif.Trained(model, params, encoder), [table], batch_size=16, progress=False)
+    index = ItemIndex.build(raw, [TABLE], batch_size=16, progress=False)
     record = {"item": "sku-5", "category": "tea", "brand": "y", "price": 2.5, "bid": 99.0}
     new = {"item": "brand new", "category": "unheard of", "price": 1.0, "bid": 1.0}
-    columns = {name: [one.get(name) for one in (record, new)] for name in table}
+    columns = {name: [one.get(name) for one in (record, new)] for name in TABLE}
     changed = index.upsert(columns)
     assert len(changed) == 41 and changed.take(["sku-5", "brand new"])[0].side["bid"].tolist() == [99.0, 1.0]
     for update in (pa.table(columns), pa.record_batch(columns)):
         assert same(index.upsert(update).stored(), changed.stored())
-    assert same(index.upsert(*encoder.items(columns)).stored(), changed.stored())
-    other = dataclasses.replace(encoder, scales={"item/price": (5.0, 3.0)})
+    assert same(index.upsert(*raw.encoder.items(columns)).stored(), changed.stored())
+    other = dataclasses.replace(raw.encoder, scales={"item/price": (5.0, 3.0)})
     refused(EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
-    refused(EncodingMismatch, "", ItemIndex.build, aif.Trained(model, params, encoder), [other.items(table)], progress=False)
+    refused(EncodingMismatch, "", ItemIndex.build, raw, [other.items(TABLE)], progress=False)
     with pytest.raises(ValueError, match="column 'price'"):
         index.upsert({name: [value] for name, value in record.items()} | {"price": [float("nan")]})
     with pytest.raises(ValueError, match="expected a column 'bid'"):
         index.upsert({"item": ["sku-1"], "category": ["tea"], "brand": ["x"], "price": [1.0]})
 
 
-def test_a_stream_of_unknown_length_grows_the_table(built):
-    model, params, *_ = built
+def test_a_stream_of_unknown_length_grows_the_table():
     many = demo.items(3000, seed=2)
     stream = [(np.arange(i, i + 500), part(many, slice(i, i + 500))) for i in range(0, 3000, 500)]
-    streamed = ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, progress=False)
-    assert same(streamed.take(np.arange(3000))[0], make(model, params, many, np.arange(3000)).take(np.arange(3000))[0])
+    streamed = ItemIndex.build(trained(), stream, batch_size=64, progress=False)
+    assert same(streamed.take(np.arange(3000))[0], make(many, np.arange(3000)).take(np.arange(3000))[0])
     with pytest.raises(ValueError, match="capacity: expected at least the catalogue's items, got 2000"):
-        ItemIndex.build(aif.Trained(model, params), stream, batch_size=64, capacity=2000, progress=False)
+        ItemIndex.build(trained(), stream, batch_size=64, capacity=2000, progress=False)
 
 
-def test_an_empty_index_works(built):
-    model, params, features, ids, _ = built
-    empty = ItemIndex.build(aif.Trained(model, params), [], batch_size=64, progress=False)
-    assert len(empty) == 0 and not empty.lookup(ids)[1].any() and len(empty.ids) == 0
-    assert len(empty.upsert(ids, features)) == 300 and len(empty.compact()) == 0
+def test_an_empty_index_works():
+    empty = ItemIndex.build(trained(), [], batch_size=64, progress=False)
+    assert len(empty) == 0 and not empty.lookup(IDS)[1].any() and len(empty.ids) == 0
+    assert len(empty.upsert(IDS, FEATURES)) == 300 and len(empty.compact()) == 0
 
 
-def test_strings_are_found_by_what_they_are(built):
-    model, params, features, *_ = built
+def test_strings_are_found_by_what_they_are():
     names = [f"{i:03d}" for i in range(300)]
-    index = make(model, params, features, names)
+    index = make(FEATURES, names)
     assert index.lookup(names)[1].all() and index.lookup(np.array(names))[1].all()
     assert index.lookup(["7", "007", "", "007 "])[1].tolist() == [False, True, False, False]
     assert np.array_equal(index.ids, np.sort(string_ids(names))) and string_ids([]).shape == (0,)
@@ -403,17 +383,16 @@ def test_strings_are_found_by_what_they_are(built):
     assert len(np.unique(string_ids([f"item {i}" for i in range(100_000)]))) == 100_000
     refused(TypeError, "ids: expected strings, got integers", index.lookup, np.arange(3))
     less = index.delete(["007", "nothing"])
-    assert len(less) == 299 and len(less.upsert(["007", "300"], part(features, slice(2)))) == 301
+    assert len(less) == 299 and len(less.upsert(["007", "300"], part(FEATURES, slice(2)))) == 301
     assert same(less.compact().take(["008"])[0], index.take(["008"])[0])
 
 
-def test_ids_of_text_are_bounded(built):
-    model, params, features, *_ = built
+def test_ids_of_text_are_bounded():
     names = ["a", "x" * 1025]
-    index = make(model, params, part(features, slice(2)), ["a", names[1][1:]])
+    index = make(part(FEATURES, slice(2)), ["a", names[1][1:]])
     for call in (
-        lambda: make(model, params, part(features, slice(2)), names),
-        lambda: index.upsert(names, part(features, slice(2))),
+        lambda: make(part(FEATURES, slice(2)), names),
+        lambda: index.upsert(names, part(FEATURES, slice(2))),
         lambda: index.delete(names),
         lambda: index.lookup(names),
         lambda: index.lookup(np.array(names, np.dtypes.StringDType())),
@@ -421,10 +400,9 @@ def test_ids_of_text_are_bounded(built):
         refused(ValueError, "expected ids of at most 1024 characters, got 1025 at position 1", call)
 
 
-def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
+def test_two_strings_with_one_hash_are_refused(monkeypatch):
     """Of 10^7 strings two share 64 bits with probability 3e-6; their marks still differ."""
-    model, params, features, *_ = built
-    index = make(model, params, part(features, slice(3)), ["a", "b", "c"])
+    index = make(part(FEATURES, slice(3)), ["a", "b", "c"])
     hashed = ids_module._hashed
 
     def clash(strings):
@@ -436,44 +414,41 @@ def test_two_strings_with_one_hash_are_refused(built, monkeypatch):
     room = index._store.room
     for ids in (["clash"], ["d", "clash", "a"]):
         with pytest.raises(ValueError, match="ids: expected strings with hashes that differ, got two with one"):
-            index.upsert(ids, part(features, slice(len(ids))))
+            index.upsert(ids, part(FEATURES, slice(len(ids))))
     assert index._store.room == room and len(index) == 3
     with pytest.raises(ValueError, match="expected distinct ids, got repeated ones: one comes twice, at positions 0 and 1"):
-        make(model, params, part(features, slice(2)), ["a", "clash"])
+        make(part(FEATURES, slice(2)), ["a", "clash"])
 
 
-def test_what_is_refused(built):
-    model, params, features, ids, index = built
-    bad, twice = jax.tree.map(lambda leaf: np.array(leaf[:1]), features), part(features, slice(3))
+def test_what_is_refused(index):
+    bad, twice = jax.tree.map(lambda leaf: np.array(leaf[:1]), FEATURES), part(FEATURES, slice(3))
     bad.content[0, 3] = np.nan
     for call, message in (
-        (lambda: make(model, params, twice, [7, 8, 7]), r"got repeated ones: 7 comes twice, at positions 0 and 2 \(1 repeated"),
+        (lambda: make(twice, [7, 8, 7]), r"got repeated ones: 7 comes twice, at positions 0 and 2 \(1 repeated"),
         (lambda: index.upsert([1, 2], twice), "features: expected 2 items like ids, got 3"),
-        (lambda: index.upsert([EMPTY], part(features, slice(1))), "expected ids but -9223372036854775808, which is reserved"),
+        (lambda: index.upsert([EMPTY], part(FEATURES, slice(1))), "expected ids but -9223372036854775808, which is reserved"),
         (lambda: index.upsert([1], bad), "ItemFeatures.content: expected finite values, got nan"),
-        (lambda: make(model, params, features, ids, storage="float16"), "storage: expected one of .* got 'float16'"),
-        (lambda: make(model, params, features, ids, batch_size=0), "batch_size: expected at least 1, got 0"),
+        (lambda: make(storage="float16"), "storage: expected one of .* got 'float16'"),
+        (lambda: make(batch_size=0), "batch_size: expected at least 1, got 0"),
         (lambda: index.compact(capacity=10), "capacity: expected at least 300, got 10"),
     ):
         refused(ValueError, message, call)
 
 
-def test_an_update_that_fails_leaves_everything_as_it_was(built, monkeypatch):
-    model, params, features, ids, _ = built
-    index = make(model, params, features, ids)
+def test_an_update_that_fails_leaves_everything_as_it_was(monkeypatch):
+    index = make()
     free = index._store.room
     monkeypatch.setattr(index._store.program, "_compiled", lambda *_: 1 / 0)
-    refused(ZeroDivisionError, "", index.upsert, [1, 2], part(features, slice(2)))
+    refused(ZeroDivisionError, "", index.upsert, [1, 2], part(FEATURES, slice(2)))
     assert index._store.room == free and len(index) == 300 and not index.lookup([1])[1].any()
 
 
-def test_nothing_compiles_after_the_first_update(built):
-    model, params, features, ids, _ = built
-    index = make(model, params, features, ids)
-    index = index.upsert(ids[:5], part(features, slice(5)))
+def test_nothing_compiles_after_the_first_update():
+    index = make()
+    index = index.upsert(IDS[:5], part(FEATURES, slice(5)))
     with jax.no_tracing():
         for count in (1, 63, 64, 65, 300):
-            index = index.upsert(ids[:count], part(features, slice(count))).delete(ids[:1])
+            index = index.upsert(IDS[:count], part(FEATURES, slice(count))).delete(IDS[:1])
     assert len(index) == 299
 
 
