@@ -52,7 +52,7 @@ TABLE = {
     ),
     "standing": (
         *OF_VARIANTS, EXPORTED, HEAD,
-        "tests/reliability/", "tests/promises/test_exact_resume.py", "tests/test_clients.py",
+        "tests/reliability/", "tests/test_clients.py",
         "tests/promises/test_round_trips.py::test_an_export_scores_like_the_model[tiers by window]",
         "tests/test_export_untrusted.py",
         "tests/test_feature_sources.py", "tests/test_several_processes.py",

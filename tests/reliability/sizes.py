@@ -6,6 +6,7 @@ AIF_JAX_RELIABILITY_SCALE multiplies every size (0.01 is a smoke of under a minu
 import dataclasses
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ RUNS = [
     pytest.param(FULL, SEED, id="full", marks=[pytest.mark.reliability, pytest.mark.timeout(3600)]),
 ]
 """Parameters (sizes, seed) of a suite that is the same at every size."""
+
+
+def resident() -> int:
+    """Bytes of memory of this process that are in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def generator(name: str, seed: int = SEED) -> np.random.Generator:

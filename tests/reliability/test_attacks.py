@@ -24,7 +24,7 @@ from aif_jax.service.inference import MODEL
 from aif_jax.service.process import Listening
 from tests import proxies
 from tests.client import Client
-from tests.reliability.sizes import FULL, SMOKE, Sizes
+from tests.reliability.sizes import FULL, SMOKE, Sizes, resident
 from tests.service_world import IDS, SERVING, Running, connected, exports, posted, running
 
 TOKEN = "open sesame"
@@ -132,11 +132,6 @@ def drip(going: dict[socket.socket, bytes], meanwhile: Callable[[], object] = la
         time.sleep(0.1)
         meanwhile()
     raise AssertionError(f"{len(going)} connections are still there, with the drips {set(going.values())}")
-
-
-def resident() -> int:
-    """Bytes of memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 LINE = b"x-%s: %s\r\n" % (b"n" * 20, b"v" * 4000)

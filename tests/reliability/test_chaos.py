@@ -9,7 +9,7 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from aif_jax import Trained
 from aif_jax.serving import AsyncPreRanker, CallableError, DeadlineExceeded, Overloaded, Request, ServingConfig
 from tests.reliability import coded
-from tests.reliability.sizes import RUNS, SMOKE, generator
+from tests.reliability.sizes import RUNS, SMOKE, generator, resident
 
 K, CLIENTS = 4, 24
 RAISED = "out of nothing"
@@ -34,6 +34,7 @@ UNICODE = {
     ExceptionGroup: (RAISED, [ValueError()]),
     BaseExceptionGroup: (RAISED, [KeyboardInterrupt()]),
 }
+CAPACITY = 1 << 16  # of an index: large, so that a version which stays in memory is seen
 HANGS = ("waits", "swallows cancellation", "spins", "hangs in its cleanup")
 
 
@@ -138,19 +139,23 @@ def refusals(deed: Any) -> tuple[type[BaseException], ...]:
     return (deed, RuntimeError) if deed is StopAsyncIteration else (deed,)  # Python itself changes that one in a coroutine
 
 
-async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout: float) -> Counter:
-    """Clients send requests to callables that misbehave in most of them, and check what comes back.
+async def chaos(
+    turns: Iterable[int], rng: np.random.Generator, *, plain: bool = False, timeout: float, memory: list[Any] | None = None
+) -> tuple[dict[str, int], AsyncPreRanker]:
+    """Clients send a request each turn to callables that misbehave in most of them, and check what comes back.
 
-    A machine that stands still for `timeout` seconds fails it: then calls time out that did not hang.
+    A machine that stands still for `timeout` seconds fails it: then calls time out that did not hang. With `memory`, versions
+    are published and the index is updated meanwhile, and it gets (seconds, resident bytes) after each publish. Returns what
+    became of the requests, and the closed engine.
     """
     deeds, tally, failed = Deeds(seconds=8 * timeout), Counter(), Counter()
     features, retrieval = callables(deeds, plain=plain)
     config = ServingConfig(
         buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=timeout, max_hung=10**6, reserve=0.02,
-        drain_timeout=2.0,
+        drain_timeout=2.0, cache_bytes=200_000,
     )  # fmt: skip
-    index = coded.index(0)
-    turns = iter(range(requests))
+    index, turns = coded.index(0, capacity=CAPACITY), iter(turns)
+    names, published, over = {index.version: 0}, 0, asyncio.Event()
     left: list[Any] = [rng.permutation(len(CLASSES)), rng.permutation(len(CLASSES))]
 
     def draw(side: int) -> Any:
@@ -165,13 +170,14 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
         return CLASSES[place]
 
     async def client() -> None:
-        for _ in turns:
+        for turn in turns:
             place = ("called", "stream", "awaited")[rng.integers(3)]
             ids = rng.choice(coded.IDS, rng.integers(2, 40), replace=False)
             context = {"features": (draw(0), place), "retrieval": (draw(1), place), "ids": ids}
             hangs = any(context[side][0] in HANGS for side in ("features", "retrieval"))
             budget = 0.2 if hangs and rng.random() < 0.5 else None
-            request = Request(user=int(rng.integers(1, coded.USERS)), context=context)
+            version = turn if turn % 2 else None
+            request = Request(user=int(rng.integers(1, coded.USERS)), feature_version=version, context=context)
             task = asyncio.create_task(engine.rank(request, K, budget=budget))
             cancelled = rng.random() < 0.02
             if cancelled:
@@ -209,12 +215,32 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
             assert deed == "well"
         best, code = coded.expected_ranking(number, request.context["ids"], K)
         assert (answer.ids[answer.mask] == best).all() and len(best) == answer.mask.sum()
-        assert (coded.parts(answer.logits[answer.mask])[2] == code).all()
+        version, _, got = coded.parts(answer.logits[answer.mask])
+        assert (got == code).all() and names[answer.version] == version
+
+    async def changes() -> None:
+        nonlocal published
+        while not over.is_set():
+            published += 1
+            params = coded.params(published % 3)
+            index = await asyncio.to_thread(coded.index, published % 3, capacity=CAPACITY)
+            names[index.version] = published % 3
+            assert await engine.publish(Trained(engine.model, params), index) == index.version
+            for update in range(1, 4):
+                await asyncio.sleep(0.2)
+                index = await asyncio.to_thread(index.upsert, coded.IDS, coded.item_features(update))
+                await engine.update_index(index)
+            gc.collect()
+            memory.append((time.perf_counter(), resident()))
 
     engine = AsyncPreRanker(Trained(coded.MODEL, coded.params(0)), index, features=features, retrieval=retrieval, config=config)
+    del index
     async with asyncio.timeout(3000):  # of a run that hangs
         async with engine:
+            publisher = asyncio.create_task(changes()) if memory is not None else None
             await asyncio.gather(*[client() for _ in range(CLIENTS)])
+            over.set()
+            await asyncio.gather(*[publisher] if publisher else [])
             metrics = engine.metrics()
             counters = metrics["counters"]
             assert metrics["gauges"]["pending"] == 0
@@ -222,8 +248,9 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
             assert counters["answered"] == tally["answered"] + tally["degraded"] > 0
             assert counters.get("degraded", 0) == tally["degraded"] == sum(metrics["degraded"].values()) > 0
             assert counters.get("refused", 0) == tally["refused"] and counters.get("cancelled", 0) == tally["cancelled"]
-            fates = sum(tally.values()) + sum(failed.values())
-            assert counters["requests"] == fates == requests
+            assert counters["requests"] == sum(tally.values()) + sum(failed.values())
+            assert (counters.get("publishes", 0), counters.get("index_updates", 0)) == (published, 3 * published)
+            assert metrics["gauges"]["user_sides_running"] == 0 and metrics["gauges"]["cached_bytes"] <= 200_000
             # close while calls hang, and one request waits for one
             hanging = {"features": ("well", "called"), "retrieval": ("swallows cancellation", "called"), "ids": coded.IDS}
             waiting = asyncio.create_task(engine.rank(Request(user=1, context=hanging), K))
@@ -235,14 +262,12 @@ async def chaos(requests: int, rng: np.random.Generator, *, plain: bool, timeout
             await asyncio.sleep(0.01)  # a thread that stays fails by the timeout above
             gc.collect()
         assert not threads
-    tally["failed"] = sum(failed.values())
-    tally["error classes"] = len(failed)
-    return tally
+    return tally | {"failed": failed.total(), "error classes": len(failed)}, engine
 
 
 @pytest.mark.parametrize(("sizes", "seed"), RUNS)
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "plain"])
 def test_chaos_of_callables_under_load(plain, sizes, seed):
     rng = generator(f"chaos, {'plain' if plain else 'async'}", seed)
-    tally = asyncio.run(chaos(sizes.chaos_requests, rng, plain=plain, timeout=0.4 if sizes is SMOKE else 1.0))
+    tally, _ = asyncio.run(chaos(range(sizes.chaos_requests), rng, plain=plain, timeout=0.4 if sizes is SMOKE else 1.0))
     print(f"{len(CLASSES)} exception classes, {len(HANGS)} ways to hang: {dict(tally)}")

@@ -67,7 +67,8 @@ class Training(Killed):
         (folder / "warm").mkdir()
         assert not self.start(folder / "warm").killed()  # compiles
         super().__init__(folder)
-        assert len(self.whole[0]) > 5
+        self.rows = len(self.whole[1])
+        assert len(self.whole[0]) > 5 and self.rows > 5
 
     def outcome(self, root: Path) -> Any:
         with np.load(root / "end.npz") as arrays:
@@ -122,8 +123,10 @@ def test_a_job_is_killed_at_any_moment(job, kills):
     rng = generator("training, random moments")
 
     def killed(root: Path) -> Life:
-        life = job.start(root)
-        life.kill(after=rng.uniform(0, job.seconds))
+        life, at_work = job.start(root), rng.random() < 0.5
+        if at_work:
+            life.await_word(root / "run" / "log.jsonl", "\n", times=int(rng.integers(1, job.rows)))
+        life.kill(after=rng.uniform(0, 0.01 if at_work else job.seconds))
         return life
 
     kill_anywhere(job, kills, killed)

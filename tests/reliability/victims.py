@@ -135,7 +135,7 @@ def fit(folder: str, at: int | None) -> None:
     root = Path(folder)
     _compiled_in(str(root.parent / "compiled"))
     points = CrashPoints(root / "run", at)
-    made = run(root / "run", epochs=4, keep_best=None)
+    made = run(root / "run", epochs=4, keep_best=None, buckets=(2,))
     import jax
 
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(made.params)]
