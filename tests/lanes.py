@@ -53,7 +53,6 @@ TABLE = {
     "standing": (
         *OF_VARIANTS, EXPORTED, HEAD,
         "tests/reliability/", "tests/test_clients.py",
-        "tests/promises/test_round_trips.py::test_an_export_scores_like_the_model[tiers by window]",
         "tests/test_export_untrusted.py",
         "tests/test_feature_sources.py", "tests/test_several_processes.py",
         "tests/test_service_fronts.py",

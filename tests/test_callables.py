@@ -1,4 +1,7 @@
-"""What `features` and `retrieval` may do to an engine: raise anything, never return, refuse to be cancelled."""
+"""What `features` and `retrieval` may do to an engine: fail, never return, refuse to be cancelled.
+
+Every class of exception, in plain functions, coroutines and streams: `tests/reliability/test_chaos.py`.
+"""
 
 import asyncio
 import gc
@@ -14,39 +17,6 @@ from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
 from tests.refusals import refused_later
 from tests.serving_world import run
-
-FATAL = [SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, asyncio.CancelledError]
-ORDINARY = [KeyError, MemoryError, TimeoutError, StopAsyncIteration, RuntimeError, RecursionError, BaseExceptionGroup]
-
-
-def error_of(kind):
-    return BaseExceptionGroup("several", [KeyboardInterrupt()]) if kind is BaseExceptionGroup else kind("out of nothing")
-
-
-@pytest.mark.parametrize("kind", FATAL + ORDINARY)
-async def test_whatever_a_callable_raises_is_the_error_of_one_request(world, kind):
-    def plain(request):
-        raise error_of(kind)
-
-    async def on_loop(request):
-        raise error_of(kind)
-
-    async def stream(request):
-        yield world.ids[:5]
-        raise error_of(kind)
-
-    wanted = CallableError if kind in (*FATAL, BaseExceptionGroup) else (kind, RuntimeError)
-    for retrieval in (plain, on_loop, stream):
-        async with world.engine_of(lambda request: world.user(3), retrieval) as engine:
-            answers = await asyncio.gather(*[engine.rank(name, 5, budget=20.0) for name in range(3)], return_exceptions=True)
-            assert all(isinstance(answer, wanted) for answer in answers), answers
-            assert kind.__name__ in str(answers[0]) or "out of nothing" in str(answers[0])
-            assert not asyncio.current_task().cancelling()
-            assert sum(engine.metrics()["failed"].values()) == 3 and engine.metrics()["gauges"]["pending"] == 0
-    for features in (plain, on_loop):
-        async with world.engine_of(features, lambda request: world.ids[:40]) as engine:
-            answer = await engine.rank(3, 5, budget=20.0)
-            assert answer.degraded and "user side failed" in answer.reason and answer.mask.all()
 
 
 async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):

@@ -1,4 +1,7 @@
-"""Promise: an answer is of one version. Publishing under load fails no request, mixes nothing, and frees the old version."""
+"""Promise: an answer is of one version, and the old version is freed.
+
+Under load: `tests/test_service.py`, through the door, and `tests/reliability/test_storm.py`.
+"""
 
 import asyncio
 import dataclasses
@@ -15,44 +18,6 @@ from aif_jax.serving import Request
 from aif_jax.store.trained import fingerprint
 from tests.refusals import refused
 from tests.serving_world import shared
-
-
-async def test_publish_under_load():
-    world = shared()
-    models = {world.index.version: world.params}
-    published = []
-    for seed in (1, 2, 3):
-        params = world.other_params(seed)
-        index = world.index_of(params)
-        models[index.version] = params
-        published.append((params, index))
-    # `joint` of every version and user, computed apart from any engine
-    candidates = world.ids[:40]
-    expected = {(name, user): world.logits(user, candidates, params) for name, params in models.items() for user in range(5)}
-    seen = set()
-    async with world.engine(buckets=(64,), max_pending=64) as engine:
-
-        async def traffic(user):
-            for at in range(40):
-                answer = await engine.rank(Request(user=user, feature_version=at // 4), 8)
-                logits = expected[answer.version, user]
-                best = np.argsort(-logits, kind="stable")[:8]
-                np.testing.assert_allclose(answer.logits, logits[best], rtol=1e-5, atol=1e-5)
-                assert answer.reason is None
-                seen.add(answer.version)
-                await asyncio.sleep(0.002)
-
-        async def publishes():
-            for params, index in published:
-                await asyncio.sleep(0.05)
-                await engine.publish(Trained(engine.model, params), index)
-
-        engine.feature_delay, engine.retrieval_delay = 0.004, 0.002
-        await asyncio.gather(publishes(), *[traffic(user) for user in range(5)])
-        assert seen >= {published[-1][1].version} and len(seen) >= 2
-        counters = engine.metrics()["counters"]
-        assert (counters["requests"], counters["answered"], counters["publishes"]) == (200, 200, 3)
-        assert engine.metrics()["failed"] == {}
 
 
 async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes():

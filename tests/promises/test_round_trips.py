@@ -15,17 +15,6 @@ from tests import demo
 OPTIONS = dict(platforms=("cpu",), buckets={"b": [4], "c": [128], "n": [128]})
 
 
-@pytest.mark.parametrize("name", ["tiers by window", "two_tower"])
-def test_an_export_scores_like_the_model(name, tmp_path):
-    model, params = demo.build(**demo.VARIANTS[name])
-    user, items = demo.user(model.config), demo.items(70)
-    digest = export.save(tmp_path / "model", aif.Trained(model, params), **OPTIONS)
-    loaded = export.load(tmp_path / "model", sha256=digest)
-    got = loaded.interaction(loaded.user(user), loaded.item(items))
-    np.testing.assert_allclose(got, jax.jit(model.joint)(params, user, items), rtol=0, atol=1e-6)
-    assert loaded.version == fingerprint(params, model.config)
-
-
 @pytest.fixture(scope="module")
 def raw():
     """Raw items, and a data set with the encoder that was learned from them; item ids are strings."""
