@@ -242,20 +242,6 @@ def bucket() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def data_dir() -> Callable[[str], Path]:
-    """`data_dir(name)` is the folder of a real data set; the test is skipped if it is missing."""
-    roots = [Path(os.environ["AIF_JAX_DATA"])] if "AIF_JAX_DATA" in os.environ else [ROOT.parent / "shared" / "data"]
-
-    def find(name: str) -> Path:
-        for root in roots:
-            if (root / name).is_dir():
-                return root / name
-        pytest.skip(f"real data {name!r} is not in {roots[0]}; AIF_JAX_DATA can name the folder that holds it")
-
-    return find
-
-
-@pytest.fixture
 def python() -> Callable[..., str]:
     """`python(code, *, devices=1, expect=0, lightly=False)` runs code in a separate process and returns what it printed.
 
