@@ -13,9 +13,8 @@ import numpy as np
 
 from aif_jax.engines.ray_serve import call, replicas
 from aif_jax.serving import ServingConfig
-from tests.affinity import CALLS, USERS, play
 from tests.conftest import ROOT
-from tests.replicas import World
+from tests.replicas import CALLS, USERS, World
 
 
 def measure() -> dict[str, Any]:
@@ -28,7 +27,7 @@ def measure() -> dict[str, Any]:
     Raises ImportError where Ray Serve is not installed.
     """
     with tempfile.TemporaryDirectory() as root, cluster() as serve:
-        world = World(Path(root) / "models", users=2 * USERS)
+        world = World()
         folder = world.copy(Path(root) / "served")
         order = np.random.default_rng(1).permutation(np.repeat(np.arange(USERS), CALLS))
         ideal = 1 - 1 / CALLS
@@ -87,7 +86,7 @@ def _play(world: World, handle: Any, order: np.ndarray) -> dict[str, Any]:
             with contextlib.suppress(RayActorError):
                 return call(handle, "rank", fields).result(timeout_s=60)
 
-    return play(world, ask, order)
+    return world.play(ask, order)
 
 
 def _await_running(serve: Any, both: bool) -> None:

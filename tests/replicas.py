@@ -1,115 +1,90 @@
 """Replicas of a small service as processes, the two versions that they serve, and what each version answers."""
 
-import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-import aif_jax as aif
-from aif_jax import ItemIndex, export
 from aif_jax.service.current import publish
 from tests.servers import free_port
+from tests.service_world import IDS, NOW, exports
 
-NAMES = ("monday", "tuesday")
-NOW = 1_700_000_000
+CALLS, USERS = 4, 24
+"""Calls of a user, so that all but a quarter can find a state, and users."""
 
 
 class World:
-    """Exports "monday" and "tuesday" of one model in a folder, the calls of users, and the logits of each version."""
+    """The versions "one" and "two" of `service_world`, calls of twice as many users, and what each version answers to them."""
 
-    def __init__(self, folder: Path, *, users: int):
+    def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.folder, self.ids = folder, 1000 + 7 * np.arange(120)
-        items = {"item": self.ids, "category": [f"c{number % 10}" for number in range(120)], "bid": np.linspace(1, 2, 120)}
-        self._events = {"user": np.repeat(np.arange(users), 12), "item": rng.choice(self.ids, 12 * users)}
-        self._events["time"] = NOW - rng.integers(100, 10**6, 12 * users)
-        data = aif.read(self._events, items=items, columns=aif.Columns(side=("bid",)))
-        sizes: dict[str, Any] = {"width": 8, "short_length": 4, "long_length": 8, "towers": (8,), "sequence": False}
-        model = aif.build(aif.presets.two_tower(data.schema, **sizes))
-        self.candidates = rng.choice(self.ids, 50, replace=False)
-        encode = data.encoder.with_length(model.config.history_length)
-        features = [encode.user(None, self.events(number), NOW) for number in range(users)]
-        user, score = jax.jit(model.user), jax.jit(model.interaction)
-        self.logits: dict[str, list[np.ndarray]] = {}  # float32 [items] by version and user
-        for seed, name in enumerate(NAMES):
-            params = model.init(jax.random.key(seed), data.catalogue)
-            index = ItemIndex.build(aif.Trained(model, params, data.encoder), [items], progress=False)
-            export.save(folder / name, index.trained, index, platforms=(jax.default_backend(),))
-            rows, _ = index.take(self.ids)
-            self.logits[index.version] = [np.asarray(score(params, user(params, each), rows)) for each in features]
+        self.events = [{"item": rng.choice(IDS, 12), "time": NOW - rng.integers(100, 10**6, 12)} for _ in range(2 * USERS)]
+        self.candidates = rng.choice(IDS, 30, replace=False)
+        self.logits = {
+            index.version: [exports().logits(name, events, user="nobody") for events in self.events]
+            for name, index in exports().index.items()
+        }
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the folder whose file `current` names the first version: what one replica follows."""
-        for each in NAMES:
-            shutil.copytree(self.folder / each, folder / each)
-        publish(folder, NAMES[:1])
+        """A copy of both versions whose file `current` names the first: what one replica follows."""
+        exports().copied(folder)
+        publish(folder, ["one"])
         return folder
 
     def call(self, user: int) -> dict[str, Any]:
         """The fields of a call: raw events, so that the same call finds the state of the one before it in the cache."""
-        return {"user": user, "events": self.events(user), "now": NOW, "candidates": self.candidates, "k": 5}
+        return {"user": f"user {user}", "events": self.events[user], "now": NOW, "candidates": self.candidates, "k": 5}
 
-    def events(self, user: int) -> dict[str, np.ndarray]:
-        """Raw events of a user."""
-        own = self._events["user"] == user
-        return {name: self._events[name][own] for name in ("item", "time")}
+    def play(self, ask: Callable[[dict[str, Any]], dict[str, Any]], order: np.ndarray) -> dict[str, Any]:
+        """Calls one after another: the share whose state was cached, how many versions answered, answers that mix them."""
+        answers = [(user, ask(self.call(user))) for user in order.tolist()]
+        return {
+            "hit_share": np.mean(["user" not in answer["stages"] for _, answer in answers]),
+            "versions": len({answer["version"] for _, answer in answers}),
+            "mixed": sum(not self.is_of_one_version(*each) for each in answers),
+        }
 
     def is_of_one_version(self, user: int, answer: dict[str, Any]) -> bool:
         """Whether the ids and logits of an answer are the best that its version gives, and of no other."""
         logits = self.logits[answer["version"]][user]
-        wanted = np.sort(logits[np.searchsorted(self.ids, self.candidates)])[::-1][: len(answer["ids"])]
-        own = logits[np.searchsorted(self.ids, answer["ids"])]
-        return np.allclose(answer["logits"], own, atol=1e-4) and np.allclose(answer["logits"], wanted, atol=1e-4)
+        best = np.sort(logits[np.searchsorted(IDS, self.candidates)])[::-1][: len(answer["ids"])]
+        own = logits[np.searchsorted(IDS, answer["ids"])]
+        return np.allclose(answer["logits"], own, atol=1e-4) and np.allclose(answer["logits"], best, atol=1e-4)
 
 
 class Replica:
-    """`aif-jax serve FOLDER` on loopback: starts with the object, is ready after `wait`.
-
-    Attributes:
-      address: of HTTP, the same after a restart.
-      process: that serves.
-    """
+    """`aif-jax serve FOLDER` on loopback, which starts with the object; its `address` is the same after a restart."""
 
     def __init__(self, folder: Path):
-        port = str(free_port())
+        self.folder, port = folder, str(free_port())
         self.address = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "aif_jax", "serve", str(folder), "--port", port, "--poll", "0.1"]
         self._command += ["--log-level", "error", "--serving", "buckets=[64]", "max_k=64"]
-        self.process = self._started()
+        self.start()
 
-    def _started(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+    def start(self) -> "Replica":
+        """Starts it, without waiting."""
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        return self
 
-    def wait(self) -> "Replica":
-        """Wait until it is ready; RuntimeError where it ends instead."""
+    def wait(self) -> None:
+        """Waits until it is ready; RuntimeError where it ends instead."""
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise RuntimeError(f"the replica did not start: exit code {self.process.wait()}")
-        return self
 
     def kill(self) -> None:
-        """Send SIGKILL: no call in flight is answered."""
-        self.process.kill()
-        self.process.wait(60)
+        """SIGKILL: no call in flight is answered."""
+        self.end(signal.SIGKILL)
 
-    def start(self) -> "Replica":
-        """Start it again on its port, without waiting."""
-        self.stop()
-        self.process = self._started()
-        return self
-
-    def stop(self) -> None:
-        """Send SIGTERM, and wait for the end."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it by a signal."""
+        self.process.send_signal(how)
         try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+            self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
