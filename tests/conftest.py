@@ -202,6 +202,19 @@ def data() -> aif.Dataset:
     return synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12).dataset
 
 
+@pytest.fixture(scope="session")
+def small(data: aif.Dataset) -> aif.PreRanker:
+    """A model of `data` that compiles fast."""
+    return aif.build(demo.config(schema=data.schema, **demo.SMALL))
+
+
+@pytest.fixture(scope="session")
+def run(data: aif.Dataset, small: aif.PreRanker, tmp_path_factory: pytest.TempPathFactory) -> aif.Run:
+    """A run of `small` by `demo.FIT` in a folder of its own, for modules that compile lightly; no test changes either."""
+    with light.lightly_compiled(keep=True):  # it comes before `compilation`
+        return demo.fit(small, data, out=tmp_path_factory.mktemp("fit") / "run", **demo.FIT)
+
+
 @pytest.fixture(scope="module")
 def world() -> Any:
     """`tests.serving_world.shared()`: what engines need, made once in a process; no test changes it."""

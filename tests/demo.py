@@ -36,6 +36,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exact": {"blocks": (*EXACT, blocks.DotProduct())},
 }
 """Config changes by name: every kind of block, and what changes the types that cross a component."""
+SMALL: dict[str, Any] = dict(
+    blocks=(blocks.DotProduct(),), head=aif.heads.LogitSum(), sequence=False, towers=(), width=4, short_length=3, long_length=4
+)
+"""Changes to a model that compiles fast."""
+
+
+FIT: dict[str, Any] = dict(
+    epochs=2, batch_size=64, learning_rate=0.03, task=aif.train.NextItem(negatives=3, evaluated=20), requests=60, k=10,
+    progress=False,
+)  # fmt: skip
+"""Settings of a training of a second."""
 
 
 def schema() -> aif.Schema:

@@ -12,7 +12,6 @@ import aif_jax as aif
 from aif_jax import checkpoint, metrics, train
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import popularity_offset
-from aif_jax.data.dataset import Dataset
 from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
 from aif_jax.scores import probabilities
@@ -21,11 +20,9 @@ from aif_jax.train import edits
 from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
 from aif_jax.train.training import ranking_figures
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused
 from tests.serving_world import bids_for
-from tests.test_sparse import SMALL
 
 
 def sigmoid(x):
@@ -141,16 +138,9 @@ def test_a_score_of_next_items_needs_popularity_taken_off():
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
-    return synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=60, lag=8, content_dim=12).dataset
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> Run:
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
+def run(data, small, tmp_path_factory) -> Run:
     task = NextItem(negatives=7, evaluated=20, logq_correction=True)
-    options = dict(epochs=3, batch_size=64, task=task, requests=60, k=None, learning_rate=0.02, progress=False)
-    return demo.fit(model, data, out=tmp_path_factory.mktemp("calibrated") / "run", **options)
+    return demo.fit(small, data, out=tmp_path_factory.mktemp("calibrated") / "run", **demo.FIT | dict(task=task, k=None))
 
 
 def fingerprint_of(run: Run) -> str:

@@ -22,7 +22,6 @@ from experiments.datasets.cascade import WHOLE, synthetic_cascade
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused
-from tests.test_sparse import SMALL
 
 EVENTS = {"user": ["ann", "ann", "ann", "bob"], "item": [7, 8, 9, 7], "time": [10, 20, 20, 30]}
 ITEMS = {"item": [6, 7, 8, 9], "category": ["tea", "tea", "cup", "cup"]}
@@ -196,7 +195,7 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
 
 def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
     _, made = synthetic
-    small = SMALL | {"head": aif.heads.Mlp((16,))}
+    small = demo.SMALL | {"head": aif.heads.Mlp((16,))}
     config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **small)
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
@@ -228,7 +227,7 @@ def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
     }  # fmt: skip
     data = aif.read(events, items=items, columns=aif.Columns(), progress=False)
     data = aif.read_cascade(lines | {"click": [1.0, 0.0] * 7}, data, labels=("ranker", "click"), candidates=6)
-    config = demo.config(schema=data.schema, objectives=("click",), **SMALL)
+    config = demo.config(schema=data.schema, objectives=("click",), **demo.SMALL)
     model = aif.build(config)
     params = demo.init(model, items=data.catalogue)
     by_row = np.array([0, 9, 1, 8, 7, 6, 0.5])  # keeps items 1, 3, 4 of the first request and 1, 5, 2 of the second
@@ -241,7 +240,7 @@ def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
 
 def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
     _, data = synthetic
-    model = aif.build(demo.config(schema=data.schema, objectives=("click",), **SMALL))
+    model = aif.build(demo.config(schema=data.schema, objectives=("click",), **demo.SMALL))
     params, some = demo.init(model, items=data.catalogue), data.cascade.positions[-30:]
     lists = sources.logged(data)(some, SampleKey(0, 0, 0))
     scores = list_scores(model, params, data, some, lists, progress=False)

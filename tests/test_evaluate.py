@@ -18,16 +18,14 @@ from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo
 from tests.refusals import refused
-from tests.test_sparse import SMALL
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
 
 
 @pytest.fixture(scope="module")
-def trained(data) -> tuple[aif.PreRanker, dict]:
+def trained(data, small) -> tuple[aif.PreRanker, dict]:
     """A small model; its parameters need no training to be evaluated."""
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
-    return model, demo.init(model, items=data.catalogue)
+    return small, demo.init(small, items=data.catalogue)
 
 
 @pytest.fixture(scope="module")

@@ -22,36 +22,22 @@ from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Impressions, Liked, NextItem
 from aif_jax.train.training import held_out, settings_in, validation
 from tests import demo
-from tests.demo import fit, same
+from tests.demo import FIT, fit, same
 from tests.refusals import refused
-from tests.test_sparse import SMALL
-
-GIVEN = dict(epochs=2, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10, progress=False)
 
 
-@pytest.fixture(scope="module")
-def model(data) -> aif.PreRanker:
-    return aif.build(demo.config(schema=data.schema, **SMALL))
-
-
-@pytest.fixture(scope="module")
-def run(data, model, tmp_path_factory) -> Run:
-    """A whole run, for all tests."""
-    return fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", learning_rate=0.03, **GIVEN)
-
-
-def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused(data, model, tmp_path):
+def test_a_run_that_diverges_is_an_error_and_a_rate_that_is_no_number_is_refused(data, small, tmp_path):
     for number, more in enumerate(({}, {"weight_decay": 0.0})):  # with the default decay the parameters overflow
-        given = GIVEN | more | dict(out=tmp_path / f"run {number}", learning_rate=1000.0)
+        given = FIT | more | dict(out=tmp_path / f"run {number}", learning_rate=1000.0)
         message = r"diverged: the loss was \d.* up to step \d+; take a smaller learning rate"
-        refused(FloatingPointError, message, fit, model, data, **given)
+        refused(FloatingPointError, message, fit, small, data, **given)
     for field, value in (("learning_rate", float("nan")), ("learning_rate", float("inf")), ("weight_decay", -1.0)):
         with pytest.raises(ValueError, match=f"FitConfig.{field}: expected a finite number of at least 0, got {value}"):
-            fit(model, data, out=tmp_path / "other", **{field: value}, **GIVEN)
+            fit(small, data, out=tmp_path / "other", **FIT | {field: value})
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, model, run):
+def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, small, run):
     parts = split_by_time(data.log, min_history=1)
     steps = 2 * (len(parts.train) // 64)
     with Checkpoints(run.folder, keep_best=("gauc", "max")) as checkpoints:
@@ -64,11 +50,11 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert list(run.metrics) == ["auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error", "hr@10", "ndcg@10"]
     record = settings_in(run.folder)
     assert record["loss"] == "listwise_softmax + pointwise_bce"
-    assert record["task"] == {"name": "NextItem", **vars(GIVEN["task"])}
+    assert record["task"] == {"name": "NextItem", **vars(FIT["task"])}
     assert FitSettings.from_json(record) == run.settings
     assert run.encoder.length == run.config.history_length and run.encoder.version == data.encoder.version
     assert f"gauc {run.metrics['gauc']:.4f}" in str(run) and str(run.folder) in str(run)
-    untrained = train.evaluate(model, demo.init(model, items=data.catalogue), data, parts.test, progress=False)
+    untrained = train.evaluate(small, demo.init(small, items=data.catalogue), data, parts.test, progress=False)
     assert run.evaluate(data, progress=False).log_loss < untrained.log_loss - 0.05
 
 
@@ -126,20 +112,20 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
 
 
 @pytest.fixture(scope="module")
-def cut_short(data, model, run, tmp_path_factory):
+def cut_short(data, small, run, tmp_path_factory):
     """The folder of that run, killed before its last checkpoint."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     with pytest.raises(KeyboardInterrupt):
-        fit(model, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], learning_rate=0.03, **GIVEN)
+        fit(small, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], **FIT)
     return folder
 
 
-def test_a_run_goes_on_after_a_power_cut(data, model, run, cut_short, tmp_path, caplog):
+def test_a_run_goes_on_after_a_power_cut(data, small, run, cut_short, tmp_path, caplog):
     """The log is cut within a row: the run ends as one that nothing happened to, and says which line is left out."""
     shutil.copytree(cut_short, tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     log.write_bytes(log.read_bytes()[:7])
-    resumed = fit(model, data, **GIVEN | dict(out=tmp_path / "run", learning_rate=0.03))
+    resumed = fit(small, data, **FIT | dict(out=tmp_path / "run"))
     assert same(resumed.params, run.params) and resumed.metrics == run.metrics
     assert "log.jsonl, line 1: left out, it is cut" in caplog.text
     last = JsonLines(log).rows()[-1]
@@ -160,13 +146,13 @@ class Kill:
             raise KeyboardInterrupt
 
 
-def test_a_killed_run_ends_as_one_that_was_not(data, model, run, cut_short, tmp_path):
-    given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
+def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_path):
+    given = FIT | dict(out=tmp_path / "run")
     steps = max(Checkpoints(run.folder).steps)
     shutil.copytree(cut_short, tmp_path / "run")
     assert Checkpoints(tmp_path / "run").steps == [steps // 2]
-    resumed = fit(model, data, **given)
-    again = fit(model, data, **given)  # finished: nothing is left to do
+    resumed = fit(small, data, **given)
+    again = fit(small, data, **given)  # finished: nothing is left to do
     for one in (resumed, again):
         assert same(one.params, run.params) and one.metrics == run.metrics
     last = [Checkpoints(folder).restore() for folder in (run.folder, tmp_path / "run")]
@@ -175,20 +161,20 @@ def test_a_killed_run_ends_as_one_that_was_not(data, model, run, cut_short, tmp_
     assert values[0] == values[1]
 
 
-def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, model, run, tmp_path, monkeypatch):
-    given = GIVEN | dict(out=tmp_path / "run", learning_rate=0.03)
+def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, small, run, tmp_path, monkeypatch):
+    given = FIT | dict(out=tmp_path / "run")
     monkeypatch.setattr("aif_jax.train.training.SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, data, **given, writers=[Kill(3)])
+        fit(small, data, **given, writers=[Kill(3)])
     assert Checkpoints(tmp_path / "run").steps == [1, 2]
     refused(FileNotFoundError, "expected step best, found steps", Run.load, tmp_path / "run")
     monkeypatch.undo()
-    resumed = fit(model, data, **given)
+    resumed = fit(small, data, **given)
     assert same(resumed.params, run.params) and resumed.metrics == run.metrics
 
 
-def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
-    given = GIVEN | dict(out=run.folder, learning_rate=0.03)
+def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
+    given = FIT | dict(out=run.folder)
     mine = type("Evening", (NextItem,), {})(negatives=3, evaluated=20)  # no folder could be opened again
     foreign, fresh = {"out": tmp_path / "foreign"}, {"out": tmp_path / "fresh"}
     with Checkpoints(tmp_path / "foreign") as checkpoints:
@@ -201,29 +187,29 @@ def test_a_folder_of_another_run_is_refused(data, model, run, tmp_path):
         (foreign, FileExistsError, "found checkpoints without settings; give another `out`"),
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
     ):
-        refused(error, message, fit, model, data, **given | changes)
+        refused(error, message, fit, small, data, **given | changes)
     with pytest.raises(ValueError, match="cursor: expected one of this pipeline, got one of another:\n.*pipeline.data.name"):
-        fit(model, dataclasses.replace(data, name="another"), **given)
-    wider = aif.build(model.config.replace(width=5))
+        fit(small, dataclasses.replace(data, name="another"), **given)
+    wider = aif.build(small.config.replace(width=5))
     refused(ValueError, "expected this config and schema, got others", fit, wider, data, **given)
-    again = fit(model, data, **given | fresh | {"epochs": 1})  # there was nothing to go on with
+    again = fit(small, data, **given | fresh | {"epochs": 1})  # there was nothing to go on with
     assert again.folder == tmp_path / "fresh"
 
 
 @pytest.mark.parametrize("task", [Liked(threshold=2), Impressions(candidates=3, threshold=2)])
-def test_other_tasks_train_and_do_not_rank_the_catalogue(data, model, task):
-    run = fit(model, data, **GIVEN | dict(task=task, epochs=1))
+def test_other_tasks_train_and_do_not_rank_the_catalogue(data, small, task):
+    run = fit(small, data, **FIT | dict(task=task, epochs=1))
     assert run.folder is None and "hr@10" not in run.metrics and 0 < run.metrics["gauc"] < 1
     got = run.evaluate(data, progress=False)
     assert got.k is None and got.requests > 50
     assert FitSettings.from_json(run.settings.to_json()) == run.settings
 
 
-def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model):
+def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, small):
     def mine(scores, labels, *, where):
         return train.losses.pointwise_bce(scores, labels, where=where)
 
-    run = fit(model, data, **GIVEN | dict(epochs=1, validation=0.0, test=0.0, keep_best=None, loss=mine))
+    run = fit(small, data, **FIT | dict(epochs=1, validation=0.0, test=0.0, keep_best=None, loss=mine))
     assert run.metrics == {} and "no validation slice" in str(run)
     assert run.settings.loss.endswith("test_a_run_without_a_validation_slice_keeps_the_last_checkpoint.<locals>.mine")
     refused(ValueError, "test: expected a sample with 1 earlier events of its user, got none", run.evaluate, data)
@@ -238,37 +224,37 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, model)
     ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
     ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
 ])  # fmt: skip
-def test_wrong_settings_are_refused(data, model, wrong, message):
-    refused(ValueError, message, fit, model, data, **GIVEN | wrong)
+def test_wrong_settings_are_refused(data, small, wrong, message):
+    refused(ValueError, message, fit, small, data, **FIT | wrong)
 
 
-def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, model):
+def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, small):
     early = data.log.time < np.quantile(data.log.time, 0.7)  # later events are seen alone
     log = data.log.from_arrays(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
     seen = dataclasses.replace(data, log=log)
     with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
-        fit(model, seen, **GIVEN | dict(task=Liked(threshold=2)))
+        fit(small, seen, **FIT | dict(task=Liked(threshold=2)))
     liked = (data.log.user % 2 + 1).astype(np.int32)  # every user likes all or nothing: an AUC over all is defined
     apart = dataclasses.replace(data, log=data.log.from_arrays(data.log.user, data.log.item, liked, data.log.time))
     settings = FitSettings(task=Liked(threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
                            loss="", optimizer="", k=None, keep_best="auc")  # fmt: skip
-    validation(model, apart, settings, progress=False)
+    validation(small, apart, settings, progress=False)
     with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or None"):
-        validation(model, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
+        validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)
     with pytest.raises(ValueError, match="got 'auc': its .* samples do not have .* of both labels; give keep_best='log_loss'"):
-        validation(model, seen, settings, progress=False)
+        validation(small, seen, settings, progress=False)
 
 
-def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, caplog):
+def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path, caplog):
     """The record has what was resolved, so a run resumes; another answer is another run."""
     once, out = dataclasses.replace(data, repeats=False), tmp_path / "run"
     caplog.set_level("INFO", logger="aif_jax.train.training")
-    given = GIVEN | dict(epochs=1)
-    made = fit(model, once, out=out, **given)
+    given = FIT | dict(epochs=1)
+    made = fit(small, once, out=out, **given)
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text
     assert made.settings.repeats is False and settings_in(out)["repeats"] is False
-    assert fit(model, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
-    refused(ValueError, r"fit.repeats: expected True, the run has False", fit, model, data, out=out, **given)
+    assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
+    refused(ValueError, r"fit.repeats: expected True, the run has False", fit, small, data, out=out, **given)
     with Checkpoints(out) as checkpoints:
         cursor = checkpoints.restore("latest").position
     assert cursor["pipeline"]["candidates"]["repeats"] is False
@@ -278,5 +264,5 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, model, tmp_path, c
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
     assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True
-    chosen = fit(model, once, out=tmp_path / "other", repeats=True, **given)
+    chosen = fit(small, once, out=tmp_path / "other", repeats=True, **given)
     assert chosen.settings.repeats is True and chosen.metrics != made.metrics

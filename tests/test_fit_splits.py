@@ -19,7 +19,6 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
-from tests.test_sparse import SMALL
 
 DAY = 86_400
 TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2), Cascaded()]
@@ -99,7 +98,7 @@ def test_an_integer_is_in_the_unit_of_the_columns():
 def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, capsys, caplog):
     world = synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8)
     data = world.dataset
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
+    model = aif.build(demo.config(schema=data.schema, **demo.SMALL))
     time = np.sort(data.log.time)
     moments = [str(np.datetime64(int(time[place]), "s")) for place in (200, 800, 1000)]
     since, validation, test = moments
@@ -127,7 +126,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
 
 
 def test_the_note_names_what_is_lacking(data):
-    config = demo.config(schema=data.schema, **SMALL)
+    config = demo.config(schema=data.schema, **demo.SMALL)
     assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
     lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
     assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)

@@ -17,7 +17,6 @@ from aif_jax.train.training import settings_in
 from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
-from tests.test_sparse import SMALL
 
 GIVEN = dict(epochs=1, batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=40, k=10)
 LIKE_ML_100K = np.repeat([11, 28, 71, 120, 180, 231, 451, 512], [10, 20, 25, 16, 12, 8, 8, 1])
@@ -69,7 +68,7 @@ def test_histories_are_counted_as_the_pipeline_counts_them(data, model, monkeypa
 
 @pytest.fixture(scope="module")
 def model(data):
-    return aif.build(demo.config(schema=data.schema, **(SMALL | {"long_length": 24})))
+    return aif.build(demo.config(schema=data.schema, **(demo.SMALL | {"long_length": 24})))
 
 
 @pytest.fixture

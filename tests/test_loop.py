@@ -21,7 +21,6 @@ from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.train import losses
 from aif_jax.train.loop import JsonLines, Saving
-from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
 from tests.refusals import refused
@@ -31,11 +30,10 @@ loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 
 
 @pytest.fixture(scope="module")
-def feed() -> Pipeline:
-    dataset = synthetic_world(0, users=20, items=60, topics=12, categories=8, events_per_user=30, lag=8, content_dim=12).dataset
-    config = demo.config(schema=dataset.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
-    source = pointwise_candidates(dataset, threshold=2)
-    return Pipeline(dataset=dataset, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
+def feed(data) -> Pipeline:
+    config = demo.config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
+    source = pointwise_candidates(data, threshold=2)
+    return Pipeline(dataset=data, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
 
 
 def fresh() -> train.TrainState:

@@ -23,7 +23,6 @@ from tests import demo
 from tests.reference.losses import sigmoid
 from tests.refusals import refused
 from tests.serving_world import World, bids_for
-from tests.test_sparse import SMALL
 
 NAMES = ("click", "conversion|click", "like")
 
@@ -150,7 +149,7 @@ def labelled(data, at, draw):
 
 @pytest.fixture(scope="module")
 def small(data):
-    model = aif.build(demo.config(schema=data.schema, objectives=NAMES, **(SMALL | {"head": aif.heads.Mlp((16,))})))
+    model = aif.build(demo.config(schema=data.schema, objectives=NAMES, **(demo.SMALL | {"head": aif.heads.Mlp((16,))})))
     return model, demo.init(model, items=data.catalogue)
 
 

@@ -20,9 +20,7 @@ from aif_jax import output as progress
 from aif_jax.index import ItemIndex
 from aif_jax.output import hidden, say, track
 from aif_jax.train.tasks import NextItem
-from tests import demo
 from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
-from tests.test_sparse import SMALL as SMALL_MODEL
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
 
@@ -98,17 +96,16 @@ def test_nothing_is_shown_where_nobody_wants_it(terminal):
     assert "train" in terminal.getvalue()
 
 
-def test_fit_evaluate_index_and_users_show_bars_on_a_terminal_and_nothing_when_silent(data, terminal, monkeypatch, capsys):
+def test_fit_evaluate_and_index_show_bars_on_a_terminal_and_nothing_when_silent(data, small, terminal, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", terminal)
-    model = aif.build(demo.config(schema=data.schema, **SMALL_MODEL))
     task, config = NextItem(negatives=3, evaluated=20), aif.FitConfig(epochs=1, requests=60, k=10)
-    trained = aif.fit(model, data, config, task=task)
-    ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64)
+    trained = aif.fit(small, data, config, task=task)
+    ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64)
     shown = terminal.getvalue()
     for bar in ("train: .* 3/3 ", "score: .* 1/1 ", "rank: .* 1/1 ", "item index: .*/90 "):
         assert re.search(bar, shown), bar
-    aif.fit(model, data, config, task=task, progress=False)
-    ItemIndex.build(aif.Trained(model, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
+    aif.fit(small, data, config, task=task, progress=False)
+    ItemIndex.build(aif.Trained(small, trained.params, data.encoder), data.catalogue, batch_size=64, progress=False)
     trained.evaluate(data, progress=False)
     assert terminal.getvalue() == shown and capsys.readouterr().out == ""
 

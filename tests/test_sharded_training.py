@@ -7,11 +7,11 @@ import aif_jax as aif
 from aif_jax import checkpoint, sharding, train
 from aif_jax.train import SparseConfig, losses
 from tests import demo
-from tests.test_sparse import SMALL, batch_of
+from tests.test_sparse import batch_of
 
 schema = demo.schema()
 sized = tuple(dataclasses.replace(a, size=64) if a.name == "item" else a for a in schema.item_attributes)
-config = demo.config(schema=dataclasses.replace(schema, item_attributes=sized), **SMALL | {"sequence": True})
+config = demo.config(schema=dataclasses.replace(schema, item_attributes=sized), **demo.SMALL | {"sequence": True})
 model, optimizer = aif.build(config), optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.05))
 items = jax.tree.map(lambda x: np.concatenate([x, x[:14]]), demo.catalogue().items)  # 50 rows and 14 more
 params = demo.init(model, items=items)

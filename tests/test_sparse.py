@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import aif_jax as aif
-from aif_jax import blocks, train
+from aif_jax import train
 from aif_jax.data.pipeline import Batch
 from aif_jax.train import SparseConfig, losses, optimizers, rowwise_adagrad
 from aif_jax.train import step as step_module
@@ -19,10 +19,6 @@ from tests import demo
 from tests.reference import optimizers as reference
 
 ITEM = SparseConfig(tables=("item",))
-SMALL = dict(
-    blocks=(blocks.DotProduct(),), head=aif.heads.LogitSum(), sequence=False, towers=(), width=4, short_length=3, long_length=4
-)
-"""A model that compiles fast."""
 
 
 def batch_of(config: aif.Config, *, seed: int, samples: int = 6, candidates: int = 2) -> Batch:
@@ -74,7 +70,7 @@ def test_every_model_takes_the_step_of_the_dense_form(name):
 
 @pytest.mark.parametrize("part", [None, 4, 50])
 def test_the_size_of_the_parts_changes_nothing(part):
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=s) for s in (1, 2)]
     optimizer = optax.adagrad(0.1)
     expected, _ = run(model, params, optimizer, batches, sparse=None, part=None)
@@ -93,7 +89,7 @@ WITH_LOG_Q = {
 @pytest.mark.parametrize("name", [*WITHOUT_LOG_Q, *WITH_LOG_Q])
 def test_a_mean_over_terms_adds_up_over_the_parts(name):
     """Parts with many, few and no terms; the last one is filled up with a sample that must not count. Each is scored once."""
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch, rng = batch_of(model.config, seed=1, candidates=3), np.random.default_rng(0)
     where = rng.random((6, 3)) < 0.8
     where[4:] = [[False, False, False], [True, True, False]]
@@ -126,7 +122,7 @@ class CountedExecutor(ThreadPoolExecutor):
 
 @pytest.mark.parametrize("sparse", [None, ITEM])
 def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse):
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch, optimizer, results = batch_of(model.config, seed=1, samples=13), optax.adam(0.1), []
     loss = losses.listwise_softmax + 0.5 * losses.pointwise_bce
     step = train.make_step(model, optimizer, loss=loss, sparse=sparse, part=1)
@@ -146,7 +142,7 @@ def test_shares_of_a_batch_give_the_same_bits_on_any_number_of_cores(sparse):
 
 def test_two_models_that_train_at_once_share_no_thread():
     """XLA runs the calls of one thread one after the other: a small model would train at the pace of a large one beside it."""
-    model, _ = demo.build(**SMALL)
+    model, _ = demo.build(**demo.SMALL)
     first, second = (train.make_step(model, optax.sgd(0.1), loss=losses.pointwise_bce) for _ in range(2))
     assert not set(map(id, first.threads)) & set(map(id, second.threads))
 
@@ -158,7 +154,7 @@ def test_shares_hold_no_more_gradients_than_fit():
 
 def test_parts_hold_samples_of_like_length():
     """What blocks compute of a part ends with its longest history."""
-    model, _ = demo.build(**SMALL)
+    model, _ = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     mask = np.arange(4) < np.array([4, 1, 3, 2, 0, 1])[:, None]
     history = dataclasses.replace(batch.users.history, **{
@@ -181,7 +177,7 @@ def test_parts_hold_samples_of_like_length():
     ids=["adagrad", "rowwise_adagrad", "sgd under a schedule", "clipped"],
 )
 def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_dense_optimizer(optimizer):
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=s, samples=2) for s in range(4)]
     dense, expected = run(model, params, optimizer, batches, sparse=None)
     got, metrics = run(model, params, optimizer, batches, sparse=ITEM)
@@ -190,7 +186,7 @@ def test_where_a_zero_gradient_changes_nothing_the_whole_table_is_that_of_the_de
 
 
 def test_lazy_adam_is_dense_adam_on_rows_that_every_batch_names():
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batches = [batch_of(model.config, seed=1)] * 4
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01, weight_decay=0.1))
     dense, _ = run(model, params, optimizer, batches, sparse=None)
@@ -284,7 +280,7 @@ def test_parts_are_larger_where_each_would_write_many_rows():
 
 
 def test_a_step_on_one_cpu_takes_parts_by_what_the_model_reads(monkeypatch):
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=0, samples=12)
     longer = dataclasses.replace(batch.users, history=jax.tree.map(lambda x: np.repeat(x, 9, axis=1), batch.users.history))
     seen = []
@@ -297,7 +293,7 @@ def test_a_step_on_one_cpu_takes_parts_by_what_the_model_reads(monkeypatch):
 
 def test_places_that_the_model_does_not_read_update_no_row():
     """Lazy Adam would move them."""
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     history = jax.tree.map(lambda x: np.concatenate([x, x], axis=1), batch.users.history)
     history = dataclasses.replace(history, item=np.where(np.arange(8) < 4, history.item, 49).astype(np.int32))
@@ -308,7 +304,7 @@ def test_places_that_the_model_does_not_read_update_no_row():
 
 
 def test_ids_out_of_range_read_and_train_row_0():
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     ids = batch.items.ids | {"item": np.array(batch.items.ids["item"])}
     ids["item"][0], ids["item"][1] = -3, 50
@@ -321,7 +317,7 @@ def test_ids_out_of_range_read_and_train_row_0():
 
 def test_a_tower_that_reads_a_row_outside_the_batch_does_not_train_on_another_one(caplog):
     """Such as the next item's: its row is not among those that the step took, so the loss is NaN and the way out is named."""
-    config = demo.build(**SMALL)[0].config
+    config = demo.build(**demo.SMALL)[0].config
 
     def next_item(params, features, *, config):
         row = aif.model.ITEM.apply(params, features, config=config)
@@ -345,7 +341,7 @@ def test_a_tower_that_reads_a_row_outside_the_batch_does_not_train_on_another_on
 
 
 def test_a_step_that_is_not_finite_changes_no_row():
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     poisoned = dataclasses.replace(batch, labels=np.full_like(batch.labels, np.nan))
     optimizer = optax.adam(0.1)
@@ -356,7 +352,7 @@ def test_a_step_that_is_not_finite_changes_no_row():
 
 
 def test_an_optimizer_that_mixes_rows_is_refused():
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
     with pytest.raises(ValueError, match="expected one row for each of the 50 rows of table 'item'"):
         run(model, params, optimizer, [batch_of(model.config, seed=1)], sparse=ITEM)

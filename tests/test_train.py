@@ -19,7 +19,7 @@ from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
-from tests.test_sparse import SMALL, batch_of
+from tests.test_sparse import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_every_model_computes_in_bfloat16_without_promotion(name):
 
 
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     optimizer = optax.sgd(0.1)
     seen = {}
@@ -181,7 +181,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
 
 def test_ages_keep_their_buckets_in_bfloat16():
     """A bfloat16 has 8 bits: an age of 2^k - 1 seconds would be rounded into the next bucket."""
-    model, params = demo.build(**SMALL)
+    model, params = demo.build(**demo.SMALL)
     batch = batch_of(model.config, seed=1)
     ages = np.full_like(batch.users.history.age, 2.0**16 - 2)
     history = dataclasses.replace(batch.users.history, age=ages)

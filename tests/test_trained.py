@@ -17,17 +17,8 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.refusals import refused
 from tests.test_package import functions_of, gaps
-from tests.test_sparse import SMALL
 
 QUIET = dict(batch_size=64, progress=False)
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory) -> aif.Run:
-    model = aif.build(demo.config(schema=data.schema, **SMALL))
-    sizes = dict(epochs=3, batch_size=64, learning_rate=0.02, requests=60, k=5, progress=False)
-    task = aif.train.NextItem(negatives=7, evaluated=20)
-    return demo.fit(model, data, out=tmp_path_factory.mktemp("fit") / "run", task=task, **sizes)
 
 
 @pytest.fixture(scope="module")

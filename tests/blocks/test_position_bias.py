@@ -16,7 +16,7 @@ from aif_jax.refreshing.warm import forget_ids
 from aif_jax.train import losses
 from aif_jax.train.evaluate import predict
 from tests import demo
-from tests.test_sparse import SMALL, batch_of
+from tests.test_sparse import batch_of
 
 START = 1_700_000_000
 ITEMS, SHOWN = 24, 6
@@ -48,7 +48,7 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
 def test_the_bias_is_added_in_training_alone(objectives):
     part = PositionBias(places=3)
     changes = dict(blocks=(blocks.DotProduct(), part), head=aif.heads.Mlp((4,)), objectives=objectives)
-    model, params = demo.build(**SMALL | changes)
+    model, params = demo.build(**demo.SMALL | changes)
     bias = np.linspace(-1, -2, 2 * max(1, len(objectives))).astype(np.float32).reshape(2, *(objectives and (2,)))
     moved = params | {"blocks": params["blocks"] | {part.name: {"bias": jnp.asarray(bias)}}}
     batch = batch_of(model.config, seed=1)
