@@ -28,10 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
-from scipy.optimize import minimize
-from scipy.sparse.linalg import svds
-from scipy.special import expit, logit
+import scipy
 
 from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
@@ -91,14 +88,14 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
 
     def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
         z = theta @ features
-        return share @ np.logaddexp(0, np.where(y, -z, z)), features @ (share * (expit(z) - y))
+        return share @ np.logaddexp(0, np.where(y, -z, z)), features @ (share * (scipy.special.expit(z) - y))
 
     def curvature(theta: np.ndarray) -> np.ndarray:
-        p = expit(theta @ features)
+        p = scipy.special.expit(theta @ features)
         return (features * (share * p * (1 - p))) @ features.T
 
-    options = {"gtol": 1e-10}
-    theta = minimize(loss, [0.0, logit(share @ y)], jac=True, hess=curvature, method="trust-exact", options=options).x
+    start, options = [0.0, scipy.special.logit(share @ y)], {"gtol": 1e-10}
+    theta = scipy.optimize.minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options=options).x
     scale = theta[0] / spread
     return float(scale), float(theta[1] - scale * centre)
 
@@ -244,7 +241,7 @@ def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None
     if not len(item):
         return factors
     users, row = np.unique(user, return_inverse=True)
-    met = sparse.csr_array((np.ones(len(item)), (row, item)), shape=(len(users), size))
+    met = scipy.sparse.csr_array((np.ones(len(item)), (row, item)), shape=(len(users), size))
     met.data[:] = 1.0  # repeats count once
     vectors, known = _right_vectors(met, block.width), np.unique(item)
     factors[known, : vectors.shape[1]] = vectors[known]
@@ -266,7 +263,7 @@ def _right_vectors(met: Any, width: int) -> np.ndarray:
         vectors = np.linalg.svd(met.toarray(), full_matrices=False)[2].T[:, :width]
     else:
         start = np.random.default_rng(SEED).normal(size=least)
-        vectors = np.asarray(svds(met, k=width, v0=start)[2])[::-1].T
+        vectors = np.asarray(scipy.sparse.linalg.svds(met, k=width, v0=start)[2])[::-1].T
     largest = np.abs(vectors).argmax(0)
     return (vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])).astype(np.float32)
 
