@@ -21,18 +21,15 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import aif_jax as aif
-from aif_jax import export
-from aif_jax.index import ItemIndex
 from aif_jax.service.core import Policy, Service
 from aif_jax.service.models import Models
 from aif_jax.service.process import Listening, listening
-from aif_jax.serving import ServingConfig
 from tests import demo
 from tests.client import Client
 
 ITEMS = 40
 IDS = 17 + 1000 * np.arange(ITEMS)
-SERVING = ServingConfig(buckets=(16, 64), max_k=8, max_pending=16)
+SERVING = aif.ServingConfig(buckets=(16, 64), max_k=8, max_pending=16)
 NOW = 1_700_000_900
 EVENTS = {"item": [17, 1017], "time": [1_700_000_000, 1_700_000_050]}
 ANN = {"user": "ann", "record": {}, "events": EVENTS, "now": NOW}
@@ -54,7 +51,7 @@ class Exports:
     root: Path
     model: aif.PreRanker
     params: dict[str, Any]  # by folder
-    index: dict[str, ItemIndex]
+    index: dict[str, aif.ItemIndex]
     digests: dict[str, str]
     encoder: aif.Encoder
     catalogue: aif.Catalogue
@@ -90,9 +87,9 @@ def exports(kind: str = "integers") -> "Exports":
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     for seed, folder in enumerate(("one", "two")):
         params[folder] = demo.init(model, seed, items=data.catalogue)
-        built = ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)
+        built = aif.ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)
         index[folder] = built
-        digests[folder] = export.save(
+        digests[folder] = aif.export.save(
             root / folder, aif.Trained(model, params[folder], data.encoder), built, platforms=("cpu",)
         )
     return Exports(root, model, params, index, digests, data.encoder, data.catalogue)

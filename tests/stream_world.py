@@ -14,7 +14,6 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
 from aif_jax.connectors import Follower, KafkaStream
-from aif_jax.index import IndexWriter, ItemIndex
 from aif_jax.index.writer import snapshots
 
 T = 1_600_000_000
@@ -48,14 +47,14 @@ def items(numbers: dict[str, float]) -> dict[str, Any]:
     return {"item": list(numbers), "category": ["a"] * len(numbers), "price": np.array(list(numbers.values()), float)}
 
 
-def first_index() -> ItemIndex:
+def first_index() -> aif.ItemIndex:
     """The item i0."""
-    return ItemIndex.build(
+    return aif.ItemIndex.build(
         aif.Trained(model(), PARAMS, encoder()), [items({"i0": 1.0})], batch_size=8, capacity=64, progress=False
     )
 
 
-def prices(index: ItemIndex) -> dict[str, float]:
+def prices(index: aif.ItemIndex) -> dict[str, float]:
     """Price of each item in an index."""
     rows, mask = index.take(NAMES)
     return {name: float(row[0]) / 3 for name, row, there in zip(NAMES, rows["vector"], mask, strict=True) if there}
@@ -67,9 +66,9 @@ def work(address: str, topic: str, folder: str, cache: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     root = Path(folder)
     if snapshots(root / "w"):
-        writer = IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
+        writer = aif.IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)
     else:
-        writer = IndexWriter.start(root / "w", first_index(), every_updates=2)
+        writer = aif.IndexWriter.start(root / "w", first_index(), every_updates=2)
     follower = Follower(KafkaStream(address, topic), writer, max_batch=4)
     with open(root / "log", "a", buffering=1) as log:
         print(json.dumps(["start", writer.positions]), file=log)

@@ -23,9 +23,6 @@ import aif_jax as aif
 from aif_jax import checkpoint, cli, export
 from aif_jax.cli.options import add_flags, flags_given, meaning
 from aif_jax.cli.service import FLAGS as SERVE
-from aif_jax.encoding.columns import Columns
-from aif_jax.index import ItemIndex
-from aif_jax.readers import read
 from aif_jax.registry import BLOCKS
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
@@ -33,7 +30,7 @@ from aif_jax.service.process import Listening, ServiceSettings
 from tests import demo
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = Columns(category="kind", item_floats=("price",), user_attributes=("city",))
+COLUMNS = aif.Columns(category="kind", item_floats=("price",), user_attributes=("city",))
 FLAGS = ["--category", "kind", "--item-floats", "price", "--user-attributes", "city"]
 
 
@@ -56,7 +53,7 @@ def folder(tmp_path_factory):
     pq.write_table(items(ids[40:]), folder / "items" / "b.parquet")
     (folder / "users.csv").write_text("user,city\n" + "".join(f"{user},city {user % 4}\n" for user in range(1, 30)))
     (folder / "columns.json").write_text(json.dumps(COLUMNS.to_json()))
-    data = read(folder / "events.parquet", items=folder / "items", users=folder / "users.csv", columns=COLUMNS)
+    data = aif.read(folder / "events.parquet", items=folder / "items", users=folder / "users.csv", columns=COLUMNS)
     model = aif.build(aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False))
     params = demo.init(model, items=data.catalogue)
     checkpoint.save(folder / "model", aif.Trained(model, params, data.encoder))
@@ -115,8 +112,8 @@ def test_index_build_update_inspect_verify(folder, trained, tmp_path, run):
     assert json.loads(run.told(*build, "--out", tmp_path / "one", "--position", 5, "--json"))["device_bytes"] == rows
     assert json.loads(run("index", "verify", tmp_path / "one", "--json")[1])["bytes"] == rows + 90 * 8  # ids of 64 bits
     assert f"{rows + 90 * 8} bytes with ids" in run("index", "verify", tmp_path / "one")[1]
-    built = ItemIndex.build(trained, folder / "items", batch_size=64, progress=False)
-    assert demo.same(ItemIndex.load(tmp_path / "one", trained).stored(), built.stored())
+    built = aif.ItemIndex.build(trained, folder / "items", batch_size=64, progress=False)
+    assert demo.same(aif.ItemIndex.load(tmp_path / "one", trained).stored(), built.stored())
 
     pq.write_table(items([1000, 7, 7], kinds=2), tmp_path / "changes.parquet")
     (tmp_path / "deleted.csv").write_text("item,note\n1001,out of stock\n1002,\n5,was never there\n")
@@ -125,7 +122,7 @@ def test_index_build_update_inspect_verify(folder, trained, tmp_path, run):
     assert "3 changed, 2 deleted, 90 -> 89 items" in run.told(*update, "--dry-run") and not (tmp_path / "two").exists()
     assert "90 -> 89 items" in run.told(*update, "--position", "2=9")
     wanted = built.upsert(items([1000, 7], kinds=2)).delete([1001, 1002])
-    assert demo.same(ItemIndex.load(tmp_path / "two", trained).stored(), wanted.stored())
+    assert demo.same(aif.ItemIndex.load(tmp_path / "two", trained).stored(), wanted.stored())
 
     code, out, _ = run("index", "inspect", tmp_path / "two")
     manifest = json.loads(out)
@@ -178,7 +175,7 @@ def test_exit_codes_of_the_index(folder, trained, tmp_path, run):
     code, _, err = run("index", "build", "--checkpoint", folder / "bare", "--items", folder / "items", "--out", tmp_path / "a")
     assert code == 2 and "expected a model with an encoder" in err
     assert run("index", "build", "--storage", "float8")[0] == 2
-    ItemIndex.build(trained, folder / "items", batch_size=64, progress=False).save(tmp_path / "index")
+    aif.ItemIndex.build(trained, folder / "items", batch_size=64, progress=False).save(tmp_path / "index")
     update = ["index", "update", "--index", tmp_path / "index", "--out", tmp_path / "b", "--checkpoint"]
     assert run(*update, folder / "model")[0] == 2
     other = {**trained.params, "item": jax.tree.map(lambda x: x + 1, trained.params["item"])}
@@ -191,7 +188,7 @@ def test_exit_codes_of_the_index(folder, trained, tmp_path, run):
 
 
 def test_export_verify(folder, trained, tmp_path, run):
-    index = ItemIndex.build(trained, folder / "items", progress=False)
+    index = aif.ItemIndex.build(trained, folder / "items", progress=False)
     index.save(tmp_path / "index")
     words = ["export", "--checkpoint", folder / "model", "--index", tmp_path / "index", "--platforms", "cpu"]
     code, out, _ = run(*words, "--out", tmp_path / "exported")
@@ -340,7 +337,7 @@ def test_what_is_fitted_after_training_is_added_from_the_command_line(folder, tm
     assert figures["intervals"].keys() == {"before", "after"}
 
     trained = aif.Run.load(tmp_path / "run")
-    data = read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
+    data = aif.read(given[1], items=folder / "items", users=folder / "users.csv", encoder=trained.encoder)
     bare = dataclasses.replace(trained, folder=None)
     wanted = bare.with_svd(data).with_popularity_correction(data).calibrate(data, progress=False)
     served = aif.open(tmp_path / "served")
@@ -415,7 +412,7 @@ def test_a_command_is_required(run):
 def test_help_on_columns_is_that_of_their_fields(run):
     said = " ".join(run.told("check", "--help").split())
     for name in COLUMNS.to_json():
-        assert "--" + name.replace("_", "-") in said and meaning(Columns, name) and meaning(Columns, name) in said
+        assert "--" + name.replace("_", "-") in said and meaning(aif.Columns, name) and meaning(aif.Columns, name) in said
 
 
 @contextlib.contextmanager
@@ -429,7 +426,7 @@ def unread(buffering: int = -1):
 
 @pytest.mark.parametrize("buffering", [-1, 1], ids=["at the end", "in between"])
 def test_a_command_whose_output_nobody_reads_ends_in_silence(buffering, folder, trained, tmp_path, monkeypatch, capfd):
-    ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
+    aif.ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
     with unread(buffering) as stdout, monkeypatch.context() as changes:
         changes.setattr("sys.stdout", stdout)
         assert cli.main(["index", "inspect", str(tmp_path / "one")]) == 141
@@ -446,7 +443,7 @@ def test_a_broken_pipe_to_somewhere_else_is_an_error(monkeypatch, run):
 
 
 def test_a_process_whose_output_nobody_reads_ends_in_silence(folder, trained, tmp_path):
-    ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
+    aif.ItemIndex.build(trained, folder / "items", progress=False).save(tmp_path / "one")
     for words, code in ((("index", "inspect", tmp_path / "one"), 141), (("--help",), 0)):  # argparse drops what it cannot write
         with unread() as stdout:
             command = [sys.executable, "-m", "aif_jax", *map(str, words)]

@@ -5,19 +5,17 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, export
-from aif_jax.blocks import Block, HeadInputs, ItemView, UserView, block
+from aif_jax.blocks import block
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -27,8 +25,8 @@ from aif_jax.index import ItemIndex, string_ids
 from aif_jax.registry import BLOCKS
 from aif_jax.store.trained import fingerprint
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import ItemRow, Params, UserState
 from tests import demo
+from tests.own_block import Decay
 from tests.refusals import refused
 
 C = 100
@@ -103,22 +101,17 @@ def encoded(tmp_path_factory):
 
 
 @block
-class Recency(Block):
-    """A block of your own: a trained weight for each item, read from the user's last items; its state is a tuple."""
+class Paired(Decay):
+    """A block of your own whose state is a tuple."""
 
-    def init(self, key: jax.Array, config: aif.Config) -> Params:
-        return {"weight": jax.random.normal(key, (config.schema.item_attribute("item").size,))}
+    def user(self, params, user):
+        means = Decay.user(self, params, user)
+        return means, means.sum()
 
-    def user(self, params: Params, user: UserView) -> tuple[jax.Array, jax.Array]:
-        return jnp.asarray(user.long.item), jnp.asarray(user.long.mask)
-
-    def item(self, params: Params, item: ItemView) -> jax.Array:
-        return params["weight"].at[jnp.asarray(item.features.ids["item"])].get(mode="clip")
-
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
-        items, mask = state.blocks[self.name]
-        total = jnp.where(mask, params["weight"].at[jnp.asarray(items)].get(mode="clip"), 0.0).sum()
-        return HeadInputs(logit=jnp.asarray(rows.blocks[self.name]) * total)
+    def score(self, params, state, rows, kernels):
+        means, total = state.blocks[self.name]
+        inputs = Decay.score(self, params, dataclasses.replace(state, blocks={self.name: means}), rows, kernels)
+        return inputs._replace(logit=inputs.logit + total)
 
 
 def test_scores_equal_the_models(loaded, scored):
@@ -151,15 +144,12 @@ def test_many_users_are_the_users_one_by_one(loaded, made):
             np.testing.assert_allclose(states[name][at], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_history_may_be_shorter_or_longer_than_its_bucket(loaded, made, scored):
+def test_history_may_be_longer_than_its_bucket(loaded, made, scored):
+    """A shorter one: `tests/promises/test_exported_equals_joint.py`."""
     _, _, model, params = made
-    features, items, logits = scored
-    rows = loaded.item(items)
-    short = dataclasses.replace(features, history=jax.tree.map(lambda x: x[:20], features.history))  # 20 events, 24 places
-    np.testing.assert_allclose(loaded.interaction(loaded.user(short), rows), logits, rtol=0, atol=1e-6)
-    features = dataclasses.replace(features, history=demo.history(40, 37, seed=3))  # the model reads 24 places
-    expected = jax.jit(model.joint)(params, features, items)
-    np.testing.assert_allclose(loaded.interaction(loaded.user(features), rows), expected, rtol=0, atol=1e-6)
+    features = dataclasses.replace(scored[0], history=demo.history(40, 37, seed=3))  # the model reads 24 places
+    expected = jax.jit(model.joint)(params, features, scored[1])
+    np.testing.assert_allclose(loaded.interaction(loaded.user(features), loaded.item(scored[1])), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1, 64, 65, 129])
@@ -344,6 +334,18 @@ def test_links_are_refused(copy):
     refused(export.ExportError, "params.safetensors: expected a regular file", load, folder)
 
 
+def test_an_exported_index_scores_like_the_index(tmp_path):
+    model, params = demo.build(**demo.VARIANTS["base"])
+    user, items, ids = demo.user(model.config), demo.items(49), np.arange(49) * 10**10 + 7
+    index = ItemIndex.build(aif.Trained(model, params), [(ids, items)], batch_size=16, progress=False).delete(ids[3:5])
+    export.save(tmp_path / "model", aif.Trained(model, params), index, **QUICK)
+    loaded, left = load(tmp_path / "model"), np.delete(np.arange(49), [3, 4])
+    rows, known = loaded.index.lookup(ids)
+    np.testing.assert_array_equal(np.flatnonzero(known), left)
+    got = loaded.score(loaded.user(user), loaded.index.table, rows[left])
+    np.testing.assert_allclose(got, np.asarray(jax.jit(model.joint)(params, user, items))[left], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("edit, message", [
     (lambda m: m.update(format="other"), "expected format"),
     (lambda m: m.update(format_version=4), "expected format_version 3, got 4"),
@@ -505,7 +507,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
 
 
 def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_path, monkeypatch):
-    model, params = demo.build(blocks=(Recency(), blocks.Sim("category", slots=30, length=2)), sequence=False)
+    model, params = demo.build(blocks=(Paired(), blocks.Sim("category", slots=30, length=2)), sequence=False)
     folder = tmp_path / "model"
     export.save(folder, aif.Trained(model, params), **QUICK)
     loaded = load(folder)
@@ -514,10 +516,8 @@ def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_p
     np.testing.assert_allclose(loaded.interaction(loaded.user(user), loaded.item(items)), expected, rtol=0, atol=1e-6)
     state = jax.jit(model.user)(params, user)  # nested, with a tuple
     np.testing.assert_allclose(loaded.interaction(state, loaded.item(items)), expected, rtol=0, atol=1e-6)
-    short = dataclasses.replace(user, history=jax.tree.map(lambda x: x[:9], user.history))
-    np.testing.assert_allclose(loaded.interaction(loaded.user(short), loaded.item(items)), expected, rtol=0, atol=1e-6)
-    monkeypatch.delitem(BLOCKS, "Recency")
-    refused(export.ExportError, "one of .'Bea', .*got 'Recency'; import the module with its `@block`", aif.open, folder)
+    monkeypatch.delitem(BLOCKS, "Paired")
+    refused(export.ExportError, "one of .'Bea', .*got 'Paired'; import the module with its `@block`", aif.open, folder)
 
 
 def test_bounds_of_the_axes():

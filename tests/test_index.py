@@ -12,13 +12,11 @@ from pyarrow import csv, parquet
 
 import aif_jax as aif
 from aif_jax import item
-from aif_jax.checks import EncodingMismatch
 from aif_jax.index import ItemIndex, capacity_for, string_ids
 from aif_jax.index import ids as ids_module
 from aif_jax.index.ids import EMPTY, IdMap, Keys
 from aif_jax.index.store import ItemProgram
 from aif_jax.store.codec import Half, Packed, Scaled, decode, encode, pack, unpack
-from aif_jax.store.trained import fingerprint
 from tests import demo
 from tests.beside import meanwhile
 from tests.demo import part, same
@@ -313,7 +311,7 @@ def test_raw_items_come_in_as_training_read_them(raw, tmp_path):
     parquet.write_table(arrow, tmp_path / "items.parquet")
     options = dict(batch_size=16, progress=False)
     index = ItemIndex.build(raw, [raw.encoder.items(TABLE)], **options)
-    assert index.version == fingerprint(raw.params, raw.config, raw.encoder) and index.encoding == raw.encoder.version
+    assert index.version == aif.fingerprint(raw.params, raw.config, raw.encoder) and index.encoding == raw.encoder.version
     rows, mask = index.take(["sku-3", "sku-40"])
     want = raw.model.item(raw.params, raw.encoder.item({name: values[3] for name, values in TABLE.items()}))
     assert mask.tolist() == [True, False] and rows.side["bid"][0] == 3.0
@@ -349,8 +347,8 @@ def test_raw_updates(raw):
         assert same(index.upsert(update).stored(), changed.stored())
     assert same(index.upsert(*raw.encoder.items(columns)).stored(), changed.stored())
     other = dataclasses.replace(raw.encoder, scales={"item/price": (5.0, 3.0)})
-    refused(EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
-    refused(EncodingMismatch, "", ItemIndex.build, raw, [other.items(TABLE)], progress=False)
+    refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
+    refused(aif.EncodingMismatch, "", ItemIndex.build, raw, [other.items(TABLE)], progress=False)
     with pytest.raises(ValueError, match="column 'price'"):
         index.upsert({name: [value] for name, value in record.items()} | {"price": [float("nan")]})
     with pytest.raises(ValueError, match="expected a column 'bid'"):

@@ -13,7 +13,6 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.data.candidates import CandidateLists, CandidateSource, SampleKey, sampled_negatives
-from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, problem_of, to_device
 from aif_jax.data.split import sample_positions
@@ -288,7 +287,7 @@ def test_any_other_error_of_a_source_is_raised(dataset):
 
     with pytest.raises(ValueError, match="my mistake"):
         next(pipeline(dataset, candidates=broken).batches())
-    unknown = dataclasses.replace(dataset, log=EventLog.from_arrays([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
+    unknown = dataclasses.replace(dataset, log=aif.EventLog.from_arrays([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
     with pytest.raises(ValueError, match="expected samples of known items, got the unknown item"):
         next(pipeline(unknown, counted=dataset, positions=range(60)).batches())
 

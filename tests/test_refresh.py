@@ -26,22 +26,11 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.encoding.times import shown
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
-from aif_jax.refreshing import (
-    GateConfig,
-    Measurement,
-    Requests,
-    forget_ids,
-    judge,
-    measure,
-    volume,
-    warm_start,
-    with_served_vocabulary,
-)
+from aif_jax.refreshing import GateConfig, Measurement, Requests, forget_ids, judge, measure, volume, warm_start
 from aif_jax.refreshing.job import begin
 from aif_jax.refreshing.served import training_record
 from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
-from aif_jax.store.trained import Trained
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Liked, NextItem
@@ -175,7 +164,7 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
     assert SnapshotStore(store).current() == names[-1]
     assert len(SnapshotStore(store / "reports").names()) == 2  # the refused model's too
     versions = [aif.open(corrected / name).version for name in ("corrected", "EXPORT")]
-    whole = Trained(run.model, run.params, run.encoder)  # a model of which nothing more is known is the same model
+    whole = aif.Trained(run.model, run.params, run.encoder)  # a model of which nothing more is known is the same model
     assert whole.version == run.version and versions[0] == versions[1] != run.version
     assert aif.open(corrected / "EXPORT").settings == run.settings.to_json()
 
@@ -233,16 +222,6 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
         assert job.sealed("read") is None
         assert lines[-1].endswith("other arguments is dropped: refresh.k: expected 2, the unfinished job has 1")
     assert not (tmp_path / "work").exists()  # it had no finished step
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"held_out": 0.7}, "held_out: expected a share above 0, below 0.5, got 0.7"),
-    ({"out": "s3://bucket/models"}, "work: expected a local folder for the steps of a job on s3://bucket/models"),
-    ({"items": None}, "refresh items: expected the items file"),
-])  # fmt: skip
-def test_wrong_arguments_are_refused(run, tmp_path, changes, message):
-    given = {"items": world.items(5), "out": tmp_path / "store"} | world.OPTIONS | changes
-    refused(ValueError, message, world.refresh, run.folder, world.events(5), **given)
 
 
 def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tmp_path):
@@ -370,14 +349,15 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
         ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
         ({"epochs": 0}, ValueError, "FitConfig.epochs: expected at least 1, got 0"),
+        ({"held_out": 0.7}, ValueError, "held_out: expected a share above 0, below 0.5, got 0.7"),
+        ({"out": "s3://b/m", "work": None}, ValueError, "work: expected a local folder for the steps of a job on s3://b/m"),
         ({"unknown": "keep"}, ArgumentError, "unknown: expected 'skip' or 'error', got 'keep'"),
     ):  # fmt: skip
-        given: dict[str, Any] = {"items": tmp_path / "items.csv", "work": tmp_path / "work"} | world.OPTIONS | changes
-        with pytest.raises(error, match=message):
-            world.refresh(
-                given.pop("current", run.folder), given.pop("events", world.events(5)), out=tmp_path / "store", **given
-            )
+        given = {"current": run.folder, "events": world.events(5), "items": tmp_path / "items.csv", "out": tmp_path / "store"}
+        given |= {"work": tmp_path / "work"} | world.OPTIONS
+        refused(error, message, world.refresh, **given | changes)
         assert (tmp_path / "work" / "job" / "read" / "step.json").is_file(), message
+    refused(ValueError, "refresh items: expected the items file", world.refresh, **given | {"items": None})
 
 
 def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path):
@@ -539,7 +519,7 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
 
     Tables of other sizes are multiplied in another order of sums, which JAX 0.12 shows in the last bit.
     """
-    served = with_served_vocabulary(run.trained, newer.encoder)
+    served = aif.refreshing.with_served_vocabulary(run.trained, newer.encoder)
     position = int(np.flatnonzero((newer.log.item >= 31) & (newer.log.history_end(np.arange(len(newer.log))) > 0))[-1])
     user = int(newer.log.user[position])
     start, end = int(newer.log.offsets[user]), int(newer.log.history_end([position])[0])
@@ -552,7 +532,9 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
     own = jax.tree.map(lambda leaf: leaf[0], newer.user_features([position], length=length))
     got = served.model.joint(served.params, own, newer.catalogue.features(np.arange(1, 1 + world.ITEMS)))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert with_served_vocabulary(run.trained, newer.encoder).model is served.model  # so that programs are compiled once
+    assert (
+        aif.refreshing.with_served_vocabulary(run.trained, newer.encoder).model is served.model
+    )  # so that programs are compiled once
 
 
 def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
@@ -639,7 +621,7 @@ def requests(run) -> Requests:
     return Requests(data=days, positions=positions, candidates=task.source(days, before=span["since"], held_out=True), k=5)
 
 
-def planted(trained: Trained, fault: str) -> Trained:
+def planted(trained: aif.Trained, fault: str) -> aif.Trained:
     """The model with a fault in its table of items."""
     rows = np.asarray(trained.params["embedding"]["item"]).copy()
     if fault == "NaN":
@@ -667,7 +649,7 @@ def test_planted_models_are_refused(run, requests, newer, fault):
     assert reasons and all("bound" in reason for reason in reasons)
 
 
-def with_offset(trained: Trained, shift: float) -> Trained:
+def with_offset(trained: aif.Trained, shift: float) -> aif.Trained:
     """The model with a popularity correction, as of a log that has grown."""
     counts = np.arange(len(trained.params["embedding"]["item"]))
     table = popularity_offset(counts, untrained=None) + np.float32(shift)
@@ -684,7 +666,7 @@ def test_scores_that_are_no_probabilities_are_judged_by_what_they_rank(run, requ
         assert old.by_user[name].mean == grown.by_user[name].mean == pytest.approx(plain.by_user[name].mean, abs=1e-6)
     assert judge({"newest": (grown, old)}, gate).passed and old.by_user["hr@5"].mean != plain.by_user["hr@5"].mean
 
-    def sure(trained: Trained) -> Trained:  # ranks as before, and is too sure
+    def sure(trained: aif.Trained) -> aif.Trained:  # ranks as before, and is too sure
         return trained.replace(params=with_calibration(trained.params, {"scale": np.float32(9), "bias": np.float32(3)}))
 
     for fault in ("NaN", "swapped rows"):

@@ -17,7 +17,6 @@ import pytest
 import aif_jax as aif
 from aif_jax.connectors import Record
 from aif_jax.encoding.encoder import schema_of
-from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.export import ExportError, restore
 from aif_jax.service import http as front
 from aif_jax.service.calls import BadCall, Call, Limits, parse
@@ -308,7 +307,7 @@ PLAYED = {"track": [17], "at": [NOW - 60], "what": ["play"]}
 
 
 def source(columns: aif.Columns = OWN, **rows) -> UserSource:
-    vocabularies = {name: Vocabulary(ids) for name, ids in (ROWS | rows).items() if ids is not None}
+    vocabularies = {name: aif.Vocabulary(ids) for name, ids in (ROWS | rows).items() if ids is not None}
     schema = schema_of(columns, vocabularies)
     return UserSource(schema, 8, aif.Encoder(schema=schema, columns=columns, vocabularies=vocabularies), None)
 
@@ -365,7 +364,7 @@ def test_user_ids_are_of_the_kind_in_the_files():
                 source(user=ids).of(Call(user=wrong, **brought))
             assert error.value.field == "user"
     assert source(user=["", "ann"]).of(Call(user="", **call)) is not None  # the files have it
-    schema = schema_of(OWN, {name: Vocabulary(ids) for name, ids in ROWS.items()})
+    schema = schema_of(OWN, {name: aif.Vocabulary(ids) for name, ids in ROWS.items()})
     assert UserSource(schema, 8, None, None).of(Call(user=7)) is None  # without an encoder nobody knows
 
 

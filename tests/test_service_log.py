@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax import connectors
+import aif_jax as aif
 from aif_jax.encoding.vocabulary import id_array
 from aif_jax.service import log as log_module
 from aif_jax.service.calls import Call
 from aif_jax.service.log import RequestLog, log_schema
-from aif_jax.serving import Candidates
 from tests.refusals import refused
 from tests.service_world import ANN, EVENTS, IDS, exports, read_log, running
 
@@ -25,7 +24,7 @@ class Source:
     """Knows one user."""
 
     async def get(self, user):
-        return connectors.Record({"user": "bob"}, EVENTS) if user == "bob" else None
+        return aif.connectors.Record({"user": "bob"}, EVENTS) if user == "bob" else None
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +173,7 @@ def test_the_bytes_of_waiting_calls_are_those_of_memory(kind):
         events = {"item": [10**6 * number + n for n in range(4000)]} if kind == "events" else None
         ids = id_array([f"{number} {n} a longer text of an item" for n in range(500)]) if kind == "texts" else IDS
         features = {"floats": np.ones(5000)} if kind == "arrays" else None
-        call = Call(user="ann", candidates=Candidates(ids), record=record, events=events)
+        call = Call(user="ann", candidates=aif.Candidates(ids), record=record, events=events)
         return types.SimpleNamespace(call=call, answer=None, features=features)
 
     tracemalloc.start()

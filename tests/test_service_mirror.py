@@ -9,12 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from aif_jax import Trained
+import aif_jax as aif
 from aif_jax.blocks import popularity_offset, with_item_offset
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
-from aif_jax.index import ItemIndex
-from aif_jax.model import build
 from aif_jax.service.current import mirror
 from tests.refusals import refused
 from tests.service_world import ANN, IDS, SERVING, exports, running, until
@@ -62,8 +60,8 @@ def test_a_service_ranks_by_the_orders_and_the_offset_of_its_export(tmp_path):
     """The export's orders are the service's, next to those that the operator gives."""
     made, counts = exports(), np.arange(len(IDS) + 1)
     params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
-    trained = Trained(build(config), params, made.encoder)
-    index = ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
+    trained = aif.Trained(aif.build(config), params, made.encoder)
+    index = aif.ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
     orders = {"value": lambda p, bid: p[""] * bid * bid}
     save(tmp_path / "export", trained, index, platforms=("cpu",), orders=orders)
     serving = dataclasses.replace(SERVING, orders={"cheap": lambda p, bid: p[""] / (1 + bid)})

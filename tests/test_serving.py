@@ -18,19 +18,8 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import output as progress
-from aif_jax.checks import VersionMismatch
 from aif_jax.features import pack
-from aif_jax.index import ItemIndex
-from aif_jax.serving import (
-    AsyncPreRanker,
-    Candidates,
-    DeadlineExceeded,
-    EngineClosed,
-    NonFiniteScores,
-    Overloaded,
-    Request,
-    ServingConfig,
-)
+from aif_jax.serving import Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request, ServingConfig
 from aif_jax.serving.programs import LOGIT, Programs, history_length
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.serving.versions import Version, build_snapshot
@@ -146,7 +135,7 @@ async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_ti
 
 async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
-    index = ItemIndex.build(
+    index = aif.ItemIndex.build(
         aif.Trained(world.model, world.params), [(names, world.features)], batch_size=64, capacity=512, progress=False
     )
     async with world.engine(index=index) as engine:
@@ -164,7 +153,7 @@ async def test_ties_keep_the_candidates_order_however_a_request_is_split(world, 
     """Equal items are scored alike in every piece, whatever the others are padded to; 0 and -0 are equal too."""
     alike = np.arange(ITEMS) % 5
     sizes: dict = dict(batch_size=64, capacity=512, progress=False)
-    index = ItemIndex.build(aif.Trained(world.model, world.params), [(world.ids, world.take(alike))], **sizes)
+    index = aif.ItemIndex.build(aif.Trained(world.model, world.params), [(world.ids, world.take(alike))], **sizes)
     orders = {"zero": lambda p, bid: p[""] * 0 * (bid - 1.5)}
     kind = dict(zip(world.ids.tolist(), alike.tolist() if order == "logit" else [0] * ITEMS, strict=True))
     rng = np.random.default_rng(4)
@@ -187,16 +176,6 @@ async def test_mini_batches_run_the_user_function_once_and_merge(world):
         scores = await engine.score(4, in_batches(*batches))
         np.testing.assert_allclose(scores.logits, world.logits(4, world.ids[:90]), rtol=1e-5, atol=1e-5)
         assert engine.fetched == [3, 4]
-
-
-async def test_callables_may_be_plain_functions_and_objects(world):
-    class Find:
-        async def __call__(self, request):
-            return world.ids[:20]
-
-    async with world.engine_of(lambda request: world.user(request.user), Find()) as engine:
-        expect(world, await engine.rank(3, 5), 3, world.ids[:20], 5)
-        assert "pending=0/64" in repr(engine)
 
 
 async def test_batched_requests_get_the_answers_of_single_ones(world):
@@ -555,12 +534,12 @@ async def test_wrong_questions_get_plain_answers(world):
 
 async def test_an_index_of_other_params_is_refused_and_updates_are_seen_by_new_requests(world):
     other = world.other_params(1)
-    with pytest.raises(VersionMismatch):
-        async with AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
+    with pytest.raises(aif.VersionMismatch):
+        async with aif.AsyncPreRanker(aif.Trained(world.model, other), world.index, features=lambda request: None):
             pass
     async with world.engine() as engine:
-        await refused_later(VersionMismatch, "", engine.publish(aif.Trained(engine.model, other), world.index))
-        await refused_later(VersionMismatch, "", engine.update_index(world.index_of(other)))
+        await refused_later(aif.VersionMismatch, "", engine.publish(aif.Trained(engine.model, other), world.index))
+        await refused_later(aif.VersionMismatch, "", engine.update_index(world.index_of(other)))
         expect(world, await engine.rank(3, 5), 3, world.ids[:40], 5)
         await engine.update_index(world.index.delete(world.ids[:1]))
         answer = await engine.rank(3, 5)

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+import aif_jax as aif
 from aif_jax import Run, Trained, checkpoint
-from aif_jax.index import ItemIndex
-from aif_jax.store.trained import fingerprint
 from tests import process_training as training
 from tests.conftest import ROOT, child_environment
 from tests.light import flags
@@ -152,10 +151,10 @@ def test_processes_write_one_checkpoint(pair):
     read = checkpoint.load(folder / "run" / "3", config=config)
     table = read.params["embedding"]["item"]
     assert table.shape == (81, 4) and [told["whole"] for told in said] == [[81, 4]] * 2
-    version = fingerprint(read.params, config)
+    version = aif.fingerprint(read.params, config)
     assert read.version == version and [(told["version"], told["replicated"]) for told in said] == [(version, version)] * 2
     assert not np.array_equal(table, params["embedding"]["item"])  # it was trained
-    assert [told["from one"] for told in said] == [[[82, 4], fingerprint(params, config)]] * 2
+    assert [told["from one"] for told in said] == [[[82, 4], aif.fingerprint(params, config)]] * 2
     assert [path.name for path in (folder / "run").iterdir()] == ["3"]
 
 
@@ -175,4 +174,4 @@ def test_fit_in_two_processes_ends_as_in_one(tmp_path):
     two, one = (Run.load(tmp_path / f"run-{count}") for count in (2, 1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), two.params, one.params)
     assert two.metrics == pytest.approx(one.metrics, rel=1e-4)
-    assert len(ItemIndex.build(two.trained, tmp_path / "items.csv", progress=False)) == 61
+    assert len(aif.ItemIndex.build(two.trained, tmp_path / "items.csv", progress=False)) == 61

@@ -16,8 +16,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, checkpoint, export, train
-from aif_jax.index import ItemIndex
-from aif_jax.serving import AsyncPreRanker, ServingConfig
 from aif_jax.train import losses
 from tests import demo
 from tests.own_block import Decay
@@ -50,7 +48,7 @@ class Own:
             state, metrics = step(state, batch)
             self.losses.append(float(metrics["loss"]))
         self.model, self.params, self.trained = model, state.params, aif.Trained(model, state.params)
-        self.index = ItemIndex.build(self.trained, demo.catalogue(), batch_size=64, progress=False)
+        self.index = aif.ItemIndex.build(self.trained, demo.catalogue(), batch_size=64, progress=False)
 
     @functools.cached_property
     def expected(self) -> dict[int, np.ndarray]:
@@ -103,9 +101,9 @@ def test_json_and_a_checkpoint_keep_it(own, tmp_path):
 
 def test_it_is_served_from_the_index(own):
     async def serve():
-        engine = AsyncPreRanker(
+        engine = aif.AsyncPreRanker(
             own.trained, own.index, features=lambda request: USERS[request.user], retrieval=lambda request: IDS,
-            config=ServingConfig(buckets=(64,), max_k=8),
+            config=aif.ServingConfig(buckets=(64,), max_k=8),
         )  # fmt: skip
         async with engine:
             return {name: await engine.rank(name, 8) for name in USERS}

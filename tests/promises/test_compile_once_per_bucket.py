@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from aif_jax import Trained
-from aif_jax.serving import Request
+import aif_jax as aif
 from tests.serving_world import World
 
 
@@ -14,7 +13,7 @@ async def test_every_bucket_is_compiled_once():
         compiled = world.programs.compiles
         assert dict(compiled) == {"user": 1, "score": 2}
         for count in range(0, 150, 7):
-            await engine.rank(Request(user=count, context=world.ids[:count]), 8)
+            await engine.rank(aif.Request(user=count, context=world.ids[:count]), 8)
         changed = np.arange(20)
         features = world.take(changed)
         index = world.index
@@ -23,7 +22,7 @@ async def test_every_bucket_is_compiled_once():
             await engine.update_index(index)
             await engine.rank(1, 8)
         for params in others:
-            await engine.publish(Trained(engine.model, params), world.index_of(params))
+            await engine.publish(aif.Trained(engine.model, params), world.index_of(params))
             await engine.rank(1, 8)
         assert dict(compiled) == {"user": 1, "score": 2}
         grown = world.index_of(others[-1], capacity=1024)

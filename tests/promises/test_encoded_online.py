@@ -6,12 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aif_jax.data.dataset import Dataset
+import aif_jax as aif
 from aif_jax.data.split import split_by_time
-from aif_jax.encoding.columns import Columns
 from aif_jax.readers import read, read_items
 
-COLUMNS = Columns(
+COLUMNS = aif.Columns(
     user="shopper", item="sku", time="at", time_unit="ms", action="event", actions=("view", "cart", "buy"),
     category="group", item_attributes=("brand",), item_bags=("tags",), bag_length=2, item_floats=("price",), side=("bid",),
     content="vector", behaviour_fields=("brand",), user_attributes=("country",), user_floats=("age",), user_id=True,
@@ -54,7 +53,7 @@ RAW = tables()
 
 
 @pytest.fixture(scope="module", params=["parquet", "csv"])
-def data(request, tmp_path_factory) -> Dataset:
+def data(request, tmp_path_factory) -> aif.Dataset:
     folder = tmp_path_factory.mktemp("raw")
     for name, table in RAW.items():
         if request.param == "parquet" or name == "items":  # lists of numbers do not fit into CSV
@@ -83,7 +82,7 @@ def delivered(user: int, now: int, rng: np.random.Generator, form: str):
     return {name: values[user - 500] for name, values in RAW["users"].items()}, history
 
 
-def held_out(data: Dataset) -> np.ndarray:
+def held_out(data: aif.Dataset) -> np.ndarray:
     return split_by_time(data.log, min_history=1).test
 
 

@@ -11,11 +11,8 @@ import weakref
 import numpy as np
 import pytest
 
+import aif_jax as aif
 from aif_jax import Trained, export
-from aif_jax.checks import EncodingMismatch, VersionMismatch
-from aif_jax.index import ItemIndex
-from aif_jax.serving import Request
-from aif_jax.store.trained import fingerprint
 from tests.refusals import refused
 from tests.serving_world import shared
 
@@ -34,8 +31,8 @@ async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory
     async with world.engine(buckets=(64,), index=world.index_of(world.params)) as engine:
         old_name = world.index.version
         old_index = weakref.ref(engine._current.snapshot.index)  # the engine alone holds it
-        await engine.rank(Request(user=4, feature_version=1), 8)  # a cached state of the old version
-        under_way = asyncio.create_task(engine.rank(Request(user=3, context=late()), 8))
+        await engine.rank(aif.Request(user=4, feature_version=1), 8)  # a cached state of the old version
+        under_way = asyncio.create_task(engine.rank(aif.Request(user=3, context=late()), 8))
         await asyncio.wait_for(begun.wait(), 60)
         await engine.publish(Trained(engine.model, new), new_index)
         assert engine.metrics()["gauges"]["cached_states"] == 0  # their memory is of the old version
@@ -59,13 +56,13 @@ async def test_states_of_an_old_version_are_not_cached_after_a_publish():
     new_index = world.index_of(new)
     async with world.engine(buckets=(64,)) as engine:
         engine.feature_delay = 0.1
-        under_way = asyncio.create_task(engine.rank(Request(user=3, feature_version=1), 8))
+        under_way = asyncio.create_task(engine.rank(aif.Request(user=3, feature_version=1), 8))
         await asyncio.sleep(0.02)
         await engine.publish(Trained(engine.model, new), new_index)
         await under_way
         assert engine.metrics()["gauges"]["cached_states"] == 0
         engine.feature_delay = 0.0
-        answer = await engine.rank(Request(user=3, feature_version=1), 8)
+        answer = await engine.rank(aif.Request(user=3, feature_version=1), 8)
         assert answer.version == new_index.version
         logits = world.logits(3, world.ids[:40], new)
         np.testing.assert_allclose(answer.logits, np.sort(logits)[::-1][:8], rtol=1e-5, atol=1e-5)
@@ -75,29 +72,31 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     """Not from disk, not by an update."""
     world = shared()
     encoder, other = Encoded("a" * 64), Encoded("b" * 64)
-    index = ItemIndex.build(
+    index = aif.ItemIndex.build(
         Trained(world.model, world.params, encoder), [(world.ids, world.features)], batch_size=64, progress=False
     )
-    assert index.version == fingerprint(world.params, world.model.config, encoder) != world.index.version
+    assert index.version == aif.fingerprint(world.params, world.model.config, encoder) != world.index.version
     index.save(tmp_path / "index")
-    assert ItemIndex.load(tmp_path / "index", Trained(world.model, world.params, Encoded("a" * 64))).version == index.version
+    assert (
+        aif.ItemIndex.load(tmp_path / "index", Trained(world.model, world.params, Encoded("a" * 64))).version == index.version
+    )
     for params, used, error in (
-        (world.other_params(1), encoder, VersionMismatch),
-        (world.params, other, EncodingMismatch),
-        (world.params, None, VersionMismatch),
+        (world.other_params(1), encoder, aif.VersionMismatch),
+        (world.params, other, aif.EncodingMismatch),
+        (world.params, None, aif.VersionMismatch),
     ):
         trained = Trained(world.model, params, used)
         expected, got = (trained.version, index.version) if used is not other else ("b" * 64, "a" * 64)
-        refused(error, f"index in .*: expected .* {expected}, got {got}", ItemIndex.load, tmp_path / "index", trained)
+        refused(error, f"index in .*: expected .* {expected}, got {got}", aif.ItemIndex.load, tmp_path / "index", trained)
     items = dataclasses.replace(world.take(np.arange(2)), encoding=other.version)
-    refused(EncodingMismatch, "ItemFeatures: expected the encoding aaa", index.upsert, world.ids[:2], items)
+    refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding aaa", index.upsert, world.ids[:2], items)
     assert len(world.index.upsert(world.ids[:2], items)) == len(world.index)  # of a model without an encoder
 
 
 def test_an_export_takes_no_index_of_another_version(tmp_path):
     """`tests/test_export.py` has the features of another encoder."""
     world = shared()
-    with pytest.raises(VersionMismatch, match="index: expected version"):
+    with pytest.raises(aif.VersionMismatch, match="index: expected version"):
         export.save(tmp_path / "model", Trained(world.model, world.other_params(1)), world.index)
     assert not list(tmp_path.iterdir())
 

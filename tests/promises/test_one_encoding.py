@@ -9,11 +9,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
-from aif_jax.index import ItemIndex
 from aif_jax.train.evaluate import catalogue_scores, item_rows
 from tests import demo
 
@@ -72,10 +70,10 @@ class Met:
     def items(self):
         return self.other.encoder.items({"item": self.other.items.raw[:2].tolist(), "category": [1, 2]})
 
-    def index(self) -> ItemIndex:
+    def index(self) -> aif.ItemIndex:
         """An index of the other data, by a model that knows of no encoder."""
         model = aif.build(self.run.config.with_encoding(""))
-        return ItemIndex.build(aif.Trained(model, self.run.params, self.other.encoder), self.other.catalogue, **QUIET)
+        return aif.ItemIndex.build(aif.Trained(model, self.run.params, self.other.encoder), self.other.catalogue, **QUIET)
 
     def saved(self, path):
         self.index().save(path)
@@ -92,10 +90,10 @@ class Met:
 DOORS = {
     "Trained": lambda m: aif.Trained(m.run.model, m.run.params, m.other.encoder),  # so none is built, saved or exported
     "Run.index": lambda m: m.run.index(m.other.catalogue, **QUIET),
-    "ItemIndex.build": lambda m: ItemIndex.build(m.trained, m.other.catalogue, **QUIET),
-    "ItemIndex.build features": lambda m: ItemIndex.build(m.trained, [([1, 2], m.items()[1])], **QUIET),
+    "ItemIndex.build": lambda m: aif.ItemIndex.build(m.trained, m.other.catalogue, **QUIET),
+    "ItemIndex.build features": lambda m: aif.ItemIndex.build(m.trained, [([1, 2], m.items()[1])], **QUIET),
     "ItemIndex.upsert": lambda m: m.run.index(read(100).catalogue, **QUIET).upsert(*m.items()),
-    "ItemIndex.load": lambda m: ItemIndex.load(m.saved(m.at / "index"), m.trained),
+    "ItemIndex.load": lambda m: aif.ItemIndex.load(m.saved(m.at / "index"), m.trained),
     "AsyncPreRanker": lambda m: asyncio.run(engine(m.trained, m.index())),
     "Run.evaluate": lambda m: m.run.evaluate(m.other, **QUIET),
     "Run.calibrate": lambda m: m.run.calibrate(m.other, **QUIET),
@@ -118,7 +116,7 @@ DOORS = {
 
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_refuses_what_another_encoder_made(door, run, model, other, tmp_path):
-    with pytest.raises(EncodingMismatch) as caught:
+    with pytest.raises(aif.EncodingMismatch) as caught:
         DOORS[door](Met(run, model, other, tmp_path))
     assert (caught.value.expected, caught.value.got) == (run.encoder.version, other.encoder.version)
     assert "read with aif.read(..., encoder=run.encoder)" in str(caught.value)
@@ -148,7 +146,7 @@ def test_data_without_an_encoder_have_nothing_to_compare(run, data, other):
 def test_what_an_encoder_made_stays_its_own(data, other):
     """Without the encoder, in a copy, under another schema's name."""
     assert dataclasses.replace(data, encoder=None).encoding == data.encoder.version
-    with pytest.raises(EncodingMismatch, match="Dataset.catalogue: expected the encoding"):
+    with pytest.raises(aif.EncodingMismatch, match="Dataset.catalogue: expected the encoding"):
         dataclasses.replace(data, catalogue=dataclasses.replace(data.catalogue, schema=other.schema))
     assert data.schema == other.schema and data.encoding != other.encoding
     assert "encoding" not in data.schema.to_json()

@@ -10,9 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import aif_jax as aif
-from aif_jax.connectors import MemoryFeatures, ValkeyFeatures, ValkeyFeatureWriter
-from aif_jax.connectors.features import encoded
-from aif_jax.encoding.encoder import Encoder
+from aif_jax.connectors import Fetch, MemoryFeatures, ValkeyFeatures, ValkeyFeatureWriter
 from aif_jax.encoding.times import PER_SECOND
 
 START, USERS, ITEMS, LENGTH = 1_700_000_000 * 10**6, 8, 30, 16
@@ -67,16 +65,21 @@ def delivered(user: int, unit: str, form: str) -> dict:
     return pa.table({name: pa.array(values) for name, values in table.items()}) if form == "arrow" else table
 
 
-def from_server(url: str, prefix: str, columns: aif.Columns) -> list:
-    """The records of all users, from a real server."""
+async def fetched(source, encoder: aif.Encoder) -> list[aif.UserFeatures]:
+    """The features of all users, as an engine gets them."""
+    fetch = Fetch(source, encoder, now=lambda request: datetime.datetime.fromtimestamp(NOW, datetime.UTC))
+    return [await fetch(aif.Request(user=user)) for user in range(USERS)]
+
+
+def from_server(url: str, prefix: str, encoder: aif.Encoder) -> list[aif.UserFeatures]:
+    """The same from a real server."""
     redis = pytest.importorskip("redis")
     with redis.Redis.from_url(url) as client:
-        ValkeyFeatureWriter(client, columns, prefix=prefix).append(EVENTS | {"time": DATES})
+        ValkeyFeatureWriter(client, encoder.columns, prefix=prefix).append(EVENTS | {"time": DATES})
 
-    async def get() -> list:
+    async def get() -> list[aif.UserFeatures]:
         async with redis.asyncio.Redis.from_url(url) as client:
-            source = ValkeyFeatures(client, columns, prefix=prefix)
-            return [await source.get(user) for user in range(USERS)]
+            return await fetched(ValkeyFeatures(client, encoder.columns, prefix=prefix), encoder)
 
     return asyncio.run(get())
 
@@ -86,16 +89,16 @@ def test_what_training_reads_is_what_a_request_is_encoded_to(tmp_path, unit, val
     """A timestamp column, `time_unit="s"` by default, bursts of one to four events in a second."""
     data = read(tmp_path / "events.parquet", unit)
     assert data.encoder is not None
-    encoder = Encoder.from_record(data.encoder.to_record(), data.encoder.to_arrays()).with_length(LENGTH)  # of a checkpoint
+    encoder = aif.Encoder.from_record(data.encoder.to_record(), data.encoder.to_arrays()).with_length(LENGTH)  # of a checkpoint
     rows, now = data.users.encode(np.arange(USERS)), NOW * PER_SECOND[unit]
     trained = data.request_features(rows, np.full(USERS, NOW), length=LENGTH)
-    store, records = MemoryFeatures(encoder.columns), from_server(valkey_url, unit, encoder.columns)
+    store = MemoryFeatures(encoder.columns)
     store.append(EVENTS | {"time": DATES})
+    sources = {"memory": asyncio.run(fetched(store, encoder)), "server": from_server(valkey_url, unit, encoder)}
     for user in range(USERS):
         expected = jax.tree.map(lambda leaf, user=user: leaf[user], trained)
         served = {form: encoder(None, delivered(user, unit, form), now) for form in FORMS}
-        for name, record in (("memory", asyncio.run(store.get(user))), ("server", records[user])):
-            served[name] = encoded(encoder, record, datetime.datetime.fromtimestamp(NOW, datetime.UTC))
+        served |= {name: features[user] for name, features in sources.items()}
         for form, features in served.items():
             for got, want in zip(jax.tree.leaves(features.history), jax.tree.leaves(expected.history), strict=True):
                 np.testing.assert_array_equal(got, want, err_msg=f"{form}, user {user}", strict=True)

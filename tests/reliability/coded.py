@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.index import ItemIndex
 
 USERS, ITEMS, GENERATIONS = 50, 64, 8
 IDS = np.arange(ITEMS, dtype=np.int64) * 7 + 1000
@@ -60,9 +59,9 @@ def item_features(generation: int) -> aif.ItemFeatures:
     return aif.ItemFeatures(ids=ids, floats=floats)
 
 
-def index(version: int, *, capacity: int = 6 * ITEMS) -> ItemIndex:
+def index(version: int, *, capacity: int = 6 * ITEMS) -> aif.ItemIndex:
     """The index of a version, before any update; its capacity has room for the rows of every snapshot that a storm makes."""
-    return ItemIndex.build(
+    return aif.ItemIndex.build(
         aif.Trained(MODEL, params(version)), [(IDS, item_features(0))], batch_size=ITEMS, capacity=capacity, progress=False
     )
 

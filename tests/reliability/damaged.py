@@ -28,10 +28,8 @@ import pyarrow.parquet
 import aif_jax as aif
 from aif_jax import checkpoint, export
 from aif_jax.checkpoint import CheckpointError
-from aif_jax.checks import VersionMismatch
 from aif_jax.export import ExportError
 from aif_jax.export.consume import verify
-from aif_jax.index import ItemIndex
 from tests import writer_world
 from tests.reliability import victims
 
@@ -165,7 +163,7 @@ def _make_index(folder: Path, number: int) -> None:
 
 def _read_index(folder: Path) -> Any:
     path = folder / "snapshot"
-    index = ItemIndex.load(path, writer_world.TRAINED)
+    index = aif.ItemIndex.load(path, writer_world.TRAINED)
     ids, columns = index.stored()
     manifest = aif.index.verify(path)
     return {
@@ -237,7 +235,7 @@ def _make_export(folder: Path, number: int) -> None:
         floats=np.ones((3, 1), np.float32), side={"bid": np.ones(3, np.float32)},
     )  # fmt: skip
     params = model.init(jax.random.key(number), catalogue)
-    index = ItemIndex.build(aif.Trained(model, params, made), catalogue, batch_size=16, progress=False)
+    index = aif.ItemIndex.build(aif.Trained(model, params, made), catalogue, batch_size=16, progress=False)
     export.save(
         folder / "model", aif.Trained(model, params, made), index, platforms=("cpu",),
         buckets={"b": [4], "c": [64], "n": [64]},
@@ -370,7 +368,7 @@ def _right_tables(folder: Path, content: Any) -> bool:
 
 
 FORMATS = {
-    "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, VersionMismatch)),
+    "index": Format(_make_index, _read_index, (FileNotFoundError, CheckpointError, aif.VersionMismatch)),
     "checkpoint": Format(
         _make_checkpoint, lambda folder: _content_of(checkpoint.load(folder / "one")), (FileNotFoundError, CheckpointError)
     ),

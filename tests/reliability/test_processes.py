@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from aif_jax import checkpoint
-from aif_jax.checkpoint import Checkpoints
+import aif_jax as aif
 from tests import process_training as training
 from tests.test_several_processes import PAIR, finish, fit_code, start, write_files
 
@@ -42,7 +41,7 @@ def test_fit_goes_on(tmp_path: Path):
         (tmp_path / name).mkdir()
         write_files(tmp_path / name)
     finish(start(tmp_path / "whole", fit_code(4), 2))
-    whole, killed = (Checkpoints(tmp_path / name / "run-2") for name in ("whole", "killed"))
+    whole, killed = (aif.Checkpoints(tmp_path / name / "run-2") for name in ("whole", "killed"))
     last, started = whole.latest, start(tmp_path / "killed", fit_code(4), 2)
     try:
         while not killed.steps and started[1].poll() is None:
@@ -60,6 +59,6 @@ def test_fit_goes_on(tmp_path: Path):
 def test_two_to_four_to_one(tmp_path: Path):
     finish(start(tmp_path, PAIR + SAVE, 2))
     finish(start(tmp_path, PAIR + PASS_ON, 4))
-    two, four = (checkpoint.load(tmp_path / name / "5") for name in ("two", "4"))
+    two, four = (aif.checkpoint.load(tmp_path / name / "5") for name in ("two", "4"))
     assert two.version == four.version != ""
     jax.tree.map(np.testing.assert_array_equal, two.params, four.params)

@@ -27,12 +27,9 @@ import pytest
 from pyarrow import parquet
 
 import aif_jax as aif
-from aif_jax import presets
 from aif_jax.connectors import SnapshotStore
 from aif_jax.encoding.times import TimeUnit
 from aif_jax.refreshing import GateConfig
-from aif_jax.run import Run
-from aif_jax.serving import Request, ServingConfig
 from aif_jax.train.tasks import Impressions, NextItem
 from tests.client import Client
 from tests.reliability.sizes import FULL, generator
@@ -41,7 +38,7 @@ from tests.service_world import Running, running, until
 DAYS, DAY_MS = 12, 86_400_000
 START = 1_777_600_000_000 // DAY_MS * DAY_MS
 USERS, ITEMS, CONTENT = 40, 60, 6
-SERVING = ServingConfig(buckets=(64,), max_k=8)
+SERVING = aif.ServingConfig(buckets=(64,), max_k=8)
 ADDITIONS = ("factors", "catalogue", "unseen", "calibration")
 
 
@@ -62,7 +59,7 @@ class Road:
         impressions = bool(rng.random() < 0.4)
         chosen = [name for name in ADDITIONS if rng.random() < 0.5 and not (impressions and name == "catalogue")]
         return cls(
-            preset=str(rng.choice(list(presets.PRESETS))),
+            preset=str(rng.choice(list(aif.presets.PRESETS))),
             length=[None, 40, 65, 130][rng.integers(4)],
             form=str(rng.choice(["parquet", "csv"])),
             separator=str(rng.choice([";", ",", " / "])),
@@ -84,7 +81,7 @@ class Road:
         sizes: dict[str, Any] = {"width": 8, "short_length": 16, "towers": (8,)}
         if self.preset != "two_tower":
             sizes |= {"head": aif.heads.Mlp((8,))} | ({} if self.length is None else {"long_length": self.length})
-        return presets.PRESETS[self.preset](schema, **sizes)
+        return aif.presets.PRESETS[self.preset](schema, **sizes)
 
 
 def company(rng: np.random.Generator, road: Road) -> tuple[dict[str, list], dict[str, list], list[dict[str, list]]]:
@@ -138,7 +135,7 @@ def write(path: Path, table: Mapping[str, list], separator: str) -> None:
             lines.writerow(["" if v is None else separator.join(map(str, v)) if isinstance(v, list) else v for v in row])
 
 
-def added(run: Run, data: Any, road: Road) -> Run:
+def added(run: aif.Run, data: Any, road: Road) -> aif.Run:
     """The run with the additions, in the order in which they are documented."""
     for name in road.additions:
         if name == "factors":
@@ -157,7 +154,7 @@ def added(run: Run, data: Any, road: Road) -> Run:
     return run
 
 
-def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
+def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
     """From files to a service, which must answer as the joint model; the run that it serves."""
     items, users, days = company(rng, road)
     if road.form == "csv":
@@ -178,7 +175,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
         requests=50, k=None if road.impressions else 5, id_dropout=0.1, epochs=4, batch_size=32, learning_rate=0.01
     )
     run = aif.fit(aif.build(road.config(data.schema)), data, config, task=task, out=folder / "run", progress=False)
-    run = added(Run.load(folder / "run"), data, road)
+    run = added(aif.Run.load(folder / "run"), data, road)
     assert all(np.isfinite(value) for value in run.metrics.values())
     index = run.index(articles, progress=False)
     assert len(index) == ITEMS
@@ -203,7 +200,7 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> Run:
             index, features=lambda request: features[request.user], retrieval=lambda request: names, config=SERVING
         ) as engine:
             for user, logits in enumerate(expected):
-                scores = await engine.score(Request(user=user), names)
+                scores = await engine.score(aif.Request(user=user), names)
                 assert scores.mask.tolist() == [True] * ITEMS + [False]
                 np.testing.assert_allclose(scores.logits[:-1], logits, rtol=1e-4, atol=1e-4)
 
@@ -353,7 +350,9 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     days = FIRST_DAYS
     data = aif.read(**log.write(folder / "first", days), columns=log.columns())
     model = aif.build(
-        presets.two_tower_matching(data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)))
+        aif.presets.two_tower_matching(
+            data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,))
+        )
     )
     with pytest.raises(ValueError, match="threshold: expected an action row in"):
         aif.fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
-from aif_jax import train
 from aif_jax.index import inspect
 from aif_jax.index.writer import snapshots
 from tests import demo
@@ -126,7 +125,7 @@ def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
     data = aif.read({"user": n % 7, "item": n * n % 11, "time": 1_600_000_000 + n + later}, items=items, columns=aif.Columns())
     model = aif.build(aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4))
     given: dict[str, Any] = dict(epochs=1, batch_size=32, evaluate_every=3, k=None, progress=False)
-    given |= {"task": train.NextItem(negatives=3)}
+    given |= {"task": aif.train.NextItem(negatives=3)}
     return demo.fit(model, data, out=folder, **(given | options))
 
 
