@@ -138,11 +138,6 @@ def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]
     }
 
 
-def pytest_report_header() -> str:
-    """The seeds of tests that draw at random, so that a failure can be repeated."""
-    return "seeds: fixed in each test; hypothesis prints how to reproduce a failure"
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """What is imported and collected stays, so the garbage collector need not go through it again and again."""

@@ -1,7 +1,5 @@
 """Baselines beside a model: scores by hand, ranks by brute force, data where popularity is all and data where it is nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import benchmarks
+from tests.refusals import refused
 from tests.test_scripts import measured
 
 
@@ -16,6 +17,5 @@ def test_every_command_in_its_smoke_form(name, tmp_path):
 
 
 def test_data_or_smoke(capsys):
-    with pytest.raises(SystemExit):
-        benchmarks.main(["taobao"])
+    refused(SystemExit, "", benchmarks.main, ["taobao"])
     assert "expected --data DIR or --smoke, one of them" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 """Calibration: what a fit must find, what it must refuse, and that it travels with the parameters."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +19,9 @@ from aif_jax.train.evaluate import list_scores
 from aif_jax.train.tasks import NextItem
 from aif_jax.train.training import ranking_figures
 from tests import demo
+from tests.reference.losses import sigmoid
 from tests.refusals import refused
 from tests.serving_world import bids_for
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
 def drawn(count: int, truth, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

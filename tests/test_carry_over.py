@@ -147,8 +147,7 @@ def test_nothing_of_an_id_stays_at_a_row_that_another_one_gets(world):
 
 def test_indexes_of_the_model_before_are_refused(world, tmp_path):
     after = carry_over(world.before, world.encoder, key=jax.random.key(3))
-    with pytest.raises(EncodingMismatch):
-        ItemIndex.build(after, world.old_data.catalogue, progress=False)
+    refused(EncodingMismatch, "", ItemIndex.build, after, world.old_data.catalogue, progress=False)
     ItemIndex.build(world.before, world.old_data.catalogue, progress=False).save(tmp_path / "index")
     refused(ValueError, "expected config and schema of the model, got others", ItemIndex.load, tmp_path / "index", after)
     rebuilt = ItemIndex.build(after, world.data.catalogue, progress=False)

@@ -1,7 +1,5 @@
 """Cascades: from lines to requests, lists by stage, RecFlow's layout, the synthetic one."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

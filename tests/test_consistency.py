@@ -1,7 +1,5 @@
 """Losses of `experiments.cascade` on the ranker's scores: worked out pair by pair, masks, gradients, parts."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Evaluation by request, against scores and ranks worked out one request at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 

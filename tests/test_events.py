@@ -51,13 +51,6 @@ def test_history_ends_by_hand():
     assert log.history_end_at([0, 2, 3, 3, 4], [99, 99, 5, 6, 99]).tolist() == [0, 5, 5, 7, 7]
 
 
-def test_windows_by_hand():
-    index, mask = small_log().windows([0, 5, 0], [4, 5, 1], 3)
-    assert index.dtype == np.int64
-    assert index.tolist() == [[3, 2, 1], [0, 0, 0], [0, 0, 0]]
-    assert mask.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
-
-
 @settings(deadline=None, max_examples=100)
 @given(logs(), st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 8)), min_size=1, max_size=10))
 def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):
@@ -119,19 +112,6 @@ def test_damaged_files_are_named(tmp_path):
         saved(log, folder)
         damage(folder / f"{name}.npy")
         refused(error, f"{name}.npy: expected", EventLog.load, folder)
-
-
-def test_split_by_time_by_hand():
-    log = EventLog.from_arrays([1] * 5 + [2] * 5, [1] * 10, [1] * 10, [0, 10, 20, 30, 40, 5, 15, 25, 35, 45])
-    parts = split.split_by_time(log, validation=0.2, test=0.3)
-    assert [log.time[part].tolist() for part in parts] == [[0, 10, 20, 5, 15], [30, 25], [40, 35, 45]]
-
-
-def test_split_without_held_out_parts_trains_on_everything():
-    parts = split.split_by_time(small_log(), validation=0, test=0)
-    assert [len(part) for part in parts] == [7, 0, 0]
-    parts = split.split_by_time(small_log(), validation=0.3, test=0)
-    assert parts.test.tolist() == [] and len(parts.validation) > 0
 
 
 @settings(deadline=None, max_examples=100)

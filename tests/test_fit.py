@@ -1,7 +1,5 @@
 """`aif.fit` and `Run`: the split, the best checkpoint, exact resume, refusals, and the road to a served ranking."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import shutil
@@ -115,8 +113,7 @@ def test_ranking_in_one_call_is_the_answer_of_the_engine(data, run, edit):
 def cut_short(data, small, run, tmp_path_factory):
     """The folder of that run, killed before its last checkpoint."""
     folder = tmp_path_factory.mktemp("killed") / "run"
-    with pytest.raises(KeyboardInterrupt):
-        fit(small, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], **FIT)
+    refused(KeyboardInterrupt, "", fit, small, data, out=folder, writers=[Kill(max(Checkpoints(run.folder).steps))], **FIT)
     return folder
 
 
@@ -164,8 +161,7 @@ def test_a_killed_run_ends_as_one_that_was_not(data, small, run, cut_short, tmp_
 def test_a_run_killed_in_its_first_epoch_goes_on_where_the_clock_saved_it(data, small, run, tmp_path, monkeypatch):
     given = FIT | dict(out=tmp_path / "run")
     monkeypatch.setattr("aif_jax.train.training.SAVE_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt):
-        fit(small, data, **given, writers=[Kill(3)])
+    refused(KeyboardInterrupt, "", fit, small, data, **given, writers=[Kill(3)])
     assert Checkpoints(tmp_path / "run").steps == [1, 2]
     refused(FileNotFoundError, "expected step best, found steps", Run.load, tmp_path / "run")
     monkeypatch.undo()

@@ -1,7 +1,5 @@
 """How `fit` splits: shares of the task's samples, moments, `since`; what it says of the samples and of its figures."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 

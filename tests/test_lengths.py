@@ -1,7 +1,5 @@
 """`fit(buckets="auto")`: which lengths it chooses, what it records and says, and how a run goes on."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

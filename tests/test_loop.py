@@ -1,7 +1,5 @@
 """The loop: what goes wrong is stopped or skipped as stated, counted, and named; logs and checkpoints come when they should."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import logging
@@ -201,8 +199,7 @@ def test_checkpoints_come_every_n_steps_and_at_the_end_and_are_resumed(feed, tmp
     with Checkpoints(tmp_path / "b") as checkpoints:
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
         assert same(state, fresh()) and cursor is None
-        with pytest.raises(KeyboardInterrupt):
-            run(dies(), save=Saving(checkpoints, feed.config, every=7))
+        refused(KeyboardInterrupt, "", run, dies(), save=Saving(checkpoints, feed.config, every=7))
         assert checkpoints.steps == [7, 14]
         state, cursor = train.resume(fresh(), checkpoints, config=feed.config)
         assert int(state.step) == 14

@@ -1,7 +1,5 @@
 """Several objectives from one head: logits, losses with masks and products, training, evaluation, index, engine, export."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -27,9 +25,6 @@ from tests.serving_world import World, bids_for
 NAMES = ("click", "conversion|click", "like")
 
 
-# declarations
-
-
 def test_objectives_are_parsed_and_chained():
     assert aif_scores.objective_names(NAMES) == ("click", "conversion", "like")
     deep = ("a", "b|a", "c|b")
@@ -50,9 +45,6 @@ def test_the_config_of_one_objective_is_what_it_was():
         assert aif.Config.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="Config.head: expected a head with layers for several objectives"):
         demo.config(objectives=NAMES, **demo.VARIANTS["two_tower"])
-
-
-# the head
 
 
 def test_each_column_is_a_model_of_one_objective():
@@ -90,9 +82,6 @@ def test_an_offset_is_of_the_first_objective_and_not_weighed():
     more = aif.build(config).joint(svd, user, items)
     assert np.abs(more[:, 0] - after[:, 0]).min() > 1e-3
     np.testing.assert_array_equal(more[:, 1:], before[:, 1:])
-
-
-# losses
 
 
 def test_goals_are_the_losses_that_they_name():
@@ -133,9 +122,6 @@ def test_goals_are_the_losses_that_they_name():
     assert float(three(scores, labels, where=where)) == pytest.approx(sum(map(alone, three.goals)), rel=1e-6)
     shifted = Goals(Goal(pointwise_bce, "click")).bind(NAMES)(scores, labels, where=where, log_q=np.full((4, 5), 0.5))
     assert float(shifted) == pytest.approx(float(pointwise_bce(scores[..., 0] - 0.5, click, where=where)), rel=1e-5)
-
-
-# training and evaluation
 
 
 def labelled(data, at, draw):
@@ -216,9 +202,6 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     ):
         aif.evaluate(model, fitted, data, held, **(given | {"candidates": without}))
     refused(ValueError, "by name, got one array", aif.evaluate, model, fitted, data, held, **given | {"candidates": None})
-
-
-# serving and export
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,6 @@ def test_a_block_order_reads_from_few_places_at_a_time():
     assert len(np.unique(order.take(0, 800) // 10_000)) > 4  # the blocks come from all over the range
 
 
-# positions
-
-
 def ties(seed: int, size: int = 300) -> EventLog:
     rng = np.random.default_rng(seed)
     return EventLog.from_arrays(
@@ -121,9 +118,6 @@ def test_no_position_is_none_in_a_file_too_which_must_be_new(tmp_path):
 def test_a_time_found_by_rank_equals_sorting(times, data):
     rank = data.draw(st.integers(0, len(times) - 1))
     assert split._time_of_rank(np.array(times), rank) == sorted(times)[rank]
-
-
-# epochs
 
 
 @pytest.mark.parametrize("block", [0, 10])

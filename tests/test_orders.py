@@ -56,9 +56,6 @@ def test_a_name_means_what_the_report_means_by_it():
         np.testing.assert_allclose(p["conversion"], p["click"] * p["conversion|click"], rtol=1e-6)
 
 
-# the engine
-
-
 async def test_the_engine_ranks_by_its_orders_and_a_publish_changes_them(world):
     ids = world.ids[:50]
     p, row_bids = sigmoid(world.logits(3, ids)), np.asarray(world.features.side["bid"])[:50].astype(np.float64)
@@ -123,8 +120,7 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
     assert orders.names == ("bid", "both") and orders.functions[0]({"click": 2}, 3) == 6 and not orders.need_bids
     assert orders == orders_of(config, "bid", {"both": both}) and hash(orders)  # so that engines share programs
     refused(ValueError, "orders: expected another name than 'logit'", orders_of, config, "bid", {"logit": both})
-    with pytest.raises(ValueError, match=r"orders: expected functions f\(p, bid\) by name, got list"):
-        orders_of(config, "bid", [both])  # type: ignore[arg-type]
+    refused(ValueError, r"orders: expected functions f\(p, bid\) by name, got list", orders_of, config, "bid", [both])
     without = config.replace(schema=dataclasses.replace(config.schema, side=()))
     orders = orders_of(without, "bid", {"both": both})
     assert orders.need_bids == {"bid"}

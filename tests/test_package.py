@@ -139,9 +139,6 @@ def test_each_dependency_has_one_owner():
     assert [case for case in allowed if violations(*case)] == [case for case in refused if not violations(*case)] == []
 
 
-# rooms: imports point down, no circle
-
-
 def module_of(path: Path) -> str:
     """The dotted name of a source, such as "aif_jax.blocks.bea"; "aif_jax" for the package itself."""
     return ".".join(("aif_jax", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
@@ -294,9 +291,6 @@ def test_a_config_in_json_knows_the_blocks_without_a_model(python):
     assert "Bea(bridges=3" in python(f"from aif_jax.config import Config; print(Config.from_json({record}))")
 
 
-# blocks are values: nothing outside `blocks/` knows which there are
-
-
 def blocks_named(source: str) -> list[str]:
     """Block classes by name."""
     classes = {name for name in aif_jax.blocks.__all__ if inspect.isclass(getattr(aif_jax.blocks, name))}
@@ -311,9 +305,6 @@ def test_nothing_outside_blocks_names_a_block():
     assert gaps(blocks_named, paths) == {}
     assert sorted(blocks_named("isinstance(block, blocks.Bea)\nSimTier")) == ["SimTier", "blocks.Bea"]
     assert blocks_named("config.width + config.max_pending + self.bridges\nclass Mine(Block): ...") == []
-
-
-# size
 
 
 def test_the_public_face_is_small():
@@ -374,9 +365,6 @@ def test_experiments_and_tests_import_names_that_exist():
     paths = [path for folder in ("experiments", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
     assert {path.name: names for path in paths if (names := missing_names(path.read_text()))} == {}
     assert missing_names("from aif_jax.train import training\nfrom aif_jax import none\nimport json") == ["aif_jax.none"]
-
-
-# imports that touch nothing
 
 
 IMPORT_ALL = """

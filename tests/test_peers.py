@@ -43,9 +43,6 @@ def small(**changes) -> Lists:
     return Lists(**(made | changes))
 
 
-# requests
-
-
 @pytest.mark.parametrize("slice_", judge.SLICES)
 def test_requests_are_those_of_the_study(slices, slice_):
     """Requests and candidates are those that `question` judges its models on; histories are strictly earlier events."""
@@ -64,9 +61,6 @@ def test_requests_are_those_of_the_study(slices, slice_):
 
 def test_recent_items_come_first():
     assert small().recent(3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
-
-
-# judged
 
 
 @pytest.mark.parametrize("name", ["smoke", "met once"])
@@ -114,9 +108,6 @@ def test_the_best_power_is_the_one_with_the_best_figure(slices):
         tried = {power: judge.judged(found, on, {name: power})[name].mean for power in judge.POWERS}
         assert tried[best[name]] == max(tried.values()) > min(tried.values())
         assert figures[name] == pytest.approx(tried[best[name]], abs=1e-12)
-
-
-# baselines
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +172,6 @@ def test_recent_popularity():
     one = small(events=small().events | {"time": np.array([0, 5 * baselines.DAY, 6 * baselines.DAY])})
     got = baselines.recent_popularity(one, days=2.0)(np.arange(2))[1]
     assert np.argsort(-got)[:3].tolist() == [2, 3, 1] and got[2] == pytest.approx(1 + 4 / 9) and got[4] == 0
-
-
-# tuning, the command
 
 
 def test_the_best_trial_is_chosen(slices, monkeypatch):

@@ -13,6 +13,7 @@ from experiments import plots, tables
 from experiments.study import calibration, question, records
 from experiments.study.question import AIF, WITH_MATCHING
 from tests.light import lightly_compiled
+from tests.refusals import refused
 
 
 def test_figures_are_drawn_from_the_records(tmp_path, capsys):
@@ -36,8 +37,7 @@ def test_a_page_has_the_tables_that_it_names(monkeypatch):
     page = "Text.\n\n<!-- table some: command -->\n\n| a |\n| old |\n\nMore.\n"
     made = tables.written(page)
     assert made == page.replace("| old |", "| --- |\n| 1 |") == tables.written(made)
-    with pytest.raises(ValueError, match="table 'none': expected one of .*'recall'"):
-        tables.written("<!-- table none: command -->\n")
+    refused(ValueError, "table 'none': expected one of .*'recall'", tables.written, "<!-- table none: command -->\n")
     names = [name for path in tables.PAGES for name in re.findall(r"<!-- table (\w+):", path.read_text(encoding="utf-8"))]
     assert names[:2] == ["recall", "budget"]
 

@@ -40,27 +40,24 @@ def test_aif_is_the_model_of_the_study():
 
 def test_paper_has_the_paper_s_blocks_alone():
     config = presets.paper(SCHEMA)
-    assert [type(block) for block in config.blocks] == [blocks.Bea, blocks.Sim, blocks.LshDin, blocks.SimTier]
-    assert config.blocks[0] == blocks.Bea(bridges=10) and not any(
-        getattr(block, "dot_product", False) for block in config.blocks
-    )
+    assert kinds(config) == [blocks.Bea, blocks.Sim, blocks.LshDin, blocks.SimTier]
+    assert config.blocks[0] == blocks.Bea(bridges=10) and not any(getattr(one, "dot_product", False) for one in config.blocks)
     assert config.long_length == 4096 and config.width == 64
     shapes = jax.eval_shape(lambda key: aif.build(config).init(key, None, fitted={}), jax.random.key(0))
     assert shapes["blocks"]["bea"]["bridges"].shape == (10, 64)
 
 
+def kinds(config: aif.Config) -> list[type]:
+    return [type(block) for block in config.blocks]
+
+
 def test_baselines():
-    two_tower, matching, full = (
-        presets.PRESETS[name](SCHEMA) for name in ("two_tower", "two_tower_matching", "full_attention")
-    )
+    two_tower, full = presets.two_tower(SCHEMA), presets.full_attention(SCHEMA)
+    matching = presets.two_tower_matching(SCHEMA)
     assert two_tower.head == aif.heads.LogitSum() and two_tower.blocks == (blocks.DotProduct(),)
-    assert matching.head == aif.heads.Mlp((64, 32)) and [type(block) for block in matching.blocks] == [
-        blocks.MatchingStatistics,
-        blocks.DotProduct,
-    ]
-    assert [type(block) for block in full.blocks] == [
-        blocks.MatchingStatistics, blocks.CrossAttention, blocks.TargetAttention, blocks.DotProduct,
-    ]  # fmt: skip
+    assert matching.head == aif.heads.Mlp((64, 32)) and kinds(matching) == [blocks.MatchingStatistics, blocks.DotProduct]
+    attention = [blocks.CrossAttention, blocks.TargetAttention]
+    assert kinds(full) == [blocks.MatchingStatistics, *attention, blocks.DotProduct]
 
 
 def test_without_content_a_line_says_what_is_left_out(caplog):

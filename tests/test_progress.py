@@ -1,7 +1,5 @@
 """Progress: bars on a terminal, nothing elsewhere or when it is not wanted."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -20,7 +18,7 @@ from aif_jax import output as progress
 from aif_jax.index import ItemIndex
 from aif_jax.output import hidden, say, track
 from aif_jax.train.tasks import NextItem
-from tests.test_cli import FLAGS, SMALL, files, run, world  # noqa: F401 fixtures
+from tests.test_cli import FLAGS, SMALL, files, folder, run  # noqa: F401 fixtures
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x1b]")
 
@@ -120,9 +118,9 @@ def test_files_are_read_with_a_bar_or_silently(terminal, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def jobs(world, tmp_path_factory):  # noqa: F811
+def jobs(folder, tmp_path_factory):  # noqa: F811
     """Words of every job that ends by itself, by name, and what it says in a log; a last --out lacks its folder."""
-    (folder, *_), out = world, tmp_path_factory.mktemp("jobs")
+    out = tmp_path_factory.mktemp("jobs")
     small = [word for word in SMALL if word != "--quiet"]
     train = ["train", *files(folder), *FLAGS, "--epochs", 1, "--batch-size", 64, "--requests", 50, *small, "--out"]
     build = ["index", "build", "--checkpoint", out / "run", "--items", folder / "items", "--out"]

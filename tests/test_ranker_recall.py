@@ -77,9 +77,6 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
     np.testing.assert_array_equal(again, taught)
 
 
-# rankers
-
-
 @pytest.fixture(scope="module")
 def smoke():
     """The synthetic data, its training events, and 40 late requests with random candidates."""
@@ -163,9 +160,6 @@ def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path
     np.testing.assert_allclose(first[5:7], scores(at[5:7], rows[5:7]), rtol=1e-5, atol=1e-6)
 
 
-# blocks that are judged
-
-
 def test_similar_events_by_hand():
     """Two events of the candidate's cluster, at places 0 and 2; what the other sums are by recency."""
     params = {"table": np.array([[0], [1], [2]], np.int32)}
@@ -193,9 +187,6 @@ def test_clusters_are_of_items_with_a_training_event():
     made = np.asarray(models.with_clusters({"fitted": {}}, config, user, item)["fitted"]["similar"]["table"])
     assert not made[0].any() and not made[60:].any() and made[np.unique(item)].all()
     assert np.unique(made[:, 0]).tolist() == [0, 1, 2] and made[:, 1].max() == 5
-
-
-# the script
 
 
 def test_ranker_recall(tmp_path):

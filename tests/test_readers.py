@@ -341,8 +341,7 @@ def test_items_for_an_index_are_checked(folder, tmp_path):
         ({"id": ["a", "b", "c"]}, "column 'id': wrong type: expected integers like the vocabulary 'item' given, got text"),
     ):
         parquet(tmp_path, wrong=ITEMS | change)
-        with pytest.raises(ValueError, match=message):
-            list(read_items(tmp_path / "wrong.parquet", encoder))
+        refused(ValueError, message, list, read_items(tmp_path / "wrong.parquet", encoder))
 
 
 def test_wrong_options(folder):

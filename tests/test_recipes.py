@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.datasets import movielens, recipes, taobao
+from tests.refusals import refused
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -37,8 +38,7 @@ def releases(tmp_path):
 
 
 def test_releases_are_merged(releases, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="1"):  # not the files of the figures
-        recipes.main(["movielens", *map(str, releases), "--out", str(tmp_path / "merged")])
+    refused(SystemExit, "1", recipes.main, ["movielens", *map(str, releases), "--out", str(tmp_path / "merged")])
     assert "ratings.csv: expected SHA-256 8811a6" in capsys.readouterr().out
     texts = {path.name: path.read_bytes().decode() for path in (tmp_path / "merged").iterdir()}
     assert texts == {
@@ -59,8 +59,7 @@ def test_content_is_of_titles_genres_and_tags(releases, tmp_path):
 
 def test_files_of_another_layout_are_refused(releases, tmp_path):
     (releases[1] / "ratings.csv").write_text("user,item\n")
-    with pytest.raises(ValueError, match="ratings.csv: expected the columns"):
-        recipes.movielens(releases, tmp_path / "merged")
+    refused(ValueError, "ratings.csv: expected the columns", recipes.movielens, releases, tmp_path / "merged")
     (releases[1] / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,99,1.0,5\n")
     with pytest.raises(ValueError, match=r"movies.csv: expected every rated film in one of the releases, got none of \[99\]"):
         recipes.movielens(releases, tmp_path / "merged")
@@ -96,8 +95,6 @@ def test_the_shared_folders_come_out_of_the_recipes_again(tmp_path):
             if first <= int(user) <= last or int(user) in again
         ]
         folders.append(release(tmp_path / str(number), ratings, movies, tags))
-    with pytest.raises(SystemExit, match="0"):
-        recipes.main(["movielens", *map(str, folders), "--out", str(tmp_path / "merged")])
+    refused(SystemExit, "0", recipes.main, ["movielens", *map(str, folders), "--out", str(tmp_path / "merged")])
     head = SHARED / "taobao-userbehavior-head100k" / "UserBehavior_head100k.csv"
-    with pytest.raises(SystemExit, match="0"):
-        recipes.main(["taobao", str(head), "--out", str(tmp_path / "head")])
+    refused(SystemExit, "0", recipes.main, ["taobao", str(head), "--out", str(tmp_path / "head")])

@@ -13,6 +13,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, metrics, train
+from aif_jax.blocks.signatures import fit_projection
 from aif_jax.catalogue import Catalogue
 from aif_jax.connectors import Fetch, MemoryFeatures
 from aif_jax.connectors.features import by_user
@@ -88,6 +89,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: schema(behaviour_fields=("item",)), "behaviour_fields: expected 'category'"),
     (lambda: schema(behaviour_fields=("item", "category", "tags")), "behaviour_fields...got 'tags'"),
     (lambda: schema(behaviour_fields=("item", "category", "shop")), "behaviour_fields...got 'shop'"),
+    (lambda: demo.schema().item_attribute("gender"), KeyError, "'item', 'category', 'tags'...got 'gender'"),
     *each(schema, "Schema", "at least 2...", actions=[1]),
     *each(schema, "Schema", "...", user_floats=[-1], item_floats=[-2], content=[-3]),
     (lambda: Schema.from_json({**demo.schema().to_json(), "colour": 1}), TypeError, "colour"),
@@ -181,6 +183,7 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: blocks.SimTier(bits=48), "signature bits: expected a multiple of 32 from 32 to 256, got 48"),
     *((lambda bits=bits: blocks.LshDin(bits=bits), f"{BITS}, got {bits}") for bits in (0, 48, 512)),
     *((lambda bits=bits: blocks.Signatures(bits), f"{BITS}, got {bits}") for bits in (0, 31, 48, 288)),
+    (lambda: fit_projection(np.eye(3)[:1], bits=32), "at least 2 rows with content, got 1"),
     (lambda: blocks.Bea(bridges=0), "Bea.bridges: expected at least 1, got 0"),
     (lambda: demo.config(blocks=(blocks.Sim("tags"),)),
      "Sim.field: expected one of schema.behaviour_fields ('item', 'category'), got 'tags'"),

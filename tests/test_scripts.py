@@ -1,7 +1,5 @@
 """Experiments that run within this process at `--smoke` size, the figures that each promises, and their own arithmetic."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import math
@@ -14,6 +12,7 @@ import pytest
 from experiments import kernels
 from tests.conftest import child_environment
 from tests.light import flags
+from tests.refusals import refused
 
 
 def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) -> dict:
@@ -22,9 +21,6 @@ def measured(folder: Path, name: str, *words: str, needs: tuple[str, ...] = ()) 
         pytest.importorskip(package, reason="the extra 'experiments' or 'benchmarks' is not installed")
     importlib.import_module(name).main(["--smoke", "--json", str(folder / "figures.json"), *words])
     return json.loads((folder / "figures.json").read_text())
-
-
-# kernels
 
 
 def test_kernels(tmp_path):
@@ -42,9 +38,6 @@ def test_nothing_of_the_size_of_the_history_reaches_the_interaction():
     for name, form in short.items():
         shapes = [[x.shape for x in jax.tree.leaves(made.args)] for made in (form, long[name])]
         assert shapes[0] == shapes[1], name
-
-
-# serving
 
 
 def test_index_refresh(tmp_path, capsys):
@@ -88,8 +81,7 @@ def test_cost_parses_only_sensible_sizes(capsys):
     from experiments import cost
 
     for wrong in (["--concurrency"], ["--concurrency", "0"], ["--rounds", "0"]):
-        with pytest.raises(SystemExit):
-            cost.parse(wrong)
+        refused(SystemExit, "", cost.parse, wrong)
     assert "expected" in capsys.readouterr().err
 
 
@@ -144,9 +136,6 @@ def test_service_load(tmp_path, monkeypatch, capsys):
     names = {"http_overhead_p50_ms", "http_rps_share", "http_service_cpu_ms", "http_client_cpu_ms", "engine_cpu_ms"}
     assert names <= figures.keys() and names <= set(capsys.readouterr().out.split())
     assert figures["http_rps_share"] > 0
-
-
-# training
 
 
 def test_train_throughput(tmp_path):

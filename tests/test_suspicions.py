@@ -159,9 +159,6 @@ def test_profile_by_hand():
     assert "profile: 4 events, 2020-09-13 12:26:40 to 2023-11-14 22:13:20 (UTC), 25 % of them duplicates" in str(report)
 
 
-# both agree
-
-
 def wrong(draw) -> dict[str, dict[str, list]]:
     """Data with some wrong values."""
     data = tables()
@@ -214,9 +211,6 @@ def test_a_null_is_no_action():
     columns, items = Columns(action="event"), {"item": [7, 8], "category": ["tea", "cup"]}
     (problem,) = aif.check(events, items=items, columns=columns).problems
     assert str(problem) == "events, row 2, column 'event': null: expected an action in every event, got nothing"
-
-
-# scales
 
 
 def test_a_scale_is_that_of_the_values_without_outliers():

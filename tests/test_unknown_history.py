@@ -1,7 +1,5 @@
 """What the model does not know of a history: counted, and marked in the answer above a bound."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

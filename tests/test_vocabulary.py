@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aif_jax.encoding.vocabulary import Vocabulary
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize(("raw", "ids", "rows"), [
@@ -92,8 +93,7 @@ def test_what_is_no_id_is_refused_and_never_unknown(known, given_ids, message):
     with pytest.raises(TypeError) as error:
         Vocabulary(known).encode(given_ids)
     assert message in str(error.value)
-    with pytest.raises(TypeError):
-        Vocabulary(given_ids)
+    refused(TypeError, "", Vocabulary, given_ids)
 
 
 def test_equality_digest_and_arrays():

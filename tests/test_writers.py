@@ -250,9 +250,6 @@ def test_the_number_of_owners_rises_even_if_their_files_are_lost(world):
     assert [folder.name[:6] for folder in snapshots(world.directory)] == ["000001", "000001", "000002"]
 
 
-# a new version of the model
-
-
 def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
     """Built while the old one follows the stream, it starts from the positions of its build and replays the rest."""
     new_params = PARAMS | {"item": {"scale": np.float32(0.5)}}

@@ -7,7 +7,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks, layers
-from aif_jax.blocks.block import own, recent
+from aif_jax.blocks.block import own
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.trees import leaves_by_path
 from tests import demo
@@ -42,18 +42,6 @@ def test_a_block_that_overrides_nothing_does_nothing():
     assert plain.widths(demo.config()) == plain.init(jax.random.key(0), demo.config()) == {}
     assert plain.fit(demo.items(1), demo.config(), seed=0) == {}
     assert plain.score({}, None, None, {}) == blocks.HeadInputs() == (0.0, 0.0, (), 0.0, 0.0, 0.0)  # type: ignore[arg-type]
-
-
-def test_own_puts_trained_and_fitted_parameters_together():
-    params = {"blocks": {"bea": {"bridges": 1}}, "fitted": {"bea": {"codes": 2}, "sim_tier": {"x": 3}}}
-    assert own(params, blocks.Bea()) == {"bridges": 1, "codes": 2}
-    assert own(params, blocks.SimTier()) == {"x": 3} and own(params, blocks.Sim()) == {}
-
-
-def test_recent_cuts_a_longer_history_and_takes_a_shorter_one():
-    past = demo.history(10, 8)
-    assert recent(past, 3).item.tolist() == past.item[:3].tolist()
-    assert recent(past, 99).mask.tolist() == past.mask.tolist()
 
 
 def test_a_user_view_has_both_histories():

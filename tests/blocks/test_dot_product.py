@@ -4,23 +4,11 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import DotProduct
 from tests import demo
-from tests.blocks import parts
-
-
-def test_by_hand():
-    block = DotProduct()
-    params = {"popularity": jnp.array([1.0, 0.0, 0.0, 2.0])}
-    item = [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
-    terms = block.score(params, parts.state(block, {}, vector=[2.0, 0.0, 2.0, 0.0]), parts.rows(block, vector=item), {})
-    assert terms.logit.tolist() == [(2 + 6) / 2 + 1 + 8, 0.0]
-    assert terms.pairs == () and terms.once == terms.rest == 0.0
 
 
 @pytest.fixture(scope="module")

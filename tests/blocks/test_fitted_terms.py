@@ -60,8 +60,7 @@ def test_a_term_is_added_to_every_score_through_index_engine_and_export(data, ru
             return (await engine.score(1, ids)).logits
 
     np.testing.assert_allclose(asyncio.run(served(index)), after[1:], rtol=1e-5, atol=1e-5)
-    with pytest.raises(VersionMismatch):
-        asyncio.run(served(run.index(data.catalogue, progress=False)))
+    refused(VersionMismatch, "", asyncio.run, served(run.index(data.catalogue, progress=False)))
     made.export(tmp_path / "export", index=index, platforms=("cpu",))
     assert aif.export.verify(tmp_path / "export")
 
@@ -106,8 +105,7 @@ def test_items_without_training_events_may_keep_their_place(data, run):
 def test_a_corrected_training_is_not_corrected_again(data, run):
     settings = dataclasses.replace(run.settings, task=NextItem(logq_correction=True))
     expected = "with_popularity_correction: expected a NextItem task with candidates by popularity, not corrected"
-    with pytest.raises(ValueError, match=expected):
-        dataclasses.replace(run, settings=settings).with_popularity_correction(data)
+    refused(ValueError, expected, dataclasses.replace(run, settings=settings).with_popularity_correction, data)
 
 
 def test_halves_by_hand():

@@ -1,7 +1,5 @@
 """Position bias: places by hand, nothing of it in serving, and clicks that depend on the place as much as on the item."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp
