@@ -184,16 +184,17 @@ def test_readme_is_read_in_a_few_minutes():
     assert "GPU: never run" in text[: text.index("## Results")] and len(re.findall(r"^\| ---", text, re.M)) == 2
 
 
+def attributes(code: str) -> set[str]:
+    """Dotted names in code, such as `aif.presets.aif`, without those that a longer one begins with."""
+    nodes = [ast.unparse(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
+    names = {name for name in nodes if re.fullmatch(r"[\w.]+", name)}
+    return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+
+
 def names_of_the_package(page: Path) -> set[str]:
     """Distinct `aif.X`, `aif.X.Y`, `run.X`, ... in the page's blocks."""
-    found = set()
-    for node in ast.walk(ast.parse("\n".join(fences(page, "python")))):
-        parts, inner = [], node
-        while isinstance(inner, ast.Attribute):
-            parts, inner = [inner.attr, *parts], inner.value
-        if parts and isinstance(inner, ast.Name) and inner.id in FACE:
-            found.add(".".join([inner.id, *(parts if inner.id == "aif" else parts[:1])]))
-    return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+    names = [name.split(".") for name in attributes("\n".join(fences(page, "python")))]
+    return {".".join(parts if parts[0] == "aif" else parts[:2]) for parts in names if parts[0] in FACE}
 
 
 def test_own_data_takes_fourteen_names():
@@ -436,21 +437,15 @@ def test_lists_of_the_reference_become_entries():
 
 def used_by(page: Path) -> set[str]:
     """Full names of what the page's code takes from the package: `aif_jax.train.losses.pointwise_bce`."""
-    code = []
-    for block in fences(page, "python", "text", ""):
+    alias, names = {"aif": "aif_jax"}, set()
+    for code in fences(page, "python", "text", ""):
         with contextlib.suppress(SyntaxError):
-            code.append(ast.parse(block))
-    alias = {"aif": "aif_jax"}
-    for node in [node for block in code for node in ast.walk(block) if isinstance(node, ast.ImportFrom)]:
-        if (node.module or "").split(".")[0] == "aif_jax":
-            alias |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
-    names = set(alias.values())
-    for node in [node for block in code for node in ast.walk(block) if isinstance(node, ast.Attribute)]:
-        parts, inner = [node.attr], node.value
-        while isinstance(inner, ast.Attribute):
-            parts, inner = [inner.attr, *parts], inner.value
-        if isinstance(inner, ast.Name) and inner.id in alias:
-            names.add(".".join([alias[inner.id], *parts]))
+            names |= attributes(code)
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aif_jax"):
+                    alias |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    roots = [(name.partition(".")[0], name) for name in names]
+    names = {*alias.values(), *(alias[root] + name.removeprefix(root) for root, name in roots if root in alias)}
     return {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
 
 

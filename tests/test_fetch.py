@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,43 +41,33 @@ def archive(files):
     return data.getvalue()
 
 
-class Server:
-    """Serves `files`: path to body, or (body, Content-Length); counts requests."""
-
-    def __init__(self):
-        self.files, self.requests = {}, []
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.requests.append(self.path)
-                if self.path not in outer.files:
-                    self.send_error(404)
-                    return
-                body = outer.files[self.path]
-                body, length = body if isinstance(body, tuple) else (body, len(body))
-                self.send_response(200)
-                self.send_header("Content-Length", str(length))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
 @pytest.fixture
 def server(monkeypatch):
+    """A server of `files`, path to body or (body, Content-Length), that notes in `asked` what it was asked for."""
     monkeypatch.setenv("no_proxy", "*")
-    running = Server()
-    thread = threading.Thread(target=running.server.serve_forever, args=(0.02,))
-    thread.start()
-    yield running
-    running.server.shutdown()
-    thread.join()
-    running.server.server_close()
+    served = types.SimpleNamespace(files={}, asked=[])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            served.asked.append(self.path)
+            if self.path not in served.files:
+                self.send_error(404)
+                return
+            body = served.files[self.path]
+            body, length = body if isinstance(body, tuple) else (body, len(body))
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running, ThreadPoolExecutor(1) as thread:
+        served.url = f"http://127.0.0.1:{running.server_port}"
+        thread.submit(running.serve_forever, 0.02)
+        yield served
+        running.shutdown()
 
 
 @pytest.fixture
@@ -119,27 +110,21 @@ def test_grouplens_then_cache(tmp_path, server, release):
     assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
     assert len(movielens.read(first.path).log) == 1
     assert fetch_movielens(cache_dir=cache, base_url=server.url) == (cache / "ml-100k", "GroupLens", True, "")
-    assert server.requests == ["/ml-100k.zip"]
+    assert server.asked == ["/ml-100k.zip"]
     assert os.listdir(cache) == ["ml-100k"]
-
-
-def failing(kind, server, release):
-    """Prepares a server that fails in one way; returns what the message must say."""
-    data = archive(ORIGINAL)
-    if kind == "wrong checksum":
-        server.files["/ml-100k.zip"] = data
-        return f"expected MD5 {fetch.MD5}, got {hashlib.md5(data, usedforsecurity=False).hexdigest()}"
-    if kind == "not found":
-        return "HTTP Error 404"
-    server.files["/ml-100k.zip"] = (release(data)[:-20], len(data))
-    digest = hashlib.md5(data[:-20], usedforsecurity=False).hexdigest()
-    return f"expected MD5 {fetch.MD5}, got {digest} of {len(data) - 20} bytes"
 
 
 @pytest.mark.parametrize("kind", ["wrong checksum", "not found", "truncated"])
 def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(tmp_path, server, release, kind):
-    message = failing(kind, server, release)
-    cache = tmp_path / "cache"
+    data, cache = archive(ORIGINAL), tmp_path / "cache"
+    sent = data[:-20] if kind == "truncated" else data
+    message = rf"expected MD5 \w+, got {hashlib.md5(sent, usedforsecurity=False).hexdigest()}"
+    if kind == "wrong checksum":
+        server.files["/ml-100k.zip"] = data
+    elif kind == "truncated":
+        server.files["/ml-100k.zip"], message = (sent, len(release(data))), f"{message} of {len(sent)} bytes"
+    else:
+        message = "HTTP Error 404"
     with pytest.raises(FetchError) as error:
         fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
     text = str(error.value)
@@ -152,9 +137,9 @@ def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
     first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
     assert first[:3] == (cache / "ml-100k-recbole", "RecBole wheel", False) and "HTTP Error 404" in first.reason
     assert len(movielens.read(first.path).log) == 1
-    asked = len(server.requests)
+    asked = len(server.asked)
     again = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
-    assert again[:3] == (cache / "ml-100k-recbole", "RecBole wheel", True) and len(server.requests) == asked
+    assert again[:3] == (cache / "ml-100k-recbole", "RecBole wheel", True) and len(server.asked) == asked
     assert os.listdir(cache) == ["ml-100k-recbole"]
 
 
@@ -197,11 +182,10 @@ def raw_server(head, piece, pause=0.0):
                     while not stop.wait(pause):
                         connection.sendall(piece)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        stop.set()
-        thread.join()
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(serve)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            stop.set()
 
 
 @pytest.mark.parametrize(("head", "piece", "pause", "message"), [

@@ -50,18 +50,20 @@ def data() -> aif.Dataset:
     return aif.read(events(), items=items(), columns=columns(), progress=False)
 
 
-def before(time: int) -> aif.Dataset:
+def before(time: int, whole: aif.Dataset | None = None) -> aif.Dataset:
     """The data set as it was at a moment: no event at or after it."""
-    log = data().log
-    kept = log.time < time
-    parts = (np.asarray(part)[kept] for part in (log.user, log.item, log.action, log.time))
-    past = dataclasses.replace(data(), log=EventLog.from_arrays(*parts, users=log.users))
+    whole = whole or data()
+    parts = (np.asarray(getattr(whole.log, name))[whole.log.time < time] for name in ("user", "item", "action", "time"))
+    past = dataclasses.replace(whole, log=EventLog.from_arrays(*parts, users=whole.log.users))
     return dataclasses.replace(past, catalogue=past.catalogue_at(time))
 
 
-@functools.cache
-def trained() -> aif.Trained:
-    return trained_on(data())
+def trained_on(data: aif.Dataset) -> aif.Trained:
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, towers=(8,)))
+    return aif.Trained(model, model.init(jax.random.key(0), data.catalogue), encoder=data.encoder)
+
+
+trained = functools.cache(lambda: trained_on(data()))
 
 
 def slow(row: int, time: int) -> list[float]:
@@ -140,12 +142,6 @@ def test_an_index_updated_later_equals_one_rebuilt_later(rows):
     one, other, stale = (jax.tree.map(np.asarray, some.take(ids)[0]) for some in (updated, rebuilt, index))
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert (stale.vector != other.vector).any()
-
-
-def test_the_catalogue_of_the_data_is_that_after_the_last_event():
-    end = int(data().log.time.max()) + 1
-    np.testing.assert_array_equal(data().catalogue.floats, data().catalogue_at(end).floats)
-    assert not data().catalogue.floats[0].any()
 
 
 def test_ranks_in_the_catalogue_do_not_depend_on_the_future(monkeypatch):
@@ -229,24 +225,18 @@ def test_statistics_by_action_are_those_of_the_moment_wherever_they_are_read():
     data, rows = by_action(), np.arange(4)
     table = {"item": [1, 2, 3], "category": [1, 1, 2]}
     for time in (START, START + 1, START + 2 * HOUR, START + 9 * HOUR):
-        kept = np.asarray(data.log.time) < time
-        parts = (np.asarray(part)[kept] for part in (data.log.user, data.log.item, data.log.action, data.log.time))
-        past = dataclasses.replace(data, log=EventLog.from_arrays(*parts, users=data.log.users))
+        past = before(time, data)
         of_sample = data.item_features(rows, time).floats
         np.testing.assert_array_equal(of_sample, past.item_features(rows, time).floats)
         np.testing.assert_array_equal(of_sample, data.catalogue_at(time).floats)
         encoded = data.encoder.items(table | past.statistic_columns([1, 2, 3], time))[1]  # type: ignore[union-attr]
         np.testing.assert_array_equal(of_sample[1:], encoded.floats)
-    np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)
+    np.testing.assert_array_equal(data.catalogue.floats, data.catalogue_at(START + 2 * HOUR + 1).floats)  # after the last event
+    assert not data.catalogue.floats[0].any()
     table |= data.statistic_columns([1, 2, 3], START + HOUR)
     of_index = ItemIndex.build(trained_on(data), table, batch_size=16, progress=False)
     same = ItemIndex.build(trained_on(data), data.catalogue_at(START + HOUR), batch_size=16, progress=False)
     jax.tree.map(np.testing.assert_array_equal, of_index.take([1, 2, 3])[0], same.take([1, 2, 3])[0])
-
-
-def trained_on(data: aif.Dataset) -> aif.Trained:
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, towers=(8,)))
-    return aif.Trained(model, model.init(jax.random.key(0), data.catalogue), encoder=data.encoder)
 
 
 def test_they_travel_with_schema_and_encoder(tmp_path):
