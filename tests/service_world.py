@@ -80,18 +80,16 @@ def exports(kind: str = "integers") -> "Exports":
     events = {"user": ["ann", "bob", "cem"] * 4, "item": [ids[n] for n in range(12)], "time": times}
     data = aif.read(events, items=items, columns=aif.Columns(user_id=True, side=("bid",)))
     config = aif.presets.two_tower(data.schema, width=8, short_length=4, long_length=8, towers=(8,), sequence=False)
-    model = aif.build(
-        config.replace(head=aif.heads.Mlp((8,)), objectives=("click", "like")) if kind == "objectives" else config
-    )
+    if kind == "objectives":
+        config = config.replace(head=aif.heads.Mlp((8,)), objectives=("click", "like"))
+    model = aif.build(config)
     root, params, index, digests = Path(tempfile.mkdtemp(prefix="aif_jax-exports-")), {}, {}, {}
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     for seed, folder in enumerate(("one", "two")):
         params[folder] = demo.init(model, seed, items=data.catalogue)
-        built = aif.ItemIndex.build(aif.Trained(model, params[folder], data.encoder), [items], batch_size=64, progress=False)
-        index[folder] = built
-        digests[folder] = aif.export.save(
-            root / folder, aif.Trained(model, params[folder], data.encoder), built, platforms=("cpu",)
-        )
+        trained = aif.Trained(model, params[folder], data.encoder)
+        index[folder] = aif.ItemIndex.build(trained, [items], batch_size=64, progress=False)
+        digests[folder] = aif.export.save(root / folder, trained, index[folder], platforms=("cpu",))
     return Exports(root, model, params, index, digests, data.encoder, data.catalogue)
 
 

@@ -49,9 +49,8 @@ def items(numbers: dict[str, float]) -> dict[str, Any]:
 
 def first_index() -> aif.ItemIndex:
     """The item i0."""
-    return aif.ItemIndex.build(
-        aif.Trained(model(), PARAMS, encoder()), [items({"i0": 1.0})], batch_size=8, capacity=64, progress=False
-    )
+    trained = aif.Trained(model(), PARAMS, encoder())
+    return aif.ItemIndex.build(trained, [items({"i0": 1.0})], batch_size=8, capacity=64, progress=False)
 
 
 def prices(index: aif.ItemIndex) -> dict[str, float]:

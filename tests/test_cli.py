@@ -101,9 +101,6 @@ def files(folder):
     return ["--events", folder / "events.parquet", "--items", folder / "items", "--users", folder / "users.csv"]
 
 
-# -- index ------------------------------------------------------------------------------------------------------------------
-
-
 def test_index_build_update_inspect_verify(folder, trained, tmp_path, run):
     build = ["index", "build", "--checkpoint", folder / "model", "--items", folder / "items", "--batch-size", 64, "--quiet"]
     out = run.told(*build, "--out", tmp_path / "one", "--dry-run")
@@ -184,9 +181,6 @@ def test_exit_codes_of_the_index(folder, trained, tmp_path, run):
     assert not (tmp_path / "b").exists()
 
 
-# -- export -----------------------------------------------------------------------------------------------------------------
-
-
 def test_export_verify(folder, trained, tmp_path, run):
     index = aif.ItemIndex.build(trained, folder / "items", progress=False)
     index.save(tmp_path / "index")
@@ -206,9 +200,6 @@ def test_export_verify(folder, trained, tmp_path, run):
     params_file.write_bytes(params_file.read_bytes()[:-1] + b"\x01")
     run.refuses(1, "params.safetensors", "verify", tmp_path / "exported")
     assert run("verify", tmp_path / "nothing")[0] == 2
-
-
-# -- check ------------------------------------------------------------------------------------------------------------------
 
 
 def test_check(folder, tmp_path, run):
@@ -246,8 +237,6 @@ def test_settings_that_make_no_sense_are_wrong_usage(folder, tmp_path, run):
     run.refuses(2, "no such file", "check", "--events", tmp_path / "none.parquet")
     assert run("check", *files(folder), "--cap", 0)[0] == 2
 
-
-# -- train ------------------------------------------------------------------------------------------------------------------
 
 SMALL = ["--epochs", "1"]
 SMALL += ["--preset", "two_tower", "--set", "width=8", "short_length=4", "long_length=8", "towers=[8]", "sequence=false"]
@@ -387,8 +376,6 @@ def test_wrong_words_of_train(folder, tmp_path, run):
         assert code == 2 and re.search(message, err), err
     assert not (tmp_path / "run").exists()
 
-
-# -- help -------------------------------------------------------------------------------------------------------------------
 
 COMMANDS = [
     [], ["check"], ["train"], ["add"], ["index"], ["index", "build"], ["index", "update"], ["index", "inspect"],

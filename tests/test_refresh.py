@@ -51,12 +51,8 @@ def run(tmp_path_factory) -> aif.Run:
 def served(run, tmp_path_factory) -> Path:
     """A checkpoint of it with SVD term, popularity correction and calibration."""
     days = world.data(4)
-    whole = (
-        run.with_svd(days, width=3, deviation=1.0)
-        .with_popularity_correction(days, untrained=None)
-        .calibrate(days, progress=False)
-    )
-    whole.save(folder := tmp_path_factory.mktemp("served") / "model")
+    whole = run.with_svd(days, width=3, deviation=1.0).with_popularity_correction(days, untrained=None)
+    whole.calibrate(days, progress=False).save(folder := tmp_path_factory.mktemp("served") / "model")
     return folder
 
 
@@ -72,9 +68,6 @@ def published(served, run, tmp_path_factory) -> tuple[Path, aif.refreshing.Refre
 def stocked(published, tmp_path) -> Path:
     """A store with a version of another refresh, into which no served model is published first."""
     return shutil.copytree(published[0], tmp_path / "stocked")
-
-
-# the whole road
 
 
 def test_a_refresh_publishes_a_model_that_knows_the_new_ids(published, served):
@@ -232,14 +225,9 @@ def test_a_day_that_no_calibration_fits_is_refused_with_a_report(served, run, tm
     options = world.OPTIONS | {"since": run.settings.first_validation, "held_out": 0.3, "learning_rate": 1e-6, "batch_size": 32}
     made = world.refresh(served, table, items=world.items(5), out=tmp_path / "store", **options)
     assert made.status == "refused" and SnapshotStore(tmp_path / "store").current() is None
-    assert any(
-        "no calibration fits it: calibration scores: expected scores that rise" in each
-        for each in made.report["gate"]["reasons"]
-    )
+    says = "no calibration fits it: calibration scores: expected scores that rise"
+    assert any(says in each for each in made.report["gate"]["reasons"])
     assert made.trained.params["fitted"]["calibration"]["scale"] == aif.open(served).params["fitted"]["calibration"]["scale"]
-
-
-# the gate's earlier period and floor, and what is checked before the first step
 
 
 REFUSING = dataclasses.replace(world.GATE, size=0.0)
@@ -271,10 +259,8 @@ def test_a_day_of_wrong_items_is_refused_by_the_earlier_period(run, tmp_path):
         at = day[table["user"][day] == user]
         table["item"][at] = 100 + 4 * rng.integers(0, 9, len(at)) + (user + np.arange(len(at))) % world.CATEGORIES
     since = world.START + 4 * world.DAY
-    period = (since - world.DAY // 2, since)
-    made = refreshed(
-        run.folder, table, tmp_path / "store", since=since, fixed=period, epochs=20, learning_rate=0.05, replay=0.0
-    )
+    options = {"fixed": (since - world.DAY // 2, since), "epochs": 20, "learning_rate": 0.05, "replay": 0.0}
+    made = refreshed(run.folder, table, tmp_path / "store", since=since, **options)
     newest, fixed = (made.report["gate"]["metrics"][name]["gauc"] for name in ("newest", "fixed"))
     assert newest["new"] > newest["old"] + 0.05 and fixed["new"] < fixed["old"] - 0.05
     assert made.report["gate"]["reasons"] and all(each.startswith("fixed: ") for each in made.report["gate"]["reasons"])
@@ -372,8 +358,6 @@ def test_new_items_stay_unseen_in_a_refresh_of_a_model_with_id_dropout(tmp_path)
     assert (rows[-world.NEW :] == rows[0]).all() and (rows[1 : -world.NEW] != rows[0]).any(1).all()
 
 
-# items that leave, and ids that are forgotten
-
 WIDE = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, calibration=1.0, floor=0.0)
 
 
@@ -401,9 +385,7 @@ def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp
     whole = aif.read(world.events(6), **files(6), columns=columns, progress=False)
     moved, known = made.trained.items, first.trained.items
     assert moved is not None and known is not None and moved.side == {}
-    row, before, today = (
-        each.vocabularies["item"].encode(leaves) for each in (made.trained.encoder, first.encoder, whole.encoder)
-    )
+    row, before, today = (each.encoder.vocabularies["item"].encode(leaves) for each in (made.trained, first, whole))
     fields = made.trained.params["fitted"]["fields"]
     for name in ("category", "brand"):
         raw = first.encoder.vocabularies[name].ids_of(known.ids[name][before])
@@ -454,16 +436,14 @@ def test_ids_without_an_event_for_so_long_are_forgotten(stocked, tmp_path, capsy
     assert made.status == "published" and made.trained.encoder.version == fewer.encoding
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 31, "forgotten": 5}
     assert "forgotten ids: 5 of user, 5 of item, 0 of category, 1 of brand, 1 of town" in capsys.readouterr().err
-    features = made.trained.encoder.user(
-        {"user": 3, "town": "old"}, {"item": [100, 110], "time": [since, since + 1]}, since + 9
-    )
+    events = {"item": [100, 110], "time": [since, since + 1]}
+    features = made.trained.encoder.user({"user": 3, "town": "old"}, events, since + 9)
     assert (features.ids["user"], features.ids["town"], features.history.item[:3].tolist()) == (0, 0, [6, 0, 0])
     assert len(aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "here")).index) == world.ITEMS
     made = world.refresh(events=newer, **given, forget=30)
     index = aif.export.restore(SnapshotStore(stocked).fetch(tmp_path / "there")).index
-    assert same(
-        index.take([100, 135])[0], aif.ItemIndex.build(made.trained, newer.catalogue, progress=False).take([100, 135])[0]
-    )
+    rebuilt = aif.ItemIndex.build(made.trained, newer.catalogue, progress=False)
+    assert same(index.take([100, 135])[0], rebuilt.take([100, 135])[0])
     assert made.report["vocabularies"]["item"] == {"before": 30, "after": 36}
     assert "refresh: forget: nothing, since no event is of" in capsys.readouterr().err
 
@@ -473,9 +453,8 @@ def test_logged_requests_stay_those_of_their_users_when_ids_are_forgotten():
     positions = np.arange(0, len(data.log), 7)
     rows = np.stack([data.log.item[positions], np.full(len(positions), data.items.encode([100])[0])], 1).astype(np.int32)
     labels = {"score": np.arange(2.0 * len(positions), dtype=np.float32).reshape(-1, 2)}
-    data = dataclasses.replace(
-        data, cascade=Cascade(positions=positions, rows=rows, stage=np.zeros(rows.shape, np.int8), labels=labels)
-    )
+    cascade = Cascade(positions=positions, rows=rows, stage=np.zeros(rows.shape, np.int8), labels=labels)
+    data = dataclasses.replace(data, cascade=cascade)
     fewer = forget_ids(data, int(data.log.time.max()) - 3 * world.DAY)
     assert data.cascade is not None and fewer.cascade is not None and 100 in fewer.items.raw and 101 not in fewer.items.raw
     there = data.log.user[positions] > 5  # whose first five are forgotten
@@ -485,9 +464,6 @@ def test_logged_requests_stay_those_of_their_users_when_ids_are_forgotten():
     assert np.array_equal(data.cascade.labels["score"][there], fewer.cascade.labels["score"])
     raw, own = data.items.ids_of(rows[there]), fewer.cascade.rows
     assert np.array_equal(own, fewer.items.encode(raw)) and (own[raw != 100] > 0).sum() > 100
-
-
-# warm start, and the old model as it is served
 
 
 @pytest.fixture(scope="module")
@@ -540,9 +516,8 @@ def test_the_old_model_answers_new_requests_as_in_service(run, newer):
 def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
     warm = warm_start(run.trained, newer.encoder, newer.catalogue)
     since = world.START + 4 * world.DAY
-    options: dict[str, Any] = dict(
-        start=warm.params, since=since, validation=0.0, test=0.2, keep_best=None, k=None, batch_size=64, progress=False
-    )
+    options: dict[str, Any] = dict(start=warm.params, since=since, validation=0.0, test=0.2, keep_best=None, k=None)
+    options |= dict(batch_size=64, progress=False)
     more = demo.fit(warm.model, newer, replay=0.5, learning_rate=1e-9, **options)
     record = more.settings.to_json()
     assert record["replay"] == 0.5 and len(record["start"]) == 64 and FitSettings.from_json(record) == more.settings
@@ -553,9 +528,6 @@ def test_training_goes_on_from_given_parameters_with_a_replay(run, newer):
     np.testing.assert_allclose(item, warm.params["embedding"]["item"], atol=1e-5)  # hardly moved
     with pytest.raises(ValueError, match="FitConfig.replay: expected 0 without since, got 0.5"):
         demo.fit(warm.model, newer, replay=0.5, **(options | {"since": None}))
-
-
-# the gate
 
 
 def measured(gauc: float = 0.8, **changes: Any) -> Measurement:

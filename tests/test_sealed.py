@@ -22,6 +22,7 @@ from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError
 from tests import writer_world as world
 from tests.golden import make_export
+from tests.refusals import refused
 from tests.reliability import damaged
 
 FORMAT = "test/1"
@@ -47,8 +48,7 @@ def test_what_is_written_reads_back(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, trees, TREES)
     assert [leaf.dtype for leaf in jax.tree.leaves(trees)] == [leaf.dtype for leaf in jax.tree.leaves(TREES)]
     assert jax.tree.structure(sealed.read(folder, format=FORMAT, like=TREES)) == jax.tree.structure(TREES)
-    with pytest.raises(FileExistsError, match="something is there"):
-        write(folder)
+    refused(FileExistsError, "something is there", write, folder)
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,17 @@ def test_what_is_written_reads_back(tmp_path):
     [({"ids": np.arange(3)}, "rows/half: only in the snapshot"), ({**TREES, "ids": np.arange(4)}, r"ids: .*int64\[4\]")],
 )
 def test_what_does_not_fit_a_template_is_named(tmp_path, like, message):
-    with pytest.raises(CheckpointError, match=message):
-        sealed.read(write(tmp_path / "a"), format=FORMAT, like=like, rebuild="make it again")
+    refused(CheckpointError, message, sealed.read, write(tmp_path / "a"), format=FORMAT, like=like, rebuild="make it again")
 
 
 def test_what_cannot_be_written_is_refused(tmp_path):
-    for record in ({"a": {1: 2}}, {"a": float("nan")}, {"a": np.int64(1)}):
-        with pytest.raises(ValueError, match="record: expected plain JSON"):
-            sealed.write(tmp_path / "b", TREES, record, format=FORMAT)
-    with pytest.raises(TypeError, match="texts: expected a dtype among"):
-        sealed.write(tmp_path / "b", {"texts": np.array(["a"])}, {}, format=FORMAT)
-    with pytest.raises(ValueError, match=f"record: expected at most {files.MANIFEST_BYTES} bytes"):
-        sealed.write(tmp_path / "b", TREES, {"long": "a" * files.MANIFEST_BYTES}, format=FORMAT)
+    many = {"long": "a" * files.MANIFEST_BYTES}
+    for error, message, trees, record in (
+        *((ValueError, "record: expected plain JSON", TREES, {"a": a}) for a in ({1: 2}, float("nan"), np.int64(1))),
+        (TypeError, "texts: expected a dtype among", {"texts": np.array(["a"])}, {}),
+        (ValueError, f"record: expected at most {files.MANIFEST_BYTES} bytes", TREES, many),
+    ):
+        refused(error, message, sealed.write, tmp_path / "b", trees, record, format=FORMAT)
     assert not list(tmp_path.iterdir())
 
 
@@ -76,11 +75,7 @@ def test_arrays_that_the_manifest_does_not_list_are_refused(tmp_path):
     entry = sealed.write_arrays(folder / sealed.ARRAYS, {"ids": np.arange(3), "other": np.zeros(40)})
     manifest = json.loads((folder / "manifest.json").read_text()) | {"files": {sealed.ARRAYS: entry}}
     (folder / "manifest.json").write_bytes(sealed.sealed({name: manifest[name] for name in manifest if name != "sha256"}))
-    with pytest.raises(CheckpointError, match="expected the arrays that manifest.json lists, got others"):
-        sealed.read(folder, format=FORMAT)
-
-
-# damage: one table for every kind of folder
+    refused(CheckpointError, "expected the arrays that manifest.json lists, got others", sealed.read, folder, format=FORMAT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +121,7 @@ def put(content: bytes) -> Callable[[Path], Any]:
 
 
 JSON, FORMATS = "manifest.json: expected JSON", "expected the format '{format}', got "
+OLDER = FORMATS + "one of an earlier version; {rebuild}"
 DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "data flipped": ("data", flip, "was altered"),
     "data cut": ("data", lambda file: os.truncate(file, file.stat().st_size - 4), "expected .* bytes"),
@@ -139,11 +135,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "manifest a list": ("manifest", put(b"[]"), FORMATS + r"\[\]"),
     "manifest gone": ("manifest", Path.unlink, "not a complete snapshot: manifest.json is missing; {rebuild}"),
     "another kind": ("manifest", put(b'{"format": "other/9"}'), FORMATS + "'other/9'; {rebuild}"),
-    "an earlier version": (
-        "manifest",
-        lambda file: file.rename(file.parent / METADATA_FILE),
-        FORMATS + "one of an earlier version; {rebuild}",
-    ),
+    "an earlier version": ("manifest", lambda file: file.rename(file.parent / METADATA_FILE), OLDER),
 }
 """What is damaged and how, and what the reader says."""
 OF_EXPORTS = {
@@ -179,5 +171,4 @@ def test_damage_is_named(originals, tmp_path, name, damage):
 
 def test_nothing_there_is_said(tmp_path):
     for read in KINDS["index"].reads:
-        with pytest.raises(FileNotFoundError, match="none: expected a snapshot, found nothing"):
-            read(tmp_path / "none")
+        refused(FileNotFoundError, "none: expected a snapshot, found nothing", read, tmp_path / "none")

@@ -193,9 +193,8 @@ def test_a_feature_source_knows_users_and_the_service_says_how_often_it_fails_an
         ):
             answer = client.rank(user=user, candidates=IDS, k=3)
             assert answer["degraded"] and why in answer["reason"], answer["reason"]
-        assert service.service.models.reads.counters == Counter(
-            {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
-        )
+        counts = {"found": 2, "missing": 1, "timeouts": 1, "failed": 1, "damaged": 1}
+        assert service.service.models.reads.counters == Counter(counts)
         with service.client() as other, ThreadPoolExecutor(2) as pool:  # calls of one user at one time share one read
             calls = [pool.submit(each.rank, user="ann", candidates=IDS, k=3) for each in (client, other)]
             assert all(call.result()["ids"].tolist() == whole["ids"].tolist() for call in calls)

@@ -40,10 +40,7 @@ async def until(condition):
 
 def test_versions_published_under_load_are_freed(folder):
     """By reference counts alone, without any collection."""
-    calls = [
-        parse({**ANN, "candidates": IDS, "k": 3}, Limits()),
-        parse({**ANN, "candidates": IDS, "k": 3, "feature_version": 1}, Limits()),
-    ]
+    calls = [parse({**ANN, "candidates": IDS, "k": 3} | more, Limits()) for more in ({}, {"feature_version": 1})]
 
     async def serve():
         models = Models(folder, config=SERVING, poll=0.02, keep=1)

@@ -135,9 +135,8 @@ async def test_a_request_that_is_late_in_scoring_makes_the_next_one_keep_more_ti
 
 async def test_item_ids_may_be_strings(world):
     names = np.array([f"item-{raw}" for raw in world.ids])
-    index = aif.ItemIndex.build(
-        aif.Trained(world.model, world.params), [(names, world.features)], batch_size=64, capacity=512, progress=False
-    )
+    trained, sizes = aif.Trained(world.model, world.params), dict(batch_size=64, capacity=512)
+    index = aif.ItemIndex.build(trained, [(names, world.features)], progress=False, **sizes)
     async with world.engine(index=index) as engine:
         by_number = {count: await engine.rank(Request(user=3, context=list(names[:count])), 8) for count in (40, 5)}
         wanted = np.argsort(-world.logits(3, world.ids[:40]), kind="stable")[:8]

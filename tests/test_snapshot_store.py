@@ -144,10 +144,8 @@ def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path, monkeypatc
         return json.dumps({"format": module.FORMAT, "files": files | more}).encode()
 
     one = {"bytes": 9, "sha256": "0" * 64}
-    damages = [
-        ("snapshot-manifest.json", raw)
-        for raw in (b"", DEEP * 25, b"\xff", b"[]", b"7", saying(a={"bytes": 1 << 60, "sha256": "0" * 64}))
-    ]
+    torn = (b"", DEEP * 25, b"\xff", b"[]", b"7", saying(a={"bytes": 1 << 60, "sha256": "0" * 64}))
+    damages = [("snapshot-manifest.json", raw) for raw in torn]
     paths = ("x" * 300, "x/" * 3000 + "y", "a/below", "inner", "a\0b", "\ud800", "/etc/passwd", "../../escaped", "none")
     damages += [("snapshot-manifest.json", saying(**{path: one})) for path in paths]
     damages += [("a", b""), ("a", b"7;" * 50), ("a", b"8" + b"7;" * 100), ("a", b"8" + (b"7;" * 100)[1:])]
@@ -250,9 +248,8 @@ def test_the_commands_of_a_store(tmp_path, capsys):
 
     assert run("current", url, code=1) == ""
     (fill(tmp_path / "made", 0) / "manifest.json").unlink()
-    assert "expected an export, or a snapshot of an index, got a folder without manifest.json" in run(
-        "publish", url, str(tmp_path / "made"), code=2
-    )
+    bare = run("publish", url, str(tmp_path / "made"), code=2)
+    assert "expected an export, or a snapshot of an index, got a folder without manifest.json" in bare
     names = [run("publish", url, str(fill(tmp_path / "made", number)), "--keep", "2") for number in range(1, 4)]
     assert json.loads(run("list", url)) == {"current": names[2], "snapshots": names[1:]} and run("current", url) == names[2]
     folder = run("fetch", url, str(tmp_path / "here"))
@@ -261,9 +258,8 @@ def test_the_commands_of_a_store(tmp_path, capsys):
     assert run("collect", url, "--keep", "1") == names[1] and run("collect", url) == ""
     assert "keep: expected at least 1, got 0" in run("collect", url, "--keep", "0", code=2)
     assert "expected a folder with files, got none" in run("publish", url, str(tmp_path / "nothing"), code=2)
-    assert f"expected the snapshot {names[0]}, got none" in run(
-        "fetch", url, str(tmp_path / "here"), "--name", names[0], code=2
-    )
+    gone = run("fetch", url, str(tmp_path / "here"), "--name", names[0], code=2)
+    assert f"expected the snapshot {names[0]}, got none" in gone
 
 
 def publish_all(open_store: Callable[..., SnapshotStore], folder: str, log: str) -> None:

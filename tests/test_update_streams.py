@@ -268,9 +268,6 @@ def test_a_tombstone_names_an_item(key):
     assert decode(Message(1, 3, tombstone_key(7), None)).deleted == [7]
 
 
-# kills
-
-
 MANY = pytest.param(FULL.follower_kills, marks=[pytest.mark.reliability, pytest.mark.timeout(3600)])
 
 
@@ -321,9 +318,6 @@ def test_kills_of_a_follower_lose_and_double_nothing(kafka_address, tmp_path, ki
         final = IndexWriter.resume(root / "w", aif.Trained(MODEL, PARAMS, ENCODER))
         assert prices(final.index) == expected
         final.close()
-
-
-# the command
 
 
 @pytest.fixture(scope="module")

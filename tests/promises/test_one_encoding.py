@@ -82,6 +82,9 @@ class Met:
     def evaluate(self, model=None):
         return train.evaluate(model or self.run.model, self.run.params, self.other, positions(self.other), **QUIET)
 
+    def scores(self):
+        return next(catalogue_scores(self.run.model, self.run.params, self.other, positions(self.other), **QUIET))
+
     def of_a_checkpoint(self):
         self.run.save(self.at / "saved")
         return aif.build(aif.checkpoint.load(self.at / "saved").config)
@@ -103,9 +106,7 @@ DOORS = {
     "train.evaluate, as before fit": lambda m: m.evaluate(m.model),
     "train.evaluate, loaded": lambda m: m.evaluate(aif.Run.load(m.run.folder).model),
     "train.evaluate, a checkpoint's": lambda m: m.evaluate(m.of_a_checkpoint()),
-    "scores of the catalogue": lambda m: next(
-        catalogue_scores(m.run.model, m.run.params, m.other, positions(m.other), **QUIET)
-    ),
+    "scores of the catalogue": lambda m: m.scores(),
     "rows of the catalogue": lambda m: item_rows(m.run.model, m.run.params, m.other.catalogue, **QUIET),
     "init": lambda m: m.model.init(jax.random.key(0), m.other.catalogue),
     "fit_tables": lambda m: aif.fit_tables(m.run.config, m.other.catalogue),

@@ -61,9 +61,8 @@ def item_features(generation: int) -> aif.ItemFeatures:
 
 def index(version: int, *, capacity: int = 6 * ITEMS) -> aif.ItemIndex:
     """The index of a version, before any update; its capacity has room for the rows of every snapshot that a storm makes."""
-    return aif.ItemIndex.build(
-        aif.Trained(MODEL, params(version)), [(IDS, item_features(0))], batch_size=ITEMS, capacity=capacity, progress=False
-    )
+    trained, items = aif.Trained(MODEL, params(version)), [(IDS, item_features(0))]
+    return aif.ItemIndex.build(trained, items, batch_size=ITEMS, capacity=capacity, progress=False)
 
 
 def codes(number: int, ids: np.ndarray) -> np.ndarray:

@@ -24,9 +24,8 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
     Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
     """
     folder, points = _begun(root, step, sealed, at)
-    made = world.refresh(
-        current, world.events(5), items=world.items(5), out=folder / "store", work=folder / "work", since=since, **world.OPTIONS
-    )
+    places = {"out": folder / "store", "work": folder / "work"}
+    made = world.refresh(current, world.events(5), items=world.items(5), since=since, **places, **world.OPTIONS)
     end = {"status": made.status, "name": made.name, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
 

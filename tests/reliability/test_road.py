@@ -349,11 +349,8 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
     """From the files to a service that follows a store through two refreshes."""
     days = FIRST_DAYS
     data = aif.read(**log.write(folder / "first", days), columns=log.columns())
-    model = aif.build(
-        aif.presets.two_tower_matching(
-            data.schema, width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,))
-        )
-    )
+    sizes: dict[str, Any] = dict(width=8, short_length=8, long_length=16, towers=(8,), head=aif.heads.Mlp((8,)))
+    model = aif.build(aif.presets.two_tower_matching(data.schema, **sizes))
     with pytest.raises(ValueError, match="threshold: expected an action row in"):
         aif.fit(model, data, task=Impressions(candidates=6, threshold=1), progress=False)
     task = Impressions(candidates=6, threshold=2)
@@ -391,10 +388,8 @@ def walk_impressions(folder: Path, log: ImpressionLog, rng: np.random.Generator)
             finally:
                 stop.set()
             asked.result()
-    assert (
-        len(set(versions)) == 3
-        and [version for version, _ in itertools.groupby(each["version"] for each in answers)] == versions
-    )
+    served = [version for version, _ in itertools.groupby(each["version"] for each in answers)]
+    assert len(set(versions)) == 3 and served == versions
     for version in versions:  # each answer is of one version: those of a version are the same
         first, *others = (each["logits"] for each in answers if each["version"] == version)
         assert all(np.array_equal(first, other) for other in others)
