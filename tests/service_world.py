@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -9,7 +10,6 @@ import json
 import shutil
 import socket
 import tempfile
-import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -139,7 +139,7 @@ class Running:
     """A service on loopback, in a thread with its event loop."""
 
     def __init__(self, service: Service, addresses: dict[str, str], loop: asyncio.AbstractEventLoop, token: str | None):
-        self.service, self.addresses, self._loop, self._token = service, addresses, loop, token
+        self.service, self.addresses, self.loop, self._token = service, addresses, loop, token
 
     def client(self, **options: Any) -> Client:
         """A client of the HTTP address."""
@@ -156,7 +156,7 @@ class Running:
             result = function()
             return await result if asyncio.iscoroutine(result) else result
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
 
 @contextlib.contextmanager
@@ -164,38 +164,22 @@ def running(
     root: Path, *, where: Listening | None = None, policy: Policy | None = None, observers: tuple[Any, ...] = (), **options: Any
 ) -> Iterator[Running]:
     """Serves a folder until the end of the block; options as for `Models`."""
-    loop, ready, stop, outcome = asyncio.new_event_loop(), threading.Event(), asyncio.Event(), {}
-    where = where or Listening(http_port=0)
+    where, ready = where or Listening(http_port=0), concurrent.futures.Future[tuple[Running, asyncio.Event]]()
 
     async def serve() -> None:
         models = Models(root, **{"config": SERVING, "poll": 0.05, **options})
-        service = Service(models, policy=policy, observers=observers)
+        service, loop, stop = Service(models, policy=policy, observers=observers), asyncio.get_running_loop(), asyncio.Event()
         async with service, listening(service, where) as addresses:
-            outcome["running"] = Running(service, addresses, loop, where.token)
-            ready.set()
+            ready.set_result((Running(service, addresses, loop, where.token), stop))
             await stop.wait()
 
-    def run() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(asyncio.run, serve())
+        serving.add_done_callback(lambda ended: ready.done() or ready.set_exception(ended.exception()))
+        made, stop = ready.result(120)
         try:
-            loop.run_until_complete(serve())
-        except BaseException as error:
-            outcome["error"] = error
+            yield made
         finally:
-            loop.run_until_complete(loop.shutdown_default_executor())
-            loop.close()
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        assert ready.wait(120), "the service did not start"
-        if "error" in outcome:
-            raise outcome["error"]
-        yield outcome["running"]
-    finally:
-        if not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(stop.set)
-        thread.join(60)
-    if "error" in outcome:
-        raise outcome["error"]
+            with contextlib.suppress(RuntimeError):  # it has ended by itself, and the result says why
+                made.loop.call_soon_threadsafe(stop.set)
+        serving.result(60)

@@ -222,8 +222,7 @@ def test_missing_and_foreign_folders(saved, tmp_path):
 
 def test_nothing_is_overwritten_and_a_folder_that_cannot_be_made_is_an_error_at_once(saved, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError):
-        checkpoint.save(tmp_path / "file" / "a", trained(small()))
+    refused(OSError, "", checkpoint.save, tmp_path / "file" / "a", trained(small()))
     refused(FileExistsError, "expected a new folder", checkpoint.save, saved, trained(small(2.0)))
     assert_same(checkpoint.load(saved).params["item"], small()["item"])
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import re
 import time
@@ -20,11 +19,7 @@ from experiments.datasets.synthetic import synthetic_world
 from tests import servers
 from tests.refusals import refused, refused_later
 
-WORLD = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90)
-LOG = WORLD.dataset.log
-TIES = np.lexsort((LOG.action, LOG.item, LOG.time, LOG.user))  # as files are read: those of one moment by item and action
-SORTED = {name: getattr(LOG, name)[TIES] for name in ("item", "action", "time")}
-DATA = dataclasses.replace(WORLD.dataset, log=dataclasses.replace(LOG, **SORTED))
+DATA = synthetic_world(0, users=14, items=60, topics=6, categories=5, interests=2, favourites=2, events_per_user=90).dataset
 ENCODER = DATA.encoder
 COLUMNS = ENCODER.columns
 ARRIVAL = np.argsort(DATA.log.time, kind="stable")  # as a stream brings them

@@ -59,8 +59,7 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="a: expected a new folder, but something is there; name another, or remove it"):
         fill(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError):
-        fill(tmp_path / "link")
+    refused(FileExistsError, "", fill, tmp_path / "link")
     with pytest.raises(FileExistsError), new_folder(tmp_path / "b") as partial:
         (partial / "file").write_text("slow")
         (tmp_path / "b").mkdir()  # another process was faster; a rename onto an empty folder would go through
@@ -70,8 +69,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_a_file_is_replaced_whole_and_forced_to_disk_before_and_after_its_rename(tmp_path, monkeypatch):
     target, done = tmp_path / "new" / "fit.json", []
-    with pytest.raises(FileNotFoundError):
-        write_file(target, b"one")
+    refused(FileNotFoundError, "", write_file, target, b"one")
     target.parent.mkdir()
     fsync, replace = os.fsync, os.replace
 
@@ -126,8 +124,7 @@ def test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write(tmp_path):
 def test_remove(tmp_path):
     fill(tmp_path / "a")
     remove_folder(tmp_path / "a")
-    with pytest.raises(FileNotFoundError):
-        remove_folder(tmp_path / "a")
+    refused(FileNotFoundError, "", remove_folder, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 

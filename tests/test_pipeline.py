@@ -238,8 +238,7 @@ def test_hidden_item_ids(dataset):
     assert np.mean(met) == pytest.approx(0.25, abs=0.03) and not np.array_equal(met[0], met[1])
     again = pipeline(dataset, epochs=1, id_dropout=0.25)
     assert all(same(a.batch, b.batch) for a, b in zip(hidden, again.batches(), strict=True))
-    with pytest.raises(ValueError, match="id_dropout"):
-        list(again.batches(plain[0].cursor))
+    refused(ValueError, "id_dropout", again.batches, plain[0].cursor)
     refused(ValueError, "Pipeline.id_dropout: expected a share", pipeline, dataset, id_dropout=1.0)
 
 
@@ -285,8 +284,7 @@ def test_any_other_error_of_a_source_is_raised(dataset):
     def broken(positions, draw):
         raise ValueError("my mistake")
 
-    with pytest.raises(ValueError, match="my mistake"):
-        next(pipeline(dataset, candidates=broken).batches())
+    refused(ValueError, "my mistake", next, pipeline(dataset, candidates=broken).batches())
     unknown = dataclasses.replace(dataset, log=aif.EventLog.from_arrays([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
     with pytest.raises(ValueError, match="expected samples of known items, got the unknown item"):
         next(pipeline(unknown, counted=dataset, positions=range(60)).batches())

@@ -207,8 +207,7 @@ def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(
         assert job.step("read", lambda _: {"line": "done"})["line"] == "done"
         assert job.step("read", lambda _: {"line": "again"})["line"] == "done"
         for folder in ("work", "out"):
-            with pytest.raises(WriterConflict, match=r"process \d+ on .* is writing here"):
-                Lease(tmp_path / folder).take()
+            refused(WriterConflict, r"process \d+ on .* is writing here", Lease(tmp_path / folder).take)
     with begin(tmp_path / "work", {"k": 1}, say=lines.append) as job:
         assert job.sealed("read") is not None
     with begin(tmp_path / "work", {"k": 2}, say=lines.append) as job:
@@ -362,10 +361,7 @@ WIDE = dataclasses.replace(world.GATE, gauc=1.0, hit_rate=1.0, log_loss=9.0, cal
 
 
 def test_items_that_left_the_items_file_keep_what_was_known_of_them(stocked, tmp_path, caplog):
-    """Through two refreshes: their category, floats and content as the first model read them, statistics of today.
-
-    The index has the items of the file, with the statistics of today too.
-    """
+    """Through two refreshes: category, floats and content as first read, statistics of today, in the model and in the index."""
     more: dict[str, Any] = {"item_floats": ("price",), "item_statistics": (3600,), "content": "content"}
     columns, rng = dataclasses.replace(world.COLUMNS, **more), np.random.default_rng(3)
     price, vectors = rng.gamma(2.0, 10.0, world.ITEMS), rng.normal(size=(world.ITEMS, 4)).astype(np.float32)

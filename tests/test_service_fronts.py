@@ -1,7 +1,4 @@
-"""The same calls through every front give the same answers and refusals: JSON, and Open Inference's binary tensors.
-
-And what the Open Inference Protocol v2 alone has, judged by `tritonclient`, and answers of several objectives.
-"""
+"""The same calls through JSON and Open Inference (judged by `tritonclient`), and answers of several objectives."""
 
 import contextlib
 import dataclasses

@@ -51,10 +51,7 @@ def serving(*words, env=None):
 
 
 def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):
-    """Four threads call; after SIGTERM every call is answered or its connection refused, and the process ends well.
-
-    An index comes from its flag. Every line of the log is JSON, those of the HTTP server too.
-    """
+    """Flags are heeded, every line of the log is JSON, and after SIGTERM each call is answered or its connection refused."""
     world = exports()
     world.index["one"].save(tmp_path / "index", positions={3: 14})
     words = [world.root / "one", "--index", tmp_path / "index", "--max-index-age", 900, "--drain-delay", 0.3]

@@ -1,7 +1,4 @@
-"""Two processes of one job: the loss of one, checkpoints that any number of processes reads, `fit`.
-
-One pair of processes does every check that can share it; 200 steps and kills are in `reliability/test_processes.py`.
-"""
+"""Two processes of one job: one loss, checkpoints, `fit`. 200 steps and kills: `reliability/test_processes.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Promise: adding a block or a head touches one file.
-
-`tests/own_block.py` and `tests/own_head.py` are trained, saved, indexed, served and exported as they are.
-"""
+"""Promise: adding a block or a head touches one file, `tests/own_block.py` or `tests/own_head.py`."""
 
 import dataclasses
 import functools

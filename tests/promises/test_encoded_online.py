@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 import aif_jax as aif
 from aif_jax.data.split import split_by_time
@@ -59,11 +60,7 @@ def data(request, tmp_path_factory) -> aif.Dataset:
         if request.param == "parquet" or name == "items":  # lists of numbers do not fit into CSV
             pq.write_table(pa.table(table), folder / f"{name}.parquet")
         else:
-            lines = [
-                ",".join(table),
-                *(",".join("" if v is None else str(v) for v in row) for row in zip(*table.values(), strict=True)),
-            ]
-            (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+            csv.write_csv(pa.table(table), folder / f"{name}.csv")
     suffix = request.param
     users = folder / f"users.{suffix}"
     return read(folder / f"events.{suffix}", items=folder / "items.parquet", users=users, columns=COLUMNS)

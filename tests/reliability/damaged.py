@@ -227,19 +227,11 @@ def _read_run(folder: Path) -> Any:
 
 
 def _make_export(folder: Path, number: int) -> None:
-    made = encoder(number)
-    config = aif.presets.two_tower(made.schema, width=4, short_length=4, sequence=False)
-    model = aif.build(config)
-    catalogue = aif.Catalogue.from_items(
-        made.schema, [7, 8, 10**12], ids={"category": [1, 2, 1], "brand": [1, 2, 0], "tags": [[1, 2, 0]] * 3},
-        floats=np.ones((3, 1), np.float32), side={"bid": np.ones(3, np.float32)},
-    )  # fmt: skip
-    params = model.init(jax.random.key(number), catalogue)
-    index = aif.ItemIndex.build(aif.Trained(model, params, made), catalogue, batch_size=16, progress=False)
-    export.save(
-        folder / "model", aif.Trained(model, params, made), index, platforms=("cpu",),
-        buckets={"b": [4], "c": [64], "n": [64]},
-    )  # fmt: skip
+    data, made = _data(number), encoder(number)
+    model = aif.build(aif.presets.two_tower(made.schema, width=4, short_length=4, sequence=False))
+    trained = aif.Trained(model, model.init(jax.random.key(number), data.catalogue), made)
+    index = aif.ItemIndex.build(trained, data.catalogue, batch_size=16, progress=False)
+    export.save(folder / "model", trained, index, platforms=("cpu",), buckets={"b": [4], "c": [64], "n": [64]})
 
 
 _loaded: dict[str, Any] = {}

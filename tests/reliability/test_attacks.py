@@ -1,7 +1,4 @@
-"""Hostile callers over loopback: through each proxy of docs/deploy, and what the service bounds itself.
-
-Each attack is bounded, and next to it health and good calls are answered and memory stays flat.
-"""
+"""Hostile callers, through each proxy of docs/deploy and without: bounded, while good calls are answered and memory is flat."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,4 @@
-"""Callables that do their worst under load: every exception class, every way to hang, in `features` and in `retrieval`.
-
-The engine answers or refuses each request as documented, its counters add up, and it ends on `close`.
-"""
+"""Callables that do their worst under load: errors as documented, counters that add up, an engine that ends on `close`."""
 
 import asyncio
 import builtins

@@ -1,7 +1,4 @@
-"""Hypothesis against every public entry: the right answer or the documented error, never a wrong answer or another error.
-
-Each check has a slow reference in plain Python, which says what is right, or that the input must be refused.
-"""
+"""Hypothesis against every public entry: the right answer, by a slow reference in plain Python, or the documented error."""
 
 import asyncio
 import copy

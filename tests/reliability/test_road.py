@@ -1,16 +1,11 @@
-"""The stranger's road: a data set in another company's shape, from its files to a service that answers from a folder.
+"""A stranger's road: a data set in another company's shape, from its files to a service that answers from a folder.
 
-Ids are text, times are in ms, attributes have nulls, bags have a separator, each day has a file of impressions, a request has
-several impressions, and every file has its own names of columns. The steps: read, fit, additions after training, calibrate,
-index, engine, export, service. Every score at the end is that of the joint model on encoded raw values.
-
-A second road is that of an impression log, from its files to a service that follows a store through two refreshes.
+Ids are text, times in ms, attributes have nulls, bags a separator; each day has a file, each request several impressions. A
+second road is that of an impression log, from its files to a service that follows a store through two refreshes.
 """
 
 from __future__ import annotations
 
-import asyncio
-import csv
 import dataclasses
 import itertools
 import re
@@ -24,7 +19,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 import aif_jax as aif
 from aif_jax.connectors import SnapshotStore
@@ -126,13 +121,9 @@ def company(rng: np.random.Generator, road: Road) -> tuple[dict[str, list], dict
 def write(path: Path, table: Mapping[str, list], separator: str) -> None:
     """A Parquet file, or a CSV file where nulls are empty and bags are joined."""
     if path.suffix == ".parquet":
-        parquet.write_table(pa.table(dict(table)), path)
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(table)
-        for row in zip(*table.values(), strict=True):
-            lines.writerow(["" if v is None else separator.join(map(str, v)) if isinstance(v, list) else v for v in row])
+        return parquet.write_table(pa.table(dict(table)), path)
+    text = {name: [separator.join(v) if isinstance(v, list) else v for v in values] for name, values in table.items()}
+    csv.write_csv(pa.table(text), path)
 
 
 def added(run: aif.Run, data: Any, road: Road) -> aif.Run:
@@ -195,16 +186,6 @@ def walk(folder: Path, road: Road, rng: np.random.Generator) -> aif.Run:
     joint = jax.jit(run.model.joint)
     expected = [np.asarray(joint(run.params, user, encoded)) for user in features]
 
-    async def in_process() -> None:
-        async with run.serve(
-            index, features=lambda request: features[request.user], retrieval=lambda request: names, config=SERVING
-        ) as engine:
-            for user, logits in enumerate(expected):
-                scores = await engine.score(aif.Request(user=user), names)
-                assert scores.mask.tolist() == [True] * ITEMS + [False]
-                np.testing.assert_allclose(scores.logits[:-1], logits, rtol=1e-4, atol=1e-4)
-
-    asyncio.run(in_process())
     with running(folder / "model", config=SERVING) as service, service.client() as client:
         for record, events, logits in zip(records, own, expected, strict=True):
             call = {"user": record["id"], "record": record, "events": events, "now": now, "candidates": names}

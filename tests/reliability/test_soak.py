@@ -1,7 +1,4 @@
-"""Minutes of everything at once: slow, failing, hanging and cancelled calls, overload, publishes and index updates.
-
-Every request is answered or refused, every answer is right, and memory stays flat.
-"""
+"""Minutes of everything at once: each request is answered or refused, every answer is right, and memory stays flat."""
 
 import asyncio
 import gc
