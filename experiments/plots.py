@@ -65,18 +65,17 @@ def points(gap: Interval) -> tuple[float, list[list[float]]]:
 
 def draw_blocks(gains: Mapping[str, Mapping[str, Interval]], path: Path) -> None:
     """Draw what each block is worth."""
-    most = {name: max(100 * by_block[name].value for by_block in gains.values() if name in by_block) for name in tables.PARTS}
+    most = {name: max(100 * by_block[name].value for by_block in gains.values()) for name in next(iter(gains.values()))}
     matching, bridges, *others = most.values()
     title = f"Matching statistics add up to {matching:.1f} GAUC points, bridges (BEA) {bridges:.1f},\n"
     title += f"linear attention, SIM and SimTier at most {max(others):.1f}"
     with drawing(path, 4.6, title) as axis:
         for shift, (dataset, by_block) in zip((-0.13, 0.13), gains.items(), strict=False):
-            for at, name in enumerate(tables.PARTS):
-                if name in by_block:
-                    value, error = points(by_block[name])
-                    axis.errorbar(value, at + shift, xerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
+            for at, name in enumerate(most):
+                value, error = points(by_block[name])
+                axis.errorbar(value, at + shift, xerr=error, fmt="o", color=COLOURS[dataset], label=NAMES[dataset])
         axis.axvline(0, color="black", lw=1)
-        axis.set_yticks(range(len(tables.PARTS)), list(tables.PARTS))
+        axis.set_yticks(range(len(most)), list(most))
         axis.invert_yaxis()
         axis.set_xlabel("GAUC points that the block adds to AIF (validation split, one epoch)")
         _legend(axis, loc="lower right")

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -357,19 +356,15 @@ def report(results: Path) -> str:
             share = metrics.paired_interval(hits, whole, ratio=True).value
             cells += f"{f'{100 * low:.2f} to {100 * high:.2f}':>16}{kept.mean:7.3f}{share:7.3f}{gauc.mean:8.4f}{own.mean:7.3f}"
             lines.append(f"{name:38}{cells}")
-    return "\n".join([*lines, *judged(found, results)])
+    return "\n".join(lines)
 
 
-def judged(found: Found, results: Path) -> Iterator[str]:
-    """Yield a line for each model of JUDGED: points of the ranker's top 10 that `aif` loses more, on the same seeds."""
-    for dataset, model in product(question.PUBLIC, JUDGED):
-        ours, others = (runs_of(found, dataset, "validation", "attention", name, USUAL) for name in ("aif", model))
-        both = {one["seed"] for one in ours} & {one["seed"] for one in others}
-        for cut in ("@1000-50", CUT) if both else ():
-            aif_lost, own = (lost(results, [one for one in runs if one["seed"] in both], cut) for runs in (ours, others))
-            gap = _percent(metrics.paired_interval(aif_lost, own))
-            points = f"{gap.value:.2f} points [{gap.low:.2f}, {gap.high:.2f}]"
-            yield f"{dataset}, {model}, {cut[1:]}: aif loses {points} more ({len(both)} seeds)"
+def lost_more(found: Found, results: Path, dataset: str, models: tuple[str, str]) -> Interval | None:
+    """Return points of the ranker's top 10 that one model loses more than another, both taught, on the seeds they share."""
+    runs = [runs_of(found, dataset, "validation", "attention", model, USUAL) for model in models]
+    both = {one["seed"] for one in runs[0]} & {one["seed"] for one in runs[1]}
+    by_user = [lost(results, [one for one in each if one["seed"] in both], CUT) for each in runs if both]
+    return _percent(metrics.paired_interval(*by_user)) if both else None
 
 
 def keys(results: Path) -> dict[str, dict[str, Any]]:

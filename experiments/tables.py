@@ -257,7 +257,8 @@ def scoring() -> str:
 
 PARTS = {
     "matching statistics": "without matching statistics", "bridges (BEA)": "without BEA",
-    "linear attention": "without linear memory", "SIM, added": "with SIM", "SimTier, added": "with SimTier",
+    "linear attention": "without linear memory", "recency, added": "with recency",
+    "similar events, added": "with similar events", "SIM, added": "with SIM", "SimTier, added": "with SimTier",
 }  # fmt: skip
 
 
@@ -282,17 +283,21 @@ def blocks(results: Path) -> dict[str, dict[str, Interval]]:
 
 
 def ablation() -> str:
-    """Return what each block adds to `presets.aif`: GAUC points by data set, and milliseconds at 10,000 candidates."""
-    gains = blocks(question.RESULTS)
+    """Return what each block adds to `presets.aif`: points of ranker recall and GAUC, and milliseconds at 10,000 candidates."""
+    gains, found = blocks(question.RESULTS), ranker_recall.read(RESULTS)
     times = json.loads((question.RESULTS / "times_blocks.json").read_text(encoding="utf-8"))["models"]
-    rows = []
+    names, rows = {of: name for name, of in ranker_recall.MODELS.items()}, []
     for name, changed in PARTS.items():
-        whole, other = (times[f"{model}, C=10000, L=512"] for model in (question.AIF, f"{question.AIF} {changed}"))
-        spent = [abs(whole[what]["p50"] - other[what]["p50"]) for what in ("score", "cpu")]
-        rows.append(
-            [name, *(spread(of[name], 1, scale=100, sign="+") for of in gains.values()), *(f"{each:.2f}" for each in spent)]
-        )
-    return markdown(["block", *DATASETS.values(), "scoring, ms", "CPU, ms"], rows)
+        model = names.get(f"{question.AIF} {changed}", "")
+        pair = (model, "aif") if "without" in changed else ("aif", model)
+        more = [ranker_recall.lost_more(found, RESULTS, dataset, pair) for dataset in DATASETS]
+        row = [name, *(spread(gap, 2, sign="+") if gap else "–" for gap in more)]
+        row += [spread(of[name], 1, scale=100, sign="+") if name in of else "–" for of in gains.values()]
+        whole, other = (times.get(f"{one}, C=10000, L=512") for one in (question.AIF, f"{question.AIF} {changed}"))
+        row += [f"{abs(whole[what]['p50'] - other[what]['p50']):.2f}" if other else "–" for what in ("score", "cpu")]
+        rows.append(row)
+    header = [f"{metric}, {name}" for metric in ("ranker recall@10", "GAUC") for name in DATASETS.values()]
+    return markdown(["block", *header, "scoring, ms", "CPU, ms"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
