@@ -110,9 +110,9 @@ class Config(Fields):
         return self.item_content and self.schema.content > 0
 
     @property
-    def reads_places(self) -> bool:
+    def reads_display_positions(self) -> bool:
         """Whether training reads where candidates were shown."""
-        return any(block.reads_places for block in self.blocks)
+        return any(block.reads_display_positions for block in self.blocks)
 
     def find(self, name: str) -> Any:
         """Return the block of that name, or None."""

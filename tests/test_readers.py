@@ -422,7 +422,7 @@ def test_a_place_in_a_list_is_a_whole_number(wrong):
         f"row 2, column 'shown_at': position: expected a whole number from 1 on, 0 or empty where it is unknown, got {wrong:g}"
     )
     refused(ValueError, re.escape(expected), readers.read, events, **given)
-    assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).places.tolist() == [1, 2, 0]
+    assert readers.read(events | {"shown_at": [1.0, 2.0, None]}, **given).display_positions.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(("unit", "coarser"), [("ms", "s"), ("us", "ms"), ("ns", "ms"), ("ns", "us")])

@@ -203,7 +203,7 @@ def test_a_refresh_without_a_needed_argument_is_wrong_usage_and_leaves_nothing(c
 
 def test_a_second_job_is_refused_and_an_unfinished_one_of_other_data_is_dropped(tmp_path, capsys):
     lines: list[str] = []
-    with begin(tmp_path / "work", {"k": 1}, places=(tmp_path / "out",), say=lines.append) as job:
+    with begin(tmp_path / "work", {"k": 1}, folders=(tmp_path / "out",), say=lines.append) as job:
         assert job.step("read", lambda _: {"line": "done"})["line"] == "done"
         assert job.step("read", lambda _: {"line": "again"})["line"] == "done"
         for folder in ("work", "out"):

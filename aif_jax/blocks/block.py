@@ -128,7 +128,7 @@ class Block:
         nearline   item(params, item) of ONE item      -> rows.blocks[name]
         per user   user(params, user) of ONE user      -> state.blocks[name], while retrieval runs
         real time  score(params, state, rows, kernels) -> HeadInputs: one user, C candidates
-        training   training_logit(params, places)      added to the logits, with `reads_places` alone
+        training   training_logit(params, display_positions)      added to the logits, with `reads_display_positions` alone
 
     `params` is what `init` and `fit` returned, in one dict. `widths` names the features of a pair that the block gives to the
     head; `score` gives their sum after each is multiplied by its kernel, `kernels[n]` [widths[n], H]. A head that reads the
@@ -136,7 +136,7 @@ class Block:
     are pytrees of arrays.
 
     Attributes:
-      reads_places: whether it has a `training_logit`.
+      reads_display_positions: whether it has a `training_logit`.
       per_item: names of the arrays of `fit` with a row for each item, which move where a vocabulary grows; () for none. Unset,
         a block that fits something refuses to grow. Trained arrays do not grow.
 
@@ -162,7 +162,7 @@ class Block:
     """
 
     per_item: ClassVar[tuple[str, ...] | None] = None
-    reads_places: ClassVar[bool] = False
+    reads_display_positions: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -205,8 +205,8 @@ class Block:
         """Return, in real time, its features times their kernels and its terms of the logit, for one state and rows [C]."""
         return HeadInputs()
 
-    def training_logit(self, params: Params, places: jax.Array) -> Any:
-        """Return what training alone adds to logits [B, C] or [B, C, T]; `places` int32 [B, C] is of `Dataset.places_of`."""
+    def training_logit(self, params: Params, display_positions: jax.Array) -> Any:
+        """Return what training alone adds to logits [B, C] or [B, C, T]; positions int32 [B, C] as in `Batch`."""
         return 0.0
 
 

@@ -1,4 +1,4 @@
-"""The bias of the place where a candidate was shown: trained, and left out in serving."""
+"""The bias of the position at which a candidate was shown: trained, and left out in serving."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from aif_jax.types import Params
 
 @block
 class PositionBias(Block):
-    """Adds a trained bias of the place in the shown list to the logit, in training alone.
+    """Adds a trained bias of the position in the shown list to the logit, in training alone.
 
     Users click what stands first, whatever it is. Without the bias a model of impressions learns the order of the system that
-    wrote the log. Serving and evaluation score every candidate as if it were shown first. Held-out clicks depend on the place
+    wrote the log. Serving and evaluation score every candidate as if it were shown first. Held-out clicks depend on it
     too, so GAUC may fall where the order gets better: `keep_best=None` takes the last checkpoint.
 
-    - Formula: training logit = logit + b_p with p = min(place, `places`), b_1 = 0; 0 for a candidate whose place is unknown.
+    - Formula: training logit = logit + b_p with p = min(position, `positions`), b_1 = 0; 0 for a candidate without a known one.
     - Paper: the bias tower of Zhao et al. 2019 (RecSys, "Recommending what video to watch next"); PAL (Guo et al. 2019, RecSys)
       multiplies probabilities instead.
     - Cost: none in serving.
-    - When: the log holds impressions with their places, see `Columns.position`.
+    - When: the log holds impressions with their positions, see `Columns.position`.
 
     Attributes:
-      places: places with a bias each; later ones share the last.
+      positions: display positions with a bias each; later ones share the last.
     """
 
-    places: int = 20
-    reads_places: ClassVar[bool] = True
+    positions: int = 20
+    reads_display_positions: ClassVar[bool] = True
 
     def __post_init__(self):
-        expect(self.places >= 2, self, "places", "at least 2", self.places)
+        expect(self.positions >= 2, self, "positions", "at least 2", self.positions)
 
     def init(self, key: jax.Array, config: Config) -> Params:
         several = (config.outputs,) if config.outputs > 1 else ()
-        return {"bias": jnp.zeros((self.places - 1, *several), jnp.float32)}
+        return {"bias": jnp.zeros((self.positions - 1, *several), jnp.float32)}
 
-    def training_logit(self, params: Params, places: jax.Array) -> jax.Array:
+    def training_logit(self, params: Params, display_positions: jax.Array) -> jax.Array:
         bias = jnp.pad(params["bias"], [(2, 0)] + [(0, 0)] * (params["bias"].ndim - 1))
-        return bias[jnp.minimum(places, self.places)]
+        return bias[jnp.minimum(display_positions, self.positions)]

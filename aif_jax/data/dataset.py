@@ -44,7 +44,7 @@ class Dataset:
       users, items: raw ids of the U user rows and the N item rows.
       encoder: raw data to these features; None for data made otherwise, whose raw values nothing encodes.
       cascade: logged requests with all their candidates; None where the log holds no more than events.
-      places: int32 [n] the place of each event of the log in the list that was shown, from 1 on; 0 for unknown; None for none.
+      display_positions: int32 [n] of each event of the log in the list that was shown, from 1 on; 0 for unknown; None for none.
       repeats: whether users come back to items, which training, evaluation and candidates follow: where they do not, an item
         that the user has met is no negative and no candidate. None estimates it when the data set is made: whether `repeated`,
         the measured share of events, is at least `REPEATED`, 1 %. `dataclasses.replace` keeps the value.
@@ -64,7 +64,7 @@ class Dataset:
     items: Vocabulary
     encoder: Encoder | None = None
     cascade: Cascade | None = None
-    places: np.ndarray | None = None
+    display_positions: np.ndarray | None = None
     repeats: bool | None = None
 
     def __post_init__(self):
@@ -97,9 +97,9 @@ class Dataset:
         if self.cascade is not None:
             expect_range(self.cascade.rows, "Dataset.cascade.rows", size=items)
             expect_range(self.cascade.positions, "Dataset.cascade.positions", size=len(self.log))
-        if self.places is not None:
-            places = expect_array(self.places, "Dataset.places", dtype=np.int32, shape=(len(self.log),))
-            expect_range(places, "Dataset.places", size=2**31)
+        if self.display_positions is not None:
+            shown = expect_array(self.display_positions, "Dataset.display_positions", dtype=np.int32, shape=(len(self.log),))
+            expect_range(shown, "Dataset.display_positions", size=2**31)
         given = self.repeats is None or isinstance(self.repeats, bool | np.bool_)
         expect(given, "Dataset.repeats", "True, False, or None to estimate it from the log", repr(self.repeats))
         if self.repeats is None:
@@ -153,7 +153,7 @@ class Dataset:
             "items": {**catalogue.ids, "floats": catalogue.floats, "content": catalogue.content},
             "side": catalogue.side,
             "users": {**self.user_ids, "floats": self.user_floats},
-            "lists": {"places": self.places},
+            "lists": {"display_positions": self.display_positions},
         }
         encoding = "" if self.encoder is None else self.encoder.version
         state = hashlib.sha256(" ".join((encoding, self.users.digest, self.items.digest)).encode())
@@ -191,13 +191,13 @@ class Dataset:
         lengths[intact] = self.history_end(at[intact]) - self.histories.offsets[users[intact]]
         return lengths
 
-    def places_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
+    def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
 
-        A list is the events of one user at one time. ValueError for data without `places`.
+        A list is the events of one user at one time. ValueError for data without any.
         """
-        if self.places is None:
-            raise ValueError("Dataset.places: expected the places of shown items, got None; read them by Columns.position")
+        if self.display_positions is None:
+            raise ValueError("Dataset.display_positions: expected those of shown items, got None; give Columns.position")
         log, at = self.log, np.asarray(positions)
         first = log.history_end(at)
         lengths = log.request_end(at) - first
@@ -207,7 +207,7 @@ class Dataset:
         order = np.argsort(shown, kind="stable")
         wanted = np.arange(len(at))[:, None] * len(self.catalogue) + rows
         found = order[np.minimum(np.searchsorted(shown[order], wanted), len(order) - 1)]
-        return np.where((shown[found] == wanted) & (rows > 0), self.places[event[found]], 0)
+        return np.where((shown[found] == wanted) & (rows > 0), self.display_positions[event[found]], 0)
 
     @functools.cached_property
     def statistics(self) -> ItemStatistics | None:

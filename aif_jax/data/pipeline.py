@@ -41,7 +41,7 @@ class Batch:
       labels: float32 [B, C], or several by name; NaN if unknown.
       where: bool [B, C] false where there is no candidate.
       log_q: float32 [B, C] log of the sampling probability, for a corrected softmax; None for none.
-      places: int32 [B, C] where each was shown, see `Dataset.places_of`; None for a model that does not read it.
+      display_positions: int32 [B, C] where each was shown, see `Dataset.display_positions_of`; None for none.
     """
 
     users: UserFeatures
@@ -49,7 +49,7 @@ class Batch:
     labels: Any
     where: Array
     log_q: Array | None = None
-    places: Array | None = None
+    display_positions: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class Pipeline:
         fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))
         expect(fits, "Pipeline.buckets", f"ascending lengths from 1 to history_length={longest}", lengths)
         check_encoding("Pipeline.dataset", expected=self.config.schema.encoding, got=self.dataset.encoding)
-        placed = not self.config.reads_places or self.dataset.places is not None
+        placed = not self.config.reads_display_positions or self.dataset.display_positions is not None
         expect(placed, "Pipeline.dataset", "the places of shown items for PositionBias", "none; name Columns.position")
         least = f"at least one batch of batch_size={self.batch_size} to train on"
         hint = "take a smaller one" if len(self.positions) else "see min_history, since and the splits"
@@ -295,8 +295,9 @@ def make_batch(
     """
     users = dataset.user_features(positions, length=length or config.history_length)
     items = dataset.item_features(rows, dataset.log.time[positions][:, None], content=config.reads_content)
-    places = dataset.places_of(positions, rows) if config.reads_places and dataset.places is not None else None
-    return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q, places=places)
+    read = config.reads_display_positions and dataset.display_positions is not None
+    shown = dataset.display_positions_of(positions, rows) if read else None
+    return Batch(users=users, items=items, labels=labels, where=rows > 0, log_q=log_q, display_positions=shown)
 
 
 def problem_of(batch: Batch) -> str | None:

@@ -38,35 +38,35 @@ def merge_store(
     *, capacity: int | None, known: int | None, progress: bool,
 ) -> tuple[Store, View]:  # fmt: skip
     """Put rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
-    places: list[tuple[int, Part]] = []
+    starts: list[tuple[int, Part]] = []
 
     def keyed() -> Iterator[tuple[Keys, np.ndarray]]:
         kind, start = None, 0
         for part, ids, words in rows:
             keys = raw_keys(ids, f"{part.name}, column 'id'", like=kind)
             kind = kind or keys.kind
-            places.append((start, part._replace(batch=None)))
+            starts.append((start, part._replace(batch=None)))
             start += len(words)
             yield keys, words
 
-    def place(position: int) -> str:
-        start, part = places[bisect.bisect_right(places, position, key=lambda entry: entry[0]) - 1]
-        return part.place(position - start)
+    def locate(position: int) -> str:
+        start, part = starts[bisect.bisect_right(starts, position, key=lambda entry: entry[0]) - 1]
+        return part.locate(position - start)
 
     batches = rebatch(keyed(), program.batch_size)
     stored = ((keys, program.words(words)) for keys, words in batches)
-    made = fill(program, stored, capacity=capacity, known=known, progress=progress, place=place)
+    made = fill(program, stored, capacity=capacity, known=known, progress=progress, locate=locate)
     expect(known is None or made[1].length == known, "parts", f"{known} items", made[1].length)
     return made
 
 
 def fill(
     program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
-    *, capacity: int | None, known: int | None, progress: bool, place: Callable[[int], str] | None = None,
+    *, capacity: int | None, known: int | None, progress: bool, locate: Callable[[int], str] | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
     """Return a new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
-    `known`: how many items there are, where that is known; `place` says where an item came from.
+    `known`: how many items there are, where that is known; `locate` says where an item came from.
     """
     wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
     store = Store(program, capacity=wanted)
@@ -83,7 +83,7 @@ def fill(
             seen.append(keys)
             bar.update(count)
     keys = jax.tree.map(lambda *parts: np.concatenate(parts), *seen) if seen else Keys(np.zeros(0, np.int64))
-    _expect_distinct(keys, place)
+    _expect_distinct(keys, locate)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
         store.resize(least)
     return store, store.assign(keys, keys.kind)
@@ -193,11 +193,11 @@ def _join(batches: list[Any]) -> Any:
     return batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *batches)
 
 
-def _expect_distinct(keys: Keys, place: Callable[[int], str] | None) -> None:
+def _expect_distinct(keys: Keys, locate: Callable[[int], str] | None) -> None:
     order = np.argsort(keys.key, kind="stable")
     repeated = np.flatnonzero(keys.key[order][1:] == keys.key[order][:-1])
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
         name = f"{keys.key[first]} comes twice" if keys.mark is None else "one comes twice"
-        where = f"at positions {first} and {second}" if place is None else f"in {place(int(first))} and {place(int(second))}"
+        where = f"at positions {first} and {second}" if locate is None else f"in {locate(int(first))} and {locate(int(second))}"
         raise ValueError(f"ids: expected distinct ids, got repeated ones: {name}, {where} ({len(repeated)} repeated in all)")

@@ -17,7 +17,7 @@ from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind, as_ids
 
 EMPTY = np.iinfo(np.int64).min
-"""Marks a free place of the id map, and so is no valid id."""
+"""Marks a free slot of the id map, and so is no valid id."""
 
 
 class Keys(NamedTuple):
@@ -138,11 +138,11 @@ class View(NamedTuple):
         """Return rows int32 [C] of keys [C], -1 where unknown."""
         return self.rows(self.ids.find(keys))
 
-    def rows(self, places: np.ndarray) -> np.ndarray:
-        """Return rows int32 [C] in this version of the places of keys."""
-        known = np.maximum(places, 0)
+    def rows(self, slots: np.ndarray) -> np.ndarray:
+        """Return rows int32 [C] in this version of the slots of keys."""
+        known = np.maximum(slots, 0)
         flat = self.directory.take(known // PAGE).astype(np.int64) * PAGE + known % PAGE
-        return np.where(places >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
+        return np.where(slots >= 0, self.pages.reshape(-1).take(flat), np.int32(-1))
 
     def items(self) -> tuple[Keys, np.ndarray]:
         """Return keys [n] and rows int32 [n] of this version, by ascending key. Costs a pass over the whole map."""
@@ -195,13 +195,13 @@ class IdMap:
         first = np.flatnonzero(np.diff(bucket, prepend=-1))
         rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
         fits = rank < BUCKET
-        places, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
-        self._put(places, keys.take(rows))
+        slots, rows = (bucket * BUCKET + rank)[fits], order[fits].astype(np.int32)
+        self._put(slots, keys.take(rows))
         count = self.keys.size // PAGE
         directory = self.numbers.take(count)
         self.pages = np.full(((1 + count) * 9 // 8 + 64, PAGE), -1, np.int32)
         flat = self.pages.reshape(-1)
-        flat[PAGE + places] = rows
+        flat[PAGE + slots] = rows
         late = order[~fits]
         flat[PAGE + self.add(keys.take(late))] = late
         return View(self, self.pages, directory, len(keys.key))
@@ -214,16 +214,16 @@ class IdMap:
     def assign(self, view: View, keys: Keys, rows: np.ndarray) -> tuple[View, np.ndarray, np.ndarray]:
         """Return a version with rows int32 [n] for distinct keys [n] (-1 to forget), and rows and pages of older ones alone."""
         parts = [self.add(keys.take(slice(i, i + CHUNK))) for i in range(0, len(rows), CHUNK)]
-        places = np.concatenate([np.zeros(0, np.int64), *parts])
-        before = view.rows(places)
-        changed, inverse = np.unique(places // PAGE, return_inverse=True)
+        slots = np.concatenate([np.zeros(0, np.int64), *parts])
+        before = view.rows(slots)
+        changed, inverse = np.unique(slots // PAGE, return_inverse=True)
         old, new = view.directory[changed], self.numbers.take(len(changed))
         if self.numbers.fresh > len(self.pages):  # older versions keep the array that they have
             grown = np.full((max(self.numbers.fresh, len(self.pages) * 5 // 4), PAGE), -1, np.int32)
             grown[: len(self.pages)] = self.pages
             self.pages = grown
         self.pages[new] = self.pages[old]
-        self.pages[new[inverse], places % PAGE] = rows
+        self.pages[new[inverse], slots % PAGE] = rows
         directory = view.directory.copy()
         directory[changed] = new
         length = view.length + int((rows >= 0).sum()) - int((before >= 0).sum())
@@ -237,18 +237,18 @@ class IdMap:
         return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
     def find(self, keys: Keys) -> np.ndarray:
-        """Return places int64 [C] of keys, -1 where the map does not have them."""
-        places = self._find(keys.key)
+        """Return slots int64 [C] of keys, -1 where the map does not have them."""
+        slots = self._find(keys.key)
         if keys.mark is not None and self.flat.mark is not None:
-            places[self.flat.mark[places] != keys.mark] = -1
-        return places
+            slots[self.flat.mark[slots] != keys.mark] = -1
+        return slots
 
     def add(self, keys: Keys) -> np.ndarray:
-        """Return places of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
-        places = self._find(keys.key)
-        if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[places] != keys.mark)[places >= 0].any():
+        """Return slots of keys, added where they are missing. Raises ValueError for a string whose hash another string has."""
+        slots = self._find(keys.key)
+        if keys.mark is not None and self.flat.mark is not None and (self.flat.mark[slots] != keys.mark)[slots >= 0].any():
             raise ValueError(f"ids: {COLLISION}")
-        missing = np.flatnonzero(places < 0)
+        missing = np.flatnonzero(slots < 0)
         bucket = self.home(keys.key[missing])
         while len(missing):
             order = np.argsort(bucket)
@@ -257,31 +257,31 @@ class IdMap:
             rank = np.arange(len(bucket)) - np.maximum.accumulate(np.where(first, np.arange(len(bucket)), 0))
             column = (self.keys[bucket] != EMPTY).sum(1) + rank
             fits = column < BUCKET
-            places[missing[fits]] = bucket[fits] * BUCKET + column[fits]
-            self._put(places[missing[fits]], keys.take(missing[fits]))
+            slots[missing[fits]] = bucket[fits] * BUCKET + column[fits]
+            self._put(slots[missing[fits]], keys.take(missing[fits]))
             missing, bucket = missing[~fits], (bucket[~fits] + 1) % len(self.keys)
-        return places
+        return slots
 
-    def _put(self, places: np.ndarray, keys: Keys) -> None:
+    def _put(self, slots: np.ndarray, keys: Keys) -> None:
         if keys.mark is not None and self.flat.mark is not None:
-            self.flat.mark[places] = keys.mark  # before the key, by which a reader finds it
-        self.flat.key[places] = keys.key
-        self.used += len(places)
+            self.flat.mark[slots] = keys.mark  # before the key, by which a reader finds it
+        self.flat.key[slots] = keys.key
+        self.used += len(slots)
 
     def _find(self, key: np.ndarray) -> np.ndarray:
-        places = np.full(len(key), -1, np.int64)
+        slots = np.full(len(key), -1, np.int64)
         pending = None
         bucket = self.home(key)
         for _ in range(len(self.keys)):
             block = self.keys.take(bucket, axis=0)
             flat = np.flatnonzero(block == (key if pending is None else key[pending])[:, None])
             at = flat // BUCKET
-            places[at if pending is None else pending[at]] = bucket[at] * BUCKET + flat % BUCKET
-            beyond = block[:, -1] != EMPTY  # a bucket with a free place never overflowed
+            slots[at if pending is None else pending[at]] = bucket[at] * BUCKET + flat % BUCKET
+            beyond = block[:, -1] != EMPTY  # a bucket with a free slot never overflowed
             beyond[at] = False
             left = np.flatnonzero(beyond)
             if not len(left):
                 break
             pending = left if pending is None else pending[left]
             bucket = (bucket[left] + 1) % len(self.keys)
-        return places
+        return slots

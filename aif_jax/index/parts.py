@@ -42,7 +42,7 @@ class Part(NamedTuple):
     name: str  # "batch 3"
     batch: Any  # Arrow record batch or table
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         """Return where a row of these is."""
         return f"{self.name}, row {row}"
 
@@ -93,7 +93,7 @@ def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowV
     stamp = RowVersion(*(columns[name][0].as_py() for name in RowVersion._fields))
     good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
     good = good and 1 <= stamp.batch_size <= memory()
-    expect(good, first.place(0), f"a version, one of {STORAGES} and a batch size", tuple(stamp))
+    expect(good, first.locate(0), f"a version, one of {STORAGES} and a batch size", tuple(stamp))
     return stamp._replace(version=version), itertools.chain([first], stream)
 
 
@@ -107,12 +107,12 @@ def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]
             at = int(np.argmin(same))
             got = columns[name][at].as_py()
             if name == "version":
-                raise VersionMismatch(part.place(at), expected=str(expected), got=str(got))
-            raise ValueError(f"{part.place(at)}: expected {name} {expected} as the rows before, got {got}")
+                raise VersionMismatch(part.locate(at), expected=str(expected), got=str(got))
+            raise ValueError(f"{part.locate(at)}: expected {name} {expected} as the rows before, got {got}")
     lengths = plain(compute.binary_length(columns["row"]))
     if (lengths != 4 * width).any():
         at = int(np.argmax(lengths != 4 * width))
-        raise ValueError(f"{part.place(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
+        raise ValueError(f"{part.locate(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
     ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
     _, ends, data = columns["row"].buffers()
     start = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
@@ -141,5 +141,5 @@ def _columns(part: Part) -> dict[str, Any]:
         columns[name] = values.combine_chunks() if hasattr(values, "combine_chunks") else values
         if values.null_count:
             at = int(np.argmax(plain(values.is_null())))
-            raise ValueError(f"{part.place(at)}, column {name!r}: expected a value, got null; encode the items again")
+            raise ValueError(f"{part.locate(at)}, column {name!r}: expected a value, got null; encode the items again")
     return columns

@@ -66,7 +66,7 @@ def read_cascade(
     stages, which = np.unique(table[stage], return_inverse=True)
     codes = np.array([LOGGED.index(name) if name in LOGGED else -1 for name in stages.tolist()], np.int64)
     if (codes < 0).any():
-        where = f"{lines.label}, {lines.place(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
+        where = f"{lines.label}, {lines.locate(int(np.argmax(codes[which] < 0)))}, column {stage!r}"
         unknown = stages[codes < 0].tolist()[:8]
         expect(False, f"cascade {stage}", f"stages among {LOGGED}", f"{unknown}, the first in {where}")
     rows = data.items.encode(table[item])
@@ -74,8 +74,8 @@ def read_cascade(
 
     def names(one: int, other: int) -> tuple[str, str, str]:
         who, what = (table[name][one : one + 1].tolist()[0] for name in (user, item))
-        places = f"{lines.place(one)} and {lines.place(other)} of {lines.label}"
-        return f"item {what!r}", f"user {who!r} at {int(lines.times(time)[one])}", places
+        where = f"{lines.locate(one)} and {lines.locate(other)} of {lines.label}"
+        return f"item {what!r}", f"user {who!r} at {int(lines.times(time)[one])}", where
 
     made, without, cut = from_columns(
         data.log,

@@ -119,9 +119,9 @@ def read(
     found = events_of(tables, columns)
     moments = found.time // PER_SECOND[columns.time_unit]
     log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
-    places = None
+    display_positions = None
     if columns.position is not None:
-        places = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at]).astype(np.int32)
+        display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
@@ -137,7 +137,7 @@ def read(
         users=tables.vocabularies["user"],
         items=tables.vocabularies["item"],
         encoder=encoder,
-        places=places,
+        display_positions=display_positions,
         repeats=repeats,
     )
     comes, how = "come" if made.repeats else "do not come", "estimated" if repeats is None else "as given"
@@ -376,7 +376,7 @@ def _note_repeated(
     again = (rows > 0) & (first[rows] != np.arange(len(rows)))
 
     def got(at: np.ndarray) -> Iterator[str]:
-        return (f"{vocabulary.decode(row)!r}, which is in {table.place(int(first[row]))} too" for row in rows[at])
+        return (f"{vocabulary.decode(row)!r}, which is in {table.locate(int(first[row]))} too" for row in rows[at])
 
     table.note(problems, f"duplicate {which}", again, column, "every id once", got)
 
@@ -414,7 +414,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
     if len(again := np.flatnonzero(events.again)):
         heads = np.maximum.accumulate(np.where(events.again, 0, np.arange(count)))
         first = again[np.argsort(events.at[again])[:3]]
-        such = ", ".join(f"{table.place(int(events.at[i]))} (as {table.place(int(events.at[heads[i]]))})" for i in first)
+        such = ", ".join(f"{table.locate(int(events.at[i]))} (as {table.locate(int(events.at[heads[i]]))})" for i in first)
         twice = "; is a file there twice?" if len(again) >= ALL_TWICE * count else ""
         got = f"the same user, item, action and time as another row: {len(again):,} of {count:,} events, such as {such}{twice}"
         yield Suspicion(kind="repeated event", file=file, column=None, got=got)
@@ -443,7 +443,7 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
         ):
             if far.any():
                 got = f"far {side} {end:.6g}: {int(far.sum()):,} of {len(values):,} values, such as {worst(values):.6g}"
-                got = f"{got}; the first is in {table.place(int(rows[np.argmax(far)]))}"
+                got = f"{got}; the first is in {table.locate(int(rows[np.argmax(far)]))}"
                 yield Suspicion(kind="outlier", file=table.label.name, column=name, got=got)
 
 

@@ -67,7 +67,7 @@ class File:
     def __str__(self) -> str:
         return self.name
 
-    def place(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         """Return a row by its number, 1 for the first: "row 3", or "line 4" of a text file with a header."""
         return f"row {row}" if self.first_line is None else f"line {row - 1 + self.first_line}"
 
@@ -127,7 +127,7 @@ class Problems:
         texts = itertools.repeat(got) if isinstance(got, str) else iter(got)
         for row, text in zip(numbers[:room], texts, strict=False):
             number = None if row is None else int(row)
-            where = file.name if number is None else f"{file}, {file.place(number)}"
+            where = file.name if number is None else f"{file}, {file.locate(number)}"
             self._listed[kind].append(
                 Problem(kind=kind, file=file.name, row=number, column=column, expected=expected, got=str(text), where=where)
             )
@@ -661,11 +661,11 @@ class LoadedTable:
         """Return int64 [n] of a "time" column, in `Columns.time_unit`; MISSING_TIME for missing ones."""
         return self._joined(name, np.int64)
 
-    def place(self, row: int) -> str:
-        """Return the place of row 0, 1, ..., such as "line 4", with the file if there are several."""
+    def locate(self, row: int) -> str:
+        """Return where row 0, 1, ..., such as "line 4", with the file if there are several."""
         part = int(np.searchsorted([start for _, start, _ in self._parts], row, side="right")) - 1
         file, start, rows = self._parts[part]
-        place = file.place(int(rows[row - start]))
+        place = file.locate(int(rows[row - start]))
         return place if file == self._parts[0][0] == self._parts[-1][0] else f"{place} of {file}"
 
     def counts(self) -> dict[str, int]:

@@ -69,9 +69,9 @@ class Job:
 @contextlib.contextmanager
 def begin(
     work: Path, arguments: Mapping[str, Any],
-    *, places: tuple[Path, ...] = (), say: Callable[[str], None], check: Callable[[], None] = lambda: None,
+    *, folders: tuple[Path, ...] = (), say: Callable[[str], None], check: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:  # fmt: skip
-    """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `places`.
+    """Open the job in a work folder, new or to be resumed, under a lease on the folder and on `folders`.
 
     An unfinished job of other arguments is removed: nothing of it was published. Before that, and before a new job, `check`
     raises for inputs that cannot be used. A job that ends before its first step is done leaves nothing behind.
@@ -79,7 +79,7 @@ def begin(
     Raises:
       WriterConflict: a job runs there; names its process and host.
     """
-    leases = [Lease(folder) for folder in dict.fromkeys((work, *places))]
+    leases = [Lease(folder) for folder in dict.fromkeys((work, *folders))]
     folder, record, job = work / "job", json.loads(json.dumps(arguments)), None
     try:
         for lease in leases:

@@ -123,8 +123,8 @@ def refresh(
             raise ValueError("refresh items: expected the items file that belongs to events, got None")
         return read(events, items=items, users=users, earlier=trained, unknown=config.unknown, progress=progress)
 
-    places = () if URL.match(where) else (local(where),)
-    with output.hidden(not progress), begin(folder, arguments, places=places, say=say, check=check) as job:
+    folders = () if URL.match(where) else (local(where),)
+    with output.hidden(not progress), begin(folder, arguments, folders=folders, say=say, check=check) as job:
         made = Refresh(
             job=job, config=config, opened=opened, read=read_data, store=store, reports=reports, items=items,
             arguments=arguments, teacher=teacher, progress=progress,

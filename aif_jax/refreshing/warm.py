@@ -86,7 +86,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         items=vocabularies["item"],
         encoder=encoder,
         cascade=cascade,
-        places=None if data.places is None else data.places[known],
+        display_positions=None if data.display_positions is None else data.display_positions[known],
     )
     whole = dataclasses.replace(log, item=item)
     made.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service

@@ -258,8 +258,9 @@ def make_step(
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
             joined = join_tables(dense, taken) | state.fitted
             scores = score(model, joined, batch, compute_dtype=dtype)
-            shown = [block for block in model.config.blocks if block.reads_places and batch.places is not None]
-            return sum((block.training_logit(joined["blocks"][block.name], batch.places) for block in shown), scores)
+            positions = batch.display_positions
+            biased = [block for block in model.config.blocks if block.reads_display_positions and positions is not None]
+            return sum((block.training_logit(joined["blocks"][block.name], positions) for block in biased), scores)
 
         return loss_and_gradient(scores_of, (dense, rows), batch, loss, part=part, share=(share, shares))
 

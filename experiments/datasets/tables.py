@@ -76,7 +76,7 @@ class Table:
         first = first[which]
 
         def got(row: int) -> str:
-            return f"{values[row]}, which is in {self._scan.place(int(first[row]))} too"
+            return f"{values[row]}, which is in {self._scan.locate(int(first[row]))} too"
 
         self.expect(first == np.arange(len(values)), column, "every id once", got)
 

@@ -31,20 +31,20 @@ def test_places_are_those_of_the_request_in_the_log(tmp_path):
     at = {(user, time): n for n, (user, time) in enumerate(zip(data.log.user, data.log.time, strict=True))}
     first, later, other = at[1, 10], at[1, 20], at[2, 10]  # any event of a request
     rows = np.array([[three, one, two, 0], [two, one, three, 0], [one, two, 0, three]], np.int32)
-    places = data.places_of([first, later, other], rows)
+    places = data.display_positions_of([first, later, other], rows)
     assert places.tolist() == [[1, 2, 7, 0], [0, 0, 0, 0], [0, 4, 0, 0]] and places.dtype == np.int32
     assert columns.of("events").keys() == aif.Columns().of("events").keys()  # serving needs none
     plain = aif.read(tmp_path / "events.csv", items=items, columns=aif.Columns(), progress=False)
-    assert plain.places is None and "position" not in aif.Columns().to_json()
-    with pytest.raises(ValueError, match="Dataset.places: expected the places of shown items, got None; read them by"):
-        plain.places_of([first], rows[:1])
+    assert plain.display_positions is None and "position" not in aif.Columns().to_json()
+    with pytest.raises(ValueError, match="Dataset.display_positions: expected those of shown items, got None; give Columns"):
+        plain.display_positions_of([first], rows[:1])
     fewer = forget_ids(data, 20)  # item 3 goes, whose place stays with the event
-    assert fewer.places.tolist() == data.places.tolist() and len(fewer.items) == len(data.items) - 1
+    assert fewer.display_positions.tolist() == data.display_positions.tolist() and len(fewer.items) == len(data.items) - 1
 
 
 @pytest.mark.parametrize("objectives", [(), ("click", "like")])
 def test_the_bias_is_added_in_training_alone(objectives):
-    part = PositionBias(places=3)
+    part = PositionBias(positions=3)
     changes = dict(blocks=(blocks.DotProduct(), part), head=aif.heads.Mlp((4,)), objectives=objectives)
     model, params = demo.build(**demo.SMALL | changes)
     bias = np.linspace(-1, -2, 2 * max(1, len(objectives))).astype(np.float32).reshape(2, *(objectives and (2,)))
@@ -59,7 +59,7 @@ def test_the_bias_is_added_in_training_alone(objectives):
 
     squared = losses.term(losses.entries)(lambda scores, labels, where, log_q: jnp.square(scores))
     loss = (lambda scores, labels, *, where: jnp.square(scores).mean()) if objectives else squared
-    batch = dataclasses.replace(batch, places=places)
+    batch = dataclasses.replace(batch, display_positions=places)
     step = train.make_step(model, optax.sgd(0.0), loss=loss, part=None if objectives else 2)
     _, figures = step(train.init_state(moved, optax.sgd(0.0)), batch)
     assert float(figures["loss"]) == pytest.approx(np.square(expected + added).mean(), rel=1e-5)
@@ -88,7 +88,7 @@ def test_where_clicks_depend_on_the_place_the_bias_takes_it_out_of_the_scores():
     data, liking = impressions()
     config = aif.presets.two_tower(data.schema, width=4, sequence=False, short_length=4)
     agreement, runs = {}, {}
-    for name, more in {"without": (), "with": (PositionBias(places=SHOWN),)}.items():
+    for name, more in {"without": (), "with": (PositionBias(positions=SHOWN),)}.items():
         model = aif.build(config.replace(blocks=(*config.blocks, *more)))
         task = train.Impressions(candidates=SHOWN, threshold=2)
         run = aif.fit(model, data, CONFIG, task=task, progress=False)
