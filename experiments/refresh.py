@@ -8,18 +8,16 @@ Command   python -m experiments.refresh --data DIR --json FILE      (or --smoke;
 Time      about 55 minutes on one CPU core, most of it for the trainings from scratch within the last day (--hours 0: without)
 Method    Three worlds by time: MovieLens (its last 120,000 ratings), Taobao (its excerpt of 9 days) and a synthetic shop whose
           users change and whose new items sell. All arms start from the model of the days before the first. Each day ends with
-          a training: none ("never"), on all events so far ("scratch", two epochs), or one epoch on the day's events and 20 % as
-          many earlier ones, from yesterday's parameters ("warm"). The next day's requests judge all three, new users and items
-          among them: an item without an event before a model's training ended is the unknown row to it. Tables have rows for
-          the items of all days, which HR@100 ranks, for all arms alike; it has each model's popularity correction. Pipeline,
-          step and loss are those of `aif.fit`, at one learning rate. CPU seconds are of this process in training from the
-          second step on, scaled to all steps: without compilation, reading, gate and export. One seed, intervals over users.
-          Gate: on a day of the shop, good models are warm trainings that differ by seed, epochs and replay; bad ones have NaN
-          in a parameter, wrong labels, every item another item's row, half of the day's events lost, 7 candidates uniform over
-          the catalogue, or the day's new items unknown. They alternate; bounds are the defaults.
-          Within the day: "hourly" trains every hour from the parameters of the hour before, on the hour's events and a replay
-          as the day's; "hourly scratch" on all events so far, every hour of the last day. Events that fill no batch wait. Each
-          answers the requests of its hour, which are those of the other arms. Bytes published: arrays of an export.
+          a training: none ("never"), on all events so far ("scratch", two epochs), or one epoch on the day's events and a
+          share (`--replay`) of earlier ones, from yesterday's parameters ("warm"). The next day's requests judge all three,
+          new users and items among them: an item without an event before a model's training ended is the unknown row to it.
+          Tables have rows for the items of all days, which HR@100 ranks, with each model's popularity correction. Pipeline,
+          step and loss are those of `aif.fit`, at one learning rate. CPU seconds are of training, without compilation. One
+          seed, intervals over users. Gate: on a day of the shop, good models are warm trainings that differ by seed, epochs
+          and replay; bad ones have NaN in a parameter, wrong labels, items' rows exchanged, half of the day's events lost,
+          uniform candidates, or new items unknown. Within the day: "hourly" trains every hour from the parameters of the hour
+          before, as "warm" does; "hourly scratch" on all events so far, every hour of the last day. Events that fill no batch
+          wait. Each answers the requests of its hour. Bytes published: arrays of an export.
 """
 
 from __future__ import annotations
@@ -126,14 +124,14 @@ def shop(*, users: int, items: int, new: int, a_day: int, start: int, days: int,
 class Arm:
     """A model of a world, trained by the pipeline and the step of `aif.fit`, which are compiled once for all arms."""
 
-    def __init__(self, data: Dataset, *, small: bool):
-        self.data = data
+    def __init__(self, data: Dataset, *, small: bool, replay: float = REPLAY):
+        self.data, self.replay = data, replay
         sizes: dict[str, Any] = dict(width=8, short_length=8, long_length=16) if small else dict(width=16, long_length=64)
         config = aif.presets.aif(data.schema, **sizes)
         self.model = aif.build(config.replace(blocks=(*config.blocks, aif.blocks.ItemOffset())))
         self.served = map_ids(self.model, self.model.config, data.encoding)
         self.optimizer = optax.adamw(RATE, weight_decay=1e-5)
-        self.step = make_step(self.model, self.optimizer, loss=LOSS)
+        self.step = make_step(self.model, self.optimizer, loss=LOSS, sparse=aif.train.SparseConfig())
         self._compiled = False
         params = jax.eval_shape(lambda key: self.model.init(key, data.catalogue), jax.random.key(0))
         row = jax.eval_shape(jax.vmap(self.model.item, (None, 0)), params, data.catalogue.features([0]))
@@ -144,7 +142,7 @@ class Arm:
         positions = TASK.positions(self.data, min_history=1, since=since, before=before)
         return self.replayed(positions, since, (seed, 1), replay) if replay else positions
 
-    def replayed(self, positions: np.ndarray, before: int | None, key: tuple[int, int], share: float = REPLAY) -> np.ndarray:
+    def replayed(self, positions: np.ndarray, before: int | None, key: tuple[int, int], share: float) -> np.ndarray:
         """Return samples, and a share as many that are earlier than a moment."""
         earlier = TASK.positions(self.data, min_history=1, since=None, before=before)
         count = min(len(earlier), round(share * len(positions)))
@@ -183,7 +181,8 @@ class Arm:
             new, waiting = waiting[:count], waiting[count:]
             if not count:
                 continue
-            params, seconds = self.train(params, self.replayed(new, start, (seed, hour)), end, epochs=1, seed=seed * 100 + hour)
+            some = self.replayed(new, start, (seed, hour), self.replay)
+            params, seconds = self.train(params, some, end, epochs=1, seed=seed * 100 + hour)
             spent += seconds
         yield Hour(params, before, before, spent)
 
@@ -251,9 +250,9 @@ def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | 
     return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=k)
 
 
-def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, bar: Any) -> dict[str, Any]:
+def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, replay: float, bar: Any) -> dict[str, Any]:
     """Return the arms of a world day by day."""
-    arm = Arm(world.read(), small=small)
+    arm = Arm(world.read(), small=small, replay=replay)
     fresh = init_params(arm.model, arm.data, seed=0)
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
@@ -265,7 +264,7 @@ def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, b
     for number, (first, before) in enumerate(zip(world.days[:-1], world.days[1:], strict=True)):
         if number:  # the day that has just ended is trained on
             scratch = arm.positions(None, first, seed=number)
-            warm = arm.positions(world.days[number - 1], first, seed=number, replay=REPLAY)
+            warm = arm.positions(world.days[number - 1], first, seed=number, replay=replay)
             for name, start, positions, times in (("scratch", fresh, scratch, epochs), ("warm", params["warm"], warm, 1)):
                 params[name], seconds = arm.train(start, positions, first, epochs=times, seed=number)
                 spent[name] += seconds
@@ -433,6 +432,7 @@ def main(arguments: list[str] | None = None) -> None:
         "models": (100, 6, "planted models of each kind", 0),
         "requests": (400, 150, "requests a day that judge each model"),
         "hours": (24, 3, "trainings within a day of the arms hourly and hourly scratch; 0 leaves them out", 0),
+        "replay": (REPLAY, REPLAY, "share of earlier events that warm and hourly train on too", 0.0),
     }
     options = common.options(parser, arguments, settings, data="folder with the public data sets")
     figures = measured(options)
@@ -457,7 +457,8 @@ def measured(options: Any) -> dict[str, Any]:
         for name in names:
             with parts(name):
                 world, epochs = world_of(name, options)
-                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, count=count, hours=hours, bar=bar)
+                given: dict[str, Any] = dict(count=count, hours=hours, replay=options.replay, bar=bar)
+                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, **given)
         if models:
             with parts("gate"):
                 world, epochs = world_of(WORLDS[0], options)
