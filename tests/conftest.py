@@ -1,6 +1,5 @@
 """Fixtures that several test files use."""
 
-import asyncio
 import functools
 import gc
 import inspect
@@ -105,12 +104,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """A test that is a coroutine runs to its end; one that hangs fails."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
+    from tests.serving_world import run
 
-    async def limited() -> None:
-        async with asyncio.timeout(60):
-            await pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters})
-
-    asyncio.run(limited())
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}))
     return True
 
 

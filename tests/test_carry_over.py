@@ -1,6 +1,7 @@
 """A model under the vocabularies of newer data: ids come and go, and nothing of an id stays at a row that another one gets."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from aif_jax import blocks
 from aif_jax.blocks.item_offset import with_item_offset
 from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.checks import EncodingMismatch
-from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
 from aif_jax.train.edits import carry_over
@@ -47,16 +47,6 @@ CATALOGUES = (items_of([1, 2, 3, 4, 5, 6]), items_of([1, 2, 3, 4, 5, 60, 61]))
 KINDS = (blocks.MatchingStatistics(("item", "category")), blocks.LshDin(), Decay())
 
 
-@dataclasses.dataclass
-class World:
-    """A model of the first day, the encoder and the data of the second."""
-
-    before: aif.Trained
-    encoder: Encoder
-    data: aif.Dataset
-    old_data: aif.Dataset
-
-
 def model_of(encoder, data, seed=0):
     sizes = dict(width=8, short_length=4, long_length=8, towers=(8,), head=aif.heads.Mlp((8,)))
     config = aif.Config(schema=data.schema, blocks=KINDS, **sizes)
@@ -70,10 +60,12 @@ def model_of(encoder, data, seed=0):
 
 @pytest.fixture(scope="module")
 def world():
+    """A model of the first day, the encoder and the data of the second."""
     with lightly_compiled(keep=True):
         days = zip(DAYS, CATALOGUES, strict=True)
         old_data, data = (aif.read(day, items=items, columns=COLUMNS, progress=False) for day, items in days)
-        yield World(model_of(old_data.encoder, old_data), data.encoder, data, old_data)
+        before = model_of(old_data.encoder, old_data)
+        yield types.SimpleNamespace(before=before, encoder=data.encoder, data=data, old_data=old_data)
 
 
 def test_what_an_id_without_a_row_gets(world):

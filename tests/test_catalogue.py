@@ -45,6 +45,10 @@ def test_features_of_rows_by_hand():
     check_item_features(SCHEMA, catalogue.features(3), batched=False)
     assert catalogue.features(np.array([[1, 2], [3, 0]])).floats.shape == (2, 2, 1)
     assert catalogue.features([]).floats.shape == (0, 1)
+    items = catalogue.items  # all rows, without a copy
+    assert items.floats is catalogue.floats and items.content is catalogue.content and items.encoding == ""
+    assert items.ids["category"] is catalogue.ids["category"]
+    check_item_features(SCHEMA, items, batched=True)
 
 
 def test_from_items_adds_the_unknown_row():
@@ -90,10 +94,3 @@ def at(position, value):
 def test_a_wrong_table_is_named(monkeypatch, block, change, error, message):
     monkeypatch.setattr(checks, "BLOCK", block)
     refused(error, re.escape(message), Catalogue, **change(parts()))
-
-
-def test_items_are_all_rows_without_a_copy():
-    catalogue = Catalogue(**parts())
-    assert catalogue.items.floats is catalogue.floats and catalogue.items.content is catalogue.content
-    assert catalogue.items.ids["category"] is catalogue.ids["category"] and catalogue.items.encoding == ""
-    check_item_features(SCHEMA, catalogue.items, batched=True)

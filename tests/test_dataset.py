@@ -73,12 +73,8 @@ def test_features_of_requests_by_hand():
     assert history.age.tolist() == [[1, 11, 11], [10, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert features.ids["gender"].tolist() == [1, 1, 0, 1]
     check_user_features(SCHEMA, features, batched=True)
-
-
-def test_a_request_at_the_time_of_an_event_equals_the_sample_of_that_event():
-    data = dataset()
-    at = np.arange(5)
-    samples = data.user_features(at, length=3)
+    data, at = dataset(), np.arange(5)
+    samples = data.user_features(at, length=3)  # a request at the time of an event equals the sample of that event
     requests = data.request_features(data.log.user[at], data.log.time[at], length=3)
     jax.tree.map(np.testing.assert_array_equal, requests, samples)
 

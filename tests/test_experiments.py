@@ -127,6 +127,7 @@ def test_options_refuse_numbers_that_are_no_sizes(capsys):
         (["--rounds", "0"], "--rounds: expected at least 1, got 0"),
         (["--seconds", "-1"], "--seconds: expected at least 0, got -1"),
         (["--sizes", "4", "0"], "--sizes: expected at least 1, got 0"),
+        (["--sizes"], "argument --sizes: expected at least one argument"),
         (["--seed", "-1"], "--seed: expected at least 0, got -1"),
         (["--hours", "-1"], "--hours: expected at least 0, got -1"),
     ):

@@ -83,22 +83,16 @@ def test_behaviours_by_hand():
     assert made.item.tolist() == [5, 0, 9] and made.action.tolist() == [1, 0, 3]
     assert made.age.tolist() == [60, 0, 120] and made.mask.tolist() == [True, False, True]
     assert [leaf.dtype.name for leaf in jax.tree.leaves(made)] == ["int32", "int32", "float32", "bool"]
-
-
-def test_what_is_where_the_mask_is_false_does_not_matter():
-    mask = np.zeros((2, 3), bool)
+    mask = np.zeros((2, 3), bool)  # what is where the mask is false does not matter
     made = behaviours(np.full((2, 3), -7), np.full((2, 3), 2**20), np.full((2, 3), np.nan), mask)
     assert not any(leaf.any() for leaf in jax.tree.leaves(made))
     negative = behaviours(np.int32([1]), np.int32([1]), np.float64([-3]), np.array([False]))
     assert not np.signbit(negative.age).any()
-
-
-def test_behaviours_share_no_memory_with_their_arguments():
     item, action, age = np.ones((3, 4), np.int32), np.ones((3, 4), np.int32), np.ones((3, 4), np.float32)
     mask = np.ones((3, 8), bool)[:, ::2]
     made = behaviours(item, action, age, mask)
     for leaf, argument in zip(jax.tree.leaves(made), (item, action, age, mask), strict=True):
-        assert leaf.flags.c_contiguous and not np.shares_memory(leaf, argument)
+        assert leaf.flags.c_contiguous and not np.shares_memory(leaf, argument)  # memory of its own
 
 
 def user(**changes):

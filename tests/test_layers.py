@@ -18,15 +18,9 @@ def test_attention_by_hand():
     query = jnp.array([jnp.log(3.0), 0.0, 0.0, 0.0])  # scores log 3 and 0: weights 3/4 and 1/4
     got = layers.attention(query, keys, values, jnp.array([True, True, False]))
     np.testing.assert_allclose(got, [0.75 * 1 + 0.25 * 5], rtol=1e-6)
-
-
-def test_attention_over_nothing_is_zero_with_finite_gradients():
-    keys = jnp.ones((3, 2))
+    keys = jnp.ones((3, 2))  # over nothing
     value, gradient = jax.value_and_grad(lambda q: layers.attention(q, keys, keys, jnp.zeros(3, bool)).sum())(jnp.ones(2))
     assert value == 0 and not gradient.any()
-
-
-def test_masked_softmax_of_large_scores():
     got = layers.masked_softmax(jnp.array([1e30, 1e30, -1e30, 5.0]), jnp.array([True, True, True, False]))
     np.testing.assert_allclose(got, [0.5, 0.5, 0.0, 0.0])
 
@@ -42,6 +36,9 @@ def test_lookup_out_of_range_reads_row_0(wrong):
     table = jnp.arange(6.0).reshape(3, 2)
     got = jax.jit(layers.lookup)(table, jnp.array([2, wrong, 1]))
     np.testing.assert_array_equal(got, [[4, 5], [0, 1], [2, 3]])
+    codes = np.array([7, 8], np.int32)  # fitted tables are NumPy arrays of any dtype, of one value for each item or of several
+    np.testing.assert_array_equal(layers.lookup(codes, jnp.array([[1, 0], [wrong, 1]])), [[8, 7], [7, 8]])
+    assert layers.lookup(np.zeros((2, 3), np.uint32), jnp.array([1])).dtype == jnp.uint32
 
 
 def test_lookup_in_the_rows_of_a_batch():
@@ -99,12 +96,6 @@ def test_small_tables_that_are_joined_give_the_same_embeddings_and_gradients(few
         return jax.value_and_grad(loss, has_aux=True)(params["embedding"])
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), outputs(True), outputs(False))
-
-
-def test_lookup_takes_any_table():
-    """Fitted tables are NumPy arrays of any dtype, of one value for each item or of several."""
-    np.testing.assert_array_equal(layers.lookup(np.array([7, 8], np.int32), jnp.array([[1, 0], [5, 1]])), [[8, 7], [7, 8]])
-    assert layers.lookup(np.zeros((2, 3), np.uint32), jnp.array([1])).dtype == jnp.uint32
 
 
 def test_embed_attributes_averages_the_known_ids_of_a_bag():

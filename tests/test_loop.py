@@ -84,6 +84,19 @@ def without(feed, *numbers: int) -> train.TrainState:
     return state
 
 
+@pytest.fixture
+def spend(monkeypatch):
+    """`spend(seconds, value)` gives the value and moves the loop's clock, which nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: now[0])
+
+    def spend(seconds, value):
+        now[0] += seconds
+        return value
+
+    return spend
+
+
 def test_a_log_entry_has_loss_rate_padding_and_input_share(feed):
     state, rows = run(feed.batches(), log_every=5)
     assert [at for at, _ in rows] == [5, 10, 15, 20, 24] and int(state.step) == 24
@@ -109,21 +122,9 @@ def test_plain_batches_do_as_well(feed):
     assert run([])[1] == []
 
 
-def test_a_slow_input_shows_in_the_input_share(feed, monkeypatch):
-    """A clock that only the input moves."""
-    clock = [0.0]
-    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
-
-    def slow():
-        for fed in feed.batches():
-            clock[0] += 3.0
-            yield fed
-
-    def stepping(state, batch):
-        clock[0] += 1.0
-        return step(state, batch)
-
-    _, rows = run(slow(), log_every=8, step=stepping)
+def test_a_slow_input_shows_in_the_input_share(feed, spend):
+    slow = (spend(3.0, fed) for fed in feed.batches())
+    _, rows = run(slow, log_every=8, step=lambda *given: spend(1.0, step(*given)))
     assert rows[1][1]["input_share"] == pytest.approx(0.75) and rows[1][1]["examples_per_s"] == pytest.approx(50 / 4)
 
 
@@ -226,14 +227,8 @@ def test_figures_go_to_logs_and_choose_the_best_checkpoint(feed, tmp_path):
     ]  # fmt: skip
 
 
-def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(feed, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
-
-    def ticking(state, batch):
-        clock[0] += 1.0
-        return step(state, batch)
-
+def test_the_clock_saves_between_evaluations_and_such_a_step_is_never_the_best(feed, tmp_path, spend):
+    ticking = lambda *given: spend(1.0, step(*given))  # noqa: E731
     with Checkpoints(tmp_path / "run", keep_last=9, keep_best=("gauc", "max")) as checkpoints:
         run(
             feed.batches(), step=ticking, save=Saving(
@@ -257,21 +252,11 @@ def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_s
     assert [at for at, _ in rows] == [6, 6]  # what a run logs before a batch that ends it
 
 
-def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: clock[0])
-
-    def waits(seconds, value):
-        clock[0] += seconds
-        return value
-
-    def stepping(state, batch):
-        return waits(1.0, step(state, batch))
-
+def test_an_evaluation_is_no_training_time_in_the_rates(feed, tmp_path, spend):
     with Checkpoints(tmp_path) as checkpoints:
-        evaluate = lambda state: waits(100.0, {"gauc": 0.5})  # noqa: E731
+        evaluate = lambda state: spend(100.0, {"gauc": 0.5})  # noqa: E731
         given = dict(save=Saving(checkpoints, feed.config, every=4, evaluate=evaluate), log_every=50)
-        _, rows = run(itertools.islice(feed.batches(), 8), step=stepping, **given)
+        _, rows = run(itertools.islice(feed.batches(), 8), step=lambda *given: spend(1.0, step(*given)), **given)
     assert [values["examples_per_s"] for _, values in rows] == pytest.approx([50, 50])
 
 

@@ -111,6 +111,8 @@ def test_list_metrics_by_hand():
     ndcg = metrics.ndcg_at_k(scores, labels, k=2, where=where)
     each = [second / (1 + second), 0, (1 + second / 3) / (1 + second), (1 + second) / 3]
     close(ndcg, (sum(each) / 4, 4, 1))
+    value = metrics.ndcg_at_k([3, 2, 1], [0, 3, 1.5], k=3).value  # graded
+    close(value, (3 * second + 1.5 / 2) / (3 + 1.5 * second))
 
 
 def test_hit_rate_of_a_tie_with_several_positives():
@@ -118,11 +120,6 @@ def test_hit_rate_of_a_tie_with_several_positives():
     close(metrics.hit_rate_at_k([9, 5, 5, 5, 5], [0, 1, 1, 0, 0], k=3).value, 5 / 6)
     # Without a positive in reach it is 0 to the last bit, however wide the tie.
     assert metrics.hit_rate_at_k([5.0] * 1000 + [4.0], [0] * 1000 + [1], k=700).value == 0
-
-
-def test_graded_ndcg_by_hand():
-    value = metrics.ndcg_at_k([3, 2, 1], [0, 3, 1.5], k=3).value
-    close(value, (3 / math.log2(3) + 1.5 / 2) / (3 + 1.5 / math.log2(3)))
 
 
 def test_log_loss_and_calibration_by_hand():
@@ -141,6 +138,8 @@ def test_log_loss_and_calibration_by_hand():
     assert metrics.log_loss([np.inf, -np.inf], [1, 1]) == np.inf
     assert metrics.calibration([np.inf, -np.inf], [1, 0])[:2] == (1, 0)
     close(metrics.log_loss([1e4, -1e4], [0, 1]), 1e4)
+    without = metrics.calibration([0.0, 0.0], [0, 0])  # a ratio needs a positive, the error does not
+    assert math.isnan(without.ratio) and without.error == 0.5
 
 
 def test_top_k_labels():
@@ -280,11 +279,6 @@ def test_nothing_to_average_is_nan(shape):
     assert math.isnan(metrics.log_loss(scores, labels, where=where))
     nothing = metrics.calibration(scores, labels, where=where)
     assert math.isnan(nothing.ratio) and math.isnan(nothing.error) and not nothing.entries.any()
-
-
-def test_ratio_without_a_positive_is_nan_and_the_error_is_not():
-    result = metrics.calibration([0.0, 0.0], [0, 0])
-    assert math.isnan(result.ratio) and result.error == 0.5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])

@@ -223,7 +223,7 @@ def test_each_input_of_the_head_changes_the_scores(compiled):
             assert np.abs(joint(changed, features, items) - scores).max() > 1e-6, (block, name)
 
 
-def test_a_longer_history_than_the_model_reads_is_cut(compiled):
+def test_a_history_longer_or_shorter_than_the_model_reads_is_cut_or_taken(compiled):
     model, params, joint = compiled
     features, items = demo.user(model.config, events=24), demo.items(5)
     later = demo.history(16, 16, seed=8)
@@ -231,11 +231,7 @@ def test_a_longer_history_than_the_model_reads_is_cut(compiled):
     assert longer.mask.sum() == 40
     longer = dataclasses.replace(features, history=longer)
     np.testing.assert_allclose(joint(params, longer, items), joint(params, features, items), atol=1e-6)
-
-
-def test_a_history_shorter_than_the_model_reads_is_taken(compiled):
-    model, params, joint = compiled
-    features, items = demo.user(model.config, events=5), demo.items(5)
+    features = demo.user(model.config, events=5)
     shorter = dataclasses.replace(features, history=jax.tree.map(lambda x: x[:5], features.history))
     np.testing.assert_allclose(joint(params, shorter, items), joint(params, features, items), atol=1e-6)
 

