@@ -81,7 +81,10 @@ SHIPPED = (
     "tests/test_tier_histogram.py", "tests/test_writers.py",
 )  # fmt: skip
 """Tests of what is shipped: equal bits, the hot path, exports, the form of the compiled program. All others compile lightly."""
-LIGHT = ("tests/promises/test_adding_a_part.py", "tests/promises/test_one_encoding.py")
+LIGHT = (
+    "tests/promises/test_adding_a_part.py", "tests/promises/test_one_encoding.py", "tests/reliability/test_fuzz_files.py",
+    "tests/reliability/test_job_kills.py", "tests/reliability/test_kills.py", "tests/reliability/test_road.py",
+)  # fmt: skip
 LIGHT_PROGRAMS = pytest.StashKey[bool]()
 """Whether JAX's caches hold programs that were compiled lightly."""
 

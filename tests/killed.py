@@ -9,8 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from tests import light
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.reliability.victims", "tests.reliability.refresher", "tests.stream_world"])
+
+
+def compile_into(folder: str) -> None:
+    """This process compiles lightly, and keeps its programs for those that go on where it is killed."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    light.install(always=True)
 
 
 def kill_at(event: str, pattern: str) -> None:

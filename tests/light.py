@@ -48,8 +48,10 @@ FEW = 8
 _open = 0  # blocks of `lightly_compiled`
 
 
-def install() -> None:
-    """From here on this process compiles lightly what is inside `lightly_compiled`, and programs of few operations."""
+def install(*, always: bool = False) -> None:
+    """From here on this process compiles lightly what is inside `lightly_compiled`, or all, and programs of few operations."""
+    global _open
+    _open += always
     usual = compiler.compile_or_get_cached
     options()  # compiles, so it comes first
 

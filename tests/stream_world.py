@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow  # noqa: F401 (imported once by the fork server)
 
 import aif_jax as aif
 from aif_jax.connectors import Follower, KafkaStream
 from aif_jax.index.writer import snapshots
+from tests.killed import compile_into
 
 T = 1_600_000_000
 NAMES = [f"i{n}" for n in range(12)]
@@ -61,8 +61,7 @@ def prices(index: aif.ItemIndex) -> dict[str, float]:
 
 def work(address: str, topic: str, folder: str, cache: str) -> None:
     """Follows until all messages are in, from wherever the index is; notes where it started and what is saved."""
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compile_into(cache)
     root = Path(folder)
     if snapshots(root / "w"):
         writer = aif.IndexWriter.resume(root / "w", aif.Trained(model(), PARAMS, encoder()), every_updates=2)

@@ -12,7 +12,8 @@ import pyarrow  # noqa: F401 (imported once by the fork server)
 from aif_jax.connectors import SnapshotStore
 from aif_jax.refreshing import job as jobs
 from tests import refresh_world as world
-from tests.reliability.victims import CrashPoints, _compiled_in
+from tests.killed import compile_into
+from tests.reliability.victims import CrashPoints
 
 STEPS = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
          "publish", "report", "done")  # fmt: skip
@@ -58,7 +59,7 @@ def killing(step: str | None, sealed: bool, kill: Callable[[], Any]) -> Callable
 def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[Path, CrashPoints]:
     """The folder and the crash points of a process that is killed in a step or at a crash point."""
     folder = Path(root)
-    _compiled_in(str(folder.parent / "compiled"))
+    compile_into(str(folder.parent / "compiled"))
     jobs.Job.step = killing(step, sealed, lambda: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[method-assign]
     return folder, CrashPoints(folder, at)
 

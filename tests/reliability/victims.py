@@ -15,6 +15,7 @@ import aif_jax as aif
 from aif_jax.index import inspect
 from aif_jax.index.writer import snapshots
 from tests import demo
+from tests.killed import compile_into
 from tests.writer_world import Items
 
 PARTITIONS = 2
@@ -78,20 +79,13 @@ def items(folder: Path) -> Items:
     return Items(folder / "table", at=offset)
 
 
-def _compiled_in(cache: str) -> None:
-    import jax  # not before: the options are those of this process
-
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 def write(folder: str, updates: int, every: int, at: int | None) -> None:
     """Applies `updates` updates of each partition, from wherever the stream is; a line of `log` for each start and update.
 
     Without a kill it ends with the line "done" and the number of crash points that it passed.
     """
     root = Path(folder)
-    _compiled_in(str(root.parent / "compiled"))
+    compile_into(str(root.parent / "compiled"))
     table = items(root)
     points = CrashPoints(table.directory, at)
     stream = table.resume(every_updates=every) if snapshots(table.directory) else table.start(every_updates=every)
@@ -132,7 +126,7 @@ def run(folder: Path, later: int = 0, **options: Any) -> aif.Run:
 def fit(folder: str, at: int | None) -> None:
     """Trains with `aif.fit`, from wherever the run is; writes parameters and figures to `end.npz`, then `end.json`."""
     root = Path(folder)
-    _compiled_in(str(root.parent / "compiled"))
+    compile_into(str(root.parent / "compiled"))
     points = CrashPoints(root / "run", at)
     made = run(root / "run", epochs=4, keep_best=None, buckets=(2,))
     import jax
