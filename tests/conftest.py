@@ -158,19 +158,6 @@ def logs_as_before() -> Iterator[None]:
         ours.setLevel(levels[1])
 
 
-@pytest.fixture
-def getkey() -> Callable[[], jax.Array]:
-    """`getkey()` gives a new typed random key at each call, the same ones in every run."""
-    state = jax.random.key(2511)
-
-    def draw() -> jax.Array:
-        nonlocal state
-        state, key = jax.random.split(state)
-        return key
-
-    return draw
-
-
 @pytest.fixture(scope="module", autouse=True)
 def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """A module whose tests compile lightly is under `tests.light.lightly_compiled`; the next one finds its programs."""

@@ -86,7 +86,7 @@ def write(folder, name, changes=()):
     return folder
 
 
-MALFORMED = [  # data set or layout, file, what is changed, the place that is named, what was expected and got
+@pytest.mark.parametrize(("name", "file", "old", "new", "place", "expected", "got"), [
     ("100k", "u.data", "\t5\t200", "\t4.5\t200", ", line 1, column 'rating'", "a rating of 1, 2, 3, 4, 5", "4.5"),
     ("100k", "u.data", "3\t10\t1", "3\t10\t0", ", line 2, column 'rating'", "a rating of 1, 2, 3, 4, 5", "0"),
     ("100k", "u.data", "7\t20", "-7\t20", ", line 1, column 'userId'", "0 or more", "-7"),
@@ -142,10 +142,7 @@ MALFORMED = [  # data set or layout, file, what is changed, the place that is na
      "10, which is in line 2 too"),
     ("kuairand", "user_features_1k.csv", "4,middle", "0,middle", ", line 3, column 'user_id'", "every id once",
      "0, which is in line 2 too"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "file", "old", "new", "place", "expected", "got"), MALFORMED)
+])  # fmt: skip
 def test_malformed_files_are_named(tmp_path, name, file, old, new, place, expected, got):
     write(tmp_path, name, [(file, old, new)])
     with pytest.raises(ValueError) as error:

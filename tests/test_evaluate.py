@@ -11,7 +11,6 @@ import aif_jax as aif
 from aif_jax import metrics, train
 from aif_jax.data.candidates import CandidateLists, SampleKey, impressions, pointwise_candidates
 from aif_jax.data.events import EventLog
-from aif_jax.data.negatives import SeenPairs
 from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
 from tests import demo
@@ -21,9 +20,8 @@ evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package ha
 
 
 @pytest.fixture(scope="module")
-def trained(data, small) -> tuple[aif.PreRanker, dict]:
-    """A small model; its parameters need no training to be evaluated."""
-    return small, demo.init(small, items=data.catalogue)
+def params(data, small) -> dict:
+    return demo.init(small, items=data.catalogue)
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +35,13 @@ def one_by_one(model, params, data, position: int) -> np.ndarray:
     return np.asarray(jax.jit(model.joint)(params, user, data.catalogue.items))
 
 
-def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
-    model, params = trained
+def test_figures_are_the_metrics_of_the_joint_scores(data, small, params, positions):
     lists = sampled_before(data, positions)(positions, SampleKey(3, 0, 0))
     few = np.arange(0, len(positions), 9)
-    scores = list_scores(model, params, data, positions, lists, batch_size=32, progress=False)
+    scores = list_scores(small, params, data, positions, lists, batch_size=32, progress=False)
     for i in few:
-        np.testing.assert_allclose(scores[i], one_by_one(model, params, data, positions[i])[lists.rows[i]], atol=1e-5)
-    got = train.evaluate(model, params, data, positions, k=10, seed=3, calibration_negatives=4, progress=False)
+        np.testing.assert_allclose(scores[i], one_by_one(small, params, data, positions[i])[lists.rows[i]], atol=1e-5)
+    got = train.evaluate(small, params, data, positions, k=10, seed=3, calibration_negatives=4, progress=False)
     users = data.log.user[positions][:, None]
     assert (got.requests, got.users) == (len(positions), len(np.unique(users)))
     assert got.auc == pytest.approx(metrics.auc(scores, lists.labels), abs=1e-6)
@@ -53,7 +50,7 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
     assert got.log_loss == pytest.approx(metrics.log_loss(scores[:, :5], lists.labels[:, :5]), abs=1e-5)
     rates = metrics.calibration(scores[:, :5], lists.labels[:, :5])
     assert (got.calibration, got.calibration_error) == pytest.approx((rates.ratio, rates.error), abs=1e-5)
-    ranks = rank_catalogue(model, params, data, positions, progress=False).ranks
+    ranks = rank_catalogue(small, params, data, positions, progress=False).ranks
     assert got.figures() == pytest.approx({name: one.value for name, one in got.intervals().items()})
     assert list(got.intervals()) == list(got.figures())
     assert got.hit_rate == (ranks < 10).mean() and got.ndcg == pytest.approx(np.mean(1 / np.log2(ranks + 2) * (ranks < 10)))
@@ -61,13 +58,12 @@ def test_figures_are_the_metrics_of_the_joint_scores(data, trained, positions):
 
 
 @pytest.mark.parametrize("repeats", [False, True])
-def test_ranks_leave_out_row_0_and_what_the_user_has_met(data, trained, positions, repeats):
-    model, params = trained
+def test_ranks_leave_out_row_0_and_what_the_user_has_met(data, small, params, positions, repeats):
     log, few = data.log, positions[::11]
-    ranked = rank_catalogue(model, params, data, few, k=7, repeats=repeats, batch_size=4, progress=False)
+    ranked = rank_catalogue(small, params, data, few, k=7, repeats=repeats, batch_size=4, progress=False)
     met_again = 0
     for position, rank, top in zip(few, ranked.ranks, ranked.top, strict=True):
-        scores = one_by_one(model, params, data, position)
+        scores = one_by_one(small, params, data, position)
         target, user = log.item[position], log.user[position]
         others = set(range(1, len(scores))) - {int(target)}
         if not repeats:
@@ -89,32 +85,30 @@ def test_negatives_are_of_the_past(data):
     assert set(np.unique(rows)) <= set(earlier.tolist()) < set(range(len(data.catalogue)))
 
 
-def test_other_sources_leave_the_catalogue_alone(data, trained, positions):
-    model, params = trained
+def test_other_sources_leave_the_catalogue_alone(data, small, params, positions):
     given = dict(k=None, candidates=pointwise_candidates(data, threshold=2), calibration_negatives=0, progress=False)
-    liked = train.evaluate(model, params, data, positions, **given)
+    liked = train.evaluate(small, params, data, positions, **given)
     assert liked.k is liked.hit_rate is liked.ndcg is None and "hr" not in str(liked)
     assert 0 < liked.gauc < 1 and list(liked.figures()) == [
         "auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error"
     ]  # fmt: skip
     shown = impressions(data, candidates=3, threshold=2)
-    some = train.evaluate(model, params, data, positions, k=None, candidates=shown, calibration_negatives=3, progress=False)
+    some = train.evaluate(small, params, data, positions, k=None, candidates=shown, calibration_negatives=3, progress=False)
     assert 0 < some.auc < 1  # masked places of short lists count nowhere
 
     def all_positive(at, draw):
         return CandidateLists(np.ones((len(at), 2), np.int32), np.ones((len(at), 2), np.float32))
 
-    nothing = train.evaluate(model, params, data, positions, k=None, candidates=all_positive, progress=False)
+    nothing = train.evaluate(small, params, data, positions, k=None, candidates=all_positive, progress=False)
     assert np.isnan(nothing.auc) and np.isnan(nothing.gauc) and nothing.log_loss > 0
 
 
-def test_evaluation_compiles_once_for_all_calls(data, trained, positions):
-    model, params = trained
+def test_evaluation_compiles_once_for_all_calls(data, small, params, positions):
     traced = []
-    counted = model._replace(
-        joint=lambda *given: traced.append("joint") or model.joint(*given),
-        item=lambda *given: traced.append("item") or model.item(*given),
-        interaction=lambda *given: traced.append("interaction") or model.interaction(*given),
+    counted = small._replace(
+        joint=lambda *given: traced.append("joint") or small.joint(*given),
+        item=lambda *given: traced.append("item") or small.item(*given),
+        interaction=lambda *given: traced.append("interaction") or small.interaction(*given),
     )
     for few in (positions[:40], positions[:52], positions):
         train.evaluate(counted, params, data, few, progress=False)
@@ -156,37 +150,28 @@ def test_evaluation_is_in_bounded_memory(data, positions, preset, monkeypatch):
         np.testing.assert_array_equal(again, ranks)
 
 
-def test_wrong_positions_are_refused(data, trained):
-    model, params = trained
-    refused(ValueError, "positions: expected at least one held-out event, got none", train.evaluate, model, params, data, [])
-    refused(ValueError, "positions: expected values in", train.evaluate, model, params, data, [len(data.log)])
+def test_wrong_positions_are_refused(data, small, params):
+    refused(ValueError, "positions: expected at least one held-out event, got none", train.evaluate, small, params, data, [])
+    refused(ValueError, "positions: expected values in", train.evaluate, small, params, data, [len(data.log)])
     log = EventLog.from_arrays([1] * 9, [0] * 9, [1] * 9, range(9), users=data.log.users)
     with pytest.raises(ValueError, match="to draw as negatives"):
-        train.evaluate(model, params, dataclasses.replace(data, log=log), [3], progress=False)
+        train.evaluate(small, params, dataclasses.replace(data, log=log), [3], progress=False)
 
 
-def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, trained, positions):
-    model, params = trained
+def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, small, params, positions):
     assert data.repeats
     once, given = dataclasses.replace(data, repeats=False), dict(k=10, progress=False)
-    sample = np.arange(len(positions))[:, None]
-    rows = sampled_before(once, positions)(positions, SampleKey(0, 0, 0)).rows
-    assert not SeenPairs(data, positions).contains(sample, rows[:, 1:]).any()
-    by_data = train.evaluate(model, params, once, positions, **given)
-    by_call = train.evaluate(model, params, data, positions, repeats=False, **given)
-    usual = train.evaluate(model, params, data, positions, **given)
+    by_data = train.evaluate(small, params, once, positions, **given)
+    by_call = train.evaluate(small, params, data, positions, repeats=False, **given)
+    usual = train.evaluate(small, params, data, positions, **given)
     assert by_data == by_call and by_data.ndcg > usual.ndcg and by_data.gauc != usual.gauc
-    few = positions[::11]
-    ranks = rank_catalogue(model, params, once, few, progress=False).ranks
-    np.testing.assert_array_equal(ranks, rank_catalogue(model, params, data, few, repeats=False, progress=False).ranks)
     with pytest.raises(ValueError, match="evaluation.repeats: expected True, the other has False"):
         usual.against(dataclasses.replace(by_data, asked=usual.asked | {"repeats": False}))
 
 
-def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(data, trained, positions):
-    model, params = trained
-    other = demo.init(model, 1, items=data.catalogue)
-    one, two = (train.evaluate(model, p, data, positions, k=10, progress=False) for p in (params, other))
+def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(data, small, params, positions):
+    other = demo.init(small, 1, items=data.catalogue)
+    one, two = (train.evaluate(small, p, data, positions, k=10, progress=False) for p in (params, other))
     sure = one.intervals()
     for name, value in one.figures().items():
         assert sure[name].low <= value <= sure[name].high, name
@@ -200,8 +185,8 @@ def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(da
     assert {name: interval.value for name, interval in one.against(one).items()} == dict.fromkeys(gap, 0.0)
     assert one.against(two, ratio=True)["log_loss"].value == pytest.approx(one.log_loss / two.log_loss)
     for changes in ({"k": 5}, {"seed": 1}, {"calibration_negatives": 3}):
-        wrong = train.evaluate(model, params, data, positions, **({"k": 10, "progress": False} | changes))
+        wrong = train.evaluate(small, params, data, positions, **({"k": 10, "progress": False} | changes))
         with pytest.raises(ValueError, match=r"Evaluation.against: expected an evaluation of the same requests and candidates"):
             one.against(wrong)
-    fewer = train.evaluate(model, params, data, positions[1:], k=10, progress=False)
+    fewer = train.evaluate(small, params, data, positions[1:], k=10, progress=False)
     refused(ValueError, rf"evaluation.requests.count: expected {len(positions)}, the other has", one.against, fewer)

@@ -9,7 +9,6 @@ import tomllib
 import pytest
 
 from aif_jax import connectors
-from aif_jax.checks import needs_extra
 from aif_jax.engines import encode_with_ray, encode_with_spark, ray_serve, ray_train
 from aif_jax.export import writer
 from aif_jax.readers.tables import pyarrow
@@ -94,9 +93,3 @@ def test_without_the_package_the_extra_is_named(package, extra, door, tmp_path, 
     if package == "s3fs":
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False) if "fsspec" in sys.modules else None
     refused(ImportError, rf'need.*\(.*{package}.*\): pip install "aif_jax\[{extra}\]"$', door, tmp_path)
-
-
-def test_an_import_that_works_is_left_alone():
-    with needs_extra("nothing", "data"):
-        import json
-    assert json

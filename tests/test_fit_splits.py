@@ -68,7 +68,7 @@ def test_a_next_item_is_split_by_its_events(data):
     assert FitSettings.from_json(settings.to_json()) == settings
 
 
-SHARES_AND_MOMENTS = [
+@pytest.mark.parametrize(("given", "expected"), [
     (dict(validation=0.2, test=0.2), (None, 40, 50)),
     (dict(validation=0, test=0), (None, 51, 51)),
     (dict(validation=0.0, test=35), (None, 35, 35)),
@@ -78,10 +78,7 @@ SHARES_AND_MOMENTS = [
     (dict(validation=0.5, test=0, since=20), (20, 40, 51)),
     (dict(validation="1970-01-01T00:00:15", test=np.datetime64(35, "s")), (None, 15, 35)),
     (dict(validation=0.2, test=datetime.datetime.fromisoformat("1970-01-01T01:00:35+01:00")), (None, 30, 35)),
-]
-
-
-@pytest.mark.parametrize(("given", "expected"), SHARES_AND_MOMENTS)
+])  # fmt: skip
 def test_shares_and_moments_by_hand(given, expected):
     assert time_cuts(np.array([30, 10, 50, 20, 40]), **given) == expected
 
@@ -134,7 +131,9 @@ def test_the_note_names_what_is_lacking(data):
 EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
 ITEMS = {"item": [7, 8, 9], "category": ["tea", "tea", "cup"]}
 TWO = ("click", "like")
-MISSPELT = [
+
+
+@pytest.mark.parametrize(("objectives", "task", "message"), [
     (TWO, Impressions(candidates=2, threshold={"clik": 2, "like": 2}),
      r"Impressions.threshold: expected a label for each objective of the model \['click', 'like'\], got \['clik', 'like'\]"),
     (TWO, Impressions(candidates=2, threshold=2), r"Impressions: expected a model of one objective, or Impressions with a thr"),
@@ -144,10 +143,7 @@ MISSPELT = [
      r"threshold\['click'\]: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
     ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click'"),
     ((), Liked(threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 9"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("objectives", "task", "message"), MISSPELT)
+])  # fmt: skip
 def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
     columns = aif.Columns(action="did", actions=("see", "click"))
     data = aif.read(EVENTS, items=ITEMS, columns=columns)

@@ -73,10 +73,9 @@ def test_one_config_has_one_model_and_another_encoding_another():
         assert other == config and aif.build(other).config.schema.encoding == encoding
 
 
-def test_init_is_a_function_of_key_and_seed(getkey):
+def test_init_is_a_function_of_key_and_seed():
     model, catalogue = aif.build(demo.config(blocks=(blocks.LshDin(bits=32),))), demo.catalogue()
-    key = getkey()
-    one, same, other = (model.init(k, catalogue, seed=3) for k in (key, key, getkey()))
+    one, same, other = (model.init(jax.random.key(seed), catalogue, seed=3) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, same))
     assert not np.array_equal(one["embedding"]["item"], other["embedding"]["item"])
     fitted = {seed: aif.fit_tables(model.config, catalogue.items, seed=seed) for seed in (3, 4)}
@@ -85,9 +84,9 @@ def test_init_is_a_function_of_key_and_seed(getkey):
     np.testing.assert_array_equal(fitted[3]["fields"]["category"], catalogue.ids["category"])
 
 
-def test_init_fits_on_the_host_under_jit(getkey):
+def test_init_fits_on_the_host_under_jit():
     model, catalogue = aif.build(demo.config()), demo.catalogue()
-    fitted = jax.jit(lambda key: model.init(key, catalogue)["fitted"])(getkey())
+    fitted = jax.jit(lambda key: model.init(key, catalogue)["fitted"])(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, fitted, aif.fit_tables(model.config, catalogue))
 
 
@@ -106,13 +105,13 @@ def test_init_takes_fitted_tables():
     (demo.catalogue().features(np.arange(50), content=False), ValueError,
      "init catalogue: expected content [50, 12], got None"),
 ], ids=["none", "a name", "rows missing", "no content"])  # fmt: skip
-def test_init_refuses_a_catalogue_that_does_not_fit(getkey, catalogue, error, message):
+def test_init_refuses_a_catalogue_that_does_not_fit(catalogue, error, message):
     model = aif.build(demo.config())
-    refused(error, re.escape(message), model.init, getkey(), catalogue)
+    refused(error, re.escape(message), model.init, jax.random.key(0), catalogue)
     refused(error, re.escape(message), aif.fit_tables, model.config, catalogue)
 
 
-def test_init_refuses_the_fitted_tables_of_another_config(getkey):
+def test_init_refuses_the_fitted_tables_of_another_config():
     model, other = aif.build(demo.config()), demo.config(blocks=(blocks.LshDin(bits=64),))
     fitted = aif.fit_tables(other, demo.catalogue())
     shorter = jax.tree.map(lambda x: x[:40], aif.fit_tables(model.config, demo.catalogue()))
@@ -120,7 +119,7 @@ def test_init_refuses_the_fitted_tables_of_another_config(getkey):
         (fitted, r"init fitted: expected \['fields', 'signatures_32'\], got \['fields', 'signatures_64'\]"),
         (shorter, r"init fitted: expected 50 rows in category, one for each item, got shape \[40\]"),
     ):
-        refused(ValueError, message, model.init, getkey(), None, fitted=wrong)
+        refused(ValueError, message, model.init, jax.random.key(0), None, fitted=wrong)
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)

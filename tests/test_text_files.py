@@ -71,17 +71,14 @@ def test_encodings_and_quotes(tmp_path):
         load_columns(path, {"title": "category"})
 
 
-WRONG = [  # text, line, the rest of the message
+@pytest.mark.parametrize(("text", "line", "message"), [  # text, line, the rest of the message
     ("1,2,3,pv\n1,2,3\n", 2, "wrong number of fields: expected 4, got 3 in '1,2,3'"),
     ("1,2,3,pv\n1,2\n3,pv,1,2,3,pv\n", 2, "wrong number of fields: expected 4, got 2 in '1,2'"),
     ("-1,2,3,pv\n", 1, "column 'user': negative id: expected 0 or more, got -1"),
     ("1,,3,pv\n", 1, "column 'change': null: expected a category in every row, got nothing"),
     ("1,2,3,pv\n1,2,3.4.5,pv\n", 2, "column 'rating': wrong type: expected a number, got '3.4.5'"),
     ("1,2,1e300,pv\n", 1, "column 'rating': not finite: expected a finite number, got inf"),
-]
-
-
-@pytest.mark.parametrize(("text", "line", "message"), WRONG)
+])  # fmt: skip
 @pytest.mark.parametrize("header", [False, True])
 def test_wrong_values_are_named_by_line(tmp_path, text, line, message, header):
     path = tmp_path / "bad.csv"

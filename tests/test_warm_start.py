@@ -55,21 +55,21 @@ def model():
 
 
 @pytest.fixture
-def params(getkey):
-    return {"embedding": {name: jax.random.normal(getkey(), (size, 8)) for name, size in (("item", 50), ("gender", 3))}}
+def params():
+    return {"embedding": {name: jax.random.normal(jax.random.key(n), (n, 8)) for name, n in (("item", 50), ("gender", 3))}}
 
 
 @pytest.fixture
-def larger(model, getkey):
+def larger(model):
     """Vocabularies before and after two new ids, one in the middle; where old ids went; parameters and config."""
     _, params, raw = model
     before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
     rows = np.append(0, after.encode(before.raw))
-    return before, after, rows, *grow_vocabulary(params, "item", len(after), getkey(), config=CONFIG, rows=rows)
+    return before, after, rows, *grow_vocabulary(params, "item", len(after), jax.random.key(0), config=CONFIG, rows=rows)
 
 
-def test_new_ids_are_appended_and_old_rows_kept(params, getkey):
-    grown, config = grow_vocabulary(params, "item", 2050, getkey(), config=CONFIG)
+def test_new_ids_are_appended_and_old_rows_kept(params):
+    grown, config = grow_vocabulary(params, "item", 2050, jax.random.key(0), config=CONFIG)
     table = np.asarray(grown["embedding"]["item"])
     np.testing.assert_array_equal(table[:50], params["embedding"]["item"])
     np.testing.assert_allclose(table[50:].std(), np.std(params["embedding"]["item"]), rtol=0.05)
@@ -79,8 +79,8 @@ def test_new_ids_are_appended_and_old_rows_kept(params, getkey):
     assert config.replace(schema=CONFIG.schema) == CONFIG
 
 
-def test_user_attributes_grow_too(params, getkey):
-    _, config = grow_vocabulary(params, "gender", 4, getkey(), config=CONFIG)
+def test_user_attributes_grow_too(params):
+    _, config = grow_vocabulary(params, "gender", 4, jax.random.key(0), config=CONFIG)
     assert config.schema.table_sizes["gender"] == 4
 
 
@@ -94,31 +94,31 @@ def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, larger):
     jax.tree.map(np.testing.assert_array_equal, expected, got)
 
 
-def test_fitted_values_are_fitted_again(model, getkey):
+def test_fitted_values_are_fitted_again(model):
     _, params, raw = model
-    grown, config = grow_vocabulary(params, "item", ITEMS + 2, getkey(), config=CONFIG)
+    grown, config = grow_vocabulary(params, "item", ITEMS + 2, jax.random.key(0), config=CONFIG)
     new = aif.fit_tables(config, catalogue(np.append(raw, [300, 301])))
     shapes = jax.tree.map(jnp.shape, grown["fitted"])
     assert jax.tree.map(jnp.shape, new) == shapes
 
 
-def test_a_field_that_grows_renames_its_ids(model, getkey):
+def test_a_field_that_grows_renames_its_ids(model):
     _, params, _ = model
     rows = np.array([0, 2, 4, 6, 7, 8])
-    grown, config = grow_vocabulary(params, "category", 9, getkey(), config=CONFIG, rows=rows)
+    grown, config = grow_vocabulary(params, "category", 9, jax.random.key(0), config=CONFIG, rows=rows)
     np.testing.assert_array_equal(grown["fitted"]["fields"]["category"], rows[params["fitted"]["fields"]["category"]])
     old, new = ({**p["fitted"], "fields": None} for p in (params, grown))
     jax.tree.map(np.testing.assert_array_equal, old, new)
     assert config.schema.item_attribute("category").size == 9
 
 
-def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
+def test_a_block_says_which_of_its_arrays_are_per_item(model):
     """As many codes as items: centres stay, where their length alone would move them."""
     _, params, raw = model
     config = CONFIG.replace(blocks=(Codes(),))
     codes = {"centres": jnp.ones((ITEMS, 12)), "code": jnp.arange(ITEMS)}
     fitted = {"fields": params["fitted"]["fields"], "codes": codes}
-    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=config)
+    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", 60, jax.random.key(0), config=config)
     sizes = {name: len(array) for name, array in grown["fitted"]["codes"].items()}
     assert sizes == {"centres": ITEMS, "code": 60}
 
@@ -127,7 +127,7 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
     object.__setattr__(unsure, "blocks", (undeclared,))
     with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level'\] may be such"):
         fitted = {"fields": params["fitted"]["fields"], "undeclared": {"level": jnp.ones(ITEMS), "scale": jnp.ones(3)}}
-        grow_vocabulary(params | {"fitted": fitted}, "item", 60, getkey(), config=unsure)
+        grow_vocabulary(params | {"fitted": fitted}, "item", 60, jax.random.key(0), config=unsure)
 
 
 @pytest.mark.parametrize("name, size, rows, error, words", [
@@ -138,8 +138,8 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model, getkey):
     ("item", 60, np.arange(50) % 49, ValueError, "distinct"),
     ("item", 50, np.append(0, np.arange(2, 51)), ValueError, "below 50"),
 ])  # fmt: skip
-def test_what_makes_no_sense_is_refused(params, getkey, name, size, rows, error, words):
-    refused(error, words, grow_vocabulary, params, name, size, getkey(), config=CONFIG, rows=rows)
+def test_what_makes_no_sense_is_refused(params, name, size, rows, error, words):
+    refused(error, words, grow_vocabulary, params, name, size, jax.random.key(0), config=CONFIG, rows=rows)
 
 
 def test_items_without_an_event_are_embedded_as_the_unknown_item(params):

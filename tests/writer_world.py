@@ -22,7 +22,6 @@ MODEL = aif.build(CONFIG)._replace(
     item=lambda params, f: {"vector": f.floats * params["item"]["scale"], "item": f.ids["item"]},
 )
 TRAINED = aif.Trained(MODEL, PARAMS)
-T = 1_600_000_000
 
 
 def features(numbers: Any) -> aif.ItemFeatures:

@@ -25,10 +25,6 @@ def similarity(a, b):
     return 1 - jax.lax.population_count(a[:, None] ^ b[None]).sum(-1) / (signatures.WORD * a.shape[-1])
 
 
-def words(rng, *shape):
-    return rng.integers(0, 2**32, shape, dtype=np.uint32)
-
-
 @pytest.mark.parametrize("bits", [32, 64, 96, 256])
 def test_pack_and_unpack_match_the_reference(rng, bits):
     flags = rng.random((5, bits)) < 0.5
