@@ -250,9 +250,10 @@ def requests_of(data: Dataset, first: int, before: int, *, count: int, k: int | 
     return Requests(data=data, positions=positions, candidates=TASK.source(data, before=first, held_out=True), k=k)
 
 
-def days_of(world: World, *, small: bool, epochs: int, count: int, hours: int, replay: float, bar: Any) -> dict[str, Any]:
+def days_of(world: World, epochs: int, options: Any, bar: Any) -> dict[str, Any]:
     """Return the arms of a world day by day."""
-    arm = Arm(world.read(), small=small, replay=replay)
+    count, hours, replay = options.requests, options.hours, options.replay
+    arm = Arm(world.read(), small=options.smoke, replay=replay)
     fresh = init_params(arm.model, arm.data, seed=0)
     base, start_cpu = arm.train(fresh, arm.positions(None, world.days[0], seed=0), world.days[0], epochs=epochs)
     bar.update(1)
@@ -449,16 +450,14 @@ def measured(options: Any) -> dict[str, Any]:
     names = options.worlds
     if names is None:
         names = WORLDS[:1] if options.smoke or options.data is None else WORLDS
-    models, count, days, hours = options.models, options.requests, options.days, options.hours
-    parts = common.Parts()
-    figures: dict[str, Any] = {"worlds": {}}
+    models, days, hours = options.models, options.days, options.hours
+    parts, figures = common.Parts(), dict[str, Any](worlds={})
     steps = len(names) * (3 * days + 2 + (days + 2) * bool(hours)) + 2 * models
     with track(total=steps, label="refresh", unit="steps") as bar:
         for name in names:
             with parts(name):
                 world, epochs = world_of(name, options)
-                given: dict[str, Any] = dict(count=count, hours=hours, replay=options.replay, bar=bar)
-                figures["worlds"][name] = days_of(world, small=options.smoke, epochs=epochs, **given)
+                figures["worlds"][name] = days_of(world, epochs, options, bar)
         if models:
             with parts("gate"):
                 world, epochs = world_of(WORLDS[0], options)
