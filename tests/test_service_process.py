@@ -30,24 +30,18 @@ from tests.service_world import ANN, IDS, connected, exports, read_log, running
 
 
 @contextlib.contextmanager
-def serving(*words, env=None):
+def serving(*words):
     """Starts `aif-jax serve`; yields the process and its addresses."""
     command = [sys.executable, "-m", "aif_jax", "serve", *map(str, words), "--port", "0"]
     command += ["--serving", "buckets=[64]", "max_k=8", "--log-form", "json"]
-    environment = child_environment() | (env or {})
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        if not (line := process.stdout.readline()):
-            raise AssertionError(process.communicate(timeout=60)[1])
-        yield process, json.loads(line)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=child_environment(), **pipes) as process:
         try:
-            process.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
+            if not (line := process.stdout.readline()):
+                raise AssertionError(process.communicate(timeout=60)[1])
+            yield process, json.loads(line)
+        finally:
             process.kill()
-            process.communicate()
 
 
 def test_a_process_serves_by_its_flags_and_drains_on_sigterm(tmp_path):

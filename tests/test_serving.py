@@ -1,4 +1,7 @@
-"""The asynchronous engine: answers, deadlines, degradation, cancellation, overload, isolation, versions."""
+"""The asynchronous engine: answers, deadlines, degradation, cancellation, overload, isolation, versions.
+
+Unknown, repeated and no candidates, whole and in batches: `tests/reliability/test_fuzz_entries.py` and `test_storm.py`.
+"""
 
 import asyncio
 import dataclasses
@@ -49,23 +52,6 @@ async def test_rank_equals_joint_for_any_number_of_candidates(world):
             assert answer.version == world.index.version
 
 
-async def test_unknown_candidates_are_masked_and_no_candidates_give_an_empty_answer(world):
-    async with world.engine() as engine:
-        ids = np.array([5, world.ids[3], -1, 2**60, world.ids[9]])
-        answer = await engine.rank(Request(user=3, context=ids), 4)
-        expect(world, answer, 3, ids, 4)
-        assert answer.unknown == 3
-        assert answer.ids[2:].tolist() == [-1, -1]  # no real id
-        for none in (np.array([5, 6]), [], np.zeros(0, np.int64)):
-            answer = await engine.rank(Request(user=3, context=none), 4)
-            assert not answer.mask.any()
-        ids = np.concatenate([world.ids[:100][::-1], [5]])
-        scores = await engine.score(3, ids)
-        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
-        assert scores.mask.tolist() == [True] * 100 + [False]
-        assert (await engine.score(3, [])).logits.shape == (0,)
-
-
 @pytest.mark.parametrize("kind", ["whole", "in pieces", "in batches"])
 async def test_excluded_items_are_not_ranked(world, kind):
     """They are counted apart from unknown ones; a repeat of an excluded item is excluded too."""
@@ -91,21 +77,6 @@ async def test_excluded_items_are_not_ranked(world, kind):
         with pytest.raises(TypeError, match="Request.exclude: expected integers as the candidates are, got strings"):
             await engine.rank(Request(user=3, exclude=["a"]), 4)
         assert (await engine.rank(Request(user=3, exclude=[]), 4)).excluded == 0
-
-
-async def test_a_repeated_candidate_is_ranked_once(world):
-    ids = world.ids[[5, 3, 5, 9, 3, 3, 7]]
-    async with world.engine() as engine:
-        for candidates in (ids, in_batches(ids[:3], ids[3:])):
-            answer = await engine.rank(Request(user=3, context=candidates), 6)
-            expect(world, answer, 3, world.ids[[3, 5, 7, 9]], 6)
-            assert answer.candidates == 7 and answer.ids[4:].tolist() == [-1, -1]
-        twice = Candidates(world.ids[[5, 5, 3]], np.float32([1.0, 9.0, 0.0]))
-        answer = await engine.rank(Request(user=3, order="bid", context=twice), 3)
-        assert answer.ids.tolist() == [world.ids[5], world.ids[3], -1]
-        np.testing.assert_allclose(answer.scores[0], 9 / (1 + np.exp(-answer.logits[0])), rtol=1e-5)
-        scores = await engine.score(3, ids)  # every place its own score
-        np.testing.assert_allclose(scores.logits, world.logits(3, ids), rtol=1e-5, atol=1e-5)
 
 
 async def test_a_repeat_counts_by_its_higher_bid_where_that_scores_less(world):

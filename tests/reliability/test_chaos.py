@@ -88,43 +88,34 @@ class Deeds:
 def callables(deeds: Deeds, *, plain: bool) -> tuple[Callable, Callable]:
     """`features` and `retrieval`, both async or both not; each follows the request's context (deed, place) for it."""
 
-    async def features(request: Request):
-        deed, place = request.context["features"]
-        await asyncio.sleep(0)
-        await deeds.asynchronously(deed)
-        return coded.user_features(request.user)
-
-    def plain_features(request: Request):
-        deed, place = request.context["features"]
-        if place == "awaited":  # a plain function that returns a coroutine
-            return features(request)
-        deeds.plainly(deed)
-        return coded.user_features(request.user)
-
     async def stream(request: Request) -> AsyncIterator[np.ndarray]:
-        deed, place = request.context["retrieval"]
-        half = len(request.context["ids"]) // 2
-        yield request.context["ids"][:half]
-        await deeds.asynchronously(deed)
-        yield request.context["ids"][half:]
+        ids = np.array_split(request.context["ids"], 2)
+        yield ids[0]
+        await deeds.asynchronously(request.context["retrieval"][0])
+        yield ids[1]
 
-    async def retrieval(request: Request):
-        deed, place = request.context["retrieval"]
-        if place == "stream":
-            return stream(request)
-        await deeds.asynchronously(deed)
-        return request.context["ids"]
+    def acting(side: str, give: Callable[[Request], Any]) -> Callable:
+        async def asynchronous(request: Request) -> Any:
+            deed, place = request.context[side]
+            if (side, place) == ("retrieval", "stream"):
+                return stream(request)
+            await asyncio.sleep(0)
+            await deeds.asynchronously(deed)
+            return give(request)
 
-    def plain_retrieval(request: Request):
-        deed, place = request.context["retrieval"]
-        if place == "stream":
-            return stream(request)
-        if place == "awaited":
-            return retrieval(request)
-        deeds.plainly(deed)
-        return request.context["ids"]
+        def function(request: Request) -> Any:
+            deed, place = request.context[side]
+            if (side, place) == ("retrieval", "stream"):
+                return stream(request)
+            if place == "awaited":  # a plain function that returns a coroutine
+                return asynchronous(request)
+            deeds.plainly(deed)
+            return give(request)
 
-    return (plain_features, plain_retrieval) if plain else (features, retrieval)
+        return function if plain else asynchronous
+
+    features = acting("features", lambda asked: coded.user_features(asked.user))
+    return features, acting("retrieval", lambda asked: asked.context["ids"])
 
 
 def refusals(deed: Any) -> tuple[type[BaseException], ...]:
