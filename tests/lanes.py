@@ -61,7 +61,6 @@ TABLE = {
         "tests/test_sharded_training.py", "tests/test_snapshot_store.py",
         "tests/test_update_streams.py",
         "tests/test_cli.py::test_a_process_whose_output_nobody_reads_ends_in_silence",
-        "tests/test_checkpoint.py::test_a_process_killed_during_a_save_loses_only_that_save",
         "tests/test_folders.py::test_a_killed_process_leaves_all_or_nothing",
         "tests/test_folders.py::test_the_work_folder_of_a_running_process_stays",
         "tests/test_folders.py::test_what_a_killed_writer_of_a_file_left_goes_with_the_next_write",

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import threading
 import time
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingCon
 from aif_jax.serving.callables import TimeLimitedCall
 from aif_jax.serving.metrics import prometheus_text
 from tests.refusals import refused_later
-from tests.serving_world import run
 
 
 async def test_a_failing_callable_leaves_its_type_in_answer_metrics_and_log(world, caplog, monkeypatch):
@@ -189,7 +187,7 @@ async def test_a_cancelled_call_that_waits_for_a_thread_does_not_run():
     assert ran == ["first", "third"] and call.hung == 0
 
 
-def test_a_coroutine_that_comes_too_late_is_closed():
+async def test_a_coroutine_that_comes_too_late_is_closed(recwarn):
     hold = threading.Event()
 
     async def answer():
@@ -199,20 +197,15 @@ def test_a_coroutine_that_comes_too_late_is_closed():
         hold.wait(20)
         return answer()
 
-    async def test():
-        call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
-        await refused_later(TimeoutError, "", call(1))
-        await asyncio.sleep(0)  # the call learns that it was given up
-        assert call.hung == 1
-        hold.set()
-        while call.hung:
-            await asyncio.sleep(0.01)
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run(test())
-        gc.collect()
-    assert not [warning for warning in caught if "never awaited" in str(warning.message)]
+    call = TimeLimitedCall("features", slow, ServingConfig(callable_timeout=0.05))
+    await refused_later(TimeoutError, "", call(1))
+    await asyncio.sleep(0)  # the call learns that it was given up
+    assert call.hung == 1
+    hold.set()
+    while call.hung:
+        await asyncio.sleep(0.01)
+    gc.collect()
+    assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
 
 
 async def test_objects_and_functions_that_return_awaitables_are_awaited():

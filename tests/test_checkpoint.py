@@ -15,8 +15,6 @@ import aif_jax as aif
 from aif_jax import checkpoint
 from aif_jax.blocks import Bea
 from aif_jax.checkpoint import METADATA_FILE, CheckpointError, Checkpoints, storage
-from aif_jax.store.folders import unfinished
-from tests.killed import Life, killed_at
 from tests.refusals import refused
 from tests.reliability import damaged
 
@@ -313,31 +311,6 @@ def test_a_config_that_this_process_cannot_build_is_refused(tmp_path, config, wo
     record = json.loads(json.dumps(record))
     storage.write(tmp_path / "a", storage.pack({"params": small()}, record))
     refused(CheckpointError, words, checkpoint.load, tmp_path / "a")
-
-
-def save_second(folder):
-    Checkpoints(folder).save(2, {"embedding": {"item": np.ones((4, 3), np.float32)}}, CONFIG, position={"batch": 2})
-
-
-@pytest.mark.parametrize(
-    "event, pattern",
-    [("os.mkdir", ".partial/2"), ("open", "_METADATA"), ("os.rename", ".partial/2'")],
-    ids=["when the folder is made", "while files are written", "just before the folder gets its name"],
-)
-def test_a_process_killed_during_a_save_loses_only_that_save(tmp_path, event, pattern):
-    folder = tmp_path / "run"
-    with Checkpoints(folder) as run:
-        run.save(1, {"embedding": {"item": np.arange(12, dtype=np.float32).reshape(4, 3)}}, CONFIG, position={"batch": 1})
-    assert Life(killed_at, event, pattern, save_second, folder).killed()
-    assert unfinished(folder / "2"), "the process was not killed in the middle of the save"
-    with Checkpoints(folder) as run:
-        assert run.steps == [1]
-        restored = run.restore()
-        assert (restored.step, restored.position) == (1, {"batch": 1})
-        np.testing.assert_array_equal(restored.params["embedding"]["item"], np.arange(12.0).reshape(4, 3))
-        run.save(3, restored.params, restored.config)
-        assert run.steps == [1, 3]
-    assert sorted(p.name for p in folder.iterdir()) == ["1", "3"], "the unfinished save was swept up"
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):

@@ -144,20 +144,6 @@ def test_an_index_follows(broker, tmp_path):
     again.stream.close()
 
 
-def test_what_was_not_saved_comes_again(broker, tmp_path):
-    for number in range(6):
-        broker.send(encode(items({f"i{number}": float(number)})), partition=number % 2)
-    writer = IndexWriter.start(tmp_path / "w", first_index(), every_updates=100)
-    drain(Follower(broker.open(), writer, max_batch=2), until=6)
-    writer._lease.release()  # as after a kill: nothing of this was saved
-    assert writer.saved_positions == {}
-    resumed = IndexWriter.resume(tmp_path / "w", aif.Trained(MODEL, PARAMS, ENCODER))
-    again = Follower(broker.open(), resumed)
-    drain(again, until=6)
-    assert prices(resumed.index) == prices(writer.index) == {f"i{n}": float(n) for n in range(6)}
-    resumed.close()
-
-
 def test_metrics_are_read_while_the_follower_runs(following):
     _, _, follower = following({})
     with meanwhile(follower.metrics, switch=1e-5):

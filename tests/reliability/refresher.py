@@ -24,8 +24,10 @@ def refresh(root: str, current: str, since: int, at: int | None, step: str | Non
 
     Without a kill it writes root/end.json: what the call returned, and the crash points that it passed.
     """
-    folder, points = _begun(root, step, sealed, at)
-    places = {"out": folder / "store", "work": folder / "work"}
+    folder = Path(root)
+    compile_into(str(folder.parent / "compiled"))
+    jobs.Job.step = killing(step, sealed)  # type: ignore[method-assign]
+    points, places = CrashPoints(folder, at), {"out": folder / "store", "work": folder / "work"}
     made = world.refresh(current, world.events(5), items=world.items(5), since=since, **places, **world.OPTIONS)
     end = {"status": made.status, "name": made.name, "points": points.count}
     (folder / "end.json").write_text(json.dumps(end))
@@ -37,31 +39,23 @@ def working_on(root: Path, steps: Sequence[str]) -> str:
     return next((step for step in steps if not (job / step / jobs.SEAL).is_file()), "after the last step")
 
 
-def killing(step: str | None, sealed: bool, kill: Callable[[], Any]) -> Callable[..., Any]:
-    """`Job.step` that kills at a step, when its work is done or when it is sealed too."""
+def killing(step: str | None, sealed: bool) -> Callable[..., Any]:
+    """`Job.step` that kills this process at a step, when its work is done or when it is sealed too."""
     whole = jobs.Job.step
 
     def patched(self: Any, name: str, make: Any) -> Any:
         def killed(partial: Path) -> Any:
             made = make(partial)
             if name == step and not sealed:
-                kill()
+                os.kill(os.getpid(), signal.SIGKILL)
             return made
 
         record = whole(self, name, killed)
-        if name == step and sealed:
-            kill()
+        if name == step:
+            os.kill(os.getpid(), signal.SIGKILL)
         return record
 
     return patched
-
-
-def _begun(root: str, step: str | None, sealed: bool, at: int | None) -> tuple[Path, CrashPoints]:
-    """The folder and the crash points of a process that is killed in a step or at a crash point."""
-    folder = Path(root)
-    compile_into(str(folder.parent / "compiled"))
-    jobs.Job.step = killing(step, sealed, lambda: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[method-assign]
-    return folder, CrashPoints(folder, at)
 
 
 def contents(root: Path) -> dict[str, str]:

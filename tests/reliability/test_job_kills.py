@@ -27,8 +27,6 @@ class Killed(abc.ABC):
     work: Any
     arguments: tuple[Any, ...] = ()
     steps: tuple[str, ...]
-    kills: tuple[tuple[str, bool], ...]
-    """Steps, and whether they are killed when their work is done or when it is sealed too."""
     full: int
 
     def __init__(self, folder: Path, *arguments: Any):
@@ -82,7 +80,6 @@ class Refreshing(Killed):
     """A served model is refreshed: the same files, published once, with one report."""
 
     work, steps, full = staticmethod(refresher.refresh), refresher.STEPS, FULL.refresh_kills
-    kills = tuple((step, bool(number % 2)) for number, step in enumerate(steps))  # by turns before and after it is sealed
 
     def __init__(self, folder: Path):
         run = refresh_world.first(folder / "run")
@@ -101,9 +98,9 @@ def job(request, tmp_path_factory):
 @pytest.mark.parametrize("job", [Refreshing], indirect=True)
 def test_a_job_is_killed_once_in_every_step(job):
     root = job.new()
-    for step, sealed in job.kills:
-        assert job.start(root, step, sealed).killed(), (step, sealed)
-        published = sum(name.startswith("publish") for name in job.steps[: job.steps.index(step) + 1])
+    for number, step in enumerate(job.steps):
+        assert job.start(root, step, bool(number % 2)).killed(), step  # by turns before and after it is sealed
+        published = sum(name.startswith("publish") for name in job.steps[: number + 1])
         names = SnapshotStore(root / "store").names()
         assert len(names) == published, f"{step}: half published, twice, or not when it was sealed"
         assert SnapshotStore(root / "store").current() == (names[-1] if names else None)
