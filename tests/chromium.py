@@ -24,18 +24,11 @@ class Browser:
         self._buffer = b""
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        flags = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--hide-scrollbars",
-        ]
-        flags += ["--remote-debugging-pipe", f"--user-data-dir={folder}", "--window-size=1200,1000", "about:blank"]
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags += ["--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={folder}", "--window-size=1200,1000"]
         shell = f'exec "$@" 3<&{commands} 4>&{answers}'  # the browser reads and writes the files of these numbers
         self._process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", str(PROGRAM), *flags],
+            ["bash", "-c", shell, "bash", str(PROGRAM), *flags, "about:blank"],
             pass_fds=(commands, answers),
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

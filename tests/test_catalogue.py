@@ -61,36 +61,27 @@ def test_from_items_adds_the_unknown_row():
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-def wrong(field, value, key=None):
-    """A change of one field, or of one array of its dict."""
-    return lambda known: known | {field: value(known[field]) if key is None else known[field] | {key: value(known[field][key])}}
+def spoilt(field, position, value, key=None):
+    """The parts with one number changed."""
+    known = parts()
+    (known[field] if key is None else known[field][key])[position] = value
+    return known
 
 
-def at(position, value):
-    """A change of one number."""
-
-    def change(array):
-        array = array.copy()
-        array[position] = value
-        return array
-
-    return change
-
-
-@pytest.mark.parametrize(("change", "error", "message"), [
-    (wrong("raw", lambda raw: raw[:2]), ValueError, "floats: expected 3 rows (raw ids and the unknown item), got 4"),
-    (wrong("raw", lambda raw: raw[:, None]), ValueError, "raw: expected integers or strings [N - 1], got int64 [3, 1]"),
-    (wrong("schema", lambda schema: dataclasses.replace(schema, content=0)), ValueError,
+@pytest.mark.parametrize(("wrong", "error", "message"), [
+    (parts() | {"raw": parts()["raw"][:2]}, ValueError, "floats: expected 3 rows (raw ids and the unknown item), got 4"),
+    (parts() | {"raw": parts()["raw"][:, None]}, ValueError, "raw: expected integers or strings [N - 1], got int64 [3, 1]"),
+    (parts() | {"schema": dataclasses.replace(SCHEMA, content=0)}, ValueError,
      "Catalogue.content: expected None (schema.content is 0), got an array"),
-    (wrong("ids", at((2, 1), 9), "tags"), ValueError, "ids['tags']: expected values in [0, 9), got 9 at position [2, 1]"),
-    (wrong("ids", at(3, -1), "category"), ValueError, "ids['category']: expected values in [0, 6), got -1 at position [3]"),
-    (wrong("ids", at(0, 1), "category"), ValueError, "ids['category']: expected zeros in row 0"),
-    (wrong("floats", at((0, 0), 1)), ValueError, "floats: expected zeros in row 0"),
-    (wrong("content", at((3, 1), -np.inf)), ValueError, "content: expected finite values, got -inf at position [3, 1]"),
-    (wrong("content", at((0, 1), 1)), ValueError, "content: expected zeros in row 0"),
-    (wrong("side", at(0, 1), "bid"), ValueError, "side['bid']: expected zeros in row 0"),
+    (spoilt("ids", (2, 1), 9, "tags"), ValueError, "ids['tags']: expected values in [0, 9), got 9 at position [2, 1]"),
+    (spoilt("ids", 3, -1, "category"), ValueError, "ids['category']: expected values in [0, 6), got -1 at position [3]"),
+    (spoilt("ids", 0, 1, "category"), ValueError, "ids['category']: expected zeros in row 0"),
+    (spoilt("floats", (0, 0), 1), ValueError, "floats: expected zeros in row 0"),
+    (spoilt("content", (3, 1), -np.inf), ValueError, "content: expected finite values, got -inf at position [3, 1]"),
+    (spoilt("content", (0, 1), 1), ValueError, "content: expected zeros in row 0"),
+    (spoilt("side", 0, 1, "bid"), ValueError, "side['bid']: expected zeros in row 0"),
 ])  # fmt: skip
 @pytest.mark.parametrize("block", [checks.BLOCK, 2])
-def test_a_wrong_table_is_named(monkeypatch, block, change, error, message):
+def test_a_wrong_table_is_named(monkeypatch, block, wrong, error, message):
     monkeypatch.setattr(checks, "BLOCK", block)
-    refused(error, re.escape(message), Catalogue, **change(parts()))
+    refused(error, re.escape(message), Catalogue, **wrong)

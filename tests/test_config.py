@@ -1,8 +1,6 @@
 """Config: every refusal names the field and the way out; JSON there and back."""
 
-import dataclasses
 import json
-import re
 
 import jax
 import pytest
@@ -10,20 +8,10 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks
 from aif_jax.registry import BLOCKS
-from aif_jax.train.tasks import Impressions, NextItem
 from tests import demo
 from tests.refusals import refused
 
 BARE = aif.Schema(item_attributes=(aif.Attribute(name="item", size=5), aif.Attribute(name="category", size=3)))
-
-
-@pytest.mark.parametrize(("kind", "field", "meant"), [
-    (aif.Config, "long_lenght", "long_length"), (aif.Columns, "itm", "item"), (Impressions, "treshold", "threshold"),
-    (NextItem, "negative", "negatives"),
-])  # fmt: skip
-def test_a_misspelt_field_is_named_with_the_nearest(kind, field, meant):
-    message = f"{kind.__name__}: expected the fields .*, got '{field}'; did you mean '{meant}'"
-    refused(ValueError, message, kind, **{field: 1})
 
 
 def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
@@ -39,17 +27,6 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
     assert made["Unknown"](size=2.5, curve=Curve()).size == 2.5
     for name in made:
         del BLOCKS[name]
-
-
-@pytest.mark.parametrize(("block", "name"), [
-    (blocks.LshDin(), "Signatures"),
-    (blocks.SimTier(), "Signatures"),
-])  # fmt: skip
-def test_a_block_on_content_needs_content(block, name):
-    message = f"{name}: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out"
-    refused(ValueError, re.escape(message), aif.Config, schema=BARE, blocks=(block,))
-    with_content = dataclasses.replace(BARE, content=4)
-    assert aif.Config(schema=with_content, blocks=(block,)).blocks == (block,)
 
 
 def test_the_default_config_needs_no_content():

@@ -30,6 +30,7 @@ import pytest
 import aif_jax as aif
 from tests import service_world
 from tests.light import lightly_compiled
+from tests.test_recipes import release
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -210,19 +211,14 @@ def notebooks() -> Any:
     return website("notebooks")
 
 
-def small_movielens(folder: Path) -> None:
+def small_movielens(folder: Path) -> Path:
     """Ratings of 30 users in the layout of the MovieLens releases; each prefers one genre."""
     rng, genres = np.random.default_rng(0), ("Drama", "Comedy|Romance", "Crime", "(no genres listed)")
-    rows = [f"{item},Film {item} ({1950 + item % 60}),{genres[item % 4]}" for item in range(1, 121)]
-    (folder / "movies.csv").write_text("\n".join(["movieId,title,genres", *rows]) + "\n")
-    rows = [
-        f"{user},{item},{rng.integers(1, 11) / 2},{1_000_000_000 + 1000 * place + user}"
-        for user in range(1, 31)
-        for place, item in enumerate(
-            sorted(rng.choice(np.arange(1, 121), 40, replace=False), key=lambda item: item % 4 != user % 4)
-        )
-    ]
-    (folder / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows]) + "\n")
+    ratings = []
+    for user in range(1, 31):
+        rated = sorted(rng.choice(np.arange(1, 121), 40, replace=False), key=lambda item: item % 4 != user % 4)  # noqa: B023
+        ratings += [(user, item, rng.integers(1, 11) / 2, 10**9 + 1000 * place + user) for place, item in enumerate(rated)]
+    return release(folder, ratings, {item: (f"Film {item} ({1950 + item % 60})", genres[item % 4]) for item in range(1, 121)})
 
 
 @lightly_compiled()
@@ -230,8 +226,7 @@ def small_movielens(folder: Path) -> None:
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     """Every cell, with less data: outputs of the stored kinds, and of generated data the stored text but for the numbers."""
     pytest.importorskip("matplotlib").use("agg")
-    small_movielens(tmp_path)
-    monkeypatch.setenv("MOVIELENS", str(tmp_path))
+    monkeypatch.setenv("MOVIELENS", str(small_movielens(tmp_path / "movielens")))
     text = path.read_text(encoding="utf-8")
     if path.stem == "own_block":
         assert "= 150, 400, 8, 60" in text

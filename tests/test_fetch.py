@@ -18,18 +18,10 @@ import pytest
 from experiments.datasets import fetch, movielens
 from experiments.datasets.fetch import FetchError, fetch_movielens
 from tests.refusals import refused
+from tests.test_datasets import FILES
 
-GENRES = "|".join("0" * 19)
-ORIGINAL = {
-    "ml-100k/u.data": "7\t20\t5\t200\n",
-    "ml-100k/u.item": f"20|Heat (1995)|15-Dec-1995||x|{GENRES}\n",
-    "ml-100k/u.user": "7|24|M|technician|85711\n",
-}
-COPY = {
-    "ml-100k.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\t20\t5\t200\n",
-    "ml-100k.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n20\tHeat\t1995\tAction\n",
-    "ml-100k.user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n7\t24\tM\tother\t1\n",
-}
+ORIGINAL = {f"ml-100k/{name}": text for name, text in FILES["100k"].items()}
+COPY = {f"ml-100k{Path(name).suffix}": text for name, text in FILES["recbole"].items()}
 NO_WHEEL = ("--no-index", "--find-links", os.devnull)
 
 
@@ -108,7 +100,7 @@ def test_grouplens_then_cache(tmp_path, server, release):
     first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
     assert first == (cache / "ml-100k", "GroupLens", False, "")
     assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
-    assert len(movielens.read(first.path).log) == 1
+    assert len(movielens.read(first.path).log) == 3
     assert fetch_movielens(cache_dir=cache, base_url=server.url) == (cache / "ml-100k", "GroupLens", True, "")
     assert server.asked == ["/ml-100k.zip"]
     assert os.listdir(cache) == ["ml-100k"]
@@ -136,7 +128,7 @@ def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
     arguments, cache = wheel(), tmp_path / "cache"
     first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
     assert first[:3] == (cache / "ml-100k-recbole", "RecBole wheel", False) and "HTTP Error 404" in first.reason
-    assert len(movielens.read(first.path).log) == 1
+    assert len(movielens.read(first.path).log) == 3
     asked = len(server.asked)
     again = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=arguments)
     assert again[:3] == (cache / "ml-100k-recbole", "RecBole wheel", True) and len(server.asked) == asked
@@ -212,7 +204,7 @@ def test_two_at_once_both_succeed(tmp_path, server, release):
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(4)))
     assert [r.source for r in results] == ["GroupLens"] * 4
-    assert os.listdir(tmp_path / "cache") == ["ml-100k"] and len(movielens.read(results[0].path).log) == 1
+    assert os.listdir(tmp_path / "cache") == ["ml-100k"] and len(movielens.read(results[0].path).log) == 3
 
 
 def test_an_interrupted_download_leaves_nothing(tmp_path, server, release, monkeypatch):

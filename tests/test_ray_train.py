@@ -29,7 +29,7 @@ def cluster():
     ray.shutdown()
 
 
-def trainer(work, *, failures=0):
+def trainer(work, loop, *, failures=0):
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.jax import JaxTrainer
 
@@ -37,7 +37,7 @@ def trainer(work, *, failures=0):
         name=work["name"], storage_path=str(work["storage"]), failure_config=FailureConfig(max_failures=failures)
     )
     return JaxTrainer(
-        train_loop_per_worker=train,
+        train_loop_per_worker=loop,
         train_loop_config={**work, "root": str(ROOT)},
         scaling_config=ScalingConfig(num_workers=2),
         run_config=config,
@@ -86,7 +86,7 @@ def test_a_worker_that_dies(cluster, tmp_path):
         folder = tmp_path / "ray" / name / "checkpoints"  # in the directory of Ray's run, or Ray refuses to be told of it
         work = {"name": name, "folder": str(folder), "storage": str(tmp_path / "ray"), "killed_at": killed_at}
         folder.mkdir(parents=True)
-        result = trainer(work, failures=failures).fit()
+        result = trainer(work, train, failures=failures).fit()
         assert result.error is None and result.metrics["step"] == STEPS
         assert Path(result.checkpoint.path).name == str(STEPS)
         ends.append(checkpoint.load(result.checkpoint.path))
@@ -110,12 +110,4 @@ def test_workers_that_are_not_one_job(cluster, tmp_path):
         with ray_train.joined():
             raise AssertionError("expected workers that are refused")
 
-    work = {"name": "alone", "storage": str(tmp_path / "ray")}
-    made = trainer(work)
-    from ray.train.v2.jax import JaxTrainer
-
-    made = JaxTrainer(
-        train_loop_per_worker=alone, train_loop_config={"root": str(ROOT)}, scaling_config=made.scaling_config,
-        run_config=made.run_config,
-    )  # fmt: skip
-    refused(Exception, "initialize", made.fit)
+    refused(Exception, "initialize", trainer({"name": "alone", "storage": str(tmp_path / "ray")}, alone).fit)

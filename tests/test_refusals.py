@@ -118,6 +118,14 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
      "Columns.history_actions: expected actions among Columns.actions ('shown', 'buy')"),
     (lambda: ItemStatistics([1], [0], items=2, half_lives=(3600,), action=[1, 1], actions=2), "action: expected shape"),
     # config
+    *((lambda kind=kind, wrong=wrong: kind(**{wrong: 1}),
+       f"{kind.__name__}: expected the fields ...got '{wrong}'; did you mean '{meant}'") for kind, wrong, meant in (
+        (aif.Config, "long_lenght", "long_length"), (Columns, "itm", "item"), (train.NextItem, "negative", "negatives"),
+        (train.Impressions, "treshold", "threshold"),
+    )),
+    *((lambda block=block: aif.Config(schema=BARE, blocks=(block,)),
+       "Signatures: expected schema.content > 0, got 0: give the data a content embedding, or leave the block out")
+      for block in (blocks.LshDin(), blocks.SimTier())),
     *each(demo.config, "Config", "at least 1", width=[0], short_length=[0], long_length=[-4]),
     *each(demo.config, "Config", "int", width=[2.5, np.int64(8)], long_length=[True]),
     *each(demo.config, "Config", "bool", sequence=["no"]),
