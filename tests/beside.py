@@ -13,13 +13,7 @@ def meanwhile(
 ) -> Iterator[Callable[[], bool]]:
     """Calls each function again and again, in a thread of its own, until the end of the block; then raises their first error.
 
-    Args:
-      calls: the functions; `generator.__next__` is one that remembers something.
-      switch: seconds after which Python changes threads; None: as before.
-      ignoring: errors after which a thread goes on.
-
-    Yields:
-      Whether a thread has ended with an error.
+    Yields whether a thread has ended. Threads change after `switch` seconds, and go on after the errors in `ignoring`.
     """
     stop, before = threading.Event(), sys.getswitchinterval()
 

@@ -42,10 +42,8 @@ def unpacked(body: bytes) -> dict[str, Any]:
 
 
 class Client:
-    """One connection, used from one thread, that is opened again where the service closed it.
-
-    Calls change nothing, so one whose connection broke, or that a proxy or a service that starts or drains refused, is sent
-    again, twice.
+    """One connection, of one thread, that is opened again where the service closed it; what broke or was refused by a proxy or
+    a service that starts or drains is sent again, twice: calls change nothing.
     """
 
     def __init__(self, address: str, *, token: str | None = None, timeout: float = 10.0, trust: str | None = None):

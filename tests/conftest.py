@@ -121,11 +121,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def child_environment(*, flags: str = "", writes: bool = True) -> dict[str, str]:
-    """The environment of a process that a test starts: warnings are errors there too, and it shares what was compiled.
+    """The environment of a process that a test starts, with flags of XLA: it shares what was compiled, and warnings are errors.
 
-    Args:
-      flags: of XLA; `tests.light.flags()` compiles lightly.
-      writes: False for a process that is killed, which must not leave half an entry.
+    Without `writes`, for a process that is killed, it leaves no half entry.
     """
     cache = CACHE if writes else CACHE | {"jax_persistent_cache_min_compile_time_secs": 1e9}
     return {
@@ -237,21 +235,9 @@ def bucket() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def python() -> Callable[..., str]:
-    """`python(code, *, devices=1, expect=0, lightly=False)` runs code in a separate process and returns what it printed.
+    """Runs code in a process of its own, for what must be fixed before JAX starts, such as devices; gives what it printed."""
 
-    For what must be fixed before JAX starts: the number of devices, what is imported, a process that dies. Warnings are errors
-    there too.
-    """
-
-    def run(
-        code: str,
-        *,
-        devices: int = 1,
-        expect: int = 0,
-        timeout: float = 120,
-        lightly: bool = False,
-        env: dict[str, str] | None = None,
-    ) -> str:
+    def run(code: str, *, devices: int = 1, expect: int = 0, timeout: int = 120, lightly: bool = False, env: Any = None) -> str:
         flags = f"--xla_force_host_platform_device_count={devices} {light.flags() if lightly else ''}"
         environment = {**child_environment(flags=flags), **(env or {})}
         done = subprocess.run(

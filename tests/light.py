@@ -79,11 +79,7 @@ def operations(module: Any, most: int) -> int:
 
 @contextlib.contextmanager
 def lightly_compiled(*, keep: bool = False) -> Iterator[None]:
-    """What is compiled inside is compiled with `options()`.
-
-    Args:
-      keep: leave the programs for a next block; the caller clears JAX's caches before a test of what is shipped.
-    """
+    """Compiles with `options()`. With `keep` a next block finds the programs, and the caller clears JAX's caches."""
     global _open
     _open += 1
     try:

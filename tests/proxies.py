@@ -55,8 +55,6 @@ def proxy(
     """Runs a proxy until the end of the block; yields its address, and that of its counters (HAProxy alone has them).
 
     `changes` are texts of its configuration and what a test has in their place.
-
-    Raises FileNotFoundError where the program is not installed.
     """
     program = find(name)
     port, stats = free_port(), free_port()

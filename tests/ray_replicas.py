@@ -18,14 +18,7 @@ from tests.replicas import CALLS, USERS, World
 
 
 def measure() -> dict[str, Any]:
-    """Hit shares, and what a replica that is killed changes.
-
-    Returns:
-      `affinity_hit_share_gap` in points below the ideal, and the hit share of Ray's own router in [0, 1]; the hit share once
-      Ray has replaced a dead replica; answers that mix versions.
-
-    Raises ImportError where Ray Serve is not installed.
-    """
+    """Hit shares in [0, 1] by users and by Ray's own router, the gap to the ideal in points, answers that mix versions."""
     with tempfile.TemporaryDirectory() as root, cluster() as serve:
         world = World()
         folder = world.copy(Path(root) / "served")

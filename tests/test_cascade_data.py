@@ -249,10 +249,7 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
 
 
 def write_recflow(folder, day, table):
-    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`.
-
-    `table` has integers [n] by column; those that are read and that it lacks are zeros.
-    """
+    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`; columns that it lacks are 0."""
     none, columns = np.zeros(len(table["user_id"])), dict.fromkeys((*recflow.STAGED, *recflow.SHOWN))
     whole = pa.table({name: np.asarray(table.get(name, none), np.int64) for name in columns})
     for kind, part in (("all_stage", whole), ("realshow", whole.filter(pa.array(np.asarray(table["realshow"]) > 0)))):

@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.cli import doctor
 from tests import service_world
 from tests.light import lightly_compiled
 from tests.test_recipes import release
@@ -269,7 +270,11 @@ def test_a_run_of_a_notebook_keeps_prints_values_and_awaits():
     assert notebooks().on_page_markdown("[a](notebooks/a.ipynb) [b](b.md)") == "[a](notebooks/a.md) [b](b.md)"
 
 
-@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
+NEXT = {re.split("  +", line.strip())[0] for line in doctor.NEXT.splitlines()[1:]}
+"""What `aif-jax doctor` says to run next."""
+
+
+@pytest.mark.parametrize("command", sorted(NEXT.union(*map(commands, PAGES))))
 def test_command_exists(command):
     """Its module is there, and its help knows every subcommand and flag that the page gives it."""
     module, arguments = split(command)

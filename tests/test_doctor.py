@@ -1,18 +1,12 @@
 """`aif-jax doctor`."""
 
-import importlib.util
 import json
 
 import jax
-import pytest
 
 from aif_jax import checkpoint, cli
 from aif_jax.cli import doctor
 from tests.refusals import refused
-
-
-def broken():
-    raise RuntimeError("no space left on device")
 
 
 def test_everything_works_here(capsys):
@@ -24,10 +18,10 @@ def test_everything_works_here(capsys):
 
 
 def test_a_failed_check_is_named_and_gives_exit_status_one(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "smoke_test", broken)
+    monkeypatch.setattr(doctor, "smoke_test", lambda: 1 / 0)
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "smoke test: RuntimeError: no space left on device" in said
+    assert "smoke test: ZeroDivisionError: division by zero" in said
     verdict = said[said.index("NOT WELL") :].splitlines()
     assert verdict[0] == "NOT WELL. Reinstall, then run this again:"
     assert verdict[1].startswith("  python -m pip install") and verdict[2] == "  aif-jax doctor"
@@ -59,16 +53,3 @@ def test_a_platform_that_is_not_here_is_reported_and_fails(python):
     said = python(code, expect=1, env={"JAX_PLATFORMS": "no_such_platform"})
     assert "Unable to initialize backend 'no_such_platform'" in said
     assert "NOT WELL" in said
-
-
-def test_the_next_commands_are_commands(capsys):
-    """Each begins a command that is there: a module of experiments, or one of `aif-jax`."""
-    commands = [line.split() for line in doctor.NEXT.splitlines()[1:]]
-    assert len(commands) == 2
-    for words in commands:
-        if words[0] == "aif-jax":
-            with pytest.raises(SystemExit) as ended:
-                cli.main([words[1], "--help"])
-            assert ended.value.code == 0 and f"aif-jax {words[1]}" in capsys.readouterr().out
-        else:
-            assert words[:2] == ["python", "-m"] and importlib.util.find_spec(words[2]) is not None

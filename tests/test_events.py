@@ -43,14 +43,6 @@ def test_sorts_by_user_and_time_and_keeps_the_order_of_ties():
     assert [log.user.dtype, log.item.dtype, log.action.dtype, log.time.dtype, log.offsets.dtype] == ["i4"] * 3 + ["i8"] * 2
 
 
-def test_history_ends_by_hand():
-    log = small_log()
-    assert log.history_end(np.arange(7)).tolist() == [0, 1, 1, 1, 4, 5, 5]
-    times = [9, 10, 11, 20, 21, 30, 31]
-    assert log.history_end_at([1] * 7, times).tolist() == [0, 0, 1, 1, 4, 4, 5]
-    assert log.history_end_at([0, 2, 3, 3, 4], [99, 99, 5, 6, 99]).tolist() == [0, 5, 5, 7, 7]
-
-
 @settings(deadline=None, max_examples=100)
 @given(logs(), st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 8)), min_size=1, max_size=10))
 def test_requests_at_any_time_see_strictly_earlier_events_only(log, requests):

@@ -23,7 +23,7 @@ TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2),
 
 
 @pytest.fixture(scope="module")
-def data():
+def listed():
     """Histories whose second half has requests of eight events; a cascade whose requests are all in the last third."""
     data = synthetic_world(0, users=60, items=90, topics=12, categories=8, events_per_user=60, lag=8).dataset
     log, time = data.log, data.log.time.copy()
@@ -40,20 +40,21 @@ def data():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_shares_are_of_the_samples_of_the_task(data, task):
-    times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
-    made = cuts(task, data, FitConfig(test=0.2))
+def test_shares_are_of_the_samples_of_the_task(listed, task):
+    times = listed.log.time[task.positions(listed, min_history=0, since=None, before=None)]
+    made = cuts(task, listed, FitConfig(test=0.2))
     held = [(times >= made[name]).mean() for name in ("first_validation", "first_test")]
     assert held == pytest.approx([0.3, 0.2], abs=0.02)
     settings = FitSettings(task=task, loss="", optimizer="", **made)
-    samples = samples_of(data, settings)
+    samples = samples_of(listed, settings)
     assert sum(samples[:3]) + samples.short == len(times) and samples.earlier == 0
     line = samples_line(samples, settings)
     assert f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, {samples.validation:,} for validation" in line
     why = f"{samples.short} with fewer than 1 earlier events of the user (min_history)" if samples.short else "none"
     if isinstance(task, Impressions):
-        users, sizes = np.unique(np.stack([data.log.user, data.log.time]), axis=1, return_counts=True)
-        shown = np.array([(data.log.time[(data.log.user == user) & (data.log.action < 2)] <= at).any() for user, at in users.T])
+        log = listed.log
+        users, sizes = np.unique(np.stack([log.user, log.time]), axis=1, return_counts=True)
+        shown = np.array([(log.time[(log.user == user) & (log.action < 2)] <= at).any() for user, at in users.T])
         eight = int((sizes[shown] > 3).sum())
         assert samples.longer == eight > 0 and shown.sum() == len(times) == users.shape[1] - samples.unknown
         why += f", {samples.unknown} before the first impression of their user, histories alone"
@@ -61,9 +62,9 @@ def test_shares_are_of_the_samples_of_the_task(data, task):
     assert line.endswith(f"left out: {why}")
 
 
-def test_a_next_item_is_split_by_its_events(data):
-    made = cuts(NextItem(), data, FitConfig())
-    assert (None, made["first_validation"], made["first_test"]) == time_cuts(data.log.time)
+def test_a_next_item_is_split_by_its_events(listed):
+    made = cuts(NextItem(), listed, FitConfig())
+    assert (None, made["first_validation"], made["first_test"]) == time_cuts(listed.log.time)
     settings = FitSettings(loss="", optimizer="", **made)
     assert FitSettings.from_json(settings.to_json()) == settings
 
@@ -90,16 +91,13 @@ def test_an_integer_is_in_the_unit_of_the_columns():
     assert time_cuts(times, test="2022-05-06", unit="ms")[2] == start + 5 * DAY
 
 
-def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, capsys, caplog):
-    world = synthetic_world(0, users=30, items=90, topics=12, categories=8, events_per_user=40, lag=8)
-    data = world.dataset
-    model = aif.build(demo.config(schema=data.schema, **demo.SMALL))
+def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, tmp_path, capsys, caplog):
     time = np.sort(data.log.time)
     moments = [str(np.datetime64(int(time[place]), "s")) for place in (200, 800, 1000)]
     since, validation, test = moments
     given = dict(epochs=1, out=tmp_path / "run", batch_size=64, task=NextItem(negatives=3, evaluated=20), requests=60, k=10)
     given |= dict(since=since, validation=validation, test=test)
-    run = fit(model, data, **given)
+    run = fit(small, data, **given)
     said = capsys.readouterr().err
     samples = samples_of(data, run.settings)
     assert samples_line(samples, run.settings) in said and f"{samples.earlier:,} before {since} (since)" in said
@@ -109,19 +107,19 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(tmp_path, caps
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
     assert settings_in(run.folder)["first_test"] == int(time[1000]) and settings_in(run.folder)["since"] == int(time[200])
-    again = fit(model, data, progress=False, **given)  # finished: resumes, and trains nothing
+    again = fit(small, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
     with caplog.at_level("INFO", logger="aif_jax.train.training"):
-        fit(model, data, progress=False, **given)
+        fit(small, data, progress=False, **given)
     assert samples_line(samples, run.settings) in caplog.text
-    refused(ValueError, r"fit.since: expected .*the run has", fit, model, data, progress=False, **given | {"since": None})
+    refused(ValueError, r"fit.since: expected .*the run has", fit, small, data, progress=False, **given | {"since": None})
     evaluation = run.evaluate(data, k=10, progress=False)
     assert evaluation.requests == samples.test and "with them: run.with_svd(data)" in str(evaluation)
     assert run.evaluate(data, k=None, progress=False).note == ""
 
 
-def test_the_note_names_what_is_lacking(data):
-    config = demo.config(schema=data.schema, **demo.SMALL)
+def test_the_note_names_what_is_lacking(listed):
+    config = demo.config(schema=listed.schema, **demo.SMALL)
     assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
     lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
     assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)

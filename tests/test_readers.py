@@ -360,16 +360,6 @@ def test_wrong_options(folder):
         refused(error, message, readers.read, **given | changes)
 
 
-def test_without_pyarrow_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr(tables.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    refused(ImportError, r'pip install "aif_jax\[data\]"', read, folder)
-
-
-def test_columns_survive_json():
-    assert Columns.from_json(COLUMNS.to_json()) == COLUMNS
-    assert Columns.from_json({"item_attributes": ["brand"]}).item_attributes == ("brand",)
-
-
 def test_columns_loaded_into_memory():
     table = {"id": [7, 5], "name": ["b", "a"], "rating": [4.5, 3.0], "at": [5_999, 6_000], "vector": [[1.0, 2.0], [3.0, 4.0]]}
     kinds = {"id": "id", "name": "category", "rating": "float", "at": "time", "vector": "vector"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import COLUMNS, EventLog, write_log
-from aif_jax.data.negatives import NegativeSampler, SeenPairs, item_counts
+from aif_jax.data.negatives import NegativeSampler, SeenPairs
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
 
@@ -37,10 +37,6 @@ def saved(log: EventLog, folder: Path) -> EventLog:
 def dataset() -> Dataset:
     user, item, action = [1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5]
     return of_log(EventLog.from_arrays(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
-
-
-def test_item_counts_of_training_events_only():
-    assert item_counts(dataset(), [0, 2, 3]).tolist() == [0, 1, 0, 2, 0, 0, 0]
 
 
 def test_probabilities_by_hand():

@@ -210,11 +210,3 @@ def test_early_events_are_not_observable(world):
     events = log.history_end(np.arange(len(log))) - log.offsets[log.user]
     assert not world.observable[events < 32].any()
     assert world.observable[events >= 32].mean() > 0.95
-
-
-def test_users_overlap_in_time(world):
-    """A split by time must leave most users on both sides."""
-    log = world.dataset.log
-    cut = np.quantile(log.time, 0.8)
-    after = np.bincount(log.user[log.time >= cut], minlength=151)[1:]
-    assert (after > 0).mean() > 0.7 and (after < 120).all()

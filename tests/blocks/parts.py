@@ -38,12 +38,9 @@ def view(config: aif.Config, params: Params, features: aif.UserFeatures) -> User
     return _seen(config, params, features, sequence=jnp.zeros((config.short_length, config.width)))
 
 
-def _seen(
-    config: aif.Config, params: Params, features: aif.UserFeatures, candidates: int | None = None, **made: Any
-) -> UserView:
+def _seen(config: aif.Config, params: Params, features: aif.UserFeatures, *, candidates: Any = None, **made: Any) -> UserView:
     """A view with some of what it would compute from the parameters."""
-    known: dict[str, Any] = dict(config=config, params=params, features=features, candidates=candidates)
-    view = UserView(**known, history=features.history)
+    view = UserView(config=config, params=params, features=features, candidates=candidates, history=features.history)
     view.__dict__.update(made)  # where a `cached_property` keeps its value
     return view
 
