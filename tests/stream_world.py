@@ -1,7 +1,4 @@
-"""A small world for update streams: an index whose items are known by a price, and a process that follows until it is killed.
-
-Nothing runs when this is imported, so that a fork server may import it.
-"""
+"""A small world for update streams, and a process that follows one; a fork server imports it, so nothing runs then."""
 
 import functools
 import json

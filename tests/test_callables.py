@@ -1,14 +1,10 @@
-"""What `features` and `retrieval` may do to an engine: fail, never return, refuse to be cancelled.
-
-Every class of exception, in plain functions, coroutines and streams: `tests/reliability/test_chaos.py`.
-"""
+"""What `features` and `retrieval` may do to an engine; all that they may raise: `tests/reliability/test_chaos.py`."""
 
 import asyncio
 import gc
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from aif_jax.serving import CallableError, DeadlineExceeded, Request, ServingConfig, callables
@@ -206,13 +202,3 @@ async def test_a_coroutine_that_comes_too_late_is_closed(recwarn):
         await asyncio.sleep(0.01)
     gc.collect()
     assert not [warning for warning in recwarn if "never awaited" in str(warning.message)]
-
-
-async def test_objects_and_functions_that_return_awaitables_are_awaited():
-    class Callable:
-        async def __call__(self, request):
-            return request + 1
-
-    for function in (Callable(), lambda request: Callable()(request), lambda request: request + 1):
-        call = TimeLimitedCall("features", function, ServingConfig(callable_timeout=None))
-        assert await call(np.int32(1)) == 2

@@ -28,6 +28,7 @@ from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
 from aif_jax.service.process import Listening, ServiceSettings
 from tests import demo
+from tests.refusals import refused
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = aif.Columns(category="kind", item_floats=("price",), user_attributes=("city",))
@@ -153,9 +154,7 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text
     assert "--port NUMBER port of HTTP; 0 takes a free one (default: 8080)" in text
-    with pytest.raises(SystemExit) as ended:
-        parser.parse_args(["--when-stale", "never"])
-    assert ended.value.code == 2
+    refused(SystemExit, "^2$", parser.parse_args, ["--when-stale", "never"])
 
 
 def test_exit_codes_of_the_index(folder, trained, tmp_path, run):

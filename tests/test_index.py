@@ -349,10 +349,10 @@ def test_raw_updates(raw):
     other = dataclasses.replace(raw.encoder, scales={"item/price": (5.0, 3.0)})
     refused(aif.EncodingMismatch, "ItemFeatures: expected the encoding", index.upsert, *other.items(columns))
     refused(aif.EncodingMismatch, "", ItemIndex.build, raw, [other.items(TABLE)], progress=False)
-    with pytest.raises(ValueError, match="column 'price'"):
-        index.upsert({name: [value] for name, value in record.items()} | {"price": [float("nan")]})
-    with pytest.raises(ValueError, match="expected a column 'bid'"):
-        index.upsert({"item": ["sku-1"], "category": ["tea"], "brand": ["x"], "price": [1.0]})
+    wrong = {name: [value] for name, value in record.items()}
+    refused(ValueError, "column 'price'", index.upsert, wrong | {"price": [float("nan")]})
+    del wrong["bid"]
+    refused(ValueError, "expected a column 'bid'", index.upsert, wrong)
 
 
 def test_a_stream_of_unknown_length_grows_the_table():

@@ -146,14 +146,6 @@ print(json.dumps(report))
 """
 
 
-def stream(python, tmp_path, **sizes) -> dict:
-    folder = tmp_path / "log"
-    try:
-        return json.loads(python(STREAM.format(folder=str(folder), **sizes), timeout=1200).splitlines()[-1])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # pytest would keep it
-
-
 LARGE = dict(events=100_000_000, users=1_000_000, items=100_000, chunk_users=10_000, block=1 << 22, steps=300)
 """The log takes 1,907 MB, its permutation would take 763 MB."""
 SMALL = dict(events=4_000_000, users=40_000, items=1000, chunk_users=500, block=1 << 16, steps=10)
@@ -163,7 +155,10 @@ FULLY = [pytest.mark.reliability, pytest.mark.timeout(1500)]
 
 @pytest.mark.parametrize(("sizes", "most"), [(SMALL, 0.4), pytest.param(LARGE, 0.157, marks=FULLY)], ids=["small", "large"])
 def test_a_log_streams_in_bounded_memory(python, tmp_path, sizes, most):
-    report = stream(python, tmp_path, **sizes)
-    print(report)
+    try:
+        said = python(STREAM.format(folder=str(tmp_path / "log"), **sizes), timeout=1200)
+    finally:
+        shutil.rmtree(tmp_path / "log", ignore_errors=True)  # pytest would keep it
+    print(report := json.loads(said.splitlines()[-1]))
     assert report["events"] == sizes["events"] and report["samples"] > 0.75 * report["events"]
     assert report["anon_mb"] < most * report["log_mb"], report

@@ -275,10 +275,9 @@ def test_the_earlier_period_travels_and_is_never_trained_on(run, published, stoc
     newest = int(world.events(5)["time"].max())
     assert record["periods"] == [[first, after], [settings.first_test, newest + 1]] and settings.without == (first, after)
     assert training_record(made.trained)["periods"] == [[first, after]]
-    with pytest.raises(
-        ArgumentError, match=r"refresh fixed: expected an earlier period with samples of at least 900 users .* 2"
-    ):
-        refreshed(store, world.events(6), tmp_path / "store", gate=dataclasses.replace(world.GATE, users=900))
+    message = "refresh fixed: expected an earlier period with samples of at least 900 users .* 2"
+    gate = dataclasses.replace(world.GATE, users=900)
+    refused(ArgumentError, message, refreshed, store, world.events(6), tmp_path / "store", gate=gate)
     late = {name: column[world.events(6)["time"] >= after] for name, column in world.events(6).items()}
     again = refreshed(store, late, stocked, gate=REFUSING)
     assert FitSettings.from_json(again.trained.settings).without == (settings.first_test, newest + 1)
@@ -479,9 +478,9 @@ def test_a_warm_start_keeps_the_rows_of_old_ids(run, newer):
     assert aif.read(world.events(4), items=world.items(4), **given).encoder is run.encoder
     with pytest.raises(ValueError, match="encoder, 'item': expected every id of the model's"):
         warm_start(warm, run.encoder, world.data(4).catalogue)
-    with pytest.raises(ValueError, match="expected integers like the vocabulary 'item' given, got text"):
-        named = ({**table, "item": [f"i{item}" for item in table["item"]]} for table in (world.events(5), world.items(5)))
-        aif.read(next(named), items=next(named), **given)
+    named = [{**table, "item": [f"i{item}" for item in table["item"]]} for table in (world.events(5), world.items(5))]
+    message = "expected integers like the vocabulary 'item' given, got text"
+    refused(ValueError, message, aif.read, named[0], items=named[1], **given)
     with pytest.raises(ValueError, match="encoder: expected none with earlier=, whose encoder it is"):
         aif.read(world.events(5), items=world.items(5), encoder=run.encoder, **given)
 

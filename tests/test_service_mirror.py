@@ -7,7 +7,6 @@ import shutil
 import time
 
 import numpy as np
-import pytest
 
 import aif_jax as aif
 from aif_jax.blocks import popularity_offset, with_item_offset
@@ -85,11 +84,8 @@ def test_a_restart_serves_what_was_fetched_while_the_store_is_away(tmp_path):
     with running(here, store=store) as service:
         until(lambda: service.service.models.problem)
         assert (here / "current").read_text() == f"{name}\n"
-    with (
-        pytest.raises(FileNotFoundError, match="expected a store with a current snapshot"),
-        running(tmp_path / "new", store=store),
-    ):
-        pass
+    new = running(tmp_path / "new", store=store)
+    refused(FileNotFoundError, "expected a store with a current snapshot", new.__enter__)
 
 
 def test_a_mirror_of_one_version_fetches_and_keeps_it(tmp_path):

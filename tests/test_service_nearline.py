@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from aif_jax.index import IndexWriter, ItemIndex
+from aif_jax.index import IndexWriter
 from aif_jax.index.writer import snapshots
 from aif_jax.service.core import Policy
 from aif_jax.service.models import newer, newest
@@ -19,8 +19,7 @@ from tests.service_world import ANN, IDS, exports, running, until
 
 def test_a_newer_index_is_taken_over(tmp_path):
     world, directory = exports(), tmp_path / "index"
-    world.index["one"].save(tmp_path / "first")
-    index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
+    index = world.index["one"]
     ids, features = world.encoder.items({"item": [99], "category": ["tea"], "bid": [1.5]})
     with running(world.root / "one", index=directory) as service, service.client() as client:
         assert service.service.models.problem is None  # the job has written nothing yet
@@ -35,8 +34,7 @@ def test_a_newer_index_is_taken_over(tmp_path):
 
 def test_a_newer_index_is_no_older_though_its_writers_clock_was_set_back(tmp_path):
     world, directory = exports(), tmp_path / "index"
-    world.index["one"].save(tmp_path / "first")
-    index = ItemIndex.load(tmp_path / "first", world.index["one"].trained)
+    index = world.index["one"]
     with IndexWriter.start(directory, index) as writer:
         _, first = newer(directory, "", None, index.trained)
         writer.delete([99], position=1)

@@ -247,10 +247,8 @@ def test_every_damaged_message_is_refused_or_the_same():
 
 @pytest.mark.parametrize("key", [None, b"", b"{", b"null", b"true", b"1.5", b"[1]"])
 def test_a_tombstone_names_an_item(key):
-    with pytest.raises(
-        MessageError, match="message 3 of partition 1: expected a value, or a key that is the JSON of an item's id"
-    ):
-        decode(Message(1, 3, key, None))
+    message = "message 3 of partition 1: expected a value, or a key that is the JSON of an item's id"
+    refused(MessageError, message, decode, Message(1, 3, key, None))
     assert decode(Message(1, 3, tombstone_key(7), None)).deleted == [7]
 
 

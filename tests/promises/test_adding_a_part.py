@@ -122,9 +122,6 @@ def test_it_is_exported(own, tmp_path):
     assert loaded.config == json.loads(json.dumps(own.model.config.to_json()))
 
 
-# what a block alone has, and what a head alone has
-
-
 @pytest.fixture
 def block() -> Own:
     return made("Decay")

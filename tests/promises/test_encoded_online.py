@@ -79,13 +79,10 @@ def delivered(user: int, now: int, rng: np.random.Generator, form: str):
     return {name: values[user - 500] for name, values in RAW["users"].items()}, history
 
 
-def held_out(data: aif.Dataset) -> np.ndarray:
-    return split_by_time(data.log, min_history=1).test
-
-
 @pytest.mark.parametrize("form", ["lists", "numpy", "arrow"])
 def test_users_encoded_online_equal_users_encoded_offline(data, form):
-    rng, positions, encoder = np.random.default_rng(1), held_out(data), data.encoder.with_length(LENGTH)
+    rng, encoder = np.random.default_rng(1), data.encoder.with_length(LENGTH)
+    positions = split_by_time(data.log, min_history=1).test
     offline = data.user_features(positions, length=LENGTH)
     assert len(positions) > 50 and offline.history.mask.all(axis=1).any() and not offline.history.mask.all()
     for i, position in enumerate(positions):

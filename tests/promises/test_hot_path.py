@@ -13,7 +13,7 @@ import aif_jax
 from aif_jax import Trained
 from aif_jax.serving import Request
 from tests.refusals import refused, refused_later
-from tests.serving_world import bids_for, in_batches, shared
+from tests.serving_world import bids_for, in_batches
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def forbidden():
     forbid(False)
 
 
-async def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
-    world = shared()
+async def test_requests_neither_trace_nor_transfer_in_secret(world, forbidden):
     other = world.other_params(1)
     its_index = world.index_of(other)
     async with world.engine(batch_size=2, score_threads=1, buckets=(64,)) as engine:
@@ -60,8 +59,7 @@ async def test_requests_neither_trace_nor_transfer_in_secret(forbidden):
             forbidden(False)
 
 
-async def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
-    world = shared()
+async def test_what_crosses_between_host_and_device_is_rows_and_k_answers(world):
     async with world.engine(buckets=(64,)) as engine:
         await engine.rank(Request(user=3, feature_version=1), 8)
         before = engine.metrics()["counters"]
@@ -76,9 +74,9 @@ async def test_what_crosses_between_host_and_device_is_rows_and_k_answers():
         }
 
 
-async def test_a_cached_request_runs_the_code_of_eight_files():
+async def test_a_cached_request_runs_the_code_of_eight_files(world):
     """So that a reader can follow it: the engine, the user's state, the call of the program, the index, the counters."""
-    world, package = shared(), Path(aif_jax.__file__).parent
+    package = Path(aif_jax.__file__).parent
     files: set[str] = set()
 
     def note(frame, *_):

@@ -1,7 +1,4 @@
-"""Promise: an answer is of one version, and the old version is freed.
-
-Under load: `tests/test_service.py`, through the door, and `tests/reliability/test_storm.py`.
-"""
+"""Promise: an answer is of one version; the old one is freed. Under load: `test_service.py`, `reliability/test_storm.py`."""
 
 import asyncio
 import dataclasses
@@ -17,8 +14,7 @@ from tests.refusals import refused
 from tests.serving_world import shared
 
 
-async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes():
-    world = shared()
+async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory_goes(world):
     new = world.other_params(1)
     new_index = world.index_of(new)
     begun, go = asyncio.Event(), asyncio.Event()
@@ -50,8 +46,7 @@ async def test_a_request_ends_on_the_version_it_started_with_and_then_its_memory
         assert old_index() is None
 
 
-async def test_states_of_an_old_version_are_not_cached_after_a_publish():
-    world = shared()
+async def test_states_of_an_old_version_are_not_cached_after_a_publish(world):
     new = world.other_params(1)
     new_index = world.index_of(new)
     async with world.engine(buckets=(64,)) as engine:
@@ -68,9 +63,8 @@ async def test_states_of_an_old_version_are_not_cached_after_a_publish():
         np.testing.assert_allclose(answer.logits, np.sort(logits)[::-1][:8], rtol=1e-5, atol=1e-5)
 
 
-def test_an_index_takes_nothing_of_another_version(tmp_path):
+def test_an_index_takes_nothing_of_another_version(world, tmp_path):
     """Not from disk, not by an update."""
-    world = shared()
     encoder, other = Encoded("a" * 64), Encoded("b" * 64)
     trained = Trained(world.model, world.params, encoder)
     index = aif.ItemIndex.build(trained, [(world.ids, world.features)], batch_size=64, progress=False)
@@ -90,9 +84,8 @@ def test_an_index_takes_nothing_of_another_version(tmp_path):
     assert len(world.index.upsert(world.ids[:2], items)) == len(world.index)  # of a model without an encoder
 
 
-def test_an_export_takes_no_index_of_another_version(tmp_path):
+def test_an_export_takes_no_index_of_another_version(world, tmp_path):
     """`tests/test_export.py` has the features of another encoder."""
-    world = shared()
     with pytest.raises(aif.VersionMismatch, match="index: expected version"):
         export.save(tmp_path / "model", Trained(world.model, world.other_params(1)), world.index)
     assert not list(tmp_path.iterdir())

@@ -75,10 +75,6 @@ class Met:
         model = aif.build(self.run.config.with_encoding(""))
         return aif.ItemIndex.build(aif.Trained(model, self.run.params, self.other.encoder), self.other.catalogue, **QUIET)
 
-    def saved(self, path):
-        self.index().save(path)
-        return path
-
     def evaluate(self, model=None):
         return train.evaluate(model or self.run.model, self.run.params, self.other, positions(self.other), **QUIET)
 
@@ -96,7 +92,7 @@ DOORS = {
     "ItemIndex.build": lambda m: aif.ItemIndex.build(m.trained, m.other.catalogue, **QUIET),
     "ItemIndex.build features": lambda m: aif.ItemIndex.build(m.trained, [([1, 2], m.items()[1])], **QUIET),
     "ItemIndex.upsert": lambda m: m.run.index(read(100).catalogue, **QUIET).upsert(*m.items()),
-    "ItemIndex.load": lambda m: aif.ItemIndex.load(m.saved(m.at / "index"), m.trained),
+    "ItemIndex.load": lambda m: (m.index().save(m.at / "index"), aif.ItemIndex.load(m.at / "index", m.trained)),
     "AsyncPreRanker": lambda m: asyncio.run(engine(m.trained, m.index())),
     "Run.evaluate": lambda m: m.run.evaluate(m.other, **QUIET),
     "Run.calibrate": lambda m: m.run.calibrate(m.other, **QUIET),

@@ -39,19 +39,12 @@ SECONDS = 120  # for one read; then the process ends with a traceback
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How artefacts of a format are made and read.
+    """How artefacts of a format are made and read."""
 
-    Attributes:
-      make: `make(folder, number)` writes a good artefact; of two numbers, two that differ.
-      read: `read(folder)` gives all that it holds, as nested dicts, lists, arrays and plain values.
-      refused: the documented errors.
-      right: `right(folder, content)` tells whether a content is right for a damaged folder; None: only the undamaged one is.
-    """
-
-    make: Callable[[Path, int], None]
-    read: Callable[[Path], Any]
-    refused: tuple[type[Exception], ...]
-    right: Callable[[Path, Any], bool] | None = None
+    make: Callable[[Path, int], None]  # writes a good one into a folder; of two numbers, two that differ
+    read: Callable[[Path], Any]  # all that it holds, as nested dicts, lists, arrays and plain values
+    refused: tuple[type[Exception], ...]  # the documented errors
+    right: Callable[[Path, Any], bool] | None = None  # whether a content is right for a damaged folder; None: the good one is
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -315,10 +308,7 @@ UNSURE, WRONG = object(), object()
 
 
 def _plain_tables(folder: Path) -> Any:
-    """What the files say, read without the package: by Python for plain text, by pyarrow for Parquet.
-
-    UNSURE for other text; WRONG for text with a row that has not as many fields as the header.
-    """
+    """What the files say by Python or pyarrow; UNSURE for unusual text, WRONG for a row that is no fit for its header."""
     tables: dict[str, list[tuple]] = {}
     for name, wanted in COLUMN_NAMES.items():
         path = next(iter(folder.glob(f"{name}.*")))

@@ -41,10 +41,7 @@ def error_of(kind: type[BaseException]) -> BaseException:
 
 
 class Deeds:
-    """What a callable does for a request: `well`, an exception class to raise, or a way to hang; each with a place for it.
-
-    Hangs last much longer than any budget or timeout here, and end by themselves, so that a run holds a bounded number.
-    """
+    """What a callable does: `well`, a class to raise, or a hang, longer than any budget or timeout here, not for ever."""
 
     def __init__(self, seconds: float) -> None:
         self.over = threading.Event()

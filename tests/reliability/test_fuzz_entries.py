@@ -557,26 +557,16 @@ CHECKS = {
 }  # fmt: skip
 
 
-def fuzz(world: World, name: str, examples: int, seed: int) -> int:
-    """Runs one check on that many examples; returns how many ran."""
-    ran = 0
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=True
-    )
-    @hypothesis.given(st.data())
-    def drawn(data: Any) -> None:
-        nonlocal ran
-        ran += 1
-        CHECKS[name](world, data)
-
-    drawn()
-    return ran
-
-
 @pytest.mark.parametrize(("sizes", "seed"), RUNS)
 @pytest.mark.parametrize("name", list(CHECKS))
 def test_any_input(world, name, sizes, seed):
-    print(f"AIF_JAX_RELIABILITY_SEED={seed}")
-    print(f"{name}: {fuzz(world, name, sizes.examples, seed)} examples")
+    options = dict(deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck), print_blob=True)
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(max_examples=sizes.examples, **options)
+    @hypothesis.given(st.data())
+    def drawn(data: Any) -> None:
+        CHECKS[name](world, data)
+
+    print(f"{name}: AIF_JAX_RELIABILITY_SEED={seed}, {sizes.examples} examples")
+    drawn()

@@ -1,8 +1,6 @@
 """Damaged files of every format: the right content or the documented error, never a wrong content or another error."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -10,20 +8,15 @@ from tests.reliability import damaged
 from tests.reliability.sizes import FULL, SEED
 
 
-def fuzz(python: Callable[..., str], name: str, folder: Path, seed: int, cases: int) -> dict[str, int]:
-    """Runs the cases in a child process, which may crash; returns what became of them."""
-    code = f"from tests.reliability import damaged; damaged.main({name!r}, {str(folder)!r}, {seed}, {cases})"
-    env = {"PYTHONWARNINGS": "default"}  # readers in other languages warn of what they then refuse
-    return json.loads(python(code, timeout=3000, env=env).splitlines()[-1])
-
-
 @pytest.mark.reliability
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", list(damaged.FORMATS))
 def test_damaged_files(python, tmp_path, name):
+    """In a child process, which may crash."""
     print(f"AIF_JAX_RELIABILITY_SEED={SEED}")
-    cases = FULL.damaged_files
-    tally = fuzz(python, name, tmp_path, SEED, cases)
+    cases, env = FULL.damaged_files, {"PYTHONWARNINGS": "default"}  # readers in other languages warn of what they then refuse
+    code = f"from tests.reliability import damaged; damaged.main({name!r}, {str(tmp_path)!r}, {SEED}, {cases})"
+    tally = json.loads(python(code, timeout=3000, env=env).splitlines()[-1])
     print(f"{name}: {tally}")
     assert sum(tally.values()) == cases and tally["refused"] > 0
     assert tally.get("unsure", 0) < cases / 2, "too few cases in which the right content is known"

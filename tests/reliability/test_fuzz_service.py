@@ -90,12 +90,12 @@ class Mutations:
         return self.fields({"inputs": [*inputs, tensor("record.user", "BYTES", ["ann"])], "outputs": [{"name": "ids"}]})
 
 
-def fuzz(count: int, seed: int) -> Counter[Any]:
-    """Sends malformed calls; returns how often each answer came."""
+@pytest.mark.parametrize(("sizes", "seed"), RUNS)
+def test_malformed_calls(sizes, seed):
     mutations, answers = Mutations(generator("malformed calls", seed)), Counter()
     with running(exports().root / "one") as service, service.client() as client:
         expected = client.rank(**CALL)["ids"].tolist()
-        for number in range(count):
+        for number in range(sizes.malformed_calls):
             way = number % 3
             path = mutations.pick(["/v1/rank", "/v1/score", "/v1/prepare", "/v1/explain"])
             headers = {"content-type": "application/json"}
@@ -113,11 +113,5 @@ def fuzz(count: int, seed: int) -> Counter[Any]:
             if number % 100 == 99:
                 assert client.rank(**CALL)["ids"].tolist() == expected
         assert client.request("GET", "/health/ready")[0] == 200
-    return answers
-
-
-@pytest.mark.parametrize(("sizes", "seed"), RUNS)
-def test_malformed_calls(sizes, seed):
-    answers = fuzz(sizes.malformed_calls, seed)
     print(answers)
     assert sum(answers.values()) == sizes.malformed_calls and answers[400] > sizes.malformed_calls / 3

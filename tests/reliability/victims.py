@@ -80,10 +80,7 @@ def items(folder: Path) -> Items:
 
 
 def write(folder: str, updates: int, every: int, at: int | None) -> None:
-    """Applies `updates` updates of each partition, from wherever the stream is; a line of `log` for each start and update.
-
-    Without a kill it ends with the line "done" and the number of crash points that it passed.
-    """
+    """Applies `updates` updates of each partition, from wherever the stream is; a line of `log` for start, update and end."""
     root = Path(folder)
     compile_into(str(root.parent / "compiled"))
     table = items(root)
