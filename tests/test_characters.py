@@ -65,8 +65,6 @@ def test_ids_are_bounded(take):
     for values in (["a", LONG], np.array(["a", LONG]), np.array(["a", LONG], np.dtypes.StringDType())):
         refused(ValueError, message, take, values)
     take(["a", LONG[1:]])
-
-
-def test_categories_are_not_bounded():
+    # categories are not bounded
     assert Vocabulary([LONG, "a"]).encode([LONG, "b"]).tolist() == [2, 0]
     assert string_ids([LONG]).shape == (1,)

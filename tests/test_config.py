@@ -64,10 +64,7 @@ def test_json_by_hand():
     assert aif.Schema.from_json(value["schema"]) == BARE
     windows = demo.config(blocks=(blocks.SimTier(windows=(2, 6)),))
     assert windows.to_json()["blocks"][0]["windows"] == [2, 6]
-
-
-def test_json_may_leave_defaults_out():
-    config = aif.Config.from_json({"schema": BARE.to_json(), "blocks": [{"block": "Sim"}]})
+    config = aif.Config.from_json({"schema": BARE.to_json(), "blocks": [{"block": "Sim"}]})  # without its defaults
     assert config == aif.Config(schema=BARE, blocks=(blocks.Sim(),))
     assert blocks.PureSvd(decay=1).decay == 1  # a float may be written without its point
 

@@ -114,12 +114,14 @@ def test_age_bucket(seconds, bucket):
     assert int(layers.age_bucket(jnp.float32(seconds))) == bucket
 
 
-def test_mlp_by_hand():
+def test_mlp_and_layer_norm_by_hand():
     params = {
         "layer_0": {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.array([0.0, 0.5])},
         "layer_1": {"kernel": jnp.array([[2.0], [10.0]]), "bias": jnp.array([1.0])},
     }
     np.testing.assert_allclose(layers.mlp(params, jnp.array([[3.0], [-2.0]])), [[7.0], [26.0]])  # relu, then 2a + 10b + 1
+    params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
+    np.testing.assert_allclose(layers.layer_norm(params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)
 
 
 def test_fields_of_a_behaviour_come_from_the_catalogue():
@@ -146,8 +148,3 @@ def test_a_behaviour_is_the_sum_of_its_embeddings():
         parts = tables["item"][item], tables["category"][category[item]], tables["behaviour.action"][past.action[place]]
         np.testing.assert_allclose(got[place], sum(parts) + tables["behaviour.age"][bucket], rtol=1e-5, atol=1e-6)
     assert not got[4:].any()
-
-
-def test_layer_norm_by_hand():
-    params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.0, 10.0])}
-    np.testing.assert_allclose(layers.layer_norm(params, jnp.array([[1.0, 3.0]])), [[-1.0, 12.0]], atol=1e-5)

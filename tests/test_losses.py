@@ -101,7 +101,9 @@ def test_distillation_from_labels_has_the_gradient_of_the_label_loss():
     """KL and cross-entropy to the same targets differ by a constant."""
     scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     expected = jax.grad(losses.listwise_softmax)(scores, jax.nn.softmax(teacher))
-    np.testing.assert_allclose(jax.grad(losses.distill_listwise)(scores, teacher), expected, atol=1e-6)
+    of_scores, of_teacher = jax.grad(losses.distill_listwise, argnums=(0, 1))(scores, teacher)
+    np.testing.assert_allclose(of_scores, expected, atol=1e-6)
+    assert np.asarray(of_scores).any() and not np.asarray(of_teacher).any()  # the teacher gets none
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -164,12 +166,6 @@ def test_gradient_equals_finite_differences(name):
         np.testing.assert_allclose((f(scores + step, y, where)[0] - f(scores - step, y, where)[0]) / 0.1, grad[at], atol=2e-3)
 
 
-def test_the_teacher_gets_no_gradient():
-    scores, teacher = jnp.ones(SHAPE).at[0, 0].set(2.0), jnp.zeros(SHAPE).at[1, 1].set(3.0)
-    of_scores, of_teacher = jax.grad(losses.distill_listwise, argnums=(0, 1))(scores, teacher)
-    assert np.asarray(of_scores).any() and not np.asarray(of_teacher).any()
-
-
 def test_a_broadcast_mask_equals_the_full_one():
     scores, y = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     row = np.array([[True, False, True, True, False]])
@@ -201,12 +197,8 @@ def test_losses_are_values_that_add_and_scale():
     np.testing.assert_allclose((loss * 2.0)(scores, y), 2 * expected, rtol=1e-6)
     assert loss == losses.listwise_softmax + losses.pointwise_bce * 0.1 and hash(loss) == hash(loss * 1.0)
     assert repr(loss) == "listwise_softmax + 0.1 * pointwise_bce" != repr(loss * 2.0)
-
-
-def test_options_give_a_loss():
-    scores, teacher = jax.random.normal(jax.random.key(0), (2, *SHAPE))
-    soft = losses.distill_listwise(temperature=2.0)
-    np.testing.assert_array_equal(soft(scores, teacher), losses.distill_listwise(scores, teacher, temperature=2.0))
+    soft = losses.distill_listwise(temperature=2.0)  # options give a loss
+    np.testing.assert_array_equal(soft(scores, scores[::-1]), losses.distill_listwise(scores, scores[::-1], temperature=2.0))
     assert repr(soft) == "distill_listwise(temperature=2.0)" and soft != losses.distill_listwise
 
 

@@ -52,7 +52,8 @@ def test_requests_a_second_are_the_most_within_the_bound_interpolated_to_it():
 
 def test_history_compares_the_same_users(tmp_path):
     """Users of the records, dealt to bins by a made log: every user is in one bin, and the whole is the mean of the bins."""
-    users = records.by_user(question.RESULTS, _a_run(), "gauc_trained").users
+    run = question.runs_of(records.read(question.RESULTS), "movielens", AIF)[0]
+    users = records.by_user(question.RESULTS, run, "gauc_trained").users
     counts = np.zeros(users.max() + 1, np.int64)
     counts[users] = np.where(np.arange(len(users)) % 2 == 0, 50, 600)
     log = SimpleNamespace(user=np.repeat(np.arange(len(counts)), counts))
@@ -63,11 +64,6 @@ def test_history_compares_the_same_users(tmp_path):
     assert gains[AIF][0][1].value != gains[AIF][3][1].value
     plots.draw_history(gains, tmp_path / "history.png")
     assert (tmp_path / "history.png").stat().st_size > 10_000
-
-
-def _a_run() -> dict:
-    found = plots.records.read(question.RESULTS)
-    return question.runs_of(found, "movielens", AIF)[0]
 
 
 @lightly_compiled()

@@ -89,10 +89,12 @@ def test_wrong_values_are_named_by_line(tmp_path, text, line, message, header):
     assert message in str(error.value)
 
 
-def test_an_empty_file_is_named(tmp_path):
+def test_an_empty_and_a_missing_file_are_named(tmp_path):
     (tmp_path / "bad.csv").write_text("")
     message = "unreadable file: expected text with a header in utf8, got ArrowInvalid: Empty CSV file"
     refused(ValueError, message, load_columns, tmp_path / "bad.csv", {"a": "id"})
+    for source in (tmp_path / "no.csv", TextFile(path=tmp_path / "no.dat", names=("a",))):
+        refused(FileNotFoundError, r"no\.(csv|dat): expected a file", load_columns, source, {"a": "id"})
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
@@ -106,11 +108,6 @@ def test_a_file_that_was_cut_off(tmp_path, name):
     assert load_columns(TextFile(**text), {"a": "id"})["a"].tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"cut off: expected a line end after the last line, got '1,345'"):
         load_columns(TextFile(**text, whole=True), {"a": "id"})
-
-
-def test_missing_file_is_named(tmp_path):
-    for source in (tmp_path / "no.csv", TextFile(path=tmp_path / "no.dat", names=("a",))):
-        refused(FileNotFoundError, r"no\.(csv|dat): expected a file", load_columns, source, {"a": "id"})
 
 
 def test_row_numbers_after_many_broken_lines(tmp_path):

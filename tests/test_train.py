@@ -100,10 +100,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(batch, trainer
         train.loop(copy(start), step, [poisoned] * 3, progress=False, max_skipped=2)
     with pytest.raises(FloatingPointError, match="all 3 steps had a loss or gradient that was not finite"):
         train.loop(copy(start), step, [poisoned] * 3, progress=False)
-
-
-def test_an_all_padded_batch_teaches_nothing(batch, trainer):
-    start, step = trainer
     nothing = dataclasses.replace(batch, where=np.zeros_like(batch.where))
     after, metrics = step(copy(start), nothing)
     assert metrics["loss"] == 0 and metrics["grad_norm"] == 0 and int(after.skipped) == 0

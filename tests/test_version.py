@@ -47,18 +47,12 @@ def test_every_part_of_the_parameters_counts(other):
     assert fingerprint(other, CONFIG) != fingerprint(PARAMS, CONFIG)
 
 
-def test_config_and_schema_count():
+def test_config_schema_encoder_and_the_data_of_random_keys_count():
     more = CONFIG.replace(schema=dataclasses.replace(SCHEMA, actions=5))
     assert len({fingerprint(PARAMS, config) for config in (CONFIG, CONFIG.replace(blocks=(Bea(bridges=5),)), more)}) == 3
-
-
-def test_the_encoder_counts():
     encoders = [None, *(types.SimpleNamespace(version=version) for version in ("ab", "cd", "ab"))]
     versions = [fingerprint(PARAMS, CONFIG, encoder) for encoder in encoders]
     assert len(set(versions)) == 3 and versions[1] == versions[3]
-
-
-def test_random_keys_count_by_their_data():
     versions = {fingerprint({"key": jax.random.key(seed)}, CONFIG) for seed in (1, 2)}
     assert len(versions | {fingerprint({"key": jax.random.key_data(jax.random.key(1))}, CONFIG)}) == 3
 

@@ -77,9 +77,6 @@ def test_new_ids_are_appended_and_old_rows_kept(params):
     assert grown["embedding"]["gender"] is params["embedding"]["gender"]
     assert config.schema.item_attribute("item").size == 2050
     assert config.replace(schema=CONFIG.schema) == CONFIG
-
-
-def test_user_attributes_grow_too(params):
     _, config = grow_vocabulary(params, "gender", 4, jax.random.key(0), config=CONFIG)
     assert config.schema.table_sizes["gender"] == 4
 

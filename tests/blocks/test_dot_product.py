@@ -11,15 +11,9 @@ import aif_jax as aif
 from tests import demo
 
 
-@pytest.fixture(scope="module")
-def two_tower():
-    """The two-tower model, one user and six items."""
+def test_two_tower_is_a_dot_product_and_a_bias_and_does_not_see_the_long_history():
     model, params = demo.build(**demo.VARIANTS["two_tower"])
-    return model, params, demo.user(model.config), demo.items(6)
-
-
-def test_two_tower_is_a_dot_product_and_a_bias(two_tower):
-    model, params, features, items = two_tower
+    features, items = demo.user(model.config), demo.items(6)
 
     @jax.jit
     def run(params):
@@ -33,10 +27,6 @@ def test_two_tower_is_a_dot_product_and_a_bias(two_tower):
     popularity, bias = params["blocks"]["dot_product"]["popularity"], params["head"]["bias"]
     np.testing.assert_allclose(logits, rows.vector @ (state.vector / math.sqrt(8) + popularity) + bias, rtol=1e-5, atol=1e-6)
     assert set(params["head"]) == {"bias"}
-
-
-def test_two_tower_does_not_see_the_long_history(two_tower):
-    model, params, features, items = two_tower
     short = model.config.short_length
     other = demo.user(model.config, seed=9).history
     spliced = jax.tree.map(lambda a, b: np.concatenate([a[:short], b[short:]]), features.history, other)

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from aif_jax import layers
 from aif_jax.blocks import CrossAttention, TargetAttention
@@ -11,9 +10,8 @@ from tests.blocks import parts
 from tests.reference import bridge
 
 
-@pytest.fixture(scope="module")
-def attention():
-    """Inputs of both attention blocks for 5 candidates, and what they attend over."""
+def test_every_candidate_attends_over_the_whole_history():
+    """Inputs of both attention blocks for 5 candidates; target attention adds the mean."""
     blocks = (CrossAttention(), TargetAttention())
     model, params = demo.build(blocks=blocks)
     config, features, items = model.config, demo.user(model.config), demo.items(5)
@@ -27,18 +25,11 @@ def attention():
         inputs = {b.name: parts.first_layer(b.score({}, state, rows, parts.identity(b, config))) for b in blocks}
         return {"cross_attention": sequence, "target_attention": embedded}, query, inputs
 
-    return *jax.tree.map(np.asarray, run(params)), features.history.mask
-
-
-@pytest.mark.parametrize(("name", "length"), [("cross_attention", 6), ("target_attention", 24)])
-def test_every_candidate_attends_over_the_whole_history(attention, name, length):
-    sequence, query, inputs, mask = attention
-    expected = [bridge.attend(q, sequence[name][:length], mask[:length]) for q in query[name]]
-    np.testing.assert_allclose(inputs[name][:, :8], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_target_attention_adds_the_mean(attention):
-    sequence, _, inputs, mask = attention
+    sequence, query, inputs = jax.tree.map(np.asarray, run(params))
+    mask = features.history.mask
+    for name, length in (("cross_attention", 6), ("target_attention", 24)):
+        expected = [bridge.attend(q, sequence[name][:length], mask[:length]) for q in query[name]]
+        np.testing.assert_allclose(inputs[name][:, :8], expected, rtol=1e-4, atol=1e-5)
     mean = sequence["target_attention"][mask].mean(0)
     np.testing.assert_allclose(inputs["target_attention"][:, 8:], np.tile(mean, (5, 1)), rtol=1e-4, atol=1e-6)
     assert inputs["cross_attention"].shape == (5, 8)

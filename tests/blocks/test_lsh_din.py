@@ -15,6 +15,8 @@ def test_head_inputs_are_those_of_the_definition():
     block = LshDin(bits=32)
     model, params = demo.build(blocks=(block,))
     features, items = demo.user(model.config, events=15), demo.items(4)
+    assert params["blocks"] == {} and set(params["fitted"]) == {"fields", "signatures_32"}  # a shared table, nothing trained
+    assert params["fitted"]["signatures_32"]["table"].shape == (50, 1)
 
     inputs = np.asarray(jax.jit(lambda params: parts.head_inputs(block, model, params, features, items)[-1])(params))
     embedded = np.asarray(layers.embed_behaviours(params, model.config.schema, features.history))
@@ -24,10 +26,3 @@ def test_head_inputs_are_those_of_the_definition():
     mean = memory.mean(embedded, mask)
     np.testing.assert_allclose(inputs[:, :8], np.tile(mean, (4, 1)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(inputs[:, 8:] / (2 * 32**0.5) + mean / 2, read, rtol=1e-4, atol=1e-5)
-
-
-def test_it_trains_nothing_and_shares_its_table():
-    block = LshDin(bits=64)
-    model, params = demo.build(blocks=(block,))
-    assert params["blocks"] == {} and set(params["fitted"]) == {"fields", "signatures_64"}
-    assert params["fitted"]["signatures_64"]["table"].shape == (50, 2)
