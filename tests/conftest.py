@@ -167,6 +167,13 @@ def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     request.config.stash[LIGHT_PROGRAMS] = True
 
 
+@pytest.fixture
+def lightly() -> Iterator[None]:
+    """Compiles lightly for a test of numbers whose file tests what is shipped."""
+    with light.lightly_compiled():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> tuple[aif.PreRanker, Params]:
     """`(model, params)` with every approximation at a small size, initialised once for all tests."""

@@ -54,9 +54,11 @@ def test_index_refresh(tmp_path, capsys):
 SERVICES = {"aif", "sequential", "exact", "matching", "two_tower"}
 
 
-def test_cost(tmp_path, capsys):
+def test_cost(tmp_path, monkeypatch, capsys):
     from experiments import cost
 
+    for name, value in child_environment(flags=flags()).items():  # of the process of the empty engine
+        monkeypatch.setenv(name, value)
     found = measured(tmp_path, "experiments.cost")
     assert list(found) == ["C=60, L=64", "empty_engine_requests_per_second", "machine"]
     assert found["empty_engine_requests_per_second"] > 0

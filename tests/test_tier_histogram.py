@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aif_jax.blocks import signatures, simtier
+from aif_jax.blocks import simtier
 from aif_jax.blocks.simtier import TierHistory
 from tests.reference import simtier as reference
 
@@ -13,7 +13,7 @@ from tests.reference import simtier as reference
 def words(rng, *shape):
     """Signatures whose distances spread over all tiers: each row has its own share of ones."""
     share = rng.random((*shape[:-1], 1))
-    return np.array(signatures.pack(jnp.asarray(rng.random((*shape[:-1], 32 * shape[-1])) < share)))
+    return np.packbits(rng.random((*shape[:-1], 32 * shape[-1])) < share, axis=-1).view(np.uint32)
 
 
 def history(rng, length, count, *, groups=1, kept=0.8):
@@ -41,6 +41,7 @@ def test_tiers_by_hand():
     assert simtier.tier(jnp.array([0, 8, 9, 16, 17, 32]), bits=32, tiers=4).tolist() == [3, 3, 2, 2, 1, 0]
 
 
+@pytest.mark.usefixtures("lightly")
 @pytest.mark.parametrize(
     ("bits", "tiers", "groups", "length", "candidates"),
     [(32, 4, 1, 24, 5), (64, 8, 1, 70, 9), (96, 5, 3, 33, 4), (256, 64, 2, 65, 3), (32, 64, 1, 7, 3), (64, 2, 5, 1, 1),
@@ -55,6 +56,7 @@ def test_matches_the_reference(bits, tiers, groups, length, candidates):
     np.testing.assert_array_equal(made, expected(items, past, tiers, groups))
 
 
+@pytest.mark.usefixtures("lightly")
 @pytest.mark.parametrize("length", [15, 16, 255, 256, 700])
 def test_counts_above_what_a_field_or_a_byte_holds(length):
     """All behaviours in one tier: partial sums in 4 and in 8 bits must not wrap."""
@@ -63,6 +65,7 @@ def test_counts_above_what_a_field_or_a_byte_holds(length):
     assert counts[1, 0].tolist() == [length] + [0] * 7
 
 
+@pytest.mark.usefixtures("lightly")
 def test_empty_history_and_no_candidates():
     rng = np.random.default_rng(2)
     empty = history(rng, 12, 2, kept=0.0)
