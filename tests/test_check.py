@@ -120,9 +120,13 @@ def test_seconds_read_as_milliseconds(folder):
     assert found(folder, columns=Columns(time_unit="ms")) == [("time unit", 2, "time", "1511544070, which looks like 's'")]
 
 
-def test_ids_of_two_kinds(folder):
+def test_ids_of_two_kinds_and_with_leading_zeros(folder):
     write(folder, items="item,category\nseven,tea\neight,cup\n")
     assert found(folder) == [("wrong type", None, "item", "text")]
+    write(folder, events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n")
+    assert found(folder) == []  # two text ids
+    write(folder, items="item,category\n7,tea\n8,cup\n")
+    assert found(folder) == [("wrong type", 2, "item", "'07'")]
 
 
 def test_values_that_a_trained_model_lacks(folder):
@@ -165,13 +169,6 @@ def test_a_file_that_is_repeated_in_a_folder_repeats_its_ids(folder):
     assert report.totals == {"duplicate item": 2}
     assert report.problems[0].where.endswith("2.csv, line 2")
     assert report.problems[0].got == f"7, which is in line 2 of {folder / 'items' / '1.csv'} too"
-
-
-def test_ids_with_leading_zeros_are_no_integers(folder):
-    write(folder, events="user,item,time\n1,07,10\n1,7,20\n", items="item,category\n07,tea\n7,cup\n")
-    assert found(folder) == []  # two text ids
-    write(folder, items="item,category\n7,tea\n8,cup\n")
-    assert found(folder) == [("wrong type", 2, "item", "'07'")]
 
 
 def test_integers_beyond_64_bits(tmp_path):

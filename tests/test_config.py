@@ -29,10 +29,13 @@ def test_blocks_of_yours_are_checked_as_far_as_their_types_are_known():
         del BLOCKS[name]
 
 
-def test_the_default_config_needs_no_content():
+def test_history_and_content_of_a_config():
     config = aif.Config(schema=BARE)
     assert not config.reads_content and config.tables == ()
     jax.eval_shape(lambda key: aif.build(config).init(key, None, fitted={}), jax.random.key(0))
+    config = demo.config(short_length=30, long_length=24)
+    assert config.history_length == 30 and demo.config().history_length == 24
+    assert config.reads_content and not demo.config(item_content=False).reads_content
 
 
 def test_a_subclass_that_is_not_registered_is_refused():
@@ -40,12 +43,6 @@ def test_a_subclass_that_is_not_registered_is_refused():
         """A block that the decorator has not seen, so that no JSON could name it."""
 
     refused(TypeError, "classes made by the decorator `block`", demo.config, blocks=(Wider(),))
-
-
-def test_history_tables_and_content():
-    config = demo.config(short_length=30, long_length=24)
-    assert config.history_length == 30 and demo.config().history_length == 24
-    assert config.reads_content and not demo.config(item_content=False).reads_content
 
 
 @pytest.mark.parametrize("name", demo.VARIANTS)

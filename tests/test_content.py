@@ -22,10 +22,6 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     refused(ImportError, r'needs scikit-learn: pip install "aif_jax\[experiments\]"', clusters, np.eye(3), 2)
 
 
-def test_unit_rows():
+def test_unit_rows_and_lookup_by_ids_of_text():
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
-
-
-def test_lookup_takes_ids_of_text():
-    """Other ids: those of movies, in `test_datasets`."""
     assert lookup((np.array(["b", "a"]), np.array([[2.0], [1.0]])), np.array(["a", "b"])).tolist() == [[1], [2]]

@@ -79,11 +79,12 @@ def test_features_of_requests_by_hand():
     jax.tree.map(np.testing.assert_array_equal, requests, samples)
 
 
-def test_no_events_at_all():
+def test_no_events_at_all_and_no_length():
     data = dataset([], [], [], [])
     features = data.request_features([0, 2], [5, 5], length=3)
     assert not features.history.mask.any() and not features.history.age.any()
     assert data.user_features([], length=3).history.mask.shape == (0, 3)
+    refused(ValueError, "length: expected at least 1, got 0", dataset().user_features, [0], length=0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -119,10 +120,6 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
     refused(error, re.escape(message), dataclasses.replace, dataset(), **changes)
-
-
-def test_a_history_of_no_length_is_refused():
-    refused(ValueError, "length: expected at least 1, got 0", dataset().user_features, [0], length=0)
 
 
 @pytest.mark.parametrize(("field", "value", "got"), [

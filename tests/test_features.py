@@ -113,7 +113,7 @@ def batch(features, size=2):
     return jax.tree.map(lambda x: np.stack([x] * size), features)
 
 
-def test_good_users_pass():
+def test_good_features_pass():
     check_user_features(SCHEMA, user(), batched=False)
     check_user_features(SCHEMA, jax.tree.map(jnp.asarray, user()), batched=False)
     check_user_features(SCHEMA, batch(user()), batched=True)
@@ -122,6 +122,10 @@ def test_good_users_pass():
     check_user_features(SCHEMA, history(mask=put(user().history.mask, 3, False)), batched=False)  # a hole
     check_user_features(SCHEMA, user(encoding="of some encoder"), batched=False)
     check_user_features(BARE, empty_user(BARE, length=5), batched=False)
+    check_item_features(SCHEMA, items(), batched=True)
+    check_item_features(SCHEMA, jax.tree.map(jnp.asarray, items()), batched=True)
+    check_item_features(SCHEMA, demo.catalogue().features(3), batched=False)
+    check_item_features(BARE, empty_items(BARE, 2), batched=True)
 
 
 @pytest.mark.parametrize(("features", "error", "message"), [
@@ -174,7 +178,7 @@ def test_wrong_users_of_a_batch_are_named(features, error, message):
     refused(error, re.escape(message), check_user_features, SCHEMA, features, batched=True)
 
 
-def test_the_first_array_tells_the_batch():
+def test_the_first_array_tells_the_batch_and_a_check_may_name_what_it_checks():
     three = dataclasses.replace(MANY, ids=MANY.ids | {"gender": np.zeros(3, np.int32)})
     for features, batched, message in (
         (three, True, "UserFeatures.ids['interests']: expected shape [3, 2], got [2, 2]"),
@@ -182,22 +186,12 @@ def test_the_first_array_tells_the_batch():
         (MANY, False, "UserFeatures.ids['gender']: expected shape [], got [2]"),
     ):
         refused(ValueError, re.escape(message), check_user_features, SCHEMA, features, batched=batched)
-
-
-def test_a_check_may_name_what_it_checks():
     with pytest.raises(ValueError, match=re.escape("request 7.floats: expected shape [2], got [3]")):
         check_user_features(SCHEMA, user(floats=np.zeros(3, np.float32)), batched=False, name="request 7")
 
 
 def items(**changes):
     return dataclasses.replace(demo.items(2), **changes)
-
-
-def test_good_items_pass():
-    check_item_features(SCHEMA, items(), batched=True)
-    check_item_features(SCHEMA, jax.tree.map(jnp.asarray, items()), batched=True)
-    check_item_features(SCHEMA, demo.catalogue().features(3), batched=False)
-    check_item_features(BARE, empty_items(BARE, 2), batched=True)
 
 
 @pytest.mark.parametrize(("features", "error", "message"), [

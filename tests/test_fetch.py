@@ -154,10 +154,13 @@ def test_a_wheel_with_other_files_is_refused(tmp_path, server, wheel, files, mes
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_pip_that_does_not_run_is_named(tmp_path, server, monkeypatch):
+def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_path, server, monkeypatch):
     monkeypatch.setattr(fetch.sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(FetchError, match=r"RecBole wheel: pip did not run to its end: .*no-python"):
         fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match="the cache directory .*file cannot be written"):
+        fetch_movielens(cache_dir=tmp_path / "file", base_url=server.url)
 
 
 @contextlib.contextmanager
@@ -217,12 +220,6 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, server, release, monke
     with contextlib.suppress(KeyboardInterrupt):
         fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
     assert os.listdir(tmp_path / "cache") == []
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path, server):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="the cache directory .*file cannot be written"):
-        fetch_movielens(cache_dir=tmp_path / "file", base_url=server.url)
 
 
 def test_default_cache_dir(monkeypatch, tmp_path):

@@ -92,6 +92,8 @@ def test_an_event_at_the_moment_itself_is_not_counted():
     statistics = ItemStatistics(np.array([1, 1]), np.array([START, START + HOUR]), items=3, half_lives=LIVES)
     log_count = statistics.at(np.array([1, 1, 1]), np.array([START, START + HOUR, START + HOUR + 1]))[:, 0] * 4
     np.testing.assert_allclose(np.expm1(log_count), [0, 1, 2], atol=1e-5)
+    statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
+    assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
 
 
 @pytest.mark.parametrize("days", [0, 3, 11, 30])
@@ -180,11 +182,6 @@ def test_a_table_of_items_without_them_is_refused_with_the_way_out(tmp_path):
     written.write_text("item,category,price\n1,1,1.0\n")
     with pytest.raises(ValueError, match=r"column 'since_last_event': missing column: .*statistic_columns\(ids, time\)"):
         ItemIndex.build(trained(), written, progress=False)
-
-
-def test_no_event_at_all():
-    statistics = ItemStatistics(np.zeros(0, np.int64), np.zeros(0, np.int64), items=3, half_lives=(HOUR,))
-    assert statistics.at(np.array([[1, 2]]), np.array([[START]])).tolist() == [[[0.0] * 4] * 2]
 
 
 ACTIONS = ("shown", "click")

@@ -48,9 +48,7 @@ def test_pointwise_bce_by_hand():
     # A soft label of 1/2 costs the mean of the two.
     half = losses.pointwise_bce(scores[:1], jnp.array([0.5]))
     np.testing.assert_allclose(half, (math.log(4 / 3) + math.log(4)) / 2, rtol=1e-6)
-
-
-def test_pointwise_bce_keeps_small_losses_of_confident_scores():
+    # Small losses of confident scores are kept.
     np.testing.assert_allclose(losses.pointwise_bce(jnp.array([30.0]), jnp.array([1])), math.exp(-30), rtol=1e-5)
     np.testing.assert_allclose(losses.pointwise_bce(jnp.array([-500.0]), jnp.array([True])), 500.0, rtol=1e-6)
 

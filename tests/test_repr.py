@@ -14,13 +14,10 @@ SCHEMA = (
 )
 
 
-def test_schema():
+def test_schema_and_what_of_a_config_differs_from_the_defaults():
     assert repr(demo.schema()) == SCHEMA
     small = aif.Schema(item_attributes=(aif.Attribute(name="item", size=3), aif.Attribute(name="category", size=2)))
     assert repr(small) == "Schema(items: item 3, category 2; users: none; behaviours: item, category; actions: 2)"
-
-
-def test_config_shows_what_differs_from_the_defaults():
     assert repr(aif.Config(schema=demo.schema())) == f"Config(schema={SCHEMA})"
     changed = aif.Config(schema=demo.schema(), width=16, blocks=(blocks.Bea(4), blocks.LshDin()))
     assert repr(changed) == (f"Config(width=16, blocks=(Bea(bridges=4, dot_product=False), LshDin(bits=64)), schema={SCHEMA})")

@@ -85,9 +85,13 @@ def test_a_list_that_must_avoid_nearly_everything_still_gets_the_right_rows():
     assert set(rows[0]) <= {2, 3} and rows[1].tolist() == [0, 0, 0]
 
 
-def test_no_negatives_is_no_error():
+def test_no_negatives_and_nothing_seen_are_no_errors():
     assert NegativeSampler([0, 1, 1]).sample(3, 0, avoid=[1, 2, 1], **STEP).shape == (3, 0)
     assert NegativeSampler([0, 1, 1]).sample(0, 3, **STEP).shape == (0, 3)
+    seen = SeenPairs(dataset(), [0, 3])
+    assert not seen.contains([0, 1], [1, 2]).any()
+    assert seen.items(1).tolist() == []
+    assert SeenPairs(dataset(), []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)
 
 
 pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=12)
@@ -106,10 +110,3 @@ def test_what_a_user_has_seen_is_no_negative(events):
         assert seen.contains(sample, np.arange(7)).tolist() == [item in mine for item in range(7)]
     rows = NegativeSampler(np.ones(7)).sample(len(at), 5, seen=seen, **STEP)
     assert rows.min() > 0 and not seen.contains(at[:, None], rows).any()
-
-
-def test_seen_nothing():
-    seen = SeenPairs(dataset(), [0, 3])
-    assert not seen.contains([0, 1], [1, 2]).any()
-    assert seen.items(1).tolist() == []
-    assert SeenPairs(dataset(), []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)

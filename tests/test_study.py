@@ -31,11 +31,8 @@ def test_records_round_trip(tmp_path):
     refused(ValueError, r"movielens.jsonl, line 4: expected a record with an id", records.read, tmp_path)
 
 
-def test_the_recipe_trains_towards_the_positive():
+def test_the_recipe_trains_towards_the_positive_and_reads_lengths_together():
     scores, first = np.array([[1.0, 2.0, 0.0]], np.float32), np.array([[1.0, 0.0, 0.0]], np.float32)
     terms = [float(loss(scores, first)) for loss in (losses.listwise_softmax, losses.pointwise_bce)]
     assert float(models.LOSS(scores, first)) == pytest.approx(sum(terms))
-
-
-def test_lengths_that_a_teacher_reads_together():
     assert models.shorter(256) == (64, 128) and models.shorter(2048) == (128, 256, 512, 1024) and models.shorter(64) == ()

@@ -148,11 +148,6 @@ def test_factors_are_the_leading_singular_vectors(users, width):
     np.testing.assert_allclose(repeated @ repeated.T, once @ once.T, atol=1e-4)  # an event that repeats counts once
 
 
-def test_nothing_is_known_without_events():
-    assert not svd_factors([], [], size=4, block=PureSvd(width=2)).any()
-    assert not svd_factors([1, 1], [0, 0], size=4, block=PureSvd(width=2)).any()
-
-
 def test_factors_of_a_run_are_those_of_its_training_events(data, run):
     block, made = PureSvd(width=6, length=3), run.with_svd(data, width=6, length=3)
     assert made.with_svd(data).config == made.config  # keeps the block that is there
@@ -161,6 +156,8 @@ def test_factors_of_a_run_are_those_of_its_training_events(data, run):
     table = svd_factors(data.log.user[before], data.log.item[before], size=len(data.catalogue), block=block)
     np.testing.assert_array_equal(made.params["fitted"]["pure_svd"]["table"], table)
     assert not table[~np.isin(np.arange(len(table)), data.log.item[before])].any() and table.any()
+    assert not svd_factors([], [], size=4, block=PureSvd(width=2)).any()
+    assert not svd_factors([1, 1], [0, 0], size=4, block=PureSvd(width=2)).any()
 
 
 def test_a_run_whose_unseen_items_are_the_unknown_one(data, run):
