@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from aif_jax.engines.ray_serve import call, replicas
 from aif_jax.serving import ServingConfig
 from tests.conftest import ROOT
 from tests.replicas import CALLS, USERS, World
+from tests.service_world import until
 
 
 def measure() -> dict[str, Any]:
@@ -84,11 +84,8 @@ def _play(world: World, handle: Any, order: np.ndarray) -> dict[str, Any]:
 
 def _await_running(serve: Any, both: bool) -> None:
     """Waits until Ray says that both replicas run, or that they do not."""
-    until = time.monotonic() + 180
-    while (serve.status().applications["affinity"].deployments["PreRanking"].replica_states.get("RUNNING", 0) == 2) != both:
-        if time.monotonic() > until:
-            raise RuntimeError(f"Ray did not {'replace' if both else 'miss'} the replica: {serve.status()}")
-        time.sleep(0.1)
+    states = lambda: serve.status().applications["affinity"].deployments["PreRanking"].replica_states  # noqa: E731
+    until(lambda: (states().get("RUNNING", 0) == 2) == both, 180)
 
 
 def _replica_processes(application: str) -> list[int]:

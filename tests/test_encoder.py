@@ -105,18 +105,15 @@ def test_the_unknown_user_and_no_events():
         assert rows(made.user(None, empty, NOW)) == []
 
 
-def test_events_of_the_same_second_as_the_request_are_left_out():
-    """A sample's history ends before its second, because the order within a second is not known."""
-    events = {"item": [1, 2, 3, 4], "time": [NOW * 1000 - 1, NOW * 1000, NOW * 1000 + 400, NOW * 1000 + 600]}
-    assert rows(plain("ms").user(None, events, NOW * 1000 + 500)) == [(1, 1, 1.0)]
-
-
-def test_events_later_than_the_request():
+def test_events_later_than_the_request_or_of_its_second():
     events = {"item": [1, 2], "time": [NOW - 5, NOW + 60]}
     assert rows(plain().user(None, events, NOW)) == [(1, 1, 5.0)]  # clocks differ a little
     message = r"events, column 'time': expected times up to the request's, 60 s .* got one 61 s later at position \[1\]"
     refused(ValueError, message, plain().user, None, events, NOW - 1)
     refused(ValueError, "5 s of clock skew allowed", plain(max_skew=5).user, None, events, NOW)
+    # of the same second: a history ends before it, because the order within a second is not known
+    events = {"item": [1, 2, 3, 4], "time": [NOW * 1000 - 1, NOW * 1000, NOW * 1000 + 400, NOW * 1000 + 600]}
+    assert rows(plain("ms").user(None, events, NOW * 1000 + 500)) == [(1, 1, 1.0)]
 
 
 UNITS = [("s", 1000, "ms"), ("s", 10**6, "us"), ("ms", 1, "s"), ("us", 10**3 * 10**6, "ns")]

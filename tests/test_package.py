@@ -183,12 +183,9 @@ def upward(module: str, imports: Collection[str]) -> list[str]:
     return [f"{module} imports {name}" for name in sorted(imports) if layer_of(name) > layer_of(module)]
 
 
-def test_every_module_has_a_layer():
+def test_every_module_has_a_layer_and_imports_point_down():
     entries = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert entries == set(LAYERS) and len(set(LAYERS)) == len(LAYERS)
-
-
-def test_imports_point_down():
     assert [up for name in FILES for up in upward(name, imports_of_file(name))] == []
 
 

@@ -59,10 +59,6 @@ def test_requests_are_those_of_the_study(slices, slice_):
     assert made.events["time"].max() < log.time[part.held].min()
 
 
-def test_recent_items_come_first():
-    assert small().recent(3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
-
-
 @pytest.mark.parametrize("name", ["smoke", "met once"])
 def test_scores_are_judged_like_models(slices, name, monkeypatch):
     """A model's scores as a peer get what `question.evaluate` gives the model, where met items stay and where not."""
@@ -168,10 +164,11 @@ def test_pure_svd_scores_by_the_factors_of_what_was_met(exported):
     np.testing.assert_allclose(got, scale * expected, atol=2e-3 * np.abs(got).max())
 
 
-def test_recent_popularity():
+def test_recent_popularity_and_recent_items_first():
     one = small(events=small().events | {"time": np.array([0, 5 * baselines.DAY, 6 * baselines.DAY])})
     got = baselines.recent_popularity(one, days=2.0)(np.arange(2))[1]
     assert np.argsort(-got)[:3].tolist() == [2, 3, 1] and got[2] == pytest.approx(1 + 4 / 9) and got[4] == 0
+    assert small().recent(3).tolist() == [[1, 0, 0], [2, 1, 0], [0, 0, 0]]
 
 
 def test_the_best_trial_is_chosen(slices, monkeypatch):

@@ -8,17 +8,11 @@ import pytest
 
 from aif_jax.data.pipeline import Prefetch
 from tests.refusals import refused
+from tests.service_world import until
 
 
 def threads() -> int:
     return sum(thread.name.startswith("aif_jax.prefetch") for thread in threading.enumerate())
-
-
-def wait_for(condition) -> bool:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return condition()
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 50])
@@ -38,11 +32,11 @@ def test_work_is_done_in_another_thread():
 def test_no_more_is_made_than_allowed():
     made = []
     with Prefetch((made.append(i) or i for i in range(100)), ahead=3) as items:
-        assert wait_for(lambda: len(made) == 4)  # three wait, one is in the hand of the thread
+        until(lambda: len(made) == 4)  # three wait, one is in the hand of the thread
         time.sleep(0.05)
         assert len(made) == 4
         assert next(items) == 0
-        assert wait_for(lambda: len(made) == 5)
+        until(lambda: len(made) == 5)
 
 
 def test_an_error_is_raised_where_its_item_would_have_come():
@@ -78,4 +72,4 @@ def test_letting_go_of_it_stops_the_thread():
     next(items)
     del items
     gc.collect()
-    assert wait_for(lambda: threads() == 0)
+    until(lambda: threads() == 0)

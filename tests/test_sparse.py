@@ -351,15 +351,12 @@ def test_a_step_that_is_not_finite_changes_no_row():
     jax.tree.map(np.testing.assert_array_equal, (state.trained, state.opt_state), (start.trained, start.opt_state))
 
 
-def test_an_optimizer_that_mixes_rows_is_refused():
-    model, params = demo.build(**demo.SMALL)
-    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
-    with pytest.raises(ValueError, match="expected one row for each of the 50 rows of table 'item'"):
-        run(model, params, optimizer, [batch_of(model.config, seed=1)], sparse=ITEM)
-
-
-def test_config_names_what_is_wrong():
+def test_config_names_what_is_wrong_and_an_optimizer_that_mixes_rows_is_refused():
     schema = demo.schema()
     assert optimizers.sparse_tables(schema, None) == () and optimizers.sparse_tables(schema, SparseConfig()) == ()
     with pytest.raises(ValueError, match=r"expected names among \['category', 'gender', 'interests', 'item', 'tags'\], got"):
         optimizers.sparse_tables(schema, SparseConfig(tables=("behaviour.age",)))
+    model, params = demo.build(**demo.SMALL)
+    optimizer = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    with pytest.raises(ValueError, match="expected one row for each of the 50 rows of table 'item'"):
+        run(model, params, optimizer, [batch_of(model.config, seed=1)], sparse=ITEM)

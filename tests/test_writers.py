@@ -27,6 +27,8 @@ def world(tmp_path) -> Items:
 
 
 def test_snapshots_by_count_and_the_last_three_are_kept(world):
+    IndexWriter(world.directory, build())
+    assert not world.directory.exists(), "a writer that was only made writes nothing"
     with world.start(every_updates=4) as stream:
         assert world.positions() == [0]
         for number in range(1, 19):
@@ -43,11 +45,6 @@ def test_snapshots_by_count_and_the_last_three_are_kept(world):
     with world.resume() as third:
         world.apply(third, 19)
     assert world.positions() == [16, 18, 19] and world.holds(third.index, {0: 19})
-
-
-def test_a_writer_that_was_only_made_writes_nothing(world):
-    IndexWriter(world.directory, build())
-    assert not world.directory.exists()
 
 
 def test_positions_rise_within_a_partition_and_may_have_gaps(world):
