@@ -33,7 +33,11 @@ SESSION = 5
 ENGINES = ("aif", "matching", "two_tower")
 SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
-STAGES = ["features", "user", "wait_user", "queue", "lookup", "upload", "score", "fetch"]
+STAGES = {
+    "features": "features", "user": "user part", "wait_user": "wait for it", "queue": "wait for a thread",
+    "lookup": "find rows", "upload": "copy in", "score": "score, top k", "fetch": "copy out",
+}  # fmt: skip
+"""Stages of a request, and what the picture calls them."""
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -110,12 +114,17 @@ class World:
 
 
 class DataWorld(World):
-    """The items of a data set; candidates are drawn from them."""
+    """The items of a data set; requests of its log at `positions` [R], with catalogue rows [R, C] that retrieval found."""
 
-    def __init__(self, data: Dataset, *, users: int = 16, seed: int = 0):
-        self.items, self.users, self.seed = len(data.items) - 1, users, seed
-        self.ids, self.schema, self.catalogue, self._drawn = data.items.raw, data.schema, data.catalogue, {}
+    def __init__(self, data: Dataset, positions: np.ndarray, found: np.ndarray):
+        self.data, self.positions, self._found = data, positions, found
+        self.items, self.users, self.seed = len(data.items) - 1, len(positions), 0
+        self.ids, self.schema, self.catalogue = data.items.raw, data.schema, data.catalogue
         self.features = data.catalogue.features(np.arange(1, self.items + 1))
+
+    def candidates(self, number: int, count: int) -> np.ndarray:
+        """Return places of a request's candidates in `ids`, int32 [C], distinct."""
+        return self._found[number % self.users, :count] - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +147,11 @@ class Model:
         return cls(world, model, params, users, index)
 
     @classmethod
-    def trained(cls, world: World, run: aif.Run, data: Dataset, *, seed: int = 0) -> Model:
-        """Return a trained model, and the users of some of the latest tenth of the events."""
-        latest = np.argsort(data.log.time, kind="stable")[-max(world.users, len(data.log) // 10) :]
-        positions = np.random.default_rng(seed).choice(latest, world.users, replace=False)
-        users = data.user_features(positions, length=run.config.history_length)
+    def trained(cls, world: DataWorld, run: aif.Run) -> Model:
+        """Return a trained model and the users of the world's requests."""
+        users = world.data.user_features(world.positions, length=run.config.history_length)
         listed = [jax.tree.map(lambda leaf, n=n: leaf[n], users) for n in range(world.users)]
-        return cls(world, run.model, jax.device_put(run.params), listed, run.index(data.catalogue, progress=False))
+        return cls(world, run.model, jax.device_put(run.params), listed, run.index(world.catalogue, progress=False))
 
     @property
     def config(self) -> aif.Config:
@@ -345,25 +352,27 @@ def over_rounds(found: list[Load], concurrency: int) -> dict[str, float]:
     }
 
 
-def draw(timelines: Mapping[str, Timeline], path: str | Path) -> None:
+def draw(timelines: Mapping[str, Timeline], path: str | Path, *, title: str) -> None:
     """Draw what requests wait for after their candidates have arrived, which is 0; the ending of `path` names the format.
 
-    One bar a request, by its title, with the stages that end later. Stages that overlap, such as a late user part, have
-    their own line.
+    One bar a request, by its title, with its milliseconds and the stages that end later; grey is between stages. Stages that
+    overlap, such as a late user part, have their own line.
     """
-    colours, size = {}, (9, 1.2 + 0.8 * len(timelines))
+    boxes, size = {}, (9, 1.6 + 0.8 * len(timelines))
     with common.picture(path, 1, 1, size=size) as (figure, axis):
         for place, timeline in enumerate(timelines.values()):
-            there = next(span.start for span in timeline.spans if span.stage == "critical")
+            there, ready = next(span[1:] for span in timeline.spans if span.stage == "critical")
+            between = axis.barh(place, 1e3 * (ready - there), color="0.8", height=0.3)
             for stage, start, end in timeline.spans:
                 if stage in STAGES and end > there:
                     shown, side = 1e3 * (max(start, there) - there), stage in ("user", "features")
-                    at = place - 0.3 * side
-                    box = axis.barh(at, 1e3 * (end - there) - shown, left=shown, color=f"C{STAGES.index(stage)}", height=0.3)
-                    colours[stage] = box
+                    at, colour = place - 0.3 * side, f"C{list(STAGES).index(stage)}"
+                    boxes[stage] = axis.barh(at, 1e3 * (end - there) - shown, left=shown, color=colour, height=0.3)
+            axis.text(1e3 * (ready - there), place, f"  {1e3 * (ready - there):.1f} ms", va="center")
         axis.set_yticks(range(len(timelines)), list(timelines))
         axis.invert_yaxis()
-        axis.set(xlabel="milliseconds since the candidates arrived", xlim=(0, None))
-        axis.set_title("What the user waits for after retrieval", loc="left")
+        axis.set(xlabel="milliseconds since the candidates arrived", xlim=(0, 1.1 * axis.get_xlim()[1]))
+        axis.set_title(title, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-        figure.legend(colours.values(), colours.keys(), loc="outside lower center", ncols=len(colours), frameon=False)
+        drawn = {name: boxes[stage] for stage, name in STAGES.items() if stage in boxes} | {"between": between}
+        figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), frameon=False)

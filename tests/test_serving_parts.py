@@ -251,7 +251,7 @@ def test_timeline_sums_stages_and_draws(tmp_path):
     timeline.add("score", 100.012, 100.013)
     assert timeline.stages() == {"retrieval": pytest.approx(0.010), "score": pytest.approx(0.003)}
     timeline.add("critical", 100.010, 100.013)
-    draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png")
+    draw({"one": timeline, "two": timeline}, tmp_path / "timeline.png", title="two requests")
     assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
 
 

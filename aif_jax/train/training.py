@@ -340,9 +340,8 @@ def train(
                 checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
                 every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
             )  # fmt: skip
-            loop(
-                state, step, batches, total=len(feed) - trained, writers=(log, *writers), save=saving, progress=progress
-            )  # fmt: skip
+            left = len(feed) - trained
+            loop(state, step, batches, total=left, writers=(log, *writers), save=saving, progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
         if processes.first():
@@ -418,10 +417,10 @@ def with_ranker(data: Dataset, settings: FitSettings, teacher: Teacher, *, folde
 
 
 def init_params(model: PreRanker, data: Dataset, *, seed: int) -> Params:
-    """Return parameters before training; the trained ones by one compiled function in place of a hundred small ones."""
+    """Return parameters before training; the trained ones by one function, compiled without optimization as it runs once."""
     fitted = fit_tables(model.config, data.catalogue, seed=seed)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def trained(key: jax.Array) -> Params:
         params = model.init(key, None, fitted=fitted)
         return {name: group for name, group in params.items() if name != FITTED}  # what is fitted is no constant of the program
