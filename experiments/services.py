@@ -35,7 +35,7 @@ SEQUENTIAL = {"sequential": "aif", "exact": "exact"}
 """Services without an engine, and the model of each."""
 STAGES = {
     "features": "features", "user": "user part", "wait_user": "wait for it", "queue": "wait for a thread",
-    "lookup": "find rows", "upload": "copy in", "score": "score, top k", "fetch": "copy out",
+    "lookup": "find inputs", "upload": "copy in", "score": "score, top k", "fetch": "copy out",
 }  # fmt: skip
 """Stages of a request, and what the picture calls them."""
 
@@ -242,7 +242,7 @@ class Sequential:
         compute = asyncio.get_running_loop().run_in_executor(self._threads, self._compute, asked.number)
         ids, logits, began, uploaded = await compute
         end = time.perf_counter()
-        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "upload": (began, uploaded)}
+        spans = {"retrieval": (timeline.arrival, there), "queue": (there, began), "lookup": (began, uploaded)}
         spans |= {"score": (uploaded, end), "critical": (there, end), "total": (timeline.arrival, end)}
         for stage, (start, stop) in spans.items():
             timeline.add(stage, start, stop)
