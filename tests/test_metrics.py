@@ -113,9 +113,6 @@ def test_list_metrics_by_hand():
     close(ndcg, (sum(each) / 4, 4, 1))
     value = metrics.ndcg_at_k([3, 2, 1], [0, 3, 1.5], k=3).value  # graded
     close(value, (3 * second + 1.5 / 2) / (3 + 1.5 * second))
-
-
-def test_hit_rate_of_a_tie_with_several_positives():
     # Four tied, two of them positive, three slots less one taken: no hit in two slots with chance C(2,2)/C(4,2) = 1/6.
     close(metrics.hit_rate_at_k([9, 5, 5, 5, 5], [0, 1, 1, 0, 0], k=3).value, 5 / 6)
     # Without a positive in reach it is 0 to the last bit, however wide the tie.

@@ -23,9 +23,6 @@ def test_schema_and_what_of_a_config_differs_from_the_defaults():
     assert repr(changed) == (f"Config(width=16, blocks=(Bea(bridges=4, dot_product=False), LshDin(bits=64)), schema={SCHEMA})")
     shown = f"Config(long_length=32, head=LogitSum(), blocks=(DotProduct(),), schema={SCHEMA})"
     assert repr(aif.presets.two_tower(demo.schema())) == shown
-
-
-def test_configs_that_differ_look_different():
     configs = [demo.config(**changes) for changes in demo.VARIANTS.values()]
     assert len({repr(config) for config in configs}) == len(configs)
     assert repr(demo.config(blocks=(blocks.SimTier(tiers=5),))) != repr(demo.config(blocks=(blocks.SimTier(tiers=4),)))
