@@ -108,17 +108,17 @@ async def study(world: World, candidates: int, length: int, options) -> dict[str
                     floors[kind].append(floor.loop(kind, options.seconds))
                 for wait, gap in (await overhead(ways["aif"], floor)).items():
                     gaps[wait].append(gap)
-    return summary(loads, floors, gaps, options) | {"start_s": await start(models["aif"], candidates, k)}
+    return summary(loads, floors, gaps, options) | {"start_s": await start(models["aif"], candidates, k, smoke=options.smoke)}
 
 
-async def start(made: Model, candidates: int, k: int) -> float:
-    """Return seconds until an engine with the default buckets is ready, with compiled programs on disk, as after a restart."""
+async def start(made: Model, candidates: int, k: int, *, smoke: bool = False) -> float:
+    """Return seconds until an engine with the default buckets (or two) is ready, with compiled programs on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        before = jax.config.jax_compilation_cache_dir
+        before, buckets = jax.config.jax_compilation_cache_dir, ServingConfig().buckets[: 2 if smoke else None]
         keep_in(folder)
         for _ in range(2):  # the first one fills the folder
             jax.clear_caches()
-            service, began = Engine(made, candidates, k, {"buckets": ServingConfig().buckets}), time.perf_counter()
+            service, began = Engine(made, candidates, k, {"buckets": buckets}), time.perf_counter()
             async with service:
                 seconds = time.perf_counter() - began
         keep_in(before)
