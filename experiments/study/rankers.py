@@ -77,7 +77,7 @@ def of_trees(on: Training, *, folder: Path, progress: bool) -> Ranker:
 
 def of_sequences(on: Training, *, folder: Path, progress: bool) -> Ranker:
     """Return self-attention over the last events; see `sequence.fit`."""
-    steps = 10 if on.data.name == "smoke" else sequence.STEPS
+    steps = 2 if on.data.name == "smoke" else sequence.STEPS
     given: dict[str, Any] = dict(counts=on.counts, offset=correction(on.counts), steps=steps, progress=progress)
     return Ranker(*sequence.fit(on.data, on.part, folder=folder / "model", **given))
 
