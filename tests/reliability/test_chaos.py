@@ -31,7 +31,6 @@ UNICODE = {
     ExceptionGroup: (RAISED, [ValueError()]),
     BaseExceptionGroup: (RAISED, [KeyboardInterrupt()]),
 }
-CAPACITY = 1 << 16  # of an index: large, so that a version which stays in memory is seen
 HANGS = ("waits", "swallows cancellation", "spins", "hangs in its cleanup")
 
 
@@ -139,7 +138,7 @@ async def chaos(
         buckets=(16, 64), max_k=K, max_pending=CLIENTS - 4, callable_timeout=timeout, max_hung=10**6, reserve=0.02,
         drain_timeout=2.0, cache_bytes=200_000,
     )  # fmt: skip
-    index, turns = coded.index(0, capacity=CAPACITY), iter(turns)
+    index, turns = coded.index(0), iter(turns)
     names, published, over = {index.version: 0}, 0, asyncio.Event()
     left: list[Any] = [rng.permutation(len(CLASSES)), rng.permutation(len(CLASSES))]
 
@@ -208,7 +207,7 @@ async def chaos(
         while not over.is_set():
             published += 1
             params = coded.params(published % 3)
-            index = await asyncio.to_thread(coded.index, published % 3, capacity=CAPACITY)
+            index = await asyncio.to_thread(coded.index, published % 3)
             names[index.version] = published % 3
             assert await engine.publish(Trained(engine.model, params), index) == index.version
             for update in range(1, 4):
