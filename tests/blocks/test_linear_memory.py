@@ -96,7 +96,7 @@ def test_the_form_for_training_has_the_same_values_and_gradients(scale, length):
             made = jax.vmap(summed, (None, 0, 0))(key, values, mask)
             return (jnp.tanh(made.moments) * weight[None]).sum() + (made.total**2).sum()
 
-        return jax.vmap(summed, (None, 0, 0))(key, values, mask), jax.grad(loss, (0, 1))(key, values)
+        return jax.jit(jax.vmap(summed, (None, 0, 0)))(key, values, mask), jax.jit(jax.grad(loss, (0, 1)))(key, values)
 
     (expected, wanted), (got, gradient) = outputs(plain), outputs(sum_softmax_trained)
     for ours, usual in zip(jax.tree.leaves((got, gradient)), jax.tree.leaves((expected, wanted)), strict=True):
