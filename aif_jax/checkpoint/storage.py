@@ -226,5 +226,5 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
     if sharding is not None:
         array = place(array, sharding, count=template.shape[0] if template.shape else None)
         expect(str(array.dtype) == leaf.dtype, name, leaf.dtype, f"{array.dtype} of JAX here; set jax_enable_x64 or use NumPy")
-    moved = jax.device_put(array)  # `jnp.asarray` compiles a program for each shape
+    moved = array if isinstance(array, jax.Array) else jax.device_put(array)  # `jnp.asarray` compiles a program for each shape
     return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them
