@@ -46,7 +46,7 @@ from experiments.study.datasets import StudyData
 from experiments.study.question import Requests
 
 SAMPLES = 20_000  # training events, the newest
-LENGTH = 100  # events of a history that the ranker and AIF read
+LENGTH = 512  # events of a history that the ranker and AIF read
 TOP = 10  # what the ranker wants: its best ones
 CALLERS, ROUNDS = 8, 4
 SMOKE: dict[str, Any] = dict(width=16, towers=(32,))
