@@ -248,5 +248,5 @@ def test_a_model_is_judged_next_to_aif_on_the_same_seeds(tmp_path):
             found = {name: metrics.mean_by_user(one, users) for name, one in values.items()}
             cascade.records.keep(tmp_path, {"id": trial.id, **dataclasses.asdict(trial)}, found)
     more = cascade.lost_more(cascade.read(tmp_path), tmp_path, "taobao", ("aif", "aif_no_linear"))
-    np.testing.assert_allclose(more, [1.0, 1.0, 1.0], atol=1e-9)
+    np.testing.assert_allclose(more, [1.0, 1.0, 1.0], atol=1e-5)
     assert cascade.lost_more(cascade.read(tmp_path), tmp_path, "movielens", ("aif", "aif_no_linear")) is None
