@@ -259,8 +259,8 @@ def test_a_new_version_catches_up_in_a_directory_of_its_own(world):
     )
     for number in range(6, 10):
         world.apply(old, number)
-    for number in range(1, 10):  # from the beginning: what the build had is applied already
-        world.apply(new, number)
+    applied = [world.apply(new, number) for number in range(1, 10)]  # from the beginning: what the build had is in already
+    assert applied == [False] * 5 + [True] * 4
     assert world.holds(old.index, {0: 9}) and new.index.version != old.index.version and new.positions == {0: 9}
     assert np.array_equal(new.index.ids, old.index.ids)
     assert np.array_equal(new.index.take(old.index.ids)[0]["item"], old.index.take(old.index.ids)[0]["item"])
