@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from aif_jax.store.sealed import ARRAYS
 from aif_jax.store.trained import Trained, fingerprint, model_of
 from aif_jax.train import training
 from aif_jax.trees import leaves_by_path, nest
-from aif_jax.types import ItemFeatures, Params
+from aif_jax.types import ItemFeatures
 
 IDS = ("ids", "keys", "marks")
 
@@ -56,25 +56,6 @@ class ExportedOrder:
         """Return float32 [C] of probabilities [C] by name and the bid [C]."""
         given = {f"p.{name}": values for name, values in p.items()} | {"bid": bid}
         return self._value({name: given[name] for name in self.inputs})
-
-
-class Contents(NamedTuple):
-    """What the files of a folder hold, checksums compared."""
-
-    manifest: dict[str, Any]
-    config: Config
-    params: Params
-    encoder: Encoder | None
-    parts: dict[str, dict[str, np.ndarray]]  # "golden" and, where there is one, "index"
-    orders: dict[str, ExportedOrder]
-    version: str
-    items: ItemFeatures | None  # see `Trained`
-
-    def trained(self, model: PreRanker | None = None) -> Trained:
-        """Return the model; `model` is one made by `assemble`, None builds it from the config."""
-        known = self.manifest.get("settings")
-        trained = Trained(model_of(self.config, model), self.params, self.encoder, known, self.items)
-        return trained.with_version(self.version)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,42 +128,41 @@ def restore(
       >>> export.restore(folder, sha256=digest).check_golden() < 1e-4
       True
     """
-    contents = read_contents(folder, sha256=sha256)
-    if model is None and compiled_from is not None and compiled_from.trained.config == contents.config:
-        model = compiled_from.trained.model._replace(config=contents.config)  # equal configs may be of two encoders
-    trained, index = contents.trained(model).on_device(), None
-    if (arrays := contents.parts.get("index")) is not None:
-        rows = {name: array for name, array in arrays.items() if name not in IDS}
-        index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
-    golden, manifest = contents.parts["golden"], contents.manifest
-    return RestoredModel(trained=trained, index=index, golden=golden, manifest=manifest, orders=contents.orders)
-
-
-def read_contents(folder: str | Path, *, sha256: str | None = None, items: bool = False) -> Contents:
-    """Read the arrays of a folder, features of items if `items`, and compare checksums and version; raises ExportError."""
     folder = local(folder, "folder")
     manifest = consume.read_manifest(folder, sha256=sha256)
+    golden = consume.checked_arrays(folder, manifest, manifest["golden"])
+    orders = {name: _order(folder, manifest, f"{ORDER}{name}") for name in manifest.get("orders", ())}
+    trained, index = _trained(folder, manifest, model=model, compiled_from=compiled_from).on_device(), None
+    if manifest.get("index"):
+        arrays = consume.checked_arrays(folder, manifest, manifest["index"])
+        rows = {name: array for name, array in arrays.items() if name not in IDS}
+        index = ItemIndex.of_rows(trained, _keys(arrays, folder), rows)
+    return RestoredModel(trained=trained, index=index, golden=golden, manifest=manifest, orders=orders)
 
-    def arrays(name: Any) -> dict[str, np.ndarray]:
-        return consume.read_arrays(consume.checked(folder, manifest, name))
 
-    leaves = arrays(manifest["params"])
-    encoder = manifest.get("encoder")
+def _trained(
+    folder: Path, manifest: Mapping[str, Any],
+    *, model: PreRanker | None, compiled_from: RestoredModel | None = None, items: bool = False,
+) -> Trained:  # fmt: skip
+    """Return the model of a folder, with features of its items if `items`; ExportError unless checksums and version fit."""
+    leaves, encoder = consume.checked_arrays(folder, manifest, manifest["params"]), manifest.get("encoder")
+    known = consume.checked_arrays(folder, manifest, manifest["items"]) if items and manifest.get("items") else None
     try:
         params = nest(leaves)
         config = Config.from_json(manifest["config"])
-        encoder = encoder and Encoder.from_record(encoder["record"], arrays(encoder.get("file")))
-        known = ItemFeatures(**nest(arrays(manifest["items"]))) if items and manifest.get("items") else None
+        if encoder:
+            encoder = Encoder.from_record(encoder["record"], consume.checked_arrays(folder, manifest, encoder.get("file")))
+        features = known and ItemFeatures(**nest(known))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         got = f"others: {error}; export the model again"
         raise consume.ExportError(f"{folder}: expected params, config and encoder, got {got}") from error
     version = fingerprint(params, config, encoder)
     if version != manifest["version"]:
         raise consume.ExportError(f"{folder}: expected contents of version {manifest['version']}, got those of {version}")
-    parts = {name: arrays(manifest[name]) for name in ("golden", "index") if manifest.get(name)}
     config = config if encoder is None else config.with_encoding(encoder.version)
-    orders = {name: _order(folder, manifest, f"{ORDER}{name}") for name in manifest.get("orders", ())}
-    return Contents(manifest, config, params, encoder, parts, orders, version, known)
+    if model is None and compiled_from is not None and compiled_from.trained.config == config:
+        model = compiled_from.trained.model._replace(config=config)  # equal configs may be of two encoders
+    return Trained(model_of(config, model), params, encoder, manifest.get("settings"), features).with_version(version)
 
 
 def _order(folder: Path, manifest: Mapping[str, Any], name: str) -> ExportedOrder:
@@ -236,7 +216,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
     """
     path = local(folder, "folder")
     if (path / MANIFEST).is_file() and not (path / ARRAYS).is_file():
-        return read_contents(path, items=True).trained(model)
+        return _trained(path, consume.read_manifest(path), model=model, items=True)
     if (path / METADATA_FILE).is_file():  # which a run that was saved is too
         return checkpoint.load(path).trained(model)
     if training.settings_in(path) is not None:

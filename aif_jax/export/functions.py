@@ -107,7 +107,8 @@ def export_function(
 
     traced = jax.jit(flat).trace(params, specs)  # of which JAX drops what nothing reads only where no shape is symbolic
     jaxpr, read = dce_jaxpr(traced.jaxpr.jaxpr, [True] * len(traced.jaxpr.out_avals))
-    kept = set(itertools.compress(order(params, specs), read))
+    arguments = [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(specs)]  # as JAX sorts dicts
+    kept = set(itertools.compress(arguments, read))
     used_params = {k: params[k] for k in params if ("params", k) in kept}
     used = {k: specs[k] for k in specs if ("inputs", k) in kept}
     if unread := _axes(specs) - _axes(used):  # once more with sizes in their place
@@ -149,11 +150,6 @@ def axis_bounds(model: PreRanker, params: Mapping[str, Any]) -> Bounds:
                     f"override its `Block.least_history` with a larger length: {error}"
                 ) from error
             bounds["c"] = (2 * bounds["c"][0], None)
-
-
-def order(params: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the flat argument list of a module of `f(params, inputs)`: JAX sorts dicts by key."""
-    return [("params", k) for k in sorted(params)] + [("inputs", k) for k in sorted(inputs)]
 
 
 def symbols(names: str, bounds: Bounds) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from aif_jax.schema import Schema
 from aif_jax.scores import Order, reads_bid
 from aif_jax.store.folders import new_folder
 from aif_jax.store.sealed import digest_of, write_arrays
-from aif_jax.store.trained import Trained, __version__, fingerprint
+from aif_jax.store.trained import Trained, __version__
 from aif_jax.trees import leaves_by_path
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -70,13 +70,55 @@ def save(
       True
     """
     expect_platforms(platforms)
+    if index is not None and index.version != trained.version:
+        raise VersionMismatch("index", expected=trained.version, got=index.version)
+    model, encoder, orders = trained.model, trained.encoder, orders or {}
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(trained.params).items()}
+    bounds = functions.axis_bounds(model, leaves)
+    axes = _axes(model.config, bounds, buckets or {})
+    for name, order in orders.items():
+        expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
+        reads_bid(name, order, model.config.objectives)  # or raises
     with new_folder(folder) as partial:
-        if index is not None and index.version != trained.version:
-            raise VersionMismatch("index", expected=trained.version, got=index.version)
-        return _write(
-            partial, trained, {} if index is None else {"index": index_arrays(index)},
-            platforms=platforms, buckets=buckets or {}, orders=orders or {},
-        )  # fmt: skip
+        exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=orders)
+        manifest: dict[str, Any] = {
+            "format": files.FORMAT,
+            "format_version": files.FORMAT_VERSION,
+            "version": trained.version,
+            "encoding": "" if encoder is None else encoder.version,
+            "made_with": {"python": platform.python_version(), "aif_jax": __version__}
+            | {name: metadata.version(name) for name in PACKAGES},
+            "platforms": list(platforms),
+            "config": model.config.to_json(),
+            "axes": axes,
+            "functions": {name: _function(partial, name, built, model.config.schema) for name, built in exported.items()},
+        }
+        if orders:
+            manifest["orders"] = list(orders)
+        if trained.settings is not None:
+            manifest["settings"] = dict(trained.settings)
+        parts = {"params": leaves, "golden": golden_case(model, leaves, orders)}
+        if index is not None:
+            parts["index"] = index_arrays(index)
+        if encoder is not None:
+            write_arrays(partial / "encoder.safetensors", encoder.to_arrays())
+            manifest["encoder"] = {"record": encoder.to_record(), "file": "encoder.safetensors"}
+            if trained.items is not None:
+                parts["items"] = leaves_by_path(dataclasses.replace(trained.items, encoding=""))
+        for name, arrays in parts.items():
+            manifest[name] = f"{name}.safetensors"
+            write_arrays(partial / manifest[name], arrays)
+        shutil.copytree(Path(consume.__file__).parent, partial / "consume", ignore=shutil.ignore_patterns("__pycache__"))
+        names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        manifest["files"] = {
+            name: {"bytes": (partial / name).stat().st_size, "sha256": digest_of(partial / name)} for name in names
+        }
+        manifest["sha256"] = consume.seal(manifest)
+        raw = json.dumps(manifest, indent=1).encode()
+        (partial / files.MANIFEST).write_bytes(raw)
+        digest = hashlib.sha256(raw).hexdigest()
+        consume.verify(partial, sha256=digest)
+        return digest
 
 
 def expect_platforms(platforms: Sequence[str]) -> None:
@@ -84,56 +126,6 @@ def expect_platforms(platforms: Sequence[str]) -> None:
     with needs_extra("exports need flatbuffers", "export"):
         import flatbuffers  # noqa: F401
     expect(platforms and set(platforms) <= set(KNOWN), "platforms", f"names among {list(KNOWN)}", list(platforms))
-
-
-def _write(
-    target: Path, trained: Trained, parts: Mapping[str, Mapping[str, np.ndarray]],
-    *, platforms: Sequence[str], buckets: Mapping[str, Sequence[int]], orders: Mapping[str, Order],
-) -> str:  # fmt: skip
-    """Fill a folder and verify it; `parts` are further files of arrays by name."""
-    model, params, encoder = trained.model, trained.params, trained.encoder
-    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
-    bounds = functions.axis_bounds(model, leaves)
-    axes = _axes(model.config, bounds, buckets)
-    for name, order in orders.items():
-        expect(isinstance(name, str) and name.isidentifier(), "orders", "names of letters, digits and _", repr(name))
-        reads_bid(name, order, model.config.objectives)  # or raises
-    exported = functions.export_all(model, leaves, bounds, platforms=platforms, orders=orders)
-    manifest: dict[str, Any] = {
-        "format": files.FORMAT,
-        "format_version": files.FORMAT_VERSION,
-        "version": fingerprint(trained.params, trained.config, encoder),
-        "encoding": "" if encoder is None else encoder.version,
-        "made_with": {"python": platform.python_version(), "aif_jax": __version__}
-        | {name: metadata.version(name) for name in PACKAGES},
-        "platforms": list(platforms),
-        "config": model.config.to_json(),
-        "axes": axes,
-        "functions": {name: _function(target, name, built, model.config.schema) for name, built in exported.items()},
-    }
-    if orders:
-        manifest["orders"] = list(orders)
-    if trained.settings is not None:
-        manifest["settings"] = dict(trained.settings)
-    parts = {"params": leaves, **parts}
-    parts["golden"] = golden_case(model, leaves, orders)
-    if encoder is not None:
-        write_arrays(target / "encoder.safetensors", encoder.to_arrays())
-        manifest["encoder"] = {"record": encoder.to_record(), "file": "encoder.safetensors"}
-        if trained.items is not None:
-            parts["items"] = leaves_by_path(dataclasses.replace(trained.items, encoding=""))
-    for name, arrays in parts.items():
-        manifest[name] = f"{name}.safetensors"
-        write_arrays(target / manifest[name], arrays)
-    shutil.copytree(Path(consume.__file__).parent, target / "consume", ignore=shutil.ignore_patterns("__pycache__"))
-    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    manifest["files"] = {name: {"bytes": (target / name).stat().st_size, "sha256": digest_of(target / name)} for name in names}
-    manifest["sha256"] = consume.seal(manifest)
-    raw = json.dumps(manifest, indent=1).encode()
-    (target / files.MANIFEST).write_bytes(raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    consume.verify(target, sha256=digest)
-    return digest
 
 
 def index_arrays(index: ItemIndex) -> dict[str, np.ndarray]:
@@ -156,19 +148,17 @@ def _function(target: Path, name: str, built: functions.ExportedFunction, schema
 
 
 def _inputs(name: str, built: functions.ExportedFunction, schema: Schema) -> list[dict[str, Any]]:
-    """Return inputs as the layout of features describes them."""
-    lead = {"user": [], "users": ["b"], "item": ["n"]}.get(name)
-    if lead is None:  # what the other functions gave
-        return _entries(name, built.inputs)
-    leaves = functions.named(item_layout(schema) if name == "item" else user_layout(schema))
-
-    def entry(key: str, leaf: Leaf) -> dict[str, Any]:
-        shape = [*lead, *("l" if size == LENGTH else size for size in leaf.shape)]
-        checks = {"size": leaf.size, "finite": True if leaf.dtype == np.float32 else None, "minimum": leaf.minimum}
-        wanted = {check: value for check, value in checks.items() if value is not None}
-        return {"name": key, "shape": shape, "dtype": np.dtype(leaf.dtype).name} | wanted
-
-    return [entry(key, leaves[key]) for key in built.inputs]
+    """Return inputs, those of features with the bounds of their layout."""
+    entries, layout = _entries(name, built.inputs), {"user": user_layout, "users": user_layout, "item": item_layout}.get(name)
+    leaves = {} if layout is None else functions.named(layout(schema))
+    for entry in entries:
+        leaf: Leaf | None = leaves.get(entry["name"])
+        if leaf is not None:
+            if LENGTH in leaf.shape:
+                entry["shape"][-1] = "l"  # also where the functions take one length alone
+            bounds = {"size": leaf.size, "finite": leaf.dtype == np.float32 or None, "minimum": leaf.minimum}
+            entry |= {bound: value for bound, value in bounds.items() if value is not None}
+    return entries
 
 
 def _entries(function: str, specs: functions.Specs) -> list[dict[str, Any]]:

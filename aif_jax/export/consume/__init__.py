@@ -4,11 +4,11 @@ A copy of this package is in every exported folder: a serving team can `import c
 same code. No pickle is read, and nothing is opened that the manifest does not list.
 """
 
-from .files import ExportError, checked, read_arrays, read_manifest, seal
+from .files import ExportError, checked, checked_arrays, read_arrays, read_manifest, seal
 from .functions import deserialize, read_axes
 from .model import ExportedIndex, ExportedModel, difference, flatten, load, verify
 
 __all__ = [
-    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "deserialize", "difference",
-    "read_arrays", "read_axes", "read_manifest", "seal",
+    "load", "verify", "flatten", "ExportedModel", "ExportedIndex", "ExportError", "checked", "checked_arrays", "deserialize",
+    "difference", "read_arrays", "read_axes", "read_manifest", "seal",
 ]  # fmt: skip

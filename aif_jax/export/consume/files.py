@@ -90,6 +90,11 @@ def checked(folder: Path, manifest: Mapping[str, Any], name: Any) -> bytes:
     return raw
 
 
+def checked_arrays(folder: Path, manifest: Mapping[str, Any], name: Any) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that the manifest lists; see `checked` and `read_arrays`."""
+    return read_arrays(checked(folder, manifest, name))
+
+
 def read_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """Return arrays of a safetensors file, read-only views of its bytes; ExportError if the header is not of them."""
     length, limit = int.from_bytes(raw[:8], "little") if len(raw) >= 8 else -1, min(len(raw) - 8, MANIFEST_BYTES)

@@ -13,7 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from .files import ORDER, PROBABILITY, ExportError, checked, expect, local, read_arrays, read_manifest
+from .files import ORDER, PROBABILITY, ExportError, checked, checked_arrays, expect, local, read_manifest
 from .functions import Function, Ids, axis_of, read_axes
 
 
@@ -33,7 +33,9 @@ def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = No
       ExportError: a file is missing or altered; the format or JAX is of another version.
     """
     folder = local(folder)
-    return ExportedModel(folder, _open(folder, sha256), buckets=buckets)
+    manifest = read_manifest(folder, sha256=sha256)
+    check_versions(manifest)
+    return ExportedModel(folder, manifest, buckets=buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,23 +72,22 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], *, buckets: Mapping[str, Sequence[int]] | None = None):
-        def arrays(name: Any) -> dict[str, np.ndarray]:
-            return read_arrays(checked(folder, manifest, name))
-
         self.manifest = manifest
         self.version: str = manifest["version"]
         self.encoding: str = manifest["encoding"]
         self.config: dict[str, Any] = manifest["config"]
         self.orders: tuple[str, ...] = tuple(manifest.get("orders", ()))
-        axes, params = read_axes(manifest, buckets or {}), jax.device_put(arrays(manifest["params"]))
+        axes = read_axes(manifest, buckets or {})
+        params = jax.device_put(checked_arrays(folder, manifest, manifest["params"]))
         self.functions = {
             name: Function(name, spec, checked(folder, manifest, spec.get("file")), params, axes)
             for name, spec in manifest["functions"].items()
         }
         self._score = jax.jit(self._gather_and_score)
-        self._vocabularies = _vocabularies(arrays(manifest["encoder"].get("file"))) if manifest.get("encoder") else {}
-        self._actions = _listed_actions(manifest.get("encoder") or {})
-        self.index = _index(arrays(manifest["index"])) if manifest.get("index") else None
+        encoder = manifest.get("encoder") or {}
+        self._vocabularies = _vocabularies(checked_arrays(folder, manifest, encoder.get("file"))) if encoder else {}
+        self._actions = _listed_actions(encoder)
+        self.index = _index(checked_arrays(folder, manifest, manifest["index"])) if manifest.get("index") else None
 
     def user(self, features: Any) -> dict[str, jax.Array]:
         """Return the state of ONE user, on the device; its history is padded to its bucket, or cut to what the model reads.
@@ -219,12 +220,10 @@ def verify(folder: str | Path, *, tolerance: float = 1e-4, sha256: str | None = 
     Raises:
       ExportError: as `load`; an output that differs by more.
     """
-    folder = local(folder)
-    manifest = _open(folder, sha256)
-    for name in manifest["files"]:
-        checked(folder, manifest, name)
-    model = ExportedModel(folder, manifest)
-    golden = read_arrays(checked(folder, manifest, manifest["golden"]))
+    model, folder = load(folder, sha256=sha256), Path(folder)
+    for name in model.manifest["files"]:
+        checked(folder, model.manifest, name)
+    golden = checked_arrays(folder, model.manifest, model.manifest["golden"])
     largest = {}
     for name, function in model.functions.items():
         inputs, expected = (
@@ -276,13 +275,6 @@ def check_versions(manifest: Mapping[str, Any]) -> None:
         reads = type(version) is int and low <= version <= high
         expected = f"a calling convention of {low} to {high}, as jax {here} reads"
         expect(reads, name, expected, f"{version} of jax {made}; {advice}")
-
-
-def _open(folder: Path, sha256: str | None) -> dict[str, Any]:
-    """Return the manifest of a folder whose functions this JAX can read."""
-    manifest = read_manifest(folder, sha256=sha256)
-    check_versions(manifest)
-    return manifest
 
 
 def _listed_actions(encoder: Mapping[str, Any]) -> dict[str, int]:
