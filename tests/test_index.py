@@ -403,13 +403,13 @@ def test_ids_of_text_are_bounded():
 def test_two_strings_with_one_hash_are_refused(monkeypatch):
     """Of 10^7 strings two share 64 bits with probability 3e-6; their marks still differ."""
     index = make(part(FEATURES, slice(3)), ["a", "b", "c"])
-    hashed = ids_module._hashed
+    hashes = ids_module.hashes
 
     def clash(strings):
-        keys = hashed(strings)
-        return Keys(np.where(np.array(strings) == "clash", hashed(["a"]).key[0], keys.key), keys.mark)
+        keys, marks = hashes(strings)
+        return np.where(np.array(strings) == "clash", hashes(["a"])[0][0], keys), marks
 
-    monkeypatch.setattr(ids_module, "_hashed", clash)
+    monkeypatch.setattr(ids_module, "hashes", clash)
     assert index.lookup(["clash", "a"])[1].tolist() == [False, True] and index.delete(["clash"]) is index
     room = index._store.room
     for ids in (["clash"], ["d", "clash", "a"]):

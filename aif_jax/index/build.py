@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,6 @@ from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import Kind
 from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, raw_keys
-from aif_jax.index.parts import Part
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import hidden, track
 from aif_jax.readers import read_items
@@ -31,33 +29,6 @@ ItemBatches: TypeAlias = Iterable[Any]
 """Pairs of raw ids [n] and `ItemFeatures` with a leading axis [n], or with an encoder raw columns [n], such as Arrow record
 batches; n may differ from batch to batch."""
 Batch: TypeAlias = tuple[Keys, ItemFeatures]
-
-
-def merge_store(
-    program: ItemProgram, rows: Iterable[tuple[Part, Any, np.ndarray]],
-    *, capacity: int | None, known: int | None, progress: bool,
-) -> tuple[Store, View]:  # fmt: skip
-    """Put rows that jobs made into a new table in their order; of each part raw ids [n] and words uint32 [n, W]."""
-    starts: list[tuple[int, Part]] = []
-
-    def keyed() -> Iterator[tuple[Keys, np.ndarray]]:
-        kind, start = None, 0
-        for part, ids, words in rows:
-            keys = raw_keys(ids, f"{part.name}, column 'id'", like=kind)
-            kind = kind or keys.kind
-            starts.append((start, part._replace(batch=None)))
-            start += len(words)
-            yield keys, words
-
-    def locate(position: int) -> str:
-        start, part = starts[bisect.bisect_right(starts, position, key=lambda entry: entry[0]) - 1]
-        return part.locate(position - start)
-
-    batches = rebatch(keyed(), program.batch_size)
-    stored = ((keys, program.words(words)) for keys, words in batches)
-    made = fill(program, stored, capacity=capacity, known=known, progress=progress, locate=locate)
-    expect(known is None or made[1].length == known, "parts", f"{known} items", made[1].length)
-    return made
 
 
 def fill(

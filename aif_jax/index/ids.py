@@ -15,6 +15,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import Kind, as_ids
+from aif_jax.export.consume.functions import hashes
 
 EMPTY = np.iinfo(np.int64).min
 """Marks a free slot of the id map, and so is no valid id."""
@@ -57,7 +58,7 @@ def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = Tru
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     expect(len(shape) == 1, name, "one axis", f"shape {list(shape)}")
     ids = as_ids(raw, name, short=short)
-    keys = Keys(ids) if isinstance(ids, np.ndarray) else _hashed(ids)
+    keys = Keys(ids) if isinstance(ids, np.ndarray) else Keys(*hashes(ids))
     expect(like is None or keys.kind in (None, like), name, like, keys.kind, error=TypeError)
     allowed = keys.kind != "integers" or keys.key.min() != EMPTY
     expect(allowed, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
@@ -79,45 +80,6 @@ def string_ids(names: Any) -> np.ndarray:
 
 def _nested(raw: Any) -> bool:
     return not hasattr(raw, "__len__") or (len(raw) > 0 and isinstance(next(iter(raw)), list | tuple | np.ndarray))
-
-
-MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
-FEW = 16  # strings below which Python's integers are faster than NumPy's calls
-
-
-def _hashed(strings: list[str]) -> Keys:
-    """Key and mark of strings; a hash that an index stores, the same in every version. Memory follows the characters."""
-    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
-    points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
-    order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
-    starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
-    mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
-    place = int(sizes[FEW]) if len(strings) > FEW else 0
-    for at, count in enumerate(np.searchsorted(-sizes, -np.arange(place), side="left").tolist()):
-        mixed[:count], marks[:count] = _step(mixed[:count], marks[:count], points[starts[:count] + at])
-    for row in range(min(FEW, len(strings))):  # so one long string costs no array operation for each of its characters
-        rest = points[starts[row] + place : starts[row] + sizes[row]].tolist()
-        mixed[row], marks[row] = _rest(int(mixed[row]), int(marks[row]), rest)
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    mixed, marks = mixed[back], marks[back]
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
-    return Keys(np.where(ids == EMPTY, 0, ids), marks)
-
-
-def _step(mixed: np.ndarray, marks: np.ndarray, character: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    step = (mixed ^ character) * MULTIPLIER
-    return step ^ (step >> np.uint64(32)), (marks ^ character) * PRIME
-
-
-def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
-    """Return `_step` for every character of one string."""
-    multiplier, prime = int(MULTIPLIER), int(PRIME)
-    for character in characters:
-        step = (mixed ^ character) * multiplier & 0xFFFFFFFFFFFFFFFF
-        mixed, mark = step ^ step >> 32, (mark ^ character) * prime & 0xFFFFFFFF
-    return mixed, mark
 
 
 BUCKET = 8

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.catalogue import Catalogue
-from aif_jax.checks import VersionMismatch, check_encoding, expect_array, expect_integer, expect_names
+from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_integer, expect_names
 from aif_jax.config import Config
 from aif_jax.encoding.vocabulary import Kind
-from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, merge_store, rebatch
+from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
-from aif_jax.index.parts import rows_of, stored_by
+from aif_jax.index.parts import EncodedParts
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.store import sealed
 from aif_jax.store.codec import Packed, Storage, decode, unpack
@@ -236,11 +236,13 @@ class ItemIndex:
           ValueError, TypeError: missing columns, rows of another storage, batch size or width, an id that comes twice, with
             both places, another number of items.
         """
-        stamp, stream = stored_by(parts, trained.version, BATCH)
-        program = ItemProgram(trained, storage=stamp.storage, batch_size=stamp.batch_size, mesh=mesh)
-        width = program.shapes().words.shape[1]
-        rows = ((part, *rows_of(part, stamp, width)) for part in stream)
-        return cls(*merge_store(program, rows, capacity=capacity, known=items, progress=progress))
+        encoded = EncodedParts(parts, version=trained.version, batch_size=BATCH)
+        program = ItemProgram(trained, storage=encoded.made_by.storage, batch_size=encoded.made_by.batch_size, mesh=mesh)
+        batches = rebatch(encoded.rows(program.shapes().words.shape[1]), program.batch_size)
+        stored = ((keys, program.words(words)) for keys, words in batches)
+        made = cls(*fill(program, stored, capacity=capacity, known=items, progress=progress, locate=encoded.locate))
+        expect(items in (None, len(made)), "parts", f"{items} items", len(made))
+        return made
 
     @classmethod
     def of_rows(cls, trained: Trained, keys: Keys, rows: Any) -> ItemIndex:
@@ -362,15 +364,11 @@ class ItemIndex:
             keys, features = take((keys, features), last)
         if not len(last):
             return self
-        return self._changed(keys, lambda base: base._program, features)
-
-    def _changed(self, keys: Keys, run: Callable[[ItemIndex], Any], items: Any) -> ItemIndex:
-        """Return the snapshot with rows that `run` makes of items [n], all different."""
-        count, latest = len(keys.key), self._store.head() is self and self._store.fits(keys)
-        base = self if latest else self._copy(least=count, kind=keys.kind)
-        rows = base._store.rows.take(count)
+        latest = self._store.head() is self and self._store.fits(keys)
+        base = self if latest else self._copy(least=len(last), kind=keys.kind)
+        rows = base._store.rows.take(len(last))
         try:
-            base._store.write(run(base), items, rows)
+            base._store.write(base._program, features, rows)
             return base._next(keys, rows)
         except BaseException:
             base._store.rows.give_back(rows)

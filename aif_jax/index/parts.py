@@ -14,6 +14,7 @@ mixed, whatever shuffles them.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ import numpy as np
 
 from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
-from aif_jax.encoding.vocabulary import Kind, as_ids
+from aif_jax.encoding.vocabulary import Kind
 from aif_jax.export.consume.files import memory
+from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.readers.tables import pyarrow
 from aif_jax.store.codec import STORAGES, Storage
 
@@ -34,17 +36,6 @@ class RowVersion(NamedTuple):
     version: str
     storage: Storage
     batch_size: int
-
-
-class Part(NamedTuple):
-    """Encoded rows, and which batch of all they are."""
-
-    name: str  # "batch 3"
-    batch: Any  # Arrow record batch or table
-
-    def locate(self, row: int) -> str:
-        """Return where a row of these is."""
-        return f"{self.name}, row {row}"
 
 
 def schema(kind: Kind) -> Any:
@@ -70,76 +61,92 @@ def to_batch(ids: np.ndarray, words: np.ndarray, stamp: RowVersion) -> Any:
     return arrow.RecordBatch.from_arrays(columns, schema=wanted)
 
 
-def read(batches: Iterable[Any]) -> Iterator[Part]:
-    """Yield numbered Arrow record batches; empty ones are left out. Raises TypeError for anything else."""
-    if not isinstance(batches, Iterable) or hasattr(batches, "schema") or isinstance(batches, str):
-        raise TypeError(f"parts: expected an iterable of Arrow batches, got {type(batches).__name__}")
-    for number, batch in enumerate(batches):
-        if not hasattr(batch, "schema"):
-            raise TypeError(f"parts, batch {number}: expected Arrow record batches, got {type(batch).__name__}")
-        if batch.num_rows:
-            yield Part(f"batch {number}", batch)
+class EncodedParts:
+    """Arrow batches of encoded rows, all made by one model in one way, in their order.
 
+    Attributes:
+      made_by: as the first row says; for no rows float32, in batches of `batch_size`.
 
-def stored_by(parts: Iterable[Any], version: str, batch_size: int) -> tuple[RowVersion, Iterator[Part]]:
-    """Return how rows of a version are stored, and the rows, see `read`: as the first says, or as float32 without any, in parts
-    of that size. Raises ValueError for missing columns, or for what no job writes.
+    Raises:
+      TypeError, ValueError: no Arrow batches, missing columns, or a first row that no job writes.
     """
-    stream = read(parts)
-    first = next(stream, None)
-    if first is None:
-        return RowVersion(version, "float32", batch_size), stream
-    columns = _columns(first)
-    stamp = RowVersion(*(columns[name][0].as_py() for name in RowVersion._fields))
-    good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
-    good = good and 1 <= stamp.batch_size <= memory()
-    expect(good, first.locate(0), f"a version, one of {STORAGES} and a batch size", tuple(stamp))
-    return stamp._replace(version=version), itertools.chain([first], stream)
+
+    def __init__(self, parts: Any, *, version: str, batch_size: int):
+        if not isinstance(parts, Iterable) or hasattr(parts, "schema") or isinstance(parts, str):
+            raise TypeError(f"parts: expected an iterable of Arrow batches, got {type(parts).__name__}")
+        self._stream = _read(parts)
+        self._starts: list[tuple[int, str]] = []  # of the batches so far: rows before it, its name
+        self.made_by = RowVersion(version, "float32", batch_size)
+        for name, columns in self._stream:
+            stamp = RowVersion(*(columns[field][0].as_py() for field in RowVersion._fields))
+            good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
+            good = good and 1 <= stamp.batch_size <= memory()
+            expect(good, f"{name}, row 0", f"a version, one of {STORAGES} and a batch size", tuple(stamp))
+            self.made_by = stamp._replace(version=version)
+            self._stream = itertools.chain([(name, columns)], self._stream)
+            break
+
+    def rows(self, width: int) -> Iterator[tuple[Keys, np.ndarray]]:
+        """Yield keys [n] and words uint32 [n, W = width] of each batch, once; raises as `ItemIndex.from_parts`."""
+        kind, start = None, 0
+        for name, columns in self._stream:
+            self._starts.append((start, name))
+            self._expect_made_alike(columns, start)
+            lengths = plain(pyarrow("pyarrow.compute").binary_length(columns["row"]))
+            if (wrong := lengths != 4 * width).any():
+                at = int(np.argmax(wrong))
+                raise ValueError(f"{name}, row {at}: expected a row of {4 * width} bytes, got {lengths[at]}")
+            keys = raw_keys(plain(columns["id"]), f"{name}, column 'id'", like=kind)
+            kind, start = keys.kind, start + len(keys.key)
+            _, ends, data = columns["row"].buffers()
+            offset = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
+            words = np.frombuffer(data, np.uint8, len(lengths) * 4 * width, offset).view("<u4")
+            yield keys, words.reshape(len(lengths), width).astype(np.uint32, copy=False)
+
+    def locate(self, position: int) -> str:
+        """Return where a row of all rows came from: batch and row."""
+        start, name = self._starts[bisect.bisect_right(self._starts, position, key=lambda entry: entry[0]) - 1]
+        return f"{name}, row {position - start}"
+
+    def _expect_made_alike(self, columns: dict[str, Any], start: int) -> None:
+        """Raise VersionMismatch for a row of another version, ValueError for one that is stored in another way."""
+        for field, expected in self.made_by._asdict().items():
+            same = plain(pyarrow("pyarrow.compute").equal(columns[field], expected))
+            if not same.all():
+                at = int(np.argmin(same))
+                where, got = self.locate(start + at), columns[field][at].as_py()
+                if field == "version":
+                    raise VersionMismatch(where, expected=str(expected), got=str(got))
+                raise ValueError(f"{where}: expected {field} {expected} as the rows before, got {got}")
 
 
-def rows_of(part: Part, stamp: RowVersion, width: int) -> tuple[Any, np.ndarray]:
-    """Return raw ids [n], int64 or a list of strings, and words uint32 [n, W = width]; raises as `ItemIndex.from_parts`."""
-    columns = _columns(part)
-    compute = pyarrow("pyarrow.compute")
-    for name, expected in stamp._asdict().items():
-        same = plain(compute.equal(columns[name], expected))
-        if not same.all():
-            at = int(np.argmin(same))
-            got = columns[name][at].as_py()
-            if name == "version":
-                raise VersionMismatch(part.locate(at), expected=str(expected), got=str(got))
-            raise ValueError(f"{part.locate(at)}: expected {name} {expected} as the rows before, got {got}")
-    lengths = plain(compute.binary_length(columns["row"]))
-    if (lengths != 4 * width).any():
-        at = int(np.argmax(lengths != 4 * width))
-        raise ValueError(f"{part.locate(at)}: expected a row of {4 * width} bytes, got {lengths[at]}")
-    ids = as_ids(plain(columns["id"]), f"{part.name}, column 'id'")
-    _, ends, data = columns["row"].buffers()
-    start = int(np.frombuffer(ends, np.int32)[columns["row"].offset])
-    words = np.frombuffer(data, np.uint8, len(lengths) * 4 * width, start).view("<u4")
-    return ids, words.reshape(len(lengths), width).astype(np.uint32, copy=False)
-
-
-def _columns(part: Part) -> dict[str, Any]:
-    """Return the columns of `schema` by name, each one Arrow array without nulls; ValueError for others."""
+def _read(batches: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and columns of batches that have rows: Arrow arrays of the types of `schema`, without nulls."""
     arrow, names = pyarrow(), ("id", "row", *RowVersion._fields)
-    present = part.batch.schema.names
-    missing = [name for name in names if present.count(name) != 1]
-    expect(not missing, part.name, "columns id, row, version, storage and batch_size once each", f"{present}: no {missing}")
-    type_, test = part.batch.schema.field("id").type, arrow.types
-    type_ = type_.value_type if test.is_dictionary(type_) else type_
-    text = test.is_string(type_) or test.is_large_string(type_)
-    expect(text or test.is_integer(type_), f"{part.name}, column 'id'", "integers or strings", type_)
-    wanted = schema("strings" if text else "integers")
-    columns = {}
-    for name in names:
-        try:  # engines make other types of them: large, of a fixed size, dictionaries
-            values = part.batch.column(name).cast(wanted.field(name).type)
-        except arrow.ArrowException as error:
-            got = f"{part.batch.schema.field(name).type}: {error}"
-            raise ValueError(f"{part.name}, column {name!r}: expected {wanted.field(name).type}, got {got}") from error
-        columns[name] = values.combine_chunks() if hasattr(values, "combine_chunks") else values
-        if values.null_count:
-            at = int(np.argmax(plain(values.is_null())))
-            raise ValueError(f"{part.locate(at)}, column {name!r}: expected a value, got null; encode the items again")
-    return columns
+    for number, batch in enumerate(batches):
+        name = f"batch {number}"
+        if not hasattr(batch, "schema"):
+            raise TypeError(f"parts, {name}: expected Arrow record batches, got {type(batch).__name__}")
+        if not batch.num_rows:
+            continue
+        present = batch.schema.names
+        missing = [each for each in names if present.count(each) != 1]
+        expect(not missing, name, "columns id, row, version, storage and batch_size once each", f"{present}: no {missing}")
+        id_type = batch.schema.field("id").type
+        id_type = id_type.value_type if arrow.types.is_dictionary(id_type) else id_type
+        text = arrow.types.is_string(id_type) or arrow.types.is_large_string(id_type)
+        expect(text or arrow.types.is_integer(id_type), f"{name}, column 'id'", "integers or strings", id_type)
+        yield name, {field.name: _column(batch, field, name) for field in schema("strings" if text else "integers")}
+
+
+def _column(batch: Any, field: Any, name: str) -> Any:
+    """Return a column as an Arrow array of the field's type: engines make other types of them, large or dictionaries."""
+    where = f"{name}, column {field.name!r}"
+    try:
+        values = batch.column(field.name).cast(field.type)
+    except pyarrow().ArrowException as error:
+        raise ValueError(f"{where}: expected {field.type}, got {batch.schema.field(field.name).type}: {error}") from error
+    if values.null_count:
+        at = int(np.argmax(plain(values.is_null())))
+        raise ValueError(f"{name}, row {at}, column {field.name!r}: expected a value, got null; encode the items again")
+    return values.combine_chunks() if hasattr(values, "combine_chunks") else values

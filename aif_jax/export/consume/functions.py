@@ -188,9 +188,6 @@ def _sized(shape: Sequence[int | str], sizes: Mapping[str, int]) -> tuple[int, .
     return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in shape)
 
 
-WORD = (1 << 64) - 1
-
-
 class Ids:
     """Known raw ids.
 
@@ -221,7 +218,7 @@ class Ids:
                 raise ExportError(f"{self.name}: expected strings, got {other[0]!r}")
             if not self.hashed:
                 return np.fromiter(map(self._place.get, flat, itertools.repeat(-1)), np.int64, len(flat)).reshape(texts.shape)
-            raw = string_keys(flat).reshape(texts.shape)
+            raw = hashes(flat)[0].reshape(texts.shape)
         ids = np.asarray(raw)
         if not ids.size or not len(self):
             return np.full(ids.shape, -1)
@@ -236,18 +233,48 @@ class Ids:
         return {text: place for place, text in enumerate(self.raw.tolist())}
 
 
-def string_keys(strings: list[str]) -> np.ndarray:
-    """Return int64 hashes of strings, as `aif_jax.index.string_ids` computes them."""
-    keys = []
-    for text in strings:
-        mixed = 0xCBF29CE484222325
-        for character in text:
-            step = (mixed ^ ord(character)) * 0x9E3779B97F4A7C15 & WORD
-            mixed = step ^ step >> 32
-        mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & WORD
-        keys.append(mixed ^ mixed >> 32)
-    found = np.array(keys, np.uint64).view(np.int64)
-    return np.where(found == np.iinfo(np.int64).min, 0, found)
+WORD = (1 << 64) - 1
+MULTIPLIER, PRIME = np.uint64(0x9E3779B97F4A7C15), np.uint32(0x01000193)
+RESERVED = np.iinfo(np.int64).min  # no id, as it marks a free slot of an index
+FEW = 16  # strings below which Python's integers are faster than NumPy's calls
+
+
+def hashes(strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return two hashes of strings [n], int64 and uint32, as an index stores them: the same in every version.
+
+    Memory follows the characters.
+    """
+    lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+    points = np.frombuffer("".join(strings).encode("utf-32-le", "surrogatepass"), np.uint32)
+    order = np.argsort(-lengths, kind="stable")  # the longest first: strings with a character left are a prefix
+    starts, sizes = (np.cumsum(lengths) - lengths)[order], lengths[order]
+    mixed, marks = np.full(len(strings), 0xCBF29CE484222325, np.uint64), np.full(len(strings), 0x811C9DC5, np.uint32)
+    place = int(sizes[FEW]) if len(strings) > FEW else 0
+    for at, count in enumerate(np.searchsorted(-sizes, -np.arange(place), side="left").tolist()):
+        mixed[:count], marks[:count] = _step(mixed[:count], marks[:count], points[starts[:count] + at])
+    for row in range(min(FEW, len(strings))):  # so one long string costs no array operation for each of its characters
+        rest = points[starts[row] + place : starts[row] + sizes[row]].tolist()
+        mixed[row], marks[row] = _rest(int(mixed[row]), int(marks[row]), rest)
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    mixed, marks = mixed[back], marks[back]
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    ids = (mixed ^ (mixed >> np.uint64(32))).view(np.int64)
+    return np.where(ids == RESERVED, 0, ids), marks
+
+
+def _step(mixed: np.ndarray, marks: np.ndarray, character: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    step = (mixed ^ character) * MULTIPLIER
+    return step ^ (step >> np.uint64(32)), (marks ^ character) * PRIME
+
+
+def _rest(mixed: int, mark: int, characters: list[int]) -> tuple[int, int]:
+    """Return `_step` for every character of one string."""
+    multiplier, prime = int(MULTIPLIER), int(PRIME)
+    for character in characters:
+        step = (mixed ^ character) * multiplier & WORD
+        mixed, mark = step ^ step >> 32, (mark ^ character) * prime & 0xFFFFFFFF
+    return mixed, mark
 
 
 def _strings(utf8: np.ndarray, offsets: np.ndarray, name: str) -> np.ndarray:
