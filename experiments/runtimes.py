@@ -36,7 +36,6 @@ import aif_jax as aif
 from aif_jax.features import pack
 from aif_jax.output import track
 from aif_jax.serving import compute_inline
-from aif_jax.serving.users import plain_features
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
 from experiments.services import Compiled, Model, World, compiled
@@ -162,13 +161,12 @@ class Ours(Runtime):
 
     def __init__(self, made: Model, counts: tuple[int, ...], top: int):
         self._compiled = Compiled(made, counts, top)
-        users = [plain_features(made.world.schema, user, encoding=made.index.encoding) for user in made.users]
 
         def scored(rows: np.ndarray, state: Any) -> Best:
             best = self._compiled.best(rows, state)
             return best.logits, best.positions
 
-        super().__init__(made, lambda number: self._compiled.state(pack(users[number % len(users)])), scored)
+        super().__init__(made, lambda number: self._compiled.state(pack(made.user(number))), scored)
 
 
 def rows_of(made: Model) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +18,10 @@ import numpy as np
 
 import aif_jax as aif
 from aif_jax import Dataset, ItemIndex
-from aif_jax.features import pack, unpack, user_specs
+from aif_jax.features import UserPacker, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
 from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs
 from aif_jax.serving.scoring import TopCandidates, UserSide
-from aif_jax.serving.users import plain_features
 from aif_jax.serving.versions import build_snapshot
 from aif_jax.store.codec import Storage
 from experiments import common, drawn
@@ -158,13 +158,17 @@ class Model:
         """Of the model."""
         return self.model.config
 
+    @functools.cached_property
+    def _packer(self) -> UserPacker:
+        return UserPacker(self.world.schema, [self.config.history_length])
+
     def user(self, number: int) -> aif.UserFeatures:
         """Return features of a request's user."""
         return self.users[number % self.world.users]
 
     def words(self, number: int) -> np.ndarray:
         """Return the features of a request's user, checked, as words int32 [n]."""
-        return pack(plain_features(self.world.schema, self.user(number), encoding=self.index.encoding))
+        return self._packer(self.user(number))
 
     def candidates(self, number: int, count: int) -> np.ndarray:
         """Return raw ids int64 [C] of a request's candidates."""

@@ -18,9 +18,9 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import output as progress
-from aif_jax.features import pack
+from aif_jax.features import history_length, pack
 from aif_jax.serving import Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request, ServingConfig
-from aif_jax.serving.programs import LOGIT, Programs, history_length
+from aif_jax.serving.programs import LOGIT, Programs
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.serving.versions import Version, build_snapshot
 from tests.refusals import refused_later

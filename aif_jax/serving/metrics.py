@@ -35,10 +35,11 @@ class UnknownCounts(NamedTuple):
 
 
 def count_unknown(features: UserFeatures) -> UnknownCounts:
-    """Return counts of checked features of NumPy arrays."""
-    history, attributes = features.history, sum(not np.any(value) for value in features.ids.values())
-    unknown = (history.mask & (np.asarray(ids) == 0) for ids in (history.item, history.action))
-    events, items, actions = (int(np.count_nonzero(there)) for there in (history.mask, *unknown))
+    """Return counts of checked features."""
+    history, attributes = features.history, sum(not np.count_nonzero(value) for value in features.ids.values())
+    mask = np.asarray(history.mask)
+    unknown = (mask & (np.asarray(ids) == 0) for ids in (history.item, history.action))
+    events, items, actions = (int(np.count_nonzero(there)) for there in (mask, *unknown))
     return UnknownCounts(events, items, actions, attributes)
 
 

@@ -87,12 +87,6 @@ def compute_inline() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def history_length(features: Any) -> int:
-    """Place L of the history of features; -1 where they are none, which the check reports."""
-    size = getattr(getattr(getattr(features, "history", None), "mask", None), "size", 0)
-    return size if isinstance(size, int) and size else -1
-
-
 class Programs:
     """Compiled functions, shared by all versions of a model whose shapes are the same."""
 

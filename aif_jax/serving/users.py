@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from aif_jax.checks import check_encoding, expect
-from aif_jax.features import check_user_features, pack
-from aif_jax.schema import Schema
+from aif_jax.checks import check_encoding
+from aif_jax.features import history_length
 from aif_jax.serving.callables import TimeLimitedCall, described
 from aif_jax.serving.config import ServingConfig, batch_sizes
 from aif_jax.serving.metrics import Metrics, UnknownCounts, count_unknown
 from aif_jax.serving.pending import PendingRequest
-from aif_jax.serving.programs import Programs, history_length
+from aif_jax.serving.programs import Programs
 from aif_jax.serving.requests import DeadlineExceeded, Request, Span
 from aif_jax.serving.scoring import RECENT, Batches, UserSide
 from aif_jax.serving.versions import Version
@@ -337,11 +336,13 @@ class UserStates:
 
 
 def pack_user(task: UserTask) -> tuple[np.ndarray, UnknownCounts]:
-    """Return the checked features of a user as words int32 [n], and counts of unknown ids; raises as `plain_features`."""
-    features = plain_features(task.version.schema, task.features, encoding=task.version.encoding)
-    length, expected = history_length(features), ", ".join(f"L={length}" for length in task.version.lengths)
-    expect(length in task.version.lengths, "UserFeatures.history", f"a history of {expected}", f"L={length}")
-    return pack(features), count_unknown(features)
+    """Return the features of a user as words int32 [n], and counts of unknown ids.
+
+    Raises EncodingMismatch, or as `check_user_features`.
+    """
+    version, features = task
+    check_encoding("UserFeatures", expected=version.encoding, got=getattr(features, "encoding", ""))
+    return version.packer(features), count_unknown(features)
 
 
 def compute_states(
@@ -358,10 +359,3 @@ def compute_states(
         jax.block_until_ready(states[0])  # all come from one program
     span = Span("user", began, time.perf_counter())
     return [(state, known, span) for state, (_, known) in zip(states, packed, strict=True)]
-
-
-def plain_features(schema: Schema, features: UserFeatures, *, encoding: str) -> UserFeatures:
-    """Return the checked features of one user as NumPy arrays. Raises EncodingMismatch, or as `check_user_features`."""
-    check_encoding("UserFeatures", expected=encoding, got=getattr(features, "encoding", ""))
-    check_user_features(schema, features, batched=False)
-    return jax.tree.map(np.asarray, dataclasses.replace(features, encoding=""))

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import VersionMismatch, check_encoding, expect_finite
-from aif_jax.features import behaviours, empty_user, pack
+from aif_jax.features import UserPacker, behaviours, empty_user, history_length
 from aif_jax.output import track
 from aif_jax.schema import Schema
 from aif_jax.scores import GROUP
 from aif_jax.serving.config import ServingConfig, batch_sizes
-from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs, history_length
+from aif_jax.serving.programs import LOGIT, ROWS_OWN, Orders, Programs
 from aif_jax.serving.requests import NonFiniteScores, OutputSpec
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.store.trained import Trained
@@ -31,18 +31,13 @@ class Version:
     """One model version. Requests hold the version they started with; it is freed when the last of them completes."""
 
     name: str
-    schema: Schema
+    packer: UserPacker
     encoding: str  # version of the encoder that its features must come from, "" where none is known
     params: Any
     user: dict[tuple[int, int], Callable[..., Any]]  # compiled, by length of history and users in a batch
     unknown: list[UserSide]  # the unknown user with each length: to compile for, and to answer with
     snapshot: Snapshot
     spec: OutputSpec
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths of history that are compiled."""
-        return tuple(side.length for side in self.unknown)
 
     def states(self, words: list[np.ndarray], length: int) -> tuple[Any, ...]:
         """Return states, not ready yet, of a compiled number of users whose histories have one length."""
@@ -68,11 +63,12 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     lengths = config.history_lengths or (model_config.history_length,)
     sizes = itertools.product(lengths, batch_sizes(config.batch_size))
     user = {(length, count): programs.user(params, length, count) for length, count in sizes}
+    packer = UserPacker(model_config.schema, lengths)
 
     def state_of(features: UserFeatures) -> UserSide:
         length = history_length(features)
         with jax.transfer_guard_host_to_device("allow"):
-            return UserSide(user[length, 1](pack(features)[None])[0], length, None)
+            return UserSide(user[length, 1](packer(features)[None])[0], length, None)
 
     unknown = [state_of(empty_user(model_config.schema, length=length)) for length in lengths]
     snapshot = build_snapshot(programs, params, unknown, index, config, orders)
@@ -85,7 +81,7 @@ def build_version(programs: Programs, trained: Trained, index: Any, config: Serv
     for order in orders.names:
         if count and order not in orders.need_bids and _non_finite(snapshot, unknown[0], count, order, config) == count:
             raise NonFiniteScores(f"order {order!r}: the values of all {count} probe items are NaN or infinite")
-    return Version(name, model_config.schema, index.encoding or trained.encoding, params, user, unknown, snapshot, spec)
+    return Version(name, packer, index.encoding or trained.encoding, params, user, unknown, snapshot, spec)
 
 
 def _non_finite(snapshot: Snapshot, side: UserSide, count: int, order: str, config: ServingConfig) -> int:
