@@ -85,6 +85,12 @@ class Catalogue:
             side={name: _with_unknown(table, f"side[{name!r}]", count, np.float32) for name, table in (side or {}).items()},
         )
 
+    @classmethod
+    def from_features(cls, schema: Schema, raw: Any, features: ItemFeatures) -> Catalogue:
+        """Return the catalogue of the features of all N rows, NumPy arrays; `raw` [N - 1] as in `from_items`."""
+        parts: dict[str, Any] = {name: getattr(features, name) for name in ("ids", "floats", "content", "side")}
+        return cls(schema=schema, raw=raw, **parts)
+
     def __len__(self) -> int:
         """Return N, rows, the unknown row 0 included."""
         return len(self.raw) + 1

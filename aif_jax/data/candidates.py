@@ -33,6 +33,10 @@ class SampleKey(NamedTuple):
     epoch: int
     step: int
 
+    def random(self, stream: int) -> np.random.Generator:
+        """Return the random numbers of a stream, such as `CHOICE`: those of other streams do not change with them."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(stream, self.epoch, self.step)))
+
 
 Labels: TypeAlias = np.ndarray | dict[str, np.ndarray]
 """float32 [B, C]; or several by name, such as the labels of each objective, the stage, a ranker's score: NaN where unknown."""
@@ -152,9 +156,9 @@ def sampled_negatives(
         log_q[np.isneginf(log_q)] = 0  # of a positive that is never drawn, and of no candidate
         return CandidateLists(rows, labels, log_q)
 
-    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest}
+    settings = {"negatives": negatives, "corrected": logq_correction, "sampler": sampler.digest, "seen": None}
     settings |= {} if repeats else {"repeats": False}  # cursors of runs before this option stay what they were
-    return CandidateSource(lists, {"kind": "sampled", **settings, "seen": None})
+    return CandidateSource(lists, {"kind": "sampled", **settings})
 
 
 def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[str, int]) -> CandidateSource:
@@ -188,7 +192,7 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
         ends = log.request_end(first)
         at = np.minimum(first[:, None] + np.arange(candidates), len(log) - 1)
         inside = np.arange(candidates) < (ends - first)[:, None]
-        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(CHOICE, draw.epoch, draw.step)))
+        rng = draw.random(CHOICE)
         for row in np.flatnonzero(ends - first > candidates):
             span = np.arange(first[row], ends[row])
             item, action = log.item[span], log.action[span]
@@ -252,11 +256,11 @@ def retrieved(
 
 def expect_threshold(dataset: Dataset, row: Any, name: str) -> None:
     """Raise ValueError for a threshold that is no action row above another one, or whose actions are in no order of meaning."""
-    raw, columns = dataset.action_names, dataset.encoder.columns if dataset.encoder is not None else None
+    raw = dataset.action_names
     rows = "".join(f"{', ' if place else ': '}{place + 1} is {value!r}" for place, value in enumerate(raw[:20]))
     good = isinstance(row, int | np.integer) and not isinstance(row, bool) and 2 <= row < dataset.schema.actions
     expect(good, name, f"an action row in [2, {dataset.schema.actions}){rows}", repr(row))
-    if columns is not None and not columns.actions and any(isinstance(value, str) for value in raw):
+    if not dataset.columns.actions and any(isinstance(value, str) for value in raw):
         expected = "Columns.actions in ascending order of what they mean, such as ('shown', 'click'), for a threshold"
         expect(False, name, expected, f"none, which leaves them in alphabetical order{rows}")
 
@@ -328,7 +332,7 @@ def staged(
 
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         at = cascade.at(positions)
-        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(CHOICE, draw.epoch, draw.step)))
+        rng = draw.random(CHOICE)
         rows, stage = cascade.rows[at], cascade.stage[at]
         candidates, met = (rows, None) if repeats else _drop_seen(dataset, cascade, at)
         order = rng.random(rows.shape)

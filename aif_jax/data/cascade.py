@@ -99,46 +99,35 @@ def from_columns(
     expect(candidates >= 1, "candidates", "at least 1", candidates)
     for name, values in {"time": time, "item": rows, STAGE: stage, **labels}.items():
         expect(np.shape(values) == user.shape, name, f"{len(user)} values like the users", np.shape(values))
-    good = (rows > 0) & (user > 0) & (user < log.users)
-    order = np.lexsort((rows, stage, time, user))
-    order = order[good[order]]
-    user, time, rows, stage = (values[order] for values in (user, time, rows, stage))
-    new = np.append(True, (user[1:] != user[:-1]) | (time[1:] != time[:-1]))[: len(user)]
-    request, first = np.cumsum(new) - 1, np.flatnonzero(new)
-    by_item = np.lexsort((order, rows, request))
-    same = np.flatnonzero((np.diff(request[by_item]) == 0) & (np.diff(rows[by_item]) == 0))
+    lines = np.flatnonzero((rows > 0) & (user > 0) & (user < log.users))
+    order = lines[np.lexsort((rows[lines], time[lines], user[lines]))]  # stable: equal ones in the order of the lines
+    same = np.flatnonzero(np.logical_and.reduce([np.diff(values[order]) == 0 for values in (user, time, rows)]))
     if same.size:
-        first = same[np.argmin(order[by_item[same + 1]])]  # by line
-        one, other = (int(order[by_item[i]]) for i in (first, first + 1))
-        at = by_item[first]
-        plain = f"item row {rows[at]}", f"user row {user[at]} at {time[at]} s", f"lines {one + 1} and {other + 1}"
-        item, asked, lines = plain if names is None else names(one, other)
+        at = same[np.argmin(order[same + 1])]
+        one, other = map(int, order[at : at + 2])
+        plain = f"item row {rows[one]}", f"user row {user[one]} at {time[one]} s", f"lines {one + 1} and {other + 1}"
+        item, asked, where = plain if names is None else names(one, other)
         more = f"; {same.size} such lines in all" if same.size > 1 else ""
-        got = f"{item} twice in the request of {asked}, in {lines}{more}"
-        expect(False, "cascade", "every item once in a request", got)
-    ends = log.history_end_at(user[first], time[first])
-    kept = np.flatnonzero(ends < log.offsets[user[first] + 1])
-    kept = kept[log.time[ends[kept]] == time[first][kept]]
-    kept = kept[np.argsort(ends[kept], kind="stable")]
-    place_of = np.full(len(first), -1, np.int64)
-    place_of[kept] = np.arange(len(kept))
-    by_line = np.lexsort((order, stage, request))
-    rank = np.empty_like(by_line)
-    rank[by_line] = np.arange(len(user)) - first[request]  # requests lie together in both orders
-    there = place_of[request] >= 0
-    here = there & (rank < candidates)
-    before = np.cumsum(here) - here
-    at = place_of[request][here], (before - before[first][request])[here]
+        expect(False, "cascade", "every item once in a request", f"{item} twice in the request of {asked}, in {where}{more}")
+    start = log.request_start(user[lines], time[lines])
+    unseen, lines = lines[start < 0], lines[start >= 0]
+    without = len(set(zip(user[unseen].tolist(), time[unseen].tolist(), strict=True)))
+    positions, request = np.unique(start[start >= 0], return_inverse=True)
+    order = np.lexsort((stage[lines], request))
+    place = np.arange(len(order)) - np.searchsorted(request[order], request[order])
+    chosen = order[place < candidates]
+    chosen = chosen[np.lexsort((rows[lines[chosen]], stage[lines[chosen]], request[chosen]))]
+    at, chosen = (request[chosen], place[place < candidates]), lines[chosen]
 
-    def table(values: np.ndarray, dtype: Any, fill: Any) -> np.ndarray:
-        made = np.full((len(kept), candidates), fill, dtype)
-        made[at] = values[here]
+    def table(values: Any, dtype: Any, fill: Any) -> np.ndarray:
+        made = np.full((len(positions), candidates), fill, dtype)
+        made[at] = np.asarray(values)[chosen]
         return made
 
     made = Cascade(
-        positions=ends[kept].astype(np.int64),
+        positions=positions,
         rows=table(rows, np.int32, 0),
         stage=table(stage, np.int8, 0),
-        labels={name: table(np.asarray(values, np.float32)[order], np.float32, np.nan) for name, values in labels.items()},
+        labels={name: table(values, np.float32, np.nan) for name, values in labels.items()},
     )
-    return made, len(first) - len(kept), int(np.count_nonzero(there & ~here))
+    return made, without, len(lines) - len(chosen)

@@ -14,6 +14,7 @@ from aif_jax.checks import check_encoding, expect, expect_array, expect_finite, 
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.events import COLUMNS, EventLog, repeated_share
 from aif_jax.data.statistics import ItemStatistics, item_statistics
+from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import in_unit
 from aif_jax.encoding.vocabulary import Vocabulary
@@ -115,12 +116,15 @@ class Dataset:
         return self.catalogue.encoding
 
     @property
+    def columns(self) -> Columns:
+        """Names and units of the raw data; the defaults without an encoder."""
+        return Columns() if self.encoder is None else self.encoder.columns
+
+    @property
     def action_names(self) -> list[Any]:
         """Raw actions of the action rows from 1 on; [] if unknown."""
-        if self.encoder is None:
-            return []
-        known = self.encoder.vocabularies.get("action")
-        return list(self.encoder.columns.actions) or ([] if known is None else np.asarray(known.raw).tolist())
+        known = {} if self.encoder is None else self.encoder.vocabularies
+        return list(self.columns.actions) or (known["action"].raw.tolist() if "action" in known else [])
 
     @functools.cached_property
     def action_counts(self) -> np.ndarray:

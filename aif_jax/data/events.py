@@ -152,6 +152,13 @@ class EventLog:
         times = in_unit(times, "times")
         return self._first_not_earlier(self.offsets[rows], self.offsets[rows + 1], times)
 
+    def request_start(self, users: Any, times: Any) -> np.ndarray:
+        """Return the first event of each user row [B] at integer `times` [B] in seconds, int64; -1 where there is none."""
+        first = self.history_end_at(users, times)
+        there = first < self.offsets[np.asarray(users) + 1]
+        there[there] = self.time[first[there]] == np.asarray(times)[there]
+        return np.where(there, first, -1)
+
     def windows(self, start: Any, end: Any, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the last `length` events of each range `start:end` int64 [B], most recent first.
 

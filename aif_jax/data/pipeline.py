@@ -5,13 +5,14 @@ Every batch is a function of (seed, epoch, step), so resumed runs and several pr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -248,8 +249,9 @@ class Pipeline:
         choices = np.array(self.lengths)
         bucket = np.searchsorted(choices, np.clip(self.dataset.history_lengths(at), 0, longest))
         by_length = np.argsort(bucket, kind="stable")
-        batches = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(SHUFFLE, epoch, first)))
-        shuffled = batches.permutation(count) if self.window > 1 else np.arange(count)
+        shuffled = (
+            SampleKey(self.seed, epoch, first).random(SHUFFLE).permutation(count) if self.window > 1 else np.arange(count)
+        )
         samples = at[by_length].reshape(count, -1)[shuffled]
         return samples, choices[bucket[by_length].reshape(count, -1).max(axis=1)[shuffled]]
 
@@ -275,9 +277,8 @@ class Pipeline:
 
     def _hidden(self, batch: Batch, draw: SampleKey, share: slice) -> Batch:
         """Return the share of a whole batch without the item ids of some candidates."""
-        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(HIDDEN, draw.epoch, draw.step)))
         item = np.asarray(batch.items.ids["item"])
-        hidden = rng.random((self.batch_size, item.shape[1]))[share] < self.id_dropout
+        hidden = draw.random(HIDDEN).random((self.batch_size, item.shape[1]))[share] < self.id_dropout
         ids = {**batch.items.ids, "item": np.where(hidden, 0, item).astype(item.dtype)}
         return dataclasses.replace(batch, items=dataclasses.replace(batch.items, ids=ids))
 
@@ -316,7 +317,7 @@ def problem_of(batch: Batch) -> str | None:
     return None
 
 
-class Prefetch(Generic[T]):
+class Prefetch(contextlib.AbstractContextManager, Iterator[T]):
     """Iterates over `items` in their order, while one thread makes the next ones.
 
     At most `ahead` finished items wait, one more is being made. An error is raised where its item would have come. Leaving
@@ -329,14 +330,8 @@ class Prefetch(Generic[T]):
         self._pool = ThreadPoolExecutor(1, "aif_jax.prefetch")
         self._ready = deque(self._pool.submit(self._make) for _ in range(ahead + 1))
 
-    def __enter__(self) -> Prefetch[T]:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __iter__(self) -> Iterator[T]:
-        return self
 
     def __next__(self) -> T:
         try:

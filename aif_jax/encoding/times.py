@@ -198,23 +198,19 @@ def _nanoseconds(value: str | datetime.date, name: str) -> int:
     """Return nanoseconds since 1970 of a date and time; a date is its first moment."""
     if hasattr(value, "to_datetime64"):  # of pandas, with nanoseconds
         return int(value.to_datetime64().astype("datetime64[ns]").astype(np.int64))  # type: ignore[union-attr]
+    beyond = 0  # nanoseconds of a text, of which Python keeps microseconds
     if isinstance(value, str):
-        whole, _, rest = value.partition(".")
-        digits = re.match("[0-9]*", rest)[0]  # type: ignore[index]
+        whole, point, fraction = value.partition(".")
         try:
-            time = datetime.datetime.fromisoformat(whole + rest[len(digits) :])
+            time = datetime.datetime.fromisoformat(value if not point or whole.count(":") == 2 else "")  # no parts of hours
         except ValueError:
-            time = None
-        if time is None or (digits == "") != ("." not in value) or (digits and ":" not in whole):
-            raise ValueError(
-                f"{name}: expected a date and time in ISO form such as '2022-05-06T12:00:00', got {str(value)!r:.80}"
-            )
-        fraction = int(digits[:9].ljust(9, "0"))
+            expected = "a date and time in ISO form such as '2022-05-06T12:00:00'"
+            raise ValueError(f"{name}: expected {expected}, got {str(value)!r:.80}") from None
+        beyond = int((re.match(r"\d{6}(\d{1,3})", fraction) or "00")[1].ljust(3, "0"))
     else:
-        fraction = 0
         time = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time.min)
     since = (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)) - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    return since // datetime.timedelta(microseconds=1) * 1000 + fraction
+    return since // datetime.timedelta(microseconds=1) * 1000 + beyond
 
 
 def _date_of(number: int) -> str:

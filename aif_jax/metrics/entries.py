@@ -398,9 +398,7 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
       >>> ranker_recall_at_k([[9.0, 1.0, 5.0, 0.0]], [[4.0, 3.0, 2.0, float("nan")]], k=2).value
       0.5
     """
-    ranker = np.asarray(ranker_scores, np.float64)
-    expect(ranker.shape == np.shape(scores), "ranker_scores", f"the shape of scores {np.shape(scores)}", ranker.shape)
-    scored = ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
+    ranker, scored = _ranked(scores, ranker_scores, where)
     best = top_k_labels(np.where(scored, ranker, 0), k=k if top is None else top, where=scored)
     return recall_at_k(scores, best, k=k, where=where)
 
@@ -418,18 +416,22 @@ def order_agreement(scores: Any, ranker_scores: Any, *, where: Any = None) -> Me
       >>> order_agreement([[3.0, 1.0, 2.0]], [[3.0, 2.0, 1.0]]).value.__round__(4)
       0.6667
     """
+    ranker, scored = _ranked(scores, ranker_scores, where)
+    s, _, valid = listed_entries(scores, np.zeros(ranker.shape), scored)
+    alike, pairs = np.zeros(len(s)), np.zeros(len(s))
+    for row, (own, teacher, here) in enumerate(zip(s, ranker.reshape(s.shape), valid, strict=True)):
+        own, teacher = own[here], teacher[here]
+        above = teacher[:, None] > teacher
+        pairs[row] = above.sum()
+        alike[row] = (above & (own[:, None] > own)).sum() + (above & (own[:, None] == own)).sum() / 2
+    return _mean_of_lists(alike / np.maximum(pairs, 1), pairs)
+
+
+def _ranked(scores: Any, ranker_scores: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a ranker's scores float64 in the shape of `scores`, and which of them count."""
     ranker = np.asarray(ranker_scores, np.float64)
     expect(ranker.shape == np.shape(scores), "ranker_scores", f"the shape of scores {np.shape(scores)}", ranker.shape)
-    scored = ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
-    s, _, valid = listed_entries(scores, np.zeros(ranker.shape), scored)
-    ranker = np.where(valid, ranker.reshape(valid.shape), 0)
-    alike, pairs = np.zeros(len(s)), np.zeros(len(s))
-    for row, (own, teacher, here) in enumerate(zip(s, ranker, valid, strict=True)):
-        own, teacher = own[here], teacher[here]
-        above = teacher[:, None] > teacher[None, :]
-        pairs[row] = above.sum()
-        alike[row] = (above & (own[:, None] > own[None, :])).sum() + (above & (own[:, None] == own[None, :])).sum() / 2
-    return _mean_of_lists(alike / np.maximum(pairs, 1), pairs)
+    return ranker, ~np.isnan(ranker) & np.broadcast_to(True if where is None else np.asarray(where), ranker.shape)
 
 
 def _top_k(scores: np.ndarray, valid: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

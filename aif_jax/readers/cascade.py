@@ -58,9 +58,9 @@ def read_cascade(
       Cascade(1 requests of up to 1,024 candidates: 1 exposed, 1 ranked, 0 pre_ranked, 1 retrieved; labels ['ranker'])
     """
     named = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    known = data.encoder.columns if data.encoder is not None else Columns()
-    text = tuple(name for name in (known.text if columns is None else columns.text) if name in (user, item))
-    reading = Columns(time_unit=(columns or known).time_unit, text=(*text, stage))
+    columns = columns or data.columns
+    text = tuple(name for name in columns.text if name in (user, item))
+    reading = Columns(time_unit=columns.time_unit, text=(*text, stage))
     kinds = {user: "id", item: "id", time: "time", stage: "category"} | dict.fromkeys(named, "number")
     lines, table = table_and_columns(source, kinds, columns=reading, name="cascade")  # type: ignore[arg-type]
     stages, which = np.unique(table[stage], return_inverse=True)
@@ -118,14 +118,13 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
       >>> read_candidates({"user": ["ann"] * 2, "item": [9, 7], "time": [20] * 2}, data).tolist()
       [[0, 0], [3, 1]]
     """
-    columns, log = data.encoder.columns if data.encoder is not None else Columns(), data.log
+    columns, log = data.columns, data.log
     user, item, time = columns.user, columns.item, columns.time
     reading = Columns(time_unit=columns.time_unit, text=tuple(name for name in columns.text if name in (user, item)))
     lines, table = table_and_columns(source, {user: "id", item: "id", time: "time"}, columns=reading, name="candidates")
     users, rows, times = data.users.encode(table[user]), data.items.encode(table[item]), table[time]
-    first = log.history_end_at(users, times)  # event of each line's request, if there is one
-    at = np.minimum(first, len(log) - 1)
-    there = (rows > 0) & (users > 0) & (first < log.offsets[users + 1]) & (log.time[at] == times)
+    first = log.request_start(users, times)
+    there = (rows > 0) & (users > 0) & (first >= 0)
     expect(there.any(), str(lines.label), "a known item, at the user and time of an event", f"none in {len(there):,} lines")
     if lost := int(np.count_nonzero(~there)):
         logger.warning("candidates: %d of %d lines are of no event in the log, or of unknown items", lost, len(there))

@@ -111,7 +111,11 @@ def read(
             schema=schema_of(columns, tables.vocabularies, content=width),
             columns=columns,
             vocabularies=tables.vocabularies,
-            scales=_scales(tables, columns),
+            scales={
+                f"{which}/{name}": scale_of(table.floats(name))
+                for which, name, table in tables.floats(columns)
+                if columns.scale and name in columns.floats[which]
+            },
         )
     if earlier is not None:
         encoder = encoder.with_vocabularies(tables.vocabularies)
@@ -450,17 +454,13 @@ def suspicions_of(tables: Tables, columns: Columns, events: Events) -> Iterator[
 def _options(columns: Columns | None, users: Source | None, encoder: Encoder | None, unknown: str) -> Columns:
     """Check the options of `read`; returns the columns."""
     expect(unknown in ("error", "skip"), "unknown", "'error' or 'skip'", repr(unknown))
-    if columns is None:
-        if encoder is None:
-            raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
-        columns = encoder.columns
-    if encoder is not None:
-        same = encoder.columns == columns
-        expect(same, "columns", f"those of the encoder, {encoder.columns}, or none", columns)
-    named = (*columns.user_attributes, *columns.user_floats)
-    given = users is not None or not named
-    expect(given, "users", f"a file, because Columns names user columns {named}", None)
-    return columns
+    known = columns if encoder is None else encoder.columns
+    if known is None:
+        raise ValueError("columns: expected Columns, or an encoder that has them, got neither; give columns=")
+    expect(columns in (None, known), "columns", f"those of the encoder, {known}, or none", columns)
+    named = (*known.user_attributes, *known.user_floats)
+    expect(users is not None or not named, "users", f"a file, because Columns names user columns {named}", None)
+    return known
 
 
 def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -469,13 +469,6 @@ def _by_row(rows: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     table[rows] = values
     table[0] = 0
     return table
-
-
-def _scales(tables: Tables, columns: Columns) -> dict[str, tuple[float, ...]]:
-    if not columns.scale:
-        return {}
-    present = [(which, tables.tables[file]) for which, file in FLOATS.items() if file in tables.tables]
-    return {f"{which}/{name}": scale_of(table.floats(name)) for which, table in present for name in columns.floats[which]}
 
 
 def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, earlier: Trained | None) -> Catalogue:
@@ -491,14 +484,7 @@ def _catalogue(tables: Tables, encoder: Encoder, embedding: np.ndarray | None, e
     features = dataclasses.replace(features, floats=features.floats * known[:, None])
     if earlier is not None:
         features = _with_departed(features, np.flatnonzero(~known)[1:], earlier, encoder)
-    return Catalogue(
-        schema=encoder.schema,
-        raw=vocabulary.raw,
-        ids=features.ids,
-        floats=features.floats,
-        content=features.content,
-        side=features.side,
-    )
+    return Catalogue.from_features(encoder.schema, vocabulary.raw, features)
 
 
 def _with_departed(features: ItemFeatures, gone: np.ndarray, earlier: Trained, encoder: Encoder) -> ItemFeatures:

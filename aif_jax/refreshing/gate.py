@@ -230,11 +230,16 @@ def judge(
       config: bounds.
       volume: events a day of the new part over those before it; None for unknown.
     """
-    reasons, compared = [], {}
+    reasons: list[str] = []
+    compared: dict[str, dict[str, dict[str, Any]]] = {}
     for name, (new, old) in slices.items():
         if not new.finite:
             return Verdict(reasons=(f"{name}: the new model has a parameter or a score that is not finite; bound: none",))
-        compared[name] = _compare(new, old, config) if old.finite else {}
+        pairs = metrics.paired_intervals(new.by_user, old.by_user, **config.bootstrap) if old.finite else {}
+        compared[name] = {
+            metric: {"new": new.by_user[metric].mean, "old": old.by_user[metric].mean, "difference": difference}
+            for metric, difference in pairs.items()
+        }
         reasons += _worse(name, new, compared[name], config)
     new, old = next(iter(slices.values()))
     name, overlap = next(iter(slices)), None
@@ -276,15 +281,6 @@ def volume(times: np.ndarray, since: int) -> float | None:
     start = max(int(times.min()), since - span)
     before, now = np.count_nonzero((times >= start) & (times < since)), np.count_nonzero(times >= since)
     return float(now / span / (before / (since - start))) if before and span > 0 else None
-
-
-def _compare(new: Measurement, old: Measurement, config: GateConfig) -> dict[str, dict[str, Any]]:
-    """Return both values and the interval of the difference of every metric that both have."""
-    differences = metrics.paired_intervals(new.by_user, old.by_user, **config.bootstrap)
-    return {
-        name: {"new": new.by_user[name].mean, "old": old.by_user[name].mean, "difference": difference}
-        for name, difference in differences.items()
-    }
 
 
 def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]], config: GateConfig) -> Iterator[str]:

@@ -139,7 +139,7 @@ def refresh(
         if not made.has_new():
             job.step(DONE, lambda _: {"line": f"nothing new since {shown(made.since)}"})
             return RefreshResult(status="nothing new")
-        report = made.record("report")["report"]
+        report = made.record(DONE)["report"]
         return RefreshResult(status=report["status"], name=report["name"], trained=made.trained, report=report)
 
 

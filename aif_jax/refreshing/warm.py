@@ -74,12 +74,11 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
             stage=cascade.stage[there],
             labels={name: values[there] for name, values in cascade.labels.items()},
         )
-    parts: dict[str, Any] = {name: getattr(features, name) for name in ("ids", "floats", "content", "side")}
     made = dataclasses.replace(
         data,
         schema=encoder.schema,
         log=EventLog.from_arrays(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
-        catalogue=Catalogue(schema=encoder.schema, raw=vocabularies["item"].raw, **parts),
+        catalogue=Catalogue.from_features(encoder.schema, vocabularies["item"].raw, features),
         user_ids={name: places[name][table[users]] for name, table in data.user_ids.items()},
         user_floats=data.user_floats[users],
         users=vocabularies["user"],

@@ -272,9 +272,8 @@ def distilled(
         same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
         at = same.argmax(-1)
         own = np.where(same.any(-1), np.take_along_axis(of, at, 1), np.float32(np.nan))
-        rng = np.random.default_rng(np.random.SeedSequence(draw.seed, spawn_key=(DRAWS, draw.epoch, draw.step)))
         left = (found > 0) & ~np.isnan(of) & ~same.any(1)
-        drawn = np.argsort(np.where(left, rng.random(found.shape), 2.0), axis=1)[:, :count]
+        drawn = np.argsort(np.where(left, draw.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
         here = np.take_along_axis(left, drawn, 1)
         more = np.where(here, np.take_along_axis(found, drawn, 1), 0).astype(np.int32)
         taught = np.where(here, np.take_along_axis(of, drawn, 1), np.float32(np.nan))

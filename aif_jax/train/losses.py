@@ -294,12 +294,8 @@ def distill_listwise(
 
 def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
     """Return the log-softmax over the last axis among valid entries; 0 where not valid. `scores` are finite where not valid."""
-    zero = jnp.zeros((), scores.dtype)
-    highest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf, where=valid)
-    shifted = jnp.where(valid, scores - jax.lax.stop_gradient(jnp.where(jnp.isneginf(highest), zero, highest)), zero)
-    total = jnp.sum(jnp.where(valid, jnp.exp(shifted), zero), axis=-1, keepdims=True)
-    # The inner `where` keeps 0 * 1/0 of an empty list out of the backward pass: jax_debug_nans would stop there.
-    return jnp.where(valid, shifted - jnp.log(jnp.where(total > 0, total, jnp.ones_like(total))), zero)
+    some = valid | ~jnp.any(valid, axis=-1, keepdims=True)  # an empty list takes part as a whole: it has no softmax
+    return jnp.where(valid, jax.nn.log_softmax(scores, where=some), jnp.zeros((), scores.dtype))
 
 
 def _broadcast(value: jax.Array, name: str, shape: tuple[int, ...]) -> jax.Array:

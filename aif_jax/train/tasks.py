@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class NextItem(Fields):
 
     loss = listwise_softmax + pointwise_bce
     ranks_catalogue = True
+    thresholds: ClassVar[Mapping[str, int]] = {}
     samples = "events"
     no_sample = "of items that the catalogue lacks, or of none of Columns.history_actions"
 
@@ -112,6 +113,11 @@ class Liked(Fields):
     def __post_init__(self):
         expect_types(self)
 
+    @property
+    def thresholds(self) -> dict[str, int]:
+        """The threshold by name of the label."""
+        return {"liked": self.threshold}
+
     def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
         """Return events of known items and actions in a span of time."""
         positions = _with_history(data, min_history=min_history, since=since, before=before)
@@ -147,8 +153,8 @@ class Impressions(Fields):
 
     @property
     def thresholds(self) -> dict[str, int]:
-        """The thresholds by name of the objective, "" for the only one."""
-        return dict(self.threshold) if isinstance(self.threshold, Mapping) else {"": self.threshold}
+        """The thresholds by name of the objective, "click" for the only one."""
+        return dict(self.threshold) if isinstance(self.threshold, Mapping) else {"click": self.threshold}
 
     @property
     def loss(self) -> Loss | None:
@@ -198,6 +204,7 @@ class Cascaded(Fields):
 
     loss = None
     ranks_catalogue = False
+    thresholds: ClassVar[Mapping[str, int]] = {}
     samples = "requests"
     no_sample = ""
     calibration_negatives = 1 << 20  # all
@@ -226,13 +233,6 @@ class Cascaded(Fields):
         if self.sampled:
             sampler = NegativeSampler(counts_before(data, before), power=self.power)
         return staged(data, self.counts, sampler=sampler, repeats=repeats)
-
-
-def thresholds_of(task: Task) -> dict[str, int]:
-    """Return the least action row of a positive by name, "click" for the only one of `Impressions`; {} for a task without."""
-    if isinstance(task, Liked):
-        return {"liked": task.threshold}
-    return {name or "click": least for name, least in task.thresholds.items()} if isinstance(task, Impressions) else {}
 
 
 def task_of(data: Dataset, task: Task | None) -> Task:

@@ -44,7 +44,7 @@ from aif_jax.train.loop import JsonLines, LogWriter, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
 from aif_jax.train.step import FITTED, LossFn, TrainState, init_state, make_step
-from aif_jax.train.tasks import TASKS, Cascaded, Impressions, Liked, NextItem, Task, thresholds_of
+from aif_jax.train.tasks import TASKS, Cascaded, Impressions, NextItem, Task
 from aif_jax.trees import differences, listed
 from aif_jax.types import ItemFeatures, Params
 
@@ -104,12 +104,16 @@ def samples_line(samples: Samples, settings: FitSettings) -> str:
     )
 
 
-def label_lines(
-    data: Dataset, settings: FitSettings, samples: Samples, positions: np.ndarray, source: SourceFn, *, config: Config
-) -> Iterator[str]:
-    """Yield lines on labels of training lists, and on held-out items without a training event; of `requests` lists each."""
+def label_lines(feed: Pipeline, settings: FitSettings, samples: Samples, source: SourceFn) -> Iterator[str]:
+    """Yield lines on repeats and replay, on labels of training lists, and on held-out items without a training event."""
+    data, config = feed.dataset, feed.config
+    does = "stay candidates" if settings.repeats else "are no negatives in training, and no candidates in evaluation"
+    repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
+    yield f"{repeated}: met items {does} (repeats={settings.repeats})"
+    if replayed := len(feed.positions) - samples.train:
+        yield f"replay: {replayed:,} earlier samples, drawn at random, are trained on too"
     if not isinstance(settings.task, NextItem):
-        some = np.random.default_rng(0).permutation(positions)[: settings.requests]
+        some = np.random.default_rng(0).permutation(feed.positions)[: settings.requests]
         rows, labels, _ = source(some, SampleKey(settings.seed, 0, 0))
         for name, of in named_labels(labels, config):
             known = (rows > 0) & ~np.isnan(of)
@@ -192,8 +196,8 @@ SAVE_SECONDS = 600.0
 def cuts(task: Task, data: Dataset, config: FitConfig) -> dict[str, Any]:
     """Return the moments in `FitSettings` that split the samples of a task; errors of `fit`."""
     times = data.log.time[task.positions(data, min_history=0, since=None, before=None)]
-    unit = "s" if data.encoder is None else data.encoder.columns.time_unit
-    moments = time_cuts(times, validation=config.validation, test=config.test, since=config.since, unit=unit)
+    bounds = {"validation": config.validation, "test": config.test, "since": config.since}
+    moments = time_cuts(times, **bounds, unit=data.columns.time_unit)
     return dict(zip(("since", "first_validation", "first_test"), moments, strict=True))
 
 
@@ -201,8 +205,7 @@ def span_of(span: tuple[Any, Any] | None, data: Dataset, name: str) -> tuple[int
     """Return two moments in seconds, dates or numbers in the unit of the data; ValueError for others."""
     if span is None:
         return None
-    unit = "s" if data.encoder is None else data.encoder.columns.time_unit
-    first, after = (seconds_of(moment, name, unit=unit) for moment in span)
+    first, after = (seconds_of(moment, name, unit=data.columns.time_unit) for moment in span)
     return first, after
 
 
@@ -216,7 +219,6 @@ def resolve_settings(
       out: folder of a run to resume, whose `buckets` are taken for "auto"; None for none.
       names: `loss`, `optimizer`, `teacher`, `candidates` and `start` of the settings.
     """
-    expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
     decided = cuts(task, data, config) | {
         "task": task, "validation": None, "test": None, "k": config.k if task.ranks_catalogue else None,
         "repeats": bool(data.repeats if config.repeats is None else config.repeats),
@@ -260,13 +262,14 @@ def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
 
 
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
-    """Raise ValueError where a task does not have a label for each objective of the model; names both."""
+    """Raise ValueError for no task, and where one does not have a label for each objective of the model; names both."""
+    expect(type(task) in TASKS.values(), "fit task", f"one of {', '.join(TASKS)}; others by make_step", task)
     known, name = list(objective_names(objectives)), type(task).__name__
-    if isinstance(task, Impressions | Liked):
-        for objective, least in (task.thresholds if isinstance(task, Impressions) else {"": task.threshold}).items():
-            expect_both_labels(data, least, f"threshold[{objective!r}]" if objective else "threshold")
-    if isinstance(task, Impressions) and isinstance(task.threshold, Mapping):
-        name, labels = "Impressions.threshold", sorted(task.threshold)
+    several = isinstance(task, Impressions) and isinstance(task.threshold, Mapping)
+    for objective, least in task.thresholds.items():
+        expect_both_labels(data, least, f"threshold[{objective!r}]" if several else "threshold")
+    if several:
+        name, labels = "Impressions.threshold", sorted(task.thresholds)
     elif isinstance(task, Cascaded):
         expect(data.cascade is not None, "Cascaded", "data with a cascade", f"{data!r}")
         name, labels = "Cascaded", sorted(data.cascade.labels)  # type: ignore[union-attr]
@@ -299,9 +302,6 @@ def train(
     task, config = settings.task, model.config
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
-    does = "stay candidates" if settings.repeats else "are no negatives in training, and no candidates in evaluation"
-    repeated = f"{data.repeated:.1%} of the events repeat an item of their user"
-    say(f"{repeated}: met items {does} (repeats={settings.repeats})", progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
     positions, taught, judged = training_positions(data, settings), source, data
     if teacher is not None:
@@ -313,11 +313,7 @@ def train(
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    for line in label_lines(data, settings, samples, feed.positions, source, config=config):
-        say(line, progress=progress)
-    if replayed := len(feed.positions) - samples.train:
-        say(f"replay: {replayed:,} earlier samples, drawn at random, are trained on too", progress=progress)
-    for line in plan(feed, settings, samples):
+    for line in (*label_lines(feed, settings, samples, source), *plan(feed, settings, samples)):
         say(line, progress=progress)
     validate = validation(model, judged, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
@@ -499,7 +495,7 @@ def validation(
 def evaluation_options(settings: FitSettings, data: Dataset, split: str) -> dict[str, Any]:
     """Return options of `evaluate` that follow from a run; baselines are as of the first moment of the slice."""
     before, task = settings.span(split)["since"], settings.task
-    baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=thresholds_of(task))
+    baselines = baseline_scores(data, before=before or settings.first_validation, thresholds=task.thresholds)
     options = {"k": settings.k, "calibration_negatives": task.calibration_negatives, "repeats": settings.repeats}
     return options | {"baselines": baselines}
 
