@@ -1,7 +1,5 @@
 """Checks of settings and arrays at the public edge, on the host: what, where, expected, got. Nothing is altered or clipped."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

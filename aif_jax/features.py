@@ -3,8 +3,6 @@
 `user_layout` and `item_layout` describe it; shapes for compilation and export, empty features, checks and packing follow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

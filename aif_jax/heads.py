@@ -5,8 +5,6 @@ are computed once, and a block that is linear in a user-side matrix takes the ke
 A head without one gets the features, next to each other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 

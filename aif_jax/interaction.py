@@ -3,8 +3,6 @@
 Towers and blocks give the features of each (user, candidate) pair, the head (`aif_jax.heads`) makes logits of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import jax

@@ -1,7 +1,5 @@
 """The item component: one item's features -> ItemRow, nearline over the catalogue. Source: AIF (arXiv 2511.12934)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -4,8 +4,6 @@ Each block is a pair of pure functions, `*_init(key, ...) -> params` and `*(para
 behind `init/apply`, so that nothing outside knows a framework.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,7 +1,5 @@
 """The map of the system: three pure functions and their composition, see `PreRanker`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from functools import partial

@@ -3,8 +3,6 @@
 Every preset takes a schema and changes to any field of `Config`.
 """
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

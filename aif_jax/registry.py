@@ -1,7 +1,5 @@
 """Parts that a config holds as values, its blocks and its head: frozen dataclasses that its JSON names by class."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar

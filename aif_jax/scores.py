@@ -19,8 +19,6 @@ objective has no name. `bid` is float32 [C]. An order is compiled into the scori
 value from that candidate alone, since C is padded.
 """
 
-from __future__ import annotations
-
 import keyword
 import math
 from collections.abc import Callable, Mapping, Sequence

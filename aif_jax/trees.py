@@ -1,7 +1,5 @@
 """Trees of arrays by path: names for leaves, and differences in words. Used where trees meet files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ User and item types describe ONE user and ONE item; callers add leading axes wit
 vocabulary of the `Schema`; index 0 is "unknown or padding" everywhere.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeAlias, dataclass_transform
 
 import jax

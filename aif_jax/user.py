@@ -6,8 +6,6 @@ over [u', both] gives the user vector. Source: AIF (arXiv 2511.12934); age and p
 ours.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Bridge Embedding Approximation: learned bridges between the short history and the candidates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The block protocol: a frozen dataclass with its parameters, user half, item half and features of the head."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The two-tower's dot product, added to the logit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Full attention over the histories, which AIF approximates: its real-time cost grows with C x L."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A fitted constant of each item, added to its logit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Linear attention over the long history."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, Literal

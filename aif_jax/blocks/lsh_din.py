@@ -1,7 +1,5 @@
 """DIN on LSH: target attention whose weights are similarities of content signatures, in its linear form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import jax

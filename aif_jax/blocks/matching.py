@@ -1,7 +1,5 @@
 """Matching statistics: how often, how recently and by which actions the user met each of the candidate's field values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The bias of the position at which a candidate was shown: trained, and left out in serving."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import jax

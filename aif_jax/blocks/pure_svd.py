@@ -1,7 +1,5 @@
 """Co-engagement: a dot product of PureSVD factors of the history and the candidate."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

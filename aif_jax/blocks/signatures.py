@@ -8,8 +8,6 @@ A fixed matrix H [E, K] gives the bits e H > 0, packed into uint32 words; bit k 
 Source: LSH in place of dot products as in ETA (arXiv 2108.04468) and SDIM (2205.10249), used by AIF (2511.12934).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """SIM with pre-caching: attention over the user's behaviours in the candidate's category."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ The record holds a SHA-256 of every leaf, which `read` checks. Orbax alone can r
 names. Several processes of one job all call `write` with the same arrays, and Orbax writes them once; each reads for itself.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

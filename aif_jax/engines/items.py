@@ -1,7 +1,5 @@
 """Raw items in, rows of an `ItemIndex` out: a function of Arrow record batches, and its adapters to Ray Data and Spark."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Replicas on Ray Serve: the service behind handles, a user's calls at the replica with the state. Needs the extra `ray`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

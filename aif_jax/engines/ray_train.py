@@ -3,8 +3,6 @@
 On CPUs `JaxTrainer` (Ray 2.60) does not initialise `jax.distributed`, so each worker would train a separate model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Reads an exported folder back into what this package works with: model, parameters, encoder, index. No function is run."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -11,8 +11,6 @@ Dataclasses are flattened to names such as "history.item". Parameters and inputs
 its signature, which so tells which parameters are used at all.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence

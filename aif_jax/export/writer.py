@@ -1,7 +1,5 @@
 """Writes a model as one folder: functions, parameters, config, encoder, golden case, checksums, the loader."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

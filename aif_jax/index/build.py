@@ -1,7 +1,5 @@
 """Builds an index from a catalogue: checked batches of one size, computed into a new table."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -12,8 +12,6 @@ Every type is one that Parquet, Ray Data and Spark keep. Each row says what made
 mixed, whatever shuffles them.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ Axes are Auto: the compiler places what is between the inputs and outputs that a
 under which a look-up `table[ids]` in a row-sharded table raises.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 A process that raises alone leaves the others waiting in a collective, until JAX misses its heartbeat: see `end_at_once`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

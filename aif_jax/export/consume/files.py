@@ -3,8 +3,6 @@
 Arrays are in the public safetensors layout: eight bytes of header length, a JSON header, data.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """One exported function: reads it, checks its inputs by the manifest, pads symbolic axes to buckets, runs it."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
