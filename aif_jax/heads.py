@@ -5,6 +5,7 @@ are computed once, and a block that is linear in a user-side matrix takes the ke
 A head without one gets the features, next to each other.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -20,7 +21,8 @@ __all__ = ["Mlp", "LogitSum", "Head", "head", "FirstLayer"]
 
 Widths = Mapping[str, Mapping[str, int]]
 """Widths of features, by block and name, in order."""
-Kernels = Mapping[str, Mapping[str, jax.Array]]
+BlockKernels = Mapping[str, jax.Array]
+"""Kernels [w, H] of the features of one block, by name."""
 
 
 class HeadInputs(NamedTuple):
@@ -51,7 +53,7 @@ class FirstLayer(NamedTuple):
       bias: [H].
     """
 
-    kernels: Kernels
+    kernels: Mapping[str, BlockKernels]
     bias: Any = 0.0
 
 
@@ -136,11 +138,8 @@ class Mlp(Head):
         """Return `first`: a kernel [w, H] for each feature and a bias [H], scaled by the fan-in; `rest`: layers above it."""
         first, rest = jax.random.split(key)
         whole = layers.dense_init(first, total(features), self.widths[0])
-        kernels, start = {}, 0
-        for block, widths in features.items():
-            for name, width in widths.items():
-                kernels.setdefault(block, {})[name] = whole["kernel"][start : start + width]
-                start += width
+        blocks = _split(whole["kernel"], {block: sum(widths.values()) for block, widths in features.items()})
+        kernels = {block: _split(blocks[block], widths) for block, widths in features.items() if widths}
         above = layers.mlp_init(rest, self.widths[0], (*self.widths[1:], outputs))
         return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": above}
 
@@ -197,11 +196,12 @@ def total(features: Widths) -> int:
 
 def identity(widths: Mapping[str, int]) -> dict[str, jax.Array]:
     """Return kernels of one block under which it gives its features, next to each other."""
-    eye, start, kernels = jnp.eye(sum(widths.values())), 0, {}
-    for name, width in widths.items():
-        kernels[name] = eye[start : start + width]
-        start += width
-    return kernels
+    return _split(jnp.eye(sum(widths.values())), widths)
+
+
+def _split(rows: jax.Array, sizes: Mapping[str, int]) -> dict[str, jax.Array]:
+    """Return parts of rows [n, H] by name: their sizes, in order, add up to n."""
+    return dict(zip(sizes, jnp.split(rows, list(itertools.accumulate(sizes.values()))), strict=False))
 
 
 def joined(inputs: Sequence[HeadInputs], item: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """Bridge Embedding Approximation: learned bridges between the short history and the candidates."""
 
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from aif_jax import layers
 from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 
@@ -60,7 +59,7 @@ class Bea(Block):
         query = layers.dense(params["query"], item.vector)
         return jax.nn.softmax(query @ params["bridges"].T / math.sqrt(query.shape[-1]))
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         values, weights = jnp.asarray(state.blocks[self.name]), jnp.asarray(rows.blocks[self.name])
         pairs = ((weights, values @ kernels["read"]),)
         if not self.dot_product:

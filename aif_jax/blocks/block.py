@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from aif_jax import checks, layers
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.registry import BLOCKS
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
 
@@ -199,7 +198,7 @@ class Block:
         """Return the item half of ONE item, nearline."""
         return {}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         """Return, in real time, its features times their kernels and its terms of the logit, for one state and rows [C]."""
         return HeadInputs()
 

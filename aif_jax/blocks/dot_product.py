@@ -1,14 +1,13 @@
 """The two-tower's dot product, added to the logit."""
 
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, block
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 
@@ -26,6 +25,6 @@ class DotProduct(Block):
     def init(self, key: jax.Array, config: Config) -> Params:
         return {"popularity": jax.random.normal(key, (config.width,), jnp.float32) * 0.02}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         user = jnp.asarray(state.vector)
         return HeadInputs(logit=jnp.asarray(rows.vector) @ (user / math.sqrt(user.shape[-1]) + params["popularity"]))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from aif_jax import layers
 from aif_jax.blocks.block import Block, ItemView, UserView, block
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 
@@ -35,7 +34,7 @@ class _Attention(Block):
     def item(self, params: Params, item: ItemView) -> jax.Array:
         return layers.dense(params["query"], item.vector)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.blocks[self.name])
         values, item = jnp.asarray(history.values), jnp.asarray(rows.vector)
         read = layers.attention(query, values, values, jnp.asarray(history.mask))
@@ -79,7 +78,7 @@ class TargetAttention(_Attention):
     def user(self, params: Params, user: UserView) -> Sequence:
         return Sequence(values=user.embedded, mask=jnp.asarray(user.long.mask))
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history = state.blocks[self.name]
         mean = layers.masked_mean(jnp.asarray(history.values), jnp.asarray(history.mask))
         return super().score(params, state, rows, kernels)._replace(once=mean @ kernels["mean"])

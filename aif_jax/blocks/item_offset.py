@@ -1,6 +1,5 @@
 """A fitted constant of each item, added to its logit."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from aif_jax import checks, layers
 from aif_jax.blocks.block import Block, ItemView, block, with_table
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 UNTRAINED = -100.0
@@ -38,7 +37,7 @@ class ItemOffset(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"offset": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         return HeadInputs(offset=jnp.asarray(rows.blocks[self.name]["offset"]))
 
 

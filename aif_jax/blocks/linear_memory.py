@@ -1,7 +1,6 @@
 """Linear attention over the long history."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from aif_jax import layers
 from aif_jax.blocks.block import Block, UserView, block, expect
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 
@@ -65,7 +64,7 @@ class LinearMemory(Block):
             "key": layers.dense_init(keys, config.width, self.width),
         }
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, item, kernel = state.blocks[self.name], jnp.asarray(rows.vector), kernels["deviation"]
         once, root = mean(history) @ kernels["mean"], math.sqrt(item.shape[-1])
         # f is an affine map of the item vector, which takes A in before the candidates come: [D, D] in place of [K, D] each

@@ -1,15 +1,12 @@
 """DIN on LSH: target attention whose weights are similarities of content signatures, in its linear form."""
 
-from collections.abc import Mapping
-
-import jax
 import jax.numpy as jnp
 
 from aif_jax.blocks.block import Block, Fitted, UserView, block
 from aif_jax.blocks.linear_memory import Summed, mean, scale, sum_events
 from aif_jax.blocks.signatures import Signatures, signs
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemRow, Params, UserState
 
 
@@ -47,7 +44,7 @@ class LshDin(Block):
         keys = signs(user.values(self.tables[0], user.long)).T.astype(user.embedded.dtype)
         return sum_events(keys, user.embedded, jnp.asarray(user.long.mask))
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         history, query = state.blocks[self.name], jnp.asarray(rows.fitted[self.tables[0].name])
         kernel = kernels["deviation"]
         read = jnp.asarray(history.moments) @ kernel * scale(history)

@@ -1,6 +1,5 @@
 """Matching statistics: how often, how recently and by which actions the user met each of the candidate's field values."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ from aif_jax import layers
 from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.blocks.sim import sort_by_value
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 STATISTICS = 6  # of a value next to the counts by action
@@ -110,7 +109,7 @@ class MatchingStatistics(Block):
         """Return int32 [F], the item's values."""
         return jnp.stack([jnp.asarray(item.features.ids[name]) for name in self.fields]).astype(jnp.int32)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         half, wanted, kernel = state.blocks[self.name], jnp.asarray(rows.blocks[self.name]), kernels["statistics"]
         if isinstance(half, Unsorted):
             found = compare(half, wanted).reshape(wanted.shape[0], kernel.shape[0])

@@ -1,6 +1,5 @@
 """Co-engagement: a dot product of PureSVD factors of the history and the candidate."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from aif_jax import layers
 from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent, with_table
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
 
 
@@ -59,7 +58,7 @@ class PureSvd(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"factor": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         return HeadInputs(offset=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
 
 

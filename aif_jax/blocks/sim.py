@@ -1,7 +1,6 @@
 """SIM with pre-caching: attention over the user's behaviours in the candidate's category."""
 
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from aif_jax import layers
 from aif_jax.blocks.block import Block, ItemView, UserView, block, expect
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 FLAGS = 3  # slot features next to the attention: missing, log1p(count), log1p(age in days)
@@ -74,7 +73,7 @@ class Sim(Block):
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"query": layers.dense(params["query"], item.vector), "value": jnp.asarray(item.features.ids[self.field])}
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         slots, row = state.blocks[self.name], rows.blocks[self.name]
         value, flags = jnp.asarray(row["value"]), kernels["flags"]
         return HeadInputs(

@@ -11,7 +11,6 @@ group come together first, filled up to whole spans.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from aif_jax.blocks.block import Block, Fitted, UserView, block, expect, recent
 from aif_jax.blocks.signatures import WORD, Signatures
 from aif_jax.config import Config
-from aif_jax.heads import HeadInputs
+from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import Array, ItemRow, Params, UserState, record
 
 FULL = 15  # behaviours that a 4-bit field counts
@@ -78,7 +77,7 @@ class SimTier(Block):
         window = (place[:, None] >= ends[None, :]).sum(1, dtype=jnp.int32)  # 0 is the most recent one
         return TierHistory(signature=user.values(self.tables[0], seen), group=window, mask=mask)
 
-    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: Mapping[str, jax.Array]) -> HeadInputs:
+    def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
         features = jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], kernel.shape[0])

@@ -74,14 +74,10 @@ class RestoredModel:
     manifest: Mapping[str, Any] = dataclasses.field(repr=False)
     orders: Mapping[str, ExportedOrder] = dataclasses.field(default_factory=dict)
 
-    def check_golden(self, *, tolerance: float = 1e-4) -> float:
+    def check_golden(self) -> float:
         """Run user function and interaction of this model on the golden inputs; returns the largest difference.
 
-        Args:
-          tolerance: largest |got - golden| / max(1, |golden|).
-
-        Raises:
-          ExportError: an output that differs by more, or golden inputs that are not those of the model.
+        Raises ExportError for |got - golden| / max(1, |golden|) above 1e-4, or golden inputs that are not those of the model.
         """
         model, params, golden = self.trained.model, self.trained.params, self.golden
         schema = model.config.schema
@@ -90,7 +86,7 @@ class RestoredModel:
             state, rows = jax.jit(model.user)(params, user), _over_items(model.item)(params, items)
             outputs = {"user": state, "item": rows, "interaction": {"logits": jax.jit(model.interaction)(params, state, rows)}}
             return max(
-                consume.difference(f"{function} {name}", np.asarray(value), golden[f"{function}.outputs/{name}"], tolerance)
+                consume.difference(f"{function} {name}", np.asarray(value), golden[f"{function}.outputs/{name}"], 1e-4)
                 for function, values in outputs.items()
                 for name, value in leaves_by_path(values, separator=".").items()
             )

@@ -53,33 +53,31 @@ def export_all(
     *, platforms: Sequence[str], orders: Mapping[str, Order],
 ) -> dict[str, ExportedFunction]:  # fmt: skip
     """Export the functions of a model; `params` are leaves by path, `bounds` those of `axis_bounds`, `orders` by name."""
-    schema, flat_params = model.config.schema, specs_of(params)
+    config, flat_params = model.config, specs_of(params)
     one, many, items = (symbols(names, bounds) for names in ("l", "bl", "n"))
-    functions: dict[str, tuple[Callable[..., Any], Any]] = {
-        "user": (model.user, user_specs(schema, length=one["l"])),
-        "users": (jax.vmap(model.user, (None, 0)), user_specs(schema, length=many["l"], lead=(many["b"],))),
-        "item": (jax.vmap(model.item, (None, 0)), item_specs(schema, lead=(items["n"],))),
-        "interaction": (
-            lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])},
-            _pair(model, flat_params, bounds),
-        ),
+    inputs = {
+        "user": user_specs(config.schema, length=one["l"]),
+        "users": user_specs(config.schema, length=many["l"], lead=(many["b"],)),
+        "item": item_specs(config.schema, lead=(items["n"],)),
+        "interaction": _pair(model, flat_params, bounds),
     }
-    made = {name: export_function(*function, flat_params, bounds, platforms) for name, function in functions.items()}
-    any_size = {**bounds, "c": (1, None)}  # an engine's buckets may be smaller than those of the interaction
-    for name, function in values(model, params, orders).items():
-        sizes = bounds if name == PROBABILITY else any_size
-        size, outputs = symbols("c", sizes)["c"], model.config.outputs
-        logits = jax.ShapeDtypeStruct((size,) if outputs == 1 else (size, outputs), np.float32)
-        p, bid = order_inputs(model.config.objectives, size)
-        inputs = {"logits": logits} if name == PROBABILITY else {"p": p, "bid": bid}
-        made[name] = export_function(function, inputs, flat_params, sizes, platforms)
+    made = {}
+    for name, function in functions_of(model, params, orders).items():
+        # an engine's buckets may be smaller than those of the interaction
+        sizes = {**bounds, "c": (1, None)} if name.startswith(ORDER) else bounds
+        if name not in inputs:
+            size = symbols("c", sizes)["c"]
+            p, bid = order_inputs(config.objectives, size)
+            logits = jax.ShapeDtypeStruct((size,) if config.outputs == 1 else (size, config.outputs), np.float32)
+            inputs[name] = {"logits": logits} if name == PROBABILITY else {"p": p, "bid": bid}
+        made[name] = export_function(function, inputs[name], flat_params, sizes, platforms)
     return made
 
 
-def values(
+def functions_of(
     model: PreRanker, params: Mapping[str, Any], orders: Mapping[str, Order]
-) -> dict[str, Callable[[Params, Any], dict[str, Any]]]:
-    """Return functions after the interaction: `probability` of logits, and one of probabilities and bid for each order."""
+) -> dict[str, Callable[[Params, Any], Any]]:
+    """Return the functions to export by name, each of params and a pytree of inputs; `params` are leaves by path."""
     objectives = model.config.objectives
 
     def probability(p: Params, x: Any) -> dict[str, Any]:
@@ -90,7 +88,14 @@ def values(
         return lambda _, x: {"scores": jnp.asarray(order(x["p"], x["bid"]), jnp.float32)}
 
     known = orders or model.config.outputs > 1 or any(path.startswith(f"fitted/{GROUP}/") for path in params)
-    return ({PROBABILITY: probability} if known else {}) | {f"{ORDER}{name}": value(order) for name, order in orders.items()}
+    return {
+        "user": model.user,
+        "users": jax.vmap(model.user, (None, 0)),
+        "item": jax.vmap(model.item, (None, 0)),
+        "interaction": lambda p, x: {"logits": model.interaction(p, x["state"], x["rows"])},
+        **({PROBABILITY: probability} if known else {}),
+        **{f"{ORDER}{name}": value(order) for name, order in orders.items()},
+    }
 
 
 def export_function(
@@ -196,20 +201,19 @@ def golden_case(model: PreRanker, params: Mapping[str, Any], orders: Mapping[str
     mask = history.mask & (np.arange(USERS) < USERS - 1)[:, None]
     users = dataclasses.replace(users, history=behaviours(history.item, history.action, history.age, mask))
     items = random_features(item_layout(config.schema), rng, lead=(ITEMS,))
-    states = jax.jit(jax.vmap(model.user, (None, 0)))(tree, users)
-    one, state = jax.tree.map(lambda x: x[0], (users, states))
-    rows = jax.jit(jax.vmap(model.item, (None, 0)))(tree, items)
-    cases: dict[str, tuple[Any, Any]] = {
-        "user": (one, state),
-        "users": (users, states),
-        "item": (items, rows),
-        "interaction": ({"state": state, "rows": rows}, {"logits": jax.jit(model.interaction)(tree, state, rows)}),
-    }
-    logits, bid = cases["interaction"][1]["logits"], rng.exponential(1, ITEMS).astype(np.float32)
-    p = jax.jit(lambda tree, logits: probabilities(tree, logits, config.objectives))(tree, logits)
-    for name, function in values(model, params, orders).items():
-        inputs = {"logits": logits} if name == PROBABILITY else {"p": p, "bid": bid}
-        cases[name] = inputs, jax.jit(function)(tree, inputs)
+    every, cases = functions_of(model, params, orders), {}
+
+    def run(name: str, inputs: Any) -> Any:
+        cases[name] = inputs, jax.jit(every[name])(tree, inputs)
+        return cases[name][1]
+
+    states, rows = run("users", users), run("item", items)
+    _, state = cases["user"] = jax.tree.map(lambda x: x[0], (users, states))
+    logits = run("interaction", {"state": state, "rows": rows})["logits"]
+    if PROBABILITY in every:
+        p, bid = run(PROBABILITY, {"logits": logits}).get("p"), rng.exponential(1, ITEMS).astype(np.float32)
+        for name in orders:
+            run(f"{ORDER}{name}", {"p": p, "bid": bid})
     return {
         f"{function}.{part}/{name}": np.asarray(value)
         for function, pair in cases.items()

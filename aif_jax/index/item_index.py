@@ -251,9 +251,15 @@ class ItemIndex:
         Raises ValueError for columns other than those of the model's rows.
         """
         program = ItemProgram(trained, storage="float32", batch_size=min(BATCH, max(len(keys.key), 1)), mesh=None)
-        columns = _tree_of(rows, len(keys.key), program)
-        store = Store(program, capacity=capacity_for(len(keys.key), None, None))
-        store.write(program.packed, columns, store.rows.take(len(keys.key)))
+        shapes, count = jax.eval_shape(unpack, program.shapes()), len(keys.key)
+        wanted = leaves_by_path(shapes, separator=".")
+        expect_names(rows, "rows", wanted)
+        columns = jax.tree.unflatten(jax.tree.structure(shapes), [
+            expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(count, *leaf.shape[1:]))
+            for name, leaf in wanted.items()
+        ])  # fmt: skip
+        store = Store(program, capacity=capacity_for(count))
+        store.write(program.packed, columns, store.rows.take(count))
         return cls(store, store.assign(keys, keys.kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
@@ -421,18 +427,6 @@ class ItemIndex:
             for leaf, read in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
                 leaf[at] = np.asarray(read)[: len(leaf) - start]
         return whole
-
-
-def _tree_of(rows: Mapping[str, np.ndarray], count: int, program: ItemProgram) -> Any:
-    """Return the columns of decoded rows [count] by dotted name, as the tree that the program packs; ValueError for others."""
-    shapes = jax.eval_shape(unpack, program.shapes())
-    wanted = leaves_by_path(shapes, separator=".")
-    expect_names(dict(rows), "rows", wanted)
-    arrays = [
-        expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(count, *leaf.shape[1:]))
-        for name, leaf in wanted.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
 
 
 _columns = jax.jit(unpack)
