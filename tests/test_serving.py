@@ -191,9 +191,8 @@ async def test_a_thread_is_woken_once_for_all_that_waits_and_the_loops_thread_ru
     index = WatchedIndex(world.index, lambda ids: (threads.append(threading.current_thread()), time.sleep(0.01)))
     async with world.engine(index=index, score_threads=1) as engine:
         await engine.prepare(Request(user=3, feature_version=1))
-        executor, woken = engine._scoring._executor, []
-        submit = executor.submit
-        monkeypatch.setattr(executor, "submit", lambda *words: woken.append(words) or submit(*words))
+        woken, call_thread = [], engine._scoring._call_thread
+        monkeypatch.setattr(engine._scoring, "_call_thread", lambda: woken.append(True) or call_thread())
         await asyncio.gather(*[engine.rank(Request(user=3, feature_version=1), 5) for _ in range(6)])
         assert len(threads) == 6 and len(woken) == 1
         expect(world, await engine.rank(Request(user=3, feature_version=1), 5), 3, world.ids[:40], 5)

@@ -236,12 +236,12 @@ class IdMap:
         bucket = self.home(key)
         for _ in range(len(self.keys)):
             block = self.keys.take(bucket, axis=0)
-            flat = np.flatnonzero(block == (key if pending is None else key[pending])[:, None])
+            flat = (block == (key if pending is None else key[pending])[:, None]).ravel().nonzero()[0]
             at = flat // BUCKET
             slots[at if pending is None else pending[at]] = bucket[at] * BUCKET + flat % BUCKET
             beyond = block[:, -1] != EMPTY  # a bucket with a free slot never overflowed
             beyond[at] = False
-            left = np.flatnonzero(beyond)
+            left = beyond.nonzero()[0]
             if not len(left):
                 break
             pending = left if pending is None else pending[left]

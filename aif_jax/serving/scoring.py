@@ -8,9 +8,9 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,8 @@ class WaitingTask:
     key: Hashable
     task: Any
     future: asyncio.Future[Any]
+    prepared: Any = None
+    outcome: Any = None  # result or exception
 
 
 class Batches:
@@ -56,37 +58,55 @@ class Batches:
         prepare: Callable[[Any], Any], run: Callable[[list[Any], list[Any]], Sequence[Any]],
     ):  # fmt: skip
         self.seconds = 0.0
-        self._sizes, self._full, self._prepare, self._run = sizes, full, prepare, run
-        self._executor, self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name), threads
+        self._name, self._most, self._sizes, self._full = name, threads, sizes, full
+        self._prepare, self._run = prepare, run
+        self._threads: list[threading.Thread] = []
+        self._calls = SimpleQueue[bool]()  # True lets a thread work, False ends it
         self._lock = threading.Lock()  # of the two below
         self._waiting: list[WaitingTask] = []
         self._working = 0  # threads
+        self._done = deque[tuple[list[WaitingTask], float]]()  # computed, with seconds a task
+        self._handing_out = False  # the loop will see what is done
 
     def submit(self, key: Hashable, task: Any) -> asyncio.Future[Any]:
         """Return the result of a task, or what went wrong with it; cancel the future to give the task up."""
         waiting = WaitingTask(key, task, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(waiting)
-            free = self._working < self._threads
+            free = self._working < self._most
             self._working += free
         if free:
-            self._executor.submit(self._work)
+            self._call_thread()
         return waiting.future
 
     def close(self) -> None:
         """End the threads, each after the call that it is in."""
-        self._executor.shutdown(cancel_futures=True)
+        for _ in self._threads:
+            self._calls.put(False)
+        for thread in self._threads:
+            thread.join()
+
+    def _call_thread(self) -> None:
+        """Let one more thread work, a new one where all work."""
+        if len(self._threads) < self._working:
+            name = f"{self._name}_{len(self._threads)}"
+            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
+        self._calls.put(True)
 
     def _work(self) -> None:
-        """Compute, in a thread, until nothing waits; who gets the last answer finds the thread free."""
-        batch = self._take()
-        while batch:
-            began = time.perf_counter()
-            outcomes = self._outcomes([each.task for each in batch])
-            seconds = (time.perf_counter() - began) / len(batch)
-            done, batch = batch, self._take()
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                done[0].future.get_loop().call_soon_threadsafe(self._hand_out, done, outcomes, seconds)
+        """Compute, in a thread, whenever it is called, until nothing waits; who gets the last answer finds the thread free."""
+        while self._calls.get():
+            batch = self._take()
+            while batch:
+                began = time.perf_counter()
+                self._compute(batch)
+                self._done.append((batch, (time.perf_counter() - began) / len(batch)))
+                loop, batch = batch[0].future.get_loop(), self._take()
+                if not self._handing_out:
+                    self._handing_out = True
+                    with contextlib.suppress(RuntimeError):  # the loop is closed
+                        loop.call_soon_threadsafe(self._hand_out)
 
     def _take(self) -> list[WaitingTask]:
         with self._lock:
@@ -101,36 +121,40 @@ class Batches:
         """Return the largest size that so many tasks fill."""
         return next((size for size in reversed(self._sizes) if count >= self._full * size), 0)
 
-    def _outcomes(self, tasks: list[Any]) -> list[Any]:
-        """Return results and exceptions of tasks of one key."""
-        outcomes, ready = dict[int, Any](), list[tuple[int, Any, Any]]()
-        for place, task in enumerate(tasks):
+    def _compute(self, batch: list[WaitingTask]) -> None:
+        """Set the outcomes of tasks of one key."""
+        ready = list[WaitingTask]()
+        for each in batch:
             try:
-                ready.append((place, task, self._prepare(task)))
+                each.prepared = self._prepare(each.task)
+                ready.append(each)
             except Exception as error:
-                outcomes[place] = error
+                each.outcome = error
         while ready:
             size = self._size_for(len(ready))
             part, ready = ready[:size], ready[size:]
-            places, together, prepared = map(list, zip(*part, *part[:1] * (size - len(part)), strict=True))
+            full = part + part[:1] * (size - len(part))
             try:
-                results = self._run(together, prepared)
+                outcomes = self._run([each.task for each in full], [each.prepared for each in full])
             except Exception as error:
-                results = [error] * size
-            outcomes.update(zip(places[: len(part)], results, strict=False))
-        return [outcomes[place] for place in range(len(tasks))]
+                outcomes = [error] * size
+            for each, outcome in zip(part, outcomes, strict=False):
+                each.outcome = outcome
 
-    def _hand_out(self, batch: list[WaitingTask], outcomes: list[Any], seconds: float) -> None:
-        """Give, on the loop, every task its outcome."""
-        self.seconds += RECENT * (seconds / self._threads - self.seconds)
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            if waiting.future.done():
-                continue
-            if isinstance(outcome, Exception):
-                waiting.future.set_exception(outcome)
-                waiting.future.exception()  # seen: a request that is over does not look
-            else:
-                waiting.future.set_result(outcome)
+    def _hand_out(self) -> None:
+        """Give, on the loop, every task that is done its outcome."""
+        self._handing_out = False
+        while self._done:
+            batch, seconds = self._done.popleft()
+            self.seconds += RECENT * (seconds / self._most - self.seconds)
+            for waiting in batch:
+                if waiting.future.done():
+                    continue
+                if isinstance(waiting.outcome, Exception):
+                    waiting.future.set_exception(waiting.outcome)
+                    waiting.future.exception()  # seen: a request that is over does not look
+                else:
+                    waiting.future.set_result(waiting.outcome)
 
 
 class UserSide(NamedTuple):
@@ -178,10 +202,11 @@ class Snapshot(NamedTuple):
 
     def download(self, value: jax.Array) -> np.ndarray:
         """Return an array on the host."""
-        self.transfers["device_to_host"] += 1
-        self.transfers["device_to_host_bytes"] += value.nbytes
         with jax.transfer_guard_device_to_host("allow"):  # meant, and sooner there than by `device_get`
-            return np.asarray(value)
+            array = np.asarray(value)
+        self.transfers["device_to_host"] += 1
+        self.transfers["device_to_host_bytes"] += array.nbytes
+        return array
 
     def best(self, packed: jax.Array) -> list[TopCandidates]:
         """Return scores, logits, positions and count of each request, of the int32 [b, (2 + T) k + 1] that a program packs."""

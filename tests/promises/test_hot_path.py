@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -83,14 +84,15 @@ async def test_a_cached_request_runs_the_code_of_eight_files(world):
         files.add(frame.f_code.co_filename)
 
     async with world.engine(buckets=(64,), score_threads=1) as engine:
-        request, loop = Request(user=3, feature_version=1), asyncio.get_running_loop()
-        await engine.rank(request, 8, candidates=world.ids[:40])
-        await loop.run_in_executor(engine._scoring._executor, sys.setprofile, note)
-        sys.setprofile(note)
+        request = Request(user=3, feature_version=1)
+        threading.setprofile(note)  # of threads that start from now on
         try:
+            await engine.rank(request, 8, candidates=world.ids[:40])
+            files.clear()
+            sys.setprofile(note)
             await engine.rank(request, 8, candidates=world.ids[:40])
         finally:
             sys.setprofile(None)
-            await loop.run_in_executor(engine._scoring._executor, sys.setprofile, None)
+            threading.setprofile(None)  # type: ignore[arg-type]
     ours = {Path(file).relative_to(package).as_posix() for file in files if file.startswith(str(package))}
     assert {"serving/engine.py", "serving/scoring.py", "index/ids.py"} <= ours and len(ours) <= 8, sorted(ours)
