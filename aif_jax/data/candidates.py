@@ -325,8 +325,7 @@ def staged(
     unknown = sorted(set(counts) - set(STAGES))
     good = not unknown and all(isinstance(n, int) and n >= 0 for n in counts.values()) and sum(counts.values()) > 0
     expect(good, "counts", f"numbers of candidates by stage of {STAGES}", dict(counts))
-    has_sampler = sampler is not None or not counts.get("sampled")
-    expect(has_sampler, "sampler", "a NegativeSampler for the stage 'sampled'", None)
+    expect(sampler is not None or not counts.get("sampled"), "sampler", "a NegativeSampler for the stage 'sampled'", None)
     wanted = [(code, counts[stage]) for code, stage in enumerate(LOGGED) if counts.get(stage)]
     exposed = STAGES.index("exposed")
 

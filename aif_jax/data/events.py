@@ -217,8 +217,7 @@ def write_log(folder: str | os.PathLike[str], chunks: Iterable[Mapping[str, Any]
         def write_headers() -> None:  # NumPy leaves room for the largest size, so that a header can be written again in place
             for name, dtype in COLUMNS.items():
                 files[name].seek(0)
-                described = np.lib.format.dtype_to_descr(np.dtype(dtype))
-                header = {"descr": described, "fortran_order": False, "shape": (size,)}
+                header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (size,)}
                 np.lib.format.write_array_header_1_0(files[name], header)
 
         write_headers()

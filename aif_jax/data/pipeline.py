@@ -155,8 +155,7 @@ class Pipeline:
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
         expect(0 <= self.process_index < count, "Pipeline.process_index", f"0 to {count - 1}", self.process_index)
-        whole = self.batch_size % count == 0
-        expect(whole, "Pipeline.batch_size", f"a multiple of process_count={count}", self.batch_size)
+        expect(self.batch_size % count == 0, "Pipeline.batch_size", f"a multiple of process_count={count}", self.batch_size)
         expect(0 <= self.id_dropout < 1, "Pipeline.id_dropout", "a share from 0 to below 1", self.id_dropout)
         lengths, longest = self.buckets, self.config.history_length
         fits = all(1 <= b <= longest for b in lengths) and list(lengths) == sorted(set(lengths))

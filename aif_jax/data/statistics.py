@@ -60,8 +60,7 @@ class ItemStatistics:
     """
 
     def __init__(self, item: Any, time: Any, *, items: int, half_lives: tuple[int, ...], action: Any = None, actions: int = 0):
-        good = len(half_lives) > 0 and min(half_lives) >= 1
-        expect(good, "half_lives", "at least one, each of a second or more", half_lives)
+        expect(len(half_lives) > 0 and min(half_lives) >= 1, "half_lives", "at least one, each of a second or more", half_lives)
         item, time = expect_integers(item, "item", size=items), np.asarray(time, np.int64)
         expect(item.shape == time.shape, "time", f"shape {list(item.shape)} like item", list(time.shape))
         self._lives, self._items = np.array(half_lives, np.float64), items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -95,36 +96,33 @@ class Columns(Fields):
             elif isinstance(field.default, tuple) and not isinstance(value, tuple):
                 raise ValueError(f"Columns.{field.name}: expected a tuple of column names, got {value!r}")
         expect_types(self)
-        units = f"one of {', '.join(PER_SECOND)}"
-        expect(self.time_unit in PER_SECOND, "Columns.time_unit", units, repr(self.time_unit))
+        expect(self.time_unit in PER_SECOND, "Columns.time_unit", f"one of {', '.join(PER_SECOND)}", repr(self.time_unit))
         several = "at least 2 (item_attributes are for single values)"
         expect(self.bag_length >= 2, "Columns.bag_length", several, self.bag_length)
         named = [*self.item_attributes, *self.item_bags, *self.user_attributes]
         for name in named:
-            free = name not in RESERVED and named.count(name) == 1
-            names = f"attributes of different names, none of them {', '.join(RESERVED)}"
-            expect(free, "Columns", names, f"{name!r} among {named}")
+            expected = f"attributes of different names, none of them {', '.join(RESERVED)}"
+            expect(name not in RESERVED and named.count(name) == 1, "Columns", expected, f"{name!r} among {named}")
         lives = self.item_statistics
         distinct = all(seconds >= 1 for seconds in lives) and list(lives) == sorted(set(lives))
         expect(distinct, "Columns.item_statistics", "ascending half-lives of a second or more", lives)
-        are_named = not lives or self.action is None or bool(self.actions)
         expected = f"Columns.actions, the values of {self.action!r}, which are counted apart"
-        expect(are_named, "Columns.item_statistics", expected, "none; give such as actions=('shown', 'click')")
+        got = "none; give such as actions=('shown', 'click')"
+        expect(not lives or self.action is None or self.actions, "Columns.item_statistics", expected, got)
         for file in get_args(File):
-            used = [name for name, _ in self._listed(file)]
-            twice = sorted({name for name in used if used.count(name) > 1})
+            used = collections.Counter(name for name, _ in self._listed(file))
+            twice = sorted(name for name, count in used.items() if count > 1)
             expect(not twice, "Columns", f"each column of the {file} file in one place", f"{twice} in several")
         for name in self.behaviour_fields:
             expected = f"names among item_attributes {self.item_attributes}"
             expect(name in self.item_attributes, "Columns.behaviour_fields", expected, repr(name))
-        has_column = not self.actions or self.action is not None
-        expected, got = "a column for them in Columns.action", f"None with actions {self.actions}"
-        expect(has_column, "Columns.actions", expected, got)
-        if self.history_actions:
-            expect(self.action is not None, "Columns.history_actions", "a column for them in Columns.action", "None")
-            known = set(map(str, self.actions or self.history_actions))
-            expected = f"actions among Columns.actions {self.actions}"
-            expect(known >= set(map(str, self.history_actions)), "Columns.history_actions", expected, self.history_actions)
+        for field in ("actions", "history_actions"):
+            needs = bool(getattr(self, field))
+            got = f"None with {field} {getattr(self, field)}"
+            expect(not needs or self.action is not None, f"Columns.{field}", "a column for them in Columns.action", got)
+        known, chosen = (set(map(str, values)) for values in (self.actions or self.history_actions, self.history_actions))
+        expected = f"actions among Columns.actions {self.actions}"
+        expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
     def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
         """Return the kind of each column of a table, as in serving; without `computed`, as in the files that `read` takes."""

@@ -181,8 +181,7 @@ def read_items(
         codes, rows = table.codes[columns.item_id], {}
         ids = codes.values(encoder.vocabularies["item"].kind or _kind([codes], as_text=columns.item_id in columns.text))
         for column, name in columns.vocabularies("items").items():
-            known = encoder.vocabularies[name]
-            _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=known)
+            _, (rows[name],) = encode_columns(name, [(table, column)], problems, given=encoder.vocabularies[name])
         for kind in SKIPPED:
             problems.drop(kind)
         problems.expect_none()
@@ -208,8 +207,7 @@ def load_columns(source: Source, kinds: Mapping[str, Kind], *, columns: Columns 
       >>> load_columns({"movie": ["9", "7"], "rating": [4.5, 3.0]}, {"movie": "id", "rating": "float"})["rating"].tolist()
       [4.5, 3.0]
     """
-    complete = not {"bag", "value"} & set(kinds.values())
-    expect(complete, "load_columns", "kinds of columns without missing values", dict(kinds))
+    expect(not {"bag", "value"} & set(kinds.values()), "load_columns", "kinds of columns without missing values", dict(kinds))
     return table_and_columns(source, kinds, columns=columns or Columns(), name="table")[1]
 
 

@@ -688,8 +688,7 @@ class LoadedTable:
         """Return whether a column of a file is of its kind; adds a problem if not."""
         test, type_, kind = pyarrow("pyarrow.types"), batch.types[name], self.kinds[name]
         value = type_.value_type if test.is_dictionary(type_) else type_
-        parsed = batch.file.first_line is not None
-        expected = expected_type(value, kind, parsed=parsed, named=name in self.columns.text)
+        expected = expected_type(value, kind, parsed=batch.file.first_line is not None, named=name in self.columns.text)
         if expected:
             lost = kind in CODED and (test.is_floating(value) or test.is_decimal(value))
             hint = " (pandas makes floats of integers where one is missing)" if lost else ""

@@ -187,8 +187,7 @@ class Refresh:
         for name in self.store.rolled_back():
             record = json.loads(self.store.read(name, KEPT)) if self.store.holds(name, KEPT) else {}
             got = f"those of {name}, which was rolled back; give newer events, other settings, or publish it by itself"
-            same = record.get("inputs") == inputs
-            expect(not same, "refresh", "another model, data or settings", got, error=SnapshotError)
+            expect(record.get("inputs") != inputs, "refresh", "another model, data or settings", got, error=SnapshotError)
 
     def warm_start(self, folder: Path) -> dict[str, Any]:
         """Return the served model under the new vocabularies."""

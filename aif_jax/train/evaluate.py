@@ -91,15 +91,7 @@ class Evaluation:
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
-        names = ("auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error")
-        values = {name: getattr(self, name) for name in names}
-        if self.hit_rate is not None and self.ndcg is not None:
-            values |= {f"hr@{self.k}": self.hit_rate, f"ndcg@{self.k}": self.ndcg}
-        values |= {} if self.ranker_recall is None else {"ranker_recall": self.ranker_recall}
-        values |= {name: part.mean for name, part in self.by_user.items() if name.startswith(BASELINE)}
-        for name, evaluation in self.objectives.items():
-            values |= {f"{name}.{figure}": value for figure, value in evaluation.figures().items()}
-        return values
+        return {name: part.mean for name, part in self._parts().items()}
 
     def intervals(self, *, draws: int = DRAWS, level: float = 0.95, seed: int = 0) -> dict[str, metrics.Interval]:
         """Return the figures by name with the bounds of an interval that resamples users; arguments as `metrics.user_interval`.
@@ -203,13 +195,13 @@ def evaluate(
             by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in found.items()}
         parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
-    asked = _asked(data, positions, lists, calibration_negatives) | {"k": k}
-    catalogue: dict[str, Any] = {"asked": asked}
+    by_user, asked = dict(first.by_user), _asked(data, positions, lists, calibration_negatives) | {"k": k}
+    more: dict[str, Any] = {"by_user": by_user, "asked": asked, "objectives": parts if len(parts) > 1 else {}}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
-        catalogue |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
-        catalogue |= {"asked": asked | {"repeats": repeats}, "by_user": {**first.by_user, **_hits(ranks, users, k)}}
-    by_user = catalogue.setdefault("by_user", dict(first.by_user))
+        by_user |= _hits(ranks, users, k)
+        asked["repeats"] = repeats
+        more |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
     if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
         requests, found, logits = ranked
         passed = (found.rows > 0) & (found.labels[STAGE] < LOGGED.index("retrieved"))
@@ -217,8 +209,8 @@ def evaluate(
         orders = {"": logits} | {f"{BASELINE}{name}.": of_items[found.rows] for name, of_items in (baselines or {}).items()}
         for name, order in orders.items():
             by_user[f"{name}ranker_recall"] = _ranker_recall(order, found, data.log.user[requests], kept)
-        catalogue |= {"kept": kept, "ranker_recall": by_user["ranker_recall"].mean}
-    return dataclasses.replace(first, objectives=parts if len(parts) > 1 else {}, **catalogue)
+        more |= {"kept": kept, "ranker_recall": by_user["ranker_recall"].mean}
+    return dataclasses.replace(first, **more)
 
 
 def _ranked(
@@ -295,19 +287,14 @@ def _figures(
     count: int,
 ) -> Evaluation:  # fmt: skip
     """Return figures of one objective on lists [R, C]; log-loss and calibration are of the first `count` candidates."""
-    of_users = users[:, None]
     given = logits[:, :count], labels[:, :count]
     few: dict[str, Any] = {"where": where[:, :count], "weights": None if weights is None else weights[:, :count]}
-    rates = metrics.calibration(*given, **few)
-    order = _order(raw, labels, users, where)
-    evenly = order["gauc"]._replace(weights=np.ones(len(order["gauc"].users)))
-    of_all = order | {"gauc_mean": evenly}
-    return Evaluation(
-        requests=len(users), users=len(np.unique(users)), auc=metrics.auc(raw, labels, where=where), gauc=order["gauc"].mean,
-        gauc_mean=evenly.mean, log_loss=metrics.log_loss(*given, where=where[:, :count]), calibration=rates.ratio,
-        calibration_error=rates.error, deciles=metrics.deciles(*given, **few),
-        by_user=of_all | metrics.probabilities_by_user(*given, of_users, **few),
-    )  # fmt: skip
+    by_user = _order(raw, labels, users, where)
+    by_user["gauc_mean"] = by_user["gauc"]._replace(weights=np.ones(len(by_user["gauc"].users)))
+    by_user |= metrics.probabilities_by_user(*given, users[:, None], **few)
+    means = {name: part.mean for name, part in by_user.items()}
+    deciles = metrics.deciles(*given, **few)
+    return Evaluation(requests=len(users), users=len(np.unique(users)), deciles=deciles, by_user=by_user, **means)
 
 
 def sampled_before(data: Dataset, positions: np.ndarray, *, repeats: bool | None = None) -> SourceFn:

@@ -144,8 +144,7 @@ class Loss:
         if unknown := options.keys() - set(names):
             raise TypeError(f"{self!r}: expected options among {names}, got {sorted(unknown)}")
         temperature = options.get("temperature", 1.0)
-        positive = math.isfinite(temperature) and temperature > 0
-        expect(positive, "temperature", "a positive finite number", repr(temperature))
+        expect(math.isfinite(temperature) and temperature > 0, "temperature", "a positive finite number", repr(temperature))
         return Loss(((weight, term.with_options(options)),))
 
     def _checked(
@@ -156,8 +155,7 @@ class Loss:
         Replacing masked values *before* the arithmetic keeps their NaN out of the gradient: that of a `where` after is 0 * NaN.
         """
         scores = jnp.asarray(scores)
-        floating = jnp.issubdtype(scores.dtype, jnp.floating)
-        expect(floating, "scores", "floating-point logits", f"dtype {scores.dtype}")
+        expect(jnp.issubdtype(scores.dtype, jnp.floating), "scores", "floating-point logits", f"dtype {scores.dtype}")
         valid = jnp.asarray(True) if where is None else jnp.asarray(where)
         expect(valid.dtype == jnp.bool_, "where", "a bool mask", f"dtype {valid.dtype}")
         shape = scores.shape

@@ -324,19 +324,17 @@ def train(
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
-    dtype = jnp.dtype(settings.compute_dtype)
-    step = make_step(model, optimizer, loss=loss, sparse=settings.sparse, compute_dtype=dtype)
+    step = make_step(model, optimizer, loss=loss, sparse=settings.sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
     with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         log = JsonLines(folder / LOG)
         epoch, batch = feed.start(cursor)
-        trained = epoch * feed.steps_per_epoch + batch
+        left = len(feed) - epoch * feed.steps_per_epoch - batch
         with to_device(feed.batches(cursor), place=place) as batches:
             saving = Saving(
                 checkpoints, config, data.encoder and data.encoder.with_length(config.history_length),
                 every=settings.evaluate_every or feed.steps_per_epoch, seconds=SAVE_SECONDS, evaluate=validate,
             )  # fmt: skip
-            left = len(feed) - trained
             loop(state, step, batches, total=left, writers=(log, *writers), save=saving, progress=progress)
         if settings.validates and (text := note(config, task, settings.k)):
             say(text, progress=progress)
