@@ -15,7 +15,7 @@ Kind: TypeAlias = Literal["id", "value", "category", "action", "bag", "float", "
 "category" and "action" (the same, none missing), "bag" (lists of values), "float", "number" (a float, may be missing),
 "vector" (lists of floats), "time"."""
 
-File: TypeAlias = Literal["events", "items", "users"]
+TableName: TypeAlias = Literal["events", "items", "users"]
 CODED = ("id", "value", "category", "action", "bag")  # kinds whose values become rows of a vocabulary
 RESERVED = ("user", "item", "category", "action")
 
@@ -109,7 +109,7 @@ class Columns(Fields):
         expected = f"Columns.actions, the values of {self.action!r}, which are counted apart"
         got = "none; give such as actions=('shown', 'click')"
         expect(not lives or self.action is None or self.actions, "Columns.item_statistics", expected, got)
-        for file in get_args(File):
+        for file in get_args(TableName):
             used = collections.Counter(name for name, _ in self._listed(file))
             twice = sorted(name for name, count in used.items() if count > 1)
             expect(not twice, "Columns", f"each column of the {file} file in one place", f"{twice} in several")
@@ -124,12 +124,12 @@ class Columns(Fields):
         expected = f"actions among Columns.actions {self.actions}"
         expect(chosen <= known, "Columns.history_actions", expected, self.history_actions)
 
-    def of(self, file: File, *, computed: bool = True) -> dict[str, Kind]:
+    def of(self, file: TableName, *, computed: bool = True) -> dict[str, Kind]:
         """Return the kind of each column of a table, as in serving; without `computed`, as in the files that `read` takes."""
         left_out = (self.position,) if computed else self.statistics
         return {name: kind for name, kind in self._listed(file) if name not in left_out}
 
-    def vocabularies(self, file: File) -> dict[str, str]:
+    def vocabularies(self, file: TableName) -> dict[str, str]:
         """Return the categorical columns of a file and the vocabulary of each."""
         special = {
             "events": {self.user: "user", self.item: "item", self.action: "action"},
@@ -175,8 +175,8 @@ class Columns(Fields):
         """Return the columns that `to_json` wrote."""
         return cls(**value)
 
-    def _listed(self, file: File) -> list[tuple[str, Kind]]:
-        columns: dict[File, list[tuple[tuple[str | None, ...], Kind]]] = {
+    def _listed(self, file: TableName) -> list[tuple[str, Kind]]:
+        columns: dict[TableName, list[tuple[tuple[str | None, ...], Kind]]] = {
             "events": [
                 ((self.user, self.item), "id"),
                 ((self.time,), "time"),

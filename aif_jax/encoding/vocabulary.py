@@ -12,7 +12,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 
-Kind: TypeAlias = Literal["integers", "strings"]
+IdKind: TypeAlias = Literal["integers", "strings"]
 
 NESTED = {list, tuple, np.ndarray}
 MOST_CHARACTERS = 1024  # of an id of text, at every place that takes ids
@@ -72,7 +72,7 @@ class Vocabulary:
         return self.raw[rows - 1]
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> IdKind | None:
         """Kind of the ids; None for a vocabulary without ids, which fits both."""
         if not len(self.raw):
             return None
@@ -190,7 +190,7 @@ def new_rows(before: Vocabulary, after: Vocabulary) -> np.ndarray:
     return place
 
 
-def as_ids(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> np.ndarray | list[str]:
+def as_ids(raw: Any, name: str, *, like: IdKind | None = None, short: bool = True) -> np.ndarray | list[str]:
     """Return raw ids of any shape, flat: int64 [n], or a list of n strings; `like` is the kind that they must have.
 
     Raises TypeError for ids of another kind, mixed kinds, None, integers beyond int64; ValueError for strings of more than

@@ -11,7 +11,7 @@ import numpy as np
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
-from aif_jax.encoding.vocabulary import Kind
+from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import check_item_features
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.store import ItemProgram, Store
@@ -68,7 +68,7 @@ def ahead(results: Iterable[Any]) -> Iterator[Any]:
     yield from running
 
 
-def checked(program: ItemProgram, ids: Any, features: Any, *, kind: Kind | None) -> Batch:
+def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | None) -> Batch:
     """Return keys and features [n] of raw ids and features, or of raw columns if `features` is None; see `ItemIndex.upsert`."""
     encoder = program.trained.encoder
     if features is None:

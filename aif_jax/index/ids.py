@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from aif_jax.checks import expect
-from aif_jax.encoding.vocabulary import Kind, as_ids
+from aif_jax.encoding.vocabulary import IdKind, as_ids
 from aif_jax.export.consume.functions import hashes
 
 EMPTY = np.iinfo(np.int64).min
@@ -28,7 +28,7 @@ class Keys(NamedTuple):
     mark: np.ndarray | None = None  # uint32 [n] a second hash of strings; None for integers
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> IdKind | None:
         """What the raw ids are; None for none."""
         if self.mark is not None:
             return "strings"
@@ -50,7 +50,7 @@ class Keys(NamedTuple):
 COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
 
 
-def raw_keys(raw: Any, name: str, *, like: Kind | None = None, short: bool = True) -> Keys:
+def raw_keys(raw: Any, name: str, *, like: IdKind | None = None, short: bool = True) -> Keys:
     """Return keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError.
 
     `short` refuses strings of more than 1,024 characters.
@@ -136,9 +136,9 @@ class FreeList:
 class IdMap:
     """The part of the map that its versions share. One writer at a time; readers of older versions need no lock."""
 
-    def __init__(self, capacity: int, kind: Kind | None):
+    def __init__(self, capacity: int, kind: IdKind | None):
         size = max(PAGE, 1 << int(np.ceil(np.log2(max(capacity, 1) / MAX_LOAD))))
-        self.kind: Kind | None = kind
+        self.kind: IdKind | None = kind
         self.keys = np.full((size // BUCKET, BUCKET), EMPTY, np.int64)
         self.flat = Keys(self.keys.reshape(-1), np.zeros(size, np.uint32) if kind == "strings" else None)
         self.used = 0  # keys ever added, those of deleted ids included

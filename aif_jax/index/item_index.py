@@ -20,7 +20,7 @@ import numpy as np
 from aif_jax.catalogue import Catalogue
 from aif_jax.checks import VersionMismatch, check_encoding, expect, expect_array, expect_integer, expect_names
 from aif_jax.config import Config
-from aif_jax.encoding.vocabulary import Kind
+from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.index.build import BATCH, ItemBatches, capacity_for, checked, fill, item_batches, rebatch
 from aif_jax.index.ids import Keys, View, raw_keys
 from aif_jax.index.parts import EncodedParts
@@ -56,7 +56,7 @@ class Manifest:
     """
 
     items: int
-    ids: Kind | None
+    ids: IdKind | None
     version: str
     config: Config
     encoding: str
@@ -155,7 +155,7 @@ class ItemIndex:
         self._store, self._view, self._program, self.trained = store, view, store.program, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
         self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
-        self.kind: Kind | None = store.ids.kind
+        self.kind: IdKind | None = store.ids.kind
         self.storage: Storage = store.program.storage
 
     @classmethod

@@ -21,7 +21,7 @@ import numpy as np
 
 from aif_jax.checks import VersionMismatch, expect
 from aif_jax.encoding.raw import plain
-from aif_jax.encoding.vocabulary import Kind
+from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.export.consume.files import memory
 from aif_jax.index.ids import Keys, raw_keys
 from aif_jax.readers.tables import pyarrow
@@ -36,7 +36,7 @@ class RowVersion(NamedTuple):
     batch_size: int
 
 
-def schema(kind: Kind) -> Any:
+def schema(kind: IdKind) -> Any:
     """Return the Arrow schema of encoded rows with ids of a kind."""
     arrow = pyarrow()
     named = {"id": arrow.int64() if kind == "integers" else arrow.string(), "row": arrow.binary()}

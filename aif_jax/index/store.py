@@ -22,7 +22,7 @@ import numpy as np
 
 from aif_jax import sharding
 from aif_jax.checks import expect
-from aif_jax.encoding.vocabulary import Kind
+from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import item_specs
 from aif_jax.index.ids import FreeList, IdMap, Keys, View
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
@@ -167,7 +167,7 @@ class Store:
             self._table = _resized(capacity, self.program.rows_sharding)(self._table)
         self.capacity = capacity
 
-    def assign(self, keys: Keys, kind: Kind | None) -> View:
+    def assign(self, keys: Keys, kind: IdKind | None) -> View:
         """Return the first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
         self.ids = IdMap(self.capacity, kind)
         return self.ids.fill(keys)
@@ -176,7 +176,7 @@ class Store:
         """Take `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
         self._retired.append((weakref.ref(snapshot), rows, pages))
 
-    def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: Kind | None) -> tuple[Store, View]:
+    def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: IdKind | None) -> tuple[Store, View]:
         """Return rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
         keys, rows = view.items()
         new = Store(program, capacity=capacity)

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from aif_jax.encoding.columns import Columns, File
+from aif_jax.encoding.columns import Columns, TableName
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.encoding.times import PER_SECOND, readable
 from aif_jax.readers.read import FLOATS, Events, Tables, events_of, read_tables, suspicions_of
@@ -23,7 +23,7 @@ NEWEST = 0.1  # share of the events that `fit` holds out for the test, by time
 class ColumnProfile:
     """One column: how many distinct `values`, shares of rows, and `quantiles` (see `QUANTILES`) of floats."""
 
-    file: File
+    file: TableName
     column: str
     values: int | None  # None for floats
     missing: float

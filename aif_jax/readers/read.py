@@ -21,11 +21,10 @@ from aif_jax.checks import expect
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.statistics import item_statistics
-from aif_jax.encoding.columns import CODED, Columns, File, Kind
+from aif_jax.encoding.columns import CODED, Columns, Kind, TableName
 from aif_jax.encoding.encoder import Encoder, bulk_of, reencode, scale_of, schema_of, stacked, vocabulary_names
 from aif_jax.encoding.times import PER_SECOND, history_order, readable
-from aif_jax.encoding.vocabulary import Kind as IdKind
-from aif_jax.encoding.vocabulary import Vocabulary
+from aif_jax.encoding.vocabulary import IdKind, Vocabulary
 from aif_jax.output import hidden
 from aif_jax.readers.tables import MISSING_TIME, SKIPPED, Codes, LoadedTable, Problems, Source, Suspicion, batches, read_table
 from aif_jax.store.trained import Trained
@@ -34,7 +33,7 @@ from aif_jax.types import ItemFeatures
 
 logger = logging.getLogger(__name__)
 
-FLOATS: dict[str, File] = {"item": "items", "user": "users"}
+FLOATS: dict[str, TableName] = {"item": "items", "user": "users"}
 FAR = 100  # an outlier is outside of the bulk of a column by at least so many times the width of the bulk
 ALL_TWICE = 0.45  # share of repeated events that a file read twice explains
 
@@ -92,7 +91,7 @@ def read(
         encoder = earlier.need_encoder("read earlier")
     columns = _options(columns, users, encoder, unknown)
     problems = Problems()
-    sources: dict[File, Source | None] = {"events": events, "items": items, "users": users}
+    sources: dict[TableName, Source | None] = {"events": events, "items": items, "users": users}
     with hidden(not progress):
         tables = read_tables(sources, columns, problems, encoder=encoder, grow=earlier is not None)
     for kind in SKIPPED if unknown == "skip" else ():
@@ -242,10 +241,10 @@ class Distinct(NamedTuple):
 class Tables:
     """Events, items and users, read once; rows int32 [n] or [n, bag length], 0 where a value is missing or unknown."""
 
-    tables: Mapping[File, LoadedTable]
-    rows: Mapping[File, dict[str, np.ndarray]]
+    tables: Mapping[TableName, LoadedTable]
+    rows: Mapping[TableName, dict[str, np.ndarray]]
     vocabularies: Mapping[str, Vocabulary]
-    distinct: Mapping[tuple[File, str], Distinct]
+    distinct: Mapping[tuple[TableName, str], Distinct]
 
     def floats(self, columns: Columns) -> Iterator[tuple[str, str, LoadedTable]]:
         """Yield ("item" or "user", column, table) of every float column that is there."""
@@ -256,27 +255,32 @@ class Tables:
 
 
 def read_tables(
-    sources: Mapping[File, Source | None], columns: Columns, problems: Problems, *, encoder: Encoder | None, grow: bool = False
+    sources: Mapping[TableName, Source | None],
+    columns: Columns,
+    problems: Problems,
+    *,
+    encoder: Encoder | None,
+    grow: bool = False,
 ) -> Tables:
     """Read every table once, in the order of `sources`: known ids are those of the file of items or users, else of the events.
 
     An `encoder` says it instead; with `grow` both do, except for actions. `problems` receives what is wrong with values,
     and ids that an items or users table has twice.
     """
-    tables: dict[File, LoadedTable] = {
+    tables: dict[TableName, LoadedTable] = {
         name: read_table(source, columns.of(name, computed=False), problems, columns=columns, name=name)
         for name, source in sources.items()
         if source is not None
     }
-    members: dict[str, list[tuple[File, str]]] = {}
-    distinct: dict[tuple[File, str], Distinct] = {}
+    members: dict[str, list[tuple[TableName, str]]] = {}
+    distinct: dict[tuple[TableName, str], Distinct] = {}
     for name, table in tables.items():
         for column, vocabulary in columns.vocabularies(name).items():
             members.setdefault(vocabulary, []).append((name, column))
             codes = table.codes[column]
             each = codes.codes[:: columns.bag_length if table.kinds[column] == "bag" else 1]
             distinct[name, column] = Distinct(len(codes.distinct), int(np.count_nonzero(each < 0)), codes.cut)
-    rows: dict[File, dict[str, np.ndarray]] = {name: {} for name in tables}
+    rows: dict[TableName, dict[str, np.ndarray]] = {name: {} for name in tables}
     known = {} if encoder is None else dict(encoder.vocabularies)
     if "action" in members and columns.actions:
         rows["events"]["action"] = _listed_actions(tables["events"], columns, problems)

@@ -21,8 +21,7 @@ import numpy as np
 from aif_jax.checks import expect, needs_extra
 from aif_jax.encoding.columns import CODED, Columns, Kind
 from aif_jax.encoding.times import PER_SECOND, earliest, likely_unit, quoted, rescaled, wrong_unit
-from aif_jax.encoding.vocabulary import Kind as IdKind
-from aif_jax.encoding.vocabulary import id_array
+from aif_jax.encoding.vocabulary import IdKind, id_array
 from aif_jax.output import track
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -483,11 +482,8 @@ class Cells(NamedTuple):
             self.note("wrong type", beyond.to_numpy(zero_copy_only=False), "an integer below 2^63", got)
             values = compute.if_else(beyond, None, values)
         coded = values if test.is_dictionary(values.type) else values.dictionary_encode()
-        distinct = coded.dictionary
-        if text and not is_text(distinct.type):
-            distinct = distinct.cast(arrow.string())
-        distinct = distinct.cast(arrow.large_string() if is_text(distinct.type) else arrow.int64())
-        return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), distinct)
+        target = arrow.large_string() if text or is_text(coded.dictionary.type) else arrow.int64()
+        return arrow.DictionaryArray.from_arrays(coded.indices.cast(arrow.int32()), coded.dictionary.cast(target))
 
     def bags(self, columns: Columns) -> tuple[Any, int]:
         """Return `coded` of the first `bag_length` values of rows, [n * bag_length] with nulls; and how many have more."""
@@ -597,14 +593,11 @@ class Codes:
 
     def _merge(self) -> Any:
         arrow, type_ = pyarrow(), self.type or pyarrow().int64()
-        empty = arrow.DictionaryArray.from_arrays(arrow.array([], arrow.int32()), arrow.array([], type_))
-        chunks = [
-            chunk if chunk.dictionary.type == type_ else arrow.DictionaryArray.from_arrays(chunk.indices, empty.dictionary)
-            for chunk in self._chunks
-        ]
-        if len(self._chunks) != 1 or chunks[0] is not self._chunks[0]:
-            merged = arrow.chunked_array(chunks or [empty]).unify_dictionaries().combine_chunks()
-            self._chunks, self._pending = [merged], 0
+        if len(self._chunks) != 1 or self._chunks[0].dictionary.type != type_:
+            none = arrow.array([], type_)  # in place of the values of a chunk that has none, of whichever type
+            chunks = [c if len(c.dictionary) else arrow.DictionaryArray.from_arrays(c.indices, none) for c in self._chunks]
+            joined = arrow.chunked_array(chunks, arrow.dictionary(arrow.int32(), type_))
+            self._chunks, self._pending = [joined.unify_dictionaries().combine_chunks()], 0
         return self._chunks[0]
 
 

@@ -245,7 +245,9 @@ def judge(
     name, overlap = next(iter(slices)), None
     if new.top is not None and old.top is not None:
         overlap = float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(new.top, old.top, strict=True)]))
-        ranking = [each["difference"] for metric, each in compared[name].items() if _kind(metric) in ("gauc", "hr")]
+        ranking = [
+            each["difference"] for metric, each in compared[name].items() if metric == "gauc" or metric.startswith("hr@")
+        ]
         if overlap < config.overlap and not any(difference.low > 0 for difference in ranking):
             reasons.append(
                 f"{name}: the new top {new.top.shape[1]} holds {overlap:.1%} of the old one, and no ranking metric is surely "
@@ -289,7 +291,7 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
     if users < config.users:
         yield f"{name}: {users} users have candidates of both labels, too few to judge by; bound: at least {config.users}"
     for metric, each in compared.items():
-        kind = _kind(metric)
+        kind = metric.partition("@")[0]
         if kind not in config.bounds or " " in metric:  # new items are reported, and part of the metric over all
             continue
         difference: Interval = each["difference"]
@@ -301,10 +303,6 @@ def _worse(name: str, new: Measurement, compared: Mapping[str, Mapping[str, Any]
             moved = f"{metric} went from {each['old']:.4f} to {each['new']:.4f}, a difference of {difference.value:+.4f}"
             interval = f"{config.level:.0%} interval {difference.low:+.4f} to {difference.high:+.4f}"
             yield f"{name}: {moved} ({interval}); bound: at most {bound:g} worse"
-
-
-def _kind(metric: str) -> str:
-    return metric.partition("@")[0]
 
 
 def _seconds(served: Trained, requests: Requests) -> float:

@@ -6,7 +6,6 @@ Ranking figures read raw logits; log-loss and calibration read calibrated probab
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,12 +120,8 @@ class Evaluation:
         named = {f"{name}.{figure}": part for name, one in self.objectives.items() for figure, part in one.by_user.items()}
         return {**self.by_user, **named}
 
-    @functools.cached_property
-    def _intervals(self) -> dict[str, metrics.Interval]:
-        return self.intervals()
-
     def __str__(self) -> str:
-        sure, values = self._intervals, self.figures()
+        sure, values = self.intervals(), self.figures()
         bounds = {name: f" [{sure[name].low:.3f}, {sure[name].high:.3f}]" if name in sure else "" for name in values}
         shown = ", ".join(f"{name} {value:.4f}{bounds[name]}" for name, value in values.items() if BASELINE not in name)
         of = "" if self.kept is None else f"; ranker_recall: the ranker's top {RANKER_TOP} among {self.kept:,} kept"

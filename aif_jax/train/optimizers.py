@@ -200,13 +200,9 @@ def update_rows(
     row_state = _map_rows(lambda leaf, name: take_rows(leaf, ids[name]), opt_state, counts)
     updated, state, rest = update(join_tables(gradient, row_gradients), join_tables(dense, rows), row_state)
     dense, rows = split_tables(updated, ids)
-    tables = {name: _put(table, ids[name], rows[name]) for name, table in tables.items()}
-    opt_state = _map_rows(lambda leaf, name, new: _put(leaf, ids[name], new), opt_state, counts, state)
+    tables = {name: table.at[ids[name]].set(rows[name], mode="drop") for name, table in tables.items()}
+    opt_state = _map_rows(lambda leaf, name, new: leaf.at[ids[name]].set(new, mode="drop"), opt_state, counts, state)
     return join_tables(dense, tables), opt_state, rest
-
-
-def _put(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
-    return table.at[ids].set(rows, mode="drop")
 
 
 def _map_rows(f: Callable, opt_state: Any, counts: Mapping[str, int], *rest: Any) -> Any:
