@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,9 @@ def expect_types(value: Any) -> None:
     True is no int; NumPy numbers are refused, as JSON does not write them. Other fields are skipped, and so is a class with
     annotations that its module cannot resolve.
     """
-    for name, hint in _hints(type(value)).items():
+    for name, (hint, fits) in _typed_fields(type(value)).items():
         got = getattr(value, name)
-        if not _is(got, hint):
+        if not fits(got):
             shown = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
             expect(False, f"{type(value).__name__}.{name}", shown.replace(" | ", " or "), f"{got!r}")
 
@@ -90,36 +90,29 @@ def needs_extra(what: str, extra: str) -> Iterator[None]:
         raise ImportError(f'{what} ({error}): pip install "aif_jax[{extra}]"') from error
 
 
-PLAIN = (int, float, bool, str)
-
-
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Return the types of the fields that can be checked."""
+def _typed_fields(cls: type) -> dict[str, tuple[Any, Callable[[Any], bool]]]:
+    """Return the type of each field that can be checked, and its test."""
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # a type that is known inside a function alone, or to type checkers
         return {}
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if _plain(hints[field.name])}
+    tests = {field.name: _test(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {name: (hints[name], test) for name, test in tests.items() if test is not None}
 
 
-def _plain(hint: Any) -> bool:
-    """Return whether a type is a plain one, None, or a union or a tuple of any length of these."""
+def _test(hint: Any) -> Callable[[Any], bool] | None:
+    """Return the test of a plain type, None, or a union or a tuple of any length of these; None for other types."""
+    parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return all(map(_plain, typing.get_args(hint)))
+        tests = [_test(part) for part in parts]
+        return None if None in tests else lambda value: any(test(value) for test in tests if test)
     if typing.get_origin(hint) is tuple:
-        return len(typing.get_args(hint)) == 2 and typing.get_args(hint)[1] is ... and _plain(typing.get_args(hint)[0])
-    return hint in (*PLAIN, type(None))
-
-
-def _is(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_is(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is(one, typing.get_args(hint)[0]) for one in value)
+        test = _test(parts[0]) if parts[1:] == (...,) else None
+        return test and (lambda value: isinstance(value, tuple) and all(map(test, value)))
     if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
+        return lambda value: type(value) in (int, float)
+    return (lambda value: type(value) is hint) if hint in (int, bool, str, type(None)) else None
 
 
 def expect_array(value: Any, name: str, *, dtype: Any, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -113,9 +113,7 @@ def head(cls: H) -> H:
     """Make a subclass of `Head` a frozen dataclass, and register it, or a Flax module, under its class name.
 
     Fields are numbers, booleans, strings and tuples of these, as they go into the JSON of the config.
-
-    Raises:
-      ValueError: another class has that name.
+    ValueError if another class has that name.
     """
     return HEADS.add(cls)
 
@@ -140,7 +138,7 @@ class Mlp(Head):
         whole = layers.dense_init(first, total(features), self.widths[0])
         blocks = _split(whole["kernel"], {block: sum(widths.values()) for block, widths in features.items()})
         kernels = {block: _split(blocks[block], widths) for block, widths in features.items() if widths}
-        above = layers.mlp_init(rest, self.widths[0], (*self.widths[1:], outputs))
+        above = layers.init_module(layers.MLP((*self.widths[1:], outputs)), rest, self.widths[0])
         return {"first": {"kernels": kernels, "bias": whole["bias"]}, "rest": above}
 
     def first_layer(self, params: Params) -> FirstLayer:

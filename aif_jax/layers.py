@@ -77,13 +77,8 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
     return apply_module(nn.Dense(params["kernel"].shape[-1]), params, x)
 
 
-def mlp_init(key: jax.Array, width_in: int, widths: tuple[int, ...]) -> Params:
-    """Return parameters of `mlp`: one dense layer for each entry of `widths`."""
-    return init_module(MLP(widths), key, width_in)
-
-
 def mlp(params: Params, x: jax.Array) -> jax.Array:
-    """Return `MLP` with these parameters."""
+    """Apply an `MLP` of the widths that these parameters have."""
     widths = tuple(params[f"layer_{i}"]["kernel"].shape[-1] for i in range(len(params)))
     return apply_module(MLP(widths), params, x)
 

@@ -236,11 +236,7 @@ class Run:
         return vocabulary.raw[rows[best] - 1], logits[best]
 
     def save(self, folder: str | Path) -> None:
-        """Write the run as a checkpoint, such as an edited one: `Run.load`, `aif.open` and `--checkpoint` read it.
-
-        Raises:
-          FileExistsError: something is there already.
-        """
+        """Write the run as a checkpoint, for `Run.load`, `aif.open` and `--checkpoint`; FileExistsError if `folder` exists."""
         checkpoint.save(folder, self.trained, metrics=self.metrics)
 
     def export(self, folder: str | Path, *, index: ItemIndex | None = None, **options: Any) -> str:

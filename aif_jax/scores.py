@@ -85,25 +85,20 @@ def chain(texts: Sequence[str], name: str) -> tuple[int, ...]:
     return tuple(places)
 
 
-def product(logits: Sequence[Any], xp: Any) -> Any:
-    """Return the logit of the product of probabilities, from their logits [...]; `xp` is `numpy` or `jax.numpy`.
+def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
+    """Return the logit [...] of an objective over all candidates, from the T logits [..., T]; `xp` is `numpy` or `jax.numpy`.
 
     With p = sigmoid(a) sigmoid(b), (1 - p) / p = e^-a + e^-b + e^-(a + b): no difference of numbers near 1 is taken.
 
     Example:
-      >>> import numpy as np
-      >>> round(float(1 / (1 + np.exp(-product([np.log(1.0), np.log(3.0)], np)))), 4)
+      >>> logit = over_all(np.log([1.0, 3.0]), ("click", "conversion|click"), "conversion", np)
+      >>> round(float(1 / (1 + np.exp(-logit))), 4)
       0.375
     """
-    total = logits[0]
-    for logit in logits[1:]:
+    total, *others = (logits[..., place] for place in chain(texts, name))
+    for logit in others:
         total = -xp.logaddexp(xp.logaddexp(-total, -logit), -total - logit)
     return total
-
-
-def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
-    """Return the logit [...] of an objective over all candidates, from the T logits [..., T]."""
-    return product([logits[..., place] for place in chain(texts, name)], xp)
 
 
 def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:

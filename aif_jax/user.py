@@ -29,7 +29,7 @@ def init(key: jax.Array, config: Config, *, network: layers.Module | None = None
         params["profile_constant"] = jax.random.normal(next(keys), (width,), jnp.float32) * width**-0.5
     if config.sequence:
         params["norm"] = layers.layer_norm_init(next(keys), width)
-        params["feed_forward"] = layers.mlp_init(next(keys), width, (2 * width, width))
+        params["feed_forward"] = layers.init_module(layers.MLP((2 * width, width)), next(keys), width)
     module = network or layers.MLP((*config.towers, width))
     params["tower"] = layers.init_module(module, next(keys), (2 + config.sequence) * width)
     return params

@@ -83,16 +83,12 @@ class UserView:
     @cached_property
     def embeddings(self) -> jax.Array:
         """Embeddings of the whole history, float32 [n, D]; zeros for padding."""
-        return self.embed(self.history)
+        return layers.embed_behaviours(self.params, self.config.schema, self.history, joined=self.candidates is not None)
 
     @cached_property
     def embedded(self) -> jax.Array:
         """Embeddings of the long history, float32 [L, D]; zeros for padding."""
         return self.embeddings[: self.config.long_length]
-
-    def embed(self, events: Behaviours) -> jax.Array:
-        """Return embeddings of events [n] of this user, float32 [n, D]; zeros for padding."""
-        return layers.embed_behaviours(self.params, self.config.schema, events, joined=self.candidates is not None)
 
     def values(self, table: Fitted, history: Behaviours) -> jax.Array:
         """Return a fitted table's value for each place of a history, [S, ...]."""
@@ -212,12 +208,9 @@ B = TypeVar("B", bound=type[Block])
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def block(cls: B) -> B:
-    """Make a subclass of `Block` a frozen dataclass and register it under its class name; `Block` has an example.
+    """Make a subclass of `Block` a frozen dataclass and register it under its class name; ValueError if another class has it.
 
     A value of another type than its field says, where that is a number, boolean, string or a tuple of these, is a ValueError.
-
-    Raises:
-      ValueError: another class has that name.
     """
     return BLOCKS.add(cls)
 

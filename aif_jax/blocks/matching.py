@@ -101,9 +101,8 @@ class MatchingStatistics(Block):
         if user.candidates is not None and user.candidates <= FEW:
             return Unsorted(value=value, counted=counted, days=days, events=events)
         sizes = [schema.item_attribute(name).size for name in self.fields]
-        few = [size <= user.config.long_length for size in sizes]
-        made = [(_table if small else _sorted, size) for small, size in zip(few, sizes, strict=True)]
-        return tuple(make(value[f], counted, days, events, size=size) for f, (make, size) in enumerate(made))
+        made = [_table if size <= user.config.long_length else _sorted for size in sizes]
+        return tuple(made[f](value[f], counted, days, events, size=size) for f, size in enumerate(sizes))
 
     def item(self, params: Params, item: ItemView) -> jax.Array:
         """Return int32 [F], the item's values."""

@@ -7,7 +7,6 @@ names. Several processes of one job all call `write` with the same arrays, and O
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
 from aif_jax.export.consume.files import memory
-from aif_jax.sharding.meshes import place, rows_beside
+from aif_jax.sharding.meshes import is_padded, place
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
@@ -143,14 +142,11 @@ def complete_steps(directory: Path) -> list[int]:
 
 def _check_files(path: Path) -> None:
     """Raise for more or larger files than a checkpoint has; their size as they say it, so sparse ones are refused too."""
-    count = 0
-    for root, _, names in os.walk(path):
-        for name in names:
-            limit = memory() if os.path.basename(root) == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
-            size, count = os.lstat(os.path.join(root, name)).st_size, count + 1
-            if size > limit or count > MOST_FILES:
-                expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
-                raise CheckpointError(f"{path}: {name}: expected {expected}, got file {count} of {size} bytes; {DAMAGED}")
+    for count, file in enumerate((file for file in path.rglob("*") if not file.is_dir()), start=1):
+        limit = memory() if file.parent.name == "d" else RECORD_BYTES  # Orbax keeps data in folders of this name
+        if (size := file.lstat().st_size) > limit or count > MOST_FILES:
+            expected = f"at most {MOST_FILES} files, this one of at most {limit} bytes"
+            raise CheckpointError(f"{path}: {file.name}: expected {expected}, got file {count} of {size} bytes; {DAMAGED}")
 
 
 def _context(*, alone: bool = False) -> ocp.Context:
@@ -203,7 +199,7 @@ def _stored(leaf: Digest) -> np.ndarray:
 
 def _describe(template: Any, leaf: Digest | None) -> str:
     """Return a template without the rows that pad it, as a leaf is described."""
-    if leaf is not None and leaf.shape and rows_beside(template, leaf.shape[0]):
+    if leaf is not None and leaf.shape and is_padded(template, leaf.shape[0]):
         template = jax.ShapeDtypeStruct((leaf.shape[0], *template.shape[1:]), template.dtype)
     return describe(template)
 

@@ -89,8 +89,7 @@ def checked(program: ItemProgram, ids: Any, features: Any, *, kind: IdKind | Non
 def capacity_for(items: int, mesh: object = None, capacity: int | None = None) -> int:
     """Return rows for so many items: an eighth more and 512, rounded up to 1, 1.25, 1.5 or 1.75 times a power of two.
 
-    Raises:
-      ValueError: a capacity below the number of items.
+    ValueError for a `capacity` below the number of items.
     """
     if capacity is not None:
         expect(capacity >= items, "capacity", f"at least {items}", capacity)

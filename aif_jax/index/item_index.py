@@ -381,11 +381,7 @@ class ItemIndex:
             raise
 
     def delete(self, ids: Any) -> ItemIndex:
-        """Return a snapshot without some items. Unknown ids are ignored, so a replay does no harm.
-
-        Raises:
-          TypeError: ids of another kind than the index has.
-        """
+        """Return a snapshot without some items; unknown ids are ignored. TypeError for ids of another kind than the index's."""
         keys = raw_keys(ids, "ids", like=self.kind)
         keys = keys.take(keys.last("ids"))
         keys = keys.take(self._view.lookup(keys) >= 0)

@@ -46,13 +46,12 @@ def padded_rows(count: int, devices: int) -> int:
     return -(-count // devices) * devices
 
 
-def rows_beside(template: Any, count: int) -> int:
-    """Return rows that pad an array of `count` rows in a template that is placed like it, 0 for one that is not padded."""
+def is_padded(template: Any, count: int) -> bool:
+    """Return whether a template is of an array of `count` rows and of rows that pad it, see `padded_rows`."""
     sharding = getattr(template, "sharding", None)
-    if sharding is None or not template.shape or template.shape[0] == count:
-        return 0
-    devices = template.shape[0] // sharding.shard_shape(template.shape)[0] if template.shape[0] else 1
-    return padded_rows(count, devices) - count if template.shape[0] == padded_rows(count, devices) else 0
+    if sharding is None or not template.shape or template.shape[0] in (0, count):
+        return False
+    return template.shape[0] == padded_rows(count, template.shape[0] // sharding.shard_shape(template.shape)[0])
 
 
 def place(array: Any, sharding: NamedSharding, *, count: int | None = None) -> jax.Array:
