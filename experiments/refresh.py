@@ -34,7 +34,7 @@ import optax
 
 import aif_jax as aif
 from aif_jax import Dataset, Trained, metrics
-from aif_jax.blocks import popularity_offset, with_item_offset
+from aif_jax.blocks import ItemOffset, popularity_offset, with_table
 from aif_jax.data.candidates import SampleKey, SourceFn, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, counts_before
 from aif_jax.data.pipeline import Pipeline
@@ -202,7 +202,7 @@ class Arm:
         rows = {a.name: np.arange(a.size, dtype=np.int32) for a in self.data.schema.item_attributes}
         rows["item"] = np.where(counts > 0, rows["item"], 0)
         if corrected:
-            params, _ = with_item_offset(params, popularity_offset(counts, untrained=None), config=self.model.config)
+            params, _ = with_table(params, popularity_offset(counts, untrained=None), ItemOffset(), config=self.model.config)
         return Trained(self.served, params | {ROWS: rows}, self.data.encoder)
 
 

@@ -10,8 +10,6 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import blocks
-from aif_jax.blocks.item_offset import with_item_offset
-from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
 from aif_jax.checks import EncodingMismatch
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
@@ -53,8 +51,8 @@ def model_of(encoder, data, seed=0):
     params = demo.init(aif.build(config), seed, items=data.catalogue)
     rng = np.random.default_rng(seed)
     size = len(encoder.vocabularies["item"])
-    params, config = with_pure_svd(params, rng.normal(size=(size, 3)).astype(np.float32), config=config, block=PureSvd(width=3))
-    params, config = with_item_offset(params, rng.normal(size=size).astype(np.float32), config=config)
+    for block, width in ((blocks.PureSvd(width=3), (3,)), (blocks.ItemOffset(), ())):
+        params, config = blocks.with_table(params, rng.normal(size=(size, *width)).astype(np.float32), block, config=config)
     return aif.Trained(aif.build(config), params, encoder.with_length(config.history_length))
 
 

@@ -10,7 +10,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import export, metrics, train
 from aif_jax import scores as aif_scores
-from aif_jax.blocks import with_item_offset, with_pure_svd
+from aif_jax.blocks import ItemOffset, PureSvd, with_table
 from aif_jax.data.candidates import CandidateLists, SampleKey
 from aif_jax.data.pipeline import make_batch, problem_of
 from aif_jax.train.evaluate import list_scores
@@ -30,11 +30,11 @@ def test_objectives_are_parsed_and_chained():
     deep = ("a", "b|a", "c|b")
     assert aif_scores.chain(deep, "c") == (2, 1, 0) and aif_scores.chain(deep, "a") == (0,)
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 50)) * 8
-    np.testing.assert_allclose(sigmoid(aif_scores.product([a, b], np)), sigmoid(a) * sigmoid(b), rtol=1e-9)
-    assert aif_scores.product([np.array(60.0), np.array(60.0)], np) == pytest.approx(60 - np.log(2))  # no difference near 1
-    logits = rng.normal(size=(7, 3))
-    np.testing.assert_allclose(aif_scores.over_all(logits, deep, "c", np), aif_scores.product(logits.T, np), rtol=1e-12)
+    logits = rng.normal(size=(50, 3)) * 8
+    for name, count in (("a", 1), ("b", 2), ("c", 3)):
+        whole = aif_scores.over_all(logits, deep, name, np)
+        np.testing.assert_allclose(sigmoid(whole), sigmoid(logits[:, :count]).prod(1), rtol=1e-9)
+    assert aif_scores.over_all(np.full(2, 60.0), deep[:2], "b", np) == pytest.approx(60 - np.log(2))  # no difference near 1
 
 
 def test_the_config_of_one_objective_is_what_it_was():
@@ -73,12 +73,12 @@ def test_an_offset_is_of_the_first_objective_and_not_weighed():
     model, params = demo.build(objectives=NAMES, **demo.VARIANTS["dot products"])
     params = params | {"head": params["head"] | {"direct": jnp.asarray([0.8, 0.9, 1.1], jnp.float32)}}
     table = np.linspace(-2, 1, model.config.schema.item_attribute("item").size, dtype=np.float32)
-    changed, config = with_item_offset(params, table, config=model.config)
+    changed, config = with_table(params, table, ItemOffset(), config=model.config)
     user, items = demo.user(model.config), demo.items(9)
     before, after = model.joint(params, user, items), aif.build(config).joint(changed, user, items)
     np.testing.assert_allclose(after[:, 0] - before[:, 0], table[np.asarray(items.ids["item"])], atol=1e-5)
     np.testing.assert_array_equal(after[:, 1:], before[:, 1:])
-    svd, config = with_pure_svd(changed, np.stack([table, table**2], 1), config=config)
+    svd, config = with_table(changed, np.stack([table, table**2], 1), PureSvd(width=2), config=config)
     more = aif.build(config).joint(svd, user, items)
     assert np.abs(more[:, 0] - after[:, 0]).min() > 1e-3
     np.testing.assert_array_equal(more[:, 1:], before[:, 1:])

@@ -17,7 +17,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import cli
-from aif_jax.blocks.item_offset import popularity_offset, with_item_offset
+from aif_jax.blocks import ItemOffset, popularity_offset, with_table
 from aif_jax.checkpoint import CheckpointError
 from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
@@ -620,7 +620,7 @@ def with_offset(trained: aif.Trained, shift: float) -> aif.Trained:
     """The model with a popularity correction, as of a log that has grown."""
     counts = np.arange(len(trained.params["embedding"]["item"]))
     table = popularity_offset(counts, untrained=None) + np.float32(shift)
-    params, config = with_item_offset(trained.params, table, config=trained.config)
+    params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
     return trained.replace(model=aif.build(config), params=params)
 
 

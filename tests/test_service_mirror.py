@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 import aif_jax as aif
-from aif_jax.blocks import popularity_offset, with_item_offset
+from aif_jax.blocks import ItemOffset, popularity_offset, with_table
 from aif_jax.connectors import SnapshotStore
 from aif_jax.export import save
 from aif_jax.service.current import mirror
@@ -58,7 +58,7 @@ def test_a_service_follows_a_store(open_store, tmp_path, caplog):
 def test_a_service_ranks_by_the_orders_and_the_offset_of_its_export(tmp_path):
     """The export's orders are the service's, next to those that the operator gives."""
     made, counts = exports(), np.arange(len(IDS) + 1)
-    params, config = with_item_offset(made.params["one"], popularity_offset(counts), config=made.model.config)
+    params, config = with_table(made.params["one"], popularity_offset(counts), ItemOffset(), config=made.model.config)
     trained = aif.Trained(aif.build(config), params, made.encoder)
     index = aif.ItemIndex.build(trained, made.catalogue, batch_size=64, progress=False)
     orders = {"value": lambda p, bid: p[""] * bid * bid}

@@ -1,15 +1,15 @@
 """Approximations of user x item features, one file each; a list of them is a model, see `aif_jax.config`."""
 
 from aif_jax.blocks.bea import Bea
-from aif_jax.blocks.block import Block, Fitted, ItemView, UserView, block
+from aif_jax.blocks.block import Block, Fitted, ItemView, UserView, block, with_table
 from aif_jax.blocks.dot_product import DotProduct
 from aif_jax.blocks.exact import CrossAttention, TargetAttention
-from aif_jax.blocks.item_offset import ItemOffset, popularity_offset, with_item_offset
+from aif_jax.blocks.item_offset import ItemOffset, popularity_offset
 from aif_jax.blocks.linear_memory import LinearMemory
 from aif_jax.blocks.lsh_din import LshDin
 from aif_jax.blocks.matching import MatchingStatistics
 from aif_jax.blocks.position_bias import PositionBias
-from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
+from aif_jax.blocks.pure_svd import PureSvd
 from aif_jax.blocks.signatures import Signatures
 from aif_jax.blocks.sim import Sim
 from aif_jax.blocks.simtier import SimTier
@@ -20,6 +20,6 @@ __all__ = [
     "MatchingStatistics",
     "Bea", "Sim", "SimTier", "LinearMemory", "LshDin", "DotProduct",
     "CrossAttention", "TargetAttention",
-    "ItemOffset", "popularity_offset", "with_item_offset", "PureSvd", "with_pure_svd",
+    "ItemOffset", "popularity_offset", "PureSvd", "with_table",
     "PositionBias",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 
 from aif_jax import checks, layers
 from aif_jax.config import Config
+from aif_jax.features import empty_items
 from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.registry import BLOCKS
 from aif_jax.types import Behaviours, ItemFeatures, ItemRow, Params, UserFeatures, UserState
@@ -220,14 +221,29 @@ def own(params: Params, part: Any) -> Params:
     return params.get("blocks", {}).get(part.name, {}) | params["fitted"].get(part.name, {})
 
 
-def with_table(params: Params, table: Any, *width: int, config: Config, block: Block) -> tuple[Params, Config]:
-    """Return parameters and config with a block whose fitted `table`, float32 [N] or [N, width], is the given one.
+def with_table(params: Params, table: Any, block: Block, *, config: Config) -> tuple[Params, Config]:
+    """Return parameters and config of the same model with a fitted block, `ItemOffset` or `PureSvd`, that has this table.
 
-    Raises TypeError or ValueError unless the table has finite float32 for each item of the schema.
+    Args:
+      table: float32 of each catalogue row, [N] as `popularity_offset(counts)` or [N, R] as `train.svd_factors(...)`.
+      block: the block to add; one of its name that the model has already gets the table.
+      config: config of `params`.
+
+    Raises:
+      TypeError, ValueError: a table other than finite float32 of the shape that the block fits.
+
+    Example:
+      >>> import aif_jax as aif
+      >>> item, category = aif.Attribute(name="item", size=4), aif.Attribute(name="category", size=6)
+      >>> config, offset = aif.presets.two_tower(aif.Schema(item_attributes=(item, category))), aif.blocks.ItemOffset()
+      >>> params, config = with_table({"fitted": {}}, np.zeros(4, np.float32), offset, config=config)
+      >>> config.blocks
+      (DotProduct(), ItemOffset())
     """
-    shape = config.schema.item_attribute("item").size, *width
+    fitted: Any = config.find(block.name)
+    config = config if fitted else config.replace(blocks=(*config.blocks, block))
+    shape = jax.eval_shape(lambda: (fitted or block).fit(empty_items(config.schema), config, seed=0))["table"].shape
     checks.expect_finite(checks.expect_array(table, "table", dtype=np.float32, shape=shape), "table")
-    config = config if block in config.blocks else config.replace(blocks=(*config.blocks, block))
     return params | {"fitted": params["fitted"] | {block.name: {"table": jnp.asarray(table)}}}, config
 
 

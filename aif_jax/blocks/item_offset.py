@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax import checks, layers
-from aif_jax.blocks.block import Block, ItemView, block, with_table
+from aif_jax.blocks.block import Block, ItemView, block
 from aif_jax.config import Config
 from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
@@ -64,24 +64,3 @@ def popularity_offset(counts: Any, *, power: float = 0.75, untrained: float | No
     if untrained is not None:
         offset = np.where(counts > 0, offset, untrained)
     return offset.astype(np.float32)
-
-
-def with_item_offset(params: Params, table: Any, *, config: Config) -> tuple[Params, Config]:
-    """Return parameters and config of the same model with an offset of each item added to the logit.
-
-    Args:
-      table: float32 [N] the offset of each catalogue row, such as `popularity_offset(counts)`.
-      config: config of `params`; an `ItemOffset` that it has already gets the new table.
-
-    Raises:
-      TypeError, ValueError: not one finite float32 for each item of the schema.
-
-    Example:
-      >>> import aif_jax as aif
-      >>> item, category = aif.Attribute(name="item", size=4), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
-      >>> params, config = with_item_offset({"fitted": {}}, popularity_offset([0, 1, 16, 0]), config=config)
-      >>> config.blocks
-      (DotProduct(), ItemOffset())
-    """
-    return with_table(params, table, config=config, block=config.find("item_offset") or ItemOffset())

@@ -1,13 +1,10 @@
 """Co-engagement: a dot product of PureSVD factors of the history and the candidate."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from aif_jax import layers
-from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent, with_table
+from aif_jax.blocks.block import Block, ItemView, UserView, block, expect, recent
 from aif_jax.config import Config
 from aif_jax.heads import BlockKernels, HeadInputs
 from aif_jax.types import ItemFeatures, ItemRow, Params, UserState
@@ -60,18 +57,3 @@ class PureSvd(Block):
 
     def score(self, params: Params, state: UserState, rows: ItemRow, kernels: BlockKernels) -> HeadInputs:
         return HeadInputs(offset=jnp.asarray(rows.blocks[self.name]["factor"]) @ jnp.asarray(state.blocks[self.name]["sum"]))
-
-
-def with_pure_svd(params: Params, table: Any, *, config: Config, block: PureSvd | None = None) -> tuple[Params, Config]:
-    """Return parameters and config of the same model with a `PureSvd` that has these factors.
-
-    Args:
-      table: float32 [N, R], such as `svd_factors(...)`.
-      config: config of `params`; a `PureSvd` that it has already gets the new factors.
-      block: the block to add if the model has none; None takes the defaults with `width` R.
-
-    Raises:
-      TypeError, ValueError: not R finite float32 for each item of the schema.
-    """
-    added: PureSvd = config.find("pure_svd") or block or PureSvd(width=np.shape(table)[-1])
-    return with_table(params, table, added.width, config=config, block=added)

@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
-from aif_jax.blocks.item_offset import UNTRAINED, popularity_offset, with_item_offset
-from aif_jax.blocks.pure_svd import PureSvd, with_pure_svd
+from aif_jax.blocks.block import with_table
+from aif_jax.blocks.item_offset import UNTRAINED, ItemOffset, popularity_offset
+from aif_jax.blocks.pure_svd import PureSvd
 from aif_jax.checks import check_encoding, expect, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import SampleKey, SourceFn, population_weights
@@ -127,7 +128,7 @@ def svd_term(*, before: int, deviation: float = DEVIATION, **sizes: Any) -> Edit
         block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
         user, item = (part[log.time < before] for part in (log.user, log.item))
         table = svd_factors(user, item, size=size, block=block, deviation=deviation)
-        params, config = with_pure_svd(trained.params, table, config=config, block=block)
+        params, config = with_table(trained.params, table, block, config=config)
         return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
     return edit
@@ -142,7 +143,7 @@ def popularity_correction(*, before: int, power: float = 0.75, untrained: float 
     @_edit
     def edit(trained: Trained, data: Dataset) -> Trained:
         table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
-        params, config = with_item_offset(trained.params, table, config=trained.config)
+        params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
         return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
 
     return edit
@@ -214,7 +215,7 @@ def _edit(change: Edit) -> Edit:
 
 
 def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
-    """Return factors of training events, for `with_pure_svd`: float32 [size, R].
+    """Return factors of training events, for `PureSvd`: float32 [size, R].
 
     Args:
       user, item: integers [E], rows of user and item of each training event, by time for each user. Item row 0 is the unknown

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_item_offset, with_pure_svd
+from aif_jax.blocks import ItemOffset, PureSvd, popularity_offset, with_table
 from aif_jax.blocks.block import ItemView
 from aif_jax.checks import VersionMismatch
 from aif_jax.data.negatives import counts_before
@@ -65,8 +65,8 @@ def test_a_term_is_added_to_every_score_through_index_engine_and_export(data, ru
     assert aif.export.verify(tmp_path / "export")
 
 
-@pytest.mark.parametrize(("put", "width"), [(with_item_offset, ()), (with_pure_svd, (2,))])
-def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
+@pytest.mark.parametrize(("block", "width"), [(ItemOffset(), ()), (PureSvd(width=2), (2,))])
+def test_a_table_that_does_not_fit_is_refused(data, run, block, width):
     size = len(data.catalogue), *width
     for table, error, message in (
         (np.zeros((3, *width), np.float32), ValueError, "table: expected shape"),
@@ -74,7 +74,7 @@ def test_a_table_that_does_not_fit_is_refused(data, run, put, width):
         (np.full(size, np.inf, np.float32), ValueError, "table: expected finite values"),
         (np.zeros(size), TypeError, "table: expected dtype float32"),
     ):
-        refused(error, message, put, run.params, table, config=run.config)
+        refused(error, message, with_table, run.params, table, block, config=run.config)
 
 
 def half_of(block, params, item: int) -> list | float:

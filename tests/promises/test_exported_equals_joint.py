@@ -48,10 +48,10 @@ class Case(NamedTuple):
         if "factors" in self.additions:
             user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
             table = svd_factors(user, item, size=config.schema.item_attribute("item").size)
-            params, config = blocks.with_pure_svd(params, table, config=config)
+            params, config = blocks.with_table(params, table, blocks.PureSvd(width=table.shape[1]), config=config)
         if "offset" in self.additions:
             table = blocks.popularity_offset(rng.integers(0, 9, demo.ITEMS))
-            params, config = blocks.with_item_offset(params, table, config=config)
+            params, config = blocks.with_table(params, table, blocks.ItemOffset(), config=config)
         if "calibration" in self.additions:
             scores = rng.normal(size=400)
             labels = rng.random(400) < 1 / (1 + np.exp(-scores))
