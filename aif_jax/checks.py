@@ -97,16 +97,16 @@ def _typed_fields(cls: type) -> dict[str, tuple[Any, Callable[[Any], bool]]]:
         hints = typing.get_type_hints(cls)
     except NameError:  # a type that is known inside a function alone, or to type checkers
         return {}
-    tests = {field.name: _test(hints[field.name]) for field in dataclasses.fields(cls)}
-    return {name: (hints[name], test) for name, test in tests.items() if test is not None}
+    known = {field.name: _test(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {name: (hints[name], test) for name, test in known.items() if test is not None}
 
 
 def _test(hint: Any) -> Callable[[Any], bool] | None:
     """Return the test of a plain type, None, or a union or a tuple of any length of these; None for other types."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        tests = [_test(part) for part in parts]
-        return None if None in tests else lambda value: any(test(value) for test in tests if test)
+        known = [_test(part) for part in parts]
+        return None if None in known else lambda value: any(test(value) for test in known if test)
     if typing.get_origin(hint) is tuple:
         test = _test(parts[0]) if parts[1:] == (...,) else None
         return test and (lambda value: isinstance(value, tuple) and all(map(test, value)))
