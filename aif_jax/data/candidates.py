@@ -342,15 +342,13 @@ def staged(
             there = np.take_along_axis(rank, places, 1) < 2
             parts.append(np.where(there, np.take_along_axis(rows, places, 1), 0))
             labels.append(cascade.labels_at(at[:, None], places))
-        for kind in ("in_batch", "sampled"):
-            if not (count := counts.get(kind, 0)):
-                continue
-            if kind == "sampled":
-                assert sampler is not None
-                drawn = sampler.sample(len(at), count, **draw._asdict())
-            else:
-                shown = rows[(rows > 0) & (stage == exposed)]
-                drawn = rng.choice(shown, (len(at), count)) if len(shown) else np.zeros((len(at), count), np.int32)
+        others = {}
+        if count := counts.get("in_batch", 0):
+            shown = rows[(rows > 0) & (stage == exposed)]
+            others["in_batch"] = rng.choice(shown if len(shown) else np.zeros(1, np.int32), (len(at), count))
+        if sampler is not None and (count := counts.get("sampled", 0)):
+            others["sampled"] = sampler.sample(len(at), count, **draw._asdict())
+        for kind, drawn in others.items():
             own = (drawn[:, :, None] == rows[:, None, :]).any(axis=2)
             drawn = np.where(own, 0, drawn).astype(np.int32)
             parts.append(drawn if met is None else met.dropped(drawn))

@@ -300,14 +300,13 @@ class Refresh:
 
     def index_of(self, trained: Trained) -> ItemIndex:
         """Return the index of the items file, with the item statistics after the last event."""
-        own, encoder = trained.need_encoder("refresh"), self.data.encoder
+        data, own = self.data, trained.need_encoder("refresh")
         if self.items is None:
-            known: Any = encoder
-            features = self.data.catalogue.features(np.arange(1, len(self.data.items)))
-            rows: Any = [(self.data.items.raw, reencode(features, known, own))]
-            return ItemIndex.build(trained, rows, progress=self.progress)
-        today = functools.partial(self.data.statistic_columns, time=int(self.data.log.time.max()) + 1)
-        rows = read_items(self.items, own, statistics=today)
+            features = data.catalogue.features(np.arange(1, len(data.items)))
+            rows: Any = [(data.items.raw, reencode(features, data.encoder, own))]  # type: ignore[arg-type]
+        else:
+            today = functools.partial(data.statistic_columns, time=int(data.log.time.max()) + 1)
+            rows = read_items(self.items, own, statistics=today)
         return ItemIndex.build(trained, rows, progress=self.progress)
 
     def export_served(self, folder: Path) -> dict[str, Any]:

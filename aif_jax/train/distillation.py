@@ -242,10 +242,10 @@ def logged_ranks(data: Dataset, label: str, positions: np.ndarray) -> RankedCand
     assert cascade is not None
     expect(label in cascade.labels, "Teacher.ranker", f"a label of the cascade {sorted(cascade.labels)}", repr(label))
     starts = log.history_end(positions)  # the first event of the same request
-    place = np.minimum(np.searchsorted(cascade.positions, starts), max(0, len(cascade) - 1))
-    there = cascade.positions[place] == starts if len(cascade) else np.zeros(len(positions), bool)
-    expect(bool(there.any()), "Teacher.ranker", "a training event whose request is in the cascade", f"none of {len(positions)}")
-    return RankedCandidates(positions[there], cascade.rows[place[there]], cascade.labels[label][place[there]])
+    there = np.isin(starts, cascade.positions)
+    expect(there.any(), "Teacher.ranker", "a training event whose request is in the cascade", f"none of {len(positions)}")
+    at = cascade.at(starts[there])
+    return RankedCandidates(positions[there], cascade.rows[at], cascade.labels[label][at])
 
 
 def distilled(
@@ -260,29 +260,24 @@ def distilled(
       offset: float32 [N] the popularity correction of each catalogue row, which becomes `log_q`; None keeps that of `source`.
     """
 
-    def log_q_of(rows: np.ndarray, log_q: np.ndarray | None) -> np.ndarray | None:
-        return log_q if offset is None else offset[rows]
-
     def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
         rows, labels, log_q = source(positions, draw)
         named = labels if isinstance(labels, dict) else {LABEL: labels}
-        if not isinstance(scores, RankedCandidates):
-            return CandidateLists(rows, {**named, TEACHER: scores(positions, rows)}, log_q_of(rows, log_q))
-        found, of = scores.at(positions)
-        same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
-        at = same.argmax(-1)
-        own = np.where(same.any(-1), np.take_along_axis(of, at, 1), np.float32(np.nan))
-        left = (found > 0) & ~np.isnan(of) & ~same.any(1)
-        drawn = np.argsort(np.where(left, draw.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
-        here = np.take_along_axis(left, drawn, 1)
-        more = np.where(here, np.take_along_axis(found, drawn, 1), 0).astype(np.int32)
-        taught = np.where(here, np.take_along_axis(of, drawn, 1), np.float32(np.nan))
-        unknown = np.full(more.shape, np.nan, np.float32)
-        every = {name: np.concatenate([value, unknown], 1) for name, value in named.items()}
-        every[TEACHER] = np.concatenate([own, taught], 1)
-        extended = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
-        rows = np.concatenate([rows, more], 1)
-        return CandidateLists(rows, every, log_q_of(rows, extended))
+        if isinstance(scores, RankedCandidates):
+            found, of = scores.at(positions)
+            same = (rows[:, :, None] == found[:, None, :]) & (found[:, None, :] > 0) & ~np.isnan(of[:, None, :])
+            own = np.where(same.any(-1), np.take_along_axis(of, same.argmax(-1), 1), np.float32(np.nan))
+            left = (found > 0) & ~np.isnan(of) & ~same.any(1)
+            drawn = np.argsort(np.where(left, draw.random(DRAWS).random(found.shape), 2.0), axis=1)[:, :count]
+            more, taught, here = (np.take_along_axis(values, drawn, 1) for values in (found, of, left))
+            unknown = np.full(more.shape, np.nan, np.float32)
+            rows = np.concatenate([rows, np.where(here, more, 0)], 1)
+            named = {name: np.concatenate([value, unknown], 1) for name, value in named.items()}
+            named[TEACHER] = np.concatenate([own, np.where(here, taught, unknown)], 1)
+            log_q = None if log_q is None else np.concatenate([log_q, np.zeros(more.shape, np.float32)], 1)
+        else:
+            named = named | {TEACHER: scores(positions, rows)}
+        return CandidateLists(rows, named, log_q if offset is None else offset[rows])
 
     settings = {"teacher": name, "of": describe(source)} | ({"count": count} if isinstance(scores, RankedCandidates) else {})
     settings |= {} if offset is None else {"offset": digest(offset).sha256}

@@ -180,8 +180,9 @@ def calibration(
         model, (positions, candidates) = trained.model, held_out(data)
         positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
         lists = (candidates or sampled_before(data, positions))(positions, SampleKey(seed, 0, 0))
-        scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
         few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
+        lists = jax.tree.map(lambda values: values[:, few], lists)
+        scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
         where, objectives, labels = lists.rows > 0, parse_objectives(model.config.objectives), lists.labels
         if not isinstance(labels, dict):
             expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
@@ -195,9 +196,8 @@ def calibration(
                 known &= labels[given] == 1
             raw = scores[..., place] if model.config.outputs > 1 else scores
             weights = population_weights(labels[name], lists.log_q)
-            entries = (np.where(known, values, 0)[:, few] for values in (raw, labels[name]))
-            one = {"where": known[:, few], "weights": None if weights is None else weights[:, few]}
-            parts.append(platt(*entries, **one, rate=rate if given is None else 1.0))
+            entries = (np.where(known, values, 0) for values in (raw, labels[name]))
+            parts.append(platt(*entries, where=known, weights=weights, rate=rate if given is None else 1.0))
         scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
         return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
 

@@ -23,7 +23,7 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from optax.losses import sigmoid_binary_cross_entropy
+from optax.losses import kl_divergence_with_log_targets, sigmoid_binary_cross_entropy
 
 from aif_jax.checks import expect, expect_like_scores
 from aif_jax.types import Array
@@ -285,9 +285,8 @@ def distill_listwise(
       True
     """
     log_teacher = _log_softmax(jax.lax.stop_gradient(teacher_scores) / temperature, where)
-    probability = jnp.where(where, jnp.exp(log_teacher), jnp.zeros_like(log_teacher))
     log_student = _log_softmax((scores + log_q if corrected else scores) / temperature, where)
-    return jnp.sum(probability * (log_teacher - log_student), axis=-1) * temperature**2
+    return kl_divergence_with_log_targets(log_student, log_teacher) * temperature**2  # where masked, both are 0
 
 
 def _log_softmax(scores: jax.Array, valid: jax.Array) -> jax.Array:
