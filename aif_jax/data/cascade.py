@@ -120,14 +120,14 @@ def from_columns(
     at, chosen = (request[chosen], place[place < candidates]), lines[chosen]
 
     def table(values: Any, dtype: Any, fill: Any) -> np.ndarray:
-        made = np.full((len(positions), candidates), fill, dtype)
-        made[at] = np.asarray(values)[chosen]
-        return made
+        filled = np.full((len(positions), candidates), fill, dtype)
+        filled[at] = np.asarray(values)[chosen]
+        return filled
 
-    made = Cascade(
+    cascade = Cascade(
         positions=positions,
         rows=table(rows, np.int32, 0),
         stage=table(stage, np.int8, 0),
         labels={name: table(values, np.float32, np.nan) for name, values in labels.items()},
     )
-    return made, without, len(lines) - len(chosen)
+    return cascade, without, len(lines) - len(chosen)

@@ -77,7 +77,7 @@ def read_cascade(
         where = f"{lines.locate(one)} and {lines.locate(other)} of {lines.label}"
         return f"item {what!r}", f"user {who!r} at {int(lines.times(time)[one])}", where
 
-    made, without, cut = from_columns(
+    cascade, without, cut = from_columns(
         data.log,
         user=users,
         time=table[time],
@@ -94,7 +94,7 @@ def read_cascade(
         )
     if cut:
         logger.warning("cascade: %d candidates of requests with more than candidates=%d are left out", cut, candidates)
-    return dataclasses.replace(data, cascade=made)
+    return dataclasses.replace(data, cascade=cascade)
 
 
 def read_candidates(source: Source, data: Dataset) -> np.ndarray:
@@ -132,6 +132,6 @@ def read_candidates(source: Source, data: Dataset) -> np.ndarray:
     order = np.argsort(first, kind="stable")
     first, rows = first[order], rows[order]
     place = np.arange(len(first)) - np.searchsorted(first, first)
-    found = np.zeros((len(log), place.max() + 1), np.int32)
-    found[first, place] = rows
-    return found[log.history_end(np.arange(len(log)))]
+    lists = np.zeros((len(log), place.max() + 1), np.int32)
+    lists[first, place] = rows
+    return lists[log.history_end(np.arange(len(log)))]

@@ -223,12 +223,12 @@ def check(
     """
     problems, columns = Problems(cap), columns or (encoder.columns if encoder is not None else Columns())
     tables = read_tables({"events": events, "items": items, "users": users}, columns, problems, encoder=encoder)
-    found = events_of(tables, columns)
+    ordered = events_of(tables, columns)
     counts = [tables.tables[name].counts() for name in ("items", "users", "events") if name in tables.tables]
     return Report(
         problems=problems.listed(),
         totals=dict(problems.totals),
-        suspicions=list(suspicions_of(tables, columns, found)),
-        profile=_profile(tables, columns, found),
+        suspicions=list(suspicions_of(tables, columns, ordered)),
+        profile=_profile(tables, columns, ordered),
         rows={file: count for table in counts for file, count in table.items()},
     )

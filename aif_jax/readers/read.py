@@ -119,18 +119,18 @@ def read(
     if earlier is not None:
         encoder = encoder.with_vocabularies(tables.vocabularies)
     user_ids, user_floats = _users(tables, encoder)
-    found = events_of(tables, columns)
-    moments = found.time // PER_SECOND[columns.time_unit]
-    log = EventLog.from_arrays(found.user, found.item, found.action, moments, users=len(tables.vocabularies["user"]))
+    ordered = events_of(tables, columns)
+    moments = ordered.time // PER_SECOND[columns.time_unit]
+    log = EventLog.from_arrays(ordered.user, ordered.item, ordered.action, moments, users=len(tables.vocabularies["user"]))
     display_positions = None
     if columns.position is not None:
-        display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[found.at]).astype(np.int32)
+        display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[ordered.at]).astype(np.int32)
     catalogue = _catalogue(tables, encoder, embedding, earlier)
     if columns.item_statistics and (statistics := item_statistics(encoder.schema, log)):
         catalogue = catalogue.with_statistics(statistics.at(np.arange(len(catalogue)), log.time.max(initial=0) + 1))
-    for suspicion in suspicions_of(tables, columns, found):
+    for suspicion in suspicions_of(tables, columns, ordered):
         logger.warning("%s", suspicion)
-    made = Dataset(
+    data = Dataset(
         name=name or Path(tables.tables["events"].label.name).name.split(".")[0],
         schema=encoder.schema,
         log=log,
@@ -143,12 +143,12 @@ def read(
         display_positions=display_positions,
         repeats=repeats,
     )
-    comes, how = "come" if made.repeats else "do not come", "estimated" if repeats is None else "as given"
+    comes, how = "come" if data.repeats else "do not come", "estimated" if repeats is None else "as given"
     logger.info(
         "%s: users %s back to items (repeats=%s, %s): %.1f %% of the events repeat an item of their user",
-        made.name, comes, made.repeats, how, 100 * made.repeated,
+        data.name, comes, data.repeats, how, 100 * data.repeated,
     )  # fmt: skip
-    return made
+    return data
 
 
 def read_items(

@@ -74,7 +74,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
             stage=cascade.stage[there],
             labels={name: values[there] for name, values in cascade.labels.items()},
         )
-    made = dataclasses.replace(
+    fewer = dataclasses.replace(
         data,
         schema=encoder.schema,
         log=EventLog.from_arrays(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
@@ -88,8 +88,8 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
         display_positions=None if data.display_positions is None else data.display_positions[known],
     )
     whole = dataclasses.replace(log, item=item)
-    made.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service
-    return made
+    fewer.__dict__["statistics"] = item_statistics(encoder.schema, whole)  # of all events, as in service
+    return fewer
 
 
 def warm_start(trained: Trained, encoder: Encoder, catalogue: Catalogue, *, forget: bool = False, seed: int = 0) -> Trained:

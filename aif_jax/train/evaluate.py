@@ -184,10 +184,10 @@ def evaluate(
         part = _figures(raw, logits, labels, users, known, weights, 1 + calibration_negatives)
         by_user = dict(part.by_user)
         for baseline, of_items in (baselines or {}).items():
-            found = _order(of_items[lists.rows], labels, users, known)
+            by_baseline = _order(of_items[lists.rows], labels, users, known)
             if k is not None and not parts:
-                found |= _hits(catalogue_ranks(of_items, data, positions, repeats=repeats), users, k)
-            by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in found.items()}
+                by_baseline |= _hits(catalogue_ranks(of_items, data, positions, repeats=repeats), users, k)
+            by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
         parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
     by_user, asked = dict(first.by_user), _asked(data, positions, lists, calibration_negatives) | {"k": k}
@@ -287,7 +287,7 @@ def _figures(
     by_user = _order(raw, labels, users, where)
     by_user["gauc_mean"] = by_user["gauc"]._replace(weights=np.ones(len(by_user["gauc"].users)))
     by_user |= metrics.probabilities_by_user(*given, users[:, None], **few)
-    means = {name: part.mean for name, part in by_user.items()}
+    means: dict[str, Any] = {name: part.mean for name, part in by_user.items()}
     deciles = metrics.deciles(*given, **few)
     return Evaluation(requests=len(users), users=len(np.unique(users)), deciles=deciles, by_user=by_user, **means)
 

@@ -240,11 +240,11 @@ def task_of(data: Dataset, task: Task | None) -> Task:
     if task is not None or (data.encoder is not None and data.encoder.engaged is not None):
         return task or NextItem()
     rows, names = np.flatnonzero(data.action_counts[1:]), data.action_names
-    found = {str(names[row]) if names else str(row + 1): int(data.action_counts[row + 1]) for row in rows}
-    if len(found) > 1:
+    counts = {str(names[row]) if names else str(row + 1): int(data.action_counts[row + 1]) for row in rows}
+    if len(counts) > 1:
         raise ValueError(
             f"task: expected a task, or positives by Columns.history_actions, for events of several actions, got none for"
-            f" {', '.join(f'{count:,} {name!r}' for name, count in found.items())}; give task=Impressions(candidates=...,"
+            f" {', '.join(f'{count:,} {name!r}' for name, count in counts.items())}; give task=Impressions(candidates=...,"
             f" threshold=...) to rank what was shown, or Columns(history_actions=(...)) to name the positives of NextItem;"
             f" task=NextItem() takes every event as a positive"
         )

@@ -39,7 +39,7 @@ from aif_jax.store.trained import check_params
 from aif_jax.train import distillation
 from aif_jax.train.baselines import baseline_scores
 from aif_jax.train.distillation import Teacher
-from aif_jax.train.evaluate import BASELINE, by_objective, evaluate
+from aif_jax.train.evaluate import BASELINE, evaluate
 from aif_jax.train.loop import JsonLines, LogWriter, Saving, loop, resume
 from aif_jax.train.optimizers import default_optimizer
 from aif_jax.train.settings import LOWER_IS_BETTER, FitConfig, FitSettings, parse_settings
@@ -252,13 +252,12 @@ def training_positions(data: Dataset, settings: FitSettings) -> np.ndarray:
 def expect_both_labels(data: Dataset, threshold: int, name: str) -> None:
     """Raise ValueError for a threshold that is no action row, or that all or none of the events reach."""
     expect_threshold(data, threshold, name)
-    counts = data.action_counts
-    share = counts[threshold:].sum() / max(1, counts.sum())
-    reached = counts[::-1].cumsum()[::-1] / max(1, counts.sum())
+    reached = data.action_counts[::-1].cumsum()[::-1] / max(1, data.action_counts.sum())
     names = data.action_names or range(1, data.schema.actions)
     listed = ", ".join(f"{row + 1} ({value!r}): {reached[row + 1]:.1%}" for row, value in enumerate(list(names)[:20]))
     way_out = f"events by least action row: {listed}; take one that some events reach and others do not, or other events"
-    expect(0 < share < 1, name, "positives and negatives among the events", f"{share:.0%} positives for {threshold}; {way_out}")
+    got = f"{reached[threshold]:.0%} positives for {threshold}; {way_out}"
+    expect(0 < reached[threshold] < 1, name, "positives and negatives among the events", got)
 
 
 def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
@@ -461,12 +460,9 @@ def validation(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Return figures of a state on the validation slice; ValueError where that of `keep_best` is not defined on it."""
     positions, source = held_out(data, settings, "validation", requests=settings.requests)
-    rows, labels, _ = source(positions, SampleKey(0, 0, 0))
-    where = rows > 0
-    if isinstance(labels, dict):
-        none = np.zeros((*rows.shape, model.config.outputs))
-        _, _, _, labels = next(by_objective(model, none, none, labels))
-        where &= ~np.isnan(labels)
+    rows, named, _ = source(positions, SampleKey(0, 0, 0))
+    labels = named_labels(named, model.config)[0][1]
+    where = (rows > 0) & ~np.isnan(labels)
     of_users = metrics.gauc(np.zeros(rows.shape), labels, data.log.user[positions][:, None], where=where)
     whole = np.isfinite(metrics.auc(np.zeros(rows.shape), labels, where=where))
     logged = data.cascade if data.cascade is not None and RANKER in data.cascade.labels else None
