@@ -187,30 +187,23 @@ def fit_tables(config: Config, catalogue: Catalogue | ItemFeatures, *, seed: int
       ValueError: another number of rows than the schema's; no content although the schema has one.
       EncodingMismatch: a catalogue of another encoder than the schema's.
     """
-    items = _items(config, catalogue)
-    with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
-        parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
-        fields = layers.fit_fields(items.ids, config.schema)
-    count = len(items.ids["item"])
-    for part in config.blocks:
-        for name in part.per_item or ():
-            got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
-            fits = got.get(name, ())[:1] == (count,)
-            expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {count} rows", got)
-    return {"fields": fields} | {name: made for name, made in parts.items() if made}
-
-
-def _items(config: Config, catalogue: Catalogue | ItemFeatures) -> ItemFeatures:
     items = catalogue.items if isinstance(catalogue, Catalogue) else catalogue
     check_encoding("init catalogue", expected=config.schema.encoding, got=getattr(catalogue, "encoding", ""))
     if not isinstance(items, ItemFeatures):
         raise TypeError(f"init catalogue: expected Catalogue or ItemFeatures, got {type(catalogue).__name__}")
-    size, count = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])
-    rows = f"a row for each of the {size} items of the schema"
-    expect(count == (size,), "init catalogue", rows, f"shape {list(count)}")
+    size, shape = config.schema.item_attribute("item").size, jnp.shape(items.ids["item"])
+    expect(shape == (size,), "init catalogue", f"a row for each of the {size} items of the schema", f"shape {list(shape)}")
     has_content = not config.schema.content or items.content is not None
     expect(has_content, "init catalogue", f"content [{size}, {config.schema.content}]", None)
-    return items
+    with jax.ensure_compile_time_eval():  # fits run on the host, also where `init` is traced
+        parts = {part.name: part.fit(items, config, seed=seed) for part in (*config.tables, *config.blocks)}
+        fields = layers.fit_fields(items.ids, config.schema)
+    for part in config.blocks:
+        for name in part.per_item or ():
+            got = {key: jnp.shape(made) for key, made in parts[part.name].items()}
+            fits = got.get(name, ())[:1] == (size,)
+            expect(fits, f"{part!r}.per_item", f"an array {name!r} of `fit` with {size} rows", got)
+    return {"fields": fields} | {name: made for name, made in parts.items() if made}
 
 
 def _check_fitted(config: Config, fitted: Params) -> None:

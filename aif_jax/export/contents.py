@@ -146,7 +146,7 @@ def _trained(
         config = Config.from_json(manifest["config"])
         if encoder:
             encoder = Encoder.from_record(encoder["record"], consume.checked_arrays(folder, manifest, encoder.get("file")))
-        features = known and ItemFeatures(**nest(known))
+        features = None if known is None else ItemFeatures(**nest(known))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         got = f"others: {error}; export the model again"
         raise consume.ExportError(f"{folder}: expected params, config and encoder, got {got}") from error

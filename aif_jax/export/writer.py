@@ -179,4 +179,4 @@ def _axes(config: Config, bounds: functions.Bounds, buckets: Mapping[str, Sequen
         "n": [1, 64, 4096],
     }
     axes = {name: {"minimum": low, "maximum": high, "buckets": sizes[name]} for name, (low, high) in bounds.items()}
-    return {name: axes[name] | {"buckets": axis.buckets} for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
+    return {name: dataclasses.asdict(axis) for name, axis in consume.read_axes({"axes": axes}, buckets).items()}
