@@ -8,8 +8,6 @@ Commands keep compiled programs in the user's cache folder. `JAX_COMPILATION_CAC
 `JAX_ENABLE_COMPILATION_CACHE=false` keeps none.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """Reports installed versions and extras and runs a smoke test: `aif-jax doctor`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import re

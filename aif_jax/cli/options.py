@@ -1,7 +1,5 @@
 """Options that several commands share: columns of files, a trained model, one word for each exit code."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

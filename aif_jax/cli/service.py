@@ -1,7 +1,5 @@
 """The commands of production: `serve`, `index follow`, and those of `snapshots`."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

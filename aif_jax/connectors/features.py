@@ -3,8 +3,6 @@
 `Reads` of a feature source, and `Fetch`: from a source to the features of a request, the `features` of an engine.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

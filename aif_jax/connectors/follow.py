@@ -1,7 +1,5 @@
 """`Follower`: applies an update stream to an index, exactly once, poison messages aside."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

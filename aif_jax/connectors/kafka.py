@@ -3,8 +3,6 @@
 An index holds every partition, so its follower reads all of them from the positions in its snapshot.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -7,8 +7,6 @@
 A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

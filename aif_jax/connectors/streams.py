@@ -1,7 +1,5 @@
 """Update streams: ordered messages by partition and position, whatever broker keeps them: the protocol, and the messages."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Mapping

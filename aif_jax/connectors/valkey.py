@@ -7,8 +7,6 @@ PREFIX:{i:7}:count      events so far, those among them that were trimmed
 Times are integers in `Columns.time_unit`. A user whose id is text has `s:` in place of `i:`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

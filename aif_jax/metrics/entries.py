@@ -3,8 +3,6 @@
 Hit rate, recall and NDCG of the top k of each list; the ranker's top k as labels, and agreement with the ranker.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

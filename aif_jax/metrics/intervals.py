@@ -4,8 +4,6 @@ Requests of one user are alike, so the error of a ranking metric is that of its 
 users with replacement (Efron 1979; for search metrics Sakai 2006). Two models are compared on the same draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 Standard output stays free for results, such as those of `--json`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

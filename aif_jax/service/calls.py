@@ -1,7 +1,5 @@
 """Calls, checked once before any work is done for them, and errors as HTTP answers."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -6,8 +6,6 @@
 The first line has the share that the others leave. The file is replaced by one rename: read whole or not at all.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Sequence

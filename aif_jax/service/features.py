@@ -1,7 +1,5 @@
 """User features of a call: encoded features, raw events, or an id that a feature source knows."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

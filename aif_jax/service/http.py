@@ -1,7 +1,5 @@
 """The HTTP front, a plain ASGI application: JSON to /v1/rank, /v1/score, /v1/prepare; metrics, the page."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

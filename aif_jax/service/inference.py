@@ -13,8 +13,6 @@
 Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a model of T objectives logits are [.., T].
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

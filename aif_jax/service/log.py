@@ -1,7 +1,5 @@
 """The request log: a sample of the answered calls as Parquet files."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

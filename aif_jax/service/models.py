@@ -6,8 +6,6 @@ Which exports serve, `service.current` says; nearline jobs may bring newer indic
     index/2026-11-26/000001-.../     the same for the export of that name, where several versions serve
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import functools

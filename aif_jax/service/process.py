@@ -4,8 +4,6 @@ It bounds bodies in bytes and seconds, and requests in flight. What else strange
 end, is for the proxy in front of it: docs/deploy has the configurations of two.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

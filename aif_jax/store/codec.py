@@ -4,8 +4,6 @@
 32-bit words, so a request gathers once and an update writes once. Files hold columns, the device holds words.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import partial

@@ -4,8 +4,6 @@ Contents are written into a hidden work folder in the same directory, forced to 
 process is removed by the next `new_folder` of the name, or by `remove_unfinished`; that of a running one is locked and stays.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

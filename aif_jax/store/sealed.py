@@ -6,8 +6,6 @@
 `export.consume` reads such files, also where this package is not installed; here they are written.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
