@@ -49,7 +49,7 @@ def data(days: int) -> aif.Dataset:
 
 def model(schema: aif.Schema) -> aif.PreRanker:
     """A two-tower model that trains in a second."""
-    return aif.build(aif.presets.two_tower(schema, width=4, towers=(8,), short_length=4))
+    return aif.build(aif.presets.two_tower(schema, width=4, towers=(8,), short_length=4, sequence=False))
 
 
 def refresh(current: Any, events: Any, **given: Any) -> RefreshResult:
@@ -61,5 +61,5 @@ def refresh(current: Any, events: Any, **given: Any) -> RefreshResult:
 def first(folder: Path | None, days: aif.Dataset | None = None, **changes: Any) -> aif.Run:
     """The run of the first four days, or of other data, whose last tenth is not trained on."""
     days = data(4) if days is None else days
-    options = dict(batch_size=64, learning_rate=0.02, epochs=4, validation=0.1, test=0.0, keep_best=None, requests=20, k=None)
+    options = dict(batch_size=64, learning_rate=0.05, epochs=8, validation=0.1, test=0.0, keep_best=None, requests=20, k=None)
     return demo.fit(model(days.schema), days, out=folder, progress=False, **(options | changes))

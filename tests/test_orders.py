@@ -141,7 +141,7 @@ def test_orders_that_do_not_fit_are_refused_at_the_start():
 
 def test_orders_of_two_versions_are_one_compiled_function(tmp_path):
     """A service compiles nothing again for a version that the same script exported; batches of requests have orders too."""
-    model, params = demo.build(objectives=OBJECTIVES, **demo.VARIANTS["base"])
+    model, params = demo.build(objectives=OBJECTIVES, **demo.SMALL | {"head": aif.heads.Mlp((8,))})
     moved = jax.tree.map(lambda leaf: leaf * 1.01 if leaf.dtype == np.float32 else leaf, params)
     orders, read = {"value": lambda p, bid: p["conversion|click"] * bid**2}, []
     for name, leaves in (("one", params), ("two", moved)):

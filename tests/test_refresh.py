@@ -304,19 +304,18 @@ def test_a_teacher_scores_the_new_samples_under_the_new_vocabularies(run, tmp_pa
     assert len(made.settings["teacher"]) == 64 and len(made.encoder.vocabularies["item"]) == 1 + world.ITEMS
 
 
-def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(run, tmp_path):
-    store = SnapshotStore(tmp_path / "store")
-    made = refreshed(run.folder, world.events(5), tmp_path / "store")
+def test_the_first_refresh_can_be_rolled_back_and_is_not_made_again(served, run, published, stocked, tmp_path):
+    store, old = SnapshotStore(stocked), aif.open(served)
     (before, name) = store.names()
-    assert made.name == name and store.rollback() == before == store.current()
-    served = aif.export.restore(store.fetch(tmp_path / "here"))
-    assert served.trained.version == run.version and len(served.index) == world.ITEMS
-    assert training_record(served.trained, tmp_path / "here" / before) == training_record(run.trained)
-    work = {"work": tmp_path / "other"}
+    assert published[1].name == name and store.rollback() == before == store.current()
+    restored = aif.export.restore(store.fetch(tmp_path / "here"))
+    assert restored.trained.version == old.version and len(restored.index) == world.ITEMS
+    assert training_record(restored.trained, tmp_path / "here" / before) == training_record(old)
+    given = {"since": run.settings.first_validation, "work": tmp_path / "other"}
     with pytest.raises(SnapshotError, match=rf"got those of {name}, which was rolled back; give newer events, other settings"):
-        refreshed(run.folder, world.events(5), tmp_path / "store", **work)
+        refreshed(served, world.events(5), stocked, **given)
     assert not (tmp_path / "other" / "job" / "train").exists()
-    again = refreshed(run.folder, world.events(5), tmp_path / "store", requests=79, **work)
+    again = refreshed(served, world.events(5), stocked, requests=79, **given)
     assert again.status == "published" and store.names() == [before, again.name]
 
 
