@@ -139,10 +139,16 @@ def run(test: Coroutine[Any, Any, Any]) -> Any:
     """Runs a test's coroutine to its end; one that hangs fails."""
 
     async def limited() -> Any:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             return await test
 
     return asyncio.run(limited())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits for something, so that no test waits for a while in which a busy machine may not come to it."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 async def in_batches(*batches: Any, seconds: float = 0.0) -> AsyncIterator[Any]:

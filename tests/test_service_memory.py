@@ -13,6 +13,7 @@ from aif_jax.service.current import publish
 from aif_jax.service.models import Models
 from aif_jax.serving import Timeline
 from tests.service_world import ANN, IDS, SERVING, exports
+from tests.serving_world import until
 
 
 @pytest.fixture
@@ -30,12 +31,6 @@ def parts_of(models):
     version = next(iter(engine._versions))
     parts = {"served": served, "engine": engine, "users": served.users, "version": version, "trained": restored.trained}
     return {name: weakref.ref(part) for name, part in (parts | {"index": restored.index, "cache": engine._users.cache}).items()}
-
-
-async def until(condition):
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_versions_published_under_load_are_freed(folder):
