@@ -349,12 +349,10 @@ def staged(
         if sampler is not None and (count := counts.get("sampled", 0)):
             others["sampled"] = sampler.sample(len(at), count, **draw._asdict())
         for kind, drawn in others.items():
-            own = (drawn[:, :, None] == rows[:, None, :]).any(axis=2)
-            drawn = np.where(own, 0, drawn).astype(np.int32)
+            drawn = np.where((drawn[:, :, None] == rows[:, None, :]).any(axis=2), 0, drawn).astype(np.int32)
             parts.append(drawn if met is None else met.dropped(drawn))
-            nothing = np.full(drawn.shape, np.nan, np.float32)
             code = np.full(drawn.shape, STAGES.index(kind), np.float32)
-            labels.append({STAGE: code} | dict.fromkeys(cascade.labels, nothing))
+            labels.append({STAGE: code} | dict.fromkeys(cascade.labels, np.full(drawn.shape, np.nan, np.float32)))
         joined = {key: np.concatenate([part[key] for part in labels], axis=1) for key in (STAGE, *cascade.labels)}
         return CandidateLists(np.concatenate(parts, axis=1), joined)
 

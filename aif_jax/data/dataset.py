@@ -184,8 +184,7 @@ class Dataset:
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
         """Return features of user rows int [B] at `times` int [B] in seconds; `encoder.user` does it for raw ids and events."""
         users = expect_integers(users, "users", size=len(self.users))
-        end = self.histories.history_end_at(users, times)
-        return self._features(users, in_unit(times, "times"), end, length)
+        return self._features(users, in_unit(times, "times"), self.histories.history_end_at(users, times), length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
         """Return int64 [B] events in the whole history before each sample; 0 for a corrupt user, which its batch reports."""

@@ -41,8 +41,7 @@ def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_
       >>> [part.tolist() for part in split_by_time(log, validation=0.2, test=0.2)]
       [[0, 1, 3], [4], [2]]
     """
-    times = log.time[sample_positions(log)]
-    _, first_validation, first_test = time_cuts(times, validation=validation, test=test)
+    _, first_validation, first_test = time_cuts(log.time[sample_positions(log)], validation=validation, test=test)
     bounds = (None, first_validation), (first_validation, first_test), (first_test, None)
     return Split(*(sample_positions(log, min_history=min_history, since=since, before=before) for since, before in bounds))
 

@@ -335,8 +335,7 @@ class Encoder:
         item = expect_1d(self.vocabularies["item"].encode(values, name), name)
         if columns.action is None:
             return item, np.ones(len(item), np.int32)
-        action = self.action_rows(select(raw[columns.action], at))
-        return item, expect_1d(action, f"events, column {columns.action!r}")
+        return item, expect_1d(self.action_rows(select(raw[columns.action], at)), f"events, column {columns.action!r}")
 
     def _rows(self, values: Any, column: str, name: str, *, file: str = "") -> np.ndarray:
         """Return int32 rows of a categorical column, [n] or [n, bag length]; 0 where a value is missing."""

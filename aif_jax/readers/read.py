@@ -105,9 +105,8 @@ def read(
         vectors = tables.tables["items"].floats(columns.content)
         embedding = _by_row(tables.rows["items"]["item"], vectors, len(tables.vocabularies["item"]))
     if encoder is None:
-        width = 0 if embedding is None else embedding.shape[1]
         encoder = Encoder(
-            schema=schema_of(columns, tables.vocabularies, content=width),
+            schema=schema_of(columns, tables.vocabularies, content=0 if embedding is None else embedding.shape[1]),
             columns=columns,
             vocabularies=tables.vocabularies,
             scales={

@@ -411,9 +411,9 @@ class Cells(NamedTuple):
                 middle = (start + stop) // 2
                 return parse(start, middle) + parse(middle, stop)
 
-        parsed = arrow.chunked_array(parse(0, len(values)), target).combine_chunks()
+        parsed = self._replace(values=arrow.chunked_array(parse(0, len(values)), target).combine_chunks())
         self.note("wrong type", ~good, expected, (repr(values[int(row)].as_py()) for row in np.flatnonzero(~good)))
-        return self._replace(values=parsed)
+        return parsed
 
     def floats(self, *, optional: bool) -> np.ndarray:
         """Return float32 [n], NaN where there is no value, which is a problem unless `optional`."""
@@ -438,8 +438,7 @@ class Cells(NamedTuple):
         array = np.full((len(good), width), np.nan, np.float32)
         numbers = self.values.flatten().cast(pyarrow().float32(), safe=False).to_numpy(zero_copy_only=False)
         array[good] = numbers[np.repeat(good, lengths)].reshape(-1, width)
-        finite = np.isfinite(array)
-        wrong = good & ~finite.all(1)
+        wrong = good & ~np.isfinite(array).all(1)
         self.note("not finite", wrong, "a finite number", (str(row[~np.isfinite(row)][0]) for row in array[wrong]))
         return array
 

@@ -173,8 +173,7 @@ def model_scores(model: PreRanker, params: Params, data: Dataset) -> Scores:
         return np.asarray(_scores(params, data.user_features(positions, length=length), tables[0], rows, model=model))
 
     def scores(positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        lengths = data.history_lengths(positions)
-        bucket = np.searchsorted(choices, np.minimum(lengths, longest))
+        bucket = np.searchsorted(choices, np.minimum(data.history_lengths(positions), longest))
         order, made = np.argsort(bucket, kind="stable"), np.empty(rows.shape, np.float32)
         for place, length in enumerate(choices):
             mine = order[bucket[order] == place]
