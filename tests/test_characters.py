@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aif_jax.encoding.vocabulary import MOST_CHARACTERS, Vocabulary, as_ids
-from aif_jax.export.consume import functions
+from aif_jax.export.consume import ids as consume
 from aif_jax.index import ids, string_ids
 from aif_jax.serving.requests import Candidates
 from tests.reference import characters as reference
@@ -21,15 +21,15 @@ texts = st.lists(st.text(st.characters(codec="utf-32", exclude_categories=()), m
 @given(texts, st.integers(0, 40))
 def test_hashes_are_those_of_the_loop(strings, repeats):
     strings = [text * (repeats if number % 7 == 0 else 1) for number, text in enumerate(strings)]
-    keys, marks = functions.hashes(strings)
+    keys, marks = consume.hashes(strings)
     expected = [reference.key(text) for text in strings]
     assert list(zip(keys.tolist(), marks.tolist(), strict=True)) == expected
 
 
-@pytest.mark.parametrize("count", [1, functions.FEW, functions.FEW + 1, 3 * functions.FEW])
+@pytest.mark.parametrize("count", [1, consume.FEW, consume.FEW + 1, 3 * consume.FEW])
 def test_every_length_around_the_change_from_arrays_to_integers(count):
     for strings in (["ab" * 9] * count, ["x" * number for number in range(count)], ["", *["é\0y" * count] * count]):
-        assert functions.hashes(strings)[0].tolist() == [reference.key(text)[0] for text in strings]
+        assert consume.hashes(strings)[0].tolist() == [reference.key(text)[0] for text in strings]
 
 
 def test_a_long_text_costs_its_characters(monkeypatch):
@@ -44,7 +44,7 @@ def test_a_long_text_costs_its_characters(monkeypatch):
 
         return called
 
-    monkeypatch.setattr(functions, "_step", counted(functions._step))
+    monkeypatch.setattr(consume, "_step", counted(consume._step))
     strings = ["long" * 50_000, *(f"item {number}" for number in range(2000))]
     tracemalloc.start()
     try:

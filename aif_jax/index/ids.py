@@ -15,10 +15,7 @@ import numpy as np
 
 from aif_jax.checks import expect
 from aif_jax.encoding.vocabulary import IdKind, as_ids
-from aif_jax.export.consume.functions import hashes
-
-EMPTY = np.iinfo(np.int64).min
-"""Marks a free slot of the id map, and so is no valid id."""
+from aif_jax.export.consume.ids import EMPTY, hashes
 
 
 class Keys(NamedTuple):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .files import ORDER, PROBABILITY, ExportError, checked, checked_arrays, expect, local, read_manifest
-from .functions import Function, Ids, axis_of, read_axes
+from .functions import Function, axis_of, read_axes
+from .ids import Ids
 
 
 def load(folder: str | Path, *, buckets: Mapping[str, Sequence[int]] | None = None, sha256: str | None = None) -> ExportedModel:
