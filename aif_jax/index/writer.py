@@ -232,11 +232,11 @@ class IndexWriter:
           TypeError, ValueError: items that do not fit, a position that is no integer; nothing has changed then.
           OSError, WriterConflict: a snapshot could not be saved. The update is in all the same; a later one tries again.
         """
-        return self._apply(lambda index: index.upsert(ids, features), position, partition)
+        return self.update([((ids, features), None)], position=position, partition=partition)
 
     def delete(self, ids: Any, *, position: int, partition: int = 0) -> bool:
         """Apply a deletion; arguments, returns and errors as `upsert`. No ids move the position alone."""
-        return self._apply(lambda index: index.delete(ids), position, partition)
+        return self.update([(None, ids)], position=position, partition=partition)
 
     def update(self, changes: Sequence[tuple[Any, Any]], *, position: int, partition: int = 0) -> bool:
         """Apply several changes of one partition, in order, as one: all of them are in, or none.
@@ -247,13 +247,18 @@ class IndexWriter:
 
         Returns and raises as `upsert`.
         """
-
-        def run(index: ItemIndex) -> ItemIndex:
-            for upserted, deleted in changes:
-                index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
-            return index
-
-        return self._apply(run, position, partition)
+        position, partition = position_of(position), partition_of(partition)
+        if partition in self._positions and position <= self._positions[partition]:
+            return False
+        index = self.index
+        for upserted, deleted in changes:
+            index = index.delete(deleted) if upserted is None else index.upsert(*upserted)
+        self.index = index
+        self._positions[partition] = position
+        self._changes += 1
+        if self._due():
+            self.snapshot()
+        return True
 
     def tick(self) -> None:
         """Save a snapshot where one is due by time and something changed: for streams that pause; raises as `snapshot`."""
@@ -283,18 +288,6 @@ class IndexWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _apply(self, change: Callable[[ItemIndex], ItemIndex], position: int, partition: int) -> bool:
-        """Run a change unless its position is not after the partition's last one; saves a snapshot where one is due."""
-        position, partition = position_of(position), partition_of(partition)
-        if partition in self._positions and position <= self._positions[partition]:
-            return False
-        self.index = change(self.index)
-        self._positions[partition] = position
-        self._changes += 1
-        if self._due():
-            self.snapshot()
-        return True
 
     def _due(self) -> bool:
         by_count = self._every_updates is not None and self._changes - self._tried_changes >= self._every_updates
