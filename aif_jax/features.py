@@ -164,20 +164,22 @@ class UserPacker:
 
     def __init__(self, schema: Schema, lengths: Sequence[int]):
         self._schema = schema
+        layout: list[Leaf]
         layout, self._tree = jax.tree.flatten(_without_encoding(user_layout(schema)))
         signed = [leaf.size is None and leaf.minimum is None and leaf.dtype == np.float32 for leaf in layout]
-        limits = [INFINITY if leaf.size is None else leaf.size for leaf in layout]
+        ends = np.array([INFINITY if leaf.size is None else leaf.size for leaf in layout], np.uint32)
         self._formats = dict[int, tuple[list[Any], np.ndarray, np.ndarray]]()  # dtypes and shapes, bits that count, limits
         for length in lengths:
             specs = jax.tree.leaves(user_specs(schema, length=length))
             sizes = [spec.size for spec in specs]
             bits = np.repeat(np.where(signed, EVERY_BIT ^ SIGN, EVERY_BIT).astype(np.uint32), sizes)
-            self._formats[length] = [(spec.dtype, spec.shape) for spec in specs], bits, np.repeat(np.uint32(limits), sizes)
+            self._formats[length] = [(spec.dtype, spec.shape) for spec in specs], bits, np.repeat(ends, sizes)
 
     def __call__(self, features: UserFeatures) -> np.ndarray:
         """Return words int32 [n] of a user's features, see `pack`; raises as `check_user_features`."""
-        kinds, bits, limits = self._formats.get(history_length(features), (None, None, None))
-        if kinds is not None and isinstance(features, UserFeatures):
+        length = history_length(features)
+        if isinstance(features, UserFeatures) and length in self._formats:
+            kinds, bits, limits = self._formats[length]
             leaves, tree = jax.tree.flatten(_without_encoding(features))
             arrays = [np.asarray(leaf) for leaf in leaves]
             if tree == self._tree and [(array.dtype, array.shape) for array in arrays] == kinds:
@@ -185,8 +187,8 @@ class UserPacker:
                 if ((words.view(np.uint32) & bits) < limits).all():
                     return words
         check_user_features(self._schema, features, batched=False)
-        got, expected = history_length(features), ", ".join(f"L={length}" for length in self._formats)
-        expect(got in self._formats, "UserFeatures.history", f"a history of {expected}", f"L={got}")
+        expected = ", ".join(f"L={length}" for length in self._formats)
+        expect(length in self._formats, "UserFeatures.history", f"a history of {expected}", f"L={length}")
         return pack(jax.tree.map(np.asarray, features))  # with a -0 among the ages
 
 

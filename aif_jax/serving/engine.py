@@ -255,7 +255,7 @@ class AsyncPreRanker:
             user = self._users.join(job, prepare=True)
             try:
                 if isinstance(user, Computation):
-                    await self._in_time(job, asyncio.wait((user.task,)))
+                    await self._in_time(job, user.ended.wait())
                     user.task.result()
             finally:
                 self._users.leave(job, user)
@@ -490,6 +490,5 @@ def _about(job: PendingRequest) -> dict[str, Any]:
         "reason": job.reason,
         "stand_in": job.stand_in,
         "state_age": None if since is None else now - since,
-        "stages": timeline.stages(),
         "timeline": timeline,
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Hashable
@@ -64,8 +64,8 @@ class Request:
 
     def of_version(self, version: str) -> Request:
         """Return the same request for a version of the model; nothing is checked again."""
-        request = copy.copy(self)
-        object.__setattr__(request, "version", version)
+        request = object.__new__(Request)
+        vars(request).update(vars(self), version=version)
         return request
 
 
@@ -197,7 +197,6 @@ class Answer:
       stand_in: "stale state" or "unknown user", whose answer this is because the user's own state was late or failed; None
         otherwise.
       state_age: seconds since the fetch of the features that the user state was made from; None for the unknown user.
-      stages: seconds of each stage; see `Timeline`.
       timeline: when each stage ran.
     """
 
@@ -207,11 +206,15 @@ class Answer:
     reason: str | None
     stand_in: str | None
     state_age: float | None
-    stages: dict[str, float]
     timeline: Timeline
     logits: np.ndarray
     mask: np.ndarray
     _spec: OutputSpec = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage; see `Timeline`."""
+        return self.timeline.stages()
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
@@ -144,7 +145,7 @@ class Computation:
 
     key: Hashable
     task: asyncio.Task[Any]
-    began: float  # by the clock of its event loop
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     waiters: int = 0
 
 
@@ -164,11 +165,11 @@ class SingleFlight:
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """Return the computation of that key, started where there is none. Every `join` needs a `leave`."""
-        computation, loop = self._running.get(key), asyncio.get_running_loop()
+        computation = self._running.get(key)
         if computation is None:
-            computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
+            computation = self._running[key] = Computation(key, asyncio.create_task(start()))
             self._tasks.add(computation.task)
-            computation.task.add_done_callback(lambda task: self._ended(key, task))
+            computation.task.add_done_callback(functools.partial(self._ended, computation))
         computation.waiters += 1
         return computation
 
@@ -194,9 +195,10 @@ class SingleFlight:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+    def _ended(self, computation: Computation, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        self.forget(key, task)
+        self.forget(computation.key, task)
+        computation.ended.set()
         if not task.cancelled():
             task.exception()  # seen here too, so that nobody is warned of an error that no request waits for any more
 
@@ -276,7 +278,9 @@ class UserStates:
         if not task.done():
             left = None if job.deadline is None else max(job.deadline - self._reserve(job) - start, 0.0)
             before, job.waiting_for = job.waiting_for, "user side"
-            await asyncio.wait((task,), timeout=left)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await user.ended.wait()
             job.waiting_for = before
             job.timeline.add("wait_user", start, time.perf_counter())
         if not task.done() or task.cancelled():
