@@ -166,7 +166,7 @@ def test_met_items_are_left_out_where_the_data_or_the_caller_say_so(data, small,
     usual = train.evaluate(small, params, data, positions, **given)
     assert by_data == by_call and by_data.ndcg > usual.ndcg and by_data.gauc != usual.gauc
     with pytest.raises(ValueError, match="evaluation.repeats: expected True, the other has False"):
-        usual.against(dataclasses.replace(by_data, asked=usual.asked | {"repeats": False}))
+        usual.against(dataclasses.replace(by_data, inputs=usual.inputs | {"repeats": False}))
 
 
 def test_figures_have_intervals_and_two_models_are_compared_on_the_same_users(data, small, params, positions):

@@ -259,6 +259,6 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path, c
     assert not SeenPairs(data, positions).contains(sample, source(positions, SampleKey(0, 0, 0)).rows[:, 1:]).any()
     left_out, kept = (made.evaluate(once, k=10, progress=False, **options) for options in ({}, {"repeats": True}))
     assert left_out == made.evaluate(data, k=10, progress=False) != kept  # as in training, whatever the data say
-    assert left_out.asked["repeats"] is False and kept.asked["repeats"] is True
+    assert left_out.inputs["repeats"] is False and kept.inputs["repeats"] is True
     chosen = fit(small, once, out=tmp_path / "other", repeats=True, **given)
     assert chosen.settings.repeats is True and chosen.metrics != made.metrics

@@ -23,7 +23,7 @@ from aif_jax.checks import ArgumentError
 from aif_jax.connectors import SnapshotStore
 from aif_jax.connectors.snapshot_store import SnapshotError
 from aif_jax.data.cascade import Cascade
-from aif_jax.encoding.times import shown
+from aif_jax.encoding.times import iso_text
 from aif_jax.index.writer import Lease, WriterConflict
 from aif_jax.metrics import ByUser
 from aif_jax.refreshing import GateConfig, Measurement, Requests, forget_ids, judge, measure, volume, warm_start
@@ -148,7 +148,7 @@ def test_what_add_and_export_write_says_until_when_it_was_trained(run, corrected
         assert cli.main(refresh_words(corrected, *words)) == 0, words
         out, err = capsys.readouterr()
         report = json.loads(out)
-        assert report["status"] == "published" and report["data"]["since"] == shown(until) and err == ""
+        assert report["status"] == "published" and report["data"]["since"] == iso_text(until) and err == ""
         assert report["additions"] == ["SVD term", "popularity correction"]
         names.append(report["name"])
     words = refresh_words(corrected, "size=0.5", "--current", str(store), "--out", str(store), days=6)

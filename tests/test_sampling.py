@@ -91,7 +91,7 @@ def test_no_negatives_and_nothing_seen_are_no_errors():
     seen = SeenPairs(dataset(), [0, 3])
     assert not seen.contains([0, 1], [1, 2]).any()
     assert seen.items(1).tolist() == []
-    assert SeenPairs(dataset(), []).dropped(np.zeros((0, 3), np.int32)).shape == (0, 3)
+    assert SeenPairs(dataset(), []).drop(np.zeros((0, 3), np.int32)).shape == (0, 3)
 
 
 pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, max_size=12)

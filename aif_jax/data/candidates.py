@@ -239,7 +239,7 @@ def retrieved(
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
-            rows = SeenPairs(dataset, positions).dropped(rows, kept=rows == rows[:, :1])
+            rows = SeenPairs(dataset, positions).drop(rows, kept=rows == rows[:, :1])
         rows[_repeated(rows, np.zeros_like(rows))] = 0
         labels = np.zeros(rows.shape, np.float32)
         labels[:, 0] = rows[:, 0] > 0
@@ -350,7 +350,7 @@ def staged(
             others["sampled"] = sampler.sample(len(at), count, **draw._asdict())
         for kind, drawn in others.items():
             drawn = np.where((drawn[:, :, None] == rows[:, None, :]).any(axis=2), 0, drawn).astype(np.int32)
-            parts.append(drawn if met is None else met.dropped(drawn))
+            parts.append(drawn if met is None else met.drop(drawn))
             code = np.full(drawn.shape, STAGES.index(kind), np.float32)
             labels.append({STAGE: code} | dict.fromkeys(cascade.labels, np.full(drawn.shape, np.nan, np.float32)))
         joined = {key: np.concatenate([part[key] for part in labels], axis=1) for key in (STAGE, *cascade.labels)}
@@ -369,7 +369,7 @@ def _cascade(dataset: Dataset) -> Cascade:
 def _drop_seen(dataset: Dataset, cascade: Cascade, at: np.ndarray) -> tuple[np.ndarray, SeenPairs]:
     """Remove unexposed candidates that the user has met before, rows [B, M]; also returns the seen pairs."""
     met = SeenPairs(dataset, cascade.positions[at])
-    return met.dropped(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
+    return met.drop(cascade.rows[at], kept=cascade.stage[at] == STAGES.index("exposed")), met
 
 
 def _description(cascade: Cascade) -> dict[str, object]:

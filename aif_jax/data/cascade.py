@@ -106,9 +106,9 @@ def from_columns(
         at = same[np.argmin(order[same + 1])]
         one, other = map(int, order[at : at + 2])
         plain = f"item row {rows[one]}", f"user row {user[one]} at {time[one]} s", f"lines {one + 1} and {other + 1}"
-        item, asked, where = plain if names is None else names(one, other)
+        item, who, where = plain if names is None else names(one, other)
         more = f"; {same.size} such lines in all" if same.size > 1 else ""
-        expect(False, "cascade", "every item once in a request", f"{item} twice in the request of {asked}, in {where}{more}")
+        expect(False, "cascade", "every item once in a request", f"{item} twice in the request of {who}, in {where}{more}")
     start = log.request_start(user[lines], time[lines])
     unseen, lines = lines[start < 0], lines[start >= 0]
     without = len(set(zip(user[unseen].tolist(), time[unseen].tolist(), strict=True)))

@@ -78,7 +78,7 @@ class SeenPairs:
         first, last = np.searchsorted(self._pairs, _pair(np.array([owner, owner + 1]), np.zeros(2, np.int64)))
         return self._pairs[first:last][self._first[first:last] < self._end[sample]] & 0xFFFFFFFF
 
-    def dropped(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
+    def drop(self, rows: np.ndarray, kept: Any = False) -> np.ndarray:
         """Return rows [B, C] with 0 for items that the user of each sample has met, unless `kept` [B, C] is true."""
         return np.where(self.contains(np.arange(len(rows))[:, None], rows) & ~np.asarray(kept), 0, rows).astype(rows.dtype)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aif_jax.checks import BLOCK, expect
 from aif_jax.data.events import EventLog
-from aif_jax.encoding.times import TimeUnit, seconds_of, shown
+from aif_jax.encoding.times import TimeUnit, iso_text, seconds_of
 
 BINS = 1 << 16  # of the histogram that finds a time by its rank
 
@@ -70,7 +70,7 @@ def time_cuts(
       (15, 30, 35)
     """
     expect(len(times), "times", "samples of the task, events or requests with known items", "none; check item ids and the task")
-    span = f"the samples are from {shown(times.min())} to {shown(times.max())}"
+    span = f"the samples are from {iso_text(times.min())} to {iso_text(times.max())}"
     start = None if since is None else seconds_of(since, "since", unit=unit)
     earlier = 0 if start is None else _count(times, start)
     samples = len(times) - earlier
@@ -89,7 +89,7 @@ def time_cuts(
         expect(tested, "test", f"a moment with samples from it on ({span})", repr(test))
     if not isinstance(before := parts["validation"], float):
         first_validation = before
-        expected = f"a moment before the test part, {shown(first_test)}, with samples between the two ({span})"
+        expected = f"a moment before the test part, {iso_text(first_test)}, with samples between the two ({span})"
         expect(_count(times, before) < _count(times, first_test), "validation", expected, repr(validation))
     elif isinstance(last, float):
         first_validation = first_of_last(samples * (before + last))

@@ -176,7 +176,7 @@ class Encoder:
         def stack(names: tuple[str, ...]) -> np.ndarray:
             return stacked([floats[name] for name in names], len(rows["item"]))
 
-        scaled = self.scaled("item", stack(self.columns.item_floats))
+        scaled = self.scale_floats("item", stack(self.columns.item_floats))
         return ItemFeatures(
             ids={attribute.name: rows[attribute.name] for attribute in self.schema.item_attributes},
             floats=np.concatenate([scaled, stack(self.columns.statistics)], axis=1),
@@ -185,7 +185,7 @@ class Encoder:
             encoding=self.version,
         )
 
-    def scaled(self, which: str, floats: np.ndarray) -> np.ndarray:
+    def scale_floats(self, which: str, floats: np.ndarray) -> np.ndarray:
         """Return floats [n, F] of known items ("item") or users ("user") as they enter the network."""
         if not self.scales or not floats.shape[1]:
             return floats
@@ -289,7 +289,7 @@ class Encoder:
         ids = {name: self._rows([user[column]], column, name, file="user, ").reshape(()) for column, name in names.items()}
         known = np.array([user[name] is not None for name in columns.user_floats], bool)
         floats = [floats_of([0 if user[name] is None else user[name]], name, file="user, ") for name in columns.user_floats]
-        return ids, np.where(known, self.scaled("user", stacked(floats, 1))[0], 0)
+        return ids, np.where(known, self.scale_floats("user", stacked(floats, 1))[0], 0)
 
     def _history(self, events: Any, now: Any) -> Behaviours:
         columns, length = self.columns, self.length

@@ -91,12 +91,12 @@ def seconds_of(value: Any, name: str, *, unit: TimeUnit = "s") -> int:
         expected = f"an ISO date such as '2022-05-06', a datetime, or an integer in {unit!r}"
         raise ArgumentError(f"{name}: expected {expected}, got {value!r}{why}") from None
     if isinstance(value, int | np.integer) and (date := _date_of(int(value))):
-        out = f"give {date!r} for that date, {shown(moment)!r} for that moment"
+        out = f"give {date!r} for that date, {iso_text(moment)!r} for that moment"
         raise ArgumentError(f"{name}: expected a moment, got {value}, a date written as a number or {unit!r} since 1970; {out}")
     return moment
 
 
-def shown(seconds: int) -> str:
+def iso_text(seconds: int) -> str:
     """Return a time in ISO form, UTC."""
     return str(np.datetime64(int(seconds), "s"))
 

@@ -517,4 +517,4 @@ def _users(tables: Tables, encoder: Encoder) -> tuple[dict[str, np.ndarray], np.
     table, rows = tables.tables["users"], tables.rows["users"]
     ids |= {name: _by_row(rows["user"], rows[name], count) for name in columns.user_attributes}
     floats = stacked([table.floats(name) for name in columns.user_floats], table.count)
-    return ids, _by_row(rows["user"], encoder.scaled("user", floats), count)
+    return ids, _by_row(rows["user"], encoder.scale_floats("user", floats), count)

@@ -12,7 +12,7 @@ from aif_jax import output
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.data.dataset import Dataset
-from aif_jax.encoding.times import seconds_of, shown
+from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.export.writer import expect_platforms
 from aif_jax.readers import read
 from aif_jax.readers.tables import Source, TextFile, files_of
@@ -137,7 +137,7 @@ def refresh(
             if step.needed(made):
                 job.step(step.name, functools.partial(step.run, made))
         if not made.has_new():
-            job.step(DONE, lambda _: {"line": f"nothing new since {shown(made.since)}"})
+            job.step(DONE, lambda _: {"line": f"nothing new since {iso_text(made.since)}"})
             return RefreshResult(status="nothing new")
         report = made.record(DONE)["report"]
         return RefreshResult(status=report["status"], name=report["name"], trained=made.trained, report=report)

@@ -20,7 +20,7 @@ from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import reencode
-from aif_jax.encoding.times import shown
+from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
 from aif_jax.index import ItemIndex
 from aif_jax.readers import read_items
@@ -99,7 +99,7 @@ class Refresh:
         since = int(times.max(initial=0)) - round(self.config.forget * DAY)
         if int(times.min(initial=since + 1)) <= since:
             return since
-        self.job.say(f"refresh: forget: nothing, since no event is of {shown(since)} or earlier")
+        self.job.say(f"refresh: forget: nothing, since no event is of {iso_text(since)} or earlier")
         return 0
 
     @functools.cached_property
@@ -142,7 +142,7 @@ class Refresh:
         """Return the served model as a checkpoint: what is current elsewhere may move meanwhile."""
         trained, record = self.opened()
         checkpoint.save(folder / MODEL, trained)
-        until = "" if record["until"] is None else f", trained until {shown(record['until'])}"
+        until = "" if record["until"] is None else f", trained until {iso_text(record['until'])}"
         return record | {"line": f"version {trained.version[:12]}{until}", "version": trained.version}
 
     def read_data(self, _: Path) -> dict[str, Any]:
@@ -173,11 +173,11 @@ class Refresh:
             if first < self.forget:
                 continue  # what is known of later events alone
             positions = self.task.positions(self.data, min_history=0, since=first, before=after)
-            users = counts[f"{shown(first)} to {shown(after)}"] = len(np.unique(self.data.log.user[positions]))
+            users = counts[f"{iso_text(first)} to {iso_text(after)}"] = len(np.unique(self.data.log.user[positions]))
             if users >= least:
                 return first, after
         expected = f"an earlier period with samples of at least {least} users in the events, to judge both models on"
-        expected += f", that begins after what is forgotten, {shown(self.forget)}" if self.forget else ""
+        expected += f", that begins after what is forgotten, {iso_text(self.forget)}" if self.forget else ""
         got = ", ".join(f"{users} users from {span}" for span, users in counts.items()) or "none that the served model says"
         out = "give older files, or a period such as --fixed 2026-05-01 2026-05-02 that this and later refreshes leave out"
         raise ArgumentError(f"refresh fixed: expected {expected}, got {got}; {out}")
@@ -216,7 +216,7 @@ class Refresh:
         checkpoint.save(folder / MODEL, run.trained)
         trained = training.training_positions(self.kept, run.settings)
         new = int((self.kept.log.time[trained] >= self.since).sum())
-        line = f"{new:,} new samples until {shown(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
+        line = f"{new:,} new samples until {iso_text(run.settings.first_validation)}, {len(trained) - new:,} earlier ones"
         return {"line": line, "settings": run.settings.to_json(), "samples": new, "replayed": len(trained) - new}
 
     def add(self, folder: Path) -> dict[str, Any]:
@@ -270,12 +270,12 @@ class Refresh:
         }
         measured = {}
         for name, (positions, candidates) in slices.items():
-            asked = Requests(
+            requests = Requests(
                 data=data, positions=positions, candidates=candidates, k=settings.k,
                 calibration_negatives=self.task.calibration_negatives, repeats=settings.repeats,
             )  # fmt: skip
             options = {"new_items": self._unknown("item", data.log.item[positions]), "progress": self.progress}
-            measured[name] = measure(self.trained, asked, **options), measure(self.served, asked, **options)
+            measured[name] = measure(self.trained, requests, **options), measure(self.served, requests, **options)
         share = volume(data.log.time, self.since)
         verdict = judge(measured, self.config.gate, volume=share)
         positions, (new, old) = slices["newest"][0], measured["newest"]
@@ -358,8 +358,8 @@ class Refresh:
             "versions": {"old": self.served.version, "new": self.trained.version},
             "vocabularies": done["read"]["vocabularies"],
             "data": counts | {
-                "events": done["read"]["events"], "since": shown(self.since),
-                "until": shown(self.settings.first_validation),
+                "events": done["read"]["events"], "since": iso_text(self.since),
+                "until": iso_text(self.settings.first_validation),
             },
             "additions": done["additions"]["additions"],
             "gate": {field: gate[field] for field in ("reasons", "metrics", "overlap", "volume", "slowdown")},

@@ -66,7 +66,7 @@ class Evaluation:
       note: terms fitted after training that the scores lack, and the call that adds them; "" for none.
       by_user: figures by name before they are averaged, for `intervals`; and baselines' figures on the same requests and
         candidates, such as "baseline.popularity.gauc".
-      asked: digests and settings that decide requests and candidates, for `against`.
+      inputs: digests and settings that decide requests and candidates, for `against`.
     """
 
     requests: int
@@ -86,7 +86,7 @@ class Evaluation:
     objectives: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
     note: str = ""
     by_user: Mapping[str, metrics.ByUser] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def figures(self) -> dict[str, float]:
         """Return the figures by name, for logs and checkpoints: HR@100 is "hr@100"."""
@@ -109,7 +109,7 @@ class Evaluation:
         Raises:
           ValueError: an evaluation of other requests, candidates or settings; names what differs.
         """
-        lines = differences(dict(other.asked), dict(self.asked), path="evaluation", source="other")
+        lines = differences(dict(other.inputs), dict(self.inputs), path="evaluation", source="other")
         got = "another:\n" + listed(lines) + "\nEvaluate both with the same data, positions, candidates, k, repeats and seed"
         expect(not lines, "Evaluation.against", "an evaluation of the same requests and candidates", got)
         ours = {name: part for name, part in self._parts().items() if BASELINE not in name}
@@ -190,12 +190,12 @@ def evaluate(
             by_user |= {f"{BASELINE}{baseline}.{figure}": value for figure, value in by_baseline.items()}
         parts[name] = dataclasses.replace(part, by_user=by_user)
     first = next(iter(parts.values()))
-    by_user, asked = dict(first.by_user), _asked(data, positions, lists, calibration_negatives) | {"k": k}
-    more: dict[str, Any] = {"by_user": by_user, "asked": asked, "objectives": parts if len(parts) > 1 else {}}
+    by_user, inputs = dict(first.by_user), _inputs_of(data, positions, lists, calibration_negatives) | {"k": k}
+    more: dict[str, Any] = {"by_user": by_user, "inputs": inputs, "objectives": parts if len(parts) > 1 else {}}
     if k is not None:
         ranks = rank_catalogue(model, params, data, positions, k=1, repeats=repeats, progress=progress).ranks
         by_user |= _hits(ranks, users, k)
-        asked["repeats"] = repeats
+        inputs["repeats"] = repeats
         more |= {"k": k, "hit_rate": float((ranks < k).mean()), "ndcg": float(_gains(ranks, k).mean())}
     if (ranked := _ranked(model, params, data, positions, lists, scores, repeats, batch_size, progress)) is not None:
         requests, found, logits = ranked
@@ -249,8 +249,8 @@ def _hits(ranks: np.ndarray, users: np.ndarray, k: int) -> dict[str, metrics.ByU
     return {f"hr@{k}": metrics.mean_by_user(ranks < k, users), f"ndcg@{k}": metrics.mean_by_user(_gains(ranks, k), users)}
 
 
-def _asked(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
-    """Return `Evaluation.asked` of lists."""
+def _inputs_of(data: Dataset, positions: np.ndarray, lists: CandidateLists, calibration_negatives: int) -> dict[str, Any]:
+    """Return `Evaluation.inputs` of lists."""
     log, labels = data.log, lists.labels if isinstance(lists.labels, dict) else {"label": lists.labels}
     return {
         "data": {"users": len(data.users), "items": len(data.items)},

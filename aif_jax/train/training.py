@@ -30,7 +30,7 @@ from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import counts_before
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.data.split import sample_positions, time_cuts
-from aif_jax.encoding.times import seconds_of, shown
+from aif_jax.encoding.times import iso_text, seconds_of
 from aif_jax.model import PreRanker, fit_tables
 from aif_jax.scores import objective_names
 from aif_jax.sharding import processes
@@ -90,7 +90,7 @@ def samples_line(samples: Samples, settings: FitSettings) -> str:
     task, least = settings.task, settings.min_history
     evaluated = f" ({min(settings.requests, samples.validation):,} evaluated)" if samples.validation else ""
     left_out = {
-        f"before {shown(settings.since or 0)} (since)": samples.earlier,
+        f"before {iso_text(settings.since or 0)} (since)": samples.earlier,
         f"with fewer than {least} earlier events of the user (min_history)": samples.short,
         task.no_sample: samples.unknown,
         "of the period that is never trained on (without)": samples.without,
@@ -99,8 +99,8 @@ def samples_line(samples: Samples, settings: FitSettings) -> str:
     cut = f"; {samples.longer:,} lists have more than `candidates` items: positives are kept" if samples.longer else ""
     return (
         f"{type(task).__name__}: {samples.train:,} {task.samples} to train on, "
-        f"{samples.validation:,} for validation{evaluated} from {shown(settings.first_validation)}, "
-        f"{samples.test:,} for the test from {shown(settings.first_test)}; left out: {why}{cut}"
+        f"{samples.validation:,} for validation{evaluated} from {iso_text(settings.first_validation)}, "
+        f"{samples.test:,} for the test from {iso_text(settings.first_test)}; left out: {why}{cut}"
     )
 
 
@@ -302,19 +302,19 @@ def train(
     samples = samples_of(data, settings)
     say(samples_line(samples, settings), progress=progress)
     source = task.source(data, before=settings.first_validation, repeats=settings.repeats)
-    positions, taught, judged = training_positions(data, settings), source, data
+    positions, candidates, validated = training_positions(data, settings), source, data
     if teacher is not None:
         given: dict[str, Any] = {"folder": folder / RANKED, "progress": progress}
-        taught = with_scores(source, data, settings, positions, teacher, **given)
-        judged = with_ranker(data, settings, teacher, **given) if settings.validates else data
+        candidates = with_scores(source, data, settings, positions, teacher, **given)
+        validated = with_ranker(data, settings, teacher, **given) if settings.validates else data
     feed = Pipeline(
-        dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=taught,
+        dataset=data, positions=positions, config=config, batch_size=settings.batch_size, candidates=candidates,
         epochs=settings.epochs, seed=settings.seed, buckets=settings.buckets, id_dropout=settings.id_dropout,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     for line in (*label_lines(feed, settings, samples, source), *plan(feed, settings, samples)):
         say(line, progress=progress)
-    validate = validation(model, judged, settings, progress=progress) if settings.validates else None
+    validate = validation(model, validated, settings, progress=progress) if settings.validates else None
     optimizer = optimizer or default_optimizer(
         len(feed), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
     )
