@@ -145,6 +145,7 @@ class Computation:
 
     key: Hashable
     task: asyncio.Task[Any]
+    began: float  # by the clock of its event loop
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     waiters: int = 0
 
@@ -165,9 +166,9 @@ class SingleFlight:
 
     def join(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Computation:
         """Return the computation of that key, started where there is none. Every `join` needs a `leave`."""
-        computation = self._running.get(key)
+        computation, loop = self._running.get(key), asyncio.get_running_loop()
         if computation is None:
-            computation = self._running[key] = Computation(key, asyncio.create_task(start()))
+            computation = self._running[key] = Computation(key, loop.create_task(start()), loop.time())
             self._tasks.add(computation.task)
             computation.task.add_done_callback(functools.partial(self._ended, computation))
         computation.waiters += 1
