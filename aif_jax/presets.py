@@ -41,7 +41,9 @@ def aif(schema: Schema, **changes: Any) -> Config:
 
 def paper(schema: Schema, *, sim_fields: tuple[str, ...] = ("category",), **changes: Any) -> Config:
     """Return the paper's blocks alone, at sizes in the range that its setting names: BEA, SIM, DIN on LSH, SimTier, L=4,096."""
-    content = _with_content(schema, "paper", blocks.LshDin(), blocks.SimTier())
+    content = (blocks.LshDin(), blocks.SimTier()) if schema.content else ()
+    if not content:
+        logger.warning("presets.paper: the schema has no content embedding, so the model goes without LshDin, SimTier")
     sizes = dict(width=64, short_length=64, long_length=4096, towers=(256, 128), head=Mlp((128, 64)))
     caches = (blocks.Sim(field, slots=32, length=16) for field in sim_fields)
     return _config(schema, changes, **sizes, blocks=(blocks.Bea(), *caches, *content))
@@ -75,12 +77,3 @@ def _matching(schema: Schema) -> blocks.MatchingStatistics:
 
 def _config(schema: Schema, changes: dict[str, Any], **defaults: Any) -> Config:
     return Config(schema=schema, **(defaults | changes))
-
-
-def _with_content(schema: Schema, preset: str, *parts: Any) -> tuple[Any, ...]:
-    """Return the blocks, or none where the schema has no content to fit them on."""
-    if schema.content:
-        return parts
-    names = ", ".join(type(part).__name__ for part in parts)
-    logger.warning("presets.%s: the schema has no content embedding, so the model goes without %s", preset, names)
-    return ()

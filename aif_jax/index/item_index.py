@@ -67,15 +67,6 @@ class Manifest:
     leaves: dict[str, str]
     nbytes: int
 
-    def check_model(self, path: str | Path, trained: Trained) -> None:
-        """Raise unless the snapshot was made by this model: ValueError, EncodingMismatch, VersionMismatch."""
-        if self.config != trained.config:
-            lines = differences(self.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
-            raise ValueError(f"{path}: expected config and schema of the model, got others; {REBUILD}:\n{listed(lines)}")
-        check_encoding(f"index in {path}", expected=trained.encoding, got=self.encoding)
-        if self.version != trained.version:
-            raise VersionMismatch(f"index in {path}", expected=trained.version, got=self.version)
-
 
 def inspect(path: str | Path) -> Manifest:
     """Read the manifest of a snapshot.
@@ -206,7 +197,12 @@ class ItemIndex:
           EncodingMismatch, VersionMismatch: another encoder, other parameters; names both versions.
         """
         manifest = inspect(path)
-        manifest.check_model(path, trained)
+        if manifest.config != trained.config:
+            lines = differences(manifest.config.to_json(), trained.config.to_json(), path="config", source="snapshot")
+            raise ValueError(f"{path}: expected config and schema of the model, got others; {REBUILD}:\n{listed(lines)}")
+        check_encoding(f"index in {path}", expected=trained.encoding, got=manifest.encoding)
+        if manifest.version != trained.version:
+            raise VersionMismatch(f"index in {path}", expected=trained.version, got=manifest.version)
         program = ItemProgram(trained, storage=manifest.storage, batch_size=manifest.batch_size, mesh=mesh)
         count, shapes = manifest.items, jax.eval_shape(unpack, program.shapes())
         columns = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), shapes)

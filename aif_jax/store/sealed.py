@@ -50,19 +50,14 @@ def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: st
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     with new_folder(path) as partial:
-        fill(partial, trees, record, format=format)
-
-
-def fill(folder: Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
-    """Write the two files of `write` into the empty folder of a `new_folder`."""
-    arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
-    manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
-    manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
-    manifest["files"] = {ARRAYS: write_arrays(folder / ARRAYS, arrays)}
-    content = sealed(manifest)
-    limit = f"at most {files.MANIFEST_BYTES} bytes with the list of arrays"
-    expect(len(content) <= files.MANIFEST_BYTES, "record", limit, len(content))
-    (folder / MANIFEST).write_bytes(content)
+        arrays = {name: np.asarray(leaf) for name, leaf in leaves_by_path(trees).items()}
+        manifest = {**record, "format": format, "aif_jax": __version__, "jax": jax.__version__}
+        manifest["arrays"] = {name: {"dtype": str(leaf.dtype), "shape": leaf.shape} for name, leaf in arrays.items()}
+        manifest["files"] = {ARRAYS: write_arrays(partial / ARRAYS, arrays)}
+        content = sealed(manifest)
+        limit = f"at most {files.MANIFEST_BYTES} bytes with the list of arrays"
+        expect(len(content) <= files.MANIFEST_BYTES, "record", limit, len(content))
+        (partial / MANIFEST).write_bytes(content)
 
 
 def is_complete(folder: Path) -> bool:

@@ -85,14 +85,10 @@ def combine(leaves: Mapping[str, Digest], config: Config, encoder: Encoder | Non
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def holds(leaf: Any) -> bool:
-    """Return whether this process holds an array whole: it is not spread over several processes."""
-    return getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
-
-
 def digest(leaf: Any, path: str = "leaf") -> Digest:
     """Return the digest of one array, a typed random key by its key data; raises ValueError if only a part is here."""
-    expect(holds(leaf), path, "an array that this process holds whole", "one spread over several processes")
+    whole = getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated
+    expect(whole, path, "an array that this process holds whole", "one spread over several processes")
     dtype = str(leaf.dtype) if hasattr(leaf, "dtype") else str(np.asarray(leaf).dtype)
     data = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
