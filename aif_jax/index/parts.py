@@ -75,21 +75,21 @@ class EncodedParts:
         self._stream = _read(parts)
         self._starts: list[tuple[int, str]] = []  # of the batches so far: rows before it, its name
         self.made_by = RowVersion(version, "float32", batch_size)
-        for name, columns in self._stream:
+        if (first := next(self._stream, None)) is not None:
+            name, columns = first
             stamp = RowVersion(*(columns[field][0].as_py() for field in RowVersion._fields))
             good = isinstance(stamp.version, str) and stamp.storage in STORAGES and type(stamp.batch_size) is int
             good = good and 1 <= stamp.batch_size <= memory()
             expect(good, f"{name}, row 0", f"a version, one of {STORAGES} and a batch size", tuple(stamp))
             self.made_by = stamp._replace(version=version)
-            self._stream = itertools.chain([(name, columns)], self._stream)
-            break
+            self._stream = itertools.chain([first], self._stream)
 
     def rows(self, width: int) -> Iterator[tuple[Keys, np.ndarray]]:
         """Yield keys [n] and words uint32 [n, W = width] of each batch, once; raises as `ItemIndex.from_parts`."""
         kind, start = None, 0
         for name, columns in self._stream:
             self._starts.append((start, name))
-            self._expect_made_alike(columns, start)
+            self._expect_made_alike(name, columns)
             lengths = plain(pyarrow("pyarrow.compute").binary_length(columns["row"]))
             if (wrong := lengths != 4 * width).any():
                 at = int(np.argmax(wrong))
@@ -106,16 +106,16 @@ class EncodedParts:
         start, name = self._starts[bisect.bisect_right(self._starts, position, key=lambda entry: entry[0]) - 1]
         return f"{name}, row {position - start}"
 
-    def _expect_made_alike(self, columns: dict[str, Any], start: int) -> None:
+    def _expect_made_alike(self, name: str, columns: dict[str, Any]) -> None:
         """Raise VersionMismatch for a row of another version, ValueError for one that is stored in another way."""
         for field, expected in self.made_by._asdict().items():
             same = plain(pyarrow("pyarrow.compute").equal(columns[field], expected))
             if not same.all():
                 at = int(np.argmin(same))
-                where, got = self.locate(start + at), columns[field][at].as_py()
+                got = columns[field][at].as_py()
                 if field == "version":
-                    raise VersionMismatch(where, expected=str(expected), got=str(got))
-                raise ValueError(f"{where}: expected {field} {expected} as the rows before, got {got}")
+                    raise VersionMismatch(f"{name}, row {at}", expected=str(expected), got=str(got))
+                raise ValueError(f"{name}, row {at}: expected {field} {expected} as the rows before, got {got}")
 
 
 def _read(batches: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
