@@ -3,8 +3,6 @@
 A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias

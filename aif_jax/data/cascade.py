@@ -3,8 +3,6 @@
 Pre-ranking sees what retrieval found, not what was shown. `candidates.staged` makes lists for training of a cascade.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

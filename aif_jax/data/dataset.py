@@ -1,7 +1,5 @@
 """A data set ready for training and serving: schema, events, catalogue, users, and the encoder that made them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

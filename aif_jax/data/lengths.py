@@ -1,7 +1,5 @@
 """Lengths of histories in batches: what `fit(buckets="auto")` chooses, and the padding that is left."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: popularity ** 0.75 is word2vec's (arXiv 1310.4546).
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

@@ -4,8 +4,6 @@ A balanced Feistel network over the bits of an index is a bijection; an index ou
 falls inside (cycle walking). Source: format-preserving encryption (Black and Rogaway 2002).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

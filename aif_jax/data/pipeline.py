@@ -3,8 +3,6 @@
 Every batch is a function of (seed, epoch, step), so resumed runs and several processes see the same batches.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -4,8 +4,6 @@ Histories are not split: a held-out sample's history may hold training events an
 would have seen them too.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any, NamedTuple
 

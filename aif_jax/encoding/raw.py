@@ -3,8 +3,6 @@
 Arrow arrays are used through their methods, so pyarrow need not be installed.
 """
 
-from __future__ import annotations
-
 import decimal
 import numbers
 from typing import Any

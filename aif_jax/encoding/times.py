@@ -4,8 +4,6 @@
 seconds.
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from typing import Any, Literal, TypeAlias

@@ -1,7 +1,5 @@
 """Readers of requests with all their candidates: a cascade's log with stages and ranker scores, or retrieved items alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Mapping

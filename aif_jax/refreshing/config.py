@@ -1,7 +1,5 @@
 """Settings of a refresh."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any, Literal

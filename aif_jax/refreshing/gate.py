@@ -3,8 +3,6 @@
 `measure` runs one model; `judge` is arithmetic on two measurements. Differences are paired by user, see `metrics.intervals`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import timeit

@@ -1,7 +1,5 @@
 """Steps in a folder, each done once: sealed when it ends, so that a killed job goes on behind the last one."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import time

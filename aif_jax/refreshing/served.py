@@ -1,7 +1,5 @@
 """The served model and the record of its training: until when, on which task, and the periods that it was judged on."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tempfile

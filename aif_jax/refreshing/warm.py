@@ -1,7 +1,5 @@
 """The served model under newer vocabularies: as a start for training, and as it answers newer requests in service."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

@@ -4,8 +4,6 @@ A call runs in a separate task, so that it affects its request alone. A request 
 for it, and nothing that a call raises reaches the event loop or cancels a caller.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import inspect

@@ -1,7 +1,5 @@
 """Static configuration of the engine, and the candidate counts and batch sizes that it compiles for."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Counters and latency histograms, as plain values and for Prometheus; and counts of unknown ids in a user's features."""
 
-from __future__ import annotations
-
 import bisect
 import contextlib
 import itertools

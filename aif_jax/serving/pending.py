@@ -1,7 +1,5 @@
 """A request between its admission and its answer."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from aif_jax.serving.requests import Request, Timeline

@@ -5,8 +5,6 @@ It uploads the user features, int32 rows [bucket] and, where candidates carry bi
 scores, k logits (of each objective), k positions and a count.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -1,7 +1,5 @@
 """What an engine computes in threads, together what waits for one; candidates are looked up, then scored."""
 
-from __future__ import annotations
-
 import asyncio
 import bisect
 import contextlib

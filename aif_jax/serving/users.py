@@ -1,7 +1,5 @@
 """The user side of requests: states from the cache, or computed while retrieval runs."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """What one model version needs to serve: parameters on the device, an index snapshot, fallback users, compiled functions."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import time

@@ -3,8 +3,6 @@
 `Run.evaluate` ranks the requests and candidates of the model by them too, see `Evaluation.baselines`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

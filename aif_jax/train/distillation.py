@@ -10,8 +10,6 @@ training, into folders from which a killed run resumes; every epoch draws some a
 Sources: Hinton et al. 2015 (arXiv 1503.02531); for a pre-ranker RankFlow (Qin et al. 2022) and HCCP (arXiv 2502.10284).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from functools import partial

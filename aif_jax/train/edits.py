@@ -17,8 +17,6 @@ them.
 Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for sampled negatives, He et al. 2014.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

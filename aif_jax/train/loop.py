@@ -4,8 +4,6 @@ A run that is killed at any moment resumes from its last checkpoint and ends wit
 the kill: state and cursor are saved together, and batches are a function of the cursor (`aif_jax.data.pipeline`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

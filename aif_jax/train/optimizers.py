@@ -18,8 +18,6 @@ compiled for a few sizes, each half of the one before; the smallest that holds t
 Sources: lazy Adam as in TensorFlow Addons and torch.optim.SparseAdam.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -9,8 +9,6 @@ shares, each a call of one program. Threads dispatch them: calls of one thread r
 the same time. How many shares there are follows from the batch and not from the machine, so sums have one order everywhere.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import os

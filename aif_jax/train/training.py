@@ -3,8 +3,6 @@
 `run.fit` is the call; it comes here. For a run of another kind, use `data.pipeline`, `make_step` and `loop`.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import logging
