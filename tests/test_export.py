@@ -500,7 +500,7 @@ def test_vocabularies_that_lie_are_refused(encoded, tmp_path, arrays, message):
     refused(export.ExportError, "expected params, config and encoder, got others", aif.open, folder)
 
 
-def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_path, monkeypatch):
+def test_a_block_of_your_own_is_exported_and_must_be_imported_to_be_opened(tmp_path, monkeypatch, lightly):
     model, params = demo.build(blocks=(Paired(), blocks.Sim("category", slots=30, length=2)), sequence=False)
     folder = tmp_path / "model"
     export.save(folder, aif.Trained(model, params), **QUICK)
