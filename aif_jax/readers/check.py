@@ -3,8 +3,6 @@
 `aif-jax check --events events.parquet --items items.parquet` is the same from a shell.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -4,8 +4,6 @@ Distinct values of all tables become vocabularies, codes become their rows. Parq
 CSV they are integers where one column of the vocabulary begins with nothing else.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

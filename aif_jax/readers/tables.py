@@ -38,9 +38,6 @@ STATISTIC = r"events_(so_far|half_life_\d+|rate)(_.*)?|since_(first|last)_event"
 MISSING_TIME = np.iinfo(np.int64).min
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Source: TypeAlias = "PathLike | TextFile | Mapping[str, Any] | Any"
-"""A path to a file or a folder, a `TextFile`, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a
-reader of batches."""
 
 
 def pyarrow(module: str = "pyarrow") -> Any:
@@ -167,6 +164,11 @@ class TextFile:
     encoding: str = "utf8"
     quoted: bool = True  # whether double quotes keep separators within a field
     whole: bool = False  # refuses a last line without a line end, which may have been cut off
+
+
+Source: TypeAlias = PathLike | TextFile | Mapping[str, Any] | Any
+"""A path to a file or a folder, a `TextFile`, a mapping of columns (arrays or lists), or Arrow: a table, a record batch, or a
+reader of batches."""
 
 
 class TableBatch(NamedTuple):

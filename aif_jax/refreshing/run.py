@@ -1,7 +1,5 @@
 """`refresh`: from the served model and newer events to the next version in service, in steps that a kill does not undo."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """The steps of a refresh in their order, `STEPS`: each fills a folder of the job and returns its record, see `Job.step`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
