@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import jax
@@ -147,6 +148,7 @@ def unpack(words: jax.Array, specs: Tree) -> Tree:
     return jax.tree.unflatten(tree, unpacked)
 
 
+ARRAYS = attrgetter("ids", "floats", "history")  # of a user's features, without the encoding
 EVERY_BIT, SIGN, INFINITY = 0xFFFFFFFF, 0x80000000, 0x7F800000
 
 
@@ -155,17 +157,12 @@ class UserPacker:
 
     As uint32, a word is below the size of its vocabulary where the id is in range, and below the bits of infinity where the
     float is finite and 0 or more; without its sign, where the float is finite. Only what fails is looked at leaf by leaf.
-
-    Example:
-      >>> schema = Schema(item_attributes=(Attribute(name="item", size=9), Attribute(name="category", size=3)))
-      >>> UserPacker(schema, [4])(empty_user(schema, length=4)).shape
-      (16,)
     """
 
     def __init__(self, schema: Schema, lengths: Sequence[int]):
         self._schema = schema
         layout: list[Leaf]
-        layout, self._tree = jax.tree.flatten(_without_encoding(user_layout(schema)))
+        layout, self._tree = jax.tree.flatten(ARRAYS(user_layout(schema)))
         signed = [leaf.size is None and leaf.minimum is None and leaf.dtype == np.float32 for leaf in layout]
         ends = np.array([INFINITY if leaf.size is None else leaf.size for leaf in layout], np.uint32)
         self._formats = dict[int, tuple[list[Any], np.ndarray, np.ndarray]]()  # dtypes and shapes, bits that count, limits
@@ -180,7 +177,7 @@ class UserPacker:
         length = history_length(features)
         if isinstance(features, UserFeatures) and length in self._formats:
             kinds, bits, limits = self._formats[length]
-            leaves, tree = jax.tree.flatten(_without_encoding(features))
+            leaves, tree = jax.tree.flatten(ARRAYS(features))
             arrays = [np.asarray(leaf) for leaf in leaves]
             if tree == self._tree and [(array.dtype, array.shape) for array in arrays] == kinds:
                 words = pack(arrays)
@@ -196,11 +193,6 @@ def history_length(features: Any) -> int:
     """Return the places L of the history of features; -1 where they are none, which the check reports."""
     size = getattr(getattr(getattr(features, "history", None), "mask", None), "size", 0)
     return size if isinstance(size, int) and size else -1
-
-
-def _without_encoding(features: UserFeatures) -> tuple[Any, ...]:
-    """Return the fields with arrays, in their order."""
-    return features.ids, features.floats, features.history
 
 
 def _ids(attributes: tuple[Attribute, ...]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import aif_jax as aif
 from aif_jax import Dataset, ItemIndex
 from aif_jax.features import UserPacker, unpack, user_specs
 from aif_jax.serving import AsyncPreRanker, Request, ServingConfig, Timeline
-from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs
+from aif_jax.serving.programs import COMPILER_OPTIONS, LOGIT, Programs, orders_of
 from aif_jax.serving.scoring import TopCandidates, UserSide
 from aif_jax.serving.versions import build_snapshot
 from aif_jax.store.codec import Storage
@@ -270,10 +270,10 @@ class Compiled:
 
     def __init__(self, made: Model, sizes: Iterable[int], k: int):
         self.made, self._length = made, made.config.history_length
-        programs = Programs(made.model, max_k=k, bid="bid")
+        programs = Programs(made.model, max_k=k)
         self._user = programs.user(made.params, self._length)
         side, config = UserSide(self.user(0), self._length, None), ServingConfig(buckets=tuple(sorted(sizes)), max_k=k)
-        self._snapshot = build_snapshot(programs, made.params, [side], made.index, config, programs.orders)
+        self._snapshot = build_snapshot(programs, made.params, [side], made.index, config, orders_of(made.config, "bid", {}))
 
     def user(self, number: int) -> Any:
         """Return the state of a request's user, ready on the device."""

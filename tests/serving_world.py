@@ -30,7 +30,7 @@ class World:
         self.ids = np.arange(ITEMS, dtype=np.int64) * 7 + 1000
         self.joint = jax.jit(self.model.joint)
         self.index = self.index_of(self.params)
-        self.programs = Programs(self.model, max_k=8, bid="bid")  # compiled once for all engines of a world
+        self.programs = Programs(self.model, max_k=8)  # compiled once for all engines of a world
 
     def index_of(self, params: Any, *, capacity: int = 512) -> Any:
         sizes: dict[str, Any] = dict(batch_size=64, capacity=capacity, progress=False)

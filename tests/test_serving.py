@@ -20,7 +20,7 @@ import aif_jax as aif
 from aif_jax import output as progress
 from aif_jax.features import history_length, pack
 from aif_jax.serving import Candidates, DeadlineExceeded, EngineClosed, NonFiniteScores, Overloaded, Request, ServingConfig
-from aif_jax.serving.programs import LOGIT, Programs
+from aif_jax.serving.programs import LOGIT, Programs, orders_of
 from aif_jax.serving.scoring import Snapshot, UserSide
 from aif_jax.serving.versions import Version, build_snapshot
 from tests.refusals import refused_later
@@ -561,13 +561,15 @@ def test_a_batch_gives_the_same_one_by_one_and_together(world):
     """The first is the form for CPUs, the second that for other devices."""
     packed, bits = [], []
     for one_by_one in (True, False):
-        programs = Programs(world.model, max_k=8, bid="bid")
+        programs = Programs(world.model, max_k=8)
         programs.one_by_one = one_by_one
         words = [pack(world.user(name)) for name in (3, 7)]
         length, config = history_length(world.user(3)), ServingConfig(buckets=(32,), max_k=8, batch_size=2)
         users = [UserSide(state, length, None) for state in programs.user(world.params, length, 2)(np.stack(words))]
         rows = [np.arange(20, dtype=np.int32), np.arange(9, 25, dtype=np.int32)]
-        snapshot = build_snapshot(programs, world.params, users[:1], world.index, config, programs.orders)
+        snapshot = build_snapshot(
+            programs, world.params, users[:1], world.index, config, orders_of(world.model.config, "bid", {})
+        )
         best, logits = snapshot.run(users, 32, snapshot.inputs(rows, [None, None], LOGIT, 32))
         packed.append([part.positions.tolist() for part in snapshot.best(best)])
         bits.append(np.asarray(logits))

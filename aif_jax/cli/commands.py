@@ -27,7 +27,7 @@ from aif_jax.refreshing import RefreshConfig, refresh
 from aif_jax.registry import HEADS
 from aif_jax.run import Run, fit
 from aif_jax.scores import objective_names
-from aif_jax.store.folders import local
+from aif_jax.store.folders import expect_nothing, local
 from aif_jax.train.evaluate import Evaluation
 from aif_jax.train.settings import FitConfig
 from aif_jax.train.training import note
@@ -206,7 +206,7 @@ def run_add(options: argparse.Namespace) -> int:
     candidates from the whole catalogue (`Run.with_popularity_correction`). calibration: probabilities, on the validation
     slice (`Run.calibrate`).
     """
-    expect_new(options.out)
+    expect_nothing(local(options.out, "--out"))
     trained = Run.load(options.trained)
     encoder = shared.encoder_of(options.trained, trained.trained)
     files = dict(items=options.items, users=options.users, **shared.flags_given(options, ["unknown"]))
@@ -235,7 +235,7 @@ def bounds(evaluation: Evaluation) -> dict[str, list[float]]:
 
 def run_index_build(options: argparse.Namespace) -> int:
     """Run the item function of a checkpoint over a raw items file."""
-    expect_new(options.out)
+    expect_nothing(local(options.out, "--out"))
     trained = open_model(options.checkpoint)
     shared.encoder_of(options.checkpoint, trained)
     built = ItemIndex.build(trained, options.items, **shared.flags_given(options, BUILD))
@@ -248,7 +248,7 @@ def run_index_update(options: argparse.Namespace) -> int:
     """Apply changed and deleted items to an index; the old one stays as it is."""
     if options.items is None and options.deleted is None:
         raise UsageError("index update: expected --items or --deleted, got neither; give one of them")
-    expect_new(options.out)
+    expect_nothing(local(options.out, "--out"))
     trained = open_model(options.checkpoint)
     encoder = shared.encoder_of(options.checkpoint, trained)
     updated = ItemIndex.load(options.index, trained)
@@ -296,7 +296,7 @@ def run_index_verify(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     """Write a model as one folder that runs without the package's model code."""
-    expect_new(options.out)
+    expect_nothing(local(options.out, "--out"))
     trained = open_model(options.checkpoint)
     loaded = None if options.index is None else ItemIndex.load(options.index, trained)
     settings: dict[str, Any] = shared.flags_given(options, ["platforms"])
@@ -318,12 +318,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     report = doctor.examine()
     print(json.dumps(report, indent=2) if options.json else doctor.render(report))
     return FINE if report["healthy"] else PROBLEMS
-
-
-def expect_new(path: Path) -> None:
-    """Raise FileExistsError before work whose result could not be written."""
-    if local(path, "--out").exists():
-        raise FileExistsError(f"{path}: expected a new folder, but something is there; name another, or remove it")
 
 
 def add_refresh_commands(commands: Any) -> None:

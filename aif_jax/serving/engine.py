@@ -105,7 +105,7 @@ class AsyncPreRanker:
             ):  # fmt: skip
                 expect(mine == theirs, "AsyncPreRanker compiled_from", f"an engine of the same {name} {mine}", theirs)
         fresh = compiled_from is None
-        self._programs = Programs(model, max_k=config.max_k, bid=config.bid) if fresh else compiled_from._programs
+        self._programs = Programs(model, max_k=config.max_k) if fresh else compiled_from._programs
         self._orders = self._orders_of(config.orders)
         self._orders.expect(config.order, given=True)
         self._users = UserStates(self._programs, config, self._features, self._metrics)
@@ -302,10 +302,6 @@ class AsyncPreRanker:
             self._metrics.failed[type(error).__name__] += 1
             raise
         finally:
-            counters["non_finite_scores"] += job.non_finite
-            counters["candidates"] += job.candidates
-            counters["unknown_candidates"] += job.unknown
-            counters["excluded_candidates"] += job.excluded
             self._metrics.observe(timeline.stages())
             del self._pending[job]
             if not self._pending:
@@ -404,7 +400,7 @@ class AsyncPreRanker:
         best = best_of([scored.best for scored in results if scored.best], rows, k, outputs=outputs)
         full = best.scores[-1] > -np.inf  # as scores descend
         mask = np.ones(k, bool) if full else best.scores > -np.inf
-        _count(job, results, best.non_finite, some=bool(full or mask.any()))
+        counts = self._count(results, best.non_finite, some=bool(full or mask.any()))
         if len(results) == 1:
             ids = results[0].ids
         else:
@@ -417,8 +413,8 @@ class AsyncPreRanker:
             chosen[mask] = ids[best.positions[mask]]
             logits = np.where(mask if outputs == 1 else mask[:, None], best.logits, np.float32(-np.inf))
         return Ranking(
-            ids=chosen, scores=best.scores, logits=logits, mask=mask, candidates=len(ids), unknown=job.unknown,
-            excluded=job.excluded, _spec=job.version.spec, **_about(job),
+            ids=chosen, scores=best.scores, logits=logits, mask=mask, _spec=job.version.spec, **counts,
+            **_about(job, best.non_finite),
         )  # fmt: skip
 
     def _scores(self, job: PendingRequest, results: list[ScoringResult]) -> Scores:
@@ -428,8 +424,20 @@ class AsyncPreRanker:
         logits = np.concatenate([scored.logits for scored in results if scored.logits is not None] or [none])
         known = np.concatenate([scored.rows.all for scored in results] or [np.zeros(0, np.int32)]) >= 0
         mask = known & ((logits if outputs == 1 else logits[:, 0]) > -np.inf)
-        _count(job, results, int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
-        return Scores(logits=logits, mask=mask, _spec=job.version.spec, **_about(job))
+        self._count(results, non_finite := int(np.count_nonzero(known & ~mask)), some=bool(mask.any()))
+        return Scores(logits=logits, mask=mask, _spec=job.version.spec, **_about(job, non_finite))
+
+    def _count(self, results: list[ScoringResult], non_finite: int, *, some: bool) -> dict[str, int]:
+        """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
+        rows = [scored.rows for scored in results]
+        unknown, excluded = sum(each.unknown for each in rows), sum(each.excluded for each in rows)
+        counts = {"candidates": sum(len(each.all) for each in rows), "unknown": unknown, "excluded": excluded}
+        names = "candidates", "unknown_candidates", "excluded_candidates", "non_finite_scores"
+        self._metrics.counters.update(dict(zip(names, (*counts.values(), non_finite), strict=True)))
+        if non_finite and not some:
+            message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
+            raise NonFiniteScores(message, non_finite=non_finite, unknown=unknown, excluded=excluded)
+        return counts
 
     # what an operator sees
 
@@ -464,19 +472,7 @@ class AsyncPreRanker:
         return values
 
 
-def _count(job: PendingRequest, results: list[ScoringResult], non_finite: int, *, some: bool) -> None:
-    """Count the candidates of a request; raises NonFiniteScores unless `some` known one has a finite score."""
-    for scored in results:
-        job.candidates += len(scored.rows.all)
-        job.unknown += scored.rows.unknown
-        job.excluded += scored.rows.excluded
-    job.non_finite = non_finite
-    if non_finite and not some:
-        message = f"scores: expected finite ones, got NaN or infinity for all {non_finite} known candidates"
-        raise NonFiniteScores(message, non_finite=non_finite, unknown=job.unknown, excluded=job.excluded)
-
-
-def _about(job: PendingRequest) -> dict[str, Any]:
+def _about(job: PendingRequest, non_finite: int) -> dict[str, Any]:
     """Return the fields that every answer carries."""
     now, timeline = time.perf_counter(), job.timeline
     if job.candidates_there is not None:
@@ -485,7 +481,7 @@ def _about(job: PendingRequest) -> dict[str, Any]:
     since = None if job.user is None else job.user.since
     return {
         "version": job.version.name,
-        "non_finite": job.non_finite,
+        "non_finite": non_finite,
         "degraded": job.reason is not None,
         "reason": job.reason,
         "stand_in": job.stand_in,

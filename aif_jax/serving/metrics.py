@@ -105,10 +105,8 @@ class Metrics:
 
     def observe_unknown(self, known: UnknownCounts) -> None:
         """Count the events and attributes of one user's features, and those that the model does not know."""
-        self.counters["history_events"] += known.events
-        self.counters["unknown_events"] += known.items
-        self.counters["unknown_actions"] += known.actions
-        self.counters["unknown_attributes"] += known.attributes
+        names = ("history_events", "unknown_events", "unknown_actions", "unknown_attributes")
+        self.counters.update(dict(zip(names, known, strict=True)))
 
     def observe(self, stages: dict[str, float]) -> None:
         """Count the seconds of each stage of one request."""

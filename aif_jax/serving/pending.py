@@ -26,7 +26,3 @@ class PendingRequest:
     reason: str | None = None  # why the answer is degraded, in words
     degraded: str | None = None  # the same, as a counter's name
     stand_in: str | None = None  # whose state scores in place of the user's own
-    non_finite: int = 0  # known candidates without a finite score
-    candidates: int = 0  # that came
-    unknown: int = 0  # of these, candidates that the index does not hold
-    excluded: int = 0  # of these, candidates that the request excludes

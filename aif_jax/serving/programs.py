@@ -88,10 +88,9 @@ def compute_inline() -> None:
 class Programs:
     """Compiled functions, shared by all versions of a model whose shapes are the same."""
 
-    def __init__(self, model: PreRanker, *, max_k: int, bid: str):
+    def __init__(self, model: PreRanker, *, max_k: int):
         self.model = model
         self.max_k = max_k
-        self.orders = orders_of(model.config, bid, {})  # of an engine that declares none
         self.compiles: Counter[str] = Counter()
         self.transfers: Counter[str] = Counter()
         self.warm_seconds = 0.0  # of the slowest scoring function, once warm
@@ -119,7 +118,7 @@ class Programs:
         return self._get("user", users, params, (packed,), of=specs)
 
     def score(
-        self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders | None = None
+        self, params: Params, states: tuple[Any, ...], index: Any, bucket: int, orders: Orders
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """Return compiled interaction, gather, orders and top-k of these parameters for `len(states)` requests of one bucket.
 
@@ -128,7 +127,6 @@ class Programs:
         """
         shapes = [jax.ShapeDtypeStruct((len(states), bucket), dtype) for dtype in (np.int32, np.float32)]
         arguments = (states, index.shapes, *shapes, jax.ShapeDtypeStruct((), np.int32))
-        orders = orders or self.orders
         return self._get("score", self._score_fn(index.decode, bucket, orders), params, arguments, static=orders)
 
     def _score_fn(self, decode: Callable[..., Any], bucket: int, orders: Orders) -> Callable[..., Any]:

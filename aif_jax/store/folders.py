@@ -65,7 +65,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
       ValueError: a URL.
     """
     target = local(path)
-    _expect_nothing(target)
+    expect_nothing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in unfinished(target):
         _clean(leftover)
@@ -76,11 +76,11 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         for root, _, files in os.walk(partial):
             for path in (*(os.path.join(root, name) for name in files), root):
                 sync(path)
-        _expect_nothing(target)
+        expect_nothing(target)
         try:
             os.rename(partial, target)
         except OSError:
-            _expect_nothing(target)  # another process was faster
+            expect_nothing(target)  # another process was faster
             raise
         sync(target.parent)
 
@@ -147,7 +147,8 @@ def _work_folders(directory: Path) -> list[tuple[Path, str]]:
     return [(folder, match[1]) for folder, match in matches if match]
 
 
-def _expect_nothing(target: Path) -> None:
+def expect_nothing(target: Path) -> None:
+    """Raise FileExistsError where something is at a path."""
     if os.path.lexists(target):
         raise FileExistsError(f"{target}: expected a new folder, but something is there; name another, or remove it")
 
