@@ -9,7 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import train
-from aif_jax.checkpoint import Checkpoints
+from aif_jax.checkpoint import Checkpoints, settings_of
 from aif_jax.checks import EncodingMismatch
 from aif_jax.data.candidates import SampleKey
 from aif_jax.data.negatives import SeenPairs
@@ -18,7 +18,7 @@ from aif_jax.run import Run
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitSettings
 from aif_jax.train.tasks import Impressions, Liked, NextItem
-from aif_jax.train.training import held_out, settings_in, validation
+from aif_jax.train.training import held_out, validation
 from tests import demo
 from tests.demo import FIT, fit, same
 from tests.refusals import refused
@@ -46,7 +46,7 @@ def test_a_run_has_the_best_checkpoint_and_a_folder_that_says_what_it_was(data, 
     assert [row["step"] for row in logged] == [steps // 2, steps]
     assert run.metrics["gauc"] == max(row["gauc"] for row in logged)
     assert list(run.metrics) == ["auc", "gauc", "gauc_mean", "log_loss", "calibration", "calibration_error", "hr@10", "ndcg@10"]
-    record = settings_in(run.folder)
+    record = settings_of(run.folder)
     assert record["loss"] == "listwise_softmax + pointwise_bce"
     assert record["task"] == {"name": "NextItem", **vars(FIT["task"])}
     assert FitSettings.from_json(record) == run.settings
@@ -248,7 +248,7 @@ def test_a_run_follows_its_data_where_nobody_comes_back(data, small, tmp_path, c
     given = FIT | dict(epochs=1)
     made = fit(small, once, out=out, **given)
     assert "repeat an item of their user: met items are no negatives in training" in caplog.text
-    assert made.settings.repeats is False and settings_in(out)["repeats"] is False
+    assert made.settings.repeats is False and settings_of(out)["repeats"] is False
     assert fit(small, once, out=out, **given).metrics == made.metrics  # goes on with the run, which is done
     refused(ValueError, r"fit.repeats: expected True, the run has False", fit, small, data, out=out, **given)
     with Checkpoints(out) as checkpoints:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.checkpoint import settings_of
 from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import time_cuts
 from aif_jax.run import Run
 from aif_jax.train.settings import FitConfig, FitSettings
 from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
-from aif_jax.train.training import cuts, note, samples_line, samples_of, settings_in
+from aif_jax.train.training import cuts, note, samples_line, samples_of
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import fit
@@ -106,7 +107,7 @@ def test_a_run_by_dates_resumes_is_evaluated_and_says_its_samples(data, small, t
     assert f"{lacks}run.with_svd(data).with_popularity_correction(data).evaluate(data)" in said
     whole = NextItem().positions(data, min_history=1, **run.settings.span("train"))
     assert len(whole) == samples.train and data.log.time[whole].min() >= np.datetime64(since, "s").astype(int)
-    assert settings_in(run.folder)["first_test"] == int(time[1000]) and settings_in(run.folder)["since"] == int(time[200])
+    assert settings_of(run.folder)["first_test"] == int(time[1000]) and settings_of(run.folder)["since"] == int(time[200])
     again = fit(small, data, progress=False, **given)  # finished: resumes, and trains nothing
     assert again.metrics == run.metrics and Run.load(run.folder).settings == run.settings
     with caplog.at_level("INFO", logger="aif_jax.train.training"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
+from aif_jax.checkpoint import settings_of
 from aif_jax.data import lengths
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.train import training
 from aif_jax.train.tasks import NextItem
-from aif_jax.train.training import settings_in
 from tests import demo
 from tests.demo import fit
 from tests.refusals import refused
@@ -80,7 +80,7 @@ def small_world(monkeypatch):
 def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model, small_world, monkeypatch, tmp_path, capsys):
     run = fit(model, data, out=tmp_path / "auto", **GIVEN)
     said = capsys.readouterr().err
-    assert run.settings.buckets and settings_in(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
+    assert run.settings.buckets and settings_of(tmp_path / "auto")["buckets"] == list(run.settings.buckets)
     shown = ", ".join(map(str, (*run.settings.buckets, run.config.history_length)))
     assert f"lengths of the history {shown}; about " in said and "% padding; half of" in said
     assert "validation: 1 evaluation of 40 requests, each over the catalogue of 90 items too (k=10)" in said
@@ -94,7 +94,7 @@ def test_the_chosen_lengths_are_recorded_and_a_run_goes_on_with_them(data, model
 @pytest.mark.parametrize("buckets", [(), (2, 5)])
 def test_lengths_that_are_given_stay(data, model, small_world, buckets, tmp_path):
     run = fit(model, data, out=tmp_path / "run", buckets=buckets, progress=False, **GIVEN)
-    assert run.settings.buckets == buckets == tuple(settings_in(tmp_path / "run")["buckets"])
+    assert run.settings.buckets == buckets == tuple(settings_of(tmp_path / "run")["buckets"])
     assert fit(model, data, out=tmp_path / "run", progress=False, **GIVEN).settings.buckets == buckets
 
 

@@ -20,7 +20,7 @@ from aif_jax.config import Config
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.model import PreRanker
 from aif_jax.sharding import processes
-from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
+from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.sealed import is_json
 from aif_jax.store.trained import Trained, __version__, combine, encoding_for, model_of
 from aif_jax.trees import differences, leaves_by_path, listed
@@ -148,7 +148,15 @@ def load(path: str | Path, *, config: Config | None = None, like: Mapping[str, A
 
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:
-    """Return the settings that a checkpoint carries, None for none; errors as `load`. No array is read."""
+    """Return the settings that a checkpoint carries, or the latest one in the folder of a run; None without. Reads no array.
+
+    Raises CheckpointError for a damaged checkpoint.
+    """
+    path = local(path)
+    if not (path / METADATA_FILE).is_file():
+        if not (steps := storage.complete_steps(path)):
+            return None
+        path /= str(steps[-1])
     return storage.inspect(path)[1].get("settings")
 
 
@@ -270,10 +278,6 @@ class Checkpoints:
         sign = 1 if direction == "max" else -1
         known = [(sign * figures[name], step) for step in self.steps if name in (figures := self._metrics(step))]
         return max(known)[1] if known else None
-
-    def settings(self) -> dict[str, Any] | None:
-        """Return the settings that the latest checkpoint carries; None for no checkpoint, or one without; CheckpointError."""
-        return None if self.latest is None else settings_of(self._folder(self.latest))
 
     def save(self, step: int, params: Params, config: Config, **rest: Any) -> None:
         """Save and wait; arguments as `save_async`."""

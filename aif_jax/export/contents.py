@@ -213,7 +213,7 @@ def open(folder: str | Path, *, model: PreRanker | None = None) -> Trained:
         return _trained(path, consume.read_manifest(path), model=model, items=True)
     if (path / METADATA_FILE).is_file():  # which a run that was saved is too
         return checkpoint.load(path).trained(model)
-    if training.settings_in(path) is not None:
+    if checkpoint.settings_of(path) is not None:
         return training.load(path)[1].trained(model)
     expected = f"{path}: expected the folder of a run (--out of train), a checkpoint or an export"
     if not path.is_dir():

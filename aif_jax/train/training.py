@@ -18,7 +18,7 @@ import optax
 
 from aif_jax import checkpoint, metrics, output, sharding
 from aif_jax.blocks import popularity_offset
-from aif_jax.checkpoint import METADATA_FILE, Checkpoint, Checkpoints
+from aif_jax.checkpoint import METADATA_FILE, Checkpoint, Checkpoints, settings_of
 from aif_jax.checks import expect
 from aif_jax.config import Config
 from aif_jax.data import lengths
@@ -279,7 +279,7 @@ def expect_labels(task: Task, data: Dataset, objectives: Sequence[str]) -> None:
 
 def choose_buckets(data: Dataset, settings: FitSettings, config: Config, *, folder: Path | None) -> tuple[int, ...]:
     """Return the `buckets` for "auto": those of the run in `folder` to resume, else `lengths.choose_lengths`."""
-    if folder is not None and (record := settings_in(folder)) is not None:
+    if folder is not None and (record := settings_of(folder)) is not None:
         return tuple(record.get("buckets", ()))
     positions = training_positions(data, settings)
     longest, steps = config.history_length, settings.epochs * (len(positions) // settings.batch_size)
@@ -500,7 +500,7 @@ def expect_resumable(folder: Path, settings: FitSettings, *, resume: bool) -> No
         return
     if not resume:
         raise FileExistsError(f"{folder}: expected a new folder, found checkpoints; resume=True goes on with a run")
-    record = settings_in(folder)
+    record = settings_of(folder)
     if record is None:
         expected = "a new folder or one of a run"
         raise FileExistsError(f"{folder}: expected {expected}, found checkpoints without settings; give another `out`")
@@ -508,14 +508,9 @@ def expect_resumable(folder: Path, settings: FitSettings, *, resume: bool) -> No
         raise ValueError(f"{folder}: expected a run with these settings, found another:\n{listed(lines)}")
 
 
-def settings_in(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run in a folder, from its latest checkpoint or the one that `Run.save` wrote; None without."""
-    return checkpoint.settings_of(folder) if (folder / METADATA_FILE).is_file() else Checkpoints(folder).settings()
-
-
 def load(folder: Path) -> tuple[FitSettings, Checkpoint]:
     """Return the settings of the run in a folder, and the checkpoint of its model; FileNotFoundError without a run."""
-    record, saved = settings_in(folder), (folder / METADATA_FILE).is_file()
+    record, saved = settings_of(folder), (folder / METADATA_FILE).is_file()
     if record is None:
         found = "a checkpoint; open it by aif.open" if saved else "no checkpoint of one; give the --out of train"
         raise FileNotFoundError(f"{folder}: expected the folder of a run, found {found}")
