@@ -209,8 +209,8 @@ def files_of(path: PathLike) -> list[Path]:
     if root.is_dir():
         names = (file.relative_to(root) for file in root.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
         files = sorted(root / name for name in names if not any(part.startswith((".", "_")) for part in name.parts))
-        if len({file.name.endswith(".parquet") for file in files}) != 1:
-            raise ValueError(f"{root}: expected Parquet files or text files, one kind, got {[f.name for f in files[:8]]}")
+        kinds = {file.name.endswith(".parquet") for file in files}
+        expect(len(kinds) == 1, str(root), "Parquet files or text files, one kind", [file.name for file in files[:8]])
         return files
     expect(root.exists(), str(root), "a file or folder", "no such file", error=FileNotFoundError)
     expect(root.name.endswith(SUFFIXES), str(root), f"a name that ends in one of {', '.join(SUFFIXES)}", repr(root.name))

@@ -315,8 +315,7 @@ def grow_vocabulary(
         raise KeyError(f"attribute: expected one of {known}, got {name!r}")
     table = jnp.asarray(params["embedding"][name])
     old = table.shape[0]
-    if size < old and rows is None:
-        raise ValueError(f"{name}: expected a size of at least the old {old}, got {size}; rows are never dropped")
+    expect(size >= old or rows is not None, name, f"a size of at least the old {old}", f"{size}; rows are never dropped")
     place = np.arange(old) if rows is None else np.asarray(rows)
     kept = np.flatnonzero(place >= 0)
     distinct = place.shape == (old,) and place[0] == 0 and len(np.unique(place[kept])) == len(kept)

@@ -136,8 +136,7 @@ class Loss:
         return total
 
     def _with(self, options: dict[str, Any]) -> Loss:
-        if len(self.terms) != 1:
-            raise TypeError(f"{self!r}: expected options of its terms before they are added, got {sorted(options)}")
+        expect(len(self.terms) == 1, repr(self), "options of its terms before they are added", sorted(options), error=TypeError)
         ((weight, term),) = self.terms
         known = inspect.signature(term.values).parameters.values()
         names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]

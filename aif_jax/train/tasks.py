@@ -287,8 +287,7 @@ class Goal:
     missing: float | None = None
 
     def __post_init__(self):
-        if not isinstance(self.loss, Loss):
-            raise TypeError(f"Goal.loss: expected a losses.Loss, got {type(self.loss).__name__}")
+        expect(isinstance(self.loss, Loss), "Goal.loss", "a losses.Loss", type(self.loss).__name__, error=TypeError)
         unknown = [stage for stage in self.stages if stage not in STAGES]
         expect(isinstance(self.stages, tuple) and not unknown, "Goal.stages", f"a tuple of stages among {STAGES}", self.stages)
 
