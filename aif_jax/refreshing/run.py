@@ -137,7 +137,7 @@ def refresh(
         if not made.has_new():
             job.step(DONE, lambda _: {"line": f"nothing new since {iso_text(made.since)}"})
             return RefreshResult(status="nothing new")
-        report = made.record(DONE)["report"]
+        report = made.record("report")["report"]
         return RefreshResult(status=report["status"], name=report["name"], trained=made.trained, report=report)
 
 

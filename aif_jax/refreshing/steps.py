@@ -344,7 +344,7 @@ class Refresh:
         return _publish(self.store, self.job.path("export") / EXPORT)
 
     def report(self, folder: Path) -> dict[str, Any]:
-        """Write and publish `report.json`: what the refresh changed."""
+        """Write `report.json`: what the refresh changed."""
         done = {step.name: record for step in STEPS if (record := self.record(step.name))}
         gate, passed = done["gate"], self.passed()
         sizes = {"parameters before": bytes_of(self.served), "parameters": bytes_of(self.trained)}
@@ -366,7 +366,11 @@ class Refresh:
         }  # fmt: skip
         (folder / FILES).mkdir()
         (folder / FILES / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        return _publish(self.reports, folder / FILES) | {"line": report["status"], "report": report}
+        return {"line": report["status"], "report": report}
+
+    def publish_report(self, _: Path) -> dict[str, Any]:
+        """Publish the report."""
+        return _publish(self.reports, self.job.path("report") / FILES)
 
 
 class Step(NamedTuple):
@@ -389,7 +393,8 @@ STEPS = (
     Step("index", Refresh.index, needed=Refresh.passed),
     Step("export", Refresh.export, needed=Refresh.passed),
     Step("publish", Refresh.publish, needed=Refresh.passed),
-    Step(DONE, Refresh.report),
+    Step("report", Refresh.report),
+    Step(DONE, Refresh.publish_report),
 )
 
 

@@ -16,7 +16,7 @@ from tests.killed import compile_into
 from tests.reliability.victims import CrashPoints
 
 STEPS = ("current", "read", "warm start", "train", "additions", "gate", "served", "publish served", "index", "export",
-         "publish", "done")  # fmt: skip
+         "publish", "report", "done")  # fmt: skip
 
 
 def refresh(root: str, current: str, since: int, at: int | None, step: str | None = None, sealed: bool = False) -> None:
