@@ -9,12 +9,12 @@ import numpy as np
 from aif_jax.checks import check_encoding
 from aif_jax.connectors.features import DAMAGE, Reads, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.features import check_user_features, user_layout
+from aif_jax.features import behaviours, check_user_features, user_layout
 from aif_jax.schema import Schema
 from aif_jax.service.calls import BadCall, Call, exact_numbers
 from aif_jax.serving import Request
 from aif_jax.trees import leaves_by_path
-from aif_jax.types import Behaviours, UserFeatures
+from aif_jax.types import UserFeatures
 
 HISTORY = "history."
 PARTS = {"now": "now", "user": "record", "events": "events"}
@@ -141,9 +141,7 @@ class UserSource:
         except (TypeError, ValueError) as error:
             raise BadCall("features", str(error)) from None
         history = features.history
-        masked = {name: np.where(history.mask, getattr(history, name), 0) for name in ("item", "action", "age")}
-        plain = {name: array.astype(getattr(history, name).dtype, copy=False) for name, array in masked.items()}
-        return dataclasses.replace(features, history=Behaviours(**plain, mask=history.mask))
+        return dataclasses.replace(features, history=behaviours(history.item, history.action, history.age, history.mask))
 
     def _fitted(self, array: np.ndarray) -> np.ndarray:
         """Return a history of as many places as the model reads: the most recent ones, or with empty places behind."""
