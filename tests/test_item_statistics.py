@@ -18,6 +18,7 @@ from aif_jax.data.statistics import ItemStatistics
 from aif_jax.index import ItemIndex
 from aif_jax.schema import statistic_names
 from aif_jax.train.evaluate import rank_catalogue
+from tests import demo
 from tests.refusals import refused
 
 evaluating = importlib.import_module("aif_jax.train.evaluate")  # the package has a function of this name
@@ -59,8 +60,8 @@ def before(time: int, whole: aif.Dataset | None = None) -> aif.Dataset:
 
 
 def trained_on(data: aif.Dataset) -> aif.Trained:
-    model = aif.build(aif.presets.two_tower(data.schema, width=4, towers=(8,)))
-    return aif.Trained(model, model.init(jax.random.key(0), data.catalogue), encoder=data.encoder)
+    model = aif.build(aif.presets.two_tower(data.schema, width=4, towers=(8,), short_length=4, sequence=False))
+    return aif.Trained(model, demo.init(model, items=data.catalogue), encoder=data.encoder)
 
 
 trained = functools.cache(lambda: trained_on(data()))

@@ -655,7 +655,7 @@ def test_a_model_that_names_no_task_needs_one_for_events_of_several_actions(tmp_
     files = [world.events(days) | {"what": np.array(["shown", "click"])[world.events(days)["item"] % 2]} for days in (4, 5)]
     days = aif.read(files[0], items=world.items(4), columns=columns, progress=False)
     model = world.model(days.schema)
-    served = aif.Trained(model, model.init(jax.random.key(0), days.catalogue), days.encoder)  # which no run trained
+    served = aif.Trained(model, demo.init(model, items=days.catalogue), days.encoder)  # which no run trained
     given = world.OPTIONS | dict(items=world.items(5), since=int(days.log.time.max()) + 1)
     message = r"task: expected a task, or positives by .*, got none for 735 'click', 765 'shown'; give task=Impressions"
     refused(ValueError, message, world.refresh, served, files[1], out=tmp_path / "store", **given)
