@@ -41,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update(name, value)
     config.addinivalue_line("filterwarnings", f"ignore:{TORN}")
     light.install()
+    config.pluginmanager.register(Compilation())
 
 
 LONGEST = (
@@ -91,9 +92,23 @@ LIGHT_PROGRAMS = pytest.StashKey[bool]()
 """Whether JAX's caches hold programs that were compiled lightly."""
 
 
-def is_light(item: pytest.Item | pytest.Module) -> bool:
-    """Whether all programs of a test or a file are compiled lightly."""
+def is_light(item: pytest.Item) -> bool:
+    """Whether all programs of a test are compiled lightly."""
     return not item.nodeid.startswith(SHIPPED) or item.nodeid.startswith(LIGHT)
+
+
+class Compilation:
+    """A plugin, since hooks of this file are for tests of its folder, and the examples of the package are tests too."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """A test that compiles lightly is under `tests.light.lightly_compiled`, fixtures too; the next finds its programs."""
+        if not is_light(item):
+            return (yield)
+        with light.lightly_compiled(keep=True):
+            done = yield
+        item.config.stash[LIGHT_PROGRAMS] = True
+        return done
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of its module
@@ -158,17 +173,6 @@ def logs_as_before() -> Iterator[None]:
         ours.setLevel(levels[1])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A module whose tests compile lightly is under `tests.light.lightly_compiled`; the next one finds its programs."""
-    if not is_light(request.node):
-        yield
-        return
-    with light.lightly_compiled(keep=True):
-        yield
-    request.config.stash[LIGHT_PROGRAMS] = True
-
-
 @pytest.fixture
 def lightly() -> Iterator[None]:
     """Compiles lightly for a test of numbers whose file tests what is shipped."""
@@ -199,7 +203,7 @@ def small(data: aif.Dataset) -> aif.PreRanker:
 @pytest.fixture(scope="session")
 def run(data: aif.Dataset, small: aif.PreRanker, tmp_path_factory: pytest.TempPathFactory) -> aif.Run:
     """A run of `small` by `demo.FIT` in a folder of its own, for modules that compile lightly; no test changes either."""
-    with light.lightly_compiled(keep=True):  # it comes before `compilation`
+    with light.lightly_compiled(keep=True):  # a test of what is shipped may be the first to ask for it
         return demo.fit(small, data, out=tmp_path_factory.mktemp("fit") / "run", **demo.FIT)
 
 

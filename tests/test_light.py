@@ -37,7 +37,12 @@ def test_light_modules_share_programs_and_a_test_of_what_is_shipped_does_not(mon
         pass
     conftest.pytest_runtest_setup(shipped)
     assert cleared == []
-    config.stash[conftest.LIGHT_PROGRAMS] = True
+    for item in (shipped, types.SimpleNamespace(config=config, nodeid="aif_jax/run.py::aif_jax.run.fit")):
+        around, before = conftest.Compilation().pytest_runtest_protocol(item), light._open
+        next(around)
+        assert light._open - before == (item is not shipped)  # the examples of the package compile lightly
+        assert next(around, None) is None and light._open == before
+        assert (conftest.LIGHT_PROGRAMS in config.stash) == (item is not shipped)
     conftest.pytest_runtest_setup(lightly)
     assert cleared == []
     conftest.pytest_runtest_setup(shipped)
