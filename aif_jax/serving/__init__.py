@@ -1,6 +1,6 @@
 """The asynchronous engine: serves a model and an item index behind `await engine.rank(request, k)`.
 
-A request goes through `engine`, `pending`, `users` (its state), `threads` (your callables), `scoring` (its candidates) and
+A request goes through `engine`, `pending`, `users` (its state), `callables` (yours), `scoring` (its candidates) and
 `programs`, and the model version of `versions`.
 """
 
