@@ -161,8 +161,7 @@ def budget() -> str:
     record = {size: load()[size] for size in SHOWN}
     header = [""]
     for size in record:
-        events = title(size).partition(", ")[2]
-        header += [f"{events}: ms", "requests/s", "CPU, ms"]
+        header += [f"{title(size).partition(', ')[2]}: ms", "requests/s", "CPU, ms"]
     rows = []
     for service, users, name in SERVED.values():
         row = [name]
