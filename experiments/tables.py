@@ -168,7 +168,7 @@ def budget() -> str:
         for of in record.values():
             loops = of["closed_loops"][service][users]
             best = within(loops)
-            row += [waited(loops, "p50"), f"{best['rps']:,.0f}" if best else "too slow", f"{(best or loops[0])['cpu_ms']:.1f}"]
+            row += [waited(loops, "p50"), f"{best['rps']:,.0f}" if best else "none", f"{(best or loops[0])['cpu_ms']:.1f}"]
         rows.append(row)
     return markdown(header, rows)
 
