@@ -99,7 +99,7 @@ class Recalls:
 def recall() -> str:
     """Return ranker recall of a cut of 1,000 candidates to 100 and the cascade's share, by data set."""
     sets = [Recalls(dataset) for dataset in DATASETS]
-    header = ["ranker recall@10, %"]
+    header = ["ranker recall@10, %; cascade's share"]
     rows = [[PRESETS[model]] for model in COMPARED]
     for one in sets:
         untaught = any(one.alone.values())
