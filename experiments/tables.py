@@ -161,7 +161,7 @@ def budget() -> str:
     record = {size: load()[size] for size in SHOWN}
     header = [""]
     for size in record:
-        header += [f"{title(size).partition(', ')[2]}: ms", "requests/s", "CPU, ms"]
+        header += [f"{title(size).partition(', ')[2]}: {figure}" for figure in ("ms", "requests/s", "CPU, ms")]
     rows = []
     for service, users, name in list(SERVED.values())[:-1]:
         row = [name]
