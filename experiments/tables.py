@@ -159,9 +159,9 @@ def title(size: str) -> str:
 def budget() -> str:
     """Return milliseconds after retrieval, requests a second within the bound and the CPU of one, for README."""
     record = {size: load()[size] for size in SHOWN}
-    header = ["events: figure"]
+    header = [""]
     for size in record:
-        header += [f"{title(size).split()[2]}: {figure}" for figure in ("ms", "requests/s", "CPU, ms")]
+        header += [f"{figure} at {title(size).split()[2]}" for figure in ("ms", "requests/s", "CPU, ms")]
     rows = []
     for service, users, name in list(SERVED.values())[:-1]:
         row = [name]
