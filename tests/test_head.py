@@ -23,33 +23,22 @@ def concatenated(params, inputs):
     return layers.mlp(params["rest"], jax.nn.relu(whole @ kernel + params["first"]["bias"][None, :]))[..., 0]
 
 
-def init(key, widths=WIDTHS, hidden=HIDDEN):
-    return jax.jit(lambda key: heads.Mlp(hidden).init(key, widths, 1))(key)
-
-
-def params(hidden=HIDDEN):
-    """Parameters of the head, drawn at random, biases too."""
-    rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: heads.Mlp(hidden).init(jax.random.key(0), WIDTHS, 1))
-    return jax.tree.map(lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
-
-
 def test_parameters_have_one_kernel_for_each_input():
-    made = init(jax.random.key(0))
+    made = heads.Mlp(HIDDEN).init(jax.random.key(0), WIDTHS, 1)
     shapes = {block: {name: kernel.shape for name, kernel in own.items()} for block, own in made["first"]["kernels"].items()}
     assert shapes == {"tower": dict.fromkeys(("user", "item", "product"), (4, 6)), "tiers": {"tiers": (3, 6)}}
     assert made["first"]["bias"].shape == (6,)
     assert [made["rest"][f"layer_{i}"]["kernel"].shape for i in range(2)] == [(6, 5), (5, 1)]
     assert heads.Mlp(HIDDEN).first_layer(made) == heads.FirstLayer(made["first"]["kernels"], made["first"]["bias"])
-    wide = init(jax.random.key(0), {"a": {"x": 1000}, "b": {"y": 300, "z": 200}}, (60,))["first"]["kernels"]
+    wide = heads.Mlp((60,)).init(jax.random.key(0), {"a": {"x": 1000}, "b": {"y": 300, "z": 200}}, 1)["first"]["kernels"]
     spread = np.concatenate([kernel.ravel() for kernel in jax.tree.leaves(wide)])
     np.testing.assert_allclose(spread.std(), 1500**-0.5, rtol=0.05)  # by the whole fan-in, not by the input's
 
 
-def logits(params, inputs, head=None, item=None):
-    """What a head makes of the inputs of some blocks, from item vectors [C, D]."""
-    config = demo.config(head=head or heads.Mlp(HIDDEN), blocks=(blocks.DotProduct(),))
-    given = {str(place): one for place, one in enumerate(inputs)}
-    return interaction.logits(params, given, jnp.zeros((2, 4)) if item is None else item, config=config)
+def logits(params, inputs, head):
+    """What a head makes of the inputs of some blocks, from item vectors [2, 1]."""
+    config, given = demo.config(head=head, blocks=(blocks.DotProduct(),)), {str(place): one for place, one in enumerate(inputs)}
+    return interaction.logits(params, given, jnp.array([[3.0], [4.0]]), config=config)
 
 
 def test_the_sum_of_logits_has_a_bias_alone():
@@ -59,46 +48,20 @@ def test_the_sum_of_logits_has_a_bias_alone():
     assert logits({"bias": jnp.float32(0.5)}, terms, heads.LogitSum()).tolist() == [11.5, 22.5]
 
 
-@pytest.mark.parametrize("candidates", [1, 4, 5, 50])
-def test_towers_in_either_form(candidates):
-    """With more candidates than the width the user enters the kernel, with fewer the product is taken."""
-    own, rng = params(), np.random.default_rng(1)
-    user, item = rng.normal(size=4).astype(np.float32), rng.normal(size=(candidates, 4)).astype(np.float32)
-    kernels = own["first"]["kernels"]["tower"]
-    terms = interaction.towers(kernels, jnp.asarray(user), jnp.asarray(item))
-    assert len(terms.pairs) == (0 if candidates > 4 else 1)
-    expected = user[None] @ kernels["user"] + item @ kernels["item"] + (user * item) @ kernels["product"]
-    np.testing.assert_allclose(heads.joined([terms], jnp.asarray(item)), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("candidates", [1, 3, 40])
-def test_inputs_are_joined_to_the_sum_of_the_products(candidates):
-    rng = np.random.default_rng(2)
-    pairs = [
-        (jnp.asarray(rng.normal(size=(candidates, w)), jnp.float32), jnp.asarray(rng.normal(size=(w, 6)), jnp.float32))
-        for w in (3, 1, 7)
-    ]
-    item, own = (rng.normal(size=shape).astype(np.float32) for shape in ((candidates, 2), (2, 2, 6)))
-    expected = sum(np.asarray(left) @ np.asarray(right) for left, right in pairs) + item @ own[0] + item @ own[1]
-    inputs = [HeadInputs(pairs=tuple(pairs[:1]), item=own[0]), HeadInputs(), HeadInputs(pairs=tuple(pairs[1:]), item=own[1])]
-    np.testing.assert_allclose(heads.joined(inputs, jnp.asarray(item)), expected, rtol=1e-4, atol=1e-5)
-    assert heads.joined([HeadInputs()], jnp.asarray(item)).shape == (candidates, 0)
-
-
 def test_every_kind_of_term_enters_by_hand():
-    """relu(bias + once + pairs + rest), then the layer above it, then what is added to the logit."""
+    """relu(bias + once + item + pairs + rest), then the layer above it, then what is added to the logit."""
     own = {
         "first": {"kernels": {}, "bias": jnp.array([1.0, -100.0])},
         "rest": {"layer_0": {"kernel": jnp.array([[2.0], [1.0]]), "bias": jnp.array([0.5])}},
     }
     terms = [
-        HeadInputs(once=jnp.array([10.0, 0.0])),
+        HeadInputs(once=jnp.array([10.0, 0.0]), item=jnp.eye(1, 2)),
         HeadInputs(pairs=((jnp.array([[1.0], [2.0]]), jnp.array([[100.0, 0.0]])),)),
         HeadInputs(rest=jnp.array([[1000.0, 0.0], [0.0, 103.0]])),
         HeadInputs(logit=jnp.array([0.25, 0.0])),
         HeadInputs(),
     ]
-    assert logits(own, terms).tolist() == [2 * 1111 + 0.75, 2 * 211 + 3 + 0.5]
+    assert logits(own, terms, heads.Mlp(HIDDEN)).tolist() == [2 * 1114 + 0.75, 2 * 215 + 3 + 0.5]
 
 
 MODELS = demo.VARIANTS | {"one hidden layer": {"head": heads.Mlp((16,)), "blocks": demo.BLOCKS[::3]}}
