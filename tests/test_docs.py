@@ -22,7 +22,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,10 +180,13 @@ def test_readme_block_runs(capsys):
     assert float(gauc) > 0.7 and len(set(items.split())) == 5 and categories.split().count("7") >= 4  # what user 7 prefers
 
 
-def test_readme_is_read_in_a_few_minutes():
+def test_readme_is_read_in_a_few_minutes_and_the_pages_do_not_grow():
+    """Words of the pages of docs/, code included; references are looked up, not read."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 120 and len(text.split()) <= 1450
     assert "GPU: never run" in text[: text.index("## Results")] and len(re.findall(r"^\| ---", text, re.M)) == 2
+    read = [page for page in DOCS if not page.name.startswith("reference_") and page.name not in ("api.md", "glossary.md")]
+    assert sum(len(page.read_text(encoding="utf-8").split()) for page in read) <= MOST_WORDS
 
 
 def attributes(code: str) -> set[str]:
@@ -204,12 +207,6 @@ def test_own_data_takes_fourteen_names():
     names = names_of_the_package(OWN_DATA)
     assert {"aif.read", "aif.fit", "run.encoder", "run.index", "run.serve", "engine.rank", "run.export"} <= names
     assert len(names) <= MOST_NAMES, sorted(names)
-
-
-@functools.cache
-def notebooks() -> Any:
-    """docs/website/notebooks.py, which runs them."""
-    return website("notebooks")
 
 
 def small_movielens(folder: Path) -> Path:
@@ -233,7 +230,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         assert "= 150, 400, 8, 60" in text
         text = text.replace("= 150, 400, 8, 60", "= 12, 60, 4, 40")
     stored = json.loads(text)
-    pairs = zip(stored["cells"], notebooks().run(stored)["cells"], strict=True)
+    pairs = zip(stored["cells"], website("notebooks").run(stored)["cells"], strict=True)
     for before, after in pairs:
         old, new = before.get("outputs", []), after.get("outputs", [])
         assert [output["output_type"] for output in old] == [output["output_type"] for output in new], before["source"]
@@ -249,25 +246,13 @@ def test_a_notebook_is_small_and_has_what_it_printed(path):
     codes = [cell for cell in stored["cells"] if cell["cell_type"] == "code"]
     assert path.stat().st_size < 200_000 and stored["nbformat"] == 4
     assert [cell["execution_count"] for cell in codes] == list(range(1, len(codes) + 1)), "run docs/website/notebooks.py"
-    page = notebooks().page(stored, path.stem)
+    page = website("notebooks").page(stored, path.stem)
     images = sum("image/png" in output.get("data", {}) for cell in codes for output in cell["outputs"])
     assert page.count('<img alt="') == images > 0
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page):
         assert target.startswith("https://") or (path.parent / target).exists(), target
     assert f"(notebooks/{path.name})" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert f": notebooks/{path.stem}.md" in SITE.read_text(encoding="utf-8")
-
-
-def test_a_run_of_a_notebook_keeps_prints_values_and_awaits():
-    cells = [{"cell_type": "markdown", "source": ["# T"]}, *({"cell_type": "code", "source": [code]} for code in (
-        "import asyncio\nprint(1)\nasync def two():\n    await asyncio.sleep(0)\n    return 2", "await two()", "x = 3; x;",
-    ))]  # fmt: skip
-    done = notebooks().run({"cells": cells})
-    outputs = [cell.get("outputs") for cell in done["cells"]]
-    assert outputs[1][0]["text"] == ["1\n"] and outputs[2][0]["data"] == {"text/plain": ["2"]} and outputs[3] == []
-    page = notebooks().page(done, "n")
-    assert page.startswith("# T\n\n```python\nimport asyncio") and "```text\n2\n```" in page
-    assert notebooks().on_page_markdown("[a](notebooks/a.ipynb) [b](b.md)") == "[a](notebooks/a.md) [b](b.md)"
 
 
 NEXT = {re.split("  +", line.strip())[0] for line in doctor.NEXT.splitlines()[1:]}
@@ -323,23 +308,24 @@ def test_curl_lines_of_the_reference_are_answered():
     assert len(ranked["ids"]) == 2 and not ranked["degraded"] and {"version", "stages", "scores"} <= ranked.keys()
     assert json.loads(answered[1])["mask"] == [True, True] and not json.loads(answered[3])["degraded"]
     assert json.loads(answered[6])["ready"] and "aif_stage_seconds_bucket" in answered[8]
-    page = (ROOT / "docs" / "reference_http.md").read_text()
-    told = {name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", page)}
+    page = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8")
     served = set(re.findall(r"^# TYPE (aif_\w+) (?:counter|gauge|histogram)", answered[8], re.M))
-    assert len(served) > 30 and {name for name in served if not any(re.fullmatch(each, name) for each in told)} == set()
+    assert len(served) > 30 and served - told_metrics(served) == set()
     assert error["message"] in page and error["field"] == "k"
 
 
-def test_alerts_name_metrics_of_the_table():
-    """The table of metrics is compared with a service by the test above."""
-    metrics, alerts = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").split("## Alerts")
-    told = {name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", metrics)}
-    used = set(re.findall(r"`(aif_\w+)[`{]", alerts))
-    assert len(used) > 20 and {name for name in used if not any(re.fullmatch(each, name) for each in told)} == set()
+def told_metrics(names: set[str]) -> set[str]:
+    """Those metrics that the table of the HTTP reference has, in which `*` is any end."""
+    table = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").partition("## Alerts")[0]
+    told = "|".join(name.replace("*", "[a-z_]+") for name in re.findall(r"`(aif_[a-z_*]+)[`{]", table))
+    return {name for name in names if re.fullmatch(told, name.removesuffix("_bucket"))}
 
 
-def test_deployment_files_fit_the_commands_and_metrics():
-    """Manifests parse, their commands are ours, and every metric of the dashboard is one of the reference."""
+def test_deployment_files_and_alerts_fit_the_commands_and_metrics():
+    """Manifests parse, their commands are ours, and every metric of alerts and dashboard is one of the reference."""
+    alerts = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8").partition("## Alerts")[2]
+    alerting = set(re.findall(r"`(aif_\w+)[`{]", alerts))
+    assert len(alerting) > 20 and alerting - told_metrics(alerting) == set()
     yaml = pytest.importorskip("yaml")
     for name in ("service.yaml", "cronjob.yaml"):
         documents = list(yaml.safe_load_all((ROOT / "docs" / "deploy" / name).read_text(encoding="utf-8")))
@@ -352,9 +338,8 @@ def test_deployment_files_fit_the_commands_and_metrics():
         assert program == "aif-jax" and flags and not [flag for flag in flags if flag not in help_text]
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     board = json.loads((ROOT / "docs" / "deploy" / "dashboard.json").read_text(encoding="utf-8"))
-    reference = (ROOT / "docs" / "reference_http.md").read_text(encoding="utf-8")
     used = {name for panel in board["panels"] for target in panel["targets"] for name in re.findall(r"aif_\w+", target["expr"])}
-    assert len(board["panels"]) == 10 and {name for name in used if name.removesuffix("_bucket") not in reference} == set()
+    assert len(board["panels"]) == 10 and used - told_metrics(used) == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
@@ -378,10 +363,14 @@ def leads_somewhere(page: Path, anchor: str) -> bool:
     return anchor in {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-def test_the_map_of_the_paper_names_things_that_exist():
-    text = (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
-    for path in re.findall(r"`(tests/[\w/]+\.py)`", text):
-        assert (ROOT / path).is_file(), path
+def test_the_map_of_the_paper_and_the_picture_name_what_exists():
+    """Files of tests, and a module in every box of the picture."""
+    paths = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8"))
+    assert paths and [path for path in paths if not (ROOT / path).is_file()] == []
+    (picture,) = [block for block in fences(ROOT / "docs" / "how_it_works.md", "text", "") if "interaction.py" in block]
+    names = ["".join(found) for found in re.findall(r"\b([a-z_]+\.py)\b|\b([a-z_]+)/", picture)]
+    assert len(names) > 15
+    assert [name for name in names if not any((ROOT / "aif_jax" / room / name).exists() for room in ("", "blocks"))] == []
 
 
 def public(module: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -415,24 +404,6 @@ def test_reference_lists_every_public_name_once():
         assert len(same.intersection(listed)) == len([name for name in listed if name in same]) >= 1, f"list once: {same}"
         classes = {type(names[name]) for name in same}
         assert len(same.intersection(listed)) == 1 or classes <= {str, int, tuple}, f"list once: {same}"
-
-
-def test_lists_of_the_reference_become_entries():
-    """Every section is a page, every bullet a list of names; a name that a module hides is taken from its place."""
-    entries = website("entries")
-    page, other = (types.SimpleNamespace(file=types.SimpleNamespace(src_uri=uri)) for uri in ("api.md", "scale.md"))
-    text = "Text.\n\n- `aif_jax.train`: `loop`,\n  `Goal`\n- `aif_jax`: `edits`\n\nMore.\n"
-    loop = '<a id="aif_jax.train.loop"></a>\n\n' + "::: aif_jax.train.loop.loop\n    options: {heading: aif_jax.train.loop}\n"
-    assert entries.expanded(text) == f"Text.\n\n{loop}::: aif_jax.train.Goal\n\n::: aif_jax.edits\n\n\nMore.\n"
-    assert entries.on_page_markdown("[a](../api.md#aif_jax.Run.with_svd) [b](api.md)", page=other) == (
-        "[a](../api/train.md#aif_jax.Run.with_svd) [b](api.md)"
-    )
-    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    rooms, linked = entries.rooms(api), entries.on_page_markdown(api, page=page)
-    assert "- `aif_jax`: [`fit`](api/train.md#aif_jax.fit), [`FitConfig`]" in linked
-    assert linked.count("](api/") == len(reference_entries()) > 200
-    whole = "".join(map(entries.expanded, rooms.values()))
-    assert not re.findall(r"^- .*", whole, re.M) and whole.count("::: aif_jax.") == len(reference_entries())
 
 
 def used_by(page: Path) -> set[str]:
@@ -476,16 +447,6 @@ def test_every_field_of_a_public_class_is_in_the_reference():
     assert {name: gaps for name, value in kinds.items() if (gaps := fields_without_meaning(value))} == {}
 
 
-def test_the_scan_for_fields_finds_gaps():
-    class Pair(NamedTuple):
-        low: float
-        high: float
-        mean: float  # a comment is not rendered
-
-    Pair.__doc__ = "A pair.\n\nAttributes:\n  low, high: bounds.\n"
-    assert fields_without_meaning(Pair) == ["mean"] and fields_without_meaning(int) == []
-
-
 BLOCKS = [
     kind
     for kind in vars(aif.blocks).values()
@@ -510,16 +471,7 @@ def test_the_page_of_formulas_has_every_block():
     assert drawn.count("<math") == page.count("$`") + page.count("\n$$\n") // 2 > 60
 
 
-def test_arguments_that_share_a_line_become_one_a_line():
-    pytest.importorskip("griffe")
-    one_a_line = website("examples").one_a_line
-    head, mean, tail = "A pair, so low, high: prose.\n\nAttributes:\n", "  mean: middle.\n\n", "\n\nReturns:\n  x, y: no names"
-    text = f"{head}  low, high: bounds,\n    in order.\n{mean}  a, b: more.{tail}"
-    bounds = "  low: bounds,\n    in order.\n  high: bounds,\n    in order.\n"
-    assert one_a_line(text) == f"{head}{bounds}{mean}  a: more.\n  b: more.{tail}"
-    assert one_a_line("Nothing, here: x.") == "Nothing, here: x." and one_a_line("") == ""
-
-
+@functools.cache
 def website(name: str) -> Any:
     """A module of docs/website."""
     spec = importlib.util.spec_from_file_location(name, SITE.parent / f"{name}.py")
@@ -545,10 +497,7 @@ def test_the_page_of_commands_leaves_out_hidden_flags_and_says_nothing_twice():
     assert "SUPPRESS" not in page and "``" not in page
     flags = [line for line in lines if line.startswith("- `--")]
     sections = dict(re.findall(r"^## (.*)\n+((?:(?!## ).*\n)*)", page, re.M))
-    assert "- `--json`: print the report as JSON\n" in sections["Shared arguments"]
-    links = "`--quiet` ([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)"
-    assert links in sections["aif-jax train"]
-    assert "- `--json`: print the figures as JSON\n" in sections["aif-jax train"] and "`--json`" in sections["aif-jax doctor"]
+    assert "([shared](#shared-arguments)), the [columns of the files](#columns-of-the-files)" in sections["aif-jax train"]
     assert "- `--learning-rate NUMBER`, `--weight-decay NUMBER`: learning rate and weight decay" in sections["aif-jax train"]
     named = {flag for flag in re.findall(r"`(--[\w-]+)", sections["Shared arguments"])}
     assert len(named) == sections["Shared arguments"].count("\n- ") + 1, "one meaning for each shared flag"
@@ -571,13 +520,6 @@ def test_fields_with_one_meaning_share_a_row_and_every_error_has_one():
     assert "| `draws`, `level`, `seed` | `1000`, `0.95`, `0` |" in page
 
 
-def test_the_pages_do_not_grow():
-    """Words of the pages of docs/, code included; references are looked up, not read."""
-    read = [page for page in DOCS if not page.name.startswith("reference_") and page.name not in ("api.md", "glossary.md")]
-    total = sum(len(page.read_text(encoding="utf-8").split()) for page in read)
-    assert total <= MOST_WORDS, f"{total} words, at most {MOST_WORDS}"
-
-
 def test_the_table_of_extras_is_that_of_the_project():
     """Every extra of pyproject.toml with its packages, once."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -591,16 +533,6 @@ def test_every_page_is_on_the_front_page_and_in_the_site():
     for page in DOCS:
         assert page.name == "index.md" or f"({page.name})" in front, f"docs/index.md does not link to {page.name}"
         assert f": {page.name}" in site, f"{SITE.name}: the nav lacks {page.name}"
-
-
-def test_the_picture_names_modules_that_exist():
-    """Every box of the map names its module."""
-    (picture,) = [block for block in fences(ROOT / "docs" / "how_it_works.md", "text", "") if "interaction.py" in block]
-    names = re.findall(r"\b([a-z_]+)\.py\b|\b([a-z_]+)/", picture)
-    assert len(names) > 15
-    for module, package in names:
-        places = [ROOT / "aif_jax" / (package or f"{module}.py"), ROOT / "aif_jax" / "blocks" / f"{module}.py"]
-        assert any(path.exists() for path in places), f"docs/how_it_works.md names {module or package}"
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -645,8 +577,6 @@ def test_the_scans_of_pages_find_what_they_should(tmp_path):
         "run.index(1).ids\nnp.ones\n```\n"
     )
     assert commands(page) == ["python -m d e", "python -m f", "python -m a.b --c D", "aif-jax e"]
-    assert split("python -m a.b --c 'D E'") == ("a.b", ["--c", "D E"])
-    assert split("aif-jax index build") == ("aif_jax", ["index", "build"])
     assert names_of_the_package(page) == {"aif.build", "aif.presets.aif", "run.index"}
     assert used_by(page) == {"aif_jax.train.losses.bce", "aif_jax.build", "aif_jax.presets.aif"}
     assert leads_somewhere(page, "the-fit-call-why") and not leads_somewhere(page, "no-heading-1-of-2")
@@ -675,5 +605,5 @@ def test_site_builds_without_warnings(tmp_path):
     assert 'href="https://example.org/aif_jax/edit/main/docs/results.md"' in results and "md-tabs__link" in results
     assert "user_attributes," not in page("api/your-files"), "names that share a line are taken apart"
     models = page("api/models")
-    assert 'id="aif_jax.build"' in models
+    assert 'id="aif_jax.build"' in models and 'href="../api/train/#aif_jax.fit"' in page("tutorial_own_data")
     assert "&gt;&gt;&gt; model = aif.build(aif.presets.aif(schema))" in re.sub(r"<[^>]+>", "", models)
