@@ -18,11 +18,6 @@ from tests.refusals import refused
 
 quick = settings(max_examples=60, deadline=None)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12)
-LIST_METRICS = {
-    "hit": (metrics.hit_rate_at_k, reference.hit),
-    "recall": (metrics.recall_at_k, reference.recall),
-    "ndcg": (metrics.ndcg_at_k, reference.ndcg),
-}
 
 
 @st.composite
@@ -83,14 +78,14 @@ def test_gauc_by_hand():
     assert rows == (0.5, 2, 0)
 
 
-def test_list_metrics_by_hand():
+def test_recall_by_hand():
     """
-    | list | ranked labels          | hit@2 | recall@2 | DCG@2                | best DCG@2       |
-    | 1    | 0 1 1 0                | 1     | 1/2      | 1/log2 3             | 1 + 1/log2 3     |
-    | 2    | 0 0 1                  | 0     | 0        | 0                    | 1                |
-    | 3    | no positive            | -     | -        | -                    | -                |
-    | 4    | 1 then a tie of 0 1 0  | 1     | 2/3      | 1 + (1/3) / log2 3   | 1 + 1/log2 3     |   (one more positive is last)
-    | 5    | a tie of 1 0 0         | 2/3   | 2/3      | (1/3) (1 + 1/log2 3) | 1                |
+    | list | ranked labels          | recall@2 |
+    | 1    | 0 1 1 0                | 1/2      |
+    | 2    | 0 0 1                  | 0        |
+    | 3    | no positive            | -        |
+    | 4    | 1 then a tie of 0 1 0  | 2/3      |   (one more positive is last)
+    | 5    | a tie of 1 0 0         | 2/3      |
     """
     lists = [
         ([4, 3, 2, 1], [0, 1, 1, 0]),
@@ -103,20 +98,8 @@ def test_list_metrics_by_hand():
     where = np.zeros((5, 6), bool)
     for row, (s, y) in enumerate(lists):
         scores[row, : len(s)], labels[row, : len(s)], where[row, : len(s)] = s, y, True
-    second = 1 / math.log2(3)
-    hit = metrics.hit_rate_at_k(scores, labels, k=2, where=where)
-    close(hit, ((1 + 0 + 1 + 2 / 3) / 4, 4, 1))
     recall = metrics.recall_at_k(scores, labels, k=2, where=where)
     close(recall, ((1 / 2 + 0 + (1 + 1 / 3) / 3 + 2 / 3) / 4, 4, 1))
-    ndcg = metrics.ndcg_at_k(scores, labels, k=2, where=where)
-    each = [second / (1 + second), 0, (1 + second / 3) / (1 + second), (1 + second) / 3]
-    close(ndcg, (sum(each) / 4, 4, 1))
-    value = metrics.ndcg_at_k([3, 2, 1], [0, 3, 1.5], k=3).value  # graded
-    close(value, (3 * second + 1.5 / 2) / (3 + 1.5 * second))
-    # Four tied, two of them positive, three slots less one taken: no hit in two slots with chance C(2,2)/C(4,2) = 1/6.
-    close(metrics.hit_rate_at_k([9, 5, 5, 5, 5], [0, 1, 1, 0, 0], k=3).value, 5 / 6)
-    # Without a positive in reach it is 0 to the last bit, however wide the tie.
-    assert metrics.hit_rate_at_k([5.0] * 1000 + [4.0], [0] * 1000 + [1], k=700).value == 0
 
 
 def test_log_loss_and_calibration_by_hand():
@@ -156,14 +139,12 @@ def test_auc_and_gauc_equal_the_definitions(data):
     close(metrics.gauc(scores, labels, groups, where=where), reference.gauc(scores, labels, groups, where))
 
 
-@pytest.mark.parametrize("name", LIST_METRICS)
 @quick
 @given(candidate_lists())
-def test_list_metrics_equal_the_mean_over_all_orders_of_ties(name, data):
+def test_recall_equals_the_mean_over_all_orders_of_ties(data):
     scores, labels, where, k = data
-    ours, definition = LIST_METRICS[name]
-    expected = reference.over_all_tie_orders(definition, scores, labels, where, k)
-    close(ours(scores, labels, k=k, where=where), expected)
+    expected = reference.over_all_tie_orders(reference.recall, scores, labels, where, k)
+    close(metrics.recall_at_k(scores, labels, k=k, where=where), expected)
 
 
 @quick
@@ -179,16 +160,12 @@ def test_equal_to_scikit_learn():
     rng = np.random.default_rng(0)
     scores = np.round(rng.normal(size=(40, 50)), 1)  # many ties
     labels = (rng.random(scores.shape) < 0.2).astype(int)
-    labels[:, 0] = 1  # scikit-learn counts a list without a positive as 0; ours leaves it out
+    labels[:, 0] = 1
     flat = scores.ravel(), labels.ravel()
     close(metrics.auc(*flat), sklearn_metrics.roc_auc_score(flat[1], flat[0]))
     users = np.repeat(np.arange(40), 50)
     each = [sklearn_metrics.roc_auc_score(y, s) for s, y in zip(scores, labels, strict=True)]
     close(metrics.gauc(*flat, users).value, np.mean(each))
-    for k in (1, 7, 50):
-        close(metrics.ndcg_at_k(scores, labels, k=k).value, sklearn_metrics.ndcg_score(labels, scores, k=k))
-    graded = rng.integers(0, 5, scores.shape)
-    close(metrics.ndcg_at_k(scores, graded, k=9).value, sklearn_metrics.ndcg_score(graded, scores, k=9))
     probability = 1 / (1 + np.exp(-flat[0]))
     close(metrics.log_loss(*flat), sklearn_metrics.log_loss(flat[1], probability))
     # Scores off the bins' edges, which scikit-learn counts to the bin below.
@@ -214,12 +191,11 @@ def test_ranking_metrics_depend_on_order_alone(data, random):
     close(metrics.auc(scores, ~labels, where=where), 1 - value)
 
 
-@pytest.mark.parametrize("name", LIST_METRICS)
 @quick
 @given(candidate_lists(max_candidates=12), st.randoms(use_true_random=False))
-def test_list_metrics_depend_on_order_alone(name, data, random):
+def test_recall_depends_on_order_alone(data, random):
     scores, labels, where, k = data
-    ours = functools.partial(LIST_METRICS[name][0], k=k)
+    ours = functools.partial(metrics.recall_at_k, k=k)
     value = ours(scores, labels, where=where)
     np.testing.assert_equal(ours(np.arctan(scores), labels, where=where), value)
     order = random.sample(range(scores.shape[1]), scores.shape[1])
@@ -237,7 +213,7 @@ def test_masked_entries_are_never_looked_at(data, junk):
         metrics.log_loss,
         lambda s, y, where: metrics.gauc(s, y, groups, where=where),
         lambda s, y, where: metrics.calibration(s, y, where=where),
-        *(functools.partial(ours, k=k) for ours, _ in LIST_METRICS.values()),
+        functools.partial(metrics.recall_at_k, k=k),
     ):
         np.testing.assert_equal(f(*dirty, where=where), f(scores, labels, where=where))
     top = metrics.top_k_labels(dirty[0], k=k, where=where)
@@ -269,9 +245,8 @@ def test_undefined_values_are_nan(scores, labels, where):
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0), (3, 4)])
 def test_nothing_to_average_is_nan(shape):
     scores, labels, where = np.zeros(shape), np.ones(shape), np.zeros(shape, bool)
-    for f, _ in LIST_METRICS.values():
-        value, used, left_out = f(scores, labels, k=2, where=where)
-        assert math.isnan(value) and (used, left_out) == (0, shape[0])
+    value, used, left_out = metrics.recall_at_k(scores, labels, k=2, where=where)
+    assert math.isnan(value) and (used, left_out) == (0, shape[0])
     assert metrics.top_k_labels(scores, k=2, where=where).shape == shape
     assert math.isnan(metrics.log_loss(scores, labels, where=where))
     nothing = metrics.calibration(scores, labels, where=where)

@@ -1,4 +1,4 @@
-"""Ranking quality: AUC, GAUC, HR@k, recall@k, NDCG@k, log-loss and calibration, on the host in float64.
+"""Ranking quality: AUC, GAUC, recall@k, log-loss and calibration, on the host in float64.
 
 Every metric is `f(scores, labels, *, where=None, ...)`. Masked entries are never read. Only the order of scores matters, except
 to log-loss and calibration, which take logits.
@@ -7,14 +7,14 @@ to log-loss and calibration, which take logits.
 - *Undefined* values (no data, one class only) are NaN. Lists or groups without a value are left out of a mean and counted.
 - *Bad input* (NaN scores, other labels than 0 and 1, shapes that do not fit) is a ValueError. Infinite scores have an order.
 
-Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.06978); NDCG, Jarvelin and Kekalainen 2002, ties
-as in McSherry and Najork 2008; expected calibration error, Guo et al. 2017 (arXiv 1706.04599).
+Sources: AUC, Mann and Whitney 1947; GAUC, Zhu et al. 2017 and DIN (arXiv 1706.06978); expected calibration error, Guo et
+al. 2017 (arXiv 1706.04599). HR@k and NDCG@k of an event's item in the catalogue: `train.evaluate`.
 """
 
 # ruff: noqa: I001
 
 from aif_jax.metrics.entries import (
-    Mean, Calibration, Deciles, auc, calibration, deciles, gauc, hit_rate_at_k, log_loss, ndcg_at_k,
+    Mean, Calibration, Deciles, auc, calibration, deciles, gauc, log_loss,
     order_agreement, ranker_recall_at_k, recall_at_k, top_k_labels,
 )  # fmt: skip
 from aif_jax.metrics.intervals import (
@@ -23,7 +23,7 @@ from aif_jax.metrics.intervals import (
 )  # fmt: skip
 
 __all__ = [
-    "auc", "gauc", "hit_rate_at_k", "recall_at_k", "ndcg_at_k", "top_k_labels",
+    "auc", "gauc", "recall_at_k", "top_k_labels",
     "ranker_recall_at_k", "order_agreement",
     "log_loss", "calibration", "deciles",
     "ByUser", "Interval", "gauc_by_user", "mean_by_user", "auc_by_user", "ratio_by_user", "probabilities_by_user",

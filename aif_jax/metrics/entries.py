@@ -1,6 +1,6 @@
 """Metrics over entries and their pairs: AUC, GAUC, log-loss, calibration; and the checks that all metrics share.
 
-Hit rate, recall and NDCG of the top k of each list; the ranker's top k as labels, and agreement with the ranker.
+Recall of the top k of each list; the ranker's top k as labels, and agreement with the ranker.
 """
 
 import math
@@ -17,7 +17,7 @@ class Mean(NamedTuple):
     Attributes:
       value: the mean; NaN if `used` is 0.
       used: groups or lists that have a value.
-      left_out: groups or lists without one: of one class only (GAUC), without a positive (HR, recall, NDCG).
+      left_out: groups or lists without one: of one class only (GAUC), without a positive (recall).
     """
 
     value: float
@@ -242,15 +242,12 @@ def check_at_least_one(number: int, name: str) -> None:
     expect(isinstance(number, int | np.integer) and number >= 1, name, "an integer of at least 1", repr(number))
 
 
-def listed_entries(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores, labels and mask as [B, C]; masked scores are -inf, masked labels 0. Labels are bool unless graded."""
-    scores, labels, valid = _checked(scores, labels, where, graded=graded)
+def listed_entries(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return scores, positives and mask as [B, C]; masked scores are -inf, masked positives false."""
+    scores, labels, valid = _checked(scores, labels, where)
     expect(scores.ndim > 0, "scores", "lists [..., C]", "a single number")
     shape = (math.prod(scores.shape[:-1]), scores.shape[-1])
-    labels = np.where(valid, labels, 0)
-    if not graded:
-        labels = labels != 0
-    return np.where(valid, scores, -np.inf).reshape(shape), labels.reshape(shape), valid.reshape(shape)
+    return np.where(valid, scores, -np.inf).reshape(shape), ((labels != 0) & valid).reshape(shape), valid.reshape(shape)
 
 
 def flat_entries(scores: Any, labels: Any, where: Any, **others: Any) -> tuple[np.ndarray, ...]:
@@ -260,7 +257,7 @@ def flat_entries(scores: Any, labels: Any, where: Any, **others: Any) -> tuple[n
     return scores[valid], labels[valid] != 0, *spread
 
 
-def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(scores: Any, labels: Any, where: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return scores float64, labels and mask, all of the shape of `scores`."""
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
     expect(labels.shape == scores.shape, "labels", f"the shape of scores {scores.shape}", labels.shape)
@@ -269,8 +266,7 @@ def _checked(scores: Any, labels: Any, where: Any, *, graded: bool = False) -> t
     valid = np.broadcast_to(valid, scores.shape) if where is None else _broadcast(valid, "where", scores.shape)
     if labels.dtype != np.bool_:
         labels = labels.astype(np.float64)
-        wrong = ~(np.isfinite(labels) & (labels >= 0)) if graded else (labels != 0) & (labels != 1)
-        _refuse(wrong & valid, labels, "labels", "finite values of at least 0" if graded else "0 or 1")
+        _refuse((labels != 0) & (labels != 1) & valid, labels, "labels", "0 or 1")
     _refuse(np.isnan(scores) & valid, scores, "scores", "no NaN")
     return scores, labels, valid
 
@@ -287,10 +283,11 @@ def _broadcast(value: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarr
     return np.broadcast_to(value, shape)
 
 
-def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
-    """Return HR@k: the share of lists with at least one positive among their k highest scores; recall@k if there is one.
+def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
+    """Return Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
 
-    Where a tie straddles rank k, a list counts with the probability that a random order of the tie makes a hit.
+    Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
+    Positives of a tie that straddles rank k count with the share of it that fits.
 
     Args:
       scores, labels: numbers and 0 or 1, [..., C].
@@ -299,30 +296,6 @@ def hit_rate_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mea
 
     Returns:
       The mean, the lists used, and the lists left out for having no valid positive.
-
-    Example:
-      >>> hit_rate_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
-      Mean(value=0.5, used=2, left_out=0)
-    """
-    scores, positive, valid = listed_entries(scores, labels, where)
-    above, tied, slots = _top_k(scores, valid, k)
-    sure = (positive & above).any(axis=1)
-    n, p = tied.sum(axis=1), (positive & tied).sum(axis=1)
-    # No hit in the tie: all its slots in the top k go to the n - p others, C(n - p, slots) / C(n, slots).
-    log_factorial = np.append(0.0, np.cumsum(np.log(np.arange(1, scores.shape[1] + 1))))
-    possible = slots <= n - p
-    rest = np.where(possible, n - p - slots, 0)
-    # In this order of operations a tie without positives gives exactly 0, not 1e-13.
-    log_miss = (log_factorial[n - p] - log_factorial[n]) - (log_factorial[rest] - log_factorial[n - slots])
-    hit = np.where(possible, -np.expm1(np.minimum(log_miss, 0)), 1)
-    return _mean_of_lists(np.where(sure, 1.0, hit), positive.sum(axis=1))
-
-
-def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
-    """Return Recall@k: of the positives of a list, the share among its k highest scores; the mean over lists.
-
-    Ranker recall@k, the share of a ranker's top that a pre-ranker passes on, takes `top_k_labels` of the ranker as labels.
-    Positives of a tie that straddles rank k count with the share of it that fits. Args, Returns, Raises as `hit_rate_at_k`.
 
     Example:
       >>> recall_at_k([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[0, 1, 1], [1, 0, 0]], k=2)
@@ -336,37 +309,10 @@ def recall_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
     return _mean_of_lists(hits / np.maximum(positives, 1), positives)
 
 
-def ndcg_at_k(scores: Any, labels: Any, *, k: int, where: Any = None) -> Mean:
-    """Return NDCG@k: discounted gain of the k highest scores over that of the best order; the mean over lists.
-
-    DCG = sum over ranks r = 1..k of label_r / log2(r + 1); NDCG = DCG / DCG of the labels in descending order
-
-    Labels are finite and not negative, 0/1 or graded (for the exponential gain pass 2 ** labels - 1). Tied scores share the
-    mean of their labels. Args, Returns, Raises as `hit_rate_at_k`.
-
-    Example:
-      >>> ndcg_at_k([[3.0, 2.0, 1.0]], [[0, 1, 0]], k=2).value.__round__(4)
-      0.6309
-    """
-    check_at_least_one(k, "k")
-    scores, gains, valid = listed_entries(scores, labels, where, graded=True)
-    rows, columns = scores.shape
-    discounts = np.where(np.arange(columns) < k, 1 / np.log2(np.arange(columns) + 2), 0)
-    order = np.lexsort((-scores, ~valid), axis=1)  # masked entries last, whatever their score
-    ranked, counts = np.take_along_axis(scores, order, 1), np.take_along_axis(valid, order, 1)
-    starts = np.ones((rows, columns), np.bool_)
-    starts[:, 1:] = (ranked[:, 1:] != ranked[:, :-1]) | (counts[:, 1:] != counts[:, :-1])
-    tie = np.cumsum(starts) - 1  # the tie that each place belongs to, numbered through all lists
-    gain = np.bincount(tie, np.take_along_axis(gains, order, 1).ravel()) / np.maximum(np.bincount(tie), 1)
-    gained = gain[tie].reshape(rows, columns) @ discounts
-    best = -np.sort(-gains, axis=1) @ discounts
-    return _mean_of_lists(gained / np.where(best > 0, best, 1), best)
-
-
 def top_k_labels(scores: Any, *, k: int, where: Any = None) -> np.ndarray:
     """Return the k highest scores of each list as labels bool [..., C], for the recall of a ranker's top in another model's.
 
-    Of tied scores the first are taken, so that there are exactly k. Args and Raises as `hit_rate_at_k`.
+    Of tied scores the first are taken, so that there are exactly k. Args and Raises as `recall_at_k`.
 
     Example:
       >>> ranker, pre_ranker = [[4.0, 3.0, 2.0, 1.0]], [[9.0, 1.0, 5.0, 0.0]]
@@ -388,7 +334,7 @@ def ranker_recall_at_k(scores: Any, ranker_scores: Any, *, k: int, top: int | No
         candidates stay in the list, and are in no top.
       k: what the pre-ranker passes on.
       top: how many of the ranker's best count; None takes k.
-      where: see `hit_rate_at_k`.
+      where: see `recall_at_k`.
 
     Returns, Raises as `recall_at_k`.
 

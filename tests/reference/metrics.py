@@ -48,19 +48,8 @@ def over_all_tie_orders(metric, scores, labels, where, k):
     return mean(values), len(values), left_out
 
 
-def hit(ranked, k):
-    return float(any(ranked[:k]))
-
-
 def recall(ranked, k):
     return sum(ranked[:k]) / sum(ranked)
-
-
-def ndcg(ranked, k):
-    def dcg(gains):
-        return sum(g / math.log2(r + 1) for r, g in enumerate(gains[:k], 1))
-
-    return dcg(ranked) / dcg(sorted(ranked, reverse=True))
 
 
 def log_loss(scores, labels, where):
