@@ -36,7 +36,7 @@ ACTION = [1, 2, 1, 2, 1, 2, 1, 1, 2]
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return test_sampling.of_log(EventLog.from_arrays(USER, ITEM, ACTION, TIME, users=3), items=6, actions=3)
+    return test_sampling.of_log(EventLog(USER, ITEM, ACTION, TIME, users=3), items=6, actions=3)
 
 
 @pytest.mark.parametrize("block", [8, 1 << 22])  # a request that crosses a border of blocks is not cut in two
@@ -50,7 +50,7 @@ def test_requests_start_where_user_or_time_changes(dataset, monkeypatch, block):
     assert starts(min_history=1) == [3, 4, 8]
     assert starts(min_history=4) == [4]
     assert starts(since=20, before=40) == [3, 4, 6]
-    long = EventLog.from_arrays([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15)
+    long = EventLog([1] * 20, [1] * 20, [1] * 20, [0] * 5 + [7] * 15)
     assert sample_positions(long, requests=True).tolist() == [0, 5]
 
 
@@ -67,7 +67,7 @@ def test_a_shown_list_is_all_events_of_its_request(dataset):
 
 def shown(items, actions) -> Dataset:
     """One request of user 1, a list of these items, and one of another item before it."""
-    log = EventLog.from_arrays([1] * (1 + len(items)), [8, *items], [1, *actions], [5, *[9] * len(items)], users=2)
+    log = EventLog([1] * (1 + len(items)), [8, *items], [1, *actions], [5, *[9] * len(items)], users=2)
     return test_sampling.of_log(log, items=8, actions=4)
 
 

@@ -19,7 +19,7 @@ from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.features import check_user_features
 from aif_jax.schema import Attribute, Schema
 from tests.refusals import refused
-from tests.test_sampling import saved
+from tests.test_sampling import mapped
 
 SCHEMA = Schema(
     item_attributes=(
@@ -37,7 +37,7 @@ def dataset(user=(1, 1, 1, 1, 2), item=(1, 2, 3, 0, 2), action=(1, 2, 3, 1, 2), 
     return Dataset(
         name="by hand",
         schema=SCHEMA,
-        log=EventLog.from_arrays(user, item, action, time, users=4),
+        log=EventLog(user, item, action, time, users=4),
         catalogue=Catalogue.from_items(SCHEMA, [7, 8, 9], ids={"category": [1, 2, 1], "tags": [[1, 0], [2, 3], [4, 0]]}),
         user_ids={"gender": np.int32([0, 1, 2, 1]), "interests": np.int32([[0, 0], [1, 2], [3, 0], [6, 5]])},
         user_floats=np.array([[0], [0.5], [1.5], [2.5]], np.float32),
@@ -113,9 +113,9 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
     ({"user_ids": {}}, ValueError, "Dataset.user_ids: expected keys ['gender', 'interests'], got []"),
     ({"user_floats": np.zeros([4, 2], np.float32)}, ValueError, "Dataset.user_floats: expected shape [4, 1], got [4, 2]"),
     ({"user_floats": np.full([4, 1], np.nan, np.float32)}, ValueError, "Dataset.user_floats: expected finite values"),
-    ({"log": EventLog.from_arrays([1], [4], [1], [1], users=4)}, ValueError,
+    ({"log": EventLog([1], [4], [1], [1], users=4)}, ValueError,
      "Dataset.log.item: expected values in [0, 4), got 4"),
-    ({"log": EventLog.from_arrays([1], [1], [4], [1], users=4)}, ValueError,
+    ({"log": EventLog([1], [1], [4], [1], users=4)}, ValueError,
      "Dataset.log.action: expected values in [0, 4), got 4"),
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
@@ -156,17 +156,17 @@ def test_whether_users_come_back_is_estimated_from_the_log():
 def test_one_event_in_a_hundred_is_the_bound(of_hundred, comes_back):
     item = np.arange(1, 101)
     item[100 - of_hundred :] = 1
-    log = EventLog.from_arrays(np.ones(100, int), item, np.ones(100, int), np.arange(100))
+    log = EventLog(np.ones(100, int), item, np.ones(100, int), np.arange(100))
     assert repeated_share(log) == of_hundred / 100 and (repeated_share(log) >= REPEATED) == comes_back
 
 
 def test_a_long_log_is_read_in_pieces_from_the_disk(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     user, item = np.repeat(np.arange(1, 201), 50), rng.integers(1, 300, 10_000)
-    log = saved(EventLog.from_arrays(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)), tmp_path / "log")
+    log = mapped(EventLog(user, item, np.ones(10_000, int), np.tile(np.arange(50), 200)), tmp_path)
     whole = repeated_share(log)
     monkeypatch.setattr(events, "PIECES", 8)
     monkeypatch.setattr(events, "PIECE", 250)
     assert 0.05 < whole < 0.1 and repeated_share(log) != whole
     assert repeated_share(log) == pytest.approx(whole, abs=0.02)
-    assert repeated_share(EventLog.from_arrays([1], [0], [0], [0])) == 0.0
+    assert repeated_share(EventLog([1], [0], [0], [0])) == 0.0

@@ -81,7 +81,7 @@ def test_a_student_takes_the_order_of_its_teacher(data, student, tmp_path):
 def test_a_student_that_is_corrected_afterwards_is_taught_the_corrected_order(data, student):
     rng = np.random.default_rng(0)
     chosen = (rng.random(len(data.log)) ** 3 * 60).astype(np.int32) + 1  # low rows come often
-    skewed = dataclasses.replace(data, log=dataclasses.replace(data.log, item=chosen))
+    skewed = dataclasses.replace(data, log=aif.EventLog(data.log.user, chosen, data.log.action, data.log.time))
     strong, every = GIVEN | dict(task=NextItem(power=2.0), epochs=2), np.tile(np.arange(1, 61), (len(chosen), 1))
     positions, rows = np.arange(100, 160), np.tile(np.arange(1, 61, dtype=np.int32), (60, 1))
     lost = {}

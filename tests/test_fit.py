@@ -226,12 +226,12 @@ def test_wrong_settings_are_refused(data, small, wrong, message):
 
 def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data, small):
     early = data.log.time < np.quantile(data.log.time, 0.7)  # later events are seen alone
-    log = data.log.from_arrays(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
+    log = aif.EventLog(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
     seen = dataclasses.replace(data, log=log)
     with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
         fit(small, seen, **FIT | dict(task=Liked(threshold=2)))
     liked = (data.log.user % 2 + 1).astype(np.int32)  # every user likes all or nothing: an AUC over all is defined
-    apart = dataclasses.replace(data, log=data.log.from_arrays(data.log.user, data.log.item, liked, data.log.time))
+    apart = dataclasses.replace(data, log=aif.EventLog(data.log.user, data.log.item, liked, data.log.time))
     settings = FitSettings(task=Liked(threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
                            loss="", optimizer="", k=None, keep_best="auc")  # fmt: skip
     validation(small, apart, settings, progress=False)

@@ -32,7 +32,7 @@ def listed():
         place = np.arange(end - start)
         first = np.where(place < len(place) // 2, place, place - (place - len(place) // 2) % 8)
         time[start:end] = time[start:end][first]
-    log = aif.data.EventLog.from_arrays(log.user, log.item, log.action, time)
+    log = aif.data.EventLog(log.user, log.item, log.action, time)
     data = dataclasses.replace(data, log=log)
     starts = aif.data.sample_positions(log, requests=True, since=int(np.quantile(time, 0.67)))
     rows = log.item[starts][:, None].astype(np.int32)

@@ -198,7 +198,6 @@ DOORS = {
     "checkpoint.load": checkpoint.load,
     "Checkpoints": aif.Checkpoints,
     "Run.load": aif.Run.load,
-    "EventLog.load": aif.EventLog.load,
     "snapshots": snapshots,
     "ItemIndex.save": lambda url: build().save(url),
     "ItemIndex.load": lambda url: aif.ItemIndex.load(url, TRAINED),

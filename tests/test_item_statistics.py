@@ -55,7 +55,7 @@ def before(time: int, whole: aif.Dataset | None = None) -> aif.Dataset:
     """The data set as it was at a moment: no event at or after it."""
     whole = whole or data()
     parts = (np.asarray(getattr(whole.log, name))[whole.log.time < time] for name in ("user", "item", "action", "time"))
-    past = dataclasses.replace(whole, log=EventLog.from_arrays(*parts, users=whole.log.users))
+    past = dataclasses.replace(whole, log=EventLog(*parts, users=whole.log.users))
     return dataclasses.replace(past, catalogue=past.catalogue_at(time))
 
 

@@ -1,75 +1,9 @@
-"""Logs written as a stream: equal to logs made in memory, refused where they are out of order, bounded in memory."""
+"""Logs larger than memory: columns in files, sorted by user and time, are read in bounded memory."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from aif_jax.data.events import COLUMNS, EventLog, write_log
-from tests.refusals import refused
-
-
-def table(size: int, seed: int = 0) -> EventLog:
-    rng = np.random.default_rng(seed)
-    columns = (rng.integers(low, high, size) for low, high in ((1, 40), (0, 90), (0, 4), (0, 60)))
-    return EventLog.from_arrays(*columns, users=50)
-
-
-def chunks(log: EventLog, cuts):
-    for start, stop in zip([0, *cuts], [*cuts, len(log)], strict=True):
-        yield {name: getattr(log, name)[start:stop] for name in COLUMNS}
-
-
-@settings(max_examples=20, deadline=None)
-@given(cuts=st.lists(st.integers(0, 500), max_size=6).map(sorted), seed=st.integers(0, 9))
-def test_a_streamed_log_equals_one_made_in_memory(tmp_path_factory, cuts, seed):
-    log = table(500, seed)
-    folder = tmp_path_factory.mktemp("logs") / "log"
-    streamed = write_log(folder, chunks(log, cuts), users=50)
-    for name in (*COLUMNS, "offsets"):
-        np.testing.assert_array_equal(getattr(streamed, name), getattr(log, name))
-        assert getattr(streamed, name).dtype == getattr(log, name).dtype
-    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.npy" for name in (*COLUMNS, "offsets"))
-
-
-def events(user, time, **columns):
-    ones = [1] * len(user)
-    return {"user": user, "item": ones, "action": ones, "time": time, **columns}
-
-
-def test_users_default_to_the_largest_row_and_an_empty_log_is_a_log(tmp_path):
-    assert write_log(tmp_path / "a", [events([2], [1]), events([], [])]).offsets.tolist() == [0, 0, 0, 1]
-    assert len(write_log(tmp_path / "b", [])) == 0
-    assert write_log(tmp_path / "c", [], users=4).users == 4
-
-
-@pytest.mark.parametrize("user, time, at", [([2], [19], 2), ([1], [99], 2), ([2, 2, 2], [20, 30, 29], 4), ([3, 2], [5, 30], 3)])
-def test_events_out_of_order_are_refused_within_and_across_chunks(tmp_path, user, time, at):
-    with pytest.raises(ValueError, match=f"got event {at} out of order"):
-        write_log(tmp_path / "log", [events([1, 2], [10, 20]), events(user, time)])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("wrong, error, message", [
-    ({"user": [1, 5]}, ValueError, r"user: expected values in \[1, 5\), got 5 at position 2"),
-    ({"item": [-1, 0]}, ValueError, r"item: expected values in \[0, 2147483648\), got -1 at position 1"),
-    ({"time": [1, 2, 3]}, ValueError, "columns of one length"),
-    ({"action": [0.5, 1]}, TypeError, "action: expected integers"),
-])  # fmt: skip
-def test_bad_values_are_refused_with_their_position_in_the_log(tmp_path, wrong, error, message):
-    refused(error, message, write_log, tmp_path / "log", [events([1], [10]), events([1, 1], [10, 10]) | wrong], users=5)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_there_stays(tmp_path):
-    write_log(tmp_path / "log", chunks(table(9), []))
-    refused(FileExistsError, "something is there", write_log, tmp_path / "log", [])
-    assert len(EventLog.load(tmp_path / "log")) == 9
-    refused(ValueError, "users: expected at least 1", write_log, tmp_path / "none", [], users=0)
-
 
 STREAM = """
 import json, sys, threading, time
@@ -80,7 +14,7 @@ for module in [module for name, module in sys.modules.items() if name.startswith
     module.BLOCK = {block}
 from aif_jax.data import candidates
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import write_log
+from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.data.pipeline import Pipeline
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.split import sample_positions, time_cuts
@@ -101,14 +35,18 @@ def watch():  # the peak within a phase counts, not only what is left after it
         peak = max(peak, resident("RssAnon") - before)
         time.sleep(0.005)
 
-def chunks():
+def columns():
     rng = np.random.default_rng(0)
+    new = np.lib.format.open_memmap
+    files = {{name: new({folder!r} + f"/{{name}}.npy", "w+", kind, (events,)) for name, kind in COLUMNS.items()}}
     for first in range(1, users + 1, chunk_users):
         rows = min(chunk_users, users + 1 - first)
         user = np.repeat(np.arange(first, first + rows, dtype=np.int32), per_user)
         time_ = np.sort(rng.integers(0, 10_000_000, (rows, per_user)), axis=1).ravel()
         item = rng.integers(0, items, rows * per_user, dtype=np.int32)
-        yield dict(user=user, item=item, action=np.ones_like(item), time=time_)
+        for name, column in dict(user=user, item=item, action=np.ones_like(item), time=time_).items():
+            files[name][(first - 1) * per_user : (first - 1 + rows) * per_user] = column
+    return files
 
 schema = aif.Schema(item_attributes=(aif.Attribute(name="item", size=items), aif.Attribute(name="category", size=9)))
 catalogue = aif.Catalogue.from_items(schema, np.arange(items - 1), ids=dict(category=np.arange(items - 1) % 8 + 1))
@@ -124,7 +62,7 @@ def phase(name):
 
 threading.Thread(target=watch, daemon=True).start()
 started = time.perf_counter()
-log = write_log({folder!r}, chunks(), users=users + 1)
+log = EventLog(**columns(), users=users + 1)
 phase("write_and_check_s")
 dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, user_ids=dict(),
                   user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
@@ -155,6 +93,7 @@ FULLY = [pytest.mark.reliability, pytest.mark.timeout(1500)]
 
 @pytest.mark.parametrize(("sizes", "most"), [(SMALL, 0.4), pytest.param(LARGE, 0.157, marks=FULLY)], ids=["small", "large"])
 def test_a_log_streams_in_bounded_memory(python, tmp_path, sizes, most):
+    (tmp_path / "log").mkdir()
     try:
         said = python(STREAM.format(folder=str(tmp_path / "log"), **sizes), timeout=1200)
     finally:

@@ -75,7 +75,7 @@ def test_a_block_order_reads_from_few_places_at_a_time():
 
 def ties(seed: int, size: int = 300) -> EventLog:
     rng = np.random.default_rng(seed)
-    return EventLog.from_arrays(
+    return EventLog(
         rng.integers(1, 9, size), rng.integers(0, 4, size), rng.integers(0, 4, size), rng.integers(0, 15, size), users=12
     )
 
@@ -106,7 +106,7 @@ def test_no_position_is_none_in_a_file_too_which_must_be_new(tmp_path):
     log = ties(0)
     assert sample_positions(log, min_history=0, since=99).tolist() == []
     assert sample_positions(log, min_history=0, since=99, file=tmp_path / "none.npy").tolist() == []
-    assert sample_positions(EventLog.from_arrays([], [], [], []), min_history=0).tolist() == []
+    assert sample_positions(EventLog([], [], [], []), min_history=0).tolist() == []
     (tmp_path / "there.npy").write_text("mine")
     with pytest.raises(FileExistsError, match="there.npy: expected a new file"):
         sample_positions(ties(0), min_history=0, file=tmp_path / "there.npy")

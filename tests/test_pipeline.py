@@ -20,7 +20,7 @@ from aif_jax.train import losses
 from tests import demo
 from tests.demo import same
 from tests.refusals import refused
-from tests.test_sampling import saved
+from tests.test_sampling import mapped
 
 
 def pipeline(data, *, counted=None, **changes) -> Pipeline:
@@ -90,7 +90,7 @@ def test_a_cursor_of_another_pipeline_is_refused_and_the_difference_named(data):
         with pytest.raises(ValueError, match=f"cursor: expected one of this pipeline, got one of another:(.|\n)*{message}"):
             pipeline(data, **changes).batches(cursor)
     log = data.log
-    fewer = log.from_arrays(*(getattr(log, name)[:-1] for name in ("user", "item", "action", "time")), users=log.users)
+    fewer = aif.EventLog(*(getattr(log, name)[:-1] for name in ("user", "item", "action", "time")), users=log.users)
     with pytest.raises(ValueError, match="pipeline.data.events: expected 1199, the cursor has 1200"):
         pipeline(dataclasses.replace(data, log=fewer), counted=data).batches(cursor)
     for message in ("pipeline: expected {.*}, the cursor has None", "or start without a cursor"):
@@ -116,7 +116,7 @@ def changed(data, part):
         last = log.offsets[4] - 1  # of user 3
         arrays["time"][last] += 1
     if part in ("an item", "a time"):
-        return dataclasses.replace(data, log=log.from_arrays(*arrays.values(), users=log.users))
+        return dataclasses.replace(data, log=aif.EventLog(*arrays.values(), users=log.users))
     catalogue = data.catalogue
     content = catalogue.content.copy()
     content[5, 2] += 1
@@ -143,7 +143,7 @@ def test_large_arrays_enter_the_digest_by_pieces(data, monkeypatch):
     assert pieces == dataclasses.replace(data).digest != whole
     items = data.log.item.copy()
     items[[0, -1]] = items[[-1, 0]]  # both ends are read
-    log = dataclasses.replace(data.log, item=items)
+    log = aif.EventLog(data.log.user, items, data.log.action, data.log.time, users=data.log.users)
     assert items[0] != items[-1] and dataclasses.replace(data, log=log).digest != pieces
 
 
@@ -246,8 +246,8 @@ def test_a_thread_on_the_way_to_the_device_changes_nothing(data):
 
 def damaged(data, tmp_path, *, column: str, at: int, value: int):
     """The data set on a log in files, one value of which is overwritten after it was opened and checked."""
-    opened = dataclasses.replace(data, log=saved(data.log, tmp_path / "log"))
-    np.load(tmp_path / "log" / f"{column}.npy", mmap_mode="r+")[at] = value
+    opened = dataclasses.replace(data, log=mapped(data.log, tmp_path))
+    np.load(tmp_path / f"{column}.npy", mmap_mode="r+")[at] = value
     return opened
 
 
@@ -279,7 +279,7 @@ def test_any_other_error_of_a_source_is_raised(data):
         raise ValueError("my mistake")
 
     refused(ValueError, "my mistake", next, pipeline(data, candidates=broken).batches())
-    unknown = dataclasses.replace(data, log=aif.EventLog.from_arrays([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
+    unknown = dataclasses.replace(data, log=aif.EventLog([1] * 60, [0] * 60, [1] * 60, range(60), users=31))
     with pytest.raises(ValueError, match="expected samples of known items, got the unknown item"):
         next(pipeline(unknown, counted=data, positions=range(60)).batches())
 

@@ -72,7 +72,7 @@ def test_retrieval_finds_trained_items_and_reads_the_past_alone(once):
         latest = log.item[log.history_end(np.array([at]))[0] - 1]
         assert found[0, 0] == latest
     later = np.where(np.isin(np.arange(len(log)), part.held), 1, log.item)
-    changed = EventLog.from_arrays(log.user, later, log.action, log.time, users=log.users)
+    changed = EventLog(log.user, later, log.action, log.time, users=log.users)
     other = dataclasses.replace(data, dataset=dataclasses.replace(data.dataset, log=changed, repeats=data.repeats))
     again = retrieval.of_training(other, part, taught_at, counts)
     np.testing.assert_array_equal(again, taught)
@@ -117,7 +117,7 @@ def test_features_of_the_trees_read_neither_the_request_nor_the_users_own_traini
     log, user = data.dataset.log, data.dataset.log.user[at[0]]
     later = (log.user == user) & (log.time >= log.time[at[0]])
     item = np.where(later, 1 + (log.item + 7) % (len(data.dataset.catalogue) - 1), log.item).astype(np.int32)
-    changed = dataclasses.replace(data.dataset, log=EventLog.from_arrays(log.user, item, log.action, log.time, users=log.users))
+    changed = dataclasses.replace(data.dataset, log=EventLog(log.user, item, log.action, log.time, users=log.users))
     other = dataclasses.replace(data, dataset=changed)
     before, after = (trees.Features(one, part)(at[:1], rows[:1]) for one in (data, other))
     np.testing.assert_array_equal(before, after)
@@ -153,7 +153,7 @@ def test_sequences_read_the_last_events_before_the_request_alone(smoke, tmp_path
     scores, version = sequence.fit(data, part, **given)
     item = log.item.copy()
     item[log.history_end(at[:1])[0] : log.offsets[log.user[at[0]] + 1]] = 1
-    changed = dataclasses.replace(data.dataset, log=EventLog.from_arrays(log.user, item, log.action, log.time, users=log.users))
+    changed = dataclasses.replace(data.dataset, log=EventLog(log.user, item, log.action, log.time, users=log.users))
     other, again = sequence.fit(dataclasses.replace(data, dataset=changed), part, **given)
     assert again == version
     first = scores(at, rows)

@@ -40,12 +40,12 @@ def test_model_names_its_functions():
 
 def test_dataset_and_log():
     times = [1_500_000_000, 1_500_000_100, 1_600_000_000, 1_500_000_000]
-    log = EventLog.from_arrays([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
+    log = EventLog([1, 1, 1, 2], [1, 2, 1, 2], [1] * 4, times, users=4)
     data = of_log(log, items=2, actions=2)
     assert repr(data) == f"Dataset('mine': 3 users, 2 items, 4 events, {data.schema!r})"
     assert repr(log) == "EventLog(4 events, 3 users, 2017-07-14 to 2020-09-13; events of a user: median 1, at most 3)"
-    assert "1 users, second 3 to second 7; events" in repr(EventLog.from_arrays([1, 1], [1, 1], [1, 1], [3, 7]))
-    assert repr(EventLog.from_arrays([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
+    assert "1 users, second 3 to second 7; events" in repr(EventLog([1, 1], [1, 1], [1, 1], [3, 7]))
+    assert repr(EventLog([], [], [], [], users=2)) == "EventLog(0 events, 1 users)"
 
 
 def test_index_and_engine():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.events import COLUMNS, EventLog, write_log
+from aif_jax.data.events import COLUMNS, EventLog
 from aif_jax.data.negatives import NegativeSampler, SeenPairs
 from aif_jax.encoding.vocabulary import Vocabulary
 from aif_jax.schema import Attribute, Schema
@@ -29,14 +29,16 @@ def of_log(log: EventLog, *, items: int, actions: int) -> Dataset:
     )
 
 
-def saved(log: EventLog, folder: Path) -> EventLog:
-    """The log in files, memory-mapped."""
-    return write_log(folder, [{name: getattr(log, name) for name in COLUMNS}], users=log.users)
+def mapped(log: EventLog, folder: Path) -> EventLog:
+    """The log of columns in files, memory-mapped."""
+    for name in COLUMNS:
+        np.save(folder / name, getattr(log, name))
+    return EventLog(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS}, users=log.users)
 
 
 def dataset() -> Dataset:
     user, item, action = [1, 1, 1, 2, 2, 2], [1, 2, 3, 3, 4, 0], [5, 3, 4, 1, 0, 5]
-    return of_log(EventLog.from_arrays(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
+    return of_log(EventLog(user, item, action, [1, 2, 3, 4, 5, 6], users=3), items=6, actions=6)
 
 
 def test_probabilities_by_hand():
@@ -100,7 +102,7 @@ pairs = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=1, ma
 @settings(deadline=None, max_examples=60)
 @given(pairs)
 def test_what_a_user_has_seen_is_no_negative(events):
-    log = EventLog.from_arrays(*np.array(events).T, np.ones(len(events), int), np.arange(len(events)) // 2, users=5)
+    log = EventLog(*np.array(events).T, np.ones(len(events), int), np.arange(len(events)) // 2, users=5)
     at = np.arange(len(log))
     seen = SeenPairs(of_log(log, items=6, actions=2), at)
     for sample in at.tolist():

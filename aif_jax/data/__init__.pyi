@@ -7,13 +7,13 @@ from .candidates import (
 )  # fmt: skip
 from .cascade import STAGES, Cascade
 from .dataset import CorruptRecord, Dataset
-from .events import EventLog, write_log
+from .events import EventLog
 from .negatives import NegativeSampler, SeenPairs, item_counts
 from .pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
 from .split import Split, sample_positions, split_by_time, time_cuts
 
 __all__ = [
-    "Dataset", "EventLog", "write_log", "CorruptRecord",
+    "Dataset", "EventLog", "CorruptRecord",
     "Split", "split_by_time", "time_cuts", "sample_positions",
     "NegativeSampler", "SeenPairs", "item_counts",
     "CandidateSource", "CandidateLists", "SampleKey", "pointwise_candidates", "sampled_negatives", "impressions", "retrieved",

@@ -141,7 +141,7 @@ class Dataset:
         if engaged is None:
             return self.log
         kept = np.isin(self.log.action, engaged)
-        return EventLog.from_arrays(*(getattr(self.log, name)[kept] for name in COLUMNS), users=self.log.users)
+        return EventLog(*(getattr(self.log, name)[kept] for name in COLUMNS), users=self.log.users)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -265,7 +265,7 @@ class Dataset:
         log = self.histories
         index, mask = log.windows(log.offsets[users], end, length)
         if not len(log):  # there is nothing to read, not even for padding
-            log = EventLog.from_arrays([1], [0], [0], [0])
+            log = EventLog([1], [0], [0], [0])
         item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
         np.subtract(times[:, None], age, out=age)
         history = behaviours(item, action, age, mask)

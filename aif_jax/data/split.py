@@ -35,7 +35,7 @@ def split_by_time(log: EventLog, *, validation: Any = 0.1, test: Any = 0.1, min_
     them. Users or items that are new after a cut stay in. Take statistics from `train` alone.
 
     Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
+      >>> log = EventLog([1, 1, 1, 2, 2], [1, 2, 3, 1, 2], [1] * 5, [10, 30, 50, 20, 40])
       >>> [part.tolist() for part in split_by_time(log, validation=0.2, test=0.2)]
       [[0, 1, 3], [4], [2]]
     """
@@ -117,7 +117,7 @@ def sample_positions(
       ValueError: a negative `min_history`.
 
     Example:
-      >>> log = EventLog.from_arrays([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 10, 30, 40])
+      >>> log = EventLog([1, 1, 1, 2], [4, 5, 6, 4], [1] * 4, [10, 10, 30, 40])
       >>> sample_positions(log, min_history=1, before=40).tolist(), sample_positions(log, requests=True).tolist()
       ([2], [0, 2, 3])
     """

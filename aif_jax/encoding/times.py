@@ -99,8 +99,8 @@ def iso_text(seconds: int) -> str:
     return str(np.datetime64(int(seconds), "s"))
 
 
-def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False, start: int = 0) -> None:
-    """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds. `start` is the first one's position."""
+def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: bool = False) -> None:
+    """Raise ValueError for a time that cannot be in `unit`; dates cannot be seconds."""
     late, early, ancient = wrong_unit(value, unit=unit, dated=dated)
     for wrong, expected in (
         (late, "before 2100"),
@@ -109,7 +109,7 @@ def expect_plausible(value: np.ndarray, name: str, *, unit: TimeUnit, dated: boo
     ):
         if wrong.any():
             got = int(value[wrong].flat[0]) if value.ndim else int(value)
-            place = _place(wrong, start)
+            place = _place(wrong)
             looks = f", which looks like {likely_unit(got)!r}" if got > EARLIEST and not dated else ""
             raise ValueError(f"{name}: expected a time {expected} in {unit!r}, got {got}{place and ' ' + place}{looks}")
 
@@ -219,8 +219,7 @@ def _date_of(number: int) -> str:
         return ""
 
 
-def _place(wrong: np.ndarray, start: int = 0) -> str:
+def _place(wrong: np.ndarray) -> str:
     if not wrong.ndim:
         return ""
-    first = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    return f"at position {[int(first[0]) + start, *map(int, first[1:])]}"
+    return f"at position {[int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape)]}"

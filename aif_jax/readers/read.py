@@ -118,7 +118,7 @@ def read(
     user_ids, user_floats = _users(tables, encoder)
     ordered = events_of(tables, columns)
     moments = ordered.time // PER_SECOND[columns.time_unit]
-    log = EventLog.from_arrays(ordered.user, ordered.item, ordered.action, moments, users=len(tables.vocabularies["user"]))
+    log = EventLog(ordered.user, ordered.item, ordered.action, moments, users=len(tables.vocabularies["user"]))
     display_positions = None
     if columns.position is not None:
         display_positions = np.nan_to_num(tables.tables["events"].floats(columns.position)[ordered.at]).astype(np.int32)

@@ -75,7 +75,7 @@ def forget_ids(data: Dataset, since: int) -> Dataset:
     fewer = dataclasses.replace(
         data,
         schema=encoder.schema,
-        log=EventLog.from_arrays(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
+        log=EventLog(*(c[known] for c in (user, item, log.action, log.time)), users=len(vocabularies["user"])),
         catalogue=Catalogue.from_features(encoder.schema, vocabularies["item"].raw, features),
         user_ids={name: places[name][table[users]] for name, table in data.user_ids.items()},
         user_floats=data.user_floats[users],

@@ -287,7 +287,7 @@ def synthetic_world(
     dataset = Dataset(
         name="synthetic",
         schema=schema,
-        log=EventLog.from_arrays(user + 1, chosen.ravel(), action, time.ravel(), users=users + 1),
+        log=EventLog(user + 1, chosen.ravel(), action, time.ravel(), users=users + 1),
         catalogue=Catalogue.from_items(schema, vocabularies["item"].raw, ids={"category": category[1:] + 1}, content=content),
         user_ids={},
         user_floats=np.zeros((users + 1, 0), np.float32),
