@@ -20,7 +20,6 @@ from experiments.datasets.fetch import FetchError, fetch_movielens
 from tests.refusals import refused
 from tests.test_datasets import FILES
 
-ORIGINAL = {f"ml-100k/{name}": text for name, text in FILES["100k"].items()}
 COPY = {f"ml-100k{Path(name).suffix}": text for name, text in FILES["recbole"].items()}
 NO_WHEEL = ("--no-index", "--find-links", os.devnull)
 
@@ -33,49 +32,36 @@ def archive(files):
     return data.getvalue()
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """A server of `files`, path to body or (body, Content-Length), that notes in `asked` what it was asked for."""
-    monkeypatch.setenv("no_proxy", "*")
-    served = types.SimpleNamespace(files={}, asked=[])
+RELEASE = archive({f"ml-100k/{name}": text for name, text in FILES["100k"].items()} | {"__MACOSX/u.data": "junk"})
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            served.asked.append(self.path)
-            if self.path not in served.files:
-                self.send_error(404)
-                return
-            body = served.files[self.path]
-            body, length = body if isinstance(body, tuple) else (body, len(body))
-            self.send_response(200)
-            self.send_header("Content-Length", str(length))
-            self.end_headers()
-            self.wfile.write(body)
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server of nothing, or after `release()` of a zip that is the expected one; notes in `asked` what it was asked for."""
+    monkeypatch.setenv("no_proxy", "*")
+    root, asked = tmp_path / "site", []
+    root.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *given):
+            super().__init__(*given, directory=root)
 
         def log_message(self, *args):
-            pass
+            asked.append(self.path)
+
+    def release():
+        (root / "ml-100k.zip").write_bytes(RELEASE)
+        monkeypatch.setattr(fetch, "MD5", hashlib.md5(RELEASE, usedforsecurity=False).hexdigest())
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running, ThreadPoolExecutor(1) as thread:
-        served.url = f"http://127.0.0.1:{running.server_port}"
         thread.submit(running.serve_forever, 0.02)
-        yield served
+        yield types.SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", release=release, asked=asked)
         running.shutdown()
 
 
 @pytest.fixture
-def release(monkeypatch):
-    """Makes the bytes of a zip the release that is expected."""
-
-    def expect(data):
-        monkeypatch.setattr(fetch, "MD5", hashlib.md5(data, usedforsecurity=False).hexdigest())
-        return data
-
-    return expect
-
-
-@pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A folder with a small wheel in RecBole's place, and pip's arguments to find nothing else."""
+    """Makes a small wheel in RecBole's place, and gives pip's arguments to find nothing else."""
     folder = tmp_path / "links"
     folder.mkdir()
 
@@ -94,34 +80,15 @@ def wheel(tmp_path, monkeypatch):
     return make
 
 
-def test_grouplens_then_cache(tmp_path, server, release):
-    server.files["/ml-100k.zip"] = release(archive(ORIGINAL | {"__MACOSX/u.data": "junk"}))
+def test_grouplens_then_cache(tmp_path, server):
+    server.release()
     cache = tmp_path / "new" / "cache"
     first = fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
     assert first == (cache / "ml-100k", "GroupLens", False, "")
     assert sorted(os.listdir(first.path)) == ["u.data", "u.item", "u.user"]
     assert len(movielens.read(first.path).log) == 3
     assert fetch_movielens(cache_dir=cache, base_url=server.url) == (cache / "ml-100k", "GroupLens", True, "")
-    assert server.asked == ["/ml-100k.zip"]
-    assert os.listdir(cache) == ["ml-100k"]
-
-
-@pytest.mark.parametrize("kind", ["wrong checksum", "not found", "truncated"])
-def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(tmp_path, server, release, kind):
-    data, cache = archive(ORIGINAL), tmp_path / "cache"
-    sent = data[:-20] if kind == "truncated" else data
-    message = rf"expected MD5 \w+, got {hashlib.md5(sent, usedforsecurity=False).hexdigest()}"
-    if kind == "wrong checksum":
-        server.files["/ml-100k.zip"] = data
-    elif kind == "truncated":
-        server.files["/ml-100k.zip"], message = (sent, len(release(data))), f"{message} of {len(sent)} bytes"
-    else:
-        message = "HTTP Error 404"
-    with pytest.raises(FetchError) as error:
-        fetch_movielens(cache_dir=cache, base_url=server.url, pip_arguments=NO_WHEEL)
-    text = str(error.value)
-    assert re.search(message, text) and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
-    assert os.listdir(cache) == []
+    assert server.asked == ["/ml-100k.zip"] and os.listdir(cache) == ["ml-100k"]
 
 
 def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
@@ -135,16 +102,6 @@ def test_the_wheel_stands_in_and_says_why(tmp_path, server, wheel):
     assert os.listdir(cache) == ["ml-100k-recbole"]
 
 
-def test_a_host_that_refuses_or_stays_silent(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never answers
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(FetchError, match=r"ml-100k: .*ml-100k\.zip: .*timed out"):
-            fetch_movielens(cache_dir=tmp_path, base_url=url, timeout=0.2, pip_arguments=NO_WHEEL)
-    with pytest.raises(FetchError, match=r"ml-100k: .*ml-100k\.zip: .*refused"):
-        fetch_movielens(cache_dir=tmp_path, base_url=url, pip_arguments=NO_WHEEL)
-
-
 @pytest.mark.parametrize(("files", "message"), [
     (COPY | {"ml-100k.user": "changed"}, r"expected SHA-256 \w+ of ml-100k.user, got \w+"),
     ({"ml-100k.inter": COPY["ml-100k.inter"]}, r"a wheel with .*no item named 'recbole/dataset_example/ml-100k/ml-100k.item'"),
@@ -156,16 +113,16 @@ def test_a_wheel_with_other_files_is_refused(tmp_path, server, wheel, files, mes
 
 def test_pip_that_does_not_run_and_a_cache_that_cannot_be_written_are_named(tmp_path, server, monkeypatch):
     monkeypatch.setattr(fetch.sys, "executable", str(tmp_path / "no-python"))
-    with pytest.raises(FetchError, match=r"RecBole wheel: pip did not run to its end: .*no-python"):
-        fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
+    message = r"RecBole wheel: pip did not run to its end: .*no-python"
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="the cache directory .*file cannot be written"):
-        fetch_movielens(cache_dir=tmp_path / "file", base_url=server.url)
+    message = "the cache directory .*file cannot be written"
+    refused(FetchError, message, fetch_movielens, cache_dir=tmp_path / "file", base_url=server.url)
 
 
 @contextlib.contextmanager
-def raw_server(head, piece, pause=0.0):
-    """A server that sends `head`, then `piece` over and over; yields its URL."""
+def raw_server(head, piece):
+    """A server that sends `head`, then `piece` over and over, or ends where that is empty; yields its URL."""
     stop = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -173,8 +130,9 @@ def raw_server(head, piece, pause=0.0):
             with contextlib.suppress(OSError):
                 connection, _ = listening.accept()
                 with connection:
+                    connection.recv(1 << 16)  # closed with bytes unread, a connection is reset
                     connection.sendall(head)
-                    while not stop.wait(pause):
+                    while piece and not stop.wait(0 if piece.strip() else 0.5):
                         connection.sendall(piece)
 
         with ThreadPoolExecutor(1) as thread:
@@ -183,21 +141,32 @@ def raw_server(head, piece, pause=0.0):
             stop.set()
 
 
-@pytest.mark.parametrize(("head", "piece", "pause", "message"), [
-    (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n", b"x" * 65536, 0.0, "expected at most 1000000 bytes, got more"),
-    (b"what?\r\n\r\n", b"", 0.01, "what"),
-], ids=["endless body", "announced", "no HTTP"])  # fmt: skip
-def test_a_server_that_never_ends_is_left(tmp_path, monkeypatch, head, piece, pause, message):
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(("head", "piece", "message"), [
+    (OK + b"\r\n" + RELEASE, b"", rf"expected MD5 \w+, got \w+ of {len(RELEASE)} bytes"),
+    (OK + b"Content-Length: 999999\r\n\r\n" + RELEASE[:-20], b"", rf"expected MD5 \w+, got \w+ of {len(RELEASE) - 20} bytes"),
+    (b"HTTP/1.1 404 Not Found\r\n\r\n", b"", "HTTP Error 404"),
+    (b"", b" ", r"ml-100k\.zip: .*timed out"),
+    (OK + b"\r\n", b"x" * 65536, "expected at most 1000000 bytes, got more"),
+    (OK + b"Content-Length: 2000000\r\n\r\n", b"x" * 65536, "expected at most 1000000 bytes, got more"),
+    (b"what?\r\n\r\n", b"", "what"),
+], ids=["wrong checksum", "truncated", "not found", "silent", "endless", "too large", "no HTTP"])  # fmt: skip
+def test_where_nothing_works_the_error_names_every_try_and_nothing_is_left(tmp_path, monkeypatch, head, piece, message):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fetch, "MOST_BYTES", 10**6)
-    with raw_server(head, piece, pause) as url, pytest.raises(FetchError, match=message):
-        fetch_movielens(cache_dir=tmp_path, base_url=url, timeout=0.2, pip_arguments=NO_WHEEL)
-    assert os.listdir(tmp_path) == []
+    given = dict(cache_dir=tmp_path / "cache", timeout=0.2, pip_arguments=NO_WHEEL)
+    with raw_server(head, piece) as url, pytest.raises(FetchError) as error:
+        fetch_movielens(base_url=url, **given)
+    text = str(error.value)
+    assert re.search(message, text) and "RecBole wheel: `pip download recbole==1.2.1` failed" in text and "by hand" in text
+    assert os.listdir(tmp_path / "cache") == []
+    refused(FetchError, r"ml-100k: .*ml-100k\.zip: .*refused", fetch_movielens, base_url=url, **given)
 
 
-def test_two_at_once_both_succeed(tmp_path, server, release):
-    server.files["/ml-100k.zip"] = release(archive(ORIGINAL))
+def test_two_at_once_both_succeed(tmp_path, server):
+    server.release()
     barrier = threading.Barrier(4)
 
     def run(_):
@@ -210,25 +179,18 @@ def test_two_at_once_both_succeed(tmp_path, server, release):
     assert os.listdir(tmp_path / "cache") == ["ml-100k"] and len(movielens.read(results[0].path).log) == 3
 
 
-def test_an_interrupted_download_leaves_nothing(tmp_path, server, release, monkeypatch):
-    server.files["/ml-100k.zip"] = release(archive(ORIGINAL))
+def test_an_interrupted_download_leaves_nothing(tmp_path, server, monkeypatch):
+    server.release()
 
     def interrupt(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fetch.zipfile, "ZipFile", interrupt)
-    with contextlib.suppress(KeyboardInterrupt):
-        fetch_movielens(cache_dir=tmp_path / "cache", base_url=server.url)
+    refused(KeyboardInterrupt, "", fetch_movielens, cache_dir=tmp_path / "cache", base_url=server.url)
     assert os.listdir(tmp_path / "cache") == []
 
 
 def test_default_cache_dir(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert fetch.default_cache_dir() == tmp_path / "aif_jax"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert fetch.default_cache_dir() == Path.home() / ".cache" / "aif_jax"
-
-
-def test_checksums_are_whole():
-    assert len(bytes.fromhex(fetch.MD5)) == 16
-    assert all(len(bytes.fromhex(sha)) == 32 for sha in fetch.RECBOLE_SHA256.values())
+    for home, folder in ((str(tmp_path), tmp_path), ("", Path.home() / ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+        assert fetch.default_cache_dir() == folder / "aif_jax"
