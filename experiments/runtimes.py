@@ -171,7 +171,8 @@ class Ours(Runtime):
 
 def rows_of(made: Model) -> Any:
     """Return rows of the whole index as NumPy arrays."""
-    return jax.device_get(made.index.decode(made.index.copy_table(), np.arange(made.world.items)))
+    with made.index.reading() as table:
+        return jax.device_get(made.index.decode(table, np.arange(made.world.items)))
 
 
 def torch_programs(

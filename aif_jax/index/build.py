@@ -13,7 +13,7 @@ from aif_jax.catalogue import Catalogue
 from aif_jax.checks import check_encoding, expect
 from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import check_item_features
-from aif_jax.index.ids import Keys, View, raw_keys
+from aif_jax.index.ids import IdMap, Keys, View, raw_keys
 from aif_jax.index.store import ItemProgram, Store
 from aif_jax.output import hidden, track
 from aif_jax.readers import read_items
@@ -31,14 +31,15 @@ Batch: TypeAlias = tuple[Keys, ItemFeatures]
 
 def fill(
     program: ItemProgram, batches: Iterable[tuple[Keys, Packed]],
-    *, capacity: int | None, known: int | None, progress: bool, locate: Callable[[int], str] | None = None,
+    *, capacity: int | None = None, known: int | None = None, kind: IdKind | None = None, progress: bool = False,
+    locate: Callable[[int], str] | None = None,
 ) -> tuple[Store, View]:  # fmt: skip
     """Return a new table of stored rows [batch_size], of which the first are those of keys [n]; item n of all has row n.
 
-    `known`: how many items there are, where that is known; `locate` says where an item came from.
+    `known`: how many items there are, where that is known; `kind`: of the ids of an index without items; `locate` says where
+    an item came from.
     """
-    wanted = capacity_for(known or 0, program.mesh) if capacity is None else capacity
-    store = Store(program, capacity=wanted)
+    store = Store(program, capacity=capacity_for(known or 0, program.mesh) if capacity is None else capacity)
     seen = []
     with track(total=known, label="item index", unit="items", show=progress) as bar, hidden():  # of the files that are read
         for keys, stored in ahead(batches):
@@ -48,14 +49,15 @@ def fill(
                 got = f"{capacity}; leave it None, or pass more"
                 expect(capacity is None, "capacity", "at least the catalogue's items", got)
                 store.resize(2 * store.capacity)
-            store.append(stored, count)
+            store.put(stored, store.rows.take(count))
             seen.append(keys)
             bar.update(count)
     keys = jax.tree.map(lambda *parts: np.concatenate(parts), *seen) if seen else Keys(np.zeros(0, np.int64))
     _expect_distinct(keys, locate)
     if capacity is None and known is None and store.capacity > (least := capacity_for(len(keys.key), program.mesh)):
         store.resize(least)
-    return store, store.assign(keys, keys.kind)
+    store.ids = IdMap(store.capacity, keys.kind or kind)
+    return store, store.ids.fill(keys)
 
 
 def ahead(results: Iterable[Any]) -> Iterator[Any]:

@@ -47,32 +47,19 @@ class Keys(NamedTuple):
 COLLISION = "expected strings with hashes that differ, got two with one; rename one of the two items"
 
 
-def raw_keys(raw: Any, name: str, *, like: IdKind | None = None, short: bool = True) -> Keys:
-    """Return keys of raw ids [n] (array, list or Arrow), integers or strings, all of kind `like`; raises TypeError, ValueError.
+def raw_keys(raw: Any, name: str, *, like: IdKind | None = None) -> Keys:
+    """Return keys of raw ids [n] (array, list or Arrow), integers or strings of at most 1,024 characters, all of kind `like`.
 
-    `short` refuses strings of more than 1,024 characters.
+    Raises TypeError, ValueError.
     """
     shape = raw.shape if isinstance(raw, np.ndarray) else np.shape(raw) if _nested(raw) else (len(raw),)
     expect(len(shape) == 1, name, "one axis", f"shape {list(shape)}")
-    ids = as_ids(raw, name, short=short)
+    ids = as_ids(raw, name)
     keys = Keys(ids) if isinstance(ids, np.ndarray) else Keys(*hashes(ids))
     expect(like is None or keys.kind in (None, like), name, like, keys.kind, error=TypeError)
     allowed = keys.kind != "integers" or keys.key.min() != EMPTY
     expect(allowed, name, f"ids but {EMPTY}, which is reserved", "it; give the item another")
     return keys
-
-
-def string_ids(names: Any) -> np.ndarray:
-    """Return int64 ids of strings [n]: a fixed 64-bit hash of the code points, the same on every machine and in every version.
-
-    An index hashes strings itself, of at most 1,024 characters each; here they may be longer. Use this to keep integers in the
-    retrieval instead, and build the index from them too.
-
-    Example:
-      >>> string_ids(["B00X4WHP5E", "B00X4WHP5F"]).tolist()
-      [-1363410762929181125, -8533427915187302917]
-    """
-    return raw_keys(names, "names", like="strings", short=False).key
 
 
 def _nested(raw: Any) -> bool:

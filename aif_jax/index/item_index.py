@@ -143,7 +143,7 @@ class ItemIndex:
     def __init__(self, store: Store, view: View):
         """Wrap the latest snapshot of a store. Not for callers: see `build`."""
         store.head = weakref.ref(self)
-        self._store, self._view, self._program, self.trained = store, view, store.program, store.program.trained
+        self._store, self._view, self.trained = store, view, store.program.trained
         self.version, self.capacity = self.trained.version, store.capacity
         self.encoding = "" if self.trained.encoder is None else self.trained.encoder.version
         self.kind: IdKind | None = store.ids.kind
@@ -209,9 +209,8 @@ class ItemIndex:
         mark = np.broadcast_to(np.uint32(0), count) if manifest.ids == "strings" else None
         keys = _id_arrays(Keys(np.broadcast_to(np.int64(0), count), mark))
         trees = _read(path, {"ids": keys, "rows": columns})
-        store = Store(program, capacity=capacity_for(count, mesh, capacity))
-        store.write(program.packed, trees["rows"], store.rows.take(count))
-        return cls(store, store.assign(Keys(trees["ids"]["ids"], trees["ids"].get("marks")), manifest.ids))
+        keys = Keys(trees["ids"]["ids"], trees["ids"].get("marks"))
+        return cls._of_columns(program, keys, trees["rows"], capacity_for(count, mesh, capacity), manifest.ids)
 
     @classmethod
     def from_parts(
@@ -254,9 +253,15 @@ class ItemIndex:
             expect_array(rows[name], f"rows {name}", dtype=leaf.dtype, shape=(count, *leaf.shape[1:]))
             for name, leaf in wanted.items()
         ])  # fmt: skip
-        store = Store(program, capacity=capacity_for(count))
-        store.write(program.packed, columns, store.rows.take(count))
-        return cls(store, store.assign(keys, keys.kind))
+        return cls._of_columns(program, keys, columns, capacity_for(count))
+
+    @classmethod
+    def _of_columns(
+        cls, program: ItemProgram, keys: Keys, columns: Any, capacity: int, kind: IdKind | None = None
+    ) -> ItemIndex:
+        """Return the index of distinct keys [n] and the columns [n] of their rows."""
+        batches = ((keys.take(part), program.packed(take(columns, part))) for part in program.parts(len(keys.key)))
+        return cls(*fill(program, batches, capacity=capacity, kind=kind))
 
     def save(self, path: str | Path, *, positions: Mapping[int, int] | None = None) -> None:
         """Write this snapshot into a new folder, which appears complete or not at all. Updates may continue.
@@ -270,7 +275,7 @@ class ItemIndex:
           ValueError: a URL; save to a local path, and `connectors.SnapshotStore` publishes the folder.
         """
         record = {"items": len(self), "version": self.version, "encoding": self.encoding, "ids": self.kind}
-        record |= {"storage": self.storage, "batch_size": self._program.batch_size}
+        record |= {"storage": self.storage, "batch_size": self._store.program.batch_size}
         record["config"] = json.loads(json.dumps(self.trained.config.to_json()))
         record["positions"] = {str(partition): at for partition, at in sorted(positions_by_partition(positions).items())}
         keys, rows = self._view.items()
@@ -292,7 +297,7 @@ class ItemIndex:
 
     @property
     def ids(self) -> np.ndarray:
-        """int64 [len(self)] ids, ascending; of strings their hashes, as `string_ids`. Costs a pass over the id map."""
+        """int64 [len(self)] ids, ascending; of strings their hashes. Costs a pass over the id map."""
         return self.keys.key
 
     @property
@@ -318,11 +323,6 @@ class ItemIndex:
         Do not use the arrays afterwards, and do not enter it twice in one thread.
         """
         return self._store.reading()
-
-    def copy_table(self) -> Packed:
-        """Return a copy of the stored rows [capacity, ...] on the device, yours to keep."""
-        with self.reading() as table:
-            return jax.tree.map(jnp.copy, table)
 
     def lookup(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return rows int32 [C] of raw ids [C], -1 where this snapshot lacks the id, and mask bool [C], true where it has it.
@@ -360,7 +360,8 @@ class ItemIndex:
             without an encoder; nothing has changed then.
           EncodingMismatch: features that another encoder made.
         """
-        keys, features = checked(self._program, ids, features, kind=self.kind)
+        program = self._store.program
+        keys, features = checked(program, ids, features, kind=self.kind)
         last = keys.last("ids")
         if len(last) < len(keys.key):
             keys, features = take((keys, features), last)
@@ -370,7 +371,8 @@ class ItemIndex:
         base = self if latest else self._copy(least=len(last), kind=keys.kind)
         rows = base._store.rows.take(len(last))
         try:
-            base._store.write(base._program, features, rows)
+            for part in program.parts(len(last)):  # computed before it is put: a reader must not wait for it
+                base._store.put(jax.block_until_ready(program(take(features, part))), rows[part])
             return base._next(keys, rows)
         except BaseException:
             base._store.rows.give_back(rows)
@@ -406,18 +408,19 @@ class ItemIndex:
         """Return a copy in new memory with room for at least so many more items."""
         if capacity is None:
             capacity = max(self.capacity, capacity_for(len(self) + least, self._store.program.mesh) if least else 0)
-        return ItemIndex(*self._store.copy(self._view, self._program, capacity=capacity, kind=self.kind or kind))
+        program, (keys, rows) = self._store.program, self._view.items()
+        batches = ((keys.take(part), self._store.read(rows[part])) for part in program.parts(len(rows)))
+        return ItemIndex(*fill(program, batches, capacity=capacity, kind=self.kind or kind))
 
     def _on_host(self, run: Callable[[Packed], Any], rows: np.ndarray) -> Any:
         """Return what a compiled function makes of stored rows [n], on the host: a batch on the device at a time."""
         program = self._store.program
         shapes = jax.eval_shape(run, program.shapes())
         whole = jax.tree.map(lambda leaf: np.empty((len(rows), *leaf.shape[1:]), leaf.dtype), shapes)
-        for start in range(0, len(rows), program.batch_size):
-            at = slice(start, start + program.batch_size)
-            batch = run(self._store.read(rows[at]))
+        for part in program.parts(len(rows)):
+            batch = run(self._store.read(rows[part]))
             for leaf, read in zip(jax.tree.leaves(whole), jax.tree.leaves(batch), strict=True):
-                leaf[at] = np.asarray(read)[: len(leaf) - start]
+                leaf[part] = np.asarray(read)[: len(leaf) - part.start]
         return whole
 
 
@@ -431,14 +434,7 @@ def _decode_stored(stored: Packed) -> Any:
 
 def positions_by_partition(positions: Mapping[Any, Any] | None) -> dict[int, int]:
     """Return positions in a stream by partition, checked; {} of None. Raises TypeError, ValueError."""
-    return {partition_of(partition): position_of(at) for partition, at in (positions or {}).items()}
-
-
-def partition_of(value: Any) -> int:
-    """Return a partition's number. Raises TypeError, ValueError."""
-    return expect_integer(value, "partition", least=0, most=LAST_PARTITION)
-
-
-def position_of(value: Any) -> int:
-    """Return a position in a stream. Raises TypeError, ValueError."""
-    return expect_integer(value, "position", least=0, most=LAST)
+    return {
+        expect_integer(partition, "partition", least=0, most=LAST_PARTITION): expect_integer(at, "position", least=0, most=LAST)
+        for partition, at in (positions or {}).items()
+    }

@@ -22,12 +22,10 @@ import numpy as np
 
 from aif_jax import sharding
 from aif_jax.checks import expect
-from aif_jax.encoding.vocabulary import IdKind
 from aif_jax.features import item_specs
-from aif_jax.index.ids import FreeList, IdMap, Keys, View
+from aif_jax.index.ids import FreeList, IdMap, Keys
 from aif_jax.store.codec import STORAGES, Packed, Storage, encode, pack
 from aif_jax.store.trained import Trained
-from aif_jax.trees import take
 from aif_jax.types import ItemFeatures, ItemRow, Params
 
 
@@ -87,6 +85,10 @@ class ItemProgram:
         """Return stored rows [batch_size] of at most `batch_size` items; later rows are undefined."""
         return self._compiled(self.trained.params, self._placed(features))
 
+    def parts(self, count: int) -> list[slice]:
+        """Return the places of `count` rows in batches of at most `batch_size`."""
+        return [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
+
     def packed(self, columns: Any) -> Packed:
         """Return stored rows [batch_size] of the columns of at most `batch_size` rows."""
         return _pack(self._placed(columns))
@@ -112,12 +114,11 @@ class Store:
 
     def __init__(self, program: ItemProgram, *, capacity: int):
         self.program = program
-        self.capacity = capacity
         self.ids = IdMap(0, None)
         self.lock = ReadWriteLock()  # of the table
         batch = program.shapes()
-        words = _zeros((capacity, batch.words.shape[1]), program.rows_sharding)()
-        self._table = Packed(words=words, layout=batch.layout)
+        self._table = Packed(words=np.zeros((0, batch.words.shape[1]), np.uint32), layout=batch.layout)
+        self.resize(capacity)
         self.rows = FreeList()
         self._retired: deque[tuple[weakref.ref, np.ndarray, np.ndarray]] = deque()
         self.head: Callable[[], Any] = lambda: None  # a weak reference to the latest snapshot
@@ -150,43 +151,18 @@ class Store:
         with self.reading() as table:
             return _gather(table, self._replicated(wanted))
 
-    def write(self, run: Callable[[Any], Packed], items: Any, rows: np.ndarray) -> None:
-        """Put what the program makes of items [n] (`run` is the program, or its `packed`) into free rows [n]."""
-        for start in range(0, len(rows), self.program.batch_size):
-            part = slice(start, start + self.program.batch_size)
-            made = run(take(items, part))
-            self._put(jax.block_until_ready(made), rows[part])  # a reader, perhaps an event loop, must not wait for it
-
-    def append(self, stored: Packed, count: int) -> None:
-        """Put a batch of stored rows, of which `count` are items, into the next rows of a new store."""
-        self._put(stored, self.rows.take(count))
-
     def resize(self, capacity: int) -> None:
         """Make the table longer or shorter while it is filled for the first time, before there is a snapshot."""
         with self.lock.writing():
             self._table = _resized(capacity, self.program.rows_sharding)(self._table)
         self.capacity = capacity
 
-    def assign(self, keys: Keys, kind: IdKind | None) -> View:
-        """Return the first version of the id map, once the table is filled: distinct keys [n], which have rows 0 to n - 1."""
-        self.ids = IdMap(self.capacity, kind)
-        return self.ids.fill(keys)
-
     def retire(self, snapshot: Any, rows: np.ndarray, pages: np.ndarray) -> None:
         """Take `rows` and `pages` back once `snapshot` and those before it, which alone read them, are gone."""
         self._retired.append((weakref.ref(snapshot), rows, pages))
 
-    def copy(self, view: View, program: ItemProgram, *, capacity: int, kind: IdKind | None) -> tuple[Store, View]:
-        """Return rows of one snapshot, which `program` made, in a new store, by ascending key, with an id map of that kind."""
-        keys, rows = view.items()
-        new = Store(program, capacity=capacity)
-        for start in range(0, len(rows), self.program.batch_size):
-            part = rows[start : start + self.program.batch_size]
-            new.append(self.read(part), len(part))
-        return new, new.assign(keys, kind)
-
-    def _put(self, stored: Packed, rows: np.ndarray) -> None:
-        """Write a batch of stored rows in place."""
+    def put(self, stored: Packed, rows: np.ndarray) -> None:
+        """Write a batch of stored rows, of which the first are items, into free rows [n], in place."""
         targets = np.full(self.program.batch_size, self.capacity, np.int32)  # out of range: dropped
         targets[: len(rows)] = rows
         with self.lock.writing():
@@ -220,12 +196,6 @@ def _write(table: Packed, stored: Packed, rows: jax.Array) -> Packed:
 @jax.jit
 def _gather(table: Packed, rows: jax.Array) -> Packed:
     return jax.tree.map(lambda leaf: leaf.at[rows].get(mode="clip"), table)
-
-
-@lru_cache(maxsize=32)
-def _zeros(shape: tuple[int, int], placed: Any) -> Any:
-    """Return compiled, so that the array owns its memory and can be written in place."""
-    return jax.jit(lambda: jnp.zeros(shape, jnp.uint32), out_shardings=placed)
 
 
 @lru_cache(maxsize=32)

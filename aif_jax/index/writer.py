@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect
-from aif_jax.index.item_index import ItemIndex, inspect, partition_of, position_of, positions_by_partition
+from aif_jax.index.item_index import ItemIndex, inspect, positions_by_partition
 from aif_jax.store import sealed
 from aif_jax.store.folders import CheckpointError, local, remove_folder, remove_unfinished
 from aif_jax.store.trained import Trained
@@ -247,7 +247,7 @@ class IndexWriter:
 
         Returns and raises as `upsert`.
         """
-        position, partition = position_of(position), partition_of(partition)
+        ((partition, position),) = positions_by_partition({partition: position}).items()
         if partition in self._positions and position <= self._positions[partition]:
             return False
         index = self.index

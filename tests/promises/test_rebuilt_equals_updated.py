@@ -35,7 +35,8 @@ def world(request):
 def contents(index) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Ids and rows of an index, and its table in compact form."""
     compact = index.compact()
-    table = [np.asarray(leaf) for leaf in jax.tree.leaves(compact.copy_table())]
+    with compact.reading() as stored:
+        table = [np.array(leaf) for leaf in jax.tree.leaves(stored)]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(index.stored())], table
 
 
