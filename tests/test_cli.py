@@ -26,7 +26,9 @@ from aif_jax.cli.service import FLAGS as SERVE
 from aif_jax.registry import BLOCKS
 from aif_jax.service.calls import Limits
 from aif_jax.service.core import Policy
-from aif_jax.service.process import Listening, ServiceSettings
+from aif_jax.service.log import RequestLog
+from aif_jax.service.models import Models
+from aif_jax.service.process import Listening
 from tests import demo
 from tests.refusals import refused
 
@@ -149,7 +151,8 @@ def test_flags_that_are_not_given_leave_the_defaults_of_their_owners():
     options = parser.parse_args("--port 0 --max-age 2 --index rows --log-share 0.5 --when-stale refuse --max-bytes 9".split())
     assert flags_given(options, SERVE[Listening]) == {"http_port": 0}
     assert flags_given(options, SERVE[Policy]) == {"max_age": 2.0, "when_stale": "refuse"}
-    assert flags_given(options, SERVE[ServiceSettings]) == {"index": Path("rows"), "log_share": 0.5}
+    assert flags_given(options, SERVE[Models]) == {"index": Path("rows")}
+    assert flags_given(options, SERVE[RequestLog]) == {"share": 0.5}
     assert flags_given(options, SERVE[Limits]) == {"body_bytes": 9}
     text = " ".join(parser.format_help().split())
     assert "--max-bytes NUMBER bytes of one call (default: 16777216)" in text

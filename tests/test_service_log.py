@@ -151,7 +151,7 @@ def test_a_log_never_holds_up_a_call(tmp_path, monkeypatch):
     none = RequestLog(tmp_path, share=0.0)
     none.observe(None)
     none.close()
-    refused(ValueError, "log share: expected 0 to 1", RequestLog, tmp_path, share=2)
+    refused(ValueError, "log_share: expected 0 to 1", RequestLog, tmp_path, share=2)
 
 
 @pytest.mark.parametrize("kind", ["record", "events", "deep", "texts", "arrays"])

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import inspect
 import json
 import time
@@ -22,9 +21,11 @@ from aif_jax.index import inspect as read_manifest
 from aif_jax.index.writer import snapshots
 from aif_jax.output import track
 from aif_jax.service.calls import Limits
-from aif_jax.service.core import Policy
+from aif_jax.service.core import Policy, Service
 from aif_jax.service.current import CURRENT, mirror
-from aif_jax.service.process import Listening, ServiceSettings, log_to_stderr, serve
+from aif_jax.service.log import RequestLog
+from aif_jax.service.models import Models
+from aif_jax.service.process import Listening, log_to_stderr, serve, source_of
 from aif_jax.serving import ServingConfig, compute_inline
 from aif_jax.serving.metrics import exposed
 from aif_jax.store.folders import URL
@@ -32,14 +33,14 @@ from aif_jax.store.trained import Trained
 
 SERVING = shared.fields_of(ServingConfig)
 FLAGS: dict[type, Mapping[str, str]] = {
-    ServiceSettings: {"only": "version", "keep": "keep", "poll": "poll"}
-    | {name: name for name in ("index", "features", "features_timeout", "log", "log_share")},
+    Models: {"only": "version", "keep": "keep", "poll": "poll", "index": "index", "source_timeout": "features_timeout"},
+    RequestLog: {"share": "log_share"},
     Policy: {name: name for name in ("max_age", "max_index_age", "when_stale")},
     Limits: {"body_bytes": "max_bytes", "candidates": "max_candidates"},
     Listening: {"host": "host", "http_port": "port"}
     | {name: name for name in ("certificate", "key", "keep_alive", "drain_delay", "drain_timeout")},
 }
-"""Flags of `serve` by the field that each sets."""
+"""Flags of `serve` by the field or argument that each sets."""
 
 
 def add_service_commands(commands: Any) -> None:
@@ -53,6 +54,9 @@ def add_service_commands(commands: Any) -> None:
     one.add_argument("--serving", nargs="+", default=[], metavar="FIELD=VALUE", help=text)
     for owner, names in FLAGS.items():
         shared.add_flags(one, owner, names)
+    text = "object with async get(user), or a function that makes one, as MODULE:NAME, for calls that bring a user id alone"
+    one.add_argument("--features", metavar="MODULE:NAME", help=f"{text} (default: calls bring the features)")
+    one.add_argument("--log", type=Path, metavar="DIR", help="folder of the request log, Parquet files (default: no log)")
     text = "file with the bearer token that calls must bring, but for / and /health (default: no token)"
     one.add_argument("--token-file", type=Path, help=text)
     one.add_argument("--log-form", choices=("text", "json"), default="text", help="form of stderr log (default: %(default)s)")
@@ -75,14 +79,17 @@ def run_serve(options: argparse.Namespace) -> int:
         config = ServingConfig(**shared.read_fields(options.serving, "--serving", SERVING))
         policy = Policy(limits=Limits(**given[Limits]), **given[Policy])
         where = Listening(token=_token(options.token_file), **given[Listening])
-        settings = ServiceSettings(folder=folder, config=config, policy=policy, where=where, **given[ServiceSettings])
     log_to_stderr(options.log_form, options.log_level)
+    source = None if options.features is None else source_of(options.features)
+    store: SnapshotStore | None = None
     if is_store:  # credentials come from the environment
         with shared.open_store(options.folder) as store:
             if not (folder / CURRENT).is_file():
-                mirror(store, folder, only=settings.only)
-        settings = dataclasses.replace(settings, store=store)
-    serve(settings)
+                mirror(store, folder, only=given[Models].get("only"))
+    models = Models(folder, config=config, source=source, store=store, **given[Models])
+    with contextlib.ExitStack() as until_end:
+        log = options.log and until_end.enter_context(contextlib.closing(RequestLog(options.log, **given[RequestLog])))
+        serve(Service(models, policy=policy, observers=(log,) if log else ()), where)
     return FINE
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.readers.tables import pyarrow
 from aif_jax.service.core import Reply
 from aif_jax.service.http import encode
@@ -37,17 +37,17 @@ class RequestLog:
 
     Args:
       folder: folder of the files; made where it is missing.
-      share: share of the calls, 0 to 1, that are logged.
+      share: share of the calls that are logged, 0 to 1.
       waiting: records that may wait for the thread; with more, calls are not logged and `counters["log_dropped"]` counts them.
       waiting_bytes: the same in bytes of memory, those of the next file, which has at most half of them, included.
 
     Raises:
       ImportError: pyarrow is missing.
-      ValueError: a share outside [0, 1].
+      ArgumentError: a share outside [0, 1].
     """
 
     def __init__(self, folder: str | Path, *, share: float = 1.0, waiting: int = 4096, waiting_bytes: int = 256 << 20):
-        expect(0 <= share <= 1, "log share", "0 to 1", share)
+        expect(0 <= share <= 1, "log_share", "0 to 1", share, error=ArgumentError)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.counters = {"log_records": 0, "log_dropped": 0, "log_failed": 0}

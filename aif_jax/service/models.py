@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aif_jax.checks import expect
+from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.features import FeatureSource, Reads
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.export import ExportError, RestoredModel, restore
@@ -121,10 +121,19 @@ class Models:
     """Loads and swaps the model versions that a folder names. Not thread-safe: use it from the event loop.
 
     Args:
+      root: an export, or exports with a file `current` that says which serve.
       config: config of every engine; its orders come on top of those of the export.
+      only: the one folder to serve, whatever `current` says; None: as `current` says.
+      keep: versions in memory that callers may name.
       source: source of features, for calls that bring an id alone.
-      source_timeout: seconds for one read of the source; None leaves it to the source and to `ServingConfig.callable_timeout`.
-      only, keep, index, store, poll: see `process.ServiceSettings`.
+      source_timeout: seconds for one read of the feature source; None: ServingConfig.callable_timeout.
+      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
+        None: the export's index.
+      store: store whose current export is fetched into `root`, at once and whenever it changes; None: no store.
+      poll: seconds between two looks at `current` and at the store.
+
+    Raises:
+      ArgumentError: numbers out of range.
     """
 
     def __init__(
@@ -140,13 +149,17 @@ class Models:
         store: SnapshotStore | None = None,
         poll: float = 1.0,
     ):
+        expect(keep >= 1, "keep", "at least 1", keep, error=ArgumentError)
+        expect(poll > 0, "poll", "more than 0 seconds", poll, error=ArgumentError)
+        good = source_timeout is None or source_timeout > 0
+        expect(good, "source_timeout", "None or more than 0 seconds", source_timeout, error=ArgumentError)
         self.root = Path(root)
         self.config = config or ServingConfig()
         self.held: list[LoadedModel] = []  # the latest first
         self.shares: list[tuple[float, LoadedModel]] = []  # that serve, with their shares of the users
         self.publishes = self.failures = 0
         self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
-        self._only, self._keep, self._poll = only, max(1, keep), poll
+        self._only, self._keep, self._poll = only, keep, poll
         self._index, self._store = index, store
         self._entries: list[ExportEntry] = []  # that serve
         self._wanted: list[ExportEntry] = []

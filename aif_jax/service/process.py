@@ -19,14 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from aif_jax.checks import expect, needs_extra
-from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.output import hidden
-from aif_jax.service.core import Policy, Service
+from aif_jax.service.core import Service
 from aif_jax.service.http import App
 from aif_jax.service.inference import InferenceRest
-from aif_jax.service.log import RequestLog
-from aif_jax.service.models import Models
-from aif_jax.serving import ServingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -78,74 +74,17 @@ class Listening:
                 raise ValueError(f"TLS: expected {expected}, got {self.certificate} and {self.key}: {error}") from None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServiceSettings:
-    """Everything that a process needs to serve.
-
-    Attributes:
-      folder: an exported folder, or exports with a file `current` that says which serve.
-      only: the one folder to serve, whatever `current` says; None: as `current` says.
-      keep: versions in memory that callers may name.
-      store: store whose current export is fetched into `folder`, at once and whenever it changes; None: no store.
-      poll: seconds between two looks at `current` and at the store.
-      config: config of the engines.
-      policy: policy of the service.
-      where: to listen.
-      index: folder of index snapshots that `aif-jax index follow` writes, or a folder of such folders, named like the exports;
-        None: the export's index.
-      features: object with `async get(user)`, or a function that makes one, as MODULE:NAME, for calls that bring a user id
-        alone; None: calls bring the features.
-      features_timeout: seconds for one read of `features`; None: ServingConfig.callable_timeout.
-      log: folder of the request log, Parquet files; None: no log.
-      log_share: share of the calls that are logged, 0 to 1.
-
-    Raises:
-      ValueError: numbers out of range.
-    """
-
-    folder: Path
-    config: ServingConfig = ServingConfig()
-    policy: Policy = Policy()
-    where: Listening = Listening()
-    only: str | None = None
-    keep: int = 2
-    poll: float = 1.0
-    index: Path | None = None
-    store: SnapshotStore | None = None
-    features: str | None = None
-    features_timeout: float | None = None
-    log: Path | None = None
-    log_share: float = 1.0
-
-    def __post_init__(self):
-        expect(self.keep >= 1, "keep", "at least 1", self.keep)
-        expect(self.poll > 0, "poll", "more than 0 seconds", self.poll)
-        expect((limit := self.features_timeout) is None or limit > 0, "features_timeout", "None or more than 0 seconds", limit)
-        expect(0 <= self.log_share <= 1, "log_share", "0 to 1", self.log_share)
-
-
-def serve(settings: ServiceSettings) -> None:
+def serve(service: Service, where: Listening) -> None:
     """Serve until SIGTERM or SIGINT, and print one JSON line with its address when it is ready.
 
-    Raises OSError where the port is taken, ImportError where a package is missing, and what `Models` raises for a folder that
-    cannot be read: all before anything is compiled.
+    Raises OSError where the port is taken, ImportError where a package is missing, and what `Models.start` raises for a folder
+    that cannot be read: all before anything is compiled.
     """
     server_package()
-    settings.where.tls()
-    bind(settings.where.host, settings.where.http_port).close()
-    models = Models(
-        settings.folder, config=settings.config, only=settings.only, keep=settings.keep, poll=settings.poll,
-        source=None if settings.features is None else source_of(settings.features), index=settings.index,
-        source_timeout=settings.features_timeout, store=settings.store,
-    )  # fmt: skip
-    log = None if settings.log is None else RequestLog(settings.log, share=settings.log_share)
-    service = Service(models, policy=settings.policy, observers=() if log is None else (log,))
-    try:
-        with hidden(), asyncio.Runner(loop_factory=loop_factory()) as runner:  # its log says what is compiled
-            runner.run(run(service, settings.where))
-    finally:
-        if log is not None:
-            log.close()
+    where.tls()
+    bind(where.host, where.http_port).close()
+    with hidden(), asyncio.Runner(loop_factory=loop_factory()) as runner:  # its log says what is compiled
+        runner.run(run(service, where))
 
 
 def server_package() -> Any:
