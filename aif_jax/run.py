@@ -272,7 +272,7 @@ def fit(
       config: epochs, batch size, learning rate, slices and all other settings.
       out: folder of the run: checkpoints and `log.jsonl`. None keeps nothing on disk. Several processes need one that
         all of them see.
-      task: samples, candidates and labels: `NextItem`, `Liked`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
+      task: samples, candidates and labels: `NextItem`, `Impressions` or `Cascaded`. None takes `NextItem`, if all
         events are of one action or `Columns.history_actions` names the positives; ValueError otherwise.
       loss: a `losses.Loss`, `Goals` or any function, see `make_step`; None takes that of the task.
       teacher: a ranker whose scores are trained on too; None for none.

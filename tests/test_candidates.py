@@ -14,7 +14,6 @@ from aif_jax.data.candidates import (
     SampleKey,
     describe,
     impressions,
-    pointwise_candidates,
     retrieved,
     sampled_negatives,
 )
@@ -99,19 +98,6 @@ def test_an_item_that_is_logged_twice_in_a_request_is_one_candidate(candidates):
 def test_every_member_of_a_shown_list_has_the_history_of_its_first(dataset):
     """Otherwise one user state for the whole list would look at another member's answer."""
     assert dataset.log.history_end(np.arange(9)).tolist() == [0, 0, 0, 3, 4, 4, 6, 6, 8]
-
-
-def test_pointwise_by_hand():
-    """Liked or not: a label at each threshold, and samples without a label refused."""
-    data = test_sampling.dataset()
-    found = pointwise_candidates(data, threshold=4)(np.array([0, 1, 2, 3]), DRAW)
-    assert found.rows.tolist() == [[1], [2], [3], [3]] and found.rows.dtype == np.int32
-    assert found.labels.tolist() == [[1], [0], [1], [0]] and found.labels.dtype == np.float32
-    refused(ValueError, "unknown item at position 5", pointwise_candidates(data, threshold=4), [5], DRAW)
-    refused(ValueError, "action 0 at position 4", pointwise_candidates(data, threshold=4), [3, 4], DRAW)
-    for threshold in (1, 6):
-        with pytest.raises(ValueError, match=rf"threshold: expected an action row in \[2, 6\), got {threshold}"):
-            pointwise_candidates(data, threshold=threshold)
 
 
 def test_sampled_lists_have_the_positive_first():
@@ -215,8 +201,7 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
     def sources():
         options = itertools.product((one, two), (1, 2), (False, True))
         return [
-            pointwise_candidates(dataset, threshold=2),
-            *(impressions(dataset, candidates=count, threshold=2) for count in (3, 4)),
+            *(impressions(dataset, candidates=count, threshold=2) for count in (1, 3, 4)),
             *(sampled_negatives(dataset, sampler=s, negatives=n, logq_correction=c) for s, n, c in options),
             sampled_negatives(dataset, sampler=one, negatives=1, repeats=False),
             retrieved(dataset, retrieval=table, candidates=3),
@@ -232,16 +217,15 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
     assert CandidateSource(mine, {})(np.array([4, 5]), DRAW).rows.shape == (2, 1)
 
 
-@pytest.mark.parametrize("column, value", [("item", 99), ("item", -1), ("action", 99)])
-def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, column, value):
-    opened = damaged(dataset, tmp_path, column=column, at=1, value=value)
-    sources = [pointwise_candidates(opened, threshold=2)]
-    if column == "item":
-        sampler = NegativeSampler([0, 4, 2, 1, 1, 0, 0])
-        sources += [sampled_negatives(opened, sampler=sampler, negatives=2), impressions(opened, candidates=3, threshold=2)]
-        sources += [retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3)]
-    for source in sources:
-        with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected {column} in \[0, \d\), got {value}"):
+@pytest.mark.parametrize("value", [99, -1])
+def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, value):
+    opened = damaged(dataset, tmp_path, column="item", at=1, value=value)
+    for source in (
+        sampled_negatives(opened, sampler=NegativeSampler([0, 4, 2, 1, 1, 0, 0]), negatives=2),
+        impressions(opened, candidates=3, threshold=2),
+        retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3),
+    ):
+        with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected item in \[0, \d\), got {value}"):
             source(np.array([0, 1]), DRAW)
 
 

@@ -370,8 +370,8 @@ def test_wrong_words_of_train(folder, tmp_path, run):
         (["--preset", "paper", "--set", 'sim_fields=["genre"]'], "--set: Sim.field: expected one of schema.behaviour_fields"),
         (["--set", 'sim_fields=["item"]'], "--set: expected one of the fields .* got 'sim_fields'"),
         (["--set", "width"], "--set: expected FIELD=VALUE with the value in JSON, got 'width'"),
-        (["--task", "Sing"], "--task: expected one of NextItem, Liked, Impressions, Cascaded, got 'Sing'"),
-        (["--task", "Liked"], "--task: .*threshold"),
+        (["--task", "Sing"], "--task: expected one of NextItem, Impressions, Cascaded, got 'Sing'"),
+        (["--task", "Impressions", "candidates=4"], "--task: .*threshold"),
         (["--task", "NextItem", "negatives=0"], "--task: NextItem.negatives: expected at least 1, got 0"),
     ):
         code, _, err = run(*words, *more)

@@ -9,7 +9,7 @@ import pytest
 
 import aif_jax as aif
 from aif_jax import metrics, train
-from aif_jax.data.candidates import CandidateLists, SampleKey, impressions, pointwise_candidates
+from aif_jax.data.candidates import CandidateLists, SampleKey, impressions
 from aif_jax.data.events import EventLog
 from aif_jax.data.split import split_by_time
 from aif_jax.train.evaluate import list_scores, rank_catalogue, sampled_before
@@ -86,7 +86,7 @@ def test_negatives_are_of_the_past(data):
 
 
 def test_other_sources_leave_the_catalogue_alone(data, small, params, positions):
-    given = dict(k=None, candidates=pointwise_candidates(data, threshold=2), calibration_negatives=0, progress=False)
+    given = dict(k=None, candidates=impressions(data, candidates=1, threshold=2), calibration_negatives=0, progress=False)
     liked = train.evaluate(small, params, data, positions, **given)
     assert liked.k is liked.hit_rate is liked.ndcg is None and "hr" not in str(liked)
     assert 0 < liked.gauc < 1 and list(liked.figures()) == [

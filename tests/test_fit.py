@@ -17,7 +17,7 @@ from aif_jax.data.split import split_by_time
 from aif_jax.run import Run
 from aif_jax.train.loop import JsonLines
 from aif_jax.train.settings import FitSettings
-from aif_jax.train.tasks import Impressions, Liked, NextItem
+from aif_jax.train.tasks import Impressions, NextItem
 from aif_jax.train.training import held_out, validation
 from tests import demo
 from tests.demo import FIT, fit, same
@@ -179,7 +179,7 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
         ({"epochs": 3}, ValueError, r"expected a run with these settings, found another:\n  fit.epochs: expected 3, the"),
         ({"task": NextItem(negatives=4, evaluated=20)}, ValueError, "fit.task.negatives: expected 4, the run has 3"),
         ({"resume": False}, FileExistsError, "expected a new folder, found checkpoints"),
-        ({"task": mine}, ValueError, "fit task: expected one of NextItem, Liked, .* others by make_step, got"),
+        ({"task": mine}, ValueError, "fit task: expected one of NextItem, Impressions, .* others by make_step, got"),
         (foreign, FileExistsError, "found checkpoints without settings; give another `out`"),
         (fresh | {"batch_size": 5000}, ValueError, "samples: expected at least one batch of batch_size=5000 to train on, got"),
     ):
@@ -192,7 +192,7 @@ def test_a_folder_of_another_run_is_refused(data, small, run, tmp_path):
     assert again.folder == tmp_path / "fresh"
 
 
-@pytest.mark.parametrize("task", [Liked(threshold=2), Impressions(candidates=3, threshold=2)])
+@pytest.mark.parametrize("task", [Impressions(candidates=1, threshold=2), Impressions(candidates=3, threshold=2)])
 def test_other_tasks_train_and_do_not_rank_the_catalogue(data, small, task):
     run = fit(small, data, **FIT | dict(task=task, epochs=1))
     assert run.folder is None and "hr@10" not in run.metrics and 0 < run.metrics["gauc"] < 1
@@ -217,7 +217,7 @@ def test_a_run_without_a_validation_slice_keeps_the_last_checkpoint(data, small)
     ({"validation": 0.0}, "FitConfig.keep_best: expected None without a validation slice, got 'gauc'"),
     ({"keep_best": "hr@100"}, r"FitConfig.keep_best: expected one of \['auc', .*'hr@10', 'ndcg@10'\], got 'hr@100'"),
     ({"validation": 0.9, "test": 0.2}, "expected validation \\+ test below 1"),
-    ({"task": Liked(threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
+    ({"task": Impressions(candidates=1, threshold=9)}, r"threshold: expected an action row in \[2, 3\): 1 is 1, 2 is 2, got 9"),
     ({"min_history": 500}, "samples: expected at least one batch of batch_size=64 to train on, got 0; see min_history"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(data, small, wrong, message):
@@ -229,11 +229,13 @@ def test_a_figure_that_the_slice_does_not_define_is_refused_before_training(data
     log = aif.EventLog(data.log.user, data.log.item, np.where(early, data.log.action, 1), data.log.time)
     seen = dataclasses.replace(data, log=log)
     with pytest.raises(ValueError, match="keep_best: expected a figure that the validation slice defines, got 'gauc': its"):
-        fit(small, seen, **FIT | dict(task=Liked(threshold=2)))
-    liked = (data.log.user % 2 + 1).astype(np.int32)  # every user likes all or nothing: an AUC over all is defined
+        fit(small, seen, **FIT | dict(task=Impressions(candidates=1, threshold=2)))
+    liked = np.where(early, 1, data.log.user % 2 + 1).astype(np.int32)  # users like all or nothing: an AUC over all is defined
     apart = dataclasses.replace(data, log=aif.EventLog(data.log.user, data.log.item, liked, data.log.time))
-    settings = FitSettings(task=Liked(threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
-                           loss="", optimizer="", k=None, keep_best="auc")  # fmt: skip
+    settings = FitSettings(
+        task=Impressions(candidates=1, threshold=2), first_validation=int(np.quantile(data.log.time, 0.8)), first_test=2**40,
+        loss="", optimizer="", k=None, keep_best="auc",
+    )  # fmt: skip
     validation(small, apart, settings, progress=False)
     with pytest.raises(ValueError, match="got 'gauc_mean': no user of its .* of both labels; give keep_best='auc' or None"):
         validation(small, apart, dataclasses.replace(settings, keep_best="gauc_mean"), progress=False)

@@ -12,7 +12,7 @@ from aif_jax.data.cascade import Cascade
 from aif_jax.data.split import time_cuts
 from aif_jax.run import Run
 from aif_jax.train.settings import FitConfig, FitSettings
-from aif_jax.train.tasks import Cascaded, Impressions, Liked, NextItem
+from aif_jax.train.tasks import Cascaded, Impressions, NextItem
 from aif_jax.train.training import cuts, note, samples_line, samples_of
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
@@ -20,7 +20,7 @@ from tests.demo import fit
 from tests.refusals import refused
 
 DAY = 86_400
-TASKS = [NextItem(), Liked(threshold=2), Impressions(candidates=3, threshold=2), Cascaded()]
+TASKS = [NextItem(), Impressions(candidates=3, threshold=2), Cascaded()]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_note_names_what_is_lacking(listed):
     assert note(config, NextItem(), 5).startswith("hr@5 and ndcg@5 are of scores before the SVD term and the popularity")
     lacks = "before the SVD term; with it: run.with_svd(data).evaluate(data)"
     assert note(config, NextItem(logq_correction=True), 5).endswith(lacks)
-    assert note(config, NextItem(), None) == note(config, Liked(threshold=2), None) == ""
+    assert note(config, NextItem(), None) == note(config, Impressions(candidates=3, threshold=2), None) == ""
 
 
 EVENTS = {"user": ["ann"] * 3 + ["bob"] * 3, "item": [7, 8, 9] * 2, "time": [10, 20, 30] * 2, "did": ["see", "click"] * 3}
@@ -141,7 +141,6 @@ TWO = ("click", "like")
     (("click",), Impressions(candidates=2, threshold={"click": "clik"}),
      r"threshold\['click'\]: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 'clik'"),
     ((), Impressions(candidates=2, threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click'"),
-    ((), Liked(threshold=9), r"threshold: expected an action row in \[2, 3\): 1 is 'see', 2 is 'click', got 9"),
 ])  # fmt: skip
 def test_labels_that_do_not_fit_are_refused_with_the_names_that_there_are(objectives, task, message):
     columns = aif.Columns(action="did", actions=("see", "click"))

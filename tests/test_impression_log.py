@@ -9,7 +9,7 @@ import pytest
 import aif_jax as aif
 from aif_jax.data.negatives import SeenPairs, counts_before
 from aif_jax.encoding.encoder import Encoder
-from aif_jax.train.tasks import Impressions, Liked, NextItem, task_of
+from aif_jax.train.tasks import Impressions, NextItem, task_of
 from tests import demo
 from tests.refusals import refused
 
@@ -170,7 +170,6 @@ def test_fit_says_what_the_labels_are(caplog):
 
 @pytest.mark.parametrize(("columns", "task", "message"), [
     (COLUMNS, Impressions(candidates=3, threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown'"),
-    (COLUMNS, Liked(threshold=1), r"threshold: expected an action row in \[2, 4\): 1 is 'shown', 2 is 'click'"),
     (
         dataclasses.replace(COLUMNS, actions=("no", "shown", "click", "buy")), TASK,
         r"threshold: expected positives and negatives among the events, got 100% positives for 2; events by least action "

@@ -14,7 +14,7 @@ import pytest
 import aif_jax as aif
 from aif_jax import blocks, train
 from aif_jax.checkpoint import Checkpoints
-from aif_jax.data.candidates import pointwise_candidates, sampled_negatives
+from aif_jax.data.candidates import impressions, sampled_negatives
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.pipeline import Pipeline, to_device
 from aif_jax.train import losses
@@ -30,7 +30,7 @@ loop_module = sys.modules["aif_jax.train.loop"]  # `train.loop` is the function
 @pytest.fixture(scope="module")
 def feed(data) -> Pipeline:
     config = demo.config(schema=data.schema, blocks=(blocks.Bea(bridges=2),), sequence=False)
-    source = pointwise_candidates(data, threshold=2)
+    source = impressions(data, candidates=1, threshold=2)
     return Pipeline(dataset=data, positions=range(600), candidates=source, config=config, batch_size=50, epochs=2)
 
 

@@ -33,7 +33,7 @@ from aif_jax.refreshing.steps import REPORT
 from aif_jax.scores import with_calibration
 from aif_jax.train.edits import svd_deviation
 from aif_jax.train.settings import FitSettings
-from aif_jax.train.tasks import Liked, NextItem
+from aif_jax.train.tasks import Impressions, NextItem
 from aif_jax.train.training import training_positions
 from tests import demo
 from tests import refresh_world as world
@@ -328,7 +328,7 @@ def test_inputs_are_checked_before_an_unfinished_job_is_dropped(run, tmp_path):
         ({"items": str(tmp_path / "typo.csv")}, FileNotFoundError, "typo.csv: expected"),
         ({"current": tmp_path / "typo"}, FileNotFoundError, "typo: expected the folder of a run"),
         ({"task": NextItem(negatives=3)}, ArgumentError, "refresh task: expected that of the served model, .* leave it out"),
-        ({"task": Liked(threshold=1)}, ArgumentError, "refresh task: expected that of the served model"),
+        ({"task": Impressions(candidates=3, threshold=2)}, ArgumentError, "refresh task: expected that of the served model"),
         ({"fixed": ("soon", "later")}, ArgumentError, "fixed: expected an ISO date"),
         ({"platforms": ("gpu",)}, ValueError, "platforms: expected names among .*, got .*gpu"),
         ({"epochs": 0}, ValueError, "FitConfig.epochs: expected at least 1, got 0"),

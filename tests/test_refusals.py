@@ -155,7 +155,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     *each(ServingConfig, "ServingConfig", "tuple[int, ...]", buckets=[512]),
     *each(ServingConfig, "ServingConfig", "float or None", budget=["1s"]),
     *each(train.NextItem, "NextItem", "int", negatives=["15"]),
-    *each(train.Liked, "Liked", "int", threshold=[3.5]),
     *each(train.SparseConfig, "SparseConfig", "int", min_rows=[1e6]),
     *((lambda value=value: demo.config(blocks=(value,)), TypeError,
        f"Config.blocks: expected values of classes made by the decorator `block`, got {value!r}")

@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
     text += "; and what the preset takes too: " + ", ".join(sorted({x for name in PRESETS for x in preset_arguments(name)}))
     one.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes", help=text)
     text = "(default: NextItem, for events of one action, or with history_actions in --columns)"
-    text = f"{shared.TASK_HELP}; such as Liked threshold=4 {text}"
+    text = f"{shared.TASK_HELP}; such as Impressions candidates=50 threshold=2 {text}"
     one.add_argument("--task", nargs="+", metavar=("NAME", "FIELD=VALUE"), help=text)
     shared.add_teacher(one, label=", or with --cascade a label")
     text = "file of a ranker's log, see read_cascade; its labels are the objectives of --set, and --teacher"

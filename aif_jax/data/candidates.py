@@ -1,4 +1,4 @@
-"""Sources of candidates: one item, the list that was shown, sampled negatives, retrieved items, or a logged cascade.
+"""Sources of candidates: the list that was shown, sampled negatives, retrieved items, or a logged cascade.
 
 A source is a function of positions and a `SampleKey`; `Pipeline` calls it for every batch.
 """
@@ -92,34 +92,6 @@ class CandidateSource:
 def describe(source: SourceFn) -> dict[str, Any]:
     """Return the description of a source; of a function of yours its qualified name."""
     return source.description if isinstance(source, CandidateSource) else {"kind": name_of(source)}
-
-
-def pointwise_candidates(dataset: Dataset, *, threshold: int) -> CandidateSource:
-    """Return one candidate a sample, the event's item; label 1 where its action is at least `threshold`: was it liked?
-
-    Args:
-      dataset: the data; its action rows must be in ascending order of liking, as rating buckets are.
-      threshold: the least action row that counts as liked.
-
-    Returns:
-      A source; it raises ValueError for samples of unknown items or actions, `CorruptRecord` for what the vocabularies lack.
-
-    Raises:
-      ValueError: a threshold that every or no action reaches.
-    """
-    actions = dataset.schema.actions
-    expect_threshold(dataset, threshold, "threshold")
-
-    def lists(positions: np.ndarray, draw: SampleKey) -> CandidateLists:
-        at = expect_integers(positions, "positions", size=len(dataset.log))
-        action = dataset.log.action[at]
-        dataset.expect_intact("action", at, action, actions)
-        unknown = at[action == 0]
-        if len(unknown):
-            raise ValueError(f"pointwise: expected samples with a known action, got action 0 at position {unknown[0]}")
-        return CandidateLists(_targets(dataset, at)[:, None], (action >= threshold).astype(np.float32)[:, None])
-
-    return CandidateSource(lists, {"kind": "pointwise", "threshold": threshold})
 
 
 def sampled_negatives(

@@ -122,7 +122,7 @@ class Pipeline:
       >>> events = {"user": [1] * 80, "item": [3, 5] * 40, "time": [*range(80)], "rating": [1, 2] * 40}
       >>> columns = aif.Columns(action="rating", actions=(1, 2))
       >>> dataset = aif.read(events, items={"item": [3, 5], "category": [1, 2]}, columns=columns)
-      >>> source = candidates.pointwise_candidates(dataset, threshold=2)
+      >>> source = candidates.impressions(dataset, candidates=1, threshold=2)
       >>> config = aif.presets.two_tower(dataset.schema)
       >>> feed = Pipeline(dataset=dataset, positions=range(80), candidates=source, config=config, batch_size=16)
       >>> fed = list(feed.batches())

@@ -9,10 +9,10 @@ from aif_jax.train.loop import BadBatch, JsonLines, Saving, loop, resume
 from aif_jax.train.optimizers import SparseConfig, default_optimizer, rowwise_adagrad
 from aif_jax.train.settings import FitConfig
 from aif_jax.train.step import TrainState, init_state, make_step, score
-from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, Liked, NextItem
+from aif_jax.train.tasks import Cascaded, Goal, Goals, Impressions, NextItem
 
 __all__ = [
-    "NextItem", "Liked", "Impressions", "Cascaded", "FitConfig", "Teacher",
+    "NextItem", "Impressions", "Cascaded", "FitConfig", "Teacher",
     "evaluate", "Evaluation", "baseline_scores", "edits", "svd_factors",
     "losses", "Goal", "Goals",
     "make_step", "init_state", "TrainState", "default_optimizer", "rowwise_adagrad", "SparseConfig",

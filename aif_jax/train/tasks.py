@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aif_jax.checks import Fields, expect, expect_types
-from aif_jax.data.candidates import CandidateSource, impressions, logged, pointwise_candidates, sampled_negatives, staged
+from aif_jax.data.candidates import CandidateSource, impressions, logged, sampled_negatives, staged
 from aif_jax.data.cascade import STAGE, STAGES
 from aif_jax.data.dataset import Dataset
 from aif_jax.data.negatives import NegativeSampler, counts_before
@@ -92,40 +92,6 @@ class NextItem(Fields):
         sampler = NegativeSampler(counts_before(data, before), power=self.power, uniform=uniform)
         options: dict[str, Any] = {"logq_correction": self.logq_correction and not held_out, "repeats": repeats}
         return sampled_negatives(data, sampler=sampler, negatives=negatives, **options)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Liked(Fields):
-    """Ratings: each event of a known item and action is a sample, its item the only candidate.
-
-    Attributes:
-      threshold: the least action row that counts as liked; action rows must be in ascending order of liking.
-    """
-
-    threshold: int
-
-    loss = pointwise_bce
-    ranks_catalogue = False
-    calibration_negatives = 0
-    samples = "events"
-    no_sample = "of unknown items or actions"
-
-    def __post_init__(self):
-        expect_types(self)
-
-    @property
-    def thresholds(self) -> dict[str, int]:
-        """The threshold by name of the label."""
-        return {"liked": self.threshold}
-
-    def positions(self, data: Dataset, *, min_history: int, since: int | None, before: int | None) -> np.ndarray:
-        """Return events of known items and actions in a span of time."""
-        positions = _with_history(data, min_history=min_history, since=since, before=before)
-        return positions[data.log.action[positions] > 0]
-
-    def source(self, data: Dataset, *, before: int, held_out: bool = False, repeats: bool | None = None) -> CandidateSource:
-        """Return the event's item, whether or not users come back to items."""
-        return pointwise_candidates(data, threshold=self.threshold)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,8 +225,8 @@ def _with_history(data: Dataset, *, min_history: int, **span: Any) -> np.ndarray
     return positions[data.history_lengths(positions) >= min_history]
 
 
-Task: TypeAlias = NextItem | Liked | Impressions | Cascaded
-TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Liked, Impressions, Cascaded)}
+Task: TypeAlias = NextItem | Impressions | Cascaded
+TASKS: dict[str, type[Task]] = {task.__name__: task for task in (NextItem, Impressions, Cascaded)}
 """Tasks by name, for the record of a run."""
 
 
