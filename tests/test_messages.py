@@ -9,7 +9,7 @@ from tests.messages import VALUE, Message, messages_in
 PACKAGE = Path(aif_jax.__file__).parent
 STATES = {
     "DeadlineExceeded": "time ran out", "TimeoutError": "time ran out", "EngineClosed": "an engine that does not serve",
-    "Overloaded": "more calls than can be answered", "Stale": "an old model",
+    "Overloaded": "more calls than can be answered", "Failure": "an HTTP request that is no call, or what no call can help",
     "OSError": "a disk, a port or a broker", "RuntimeError": "another process or thread",
     "WriterConflict": "another writer",
     "BadBatch": "the input of a step, which it names", "FloatingPointError": "a step that diverged, whose samples it names",

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -214,57 +214,52 @@ def affinity_key(user: int | str) -> str:
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.05  # that a refused caller is told to wait: about the time of a few requests
 
-SCORES = "scores"
-"""Field of the error that no known candidate has a finite score."""
 
+@dataclasses.dataclass(eq=False)
+class Failure(Exception):
+    """An error as a caller sees it.
 
-class UnknownVersion(ValueError):
-    """A call for a model version that this service does not hold."""
+    Attributes:
+      code: kind of the error, such as "INVALID_ARGUMENT".
+      status: HTTP status code.
+      field: part of the call that is at fault, "" for none.
+      retry_after: seconds until another try may succeed; None for no hint.
+      counts: candidates by what kept them from a score.
+      headers: more headers of the answer.
+    """
 
-
-class UnknownModel(ValueError):
-    """A call for a model of another name."""
-
-
-class Stale(RuntimeError):
-    """The model is older than the operator allows, and the service was told to refuse."""
-
-
-class Failure(NamedTuple):
-    """An error as a caller sees it."""
-
-    code: str  # the kind of error, such as "INVALID_ARGUMENT"
-    status: int  # HTTP status code
+    code: str
+    status: int
     message: str
     field: str = ""
-    retry_after: float | None = None  # seconds
-    counts: Mapping[str, int] = {}
+    retry_after: float | None = None
+    counts: Mapping[str, int] | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the body of an HTTP answer."""
-        entry = {"code": self.code, "message": self.message} | ({"field": self.field} if self.field else {})
-        entry |= {"counts": dict(self.counts)} if self.counts else {}
-        return {"error": entry | ({} if self.retry_after is None else {"retry_after": self.retry_after})}
+        more = {name: value for name in ("field", "counts", "retry_after") if (value := getattr(self, name)) not in ("", None)}
+        return {"error": {"code": self.code, "message": self.message} | more}
 
 
 def problem_of(error: BaseException) -> Failure:
     """Return how an error is answered; the text of what no caller can help stays here."""
     text = str(error)
+    if isinstance(error, Failure):
+        return error
     if isinstance(error, BadCall):
         return Failure("INVALID_ARGUMENT", 400, text, error.field)
     if isinstance(error, Overloaded):
         return Failure("RESOURCE_EXHAUSTED", 429, text, retry_after=RETRY_SECONDS)
     if isinstance(error, DeadlineExceeded):
         return Failure("DEADLINE_EXCEEDED", 504, text)
-    if isinstance(error, EngineClosed | Stale):
+    if isinstance(error, EngineClosed):
         return Failure("UNAVAILABLE", 503, text, retry_after=1.0)
-    if isinstance(error, UnknownVersion | VersionMismatch):  # an EncodingMismatch is one too
+    if isinstance(error, VersionMismatch):
         return Failure("FAILED_PRECONDITION", 412, text, "encoding" if isinstance(error, EncodingMismatch) else "version")
-    if isinstance(error, UnknownModel):
-        return Failure("NOT_FOUND", 404, text, "model")
     if isinstance(error, NonFiniteScores):
         counts = {"non_finite": error.non_finite, "unknown": error.unknown, "excluded": error.excluded}
-        return Failure("INTERNAL", 500, text, SCORES, counts=counts)
+        return Failure("INTERNAL", 500, text, "scores", counts=counts)
     return Failure("INTERNAL", 500, f"the service failed: {type(error).__name__}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from aif_jax.checks import expect
 from aif_jax.interaction import contributions
 from aif_jax.model import INTERACTION
-from aif_jax.service.calls import BadCall, Call, Limits, Stale, blaming_caller, problem_of
+from aif_jax.service.calls import BadCall, Call, Failure, Limits, blaming_caller, problem_of
 from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Ranking, Request
@@ -183,8 +183,8 @@ class Service:
 
         Raises:
           BadCall, TypeError, ValueError: what the caller can correct.
-          UnknownVersion, EncodingMismatch: a version that is not held, features of another encoder.
-          Stale: a model older than the policy allows.
+          Failure: a version that is not held, a model older than the policy allows.
+          EncodingMismatch: features of another encoder.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
         code, version, answer = "OK", "", None
@@ -229,7 +229,7 @@ class Service:
     def _picked(self, call: Call) -> LoadedModel:
         served = self.models.pick(call)
         if self.policy.when_stale == "refuse" and (stale := self._stale(served)):
-            raise Stale(f"version {served.version[:12]}: {stale}")
+            raise Failure("UNAVAILABLE", 503, f"version {served.version[:12]}: {stale}", retry_after=1.0)
         return served
 
     def _stale(self, served: LoadedModel) -> str | None:

@@ -65,7 +65,6 @@ class Response(NamedTuple):
 class HttpRequest(NamedTuple):
     """One request, its body read."""
 
-    method: str
     path: str
     headers: Headers
     body: bytes
@@ -73,6 +72,11 @@ class HttpRequest(NamedTuple):
 
 
 Handler = Callable[[HttpRequest], Awaitable[Response]]
+Route = tuple[str, Handler]
+"""Methods of a path, as the header `allow` has them, and what answers them."""
+READ, CALL = "GET, HEAD", "POST"
+PLAIN = "/v2"
+"""Paths below it have errors without codes, `{"error": "..."}`."""
 
 
 class App:
@@ -81,27 +85,27 @@ class App:
     Args:
       service: that answers.
       token: bearer token that every call must bring; None for no authentication.
-      more: further routes: a handler by the first part of the path, such as "/v2".
+      find: returns the route of a path that is none of the usual ones, None where there is none.
       max_requests: requests in flight; one more gets 503, unless its path needs no token. None for no bound.
     """
 
     def __init__(
-        self, service: Service, *, token: str | None = None, more: Mapping[str, Handler] | None = None,
+        self, service: Service, *, token: str | None = None, find: Callable[[str], Route | None] = lambda path: None,
         max_requests: int | None = None,
     ):  # fmt: skip
         self._service = service
         self._max_requests, self._flying = math.inf if max_requests is None else max_requests, 0
         self._token = None if token is None else token.encode()
-        self._more = dict(more or {})
+        self._find = find
         self._summing = asyncio.Lock()
         folder = Path(__file__).parent / "page"
         self._page = {path: (kind, (folder / name).read_bytes()) for path, (name, kind) in PAGE.items()}
-        self._posts: dict[str, Handler] = {f"/v1/{name}": functools.partial(self._called, name) for name in METHODS}
-        self._posts["/v1/explain"] = self._explain
-        self._gets: dict[str, Handler] = {
-            "/health/live": self._live, "/health/ready": self._ready, "/metrics": self._metrics, "/status.json": self._status,
-            **{path: self._static for path in PAGE},
-        }  # fmt: skip
+        self._routes: dict[str, Route] = {f"/v1/{name}": (CALL, functools.partial(self._called, name)) for name in METHODS}
+        self._routes["/v1/explain"] = CALL, self._explain
+        self._routes |= {f"{root}/health/live": (READ, self._live) for root in ("", PLAIN)}
+        self._routes |= {f"{root}/health/ready": (READ, self._ready) for root in ("", PLAIN)}
+        self._routes |= {"/metrics": (READ, self._metrics), "/status.json": (READ, self._status)}
+        self._routes |= {path: (READ, self._static) for path in PAGE}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one HTTP request."""
@@ -130,7 +134,7 @@ class App:
         try:
             response = await self._answer(scope["method"], scope["path"], headers, read)
         except Exception as error:
-            response = problem_response(reported(error))
+            response = problem_response(reported(error), plain=scope["path"].startswith(PLAIN))
         shown = [(b"content-type", response.kind.encode()), (b"content-length", str(len(response.body)).encode())]
         shown += [*response.headers, *([(b"connection", b"close")] if unread else [])]
         await send({"type": "http.response.start", "status": response.status, "headers": shown})
@@ -145,39 +149,35 @@ class App:
             await send({"type": "http.response.body", "body": b""})
 
     async def _answer(self, method: str, path: str, headers: Headers, receive: Any) -> Response:
+        """Return the answer; raises Failure, and what handlers raise."""
         if self._flying > self._max_requests and path not in OPEN:
-            text = f"expected at most {self._max_requests} requests at once"
-            return problem_response(Failure("UNAVAILABLE", 503, text, "", PAUSE))
+            raise Failure("UNAVAILABLE", 503, f"expected at most {self._max_requests} requests at once", retry_after=PAUSE)
         if self._token is not None and path not in OPEN and not self._knows(headers):
             text = "expected the header 'authorization: Bearer TOKEN' with the token of this service"
-            return problem_response(Failure("UNAUTHENTICATED", 401, text), (b"www-authenticate", b"Bearer"))
-        handler = self._posts.get(path) if method == "POST" else self._gets.get(path) if method in ("GET", "HEAD") else None
-        if handler is None:
-            handler = self._more.get("/" + path.split("/")[1]) if path.startswith("/") else None
-        if handler is None:
-            if path in self._posts or path in self._gets:
-                allowed = "POST" if path in self._posts else "GET, HEAD"
-                wrong = Failure("UNIMPLEMENTED", 405, f"{path}: expected {allowed}, got {method}")
-                return problem_response(wrong, (b"allow", allowed.encode()))
-            return problem_response(Failure("NOT_FOUND", 404, "no such path"))
-        body = b"" if method in ("GET", "HEAD") else await self._body(headers, receive)
-        if isinstance(body, Failure):
-            return problem_response(body)
+            raise Failure("UNAUTHENTICATED", 401, text, headers=((b"www-authenticate", b"Bearer"),))
+        route = self._routes.get(path) or self._find(path)
+        if route is None:
+            raise Failure("NOT_FOUND", 404, "no such path")
+        allowed, handler = route
+        if method not in allowed.split(", "):
+            text = f"{path}: expected {allowed}, got {method}"
+            raise Failure("UNIMPLEMENTED", 405, text, headers=((b"allow", allowed.encode()),))
+        body = await self._body(headers, receive) if allowed == CALL else b""
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        return await _cancel_on_disconnect(handler(HttpRequest(method, path, headers, body, kind)), receive)
+        return await _cancel_on_disconnect(handler(HttpRequest(path, headers, body, kind)), receive)
 
     def _knows(self, headers: Headers) -> bool:
         assert self._token is not None
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         return kind.lower() == b"bearer" and hmac.compare_digest(given.strip(), self._token)
 
-    async def _body(self, headers: Headers, receive: Any) -> bytes | Failure:
-        """Return the body, or why it is not read to its end."""
+    async def _body(self, headers: Headers, receive: Any) -> bytes:
+        """Return the body; Failure where it is not read to its end."""
         limits = self._service.policy.limits
         too_large = Failure("INVALID_ARGUMENT", 413, f"body: expected at most {limits.body_bytes} bytes", "body")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > limits.body_bytes:
-            return too_large
+            raise too_large
         parts, size = [], 0
         try:
             async with asyncio.timeout(limits.body_seconds):
@@ -185,12 +185,13 @@ class App:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limits.body_bytes:
-                        return too_large
+                        raise too_large
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
-            return Failure("DEADLINE_EXCEEDED", 408, f"body: expected its end within {limits.body_seconds} s", "body")
-        return Failure("CANCELLED", 400, "the caller left", "body")
+            text = f"body: expected its end within {limits.body_seconds} s"
+            raise Failure("DEADLINE_EXCEEDED", 408, text, "body") from None
+        raise Failure("CANCELLED", 400, "the caller left", "body")
 
     def _call(self, request: HttpRequest) -> Call:
         if request.kind != JSON:
@@ -246,7 +247,7 @@ async def _cancel_on_disconnect(work: Awaitable[Response], receive: Any) -> Resp
         if not left:
             raise
         task.uncancel()
-        return problem_response(Failure("CANCELLED", 499, "the caller left"))
+        raise Failure("CANCELLED", 499, "the caller left") from None
     finally:
         timer.cancel()
         for each in watching:
@@ -258,11 +259,13 @@ def json_response(value: Any, *, status: int = 200) -> Response:
     return Response(status, JSON, encode(value))
 
 
-def problem_response(problem: Failure, *headers: tuple[bytes, bytes]) -> Response:
+def problem_response(problem: Failure, *, plain: bool = False) -> Response:
     """Return an error as JSON; one that may be tried again says when, in whole seconds as HTTP has them."""
+    headers = problem.headers
     if problem.retry_after is not None:
         headers = (*headers, (b"retry-after", str(max(1, round(problem.retry_after))).encode()))
-    return json_response(problem.to_json(), status=problem.status)._replace(headers=headers)
+    body = {"error": problem.message} if plain else problem.to_json()
+    return json_response(body, status=problem.status)._replace(headers=headers)
 
 
 def encode(value: Any) -> bytes:

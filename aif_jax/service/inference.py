@@ -15,88 +15,60 @@ Outputs are ids, scores and logits [at most k], or logits and mask [C]; of a mod
 
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from aif_jax.encoding.vocabulary import id_array
-from aif_jax.service.calls import BadCall, UnknownModel, UnknownVersion, exact_numbers, parse, reported
+from aif_jax.service.calls import BadCall, Failure, exact_numbers, parse
 from aif_jax.service.core import Service
-from aif_jax.service.http import JSON, HttpRequest, Response, encode, json_response, parse_json
+from aif_jax.service.http import CALL, JSON, PLAIN, READ, HttpRequest, Response, Route, encode, json_response, parse_json
 from aif_jax.store.trained import __version__
 
 MODEL = "preranking"
-EXTENSIONS = ("binary_tensor_data", "parameters")
 SCALARS = ("user", "k", "order", "now", "feature_version", "budget")
-
-
-def _scalar(array: np.ndarray, name: str) -> Any:
-    if array.size != 1:
-        raise BadCall(name, f"expected one value, got shape {list(array.shape)}")
-    return array.reshape(-1).tolist()[0]
-
-
-def _column(array: np.ndarray) -> Any:
-    return array if array.dtype.kind in "iu" else array.tolist()
-
-
 BINARY = "application/octet-stream"
 LENGTH = b"inference-header-content-length"
-ROUTE = re.compile(
-    r"/v2(/health/(?P<health>live|ready)|/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<action>ready|infer))?)?"
-)
+PATH = re.compile(PLAIN + r"(/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<action>ready|infer))?)?/*")
 
 
-class InferenceRest:
-    """The routes below /v2."""
+class Inference:
+    """The routes below /v2, but for health."""
 
     def __init__(self, service: Service):
         self._service = service
 
-    async def __call__(self, request: HttpRequest) -> Response:
-        """Answer a request; errors are `{"error": "..."}`, as the protocol has them."""
-        try:
-            return await self._route(request)
-        except Exception as error:
-            problem = reported(error)
-            return json_response({"error": problem.message}, status=problem.status)
-
-    async def _route(self, request: HttpRequest) -> Response:
-        match = ROUTE.fullmatch(request.path.rstrip("/"))
+    def route(self, path: str) -> Route | None:
+        """Return the route of a path, None where there is none."""
+        match = PATH.fullmatch(path)
         if match is None:
-            return json_response({"error": "no such path"}, status=404)
-        health, model, version, action = match["health"], match["model"], match["version"] or "", match["action"]
-        allowed = ("POST",) if action == "infer" else ("GET", "HEAD")
-        if request.method not in allowed:
-            listed = ", ".join(allowed)
-            wrong = json_response({"error": f"{request.path}: expected {listed}, got {request.method}"}, status=405)
-            return wrong._replace(headers=((b"allow", listed.encode()),))
-        if health is not None:
-            good = health == "live" or self._is_ready()
-            return json_response({health: good}, status=200 if good else 503)
-        if model is None:
-            return json_response({"name": "aif_jax", "version": __version__, "extensions": list(EXTENSIONS)})
-        if model != MODEL:
-            raise UnknownModel(f"model: expected {MODEL!r}, got {model[:200]!r}")
-        if action == "infer":
-            return await self._infer(request, version)
-        if action == "ready":
-            good = self._is_ready(version)
-            return json_response({"name": MODEL, "ready": good}, status=200 if good else 503)
-        return json_response(self._metadata(version))
+            return None
+        model, version, action = match["model"], match["version"] or "", match["action"]
 
-    def _is_ready(self, version: str = "") -> bool:
+        async def answer(request: HttpRequest) -> Response:
+            if model is None:
+                extensions = ["binary_tensor_data", "parameters"]
+                return json_response({"name": "aif_jax", "version": __version__, "extensions": extensions})
+            if model != MODEL:
+                raise Failure("NOT_FOUND", 404, f"model: expected {MODEL!r}, got {model[:200]!r}", "model")
+            if action == "infer":
+                return await self._infer(request, version)
+            if action is None:
+                return json_response(self._metadata(version))
+            ready = self._is_ready(version)
+            return json_response({"name": MODEL, "ready": ready}, status=200 if ready else 503)
+
+        return CALL if action == "infer" else READ, answer
+
+    def _is_ready(self, version: str) -> bool:
         """Return whether a version, or the service, answers."""
-        if self._service.unready is not None:
-            return False
         try:
-            return not version or self._service.models.named(version) is not None
-        except UnknownVersion:
+            return self._service.unready is None and (not version or self._service.models.named(version) is not None)
+        except Failure:
             return False
 
     def _metadata(self, version: str) -> dict[str, Any]:
-        """Return versions, inputs and outputs of the model; raises UnknownVersion."""
+        """Return versions, inputs and outputs of the model; raises Failure for a version that is not held."""
         models = self._service.models
         held = [models.named(version)] if version else models.held
         index = held[0].restored.index if held else None
@@ -115,26 +87,25 @@ class InferenceRest:
         """Answer tensors: with a ranking where `k` is among them, else with scores."""
         length = request.headers.get(LENGTH)
         if length is not None and not (length.isdigit() and len(length) < 10 and int(length) <= len(request.body)):
-            expected = f"expected at most the {len(request.body)} bytes of the body, got {length[:20]!r}"
-            raise BadCall("inference-header-content-length", expected)
+            raise BadCall(LENGTH.decode(), f"expected at most the {len(request.body)} bytes of the body, got {length[:20]!r}")
         end, limits = len(request.body) if length is None else int(length), self._service.policy.limits
-        head, data = parse_json(request.body[:end]), request.body[end:]
+        head = parse_json(request.body[:end])
         fields: dict[str, Any] = {"id": head.get("id", ""), "version": version or None}
-        for name, array in arrays_from(head.get("inputs"), data, texts=limits.texts).items():
-            one, column = name in SCALARS or name.startswith("record."), name.startswith("events.")
-            put(fields, name, _scalar(array, name) if one else _column(array) if column else array)
-        names, binary = _outputs(head)
-        method, wanted = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
-        if unknown := [name for name in names if name not in wanted]:
-            raise BadCall("outputs", f"expected some of {list(wanted)}, got {unknown[0][:200]!r}")
+        for name, array in arrays_from(head.get("inputs"), request.body[end:], texts=limits.texts).items():
+            put(fields, name, array)
+        asked = tensors(head.get("outputs", []), "outputs")
+        method, known = ("rank", ("ids", "scores", "logits")) if "k" in fields else ("score", ("logits", "mask"))
+        if unknown := [name for name in asked if name not in known]:
+            raise BadCall("outputs", f"expected some of {list(known)}, got {unknown[0][:200]!r}")
         answer = (await self._service.answer(method, parse(fields, limits))).fields()
         more = {name: answer[name] for name in ("reason", "excluded") if answer.get(name)}
         shown = {"model_name": MODEL, "model_version": answer["version"], "parameters": {"degraded": answer["degraded"]} | more}
         shown |= {"id": answer["id"]} if answer["id"] else {}
-        outputs, parts = [], []
-        for name in names or wanted:
+        outputs, parts, default = [], [], parameter(head, "binary_data_output")
+        for name in asked or known:
             outputs.append(described(name, answer[name]))
-            if binary.get(name, binary[""]):
+            binary = parameter(asked.get(name, {}), "binary_data")
+            if (default if binary is None else binary) is True:
                 parts.append(to_bytes(answer[name]))
                 outputs[-1]["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
@@ -145,41 +116,50 @@ class InferenceRest:
         return Response(200, BINARY, text + b"".join(parts), ((LENGTH, str(len(text)).encode()),))
 
 
-def _outputs(head: dict[str, Any]) -> tuple[list[str], dict[str, bool]]:
-    """Return the outputs that are wanted, and which of them in binary; of "" for those that do not say."""
-    parameters = head.get("parameters")
-    binary = {"": isinstance(parameters, dict) and parameters.get("binary_data_output") is True}
-    names, listed = [], head.get("outputs", [])
-    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
-        raise BadCall("outputs", f"expected a list of at most {MAX_TENSORS} tensors, got {type(listed).__name__}")
-    for entry in listed:
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise BadCall("outputs", f"expected tensors with names, got {entry!r:.80}")
-        names.append(entry["name"])
-        inner = entry.get("parameters")
-        if isinstance(inner, dict) and "binary_data" in inner:
-            binary[entry["name"]] = inner["binary_data"] is True
-    return names, binary
-
-
 # tensors
 
-DATATYPES = {
-    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1",
-    "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "FP64": "<f8",
+DTYPES = {
+    "BOOL": np.bool_, "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8,
+    "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "FP32": np.float32, "FP64": np.float64,
 }  # fmt: skip
-DTYPES = {name: np.dtype(code) for name, code in DATATYPES.items()}
-NAMES = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}  # of answers, which are in native order
+"""By datatype. In memory and on the wire the lowest byte is first, as on every machine that JAX runs on."""
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 MAX_TENSORS = 256
 
 
-def put(fields: dict[str, Any], name: str, value: Any) -> None:
-    """Add a field, GROUP.NAME to its group; raises BadCall where there is one."""
+def put(fields: dict[str, Any], name: str, array: np.ndarray) -> None:
+    """Add a tensor as the field NAME, or to the group of GROUP.NAME; raises BadCall where there is one."""
     group, dot, key = name.partition(".")
+    value: Any = array
+    if name in SCALARS or group == "record":
+        if array.size != 1:
+            raise BadCall(name, f"expected one value, got shape {list(array.shape)}")
+        (value,) = array.ravel().tolist()
+    elif group == "events" and array.dtype.kind not in "iu":
+        value = array.tolist()
     inside = fields.setdefault(group, {}) if dot else fields
     if not isinstance(inside, dict) or (key or group) in inside:
         raise BadCall(name[:80], "expected one value, got two; send one")
     inside[key or group] = value
+
+
+def tensors(listed: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Return what a call lists of tensors by name; raises BadCall."""
+    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
+        raise BadCall(where, f"expected a list of at most {MAX_TENSORS} tensors, got {listed!r:.40}")
+    named: dict[str, dict[str, Any]] = {}
+    for entry in listed:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name in named:
+            raise BadCall(where, f"expected different names, got {name!r:.80}")
+        named[name] = entry
+    return named
+
+
+def parameter(entry: dict[str, Any], name: str) -> Any:
+    """Return a parameter of a call or a tensor, None for none."""
+    parameters = entry.get("parameters")
+    return parameters.get(name) if isinstance(parameters, dict) else None
 
 
 def described(name: str, array: np.ndarray) -> dict[str, Any]:
@@ -190,32 +170,29 @@ def described(name: str, array: np.ndarray) -> dict[str, Any]:
 def to_bytes(array: np.ndarray) -> bytes:
     """Return a tensor's raw contents."""
     if array.dtype in NAMES:
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return array.tobytes()
     return b"".join(len(text).to_bytes(4, "little") + text for text in (each.encode() for each in array.ravel().tolist()))
 
 
-def expect_shape(name: str, kind: Any, shape: Any) -> list[int]:
-    """Return sizes of a tensor; raises BadCall for what cannot be one."""
-    good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DATATYPES or kind == "BYTES")
-    for size in shape if good else ():
-        good = good and type(size) is int and 0 <= size < 1 << 40
-    if not good:
-        expected = f"a datatype among {', '.join(DATATYPES)}, BYTES and sizes of 0 or more"
+def expect_shape(name: str, kind: Any, shape: Any) -> None:
+    """Raise BadCall for a datatype or sizes that no tensor has."""
+    good = isinstance(shape, list) and len(shape) <= 4 and isinstance(kind, str) and (kind in DTYPES or kind == "BYTES")
+    if not good or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape):
+        expected = f"a datatype among {', '.join(DTYPES)}, BYTES and sizes of 0 or more"
         raise BadCall(name, f"expected {expected}, got {kind!r:.40} and {shape!r:.80}")
-    return shape
 
 
-def from_bytes(name: str, kind: str, shape: list[int], raw: bytes | memoryview) -> np.ndarray:
+def from_bytes(name: str, kind: str, shape: list[int], raw: bytes) -> np.ndarray:
     """Return a tensor from its raw contents; raises BadCall."""
     count = math.prod(shape)
     if kind == "BYTES":
-        return _texts(name, _split_texts(name, bytes(raw), count)).reshape(shape)
-    dtype = DTYPES[kind]
+        return _texts(name, raw, count).reshape(shape)
+    dtype = np.dtype(DTYPES[kind])
     if len(raw) != count * dtype.itemsize:
         raise BadCall(name, f"expected {count * dtype.itemsize} bytes for {kind}{shape}, got {len(raw)}")
-    if kind == "BOOL" and bytes(raw).translate(None, b"\0\1"):
-        raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {bytes(raw[:8])!r}")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    if kind == "BOOL" and raw.translate(None, b"\0\1"):
+        raise BadCall(name, f"expected bytes 0 and 1 of BOOL, got {raw[:8]!r}")
+    return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarray:
@@ -231,45 +208,35 @@ def from_values(name: str, kind: str, shape: list[int], values: Any) -> np.ndarr
     if kind == "BYTES":
         if strange := [value for value in array if not isinstance(value, str)]:
             raise BadCall(name, f"expected texts for BYTES, got {strange[0]!r:.80}")
-        array = _texts(name, array.tolist())
+        array = id_array(array.tolist())
     return array.reshape(shape)
 
 
-def _split_texts(name: str, raw: bytes, count: int) -> list[bytes]:
+def _texts(name: str, raw: bytes, count: int) -> np.ndarray:
     parts, start = [], 0
     while start < len(raw) and len(parts) <= count:
-        size = int.from_bytes(raw[start : start + 4], "little")
-        start += 4
-        parts.append(raw[start : start + size])
-        start += size
+        end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+        parts.append(raw[start + 4 : end])
+        start = end
     if start != len(raw) or len(parts) != count:
         raise BadCall(name, f"expected {count} texts, each after its length in 4 bytes, got {len(raw)} bytes of something else")
-    return parts
-
-
-def _texts(name: str, values: Sequence[Any]) -> np.ndarray:
     try:
-        return id_array([value.decode() if isinstance(value, bytes) else value for value in values])
+        return id_array([part.decode() for part in parts])
     except UnicodeDecodeError as error:
         raise BadCall(name, f"expected UTF-8: {error.reason}") from None
 
 
-def arrays_from(listed: Any, data: bytes | memoryview, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
+def arrays_from(listed: Any, data: bytes, *, texts: int = 1 << 24) -> dict[str, np.ndarray]:
     """Return tensors by name, with at most so many texts; those with `binary_data_size` take their bytes from the data."""
-    if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
-        raise BadCall("tensors", f"expected a list of at most {MAX_TENSORS}, got {listed!r:.40}")
     arrays: dict[str, np.ndarray] = {}
     start = 0
-    for entry in listed:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name in arrays:
-            raise BadCall("tensors", f"expected different names, got {name!r:.80}")
+    for name, entry in tensors(listed, "tensors").items():
         kind: Any = entry.get("datatype")
-        shape = expect_shape(name, kind, entry.get("shape"))
+        shape: Any = entry.get("shape")
+        expect_shape(name, kind, shape)
         if kind == "BYTES" and (texts := texts - math.prod(shape)) < 0:
             raise BadCall(name, f"expected fewer texts in all, got {shape}; send fewer")
-        parameters = entry.get("parameters") or {}
-        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        size = parameter(entry, "binary_data_size")
         if size is None:
             arrays[name] = from_values(name, kind, shape, entry.get("data"))
         elif type(size) is int and 0 <= size <= len(data) - start:

@@ -23,7 +23,7 @@ from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
 from aif_jax.index.writer import snapshots
 from aif_jax.scores import objective_names
-from aif_jax.service.calls import Call, UnknownVersion
+from aif_jax.service.calls import Call, Failure
 from aif_jax.service.current import CURRENT, ExportEntry, mirror, path_of, read_current
 from aif_jax.service.features import UserSource
 from aif_jax.serving import AsyncPreRanker, ServingConfig
@@ -195,7 +195,7 @@ class Models:
         self.held = []
 
     def pick(self, call: Call) -> LoadedModel:
-        """Return the version that answers a call: the one that it names, else that of its user. Raises UnknownVersion."""
+        """Return the version that answers a call: the one that it names, else that of its user. Raises Failure."""
         if call.version is not None:
             return self.named(call.version)
         if len(self.shares) == 1:
@@ -206,17 +206,19 @@ class Models:
                 return served
             place -= share
         if not self.shares:
-            raise UnknownVersion("version: expected one that serves, got none; try again once the service is ready")
+            text = "version: expected one that serves, got none; try again once the service is ready"
+            raise Failure("FAILED_PRECONDITION", 412, text, "version")
         return self.shares[0][1]  # rounding of the shares
 
     def named(self, version: str) -> LoadedModel:
-        """Return the version in memory of that name or prefix, or of the folder of that name. Raises UnknownVersion."""
+        """Return the version in memory of that name or prefix, or of the folder of that name. Raises Failure."""
         for served in self.held:
             prefix = len(version) >= MIN_PREFIX and served.version.startswith(version)
             if prefix or (served.entry.folder or self.root.name) == version:
                 return served
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
-        raise UnknownVersion(f"version: expected one of {listed or 'none'}, got {version!r}")
+        text = f"version: expected one of {listed or 'none'}, got {version!r}"
+        raise Failure("FAILED_PRECONDITION", 412, text, "version")
 
     async def _load(self, entry: ExportEntry, restored: RestoredModel) -> LoadedModel:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""

@@ -22,7 +22,7 @@ from aif_jax.checks import expect, needs_extra
 from aif_jax.output import hidden
 from aif_jax.service.core import Service
 from aif_jax.service.http import App
-from aif_jax.service.inference import InferenceRest
+from aif_jax.service.inference import Inference
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ async def listening(service: Service, where: Listening) -> AsyncIterator[dict[st
     """
     uvicorn = server_package()
     bound = bind(where.host, where.http_port)
-    app = App(service, token=where.token, more={"/v2": InferenceRest(service)}, max_requests=where.max_requests)
+    app = App(service, token=where.token, find=Inference(service).route, max_requests=where.max_requests)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http="httptools", ws="none", lifespan="off", timeout_keep_alive=where.keep_alive,
