@@ -66,16 +66,16 @@ def test_a_folder_with_the_name_of_the_manifest_is_refused(tmp_path):
 def test_a_fetch_that_is_interrupted_leaves_nothing(open_store, tmp_path, monkeypatch):
     store = open_store()
     name = store.publish(fill(tmp_path / "made", 7))
-    monkeypatch.setattr(module, "BLOCK", 1000)
-    read = store._range
 
-    def broken(path, start, end):
-        if start > 9000:
+    def broken(path, file):
+        Path(file).write_bytes(b"7;")
+        if path.endswith("/b"):
             raise ConnectionError("gone")
-        return read(path, start, end)
+        get(path, file)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_range", broken)
+        get = store._files.get_file
+        patched.setattr(store._files, "get_file", broken)
         refused(ConnectionError, "", store.fetch, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     assert number_of(store.fetch(tmp_path / "out")) == 7
@@ -132,9 +132,8 @@ def test_a_damaged_pointer_is_a_snapshot_error(open_store, tmp_path, raw):
         refused(SnapshotError, r"current", call)
 
 
-def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path, monkeypatch):
-    """Whatever a manifest says, and however short a file is: on a disk, and in an object store, which refuses empty ranges."""
-    monkeypatch.setattr(module, "BLOCK", 100)
+def test_a_damaged_snapshot_is_a_snapshot_error(open_store, tmp_path):
+    """Whatever a manifest says, and however short a file is: on a disk, and in an object store."""
     store = open_store()
     name = store.publish(fill(tmp_path / "made", 7))
     manifest = store._files.cat_file(store._path(name, "snapshot-manifest.json"))
@@ -190,14 +189,15 @@ def test_the_pointer_does_not_go_back(tmp_path, monkeypatch):
 def test_a_reader_of_a_snapshot_that_is_removed_gets_the_new_one(tmp_path, monkeypatch):
     store = SnapshotStore(tmp_path / "store", keep=1)
     store.publish(fill(tmp_path / "made", 1))
-    reader, download = SnapshotStore(tmp_path / "store"), SnapshotStore._download
+    reader = SnapshotStore(tmp_path / "store")
+    get = reader._files.get_file
 
-    def meanwhile(self, *arguments):
-        monkeypatch.setattr(SnapshotStore, "_download", download)
+    def meanwhile(*arguments):
+        monkeypatch.setattr(reader._files, "get_file", get)
         store.publish(fill(tmp_path / "made", 2))
-        download(self, *arguments)
+        get(*arguments)
 
-    monkeypatch.setattr(SnapshotStore, "_download", meanwhile)
+    monkeypatch.setattr(reader._files, "get_file", meanwhile)
     assert number_of(reader.fetch(tmp_path / "out")) == 2
 
 

@@ -7,6 +7,7 @@
 A snapshot is never changed, so a reader sees the one that was current when it came, whole, or a later one.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,8 @@ FORMAT = "aif_jax.snapshot_store/1"
 MANIFEST, CURRENT = "snapshot-manifest.json", "current"  # an export has a manifest.json itself
 UNDONE = "rolled-back"  # an empty file in a snapshot that stays out
 MODIFIED = "modified_ns"  # when a file was written, in the manifest
-BLOCK = 8 << 20  # bytes read in one go
-RECORD_BYTES = 64 << 20  # of a manifest
-NAME_BYTES, PATH_BYTES = 255, 1024  # of a file: what file systems and object stores take
+PLAIN = re.compile(r"(?!\.\.?\Z)[^\\\0]{1,255}")  # a part of the path of a file
+PATH_BYTES = 1024  # of a path: what object stores take
 TRIES = 3  # of a fetch whose snapshot is removed in the middle
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Pointer(NamedTuple):
     """Parsed content of the file `current`."""
 
     name: str  # of the snapshot
-    sha256: str  # of its manifest
+    sha256: str | None  # of its manifest; None takes any
 
 
 class SnapshotStore:
@@ -129,7 +129,8 @@ class SnapshotStore:
             self._make_parent(place)
             self._files.put_file(str(file), place)
         for relative, entry in entries.items():
-            self._read_through(name, relative, entry)
+            with self._files.open(self._path(name, relative), "rb") as uploaded:
+                self._expect_same(name, relative, entry, hashlib.file_digest(uploaded, "sha256").hexdigest())
         manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True).encode()
         self._put(self._path(name, MANIFEST), manifest)
         before = self._pointer()
@@ -152,8 +153,8 @@ class SnapshotStore:
         return self._files.exists(self._path(name, file))
 
     def read(self, name: str, file: str) -> bytes:
-        """Return a small file of a snapshot, such as the "manifest.json" of an export; SnapshotError for one beyond 64 MB."""
-        return self._read(self._path(name, file), RECORD_BYTES)
+        """Return a small file of a snapshot, such as the "manifest.json" of an export."""
+        return self._files.cat_file(self._path(name, file))
 
     def rollback(self) -> str:
         """Make the complete snapshot before the current one current again; returns its name.
@@ -189,21 +190,18 @@ class SnapshotStore:
           SnapshotError: torn or altered.
           OSError: of the file system or the network.
         """
-        target = local(directory, "directory")
-        for left in reversed(range(TRIES)):
-            pointer = self._pointer() if name is None else None
-            if name is None and pointer is None:
+        target, before = local(directory, "directory"), None
+        for _ in range(TRIES):
+            wanted = self._pointer() if name is None else Pointer(name, None)
+            if wanted is None:
                 raise FileNotFoundError(f"{self.url}: expected a store with a current snapshot, got none; publish one")
-            wanted = name if pointer is None else pointer.name
-            expect(NAME.fullmatch(str(wanted)), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(wanted))
-            try:
-                return self._fetch(target, str(wanted), None if pointer is None else pointer.sha256)
-            except FileNotFoundError:
-                moved = self._pointer() if name is None else pointer
-                if moved == pointer or not left:  # else it was removed because there are newer ones
-                    got = "none or a part of it; name another"
-                    raise FileNotFoundError(f"{self.url}: expected the snapshot {wanted}, got {got}") from None
-        raise AssertionError
+            if wanted == before:  # else it was removed because there are newer ones
+                break
+            before = wanted
+            expect(NAME.fullmatch(wanted.name), "name", "the name of a snapshot, such as '0000000007-3f9ab2c1'", repr(name))
+            with contextlib.suppress(FileNotFoundError):
+                return self._fetch(target, wanted)
+        raise FileNotFoundError(f"{self.url}: expected the snapshot {before.name}, got none or a part of it; name another")
 
     def current(self) -> str | None:
         """Return the name of the current snapshot; None for an empty store."""
@@ -243,34 +241,24 @@ class SnapshotStore:
                     logger.warning("%s: %s was not removed, tried again next time: %s", self.url, name, type(error).__name__)
         return removed
 
-    def _fetch(self, directory: Path, name: str, sha256: str | None) -> Path:
+    def _fetch(self, directory: Path, wanted: Pointer) -> Path:
         remove_unfinished(directory)
-        target = directory / name
+        target = directory / wanted.name
         if target.is_dir():
             return target
-        _, entries = self._manifest(name, sha256)
+        _, entries = self._manifest(*wanted)
         with new_folder(target) as work:
             for relative, entry in entries.items():
-                self._download(name, relative, entry, work / relative)
+                file, now = work / relative, time.time_ns()
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._files.get_file(self._path(wanted.name, relative), str(file))
+                self._expect_same(wanted.name, relative, entry, digest_of(file))
+                os.utime(file, ns=(now, min(entry.get(MODIFIED, now), now)))  # how old a model is counts from its export
         return target
 
-    def _download(self, name: str, relative: str, entry: Mapping[str, Any], file: Path) -> None:
-        """Download a file of a snapshot, checked, with its time: how old a model is counts from its export."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "wb") as opened:
-            self._read_through(name, relative, entry, opened.write)
-        now = time.time_ns()
-        os.utime(file, ns=(now, min(entry.get(MODIFIED, now), now)))
-
-    def _read_through(
-        self, name: str, relative: str, entry: Mapping[str, Any], write: Callable[[bytes], Any] = lambda block: None
-    ) -> None:
-        """Hand every block of a file of a snapshot to `write`; SnapshotError where it is not what the manifest says."""
-        read = hashlib.sha256()
-        for block in self._blocks(self._path(name, relative), entry["bytes"]):
-            write(block)
-            read.update(block)
-        where, wanted, got = f"{self.url}: {name}/{relative}", entry["sha256"], read.hexdigest()
+    def _expect_same(self, name: str, relative: str, entry: Mapping[str, Any], got: str) -> None:
+        """Raise SnapshotError where the SHA-256 of a file is not that of the manifest."""
+        where, wanted = f"{self.url}: {name}/{relative}", entry["sha256"]
         expect(got == wanted, where, f"sha256 {wanted}", f"{got}; publish again", error=SnapshotError)
 
     def _point(self, name: str, manifest: bytes) -> None:
@@ -287,7 +275,7 @@ class SnapshotStore:
 
     def _pointer(self) -> Pointer | None:
         try:
-            raw = self._read(self._path(CURRENT), 4096)
+            raw = self._files.cat_file(self._path(CURRENT))
         except FileNotFoundError:
             return None
         try:
@@ -329,35 +317,6 @@ class SnapshotStore:
         self._make_parent(path)
         write_file(path, data)
 
-    def _read(self, path: str, limit: int) -> bytes:
-        """Return a small file, in one request: between two it may be replaced. SnapshotError for more than `limit` bytes."""
-        data = self._range(path, 0, limit + 1)
-        if len(data) > limit:
-            raise SnapshotError(f"{self.url}: expected {path[-40:]} of at most {limit} bytes, got more; publish again")
-        return data
-
-    def _blocks(self, path: str, size: int) -> Iterator[bytes]:
-        """Yield the bytes of a file, up to `size`; fewer where it is shorter."""
-        start = 0
-        while start < size:
-            block = self._range(path, start, min(start + BLOCK, size))
-            if not block:
-                return
-            yield block
-            start += len(block)
-
-    def _range(self, path: str, start: int, end: int) -> bytes:
-        """Return bytes of a file, as far as it goes: object stores refuse a range that begins at the end or behind it."""
-        try:
-            return self._files.cat_file(path, start=start, end=end)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            self._files.invalidate_cache()
-            if self._files.size(path) > start:
-                raise
-            return b""
-
 
 def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
     """Return the files that a manifest lists; SnapshotError for one that is torn, or whose paths lead elsewhere."""
@@ -366,10 +325,9 @@ def _entries(raw: bytes, where: str) -> dict[str, dict[str, Any]]:
         expect(record["format"] == FORMAT, "format", FORMAT, record["format"])
         for relative, entry in record["files"].items():
             parts = relative.split("/")
-            expect(all(part not in ("", ".", "..") for part in parts) and "\\" not in relative, "path", "one below", relative)
-            fits = len(relative.encode()) <= PATH_BYTES and max(map(len, map(str.encode, parts))) <= NAME_BYTES
-            expect(fits and "\0" not in relative, "path", f"at most {PATH_BYTES} bytes, {NAME_BYTES} a name", relative[:80])
-            folders = map("/".join, itertools.accumulate([part] for part in parts[:-1]))
+            fits = all(map(PLAIN.fullmatch, parts)) and len(relative.encode()) <= PATH_BYTES
+            expect(fits, "path", f"names of at most 255 characters, {PATH_BYTES} bytes in all", relative[:80])
+            folders = itertools.accumulate(parts[:-1], "{}/{}".format)
             expect(not record["files"].keys() & set(folders), "path", "no file that is also a folder", relative)
             good = type(entry["bytes"]) is int and entry["bytes"] >= 0 and re.fullmatch("[0-9a-f]{64}", entry["sha256"])
             expect(good, relative, "bytes and sha256", entry)
