@@ -17,13 +17,12 @@ from aif_jax.data.candidates import (
     retrieved,
     sampled_negatives,
 )
-from aif_jax.data.dataset import CorruptRecord, Dataset
+from aif_jax.data.dataset import Dataset
 from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.split import sample_positions
 from tests import test_sampling
 from tests.refusals import refused
-from tests.test_pipeline import damaged
 
 DRAW = SampleKey(seed=3, epoch=1, step=7)
 #          user 1: request at 10 (three shown), at 20 (one), at 30 (two);  user 2: request at 30 (two), at 40 (one)
@@ -215,18 +214,6 @@ def test_a_source_is_described_by_what_decides_its_lists(dataset):
     assert first == second and len(set(first)) == len(first)
     assert "test_a_source_is_described_by_what_decides_its_lists.<locals>.mine" in first[-1]
     assert CandidateSource(mine, {})(np.array([4, 5]), DRAW).rows.shape == (2, 1)
-
-
-@pytest.mark.parametrize("value", [99, -1])
-def test_a_damaged_sample_is_a_corrupt_record(dataset, tmp_path, value):
-    opened = damaged(dataset, tmp_path, column="item", at=1, value=value)
-    for source in (
-        sampled_negatives(opened, sampler=NegativeSampler([0, 4, 2, 1, 1, 0, 0]), negatives=2),
-        impressions(opened, candidates=3, threshold=2),
-        retrieved(opened, retrieval=np.zeros((9, 2), np.int32), candidates=3),
-    ):
-        with pytest.raises(CorruptRecord, match=rf"event 1 of the log is corrupt: expected item in \[0, \d\), got {value}"):
-            source(np.array([0, 1]), DRAW)
 
 
 def test_what_was_retrieved_and_met_before_is_no_negative_where_nobody_comes_back(dataset):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aif_jax.catalogue import Catalogue
 from aif_jax.data import events
-from aif_jax.data.dataset import REPEATED, CorruptRecord, Dataset
+from aif_jax.data.dataset import REPEATED, Dataset
 from aif_jax.data.events import EventLog, repeated_share
 from aif_jax.encoding.columns import Columns
 from aif_jax.encoding.encoder import Encoder, schema_of
@@ -120,17 +120,6 @@ def test_no_behaviour_ties_with_its_sample_or_is_later(rows):
 ])  # fmt: skip
 def test_parts_that_do_not_fit_together_are_refused(changes, error, message):
     refused(error, re.escape(message), dataclasses.replace, dataset(), **changes)
-
-
-@pytest.mark.parametrize(("field", "value", "got"), [
-    ("item", 4, "item in [0, 4), got 4"), ("action", -1, "action in [0, 4), got -1"),
-    ("time", 31, f"age in [0, {2**62}), got -1"),
-])  # fmt: skip
-def test_an_event_that_was_damaged_after_the_check_is_named(field, value, got):
-    data = dataset()
-    getattr(data.log, field)[0] = value
-    message = f"event 0 of the log is corrupt: expected {got}; it is in the history of user 1"
-    refused(CorruptRecord, re.escape(message), data.user_features, [3], length=4)
 
 
 def test_an_encoder_of_another_schema_or_other_vocabularies_is_refused():

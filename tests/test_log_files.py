@@ -72,12 +72,11 @@ positions = sample_positions(log, min_history=1, before=first_validation, file={
 phase("positions_s")
 sampler = NegativeSampler(item_counts(dataset, positions))
 phase("counts_s")
-for block in (0, 4096):
-    feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
-                    candidates=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10, block=block)
-    for fed, _ in zip(feed.batches(), range({steps}), strict=False):
-        assert fed.problem is None
-    phase(f"batches_s_block_{{block}}")
+feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
+                candidates=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10)
+for fed, _ in zip(feed.batches(), range({steps}), strict=False):
+    assert fed.problem is None
+phase("batches_s")
 report |= dict(events=len(log), samples=len(positions), anon_mb=round(peak, 1), rss_file_mb=round(resident("RssFile"), 1),
                log_mb=len(log) * 20 / 2**20)
 print(json.dumps(report))

@@ -159,9 +159,9 @@ def test_a_batch_without_candidates_is_skipped(feed, caplog):
     assert same(without(feed, 3, 4), state)
 
 
-def test_a_corrupt_record_stops_the_run(feed):
-    with pytest.raises(train.BadBatch, match=r"after step 3: a bad batch: event 7 is corrupt \(batch 3 of epoch 0; samples at"):
-        run(with_problems(feed, {3: "event 7 is corrupt"}))
+def test_a_bad_batch_stops_the_run(feed):
+    with pytest.raises(train.BadBatch, match=r"after step 3: a bad batch: no number \(batch 3 of epoch 0; samples at"):
+        run(with_problems(feed, {3: "no number"}))
     run(with_problems(feed, {3: "empty"}))  # an empty batch is no error
 
 
@@ -236,7 +236,7 @@ def test_figures_of_the_last_evaluation_are_in_the_log_where_the_last_batch_is_s
         assert [(at, values.get("gauc"), values.get("auc")) for at, values in rows] == [(6, 0.5, 0.25)]
         assert checkpoints.steps == [6] and checkpoints.restore().metrics == {"gauc": 0.5, "auc": 0.25}
     with pytest.raises(train.BadBatch):
-        run(with_problems(feed, {6: "event 7 is corrupt"}, 7), log_every=6, on_log=lambda *row: rows.append(row))
+        run(with_problems(feed, {6: "no number"}, 7), log_every=6, on_log=lambda *row: rows.append(row))
     assert [at for at, _ in rows] == [6, 6]  # what a run logs before a batch that ends it
 
 

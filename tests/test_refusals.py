@@ -19,7 +19,6 @@ from aif_jax.connectors import Fetch, MemoryFeatures
 from aif_jax.connectors.features import by_user
 from aif_jax.data.events import EventLog
 from aif_jax.data.negatives import NegativeSampler
-from aif_jax.data.order import EpochOrder
 from aif_jax.data.pipeline import Prefetch
 from aif_jax.data.split import sample_positions, split_by_time, time_cuts
 from aif_jax.data.statistics import ItemStatistics
@@ -45,7 +44,7 @@ FOUR = Schema(item_attributes=(Attribute(name="item", size=4), Attribute(name="c
 BITS = "signature bits: expected a multiple of 32 from 32 to 256"
 TEN_DAYS = int(np.datetime64("2022-05-01", "s").astype(int)) + 86_400 * np.arange(10)
 LOG = EventLog([1] * 7, [1] * 7, [1] * 7, range(7), users=3)
-ORDER, SAMPLER, STEP = EpochOrder(range(100), seed=0, epoch=0), NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
+SAMPLER, STEP = NegativeSampler([0, 1, 1]), {"seed": 0, "epoch": 0, "step": 0}
 EXPOSED = Goals(Goal(losses.pointwise_bce, "click", stages=("exposed",)))
 TWO = [[1.0, 2.0], [3.0, 4.0]], [[0, 1], [1, 0]]
 COLUMNS = aif.Columns(action="event")
@@ -270,16 +269,6 @@ REFUSED = [  # call, error (ValueError where none is named), message: "..." stan
     (lambda: time_cuts(TEN_DAYS, test=1_651_795_200_000),
      "test: ...before 2100 in 's', got 1651795200000, which looks like 'ms'"),
     (lambda: time_cuts(TEN_DAYS, test=0.6, validation=0.5), "validation, test: expected validation + test below 1"),
-    (lambda: EpochOrder(range(100), seed=0, epoch="3"), TypeError, "EpochOrder.epoch: expected an integer, got '3'"),
-    (lambda: EpochOrder([0.5], seed=0, epoch=0), TypeError, "positions: expected integers"),
-    (lambda: EpochOrder([-1, 3], seed=0, epoch=0), "positions: expected values in"),
-    (lambda: EpochOrder(range(-1, 3), seed=0, epoch=0), "positions: expected integers of at least 0"),
-    *each(lambda **wrong: EpochOrder(range(5), **{"seed": 0, "epoch": 0} | wrong), "EpochOrder", "at least...",
-          seed=[-1], epoch=[-1], block=[-1], window=[0]),
-    (lambda: ORDER.take(-5, 3), "EpochOrder.take start: expected at least 0, got -5"),
-    (lambda: ORDER.take(0, -1), "EpochOrder.take stop: expected at least 0, got -1"),
-    (lambda: ORDER.take("3", 5), TypeError, "EpochOrder.take start: expected an integer, got '3' (str)"),
-    (lambda: ORDER.take(0, None), TypeError, "EpochOrder.take stop: expected an integer, got None"),
     (lambda: Prefetch([], ahead=0), "ahead: expected at least 1, got 0"),
     (lambda: NegativeSampler([5, 1]), "at least 2 items to draw as negatives: with an event, or any if uniform, got 1"),
     (lambda: NegativeSampler([]), "at least 2 items to draw as negatives: with an event, or any if uniform, got 0"),

@@ -6,14 +6,14 @@ from .candidates import (
     CandidateLists, CandidateSource, SampleKey, impressions, logged, retrieved, sampled_negatives, staged,
 )  # fmt: skip
 from .cascade import STAGES, Cascade
-from .dataset import CorruptRecord, Dataset
+from .dataset import Dataset
 from .events import EventLog
 from .negatives import NegativeSampler, SeenPairs, item_counts
 from .pipeline import Batch, Pipeline, PrefetchedBatch, make_batch, to_device
 from .split import Split, sample_positions, split_by_time, time_cuts
 
 __all__ = [
-    "Dataset", "EventLog", "CorruptRecord",
+    "Dataset", "EventLog",
     "Split", "split_by_time", "time_cuts", "sample_positions",
     "NegativeSampler", "SeenPairs", "item_counts",
     "CandidateSource", "CandidateLists", "SampleKey", "sampled_negatives", "impressions", "retrieved",

@@ -171,7 +171,6 @@ def impressions(dataset: Dataset, *, candidates: int, threshold: int | Mapping[s
             some = np.sort(np.argsort(order)[:candidates])
             at[row], inside[row] = span[some], apart[some]
         rows = log.item[at] * inside
-        dataset.expect_intact("item", at, rows, len(dataset.catalogue))
         rows[_repeated(rows, log.action[at])] = 0
         labels = {name: ((log.action[at] >= least) & inside).astype(np.float32) for name, least in thresholds.items()}
         return CandidateLists(rows, labels if several else labels[""])
@@ -205,7 +204,6 @@ def retrieved(
         expect(fits, "retrieval", f"rows [{len(positions)}, R]", f"shape {list(answer.shape)}")
         rows = np.zeros((len(answer), candidates), np.int32)
         rows[:, 0] = dataset.log.item[positions]
-        dataset.expect_intact("item", positions, rows[:, 0], len(dataset.catalogue))
         width = min(answer.shape[1], candidates - 1)
         rows[:, 1 : 1 + width] = answer[:, :width]
         if not repeats:
@@ -250,7 +248,6 @@ def _targets(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     if len(unknown):
         got = f"the unknown item at position {unknown[0]}; see data.sample_positions"
         raise ValueError(f"positions: expected samples of known items, got {got}")
-    dataset.expect_intact("item", positions, target, len(dataset.catalogue))
     return target
 
 

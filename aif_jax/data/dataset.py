@@ -25,10 +25,6 @@ REPEATED = 0.01
 """Share of events that repeat an item of their user, from which on users count as coming back to items."""
 
 
-class CorruptRecord(ValueError):
-    """An event or a feature that cannot be right; the message names its position in the log."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
     """Events, the features of users and items, and the raw ids behind their rows.
@@ -172,11 +168,9 @@ class Dataset:
 
         Raises:
           TypeError, ValueError: positions that are not integers in [0, n), a length below 1.
-          CorruptRecord: an event out of range, in a file that was damaged after it was opened.
         """
         positions = expect_integers(positions, "positions", size=len(self.log))
         users = self.log.user[positions]
-        self.expect_intact("user", positions, users, len(self.users))
         return self._features(users, self.log.time[positions], self.history_end(positions), length)
 
     def request_features(self, users: Any, times: Any, *, length: int) -> UserFeatures:
@@ -185,12 +179,9 @@ class Dataset:
         return self._features(users, in_unit(times, "times"), self.histories.history_end_at(users, times), length)
 
     def history_lengths(self, positions: Any) -> np.ndarray:
-        """Return int64 [B] events in the whole history before each sample; 0 for a corrupt user, which its batch reports."""
+        """Return int64 [B] events in the whole history before each sample."""
         at = np.asarray(positions)
-        users, lengths = self.log.user[at], np.zeros(len(at), np.int64)
-        intact = (users >= 0) & (users < len(self.users))
-        lengths[intact] = self.history_end(at[intact]) - self.histories.offsets[users[intact]]
-        return lengths
+        return self.history_end(at) - self.histories.offsets[self.log.user[at]]
 
     def display_positions_of(self, positions: Any, rows: np.ndarray) -> np.ndarray:
         """Return the place of candidates int [B, C] in the lists of samples int [B], int32; 0 if unknown or not shown.
@@ -268,28 +259,12 @@ class Dataset:
             log = EventLog([1], [0], [0], [0])
         item, action, age = log.item.take(index), log.action.take(index), log.time.take(index)
         np.subtract(times[:, None], age, out=age)
-        history = behaviours(item, action, age, mask)
-        for name, size in (("item", len(self.catalogue)), ("action", self.schema.actions), ("age", 2**62)):
-            self.expect_intact(name, index, np.asarray(getattr(history, name)), size, users=users)
         return UserFeatures(
             ids={name: table[users] for name, table in self.user_ids.items()},
             floats=self.user_floats[users],
-            history=history,
+            history=behaviours(item, action, age, mask),
             encoding=self.encoding,
         )
-
-    def expect_intact(
-        self, column: str, positions: np.ndarray, values: np.ndarray, size: int, *, users: np.ndarray | None = None
-    ) -> None:
-        """Raise `CorruptRecord` for a value of events outside [0, size); `users` [B] own the histories [B, L] that hold them.
-
-        A log was checked when it was opened; its file may have been damaged since, and a wrong row must not be trained on.
-        """
-        if values.size and (values.min() < 0 or values.max() >= size):
-            at = np.unravel_index(np.argmax((values < 0) | (values >= size)), values.shape)
-            where = "" if users is None else f"; it is in the history of user {users[at[0]]}"
-            expected = f"expected {column} in [0, {size}), got {int(values[at])}{where}"
-            raise CorruptRecord(f"{self.name}: event {positions[at]} of the log is corrupt: {expected}")
 
 
 def _update(state: Any, name: str, array: np.ndarray) -> None:

@@ -89,8 +89,7 @@ class EventLog:
     def request_end(self, positions: Any) -> np.ndarray:
         """Return where the request of each sample ends, all events of a user at one time: its first later event, int64 [B]."""
         at = expect_integers(positions, "positions", size=len(self)).astype(np.int64)
-        row = np.clip(self.user[at], 0, self.users - 1).astype(np.int64)  # a damaged one is reported with the user's features
-        return self._first_not_earlier(at, np.maximum(at, self.offsets[row + 1]), self.time[at] + 1)
+        return self._first_not_earlier(at, self.offsets[self.user[at] + 1], self.time[at] + 1)
 
     def history_end_at(self, users: Any, times: Any) -> np.ndarray:
         """Return the same for user rows [B] at integer `times` [B] in seconds before 2100; the unknown user 0 has none."""

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from aif_jax.checks import check_encoding, expect, expect_integer
+from aif_jax.checks import check_encoding, expect, expect_integer, expect_integers
 from aif_jax.config import Config
 from aif_jax.data.candidates import Labels, SampleKey, SourceFn, describe
-from aif_jax.data.dataset import CorruptRecord, Dataset
-from aif_jax.data.order import BLOCK_WINDOW, EpochOrder
+from aif_jax.data.dataset import Dataset
+from aif_jax.data.order import permuted
 from aif_jax.store.trained import digest
 from aif_jax.trees import differences
 from aif_jax.types import Array, ItemFeatures, UserFeatures, record
@@ -62,8 +62,8 @@ class PrefetchedBatch:
       cursor: plain JSON; `Pipeline.batches(cursor)` continues after this batch. None where the source cannot resume.
       samples: B.
       places, events: places and events of the histories: B times the length, and how many of these hold an event.
-      problem: why the batch must not be trained on: "empty", or what is corrupt; None for a good one. Where several processes
-        share a batch, an empty share comes with its `batch`, as the others may have candidates.
+      problem: why the batch must not be trained on: "empty", or what is not finite; None for a good one. Where several
+        processes share a batch, an empty share comes with its `batch`, as the others may have candidates.
     """
 
     batch: Batch | None
@@ -109,7 +109,6 @@ class Pipeline:
       batch_size: B of the whole step.
       epochs: how often every sample comes.
       seed: seed of order and candidates.
-      block: neighbouring positions that stay together, for a log on disk; see `EpochOrder`. 0 mixes everything.
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates that get the unknown item's id; other features stay. So the model learns
@@ -140,7 +139,6 @@ class Pipeline:
     batch_size: int
     epochs: int = 1
     seed: int = 0
-    block: int = 0
     buckets: tuple[int, ...] = ()
     window: int = 16
     id_dropout: float = 0.0
@@ -148,7 +146,7 @@ class Pipeline:
     process_count: int = 1
 
     def __post_init__(self):
-        limits = dict(batch_size=1, epochs=1, seed=0, block=0, window=1, process_count=1)
+        limits = dict(batch_size=1, epochs=1, seed=0, window=1, process_count=1)
         for field, least in limits.items():
             expect_integer(getattr(self, field), f"Pipeline.{field}", least=least)
         count = self.process_count
@@ -164,6 +162,8 @@ class Pipeline:
         least = f"at least one batch of batch_size={self.batch_size} to train on"
         hint = "take a smaller one" if len(self.positions) else "see min_history, since and the splits"
         expect(self.steps_per_epoch >= 1, "samples", least, f"{len(self.positions)}; {hint}")
+        ends = [self.positions[0], self.positions[-1]] if isinstance(self.positions, range) else self.positions
+        expect_integers(ends, "Pipeline.positions", size=len(self.dataset.log))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -189,8 +189,7 @@ class Pipeline:
             "positions": {**content, "count": len(positions)},
             "candidates": describe(self.candidates),
             "history_length": self.config.history_length,
-            **{field: getattr(self, field) for field in ("batch_size", "seed", "block", "buckets", "window")},
-            "block_window": BLOCK_WINDOW,
+            **{field: getattr(self, field) for field in ("batch_size", "seed", "buckets", "window")},
             **({"id_dropout": self.id_dropout} if self.id_dropout else {}),
             "process_count": 1,  # whatever the processes: cursors from before candidates were drawn for all of them are refused
         }
@@ -203,7 +202,7 @@ class Pipeline:
     def batches(self, cursor: dict[str, Any] | None = None) -> Iterator[PrefetchedBatch]:
         """Return batches from the start, or from a cursor (`PrefetchedBatch.cursor` of the last batch that was trained on) on.
 
-        A batch with a corrupt record or without a candidate has a `problem`, which `loop` handles; other errors are raised.
+        A batch without a candidate, or with a number that is not finite, has a `problem`, which `loop` handles.
 
         Raises TypeError, ValueError as `start`.
         """
@@ -230,26 +229,28 @@ class Pipeline:
 
     def _batches(self, epoch: int, step: int) -> Iterator[PrefetchedBatch]:
         for current in range(epoch, self.epochs):
-            order = EpochOrder(self.positions, seed=self.seed, epoch=current, block=self.block)
             for first in range(step - step % self.window, self.steps_per_epoch, self.window):
-                samples, lengths = self._window(order, current, first)
+                samples, lengths = self._window(current, first)
                 for number in range(max(step, first), first + len(samples)):
                     yield self._make(samples[number - first], int(lengths[number - first]), current, number)
             step = 0
 
-    def _window(self, order: EpochOrder, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    def _window(self, epoch: int, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Return samples [W, B] of the batches from step `first` on, and the length of the history of each batch [W]."""
         count = min(self.window, self.steps_per_epoch - first)
-        at = order.take(first * self.batch_size, (first + count) * self.batch_size)
+        start, stop, positions = first * self.batch_size, (first + count) * self.batch_size, self.positions
+        places = permuted(len(positions), start, stop, seed=self.seed, epoch=epoch)
+        if isinstance(positions, range):
+            at = positions.start + positions.step * places
+        else:
+            at = np.asarray(positions)[places].astype(np.int64)
         longest = self.config.history_length
         if not self.buckets:
             return at.reshape(count, -1), np.full(count, longest)
         choices = np.array(self.lengths)
         bucket = np.searchsorted(choices, np.clip(self.dataset.history_lengths(at), 0, longest))
         by_length = np.argsort(bucket, kind="stable")
-        shuffled = (
-            SampleKey(self.seed, epoch, first).random(SHUFFLE).permutation(count) if self.window > 1 else np.arange(count)
-        )
+        shuffled = SampleKey(self.seed, epoch, first).random(SHUFFLE).permutation(count)
         samples = at[by_length].reshape(count, -1)[shuffled]
         return samples, choices[bucket[by_length].reshape(count, -1).max(axis=1)[shuffled]]
 
@@ -259,17 +260,14 @@ class Pipeline:
         at = samples[share]
         cursor = {"epoch": epoch + last, "step": 0 if last else step + 1, "pipeline": self.description}
         fed = PrefetchedBatch(batch=None, positions=at, place=(epoch, step), cursor=cursor, samples=size)
-        try:
-            draw = SampleKey(self.seed, epoch, step)
-            parts: Any = self.candidates(samples, draw)  # labels may be several by name, log_q may be None
-            rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))  # noqa: B023
-            batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
-            problem = problem_of(batch)
-            batch = batch if not self.id_dropout else self._hidden(batch, draw, share)
-        except CorruptRecord as error:
-            batch, problem = None, str(error)
-        if batch is None or (problem is not None and (problem != "empty" or self.process_count == 1)):
+        draw = SampleKey(self.seed, epoch, step)
+        parts: Any = self.candidates(samples, draw)  # labels may be several by name, log_q may be None
+        rows, labels, log_q = jax.tree.map(lambda leaf: leaf[share] if np.ndim(leaf) > 1 else leaf, tuple(parts))
+        batch = make_batch(self.dataset, at, rows, labels, config=self.config, log_q=log_q, length=length)
+        problem = problem_of(batch)
+        if problem is not None and (problem != "empty" or self.process_count == 1):
             return dataclasses.replace(fed, problem=problem)
+        batch = batch if not self.id_dropout else self._hidden(batch, draw, share)
         mask = np.asarray(batch.users.history.mask)
         return dataclasses.replace(fed, batch=batch, problem=problem, places=mask.size, events=int(np.count_nonzero(mask)))
 

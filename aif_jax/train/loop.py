@@ -164,10 +164,10 @@ def loop(
     |---|---|---|
     | loss or gradient not finite | the step changes nothing; more than `max_skipped` end the run | `skipped` |
     | no candidate in the batch | skipped, without a step | `empty_batches` |
-    | a corrupt record in the batch | `BadBatch` ends the run | |
+    | a label or a feature not finite | `BadBatch` ends the run | |
 
-    Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error. Only a
-    `data.dataset.CorruptRecord` or a number that is not finite makes a bad batch; other errors of a source are raised.
+    Each is reported, with the positions of the samples, by the logger "aif_jax.train.loop" or in the error.
+    Errors of a source are raised.
 
     **Several processes** (`jax.distributed`) call this together, with equal states and each with its share of the same batches.
     Process 0 shows the bar and writes the logs; all save checkpoints. For errors see `sharding.processes.end_at_once`.
@@ -187,7 +187,7 @@ def loop(
     Raises:
       FloatingPointError: too many steps were skipped, or the median loss since a log entry is more than `DIVERGED` times that
         of the first step; the message names the step and the samples.
-      BadBatch: a corrupt record.
+      BadBatch: a label or a feature that is not finite.
     """
     expect(log_every >= 1, "loop log_every", "at least 1", log_every)
     meet()
