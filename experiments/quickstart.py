@@ -239,7 +239,7 @@ async def at_once(way: Any, numbers: Iterable[int]) -> list[Served]:
 
 
 def evaluate(world: World, answered: dict[str, Answered], keep: int) -> dict[str, Any]:
-    """Return figures of each model: ranker recall of the cut, the cascade's share of HR@10, cost; and AIF's gain in recall."""
+    """Return figures of each model: ranker recall of the cut, the share of HR@10 kept, cost; and AIF's gain in recall."""
     users, items = world.data.log.user[world.positions], world.data.items.raw[world.data.log.item[world.positions] - 1]
     orders, figures = [each.ids for each in answered["ranker"].every], {}  # the ranker's order of all candidates
     recall: dict[str, metrics.ByUser] = {}
@@ -268,14 +268,14 @@ def report(figures: dict[str, Any], world: World, options) -> None:
         kept = tables.spread(of["recall"], 1, scale=100), tables.spread(of["share"], 2)
         waited = f"{of['after_retrieval_ms_p50']:.1f} / {of['after_retrieval_ms_p90']:.1f}"
         rows.append([NAMES[name], *kept, waited, f"{of['cpu_ms']:.1f}", f"{of['rps']:,.0f}"])
-    header = ["", f"ranker recall@{TOP}, %", "cascade's share", "after retrieval, ms p50 / p90", "CPU, ms", "requests a second"]
+    header = ["", f"ranker recall@{TOP}, %", f"HR@{TOP} kept", "after retrieval, ms p50 / p90", "CPU, ms", "requests a second"]
     print("\n" + common.table(rows, header))
     gain, items, keep = tables.spread(figures["recall_gain"], 1, scale=100), len(world.data.items) - 1, options.keep
     print(
         f"\n{len(world.found):,} {options.split} requests; {options.candidates:,} retrieved candidates are cut to {keep}.\n"
         f"Of {items:,} items, a cut to 100 as in docs/results.md loses almost nothing with either model.\n"
         f"AIF keeps {gain} points more of the ranker's top {TOP} than two-tower. Brackets: 95 % over users.\n"
-        f"Ranker recall@{TOP}: what the cut keeps of the ranker's best {TOP}. Cascade's share: HR@{TOP} of the ranker after\n"
+        f"Ranker recall@{TOP}: what the cut keeps of the ranker's best {TOP}. HR@{TOP} kept: HR@{TOP} of the ranker after\n"
         "the cut, over the ranker on all. After retrieval: one request at a time. CPU of a request, requests a second:\n"
         f"{CALLERS} callers, {common.threads()} cores, without a bound on latency, which experiments.cost has.\n"
         f"One epoch, {SAMPLES:,} samples, {LENGTH} events, one seed; docs/results.md has more of each."

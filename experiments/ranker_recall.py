@@ -329,7 +329,7 @@ def lost(results: Path, runs: list[dict[str, Any]], cut: str) -> ByUser:
 
 
 def report(results: Path) -> str:
-    """Return tables by data set, split and ranker: shares of its top 10 lost, items kept, the cascade's share, GAUC."""
+    """Return tables by data set, split and ranker: shares of its top 10 lost, items kept, the HR@10 kept, GAUC."""
     found, lines = read(results), []
     for dataset, split, ranker in dict.fromkeys((r["dataset"], r["split"], r["ranker"]) for r in found.values()):
         sizes = SMOKE_SIZES if dataset == "smoke" else SIZES

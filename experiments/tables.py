@@ -97,14 +97,14 @@ class Recalls:
 
 
 def recall() -> str:
-    """Return ranker recall of a cut of 1,000 candidates to 100 and the cascade's share, by data set."""
+    """Return ranker recall of a cut of 1,000 candidates to 100 and the HR@10 kept, by data set."""
     sets = [Recalls(dataset) for dataset in DATASETS]
-    header = ["ranker recall@10, %; cascade's share"]
+    header = [""]
     rows = [[PRESETS[model]] for model in COMPARED]
     for one in sets:
         untaught = any(one.alone.values())
-        header += [f"{one.name}: not taught"] * untaught + [f"{one.name}: taught"]
-        header.append(f"{one.name.partition(',')[0]}: cascade's share, taught")
+        header += [f"{one.name}: recall, not taught"] * untaught + [f"{one.name}: recall, taught"]
+        header.append(f"{one.name.partition(',')[0]}: HR@10 kept, taught")
         for row, model in zip(rows, COMPARED, strict=True):
             row += [one.of(one.alone[model], "recall10@1000-100")] * untaught
             row += [one.of(one.taught[model], "recall10@1000-100"), f"{one.share(model).value:.2f}"]
@@ -112,8 +112,8 @@ def recall() -> str:
 
 
 def cuts() -> str:
-    """Return ranker recall of several cuts, the cascade's share with its interval, and GAUC of all requests."""
-    header = ["", "1,000 to 100, not taught", "taught", "1,000 to 50", "3,000 to 100", "cascade's share"]
+    """Return ranker recall of several cuts, the HR@10 kept with its interval, and GAUC of all requests."""
+    header = ["", "1,000 to 100, not taught", "taught", "1,000 to 50", "3,000 to 100", "HR@10 kept"]
     rows = []
     for one in map(Recalls, DATASETS):
         for model in COMPARED:
@@ -161,7 +161,7 @@ def budget() -> str:
     record = {size: load()[size] for size in SHOWN}
     header = [""]
     for size in record:
-        header += [f"{figure} at {title(size).split()[2]}" for figure in ("ms", "requests/s", "CPU, ms")]
+        header += [f"{title(size).split()[2]} events: {figure}" for figure in ("ms", "requests/s", "CPU, ms")]
     rows = []
     for service, users, name in list(SERVED.values())[:-1]:
         row = [name]
