@@ -47,7 +47,6 @@ from .serving import (
 from .store.trained import Trained, fingerprint
 from .store.trained import __version__ as __version__
 from .train import Evaluation, FitConfig, evaluate
-from .train.edits import grow_vocabulary, unseen_as_unknown
 from .types import Behaviours, ItemFeatures, ItemRow, UserFeatures, UserState
 
 __all__ = [
@@ -59,8 +58,7 @@ __all__ = [
     # a model
     "presets", "blocks", "heads", "Config", "build", "assemble", "Component", "PreRanker", "fit_tables", "UserState", "ItemRow",
     # training
-    "fit", "FitConfig", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "grow_vocabulary",
-    "unseen_as_unknown", "sharding",
+    "fit", "FitConfig", "Run", "evaluate", "Evaluation", "train", "metrics", "Checkpoints", "checkpoint", "sharding",
     # the next model
     "refresh", "RefreshConfig", "refreshing",
     # a trained model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -130,13 +129,13 @@ class Run:
         evaluation = evaluate(self.model, self.params, data, positions, **given)
         return dataclasses.replace(evaluation, note=note(self.config, self.settings.task, evaluation.k))
 
-    def edit(self, data: Dataset, *changes: Edit) -> Run:
-        """Return a run whose model is changed by functions `(Trained, Dataset) -> Trained` of `train.edits`, in order.
+    def edit(self, data: Dataset, change: Edit, **options: Any) -> Run:
+        """Return a run whose model is changed by a function `(trained, data, **options) -> Trained`, such as of `train.edits`.
 
-        Params, config and version include the changes, so build indexes and exports after them. A calibration of the run is
+        Params, config and version include the change, so build indexes and exports after it. A calibration of the run is
         removed: calibrate the new run. It is in memory until `save` writes it.
         """
-        made = edits.chain(*changes)(self.trained, data)
+        made = change(self.trained, data, **options)
         if made.items is None and made.encoding == self.trained.encoding:  # an edit may make a new Trained
             made = made.replace(items=self.trained.items)
         made = made.replace(settings=made.settings or self.trained.settings)
@@ -153,15 +152,15 @@ class Run:
           ValueError: a run of another task than `NextItem`, a corrected one, or one whose sampler is partly uniform.
         """
         task = training.expect_lacks_correction(self.settings.task, "with_popularity_correction")
-        correction = edits.popularity_correction(before=self.settings.first_validation, power=task.power, untrained=untrained)
-        return self.edit(data, correction)
+        given: dict[str, Any] = {"before": self.settings.first_validation, "power": task.power, "untrained": untrained}
+        return self.edit(data, edits.popularity_correction, **given)
 
     def with_svd(self, data: Dataset, **options: Any) -> Run:
         """Return the same model with an SVD term: a `PureSvd` block with the factors of the events before the validation slice.
 
         See `blocks.PureSvd` and `edit`; `options` are `width`, `length`, `decay` and `deviation` of `train.edits.svd_term`.
         """
-        return self.edit(data, edits.svd_term(before=self.settings.first_validation, **options))
+        return self.edit(data, edits.svd_term, before=self.settings.first_validation, **options)
 
     def with_unseen_items(self, data: Dataset) -> Run:
         """Return the same model, with items without a training event scored as the unknown item with their own other features.
@@ -169,7 +168,7 @@ class Run:
         For a run with `id_dropout`, which trains the unknown item; ValueError for another. See `edit`.
         """
         expect(self.settings.id_dropout > 0, "with_unseen_items", "a run with id_dropout above 0", "one with 0")
-        return self.edit(data, edits.unseen_items(before=self.settings.first_validation))
+        return self.edit(data, edits.unseen_items, before=self.settings.first_validation)
 
     def calibrate(self, data: Dataset, *, requests: int | None = None, **options: Any) -> Run:
         """Return the run with a calibration fitted on the validation slice, see `train.edits.calibration` and `edit`.
@@ -183,9 +182,9 @@ class Run:
         Raises:
           ValueError: a run without a validation slice, or as `train.edits.calibration`.
         """
-        validation = functools.partial(training.held_out, settings=self.settings, split="validation", requests=requests)
+        positions, source = training.held_out(data, self.settings, "validation", requests=requests)
         given: dict[str, Any] = {"calibration_negatives": self.settings.task.calibration_negatives} | options
-        made = self.edit(data, edits.calibration(validation, **given))
+        made = self.edit(data, edits.calibration, positions=positions, candidates=source, **given)
         return dataclasses.replace(made, metrics=training.ranking_figures(self.metrics))
 
     def index(self, items: Any, **options: Any) -> ItemIndex:

@@ -170,7 +170,7 @@ def test_candidates_with_log_q_calibrate_for_the_whole_catalogue(data, run):
     positions = split_by_time(data.log, min_history=3).validation
     sampler = aif.data.NegativeSampler(aif.data.item_counts(data, split_by_time(data.log).train), power=0.75)
     source = aif.data.sampled_negatives(data, sampler=sampler, negatives=15, logq_correction=True)
-    params = edits.calibration(lambda data: (positions, source), progress=False)(run.trained, data).params
+    params = edits.calibration(run.trained, data, positions=positions, candidates=source, progress=False).params
     rows = np.broadcast_to(np.arange(1, len(data.catalogue), dtype=np.int32), (len(positions), len(data.catalogue) - 1))
     lists = aif.data.CandidateLists(rows, (rows == data.log.item[positions][:, None]).astype(np.float32))
     scores = list_scores(run.model, params, data, positions, lists, progress=False)
@@ -187,7 +187,8 @@ def test_checkpoints_and_fitting_again_and_growing_keep_their_word(data, run, tm
     loaded = checkpoint.load(tmp_path / "saved")
     assert loaded.version == aif.fingerprint(fitted, run.config, run.encoder)
     np.testing.assert_array_equal(loaded.params["fitted"]["calibration"]["scale"], fitted["fitted"]["calibration"]["scale"])
-    grown, _ = aif.grow_vocabulary(fitted, "item", len(data.catalogue) + 5, jax.random.key(0), config=run.config)
+    rows = np.arange(len(data.catalogue))
+    grown, _ = edits.grow_vocabulary(fitted, "item", rows, len(rows) + 5, jax.random.key(0), config=run.config)
     assert grown["fitted"]["calibration"] is fitted["fitted"]["calibration"]
     assert aif_scores.with_calibration(fitted, None)["fitted"].keys() == run.params["fitted"].keys()
     run.model.init(jax.random.key(0), None, fitted=fitted["fitted"])  # a calibrated model's tables start another training

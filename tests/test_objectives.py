@@ -1,6 +1,7 @@
 """Several objectives from one head: logits, losses with masks and products, training, evaluation, index, engine, export."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -187,8 +188,8 @@ def test_steps_teach_every_objective_and_evaluation_says_so(data, small):
     assert got.objectives["like"].auc == pytest.approx(expected, abs=1e-6)
     assert min(evaluation.auc for evaluation in got.objectives.values()) > 0.55
     assert {"auc", "hr@10", "conversion.auc", "like.calibration"} <= got.figures().keys() and got.hit_rate is not None
-    edit = train.edits.calibration(lambda data: (held, source), calibration_negatives=None, progress=False)
-    fitted = edit(aif.Trained(model, state.params, data.encoder), data).params
+    calibration = partial(train.edits.calibration, positions=held, calibration_negatives=None, progress=False)
+    fitted = calibration(aif.Trained(model, state.params, data.encoder), data, candidates=source).params
     assert fitted["fitted"]["calibration"]["scale"].shape == (3,)
     after = aif.evaluate(model, fitted, data, held, **given)
     assert after.objectives["click"].calibration == pytest.approx(1, abs=1e-3)

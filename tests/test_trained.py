@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 import aif_jax as aif
 from aif_jax import checkpoint, export
+from aif_jax.data.negatives import counts_before
 from aif_jax.data.split import split_by_time
 from aif_jax.export import ExportError
 from aif_jax.store import trained as room
@@ -138,18 +140,26 @@ def test_open_names_what_it_found_in_another_folder(trained, tmp_path):
 
 def test_edits_compose_and_a_calibration_is_of_the_scores_before(trained, run, data):
     before = run.settings.first_validation
-    svd = edits.svd_term(before=before, width=4)
-    correction, unseen = edits.popularity_correction(before=before), edits.unseen_items(before=before)
-    one_by_one = unseen(correction(svd(trained, data), data), data)
-    chained = edits.chain(svd, correction, unseen)(trained, data)
-    assert same(chained, one_by_one) and chained.version != trained.version and chained.encoder is trained.encoder
-    assert [type(block).__name__ for block in chained.config.blocks[-2:]] == ["PureSvd", "ItemOffset"]
+    svd, correction, unseen = (
+        partial(change, before=before) for change in (edits.svd_term, edits.popularity_correction, edits.unseen_items)
+    )
+    corrected = correction(svd(trained, data, width=4), data)
+    made = unseen(corrected, data)
+    assert made.version != corrected.version and made.encoder is trained.encoder
+    assert [type(block).__name__ for block in made.config.blocks[-2:]] == ["PureSvd", "ItemOffset"]
+    table, counts = (np.asarray(each.params["embedding"]["item"]) for each in (made, trained)), counts_before(data, before)
+    after, then = table
+    np.testing.assert_array_equal(after, np.where((counts > 0)[:, None], then, then[:1]))
+    assert 0 < (counts[1:] == 0).sum() < len(counts) - 1
+    known = np.asarray(unseen(trained, data, known=np.ones(len(counts), bool)).params["embedding"]["item"])
+    np.testing.assert_array_equal(known, then)
     positions = split_by_time(data.log).validation
-    calibration = edits.calibration(lambda data: (positions, sampled_before(data, positions)), progress=False)
-    calibrated = calibration(trained, data)
-    assert same(edits.calibration(lambda data: (positions, None), progress=False)(trained, data), calibrated)
+    calibration = partial(edits.calibration, positions=positions, progress=False)
+    calibrated = calibration(trained, data, candidates=sampled_before(data, positions))
+    assert same(calibration(trained, data), calibrated)
     assert same(correction(calibrated, data), correction(trained, data))
-    assert same(run.edit(data, svd, correction).trained, run.with_svd(data, width=4).with_popularity_correction(data).trained)
+    twice = run.edit(data, svd, width=4).edit(data, correction)
+    assert same(twice.trained, run.with_svd(data, width=4).with_popularity_correction(data).trained)
     with pytest.raises(aif.EncodingMismatch):
         encoded = aif.Trained(trained.model, trained.params, data.encoder)
         svd(encoded, synthetic_world(1, users=5, items=20, topics=4, categories=4, interests=2, favourites=2).dataset)
@@ -161,10 +171,9 @@ def test_edits_refuse_a_model_whose_functions_they_would_replace(trained, data):
     model = aif.assemble(trained.config, item=aif.Component(aif.model.ITEM.init, calls))
     own = aif.Trained(model, trained.params, trained.encoder)
     for name in ("svd_term", "popularity_correction"):
-        change = getattr(edits, name)(before=int(data.log.time.max()))
         text = rf"{name}: expected a model of `build`, got .* with item=<lambda>.*assemble\("
-        refused(ValueError, text, change, own, data)
-    unseen = edits.unseen_items(before=int(data.log.time.max()))(own, data)
+        refused(ValueError, text, getattr(edits, name), own, data, before=int(data.log.time.max()))
+    unseen = edits.unseen_items(own, data, before=int(data.log.time.max()))
     assert unseen.model is model  # an edit of parameters keeps the functions
 
 

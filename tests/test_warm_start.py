@@ -10,10 +10,9 @@ import pytest
 import aif_jax as aif
 from aif_jax.blocks import Block, LshDin, block
 from aif_jax.encoding.vocabulary import Vocabulary
-from aif_jax.train.edits import grow_vocabulary, unseen_as_unknown
+from aif_jax.train.edits import grow_vocabulary
 from tests import demo
 from tests.own_block import Decay
-from tests.refusals import refused
 
 ITEMS = 50
 SCHEMA = aif.Schema(
@@ -56,7 +55,8 @@ def model():
 
 @pytest.fixture
 def params():
-    return {"embedding": {name: jax.random.normal(jax.random.key(n), (n, 8)) for name, n in (("item", 50), ("gender", 3))}}
+    tables = {name: jax.random.normal(jax.random.key(n), (n, 8)) for name, n in (("item", 50), ("gender", 3))}
+    return {"embedding": tables, "fitted": {}}
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def larger(model):
     _, params, raw = model
     before, after = Vocabulary(raw), Vocabulary([*raw, 241, 7])
     rows = np.append(0, after.encode(before.raw))
-    return before, after, rows, *grow_vocabulary(params, "item", len(after), jax.random.key(0), config=CONFIG, rows=rows)
+    return before, after, rows, *grow_vocabulary(params, "item", rows, len(after), jax.random.key(0), config=CONFIG)
 
 
 def test_new_ids_are_appended_and_old_rows_kept(params):
-    grown, config = grow_vocabulary(params, "item", 2050, jax.random.key(0), config=CONFIG)
+    grown, config = grow_vocabulary(params, "item", np.arange(ITEMS), 2050, jax.random.key(0), config=CONFIG)
     table = np.asarray(grown["embedding"]["item"])
     np.testing.assert_array_equal(table[:50], params["embedding"]["item"])
     np.testing.assert_allclose(table[50:].std(), np.std(params["embedding"]["item"]), rtol=0.05)
@@ -77,7 +77,7 @@ def test_new_ids_are_appended_and_old_rows_kept(params):
     assert grown["embedding"]["gender"] is params["embedding"]["gender"]
     assert config.schema.item_attribute("item").size == 2050
     assert config.replace(schema=CONFIG.schema) == CONFIG
-    _, config = grow_vocabulary(params, "gender", 4, jax.random.key(0), config=CONFIG)
+    _, config = grow_vocabulary(params, "gender", np.arange(3), 4, jax.random.key(0), config=CONFIG)
     assert config.schema.table_sizes["gender"] == 4
 
 
@@ -93,7 +93,7 @@ def test_a_grown_model_gives_old_items_the_rows_that_they_had(model, larger):
 
 def test_fitted_values_are_fitted_again(model):
     _, params, raw = model
-    grown, config = grow_vocabulary(params, "item", ITEMS + 2, jax.random.key(0), config=CONFIG)
+    grown, config = grow_vocabulary(params, "item", np.arange(ITEMS), ITEMS + 2, jax.random.key(0), config=CONFIG)
     new = aif.fit_tables(config, catalogue(np.append(raw, [300, 301])))
     shapes = jax.tree.map(jnp.shape, grown["fitted"])
     assert jax.tree.map(jnp.shape, new) == shapes
@@ -102,7 +102,7 @@ def test_fitted_values_are_fitted_again(model):
 def test_a_field_that_grows_renames_its_ids(model):
     _, params, _ = model
     rows = np.array([0, 2, 4, 6, 7, 8])
-    grown, config = grow_vocabulary(params, "category", 9, jax.random.key(0), config=CONFIG, rows=rows)
+    grown, config = grow_vocabulary(params, "category", rows, 9, jax.random.key(0), config=CONFIG)
     np.testing.assert_array_equal(grown["fitted"]["fields"]["category"], rows[params["fitted"]["fields"]["category"]])
     old, new = ({**p["fitted"], "fields": None} for p in (params, grown))
     jax.tree.map(np.testing.assert_array_equal, old, new)
@@ -115,7 +115,8 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
     config = CONFIG.replace(blocks=(Codes(),))
     codes = {"centres": jnp.ones((ITEMS, 12)), "code": jnp.arange(ITEMS)}
     fitted = {"fields": params["fitted"]["fields"], "codes": codes}
-    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", 60, jax.random.key(0), config=config)
+    place = np.arange(ITEMS)
+    grown, _ = grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=config)
     sizes = {name: len(array) for name, array in grown["fitted"]["codes"].items()}
     assert sizes == {"centres": ITEMS, "code": 60}
 
@@ -124,27 +125,4 @@ def test_a_block_says_which_of_its_arrays_are_per_item(model):
     object.__setattr__(unsure, "blocks", (undeclared,))
     with pytest.raises(ValueError, match=r"block 'undeclared', per_item: expected names .* \['level'\] may be such"):
         fitted = {"fields": params["fitted"]["fields"], "undeclared": {"level": jnp.ones(ITEMS), "scale": jnp.ones(3)}}
-        grow_vocabulary(params | {"fitted": fitted}, "item", 60, jax.random.key(0), config=unsure)
-
-
-@pytest.mark.parametrize("name, size, rows, error, words", [
-    ("colour", 60, None, KeyError, "got 'colour'"),
-    ("item", 49, None, ValueError, "expected a size of at least the old 50, got 49"),
-    ("item", 60, np.arange(49), ValueError, "expected 50 distinct rows below 60"),
-    ("item", 60, np.arange(1, 51), ValueError, "with row 0 first"),
-    ("item", 60, np.arange(50) % 49, ValueError, "distinct"),
-    ("item", 50, np.append(0, np.arange(2, 51)), ValueError, "below 50"),
-])  # fmt: skip
-def test_what_makes_no_sense_is_refused(params, name, size, rows, error, words):
-    refused(error, words, grow_vocabulary, params, name, size, jax.random.key(0), config=CONFIG, rows=rows)
-
-
-def test_items_without_an_event_are_embedded_as_the_unknown_item(params):
-    counts = np.arange(ITEMS) % 3
-    shared = unseen_as_unknown(params, counts, config=CONFIG)
-    before, after = (np.asarray(values["embedding"]["item"]) for values in (params, shared))
-    np.testing.assert_array_equal(after[counts > 0], before[counts > 0])
-    np.testing.assert_array_equal(after[counts == 0], np.broadcast_to(before[0], after[counts == 0].shape))
-    assert shared["embedding"]["gender"] is params["embedding"]["gender"]
-    refused(ValueError, "counts: expected one for each of 50 items", unseen_as_unknown, params, counts[1:], config=CONFIG)
-    refused(TypeError, "counts: expected integers", unseen_as_unknown, params, counts / 2, config=CONFIG)
+        grow_vocabulary(params | {"fitted": fitted}, "item", place, 60, jax.random.key(0), config=unsure)

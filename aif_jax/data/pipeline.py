@@ -112,7 +112,7 @@ class Pipeline:
       buckets: ascending lengths of the history; `config.history_length` is always among them. () for one length.
       window: batches that are sorted by length together.
       id_dropout: share of candidates that get the unknown item's id; other features stay. So the model learns
-        to score an unseen item by its other features, see `unseen_as_unknown`.
+        to score an unseen item by its other features, see `Run.with_unseen_items`.
       process_index, process_count: which slice of every batch is made.
 
     Example:

@@ -16,7 +16,6 @@ from aif_jax.blocks import item_offset
 from aif_jax.checks import ArgumentError, expect
 from aif_jax.connectors.snapshot_store import SnapshotError, SnapshotStore
 from aif_jax.data.dataset import Dataset
-from aif_jax.data.negatives import counts_before
 from aif_jax.encoding.encoder import reencode
 from aif_jax.encoding.times import iso_text
 from aif_jax.encoding.vocabulary import new_rows
@@ -219,42 +218,37 @@ class Refresh:
 
     def add(self, folder: Path) -> dict[str, Any]:
         """Return SVD term, popularity correction and calibration, as far as the served model has them, fitted again."""
-        settings, old, task = self.settings, self.served, self.task
-        changes: dict[str, edits.Edit] = {}
+        settings, old, task, data = self.settings, self.served, self.task, self.kept
+        made, before, added, faults = self.model("train"), settings.first_validation, [], []
+        own, log = self._own_rows("item", data), data.histories
         if settings.id_dropout:
-            changes["unseen items"] = self._unseen
+            table = np.asarray(old.params["embedding"]["item"])
+            known = (table[np.maximum(own, 0)] != table[0]).any(1)  # items for which the served model has a row of their own
+            made = edits.unseen_items(made, data, before=before, known=known)
+            added.append("unseen items")
         if (term := old.config.find("pure_svd")) is not None:
-            log, factors = self.kept.histories, np.asarray(old.params["fitted"][term.name]["table"])
-            known, before = self._own_rows("item", self.kept), log.time < self.since
-            deviation = edits.svd_deviation(factors, log.user[before], known[log.item[before]], block=term)
-            changes["SVD term"] = edits.svd_term(before=settings.first_validation, deviation=deviation or edits.DEVIATION)
+            factors, earlier = np.asarray(old.params["fitted"][term.name]["table"]), log.time < self.since
+            deviation = edits.svd_deviation(factors, log.user[earlier], own[log.item[earlier]], block=term)
+            made = edits.svd_term(made, data, before=before, deviation=deviation or edits.DEVIATION)
+            added.append("SVD term")
         if (block := old.config.find("item_offset")) is not None:
             least = float(np.min(old.params["fitted"][block.name]["table"]))
-            changes["popularity correction"] = edits.popularity_correction(
-                before=settings.first_validation, power=getattr(task, "power", 0.75),
-                untrained=item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None,
-            )  # fmt: skip
-        made, faults = edits.chain(*changes.values())(self.model("train"), self.kept), []
+            untrained = item_offset.UNTRAINED if least <= item_offset.UNTRAINED else None
+            power = getattr(task, "power", 0.75)
+            made = edits.popularity_correction(made, data, before=before, power=power, untrained=untrained)
+            added.append("popularity correction")
         if self.calibrated:
-            of_slice = functools.partial(training.held_out, settings=settings, split="validation")
-            of_slice(self.kept)  # without a sample there is nothing to judge
-            served, negatives = old.params["fitted"][GROUP], task.calibration_negatives
-            changes["calibration"] = edits.calibration(of_slice, calibration_negatives=negatives, progress=self.progress)
+            positions, source = training.held_out(data, settings, "validation")  # raises: nothing to judge without a sample
+            given: dict[str, Any] = {"positions": positions, "candidates": source, "progress": self.progress}
             try:
-                made = changes["calibration"](made, self.kept)
+                made = edits.calibration(made, data, calibration_negatives=task.calibration_negatives, **given)
             except ValueError as error:  # such as scores that fall where labels rise: the served calibration, for the gate
+                served = old.params["fitted"][GROUP]
                 made, faults = made.replace(params=with_calibration(made.params, served)), [f"no calibration fits it: {error}"]
+            added.append("calibration")
         checkpoint.save(folder / MODEL, made)
-        line = ", ".join(changes) or "none: the served model has none"
-        return {"line": "; ".join([line, *faults]), "additions": list(changes), "faults": faults}
-
-    def _unseen(self, trained: Trained, data: Dataset) -> Trained:
-        """Return items without an event score as the unknown item, unless the served model has a row for them."""
-        table = np.asarray(self.served.params["embedding"]["item"])
-        own = np.maximum(self._own_rows("item", data), 0)
-        has_own = (table[own] != table[0]).any(1)
-        seen = np.where(has_own, 1, counts_before(data, self.settings.first_validation))
-        return trained.replace(params=edits.unseen_as_unknown(trained.params, seen, config=trained.config))
+        line = ", ".join(added) or "none: the served model has none"
+        return {"line": "; ".join([line, *faults]), "additions": added, "faults": faults}
 
     def judge(self, _: Path) -> dict[str, Any]:
         """Return the gate's verdict as plain JSON."""

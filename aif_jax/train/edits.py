@@ -1,8 +1,9 @@
 """Edits of a model after training: SVD term, popularity correction, unseen items, calibration.
 
-An edit is a function `(Trained, Dataset) -> Trained`; `chain` composes several. Each returns another version, so build the
-index after the last. An edit of the scores removes a calibration, which was fitted on the scores before: calibrate last.
-`before` is the end of the training events, in seconds since 1970.
+An edit is a function `(trained, data, *, ...) -> Trained` that returns another version, so build the index after the last one.
+An edit of the scores removes a calibration, which was fitted on the scores before: calibrate last.
+`before` is the end of the training events, in seconds since 1970. An edit raises EncodingMismatch for data that another encoder
+than the model's made, and ValueError where it adds to the config of a model of `assemble`, whose functions it would replace.
 
 *Calibration.* Sampling shifts the logits of a model. If a sample keeps every positive and a share r of the negatives, its odds
 are 1 / r times the odds outside, so the logit is too high by -log r, whatever the features: this is corrected analytically. If
@@ -18,7 +19,6 @@ Sources: Platt 1999; Guo et al. 2017 (arXiv 1706.04599); the correction for samp
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,114 +102,96 @@ def _least_log_loss(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float,
 DEVIATION = 0.4
 SEED = 0  # of the vector that the iteration starts from
 REQUESTS = 1000  # whose scores give the scale
-Edit = Callable[[Trained, Dataset], Trained]
-"""Raises EncodingMismatch for data that another encoder than the model's made, and ValueError where it adds to the config of a
-model of `assemble`, whose functions it would replace."""
+Edit = Callable[..., Trained]
+"""`edit(trained, data, **options)`."""
 
 
-def chain(*edits: Edit) -> Edit:
-    """Return the edit that applies several, one after the other."""
-    return lambda trained, data: functools.reduce(lambda made, edit: edit(made, data), edits, trained)
-
-
-def svd_term(*, before: int, deviation: float = DEVIATION, **sizes: Any) -> Edit:
+def svd_term(trained: Trained, data: Dataset, *, before: int, deviation: float = DEVIATION, **sizes: Any) -> Trained:
     """Add a `PureSvd` block with the factors of the training events, see `blocks.PureSvd` and `svd_factors`.
 
     `sizes` are `width`, `length` and `decay` of the block that is added; ValueError for any where the model has one.
     """
-
-    @_edit
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        config, log, there = trained.config, data.histories, trained.config.find("pure_svd")
-        got = f"{sizes}; leave out width=, length=, decay="
-        expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
-        block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
-        user, item = (part[log.time < before] for part in (log.user, log.item))
-        table = svd_factors(user, item, size=size, block=block, deviation=deviation)
-        params, config = with_table(trained.params, table, block, config=config)
-        return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
-
-    return edit
+    trained = _uncalibrated(trained, data)
+    config, log, there = trained.config, data.histories, trained.config.find("pure_svd")
+    got = f"{sizes}; leave out width=, length=, decay="
+    expect(there is None or not sizes, "svd_term sizes", f"none, since the model has {there}", got)
+    block, size = there or PureSvd(**sizes), config.schema.item_attribute("item").size
+    user, item = (part[log.time < before] for part in (log.user, log.item))
+    table = svd_factors(user, item, size=size, block=block, deviation=deviation)
+    params, config = with_table(trained.params, table, block, config=config)
+    return trained.replace(model=rebuilt(trained.model, config, "svd_term"), params=params)
 
 
-def popularity_correction(*, before: int, power: float = 0.75, untrained: float | None = UNTRAINED) -> Edit:
+def popularity_correction(
+    trained: Trained, data: Dataset, *, before: int, power: float = 0.75, untrained: float | None = UNTRAINED
+) -> Trained:
     """Add the log of each item's sampling probability to its logit, see `blocks.popularity_offset`.
 
     `power` is that of the popularity by which training drew candidates.
     """
-
-    @_edit
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
-        params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
-        return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
-
-    return edit
+    trained = _uncalibrated(trained, data)
+    table = popularity_offset(counts_before(data, before), power=power, untrained=untrained)
+    params, config = with_table(trained.params, table, ItemOffset(), config=trained.config)
+    return trained.replace(model=rebuilt(trained.model, config, "popularity_correction"), params=params)
 
 
-def unseen_items(*, before: int) -> Edit:
-    """Give items without a training event the embedding of the unknown item, see `unseen_as_unknown`."""
+def unseen_items(trained: Trained, data: Dataset, *, before: int, known: Any = False) -> Trained:
+    """Give items without a training event the embedding of the unknown item, which `Pipeline.id_dropout` trains.
 
-    @_edit
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        return trained.replace(params=unseen_as_unknown(trained.params, counts_before(data, before), config=trained.config))
-
-    return edit
+    `known` is bool [N], true for items that keep their embedding without an event too.
+    """
+    trained = _uncalibrated(trained, data)
+    embedding = trained.params["embedding"]
+    table, seen = jnp.asarray(embedding["item"]), (counts_before(data, before) > 0) | known
+    shared = jnp.where(seen[:, None], table, table[:1])
+    return trained.replace(params=trained.params | {"embedding": embedding | {"item": shared}})
 
 
 def calibration(
-    held_out: Callable[[Dataset], tuple[Any, SourceFn | None]], *, calibration_negatives: int | None = 15, rate: float = 1.0,
-    seed: int = 0, batch_size: int = 128, progress: bool = True,
-) -> Edit:  # fmt: skip
+    trained: Trained, data: Dataset, *, positions: Any, candidates: SourceFn | None = None,
+    calibration_negatives: int | None = 15, rate: float = 1.0, seed: int = 0, batch_size: int = 128, progress: bool = True,
+) -> Trained:  # fmt: skip
     """Add scale and bias of each objective, by which serving turns logits into calibrated probabilities.
 
     The candidates decide what the probabilities mean: for shown lists, a click given that the item is shown; for sampled ones,
     being the event's item among them, or among all items if the source gives `log_q`. A conditional objective is fitted where
-    its condition is true. The edit raises ValueError as `evaluate` and `platt`.
+    its condition is true. Raises ValueError as `evaluate` and `platt`.
 
     Args:
-      held_out: returns positions [n] of held-out events and the source of their lists; None for lists as `evaluate` draws them.
+      positions: integers [n], held-out events.
+      candidates: source of their lists; None draws them as `evaluate` does.
       calibration_negatives: candidates after the first that count, as in `evaluate`; None takes all.
       rate: share of the negatives of production that these lists hold, if a log keeps only some.
     """
-
-    @_edit
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        model, (positions, candidates) = trained.model, held_out(data)
-        positions = expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
-        lists = (candidates or sampled_before(data, positions))(positions, SampleKey(seed, 0, 0))
-        few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
-        lists = jax.tree.map(lambda values: values[:, few], lists)
-        scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
-        where, objectives, labels = lists.rows > 0, parse_objectives(model.config.objectives), lists.labels
-        if not isinstance(labels, dict):
-            expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
-            labels = {objectives[0].name if objectives else "": labels}
-        names = [(objective.name, objective.given) for objective in objectives] or [(next(iter(labels)), None)]
-        parts = []
-        for place, (name, given) in enumerate(names):
-            expect(name in labels, "labels", f"those of the objective {name!r}", sorted(labels))
-            known = where & ~np.isnan(labels[name])
-            if given is not None:
-                known &= labels[given] == 1
-            raw = scores[..., place] if model.config.outputs > 1 else scores
-            weights = population_weights(labels[name], lists.log_q)
-            entries = (np.where(known, values, 0) for values in (raw, labels[name]))
-            parts.append(platt(*entries, where=known, weights=weights, rate=rate if given is None else 1.0))
-        scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
-        return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
-
-    return edit
+    trained = _uncalibrated(trained, data)
+    model, positions = trained.model, expect_integers(positions, "positions", size=len(data.log)).astype(np.int64)
+    lists = (candidates or sampled_before(data, positions))(positions, SampleKey(seed, 0, 0))
+    few = slice(None) if calibration_negatives is None else slice(1 + calibration_negatives)
+    lists = jax.tree.map(lambda values: values[:, few], lists)
+    scores = list_scores(model, trained.params, data, positions, lists, batch_size=batch_size, progress=progress)
+    where, objectives, labels = lists.rows > 0, parse_objectives(model.config.objectives), lists.labels
+    if not isinstance(labels, dict):
+        expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
+        labels = {objectives[0].name if objectives else "": labels}
+    names = [(objective.name, objective.given) for objective in objectives] or [(next(iter(labels)), None)]
+    parts = []
+    for place, (name, given) in enumerate(names):
+        expect(name in labels, "labels", f"those of the objective {name!r}", sorted(labels))
+        known = where & ~np.isnan(labels[name])
+        if given is not None:
+            known &= labels[given] == 1
+        raw = scores[..., place] if model.config.outputs > 1 else scores
+        weights = population_weights(labels[name], lists.log_q)
+        entries = (np.where(known, values, 0) for values in (raw, labels[name]))
+        parts.append(platt(*entries, where=known, weights=weights, rate=rate if given is None else 1.0))
+    scale, bias = parts[0] if len(parts) == 1 else map(np.stack, zip(*parts, strict=True))
+    return trained.replace(params=with_calibration(trained.params, {"scale": scale, "bias": bias}))
 
 
-def _edit(change: Edit) -> Edit:
-    """Make an edit refuse data of another encoder, and start without the calibration of the model."""
-
-    def edit(trained: Trained, data: Dataset) -> Trained:
-        check_encoding("data", expected=trained.encoding, got=data.encoding)
-        return change(trained.replace(params=with_calibration(trained.params, None)), data)
-
-    return edit
+def _uncalibrated(trained: Trained, data: Dataset) -> Trained:
+    """Return the model without its calibration, to start an edit from; EncodingMismatch for data of another encoder."""
+    check_encoding("data", expected=trained.encoding, got=data.encoding)
+    return trained.replace(params=with_calibration(trained.params, None))
 
 
 def svd_factors(user: Any, item: Any, *, size: int, block: PureSvd | None = None, deviation: float = DEVIATION) -> np.ndarray:
@@ -281,63 +263,33 @@ def _sums(user: np.ndarray, factors: np.ndarray, block: PureSvd) -> np.ndarray:
 
 
 def grow_vocabulary(
-    params: Params, name: str, size: int, key: jax.Array, *, config: Config, rows: np.ndarray | None = None
+    params: Params, name: str, rows: np.ndarray, size: int, key: jax.Array, *, config: Config
 ) -> tuple[Params, Config]:
-    """Return parameters and config with another vocabulary: old ids keep their embedding, new ids get a fresh one.
-
-    New embeddings are Gaussian with the standard deviation of the old table. In `params["fitted"]` old items keep their values
-    and new items get those of the unknown item, until you refit on the new catalogue:
-    `params | {"fitted": aif.fit_tables(config, catalogue)}`. The optimizer state starts afresh: init it from the result.
+    """Return parameters and config under another vocabulary of an attribute, see `carry_over`.
 
     Args:
-      name: attribute whose table `params["embedding"][name]`, float [old size, D], grows, for every attribute that reads it.
-      size: rows of the new vocabulary, the unknown row 0 included.
-      rows: int [old size], the new row of each old row, -1 for an id that is gone, such as
-        `encoding.vocabulary.new_rows(before, after)`; None if new ids were appended.
-
-    Raises:
-      KeyError: no attribute with such a table.
-      ValueError: a smaller size without `rows`, or `rows` that are not distinct rows of the new table with row 0 first; a block
-        that does not say which of its fitted arrays have a row for each item (`Block.per_item`).
-
-    Example:
-      >>> import jax, numpy as np, aif_jax as aif
-      >>> item, category = aif.Attribute(name="item", size=9), aif.Attribute(name="category", size=6)
-      >>> config = aif.presets.two_tower(aif.Schema(item_attributes=(item, category)))
-      >>> params = {"embedding": {"category": np.ones((6, 8), np.float32)}}
-      >>> grown, larger = grow_vocabulary(params, "category", 9, jax.random.key(1), config=config)
-      >>> grown["embedding"]["category"].shape, larger.schema.item_attribute("category").size
-      ((9, 8), 9)
+      name: attribute whose table float [old size, D] changes, for every attribute that reads it.
+      rows: int [old size], the new row of each old row, 0 first, -1 for an id that is gone.
+      size: rows of the new table.
     """
-    schema = config.schema
-    known = list(schema.table_sizes)
-    if name not in known:
-        raise KeyError(f"attribute: expected one of {known}, got {name!r}")
-    table = jnp.asarray(params["embedding"][name])
-    old = table.shape[0]
-    expect(size >= old or rows is not None, name, f"a size of at least the old {old}", f"{size}; rows are never dropped")
-    place = np.arange(old) if rows is None else np.asarray(rows)
-    kept = np.flatnonzero(place >= 0)
-    distinct = place.shape == (old,) and place[0] == 0 and len(np.unique(place[kept])) == len(kept)
-    if not distinct or place.min() < -1 or place.max() >= size:
-        raise ValueError(f"rows: expected {old} distinct rows below {size}, or -1, with row 0 first, got {place}")
+    table, kept = jnp.asarray(params["embedding"][name]), np.flatnonzero(rows >= 0)
     grown = jnp.std(table[kept]) * jax.random.normal(key, (size, *table.shape[1:]), table.dtype)
+    schema = config.schema
     larger = {
         field: tuple(dataclasses.replace(a, size=size) if a.name == name else a for a in getattr(schema, field))
         for field in ("item_attributes", "user_attributes")
     }
-    grown_params = {**params, "embedding": {**params["embedding"], name: grown.at[place[kept]].set(table[kept])}}
-    if "fitted" in params:
-        grown_params["fitted"] = _fitted(params["fitted"], name, size, place, config)
-    return grown_params, config.replace(schema=dataclasses.replace(schema, encoding="", **larger))
+    embedding = params["embedding"] | {name: grown.at[rows[kept]].set(table[kept])}
+    made = params | {"embedding": embedding, "fitted": _fitted(params["fitted"], name, size, rows, config)}
+    return made, config.replace(schema=dataclasses.replace(schema, encoding="", **larger))
 
 
 def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained:
     """Return the model under the vocabularies of a newer encoder: ids that both know keep the values of their rows.
 
-    Rows of new ids get a new embedding as in `grow_vocabulary`, and the values of the unknown item in every table of
-    `params["fitted"]`, until you fit the tables on the new catalogue and run the edits again. A field's value that is gone
-    becomes unknown in the fields of all items. Build indexes from the result: its version is another.
+    Rows of new ids get a Gaussian embedding with the standard deviation of the old table, and the values of the unknown item in
+    every table of `params["fitted"]`, until you fit the tables on the new catalogue and run the edits again. A field's value
+    that is gone becomes unknown in the fields of all items. Build indexes from the result: its version is another.
 
     Args:
       trained: model of the encoder before, not changed.
@@ -345,7 +297,8 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
 
     Raises:
       ValueError: a model without an encoder or one of `assemble`, whose functions this cannot build; an encoder of other
-        columns, actions or scales; a block as for `grow_vocabulary`.
+        columns, actions or scales; a block that does not say which of its fitted arrays have a row for each item
+        (`Block.per_item`).
     """
     before, params, config = trained.need_encoder("carry_over"), trained.params, trained.config
     same = before.columns == encoder.columns and before.scales == encoder.scales
@@ -358,23 +311,9 @@ def carry_over(trained: Trained, encoder: Encoder, *, key: jax.Array) -> Trained
             continue
         size = max(len(after), 2)  # of an attribute without any value
         rows = np.append(new_rows(old, after), np.full(sizes[name] - len(old), -1))
-        params, config = grow_vocabulary(params, name, size, jax.random.fold_in(key, number), config=config, rows=rows)
+        params, config = grow_vocabulary(params, name, rows, size, jax.random.fold_in(key, number), config=config)
     model = rebuilt(trained.model, config.with_encoding(encoder.version), "carry_over")
     return trained.replace(model=model, params=params, encoder=encoder.with_length(before.length), items=None)
-
-
-def unseen_as_unknown(params: Params, counts: Any, *, config: Config) -> Params:
-    """Return parameters in which items without a training event have the embedding of the unknown item.
-
-    For models that are trained with `Pipeline.id_dropout`, which teaches that embedding. `counts` are integers [N], training
-    events of each catalogue row; TypeError or ValueError for others.
-    """
-    size = config.schema.item_attribute("item").size
-    counts = expect_integers(counts, "counts", size=2**62)
-    expect(counts.shape == (size,), "counts", f"one for each of {size} items", f"shape {list(counts.shape)}")
-    table = jnp.asarray(params["embedding"]["item"])
-    shared = jnp.where((counts == 0)[:, None], table[:1], table)
-    return params | {"embedding": params["embedding"] | {"item": shared}}
 
 
 def _fitted(fitted: Params, name: str, size: int, place: np.ndarray, config: Config) -> Params:

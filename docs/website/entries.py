@@ -20,7 +20,7 @@ PLACES = {
     "aif_jax.blocks.block": "aif_jax.blocks.block.block",
 }
 """Where a name is defined, if a module of the same name hides it from MkDocs."""
-MEMBERS = {"aif_jax.train.edits": ["chain", "svd_term", "popularity_correction", "unseen_items", "calibration"]}
+MEMBERS = {"aif_jax.train.edits": ["svd_term", "popularity_correction", "unseen_items", "calibration"]}
 """Members that are shown of a module without `__all__`."""
 LIST = re.compile(r"^- `(aif_jax[\w.]*)`: ((?:[`\w, ]+\n(?:  )?)+)", re.M)
 API = Path(__file__).resolve().parent.parent / "api.md"

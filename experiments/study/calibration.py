@@ -36,7 +36,7 @@ def measure(data: datasets.StudyData, work: Path, *, requests: int) -> dict[str,
     made: dict[str, Any] = {"dataset": data.name, "model": trial.id, "requests": len(held[1]), "ways": {}}
     made["users"] = len(np.unique(log.user[held[1]]))
     raw = Trained(model, params, data.dataset.encoder)
-    fitted = train.edits.calibration(lambda _: (held[0], None))(raw, data.dataset)
+    fitted = train.edits.calibration(raw, data.dataset, positions=held[0])
     for way, one in (("before", raw), ("logistic", fitted)):
         made["ways"][way] = figures(train.evaluate(model, one.params, data.dataset, held[1], k=None))
     return made

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ import aif_jax as aif
 from aif_jax import blocks, export, presets
 from aif_jax import scores as aif_scores
 from aif_jax.blocks import Block
-from aif_jax.train.edits import platt, svd_factors, unseen_as_unknown
+from aif_jax.train.edits import platt, svd_factors
 from tests import demo, light
 from tests.reliability.sizes import FULL, generator
 
@@ -44,7 +45,8 @@ class Case(NamedTuple):
         config, rng = self.config(), np.random.default_rng(seed)
         params = demo.init(aif.build(config), seed)
         if "unseen" in self.additions:
-            params = unseen_as_unknown(params, rng.integers(0, 2, demo.ITEMS), config=config)
+            table, seen = params["embedding"]["item"], rng.random(demo.ITEMS) < 0.5
+            params |= {"embedding": params["embedding"] | {"item": jnp.where(seen[:, None], table, table[:1])}}
         if "factors" in self.additions:
             user, item = np.repeat(np.arange(30), 8), rng.integers(0, demo.ITEMS, 240)
             table = svd_factors(user, item, size=config.schema.item_attribute("item").size)
