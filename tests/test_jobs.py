@@ -19,8 +19,6 @@ from tests import jobs_world as world
 from tests.conftest import ROOT, child_environment
 from tests.refusals import refused
 
-STREAM_END = 77
-
 
 @pytest.fixture(scope="module")
 def encoded() -> list[pa.RecordBatch]:

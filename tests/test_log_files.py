@@ -20,19 +20,18 @@ from aif_jax.data.negatives import NegativeSampler, item_counts
 from aif_jax.data.split import sample_positions, time_cuts
 from aif_jax.encoding.vocabulary import Vocabulary
 
-def resident(field):
-    for line in open("/proc/self/status"):
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
 
 events, users, items, chunk_users = {events}, {users}, {items}, {chunk_users}
 per_user = events // users
-report, peak = dict(), 0.0
+peak = 0.0
 
-def watch():  # the peak within a phase counts, not only what is left after it
+def watch():  # the peak counts, not only what is left at the end
     global peak
     while True:
-        peak = max(peak, resident("RssAnon") - before)
+        peak = max(peak, resident() - before)
         time.sleep(0.005)
 
 def columns():
@@ -53,33 +52,20 @@ catalogue = aif.Catalogue.from_items(schema, np.arange(items - 1), ids=dict(cate
 vocabularies = dict(users=Vocabulary(np.arange(users)), items=Vocabulary(np.arange(items - 1)))
 config = aif.Config(schema=schema)
 aif.build(config)  # loads what is loaded when it is first used
-before = resident("RssAnon")
-
-def phase(name):
-    global started
-    report[name] = round(time.perf_counter() - started, 2)
-    started = time.perf_counter()
+before = resident()
 
 threading.Thread(target=watch, daemon=True).start()
-started = time.perf_counter()
 log = EventLog(**columns(), users=users + 1)
-phase("write_and_check_s")
 dataset = Dataset(name="large", schema=schema, log=log, catalogue=catalogue, user_ids=dict(),
                   user_floats=np.zeros((users + 1, 0), np.float32), **vocabularies)
-phase("dataset_s")
 _, first_validation, _ = time_cuts(log.time)
 positions = sample_positions(log, min_history=1, before=first_validation, file={folder!r} + ".positions.npy")
-phase("positions_s")
 sampler = NegativeSampler(item_counts(dataset, positions))
-phase("counts_s")
 feed = Pipeline(dataset=dataset, positions=positions, config=config, batch_size=1024,
                 candidates=candidates.sampled_negatives(dataset, sampler=sampler, negatives=1), epochs=10)
 for fed, _ in zip(feed.batches(), range({steps}), strict=False):
     assert fed.problem is None
-phase("batches_s")
-report |= dict(events=len(log), samples=len(positions), anon_mb=round(peak, 1), rss_file_mb=round(resident("RssFile"), 1),
-               log_mb=len(log) * 20 / 2**20)
-print(json.dumps(report))
+print(json.dumps(dict(events=len(log), samples=len(positions), anon_mb=peak, log_mb=len(log) * 20 / 2**20)))
 """
 
 

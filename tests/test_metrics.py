@@ -35,8 +35,8 @@ def entries(draw, max_size=24, infinite=True):
 
 
 @st.composite
-def candidate_lists(draw, max_candidates=5):
-    shape = draw(st.integers(0, 3)), draw(st.integers(0, max_candidates))
+def candidate_lists(draw):
+    shape = draw(st.integers(0, 3)), draw(st.integers(0, 5))
     scores = draw(hnp.arrays(np.float64, shape, elements=st.sampled_from([-np.inf, -1.0, 0.0, 2.0])))
     return scores, draw(hnp.arrays(np.bool_, shape)), draw(hnp.arrays(np.bool_, shape)), draw(st.integers(1, 6))
 
@@ -173,33 +173,6 @@ def test_equal_to_scikit_learn():
     table = metrics.calibration(flat[0] + 0.01, flat[1])
     close(table.observed[table.entries > 0], observed)
     close(table.predicted[table.entries > 0], predicted)
-
-
-@quick
-@given(entries(infinite=False), st.randoms(use_true_random=False))
-def test_ranking_metrics_depend_on_order_alone(data, random):
-    """Increasing transforms and permutations change not one bit of AUC; flipping scores or labels gives 1 - AUC."""
-    scores, labels, groups, where = data
-    value, grouped = metrics.auc(scores, labels, where=where), metrics.gauc(scores, labels, groups, where=where)
-    for transform in (np.exp, lambda x: x**3 - 7, lambda x: np.float32(x) * 1e30):
-        np.testing.assert_equal(metrics.auc(transform(scores), labels, where=where), value)
-        np.testing.assert_equal(metrics.gauc(transform(scores), labels, groups, where=where), grouped)
-    order = np.array(random.sample(range(len(scores)), len(scores)), int)
-    np.testing.assert_equal(metrics.auc(scores[order], labels[order], where=where[order]), value)
-    np.testing.assert_equal(metrics.gauc(scores[order], labels[order], groups[order], where=where[order]), grouped)
-    close(metrics.auc(-scores, labels, where=where), 1 - value)
-    close(metrics.auc(scores, ~labels, where=where), 1 - value)
-
-
-@quick
-@given(candidate_lists(max_candidates=12), st.randoms(use_true_random=False))
-def test_recall_depends_on_order_alone(data, random):
-    scores, labels, where, k = data
-    ours = functools.partial(metrics.recall_at_k, k=k)
-    value = ours(scores, labels, where=where)
-    np.testing.assert_equal(ours(np.arctan(scores), labels, where=where), value)
-    order = random.sample(range(scores.shape[1]), scores.shape[1])
-    close(ours(scores[:, order], labels[:, order], where=where[:, order]), value)
 
 
 @quick
