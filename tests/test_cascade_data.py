@@ -39,9 +39,13 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def synthetic():
-    world = synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12)
-    return world, synthetic_cascade(world, requests=150, candidates=60, ranked=20)
+def world():
+    return synthetic_world(0, users=40, items=90, topics=12, categories=8, events_per_user=40, lag=8, content_dim=12)
+
+
+@pytest.fixture(scope="module")
+def data(world):
+    return synthetic_cascade(world, requests=150, candidates=60, ranked=20)
 
 
 def test_lines_become_requests(plain, caplog):
@@ -94,8 +98,8 @@ def test_a_line_that_comes_twice_is_named_as_its_file_has_it(plain, tmp_path):
 
 def test_wrong_cascades_are_refused(plain):
     six = {name: values[:6] for name, values in LINES.items()}
-    with pytest.raises(ValueError, match=r"cascade stage: .*, got \['shown'\], the first in cascade, row 2, column 'stage'"):
-        aif.read_cascade(six | {"stage": ["ranked", *["shown"] * 5]}, plain)
+    message = r"cascade stage: .*, got \['shown'\], the first in cascade, row 2, column 'stage'"
+    refused(ValueError, message, aif.read_cascade, six | {"stage": ["ranked", *["shown"] * 5]}, plain)
     twice = r"cascade: expected every item once in a request, got item 9 twice in the request of user 'ann' at 20, in row 2 and"
     refused(ValueError, f"{twice} row 3 of cascade$", aif.read_cascade, six | {"item": [7, 9, 9, 8, 7, 8]}, plain)
     with pytest.raises(ValueError, match=f"{twice} row 4 of cascade; 2 such lines in all"):
@@ -127,9 +131,8 @@ def test_wrong_cascades_are_refused(plain):
     refused(ValueError, "Dataset.cascade: expected a Cascade", sources.logged, plain)
 
 
-def test_lists_have_so_many_of_each_stage(synthetic):
-    world, made = synthetic
-    data, cascade = made, made.cascade
+def test_lists_have_so_many_of_each_stage(data):
+    cascade = data.cascade
     sampler = sources.NegativeSampler(sources.item_counts(data, range(len(data.log))))
     counts = {"exposed": 4, "ranked": 6, "retrieved": 5, "in_batch": 3, "sampled": 8}
     source = sources.staged(data, counts, sampler=sampler)
@@ -148,8 +151,7 @@ def test_lists_have_so_many_of_each_stage(synthetic):
                 assert len(kept) == min(count, np.count_nonzero(own)) == len(set(kept)) and set(kept) <= set(own)
             else:  # others' candidates, never one of this request
                 assert not set(kept) & set(cascade.rows[request]) and np.isnan(lists.labels["click"][request, part]).all()
-    place = np.argmax(cascade.rows[0] == lists.rows[0, 0])
-    assert lists.labels["click"][0, 0] == cascade.labels["click"][0, place]
+    assert lists.labels["click"][0, 0] == cascade.labels["click"][0, np.argmax(cascade.rows[0] == lists.rows[0, 0])]
     again, other = source(at, SampleKey(0, 0, 0)), source(at, SampleKey(0, 0, 1))
     assert np.array_equal(again.rows, lists.rows) and not np.array_equal(other.rows, lists.rows)
     assert source.description["counts"] == counts and source.description["kind"] == "staged"
@@ -159,24 +161,22 @@ def test_lists_have_so_many_of_each_stage(synthetic):
     earlier = dataclasses.replace(data.cascade, stage=np.minimum(data.cascade.stage, 0))
     changed = sources.staged(dataclasses.replace(data, cascade=earlier), counts, sampler=sampler).description
     assert {name for name in changed if changed[name] != source.description[name]} == {"sha256"}
-    whole = sources.logged(data)(at, SampleKey(0, 0, 0))
-    assert np.array_equal(whole.rows, cascade.rows[:40])
-    with pytest.raises(ValueError, match="positions: expected first events of requests of the cascade"):
-        source(np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1], SampleKey(0, 0, 0))
+    assert np.array_equal(sources.logged(data)(at, SampleKey(0, 0, 0)).rows, cascade.rows[:40])
+    other = np.setdiff1d(np.arange(len(data.log)), cascade.positions)[:1]
+    refused(ValueError, "positions: expected first events of requests of the cascade", source, other, SampleKey(0, 0, 0))
     for wrong, message in (({"shown": 3}, "counts: expected numbers"), ({}, "counts"), ({"sampled": 2}, "sampler: expected")):
         refused(ValueError, message, sources.staged, data, wrong)
 
 
-def test_the_synthetic_cascade_follows_its_rules(synthetic):
-    world, made = synthetic
-    cascade = made.cascade
+def test_the_synthetic_cascade_follows_its_rules(world, data):
+    cascade = data.cascade
     there = cascade.rows > 0
     stages = np.where(there, cascade.stage, 9)
+    shown = stages == 0
     assert ((stages == 0).sum(1) == 10).all() and ((stages <= 1).sum(1) <= 21).all()
     assert (cascade.rows == world.dataset.log.item[cascade.positions][:, None]).any(1).all()  # the event's item is shown
     assert np.array_equal(~np.isnan(cascade.labels["click"]), stages == 0)
     assert np.array_equal(~np.isnan(cascade.labels[RANKER]), stages <= 1) and (~np.isnan(cascade.labels[WHOLE]) == there).all()
-    shown = stages == 0
     assert (cascade.labels["long_view"][shown] <= cascade.labels["click"][shown]).all()
     assert 0 < cascade.labels["click"][shown].mean() < 1
     request, place = np.nonzero(shown)
@@ -185,23 +185,22 @@ def test_the_synthetic_cascade_follows_its_rules(synthetic):
     refused(ValueError, "requests: expected at most", synthetic_cascade, world, requests=10**6)
 
 
-def test_fit_trains_on_a_cascade_and_evaluates_each_objective(synthetic, tmp_path):
-    _, made = synthetic
+def test_fit_trains_on_a_cascade_and_evaluates_each_objective(data, tmp_path):
     small = demo.SMALL | {"head": aif.heads.Mlp((16,))}
-    config = demo.config(schema=made.schema, objectives=("click", "long_view|click"), **small)
+    config = demo.config(schema=data.schema, objectives=("click", "long_view|click"), **small)
     loss = Goals(*Goals.of(config.objectives).goals, Goal(0.5 * distill_listwise, RANKER, stages=("exposed", "ranked")))
     task = Cascaded(exposed=4, ranked=4, pre_ranked=2, retrieved=4, sampled=2, in_batch=2)
     given = dict(task=task, batch_size=32, epochs=1, requests=20, progress=False, k=None, keep_best="auc")
-    run = demo.fit(aif.build(config), made, loss=loss, out=tmp_path / "run", **given)
+    run = demo.fit(aif.build(config), data, loss=loss, out=tmp_path / "run", **given)
     assert {"auc", "click.auc", "long_view.auc"} <= run.metrics.keys()
     assert run.settings.loss.endswith("Goal(0.5 * distill_listwise, 'ranker', stages=('exposed', 'ranked'))")
     loaded = aif.Run.load(tmp_path / "run")
     assert loaded.settings.task == task
-    got = loaded.calibrate(made, progress=False).evaluate(made, progress=False)
+    got = loaded.calibrate(data, progress=False).evaluate(data, progress=False)
     assert set(got.objectives) == {"click", "long_view"} and got.requests <= 20
     assert repr(Goals.of(config.objectives)) == "Goal(pointwise_bce, 'click') + Goal(pointwise_bce, 'long_view')"
-    with pytest.raises(ValueError, match="Cascaded: expected data with a cascade"):
-        demo.fit(aif.build(config), dataclasses.replace(made, cascade=None), **given)
+    plain = dataclasses.replace(data, cascade=None)
+    refused(ValueError, "Cascaded: expected data with a cascade", demo.fit, aif.build(config), plain, **given)
     refused(ValueError, "Cascaded: expected candidates of some stage", Cascaded, exposed=0, ranked=0, pre_ranked=0, retrieved=0)
 
 
@@ -230,8 +229,7 @@ def test_evaluation_says_what_share_of_the_rankers_top_is_kept():
     assert "; ranker_recall: the ranker's top 10 among 3 kept)" in str(got)
 
 
-def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
-    _, data = synthetic
+def test_ranker_recall_is_of_the_cascade_whatever_the_lists(data):
     model = aif.build(demo.config(schema=data.schema, objectives=("click",), **demo.SMALL))
     params, some = demo.init(model, items=data.catalogue), data.cascade.positions[-30:]
     lists = sources.logged(data)(some, SampleKey(0, 0, 0))
@@ -248,78 +246,46 @@ def test_ranker_recall_is_of_the_cascade_whatever_the_lists(synthetic):
     assert train.evaluate(model, params, plain, some, k=None, progress=False).ranker_recall is None
 
 
-def write_recflow(folder, day, table):
-    """Writes `all_stage/DAY.feather`, and `realshow/DAY.feather` of the lines with `realshow`; columns that it lacks are 0."""
-    none, columns = np.zeros(len(table["user_id"])), dict.fromkeys((*recflow.STAGED, *recflow.SHOWN))
-    whole = pa.table({name: np.asarray(table.get(name, none), np.int64) for name in columns})
-    for kind, part in (("all_stage", whole), ("realshow", whole.filter(pa.array(np.asarray(table["realshow"]) > 0)))):
+def write_recflow(folder, day, *lines):
+    """Writes lines (user, video, second, flags, rank_index, effective_view) of a day, those shown also to `realshow`."""
+    user, video, second, flags, rank, effective = map(np.array, zip(*lines, strict=True))
+    none = dict.fromkeys((*recflow.STAGED, *recflow.SHOWN), np.zeros(len(lines), np.int64))
+    given = {"user_id": user, "video_id": video, "request_timestamp": 1000 * second + 250, "rank_index": rank, "age": user + 30}
+    given |= {"category_level_one": video % 3, "author_id": video, "duration": 100 * video, "effective_view": effective}
+    names = ("realshow", "rank_pos", "rank_neg", "coarse_neg", "prerank_neg")
+    given |= {name: np.array([name in words.split() for words in flags]).astype(int) for name in names}
+    for kind, kept in (("all_stage", user > 0), ("realshow", given["realshow"] > 0)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        feather.write_feather(part, str(folder / kind / f"{day}.feather"))
+        feather.write_feather(pa.table(none | given).filter(pa.array(kept)), str(folder / kind / f"{day}.feather"))
 
 
-def recflow_lines(data):
-    """A synthetic cascade in RecFlow's columns."""
-    cascade = data.cascade
-    request, place = np.nonzero(cascade.rows > 0)
-    rows, stage = cascade.rows[request, place].astype(np.int64), cascade.stage[request, place]
-    position = cascade.positions[request]
-    shown, ranked = stage == 0, stage <= 1
-    ranker = np.where(ranked, np.nan_to_num(cascade.labels["ranker"][request, place]), -np.inf)
-    order = np.lexsort((-ranker, request))
-    index = np.zeros(len(rows), np.int64)
-    index[order] = np.arange(len(rows)) - np.searchsorted(request[order], request[order])
-    return {
-        "user_id": data.log.user[position].astype(np.int64),
-        "video_id": rows,
-        "request_timestamp": data.log.time[position] * 1000 + 250,
-        "author_id": rows % 13 + 1,
-        "category_level_one": data.catalogue.items.ids["category"][rows].astype(np.int64),
-        "duration": rows * 100,
-        "age": data.log.user[position] % 5,
-        "realshow": shown,
-        "rank_pos": ranked & (index < 10),
-        "rank_neg": ranked & (index >= 10),
-        "coarse_neg": stage == 2,
-        "prerank_neg": stage == 3,
-        "rank_index": index,
-        "effective_view": shown & (np.nan_to_num(cascade.labels["click"][request, place]) > 0),
-        "long_view": shown & (np.nan_to_num(cascade.labels["long_view"][request, place]) > 0),
-    }
-
-
-def test_recflow_is_read_in_its_layout(synthetic, tmp_path):
-    _, made = synthetic
-    table = recflow_lines(made)
-    half = table["request_timestamp"] < np.median(table["request_timestamp"])
-    for day, part in (("0213", half), ("0214", ~half)):
-        write_recflow(tmp_path, day, {name: np.asarray(values)[part] for name, values in table.items()})
+def test_recflow_is_read_in_its_layout(tmp_path):
+    """Two days: a request of every stage, in which video 9 comes again at an earlier stage, and one that was shown alone."""
+    request = [(1, 7, 20, "realshow rank_pos", 1, 1), (1, 8, 20, "rank_neg", 3, 0), (1, 9, 20, "coarse_neg", 0, 0)]
+    write_recflow(tmp_path, "0213", *request, (1, 6, 20, "prerank_neg", 0, 0), (1, 9, 20, "prerank_neg", 0, 0))
+    write_recflow(tmp_path, "0214", (2, 7, 30, "realshow", 0, 0))
     data = recflow.recflow(tmp_path)
-    assert len(data.log) == np.count_nonzero(table["realshow"]) and data.schema.item_floats == 1
-    assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"}
-    cascade, expected = data.cascade, made.cascade
-    assert len(cascade) == len(expected) and sorted(cascade.labels) == sorted([*recflow.FEEDBACK, "ranker"])
-    counts = [np.bincount(c.stage[c.rows > 0], minlength=4).tolist() for c in (cascade, expected)]
-    assert counts[0] == counts[1]
-    clicks = [np.nansum(labels) for labels in (cascade.labels["effective_view"], expected.labels["click"])]
-    assert clicks[0] == clicks[1] and np.isnan(cascade.labels["like"][cascade.stage > 0]).all()
-    there = (cascade.rows[:, :3] > 0).all(1)
-    assert there.all() and np.isfinite(cascade.labels["ranker"][cascade.stage == 1][:5]).all()
-    assert data.log.time[cascade.positions].min() >= made.log.time[expected.positions].min()
-    assert recflow.recflow(tmp_path, candidates=30).cascade.rows.shape[1] == 30
+    cascade, log = data.cascade, data.log
+    assert (log.user.tolist(), log.time.tolist(), log.action.tolist()) == ([1, 2], [20, 30], [2, 1])
+    assert {a.name for a in data.schema.user_attributes} == {"age", "gender", "province"} and data.schema.item_floats == 1
+    assert data.items.raw[cascade.rows[0, :4] - 1].tolist() == [7, 8, 9, 6] and cascade.stage[0, :4].tolist() == [0, 1, 2, 3]
+    assert np.count_nonzero(cascade.rows, axis=1).tolist() == [4, 1] and cascade.positions.tolist() == [0, 1]
+    assert sorted(cascade.labels) == sorted([*recflow.FEEDBACK, "ranker"])
+    np.testing.assert_array_equal(cascade.labels["ranker"][:, :2], [[-1, -3], [np.nan, np.nan]])
+    np.testing.assert_array_equal(cascade.labels["effective_view"][:, :2], [[1, np.nan], [0, np.nan]])
+    assert recflow.recflow(tmp_path, candidates=3).cascade.rows.shape[1] == 3
     refused(FileNotFoundError, "expected files realshow", recflow.recflow, tmp_path / "none")
-    bad = {name: np.asarray(values)[half] for name, values in table.items()} | {"prerank_neg": np.zeros(half.sum())}
-    write_recflow(tmp_path, "0301", bad)
+    write_recflow(tmp_path, "0301", (1, 7, 20, "realshow", 0, 0), (1, 8, 20, "", 0, 0))
     refused(ValueError, "all_stage: expected a stage in every line", recflow.recflow, tmp_path)
     (tmp_path / "all_stage" / "0301.feather").unlink()
     refused(FileNotFoundError, "0301.feather: expected a file of RecFlow", recflow.recflow, tmp_path)
 
 
-def test_met_candidates_are_left_out_where_nobody_comes_back(synthetic):
+def test_met_candidates_are_left_out_where_nobody_comes_back(data):
     """Those that were shown stay: what the user did with them is known."""
-    _, made = synthetic
-    data, cascade = made, made.cascade
     assert data.repeats
-    at, once = cascade.positions[:60], dataclasses.replace(made, repeats=False)
+    cascade, once = data.cascade, dataclasses.replace(data, repeats=False)
+    at = cascade.positions[:60]
     met = sources.SeenPairs(data, at)
     sample = np.arange(len(at))[:, None]
     gone = met.contains(sample, cascade.rows[:60]) & (cascade.stage[:60] > 0)
