@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 
 import aif_jax as aif
-from aif_jax.features import (
-    UserPacker,
-    behaviours,
-    check_item_features,
-    check_user_features,
-    empty_items,
-    empty_user,
-    item_specs,
-    pack,
-    unpack,
-    user_specs,
-)
+from aif_jax import check_item_features, check_user_features, empty_items, empty_user
+from aif_jax.features import UserPacker, behaviours, item_specs, pack, unpack, user_specs
 from tests import demo
 from tests.refusals import refused
 
