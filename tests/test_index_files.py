@@ -31,25 +31,23 @@ def test_the_same_items_give_the_same_record_whatever_their_history(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_an_empty_index_goes_to_disk_and_back(tmp_path):
-    build().delete([5, 6, 7]).save(tmp_path / "a")
-    assert verify(tmp_path / "a").items == 0
-    assert ItemIndex.load(tmp_path / "a", TRAINED).upsert([1], features([1])).ids.tolist() == [1]
-
-
-def test_strings_go_to_disk_and_back(tmp_path):
+def test_an_empty_index_and_strings_go_to_disk_and_back(tmp_path):
+    build().delete([5, 6, 7]).save(tmp_path / "empty")
+    assert ItemIndex.load(tmp_path / "empty", TRAINED).upsert([1], features([1])).ids.tolist() == [1]
     index = build(["a", "bb", ""])
     index.save(tmp_path / "a")
     back = ItemIndex.load(tmp_path / "a", TRAINED)
-    assert verify(tmp_path / "a").ids == "strings" and back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
-    changed = (each.upsert(["c"], features([4])).delete(["a"]).stored() for each in (back, index))
-    assert demo.same(*changed)
+    assert (verify(tmp_path / "empty").items, verify(tmp_path / "a").ids) == (0, "strings")
+    assert back.lookup(["bb", "", "b"])[1].tolist() == [True, True, False]
+    assert demo.same(*(each.upsert(["c"], features([4])).delete(["a"]).stored() for each in (back, index)))
 
 
 def test_a_snapshot_of_another_config_is_refused(tmp_path):
     build().save(tmp_path / "a")
-    with pytest.raises(ValueError, match=r"config.width: expected 16, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL._replace(config=CONFIG.replace(width=16)), PARAMS))
     wider = aif.Schema(item_attributes=SCHEMA.item_attributes, item_floats=9)
-    with pytest.raises(ValueError, match=r"config.schema.item_floats: expected 9, the snapshot has 8"):
-        ItemIndex.load(tmp_path / "a", aif.Trained(MODEL._replace(config=CONFIG.replace(schema=wider)), PARAMS))
+    for changes, message in (
+        ({"width": 16}, "config.width: expected 16, the snapshot has 8"),
+        ({"schema": wider}, "config.schema.item_floats: expected 9, the snapshot has 8"),
+    ):
+        other = aif.Trained(MODEL._replace(config=CONFIG.replace(**changes)), PARAMS)
+        refused(ValueError, message, ItemIndex.load, tmp_path / "a", other)
