@@ -555,7 +555,9 @@ def test_users_are_split_between_versions(tmp_path):
         assert {"one", "two"} == set(expected.values())
         status = json.loads(client.request("GET", "/status.json")[2])
         assert {model["folder"]: model["share"] for model in status["models"]} == {"one": pytest.approx(0.7), "two": 0.3}
-        assert set(status["recent"]["versions"]) == set(versions.values())
+        assert {model["version"]: model["answered"] for model in status["models"]} == Counter(2 * list(versions.values()))
+        assert status["codes"] == {"OK": 120} and status["timeline"]["version"] == versions[59]
+        assert all(0 < model["stages"]["total"]["p50"] <= model["stages"]["total"]["p99"] for model in status["models"])
     with running(tmp_path, only="two") as service, service.client() as client:
         assert client.rank(**ANN, candidates=IDS, k=1)["version"] == world.index["two"].version
 

@@ -1,17 +1,15 @@
-"""No replaced version stays in memory, and what is noted of calls costs garbage collections nothing."""
+"""No replaced version stays in memory."""
 
 import asyncio
 import gc
-import types
 import weakref
 
 import pytest
 
 from aif_jax.service.calls import Limits, parse
-from aif_jax.service.core import RecentCalls, Service
+from aif_jax.service.core import Service
 from aif_jax.service.current import publish
 from aif_jax.service.models import Models
-from aif_jax.serving import Timeline
 from tests.service_world import ANN, IDS, SERVING, exports
 from tests.serving_world import until
 
@@ -79,16 +77,3 @@ def test_a_closed_engine_keeps_no_states():
         assert [ref() for ref in asyncio.run(serve()) if ref() is not None] == []
     finally:
         gc.enable()
-
-
-def test_collections_need_not_visit_the_calls_of_the_last_minutes():
-    recent, answer = RecentCalls(), types.SimpleNamespace(degraded=False, timeline=Timeline())
-    gc.collect()
-    before = len(gc.get_objects())
-    for number in range(5000):
-        answer.stages = {"total": 1.0 + number, "queue": 0.5}
-        recent.note("rank", "a", "OK", answer)
-    gc.collect()
-    gc.collect()  # a tuple is passed over once those in it are
-    assert len(gc.get_objects()) < before + 1000
-    assert recent.summary()["versions"]["a"]["stages"]["total"]["p50"] == 2500.5

@@ -6,8 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import hashlib
-import time
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from typing import Any, Generic, Literal, TypeVar
 
 import jax
@@ -21,51 +20,10 @@ from aif_jax.service.features import Context
 from aif_jax.service.models import LoadedModel, Models
 from aif_jax.serving import Ranking, Request
 from aif_jax.serving.programs import BID, LOGIT
-from aif_jax.serving.requests import Answer, Timeline
+from aif_jax.serving.requests import Timeline
 from aif_jax.types import UserFeatures
 
 METHODS = ("rank", "score", "prepare")
-SECONDS = 300.0
-MAX_CALLS = 20_000
-STAGES = "features user retrieval wait_user queue lookup upload score fetch critical total".split()
-
-
-class RecentCalls:
-    """Calls of the last minutes, at most `MAX_CALLS`; noted from one thread, summed up from any."""
-
-    def __init__(self):
-        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)  # plain tuples, which no collection visits
-        self._latest: tuple[str, Timeline] | None = None
-
-    def note(self, method: str, version: str, code: str, answer: Answer | None) -> None:
-        """Count a call that has ended."""
-        stages = {} if answer is None else answer.stages
-        degraded = answer is not None and answer.degraded
-        self._calls.append((time.time(), version, code, degraded, tuple(stages), tuple(stages.values())))
-        if answer is not None and method == "rank":
-            self._latest = version, answer.timeline
-
-    def summary(self, *, seconds: float = SECONDS) -> dict[str, Any]:
-        """Call a second, codes, and p50 and p99 of every stage by version, over the last seconds; the latest timeline."""
-        now = time.time()
-        calls = [call for call in self._calls.copy() if now - call[0] <= seconds]  # a copy, because more come meanwhile
-        span = max(min(seconds, now - calls[0][0]), 1.0) if calls else seconds
-        by_version: dict[str, Any] = {}
-        for _, version, code, degraded, stages, values in calls:
-            group = by_version.setdefault(version, {"codes": Counter(), "degraded": 0, "stages": defaultdict(list)})
-            group["codes"][code] += 1
-            group["degraded"] += degraded
-            for stage, value in zip(stages, values, strict=True):
-                group["stages"][stage].append(value)
-        for group in by_version.values():
-            group["per_second"] = group["codes"].total() / span
-            found = {stage: np.percentile(values, [50, 99]).tolist() for stage, values in group["stages"].items()}
-            group["stages"] = {s: {"p50": found[s][0], "p99": found[s][1]} for s in STAGES if s in found}
-        rate = sum(now - call[0] <= 10.0 for call in calls) / min(10.0, span)
-        latest = self._latest and {"version": self._latest[0], "spans": list(map(list, self._latest[1].spans))}
-        return {"seconds": span, "per_second": rate, "versions": by_version, "timeline": latest}
-
-
 A = TypeVar("A")
 
 
@@ -101,11 +59,11 @@ class Reply(Generic[A]):
 
     Attributes:
       method: one of `METHODS`.
+      call: with the time that raw events were encoded by.
       served: version that answered.
       answer: `Ranking` or `Scores`; None of "prepare".
       order: name of the order of a ranking, "" otherwise.
       features: features that the answer used; None where they came with an earlier call, and of a stand-in.
-      now: clock that raw events were encoded by, in the time unit of the columns.
     """
 
     method: str
@@ -114,7 +72,6 @@ class Reply(Generic[A]):
     answer: A
     order: str = ""
     features: UserFeatures | None = None
-    now: int | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return what a front sends: of a ranking `ids`, `scores` and `logits` of the candidates with a score, best first.
@@ -152,8 +109,8 @@ class Service:
         self.models = models
         self.policy = policy or Policy()
         self.observers = list(observers)
-        self.recent = RecentCalls()
         self.calls: Counter[tuple[str, str]] = Counter()  # by method and code
+        self.latest: tuple[str, Timeline] | None = None  # version and stages of the latest answer
         self.ready = False
         self.draining = False
 
@@ -187,18 +144,18 @@ class Service:
           EncodingMismatch: features of another encoder.
           Overloaded, DeadlineExceeded, EngineClosed, ...: as `AsyncPreRanker.rank`.
         """
-        code, version, answer = "OK", "", None
+        code = "OK"
         try:
             reply = await self._reply(method, call)
-            version, answer = reply.served.version, reply.answer
         except BaseException as error:
             code = "CANCELLED" if isinstance(error, asyncio.CancelledError) else problem_of(error).code
             raise
         finally:
             self.calls[method, code] += 1
-            self.recent.note(method, version, code, answer)
-        for observer in self.observers if answer is not None else ():
-            observer.observe(reply)
+        if reply.answer is not None:
+            self.latest = reply.answer.version, reply.answer.timeline
+            for observer in self.observers:
+                observer.observe(reply)
         return reply
 
     async def _reply(self, method: str, call: Call) -> Reply[Any]:
@@ -224,7 +181,7 @@ class Service:
             reason = stale if answer.reason is None else f"{answer.reason}; {stale}"
             answer = dataclasses.replace(answer, degraded=True, reason=reason)
         features = None if answer.stand_in else request.context.used
-        return Reply(method, call, served, answer, order, features, request.context.now)
+        return Reply(method, request.context.call, served, answer, order, features)
 
     def _picked(self, call: Call) -> LoadedModel:
         served = self.models.pick(call)
@@ -243,7 +200,7 @@ class Service:
     def _request(self, call: Call, served: LoadedModel, *, prepare: bool = False) -> Request:
         if call.now is None and self.observers and (call.record is not None or call.events is not None):
             call = dataclasses.replace(call, now=served.users.clock())  # as the log will say
-        context = Context(None, now=call.now, call=call)
+        context = Context(call)
         version = call.feature_version
         told: dict[str, Any] = {"budget": call.budget, "order": call.order, "exclude": call.exclude}
         request = Request(user=call.user, feature_version=version, context=context, **told)

@@ -1,7 +1,6 @@
 """User features of a call: encoded features, raw events, or an id that a feature source knows."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,12 +22,11 @@ PARTS = {"now": "now", "user": "record", "events": "events"}
 
 @dataclasses.dataclass(eq=False)
 class Context:
-    """Context of an engine's request: the features that its call brought, if any."""
+    """Context of an engine's request."""
 
-    features: UserFeatures | None
+    call: Call
+    features: UserFeatures | None = None  # that the call brings, once they are read
     used: UserFeatures | None = None  # what `UserSource.fetch` gave; None where an earlier call brought it
-    now: int | None = None  # by which raw events were encoded, where that is known
-    call: Call | None = None  # whose features are read where the engine asks for them
 
 
 class SourceError(RuntimeError):
@@ -58,9 +56,7 @@ class UserSource:
     async def fetch(self, request: Request) -> UserFeatures:
         """Return the engine's `features`: those of the call, else those of the source; BadCall without both."""
         context: Context = request.context
-        if context.features is None and context.call is not None:  # not read yet
-            context.features = self.of(context.call)
-        context.used = context.features
+        context.used = self.of(context.call) if context.features is None else context.features
         if context.used is not None:
             return context.used
         if (reads := self._reads) is None:
@@ -68,13 +64,12 @@ class UserSource:
             raise BadCall("features", f"expected features, raw events or a call of prepare before, got a user id alone; {out}")
         if self._encoder is None:
             raise SourceError("the exported model has no encoder for the records of a feature source; send encoded features")
-        user: Any = request.user  # of a call: an integer or a string
-        moment = self.clock() if context.now is None else context.now
+        now = context.call.now
         try:
-            context.used = await reads.encode(user, self._encoder, moment)
+            context.used = await reads.encode(context.call.user, self._encoder, self.clock() if now is None else now)
         except DAMAGE as error:
-            if context.now is not None and str(error).startswith("now: "):
-                raise BadCall("now", f"expected a time in the unit of the events, got {context.now!r:.80}") from None
+            if now is not None and str(error).startswith("now: "):
+                raise BadCall("now", f"expected a time in the unit of the events, got {now!r:.80}") from None
             raise SourceError(f"feature source: {error}") from error
         return context.used
 

@@ -121,7 +121,7 @@ def record_of(reply: Reply) -> dict[str, Any]:
     call, answer, used, candidates = reply.call, reply.answer, reply.features, cast(Candidates, reply.call.candidates)
     ranked = reply.method == "rank"
     ids, logits = (answer.ids[answer.mask], answer.logits[answer.mask]) if ranked else (None, answer.logits)
-    given = {"record": call.record, "events": call.events, "now": reply.now if call.now is None else call.now}
+    given = {"record": call.record, "events": call.events, "now": call.now}
     known = {name: value for name, value in given.items() if value is not None}
     leaves = {} if used is None else leaves_by_path(used, separator=".")
     return {

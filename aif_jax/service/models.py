@@ -83,8 +83,6 @@ class LoadedModel:
     engine: AsyncPreRanker
     users: UserSource
     exported: float  # when the manifest of the export was written, in seconds since 1970
-    loaded: float  # when it could serve first
-    difference: float  # from the golden outputs
     index_from: SavedIndex | None = None  # the nearline snapshot of the index; None for that of the export
     waits: bool = False  # for the first index of a nearline job
 
@@ -107,6 +105,21 @@ class LoadedModel:
     def index_age(self) -> float:
         """Seconds since the index was written."""
         return self.age if self.index_from is None else self.index_from.age
+
+    def status(self) -> dict[str, Any]:
+        """Return what it is, how old, and what it has answered since it was loaded."""
+        metrics = self.engine.metrics()
+        counts, stages = metrics["counters"], metrics["stages"].items()
+        return {
+            "version": self.version,
+            "age": self.age,
+            "index_age": self.index_age,
+            "index_positions": None if self.index_from is None else self.index_from.positions,
+            "items": len(self.restored.index or ()),
+            "answered": counts.get("answered", 0),
+            "degraded": counts.get("degraded", 0),
+            "stages": {stage: {"p50": seconds["p50"], "p99": seconds["p99"]} for stage, seconds in stages},
+        }
 
 
 class Retry(NamedTuple):
@@ -214,7 +227,7 @@ class Models:
         """Return the version in memory of that name or prefix, or of the folder of that name. Raises Failure."""
         for served in self.held:
             prefix = len(version) >= MIN_PREFIX and served.version.startswith(version)
-            if prefix or (served.entry.folder or self.root.name) == version:
+            if prefix or self._name(served) == version:
                 return served
         listed = ", ".join(f"{served.version[:12]} ({served.entry.folder or 'the served folder'})" for served in self.held)
         text = f"version: expected one of {listed or 'none'}, got {version!r}"
@@ -224,14 +237,14 @@ class Models:
         """Return a version ready to serve: compared with its golden outputs, compiled, warmed up."""
         before, trained = self.held[0] if self.held else None, restored.trained
         exported = (path_of(self.root, entry) / MANIFEST).stat().st_mtime
-        difference = await asyncio.to_thread(restored.check_golden)
+        await asyncio.to_thread(restored.check_golden)
         config = dataclasses.replace(self.config, orders={**restored.orders, **self.config.orders})
         same = before is not None and before.restored.trained.config == trained.config and before.engine.config == config
         users = UserSource(trained.config.schema, trained.config.history_length, trained.encoder, self.reads)
         like = before.engine if before is not None and same else None
         engine = AsyncPreRanker(trained, restored.index, features=users.fetch, config=config, compiled_from=like)
         await engine.__aenter__()
-        return LoadedModel(entry, restored, engine, users, exported, time.time(), difference)
+        return LoadedModel(entry, restored, engine, users, exported)
 
     @property
     def problem(self) -> str | None:
@@ -342,24 +355,13 @@ class Models:
             del self._failing[what]
 
     def status(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for the page."""
+        """Return what is in memory, for the page and for metrics."""
         shares = {id(served): share for share, served in self.shares}
-        return [
-            {
-                "version": served.version,
-                "folder": served.entry.folder or self.root.name,
-                "share": shares.get(id(served)),
-                "age": served.age,
-                "index_age": served.index_age,
-                "index_positions": None if served.index_from is None else served.index_from.positions,
-                "objectives": list(served.objectives),
-                "loaded": served.loaded,
-                "items": len(served.restored.index or ()),
-                "golden_difference": served.difference,
-                "blocks": [block.name for block in served.restored.trained.config.blocks],
-            }
-            for served in self.held
-        ]
+        return [served.status() | {"folder": self._name(served), "share": shares.get(id(served))} for served in self.held]
+
+    def _name(self, served: LoadedModel) -> str:
+        """Return the folder of a version."""
+        return served.entry.folder or self.root.name
 
 
 def share_of(user: int | str) -> float:

@@ -56,16 +56,26 @@ function row(name, spans, figure) {
   return made;
 }
 
-function drawModels(models, versions) {
+const answered = {};  // by version: answers at the look before, and when that was
+
+function rateOf(model) {
+  const now = performance.now();
+  const [count, then] = answered[model.version] || [model.answered, now];
+  answered[model.version] = [model.answered, now];
+  return now > then ? (1000 * (model.answered - count)) / (now - then) : 0;
+}
+
+function drawModels(models, codes) {
+  let rates = 0;
   const rows = models.map((model) => {
-    const seen = versions[model.version];
-    const total = seen && seen.stages.total;
+    const total = model.stages.total;
+    const rate = rateOf(model);
+    rates += rate;
     const line = element("tr");
     for (const [place, text] of [
       model.version.slice(0, 12), model.folder, model.share === null ? "kept" : `${(100 * model.share).toFixed(0)} %`,
       age(model.age), model.items.toLocaleString("en"), age(model.index_age) + position(model.index_positions),
-      seen ? seen.per_second.toFixed(1) : "0",
-      total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", seen ? String(seen.degraded) : "0",
+      rate.toFixed(1), total ? `${milliseconds(total.p50)} / ${milliseconds(total.p99)}` : "–", String(model.degraded),
     ].entries()) {
       const cell = element("td", text);
       cell.dataset.label = at("models").tHead.rows[0].cells[place].textContent;  // for narrow windows
@@ -74,8 +84,9 @@ function drawModels(models, versions) {
     return line;
   });
   at("models").tBodies[0].replaceChildren(...rows);
-  const refused = Object.entries(versions[""] ? versions[""].codes : {}).map(([code, count]) => `${count} ${code}`);
+  const refused = Object.entries(codes).filter(([code]) => code !== "OK").map(([code, count]) => `${count} ${code}`);
   at("refused").textContent = refused.length ? `Without an answer: ${refused.join(", ")}.` : "";
+  return rates;
 }
 
 function position(positions) {
@@ -84,10 +95,9 @@ function position(positions) {
   return listed.length === 1 ? `, at ${listed[0][1]}` : `, ${listed.length} partitions`;
 }
 
-function drawStages(versions) {
-  const [version, busiest] = Object.entries(versions).sort((a, b) => b[1].per_second - a[1].per_second)
-    .find((entry) => entry[1].stages.total) || [];
-  at("stages-note").textContent = busiest ? `Version ${version.slice(0, 12)}: dark to p50, light to p99.` : "No calls yet.";
+function drawStages(models) {
+  const [busiest] = models.filter((model) => model.stages.total).sort((a, b) => b.answered - a.answered);
+  at("stages-note").textContent = busiest ? `Version ${busiest.version.slice(0, 12)}: dark to p50, light to p99.` : "No calls yet.";
   if (!busiest) return at("stages").replaceChildren();
   const longest = Math.max(...Object.values(busiest.stages).map((stage) => stage.p99), 1e-9);
   at("stages").replaceChildren(...STAGES.filter((name) => busiest.stages[name]).map((name) => {
@@ -123,15 +133,13 @@ async function refresh() {
   const state = at("state");
   try {
     const status = await asked("status.json");
-    const calls = status.recent.per_second.toFixed(1);
+    const calls = drawModels(status.models, status.codes).toFixed(1);
     state.textContent = status.ready ? `ready, ${calls} calls a second` : `not ready: ${status.reason}`;
     state.className = `state ${status.ready ? "good" : "bad"}`;
     at("problem").hidden = !status.problem;
     at("problem").textContent = status.problem ? `not published: ${status.problem}` : "";
-    at("window").textContent = `p50 / p99 of the last ${age(status.recent.seconds)}`;
-    drawModels(status.models, status.recent.versions);
-    drawStages(status.recent.versions);
-    if (!tried && status.recent.timeline) drawTimeline(status.recent.timeline.spans);
+    drawStages(status.models);
+    if (!tried && status.timeline) drawTimeline(status.timeline.spans);
   } catch (error) {
     state.textContent = error.message;
     state.className = "state bad";
