@@ -72,10 +72,7 @@ def towers(kernels: Mapping[str, jax.Array], user: jax.Array, item: jax.Array) -
 
 
 def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, config: Config) -> jax.Array:
-    """Return logits [C] or [C, T] from what towers and blocks give; `params` are the head's, `item` the item vectors [C, D].
-
-    What is fitted is float32 whatever the compute dtype.
-    """
+    """Return logits [C] or [C, T] from what towers and blocks give; `params` are the head's, `item` the item vectors [C, D]."""
     head, trained = heads.head_of(config.head), {name: leaf for name, leaf in params.items() if name != DIRECT}
     parts, first = list(given.values()), head.first_layer(trained)
     if first is None:
@@ -85,8 +82,8 @@ def logits(params: Params, given: Mapping[str, HeadInputs], item: jax.Array, *, 
     made = head.apply(trained, features)
     fits = made.ndim == 2 and made.shape[1] == config.outputs
     expect(fits, f"head {type(config.head).__name__}", f"logits [C, {config.outputs}]", f"shape {list(made.shape)}")
-    direct = [part.logit.astype(made.dtype) for part in parts if not isinstance(part.logit, float)]
-    offsets = [part.offset.astype(made.dtype) for part in parts if not isinstance(part.offset, float)]
+    direct = [part.logit for part in parts if not isinstance(part.logit, float)]
+    offsets = [part.offset for part in parts if not isinstance(part.offset, float)]
     if config.outputs == 1:
         return sum([*direct, *offsets], made[:, 0])
     made += sum(direct, jnp.zeros_like(made[:, 0]))[:, None] * params[DIRECT][None, :]

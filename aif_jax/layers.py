@@ -89,9 +89,8 @@ def layer_norm_init(key: jax.Array, width: int) -> Params:
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Return layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    return apply_module(nn.LayerNorm(), wide, x.astype(jnp.float32)).astype(x.dtype)
+    """Return layer normalisation over the last axis."""
+    return apply_module(nn.LayerNorm(), params, x)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

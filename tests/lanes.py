@@ -31,7 +31,6 @@ OF_VARIANTS = (
     "tests/promises/test_decomposition.py::test_staged_equals_joint",
     "tests/promises/test_masking.py::test_gradients_of_an_empty_history_are_finite",
     "tests/promises/test_masking.py::test_padding_changes_nothing_and_an_empty_history_is_finite",
-    "tests/test_train.py::test_every_model_computes_in_bfloat16_without_promotion",
 )
 """Tests of `demo.VARIANTS`, each a case by name; the others are in `standing`."""
 EXPORTED = "tests/promises/test_exported_equals_joint.py::test_exported_equals_joint"

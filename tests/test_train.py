@@ -19,7 +19,6 @@ from aif_jax.train import losses
 from experiments.datasets.synthetic import synthetic_world
 from tests import demo
 from tests.demo import same
-from tests.test_sparse import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -138,52 +137,3 @@ def test_any_callable_is_a_loss_and_optax_needs_no_loose_promotion(model, params
     assert jax.config.jax_numpy_dtype_promotion == "strict"
     with pytest.raises(TypeError, match=r"loss: expected a function of .*, got an unexpected keyword argument 'where'"):
         train.make_step(model, optimizer, loss=lambda scores, labels, mask: jnp.mean(scores))
-
-
-@pytest.mark.parametrize("name", demo.VARIANTS)
-def test_every_model_computes_in_bfloat16_without_promotion(name):
-    """Types alone: nothing is compiled. With few candidates and with many, which take other forms of some blocks."""
-    model = aif.build(demo.config(**demo.VARIANTS[name]))
-    params = jax.eval_shape(lambda key: model.init(key, demo.catalogue()), jax.random.key(0))
-    for candidates in (2, 40):
-        batch = batch_of(model.config, seed=1, candidates=candidates)
-
-        def gradient(params, batch=batch):
-            def loss(trained):
-                whole = trained | {"fitted": params["fitted"]}
-                return losses.listwise_softmax(train.score(model, whole, batch, compute_dtype=jnp.bfloat16), batch.labels)
-
-            return jax.grad(loss)({name: group for name, group in params.items() if name != "fitted"})
-
-        leaves = jax.tree.leaves(jax.eval_shape(gradient, params))
-        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
-
-
-def test_mixed_precision_computes_in_bfloat16_and_keeps_float32():
-    model, params = demo.build(**demo.SMALL)
-    batch = batch_of(model.config, seed=1)
-    optimizer = optax.sgd(0.1)
-    seen = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        step = train.make_step(model, optimizer, loss=losses.pointwise_bce, compute_dtype=dtype)
-        state, metrics = step(train.init_state(params, optimizer), batch)
-        assert {leaf.dtype for leaf in jax.tree.leaves(state.trained)} == {jnp.dtype("float32")}
-        assert metrics["loss"].dtype == jnp.float32
-        seen[dtype] = float(metrics["loss"])
-    assert 0 < abs(seen[jnp.bfloat16] - seen[jnp.float32]) < 0.02
-    half = jax.eval_shape(lambda p: train.score(model, p, batch, compute_dtype=jnp.bfloat16), params)
-    assert half.dtype == jnp.float32 and half.shape == batch.labels.shape
-
-
-def test_ages_keep_their_buckets_in_bfloat16():
-    """A bfloat16 has 8 bits: an age of 2^k - 1 seconds would be rounded into the next bucket."""
-    model, params = demo.build(**demo.SMALL)
-    batch = batch_of(model.config, seed=1)
-    ages = np.full_like(batch.users.history.age, 2.0**16 - 2)
-    history = dataclasses.replace(batch.users.history, age=ages)
-    batch = dataclasses.replace(batch, users=dataclasses.replace(batch.users, history=history))
-    optimizer = optax.sgd(1.0)
-    step = train.make_step(model, optimizer, loss=losses.pointwise_bce, compute_dtype=jnp.bfloat16)
-    state, _ = step(train.init_state(params, optimizer), batch)
-    moved = np.abs(np.asarray(state.params["embedding"]["behaviour.age"]) - params["embedding"]["behaviour.age"]).max(1) > 0
-    assert np.flatnonzero(moved).tolist() == [15]

@@ -112,7 +112,7 @@ class MatchingStatistics(Block):
         half, wanted, kernel = state.blocks[self.name], jnp.asarray(rows.blocks[self.name]), kernels["statistics"]
         if isinstance(half, Unsorted):
             found = compare(half, wanted).reshape(wanted.shape[0], kernel.shape[0])
-            return HeadInputs(pairs=((found.astype(kernel.dtype), kernel),))
+            return HeadInputs(pairs=((found, kernel),))
         kernels_by_field = jnp.split(kernel, len(self.fields))
         return HeadInputs(rest=sum(look_up(half[f], wanted[:, f], own) for f, own in enumerate(kernels_by_field)))
 
@@ -122,7 +122,7 @@ def look_up(half: Sorted | Table, wanted: jax.Array, kernel: jax.Array) -> jax.A
 
     The kernel is applied to the half's rows, or to what is found where candidates are fewer than rows.
     """
-    rows = jnp.asarray(half.statistics).astype(kernel.dtype)
+    rows = jnp.asarray(half.statistics)
     sizes = rows.shape[0], wanted.shape[0]
     first = not all(isinstance(size, int) for size in sizes) or sizes[0] <= sizes[1]  # under jax.export sizes are symbols
     rows = rows @ kernel if first else rows

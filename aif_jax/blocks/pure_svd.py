@@ -50,7 +50,7 @@ class PureSvd(Block):
         factors = layers.lookup(params["table"], jnp.asarray(events.item))
         place = jnp.arange(1, mask.shape[0] + 1).astype(jnp.float32)  # floats only then: an export's length is a symbol
         weight = jnp.where(mask, place**-self.decay, 0.0)
-        return {"sum": weight.astype(factors.dtype) @ factors}
+        return {"sum": weight @ factors}
 
     def item(self, params: Params, item: ItemView) -> dict[str, jax.Array]:
         return {"factor": layers.lookup(params["table"], jnp.asarray(item.features.ids["item"]))}

@@ -56,7 +56,7 @@ class Signatures(Fitted):
         value = layers.lookup(table, row)
         if features.content is None:
             return value
-        new = sign(projection, jnp.asarray(features.content).astype(projection.dtype))
+        new = sign(projection, jnp.asarray(features.content))
         return jnp.where((row > 0) & (row < table.shape[0]), value, new)
 
 

@@ -81,7 +81,7 @@ class SimTier(Block):
         kernel, signature = kernels["tiers"], jnp.asarray(rows.fitted[self.tables[0].name])
         counts = histogram(signature, state.blocks[self.name], tiers=self.tiers, groups=kernel.shape[0] // self.tiers)
         features = jnp.log1p(counts.astype(jnp.float32)).reshape(counts.shape[0], kernel.shape[0])
-        return HeadInputs(pairs=((features.astype(kernel.dtype), kernel),))
+        return HeadInputs(pairs=((features, kernel),))
 
 
 @record

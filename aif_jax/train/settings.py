@@ -25,7 +25,6 @@ class FitConfig(Fields):
       epochs: how often every sample comes.
       batch_size: samples a step.
       learning_rate, weight_decay: learning rate and weight decay of AdamW under a warm-up and a cosine decay.
-      compute_dtype: dtype of activations by name, see `make_step`.
       sparse: which tables get sparse updates, see `make_step`; by default tables of 20,000 rows or more.
       buckets: shorter lengths of the history, such as 128, 256, 512, 1024 for one of 2,048: samples of like length share a
         batch, which costs less padding, see `Pipeline`. Each length compiles once more; without any, all are padded to one.
@@ -57,7 +56,6 @@ class FitConfig(Fields):
     batch_size: int = 256
     learning_rate: float = 1e-2
     weight_decay: float = 0.1
-    compute_dtype: str = "float32"
     sparse: SparseConfig | None = SparseConfig()
     buckets: tuple[int, ...] | Literal["auto"] = "auto"
     id_dropout: float = 0.0

@@ -175,24 +175,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(step=zero, skipped=zero.copy(), trained=trained, fitted=fitted, opt_state=opt_state)
 
 
-def score(model: PreRanker, params: Params, batch: Batch, *, compute_dtype: Any = jnp.float32) -> jax.Array:
-    """Return joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit.
-
-    Trained parameters, float features and content are cast to `compute_dtype`; ages, whose buckets need their precision, and
-    the "fitted" group stay as they are.
-    """
-    users, items = batch.users, batch.items
-    if compute_dtype != jnp.float32:
-        users = dataclasses.replace(users, floats=_cast(users.floats, compute_dtype))
-        items = dataclasses.replace(
-            items, floats=_cast(items.floats, compute_dtype), content=_cast(items.content, compute_dtype)
-        )
-        params = {name: group if name == FITTED else _cast(group, compute_dtype) for name, group in params.items()}
-    return jax.vmap(model.joint, (None, 0, 0))(params, users, items).astype(jnp.float32)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
+def score(model: PreRanker, params: Params, batch: Batch) -> jax.Array:
+    """Return joint scores of a batch, float32 [B, C], or [B, C, T] for T objectives; call it inside jit."""
+    return jax.vmap(model.joint, (None, 0, 0))(params, batch.users, batch.items)
 
 
 def make_step(
@@ -202,7 +187,6 @@ def make_step(
     loss: LossFn,
     sparse: SparseConfig | None = SparseConfig(),  # noqa: B008 frozen
     part: int | Literal["auto"] | None = "auto",
-    compute_dtype: Any = jnp.float32,
 ) -> StepFn:
     """Return the compiled training step of a model.
 
@@ -217,8 +201,6 @@ def make_step(
         embedding rows that no feature of its batch names: under sparse updates they are NaN. A run may resume with another
           choice.
       part: samples of a part, for a `Loss` or `Goals`; None takes the batch whole; "auto" takes parts on one CPU.
-      compute_dtype: dtype of activations: parameters and float features are cast, ages and logits stay float32, and so do the
-        parameters of the state (mixed precision with `jnp.bfloat16`).
 
     Example:
       >>> import aif_jax as aif
@@ -228,7 +210,6 @@ def make_step(
       >>> step = make_step(model, optax.sgd(0.1), loss=losses.listwise_softmax + 0.1 * losses.pointwise_bce)
     """
     tables = sparse_tables(model.config.schema, sparse)
-    dtype = jnp.dtype(compute_dtype)
     if isinstance(loss, Goals):
         loss = loss.bind(model.config.objectives)
     try:
@@ -255,7 +236,7 @@ def make_step(
             dense, rows = params
             taken = {name: Rows(table=rows[name], ids=ids[name], slot=slots[name]) for name in tables}
             joined = join_tables(dense, taken) | state.fitted
-            scores = score(model, joined, batch, compute_dtype=dtype)
+            scores = score(model, joined, batch)
             positions = batch.display_positions
             biased = [block for block in model.config.blocks if block.reads_display_positions and positions is not None]
             return sum((block.training_logit(joined["blocks"][block.name], positions) for block in biased), scores)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -321,7 +320,7 @@ def train(
     if processes.several():
         mesh = sharding.row_mesh()
         state, place = sharding.place_state(state, mesh), partial(sharding.place_batch, mesh=mesh)
-    step = make_step(model, optimizer, loss=loss, sparse=settings.sparse, compute_dtype=jnp.dtype(settings.compute_dtype))
+    step = make_step(model, optimizer, loss=loss, sparse=settings.sparse)
     with checkpoints_of(folder, settings, data.catalogue.items) as checkpoints:
         state, cursor = resume(state, checkpoints, config=config)
         log = JsonLines(folder / LOG)
