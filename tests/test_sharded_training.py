@@ -33,20 +33,18 @@ mesh, smaller, four = (sharding.row_mesh(jax.devices()[:count]) for count in (8,
 placed = [sharding.place_batch(batch, mesh) for batch in batches]
 assert placed[0].labels.addressable_shards[0].data.shape[0] == 2
 folder = tempfile.mkdtemp() + "/saved"
-for split in ((), ("item",)):
-    state, seen = run(sharding.place_state(fresh(), mesh, split=split), placed[:2])
-    if split:
-        checkpoint.save(folder, aif.Trained(model, state.params), opt_state=(state.step, state.skipped, state.opt_state))
-    state, more = run(state, placed[2:])
-    np.testing.assert_allclose([*seen, *more], expected, rtol=2e-4)
-    print("same", split, item(state).addressable_shards[0].data.shape[0])
+state, seen = run(sharding.place_state(fresh(), mesh), placed[:2])
+checkpoint.save(folder, aif.Trained(model, state.params), opt_state=(state.step, state.skipped, state.opt_state))
+state, more = run(state, placed[2:])
+np.testing.assert_allclose([*seen, *more], expected, rtol=2e-4)
+print("same", item(state).addressable_shards[0].data.shape[0])
 
-like = sharding.place_state(fresh(), smaller, split=("item",))
+like = sharding.place_state(fresh(), smaller)
 read = checkpoint.load(folder, like={"params": like.params, "opt_state": (like.step, like.skipped, like.opt_state)})
 count, skipped, opt_state = read.opt_state
 groups = {group: {name: read.params[name] for name in getattr(like, group)} for group in ("trained", "fitted")}
 state = train.TrainState(step=count, skipped=skipped, **groups, opt_state=opt_state)
-assert len(item(state).sharding.device_set) == 2 and item(state).addressable_shards[0].data.shape[0] == 32
+assert len(item(state).sharding.device_set) == 2 and item(state).addressable_shards[0].data.shape[0] == 64
 state, seen = run(state, [sharding.place_batch(b, smaller) for b in batches[2:]])
 np.testing.assert_allclose(seen, expected[4:], rtol=2e-4)
 np.testing.assert_allclose(item(state), item(whole), atol=1e-4)
@@ -56,17 +54,13 @@ try:
     sharding.place_batch({"x": np.zeros(7)}, four)
 except ValueError as error:
     print(error)
-table = sharding.place_state({"embedding": {"item": np.ones((9, 2))}}, four, split=("item",))["embedding"]["item"]
-print(table.shape, float(table.sum()), table.addressable_shards[0].data.shape)
 """
 
 
 def test_several_devices_train_as_one_and_a_checkpoint_goes_on_under_another_mesh(python):
-    """Whole and split tables give the loss curve; a batch that cannot be spread is refused, and a table padded."""
+    """The loss curve is that of one device; a batch that cannot be spread is refused."""
     assert python(CODE, devices=8, timeout=280, lightly=True).splitlines() == [
-        "same () 64",
-        "same ('item',) 8",
+        "same 64",
         "restored 4",
         "batch: expected samples that are a multiple of 4 devices, got 7",
-        "(12, 2) 18.0 (3, 2)",
     ]

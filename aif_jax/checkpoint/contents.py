@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from aif_jax import sharding
 from aif_jax.checkpoint import storage
 from aif_jax.checks import expect
 from aif_jax.config import Config
@@ -164,7 +165,7 @@ def pack(
     params: Params, config: Config, encoder: Encoder | None, step: int, opt_state: Any, position: Any, metrics: Any,
     *, run: str | None = None, settings: Mapping[str, Any] | None = None, items: ItemFeatures | None = None,
 ) -> storage.Payload:  # fmt: skip
-    """Return trees and record of a checkpoint, checked and hashed, without rows that pad tables; see `storage.pack`."""
+    """Return trees and record of a checkpoint, checked and hashed; see `storage.pack`."""
     encoding_for(config, encoder)
     expect(is_json(position), "position", "plain JSON (dicts with string keys, lists, str, int, float)", repr(position))
     trees: dict[str, Any] = {"params": params}
@@ -184,16 +185,7 @@ def pack(
     }
     if settings is not None:
         record["settings"] = dict(settings)
-    sizes = config.schema.table_sizes
-
-    def cut(path: Any, leaf: Any) -> Any:
-        """Return the leaf whole, without the rows that `sharding.place_state` adds to tables and their optimizer state."""
-        leaf = processes.whole(leaf)
-        *_, group, name = ("", *jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
-        count = sizes.get(name) if group == "embedding" and np.ndim(leaf) else None
-        return leaf[:count] if count is not None and count < leaf.shape[0] else leaf
-
-    return storage.pack(jax.tree_util.tree_map_with_path(cut, trees), record)
+    return storage.pack(jax.tree.map(sharding.local, trees), record)
 
 
 def metrics_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, float] | None:

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from aif_jax.checks import expect
 from aif_jax.export.consume.files import memory
-from aif_jax.sharding.meshes import is_padded, place
+from aif_jax.sharding.meshes import place
 from aif_jax.sharding.processes import several
 from aif_jax.store import sealed
 from aif_jax.store.folders import METADATA_FILE, CheckpointError, local, new_folder, unfinished
@@ -167,7 +167,7 @@ def _restore(path: Path, name: str, leaves: Mapping[str, Digest], like: Any) -> 
     if not nested:
         lines = mismatches(
             {p: str(leaf) for p, leaf in leaves.items()},
-            {p: _describe(t, leaves.get(p)) for p, t in templates.items()},
+            {p: describe(t) for p, t in templates.items()},
             source="checkpoint",
         )
         expect(not lines, str(path), f"{name} like the template", f"others:\n{listed(lines)}")
@@ -197,13 +197,6 @@ def _stored(leaf: Digest) -> np.ndarray:
     return np.empty(leaf.shape, jnp.dtype(leaf.dtype))
 
 
-def _describe(template: Any, leaf: Digest | None) -> str:
-    """Return a template without the rows that pad it, as a leaf is described."""
-    if leaf is not None and leaf.shape and is_padded(template, leaf.shape[0]):
-        template = jax.ShapeDtypeStruct((leaf.shape[0], *template.shape[1:]), template.dtype)
-    return describe(template)
-
-
 def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
     """Return the inverse of `_encode`: checked against what was saved, and moved to where the template wants it.
 
@@ -218,7 +211,7 @@ def _decode(array: Any, leaf: Digest, template: Any, name: str) -> Any:
     # an array that was never placed by hand has a sharding that does not bind
     sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
     if sharding is not None:
-        array = place(array, sharding, count=template.shape[0] if template.shape else None)
+        array = place(array, sharding)
         expect(str(array.dtype) == leaf.dtype, name, leaf.dtype, f"{array.dtype} of JAX here; set jax_enable_x64 or use NumPy")
     moved = array if isinstance(array, jax.Array) else jax.device_put(array)  # `jnp.asarray` compiles a program for each shape
     return moved if moved.dtype == array.dtype else array  # 64 bits stay in NumPy where JAX would cut them

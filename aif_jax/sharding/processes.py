@@ -8,12 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
-from jax.experimental import multihost_utils
-
-from aif_jax.sharding.meshes import local
 
 T = TypeVar("T")
 
@@ -26,13 +23,6 @@ def several() -> bool:
 def first() -> bool:
     """Return whether this process writes what one process writes for all: logs, records."""
     return jax.process_index() == 0
-
-
-def whole(array: Any) -> Any:
-    """Return array as this process can hold it whole: one that is spread over several comes to each, as NumPy; a collective."""
-    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
-        return local(array)
-    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def in_order(results: T) -> T:
