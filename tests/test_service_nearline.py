@@ -13,7 +13,6 @@ from aif_jax.index.writer import snapshots
 from aif_jax.service.core import Policy
 from aif_jax.service.models import newer, newest
 from tests.client import ServiceError
-from tests.refusals import refused
 from tests.service_world import ANN, IDS, exports, running, until
 
 
@@ -97,4 +96,6 @@ def test_an_index_that_is_too_old_is_marked_or_refused(tmp_path):
 
 
 def test_snapshots_are_found_by_export_or_for_all(tmp_path):
-    refused(FileNotFoundError, "expected snapshots of monday or of every version", newest, tmp_path, "monday")
+    exports().index["one"].save(tmp_path / "000001-0000000001")
+    assert newest(tmp_path / "none", "monday") is None
+    assert newest(tmp_path, "monday") == newest(tmp_path, "") == tmp_path / "000001-0000000001"

@@ -40,30 +40,21 @@ class SavedIndex(NamedTuple):
     seconds: float  # when it was written, since 1970
     positions: Mapping[int, int]  # in the stream, by partition
 
-    @property
-    def age(self) -> float:
-        """Seconds since it was written."""
-        return max(0.0, time.time() - self.seconds)
 
-
-class NoSnapshot(FileNotFoundError):
-    """A nearline job that has written nothing yet."""
-
-
-def newest(root: Path, folder: str) -> Path:
-    """Return the newest snapshot for the export in `folder`, or of every version. NoSnapshot where there is none."""
+def newest(root: Path, folder: str) -> Path | None:
+    """Return the newest snapshot for the export in `folder`, or of every version; None where the job has written none yet."""
     for place in (root / folder, root):
         if is_complete(place):
             return place
         if found := snapshots(place):
             return found[-1]
-    raise NoSnapshot(f"{root}: expected snapshots of {folder or 'the export'} or of every version, got none; start the job")
+    return None
 
 
 def newer(root: Path, folder: str, before: SavedIndex | None, trained: Trained) -> tuple[ItemIndex, SavedIndex] | None:
-    """Return newest `ItemIndex` of a model, unless it is the one before. Raises what `newest` and `ItemIndex.load` raise."""
+    """Return the newest `ItemIndex` of a model, None for none but the one before. Raises what `ItemIndex.load` raises."""
     path = newest(root, folder)
-    if before is not None and path == before.path:
+    if path is None or (before is not None and path == before.path):
         return None
     index, positions = ItemIndex.load(path, trained), inspect(path).positions
     seconds = (path / MANIFEST).stat().st_mtime  # never before the snapshot before it, even if its writer's clock was set back
@@ -71,7 +62,7 @@ def newer(root: Path, folder: str, before: SavedIndex | None, trained: Trained) 
 
 
 MIN_PREFIX = 8  # digits of a version that a caller may give in place of all 64
-MAX_WAIT = 60.0  # seconds between two tries of what cannot be taken over
+MAX_WAIT = 30.0  # seconds between two tries of what cannot be taken over
 
 
 @dataclasses.dataclass(eq=False)
@@ -84,7 +75,6 @@ class LoadedModel:
     users: UserSource
     exported: float  # when the manifest of the export was written, in seconds since 1970
     index_from: SavedIndex | None = None  # the nearline snapshot of the index; None for that of the export
-    waits: bool = False  # for the first index of a nearline job
 
     @property
     def version(self) -> str:
@@ -104,7 +94,7 @@ class LoadedModel:
     @property
     def index_age(self) -> float:
         """Seconds since the index was written."""
-        return self.age if self.index_from is None else self.index_from.age
+        return self.age if self.index_from is None else max(0.0, time.time() - self.index_from.seconds)
 
     def status(self) -> dict[str, Any]:
         """Return what it is, how old, and what it has answered since it was loaded."""
@@ -175,8 +165,7 @@ class Models:
         self._only, self._keep, self._poll = only, keep, poll
         self._index, self._store = index, store
         self._entries: list[ExportEntry] = []  # that serve
-        self._wanted: list[ExportEntry] = []
-        self._failing: dict[tuple[Any, ...], Retry] = {}
+        self._failing: dict[str, Retry] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
@@ -191,8 +180,12 @@ class Models:
             except Exception:  # of a store that is elsewhere: what was fetched before serves
                 if not (self.root / CURRENT).is_file():
                     raise
-        await self._serve(read_current(self.root, only=self._only))
+        await self._swap()
         await self._catch_up()
+        if self._index is not None and any(served.index_from is None for _, served in self.shares):
+            logger.warning(
+                "%s: expected a snapshot for each version, got none; until then that of the export serves", self._index
+            )
         loop = asyncio.get_running_loop()
         self._followers = [loop.create_task(self._follow())]
         if self._store is not None:
@@ -251,43 +244,28 @@ class Models:
         """What could not be fetched or taken over; None where everything could."""
         return "; ".join(failing.text for failing in self._failing.values()) or None
 
-    async def _try(self, what: tuple[Any, ...], step: Callable[..., Awaitable[None]], *args: Any, each: bool = False) -> None:
-        """Take one thing over; if that fails, only this is tried less often, or with `each` logged less often."""
+    async def _try(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Take one thing over; if that fails, only this is tried less often."""
         failing = self._failing.get(what)
-        due = failing is None or time.monotonic() >= failing.until
-        if not due and not each:
+        if failing is not None and time.monotonic() < failing.until:
             return
         try:
-            await step(*args)
+            await step()
             self._failing.pop(what, None)
         except Exception as error:  # of folders that others write
-            text, wait = f"{type(error).__name__}: {error}", self._poll if failing is None else failing.wait
-            if due or failing is None or failing.text != text:
-                wait = min(2 * wait, MAX_WAIT)
-                self._failing[what] = Retry(text, wait, time.monotonic() + wait)
-                self.failures += 1
-                logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
+            text, wait = f"{type(error).__name__}: {error}", min(2 * (failing.wait if failing else self._poll), MAX_WAIT)
+            self._failing[what] = Retry(text, wait, time.monotonic() + wait)
+            self.failures += 1
+            logger.error("%s: not taken over, what was there before serves: %s", self.root, text)
 
     async def _catch_up(self) -> None:
         """Take over what nearline jobs wrote, each for each version that serves."""
-        for place in range(len(self.shares)):
-            await self._try(("index", self.shares[place][1].entry.folder), self._newer_index, place)
+        for _, served in self.shares if self._index is not None else ():
+            await self._try(f"index {served.entry.folder}", functools.partial(self._newer_index, self._index, served))
 
-    async def _newer_index(self, place: int) -> None:
+    async def _newer_index(self, root: Path, served: LoadedModel) -> None:
         """Take over the newest index of a nearline job, once there is one. Raises what `newer` raises."""
-        served, root = self.shares[place][1], self._index
-        if root is None:
-            return
-        try:
-            of = served.entry.folder, served.index_from, served.restored.trained
-            found = await asyncio.to_thread(newer, root, *of)
-        except NoSnapshot as error:
-            if served.index_from is not None:
-                raise
-            if not served.waits:
-                served.waits = True
-                logger.warning("%s; until then the index of the export serves", error)
-            return
+        found = await asyncio.to_thread(newer, root, served.entry.folder, served.index_from, served.restored.trained)
         if found is not None:
             await served.engine.update_index(found[0])
             served.restored, served.index_from = dataclasses.replace(served.restored, index=found[0]), found[1]
@@ -315,10 +293,10 @@ class Models:
             await asyncio.gather(*(served.engine.close() for served in loaded if served not in self.held))
             raise
         self.shares = [(entry.share, served) for entry, served in zip(entries, loaded, strict=True)]
-        self._entries = self._wanted = list(entries)
+        self._entries = list(entries)
         self.held = loaded + [served for served in self.held if served not in loaded]
         self.publishes += 1
-        self._failing = {what: failing for what, failing in self._failing.items() if what[0] == "store"}
+        self._failing = {what: failing for what, failing in self._failing.items() if what == "store"}
         for served in loaded:
             logger.info("version %s of %s serves", served.version[:12], served.entry.folder or self.root)
         self._close_old()
@@ -334,7 +312,7 @@ class Models:
 
     async def _follow_store(self, store: SnapshotStore) -> None:
         while True:
-            await self._try(("store",), self._fetch, store, each=True)
+            await self._try("store", functools.partial(self._fetch, store))
             await asyncio.sleep(self._poll)
 
     async def _fetch(self, store: SnapshotStore) -> None:
@@ -343,16 +321,14 @@ class Models:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self._poll)
-            await self._try((CURRENT,), self._read, each=True)
-            if self._wanted != self._entries:
-                await self._try((CURRENT, *self._wanted), self._serve, self._wanted)
+            await self._try(CURRENT, self._swap)
             await self._catch_up()
 
-    async def _read(self) -> None:
-        """Look at what should serve; a failure of other entries is over."""
-        self._wanted = await asyncio.to_thread(read_current, self.root, only=self._only)
-        for what in [what for what in self._failing if what[0] == CURRENT and list(what[1:]) != self._wanted]:
-            del self._failing[what]
+    async def _swap(self) -> None:
+        """Serve the versions that should, unless they do."""
+        entries = await asyncio.to_thread(read_current, self.root, only=self._only)
+        if entries != self._entries:
+            await self._serve(entries)
 
     def status(self) -> list[dict[str, Any]]:
         """Return what is in memory, for the page and for metrics."""
