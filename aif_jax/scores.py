@@ -22,11 +22,12 @@ value from that candidate alone, since C is padded.
 import keyword
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from aif_jax.checks import expect
 from aif_jax.types import Array, Params
@@ -38,62 +39,40 @@ Order = Callable[[Mapping[str, Any], Any], Any]
 PROBED = 3  # candidates that an order is traced with
 
 
-class Objective(NamedTuple):
-    """One objective."""
+def parse_objectives(texts: Sequence[str]) -> dict[str, str | None]:
+    """Parse `Config.objectives`: the objective that must be true for each, by name, None for none.
 
-    name: str
-    given: str | None  # the objective that must be true for this one
-
-
-def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
-    """Parse `Config.objectives`; ValueError for invalid or repeated names, or one after an objective that depends on it.
-
-    Example:
-      >>> parse_objectives(("click", "conversion|click"))[1]
-      Objective(name='conversion', given='click')
+    Raises ValueError for invalid or repeated names, or one after an objective that depends on it.
     """
-    made: list[Objective] = []
+    known: dict[str, str | None] = {}
     for text in texts:
         name, bar, given = text.partition("|") if isinstance(text, str) else (text, "", "")
         plain = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
         expect(plain, "Config.objectives", "names such as 'click', or 'conversion|click'", repr(text))
-        known = [objective.name for objective in made]
         expect(name not in known, "Config.objectives", "different names", texts)
-        expect(not bar or given in known, "Config.objectives", f"after '|' an objective named before, of {known}", repr(text))
-        made.append(Objective(name, given or None))
-    return tuple(made)
+        wanted = f"after '|' an objective named before, of {list(known)}"
+        expect(not bar or given in known, "Config.objectives", wanted, repr(text))
+        known[name] = given or None
+    return known
 
 
 def objective_names(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the names alone, without what is given."""
-    return tuple(objective.name for objective in parse_objectives(texts))
+    return tuple(parse_objectives(texts))
 
 
 def chain(texts: Sequence[str], name: str) -> tuple[int, ...]:
-    """Return places of the objectives whose product is the probability of `name` over all candidates: its own first.
-
-    Example:
-      >>> chain(("click", "like", "conversion|click"), "conversion")
-      (2, 0)
-    """
-    known = {objective.name: (place, objective.given) for place, objective in enumerate(parse_objectives(texts))}
+    """Return places of the objectives whose product is the probability of `name` over all candidates: its own first."""
+    known = parse_objectives(texts)
     expect(name in known, "objective", f"one of {sorted(known)}", repr(name))
-    places, current = [], name
-    while current is not None:
-        place, current = known[current]
-        places.append(place)
-    return tuple(places)
+    given = known[name]
+    return (list(known).index(name), *(chain(texts, given) if given is not None else ()))
 
 
 def over_all(logits: Any, texts: Sequence[str], name: str, xp: Any) -> Any:
     """Return the logit [...] of an objective over all candidates, from the T logits [..., T]; `xp` is `numpy` or `jax.numpy`.
 
     With p = sigmoid(a) sigmoid(b), (1 - p) / p = e^-a + e^-b + e^-(a + b): no difference of numbers near 1 is taken.
-
-    Example:
-      >>> logit = over_all(np.log([1.0, 3.0]), ("click", "conversion|click"), "conversion", np)
-      >>> round(float(1 / (1 + np.exp(-logit))), 4)
-      0.375
     """
     total, *others = (logits[..., place] for place in chain(texts, name))
     for logit in others:
@@ -105,11 +84,6 @@ def calibrated(params: Params, logits: Array, xp: Any = jnp) -> Any:
     """Return logits [...] or, with T objectives, [..., T] of calibrated probabilities; unchanged without a calibration.
 
     `xp` is `jax.numpy`, or `numpy` for logits on the host.
-
-    Example:
-      >>> params = with_calibration({"fitted": {}}, {"scale": jnp.float32(0.5), "bias": jnp.float32(-1)})
-      >>> calibrated(params, jnp.array([2.0, 4.0])).tolist(), calibrated({"fitted": {}}, jnp.array([2.0])).tolist()
-      ([0.0, 1.0], [2.0])
     """
     logits, made = xp.asarray(logits), params.get("fitted", {}).get(GROUP)
     if made is None:
@@ -149,15 +123,7 @@ def order_inputs(objectives: Sequence[str], size: Any) -> tuple[dict[str, Any], 
 
 
 def reads_bid(name: str, order: Any, objectives: Sequence[str]) -> bool:
-    """Return whether an order reads the bid; ValueError for no function of an order's inputs, or one that gives something else.
-
-    Example:
-      >>> reads_bid("value", lambda p, bid: p["click"] * bid, ("click", "like"))
-      True
-      >>> reads_bid("value", "p.click * bid", ("click", "like"))
-      Traceback (most recent call last):
-      ValueError: orders 'value': expected a function f(p, bid), got 'p.click * bid'; write lambda p, bid: p["click"] * bid
-    """
+    """Return whether an order reads the bid; ValueError for no function of an order's inputs, or one of another output."""
     p, bid = order_inputs(objectives, PROBED)
     way_out = f'write lambda p, bid: p["{next(iter(p))}"] * bid'
     expect(callable(order), f"orders {name!r}", "a function f(p, bid)", f"{order!r}; {way_out}")
@@ -167,8 +133,6 @@ def reads_bid(name: str, order: Any, objectives: Sequence[str]) -> bool:
     except Exception as error:  # whatever a caller's function raises
         raise ValueError(f"orders {name!r}: expected {expected}, got {type(error).__name__}: {error}") from error
     expect(shape.shape == bid.shape, f"orders {name!r}", expected, f"shape {list(shape.shape)} for C = {PROBED}")
-    equations, outputs, inputs = traced.jaxpr.eqns, traced.jaxpr.outvars, traced.jaxpr.invars
-    used = {id(variable) for variables in (outputs, *(equation.invars for equation in equations)) for variable in variables}
-    read = [id(variable) in used for variable in inputs]
+    _, read = dce_jaxpr(traced.jaxpr, [True])
     expect(any(read), f"orders {name!r}", expected, f"one that reads neither; {way_out}")
     return read[-1]

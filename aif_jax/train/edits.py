@@ -172,10 +172,9 @@ def calibration(
     where, objectives, labels = lists.rows > 0, parse_objectives(model.config.objectives), lists.labels
     if not isinstance(labels, dict):
         expect(len(objectives) <= 1, "labels", "those of every objective by name", "one array; give them by name")
-        labels = {objectives[0].name if objectives else "": labels}
-    names = [(objective.name, objective.given) for objective in objectives] or [(next(iter(labels)), None)]
+        labels = {next(iter(objectives), ""): labels}
     parts = []
-    for place, (name, given) in enumerate(names):
+    for place, (name, given) in enumerate((objectives or {next(iter(labels)): None}).items()):
         expect(name in labels, "labels", f"those of the objective {name!r}", sorted(labels))
         known = where & ~np.isnan(labels[name])
         if given is not None:
