@@ -1,6 +1,6 @@
 """A feature store in raw values: the protocol of a source, the source in memory, and what makes features of its records.
 
-`Reads` of a feature source, and `Fetch`: from a source to the features of a request, the `features` of an engine.
+`Fetch` leads from a source to the features of a request: the `features` of an engine.
 """
 
 import asyncio
@@ -90,14 +90,9 @@ class MemoryFeatures(FeatureSource):
 
 
 def by_user(events: Any, columns: Columns) -> list[tuple[UserId, list[Event]]]:
-    """Return the events of each user, in the order in which they came.
+    """Return the events of each user, in the order in which they came, of a mapping of raw columns, an Arrow batch or table.
 
-    Args:
-      events: raw values by column of the events file: a mapping of columns, an Arrow batch or table.
-
-    Raises:
-      TypeError: ids or actions that are no integers or strings, times that are no times.
-      ValueError: a column that is missing or longer than another, a time in another unit.
+    Raises TypeError for ids, actions or times that are none, ValueError for columns that do not fit, a time in another unit.
     """
     found: dict[str, list[Any]] = {}
     for name in (columns.user, *event_columns(columns)):
@@ -129,15 +124,19 @@ DAMAGE = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
 """What an encoder raises for a record that does not fit."""
 
 
-class Reads:
-    """Reads of a feature source, counted and shared: requests of one user at one time share one read.
+class Fetch:
+    """`features(request)` over a source: gets the record, encodes it, counts what happened.
 
-    A read is shared for `share` seconds: one that takes longer may hang, so later requests begin another one. A read that
-    nobody waits for any more is cancelled.
+    An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
+    source does not know is the unknown user without being an error. Requests of one user at one time share one read, those of
+    a retrieval that needs the same features too. A read that nobody waits for any more is cancelled.
 
     Args:
+      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features. None for
+        a fetch whose callers name an encoder.
       timeout: seconds for one read of the source; None leaves it to the source.
-      share: seconds since its start in which a read is shared with later requests.
+      share: seconds since its start in which a read is shared: one that takes longer may hang, so later requests begin another.
+      now: the time of a request, in the unit of the events; None is the clock of this machine.
 
     Attributes:
       counters: records "found" and "missing", reads that ran into "timeouts", records that were "damaged", reads that "failed"
@@ -145,33 +144,25 @@ class Reads:
       seconds: latency of reads that ended, a `Histogram`.
     """
 
-    def __init__(self, source: FeatureSource, *, timeout: float | None = None, share: float = 1.0):
+    def __init__(
+        self, source: FeatureSource, encoder: Encoder | None = None,
+        *, timeout: float | None = None, share: float = 1.0, now: Callable[[Request], Any] | None = None,
+    ):  # fmt: skip
         expect(timeout is None or timeout > 0, "timeout", "None or more than 0 seconds", timeout)
         expect(share > 0, "share", "more than 0 seconds", share)
         self.source, self.counters, self.seconds = source, Counter(), Histogram()
-        self._timeout, self._share = timeout, share
+        self._encoder, self._timeout, self._share, self._now = encoder, timeout, share, now
         self._reading = SingleFlight(detached_limit=0)
 
-    async def record(self, user: Any) -> Record | None:
-        """Return the record of a user; those who ask at one time share one read.
+    async def __call__(self, request: Request) -> UserFeatures:
+        """Return the features of a request; raises what the source and the encoder raise."""
+        if self._encoder is None:
+            raise TypeError("Fetch: expected an encoder, got None; give Fetch(source, encoder), or call `features`")
+        return await self.features(request, self._encoder)
 
-        Raises:
-          TimeoutError: no answer within `timeout`.
-          Exception: whatever the source raises.
-        """
-        loop, reading = asyncio.get_running_loop(), self._reading.get(user)
-        if reading is not None:
-            here = reading.task.get_loop() is loop
-            if here and loop.time() - reading.began >= self._share:
-                self.counters["overdue"] += 1
-            if not here or loop.time() - reading.began >= self._share:
-                self._reading.forget(user, reading.task)
-        reading = self._reading.join(user, lambda: self._read(user))
-        try:
-            return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
-        finally:
-            if self._reading.leave(reading, keep=False):
-                self.counters["abandoned"] += 1
+    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
+        """Return the features by another encoder, such as that of a retrieval model; one read serves both."""
+        return await self.encode(request.user, encoder, clock(encoder) if self._now is None else self._now(request))
 
     async def encode(self, user: Any, encoder: Encoder, now: Any) -> UserFeatures:
         """Return the encoded record of a user, as of a time in the unit of the events; raises also what the encoder raises."""
@@ -181,6 +172,26 @@ class Reads:
         except DAMAGE:
             self.counters["damaged"] += record is not None
             raise
+
+    async def record(self, user: Any) -> Record | None:
+        """Return the record of a user; those who ask at one time share one read.
+
+        Raises:
+          TimeoutError: no answer within `timeout`.
+          Exception: whatever the source raises.
+        """
+        loop = asyncio.get_running_loop()
+        if (reading := self._reading.get(user)) is not None:
+            here = reading.task.get_loop() is loop
+            if not here or loop.time() - reading.began >= self._share:
+                self.counters["overdue"] += here
+                self._reading.forget(user, reading.task)
+        reading = self._reading.join(user, lambda: self._read(user))
+        try:
+            return await asyncio.shield(reading.task)  # one who gives up does not take it from the others
+        finally:
+            if self._reading.leave(reading, keep=False):
+                self.counters["abandoned"] += 1
 
     def values(self) -> dict[str, Any]:
         """Return counters, and the latency of reads as the stage "read": what `prometheus_text` takes."""
@@ -203,35 +214,6 @@ class Reads:
         self.seconds.observe(time.perf_counter() - start)
         self.counters["missing" if record is None else "found"] += 1
         return record
-
-
-class Fetch(Reads):
-    """`features(request)` over a source: gets the record, encodes it, counts what happened.
-
-    An error is raised, and the engine answers with the user's last state or the unknown user and says so; a user whom the
-    source does not know is the unknown user without being an error. The engine's fetch and a retrieval that needs the same
-    features share one read.
-
-    Args:
-      source, timeout, share: see `Reads`.
-      encoder: encoder of the model, with histories as long as it reads (`run.encoder`); turns a record into features.
-      now: the time of a request, in the unit of the events; None is the clock of this machine.
-    """
-
-    def __init__(
-        self, source: FeatureSource, encoder: Encoder,
-        *, timeout: float | None = None, share: float = 1.0, now: Callable[[Request], Any] | None = None,
-    ):  # fmt: skip
-        super().__init__(source, timeout=timeout, share=share)
-        self._encoder, self._now = encoder, now
-
-    async def __call__(self, request: Request) -> UserFeatures:
-        """Return the features of a request; raises what the source and the encoder raise."""
-        return await self.features(request, self._encoder)
-
-    async def features(self, request: Request, encoder: Encoder) -> UserFeatures:
-        """Return the features by another encoder, such as that of a retrieval model; one read serves both."""
-        return await self.encode(request.user, encoder, clock(encoder) if self._now is None else self._now(request))
 
 
 def encoded(encoder: Encoder, record: Record | None, now: Any) -> UserFeatures:

@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from aif_jax.checks import expect
@@ -29,7 +29,6 @@ class Follower:
     Args:
       writer: writes the index; its model has an encoder.
       max_batch: messages that are applied together.
-      changed: called after each batch that was applied, such as to hand the new index to an engine.
       store: where each saved snapshot is published, if any, and the one that it starts from.
       max_rejected: messages in a row that may be rejected before the follower stops: then the stream, or the model, is not the
         one that was meant.
@@ -39,14 +38,14 @@ class Follower:
     """
 
     def __init__(
-        self, stream: UpdateStream, writer: IndexWriter, *, max_batch: int = 1000, changed: Callable[[], Any] | None = None,
-        store: SnapshotStore | None = None, max_rejected: int = 1000,
+        self, stream: UpdateStream, writer: IndexWriter,
+        *, max_batch: int = 1000, store: SnapshotStore | None = None, max_rejected: int = 1000,
     ):  # fmt: skip
         expect(max_batch >= 1, "max_batch", "at least 1", max_batch)
         expect(max_rejected >= 1, "max_rejected", "at least 1", max_rejected)
         self.stream, self.writer, self.counters = stream, writer, Counter()
         self._encoder = writer.index.trained.need_encoder("Follower")
-        self._max_batch, self._changed, self._store = max_batch, changed, store
+        self._max_batch, self._store = max_batch, store
         self._max_rejected, self._rejected_in_a_row = max_rejected, 0
         self._age: dict[int, float] = {}
         self._committed: dict[int, int] | None = None  # what it starts from is published too
@@ -54,7 +53,7 @@ class Follower:
         stream.begin(writer.positions)
 
     def step(self, seconds: float = 0.0) -> int:
-        """Apply what comes within `seconds`; returns the number of messages.
+        """Apply what comes within `seconds`; returns the number of messages: if any, `writer.index` is for the engine.
 
         Raises:
           StreamError, and what the broker's client raises: the broker is gone, or nothing fits; a new follower goes on.
@@ -63,13 +62,8 @@ class Follower:
         """
         messages = self.stream.poll(seconds, self._max_batch)
         self.counters["messages"] += len(messages)
-        parts: defaultdict[int, list[Message]] = defaultdict(list)
-        for message in messages:
-            parts[message.partition].append(message)
-        for partition, some in parts.items():
-            self._take(partition, some)
-        if messages and self._changed is not None:
-            self._changed()
+        for partition in dict.fromkeys(message.partition for message in messages):
+            self._take(partition, [message for message in messages if message.partition == partition])
         try:
             self.writer.tick()  # saves a snapshot where one is due by time
         except OSError as error:

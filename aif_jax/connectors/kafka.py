@@ -106,12 +106,11 @@ class KafkaStream(UpdateStream):
         if self._producer is None:
             self._producer = self._client.Producer(self._options | {"enable.idempotence": True, "delivery.timeout.ms": 20_000})
         failed: list[Any] = []
-        headers = {"reason": reason, "partition": str(message.partition), "offset": str(message.position)}
-        note = {name: text.encode() for name, text in headers.items()}
-        told = lambda error, _: failed.append(error) if error else None  # noqa: E731
-        self._producer.produce(self._rejected, message.value, message.key, headers=note, on_delivery=told)
-        left = self._producer.flush(SECONDS)
-        if failed or left:
+        note = {"reason": reason.encode(), "partition": b"%d" % message.partition, "offset": b"%d" % message.position}
+        self._producer.produce(
+            self._rejected, message.value, message.key, headers=note, on_delivery=lambda error, _: failed.append(error)
+        )
+        if self._producer.flush(SECONDS) or any(failed):
             raise OSError(f"topic {self._rejected!r}: a rejected message was not written: {failed or 'no answer'}")
 
     def lag(self) -> dict[int, int]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from aif_jax.checks import check_encoding
-from aif_jax.connectors.features import DAMAGE, Reads, Record, clock, encoded
+from aif_jax.connectors.features import DAMAGE, Fetch, Record, clock, encoded
 from aif_jax.encoding.encoder import Encoder
 from aif_jax.features import behaviours, check_user_features, user_layout
 from aif_jax.schema import Schema
@@ -36,7 +36,7 @@ class SourceError(RuntimeError):
 class UserSource:
     """The features of calls for one model version: those that a call brings, or by `reads` of the feature source."""
 
-    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, reads: Reads | None):
+    def __init__(self, schema: Schema, length: int, encoder: Encoder | None, reads: Fetch | None):
         self._schema = schema
         self._length = length
         self._encoder = None if encoder is None else encoder.with_length(length)

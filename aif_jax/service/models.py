@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aif_jax.checks import ArgumentError, expect
-from aif_jax.connectors.features import FeatureSource, Reads
+from aif_jax.connectors.features import FeatureSource, Fetch
 from aif_jax.connectors.snapshot_store import SnapshotStore
 from aif_jax.export import ExportError, RestoredModel, restore
 from aif_jax.index import ItemIndex, inspect
@@ -161,7 +161,7 @@ class Models:
         self.held: list[LoadedModel] = []  # the latest first
         self.shares: list[tuple[float, LoadedModel]] = []  # that serve, with their shares of the users
         self.publishes = self.failures = 0
-        self.reads = None if source is None else Reads(source, timeout=source_timeout)  # of all versions
+        self.reads = None if source is None else Fetch(source, timeout=source_timeout)  # of all versions
         self._only, self._keep, self._poll = only, keep, poll
         self._index, self._store = index, store
         self._entries: list[ExportEntry] = []  # that serve
