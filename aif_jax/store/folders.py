@@ -45,12 +45,7 @@ def local(path: str | os.PathLike[str], name: str = "path") -> Path:
 
 
 def redacted(url: str) -> str:
-    """Return a URL without what may be a secret: user, password and query.
-
-    Example:
-      >>> redacted("redis://me:secret@host:6379/0?password=secret")
-      'redis://***@host:6379/0?***'
-    """
+    """Return a URL without what may be a secret: "redis://***@host:6379/0?***"."""
     return re.sub(r"\?.*", "?***", re.sub(r"(?<=:/)(/?).*@", r"\1***@", url), flags=re.S)
 
 

@@ -29,24 +29,9 @@ ARRAYS = "arrays.safetensors"
 
 
 def write(path: str | Path, trees: Any, record: Mapping[str, Any], *, format: str) -> None:
-    """Write a tree of arrays and a record into a new folder: complete and on disk, or not there at all.
+    """Write a pytree of arrays and a record of plain JSON into a new folder: complete and on disk, or not there at all.
 
-    Args:
-      trees: nested dicts or another pytree of arrays of numbers; copied to the host one by one.
-      record: plain JSON.
-      format: name and number of the layout, which `read` must be given.
-
-    Raises:
-      FileExistsError: something is there already; nothing is ever overwritten.
-      ValueError: a record that is not plain JSON or larger than a reader takes, a URL.
-      TypeError: a leaf that safetensors cannot hold.
-
-    Example:
-      >>> import tempfile
-      >>> folder = tempfile.mkdtemp() + "/rows"
-      >>> write(folder, {"rows": np.arange(3)}, {"made": "here"}, format="test/1")
-      >>> inspect(folder, format="test/1")["made"], read(folder, format="test/1")["rows"].tolist()
-      ('here', [0, 1, 2])
+    Raises FileExistsError, ValueError for a record that is none or too large, TypeError for a leaf that safetensors lacks.
     """
     expect(is_json(record), "record", "plain JSON", repr(record))
     with new_folder(path) as partial:
